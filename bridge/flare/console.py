@@ -1,0 +1,388 @@
+"""The researcher's tool inside a console container: `python -m bridge.flare.console VERB ...`.
+
+The verbs of `flowerbed` run it there, under the console's own FLARE identity (its kit), so that the
+host needs neither that identity nor a name for the server. It speaks JSON lines on stdout; an app or
+a job travels as a tar through stdin and stdout. Errors are `{"error": ...}`, the last line of
+stderr, with exit code 1 (failed) or 2 (wrong use).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bridge.flare.controller import EVENTS_FILE, EVENTS_TOPIC
+from bridge.flare.job import BadApp, FlowerJob, check_packages, check_run_config, read_app
+from bridge.flower.superlink import ConfigValue
+
+WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
+"""The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
+
+CONNECT_WITHIN = 15.0
+"""Seconds to reach the server and log in."""
+
+POLL = 0.5
+"""Seconds between two questions after a job's events: FLARE's console can only ask."""
+
+Session = Any
+
+
+class Stop(Exception):
+    """Ends the program with one JSON error."""
+
+    def __init__(self, text: str, code: int = 1, **facts: Any) -> None:
+        super().__init__(text)
+        self.code = code
+        self.facts = facts
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except BadApp as bad:
+        return _error(str(bad), 2, bad.facts)
+    except Stop as stop:
+        return _error(str(stop), stop.code, stop.facts)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _error(text: str, code: int, facts: dict[str, Any]) -> int:
+    print(json.dumps({"error": text, **facts}), file=sys.stderr, flush=True)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="console", description="FLARE jobs from inside a console container."
+    )
+    verbs = parser.add_subparsers(required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name)
+        sub.set_defaults(run=run)
+        return sub
+
+    verb("check", _check)
+    for name, run in (("export", _export), ("submit", _submit)):
+        sub = verb(name, run)
+        sub.add_argument("--name", default="")
+        sub.add_argument("--rounds", type=int)
+        sub.add_argument("--run-config", action="append", default=[], metavar="KEY=VALUE")
+        sub.add_argument("--min-sites", type=int)
+        sub.add_argument("--sites", default="")
+    verb("list", _list)
+    verb("sites", _sites)
+    wait = verb("wait", _wait)
+    wait.add_argument("job")
+    wait.add_argument("--timeout", type=float)
+    logs = verb("logs", _logs)
+    logs.add_argument("job")
+    logs.add_argument("--site", default="server")
+    verb("abort", _abort).add_argument("job")
+    verb("download", _download).add_argument("job")
+    return parser
+
+
+def _say(value: dict[str, Any]) -> None:
+    print(json.dumps(value), flush=True)
+
+
+# Apps and jobs
+
+
+@contextlib.contextmanager
+def _input() -> Iterator[Path]:
+    """The folder that came as a tar through stdin."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
+                tar.extractall(folder, filter="data")
+        except tarfile.TarError as error:
+            raise Stop(f"expected a tar on stdin: {error}", 2) from None
+        yield Path(folder)
+
+
+def _check(args: argparse.Namespace) -> None:
+    with _input() as app:
+        config = read_app(app)
+        check_packages(config)
+        project = config.get("project", {})
+        _say({"ok": True, "app": project.get("name", ""), "version": project.get("version", "")})
+
+
+def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites: int) -> Path:
+    """Check the app against this image and write its job folder; returns the folder."""
+    config = read_app(app)
+    check_packages(config)
+    run_config = _run_config(args, config)
+    sites = [site for site in args.sites.split(",") if site] or None
+    job = FlowerJob(
+        app,
+        name=args.name or config.get("project", {}).get("name", "flower-app"),
+        run_config=run_config,
+        min_sites=args.min_sites or (len(sites) if sites else default_min_sites),
+        sites=sites,
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+        job.export_job(str(into))
+    return into / job.name
+
+
+def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, ConfigValue]:
+    """The overrides as TOML values, as `flwr run --run-config` reads them."""
+    values: dict[str, ConfigValue] = {}
+    for pair in args.run_config:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise Stop(f"--run-config expects KEY=VALUE, found {pair!r}", 2)
+        try:
+            values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = value  # A bare word: a string without its quotes.
+    if args.rounds is not None:
+        if args.rounds < 1:
+            raise Stop(f"--rounds expects at least 1, found {args.rounds}", 2)
+        values["num-server-rounds"] = args.rounds
+    check_run_config(config, values)
+    return values
+
+
+def _export(args: argparse.Namespace) -> None:
+    with _input() as app, tempfile.TemporaryDirectory() as into:
+        folder = _make_job(args, app, Path(into), default_min_sites=1)
+        _send_tar(folder)
+
+
+def _submit(args: argparse.Namespace) -> None:
+    with _input() as folder, tempfile.TemporaryDirectory() as into, _session() as session:
+        here = {client.name for client in session.get_system_info().client_info}
+        if (folder / "meta.json").exists():
+            try:
+                meta = json.loads((folder / "meta.json").read_text())
+            except ValueError as error:
+                raise Stop(f"the job's meta.json is broken: {error}", 2) from None
+            job = Path(into) / (meta.get("name") or "job")
+            shutil.copytree(folder, job)
+            wanted = int(meta.get("min_clients") or 1)
+        else:
+            job = _make_job(args, folder, Path(into), default_min_sites=max(1, len(here)))
+            wanted = int(json.loads((job / "meta.json").read_text())["min_clients"])
+        unknown = {site for site in args.sites.split(",") if site} - here
+        if unknown:
+            raise Stop(
+                f"no site {', '.join(sorted(unknown))} is registered; "
+                f"registered are: {', '.join(sorted(here)) or 'none'}",
+                2,
+            )
+        if wanted > len(here):
+            raise Stop(
+                f"the job asks for {wanted} sites, but {len(here)} are registered"
+                f"{': ' + ', '.join(sorted(here)) if here else ''}",
+                2,
+            )
+        with _flare_errors():
+            _say({"job_id": session.submit_job(str(job)), "sites": sorted(here)})
+
+
+def _send_tar(folder: Path) -> None:
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, arcname=path.name)
+    sys.stdout.buffer.flush()
+
+
+# FLARE
+
+
+@contextlib.contextmanager
+def _session() -> Iterator[Session]:
+    """A logged-in session of this container's identity."""
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
+    with _flare_errors(), _quiet():
+        session = new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN)
+    try:
+        yield session
+    finally:
+        with _quiet():
+            session.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep FLARE's own printing out of stdout, which holds our JSON lines."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _flare_errors() -> Iterator[None]:
+    """Turn FLARE's exceptions into one error for people."""
+    from nvflare.fuel.flare_api import api_spec
+
+    try:
+        yield
+    except api_spec.NoConnection as error:
+        raise Stop(
+            f"the server cannot be reached: {error}. Is the federation up? ./flowerbed status"
+        ) from None
+    except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
+        raise Stop(f"refused by the server: {error}", denied=True) from None
+    except api_spec.JobNotFound as error:
+        raise Stop(f"{error}. The jobs there are: ./flowerbed jobs", 2) from None
+    except api_spec.InvalidJobDefinition as error:
+        raise Stop(f"refused by the server: {error}", 2) from None
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    if isinstance(error, Stop):
+        raise error
+    raise Stop(f"FLARE: {type(error).__name__}: {error}") from None
+
+
+def _list(args: argparse.Namespace) -> None:
+    with _session() as session, _flare_errors():
+        jobs = session.list_jobs(detailed=True)
+    _say(
+        {
+            "jobs": [
+                {
+                    "job_id": job.get("job_id"),
+                    "name": job.get("job_name") or job.get("name"),
+                    "status": job.get("status"),
+                    "submit_time": job.get("submit_time"),
+                    "duration": job.get("duration"),
+                    "submitter": job.get("submitter_name"),
+                }
+                for job in jobs
+            ]
+        }
+    )
+
+
+def _sites(args: argparse.Namespace) -> None:
+    with _session() as session, _flare_errors():
+        info = session.get_system_info()
+    now = time.time()
+    _say(
+        {
+            "server": str(info.server_info.status),
+            "sites": [
+                {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
+                for c in info.client_info
+            ],
+        }
+    )
+
+
+def _logs(args: argparse.Namespace) -> None:
+    with _session() as session, _flare_errors():
+        reply = session.get_job_logs(args.job, target=args.site)
+    text = reply["logs"].get(args.site)
+    if text is None:
+        reason = reply.get("unavailable", {}).get(args.site) or "FLARE has none"
+        raise Stop(f"there is no log of {args.site} for job {args.job}: {reason}")
+    print(text, end="")
+
+
+def _abort(args: argparse.Namespace) -> None:
+    with _session() as session, _flare_errors():
+        with _quiet():
+            session.abort_job(args.job)
+        _say({"job_id": args.job, "status": session.get_job_meta(args.job).get("status")})
+
+
+def _wait(args: argparse.Namespace) -> None:
+    """Tell the job's events as they come, until it has ended."""
+    deadline = None if args.timeout is None else time.monotonic() + args.timeout
+    with _session() as session:
+        seen, status = 0, ""
+        while True:
+            with _flare_errors():
+                now = str(session.get_job_meta(args.job).get("status"))
+            if now != status and not now.startswith("FINISHED"):
+                _say({"event": "status", "status": now, "t": time.time()})
+            status = now
+            if status.startswith("FINISHED"):
+                break
+            if status == "RUNNING":
+                for event in _new_events(session, args.job, seen):
+                    seen += 1
+                    _say(event)
+            if deadline is not None and time.monotonic() > deadline:
+                raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {status}")
+            time.sleep(POLL)
+        reason = ""
+        for number, event in enumerate(_final_events(session, args.job)):
+            if number >= seen:
+                _say(event)
+            reason = event.get("reason", reason)
+    _say({"event": "end", "status": status, "reason": reason, "t": time.time()})
+
+
+def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:
+    """The running job's events from number `since` on; none while its process starts or ends."""
+    try:
+        with _quiet():
+            reply = session.do_app_command(job, EVENTS_TOPIC, {"since": since})
+    except Exception:
+        return []  # The job's status, asked for next, tells what matters.
+    return list(reply.get("events", []))
+
+
+def _final_events(session: Session, job: str) -> list[dict[str, Any]]:
+    """All events of an ended job, from its stored workspace."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with _quiet():
+                location = session.download_job_result(job, folder)
+        except Exception:
+            return []  # A job that never ran has no workspace.
+        files = sorted(Path(location or folder).rglob(EVENTS_FILE))
+        return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
+
+
+def _download(args: argparse.Namespace) -> None:
+    """Send the ended job's results: workspace/, logs/ and meta.json, as a tar."""
+    with _session() as session, tempfile.TemporaryDirectory() as folder:
+        with _flare_errors():
+            meta = session.get_job_meta(args.job)
+            if not str(meta.get("status", "")).startswith("FINISHED"):
+                raise Stop(
+                    f"job {args.job} has not ended: it is {meta.get('status')}. Wait: ./flowerbed wait {args.job}"
+                )
+            with _quiet():
+                location = Path(session.download_job_result(args.job, folder) or folder)
+            logs = session.get_job_logs(args.job, target="all")["logs"]
+        out = Path(folder) / "out"
+        (out / "logs").mkdir(parents=True)
+        (out / "meta.json").write_text(json.dumps(meta))
+        for site, text in logs.items():
+            (out / "logs" / f"{site}.log").write_text(text)
+        workspace = location / "workspace"
+        if workspace.is_dir():
+            workspace.rename(out / "workspace")
+        _send_tar(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The server's end of a job: SuperLink, forwarder, the Flower run, and the run's true end.
+
+A plain Controller, not TIE's: TIE starts the sites by two broadcast tasks that every site must
+answer within 10 s, stops the job at any failed message, panics after 90 s without one, and looks
+for the end every 2 s. Sites here start by themselves at START_RUN and the relay carries the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.apis.workspace import Workspace
+
+from bridge.flare import channel
+from bridge.flower import environment, wire
+from bridge.flower.observe import Event, Observer
+from bridge.flower.superlink import ConfigValue, RunEnd, RunFailed, SuperLink
+from bridge.forwarder import Forwarder
+from bridge.loop import LoopThread
+from bridge.relay import Request, Response
+
+log = logging.getLogger(__name__)
+
+SITES_WITHIN = 60.0
+"""Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
+enough. It takes 4 to 6 on a quiet machine."""
+
+ABORT_CHECK = 0.2
+"""Seconds between two looks at FLARE's abort signal, which can only be polled."""
+
+EVENTS_TOPIC = "flowerbed.events"
+"""The app command by which a console asks a running job for its events."""
+
+EVENTS_FILE = "events.jsonl"
+
+
+class FlowerController(Controller):
+    """Runs one Flower app on one SuperLink."""
+
+    def __init__(
+        self, app_dir: str = "", run_config: dict[str, ConfigValue] | None = None, min_sites: int = 1
+    ):
+        """Args of the job's configuration.
+
+        Args:
+            app_dir: the Flower app's folder, absolute or in the job's custom folder; empty: that
+                folder itself.
+            run_config: overrides of the app's `[tool.flwr.app.config]`.
+            min_sites: the fewest sites with which the run may start.
+        """
+        super().__init__()
+        self.app_dir = app_dir
+        self.run_config = run_config or {}
+        self.min_sites = min_sites
+        self._events: Events | None = None
+        self._loop: LoopThread | None = None
+        self._forwarder: Forwarder | None = None
+        self._arrivals: Arrivals | None = None
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE before `control_flow`: open the server's end of the link."""
+        # One line a forwarded request would drown FLARE's log.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+        self._loop = LoopThread("flowerbed")
+        self._events = Events(run_dir / EVENTS_FILE)
+        self._arrivals = Arrivals(self._events.emit)
+        self._forwarder = Forwarder(self._arrivals)
+        channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer)
+        fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Called by FLARE: run the app to its end. A failed run fails the job."""
+        assert self._loop is not None and self._events is not None
+        workspace = _workspace(fl_ctx)
+        job_id = fl_ctx.get_job_id()
+        sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
+        custom = Path(workspace.get_app_custom_dir(job_id))
+        run = self._loop.submit(self._run(custom / self.app_dir, Path(workspace.get_run_dir(job_id)), sites))
+        while not run.done():
+            if abort_signal.triggered:
+                run.cancel()
+            concurrent.futures.wait([run], timeout=ABORT_CHECK)
+        reason = ""
+        try:
+            run.result()
+        except concurrent.futures.CancelledError:
+            reason = "aborted"
+        except (RunFailed, environment.UnsupportedFlower) as failure:
+            reason = str(failure)
+            self.system_panic(reason, fl_ctx)
+        except Exception as error:
+            log.exception("the job failed")
+            reason = f"{type(error).__name__}: {error}"
+            self.system_panic(reason, fl_ctx)
+        self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
+        that the job is over, until this process ends."""
+
+    def process_result_of_unknown_task(
+        self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
+
+    async def _run(self, app: Path, run_dir: Path, sites: list[str]) -> None:
+        """Start SuperLink, wait for the sites, run the app; stop SuperLink in any case."""
+        assert self._forwarder is not None and self._arrivals is not None
+        environment.check_version()
+        work_dir = run_dir / "serverapp"
+        work_dir.mkdir()
+        superlink: SuperLink | None = None
+        try:
+            superlink = await SuperLink.start(work_dir, run_dir / "flwr")
+            self._forwarder.open(superlink.address)
+            await self._wait_for_sites(sites)
+            run_id = await superlink.start_run(app, self.run_config)
+            end = await superlink.finished(run_id)
+            if end.sub_status != "completed":
+                raise RunFailed(_reason(end, superlink))
+        finally:
+            await self._forwarder.close()
+            if superlink is not None:
+                await superlink.stop()
+            # What Flower unpacked of the app is no result.
+            shutil.rmtree(run_dir / "flwr", ignore_errors=True)
+
+    async def _wait_for_sites(self, sites: list[str]) -> None:
+        assert self._arrivals is not None
+        try:
+            async with asyncio.timeout(SITES_WITHIN):
+                await self._arrivals.all_of(sites)
+        except TimeoutError:
+            missing = sorted(set(sites) - self._arrivals.here)
+            if len(self._arrivals.here) < self.min_sites:
+                raise RunFailed(
+                    f"only {len(self._arrivals.here)} of {self.min_sites} sites have a SuperNode after "
+                    f"{SITES_WITHIN:.0f} s, missing: {', '.join(missing)}. Look at their logs."
+                ) from None
+            log.warning("the run starts without %s", ", ".join(missing))
+
+    def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: events from number `since` on."""
+        assert self._events is not None
+        return {"events": self._events.since(int((data or {}).get("since", 0)))}
+
+
+class Events:
+    """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+
+    def emit(self, event: Event) -> None:
+        """Add one event."""
+        with self._lock, self._file.open("a") as file:
+            self._events.append(event)
+            file.write(json.dumps(event) + "\n")
+
+    def since(self, number: int) -> list[Event]:
+        """The events from `number` (0: the first) on."""
+        with self._lock:
+            return self._events[number:]
+
+
+class Arrivals(Observer):
+    """An observer that also knows which sites have an active Flower node."""
+
+    def __init__(self, emit: Any) -> None:
+        super().__init__(emit)
+        self.here: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def saw(self, site: str, request: Request, response: Response) -> None:
+        """See `Observer.saw`."""
+        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+            self.here.add(site)
+            self._changed.set()
+        super().saw(site, request, response)
+
+    async def all_of(self, sites: list[str]) -> None:
+        """Wait until every one of `sites` has an active node."""
+        while not self.here.issuperset(sites):
+            self._changed.clear()
+            await self._changed.wait()
+
+
+def _reason(end: RunEnd, superlink: SuperLink) -> str:
+    reason = f"the Flower run ended as {end.sub_status}: {end.details or 'no details'}"
+    traceback = superlink.traceback()
+    return f"{reason}\n{traceback}" if traceback else reason
+
+
+def _workspace(fl_ctx: FLContext) -> Workspace:
+    return fl_ctx.get_engine().get_workspace()

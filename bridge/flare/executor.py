@@ -1,0 +1,107 @@
+"""A site's end of a job: gateway and SuperNode, from the run's start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from bridge.flare import channel
+from bridge.flower import environment
+from bridge.flower.process import FlowerProcess
+from bridge.flower.supernode import STOP_GRACE, start_supernode
+from bridge.gateway import Gateway
+from bridge.loop import LoopThread
+from bridge.relay import Caller
+
+log = logging.getLogger(__name__)
+
+
+class FlowerExecutor(Executor):
+    """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
+    that comes late or comes back needs nothing from the server to begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop: LoopThread | None = None
+        self._link: channel.SiteLink | None = None
+        self._caller: Caller | None = None
+        self._gateway: Gateway | None = None
+        self._supernode: FlowerProcess | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the run."""
+        if event_type == EventType.START_RUN:
+            self._start(fl_ctx)
+        elif event_type == EventType.END_RUN:
+            self._stop()
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Called by FLARE for a task: there is none."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        try:
+            environment.check_version()
+        except environment.UnsupportedFlower as wrong:
+            self.system_panic(str(wrong), fl_ctx)
+            return
+        engine = fl_ctx.get_engine()
+        site = fl_ctx.get_identity_name()
+        job_id = fl_ctx.get_job_id()
+        run_dir = Path(engine.get_workspace().get_run_dir(job_id))
+        # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
+        sites = sorted(client.name for client in engine.get_clients())
+        config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
+        if site in sites:
+            config["partition-id"] = sites.index(site)
+        self._loop = LoopThread("flowerbed")
+        self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id)
+        self._loop.run(self._begin(run_dir, config))
+
+    async def _begin(self, run_dir: Path, config: dict[str, str | int]) -> None:
+        assert self._link is not None
+        self._caller = Caller(self._link, on_over=self._job_over)
+        self._gateway = Gateway(self._caller)
+        await self._gateway.start()
+        work_dir = run_dir / "clientapp"
+        work_dir.mkdir(exist_ok=True)
+        self._supernode = await start_supernode(self._gateway.port, work_dir, run_dir / "flwr", config)
+
+    def _job_over(self) -> None:
+        """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
+        comes seconds later."""
+        log.info("the server says that the job is over")
+        self._ending = asyncio.ensure_future(self._end())
+
+    def _stop(self) -> None:
+        if self._loop is None:
+            return
+        self._loop.run(self._ended())
+        self._loop.close()
+        self._loop = None
+
+    async def _ended(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await self._ending
+
+    async def _end(self) -> None:
+        if self._caller is not None:
+            await self._caller.close()
+        if self._supernode is not None:
+            await self._supernode.stop(STOP_GRACE)
+        if self._gateway is not None:
+            await self._gateway.stop()
+        if self._link is not None:
+            self._link.close()

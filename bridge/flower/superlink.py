@@ -1,0 +1,223 @@
+"""One job's SuperLink: start it, start the app's run on it, see the run's end, stop it.
+
+The run is started and followed through the Control API (`POST /v1/control/...`, protobuf over HTTP;
+flwr 1.41.0 `superlink/routers/control/router.py`), as `flwr run` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListRunsRequest,
+    ListRunsResponse,
+    StartRunRequest,
+    StartRunResponse,
+    StreamLogsRequest,
+    StreamLogsResponse,
+)
+from flwr.proto.fab_pb2 import Fab
+from google.protobuf.message import Message
+
+from bridge.flower import environment
+from bridge.flower.process import LAST_LINES, FlowerProcess, strip_colour
+
+serverapp_log = logging.getLogger("bridge.serverapp")
+
+READY_WITHIN = 60.0
+"""Seconds for a SuperLink to answer: it takes 2 on a quiet machine, far more on a loaded one."""
+
+STATUS_INTERVAL = 0.5
+"""Seconds until the run's status is asked for again, when its log ended but the run did not."""
+
+STOP_GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
+
+_HEADERS = {"content-type": "application/protobuf"}
+
+ConfigValue = bool | int | float | str
+
+
+class RunFailed(Exception):
+    """The app's run did not start or did not complete; the text is the reason for people."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """A run's true end: `sub_status` is completed, failed or stopped."""
+
+    sub_status: str
+    details: str
+
+
+class SuperLink:
+    """A running SuperLink on loopback."""
+
+    def __init__(self, process: FlowerProcess, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.serverapp_lines: list[str] = []
+        self._log_seen = 0.0
+        self._process = process
+        self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=30.0, trust_env=False)
+
+    @classmethod
+    async def start(cls, work_dir: Path, home: Path) -> SuperLink:
+        """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
+
+        Raises:
+            RunFailed: it ended or stayed silent.
+        """
+        port = free_port()
+        process = await FlowerProcess.start(
+            "superlink", environment.superlink_command(port), cwd=work_dir, env=environment.variables(home)
+        )
+        superlink = cls(process, port)
+        try:
+            async with asyncio.timeout(READY_WITHIN):
+                while not await superlink._answers():
+                    if process.returncode is not None:
+                        raise RunFailed(f"SuperLink ended with code {process.returncode} {superlink.tail()}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            await superlink.stop()
+            raise RunFailed(
+                f"SuperLink did not answer within {READY_WITHIN:.0f} s {superlink.tail()}"
+            ) from None
+        except RunFailed:
+            await superlink.stop()
+            raise
+        return superlink
+
+    def tail(self) -> str:
+        """The end of what the SuperLink printed, for a reason's last lines."""
+        return "\n" + "\n".join(self._process.last_lines[-40:])
+
+    def traceback(self) -> str:
+        """The last Python traceback that the ServerApp or the SuperLink printed, or nothing."""
+        return last_traceback(self.serverapp_lines) or last_traceback(self._process.last_lines)
+
+    async def start_run(self, app: Path, run_config: Mapping[str, ConfigValue]) -> int:
+        """Build the app's FAB and start its run; return the run's id.
+
+        Raises:
+            RunFailed: the app cannot be built, or the SuperLink refuses it.
+        """
+        try:
+            content = await asyncio.to_thread(build_fab_from_disk, app)
+        except Exception as error:
+            raise RunFailed(f"the app in {app.name}/ cannot be built: {error}") from error
+        request = StartRunRequest(
+            fab=Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content),
+            override_config=user_config_to_proto(dict(run_config)),
+        )
+        reply = StartRunResponse()
+        await self._control("start-run", request, reply)
+        if not reply.HasField("run_id"):
+            raise RunFailed(f"SuperLink did not start the run: {reply.note or 'it gave no reason'}")
+        return reply.run_id
+
+    async def finished(self, run_id: int) -> RunEnd:
+        """Wait for the run's end; it is known within half a second.
+
+        The SuperLink ends the run's log stream when the run is finished (flwr 1.41.0
+        `superlink/servicer/control/control_handlers.py`, `_stream_logs`, every 0.5 s).
+
+        Raises:
+            RunFailed: the SuperLink itself ended first.
+        """
+        while True:
+            reply = ListRunsResponse()
+            try:
+                await self._follow_log(run_id)
+                await self._control("list-runs", ListRunsRequest(run_id=run_id), reply)
+            except httpx.HTTPError:
+                if self._process.returncode is not None:
+                    raise RunFailed(
+                        f"SuperLink ended with code {self._process.returncode} during the run {self.tail()}"
+                    ) from None
+            else:
+                status = reply.run_dict[run_id].status
+                if status.status == "finished":
+                    return RunEnd(status.sub_status, status.details)
+            await asyncio.sleep(STATUS_INTERVAL)
+
+    async def stop(self) -> None:
+        """End SuperLink and ServerApp."""
+        await self._client.aclose()
+        await self._process.stop(STOP_GRACE)
+
+    async def _answers(self) -> bool:
+        try:
+            return (await self._client.get("/health")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def _follow_log(self, run_id: int) -> None:
+        """Log what the ServerApp prints until the SuperLink ends the stream.
+
+        Each frame is a big-endian length of 4 bytes and a StreamLogsResponse (flwr 1.41.0
+        `supercore/protobuf/framing.py`).
+        """
+        request = StreamLogsRequest(run_id=run_id, after_timestamp=self._log_seen)
+        async with self._client.stream(
+            "POST",
+            "/v1/control/stream-logs",
+            content=request.SerializeToString(),
+            headers=_HEADERS,
+            timeout=None,
+        ) as response:
+            buffer = bytearray()
+            async for part in response.aiter_bytes():
+                buffer += part
+                while len(buffer) >= 4 + (size := int.from_bytes(buffer[:4], "big")):
+                    frame = StreamLogsResponse.FromString(bytes(buffer[4 : 4 + size]))
+                    del buffer[: 4 + size]
+                    self._log_seen = frame.latest_timestamp
+                    self._printed(frame.log_output)
+
+    def _printed(self, text: str) -> None:
+        for line in strip_colour(text).splitlines():
+            serverapp_log.info("%s", line)
+            self.serverapp_lines.append(line)
+        del self.serverapp_lines[:-LAST_LINES]
+
+    async def _control(self, call: str, request: Message, reply: Message) -> None:
+        response = await self._client.post(
+            f"/v1/control/{call}",
+            content=request.SerializeToString(),
+            headers=_HEADERS,
+        )
+        if response.status_code != 200:
+            raise RunFailed(f"SuperLink refused {call} with {response.status_code}: {response.text[:500]}")
+        reply.ParseFromString(response.content)
+
+
+def last_traceback(lines: list[str]) -> str:
+    """Return the last Python traceback in `lines`, joined, or an empty string."""
+    starts = [
+        i for i, line in enumerate(lines) if line.lstrip().startswith("Traceback (most recent call last)")
+    ]
+    if not starts:
+        return ""
+    block = lines[starts[-1] :]
+    end = next(
+        (i for i, line in enumerate(block[1:], 1) if line and not line.startswith(" ")), len(block) - 1
+    )
+    return "\n".join(block[: end + 1])
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

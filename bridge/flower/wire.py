@@ -1,0 +1,129 @@
+"""The Fleet API on the wire, flwr 1.40 to 1.42 (protobuf over HTTP/1.1): which requests there are,
+how each may be repeated, and which errors a SuperNode can stand.
+
+Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
+and `supernode/start_client_internal.py` (what a SuperNode makes of an error).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from google.protobuf.message import DecodeError
+
+from bridge.relay import Repeat, Request, Response, Rule
+
+PREFIX = "/v1/fleet/"
+MEDIA_TYPE = "application/protobuf"
+
+REGISTER, ACTIVATE = "register-node", "activate-node"
+DEACTIVATE, UNREGISTER = "deactivate-node", "unregister-node"
+HEARTBEAT = "send-node-heartbeat"
+PULL, CONFIRM = "pull-messages", "confirm-message-received"
+PUSH, PUSH_OBJECT = "push-messages", "push-object"
+GET_RUN, GET_FAB, PULL_OBJECT = "get-run", "get-fab", "pull-object"
+
+REPEATS = {
+    # A second registration of the same key is refused (412) and ends the SuperNode.
+    REGISTER: Repeat.ONCE,
+    ACTIVATE: Repeat.HARMLESS,
+    DEACTIVATE: Repeat.HARMLESS,
+    UNREGISTER: Repeat.ONCE,
+    HEARTBEAT: Repeat.HARMLESS,
+    # The SuperLink marks a message as delivered when it is pulled and never gives it out again.
+    PULL: Repeat.HELD,
+    CONFIRM: Repeat.HARMLESS,
+    # Each execution opens a session of its own, to which the objects that follow belong.
+    PUSH: Repeat.ONCE,
+    # A second push of an object is answered `stored=False`, and the SuperNode drops its reply.
+    PUSH_OBJECT: Repeat.ONCE,
+    GET_RUN: Repeat.HARMLESS,
+    GET_FAB: Repeat.HARMLESS,
+    PULL_OBJECT: Repeat.HARMLESS,
+}
+"""Every call of the Fleet API, by the last part of its path."""
+
+GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
+"""The calls by which a SuperNode leaves; their answers are empty messages."""
+
+REQUEST_HEADERS = frozenset(
+    {
+        "content-type",
+        "flwr-package-name",
+        "flwr-package-version",
+        "flwr-component-name",
+        "flwr-public-key",
+        "flwr-timestamp",
+        "flwr-signature",
+    }
+)
+RESPONSE_HEADERS = frozenset({"content-type"})
+
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of the largest request that passes. Flower cuts arrays into chunks of 5 MiB
+(`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
+
+PASSED_ERRORS = frozenset({403})
+"""403 on a pull means "the run is not running": the SuperNode goes on."""
+
+FRAGILE = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
+"""Calls in which an error ends the SuperNode or leaves it alive and deaf."""
+
+
+def call_name(path: str) -> str | None:
+    """Return the Fleet call that `path` names, or None if it names none."""
+    if not path.startswith(PREFIX):
+        return None
+    name = path[len(PREFIX) :]
+    return name if name in REPEATS else None
+
+
+def rule(request: Request) -> Rule:
+    """Say how `request` (a Fleet call) is to be carried.
+
+    Its signature covers only the timestamp and changes at every try, so the key is made from path
+    and body alone.
+    """
+    name = call_name(request.path)
+    assert name is not None
+    if name == PULL:
+        return Rule(Repeat.HELD, _pull_key(request.body))
+    if name == CONFIRM:
+        return Rule(Repeat.HARMLESS, _key(name, request.body), releases=_released_pull(request.body))
+    return Rule(REPEATS[name], _key(name, request.body))
+
+
+def bearable(request: Request, response: Response) -> Response:
+    """Turn a SuperLink's answer into one that neither ends a SuperNode nor makes a zombie of it.
+
+    Success and "run not running" pass. An error of the server's becomes 503, which a SuperNode
+    retries. Another refusal passes where the SuperNode only drops the one message it was about.
+    """
+    if response.status < 300 or response.status in PASSED_ERRORS:
+        return response
+    if response.status >= 500 or response.status == 401 or call_name(request.path) in FRAGILE:
+        return Response(503)
+    return response
+
+
+def _key(name: str, body: bytes) -> str:
+    return f"{name}:{hashlib.sha256(body).hexdigest()}"
+
+
+def _pull_key(body: bytes) -> str:
+    return _key(PULL, body)
+
+
+def _released_pull(confirm_body: bytes) -> str | None:
+    """The key of the pull that brought the message which is being confirmed: the same node's.
+
+    A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
+    confirmation's.
+    """
+    try:
+        node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
+    except DecodeError:
+        return None  # The SuperLink will refuse it; nothing is released.
+    return _pull_key(PullMessagesRequest(node=node).SerializeToString())

@@ -1,0 +1,267 @@
+"""The relay's rules: what becomes of a request when the link, the answer or the asker is lost.
+
+Two halves meet over a `Link`. On the site, `Caller` carries a request over the link until it is
+answered, joins a repeated request to the call in flight, and keeps an answer for as long as the
+asker may not have it. On the server, `Ledger` sees to it that one call is carried out once, however
+often the link delivers it. This module knows neither FLARE nor Flower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+ANSWER_WITHIN = 25.0
+"""Seconds until an asker is told 503 while the call goes on; below Flower's 30 s call time-out."""
+
+RETRY_FIRST, RETRY_LAST = 0.2, 5.0
+"""Seconds between two tries of a call over a failing link: the first wait and the longest."""
+
+KEPT_ONCE = 4096
+"""How many small answers of calls that must not be repeated are kept for a late repetition."""
+
+KEPT_DONE = 256
+"""How many answers the server keeps for one site when that site never says that it has them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request: path, the headers worth keeping (lower-case names), body."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Response:
+    """One HTTP response: status, the headers worth keeping (lower-case names), body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+class Repeat(enum.Enum):
+    """What a repetition of a finished call means."""
+
+    HARMLESS = "harmless"
+    """Carry it out again: it changes nothing that was not changed already."""
+    ONCE = "once"
+    """Answer as before: a second execution would be refused or would harm."""
+    HELD = "held"
+    """Answer as before until another call shows that the answer arrived: it is given out only once."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one request is to be carried.
+
+    `key` tells a repetition from a new request: equal keys mean the same call. `releases` names the
+    key whose held answer has certainly arrived once this request is made.
+    """
+
+    repeat: Repeat
+    key: str
+    releases: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request on its way over the link: `id` is the same for every try; `done` are ids of earlier
+    calls whose answers arrived, so that the server may forget them."""
+
+    id: str
+    request: Request
+    done: tuple[str, ...] = ()
+
+
+class LinkFault(Exception):
+    """The call may or may not have arrived; the answer did not. Trying again is safe."""
+
+
+class JobOver(Exception):
+    """The job has ended: no call will ever be answered again."""
+
+
+class Link(Protocol):
+    """Carries one call to the server and brings its answer."""
+
+    async def send(self, call: Call) -> Response:
+        """Deliver `call`. Raises `LinkFault` (try again) or `JobOver` (never again)."""
+        ...
+
+
+@dataclass
+class _Pending:
+    rule: Rule
+    task: asyncio.Task[Response]
+
+
+class Caller:
+    """The site's half. Lives on one event loop; `call` is to be used from that loop only."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        answer_within: float = ANSWER_WITHIN,
+        on_over: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_over` is called once, on the loop, when the server says that the job has ended."""
+        self._link = link
+        self._answer_within = answer_within
+        self._on_over = on_over
+        self._over = False
+        self._pending: dict[str, _Pending] = {}
+        self._once: OrderedDict[str, Response] = OrderedDict()
+        self._held: dict[str, Response] = {}
+        self._done: list[str] = []
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of answers that are kept beyond their call."""
+        finished = (p.task.result() for p in self._pending.values() if p.task.done() and _succeeded(p.task))
+        kept = (*self._once.values(), *self._held.values(), *finished)
+        return sum(len(response.body) for response in kept)
+
+    async def call(self, request: Request, rule: Rule) -> Response | None:
+        """Carry `request` to the server and return its answer, or None if that takes too long.
+
+        After None the call goes on behind the scenes and a repetition with the same key joins it.
+
+        Raises:
+            JobOver: the job has ended.
+        """
+        if self._over:
+            raise JobOver
+        if rule.releases is not None:
+            self._held.pop(rule.releases, None)
+        kept = self._once.get(rule.key) or self._held.get(rule.key)
+        if kept is not None:
+            log.info("answered again from memory: %s", request.path)
+            return kept
+        pending = self._pending.get(rule.key)
+        if pending is None:
+            pending = _Pending(rule, asyncio.ensure_future(self._carry(request)))
+            self._pending[rule.key] = pending
+        try:
+            async with asyncio.timeout(self._answer_within):
+                response = await asyncio.shield(pending.task)
+        except TimeoutError:
+            log.warning("no answer within %.0f s, the call goes on: %s", self._answer_within, request.path)
+            return None
+        except BaseException:
+            if pending.task.done():
+                self._pending.pop(rule.key, None)
+            raise
+        self._settle(pending, response)
+        return response
+
+    def _settle(self, pending: _Pending, response: Response) -> None:
+        """An answer is about to reach its asker: keep it as its rule says, and forget the call."""
+        key = pending.rule.key
+        if self._pending.get(key) is pending:
+            del self._pending[key]
+        if response.status >= 300:
+            return  # A refusal changed nothing: the next try may be answered differently.
+        if pending.rule.repeat is Repeat.ONCE:
+            self._once[key] = response
+            while len(self._once) > KEPT_ONCE:
+                self._once.popitem(last=False)
+        elif pending.rule.repeat is Repeat.HELD and response.body:
+            self._held[key] = response
+
+    async def _carry(self, request: Request) -> Response:
+        """Send one call again and again until the link brings its answer."""
+        call_id = uuid.uuid4().hex
+        wait = RETRY_FIRST
+        while True:
+            done, self._done = self._done, []
+            try:
+                response = await self._link.send(Call(call_id, request, tuple(done)))
+            except LinkFault as fault:
+                self._done += done
+                log.warning("the link failed, next try in %.1f s: %s: %s", wait, request.path, fault)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_LAST)
+            except JobOver:
+                if not self._over:
+                    self._over = True
+                    self._on_over()
+                raise
+            else:
+                self._done.append(call_id)
+                return response
+
+    async def close(self) -> None:
+        """End all calls in flight; their askers see `JobOver`."""
+        self._over = True
+        tasks = [pending.task for pending in self._pending.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._pending.clear()
+
+
+def _succeeded(task: asyncio.Task[Response]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+@dataclass
+class _SiteCalls:
+    running: dict[str, asyncio.Task[Response]] = field(default_factory=dict)
+    done: OrderedDict[str, Response] = field(default_factory=OrderedDict)
+
+
+class Ledger:
+    """The server's half: one call, one execution, one answer. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._sites: dict[str, _SiteCalls] = {}
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of answers that are kept until their site says that it has them."""
+        return sum(len(r.body) for calls in self._sites.values() for r in calls.done.values())
+
+    async def answer(
+        self, site: str, call_id: str, done: Sequence[str], work: Callable[[], Awaitable[Response]]
+    ) -> Response:
+        """Return the answer of `site`'s call `call_id`, carrying it out by `work` if it is new.
+
+        A repetition joins the execution in flight or is answered from memory. If `work` raises,
+        nothing is kept: the next try carries it out again.
+        """
+        calls = self._sites.setdefault(site, _SiteCalls())
+        for gone in done:
+            calls.done.pop(gone, None)
+        kept = calls.done.get(call_id)
+        if kept is not None:
+            return kept
+        task = calls.running.get(call_id)
+        if task is None:
+            task = asyncio.ensure_future(work())
+            calls.running[call_id] = task
+            task.add_done_callback(lambda t: self._finished(calls, call_id, t))
+        return await asyncio.shield(task)
+
+    @staticmethod
+    def _finished(calls: _SiteCalls, call_id: str, task: asyncio.Task[Response]) -> None:
+        calls.running.pop(call_id, None)
+        if _succeeded(task):
+            calls.done[call_id] = task.result()
+            while len(calls.done) > KEPT_DONE:
+                calls.done.popitem(last=False)
+
+    def forget(self, site: str) -> None:
+        """Drop all that is kept for `site` (its relay has started anew)."""
+        self._sites.pop(site, None)

@@ -1,0 +1,1 @@
+"""The verbs of `flowerbed`, one module each; they run on the host."""

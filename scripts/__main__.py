@@ -1,0 +1,84 @@
+"""`flowerbed VERB`: find the verb's module in this package, run it, report its result.
+
+A verb is one module with a docstring (its help), `add_arguments(parser)` and `run(args) -> dict`
+(the object that `--format json` prints). It fails by raising `core.Failure` or `core.Misuse`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from typing import Any
+
+from scripts.core import Failure, say
+
+# In the order in which a new user needs them.
+VERBS = (
+    "quickstart",
+    "doctor",
+    "provision",
+    "build",
+    "up",
+    "status",
+    "submit",
+    "jobs",
+    "wait",
+    "logs",
+    "abort",
+    "results",
+    "down",
+    "test",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of all verbs; the first line of a verb's docstring is its summary."""
+    top = argparse.ArgumentParser(
+        prog="flowerbed",
+        description="Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers.",
+        epilog="New here? ./flowerbed quickstart goes from nothing to a trained model.  "
+        "What a verb does and takes: ./flowerbed VERB --help",
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"scripts.{name}")
+        text = (module.__doc__ or "").strip()
+        sub = verbs.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument(
+            "--format",
+            choices=("text", "json"),
+            default="text",
+            help="json: one JSON object on the last line of stdout; text for people goes to stderr",
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use."""
+    args = parser().parse_args(argv)
+    outcome: dict[str, Any]
+    code = 0
+    try:
+        outcome = args.run(args)
+    except Failure as failure:
+        say(f"flowerbed {args.verb}: {failure}")
+        outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
+    except KeyboardInterrupt:
+        say(f"flowerbed {args.verb}: interrupted")
+        outcome, code = {"error": "interrupted"}, 130
+    if args.format == "json":
+        print(json.dumps(outcome), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What every verb shares: where things are, how to fail, how to speak, how to run a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE = ROOT / ".flowerbed"
+"""Everything that the launcher makes for itself (environment, wheelhouse, engine's pid and log)."""
+
+
+class Failure(Exception):
+    """The work could not be done: exit code 1.
+
+    The text says what was expected, what was found and what to do; `facts` go into the JSON object.
+    """
+
+    exit_code = 1
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text)
+        self.facts = facts
+
+
+class Misuse(Failure):
+    """What the user gave is wrong (an argument, project.yml, an app): exit code 2."""
+
+    exit_code = 2
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Print a line for a person: to stderr, since stdout belongs to results and `--format json`."""
+    print(text, file=sys.stderr, end=end, flush=True)
+
+
+def run(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    input: bytes | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command quietly, both outputs kept as bytes; never raises for an exit code.
+
+    Args:
+        command: the program and its arguments; no shell.
+        env: additions to this process's environment.
+        timeout: seconds; `Failure` when it is exceeded.
+    """
+    words = [os.fspath(word) for word in command]
+    try:
+        return subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            timeout=timeout,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(words, 127, b"", f"{words[0]}: command not found\n".encode())
+    except subprocess.TimeoutExpired:
+        raise Failure(f"'{' '.join(words)}' did not end within {timeout:.0f} s.") from None
+
+
+def must(process: subprocess.CompletedProcess[bytes], purpose: str) -> bytes:
+    """Return the stdout of a finished command, or fail with the end of what it printed."""
+    if process.returncode == 0:
+        return process.stdout
+    fail(purpose, (process.stderr + process.stdout).decode(errors="replace"))
+
+
+def fail(purpose: str, output: str) -> NoReturn:
+    """Raise `Failure`: `purpose` did not work, with the last lines of a tool's `output`."""
+    tail = "\n".join("    " + line for line in output.strip().splitlines()[-15:])
+    raise Failure(f"{purpose} failed:\n{tail or '    (it printed nothing)'}")
