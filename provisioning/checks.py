@@ -1,0 +1,170 @@
+"""What project.yml must hold for containers, beyond what FLARE itself asks for; every error found at once.
+
+FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all; for
+the others its message names a regular expression. The same rules serve `flowerbed provision`, on the file,
+and the builders under a bare `nvflare provision`, on the project that FLARE made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from provisioning.names import service_name
+
+BUILDERS = (
+    "provisioning.compose.ComposeBuilder",
+    "nvflare.lighter.impl.workspace.WorkspaceBuilder",
+    "provisioning.harden.HardenBuilder",
+    "nvflare.lighter.impl.static_file.StaticFileBuilder",
+    "provisioning.certificates.CertificateBuilder",
+)
+"""What `builders:` must name, in this order; others may stand between."""
+
+ROLES = ("project_admin", "org_admin", "lead", "member")
+
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_NAMES = {
+    "server": (rf"(?=.{{1,63}}$){_LABEL}(\.{_LABEL})*", "a host name in lower-case letters, digits, - and ."),
+    "client": (_LABEL, "a host name in lower-case letters, digits and -, like site-3"),
+    "relay": (_LABEL, "a host name in lower-case letters, digits and -, like relay-1"),
+    # 64: the longest common name of a certificate.
+    "admin": (r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,}", "an e-mail address"),
+}
+_WORDS = {"server": "server", "client": "site", "relay": "relay", "admin": "admin"}
+_PROJECT = r"(?=.{1,63}$)[a-z0-9]+([_-][a-z0-9]+)*"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of `participants:`."""
+
+    name: str
+    type: str
+    org: str
+    properties: Mapping[str, Any]
+
+    @property
+    def who(self) -> str:
+        """How messages call it."""
+        return f"{_WORDS[self.type]} '{self.name}'"
+
+
+def problems_in_file(content: Any) -> list[str]:
+    """Return what is wrong with the parsed content of a project.yml, one sentence each."""
+    if not isinstance(content, dict):
+        return [f"expected a mapping with name, participants and builders; found {_kind(content)}."]
+    participants = content.get("participants")
+    if not isinstance(participants, list):
+        return [f"participants: expected a list; found {_kind(participants)}."]
+    shape = [found for item in participants for found in _shape(item)]
+    if shape:
+        return shape
+    entries = [Entry(item["name"], item["type"], item["org"], item) for item in participants]
+    return problems(content.get("name"), entries, content.get("builders"))
+
+
+def problems_in_project(project: Any) -> list[str]:
+    """The same for a `nvflare.lighter.entity.Project`, as a builder gets it."""
+    entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
+    return problems(project.name, entries, project.props.get("builders"))
+
+
+def problems(name: Any, entries: Sequence[Entry], builders: Any) -> list[str]:
+    """Return what is wrong with a project of this name, these participants and these builders."""
+    return [*_project(name), *_participants(entries), *_services(entries), *_builders(builders)]
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return f"'{value}'" if value else "nothing"
+    return f"{type(value).__name__} {value!r}"
+
+
+def _shape(item: Any) -> Iterator[str]:
+    if not isinstance(item, dict):
+        yield f"participants: expected a mapping with name, type and org; found {_kind(item)}."
+        return
+    who = item.get("name") or "one without a name"
+    for key in ("name", "type", "org"):
+        if not isinstance(item.get(key), str) or not item[key]:
+            yield f"participant {who}: expected '{key}' as text; found {_kind(item.get(key))}."
+    if isinstance(item.get("type"), str) and item["type"] not in _NAMES:
+        yield f"participant {who}: expected type {', '.join(_NAMES)}; found '{item['type']}'."
+
+
+def _project(name: Any) -> Iterator[str]:
+    if not isinstance(name, str) or not re.fullmatch(_PROJECT, name):
+        yield (
+            f"name: expected lower-case letters, digits, - and _ (it begins the name of every image, "
+            f"at most 63 characters); found {_kind(name)}."
+        )
+
+
+def _participants(entries: Sequence[Entry]) -> Iterator[str]:
+    servers = [entry.name for entry in entries if entry.type == "server"]
+    if len(servers) != 1:
+        yield f"expected one participant of type server; found {', '.join(servers) or 'none'}."
+    if not any(entry.properties.get("role") == "project_admin" for entry in entries if entry.type == "admin"):
+        yield "expected a participant of type admin with role project_admin; found none: nobody could run it."
+    for entry in entries:
+        pattern, expected = _NAMES[entry.type]
+        if not re.fullmatch(pattern, entry.name):
+            yield f"{entry.who}: expected {expected}."
+        elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
+            yield f"{entry.who}: the name means something else to FLARE; choose another."
+        if not re.fullmatch(r"\w+", entry.org, re.ASCII):
+            yield f"{entry.who}: expected org in letters, digits and _; found '{entry.org}'."
+        role = entry.properties.get("role")
+        if entry.type == "admin" and role not in ROLES:
+            yield f"{entry.who}: expected role {', '.join(ROLES)}; found {_kind(role)}."
+        yield from _ports(entry)
+    for name, times in Counter(entry.name for entry in entries).items():
+        if times > 1:
+            yield f"participant '{name}' stands there {times} times; a name is for one only."
+
+
+def _ports(entry: Entry) -> Iterator[str]:
+    if entry.type == "server":
+        port = entry.properties.get("fed_learn_port", 8002)
+        if not _is_port(port):
+            yield f"{entry.who}: expected fed_learn_port from 1 to 65535; found {_kind(port)}."
+        admin_port = entry.properties.get("admin_port", port)
+        if admin_port != port:
+            yield (
+                f"{entry.who}: admin_port {admin_port} differs from fed_learn_port {port}, and only one port "
+                f"is published; leave admin_port out."
+            )
+    elif entry.type == "relay":
+        listening = entry.properties.get("listening_host")
+        port = listening.get("port") if isinstance(listening, dict) else None
+        if not _is_port(port):
+            yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535); found {_kind(port)}."
+
+
+def _is_port(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
+
+
+def _services(entries: Sequence[Entry]) -> Iterator[str]:
+    by_service: dict[str, list[str]] = {}
+    for entry in entries:
+        names = by_service.setdefault(service_name(entry.name), [])
+        if entry.name not in names:
+            names.append(entry.name)
+    for service, names in by_service.items():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} would share one container, '{service}'; rename one of them."
+
+
+def _builders(builders: Any) -> Iterator[str]:
+    listed = builders if isinstance(builders, list) else []
+    paths = [item.get("path") for item in listed if isinstance(item, dict)]
+    missing = [path for path in BUILDERS if path not in paths]
+    if missing:
+        yield f"builders: {', '.join(missing)} missing; expected, in this order: {', '.join(BUILDERS)}."
+    elif [path for path in paths if path in BUILDERS] != list(BUILDERS):
+        yield f"builders: wrong order; expected {', '.join(BUILDERS)}."

@@ -1,0 +1,150 @@
+"""The federation's Compose file: who takes part, on which port, from which kit. All else is in compose/."""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nvflare.lighter.constants import CtxKey, ParticipantType
+from nvflare.lighter.entity import Participant, Project
+from nvflare.lighter.spec import Builder, ProvisionContext
+from nvflare.tool.cli_output import output_error
+
+from provisioning import dotenv, note
+from provisioning.names import service_name
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = "compose.yaml"
+FRAGMENTS = {
+    ParticipantType.SERVER: "server",
+    ParticipantType.CLIENT: "site",
+    ParticipantType.RELAY: "relay",
+    ParticipantType.ADMIN: "console",
+}
+"""Which file (and service) of compose/ stands for which type of participant."""
+
+HEADER = """\
+# Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
+# may want to change is in project.yml and in compose/.
+"""
+
+
+class ComposeBuilder(Builder):  # type: ignore[misc]
+    """Writes prod_NN/compose.yaml and names it in the root `.env`. First in the list, so it finishes last."""
+
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Refuse a workspace from which no image can be built."""
+        workspace = Path(ctx.get_workspace()).resolve()
+        if not workspace.is_relative_to(ROOT):
+            output_error(
+                "INVALID_ARGS",
+                exit_code=4,
+                detail=f"expected a workspace below {ROOT}, where the images are built; found {workspace}. "
+                f"Run it there, without -w.",
+            )
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Write the file, or drop the new prod_NN again when the last one is the same."""
+        current = ctx.get(CtxKey.CURRENT_PROD_DIR)
+        if not current:
+            output_error(
+                "INVALID_ARGS",
+                exit_code=4,
+                detail=f"{ctx.get_workspace()} holds prod_99, FLARE's last number; remove old prod_ folders.",
+            )
+        prod = Path(current).resolve()
+        previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
+        (prod / FILE).write_text(render(project, prod.relative_to(ROOT)))
+        if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
+            shutil.rmtree(prod)
+            note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
+            prod = previous
+            ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
+        # The consoles mount it; a missing source would stop them.
+        (ROOT / "jobs").mkdir(exist_ok=True)
+        dotenv.write(
+            ROOT / ".env",
+            {
+                "COMPOSE_PROJECT_NAME": project.name,
+                "FLOWERBED_COMPOSE": (prod / FILE).relative_to(ROOT).as_posix(),
+            },
+        )
+
+
+def render(project: Project, prod: Path) -> str:
+    """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
+    server = project.get_server()
+    people = [server, *project.get_relays(), *project.get_clients(), *project.get_admins()]
+    content = {
+        "services": {service_name(p.name): _service(p, server, prod) for p in people},
+        "volumes": {service_name(p.name): {} for p in people},
+    }
+    text: str = yaml.safe_dump(content, sort_keys=False, width=200)
+    return HEADER + text
+
+
+def _service(participant: Participant, server: Participant, prod: Path) -> dict[str, Any]:
+    name, role = service_name(participant.name), FRAGMENTS[participant.type]
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{role}.yaml", "service": role},
+        "image": f"${{COMPOSE_PROJECT_NAME}}-{name}:${{FLOWERBED_TAG:?no images yet, run ./flowerbed build}}",
+        "build": {"args": {"KIT": (prod / participant.name).as_posix()}},
+        "hostname": name,
+        "labels": {"org.flowerbed.participant": participant.name},
+        "volumes": [f"{name}:/workspace"],
+    }
+    if participant is server:
+        port = server.get_prop("fed_learn_port", 8002)
+        service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
+        names = [server.get_default_host(), *server.get_prop("host_names")]
+        return service | _aliases(names, name)
+    target = participant.get_connect_to()
+    upstream = target.name if target and target.name else server.name
+    service["depends_on"] = {upstream: {"condition": "service_healthy"}}
+    if participant.type == ParticipantType.CLIENT:
+        service["volumes"].append(
+            {
+                "type": "bind",
+                "source": f"${{FLOWERBED_DATA:-./data}}/{name}",
+                "target": "/data",
+                "read_only": True,
+                # An empty folder, made by the engine, would look like a site without data.
+                "bind": {"create_host_path": False},
+            }
+        )
+    elif participant.type == ParticipantType.RELAY:
+        listening = participant.get_listening_host()
+        service |= _aliases([listening.default_host, *(listening.host_names or [])], name)
+    return service
+
+
+def _aliases(names: list[str], own: str) -> dict[str, Any]:
+    """Every name of a listener leads to its container, so that kits made for the outside also work inside."""
+    aliases = [n for n in dict.fromkeys(names) if n not in (own, "localhost") and not _is_address(n)]
+    return {"networks": {"default": {"aliases": aliases}}} if aliases else {}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _same(old: Path, new: Path, compose: str) -> bool:
+    """Whether two prod folders hold the same kits with the same rights, and the old one this Compose file."""
+    if not (old / FILE).is_file() or (old / FILE).read_text() != compose:
+        return False
+    return _kits(old) == _kits(new)
+
+
+def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(prod).as_posix(): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in prod.rglob("*")
+        if path != prod / FILE
+    }

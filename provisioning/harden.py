@@ -1,0 +1,131 @@
+"""Kits for containers: nothing kept outside the volume, no name undialled, no key readable by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nvflare.lighter.constants import ParticipantType
+from nvflare.lighter.entity import Participant, Project
+from nvflare.lighter.spec import Builder, ProvisionContext
+from nvflare.tool.cli_output import output_error
+
+from provisioning import note
+from provisioning.checks import problems_in_project
+
+WORKSPACE = "/workspace"
+"""Where the image mounts the participant's volume."""
+
+CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor")
+"""The bridge's job components: a job without code of its own may use only classes on the allow list."""
+
+DIALLED = ("localhost", "127.0.0.1")
+"""By which names the server's own machine reaches it, besides its name."""
+
+STREAMING_RETRY_TIMEOUT = 10.0
+"""Seconds for which a FLARE reply is sent again, and then kept by its receiver, in one waiting thread each.
+
+FLARE's 60 s let threads pile up to the container's limit; a relayed request has its own retries.
+"""
+
+
+class HardenBuilder(Builder):  # type: ignore[misc]
+    """Checks the project and completes its names first; edits and locks the finished kits last."""
+
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
+        found = problems_in_project(project)
+        if found:
+            # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.
+            output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
+        for relay in project.get_relays():
+            _complete_listener(relay)
+        server = project.get_server()
+        listed = _listed(server.get_prop("host_names"))
+        added = [name for name in _dialled(project) if name not in [*listed, server.get_default_host()]]
+        server.set_prop("host_names", [*listed, *added])
+        if added:
+            note(ctx, f"{server.name}: also for {', '.join(added)}, since host_names lacks what is dialled.")
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Edit what FLARE's builders wrote, then close the kits to others."""
+        for participant in project.get_all_participants():
+            local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
+            if participant.type == ParticipantType.SERVER:
+                _edit(local / "resources.json.default", _keep_store_in_volume)
+                _edit(local / "authorization.json.default", _show_submitters_their_logs)
+            if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
+                _edit(local / "resources.json.default", _allow_bridge)
+            if participant.type == ParticipantType.ADMIN:
+                _edit(startup / "fed_admin.json", _log_in_by_certificate)
+            else:
+                _edit(local / "comm_config.json", _free_streams_sooner)
+            _lock(Path(ctx.get_ws_dir(participant)))
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _dialled(project: Project) -> list[str]:
+    """The names by which somebody reaches the server itself, in a stable order."""
+    server = project.get_server()
+    names = [server.name, *DIALLED]
+    for participant in project.get_all_participants():
+        target = participant.get_connect_to()
+        if target and target.host and target.name in (None, server.name):
+            names.append(target.host)
+    return list(dict.fromkeys(names))
+
+
+def _complete_listener(relay: Participant) -> None:
+    """A relay listens under its own name, with mutual TLS; FLARE's defaults are localhost, in the clear."""
+    listening = relay.get_prop("listening_host")
+    listening.setdefault("default_host", relay.name)
+    listening.setdefault("connection_security", "mtls")
+    names = _listed(listening.get("host_names"))
+    if relay.name not in [listening["default_host"], *names]:
+        names.append(relay.name)
+    listening["host_names"] = names
+
+
+def _edit(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    change(content)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _keep_store_in_volume(resources: dict[str, Any]) -> None:
+    """FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing."""
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{WORKSPACE}/store/snapshots"
+    components = {component["id"]: component for component in resources["components"]}
+    components["job_manager"]["args"]["uri_root"] = f"{WORKSPACE}/store/jobs"
+
+
+def _allow_bridge(resources: dict[str, Any]) -> None:
+    resources["class_allow_list"] = [*resources["class_allow_list"], *CLASSES]
+
+
+def _show_submitters_their_logs(policy: dict[str, Any]) -> None:
+    """FLARE's default policy names no right to read a job's log, so that only a project_admin may."""
+    for rights in policy["permissions"].values():
+        if isinstance(rights, dict) and "download_job" in rights:
+            rights["get_job_log"] = rights["download_job"]
+
+
+def _log_in_by_certificate(config: dict[str, Any]) -> None:
+    """The console asks for the user's name otherwise, and takes only the one in the certificate."""
+    config["admin"]["uid_source"] = "cert"
+
+
+def _free_streams_sooner(config: dict[str, Any]) -> None:
+    config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
+
+
+def _lock(kit: Path) -> None:
+    for path in [kit, *kit.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o700)
+        elif path.suffix == ".key":
+            path.chmod(0o600)

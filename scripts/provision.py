@@ -1,0 +1,150 @@
+"""Make or renew the certificates and startup kits of everybody in project.yml.
+
+Runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
+adding a site leaves the others' kits as they are. The kits come to lie in workspace/PROJECT/prod_NN; .env
+names the one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from provisioning import NOTE, checks, dotenv
+from provisioning.names import service_name
+from scripts import core
+
+DEFAULT_PROJECT = core.ROOT / "project.yml"
+TIMEOUT = 300.0
+"""Seconds for all kits; a key takes about 0.1 s to make."""
+
+WRONG_USE = 4
+"""The exit code of `nvflare provision` when what it was given is wrong."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's own arguments."""
+    parser.add_argument(
+        "-p",
+        "--project",
+        type=Path,
+        default=DEFAULT_PROJECT,
+        metavar="FILE",
+        help="who takes part (default: project.yml)",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Provision as the command line asks."""
+    return provision(args.project)
+
+
+def provision(project: Path = DEFAULT_PROJECT) -> dict[str, Any]:
+    """Provision a project file and tell the user what was kept, issued anew and added.
+
+    Returns:
+        project, kits (participant to folder), participants (name, type, role, service), kept, reissued and
+        added (participants by what became of their certificate), and compose (the file); paths are relative
+        to the root.
+
+    Raises:
+        core.Misuse: the file is missing or wrong.
+        core.Failure: FLARE could not do it.
+    """
+    content = load(project)
+    name = content["name"]
+    before = _certificates(name)
+    lines = _nvflare(project)
+    after = _certificates(name)
+    participants = [_participant(item) for item in content["participants"]]
+    names = [participant["name"] for participant in participants]
+    compose = dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
+    prod = Path(compose).parent
+    outcome = {
+        "project": name,
+        "kits": {participant: (prod / participant).as_posix() for participant in names},
+        "participants": participants,
+        "kept": [n for n in names if n in before and before[n] == after[n]],
+        "reissued": [n for n in names if n in before and before[n] != after[n]],
+        "added": [n for n in names if n not in before],
+        "compose": compose,
+    }
+    for line in lines:
+        core.say(line)
+    parts = [f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added") if outcome[key]]
+    core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}). Next: ./flowerbed build")
+    return outcome
+
+
+def load(project: Path) -> dict[str, Any]:
+    """Read and check a project file.
+
+    Raises:
+        core.Misuse: with every error found, and for broken YAML the line.
+    """
+    from nvflare.lighter.utils import load_yaml_include
+
+    try:
+        text = project.read_text()
+    except OSError as error:
+        raise core.Misuse(f"{project} cannot be read: {error.strerror}. Name it with -p FILE.") from None
+    try:
+        content = yaml.safe_load(text)
+        if isinstance(content, dict):
+            content = load_yaml_include(str(project.parent), content)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise core.Misuse(f"{project}{line}: this is not YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise core.Misuse(f"{project}: this is not YAML: {error}.") from None
+    found = checks.problems_in_file(content)
+    if found:
+        raise core.Misuse(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
+    return dict(content)
+
+
+def _participant(item: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": item["name"],
+        "type": item["type"],
+        "role": item.get("role"),
+        "service": service_name(item["name"]),
+    }
+
+
+def _certificates(project: str) -> dict[str, str]:
+    """The certificate (PEM) of each participant that the project's state knows."""
+    path = core.ROOT / "workspace" / project / "state" / "cert.json"
+    if not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise core.Failure(
+            f"{path}, the CA and all certificates, cannot be read: {error}. Put back a copy of it, or "
+            f"move {path.parent.parent} away to begin anew: everybody then needs a new kit."
+        ) from None
+    return {subject: entry["cert"] for subject, entry in state.items() if isinstance(entry, dict)}
+
+
+def _nvflare(project: Path) -> list[str]:
+    """Run `nvflare provision`, and return our builders' notes."""
+    command = [sys.executable, "-m", "nvflare.cli", "--format", "json", "provision", "--force"]
+    process = core.run([*command, "-p", project.resolve()], timeout=TIMEOUT)
+    output = process.stderr.decode(errors="replace")
+    if process.returncode == 0:
+        mark = "INFO: " + NOTE
+        return [line.removeprefix(mark) for line in output.splitlines() if line.startswith(mark)]
+    try:
+        message = str(json.loads(process.stdout.splitlines()[-1])["message"])
+    except (IndexError, ValueError, KeyError):
+        core.fail("nvflare provision", output + process.stdout.decode(errors="replace"))
+    if process.returncode == WRONG_USE:
+        raise core.Misuse(f"{project}: {message}")
+    raise core.Failure(f"nvflare provision failed: {message}")

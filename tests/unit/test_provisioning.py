@@ -1,0 +1,547 @@
+"""Real `nvflare provision` runs, in copies of the repository's own files."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
+BRIDGE = {"bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"}
+STATE = "workspace/flowerbed/state/cert.json"
+PROD = "workspace/flowerbed/prod_00"
+
+SITES = """
+  - {name: site-3, type: client, org: flowerbed}
+  - {name: site-5, type: client, org: flowerbed, connect_to: {name: relay-1}}
+  - {name: relay-1, type: relay, org: flowerbed, listening_host: {scheme: grpc, port: 8102}}
+  - {name: Mem.Ber@flowerbed.example, type: admin, org: flowerbed, role: member}
+builders:"""
+
+Edit = Callable[[str], str]
+
+
+def checkout(to: Path) -> Path:
+    """A copy of what provisioning needs, without whatever this checkout has provisioned."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, to / part)
+    return to
+
+
+def verb(root: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """`flowerbed provision` as a program: exit code, JSON object, text for people."""
+    process = subprocess.run(
+        [sys.executable, "-m", "scripts", "provision", "--format", "json", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout, process.stderr
+    return process.returncode, json.loads(process.stdout.splitlines()[-1]), process.stderr
+
+
+def done(root: Path) -> dict[str, Any]:
+    code, outcome, text = verb(root)
+    assert code == 0, text
+    return outcome
+
+
+def nvflare(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a person types who knows only FLARE."""
+    return subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def edit(root: Path, change: Edit) -> None:
+    before = (root / "project.yml").read_text()
+    after = change(before)
+    assert after != before, "the edit found nothing to change"
+    (root / "project.yml").write_text(after)
+
+
+def replace(old: str, new: str) -> Edit:
+    return lambda text: text.replace(old, new)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's own project, provisioned by FLARE's command alone; only to look at."""
+    root = checkout(tmp_path_factory.mktemp("plain") / "repo")
+    (root / ".env").write_text("# mine\nFLOWERBED_BIND=0.0.0.0\nCOMPOSE_PROJECT_NAME=old\n")
+    process = nvflare(root)
+    assert process.returncode == 0, process.stderr + process.stdout
+    return root
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More sites, a relay, a member and another name of the server, added to project.yml and nowhere else."""
+    root = checkout(tmp_path_factory.mktemp("wide") / "repo")
+    edit(root, replace("\nbuilders:", SITES))
+    edit(root, replace("    host_names: [localhost, 127.0.0.1]\n", "    default_host: fl.hospital.example\n"))
+    done(root)
+    return root
+
+
+@pytest.fixture
+def again(plain: Path, tmp_path: Path) -> Path:
+    """A copy of the plain one, to provision again."""
+    return Path(shutil.copytree(plain, tmp_path / "repo"))
+
+
+def certificate(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def sans(path: Path) -> set[str]:
+    names = certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {str(name.value) for name in names}
+
+
+def certificates(prod: Path) -> dict[str, bytes]:
+    return {p.relative_to(prod).as_posix(): p.read_bytes() for p in prod.glob("*/startup/*.crt")}
+
+
+def resources(root: Path, participant: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
+        (root / PROD / participant / "local/resources.json.default").read_text()
+    )
+    return content
+
+
+def services(root: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((root / PROD / "compose.yaml").read_text())
+    return dict(content["services"])
+
+
+# The kits
+
+
+def test_flare_alone_makes_a_kit_for_everybody(plain: Path) -> None:
+    kits = {path.name for path in (plain / PROD).iterdir() if path.is_dir()}
+    assert kits == {"server", "site-1", "site-2", "admin@flowerbed.example", "lead@flowerbed.example"}
+
+
+def test_one_port_and_mutual_tls(plain: Path) -> None:
+    server = json.loads((plain / PROD / "server/startup/fed_server.json").read_text())["servers"][0]
+    assert server["service"] == {"target": "server:8002", "scheme": "grpc"}
+    assert (server["admin_port"], server["connection_security"]) == (8002, "mtls")
+
+
+@pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
+def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
+    allowed = resources(plain, participant)
+    assert set(allowed["class_allow_list"]) == BRIDGE | set(DEFAULT_CLASS_ALLOW_LIST)
+    assert allowed["class_list_enforcement_mode"] == "enforce"
+
+
+def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
+    text = (plain / PROD / "server/local/resources.json.default").read_text()
+    assert "/tmp" not in text
+    components = {item["id"]: item for item in json.loads(text)["components"]}
+    assert components["job_manager"]["args"]["uri_root"].startswith("/workspace/")
+
+
+def test_consoles_log_in_by_certificate(plain: Path) -> None:
+    for person in ("admin", "lead"):
+        config = json.loads((plain / PROD / f"{person}@flowerbed.example/startup/fed_admin.json").read_text())
+        assert config["admin"]["uid_source"] == "cert"
+
+
+def test_keys_and_state_are_for_the_owner_only(plain: Path) -> None:
+    state = plain / STATE
+    keys = list((plain / PROD).rglob("*.key"))
+    assert len(keys) == 5
+    for path in [state, *keys]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    for folder in [state.parent, *(key.parent for key in keys), *(key.parent.parent for key in keys)]:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+
+
+def test_no_kit_holds_another_key(plain: Path) -> None:
+    state = json.loads((plain / STATE).read_text())
+    secrets = {"CA": state["root_pri_key"]} | {
+        name: entry["pri_key"] for name, entry in state.items() if isinstance(entry, dict)
+    }
+    assert len(secrets) == 6
+    for kit in (path for path in (plain / PROD).iterdir() if path.is_dir()):
+        text = "".join(path.read_text() for path in kit.rglob("*") if path.is_file())
+        assert [name for name, key in secrets.items() if key.strip() in text] == [kit.name]
+
+
+# The names
+
+
+def test_server_certificate_is_for_every_name_that_is_dialled(plain: Path, wide: Path) -> None:
+    assert sans(plain / PROD / "server/startup/server.crt") == {"server", "localhost", "127.0.0.1"}
+    assert sans(wide / PROD / "server/startup/server.crt") == {
+        "fl.hospital.example",
+        "server",
+        "localhost",
+        "127.0.0.1",
+    }
+
+
+def test_a_name_that_only_a_site_dials_is_added_with_a_note(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "repo")
+    site = "  - {name: site-3, type: client, org: flowerbed, connect_to: {host: via.example}}\nbuilders:"
+    edit(root, replace("builders:", site))
+    code, _, text = verb(root)
+    assert code == 0
+    assert "via.example" in sans(root / PROD / "server/startup/server.crt")
+    assert "server: also for via.example" in text
+
+
+def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
+    listener = json.loads((wide / PROD / "relay-1/local/comm_config.json").read_text())["internal"]
+    assert listener["resources"] == {"host": "relay-1", "port": 8102, "connection_security": "mtls"}
+    upstream = json.loads((wide / PROD / "relay-1/startup/fed_relay.json").read_text())["connect_to"]
+    assert upstream["connection_security"] == "mtls"
+    assert sans(wide / PROD / "relay-1/startup/server.crt") == {"relay-1"}
+
+
+# Compose
+
+
+def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
+    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead"}
+    assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
+
+
+def test_only_the_server_publishes_a_port(wide: Path) -> None:
+    published = {name: service["ports"] for name, service in services(wide).items() if "ports" in service}
+    assert published == {"server": ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]}
+
+
+def test_each_builds_from_its_own_kit(wide: Path) -> None:
+    for service in services(wide).values():
+        participant = service["labels"]["org.flowerbed.participant"]
+        assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
+        assert (wide / service["build"]["args"]["KIT"] / "startup").is_dir()
+
+
+def test_waiting_and_names_follow_the_project(wide: Path) -> None:
+    composed = services(wide)
+    assert composed["site-3"]["depends_on"] == {"server": {"condition": "service_healthy"}}
+    assert composed["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
+    assert composed["server"]["networks"]["default"]["aliases"] == ["fl.hospital.example"]
+
+
+def test_env_keeps_other_lines(plain: Path) -> None:
+    assert (plain / ".env").read_text().splitlines() == [
+        "# mine",
+        "FLOWERBED_BIND=0.0.0.0",
+        "COMPOSE_PROJECT_NAME=flowerbed",
+        f"FLOWERBED_COMPOSE={PROD}/compose.yaml",
+    ]
+
+
+def compose(root: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["docker", "compose", *arguments],
+        cwd=root,
+        env={key: value for key, value in os.environ.items() if not key.startswith("FLOWERBED_")} | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def compose_here(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compose v2 or later; reading files needs no engine."""
+    here = shutil.which("docker") and compose(tmp_path_factory.mktemp("any"), "version").returncode == 0
+    if not here:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no `docker compose` here")
+
+
+@pytest.mark.usefixtures("compose_here")
+def test_compose_says_which_verb_is_missing(plain: Path, tmp_path: Path) -> None:
+    new = compose(checkout(tmp_path / "new"), "up")
+    assert new.returncode != 0
+    assert "run ./flowerbed provision" in new.stderr
+    unbuilt = compose(plain, "up")
+    assert unbuilt.returncode != 0
+    assert "run ./flowerbed build" in unbuilt.stderr
+    assert "provision" not in unbuilt.stderr
+
+
+@pytest.mark.usefixtures("compose_here")
+def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> None:
+    process = compose(wide, "config", "--format", "json", FLOWERBED_TAG="t", FLOWERBED_DATA="elsewhere")
+    assert process.returncode == 0, process.stderr
+    content = json.loads(process.stdout)
+    assert content["name"] == "flowerbed"
+    assert set(content["services"]) == set(services(wide))
+    commands: dict[str, dict[str, dict[str, str]]] = {}
+    for name, service in content["services"].items():
+        assert service["image"] == f"flowerbed-{name}:t"
+        assert service["user"] == "10001:10001"
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+        assert service["init"] is True
+        assert int(service["mem_limit"]) > 0
+        assert service["pids_limit"] > 0
+        assert service["build"]["context"] == str(wide)
+        assert service["build"]["target"] == "participant"
+        assert ("healthcheck" in service) == (service["command"] != ["console"])
+        assert "docker.sock" not in json.dumps(service)
+        mounts = {mount["target"]: mount for mount in service["volumes"]}
+        assert mounts.pop("/workspace")["source"] == name
+        for mount in mounts.values():
+            assert mount["read_only"] is True
+        commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
+    assert commands == {
+        "server": {"server": {}},
+        "relay": {"relay-1": {}},
+        "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
+        "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
+    }
+    assert (wide / "jobs").is_dir()
+
+
+# Again
+
+
+def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
+    before = certificates(again / PROD)
+    outcome = done(again)
+    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["prod_00", "state"]
+    assert certificates(again / PROD) == before
+    assert outcome["compose"] == f"{PROD}/compose.yaml"
+    assert (outcome["reissued"], outcome["added"]) == ([], [])
+    assert set(outcome["kept"]) == set(outcome["kits"])
+
+
+def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(wide, tmp_path / "repo"))
+    before = certificates(root / PROD)
+    edit(root, replace("\nbuilders:", "\n  - {name: site-4, type: client, org: flowerbed}\nbuilders:"))
+    outcome = done(root)
+    after = certificates(root / "workspace/flowerbed/prod_01")
+    assert after.pop("site-4/startup/client.crt")
+    assert after == before
+    assert "relay-1/startup/server.crt" in before
+    assert (outcome["added"], outcome["reissued"]) == (["site-4"], [])
+    assert outcome["kits"]["site-4"] == "workspace/flowerbed/prod_01/site-4"
+    assert outcome["participants"][-1] == {
+        "name": "site-4",
+        "type": "client",
+        "role": None,
+        "service": "site-4",
+    }
+    assert "FLOWERBED_COMPOSE=workspace/flowerbed/prod_01/compose.yaml" in (root / ".env").read_text()
+
+
+def test_changed_host_names_reissue_the_server_certificate_only(again: Path) -> None:
+    before = certificates(again / PROD)
+    edit(again, replace("[localhost, 127.0.0.1]", "[localhost, 127.0.0.1, fl.example.org]"))
+    code, outcome, text = verb(again)
+    assert (code, outcome["reissued"]) == (0, ["server"])
+    (line,) = (line for line in text.splitlines() if "issued anew by the same CA" in line)
+    assert line.startswith("server: ")
+    assert "fl.example.org" in line
+    kit = again / "workspace/flowerbed/prod_01/server/startup"
+    assert "fl.example.org" in sans(kit / "server.crt")
+    assert (kit / "rootCA.pem").read_bytes() == (again / PROD / "server/startup/rootCA.pem").read_bytes()
+    certificate(kit / "server.crt").verify_directly_issued_by(certificate(kit / "rootCA.pem"))
+    after = certificates(kit.parent.parent)
+    assert {name for name in after if after[name] != before[name]} == {"server/startup/server.crt"}
+
+
+def test_a_changed_org_reissues_that_certificate(again: Path) -> None:
+    edit(again, replace("  - name: site-2\n    type: client\n    org: flowerbed", SITE_2))
+    assert done(again)["reissued"] == ["site-2"]
+    new = certificate(again / "workspace/flowerbed/prod_01/site-2/startup/client.crt")
+    assert "O=elsewhere" in new.subject.rfc4514_string()
+
+
+SITE_2 = "  - name: site-2\n    type: client\n    org: elsewhere"
+
+
+def age(root: Path, subject: str, days: int) -> None:
+    """Give a participant a certificate whose last day is this many days away."""
+    path = root / STATE
+    state = json.loads(path.read_text())
+    old = x509.load_pem_x509_certificate(state[subject]["cert"].encode())
+    now = datetime.datetime.now(datetime.UTC)
+    new = generate_cert(
+        Identity(subject, "flowerbed"),
+        Identity("flowerbed"),
+        serialization.load_pem_private_key(state["root_pri_key"].encode(), None),
+        old.public_key(),
+        not_valid_before=now - datetime.timedelta(days=300),
+        not_valid_after=now + datetime.timedelta(days=days),
+    )
+    state[subject]["cert"] = serialize_cert(new).decode()
+    path.write_text(json.dumps(state))
+
+
+def test_certificates_near_or_past_their_end_are_renewed(again: Path) -> None:
+    age(again, "site-1", 10)
+    age(again, "site-2", 100)
+    assert done(again)["reissued"] == ["site-1"]
+    age(again, "site-2", -1)
+    outcome = done(again)
+    assert outcome["reissued"] == ["site-2"]
+    end = certificate(again / outcome["kits"]["site-2"] / "startup/client.crt").not_valid_after_utc
+    assert end > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
+
+
+# Bad input
+
+
+BAD: dict[str, tuple[Edit, str]] = {
+    "broken YAML": (replace("participants:", "participants: ]"), "line 12: this is not YAML"),
+    "not a mapping": (lambda _: "- a\n- b\n", "expected a mapping"),
+    "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list; found nothing"),
+    "no type": (replace("    type: client\n", ""), "participant site-1: expected 'type' as text"),
+    "unknown type": (replace("type: client", "type: clinet"), "expected type server, client"),
+    "duplicate name": (replace("name: site-2", "name: site-1"), "participant 'site-1' stands there 2 times"),
+    "no server": (replace("type: server", "type: client"), "one participant of type server; found none"),
+    "two servers": (
+        replace("type: client", "type: server"),
+        "one participant of type server; found server, site-1",
+    ),
+    "no admin": (replace("role: project_admin", "role: org_admin"), "type admin with role project_admin"),
+    "unknown role": (replace("role: lead", "role: boss"), "expected role project_admin"),
+    "capital in a site's name": (
+        replace("name: site-2", "name: Site-2"),
+        "site 'Site-2': expected a host name",
+    ),
+    "illegal site name": (replace("name: site-2", "name: site_2"), "site 'site_2': expected a host name"),
+    "name reserved by FLARE": (
+        lambda text: text.replace("name: server", "name: fl").replace("name: site-2", "name: server"),
+        "site 'server': the name means something else to FLARE",
+    ),
+    "illegal admin name": (
+        replace("name: lead@flowerbed.example", "name: lead"),
+        "admin 'lead': expected an e-mail address",
+    ),
+    "illegal org": (replace("org: flowerbed", "org: flower-bed"), "expected org in letters, digits and _"),
+    "illegal project name": (replace("name: flowerbed\n", "name: Flower Bed\n"), "name: expected lower-case"),
+    "bad port": (
+        replace("fed_learn_port: 8002", "fed_learn_port: x"),
+        "expected fed_learn_port from 1 to 65535",
+    ),
+    "second port": (
+        replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    admin_port: 8003"),
+        "admin_port 8003",
+    ),
+    "shared service": (
+        replace("name: lead@flowerbed.example", "name: admin@other.example"),
+        "would share one container, 'admin'",
+    ),
+    "missing builder": (
+        replace("  - path: provisioning.harden.HardenBuilder\n", ""),
+        "builders: provisioning.harden.HardenBuilder missing",
+    ),
+    "builders in another order": (
+        lambda text: (
+            text.replace("provisioning.harden.HardenBuilder", "X")
+            .replace("nvflare.lighter.impl.workspace.WorkspaceBuilder", "provisioning.harden.HardenBuilder")
+            .replace("path: X", "path: nvflare.lighter.impl.workspace.WorkspaceBuilder")
+        ),
+        "builders: wrong order",
+    ),
+    # Left to FLARE to find.
+    "old api_version": (
+        replace("api_version: 3", "api_version: 2"),
+        "API version expected 3 or 4 but found 2",
+    ),
+    "illegal host name": (replace("[localhost,", "[local host,"), "local host"),
+}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("bare") / "repo")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_project_is_refused_with_one_clear_error(bare: Path, tmp_path: Path, case: str) -> None:
+    change, expected = BAD[case]
+    good = (bare / "project.yml").read_text()
+    bad = tmp_path / "project.yml"
+    bad.write_text(change(good))
+    assert bad.read_text() != good
+    code, outcome, text = verb(bare, "-p", str(bad))
+    assert (code, expected in outcome["error"]) == (2, True), text
+    assert str(bad) in outcome["error"]
+    assert "Traceback" not in text
+    assert not list(bare.glob("workspace/*/prod_*"))
+    assert not (bare / ".env").exists()
+
+
+def test_every_error_is_named_at_once(bare: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "project.yml"
+    text = (bare / "project.yml").read_text()
+    bad.write_text(text.replace("name: site-2", "name: site_2").replace("role: lead", "role: boss"))
+    _, outcome, _ = verb(bare, "-p", str(bad))
+    assert "site_2" in outcome["error"]
+    assert "boss" in outcome["error"]
+
+
+def test_missing_project_file(bare: Path) -> None:
+    code, outcome, _ = verb(bare, "-p", "none.yml")
+    assert code == 2
+    assert "none.yml cannot be read: No such file" in outcome["error"]
+
+
+def test_a_role_cannot_change_silently(again: Path) -> None:
+    edit(again, replace("role: lead", "role: member"))
+    code, outcome, text = verb(again)
+    assert code == 1
+    assert "previous role is lead but is now member" in outcome["error"]
+    assert "Traceback" not in text
+
+
+def test_damaged_state_is_told(again: Path) -> None:
+    (again / STATE).write_text("{")
+    code, outcome, _ = verb(again)
+    assert code == 1
+    assert "state/cert.json, the CA and all certificates, cannot be read" in outcome["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "expected"),
+    [
+        ((), replace("role: project_admin", "role: org_admin"), "type admin with role project_admin"),
+        (("-w", "../elsewhere"), lambda text: text + "\n", "expected a workspace below"),
+    ],
+)
+def test_flare_alone_shows_our_errors_as_its_own(
+    tmp_path: Path, arguments: tuple[str, ...], change: Edit, expected: str
+) -> None:
+    root = checkout(tmp_path / "repo")
+    edit(root, change)
+    process = nvflare(root, *arguments)
+    assert process.returncode == 4
+    assert expected in process.stderr
+    assert "Traceback" not in process.stderr
