@@ -56,7 +56,6 @@ class Gateway:
             proxy_headers=False,
             limit_concurrency=CONNECTIONS_AT_ONCE,
             timeout_keep_alive=IDLE_CONNECTION,
-            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._serving: asyncio.Task[None] | None = None
@@ -72,7 +71,8 @@ class Gateway:
 
     async def stop(self) -> None:
         """Close all connections and the port."""
-        self._server.should_exit = True
+        # Whoever is still connected has been told that the job is over, or will see it now.
+        self._server.should_exit = self._server.force_exit = True
         if self._serving is not None:
             await self._serving
         self._socket.close()

@@ -141,7 +141,7 @@ def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites
     )
     with contextlib.redirect_stdout(sys.stderr):
         job.export_job(str(into))
-    return into / job.name
+    return into / str(job.name)
 
 
 def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, ConfigValue]:
@@ -368,7 +368,8 @@ def _download(args: argparse.Namespace) -> None:
             meta = session.get_job_meta(args.job)
             if not str(meta.get("status", "")).startswith("FINISHED"):
                 raise Stop(
-                    f"job {args.job} has not ended: it is {meta.get('status')}. Wait: ./flowerbed wait {args.job}"
+                    f"job {args.job} has not ended: it is {meta.get('status')}. "
+                    f"Wait for it: ./flowerbed wait {args.job}"
                 )
             with _quiet():
                 location = Path(session.download_job_result(args.job, folder) or folder)

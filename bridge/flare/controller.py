@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 
-from bridge.flare import channel
+from bridge.flare import channel, teardown
 from bridge.flower import environment, wire
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import ConfigValue, RunEnd, RunFailed, SuperLink
@@ -45,6 +46,7 @@ EVENTS_TOPIC = "flowerbed.events"
 """The app command by which a console asks a running job for its events."""
 
 EVENTS_FILE = "events.jsonl"
+FLOWER_HOME = "flwr"
 
 
 class FlowerController(Controller):
@@ -52,7 +54,7 @@ class FlowerController(Controller):
 
     def __init__(
         self, app_dir: str = "", run_config: dict[str, ConfigValue] | None = None, min_sites: int = 1
-    ):
+    ) -> None:
         """Args of the job's configuration.
 
         Args:
@@ -69,6 +71,7 @@ class FlowerController(Controller):
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
+        self._superlink: SuperLink | None = None
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE before `control_flow`: open the server's end of the link."""
@@ -118,26 +121,33 @@ class FlowerController(Controller):
         """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
 
     async def _run(self, app: Path, run_dir: Path, sites: list[str]) -> None:
-        """Start SuperLink, wait for the sites, run the app; stop SuperLink in any case."""
+        """Start SuperLink, wait for the sites, run the app."""
         assert self._forwarder is not None and self._arrivals is not None
         environment.check_version()
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
-        superlink: SuperLink | None = None
         try:
-            superlink = await SuperLink.start(work_dir, run_dir / "flwr")
-            self._forwarder.open(superlink.address)
+            self._superlink = await SuperLink.start(work_dir, run_dir / FLOWER_HOME)
+            self._forwarder.open(self._superlink.address)
             await self._wait_for_sites(sites)
-            run_id = await superlink.start_run(app, self.run_config)
-            end = await superlink.finished(run_id)
+            run_id = await self._superlink.start_run(app, self.run_config)
+            end = await self._superlink.finished(run_id)
             if end.sub_status != "completed":
-                raise RunFailed(_reason(end, superlink))
+                raise RunFailed(_reason(end, self._superlink))
         finally:
             await self._forwarder.close()
-            if superlink is not None:
-                await superlink.stop()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
+        they and the SuperLink stop at the same time."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.END_RUN and self._loop is not None:
+            teardown.shorten()
+            if self._superlink is not None:
+                self._loop.run(self._superlink.stop())
             # What Flower unpacked of the app is no result.
-            shutil.rmtree(run_dir / "flwr", ignore_errors=True)
+            run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+            shutil.rmtree(run_dir / FLOWER_HOME, ignore_errors=True)
 
     async def _wait_for_sites(self, sites: list[str]) -> None:
         assert self._arrivals is not None

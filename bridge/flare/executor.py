@@ -13,7 +13,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from bridge.flare import channel
+from bridge.flare import channel, teardown
 from bridge.flower import environment
 from bridge.flower.process import FlowerProcess
 from bridge.flower.supernode import STOP_GRACE, start_supernode
@@ -87,6 +87,7 @@ class FlowerExecutor(Executor):
     def _stop(self) -> None:
         if self._loop is None:
             return
+        teardown.shorten()
         self._loop.run(self._ended())
         self._loop.close()
         self._loop = None

@@ -17,6 +17,9 @@ from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flower.superlink import ConfigValue
 
+TASK_REQUEST_INTERVAL = 0.5
+"""Seconds between two questions of a site's job after a task; each costs about 10 ms."""
+
 
 class BadApp(Exception):
     """The folder is not a Flower app that can be run here; the text is for people."""
@@ -126,6 +129,8 @@ class FlowerJob(FedJob):
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
         self.to_server(FlowerController(run_config=dict(run_config or {}), min_sites=min_sites))
+        # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
+        self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server(str(app))
         # Sites get the app's code too: not to run it from there (it comes through Flower), but so
         # that FLARE asks each site's policy whether it allows custom code.

@@ -21,7 +21,6 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
-    get_object_children_ids_from_object_content,
     get_object_type_from_object_content,
 )
 
@@ -110,7 +109,7 @@ class Observer:
             self._objects[object_id] = dict(MetricRecord.inflate(content))
         elif kind == "ConfigRecord":
             self._objects[object_id] = dict(ConfigRecord.inflate(content))
-        elif kind == "ArrayRecord" or (kind == "Message" and not get_object_children_ids_from_object_content(content)):
+        elif kind == "ArrayRecord":
             self._objects[object_id] = {}
         while len(self._objects) > OBJECTS_KEPT:
             self._objects.popitem(last=False)

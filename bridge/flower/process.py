@@ -1,16 +1,29 @@
-"""A Flower process and all that it starts: begun in a group of its own, ended as a group."""
+"""A Flower process and all that it starts, ended together.
+
+Flower's programs leave their parent's process group (a SuperLink starts its SuperExec in a session of
+its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
+SuperExec that was killed. So every process carries a mark in its environment, which it hands on to
+all that it starts, and by which it is found again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
+
+MARK = "FLOWERBED_PROCESS"
+"""The environment variable that marks a Flower process and its descendants."""
 
 LAST_LINES = 200
 """Lines of output that are kept, for the reason when a process ends badly."""
@@ -29,13 +42,11 @@ class FlowerProcess:
     the child when that thread ends, so that a killed job process leaves nothing behind.
     """
 
-    def __init__(
-        self, name: str, process: asyncio.subprocess.Process, on_line: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, mark: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
+        self._mark = mark
         self.last_lines: list[str] = []
         self._process = process
-        self._on_line = on_line
         self._log = logging.getLogger(f"bridge.{name}")
         self._reader = asyncio.ensure_future(self._read())
 
@@ -47,18 +58,23 @@ class FlowerProcess:
         *,
         cwd: Path,
         env: Mapping[str, str],
-        on_line: Callable[[str], None] = lambda _: None,
     ) -> FlowerProcess:
         """Start `command` (a console script of this environment, without its folder) in `cwd`.
 
         Flower finds its own programs by name, so this environment's folder comes first on PATH.
         """
         scripts = Path(sys.executable).parent
+        mark = uuid.uuid4().hex
         process = await asyncio.create_subprocess_exec(
             str(scripts / command[0]),
             *command[1:],
             cwd=cwd,
-            env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", **env},
+            env={
+                **os.environ,
+                "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+                **env,
+                MARK: mark,
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -66,11 +82,11 @@ class FlowerProcess:
             preexec_fn=_die_with_parent,
             limit=_LINE_LIMIT,
         )
-        return cls(name, process, on_line)
+        return cls(name, mark, process)
 
     @property
     def pid(self) -> int:
-        """The process's id; its group has the same."""
+        """The process's id."""
         return self._process.pid
 
     @property
@@ -83,25 +99,18 @@ class FlowerProcess:
         return await self._process.wait()
 
     async def stop(self, grace: float) -> None:
-        """End the whole group: SIGTERM, after `grace` seconds SIGKILL."""
-        self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace):
-                await self._process.wait()
-                while _group_lives(self.pid):
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            pass
-        self._signal(signal.SIGKILL)
+        """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
+        _signal(marked(self._mark), signal.SIGTERM)
+        deadline = asyncio.get_running_loop().time() + grace
+        while (left := marked(self._mark)) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        while left:
+            _signal(left, signal.SIGKILL)
+            await asyncio.sleep(0.02)
+            left = marked(self._mark)
         await self._process.wait()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
@@ -118,7 +127,6 @@ class FlowerProcess:
             self.last_lines.append(line)
             del self.last_lines[:-LAST_LINES]
             self._log.info("%s", line)
-            self._on_line(line)
 
 
 def strip_colour(text: str) -> str:
@@ -130,9 +138,17 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def marked(mark: str) -> list[psutil.Process]:
+    """The living processes that carry `mark`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)

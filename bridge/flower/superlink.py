@@ -111,10 +111,7 @@ class SuperLink:
         Raises:
             RunFailed: the app cannot be built, or the SuperLink refuses it.
         """
-        try:
-            content = await asyncio.to_thread(build_fab_from_disk, app)
-        except Exception as error:
-            raise RunFailed(f"the app in {app.name}/ cannot be built: {error}") from error
+        content = await asyncio.to_thread(build_fab, app)
         request = StartRunRequest(
             fab=Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content),
             override_config=user_config_to_proto(dict(run_config)),
@@ -199,6 +196,19 @@ class SuperLink:
         if response.status_code != 200:
             raise RunFailed(f"SuperLink refused {call} with {response.status_code}: {response.text[:500]}")
         reply.ParseFromString(response.content)
+
+
+def build_fab(app: Path) -> bytes:
+    """Return the app folder as a Flower App Bundle.
+
+    Raises:
+        RunFailed: Flower cannot build it.
+    """
+    try:
+        content: bytes = build_fab_from_disk(app)
+    except Exception as error:
+        raise RunFailed(f"the app cannot be built: {error}") from error
+    return content
 
 
 def last_traceback(lines: list[str]) -> str:

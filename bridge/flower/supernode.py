@@ -8,8 +8,9 @@ from bridge.flower import environment
 from bridge.flower.process import FlowerProcess
 from bridge.flower.superlink import free_port
 
-STOP_GRACE = 3.0
-"""Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp: it takes 0.4 to 1.3 on a quiet machine."""
+STOP_GRACE = 0.5
+"""Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp. When they are stopped the run is over:
+there is nothing left to save, and a SuperNode takes up to 3 s to leave by itself."""
 
 
 async def start_supernode(

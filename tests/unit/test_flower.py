@@ -1,0 +1,148 @@
+"""A real SuperLink, two real SuperNodes and a real app, joined by the relay without FLARE.
+
+One run for all: the link loses the answer of the first call of every kind, after the server has
+acted. Plain Flower hangs or dies when that happens to pull-messages, push-object or register-node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from bridge.flower import wire
+from bridge.flower.observe import Event, Observer
+from bridge.flower.process import MARK, FlowerProcess
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab
+from bridge.flower.supernode import start_supernode
+from bridge.forwarder import Forwarder
+from bridge.gateway import Gateway
+from bridge.relay import Call, Caller, LinkFault, Response
+
+APPS = Path(__file__).parents[1] / "apps"
+
+
+@dataclass
+class LossyLink:
+    """Carries a site's calls; loses the answer to the first call of each kind that brings something."""
+
+    forwarder: Forwarder
+    site: str
+    lost: set[str] = field(default_factory=set)
+
+    async def send(self, call: Call) -> Response:
+        response = await self.forwarder.answer(self.site, call)
+        name = wire.call_name(call.request.path)
+        assert name is not None
+        if name not in self.lost and (response.body or name != wire.PULL):
+            self.lost.add(name)
+            raise LinkFault("lost on the way back")
+        return response
+
+
+@dataclass
+class Outcome:
+    end: RunEnd
+    events: list[Event]
+    lost: list[set[str]]
+    work_dir: Path
+    traceback: str
+    left: list[psutil.Process]
+
+
+async def run_app(work_dir: Path, app: Path) -> Outcome:
+    events: list[Event] = []
+    forwarder = Forwarder(Observer(events.append))
+    superlink = await SuperLink.start(work_dir, work_dir / "server")
+    forwarder.open(superlink.address)
+    links = [LossyLink(forwarder, f"site-{number}") for number in (1, 2)]
+    callers = [Caller(link) for link in links]
+    gateways = [Gateway(caller) for caller in callers]
+    nodes: list[FlowerProcess] = []
+    try:
+        for number, gateway in enumerate(gateways):
+            await gateway.start()
+            home = work_dir / f"site-{number}"
+            nodes.append(
+                await start_supernode(gateway.port, work_dir, home, {"partition-id": number, "name": "a b"})
+            )
+        run = await superlink.start_run(app, {"num-server-rounds": 1})
+        async with asyncio.timeout(60):
+            end = await superlink.finished(run)
+    finally:
+        await forwarder.close()
+        for caller in callers:
+            await caller.close()
+        await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
+        for gateway in gateways:
+            await gateway.stop()
+    mine = psutil.Process().children(recursive=True)
+    return Outcome(end, events, [link.lost for link in links], work_dir, superlink.traceback(), mine)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    yield asyncio.run(run_app(tmp_path_factory.mktemp("run"), APPS / "numpy-add"))
+
+
+def test_the_run_completes_although_an_answer_of_each_kind_was_lost(outcome: Outcome) -> None:
+    assert outcome.end == RunEnd("completed", "")
+    must = {wire.PULL, wire.PUSH_OBJECT, wire.REGISTER, wire.PUSH, wire.CONFIRM, wire.PULL_OBJECT}
+    assert all(lost >= must for lost in outcome.lost)
+
+
+def test_every_site_added_once(outcome: Outcome) -> None:
+    assert np.load(outcome.work_dir / "final_model.npy").tolist() == [1.0] * 10
+
+
+def test_rounds_and_metrics_were_read_on_the_way(outcome: Outcome) -> None:
+    rounds = [event["round"] for event in outcome.events if event["event"] == "round"]
+    replies = {
+        (event["site"], event["kind"]): (event["num_examples"], event["metrics"])
+        for event in outcome.events
+        if event["event"] == "reply"
+    }
+    assert rounds == [1]
+    assert replies == {
+        (site, kind): (10, metrics)
+        for site in ("site-1", "site-2")
+        for kind, metrics in (("train", {"train_loss": 1.0}), ("evaluate", {"loss": 1.0, "mean": 1.0}))
+    }
+
+
+def test_no_process_is_left(outcome: Outcome) -> None:
+    assert outcome.left == []
+    assert [p for p in psutil.process_iter() if _environ(p).get("FLWR_HOME", "").startswith(str(outcome.work_dir))] == []
+
+
+def _environ(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
+    async def test() -> list[psutil.Process]:
+        script = "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
+        process = await FlowerProcess.start("test", ["python3", "-c", script], cwd=tmp_path, env={})
+        while not (found := psutil.Process(process.pid).children()):
+            await asyncio.sleep(0.02)
+        await process.stop(1.0)
+        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    assert asyncio.run(test()) == []
+    assert MARK == "FLOWERBED_PROCESS"
+
+
+def test_an_app_that_cannot_be_built_is_one_clear_failure(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+
+    with pytest.raises(RunFailed, match="cannot be built"):
+        build_fab(tmp_path / "app")

@@ -1,0 +1,63 @@
+"""What Flowerbed leans on inside FLARE and Flower that neither documents: one test for each, which
+names the version it was read in. When one fails after an upgrade, look at the module it names."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from importlib.metadata import version
+
+import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
+from nvflare.fuel.f3.mpm import MainProcessMonitor
+
+from bridge.flare import channel, teardown
+from bridge.flower import environment, wire
+
+
+def test_the_versions_are_the_ones_that_were_read() -> None:
+    assert version("nvflare") == "2.9.0"
+    environment.check_version()
+
+
+def test_an_unsupported_flower_is_refused_with_the_range_that_works() -> None:
+    for wrong in ("1.39.0", "1.34.1", "1.43.0", "2.0.0"):
+        with pytest.raises(environment.UnsupportedFlower, match=r"expected 1\.40 to 1\.42"):
+            environment.check_version(wrong)
+
+
+def test_wire_knows_every_fleet_call() -> None:
+    paths = {path for method, path in PROTOBUF_REQUEST_TYPES if path.startswith(wire.PREFIX)}
+    assert {wire.PREFIX + name for name in wire.REPEATS} == paths
+
+
+def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
+    node = Node(node_id=1234567890123456789)
+    confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
+    pull = PullMessagesRequest(node=node).SerializeToString()
+    assert wire._released_pull(confirm) == wire._pull_key(pull)
+    assert wire._released_pull(b"\xff\xff") is None
+
+
+def test_channel_cells_stream_and_answer_with_futures() -> None:
+    for name in ("channel", "target", "topic", "request", "timeout", "optional"):
+        assert name in inspect.signature(Cell._send_request).parameters
+    assert "register_blob_cb" in dir(Cell)
+    assert "concurrent.futures.Future" in inspect.getsource(Adapter.call)
+    assert channel.site_of("site-1.0b1c") == "site-1"
+    assert channel.site_of("relay-1.site-1.0b1c") == "site-1"
+
+
+def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = inspect.signature(MainProcessMonitor.run).parameters
+    assert run["shutdown_grace_time"].default == 3
+    monkeypatch.setattr(MainProcessMonitor, "_start_shutdown", MainProcessMonitor._start_shutdown)
+    monkeypatch.setattr(MainProcessMonitor, "_cleanup_cbs", [(lambda: None, (), {})])
+    teardown.shorten()
+    began = time.monotonic()
+    MainProcessMonitor._start_shutdown(3, 3)
+    assert time.monotonic() - began < 1.5

@@ -1,0 +1,83 @@
+"""A Flower app as a FLARE job folder, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge.flare.job import BadApp, FlowerJob, FlowerRecipe, check_packages, check_run_config, flat, read_app
+
+APP = Path(__file__).parents[1] / "apps" / "numpy-add"
+
+
+def export(tmp_path: Path, **options: object) -> Path:
+    job = FlowerJob(APP, name="add", **options)  # type: ignore[arg-type]
+    job.export_job(str(tmp_path))
+    return tmp_path / "add"
+
+
+def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> None:
+    job = export(tmp_path, run_config={"num-server-rounds": 7}, min_sites=2)
+    custom = job / "app" / "custom"
+    files = {str(path.relative_to(custom)) for path in custom.rglob("*") if path.is_file()}
+    sent = {str(path.relative_to(APP)) for path in APP.rglob("*") if path.is_file()}
+    assert {file for file in files if "__pycache__" not in file} == {f for f in sent if "__pycache__" not in f}
+    meta = json.loads((job / "meta.json").read_text())
+    assert meta["deploy_map"] == {"app": ["@ALL"]} and meta["min_clients"] == 2
+    server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
+    (workflow,) = server["workflows"]
+    assert workflow["path"] == "bridge.flare.controller.FlowerController"
+    assert workflow["args"] == {"run_config": {"num-server-rounds": 7}, "min_sites": 2}
+    client = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
+    assert client["executors"][0]["executor"]["path"] == "bridge.flare.executor.FlowerExecutor"
+
+
+def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
+    job = export(tmp_path, sites=["site-1", "site-3"], min_sites=2)
+    meta = json.loads((job / "meta.json").read_text())
+    assert sorted(site for sites in meta["deploy_map"].values() for site in sites) == ["server", "site-1", "site-3"]
+    assert meta["mandatory_clients"] == ["site-1", "site-3"]
+
+
+def test_the_recipe_takes_the_arguments_of_flares_own(tmp_path: Path) -> None:
+    recipe = FlowerRecipe(flower_content=str(APP), name="mine", min_clients=2, run_config={"array-size": 3})
+    recipe.export(str(tmp_path))
+    server = json.loads((tmp_path / "mine" / "app" / "config" / "config_fed_server.json").read_text())
+    assert server["workflows"][0]["args"]["run_config"] == {"array-size": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no pyproject.toml"),
+        ("[project\n", "broken"),
+        ("[project]\nname='x'\n", "no serverapp"),
+        ("[tool.flwr.app.components]\nserverapp='a:b'\n", "no clientapp"),
+    ],
+)
+def test_a_folder_that_is_no_app_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(BadApp, match=said):
+        read_app(tmp_path)
+
+
+def test_missing_packages_are_all_named() -> None:
+    wanted = ["numpy", "no-such-package>=1", "flwr>=99", 'never; python_version < "3"']
+    with pytest.raises(BadApp) as refused:
+        check_packages({"project": {"dependencies": wanted}})
+    missing = refused.value.facts["missing"]
+    assert missing[0] == "no-such-package>=1"
+    assert missing[1].startswith("flwr>=99 (the image has 1.")
+    assert len(missing) == 2
+
+
+def test_an_unknown_configuration_key_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadApp, match=r"no configuration key rounds; it has .*num-server-rounds"):
+        check_run_config(read_app(APP), {"rounds": 3})
+
+
+def test_nested_configuration_is_flattened_as_flower_does() -> None:
+    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

@@ -1,0 +1,210 @@
+"""The relay's rules, with a link and a server that fail on command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from bridge.relay import Call, Caller, JobOver, Ledger, LinkFault, Repeat, Request, Response, Rule
+
+REQUEST = Request("/v1/fleet/x", (), b"question")
+
+
+def rule(repeat: Repeat, key: str = "k", releases: str | None = None) -> Rule:
+    return Rule(repeat, key, releases)
+
+
+class Server:
+    """Answers with a number that grows at every execution; `faults` are raised first, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.faults: list[Exception] = []
+        self.gate: asyncio.Event | None = None
+
+    async def send(self, call: Call) -> Response:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.calls.append(call)
+        if self.gate is not None:
+            await self.gate.wait()
+        return Response(200, (), str(len(self.calls)).encode())
+
+
+def run(test: Callable[[], object]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("repeat", Repeat)
+def test_each_repetition_is_answered_as_its_rule_says(repeat: Repeat) -> None:
+    async def test() -> None:
+        server = Server()
+        caller = Caller(server)
+        first = await caller.call(REQUEST, rule(repeat))
+        second = await caller.call(REQUEST, rule(repeat))
+        assert first is not None and second is not None
+        assert first.body == b"1"
+        assert second.body == (b"2" if repeat is Repeat.HARMLESS else b"1")
+
+    run(test)
+
+
+def test_a_held_answer_is_given_again_until_it_is_released() -> None:
+    async def test() -> None:
+        caller = Caller(Server())
+        bodies = []
+        for releases in (None, None, "k", None):
+            key = "k" if releases is None else "confirm"
+            answer = await caller.call(REQUEST, rule(Repeat.HELD, key, releases))
+            assert answer is not None
+            bodies.append(answer.body)
+        assert bodies == [b"1", b"1", b"2", b"3"]
+
+    run(test)
+
+
+def test_an_empty_answer_is_not_held() -> None:
+    class Nothing(Server):
+        async def send(self, call: Call) -> Response:
+            self.calls.append(call)
+            return Response(200)
+
+    async def test() -> None:
+        server = Nothing()
+        caller = Caller(server)
+        await caller.call(REQUEST, rule(Repeat.HELD))
+        await caller.call(REQUEST, rule(Repeat.HELD))
+        assert len(server.calls) == 2
+
+    run(test)
+
+
+def test_a_refusal_is_not_kept() -> None:
+    class Refusing(Server):
+        async def send(self, call: Call) -> Response:
+            self.calls.append(call)
+            return Response(503 if len(self.calls) == 1 else 200, (), b"ok")
+
+    async def test() -> None:
+        caller = Caller(Refusing())
+        first = await caller.call(REQUEST, rule(Repeat.ONCE))
+        second = await caller.call(REQUEST, rule(Repeat.ONCE))
+        assert first is not None and second is not None
+        assert (first.status, second.status) == (503, 200)
+
+    run(test)
+
+
+def test_a_failing_link_is_tried_again_with_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.relay.RETRY_FIRST", 0.001)
+
+    async def test() -> None:
+        server = Server()
+        server.faults = [LinkFault("down"), LinkFault("down")]
+        answer = await Caller(server).call(REQUEST, rule(Repeat.ONCE))
+        assert answer is not None and answer.body == b"1"
+
+    run(test)
+
+
+def test_a_repetition_joins_the_call_in_flight() -> None:
+    async def test() -> None:
+        server = Server()
+        server.gate = asyncio.Event()
+        caller = Caller(server, answer_within=0.02)
+        assert await caller.call(REQUEST, rule(Repeat.HARMLESS)) is None
+        again = asyncio.ensure_future(caller.call(REQUEST, rule(Repeat.HARMLESS)))
+        await asyncio.sleep(0)
+        server.gate.set()
+        answer = await again
+        assert answer is not None and answer.body == b"1"
+        assert len(server.calls) == 1
+
+    run(test)
+
+
+def test_an_answer_that_came_too_late_is_kept_for_the_repetition() -> None:
+    async def test() -> None:
+        server = Server()
+        server.gate = asyncio.Event()
+        caller = Caller(server, answer_within=0.01)
+        assert await caller.call(REQUEST, rule(Repeat.HARMLESS)) is None
+        server.gate.set()
+        await asyncio.sleep(0.01)
+        assert caller.bytes_kept == 1
+        answer = await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        assert answer is not None and answer.body == b"1"
+        assert caller.bytes_kept == 0
+
+    run(test)
+
+
+def test_the_end_of_the_job_is_told_once_and_ends_every_call() -> None:
+    async def test() -> None:
+        told: list[str] = []
+        server = Server()
+        server.faults = [JobOver(), JobOver()]
+        caller = Caller(server, on_over=lambda: told.append("over"))
+        for _ in range(3):
+            with pytest.raises(JobOver):
+                await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        assert told == ["over"]
+
+    run(test)
+
+
+def test_the_server_is_told_which_answers_arrived() -> None:
+    async def test() -> None:
+        server = Server()
+        caller = Caller(server)
+        await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        assert server.calls[1].done == (server.calls[0].id,)
+
+    run(test)
+
+
+def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
+    async def test() -> None:
+        ledger = Ledger()
+        executed: list[str] = []
+
+        def work(name: str) -> Callable[[], object]:
+            async def go() -> Response:
+                executed.append(name)
+                await asyncio.sleep(0.01)
+                return Response(200, (), name.encode())
+
+            return go
+
+        answers = await asyncio.gather(
+            *(ledger.answer("site-1", "a", (), work("a")) for _ in range(3)),  # type: ignore[arg-type]
+            ledger.answer("site-2", "a", (), work("other site")),  # type: ignore[arg-type]
+        )
+        assert [a.body for a in answers] == [b"a", b"a", b"a", b"other site"]
+        assert (await ledger.answer("site-1", "a", (), work("again"))).body == b"a"  # type: ignore[arg-type]
+        assert executed == ["a", "other site"]
+        assert ledger.bytes_kept == 1 + len("other site")
+        await ledger.answer("site-1", "b", ("a",), work("b"))  # type: ignore[arg-type]
+        assert ledger.bytes_kept == 1 + len("other site")
+
+    run(test)
+
+
+def test_the_ledger_keeps_nothing_of_an_execution_that_failed() -> None:
+    async def test() -> None:
+        ledger = Ledger()
+
+        async def fails() -> Response:
+            raise LinkFault("no SuperLink")
+
+        async def works() -> Response:
+            return Response(200)
+
+        with pytest.raises(LinkFault):
+            await ledger.answer("s", "a", (), fails)
+        assert (await ledger.answer("s", "a", (), works)).status == 200
+
+    run(test)
