@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge.flare.controller import EVENTS_FILE, EVENTS_TOPIC
-from bridge.flare.job import BadApp, FlowerJob, check_packages, check_run_config, read_app
-from bridge.flower.superlink import ConfigValue
+from bridge.flare.job import FlowerJob
+from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, check_packages, check_run_config, read_app
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 """The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
@@ -158,7 +158,7 @@ def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, C
     if args.rounds is not None:
         if args.rounds < 1:
             raise Stop(f"--rounds expects at least 1, found {args.rounds}", 2)
-        values["num-server-rounds"] = args.rounds
+        values[ROUNDS_KEY] = args.rounds
     check_run_config(config, values)
     return values
 

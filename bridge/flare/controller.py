@@ -14,7 +14,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from nvflare.apis.workspace import Workspace
 
 from bridge.flare import channel, teardown
 from bridge.flower import environment, wire
+from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, read_app, run_config
 from bridge.flower.observe import Event, Observer
-from bridge.flower.superlink import ConfigValue, RunEnd, RunFailed, SuperLink
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
 from bridge.loop import LoopThread
 from bridge.relay import Request, Response
@@ -80,7 +81,7 @@ class FlowerController(Controller):
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         self._loop = LoopThread("flowerbed")
         self._events = Events(run_dir / EVENTS_FILE)
-        self._arrivals = Arrivals(self._events.emit)
+        self._arrivals = Arrivals(self._events.emit, self._rounds(fl_ctx))
         self._forwarder = Forwarder(self._arrivals)
         channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer)
         fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
@@ -88,11 +89,9 @@ class FlowerController(Controller):
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Called by FLARE: run the app to its end. A failed run fails the job."""
         assert self._loop is not None and self._events is not None
-        workspace = _workspace(fl_ctx)
-        job_id = fl_ctx.get_job_id()
+        run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
-        custom = Path(workspace.get_app_custom_dir(job_id))
-        run = self._loop.submit(self._run(custom / self.app_dir, Path(workspace.get_run_dir(job_id)), sites))
+        run = self._loop.submit(self._run(self._app(fl_ctx), run_dir, sites))
         while not run.done():
             if abort_signal.triggered:
                 run.cancel()
@@ -163,6 +162,18 @@ class FlowerController(Controller):
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
 
+    def _app(self, fl_ctx: FLContext) -> Path:
+        return Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())) / self.app_dir
+
+    def _rounds(self, fl_ctx: FLContext) -> int | None:
+        """How many rounds the app will run, if it says so by the usual key."""
+        try:
+            known = run_config(read_app(self._app(fl_ctx))) | self.run_config
+        except BadApp:
+            return None  # Building the app will say what is wrong with it.
+        rounds = known.get(ROUNDS_KEY)
+        return rounds if isinstance(rounds, int) else None
+
     def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
         """The app command: events from number `since` on."""
         assert self._events is not None
@@ -192,8 +203,8 @@ class Events:
 class Arrivals(Observer):
     """An observer that also knows which sites have an active Flower node."""
 
-    def __init__(self, emit: Any) -> None:
-        super().__init__(emit)
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
+        super().__init__(emit, rounds)
         self.here: set[str] = set()
         self._changed = asyncio.Event()
 

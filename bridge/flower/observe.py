@@ -53,13 +53,15 @@ class _Reply:
 class Observer:
     """Turns the exchanges of one job into events; an unreadable one is skipped, never an error.
 
-    Events: `{"event": "round", "round", "t"}` when the first message of a round is handed out, and
+    Events: `{"event": "round", "round", "of", "t"}` when the first message of a round is handed out, and
     `{"event": "reply", "round", "site", "kind", "num_examples", "metrics", "error", "t"}` when a
     site's reply has arrived; `t` is Unix time in seconds.
     """
 
-    def __init__(self, emit: Callable[[Event], None]) -> None:
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None = None) -> None:
+        """`rounds` is how many there will be, where that is known."""
         self._emit = emit
+        self._of = rounds
         self._rounds: set[int] = set()
         self._objects: OrderedDict[str, Any] = OrderedDict()
         self._replies: list[_Reply] = []
@@ -99,7 +101,7 @@ class Observer:
     def _round_began(self, group: str) -> None:
         if group.isdigit() and int(group) > 0 and int(group) not in self._rounds:
             self._rounds.add(int(group))
-            self._emit({"event": "round", "round": int(group), "t": time.time()})
+            self._emit({"event": "round", "round": int(group), "of": self._of, "t": time.time()})
 
     def _keep(self, object_id: str, content: bytes) -> None:
         kind = get_object_type_from_object_content(content)

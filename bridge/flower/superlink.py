@@ -29,6 +29,7 @@ from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
 from bridge.flower import environment
+from bridge.flower.app import ConfigValue
 from bridge.flower.process import LAST_LINES, FlowerProcess, strip_colour
 
 serverapp_log = logging.getLogger("bridge.serverapp")
@@ -43,8 +44,6 @@ STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
 
 _HEADERS = {"content-type": "application/protobuf"}
-
-ConfigValue = bool | int | float | str
 
 
 class RunFailed(Exception):

@@ -117,7 +117,9 @@ def test_rounds_and_metrics_were_read_on_the_way(outcome: Outcome) -> None:
 
 def test_no_process_is_left(outcome: Outcome) -> None:
     assert outcome.left == []
-    assert [p for p in psutil.process_iter() if _environ(p).get("FLWR_HOME", "").startswith(str(outcome.work_dir))] == []
+    assert [
+        p for p in psutil.process_iter() if _environ(p).get("FLWR_HOME", "").startswith(str(outcome.work_dir))
+    ] == []
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:

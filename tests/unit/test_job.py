@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.flare.job import BadApp, FlowerJob, FlowerRecipe, check_packages, check_run_config, flat, read_app
+from bridge.flare.job import FlowerJob, FlowerRecipe
+from bridge.flower.app import BadApp, check_packages, check_run_config, flat, read_app
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 
@@ -23,7 +24,9 @@ def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> Non
     custom = job / "app" / "custom"
     files = {str(path.relative_to(custom)) for path in custom.rglob("*") if path.is_file()}
     sent = {str(path.relative_to(APP)) for path in APP.rglob("*") if path.is_file()}
-    assert {file for file in files if "__pycache__" not in file} == {f for f in sent if "__pycache__" not in f}
+    assert {file for file in files if "__pycache__" not in file} == {
+        f for f in sent if "__pycache__" not in f
+    }
     meta = json.loads((job / "meta.json").read_text())
     assert meta["deploy_map"] == {"app": ["@ALL"]} and meta["min_clients"] == 2
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
@@ -37,7 +40,11 @@ def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> Non
 def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
     job = export(tmp_path, sites=["site-1", "site-3"], min_sites=2)
     meta = json.loads((job / "meta.json").read_text())
-    assert sorted(site for sites in meta["deploy_map"].values() for site in sites) == ["server", "site-1", "site-3"]
+    assert sorted(site for sites in meta["deploy_map"].values() for site in sites) == [
+        "server",
+        "site-1",
+        "site-3",
+    ]
     assert meta["mandatory_clients"] == ["site-1", "site-3"]
 
 

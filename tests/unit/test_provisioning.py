@@ -174,6 +174,13 @@ def test_consoles_log_in_by_certificate(plain: Path) -> None:
         assert config["admin"]["uid_source"] == "cert"
 
 
+def test_who_may_download_a_job_may_read_its_log(plain: Path) -> None:
+    policy = json.loads((plain / PROD / "server/local/authorization.json.default").read_text())
+    lead, member = policy["permissions"]["lead"], policy["permissions"]["member"]
+    assert lead["get_job_log"] == lead["download_job"] == "n:submitter"
+    assert "get_job_log" not in member
+
+
 def test_keys_and_state_are_for_the_owner_only(plain: Path) -> None:
     state = plain / STATE
     keys = list((plain / PROD).rglob("*.key"))

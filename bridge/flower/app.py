@@ -1,0 +1,97 @@
+"""A Flower app's folder: what its pyproject.toml says, and whether this image can run it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+ConfigValue = bool | int | float | str
+
+ROUNDS_KEY = "num-server-rounds"
+"""By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
+
+
+class BadApp(Exception):
+    """The folder is not a Flower app that can be run here; the text is for people."""
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text)
+        self.facts = facts
+
+
+def read_app(app: Path) -> dict[str, Any]:
+    """Return the app's pyproject.toml as a dict.
+
+    Raises:
+        BadApp: there is none, it is broken, or it names no ServerApp and ClientApp.
+    """
+    file = app / "pyproject.toml"
+    try:
+        config = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise BadApp("expected a Flower app, but it has no pyproject.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadApp(f"pyproject.toml is broken: {error}") from None
+    components = config.get("tool", {}).get("flwr", {}).get("app", {}).get("components", {})
+    for part in ("serverapp", "clientapp"):
+        if not isinstance(components.get(part), str):
+            raise BadApp(f"pyproject.toml has no {part} in [tool.flwr.app.components]")
+    return config
+
+
+def check_packages(config: Mapping[str, Any]) -> None:
+    """Raise `BadApp` unless every package that the app asks for is installed here.
+
+    Sites install nothing at run time (they have no network), so what is missing in the image is
+    missing for good.
+    """
+    missing = []
+    for line in config.get("project", {}).get("dependencies", []):
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement as error:
+            raise BadApp(f"pyproject.toml asks for {line!r}, which is no requirement: {error}") from None
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            missing.append(line)
+        else:
+            # A local label such as +cpu says how a package was built, not which version it is.
+            if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
+                missing.append(f"{line} (the image has {found})")
+    if missing:
+        raise BadApp("the image lacks packages that the app needs: " + ", ".join(missing), missing=missing)
+
+
+def check_run_config(config: Mapping[str, Any], overrides: Mapping[str, ConfigValue]) -> None:
+    """Raise `BadApp` unless every overridden key stands in the app's own configuration."""
+    known = run_config(config)
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise BadApp(
+            f"the app has no configuration key {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known)) or 'none'} ([tool.flwr.app.config] in pyproject.toml)"
+        )
+
+
+def run_config(config: Mapping[str, Any]) -> dict[str, ConfigValue]:
+    """The app's own run configuration, flattened."""
+    return flat(config.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {}))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, ConfigValue]:
+    """Flower's own flattening of nested configuration: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    result: dict[str, ConfigValue] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
