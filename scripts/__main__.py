@@ -20,6 +20,7 @@ VERBS = (
     "doctor",
     "provision",
     "build",
+    "data",
     "up",
     "status",
     "submit",

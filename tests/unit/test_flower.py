@@ -117,9 +117,8 @@ def test_rounds_and_metrics_were_read_on_the_way(outcome: Outcome) -> None:
 
 def test_no_process_is_left(outcome: Outcome) -> None:
     assert outcome.left == []
-    assert [
-        p for p in psutil.process_iter() if _environ(p).get("FLWR_HOME", "").startswith(str(outcome.work_dir))
-    ] == []
+    homes = [_environ(process).get("FLWR_HOME", "") for process in psutil.process_iter()]
+    assert [home for home in homes if home.startswith(str(outcome.work_dir))] == []
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:
@@ -131,7 +130,8 @@ def _environ(process: psutil.Process) -> dict[str, str]:
 
 def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
     async def test() -> list[psutil.Process]:
-        script = "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
+        child = "subprocess.Popen(['sleep', '60'], start_new_session=True)"
+        script = f"import subprocess, time; {child}; time.sleep(60)"
         process = await FlowerProcess.start("test", ["python3", "-c", script], cwd=tmp_path, env={})
         while not (found := psutil.Process(process.pid).children()):
             await asyncio.sleep(0.02)
