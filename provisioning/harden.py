@@ -20,6 +20,9 @@ WORKSPACE = "/workspace"
 CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor")
 """The bridge's job components: a job without code of its own may use only classes on the allow list."""
 
+JOB_PROCESS_CHECK = 0.5
+"""Seconds between two looks of a job's server process at whether its run is over; FLARE's own are 3."""
+
 DIALLED = ("localhost", "127.0.0.1")
 """By which names the server's own machine reaches it, besides its name."""
 
@@ -54,6 +57,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
+                _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 _edit(local / "resources.json.default", _allow_bridge)
@@ -105,6 +109,10 @@ def _keep_store_in_volume(resources: dict[str, Any]) -> None:
 
 def _allow_bridge(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], *CLASSES]
+
+
+def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:
+    config["servers"][0]["check_engine_frequency"] = JOB_PROCESS_CHECK
 
 
 def _show_submitters_their_logs(policy: dict[str, Any]) -> None:

@@ -112,7 +112,9 @@ def _input() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
-                tar.extractall(folder, filter="data")
+                # Debian 12's Python 3.11.2 has no extraction filters; the tar is our own user's.
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                tar.extractall(folder)
         except tarfile.TarError as error:
             raise Stop(f"expected a tar on stdin: {error}", 2) from None
         yield Path(folder)

@@ -168,6 +168,11 @@ def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
     assert components["job_manager"]["args"]["uri_root"].startswith("/workspace/")
 
 
+def test_a_finished_job_is_seen_at_once(plain: Path) -> None:
+    config = json.loads((plain / PROD / "server/startup/fed_server.json").read_text())
+    assert config["servers"][0]["check_engine_frequency"] <= 0.5
+
+
 def test_consoles_log_in_by_certificate(plain: Path) -> None:
     for person in ("admin", "lead"):
         config = json.loads((plain / PROD / f"{person}@flowerbed.example/startup/fed_admin.json").read_text())
