@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from scripts.core import Failure, say
@@ -34,8 +35,8 @@ VERBS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of all verbs; the first line of a verb's docstring is its summary."""
+def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The command line of some verbs; the first line of a verb's docstring is its summary."""
     top = argparse.ArgumentParser(
         prog="flowerbed",
         description="Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers.",
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "What a verb does and takes: ./flowerbed VERB --help",
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in VERBS:
+    for name in verbs_to_load:
         module = importlib.import_module(f"scripts.{name}")
         text = (module.__doc__ or "").strip()
         sub = verbs.add_parser(
@@ -65,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # Only the verb that is asked for: importing them all takes as long as most of them run.
+    args = parser(words[:1] if words and words[0] in VERBS else VERBS).parse_args(words)
     outcome: dict[str, Any]
     code = 0
     try:

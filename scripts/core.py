@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,26 @@ def run(
         return subprocess.CompletedProcess(words, 127, b"", f"{words[0]}: command not found\n".encode())
     except subprocess.TimeoutExpired:
         raise Failure(f"'{' '.join(words)}' did not end within {timeout:.0f} s.") from None
+
+
+def pip(verb: str) -> list[str]:
+    """The words that call pip's `install` or `download`: quiet, and never building what it fetches."""
+    return [sys.executable, "-m", "pip", verb, "--disable-pip-version-check", "-qq", "--only-binary", ":all:"]
+
+
+def unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """Extract what came from a container: files and folders only, nothing outside `folder`.
+
+    Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+    """
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise Failure(f"A file of the archive would be written outside its folder: {member.name}")
+        if member.isfile() or member.isdir():
+            tar.extract(member, folder, set_attrs=False)
+        else:
+            say(f"  left out: {member.name}, which is neither a file nor a folder")
 
 
 def must(process: subprocess.CompletedProcess[bytes], purpose: str) -> bytes:

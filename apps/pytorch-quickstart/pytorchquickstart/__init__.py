@@ -1,0 +1,1 @@
+"""pytorch-quickstart: a Flower / PyTorch app."""

@@ -1,0 +1,359 @@
+"""Write each site's part of Fashion-MNIST to data/SITE, in the dataset's own file format.
+
+The images come from Debian's package dataset-fashion-mnist where apt works, else from the
+addresses that torchvision downloads from. Every client in project.yml gets its own part of the
+training and of the test images; no image goes to two sites. Doing it again with the same sites,
+alpha and seed changes nothing; with others it writes the parts anew. A folder with Fashion-MNIST
+files that did not come from here is never touched.
+
+  ./flowerbed data                 after adding a site to project.yml
+  ./flowerbed data --alpha 0.3     uneven classes by site: the smaller alpha, the more uneven
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts import provision
+from scripts.core import HOUSE, ROOT, Failure, Misuse, say
+from scripts.core import run as command
+
+DATA = ROOT / "data"
+ORIGINALS = HOUSE / "fashion-mnist"
+"""The four files as published, kept so that a new split needs no new download."""
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package puts its files."""
+ADDRESSES = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+)
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+"""Of the published files, as torchvision 0.28 checks them. Debian's differ in their gzip headers."""
+SHAPES = {"train": (60_000, 28, 28), "t10k": (10_000, 28, 28)}
+WORDS = {"train": "train", "t10k": "test"}
+"""How the manifest calls the two splits that the files call train and t10k."""
+CLASSES = 10
+DOWNLOAD_SECONDS = 60.0
+"""How long one address may stay silent before the next is tried."""
+FEWEST = 10
+"""A split that leaves a site fewer training or test images than this is drawn again."""
+DRAWS = 200
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--alpha`, `--seed`."""
+    add_split_arguments(parser)
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the split, shared with `quickstart`."""
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="divide every class over the sites by a Dirichlet(A) draw (0.1: very uneven, 100: nearly even); "
+        "without it every site gets the same mix",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Make every site's part; returns the manifest that stands in data/manifest.json."""
+    manifest = prepare(site_names(), alpha=args.alpha, seed=args.seed)
+    say(table(manifest))
+    say("Running sites see new parts at once; nothing has to be restarted.")
+    return manifest
+
+
+def site_names() -> list[str]:
+    """The names of the sites in project.yml, in its order.
+
+    Raises:
+        Misuse: when the file is missing, wrong, or names no site.
+    """
+    project = provision.DEFAULT_PROJECT
+    names = [p["name"] for p in provision.load(project)["participants"] if p["type"] == "client"]
+    if not names:
+        raise Misuse(f"{project.name} names no participant of type client: expected at least one site.")
+    return names
+
+
+def prepare(
+    sites: Sequence[str],
+    *,
+    alpha: float | None = None,
+    seed: int = 0,
+    data: Path | None = None,
+    originals: Callable[[], Path] | None = None,
+) -> dict[str, Any]:
+    """Make sure that every site has its part, and return the manifest.
+
+    Args:
+        sites: their names; a part goes to data/NAME/FashionMNIST/raw.
+        alpha: None for an even split, else the concentration of the Dirichlet draw (above 0).
+        seed: of the split; the same sites, alpha and seed give the same parts everywhere.
+        originals: gets the four published files and returns their folder (default: `fetch`).
+    """
+    if alpha is not None and not alpha > 0:
+        raise Misuse(f"--alpha {alpha}: expected a number above 0.")
+    if seed < 0:
+        raise Misuse(f"--seed {seed}: expected a whole number of at least 0.")
+    data = data or DATA
+    wanted = {"dataset": "Fashion-MNIST", "sites": list(sites), "alpha": alpha, "seed": seed}
+    path = data / "manifest.json"
+    found = read_manifest(path)
+    if found.get("complete") and all(found.get(k) == v for k, v in wanted.items()) and present(data, found):
+        say(f"data: every site has its part already ({path.parent.name}/manifest.json)")
+        return found
+    refuse_foreign(data, sites, found)
+
+    folder = (originals or fetch)()
+    images = {split: read_idx(folder / f"{split}-images-idx3-ubyte.gz") for split in SHAPES}
+    labels = {split: read_idx(folder / f"{split}-labels-idx1-ubyte.gz") for split in SHAPES}
+    parts = divide(labels, len(sites), alpha, seed)
+
+    # Ours from here on, even if this is interrupted: the next call must not take it for someone else's.
+    written = sorted({*found.get("written", []), *sites})
+    write_json(path, {**wanted, "complete": False, "written": written})
+    counts: dict[str, Any] = {}
+    for number, site in enumerate(sites):
+        raw = raw_folder(data, site)
+        for folder_of_site in (raw.parent.parent, raw.parent, raw):
+            folder_of_site.mkdir(parents=True, exist_ok=True)
+            folder_of_site.chmod(0o755)  # the container's user is another one, whatever the umask here
+        counts[site] = {}
+        for split in SHAPES:
+            chosen = parts[split][number]
+            write_idx(raw / f"{split}-images-idx3-ubyte", images[split][chosen])
+            write_idx(raw / f"{split}-labels-idx1-ubyte", labels[split][chosen])
+            classes = np.bincount(labels[split][chosen], minlength=CLASSES).tolist()
+            counts[site][WORDS[split]] = {"images": len(chosen), "classes": classes}
+    manifest = {**wanted, "complete": True, "written": written, "counts": counts}
+    write_json(path, manifest)
+    kind = "the same mix everywhere" if alpha is None else f"Dirichlet, alpha {alpha:g}"
+    say(f"data: Fashion-MNIST divided over {len(sites)} sites ({kind}, seed {seed})")
+    return manifest
+
+
+def table(manifest: dict[str, Any]) -> str:
+    """The parts for a person: training images of every class by site, and the totals."""
+    lines = ["  site          training    test   training images of class 0 … 9"]
+    for site, parts in manifest["counts"].items():
+        classes = " ".join(f"{n:5d}" for n in parts["train"]["classes"])
+        lines.append(f"  {site:12s} {parts['train']['images']:9d} {parts['test']['images']:7d}   {classes}")
+    return "\n".join(lines)
+
+
+def divide(labels: dict[str, Bytes], sites: int, alpha: float | None, seed: int) -> dict[str, list[Indices]]:
+    """Which images go to which site: for each split a list by site; every image goes to one site.
+
+    With `alpha`, a class is divided in the same proportions in every split, so that a site's test
+    images look like its training images.
+
+    Raises:
+        Misuse: when no draw leaves every site its fewest images.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(DRAWS):
+        even = np.full((CLASSES, sites), 1 / sites)
+        shares = even if alpha is None else rng.dirichlet([alpha] * sites, CLASSES)
+        parts = {split: _assign(values, shares, rng) for split, values in labels.items()}
+        if min(len(part) for split in parts.values() for part in split) >= FEWEST:
+            return parts
+    raise Misuse(
+        f"No split of Fashion-MNIST over {sites} sites leaves each at least {FEWEST} training and {FEWEST} "
+        f"test images ({DRAWS} draws with alpha {alpha}). Take a larger --alpha or fewer sites."
+    )
+
+
+def _assign(labels: Bytes, shares: NDArray[np.float64], rng: np.random.Generator) -> list[Indices]:
+    sites: list[list[Indices]] = [[] for _ in range(shares.shape[1])]
+    for label in range(CLASSES):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        ends = np.rint(np.cumsum(shares[label])[:-1] * len(members)).astype(int)
+        for site, part in zip(sites, np.split(members, ends), strict=True):
+            site.append(part)
+    # Shuffled, because an app that reads the first images only must not see one class only.
+    return [rng.permutation(np.concatenate(parts)) for parts in sites]
+
+
+def fetch(folder: Path = ORIGINALS) -> Path:
+    """The folder with the four published files, got from the first source that has them.
+
+    Raises:
+        Failure: when no source has them; it names every source and what it said.
+    """
+    tried: list[str] = []
+    for candidate in (folder, INSTALLED):
+        if all((candidate / name).is_file() for name in MD5):
+            return candidate
+    for source in (from_package, from_addresses):
+        with tempfile.TemporaryDirectory() as scratch:
+            reason = source(Path(scratch))
+            if reason:
+                tried.append(reason)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in MD5:
+                shutil.copyfile(Path(scratch) / name, folder / f"{name}.new")
+                (folder / f"{name}.new").replace(folder / name)
+            return folder
+    raise Failure(
+        "Fashion-MNIST could not be got:\n    "
+        + "\n    ".join(tried)
+        + f"\n  Put {', '.join(MD5)} into {folder} yourself (from another machine), then run this again."
+    )
+
+
+def from_package(scratch: Path) -> str:
+    """Unpack Debian's package into `scratch` without installing it. Returns why not, or nothing."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return f"Debian's package {PACKAGE}: no apt-get here"
+    say(f"data: getting Debian's package {PACKAGE} (31 MB)")
+    got = command(["apt-get", "download", PACKAGE], cwd=scratch, timeout=600)
+    if got.returncode:  # A fresh machine has no package lists; only root may get them.
+        command(["apt-get", "update"], timeout=600)
+        got = command(["apt-get", "download", PACKAGE], cwd=scratch, timeout=600)
+    if got.returncode:
+        return f"Debian's package {PACKAGE}: {last_line(got.stderr)}"
+    archive = next(scratch.glob("*.deb"))
+    unpacked = command(["dpkg-deb", "-x", archive, scratch])
+    if unpacked.returncode:
+        return f"Debian's package {PACKAGE}: {last_line(unpacked.stderr)}"
+    for name in MD5:
+        inside = scratch / INSTALLED.relative_to("/") / name
+        if not inside.is_file():
+            return f"Debian's package {PACKAGE}: it holds no {INSTALLED / name}"
+        inside.replace(scratch / name)
+    return ""
+
+
+def from_addresses(scratch: Path) -> str:
+    """Download the files into `scratch` and check their MD5. Returns why not, or nothing."""
+    reasons = []
+    for address in ADDRESSES:
+        say(f"data: downloading from {address} (31 MB)")
+        try:
+            for name, md5 in MD5.items():
+                with urllib.request.urlopen(address + name, timeout=DOWNLOAD_SECONDS) as response:
+                    content: bytes = response.read()
+                found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                if found != md5:
+                    raise ValueError(f"{name} has MD5 {found}, expected {md5}")
+                (scratch / name).write_bytes(content)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{address}: {error}")
+        else:
+            return ""
+    return "\n    ".join(reasons)
+
+
+def read_idx(path: Path) -> Bytes:
+    """Read one gzipped IDX file of bytes.
+
+    Raises:
+        Failure: when it is no such file or has not the shape that Fashion-MNIST has.
+    """
+    rows = SHAPES[path.name.split("-")[0]]
+    expected = rows if "images" in path.name else rows[:1]
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+        magic, dimensions = content[:3], content[3]
+        shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
+        array: Bytes = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        if magic != b"\x00\x00\x08" or shape != expected or array.size != np.prod(expected):
+            raise ValueError(f"it holds an array of shape {shape}, expected bytes of shape {expected}")
+    except (OSError, EOFError, IndexError, struct.error, ValueError) as error:
+        text = f"{path} is not Fashion-MNIST's file: {error}. Remove it and run this again."
+        raise Failure(text) from error
+    return array.reshape(shape)
+
+
+def write_idx(path: Path, array: Bytes) -> None:
+    """Write an IDX file of bytes, uncompressed, as torchvision reads it.
+
+    The file is replaced whole and its folder stays, because a running container has the folder mounted.
+    """
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    replace(path, header + array.tobytes())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file that every user may read (a container's user is another one), or leave the old one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(content)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an earlier split, or nothing."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def raw_folder(data: Path, site: str) -> Path:
+    """Where torchvision's FashionMNIST(root=data/SITE) looks."""
+    return data / site / "FashionMNIST" / "raw"
+
+
+def present(data: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every file of the manifest exists with its size (bytes: header + one per value)."""
+    for site, parts in manifest["counts"].items():
+        for prefix, split in WORDS.items():
+            images = parts[split]["images"]
+            for name, size in (("images-idx3", 16 + images * 28 * 28), ("labels-idx1", 8 + images)):
+                file = raw_folder(data, site) / f"{prefix}-{name}-ubyte"
+                if not file.is_file() or file.stat().st_size != size:
+                    return False
+    return True
+
+
+def refuse_foreign(data: Path, sites: Sequence[str], manifest: dict[str, Any]) -> None:
+    """Stop before overwriting files that no earlier split wrote."""
+    ours = manifest.get("written", [])
+    for site in sites:
+        raw = raw_folder(data, site)
+        if site not in ours and raw.is_dir() and any(raw.iterdir()):
+            raise Failure(
+                f"data/{site}/FashionMNIST holds files that flowerbed did not write, so it will not replace "
+                f"them. Move data/{site}/FashionMNIST away to get a part of Fashion-MNIST there."
+            )
+
+
+def last_line(output: bytes) -> str:
+    """The last line of a tool's output."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"

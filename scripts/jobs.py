@@ -1,0 +1,39 @@
+"""List the jobs of this federation, the newest first."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from typing import Any
+
+from scripts import console
+from scripts.core import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--as`."""
+    console.add_identity(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask FLARE for its jobs and show them."""
+    jobs = list(console.ask(console.service(args.identity), "list")["jobs"])
+    jobs.sort(key=lambda job: float(job.get("submit_time") or 0), reverse=True)
+    say(table(jobs) if jobs else "No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
+    return {"jobs": jobs}
+
+
+def table(jobs: list[dict[str, Any]]) -> str:
+    """The jobs for a person, one a line."""
+    head = ("JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "BY")
+    keys = ("job_id", "status", "name", "submit_time", "duration", "submitter")
+    rows = [head, *(tuple(_cell(key, job.get(key)) for key in keys) for job in jobs)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _cell(key: str, value: Any) -> str:
+    text = "-" if value in (None, "", "N/A") else str(value)
+    if key == "submit_time":
+        return "-" if text == "-" else f"{datetime.fromtimestamp(float(text)):%Y-%m-%d %H:%M:%S}"
+    return text.split(".")[0] if key == "duration" else text

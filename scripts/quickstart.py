@@ -1,0 +1,76 @@
+"""From nothing to a trained model: one command, and the federation stays up.
+
+Starts or installs the engine, makes certificates and images, divides Fashion-MNIST over the sites,
+starts the federation, trains apps/pytorch-quickstart on it and fetches the results with their curves.
+What is there already is kept, so that running it again is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts import app as apps
+from scripts import build, console, data, engine, provision, results, submit, up, wait
+from scripts.core import ROOT, say
+
+APP = ROOT / "apps" / "pytorch-quickstart"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--rounds`, `--alpha`, `--seed`."""
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of training (default: 3)")
+    data.add_split_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Do all steps in order; each is skipped by its own verb where nothing is to be done."""
+    begin = time.monotonic()
+    app = apps.read(APP)
+    sites = data.site_names()
+    settings = apps.run_config(app, [f"min-available-clients={len(sites)}"], args.rounds)
+    steps: dict[str, float] = {}
+
+    def step(title: str, work: Callable[[], Any]) -> Any:
+        say(f"\n[{len(steps) + 1}/7] {title}")
+        start = time.monotonic()
+        outcome = work()
+        steps[title] = round(time.monotonic() - start, 1)
+        say(f"  done in {steps[title]:.1f} s")
+        return outcome
+
+    step("A Docker engine with Compose", engine.ensure)
+    step("Certificates and startup kits", provision.provision)
+    step("Images", build.build)
+    step("Fashion-MNIST, a part for each site", lambda: data.prepare(sites, alpha=args.alpha, seed=args.seed))
+    step("The federation: server, sites, consoles", up.up)
+    service = console.service(None)
+    options = [*(f"--run-config={pair}" for pair in settings), f"--rounds={args.rounds}"]
+
+    def train() -> str:
+        job = str(submit.submit(service, app, options)["job_id"])
+        wait.follow(service, job)
+        return job
+
+    job = step(f"Training {app.name}: {args.rounds} rounds on {len(sites)} sites", train)
+    outcome = step("Results", lambda: results.collect(service, job))
+    results.tell(outcome)
+    return {**outcome, "steps": steps, "quickstart_seconds": _farewell(outcome, begin)}
+
+
+def _farewell(outcome: dict[str, Any], begin: float) -> float:
+    seconds = round(time.monotonic() - begin, 1)
+    accuracy = outcome["rounds"][-1]["metrics"].get("accuracy")
+    reached = f"{accuracy:.1%} test accuracy" if accuracy is not None else "a trained model"
+    curves = Path(outcome["folder"]).relative_to(ROOT) / "curves.png"
+    say(f"\nFrom nothing to {reached} in {seconds:.0f} s. The curves: {curves}")
+    say("The federation is still up. Now try:")
+    say("  ./flowerbed status                            who is there and how it is")
+    say("  ./flowerbed submit APP --wait                 your own Flower app, unchanged")
+    say("  ./flowerbed quickstart --alpha 0.3            the same with uneven data")
+    say("  docker compose run --rm admin                 FLARE's own admin console")
+    say("  ./flowerbed down                              stop it; ./flowerbed up starts it again")
+    return seconds

@@ -1,0 +1,116 @@
+"""Fetch an ended job's results into results/JOB: summary, curves, ServerApp's files and logs.
+
+  results/JOB/summary.json   status, metrics by round and site, and where the time went
+  results/JOB/curves.png     loss and accuracy by round, every site and the average
+  results/JOB/serverapp/     what the ServerApp wrote in its working directory (a model, say)
+  results/JOB/logs/          the logs of server and sites
+A job that failed or was aborted has results too: as far as it came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from scripts import console, curves
+from scripts.core import ROOT, Failure, say, unpack
+from scripts.summary import summarize
+
+RESULTS = ROOT / "results"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """JOB, `--as`."""
+    console.add_job(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Fetch the results and say what there is."""
+    outcome = collect(console.service(args.identity), args.job)
+    tell(outcome)
+    return outcome
+
+
+def collect(service: str, job: str) -> dict[str, Any]:
+    """Write results/JOB anew; returns the summary with the folder's path under `folder`.
+
+    Raises:
+        Failure, Misuse: the job is unknown or has not ended, or what came is no result.
+    """
+    with console.fetch(service, "download", job) as content:
+        folder = RESULTS / job
+        fresh = RESULTS / f".{job}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            summary = lay_out(content, job, fresh)
+            curves.draw(summary, fresh / "curves.png")
+            # An older copy is only given up for a whole new one.
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return {**summary, "folder": str(folder)}
+
+
+def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
+    """Lay out the console's tar as a folder of results; returns the summary."""
+    (folder / "logs").mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+        try:
+            with tarfile.open(fileobj=content) as tar:
+                unpack(tar, Path(scratch))
+        except (tarfile.TarError, OSError) as error:
+            raise Failure(f"The result of job {job} did not arrive whole: {error}. Try again.") from error
+        workspace = Path(scratch) / "workspace"
+        for logs in (Path(scratch) / "logs", workspace / "logs"):
+            for log in sorted(logs.glob("*.log")) if logs.is_dir() else ():
+                log.replace(folder / "logs" / log.name)
+        if (workspace / "serverapp").is_dir():
+            (workspace / "serverapp").rename(folder / "serverapp")
+        try:
+            meta = json.loads((Path(scratch) / "meta.json").read_text())
+            events = list(_events(workspace / "events.jsonl"))
+        except (OSError, ValueError) as error:
+            raise Failure(f"The result of job {job} is incomplete: {error}. Try again.") from error
+    summary = summarize(job, meta, events)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():  # A job that never started has none.
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+def tell(outcome: dict[str, Any]) -> None:
+    """Say what the results are and where."""
+    folder = Path(outcome["folder"])
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    say(f"Job {outcome['job_id']} ({outcome['app']}): {outcome['status']}")
+    if outcome["rounds"]:
+        last = outcome["rounds"][-1]
+        values = ", ".join(f"{n} {v:.4g}" for n, v in last["metrics"].items() if isinstance(v, int | float))
+        say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
+    if outcome["reason"]:
+        say(f"  {outcome['reason'].splitlines()[0]}")
+    for path, what in (
+        (folder / "curves.png", "loss and accuracy by round, every site and the average"),
+        (folder / "summary.json", "status, metrics and times"),
+        (folder / "serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
+        (folder / "logs", "of " + _listing(folder / "logs")),
+    ):
+        if path.exists():
+            say(f"  {shown / path.name}  ({what})")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more or "nothing"

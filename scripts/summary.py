@@ -1,0 +1,126 @@
+"""What a job's events amount to: rounds with metrics by site and on average, and where time went."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Event = Mapping[str, Any]
+TRAIN, EVALUATE = "train", "evaluate"
+
+
+def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
+
+    `metrics` are means over the sites, weighted by their numbers of examples, unless the run itself
+    told an aggregate. A training metric that has an evaluation metric's name gets the prefix
+    `train_`. `loss` is the evaluation's, else the training's, else None.
+    """
+    rounds: dict[int, dict[str, dict[str, dict[str, Any]]]] = {}
+    told: dict[int, dict[str, Any]] = {}
+    for event in events:
+        number = event.get("round")
+        if event.get("event") == "round":
+            rounds.setdefault(int(event["round"]), {})
+        elif event.get("event") == "reply" and number is not None:
+            sites = rounds.setdefault(int(number), {})
+            entry = {name: _finite(value) for name, value in (event.get("metrics") or {}).items()}
+            if event.get("num_examples") is not None:
+                entry["num_examples"] = event["num_examples"]
+            if event.get("error"):
+                entry["error"] = event["error"]
+            sites.setdefault(str(event["site"]), {})[str(event["kind"])] = entry
+        elif event.get("event") == "aggregate" and number is not None:
+            values = {name: _finite(value) for name, value in (event.get("metrics") or {}).items()}
+            told.setdefault(int(number), {}).update(values)
+    result = []
+    for number, sites in sorted(rounds.items()):
+        evaluated, trained = _average(sites, EVALUATE), _average(sites, TRAIN)
+        metrics = dict(evaluated)
+        metrics.update({f"train_{n}" if n in evaluated else n: v for n, v in trained.items()})
+        metrics.update(told.get(number, {}))
+        loss = next((metrics[n] for n in ("loss", "eval_loss", "train_loss") if n in metrics), None)
+        result.append(
+            {"round": number, "loss": loss, "metrics": metrics, "sites": dict(sorted(sites.items()))}
+        )
+    return result
+
+
+def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, float]:
+    replies = [parts[kind] for parts in sites.values() if kind in parts and "error" not in parts[kind]]
+    weights = [reply.get("num_examples") for reply in replies]
+    known = [float(w) for w in weights if w is not None]
+    if len(known) < len(replies) or sum(known) <= 0:
+        known = [1.0] * len(replies)  # A site that does not say how many counts as much as any other.
+    names = [n for n in (replies[0] if replies else {}) if n != "num_examples"]
+    return {
+        name: sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known)
+        for name in names
+        if all(r.get(name) is not None for r in replies)
+    }
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON cannot hold (NaN, infinity)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def seconds_of(events: Sequence[Event], submitted: float | None, ended: float | None) -> dict[str, Any]:
+    """Where the time went, in seconds; None for what is not known.
+
+    Args:
+        submitted: when FLARE took the job, Unix time.
+        ended: when FLARE set its last status, Unix time.
+    """
+    starts: dict[int, float] = {}
+    for event in events:
+        if event.get("event") == "round":
+            starts.setdefault(int(event["round"]), float(event["t"]))
+    replies = [float(e["t"]) for e in events if e.get("event") == "reply"]
+    begun = [starts[n] for n in sorted(starts)]
+    last = max(replies, default=None)
+    ends = [*begun[1:], last]
+    return {
+        "submit_to_first_round": _difference(submitted, begun[0] if begun else None),
+        "rounds": [_difference(begin, end) for begin, end in zip(begun, ends, strict=False)],
+        "last_round_to_finished": _difference(last, ended),
+        "total": _difference(submitted, ended),
+    }
+
+
+def _difference(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else round(end - begin, 2)
+
+
+def job_times(meta: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """When a job was submitted and when it ended (Unix time), from FLARE's job meta.
+
+    FLARE 2.9 keeps `submit_time` as Unix time, `start_time` as ISO 8601 and `duration` as str(timedelta).
+    """
+    submitted, ended = meta.get("submit_time"), None
+    try:
+        start = datetime.datetime.fromisoformat(str(meta.get("start_time")))
+        days, _, clock = str(meta.get("duration")).rpartition(" day")
+        hours, minutes, rest = clock.removeprefix("s").lstrip(", ").split(":")
+        took = float(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(rest)
+        ended = start.timestamp() + took
+    except ValueError:
+        pass  # A job that never started has neither.
+    return (float(submitted) if isinstance(submitted, int | float) else None), ended
+
+
+def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
+    """What stands in summary.json."""
+    submitted, ended = job_times(meta)
+    rounds = rounds_of(events)
+    return {
+        "job_id": job_id,
+        "app": meta.get("job_name") or meta.get("name"),
+        "status": meta.get("status"),
+        "reason": next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
+        "sites": sorted({site for entry in rounds for site in entry["sites"]}),
+        "rounds": rounds,
+        "seconds": seconds_of(events, submitted, ended),
+    }

@@ -1,0 +1,137 @@
+"""Wait for a job's end and show its progress by round and site.
+
+Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting, not the job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from scripts import console, summary
+from scripts.core import Failure, say
+
+COMPLETED = "FINISHED:COMPLETED"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """JOB, `--timeout`, `--as`."""
+    console.add_job(parser)
+    add_timeout(parser)
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """The option `--timeout`, shared with `submit`."""
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="give up waiting after so long; the job goes on (exit code 1)",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Wait for the job's end."""
+    return follow(console.service(args.identity), args.job, timeout=args.timeout)
+
+
+def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
+    """Show a job's progress until it has ended; returns its id, status and rounds.
+
+    Args:
+        service: the console to ask.
+        timeout: seconds; None waits for ever.
+
+    Raises:
+        Failure: when the job ended as anything but completed, with the reason.
+    """
+    events: list[dict[str, Any]] = []
+    progress = Progress()
+    words = ["wait", job] if timeout is None else ["wait", job, "--timeout", str(timeout)]
+    try:
+        for event in console.stream(service, *words):
+            events.append(event)
+            progress.tell(event)
+    except KeyboardInterrupt:
+        say(
+            f"\nNo longer waiting; job {job} goes on. Wait again: ./flowerbed wait {job}   "
+            f"End it: ./flowerbed abort {job}"
+        )
+        raise
+    end = events[-1] if events else {}
+    if end.get("event") != "end":
+        raise Failure(
+            f"The console stopped telling of job {job} before its end. Wait again: ./flowerbed wait {job}"
+        )
+    status, reason = str(end["status"]), str(end.get("reason") or "")
+    facts = {"job_id": job, "status": status, "reason": reason, "rounds": summary.rounds_of(events)}
+    if status != COMPLETED:
+        why = f":\n{reason}" if reason else "."
+        raise Failure(f"Job {job} ended as {status}{why}\n  More: ./flowerbed logs {job}", **facts)
+    say(f"Job {job}: {status}.")
+    return facts
+
+
+class Progress:
+    """Tells people of a job's events, a line each, with the seconds since the first one."""
+
+    def __init__(self) -> None:
+        self._start = time.time()
+        self._events: list[dict[str, Any]] = []
+        self._open_round: int | None = None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Say what an event means; one of an unknown kind is passed over."""
+        kind = event.get("event")
+        if kind in ("round", "run ended", "end"):
+            self._close_round()
+        self._events.append(event)
+        if kind == "status":
+            self._say(event, str(event["status"]).lower())
+        elif kind == "round":
+            self._open_round = int(event["round"])
+            of = f" of {event['of']}" if event.get("of") else ""
+            self._say(event, f"round {event['round']}{of}")
+        elif kind == "reply":
+            self._say(event, f"  {event['site']:12s} {_reply(event)}")
+            if self._all_evaluated():
+                self._close_round()
+        elif kind == "end":
+            self._say(event, str(event["status"]))
+
+    def _all_evaluated(self) -> bool:
+        """Whether every site that has trained in the open round has evaluated too, as most apps let them."""
+        replies = [
+            e for e in self._events if e.get("event") == "reply" and e.get("round") == self._open_round
+        ]
+        trained = {e["site"] for e in replies if e["kind"] == summary.TRAIN}
+        return bool(trained) and trained == {e["site"] for e in replies if e["kind"] == summary.EVALUATE}
+
+    def _close_round(self) -> None:
+        """The average, when no more replies of the round are to be expected."""
+        if self._open_round is None:
+            return
+        for entry in summary.rounds_of(self._events):
+            if entry["round"] == self._open_round and entry["metrics"]:
+                self._say(self._events[-1], f"  {'average':12s} {_numbers(entry['metrics'])}")
+        self._open_round = None
+
+    def _say(self, event: dict[str, Any], text: str) -> None:
+        # Events that were there before we asked carry the time at which they happened.
+        self._start = min(self._start, float(event.get("t", self._start)))
+        say(f"  {max(0.0, float(event.get('t', time.time())) - self._start):5.0f} s  {text}")
+
+
+def _reply(event: dict[str, Any]) -> str:
+    did = {"train": "trained  ", "evaluate": "evaluated"}.get(str(event.get("kind")), str(event.get("kind")))
+    if event.get("error"):
+        return f"{did} FAILED: {event['error']}"
+    on = f"   on {event['num_examples']} examples" if event.get("num_examples") is not None else ""
+    return f"{did} {_numbers(event.get('metrics') or {})}{on}"
+
+
+def _numbers(metrics: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)
+    )

@@ -1,0 +1,1 @@
+"""Every ClientApp raises in fit."""

@@ -1,0 +1,1 @@
+"""Every client adds 1 to every number."""

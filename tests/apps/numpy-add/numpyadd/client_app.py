@@ -1,0 +1,27 @@
+"""The client: adds 1 and reports the numbers' mean as its loss, so that a lost or doubled addition shows."""
+
+import numpy as np
+from flwr.client import Client, ClientApp, NumPyClient
+from flwr.common import Context
+
+EXAMPLES = 10
+
+
+class AddingClient(NumPyClient):
+    def fit(self, parameters, config):  # noqa: ANN001, ANN201
+        return (
+            [array + 1 for array in parameters],
+            EXAMPLES,
+            {"train_loss": float(np.mean(parameters[0])) + 1},
+        )
+
+    def evaluate(self, parameters, config):  # noqa: ANN001, ANN201
+        mean = float(np.mean(parameters[0]))
+        return mean, EXAMPLES, {"mean": mean}
+
+
+def client_fn(context: Context) -> Client:
+    return AddingClient().to_client()
+
+
+app = ClientApp(client_fn=client_fn)

@@ -1,0 +1,29 @@
+"""The server: FedAvg from zeros; after N rounds every number is N, and stands so in final_model.npy."""
+
+import numpy as np
+from flwr.common import Context, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg
+
+
+class SaveFinalModel(FedAvg):
+    def aggregate_fit(self, server_round, results, failures):  # noqa: ANN001, ANN201
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        if parameters is not None:
+            np.save("final_model.npy", parameters_to_ndarrays(parameters)[0])
+        return parameters, metrics
+
+
+def server_fn(context: Context) -> ServerAppComponents:
+    zeros = np.zeros(int(context.run_config["array-size"]), dtype=np.float32)
+    strategy = SaveFinalModel(
+        min_fit_clients=1,
+        min_evaluate_clients=1,
+        min_available_clients=int(context.run_config["min-available-clients"]),
+        initial_parameters=ndarrays_to_parameters([zeros]),
+    )
+    rounds = int(context.run_config["num-server-rounds"])
+    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=rounds))
+
+
+app = ServerApp(server_fn=server_fn)

@@ -1,0 +1,1 @@
+"""The ServerApp raises before the first round."""

@@ -1,0 +1,191 @@
+"""One real federation in containers for all tests: a copy of this checkout with its own name and port.
+
+The copy shares what was fetched (wheels, images' layers), so that only the kits and the small images are new. A
+federation that a user runs from the checkout itself is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "flowerbedtest"
+COMPOSE = "docker compose"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.containers)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a verb ended: exit code, the JSON object, what it told people."""
+
+    code: int
+    value: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A checkout with a running federation."""
+
+    root: Path
+    port: int
+
+    def verb(self, *words: str, timeout: float = 300) -> Outcome:
+        """Run `flowerbed WORDS --format json` in it."""
+        process = self._start(words, timeout)
+        lines = process.stdout.strip().splitlines()
+        value = json.loads(lines[-1]) if lines else {}
+        assert "Traceback" not in process.stderr or "ServerApp" in process.stderr, process.stderr
+        return Outcome(process.returncode, value, process.stderr)
+
+    def must(self, *words: str, timeout: float = 300) -> dict[str, Any]:
+        """Run a verb that has to succeed; returns its JSON object."""
+        outcome = self.verb(*words, timeout=timeout)
+        assert outcome.code == 0, outcome.text
+        return outcome.value
+
+    def _start(self, words: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(self.root)}
+        command = [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"]
+        return subprocess.run(
+            command, cwd=self.root, env=env, text=True, capture_output=True, timeout=timeout, check=False
+        )
+
+    def compose(self, *words: str, check: bool = True, timeout: float = 120) -> str:
+        """Run `docker compose WORDS` in it; returns stdout."""
+        process = subprocess.run(
+            [*COMPOSE.split(), *words],
+            cwd=self.root,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert process.returncode == 0 or not check, process.stderr
+        return process.stdout
+
+    def exec(self, service: str, *words: str, check: bool = True) -> str:
+        """Run a command in a service's container."""
+        return self.compose("exec", "-T", service, *words, check=check)
+
+    def container(self, service: str) -> str:
+        """A service's container id."""
+        return self.compose("ps", "--quiet", service).strip()
+
+    def submit(self, app: str, *options: str) -> str:
+        """Hand in an app of tests/apps; returns the job's id."""
+        return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
+
+    def processes(self, service: str) -> list[str]:
+        """The command lines of all processes in a container, but for the one that lists them."""
+        script = (
+            "import pathlib\n"
+            "for p in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+            "    try: print(p.read_bytes().replace(b'\\0', b' ').decode())\n"
+            "    except OSError: pass\n"
+        )
+        lines = self.exec(service, "python", "-c", script).splitlines()
+        return [line for line in lines if line.strip() and "pathlib" not in line]
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites' names."""
+        return sorted(s for s in self.compose("config", "--services").split() if s.startswith("site-"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """The copy: provisioned, with data and images, not yet started."""
+    # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
+    root = ROOT / ".flowerbed" / "test"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    _share(ROOT / ".flowerbed", root / ".flowerbed")
+    project = root / "project.yml"
+    project.write_text(re.sub(r"(?m)^name: .*$", f"name: {PROJECT}", project.read_text()))
+    port = _free_port()
+    (root / ".env").write_text(f"FLOWERBED_PORT={port}\nFLOWERBED_HEALTH_INTERVAL=2s\n")
+    federation = Federation(root, port)
+    federation.must("provision")
+    federation.must("data")
+    federation.must("build", timeout=1800)
+    return federation
+
+
+def _share(source: Path, target: Path) -> None:
+    """Link what was fetched once; the environment is the one that runs the tests."""
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        if relative.parts[0] in ("venv", "test", "dockerd.pid", "dockerd.log") or not path.is_file():
+            continue
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, target / relative)
+
+
+# pytest-docker's own fixtures, which start the federation and end it whatever happens.
+
+
+@pytest.fixture(scope="session")
+def docker_compose_command() -> str:
+    return COMPOSE
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name() -> str:
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file(checkout: Federation) -> str:
+    return str(checkout.root / "compose.yaml")
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    return ["down --volumes --remove-orphans", "up --detach --wait"]
+
+
+@pytest.fixture(scope="session")
+def docker_cleanup() -> list[str]:
+    return ["down --volumes --remove-orphans"]
+
+
+@pytest.fixture(scope="session")
+def federation(checkout: Federation, docker_services: object) -> Iterator[Federation]:
+    """The running federation, shared by all tests."""
+    yield checkout

@@ -1,0 +1,130 @@
+"""Jobs that fail, are aborted or are refused; and what is left on the containers after them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.integration.conftest import ROOT, Federation
+
+PARTICIPANTS = ("server", "site-1", "site-2")
+FLOWER = ("flower-", "flwr", "runner_process", "worker_process")
+"""What a job's processes are called: Flower's programs, and FLARE's processes of one job."""
+
+
+def left_over(federation: Federation) -> dict[str, list[str]]:
+    """The job processes that live, by container; they have a few seconds to go."""
+    deadline = time.monotonic() + 5
+    while True:
+        found = {
+            name: [p for p in federation.processes(name) if any(word in p for word in FLOWER)]
+            for name in PARTICIPANTS
+        }
+        if not any(found.values()) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
+
+
+def listening(federation: Federation, service: str) -> set[str]:
+    """The addresses on which anything in the container listens for TCP, as hex from /proc/net/tcp*."""
+    table = federation.exec(service, "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    rows = [line.split() for line in table.splitlines() if ":" in line.split()[0]]
+    return {row[1] for row in rows if row[3] == "0A"}
+
+
+def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federation) -> None:
+    before = listening(federation, "server")
+    job = federation.submit("numpy-add", "--rounds", "2")
+    seen: set[str] = set()
+    flower_was_there = False
+    while federation.must("jobs")["jobs"] and not ended(federation, job):
+        for service in PARTICIPANTS:
+            seen |= {a for a in listening(federation, service) if not is_loopback(a)} - before
+        flower_was_there |= any("flower-superlink" in p for p in federation.processes("server"))
+    assert flower_was_there
+    assert seen == set()
+    assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
+    assert left_over(federation) == NOTHING
+
+
+def ended(federation: Federation, job: str) -> bool:
+    jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
+    return jobs[job].startswith("FINISHED")
+
+
+def is_loopback(address: str) -> bool:
+    host = address.split(":")[0]
+    return host.endswith("7F") or host == "0000000000000000FFFF00000100007F" or host == "0" * 24 + "01000000"
+
+
+def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Federation) -> None:
+    job = federation.submit("raises")
+    outcome = federation.verb("wait", job)
+    assert outcome.code == 1
+    assert outcome.value["status"] == "FINISHED:EXECUTION_EXCEPTION"
+    assert "Traceback (most recent call last)" in outcome.value["reason"]
+    log = federation.must("logs", job)
+    assert "Traceback (most recent call last)" in json.dumps(log)
+    assert left_over(federation) == NOTHING
+
+
+def test_a_client_that_raises_is_seen_by_site_and_in_its_log(federation: Federation) -> None:
+    job = federation.submit("client-raises", "--rounds", "1")
+    federation.verb("wait", job)
+    results = federation.must("results", job)
+    assert "error" in json.dumps(results["rounds"])
+    assert left_over(federation) == NOTHING
+
+
+def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> None:
+    job = federation.submit("numpy-add", "--rounds", "100")
+    while not any("flwr-clientapp" in p for p in federation.processes("site-1")):
+        time.sleep(0.2)
+    federation.must("abort", job)
+    outcome = federation.verb("wait", job)
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABORTED")
+    assert left_over(federation) == NOTHING
+
+
+@pytest.mark.parametrize("identity", ["admin", "lead"])
+def test_project_admin_and_lead_may_submit(federation: Federation, identity: str) -> None:
+    job = federation.submit("numpy-add", "--rounds", "1", "--as", identity)
+    jobs = {entry["job_id"]: entry["submitter"] for entry in federation.must("jobs")["jobs"]}
+    assert jobs[job].startswith(identity)
+    federation.must("wait", job, "--as", identity)
+
+
+def test_more_sites_than_there_are_is_refused(federation: Federation) -> None:
+    outcome = federation.verb("submit", str(ROOT / "tests/apps/numpy-add"), "--min-sites", "5")
+    assert outcome.code == 2
+    assert "5" in outcome.value["error"] and "site-2" in outcome.value["error"]
+
+
+def test_a_missing_package_is_named_with_the_command_that_adds_it(
+    federation: Federation, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    app = tmp_path_factory.mktemp("app")
+    source = ROOT / "tests/apps/numpy-add"
+    for path in source.rglob("*.py"):
+        (app / path.relative_to(source)).parent.mkdir(exist_ok=True)
+        (app / path.relative_to(source)).write_text(path.read_text())
+    text = (source / "pyproject.toml").read_text().replace('"numpy"]', '"numpy", "humanize>=4"]')
+    (app / "pyproject.toml").write_text(text)
+    jobs = len(federation.must("jobs")["jobs"])
+    outcome = federation.verb("submit", str(app))
+    assert outcome.code == 2
+    assert outcome.value["missing"] == ["humanize>=4"]
+    assert f"./flowerbed build --app {app}" in outcome.value["error"]
+    assert len(federation.must("jobs")["jobs"]) == jobs
+
+
+def test_results_and_logs_of_an_unknown_job(federation: Federation) -> None:
+    for verb in ("results", "logs", "wait", "abort"):
+        outcome = federation.verb(verb, "00000000-0000-0000-0000-000000000000")
+        assert outcome.code == 2, verb
+        assert "no such job" in outcome.value["error"]

@@ -1,0 +1,90 @@
+"""Who the server lets in: nobody without a certificate or of another CA, no site under another's name."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import PROJECT, Federation
+from tests.integration.test_3_containers import _compose_path
+
+
+def answered(federation: Federation, kit: Path | None) -> bool:
+    """Whether the server's port talks to a client with the certificate of `kit`."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # It is the server that has to refuse.
+    context.set_alpn_protocols(["h2"])
+    if kit is not None:
+        context.load_cert_chain(kit / "client.crt", kit / "client.key")
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", federation.port), 10) as plain,
+            context.wrap_socket(plain, server_hostname="server") as tls,
+        ):
+            return bool(tls.recv(1))  # In TLS 1.3 a refusal comes after the handshake; gRPC greets at once.
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def kits(federation: Federation) -> Path:
+    return (federation.root / _compose_path(federation)).parent
+
+
+def test_a_certificate_of_the_federation_is_answered(federation: Federation, kits: Path) -> None:
+    assert answered(federation, kits / "site-1" / "startup")
+
+
+def test_no_certificate_is_refused(federation: Federation) -> None:
+    assert not answered(federation, None)
+
+
+def test_no_tls_is_refused(federation: Federation) -> None:
+    with socket.create_connection(("127.0.0.1", federation.port), 10) as plain:
+        plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        plain.settimeout(5)
+        # A TLS alert or the end of the connection, but no HTTP/2 settings frame.
+        assert plain.recv(9)[3:4] != b"\x04"
+
+
+def test_another_ca_is_refused(federation: Federation, tmp_path: Path) -> None:
+    shutil.copytree(federation.root / "provisioning", tmp_path / "provisioning")
+    shutil.copytree(federation.root / "compose", tmp_path / "compose")
+    shutil.copy(federation.root / "project.yml", tmp_path)
+    nvflare = Path(sys.executable).parent / "nvflare"
+    command = [str(nvflare), "provision", "-p", "project.yml", "--force"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    stranger = tmp_path / "workspace" / PROJECT / "prod_00" / "site-1" / "startup"
+    assert (stranger / "client.crt").exists()
+    assert not answered(federation, stranger)
+
+
+def test_a_sites_kit_cannot_claim_another_sites_name(federation: Federation) -> None:
+    claim = (
+        "mkdir -p /tmp/w/startup /tmp/w/local"
+        " && ln -s /kit/startup/* /tmp/w/startup && ln -s /kit/local/* /tmp/w/local"
+        " && cd /tmp/w && exec timeout 25 python -u -m nvflare.private.fed.app.client.client_train -m /tmp/w"
+        " -s fed_client.json --set secure_train=true uid=site-1 org=flowerbed config_folder=config"
+    )
+    said = subprocess.run(
+        [*f"docker run --rm --init --network {PROJECT}_default --entrypoint sh --tmpfs /tmp:exec".split()]
+        + [f"{PROJECT}-site-2:dev", "-c", claim],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    output = said.stdout + said.stderr
+    assert "Successfully registered client" not in output
+    assert "site-1" in output and ("identity" in output.lower() or "mismatch" in output.lower()), output[
+        -2000:
+    ]
+    status = federation.must("status")
+    assert sorted(site["name"] for site in status["sites"]) == federation.sites

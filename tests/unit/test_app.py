@@ -1,0 +1,236 @@
+"""The app folder as it is read, checked and packed on the host."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from scripts import app as apps
+from scripts.core import ROOT, Misuse
+
+PYPROJECT = """
+[project]
+name = "mine"
+version = "1.2.0"
+[tool.flwr.app]
+publisher = "me"
+[tool.flwr.app.components]
+serverapp = "mine.server_app:app"
+clientapp = "mine.client_app:app"
+[tool.flwr.app.config]
+num-server-rounds = 3
+name = "x"
+[tool.flwr.app.config.optimizer]
+lr = 0.1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "pyproject.toml", PYPROJECT)
+    write(tmp_path, "mine/__init__.py", "")
+    write(tmp_path, "mine/server_app.py", "app = object()\n")
+    write(tmp_path, "mine/client_app.py", "app = object()\n")
+    return tmp_path
+
+
+def write(folder: Path, name: str, content: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content)
+
+
+def packed(folder: Path) -> set[str]:
+    with tarfile.open(fileobj=io.BytesIO(apps.read(folder).pack())) as tar:
+        return set(tar.getnames())
+
+
+def test_reads_name_version_and_flat_config(folder: Path) -> None:
+    app = apps.read(folder)
+    assert (app.name, app.version, app.ready) == ("mine", "1.2.0", False)
+    assert app.config == {"num-server-rounds": 3, "name": "x", "optimizer.lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "apps" / "pytorch-quickstart", *sorted((ROOT / "tests" / "apps").iterdir())],
+    ids=lambda p: p.name,
+)
+def test_reads_every_app_of_this_repository(path: Path) -> None:
+    app = apps.read(path)
+    assert app.name == path.name
+    assert apps.ROUNDS_KEY in app.config
+
+
+def test_packs_what_flower_bundles_and_nothing_else(folder: Path) -> None:
+    kept = {"pyproject.toml", ".gitignore", "README.md", "LICENSE", "mine/env/world.py", "mine/conf.yaml"}
+    left = (
+        "mine/__pycache__/x.py",
+        ".git/config.toml",
+        ".venv/lib/a.py",
+        "model.npz",
+        "secret.json",
+        "out/a.md",
+    )
+    for name in (*kept - {"pyproject.toml", ".gitignore"}, *left):
+        write(folder, name, "" if name.endswith(".py") else "x")
+    write(folder, ".gitignore", "secret.json\nout/\n")
+    write(folder, "other-venv/pyvenv.cfg", "home = /usr")
+    write(folder, "other-venv/lib/broken.py", "def (")
+    (folder / "link.py").symlink_to("/etc/passwd")
+    assert packed(folder) == kept | {"mine/__init__.py", "mine/server_app.py", "mine/client_app.py"}
+
+
+def test_packs_the_same_bytes_for_the_same_content(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    copy = tmp_path_factory.mktemp("copy")
+    for name, path in reversed(list(apps.read(folder).files.items())):
+        write(copy, name, path.read_text())
+    assert apps.read(copy).pack() == apps.read(folder).pack()
+
+
+def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(fileobj=io.BytesIO(apps.read(folder).pack())) as tar:
+        tar.extractall(unpacked, filter="data")
+    shutil.make_archive(str(unpacked), "zip", unpacked)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(Misuse, match="nowhere does not exist: expected the folder of a Flower app"):
+        apps.read(tmp_path / "nowhere")
+
+
+def test_a_file_for_a_folder(folder: Path) -> None:
+    with pytest.raises(Misuse, match=r"is a file: expected the folder"):
+        apps.read(folder / "pyproject.toml")
+
+
+def test_no_pyproject(folder: Path) -> None:
+    (folder / "pyproject.toml").unlink()
+    with pytest.raises(Misuse, match=r"holds no pyproject\.toml"):
+        apps.read(folder)
+
+
+def test_gitignore_that_excludes_pyproject(folder: Path) -> None:
+    write(folder, ".gitignore", "*.toml\n")
+    with pytest.raises(Misuse, match=r"excludes pyproject\.toml itself"):
+        apps.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead", "error"),
+    [
+        ('name = "mine"', 'name = "mine', r"not valid TOML: .*line 3"),
+        ('name = "mine"', "", r"expected \[project\] to have name = .*missing"),
+        ('version = "1.2.0"', "version = 1.2", r"expected \[project\] to have version = .*found 1\.2"),
+        ('publisher = "me"', "", r"expected \[tool\.flwr\.app\] to have publisher"),
+        ("serverapp =", "server =", r"expected \[tool\.flwr\.app\.components\] to have serverapp"),
+        (
+            "mine.server_app:app",
+            "mine.server_app",
+            r'serverapp = "mine\.server_app": expected "module:attribute"',
+        ),
+        (
+            "mine.server_app:app",
+            "mine.sever_app:app",
+            r"no mine/sever_app\.py in the app.*mine/server_app\.py",
+        ),
+        ("mine.client_app:app", "mine.client_app:ap", r"clientapp.*mine/client_app\.py defines no 'ap'"),
+    ],
+)
+def test_bad_pyproject(folder: Path, found: str, instead: str, error: str) -> None:
+    assert found in PYPROJECT
+    write(folder, "pyproject.toml", PYPROJECT.replace(found, instead, 1))
+    with pytest.raises(Misuse, match=error):
+        apps.read(folder)
+
+
+def test_syntax_error_names_file_and_line(folder: Path) -> None:
+    write(folder, "mine/task.py", "import os\n\ndef train(:\n    pass\n")
+    with pytest.raises(Misuse, match=r"mine/task\.py, line 3: syntax error: .*\n    def train\(:"):
+        apps.read(folder)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def app(): ...",
+        "class app: ...",
+        "from mine.other import app",
+        "import x as app",
+        "app: object = object()",
+        "a, app = 1, 2",
+        "try:\n    import torch\nexcept ImportError:\n    app = None",
+        "if True:\n    pass\nelse:\n    app = 1",
+        "from mine.other import *",
+    ],
+)
+def test_ways_to_define_an_app(folder: Path, source: str) -> None:
+    write(folder, "mine/server_app.py", source)
+    assert apps.read(folder).name == "mine"
+
+
+def test_a_local_name_defines_no_app(folder: Path) -> None:
+    write(folder, "mine/server_app.py", "def main():\n    app = 1\n")
+    with pytest.raises(Misuse, match="defines no 'app'"):
+        apps.read(folder)
+
+
+def test_too_large_names_the_largest_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, "table.json", json.dumps([i * 7919 % 10007 for i in range(20_000)]))
+    monkeypatch.setattr(apps, "MOST_BYTES", 10_000)
+    with pytest.raises(Misuse, match=r"too large: .* Largest: table\.json \("):
+        apps.read(folder)
+
+
+def test_a_job_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "meta.json", json.dumps({"name": "job", "min_clients": 2}))
+    write(tmp_path, "app/config/config_fed_server.json", "{}")
+    write(tmp_path, "app/custom/data.bin", "x")
+    app = apps.read(tmp_path)
+    assert (app.ready, app.name) == (True, "job")
+    assert packed(tmp_path) == {"meta.json", "app/config/config_fed_server.json", "app/custom/data.bin"}
+
+
+def test_a_job_folder_with_a_broken_meta(tmp_path: Path) -> None:
+    write(tmp_path, "meta.json", "{")
+    with pytest.raises(Misuse, match=r"meta\.json is not a FLARE job's"):
+        apps.read(tmp_path)
+
+
+def test_run_config_values_are_toml(folder: Path) -> None:
+    app = apps.read(folder)
+    given = ["optimizer.lr=0.5 num-server-rounds=2", "name=some/word", "name='a b'", 'name="c"']
+    expected = ["optimizer.lr=0.5", "num-server-rounds=2", 'name="some/word"', "name='a b'", 'name="c"']
+    assert apps.run_config(app, given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "rounds", "error"),
+    [
+        (
+            ["learning=1"],
+            None,
+            r"--run-config learning: is not in .*It has: num-server-rounds, name, optimizer\.lr",
+        ),
+        (["name"], None, r"--run-config 'name': expected key=value"),
+        (["name=1 stray"], None, r"expected key=value"),
+        ([], 0, r"--rounds 0: expected at least 1"),
+        (["num-server-rounds=2"], 3, r"both given"),
+    ],
+)
+def test_bad_run_config(folder: Path, given: list[str], rounds: int | None, error: str) -> None:
+    with pytest.raises(Misuse, match=error):
+        apps.run_config(apps.read(folder), given, rounds)
+
+
+def test_rounds_of_an_app_that_has_no_such_key(folder: Path) -> None:
+    write(folder, "pyproject.toml", PYPROJECT.replace("num-server-rounds", "rounds"))
+    with pytest.raises(Misuse, match=r"--rounds sets num-server-rounds, which is not in .*It has: rounds"):
+        apps.run_config(apps.read(folder), [], 2)

@@ -1,0 +1,285 @@
+"""From a job's events to its summary, its curves and its folder of results."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from scripts import console, curves, results, summary
+from scripts.core import Failure
+
+START = 1_700_000_000.0
+META = {
+    "job_id": "j-1",
+    "name": "mine",
+    "status": "FINISHED:COMPLETED",
+    "submit_time": START,
+    "start_time": "2023-11-14T22:13:22+00:00",  # START + 2
+    "duration": "0:00:30.500000",
+}
+
+
+def reply(
+    number: int, site: str, kind: str, t: float, examples: int | None, **metrics: float
+) -> dict[str, Any]:
+    return {
+        "event": "reply",
+        "round": number,
+        "site": site,
+        "kind": kind,
+        "num_examples": examples,
+        "metrics": metrics,
+        "error": "",
+        "t": START + t,
+    }
+
+
+EVENTS = [
+    {"event": "round", "round": 1, "t": START + 5},
+    reply(1, "site-1", "train", 9, 300, train_loss=1.0, train_accuracy=0.5),
+    reply(1, "site-2", "train", 10, 100, train_loss=2.0, train_accuracy=0.1),
+    reply(1, "site-1", "evaluate", 12, 10, loss=0.5, accuracy=0.8),
+    reply(1, "site-2", "evaluate", 13, 30, loss=0.9, accuracy=0.4),
+    {"event": "round", "round": 2, "t": START + 14},
+    reply(2, "site-1", "train", 20, 300, train_loss=0.5, train_accuracy=0.7),
+    reply(2, "site-2", "train", 21, 100, train_loss=0.9, train_accuracy=0.3),
+    reply(2, "site-1", "evaluate", 24, 10, loss=0.4, accuracy=0.9),
+    reply(2, "site-2", "evaluate", 26, 30, loss=0.8, accuracy=0.5),
+    {"event": "run ended", "reason": "", "t": START + 27},
+]
+
+
+def test_averages_are_weighted_by_examples() -> None:
+    first = summary.rounds_of(EVENTS)[0]
+    assert first["metrics"] == pytest.approx(
+        {"loss": 0.8, "accuracy": 0.5, "train_loss": 1.25, "train_accuracy": 0.4}
+    )
+    assert first["loss"] == pytest.approx(0.8)
+    assert first["sites"]["site-2"]["evaluate"] == {"loss": 0.9, "accuracy": 0.4, "num_examples": 30}
+
+
+def test_sites_count_alike_when_one_does_not_say_how_many_examples() -> None:
+    events = [reply(1, "a", "evaluate", 1, 10, loss=1.0), reply(1, "b", "evaluate", 1, None, loss=2.0)]
+    assert summary.rounds_of(events)[0]["loss"] == 1.5
+
+
+def test_a_site_without_a_metric_or_with_an_error_spoils_no_average() -> None:
+    broken = {**reply(1, "b", "evaluate", 1, 0), "error": "RuntimeError: on purpose"}
+    events = [
+        reply(1, "a", "evaluate", 1, 10, loss=1.0, f1=0.5),
+        broken,
+        reply(1, "c", "evaluate", 1, 10, loss=3.0),
+    ]
+    entry = summary.rounds_of(events)[0]
+    assert entry["metrics"] == {"loss": 2.0}
+    assert entry["sites"]["b"]["evaluate"]["error"] == "RuntimeError: on purpose"
+
+
+def test_a_training_metric_does_not_hide_the_evaluation_s() -> None:
+    events = [reply(1, "a", "train", 1, 1, loss=4.0), reply(1, "a", "evaluate", 1, 1, loss=3.0)]
+    entry = summary.rounds_of(events)[0]
+    assert (entry["metrics"], entry["loss"]) == ({"loss": 3.0, "train_loss": 4.0}, 3.0)
+
+
+def test_the_run_s_own_aggregate_wins() -> None:
+    told = {"event": "aggregate", "round": 1, "metrics": {"loss": 9.0}, "t": START}
+    assert summary.rounds_of([*EVENTS, told])[0]["loss"] == 9.0
+
+
+def test_a_loss_of_nan_is_none_and_the_summary_is_json() -> None:
+    outcome = summary.summarize("j", META, [reply(1, "a", "evaluate", 1, 1, loss=math.nan, accuracy=0.1)])
+    assert json.loads(json.dumps(outcome, allow_nan=False))["rounds"][0]["loss"] is None
+    assert outcome["rounds"][0]["metrics"] == {"accuracy": 0.1}
+
+
+def test_seconds() -> None:
+    seconds = summary.summarize("j", META, EVENTS)["seconds"]
+    assert seconds == {
+        "submit_to_first_round": 5,
+        "rounds": [9, 12],
+        "last_round_to_finished": 6.5,
+        "total": 32.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [
+        ("0:00:30.500000", 30.5),
+        ("1:02:03", 3723.0),
+        ("1 day, 0:00:01", 86401.0),
+        ("2 days, 1:00:00", 176400.0),
+    ],
+)
+def test_durations_as_flare_writes_them(duration: str, seconds: float) -> None:
+    assert summary.job_times({**META, "duration": duration}) == (START, START + 2 + seconds)
+
+
+@pytest.mark.parametrize("meta", [{"start_time": "", "duration": "N/A"}, {}, {**META, "duration": "N/A"}])
+def test_a_job_that_never_started_has_no_times(meta: dict[str, Any]) -> None:
+    assert summary.job_times(meta)[1] is None
+
+
+def test_panels_are_loss_and_accuracy_with_their_training_twins() -> None:
+    assert curves.choose(summary.rounds_of(EVENTS)) == [
+        curves.Panel("Loss", "loss", "train_loss"),
+        curves.Panel("Accuracy", "accuracy", "train_accuracy"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("events", "panels"),
+    [
+        ([reply(1, "a", "evaluate", 1, 1, rmse=1.0)], [("Rmse", "rmse", None)]),
+        (
+            [reply(1, "a", "evaluate", 1, 1, eval_loss=1.0, eval_acc=1.0)],
+            [("Loss", "eval_loss", None), ("Accuracy", "eval_acc", None)],
+        ),
+        (
+            [reply(1, "a", "evaluate", 1, 1, loss=1.0, f1=0.5, accuracy=0.5)],
+            [("Loss", "loss", None), ("Accuracy", "accuracy", None)],
+        ),
+        ([reply(1, "a", "train", 1, 1, train_loss=1.0)], [("Loss", None, "train_loss")]),
+        ([reply(1, "a", "train", 1, 1)], []),
+        ([], []),
+    ],
+)
+def test_panels_follow_what_the_app_reports(
+    events: list[dict[str, Any]], panels: list[tuple[str, Any, Any]]
+) -> None:
+    assert curves.choose(summary.rounds_of(events)) == [curves.Panel(*panel) for panel in panels]
+
+
+def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    real = Figure.savefig
+
+    def savefig(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        real(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    assert curves.draw(summary.summarize("j-1", META, EVENTS), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    loss, accuracy = figures[0].axes
+    lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in accuracy.lines}
+    assert set(lines) == {"site-1", "site-2", "average", "average while training"}
+    assert lines["site-2"] == [0.4, 0.5]
+    assert lines["average"] == pytest.approx([0.5, 0.6])
+    assert lines["average while training"] == pytest.approx([0.4, 0.6])
+    assert loss.get_xticks().tolist() == [1, 2]
+    assert figures[0].get_suptitle() == "mine"
+    assert any("j-1" in text.get_text() for text in figures[0].texts)
+
+
+def test_many_sites_and_many_rounds_can_be_drawn(tmp_path: Path) -> None:
+    events = [reply(n, f"s{i}", "train", n, 1, score=0.1) for n in range(1, 60) for i in range(12)]
+    assert curves.draw(summary.summarize("j", META, events), tmp_path / "c.png")
+
+
+def test_no_metrics_no_picture(tmp_path: Path) -> None:
+    assert not curves.draw(summary.summarize("j", META, []), tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+
+
+def archive(files: dict[str, str]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    buffer.seek(0)
+    return buffer
+
+
+FILES = {
+    "meta.json": json.dumps(META),
+    "logs/server.log": "served\n",
+    "logs/site-1.log": "trained\n",
+    "workspace/events.jsonl": "".join(json.dumps(event) + "\n" for event in EVENTS),
+    "workspace/serverapp/final_model.pt": "weights",
+    "workspace/app/custom/big.py": "no result",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    return tmp_path / "results" / "j-1"
+
+
+def send(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    monkeypatch.setattr(console, "fetch", lambda service, verb, job: archive(files))
+
+
+def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(monkeypatch, FILES)
+    outcome = results.collect("admin", "j-1")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        "summary.json",
+        "curves.png",
+        "logs/server.log",
+        "logs/site-1.log",
+        "serverapp/final_model.pt",
+    }
+    assert {**json.loads((folder / "summary.json").read_text()), "folder": str(folder)} == outcome
+    assert (outcome["app"], outcome["status"], outcome["sites"]) == (
+        "mine",
+        "FINISHED:COMPLETED",
+        ["site-1", "site-2"],
+    )
+    assert [path.name for path in folder.parent.iterdir()] == ["j-1"]
+
+
+def test_results_of_a_job_that_failed_before_its_first_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = json.dumps({"event": "run ended", "reason": "RuntimeError: on purpose\n  more", "t": START})
+    meta = json.dumps({**META, "status": "FINISHED:EXECUTION_EXCEPTION"})
+    send(monkeypatch, {"meta.json": meta, "logs/server.log": "x", "workspace/events.jsonl": end})
+    outcome = results.collect("admin", "j-1")
+    assert (outcome["status"], outcome["rounds"]) == ("FINISHED:EXECUTION_EXCEPTION", [])
+    assert outcome["reason"].startswith("RuntimeError: on purpose")
+    assert outcome["seconds"]["rounds"] == [] and outcome["seconds"]["submit_to_first_round"] is None
+    assert not (folder / "curves.png").exists()
+    results.tell(outcome)
+
+
+def test_results_of_a_job_that_never_ran(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(monkeypatch, {"meta.json": json.dumps({"name": "mine", "status": "FINISHED:CAN_NOT_SCHEDULE"})})
+    assert results.collect("admin", "j-1")["rounds"] == []
+
+
+def test_fetching_again_replaces_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(monkeypatch, FILES)
+    results.collect("admin", "j-1")
+    (folder / "logs" / "stale.log").write_text("old")
+    results.collect("admin", "j-1")
+    assert not (folder / "logs" / "stale.log").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"logs/server.log": "no meta"}, {"meta.json": "{"}, {"meta.json": json.dumps(META), "../../evil": "x"}],
+)
+def test_a_bad_download_leaves_the_old_results_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    send(monkeypatch, FILES)
+    results.collect("admin", "j-1")
+    send(monkeypatch, files)
+    with pytest.raises(Failure, match="j-1"):
+        results.collect("admin", "j-1")
+    assert (folder / "summary.json").is_file()
+    assert [path.name for path in folder.parent.iterdir()] == ["j-1"]
+    assert not (folder.parent.parent / "evil").exists()

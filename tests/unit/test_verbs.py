@@ -1,0 +1,443 @@
+"""submit, jobs, wait, logs, abort and results against a stand-in for `docker compose exec`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import build, compose, console, data, engine, provision, results, up
+from scripts.__main__ import main
+from scripts.core import ROOT, Failure
+
+APP = ROOT / "tests" / "apps" / "numpy-add"
+
+PROJECT = {
+    "participants": [
+        {"name": "server", "type": "server"},
+        {"name": "site-1", "type": "client"},
+        {"name": "site-2", "type": "client"},
+        {"name": "lead@x.example", "type": "admin", "role": "lead"},
+        {"name": "Ann.Bee@x.example", "type": "admin", "role": "project_admin"},
+    ]
+}
+
+# Plays docker: notes how it was called and answers as answers.json says for the console's verb.
+FAKE = """
+import json, pathlib, sys
+here = pathlib.Path(__file__).parent
+words = sys.argv[1:]
+program = words.index("bridge.flare.console")
+answer = json.loads((here / "answers.json").read_text())[words[program + 1]]
+stdin = sys.stdin.buffer.read() if answer.get("reads") else b""
+number = len(list(here.glob("stdin-*")))
+(here / f"stdin-{number}").write_bytes(stdin)
+with (here / "calls").open("a") as calls:
+    calls.write(json.dumps(words) + "\\n")
+if "file" in answer:
+    sys.stdout.buffer.write(pathlib.Path(answer["file"]).read_bytes())
+sys.stdout.write(answer.get("out", ""))
+sys.stderr.write(answer.get("err", ""))
+sys.exit(answer.get("code", 0))
+"""
+
+
+class Fake:
+    """The stand-in: what it answers, and how it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.answers: dict[str, dict[str, Any]] = {}
+        (folder / "docker.py").write_text(FAKE)
+
+    def answer(self, verb: str, **answer: Any) -> None:
+        self.answers[verb] = answer
+        (self.folder / "answers.json").write_text(json.dumps(self.answers))
+
+    @property
+    def calls(self) -> list[list[str]]:
+        file = self.folder / "calls"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def stdin(self, number: int = 0) -> bytes:
+        return (self.folder / f"stdin-{number}").read_bytes()
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    monkeypatch.setattr(compose, "is_provisioned", lambda: True)
+    monkeypatch.setattr(engine, "compose", lambda: [sys.executable, str(folder / "docker.py")])
+    monkeypatch.setattr(provision, "load", lambda project: PROJECT)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    return Fake(folder)
+
+
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def flowerbed(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a verb with `--format json`: exit code, the JSON object, and what it told people."""
+
+    def call(verb: str, *words: object) -> tuple[int, dict[str, Any], str]:
+        code = main([verb, "--format", "json", *map(str, words)])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out.splitlines()[-1]), captured.err
+
+    return call
+
+
+def lines(*events: dict[str, Any]) -> str:
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+def error(text: str, **facts: Any) -> str:
+    return "some warning\n" + json.dumps({"error": text, **facts}) + "\n"
+
+
+# submit
+
+
+def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    code, outcome, told = flowerbed(
+        "submit",
+        APP,
+        "--rounds",
+        5,
+        "--run-config",
+        "array-size=7",
+        "--name",
+        "job",
+        "--sites",
+        "site-2",
+        "--min-sites",
+        1,
+    )
+    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0"})
+    assert "./flowerbed wait j-1" in told
+    [words] = fake.calls
+    assert words[:6] == ["exec", "-T", "ann-bee", "python", "-m", "bridge.flare.console"]
+    assert words[6:] == [
+        "submit",
+        "--run-config=array-size=7",
+        "--rounds=5",
+        "--name=job",
+        "--sites=site-2",
+        "--min-sites=1",
+    ]
+    with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
+        assert "numpyadd/client_app.py" in tar.getnames()
+
+
+def test_submit_prints_nothing_but_the_job_id(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    assert main(["submit", str(APP)]) == 0
+    assert capsys.readouterr().out == "j-1\n"
+
+
+@pytest.mark.parametrize(
+    ("identity", "service"), [("lead", "lead"), ("lead@x.example", "lead"), ("Ann.Bee", "ann-bee")]
+)
+def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, service: str) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    assert flowerbed("submit", APP, "--as", identity)[0] == 0
+    assert fake.calls[0][2] == service
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["/nowhere"], "does not exist"),
+        ([APP, "--rounds", "0"], "--rounds 0"),
+        ([APP, "--run-config", "x=1"], "It has: num-server-rounds"),
+        ([APP, "--sites", "site-1,site-9"], "no site site-9. It has: site-1, site-2"),
+        ([APP, "--min-sites", "3"], "expected 1 to 2"),
+        ([APP, "--sites", "site-1", "--min-sites", "2"], "expected 1 to 1"),
+        ([APP, "--as", "eve"], "--as eve: no such admin in project.yml. There are: lead, ann-bee"),
+    ],
+)
+def test_submit_refuses_before_anything_is_sent(
+    fake: Fake, flowerbed: Run, words: list[Any], text: str
+) -> None:
+    code, outcome, told = flowerbed("submit", *words)
+    assert code == 2
+    assert text in outcome["error"] and text in told
+    assert fake.calls == []
+
+
+def test_submit_of_an_app_whose_packages_are_missing(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("submit", reads=True, code=2, err=error("the image lacks pandas>=2", missing=["pandas>=2"]))
+    code, outcome, _ = flowerbed("submit", APP)
+    assert code == 2
+    assert outcome["missing"] == ["pandas>=2"]
+    assert "the image lacks pandas>=2" in outcome["error"]
+    assert f"./flowerbed build --app {APP}" in outcome["error"]
+
+
+def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("submit", reads=True, code=1, err=error("refused by the server: not authorized", denied=True))
+    code, outcome, _ = flowerbed("submit", APP, "--as", "lead")
+    assert (code, outcome) == (1, {"error": "refused by the server: not authorized", "denied": True})
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ('service "admin" is not running\n', "./flowerbed up starts it"),
+        (
+            "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n",
+            "./flowerbed up starts it",
+        ),
+        (
+            "required variable FLOWERBED_COMPOSE is missing a value: nothing is provisioned yet: run\n",
+            "./flowerbed provision",
+        ),
+        ("no such service: ann-bee\n", "./flowerbed provision, build and up"),
+        ("", "it printed nothing"),
+    ],
+)
+def test_submit_while_the_federation_is_down(fake: Fake, flowerbed: Run, said: str, text: str) -> None:
+    fake.answer("submit", reads=True, code=1, err=said)
+    code, outcome, _ = flowerbed("submit", APP)
+    assert code == 1
+    assert text in outcome["error"]
+
+
+def test_submit_before_anything_is_provisioned(
+    fake: Fake, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "is_provisioned", lambda: False)
+    code, outcome, _ = flowerbed("submit", APP)
+    assert code == 1 and "./flowerbed quickstart" in outcome["error"]
+    assert fake.calls == []
+
+
+def test_a_job_folder_is_exported_and_submitted_as_it_is(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
+    job = tmp_path / "job.tar"
+    with tarfile.open(job, "w") as tar:
+        for name, content in (
+            ("meta.json", b'{"name": "numpy-add"}'),
+            ("app/config/config_fed_server.json", b"{}"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    fake.answer("export", reads=True, file=str(job))
+    fake.answer("submit", reads=True, out='{"job_id": "j-2"}\n')
+    folder = tmp_path / "jobs" / "mine"
+    assert flowerbed("submit", APP, "--export", folder, "--rounds", 2)[1]["folder"] == str(folder)
+    assert (folder / "app" / "config" / "config_fed_server.json").is_file()
+    assert fake.calls[0][6:] == ["export", "--rounds=2"]
+    assert flowerbed("submit", APP, "--export", folder)[0] == 0, "an earlier export may be replaced"
+
+    assert flowerbed("submit", folder)[1]["job_id"] == "j-2"
+    with tarfile.open(fileobj=io.BytesIO(fake.stdin(2))) as tar:
+        assert set(tar.getnames()) == {"meta.json", "app/config/config_fed_server.json"}
+    code, outcome, _ = flowerbed("submit", folder, "--rounds", 2)
+    assert code == 2 and "submitted as it is" in outcome["error"]
+
+
+def test_export_overwrites_no_other_folder(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    code, outcome, _ = flowerbed("submit", APP, "--export", tmp_path)
+    assert code == 2 and "found other files" in outcome["error"]
+    assert (tmp_path / "thesis.tex").exists() and fake.calls == []
+
+
+# wait
+
+
+def reply(site: str, kind: str, examples: int, t: float, **metrics: float) -> dict[str, Any]:
+    event = {"event": "reply", "round": 1, "site": site, "kind": kind, "num_examples": examples}
+    return {**event, "metrics": metrics, "error": "", "t": t}
+
+
+PROGRESS = (
+    {"event": "status", "status": "RUNNING", "t": 100.0},
+    {"event": "round", "round": 1, "of": 1, "t": 104.0},
+    reply("site-1", "train", 30, 107.0),
+    reply("site-2", "train", 30, 108.0),
+    reply("site-1", "evaluate", 10, 109.0, loss=0.5, accuracy=0.75),
+    reply("site-2", "evaluate", 30, 110.0, loss=0.5, accuracy=0.95),
+)
+END = {"event": "end", "status": "FINISHED:COMPLETED", "reason": "", "t": 112.0}
+
+
+def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", out="FLARE says hello\n" + lines(*PROGRESS, {"event": "from the future"}, END))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["status"]) == (0, "FINISHED:COMPLETED")
+    assert outcome["rounds"][0]["metrics"]["accuracy"] == pytest.approx(0.9)
+    assert "    4 s  round 1 of 1\n" in told
+    assert "site-2       evaluated loss 0.5  accuracy 0.95   on 30 examples" in told
+    assert "   10 s    average      loss 0.5  accuracy 0.9\n" in told
+    assert "   12 s  FINISHED:COMPLETED" in told
+
+
+def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", out=lines(*PROGRESS[:-1], END))
+    assert flowerbed("wait", "j-1")[2].count("average      loss 0.5  accuracy 0.75\n") == 1
+
+
+def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
+    failed = {**reply("site-1", "train", 1, 107.0), "error": "RuntimeError: on purpose"}
+    fake.answer("wait", out=lines(*PROGRESS[:2], failed, END))
+    assert "site-1       trained   FAILED: RuntimeError: on purpose\n" in flowerbed("wait", "j-1")[2]
+
+
+@pytest.mark.parametrize("status", ["FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABORTED", "FINISHED:ABNORMAL"])
+def test_wait_fails_with_the_reason_unless_completed(fake: Fake, flowerbed: Run, status: str) -> None:
+    end = {"event": "end", "status": status, "reason": "RuntimeError: on purpose", "t": 112.0}
+    fake.answer("wait", out=lines(*PROGRESS, end))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["status"]) == (1, status)
+    assert "RuntimeError: on purpose" in told and "./flowerbed logs j-1" in told
+    assert len(outcome["rounds"]) == 1
+
+
+def test_wait_for_an_unknown_job(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", code=2, err=error("no such job: j-9. The jobs there are: ./flowerbed jobs"))
+    code, outcome, _ = flowerbed("wait", "j-9")
+    assert (code, outcome["error"]) == (2, "no such job: j-9. The jobs there are: ./flowerbed jobs")
+
+
+def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", out=lines(*PROGRESS))
+    code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
+    assert code == 1 and "before its end" in outcome["error"]
+    assert fake.calls[0][6:] == ["wait", "j-1", "--timeout", "5.0"]
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(
+    fake: Fake, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*words: str) -> Any:
+        yield PROGRESS[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "stream", interrupted)
+    code, _, told = flowerbed("wait", "j-1")
+    assert code == 130
+    assert "job j-1 goes on" in told and "./flowerbed wait j-1" in told
+
+
+def test_submit_and_wait_in_one(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    fake.answer("wait", out=lines({"event": "end", "status": "FINISHED:ABORTED", "reason": "", "t": 1.0}))
+    code, outcome, _ = flowerbed("submit", APP, "--wait")
+    assert (code, outcome["status"], outcome["job_id"]) == (1, "FINISHED:ABORTED", "j-1")
+
+
+# jobs, logs, abort, results
+
+
+NOON = datetime(2026, 1, 2, 12).timestamp()
+
+
+def test_jobs_newest_first(fake: Fake, flowerbed: Run) -> None:
+    old = {"job_id": "a", "name": "x", "status": "RUNNING", "submit_time": NOON - 60.5}
+    new = {
+        **old,
+        "job_id": "b",
+        "submit_time": NOON,
+        "duration": "0:00:41.2",
+        "submitter": "l",
+    }
+    fake.answer("list", out=json.dumps({"jobs": [old, new]}) + "\n")
+    code, outcome, told = flowerbed("jobs")
+    assert code == 0 and [job["job_id"] for job in outcome["jobs"]] == ["b", "a"]
+    assert told.splitlines()[1].split() == ["b", "RUNNING", "x", "2026-01-02", "12:00:00", "0:00:41", "l"]
+
+
+def test_no_jobs_yet(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("list", out='{"jobs": []}\n')
+    assert "./flowerbed submit" in flowerbed("jobs")[2]
+
+
+def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answer("logs", out="one\ntwo\n")
+    assert main(["logs", "j-1", "--site", "site-1"]) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert fake.calls[0][6:] == ["logs", "j-1", "--site", "site-1"]
+
+
+def test_abort(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("abort", out='{"job_id": "j-1", "status": "FINISHED:ABORTED"}\n')
+    assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED"}
+
+
+def test_results_of_an_unknown_job(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
+    fake.answer("download", code=2, err=error("no such job: j-9"))
+    code, outcome, _ = flowerbed("results", "j-9")
+    assert (code, outcome["error"]) == (2, "no such job: j-9")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("job", ["../x", "a/b", "-x", ""])
+def test_a_job_id_cannot_lead_out_of_the_results(fake: Fake, job: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["results", "--", job])
+    assert stop.value.code == 2 and fake.calls == []
+
+
+def test_an_answer_that_is_no_json_is_named(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("abort", out="hello\n")
+    assert "answered no JSON object" in flowerbed("abort", "j-1")[1]["error"]
+
+
+# quickstart
+
+
+@pytest.fixture
+def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Everything but the training is noted, not done."""
+    done: list[str] = []
+    monkeypatch.setattr(results, "RESULTS", ROOT / "results")
+    monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
+    monkeypatch.setattr(provision, "provision", lambda: done.append("provision"))
+    monkeypatch.setattr(build, "build", lambda: done.append("build"))
+    monkeypatch.setattr(up, "up", lambda: done.append("up"))
+    monkeypatch.setattr(data, "prepare", lambda sites, **options: done.append(f"data {sites} {options}"))
+    monkeypatch.setattr(results, "tell", lambda outcome: None)
+    rounds = [{"metrics": {"accuracy": 0.87}}]
+    monkeypatch.setattr(
+        results,
+        "collect",
+        lambda service, job: {"job_id": job, "rounds": rounds, "folder": str(ROOT / "results" / job)},
+    )
+    return done
+
+
+def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: list[str]) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    fake.answer("wait", out=lines({"event": "end", "status": "FINISHED:COMPLETED", "reason": "", "t": 1.0}))
+    code, outcome, told = flowerbed("quickstart", "--rounds", 2, "--alpha", 0.5)
+    assert code == 0
+    data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
+    assert steps == ["engine", "provision", "build", data_step, "up"]
+    assert fake.calls[0][6:] == ["submit", "--run-config=min-available-clients=2", "--rounds=2"]
+    assert fake.calls[1][6:] == ["wait", "j-1"]
+    assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
+    assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7
+
+
+def test_quickstart_stops_at_the_first_step_that_fails(
+    fake: Fake, flowerbed: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise Failure("the disk is full")
+
+    monkeypatch.setattr(build, "build", full)
+    code, outcome, _ = flowerbed("quickstart")
+    assert (code, outcome) == (1, {"error": "the disk is full"})
+    assert steps == ["engine", "provision"] and fake.calls == []
