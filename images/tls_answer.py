@@ -1,0 +1,44 @@
+"""Exit 0 if a participant of ours answers on a port of this container: with TLS, and with our certificate.
+
+Called as: python -I -S tls_answer.py PORT
+
+Part of the health check: standard library only, and little of that.
+"""
+
+import socket
+import ssl
+import sys
+
+KIT = "/kit/startup/"
+TIMEOUT = 3.0
+"""Seconds; a local handshake takes some milliseconds."""
+
+
+def main(port: int) -> str:
+    """Return what is wrong, or nothing."""
+    context = ssl.create_default_context(cafile=KIT + "rootCA.pem")
+    # Which name it was issued for does not matter: the certificate has to be the very one of the kit.
+    context.check_hostname = False
+    context.load_cert_chain(KIT + "server.crt", KIT + "server.key")
+    context.set_alpn_protocols(["h2"])
+    with open(KIT + "server.crt") as file:  # noqa: PTH123 (pathlib takes as long to import as all the rest)
+        ours = ssl.PEM_cert_to_DER_cert(file.read())
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), TIMEOUT) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            if tls.getpeercert(binary_form=True) != ours:
+                return f"another certificate than the kit's answers on port {port}"
+            # In TLS 1.3 a refusal of the client comes after the handshake. gRPC greets at once.
+            if tls.selected_alpn_protocol() == "h2" and not tls.recv(1):
+                return f"port {port} closes the connection after the handshake"
+    except OSError as error:
+        return f"no answer on port {port}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    problem = main(int(sys.argv[1]))
+    print(problem or "answers")
+    sys.exit(bool(problem))

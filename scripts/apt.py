@@ -1,0 +1,47 @@
+"""Install Debian and Ubuntu packages, where that is ours to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+from scripts import core
+
+TIMEOUT = 900.0
+"""Seconds for one apt-get; an engine with all it needs took 20 s."""
+
+
+def is_root() -> bool:
+    """Whether this process may change the machine."""
+    return os.geteuid() == 0
+
+
+def is_possible() -> bool:
+    """Whether `install` can work: root, on a machine with apt."""
+    return is_root() and shutil.which("apt-get") is not None
+
+
+def install(*packages: str, optional: Sequence[str] = ()) -> None:
+    """Install packages, and those of `optional` that this release has.
+
+    Raises:
+        core.Failure: apt-get could not.
+    """
+    core.say(f"  installing {', '.join(packages)} (apt-get)")
+    core.must(core.run(["apt-get", "update", "-q"], timeout=TIMEOUT), "apt-get update")
+    known = [name for name in optional if has(name)]
+    core.must(
+        core.run(
+            ["apt-get", "install", "-qy", "--no-install-recommends", *packages, *known],
+            env={"DEBIAN_FRONTEND": "noninteractive"},
+            timeout=TIMEOUT,
+        ),
+        f"apt-get install {' '.join([*packages, *known])}",
+    )
+
+
+def has(package: str) -> bool:
+    """Whether this release has a package, as of the last `apt-get update`."""
+    found = core.run(["apt-cache", "policy", package]).stdout
+    return b"Candidate:" in found and b"Candidate: (none)" not in found

@@ -1,0 +1,98 @@
+"""Build the images: a runtime that is the same for all, then one small image a participant with its kit.
+
+Gets what is missing first: the engine, the base image (pulled, or made from Debian packages where no
+registry answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of
+the bridge or a new kit, only the last layers are made again.
+
+  ./flowerbed build                  after provision, and after every edit of bridge/ or images/
+  ./flowerbed build --app my-app     also the packages that my-app/pyproject.toml asks for
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from provisioning import dotenv
+from scripts import compose, core, engine, images
+
+TAG = "dev"
+"""Of every image; a built image replaces the one before."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--app`, `--no-cache`."""
+    parser.add_argument(
+        "--app",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="APP",
+        help="add the packages that a Flower app's pyproject.toml asks for; may be given more than once, and "
+        "later builds keep them (remove .flowerbed/apps to forget them)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Build as the command line asks."""
+    return build(args.app, fresh=args.no_cache)
+
+
+def build(apps: Sequence[Path] = (), *, fresh: bool = False) -> dict[str, Any]:
+    """Build the runtime image and every participant's.
+
+    Args:
+        apps: folders of Flower apps whose packages go into the runtime image.
+        fresh: use nothing from the builder's cache.
+
+    Returns:
+        tag, images, base (present, pulled or made), packages (what apps need on top), runtime_mb and seconds.
+    """
+    start = time.monotonic()
+    # What is wrong in the user's files comes before minutes of work.
+    for app in apps:
+        images.lacking(app)
+    engine.ensure()
+    project, wanted = _wanted()
+    runtime = images.runtime(project, TAG)
+    images.check_disk(first=fresh or not images.has(runtime))
+    base = images.ensure_base()
+    architecture = engine.ask().architecture
+    images.fill_wheelhouse(architecture)
+    packages = images.add_apps(apps, architecture)
+
+    built = [runtime]
+    core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
+    _tell(runtime, images.build("runtime", runtime, fresh=fresh))
+    for image in wanted:
+        name = f"{image.name}:{TAG}"
+        _tell(name, images.build("participant", name, kit=image.kit))
+        built.append(name)
+    images.forget_old()
+    dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
+    size = core.run([engine.docker(), "image", "inspect", "--format", "{{.Size}}", runtime])
+    megabytes = round(int(core.must(size, "docker image inspect")) / 1e6)
+    seconds = round(time.monotonic() - start, 1)
+    core.say(f"{len(built)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
+    return {
+        "tag": TAG,
+        "images": built,
+        "base": base,
+        "packages": packages,
+        "runtime_mb": megabytes,
+        "seconds": seconds,
+    }
+
+
+def _wanted() -> tuple[str, list[images.Image]]:
+    """The project's name, and the participants that Compose will start."""
+    config = compose.config(tag=TAG)
+    return str(config["name"]), images.participants(config, TAG)
+
+
+def _tell(image: str, seconds: float) -> None:
+    core.say(f"  {image} in {seconds:.1f} s")

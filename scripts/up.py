@@ -1,0 +1,147 @@
+"""Start the federation, and return when every container is healthy.
+
+Healthy means: the server answers on its port, and each site is registered with it. Starts the Docker engine
+first where none runs. What runs already and is up to date stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts import compose, core, engine, images
+
+WAIT_TIMEOUT = 120
+"""Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
+
+STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|Error)\b")
+"""A line of Compose's plain progress that says something worth telling."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Start it."""
+    return up()
+
+
+def up() -> dict[str, Any]:
+    """Start the federation and wait until it is healthy.
+
+    Returns:
+        services (health or state by name) and seconds.
+
+    Raises:
+        core.Failure: what is missing or taken, or which container did not become healthy, and why.
+    """
+    start = time.monotonic()
+    if not compose.is_provisioned():
+        raise core.Failure(compose.PROVISION)
+    engine.ensure()
+    config = compose.config()
+    _check_images(config)
+    _check_folders(config)
+    _check_ports(config)
+    _start(str(config["name"]), start)
+    services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
+    seconds = round(time.monotonic() - start, 1)
+    core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    return {"services": services, "seconds": seconds}
+
+
+def _check_images(config: dict[str, Any]) -> None:
+    names = sorted({service["image"] for service in config["services"].values()})
+    lost = [name for name in names if not images.has(name)]
+    if lost:
+        raise core.Failure(f"There is no image {', '.join(lost)}: run ./flowerbed build.")
+
+
+def _check_folders(config: dict[str, Any]) -> None:
+    """Docker's own error names neither the site nor the verb."""
+    for name, service in config["services"].items():
+        for volume in service.get("volumes", []):
+            if volume["type"] != "bind" or engine.is_remote() or Path(volume["source"]).is_dir():
+                continue
+            what = f"{name} has no folder {volume['source']} ({volume['target']} inside)"
+            data = volume["target"] == "/data"
+            advice = "run ./flowerbed data, or put its data there" if data else "make it"
+            raise core.Failure(f"{what}: {advice}.")
+
+
+def _check_ports(config: dict[str, Any]) -> None:
+    running = {c["Service"] for c in compose.containers() if c["State"] == "running"}
+    for name, service in config["services"].items():
+        for port in service.get("ports", []):
+            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
+            if name not in running and not engine.is_remote() and not is_free(address, number):
+                raise core.Failure(
+                    f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
+                    "which). Stop that, or write FLOWERBED_PORT=another port into .env.",
+                    port=number,
+                )
+
+
+def is_free(address: str, port: int) -> bool:
+    """Whether a program could listen there now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Connections that have ended a moment ago do not count, as they do not for the engine.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            probe.listen()
+        except OSError:
+            return False
+    return True
+
+
+def _start(project: str, start: float) -> None:
+    """Run Compose, and tell each container's steps as they come."""
+    words = ["--progress", "plain", "up", "--detach", "--remove-orphans", "--wait"]
+    words += ["--wait-timeout", str(WAIT_TIMEOUT)]
+    process = subprocess.Popen(
+        [*engine.compose(), *words],
+        cwd=core.ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    said, told = [], set()
+    for line in process.stdout:
+        said.append(line)
+        step = STEP.match(line)
+        # A server is waited for by every site, and would be told as often.
+        if step and step.group() not in told:
+            told.add(step.group())
+            service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
+            core.say(f"  {time.monotonic() - start:5.1f} s  {service} {step['step'].lower()}")
+    if process.wait():
+        _explain("".join(said))
+
+
+def _explain(said: str) -> None:
+    """Fail with what the first container that is not well has to say."""
+    for container in compose.containers():
+        health = container.get("Health")
+        if container["State"] == "running" and health not in ("unhealthy", "starting"):
+            continue
+        name = container["Service"]
+        template = "{{if .State.Health}}{{range .State.Health.Log}}{{.Output}}{{end}}{{end}}"
+        checks = core.run([engine.docker(), "inspect", "--format", template, container["Name"]]).stdout
+        last = [line for line in checks.decode(errors="replace").splitlines() if line.strip()][-1:]
+        log = compose.call(["logs", "--no-color", "--no-log-prefix", "--tail", "15", name])
+        core.fail(
+            f"Starting {name} ({health or container['State']}{': ' + last[0].strip() if last else ''})",
+            log.decode(errors="replace"),
+        )
+    compose.explain("docker compose up", said)

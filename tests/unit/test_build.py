@@ -1,0 +1,240 @@
+"""`flowerbed build`: what it refuses, fetches and asks of the engine. No engine and no network is used."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import apt, core, images
+from scripts.__main__ import main
+from tests.unit.faking import Checkout, Program
+
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """An engine that is well, an ordinary user, and a full wheelhouse."""
+    program = Program(tmp_path / "bin")
+    root = tmp_path / "root"
+    root.mkdir()
+    house = root / ".flowerbed"
+    monkeypatch.setenv("PATH", str(program.folder))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(apt, "is_root", lambda: False)
+    monkeypatch.setattr(core, "ROOT", root)
+    monkeypatch.setattr(images, "WHEELS", house / "wheels")
+    monkeypatch.setattr(images, "WHEELS_STAMP", house / "wheels.stamp")
+    monkeypatch.setattr(images, "APPS", house / "apps")
+    images.WHEELS.mkdir(parents=True)
+    images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
+    program.answer("build")
+    return program
+
+
+@pytest.fixture
+def checkout(docker: Program) -> Checkout:
+    return Checkout(core.ROOT, docker)
+
+
+@pytest.fixture
+def flowerbed(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: str) -> tuple[int, dict[str, Any], str]:
+        code = main([*words, "--format", "json"])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out.splitlines()[-1]), captured.err
+
+    return call
+
+
+def builds(docker: Program) -> list[str]:
+    return [call for call in docker.calls if call.startswith("build ")]
+
+
+def test_runtime_first_then_everybody_and_the_tag_at_last(
+    checkout: Checkout, docker: Program, flowerbed: Run
+) -> None:
+    checkout.env.write_text("MINE=kept\n" + checkout.env.read_text().replace("FLOWERBED_TAG=dev\n", ""))
+    code, outcome, _ = flowerbed("build")
+    assert code == 0
+    names = ["flowerbed-runtime", "flowerbed-admin", "flowerbed-server", "flowerbed-site-1"]
+    assert outcome["images"] == [f"{name}:dev" for name in names] and outcome["runtime_mb"] == 1029
+    calls = builds(docker)
+    assert [call.split("--tag ")[1].split()[0] for call in calls] == outcome["images"]
+    assert all("--network none" in call for call in calls)
+    assert "KIT" not in calls[0] and "--target runtime" in calls[0]
+    assert "--build-arg KIT=workspace/flowerbed/prod_00/site-1" in calls[3]
+    assert checkout.env.read_text().splitlines()[0] == "MINE=kept"
+    assert "FLOWERBED_TAG=dev" in checkout.env.read_text().splitlines()
+
+
+def test_a_failed_build_shows_its_end_and_sets_no_tag(
+    checkout: Checkout, docker: Program, flowerbed: Run
+) -> None:
+    checkout.env.write_text(checkout.env.read_text().replace("FLOWERBED_TAG=dev\n", ""))
+    docker.answer("build", code=1, err="#7 ERROR: executor failed\n")
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and "executor failed" in outcome["error"]
+    assert "FLOWERBED_TAG" not in checkout.env.read_text()
+
+
+def test_a_disk_that_is_nearly_full(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "free_gb", lambda path: 0.7)
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and outcome["free_gb"] == 0.7 and outcome["needed_gb"] == images.REBUILD_GB
+    assert "nearly full" in outcome["error"] and "docker system prune" in outcome["error"]
+    assert not builds(docker)
+    # From nothing it takes more.
+    monkeypatch.setattr(images, "free_gb", lambda path: 3.0)
+    assert flowerbed("build")[0] == 0
+    docker.answer("image inspect --format {{.Id}} flowerbed-runtime:dev", code=1)
+    assert flowerbed("build")[1]["needed_gb"] == images.FIRST_BUILD_GB
+
+
+def test_a_disk_that_becomes_full(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    docker.answer("build", code=1, err="failed to copy: write /x: no space left on device\n")
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and "The disk became full while building flowerbed-runtime:dev" in outcome["error"]
+
+
+def test_no_registry_and_no_right_to_make_a_base(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    docker.answer("image inspect --format {{.Id}} python:3.11-slim", code=1)
+    docker.answer("pull", code=1, err="dial tcp: lookup registry: no such host\n")
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and "no such host" in outcome["error"] and "docker load" in outcome["error"]
+    docker.answer("pull")
+    assert flowerbed("build")[1]["base"] == "pulled"
+
+
+# The wheelhouse
+
+
+def wheel(folder: Path, name: str, *needs: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
+        text = "Metadata-Version: 2.1\n" + "".join(f"Requires-Dist: {need}\n" for need in needs)
+        archive.writestr(f"{name}.dist-info/METADATA", text)
+
+
+@pytest.fixture
+def downloads(docker: Program, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An empty wheelhouse, and a pip that puts one wheel there for each call."""
+    calls: list[list[str]] = []
+
+    def download(architecture: str, folder: Path, options: Any) -> None:
+        calls.append(list(options))
+        wheel(folder, "torch-2.13.0+cpu" if len(calls) % 2 == 0 else "nvflare-2.9.0", "filelock")
+
+    images.WHEELS_STAMP.unlink()
+    monkeypatch.setattr(images, "_download", download)
+    return calls
+
+
+def test_a_full_wheelhouse_is_not_filled_again(docker: Program, downloads: list[list[str]]) -> None:
+    assert images.fill_wheelhouse("amd64") == 2
+    assert {path.name for path in images.WHEELS.iterdir()} == {
+        "nvflare-2.9.0-py3-none-any.whl",
+        "torch-2.13.0+cpu-py3-none-any.whl",
+    }
+    assert images.fill_wheelhouse("amd64") == 0 and len(downloads) == 2
+    assert "--require-hashes" in downloads[0] and "--require-hashes" not in downloads[1]
+    # For other requirements, or another machine, the old wheels are asked first.
+    images.fill_wheelhouse("arm64")
+    assert downloads[2][downloads[2].index("--find-links") + 1] == str(images.WHEELS)
+
+
+def test_torch_for_cuda_is_refused(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.WHEELS_STAMP.unlink()
+    needs = ("filelock", "nvidia-cublas==13.1 ; platform_system == 'Linux'")
+    monkeypatch.setattr(images, "_download", lambda a, folder, o: wheel(folder, "torch-2.13.0", *needs))
+    with pytest.raises(core.Failure, match="CUDA build") as failure:
+        images.fill_wheelhouse("amd64")
+    assert images.TORCH_CPU_INDEX in str(failure.value)
+    assert not images.wheels_are_complete("amd64")
+
+
+def test_where_torch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    assert images._torch_sources() == ["--extra-index-url", images.TORCH_CPU_INDEX]
+    monkeypatch.setenv("PIP_FIND_LINKS", "/somewhere")
+    assert images._torch_sources() == []
+
+
+def test_an_unknown_machine_is_named() -> None:
+    with pytest.raises(core.Failure, match="riscv64: expected amd64 or arm64"):
+        images._download("riscv64", Path("/nonexistent"), [])
+
+
+# What apps need on top
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Callable[..., Path]:
+    def write(*dependencies: str) -> Path:
+        folder = tmp_path / "app"
+        folder.mkdir(exist_ok=True)
+        (folder / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n")
+        return folder
+
+    return write
+
+
+def test_only_what_the_image_lacks(app: Callable[..., Path]) -> None:
+    folder = app("flwr[simulation]>=1.26", "Torch", "tqdm>=4", "tomli; python_version < '3.10'")
+    assert images.lacking(folder) == ["tqdm>=4"]
+
+
+def test_what_contradicts_the_image_is_refused_before_any_work(
+    checkout: Checkout, docker: Program, flowerbed: Run, app: Callable[..., Path]
+) -> None:
+    code, outcome, _ = flowerbed("build", "--app", str(app("torch==2.5.1")))
+    assert code == 2 and "asks for torch==2.5.1" in outcome["error"] and "2.13.0" in outcome["error"]
+    assert docker.calls == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "expected the folder of a Flower app"),
+        ("[project", "is not TOML"),
+        ("[project]\ndependencies = 3", "expected a list"),
+        ("[project]\ndependencies = ['a b']", "'a b' is no requirement"),
+    ],
+)
+def test_a_wrong_pyproject_is_named(
+    checkout: Checkout, flowerbed: Run, tmp_path: Path, content: str | None, text: str
+) -> None:
+    if content is not None:
+        (tmp_path / "pyproject.toml").write_text(content)
+    code, outcome, _ = flowerbed("build", "--app", str(tmp_path))
+    assert code == 2 and text in outcome["error"] and "pyproject.toml" in outcome["error"]
+
+
+def test_apps_add_up_and_stay(
+    checkout: Checkout, flowerbed: Run, app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(architecture: str, folder: Path, options: list[str]) -> None:
+        asked.append(options)
+        wheel(folder, "tqdm-4.70")
+        wheel(folder, "numpy-2.4.6")
+
+    monkeypatch.setattr(images, "_download", download)
+    wheel(images.WHEELS, "numpy-2.4.6")
+    assert flowerbed("build", "--app", str(app("tqdm")))[1]["packages"] == ["tqdm"]
+    assert flowerbed("build", "--app", str(app("einops")))[1]["packages"] == ["einops", "tqdm"]
+    assert flowerbed("build")[1]["packages"] == ["einops", "tqdm"]
+    assert len(asked) == 2 and asked[1][-2:] == ["einops", "tqdm"]
+    assert "--constraint" in asked[0], "the image's own packages must stay as they are"
+    assert (images.APPS / "requirements.txt").read_text() == "einops\ntqdm\n"
+    assert [path.name for path in (images.APPS / "wheels").iterdir()] == ["tqdm-4.70-py3-none-any.whl"]

@@ -1,0 +1,232 @@
+"""`flowerbed doctor`: each check can pass and fail, and says how to mend. No engine is used."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import apt, core, engine, images, provision
+from scripts.__main__ import main
+from tests.unit.faking import Authority, Checkout, Program
+
+Examine = Callable[[], tuple[int, dict[str, dict[str, str]], str]]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    """A federation that is provisioned and built, on an engine that is well."""
+    root = tmp_path / "root"
+    root.mkdir()
+    docker = Program(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(docker.folder))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(apt, "is_root", lambda: False)
+    monkeypatch.setattr(core, "ROOT", root)
+    for name, value in {"WHEELS": root / "wheels", "WHEELS_STAMP": root / "wheels.stamp"}.items():
+        monkeypatch.setattr(images, name, value)
+    people = [{"name": name} for name in ("server", "site-1", "admin@x.example")]
+    content = {"name": "flowerbed", "participants": people}
+    monkeypatch.setattr(provision, "load", lambda project: content)
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    docker.answer("info --format {{.SystemTime", out=now + "\n")
+    docker.answer("image inspect --format {{index .Config.Labels", out="\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return Checkout(root, docker, port)
+
+
+@pytest.fixture
+def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
+    """Run the verb: exit code, the findings by check (the worst of each), and what it told people."""
+
+    def call() -> tuple[int, dict[str, dict[str, str]], str]:
+        code = main(["doctor", "--format", "json"])
+        captured = capsys.readouterr()
+        checks = json.loads(captured.out.splitlines()[-1])["checks"]
+        order = ("ok", "warn", "fail")
+        worst = sorted(checks, key=lambda finding: order.index(finding["level"]))
+        return code, {finding["check"]: finding for finding in worst}, captured.err
+
+    return call
+
+
+def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {check: finding["level"] for check, finding in found.items() if finding["level"] != "ok"}
+
+
+def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
+    images.WHEELS.mkdir()
+    images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
+    code, found, told = examine()
+    assert code == 0 and levels(found) == {}, told
+    wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
+    assert set(found) == wanted | {"data", "images", "port", "clocks"}
+    assert all(finding["mend"] == "" for finding in found.values())
+
+
+def test_no_engine(checkout: Checkout, examine: Examine) -> None:
+    checkout.docker.answer("version --format {{.Server", needs="/nonexistent")
+    code, found, told = examine()
+    assert code == 1 and levels(found) == {"engine": "fail"}
+    assert "Cannot connect" in found["engine"]["found"] and "./flowerbed up" in found["engine"]["mend"]
+    assert f"-> {found['engine']['mend']}" in told
+    assert "certificates" in found, "what needs no engine is still examined"
+
+
+def test_nothing_at_all(checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    checkout.env.unlink()
+    code, found, _ = examine()
+    assert code == 1 and levels(found) == {"engine": "fail", "compose": "fail", "kits": "warn"}
+    assert found["kits"]["mend"] == "./flowerbed provision"
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "check", "level", "text"),
+    [
+        ("compose version", {"out": "2.10.2\n"}, "compose", "fail", "2.10.2, 2.20 or newer"),
+        ("compose version", {"code": 1}, "compose", "fail", "no plugin"),
+        ("version --format {{.Client", {"out": "26.1.5\n"}, "builder", "fail", "BuildKit"),
+        ("image inspect --format {{.Id}} python:3.11-slim", {"code": 1}, "base image", "warn", "no python"),
+        (
+            "image inspect --format {{.Id}} flowerbed-admin:dev",
+            {"code": 1},
+            "images",
+            "warn",
+            "flowerbed-admin:dev",
+        ),
+        ("compose config", {"code": 1, "err": "yaml: line 3"}, "compose file", "fail", "yaml: line 3"),
+    ],
+)
+def test_what_the_engine_lacks(
+    checkout: Checkout,
+    examine: Examine,
+    call: str,
+    answer: dict[str, Any],
+    check: str,
+    level: str,
+    text: str,
+) -> None:
+    checkout.docker.answer(call, **answer)
+    code, found, _ = examine()
+    assert code == (level == "fail")
+    assert found[check]["level"] == level and text in found[check]["found"] and found[check]["mend"]
+
+
+def test_wheels_that_are_not_all_there(checkout: Checkout, examine: Examine) -> None:
+    assert examine()[1]["wheels"]["level"] == "warn"
+    images.WHEELS.mkdir()
+    images.WHEELS_STAMP.write_text(images._wheels_stamp("arm64"))
+    assert examine()[1]["wheels"]["level"] == "warn", "another machine's are of no use"
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.4e9, "fail"), (1.5e9, "warn"), (9e9, "ok")])
+def test_disk(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch, free: float, level: str
+) -> None:
+    monkeypatch.setattr(images, "free_gb", lambda path: free / 1e9)
+    code, found, _ = examine()
+    assert found["disk"]["level"] == level and code == (level == "fail")
+    assert f"{free / 1e9:.1f} GB free" in found["disk"]["found"]
+
+
+@pytest.mark.parametrize(("days", "level"), [(-3, "fail"), (20, "warn"), (40, "ok")])
+def test_expiry(checkout: Checkout, examine: Examine, days: float, level: str) -> None:
+    checkout.authority.kit(checkout.kits["site-1"], days=days)
+    code, found, _ = examine()
+    assert found["certificates"]["level"] == level and code == (level == "fail")
+    if level != "ok":
+        assert "site-1" in found["certificates"]["found"]
+        assert "./flowerbed provision" in found["certificates"]["mend"]
+
+
+def test_a_kit_that_does_not_hold_together(checkout: Checkout, examine: Examine) -> None:
+    startup = checkout.kits["site-1"] / "startup"
+    shutil.copy(checkout.kits["admin"] / "startup" / "client.key", startup)
+    code, found, _ = examine()
+    assert code == 1 and "client.key is not the key of client.crt" in found["kits"]["found"]
+
+    Authority("flowerbed").kit(checkout.kits["site-1"])
+    shutil.copy(checkout.kits["admin"] / "startup" / "rootCA.pem", startup)
+    code, found, _ = examine()
+    assert code == 1 and "not signed by its CA" in found["kits"]["found"]
+
+    (startup / "client.crt").write_text("no certificate")
+    assert examine()[1]["kits"]["level"] == "fail"
+
+    shutil.rmtree(startup)
+    code, found, _ = examine()
+    assert code == 1 and "site-1" in found["kits"]["found"]
+
+
+def test_a_project_that_changed_since(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = [{"name": name} for name in ("server", "site-1", "site-9", "admin@x.example")]
+    monkeypatch.setattr(provision, "load", lambda project: {"name": "flowerbed", "participants": people})
+    code, found, _ = examine()
+    assert code == 0 and found["project.yml"]["level"] == "warn"
+    assert "new: site-9" in found["project.yml"]["found"]
+
+    def wrong(project: Path) -> None:
+        raise core.Misuse("project.yml line 3: this is not YAML")
+
+    monkeypatch.setattr(provision, "load", wrong)
+    code, found, _ = examine()
+    assert code == 1 and "line 3" in found["project.yml"]["found"]
+
+
+def test_a_site_without_data(checkout: Checkout, examine: Examine) -> None:
+    (checkout.root / "data" / "site-1").rmdir()
+    code, found, _ = examine()
+    assert code == 0 and found["data"]["level"] == "warn" and "site-1" in found["data"]["found"]
+
+
+def test_a_port_that_another_program_has(checkout: Checkout, examine: Examine) -> None:
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    port = int(config["services"]["server"]["ports"][0]["published"])
+    with socket.create_server(("127.0.0.1", port)):
+        code, found, _ = examine()
+        assert code == 1 and f":{port} is taken" in found["port"]["found"] and found["port"]["mend"]
+        checkout.running(server="healthy")
+        checkout.docker.answer("exec", out=f"{time.time()}\n")
+        assert "is the server's" in examine()[1]["port"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"), [(60.0, "fail"), (-60.0, "fail"), (3600.0, "fail"), (2.5, "warn")]
+)
+def test_clocks(checkout: Checkout, examine: Examine, ahead: float, level: str) -> None:
+    checkout.running(**{"server": "healthy", "site-1": "healthy"})
+    checkout.docker.answer("exec flowerbed-server-1", out=f"{time.time()}\n")
+    # A little is lost on the way here: the machine may be busy.
+    checkout.docker.answer("exec flowerbed-site-1-1", out=f"{time.time() + ahead}\n")
+    code, found, _ = examine()
+    assert found["clocks"]["level"] == level and code == (level == "fail")
+    assert "site-1" in found["clocks"]["found"]
+    assert ("ahead" if ahead > 0 else "behind") in found["clocks"]["found"]
+
+
+def test_clock_of_the_engine_where_nothing_runs(checkout: Checkout, examine: Examine) -> None:
+    theirs = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=40)
+    checkout.docker.answer("info --format {{.SystemTime", out=theirs.isoformat() + "\n")
+    code, found, _ = examine()
+    assert code == 1 and "the engine is 4" in found["clocks"]["found"]
+
+
+def test_a_remote_engine_is_not_measured_here(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://far.example")
+    (checkout.root / "data" / "site-1").rmdir()
+    assert engine.is_remote() and images.storage() is None
+    assert "data" not in examine()[1]

