@@ -1,7 +1,7 @@
 """One real federation in containers for all tests: a copy of this checkout with its own name and port.
 
-The copy shares what was fetched (wheels, images' layers), so that only the kits and the small images are new. A
-federation that a user runs from the checkout itself is not touched.
+The copy shares what was fetched (wheels, images' layers), so that only the kits and the small images are
+new. A federation that a user runs from the checkout itself is not touched.
 """
 
 from __future__ import annotations

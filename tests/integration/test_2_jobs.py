@@ -54,7 +54,7 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
 
 def ended(federation: Federation, job: str) -> bool:
     jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
-    return jobs[job].startswith("FINISHED")
+    return str(jobs[job]).startswith("FINISHED")
 
 
 def is_loopback(address: str) -> bool:

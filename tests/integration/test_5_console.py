@@ -10,10 +10,19 @@ from pathlib import Path
 
 import pexpect
 
-from tests.integration.conftest import ROOT, Federation
+from tests.integration.conftest import PROJECT, ROOT, Federation
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 PROMPT = r"\r\n> |^> "
+
+
+def _remove_one_off_containers() -> None:
+    """What `compose run` leaves when its terminal is taken away."""
+    labels = [f"com.docker.compose.project={PROJECT}", "com.docker.compose.oneoff=True"]
+    command = ["docker", "ps", "--quiet", "--all", *(f"--filter=label={label}" for label in labels)]
+    left = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if left:
+        subprocess.run(["docker", "rm", "--force", *left], check=True, capture_output=True)
 
 
 def test_submit_list_download_by_hand(federation: Federation) -> None:
@@ -26,7 +35,7 @@ def test_submit_list_download_by_hand(federation: Federation) -> None:
     console.setwinsize(50, 200)
     try:
         console.expect("> ")
-        console.sendline("submit_job /jobs/by-hand")
+        console.sendline("submit_job by-hand")
         console.expect(JOB_ID)
         assert isinstance(console.match, re.Match)
         job = console.match.group()
@@ -49,6 +58,7 @@ def test_submit_list_download_by_hand(federation: Federation) -> None:
         console.expect(pexpect.EOF)
     finally:
         console.close(force=True)
+        _remove_one_off_containers()
     assert "workspace" in federation.exec("admin", "sh", "-c", f"ls -R /workspace/transfer/{job} | head -50")
 
 

@@ -19,7 +19,10 @@ Server = Callable[[Call], Awaitable[Response]]
 
 class _Link:
     def __init__(self, server: Server) -> None:
-        self.send = server
+        self._server = server
+
+    async def send(self, call: Call) -> Response:
+        return await self._server(call)
 
 
 @asynccontextmanager
