@@ -261,7 +261,3 @@ class Ledger:
             calls.done[call_id] = task.result()
             while len(calls.done) > KEPT_DONE:
                 calls.done.popitem(last=False)
-
-    def forget(self, site: str) -> None:
-        """Drop all that is kept for `site` (its relay has started anew)."""
-        self._sites.pop(site, None)

@@ -6,7 +6,7 @@ is turned into a debug string at every log level (nvflare 2.9.0 `fuel/f3/cellnet
 repeats and de-duplicates nothing by itself; `bridge.relay` does.
 
 Cells are FLARE's own plumbing, not its documented interface: this module is the one place that
-leans on them, and `tests/unit/test_channel.py` names the version it was written for.
+leans on them, and `tests/unit/test_internals.py` names the version it was written for.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
+ABORT_WITHIN = 30.0
+"""Seconds that an abort waits for the job's end; sites and server take 3 to 6 to end its processes."""
+
 POLL = 0.5
 """Seconds between two questions after a job's events: FLARE's console can only ask."""
 
@@ -310,7 +313,13 @@ def _abort(args: argparse.Namespace) -> None:
     with _session() as session, _flare_errors():
         with _quiet():
             session.abort_job(args.job)
-        _say({"job_id": args.job, "status": session.get_job_meta(args.job).get("status")})
+        deadline = time.monotonic() + ABORT_WITHIN
+        while True:
+            status = str(session.get_job_meta(args.job).get("status"))
+            if status.startswith("FINISHED") or time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+        _say({"job_id": args.job, "status": status})
 
 
 def _wait(args: argparse.Namespace) -> None:

@@ -158,7 +158,8 @@ class FlowerController(Controller):
             if len(self._arrivals.here) < self.min_sites:
                 raise RunFailed(
                     f"only {len(self._arrivals.here)} of {self.min_sites} sites have a SuperNode after "
-                    f"{SITES_WITHIN:.0f} s, missing: {', '.join(missing)}. Look at their logs."
+                    f"{SITES_WITHIN:.0f} s, missing: {', '.join(missing)}. Look at their logs, and at "
+                    "their clocks: Flower refuses a SuperNode whose clock is more than 5 s ahead."
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
 

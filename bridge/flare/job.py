@@ -28,6 +28,7 @@ class FlowerJob(FedJob):
         run_config: Mapping[str, ConfigValue] | None = None,
         min_sites: int = 1,
         sites: Sequence[str] | None = None,
+        mandatory: Sequence[str] | None = None,
     ) -> None:
         """Make the job.
 
@@ -37,14 +38,17 @@ class FlowerJob(FedJob):
             run_config: overrides of the app's configuration.
             min_sites: the fewest sites with which the job may run.
             sites: the sites that take part; None: all there are.
+            mandatory: sites without which the job does not start.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
         """
         config = read_app(app)
         check_run_config(config, run_config or {})
+        if mandatory is None and sites is not None and min_sites >= len(sites):
+            mandatory = sites
         super().__init__(
-            name=name, min_clients=min_sites, mandatory_clients=list(sites) if sites is not None else None
+            name=name, min_clients=min_sites, mandatory_clients=list(mandatory) if mandatory else None
         )
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
@@ -76,5 +80,7 @@ class FlowerRecipe(Recipe):
         """See `FlowerJob`."""
         app = Path(flower_content)
         check_packages(read_app(app))
-        job = FlowerJob(app, name=name, run_config=run_config, min_sites=min_clients, sites=mandatory_clients)
+        job = FlowerJob(
+            app, name=name, run_config=run_config, min_sites=min_clients, mandatory=mandatory_clients
+        )
         super().__init__(job)

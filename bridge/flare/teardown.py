@@ -2,7 +2,7 @@
 
 `fuel/f3/mpm.py`, `MainProcessMonitor.run(shutdown_grace_time=3)`, "let pending activities finish".
 By then the process has closed its cells, and the site's sleep is what the job's end waits for.
-`tests/unit/test_flare_internals.py` fails when FLARE changes this.
+`tests/unit/test_internals.py` fails when FLARE changes this.
 """
 
 from __future__ import annotations

@@ -46,13 +46,23 @@ def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
         "site-3",
     ]
     assert meta["mandatory_clients"] == ["site-1", "site-3"]
+    fewer = json.loads((export(tmp_path / "fewer", sites=["site-1", "site-3"]) / "meta.json").read_text())
+    assert fewer["min_clients"] == 1 and not fewer.get("mandatory_clients")
 
 
 def test_the_recipe_takes_the_arguments_of_flares_own(tmp_path: Path) -> None:
-    recipe = FlowerRecipe(flower_content=str(APP), name="mine", min_clients=2, run_config={"array-size": 3})
+    recipe = FlowerRecipe(
+        flower_content=str(APP),
+        name="mine",
+        min_clients=2,
+        mandatory_clients=["a"],
+        run_config={"array-size": 3},
+    )
     recipe.export(str(tmp_path))
     server = json.loads((tmp_path / "mine" / "app" / "config" / "config_fed_server.json").read_text())
     assert server["workflows"][0]["args"]["run_config"] == {"array-size": 3}
+    meta = json.loads((tmp_path / "mine" / "meta.json").read_text())
+    assert meta["mandatory_clients"] == ["a"] and meta["deploy_map"] == {"app": ["@ALL"]}
 
 
 @pytest.mark.parametrize(
