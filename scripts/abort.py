@@ -1,4 +1,4 @@
-"""Stop a running job on the server and all sites."""
+"""Stop a job on the server and all sites, and return when it has ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from scripts import console
 from scripts.core import say
 
+WITHIN = 60.0
+"""Seconds for the job to end on all sites; seen: 3 to 10."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """JOB, `--as`."""
@@ -16,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Abort the job."""
-    answer = console.ask(console.service(args.identity), "abort", args.job)
-    say(f"Job {args.job}: {answer['status']}. Its logs and what it had: ./flowerbed results {args.job}")
-    return answer
+    service = console.service(args.identity)
+    status = str(console.ask(service, "abort", args.job)["status"])
+    if not status.startswith("FINISHED"):
+        events = list(console.stream(service, "wait", args.job, "--timeout", str(WITHIN)))
+        status = str(events[-1]["status"])
+    say(f"Job {args.job}: {status}. Its logs and what it had: ./flowerbed results {args.job}")
+    return {"job_id": args.job, "status": status}

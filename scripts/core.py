@@ -87,6 +87,8 @@ def unpack(tar: tarfile.TarFile, folder: Path) -> None:
             raise Failure(f"A file of the archive would be written outside its folder: {member.name}")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
+            # Readable by the consoles' user too, who is not us.
+            (folder / path).chmod(0o755 if member.isdir() else 0o644)
         else:
             say(f"  left out: {member.name}, which is neither a file nor a folder")
 

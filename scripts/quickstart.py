@@ -42,10 +42,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(f"  done in {steps[title]:.1f} s")
         return outcome
 
+    def divide() -> None:
+        say(data.table(data.prepare(sites, alpha=args.alpha, seed=args.seed)))
+
     step("A Docker engine with Compose", engine.ensure)
     step("Certificates and startup kits", provision.provision)
     step("Images", build.build)
-    step("Fashion-MNIST, a part for each site", lambda: data.prepare(sites, alpha=args.alpha, seed=args.seed))
+    step("Fashion-MNIST, a part for each site", divide)
     step("The federation: server, sites, consoles", up.up)
     service = console.service(None)
     options = [*(f"--run-config={pair}" for pair in settings), f"--rounds={args.rounds}"]
@@ -55,7 +58,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         wait.follow(service, job)
         return job
 
-    job = step(f"Training {app.name}: {args.rounds} rounds on {len(sites)} sites", train)
+    rounds = f"{args.rounds} round{'' if args.rounds == 1 else 's'}"
+    job = step(f"Training {app.name}: {rounds} on {len(sites)} sites", train)
     outcome = step("Results", lambda: results.collect(service, job))
     results.tell(outcome)
     return {**outcome, "steps": steps, "quickstart_seconds": _farewell(outcome, begin)}
@@ -64,9 +68,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _farewell(outcome: dict[str, Any], begin: float) -> float:
     seconds = round(time.monotonic() - begin, 1)
     accuracy = outcome["rounds"][-1]["metrics"].get("accuracy")
-    reached = f"{accuracy:.1%} test accuracy" if accuracy is not None else "a trained model"
+    reached = f"{accuracy:.1%} test accuracy" if accuracy is not None else "A trained model"
     curves = Path(outcome["folder"]).relative_to(ROOT) / "curves.png"
-    say(f"\nFrom nothing to {reached} in {seconds:.0f} s. The curves: {curves}")
+    say(f"\n{reached} after {seconds:.0f} s in all. The curves: {curves}")
     say("The federation is still up. Now try:")
     say("  ./flowerbed status                            who is there and how it is")
     say("  ./flowerbed submit APP --wait                 your own Flower app, unchanged")

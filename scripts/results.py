@@ -104,7 +104,7 @@ def tell(outcome: dict[str, Any]) -> None:
         (folder / "curves.png", "loss and accuracy by round, every site and the average"),
         (folder / "summary.json", "status, metrics and times"),
         (folder / "serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
-        (folder / "logs", "of " + _listing(folder / "logs")),
+        (folder / "logs", _listing(folder / "logs")),
     ):
         if path.exists():
             say(f"  {shown / path.name}  ({what})")

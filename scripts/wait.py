@@ -6,7 +6,6 @@ Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from scripts import console, summary
@@ -74,10 +73,14 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
 
 
 class Progress:
-    """Tells people of a job's events, a line each, with the seconds since the first one."""
+    """Tells people of a job's events, a line each, with the seconds since it was submitted.
+
+    Where no event says when that was (key `submitted`, Unix time), it counts from the first that has
+    happened. The status that the job has when we begin to listen has no time: it may be an old one.
+    """
 
     def __init__(self) -> None:
-        self._start = time.time()
+        self._start: float | None = None
         self._events: list[dict[str, Any]] = []
         self._open_round: int | None = None
 
@@ -87,7 +90,11 @@ class Progress:
         if kind in ("round", "run ended", "end"):
             self._close_round()
         self._events.append(event)
-        if kind == "status":
+        if event.get("submitted"):
+            self._start = float(event["submitted"])
+        if kind == "status" and len(self._events) == 1:
+            say(f"           {str(event['status']).lower()}")
+        elif kind == "status":
             self._say(event, str(event["status"]).lower())
         elif kind == "round":
             self._open_round = int(event["round"])
@@ -118,9 +125,9 @@ class Progress:
         self._open_round = None
 
     def _say(self, event: dict[str, Any], text: str) -> None:
-        # Events that were there before we asked carry the time at which they happened.
-        self._start = min(self._start, float(event.get("t", self._start)))
-        say(f"  {max(0.0, float(event.get('t', time.time())) - self._start):5.0f} s  {text}")
+        now = float(event["t"])
+        self._start = now if self._start is None else self._start
+        say(f"  {max(0.0, now - self._start):5.0f} s  {text}")
 
 
 def _reply(event: dict[str, Any]) -> str:

@@ -33,9 +33,6 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
-ABORT_WITHIN = 30.0
-"""Seconds that an abort waits for the job's end; sites and server take 3 to 6 to end its processes."""
-
 POLL = 0.5
 """Seconds between two questions after a job's events: FLARE's console can only ask."""
 
@@ -313,13 +310,7 @@ def _abort(args: argparse.Namespace) -> None:
     with _session() as session, _flare_errors():
         with _quiet():
             session.abort_job(args.job)
-        deadline = time.monotonic() + ABORT_WITHIN
-        while True:
-            status = str(session.get_job_meta(args.job).get("status"))
-            if status.startswith("FINISHED") or time.monotonic() > deadline:
-                break
-            time.sleep(POLL)
-        _say({"job_id": args.job, "status": status})
+        _say({"job_id": args.job, "status": session.get_job_meta(args.job).get("status")})
 
 
 def _wait(args: argparse.Namespace) -> None:
@@ -329,9 +320,11 @@ def _wait(args: argparse.Namespace) -> None:
         seen, status = 0, ""
         while True:
             with _flare_errors():
-                now = str(session.get_job_meta(args.job).get("status"))
+                meta = session.get_job_meta(args.job)
+            now = str(meta.get("status"))
             if now != status and not now.startswith("FINISHED"):
-                _say({"event": "status", "status": now, "t": time.time()})
+                submitted = meta.get("submit_time")
+                _say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
             status = now
             if status.startswith("FINISHED"):
                 break

@@ -97,7 +97,7 @@ def test_packs_the_same_bytes_for_the_same_content(
 def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(fileobj=io.BytesIO(apps.read(folder).pack())) as tar:
-        tar.extractall(unpacked, filter="data")
+        tar.extractall(unpacked)
     shutil.make_archive(str(unpacked), "zip", unpacked)
 
 

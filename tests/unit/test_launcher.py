@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "dirname", "readlink", "cmp", "flock", "mkdir", "cp", "id", "cat")
+TOOLS = ("bash", "dirname", "readlink", "cmp", "flock", "mkdir", "cp", "id", "cat", "sleep")
 
 # A Python that can be new or old, with or without ensurepip, with a pip that works or fails.
 PYTHON = """\
@@ -25,7 +26,7 @@ case "$*" in
     --version) echo Python 3.12.3 ;;
     *"-m venv"*) mkdir -p {venv}/bin; cp "$0" {venv}/bin/python; echo {venv}/bin/pip > {venv}/made ;;
     *"import pip"*) test -e {venv}/made ;;
-    *"-m pip"*) exit {pip_fails} ;;
+    *"-m pip"*) sleep 0.3; exit {pip_fails} ;;
     *"-m scripts"*) echo "scripts from $PWD with $PYTHONPATH" ;;
 esac
 """
@@ -90,6 +91,13 @@ def test_the_environment_is_made_once_and_kept_up_to_date(machine: Machine, tmp_
     third = machine.run("status")
     assert "up to date" in third.stderr
     assert machine.calls.count("-m venv") == 1 and machine.calls.count("-m pip") == 2
+
+
+def test_of_two_that_start_at_once_one_makes_it(machine: Machine) -> None:
+    machine.python()
+    with ThreadPoolExecutor() as both:
+        assert [process.returncode for process in both.map(machine.run, ("status", "jobs"))] == [0, 0]
+    assert machine.calls.count("-m venv") == machine.calls.count("-m pip") == 1
 
 
 def test_what_pip_left_unfinished_is_done_again(machine: Machine) -> None:

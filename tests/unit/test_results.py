@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts import console, curves, results, summary
-from scripts.core import Failure
+from scripts.core import Failure, unpack
 
 START = 1_700_000_000.0
 META = {
@@ -278,8 +278,34 @@ def test_a_bad_download_leaves_the_old_results_and_nothing_else(
     send(monkeypatch, FILES)
     results.collect("admin", "j-1")
     send(monkeypatch, files)
-    with pytest.raises(Failure, match="j-1"):
+    with pytest.raises(Failure, match=r"j-1|outside its folder"):
         results.collect("admin", "j-1")
     assert (folder / "summary.json").is_file()
     assert [path.name for path in folder.parent.iterdir()] == ["j-1"]
     assert not (folder.parent.parent / "evil").exists()
+
+
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    for name in ("../out", "/tmp/out"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        buffer.seek(0)
+        with tarfile.open(fileobj=buffer) as tar, pytest.raises(Failure, match="outside its folder"):
+            unpack(tar, tmp_path)
+
+
+def test_what_is_unpacked_can_be_read_by_others(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo("app")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
+        tar.addfile(folder)
+        file = tarfile.TarInfo("app/x")
+        file.mode = 0o600
+        tar.addfile(file, io.BytesIO())
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer) as tar:
+        unpack(tar, tmp_path)
+    assert (tmp_path / "app").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "app" / "x").stat().st_mode & 0o777 == 0o644

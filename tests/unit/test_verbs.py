@@ -263,7 +263,8 @@ def reply(site: str, kind: str, examples: int, t: float, **metrics: float) -> di
 
 
 PROGRESS = (
-    {"event": "status", "status": "RUNNING", "t": 100.0},
+    {"event": "status", "status": "SUBMITTED", "t": 103.0, "submitted": 100.0},
+    {"event": "status", "status": "RUNNING", "t": 103.5},
     {"event": "round", "round": 1, "of": 1, "t": 104.0},
     reply("site-1", "train", 30, 107.0),
     reply("site-2", "train", 30, 108.0),
@@ -278,7 +279,7 @@ def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> 
     code, outcome, told = flowerbed("wait", "j-1")
     assert (code, outcome["status"]) == (0, "FINISHED:COMPLETED")
     assert outcome["rounds"][0]["metrics"]["accuracy"] == pytest.approx(0.9)
-    assert "    4 s  round 1 of 1\n" in told
+    assert told.startswith("           submitted\n      4 s  running\n      4 s  round 1 of 1\n")
     assert "site-2       evaluated loss 0.5  accuracy 0.95   on 30 examples" in told
     assert "   10 s    average      loss 0.5  accuracy 0.9\n" in told
     assert "   12 s  FINISHED:COMPLETED" in told
@@ -291,7 +292,7 @@ def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed
 
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
     failed = {**reply("site-1", "train", 1, 107.0), "error": "RuntimeError: on purpose"}
-    fake.answer("wait", out=lines(*PROGRESS[:2], failed, END))
+    fake.answer("wait", out=lines(*PROGRESS[:3], failed, END))
     assert "site-1       trained   FAILED: RuntimeError: on purpose\n" in flowerbed("wait", "j-1")[2]
 
 
@@ -371,8 +372,17 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert fake.calls[0][6:] == ["logs", "j-1", "--site", "site-1"]
 
 
-def test_abort(fake: Fake, flowerbed: Run) -> None:
-    fake.answer("abort", out='{"job_id": "j-1", "status": "FINISHED:ABORTED"}\n')
+def test_wait_for_a_job_that_runs_already_counts_from_its_first_round(fake: Fake, flowerbed: Run) -> None:
+    late = {"event": "status", "status": "RUNNING", "t": 109.5}
+    fake.answer("wait", out=lines(late, *PROGRESS[2:], END))
+    told = flowerbed("wait", "j-1")[2]
+    assert told.startswith("           running\n      0 s  round 1 of 1\n      3 s    site-1       trained")
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
+def test_abort_returns_when_the_job_has_ended(fake: Fake, flowerbed: Run, status: str) -> None:
+    fake.answer("abort", out=json.dumps({"job_id": "j-1", "status": status}) + "\n")
+    fake.answer("wait", out=lines({**END, "status": "FINISHED:ABORTED"}))
     assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED"}
 
 
@@ -408,6 +418,7 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     monkeypatch.setattr(build, "build", lambda: done.append("build"))
     monkeypatch.setattr(up, "up", lambda: done.append("up"))
     monkeypatch.setattr(data, "prepare", lambda sites, **options: done.append(f"data {sites} {options}"))
+    monkeypatch.setattr(data, "table", lambda manifest: "")
     monkeypatch.setattr(results, "tell", lambda outcome: None)
     rounds = [{"metrics": {"accuracy": 0.87}}]
     monkeypatch.setattr(
