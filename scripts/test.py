@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         engine.ensure()
         images.ensure_base()
         images.fill_wheelhouse(engine.ask().architecture)
-        session.pytest("tests in containers", ["-m", "containers", f"--timeout={CONTAINER_TIMEOUT}", *words])
+        session.pytest(
+            "tests in containers", ["-m", "containers", "-n", "0", f"--timeout={CONTAINER_TIMEOUT}", *words]
+        )
     session.end_if_failed()
     if not session.tests_ran:
         raise core.Failure("No test ran: none matches.", steps=session.steps)

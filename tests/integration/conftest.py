@@ -25,12 +25,6 @@ PROJECT = "flowerbedtest"
 COMPOSE = "docker compose"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.containers)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a verb ended: exit code, the JSON object, what it told people."""
