@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import httpx
 
 from bridge.flower import wire
+from bridge.flower.identity import Nodes, Refused
 from bridge.relay import ANSWER_WITHIN, Call, JobOver, Ledger, LinkFault, Request, Response
 
 log = logging.getLogger(__name__)
 
-UPSTREAM_TIMEOUT = 30.0
-"""Seconds for one call on loopback: as long as Flower's own clients wait for a SuperLink."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds to connect on loopback. There is no time-out for the answer: a SuperLink that is merely slow
+would carry out the call twice, and one that dies closes the connection."""
+
+TRIES = 3
+"""How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
 
 
 class Watcher(Protocol):
@@ -28,18 +34,33 @@ class Watcher(Protocol):
 class Forwarder:
     """Answers the calls of all sites of one job. Lives on one event loop."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        *,
+        on_refused: Callable[[str, str], None] = lambda site, reason: None,
+        on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
+    ) -> None:
+        """Args of the forwarder.
+
+        Args:
+            watcher: sees all that passes.
+            on_refused: is told site and reason when a call does not speak for the site's own node.
+            on_replaced: is told site and old node id when a site's new SuperNode has registered.
+        """
         self._watcher = watcher
+        self._on_refused = on_refused
+        self._on_replaced = on_replaced
         self._ledger = Ledger()
+        self._nodes = Nodes()
         self._client: httpx.AsyncClient | None = None
         self._open = asyncio.Event()
         self._over = False
 
     def open(self, superlink: str) -> None:
         """Forward from now on to the SuperLink at `superlink` (host:port); calls that came before wait."""
-        self._client = httpx.AsyncClient(
-            base_url=f"http://{superlink}", timeout=UPSTREAM_TIMEOUT, trust_env=False
-        )
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
+        self._client = httpx.AsyncClient(base_url=f"http://{superlink}", timeout=timeout, trust_env=False)
         self._open.set()
 
     async def close(self) -> None:
@@ -58,8 +79,7 @@ class Forwarder:
         """
         if wire.call_name(call.request.path) is None:
             # The gateway let it pass, so it is not the gateway that sent it.
-            log.warning("refused: %s asked for %s", site, call.request.path[:200])
-            return Response(404)
+            return self._refuse(site, f"asked for {call.request.path[:200]}", 404)
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await self._open.wait()
@@ -67,23 +87,45 @@ class Forwarder:
             raise LinkFault("the SuperLink is not ready yet") from None
         if self._over:
             raise JobOver
-        return await self._ledger.answer(site, call.id, call.done, lambda: self._ask(site, call.request))
+        return await self._ledger.answer(site, call.id, call.done, lambda: self._carry_out(site, call))
 
-    async def _ask(self, site: str, request: Request) -> Response:
-        assert self._client is not None
+    async def _carry_out(self, site: str, call: Call) -> Response:
         try:
-            answer = await self._client.post(
-                request.path, content=request.body, headers=dict(request.headers)
-            )
-        except (httpx.HTTPError, RuntimeError) as error:
-            if self._over:
-                raise JobOver from None
-            raise LinkFault(f"the SuperLink did not answer: {error!r}") from None
-        headers = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
-        response = Response(answer.status_code, headers, answer.content)
+            self._nodes.check(site, call.incarnation, call.request)
+        except Refused as refused:
+            return self._refuse(site, str(refused), 403)
+        response = await self._ask(call.request)
         if response.status >= 400:
             log.warning(
-                "SuperLink: %d to %s's %s: %s", response.status, site, request.path, answer.text[:300]
+                "SuperLink: %d to %s's %s: %s", response.status, site, call.request.path, response.body[:300]
             )
-        self._watcher.saw(site, request, response)
+        replaced = self._nodes.saw(site, call.incarnation, call.request, response)
+        if replaced is not None:
+            self._on_replaced(site, replaced)
+        self._watcher.saw(site, call.request, response)
         return response
+
+    def _refuse(self, site: str, reason: str, status: int) -> Response:
+        log.warning("refused a call from %s: %s", site, reason)
+        self._on_refused(site, reason)
+        return Response(status)
+
+    async def _ask(self, request: Request) -> Response:
+        """Send one request to the SuperLink; again, if its answer is lost with the connection."""
+        assert self._client is not None
+        for number in range(1, TRIES + 1):
+            try:
+                answer = await self._client.post(
+                    request.path, content=request.body, headers=dict(request.headers)
+                )
+            except (httpx.HTTPError, RuntimeError) as error:
+                if self._over:
+                    raise JobOver from None
+                if isinstance(error, httpx.ConnectError) or number == TRIES:
+                    raise LinkFault(f"the SuperLink did not answer: {error!r}") from None
+                log.warning("the SuperLink's answer to %s was lost: %r", request.path, error)
+            else:
+                headers = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
+                response = Response(answer.status_code, headers, answer.content)
+                return response if number == 1 else wire.after_a_lost_answer(request, response)
+        raise AssertionError("the last try returns or raises")

@@ -76,12 +76,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way over the link: `id` is the same for every try; `done` are ids of earlier
-    calls whose answers arrived, so that the server may forget them."""
+    """A request on its way over the link.
+
+    `id` is the same for every try. `done` are ids of earlier calls whose answers arrived, so that the
+    server may forget them. `incarnation` counts the askers that the site has had, from 1 on.
+    """
 
     id: str
     request: Request
     done: tuple[str, ...] = ()
+    incarnation: int = 1
 
 
 class LinkFault(Exception):
@@ -121,6 +125,7 @@ class Caller:
         self._answer_within = answer_within
         self._on_over = on_over
         self._over = False
+        self._incarnation = 1
         self._pending: dict[str, _Pending] = {}
         self._once: OrderedDict[str, Response] = OrderedDict()
         self._held: dict[str, Response] = {}
@@ -183,11 +188,12 @@ class Caller:
     async def _carry(self, request: Request) -> Response:
         """Send one call again and again until the link brings its answer."""
         call_id = uuid.uuid4().hex
+        incarnation = self._incarnation
         wait = RETRY_FIRST
         while True:
             done, self._done = self._done, []
             try:
-                response = await self._link.send(Call(call_id, request, tuple(done)))
+                response = await self._link.send(Call(call_id, request, tuple(done), incarnation))
             except LinkFault as fault:
                 self._done += done
                 log.warning("the link failed, next try in %.1f s: %s: %s", wait, request.path, fault)
@@ -202,9 +208,19 @@ class Caller:
                 self._done.append(call_id)
                 return response
 
+    async def start_over(self) -> None:
+        """The asker has died and a new one will come: forget all that was for the old one."""
+        await self._end_calls()
+        self._once.clear()
+        self._held.clear()
+        self._incarnation += 1
+
     async def close(self) -> None:
         """End all calls in flight; their askers see `JobOver`."""
         self._over = True
+        await self._end_calls()
+
+    async def _end_calls(self) -> None:
         tasks = [pending.task for pending in self._pending.values()]
         for task in tasks:
             task.cancel()

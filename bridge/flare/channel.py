@@ -38,6 +38,7 @@ TRIES_AT_ONCE = 16
 """Threads for calls in flight: a SuperNode has two objects, a pull and a heartbeat at a time."""
 
 _CALL, _SITE_HEADERS, _PATH, _DONE = "fb_call", "fb_headers", "fb_path", "fb_done"
+_INCARNATION = "fb_incarnation"
 _STATUS, _OVER, _FAULT = "fb_status", "fb_over", "fb_fault"
 
 Answer = Callable[[str, Call], Awaitable[Response]]
@@ -66,6 +67,7 @@ class SiteLink:
                 _PATH: call.request.path,
                 _SITE_HEADERS: json.dumps(call.request.headers),
                 _DONE: json.dumps(call.done),
+                _INCARNATION: call.incarnation,
             },
             call.request.body,
         )
@@ -104,7 +106,8 @@ async def _answer(message: Message, answer: Answer) -> Message:
     site = site_of(message.get_header(MessageHeaderKey.ORIGIN))
     headers = tuple((k, v) for k, v in json.loads(message.get_header(_SITE_HEADERS)))
     request = Request(message.get_header(_PATH), headers, _bytes(message.payload))
-    call = Call(message.get_header(_CALL), request, tuple(json.loads(message.get_header(_DONE))))
+    done = tuple(json.loads(message.get_header(_DONE)))
+    call = Call(message.get_header(_CALL), request, done, message.get_header(_INCARNATION))
     try:
         response = await answer(site, call)
     except JobOver:

@@ -24,6 +24,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
+from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import channel, teardown
 from bridge.flower import environment, wire
@@ -73,6 +74,7 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
+        self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE before `control_flow`: open the server's end of the link."""
@@ -82,7 +84,7 @@ class FlowerController(Controller):
         self._loop = LoopThread("flowerbed")
         self._events = Events(run_dir / EVENTS_FILE)
         self._arrivals = Arrivals(self._events.emit, self._rounds(fl_ctx))
-        self._forwarder = Forwarder(self._arrivals)
+        self._forwarder = Forwarder(self._arrivals, on_refused=self._audit, on_replaced=self._remove_node)
         channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer)
         fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
 
@@ -147,6 +149,16 @@ class FlowerController(Controller):
             # What Flower unpacked of the app is no result.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             shutil.rmtree(run_dir / FLOWER_HOME, ignore_errors=True)
+
+    def _audit(self, site: str, reason: str) -> None:
+        """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
+        AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
+
+    def _remove_node(self, site: str, node_id: int) -> None:
+        """A site's SuperNode was started anew: its old node must not be waited for."""
+        assert self._superlink is not None
+        log.info("%s has a new SuperNode; its old node %d is removed", site, node_id)
+        self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
     async def _wait_for_sites(self, sites: list[str]) -> None:
         assert self._arrivals is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from nvflare.apis.event_type import EventType
@@ -23,6 +24,15 @@ from bridge.relay import Caller
 
 log = logging.getLogger(__name__)
 
+RESTARTS = 5
+"""How often a SuperNode that ends by itself is started again in one job."""
+
+RESTART_FIRST = 0.5
+"""Seconds before the first new start; each further wait is twice as long."""
+
+FLOWER_HOME = "flwr"
+"""In the job's folder: what Flower unpacks of the app."""
+
 
 class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
@@ -36,6 +46,7 @@ class FlowerExecutor(Executor):
         self._gateway: Gateway | None = None
         self._supernode: FlowerProcess | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
@@ -76,7 +87,26 @@ class FlowerExecutor(Executor):
         await self._gateway.start()
         work_dir = run_dir / "clientapp"
         work_dir.mkdir(exist_ok=True)
-        self._supernode = await start_supernode(self._gateway.port, work_dir, run_dir / "flwr", config)
+
+        async def start() -> FlowerProcess:
+            assert self._gateway is not None
+            return await start_supernode(self._gateway.port, work_dir, run_dir / FLOWER_HOME, config)
+
+        self._supernode = await start()
+        self._watching = asyncio.ensure_future(self._watch(start))
+
+    async def _watch(self, start: Callable[[], Awaitable[FlowerProcess]]) -> None:
+        """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
+        assert self._supernode is not None and self._caller is not None
+        for number in range(RESTARTS):
+            code = await self._supernode.wait()
+            log.warning("the SuperNode ended with code %s, start %d of %d", code, number + 1, RESTARTS)
+            await self._supernode.stop(0)  # What it had started ends too: there is one node at a time.
+            await self._caller.start_over()
+            await asyncio.sleep(RESTART_FIRST * 2**number)
+            self._supernode = await start()
+        await self._supernode.wait()
+        log.error("the SuperNode ended %d times and is not started again", RESTARTS + 1)
 
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
@@ -98,6 +128,9 @@ class FlowerExecutor(Executor):
         await self._ending
 
     async def _end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._caller is not None:
             await self._caller.close()
         if self._supernode is not None:

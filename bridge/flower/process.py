@@ -3,14 +3,14 @@
 Flower's programs leave their parent's process group (a SuperLink starts its SuperExec in a session of
 its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
 SuperExec that was killed. So every process carries a mark in its environment, which it hands on to
-all that it starts, and by which it is found again.
+all that it starts, and by which it is found again: by `stop`, or by a guard when the job's own process
+is killed (`bridge/flower/guard.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -28,7 +28,7 @@ MARK = "FLOWERBED_PROCESS"
 LAST_LINES = 200
 """Lines of output that are kept, for the reason when a process ends badly."""
 
-_PR_SET_PDEATHSIG = 1
+GUARD = Path(__file__).with_name("guard.py")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
 """A line for each request that went well, several a second: nobody reads them."""
@@ -36,15 +36,18 @@ _LINE_LIMIT = 1 << 20
 
 
 class FlowerProcess:
-    """One child process; its output goes line by line to a logger.
+    """One child process; its output goes line by line to a logger."""
 
-    Start it from the event loop of a thread that lives as long as the process should: Linux ends
-    the child when that thread ends, so that a killed job process leaves nothing behind.
-    """
-
-    def __init__(self, name: str, mark: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self,
+        name: str,
+        mark: str,
+        process: asyncio.subprocess.Process,
+        guard: asyncio.subprocess.Process,
+    ) -> None:
         self.name = name
         self._mark = mark
+        self._guard = guard
         self.last_lines: list[str] = []
         self._process = process
         self._log = logging.getLogger(f"bridge.{name}")
@@ -65,6 +68,16 @@ class FlowerProcess:
         """
         scripts = Path(sys.executable).parent
         mark = uuid.uuid4().hex
+        # First, so that there is no moment in which the process runs unguarded.
+        guard = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            str(GUARD),
+            f"{MARK}={mark}",
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
         process = await asyncio.create_subprocess_exec(
             str(scripts / command[0]),
             *command[1:],
@@ -79,10 +92,9 @@ class FlowerProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
             limit=_LINE_LIMIT,
         )
-        return cls(name, mark, process)
+        return cls(name, mark, process, guard)
 
     @property
     def pid(self) -> int:
@@ -109,6 +121,9 @@ class FlowerProcess:
             await asyncio.sleep(0.02)
             left = marked(self._mark)
         await self._process.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        await self._guard.wait()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -132,10 +147,6 @@ class FlowerProcess:
 def strip_colour(text: str) -> str:
     """Remove terminal colours, which Flower prints into pipes too."""
     return _COLOUR.sub("", text)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -24,6 +24,8 @@ from flwr.proto.control_pb2 import (
     StartRunResponse,
     StreamLogsRequest,
     StreamLogsResponse,
+    UnregisterNodeRequest,
+    UnregisterNodeResponse,
 )
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
@@ -145,6 +147,16 @@ class SuperLink:
                 if status.status == "finished":
                     return RunEnd(status.sub_status, status.details)
             await asyncio.sleep(STATUS_INTERVAL)
+
+    async def remove_node(self, node_id: int) -> None:
+        """Remove a node that will not come back, so that the strategy no longer waits for it."""
+        try:
+            await self._control(
+                "unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse()
+            )
+        except (RunFailed, httpx.HTTPError) as error:
+            # The SuperLink gives it up by itself after a minute without heartbeat.
+            serverapp_log.warning("node %d could not be removed: %s", node_id, error)
 
     async def stop(self) -> None:
         """End SuperLink and ServerApp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -60,7 +61,8 @@ def test_another_ca_is_refused(federation: Federation, tmp_path: Path) -> None:
     shutil.copy(federation.root / "project.yml", tmp_path)
     nvflare = Path(sys.executable).parent / "nvflare"
     command = [str(nvflare), "provision", "-p", "project.yml", "--force"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, stdin=subprocess.DEVNULL)
     stranger = tmp_path / "workspace" / PROJECT / "prod_00" / "site-1" / "startup"
     assert (stranger / "client.crt").exists()
     assert not answered(federation, stranger)

@@ -7,6 +7,9 @@ acted. Plain Flower hangs or dies when that happens to pull-messages, push-objec
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +143,33 @@ def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
 
     assert asyncio.run(test()) == []
     assert MARK == "FLOWERBED_PROCESS"
+
+
+JOB = """
+import asyncio, pathlib
+from bridge.flower.process import FlowerProcess
+
+script = "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
+
+async def main():
+    process = await FlowerProcess.start("test", ["python3", "-c", script], cwd=pathlib.Path.cwd(), env={})
+    print(process.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_outlives_a_job_process_that_is_killed() -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True, cwd=root) as job:
+        assert job.stdout is not None
+        process = psutil.Process(int(job.stdout.readline()))
+        while not (children := process.children()):
+            time.sleep(0.02)
+        job.kill()
+    gone, alive = psutil.wait_procs([process, *children], timeout=5)
+    assert alive == [] and len(gone) == 2
 
 
 def test_an_app_that_cannot_be_built_is_one_clear_failure(tmp_path: Path) -> None:

@@ -208,3 +208,18 @@ def test_the_ledger_keeps_nothing_of_an_execution_that_failed() -> None:
         assert (await ledger.answer("s", "a", (), works)).status == 200
 
     run(test)
+
+
+def test_a_new_asker_gets_nothing_that_was_for_the_old_one() -> None:
+    async def test() -> None:
+        server = Server()
+        caller = Caller(server)
+        await caller.call(REQUEST, rule(Repeat.ONCE))
+        await caller.call(REQUEST, rule(Repeat.HELD, "held"))
+        await caller.start_over()
+        assert caller.bytes_kept == 0
+        answer = await caller.call(REQUEST, rule(Repeat.ONCE))
+        assert answer is not None and answer.body == b"3"
+        assert [call.incarnation for call in server.calls] == [1, 1, 2]
+
+    run(test)
