@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Federation, Outcome
+from tests.integration.conftest import PROJECT, Federation, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,52 @@ def test_each_site_saw_only_its_own_data(federation: Federation) -> None:
         listing = federation.exec(site, "sh", "-c", "sha256sum /data/FashionMNIST/raw/train-images*")
         digests.add(listing.split()[0])
     assert len(digests) == 2
+
+
+PLAIN = """
+import pathlib, subprocess, sys, time, urllib.request
+
+home = pathlib.Path("/tmp/flwr")
+home.mkdir()
+connection = 'address = "127.0.0.1:9393"\\ninsecure = true\\n'
+(home / "config.toml").write_text('[superlink]\\ndefault = "here"\\n\\n[superlink.here]\\n' + connection)
+commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", "9393"]]
+for number in (0, 1):
+    node = ["flower-supernode", "--insecure", "--superlink", "127.0.0.1:9393", "--port", str(9400 + number)]
+    commands.append([*node, "--node-config", f"partition-id={number} num-partitions=2"])
+processes = [subprocess.Popen(command, cwd="/tmp", stdout=sys.stderr) for command in commands]
+for _ in range(300):
+    try:
+        urllib.request.urlopen("http://127.0.0.1:9393/health")
+        break
+    except OSError:
+        time.sleep(0.2)
+run = ["flwr", "run", "/app", "here", "--stream"]
+subprocess.run([*run, "--run-config", "num-server-rounds=1 data-dir='/data'"], check=True)
+for process in processes:
+    process.kill()
+"""
+
+
+def test_the_same_app_runs_with_plain_flower(federation: Federation) -> None:
+    command = "docker run --rm --init --entrypoint python --tmpfs /tmp:exec --env FLWR_HOME=/tmp/flwr"
+    mounts = [f"{federation.root}/apps/pytorch-quickstart:/app:ro", f"{federation.root}/data:/data:ro"]
+    said = subprocess.run(
+        [
+            *command.split(),
+            "--env=HOME=/tmp",
+            *(f"--volume={mount}" for mount in mounts),
+            f"{PROJECT}-runtime:dev",
+            "-c",
+            PLAIN,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "aggregate_evaluate: received 2 results and 0 failures" in said.stdout + said.stderr
 
 
 def test_the_job_is_listed_as_completed(federation: Federation, results: Path) -> None:

@@ -7,6 +7,7 @@ acted. Plain Flower hangs or dies when that happens to pull-messages, push-objec
 from __future__ import annotations
 
 import asyncio
+import datetime
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
 from bridge.flower import wire
 from bridge.flower.observe import Event, Observer
@@ -56,6 +58,7 @@ class Outcome:
     work_dir: Path
     traceback: str
     left: list[psutil.Process]
+    notice: float
 
 
 async def run_app(work_dir: Path, app: Path) -> Outcome:
@@ -77,6 +80,10 @@ async def run_app(work_dir: Path, app: Path) -> Outcome:
         run = await superlink.start_run(app, {"num-server-rounds": 1})
         async with asyncio.timeout(60):
             end = await superlink.finished(run)
+        noticed = datetime.datetime.now(datetime.UTC)
+        runs = ListRunsResponse()
+        await superlink._control("list-runs", ListRunsRequest(run_id=run), runs)
+        finished = datetime.datetime.fromisoformat(runs.run_dict[run].finished_at)
     finally:
         await forwarder.close()
         for caller in callers:
@@ -84,8 +91,9 @@ async def run_app(work_dir: Path, app: Path) -> Outcome:
         await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
         for gateway in gateways:
             await gateway.stop()
+    notice = (noticed - finished).total_seconds()
     mine = psutil.Process().children(recursive=True)
-    return Outcome(end, events, [link.lost for link in links], work_dir, superlink.traceback(), mine)
+    return Outcome(end, events, [link.lost for link in links], work_dir, superlink.traceback(), mine, notice)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,10 @@ def test_the_run_completes_although_an_answer_of_each_kind_was_lost(outcome: Out
     assert outcome.end == RunEnd("completed", "")
     must = {wire.PULL, wire.PUSH_OBJECT, wire.REGISTER, wire.PUSH, wire.CONFIRM, wire.PULL_OBJECT}
     assert all(lost >= must for lost in outcome.lost)
+
+
+def test_the_runs_end_is_noticed_within_two_seconds(outcome: Outcome) -> None:
+    assert 0 <= outcome.notice < 2
 
 
 def test_every_site_added_once(outcome: Outcome) -> None:
