@@ -14,12 +14,11 @@ TRAIN, EVALUATE = "train", "evaluate"
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
 
-    `metrics` are means over the sites, weighted by their numbers of examples, unless the run itself
-    told an aggregate. A training metric that has an evaluation metric's name gets the prefix
-    `train_`. `loss` is the evaluation's, else the training's, else None.
+    `metrics` are means over the sites, weighted by their numbers of examples. A training metric that
+    has an evaluation metric's name gets the prefix `train_`. `loss` is the evaluation's, else the
+    training's, else None.
     """
     rounds: dict[int, dict[str, dict[str, dict[str, Any]]]] = {}
-    told: dict[int, dict[str, Any]] = {}
     for event in events:
         number = event.get("round")
         if event.get("event") == "round":
@@ -32,15 +31,11 @@ def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
             if event.get("error"):
                 entry["error"] = event["error"]
             sites.setdefault(str(event["site"]), {})[str(event["kind"])] = entry
-        elif event.get("event") == "aggregate" and number is not None:
-            values = {name: _finite(value) for name, value in (event.get("metrics") or {}).items()}
-            told.setdefault(int(number), {}).update(values)
     result = []
     for number, sites in sorted(rounds.items()):
         evaluated, trained = _average(sites, EVALUATE), _average(sites, TRAIN)
         metrics = dict(evaluated)
         metrics.update({f"train_{n}" if n in evaluated else n: v for n, v in trained.items()})
-        metrics.update(told.get(number, {}))
         loss = next((metrics[n] for n in ("loss", "eval_loss", "train_loss") if n in metrics), None)
         result.append(
             {"round": number, "loss": loss, "metrics": metrics, "sites": dict(sorted(sites.items()))}

@@ -89,11 +89,6 @@ def test_a_training_metric_does_not_hide_the_evaluation_s() -> None:
     assert (entry["metrics"], entry["loss"]) == ({"loss": 3.0, "train_loss": 4.0}, 3.0)
 
 
-def test_the_run_s_own_aggregate_wins() -> None:
-    told = {"event": "aggregate", "round": 1, "metrics": {"loss": 9.0}, "t": START}
-    assert summary.rounds_of([*EVENTS, told])[0]["loss"] == 9.0
-
-
 def test_a_loss_of_nan_is_none_and_the_summary_is_json() -> None:
     outcome = summary.summarize("j", META, [reply(1, "a", "evaluate", 1, 1, loss=math.nan, accuracy=0.1)])
     assert json.loads(json.dumps(outcome, allow_nan=False))["rounds"][0]["loss"] is None
