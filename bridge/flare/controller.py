@@ -48,7 +48,6 @@ EVENTS_TOPIC = "flowerbed.events"
 """The app command by which a console asks a running job for its events."""
 
 EVENTS_FILE = "events.jsonl"
-FLOWER_HOME = "flwr"
 
 
 class FlowerController(Controller):
@@ -128,7 +127,7 @@ class FlowerController(Controller):
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
-            self._superlink = await SuperLink.start(work_dir, run_dir / FLOWER_HOME)
+            self._superlink = await SuperLink.start(work_dir, run_dir / environment.HOME)
             self._forwarder.open(self._superlink.address)
             await self._wait_for_sites(sites)
             run_id = await self._superlink.start_run(app, self.run_config)
@@ -148,7 +147,7 @@ class FlowerController(Controller):
                 self._loop.run(self._superlink.stop())
             # What Flower unpacked of the app is no result.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
-            shutil.rmtree(run_dir / FLOWER_HOME, ignore_errors=True)
+            shutil.rmtree(run_dir / environment.HOME, ignore_errors=True)
 
     def _audit(self, site: str, reason: str) -> None:
         """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""

@@ -30,9 +30,6 @@ RESTARTS = 5
 RESTART_FIRST = 0.5
 """Seconds before the first new start; each further wait is twice as long."""
 
-FLOWER_HOME = "flwr"
-"""In the job's folder: what Flower unpacks of the app."""
-
 
 class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
@@ -90,7 +87,7 @@ class FlowerExecutor(Executor):
 
         async def start() -> FlowerProcess:
             assert self._gateway is not None
-            return await start_supernode(self._gateway.port, work_dir, run_dir / FLOWER_HOME, config)
+            return await start_supernode(self._gateway.port, work_dir, run_dir / environment.HOME, config)
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))

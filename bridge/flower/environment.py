@@ -13,6 +13,9 @@ import flwr
 SUPPORTED = ((1, 40), (1, 42))
 """The first and the last minor version whose Fleet API is the HTTP API that the relay carries."""
 
+HOME = "flwr"
+"""The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
+
 TASK_POLL_INTERVAL = 0.2
 """Seconds between two looks of a SuperExec for work; Flower's own default is 1.0."""
 

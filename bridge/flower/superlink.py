@@ -34,6 +34,7 @@ from bridge.flower import environment
 from bridge.flower.app import ConfigValue
 from bridge.flower.process import LAST_LINES, FlowerProcess, strip_colour
 
+log = logging.getLogger(__name__)
 serverapp_log = logging.getLogger("bridge.serverapp")
 
 READY_WITHIN = 60.0
@@ -156,7 +157,7 @@ class SuperLink:
             )
         except (RunFailed, httpx.HTTPError) as error:
             # The SuperLink gives it up by itself after a minute without heartbeat.
-            serverapp_log.warning("node %d could not be removed: %s", node_id, error)
+            log.warning("node %d could not be removed: %s", node_id, error)
 
     async def stop(self) -> None:
         """End SuperLink and ServerApp."""
