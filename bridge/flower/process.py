@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
+from bridge.flower import guard
 
 MARK = "FLOWERBED_PROCESS"
 """The environment variable that marks a Flower process and its descendants."""
@@ -28,7 +28,6 @@ MARK = "FLOWERBED_PROCESS"
 LAST_LINES = 200
 """Lines of output that are kept, for the reason when a process ends badly."""
 
-GUARD = Path(__file__).with_name("guard.py")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
 """A line for each request that went well, several a second: nobody reads them."""
@@ -69,11 +68,11 @@ class FlowerProcess:
         scripts = Path(sys.executable).parent
         mark = uuid.uuid4().hex
         # First, so that there is no moment in which the process runs unguarded.
-        guard = await asyncio.create_subprocess_exec(
+        keeper = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             "-S",
-            str(GUARD),
+            guard.__file__,
             f"{MARK}={mark}",
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -94,7 +93,7 @@ class FlowerProcess:
             start_new_session=True,
             limit=_LINE_LIMIT,
         )
-        return cls(name, mark, process, guard)
+        return cls(name, mark, process, keeper)
 
     @property
     def pid(self) -> int:
@@ -112,14 +111,14 @@ class FlowerProcess:
 
     async def stop(self, grace: float) -> None:
         """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
-        _signal(marked(self._mark), signal.SIGTERM)
+        _signal(_marked(self._mark), signal.SIGTERM)
         deadline = asyncio.get_running_loop().time() + grace
-        while (left := marked(self._mark)) and asyncio.get_running_loop().time() < deadline:
+        while (left := _marked(self._mark)) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         while left:
             _signal(left, signal.SIGKILL)
             await asyncio.sleep(0.02)
-            left = marked(self._mark)
+            left = _marked(self._mark)
         await self._process.wait()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
@@ -149,17 +148,11 @@ def strip_colour(text: str) -> str:
     return _COLOUR.sub("", text)
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """The living processes that carry `mark`."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+def _marked(mark: str) -> list[int]:
+    return guard.marked(f"{MARK}={mark}".encode())
 
 
-def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(number)
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
