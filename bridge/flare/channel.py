@@ -28,11 +28,14 @@ from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
 log = logging.getLogger(__name__)
 
-CHANNEL, TOPIC = "flowerbed", "call"
+CHANNEL, TOPIC, PROBE = "flowerbed", "call", "probe"
 
 NO_PROGRESS = 10.0
 """Seconds without a byte of progress, or of waiting for an answer's first byte, until a try counts
 as failed. Slowness alone is no failure: FLARE looks at the progress of a stream."""
+
+PROBE_WITHIN = 3.0
+"""Seconds for the answer to an empty message, until the link counts as failed still."""
 
 TRIES_AT_ONCE = 16
 """Threads for calls in flight: a SuperNode has two objects, a pull and a heartbeat at a time."""
@@ -56,6 +59,12 @@ class SiteLink:
         """Deliver `call` once; see `relay.Link`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._send, call)
 
+    async def probe(self) -> None:
+        """Ask for an empty answer; see `relay.Link`."""
+        await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._request, PROBE, Message(), PROBE_WITHIN
+        )
+
     def close(self) -> None:
         """Let the threads end; a try in flight ends within `NO_PROGRESS`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -71,23 +80,27 @@ class SiteLink:
             },
             call.request.body,
         )
-        reply = self._cell.send_request(
-            channel=CHANNEL,
-            topic=TOPIC,
-            target=self._target,
-            request=request,
-            timeout=NO_PROGRESS,
-            optional=True,  # A fault is ours to handle; FLARE need not log each one as an error.
-        )
-        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
-        if code != ReturnCode.OK:
-            raise LinkFault(f"FLARE says {code}")
+        reply = self._request(TOPIC, request, NO_PROGRESS)
         if reply.get_header(_OVER):
             raise JobOver
         if fault := reply.get_header(_FAULT):
             raise LinkFault(fault)
         headers = tuple((k, v) for k, v in json.loads(reply.get_header(_SITE_HEADERS)))
         return Response(reply.get_header(_STATUS), headers, _bytes(reply.payload))
+
+    def _request(self, topic: str, request: Message, timeout: float) -> Message:
+        reply = self._cell.send_request(
+            channel=CHANNEL,
+            topic=topic,
+            target=self._target,
+            request=request,
+            timeout=timeout,
+            optional=True,  # A fault is ours to handle; FLARE need not log each one as an error.
+        )
+        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
+        if code != ReturnCode.OK:
+            raise LinkFault(f"FLARE says {code}")
+        return reply
 
 
 def serve(cell: Cell, loop: LoopThread, answer: Answer) -> None:
@@ -100,6 +113,7 @@ def serve(cell: Cell, loop: LoopThread, answer: Answer) -> None:
         return loop.submit(_answer(message, answer))
 
     cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=received)
+    cell.register_request_cb(channel=CHANNEL, topic=PROBE, cb=lambda message: _reply({}))
 
 
 async def _answer(message: Message, answer: Answer) -> Message:

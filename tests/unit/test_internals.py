@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from importlib import import_module
 from importlib.metadata import version
 
 import pytest
@@ -16,7 +17,7 @@ from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 
 from bridge.flare import channel, teardown
-from bridge.flower import environment, wire
+from bridge.flower import environment, heartbeat, superlink_process, wire
 
 
 def test_the_versions_are_the_ones_that_were_read() -> None:
@@ -41,6 +42,20 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     pull = PullMessagesRequest(node=node).SerializeToString()
     assert wire._released_pull(confirm) == wire._pull_key(pull)
     assert wire._released_pull(b"\xff\xff") is None
+
+
+def test_superlink_process_finds_what_it_changes() -> None:
+    module, constant = superlink_process.PUSH_SESSIONS
+    assert getattr(import_module(module), constant) == 180
+    assert f"timedelta(seconds={constant})" in inspect.getsource(import_module(module))
+    assert "uvicorn.run(" in inspect.getsource(import_module("flwr.superlink.cli.flower_superlink"))
+
+
+def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:
+    state = import_module("flwr.server.superlink.linkstate.in_memory_linkstate").InMemoryLinkState
+    for method in (state.acknowledge_node_heartbeat, state.activate_node):
+        assert "HEARTBEAT_PATIENCE * heartbeat_interval" in inspect.getsource(method)
+    assert heartbeat.LONGEST == 3600
 
 
 def test_channel_cells_stream_and_answer_with_futures() -> None:

@@ -23,6 +23,7 @@ class Server:
         self.calls: list[Call] = []
         self.faults: list[Exception] = []
         self.gate: asyncio.Event | None = None
+        self.probes = self.unreachable = 0
 
     async def send(self, call: Call) -> Response:
         if self.faults:
@@ -31,6 +32,12 @@ class Server:
         if self.gate is not None:
             await self.gate.wait()
         return Response(200, (), str(len(self.calls)).encode())
+
+    async def probe(self) -> None:
+        self.probes += 1
+        if self.unreachable:
+            self.unreachable -= 1
+            raise LinkFault("still down")
 
 
 def run(test: Callable[[], object]) -> None:
@@ -105,6 +112,38 @@ def test_a_failing_link_is_tried_again_with_the_same_call(monkeypatch: pytest.Mo
         server.faults = [LinkFault("down"), LinkFault("down")]
         answer = await Caller(server).call(REQUEST, rule(Repeat.ONCE))
         assert answer is not None and answer.body == b"1"
+
+    run(test)
+
+
+def test_over_a_link_that_is_down_only_one_small_question_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.relay.RETRY_FIRST", 0.001)
+    monkeypatch.setattr("bridge.relay.PROBE_AGAIN", 0.01)
+
+    async def test() -> None:
+        server = Server()
+        server.faults = [LinkFault("down") for _ in range(8)]
+        server.unreachable = 5
+        caller = Caller(server)
+        calls = [caller.call(REQUEST, rule(Repeat.HARMLESS, str(number))) for number in range(8)]
+        answers = await asyncio.gather(*calls)
+        assert all(answer is not None for answer in answers)
+        assert len(server.calls) == 8
+        assert server.probes == 6
+
+    run(test)
+
+
+def test_a_repetition_brings_a_younger_signature() -> None:
+    async def test() -> None:
+        server = Server()
+        server.faults = [LinkFault("down")]
+        caller = Caller(server, answer_within=0.01)
+        old, young = (Request(REQUEST.path, (("flwr-timestamp", age),), b"q") for age in ("old", "young"))
+        assert await caller.call(old, rule(Repeat.HARMLESS)) is None
+        caller._answer_within = 5
+        assert await caller.call(young, rule(Repeat.HARMLESS)) is not None
+        assert [call.request for call in server.calls] == [young]
 
     run(test)
 
