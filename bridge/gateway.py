@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from bridge.flower import wire
+from bridge.flower.versions import Transport
 from bridge.relay import Caller, JobOver, Request, Response
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Gateway:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         path: str = scope["path"]
-        if wire.call_name(path) is None or scope["query_string"]:
+        if wire.call_name(path, Transport.HTTP) is None or scope["query_string"]:
             log.warning("refused: only Flower's Fleet API passes here, found %s", path[:200])
             return Response(404)
         if scope["method"] != "POST":

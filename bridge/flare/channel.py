@@ -30,6 +30,12 @@ log = logging.getLogger(__name__)
 
 CHANNEL, TOPIC, PROBE = "flowerbed", "call", "probe"
 
+EVENTS_TOPIC = "flowerbed.events"
+"""The app command by which a console asks a running job for its events."""
+
+EVENTS_FILE = "events.jsonl"
+"""The file with all of them, in the job's folder on the server."""
+
 NO_PROGRESS = 10.0
 """Seconds without a byte of progress, or of waiting for an answer's first byte, until a try counts
 as failed. Slowness alone is no failure: FLARE looks at the progress of a stream."""
@@ -43,15 +49,21 @@ TRIES_AT_ONCE = 16
 _CALL, _SITE_HEADERS, _PATH, _DONE = "fb_call", "fb_headers", "fb_path", "fb_done"
 _INCARNATION = "fb_incarnation"
 _STATUS, _OVER, _FAULT = "fb_status", "fb_over", "fb_fault"
+_FLWR, _UNFIT = "fb_flwr", "fb_unfit"
 
 Answer = Callable[[str, Call], Awaitable[Response]]
+Admit = Callable[[str, str], str | None]
+"""Is given a site and the version of its flwr; returns why they cannot take part, if they cannot."""
 
 
 class SiteLink:
     """A site's end of the link (a `relay.Link`)."""
 
-    def __init__(self, cell: Cell, job_id: str) -> None:
+    def __init__(self, cell: Cell, job_id: str, flwr: str) -> None:
+        """`flwr` is the version of this site's flwr: each call says it, so that a site that comes late or
+        comes back is checked as the others were."""
         self._cell = cell
+        self._flwr = flwr
         self._target = FQCN.join([FQCN.ROOT_SERVER, job_id])
         self._threads = concurrent.futures.ThreadPoolExecutor(TRIES_AT_ONCE, thread_name_prefix="link")
 
@@ -77,10 +89,14 @@ class SiteLink:
                 _SITE_HEADERS: json.dumps(call.request.headers),
                 _DONE: json.dumps(call.done),
                 _INCARNATION: call.incarnation,
+                _FLWR: self._flwr,
             },
             call.request.body,
         )
         reply = self._request(TOPIC, request, NO_PROGRESS)
+        if unfit := reply.get_header(_UNFIT):
+            log.error("the server has refused this site: %s", unfit)
+            raise JobOver
         if reply.get_header(_OVER):
             raise JobOver
         if fault := reply.get_header(_FAULT):
@@ -103,21 +119,24 @@ class SiteLink:
         return reply
 
 
-def serve(cell: Cell, loop: LoopThread, answer: Answer) -> None:
-    """Answer the sites' calls that arrive at the server's job cell, each on `loop`.
+def serve(cell: Cell, loop: LoopThread, answer: Answer, admit: Admit) -> None:
+    """Answer the sites' calls that arrive at the server's job cell, each on `loop`. For a site that is not
+    admitted the job is over.
 
     The site's name comes from the sending cell's address, which FLARE ties to its certificate.
     """
 
     def received(message: Message) -> concurrent.futures.Future[Message]:
-        return loop.submit(_answer(message, answer))
+        return loop.submit(_answer(message, answer, admit))
 
     cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=received)
     cell.register_request_cb(channel=CHANNEL, topic=PROBE, cb=lambda message: _reply({}))
 
 
-async def _answer(message: Message, answer: Answer) -> Message:
+async def _answer(message: Message, answer: Answer, admit: Admit) -> Message:
     site = site_of(message.get_header(MessageHeaderKey.ORIGIN))
+    if unfit := admit(site, str(message.get_header(_FLWR))):
+        return _reply({_UNFIT: unfit})
     headers = tuple((k, v) for k, v in json.loads(message.get_header(_SITE_HEADERS)))
     request = Request(message.get_header(_PATH), headers, _bytes(message.payload))
     done = tuple(json.loads(message.get_header(_DONE)))
