@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -64,6 +65,19 @@ def test_a_fleet_call_passes_with_its_body_and_flower_headers() -> None:
         assert answer.content == b"x" * 100_000
         assert answer.headers["content-type"] == wire.MEDIA_TYPE
         assert dict(seen[0].request.headers) == {**HEADERS, "flwr-timestamp": "now"}
+
+    asyncio.run(test())
+
+
+def test_an_answer_does_not_wait_for_acknowledgements() -> None:
+    """With Nagle's algorithm on the gateway's side, each takes 40 ms and more."""
+
+    async def test() -> None:
+        async with gateway(echo) as client:
+            began = time.monotonic()
+            for number in range(50):
+                await client.post("/v1/fleet/pull-object", content=b"%d" % number, headers=HEADERS)
+            assert time.monotonic() - began < 50 * 0.03
 
     asyncio.run(test())
 
