@@ -39,8 +39,8 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     node = Node(node_id=1234567890123456789)
     confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
     pull = PullMessagesRequest(node=node).SerializeToString()
-    assert wire._released_pull(confirm) == wire._pull_key(pull)
-    assert wire._released_pull(b"\xff\xff") is None
+    assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
+    assert wire._released_pull("key", b"\xff\xff") is None
 
 
 def test_channel_cells_stream_and_answer_with_futures() -> None:
