@@ -122,7 +122,7 @@ class Caller:
     ) -> None:
         """`on_over` is called once, on the loop, when the server says that the job has ended."""
         self._link = link
-        self._answer_within = answer_within
+        self.answer_within = answer_within
         self._on_over = on_over
         self._over = False
         self._incarnation = 1
@@ -159,10 +159,10 @@ class Caller:
             pending = _Pending(rule, asyncio.ensure_future(self._carry(request)))
             self._pending[rule.key] = pending
         try:
-            async with asyncio.timeout(self._answer_within):
+            async with asyncio.timeout(self.answer_within):
                 response = await asyncio.shield(pending.task)
         except TimeoutError:
-            log.warning("no answer within %.0f s, the call goes on: %s", self._answer_within, request.path)
+            log.warning("no answer within %.0f s, the call goes on: %s", self.answer_within, request.path)
             return None
         except BaseException:
             if pending.task.done():

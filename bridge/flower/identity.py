@@ -8,6 +8,7 @@ Sources: flwr 1.41.0 `supernode/fleet_http_connection.py` and `proto/fleet.proto
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,24 @@ MESSAGES: dict[str, Any] = {
     wire.GET_FAB: GetFabRequest,
     wire.PULL_OBJECT: PullObjectRequest,
 }
+
+
+class Owner:
+    """The SuperNode that a gateway serves, told from strangers by the public key that it sends with each
+    call. Nobody else knows the key, which it makes when it starts and keeps in memory; the SuperLink checks
+    its signature (flwr 1.41.0 `superlink/routers/fleet/node_auth.py`)."""
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+
+    def made(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers is the SuperNode's own."""
+        return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
+
+    def saw(self, request: Request, response: Response) -> None:
+        """Take note of an answer from the server: whom it lets register is the SuperNode."""
+        if wire.call_name(request.path) == wire.REGISTER and response.status == 200:
+            self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
 
 
 class Refused(Exception):

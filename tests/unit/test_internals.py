@@ -14,7 +14,9 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from bridge.connection import BoundedConnection
 from bridge.flare import channel, teardown
 from bridge.flower import environment, wire
 
@@ -50,6 +52,25 @@ def test_channel_cells_stream_and_answer_with_futures() -> None:
     assert "concurrent.futures.Future" in inspect.getsource(Adapter.call)
     assert channel.site_of("site-1.0b1c") == "site-1"
     assert channel.site_of("relay-1.site-1.0b1c") == "site-1"
+
+
+def test_connection_overrides_what_uvicorn_calls() -> None:
+    """`bridge/connection.py`, read in uvicorn 0.49.0: hooks, and attributes that no documentation names."""
+    own = {name for name in vars(BoundedConnection) if not name.startswith("_")}
+    assert own == {
+        "connection_made",
+        "connection_lost",
+        "data_received",
+        "on_response_complete",
+        "send_400_response",
+        "timeout_keep_alive_handler",
+    }
+    assert own <= vars(H11Protocol).keys()
+    source = inspect.getsource(H11Protocol)
+    for name in ("connections", "conn", "cycle", "loop", "scope", "timeout_keep_alive"):
+        assert f"self.{name}" in source
+    assert "on_response=self.on_response_complete" in source
+    assert "self.timeout_keep_alive, self.timeout_keep_alive_handler" in source
 
 
 def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
