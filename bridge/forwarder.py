@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +19,10 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect on loopback. There is no time-out for the answer: a SuperLink that is merely slow
 would carry out the call twice, and one that dies closes the connection."""
+
+REFUSALS_TOLD = 200
+"""Refusals of one site that are logged and told; later ones are counted only, since a hostile site may cause
+as many as it likes and the audit log must not fill the disk."""
 
 TRIES = 3
 """How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
@@ -45,7 +50,8 @@ class Forwarder:
 
         Args:
             watcher: sees all that passes.
-            on_refused: is told site and reason when a call does not speak for the site's own node.
+            on_refused: is told site and reason when a call is malformed or does not speak for the site's
+                own node, for each site `REFUSALS_TOLD` times at most.
             on_replaced: is told site and old node id when a site's new SuperNode has registered.
         """
         self._watcher = watcher
@@ -53,6 +59,7 @@ class Forwarder:
         self._on_replaced = on_replaced
         self._ledger = Ledger()
         self._nodes = Nodes()
+        self._refusals: Counter[str] = Counter()
         self._client: httpx.AsyncClient | None = None
         self._open = asyncio.Event()
         self._over = False
@@ -79,7 +86,16 @@ class Forwarder:
         """
         if wire.call_name(call.request.path) is None:
             # The gateway let it pass, so it is not the gateway that sent it.
-            return self._refuse(site, f"asked for {call.request.path[:200]}", 404)
+            self.refuse(site, f"asked for {call.request.path[:200]!r}")
+            return Response(404)
+        if len(call.request.body) > wire.BODY_LIMIT:
+            self.refuse(site, f"sent a body of {len(call.request.body)} bytes")
+            return Response(413)
+        if self._over:
+            raise JobOver
+        return await self._ledger.answer(site, call.id, call.done, lambda: self._carry_out(site, call))
+
+    async def _carry_out(self, site: str, call: Call) -> Response:
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await self._open.wait()
@@ -87,13 +103,11 @@ class Forwarder:
             raise LinkFault("the SuperLink is not ready yet") from None
         if self._over:
             raise JobOver
-        return await self._ledger.answer(site, call.id, call.done, lambda: self._carry_out(site, call))
-
-    async def _carry_out(self, site: str, call: Call) -> Response:
         try:
             self._nodes.check(site, call.incarnation, call.request)
         except Refused as refused:
-            return self._refuse(site, str(refused), 403)
+            self.refuse(site, str(refused))
+            return Response(403)
         response = await self._ask(call.request)
         if response.status >= 400:
             log.warning(
@@ -105,10 +119,15 @@ class Forwarder:
         self._watcher.saw(site, call.request, response)
         return response
 
-    def _refuse(self, site: str, reason: str, status: int) -> Response:
+    def refuse(self, site: str, reason: str) -> None:
+        """Write down that a call of `site` is refused."""
+        self._refusals[site] += 1
+        if self._refusals[site] > REFUSALS_TOLD:
+            return
+        if self._refusals[site] == REFUSALS_TOLD:
+            reason += f" (refusal {REFUSALS_TOLD} of this site; no more are logged)"
         log.warning("refused a call from %s: %s", site, reason)
         self._on_refused(site, reason)
-        return Response(status)
 
     async def _ask(self, request: Request) -> Response:
         """Send one request to the SuperLink; again, if its answer is lost with the connection."""
