@@ -11,6 +11,7 @@ from typing import Protocol
 import httpx
 
 from bridge.flower import wire
+from bridge.flower.heartbeat import lengthened
 from bridge.flower.identity import Nodes, Refused
 from bridge.relay import ANSWER_WITHIN, Call, JobOver, Ledger, LinkFault, Request, Response
 
@@ -43,6 +44,7 @@ class Forwarder:
         self,
         watcher: Watcher,
         *,
+        grace: float,
         on_refused: Callable[[str, str], None] = lambda site, reason: None,
         on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
     ) -> None:
@@ -50,16 +52,19 @@ class Forwarder:
 
         Args:
             watcher: sees all that passes.
+            grace: seconds for which a site may be out of reach until the SuperLink gives its node up.
             on_refused: is told site and reason when a call is malformed or does not speak for the site's
                 own node, for each site `REFUSALS_TOLD` times at most.
             on_replaced: is told site and old node id when a site's new SuperNode has registered.
         """
         self._watcher = watcher
+        self._grace = grace
         self._on_refused = on_refused
         self._on_replaced = on_replaced
         self._ledger = Ledger()
         self._nodes = Nodes()
         self._refusals: Counter[str] = Counter()
+        self._arrived: list[str] = []
         self._client: httpx.AsyncClient | None = None
         self._open = asyncio.Event()
         self._over = False
@@ -108,7 +113,7 @@ class Forwarder:
         except Refused as refused:
             self.refuse(site, str(refused))
             return Response(403)
-        response = await self._ask(call.request)
+        response = await self._ask(site, call)
         if response.status >= 400:
             log.warning(
                 "SuperLink: %d to %s's %s: %s", response.status, site, call.request.path, response.body[:300]
@@ -129,14 +134,20 @@ class Forwarder:
         log.warning("refused a call from %s: %s", site, reason)
         self._on_refused(site, reason)
 
-    async def _ask(self, request: Request) -> Response:
-        """Send one request to the SuperLink; again, if its answer is lost with the connection."""
+    async def _ask(self, site: str, call: Call) -> Response:
+        """Send one call to the SuperLink; again, if its answer is lost with the connection."""
         assert self._client is not None
+        request = lengthened(call.request, self._grace)
+        headers = {k: v for k, v in request.headers if k in wire.REQUEST_HEADERS}
+        # A site chooses its calls' ids: they must not be another site's.
+        once = f"{site}/{call.id}" if wire.must_happen_once(request.path) else None
+        if once is not None:
+            headers[wire.CALL_HEADER] = once
+            headers[wire.DONE_HEADER] = " ".join(self._arrived)
+            self._arrived.clear()
         for number in range(1, TRIES + 1):
             try:
-                answer = await self._client.post(
-                    request.path, content=request.body, headers=dict(request.headers)
-                )
+                answer = await self._client.post(request.path, content=request.body, headers=headers)
             except (httpx.HTTPError, RuntimeError) as error:
                 if self._over:
                     raise JobOver from None
@@ -144,7 +155,8 @@ class Forwarder:
                     raise LinkFault(f"the SuperLink did not answer: {error!r}") from None
                 log.warning("the SuperLink's answer to %s was lost: %r", request.path, error)
             else:
-                headers = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
-                response = Response(answer.status_code, headers, answer.content)
-                return response if number == 1 else wire.after_a_lost_answer(request, response)
+                if once is not None:
+                    self._arrived.append(once)
+                kept = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
+                return Response(answer.status_code, kept, answer.content)
         raise AssertionError("the last try returns or raises")

@@ -15,7 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,10 @@ ANSWER_WITHIN = 25.0
 
 RETRY_FIRST, RETRY_LAST = 0.2, 5.0
 """Seconds between two tries of a call over a failing link: the first wait and the longest."""
+
+PROBE_AGAIN = 1.0
+"""Seconds between two questions whether a failed link answers again. Each is small, and the sooner it is
+known, the less time the job loses."""
 
 KEPT_ONCE = 4096
 """How many small answers of calls that must not be repeated are kept for a late repetition."""
@@ -110,11 +114,17 @@ class Link(Protocol):
         """Deliver `call`. Raises `LinkFault` (try again) or `JobOver` (never again)."""
         ...
 
+    async def probe(self) -> None:
+        """Find out whether the other end answers. Raises `LinkFault` if it does not."""
+        ...
+
 
 @dataclass
 class _Pending:
     rule: Rule
-    task: asyncio.Task[Response]
+    request: Request
+    """What the next try sends."""
+    done: asyncio.Task[Response] = field(init=False)
 
 
 class Caller:
@@ -137,11 +147,12 @@ class Caller:
         self._once: OrderedDict[str, Response] = OrderedDict()
         self._held: dict[str, Response] = {}
         self._done: list[str] = []
+        self._recovery: asyncio.Future[None] | None = None
 
     @property
     def bytes_kept(self) -> int:
         """Bytes of answers that are kept beyond their call."""
-        finished = (p.task.result() for p in self._pending.values() if p.task.done() and _succeeded(p.task))
+        finished = (p.done.result() for p in self._pending.values() if _succeeded(p.done))
         kept = (*self._once.values(), *self._held.values(), *finished)
         return sum(len(response.body) for response in kept)
 
@@ -163,16 +174,19 @@ class Caller:
             return kept
         pending = self._pending.get(rule.key)
         if pending is None:
-            pending = _Pending(rule, asyncio.ensure_future(self._carry(request)))
+            pending = _Pending(rule, request)
+            pending.done = asyncio.ensure_future(self._carry(pending))
             self._pending[rule.key] = pending
+        # The same call, but its signature is younger: after a long fault, the older one has expired.
+        pending.request = request
         try:
             async with asyncio.timeout(self.answer_within):
-                response = await asyncio.shield(pending.task)
+                response = await asyncio.shield(pending.done)
         except TimeoutError:
             log.warning("no answer within %.0f s, the call goes on: %s", self.answer_within, request.path)
             return None
         except BaseException:
-            if pending.task.done():
+            if pending.done.done():
                 self._pending.pop(rule.key, None)
             raise
         self._settle(pending, response)
@@ -192,7 +206,7 @@ class Caller:
         elif pending.rule.repeat is Repeat.HELD and response.body:
             self._held[key] = response
 
-    async def _carry(self, request: Request) -> Response:
+    async def _carry(self, pending: _Pending) -> Response:
         """Send one call again and again until the link brings its answer."""
         call_id = uuid.uuid4().hex
         incarnation = self._incarnation
@@ -200,12 +214,13 @@ class Caller:
         while True:
             done, self._done = self._done, []
             try:
-                response = await self._link.send(Call(call_id, request, tuple(done), incarnation))
+                response = await self._link.send(Call(call_id, pending.request, tuple(done), incarnation))
             except LinkFault as fault:
                 self._done += done
-                log.warning("the link failed, next try in %.1f s: %s: %s", wait, request.path, fault)
+                log.warning("the link failed, next try in %.1f s: %s: %s", wait, pending.request.path, fault)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, RETRY_LAST)
+                await self._link_answers()
             except JobOver:
                 if not self._over:
                     self._over = True
@@ -214,6 +229,22 @@ class Caller:
             else:
                 self._done.append(call_id)
                 return response
+
+    async def _link_answers(self) -> None:
+        """Wait until the other end answers; one small question for all calls that failed. Sending their
+        bodies into a link that is down would only fill its queues."""
+        if self._recovery is None or self._recovery.done():
+            self._recovery = asyncio.ensure_future(self._probe())
+        await asyncio.shield(self._recovery)
+
+    async def _probe(self) -> None:
+        while True:
+            try:
+                await self._link.probe()
+            except LinkFault:
+                await asyncio.sleep(PROBE_AGAIN)
+            else:
+                return
 
     async def start_over(self) -> None:
         """The asker has died and a new one will come: forget all that was for the old one."""
@@ -228,15 +259,17 @@ class Caller:
         await self._end_calls()
 
     async def _end_calls(self) -> None:
-        tasks = [pending.task for pending in self._pending.values()]
+        tasks: list[asyncio.Future[Any]] = [pending.done for pending in self._pending.values()]
+        if self._recovery is not None:
+            tasks.append(self._recovery)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._pending.clear()
 
 
-def _succeeded(task: asyncio.Task[Response]) -> bool:
-    return not task.cancelled() and task.exception() is None
+def _succeeded(task: asyncio.Future[Response]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 @dataclass
@@ -254,7 +287,9 @@ class _SiteCalls:
 class Ledger:
     """The server's half: one call, one execution, one answer. Lives on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, running_at_once: int = RUNNING_AT_ONCE) -> None:
+        """`running_at_once` bounds the calls of one site that are being carried out."""
+        self._running_at_once = running_at_once
         self._sites: dict[str, _SiteCalls] = {}
 
     @property
@@ -281,8 +316,8 @@ class Ledger:
             return kept
         task = calls.running.get(call_id)
         if task is None:
-            if len(calls.running) >= RUNNING_AT_ONCE:
-                raise LinkFault(f"{RUNNING_AT_ONCE} calls of {site} are being carried out")
+            if len(calls.running) >= self._running_at_once:
+                raise LinkFault(f"{self._running_at_once} calls of {site} are being carried out")
             task = asyncio.ensure_future(work())
             calls.running[call_id] = task
             task.add_done_callback(lambda t: self._finished(calls, call_id, t))

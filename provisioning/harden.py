@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.f3.drivers.net_utils import MAX_FRAME_SIZE
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
@@ -31,6 +32,24 @@ STREAMING_RETRY_TIMEOUT = 10.0
 
 FLARE's 60 s let threads pile up to the container's limit; a relayed request has its own retries.
 """
+
+LINE_CHECK = 15_000
+"""Milliseconds without a byte until gRPC asks whether the other end is there, and again until it takes the
+connection for dead. By itself TCP would find that out after a quarter of an hour, and look for the end of a
+stall in steps of up to two minutes. A slow line is not a dead one: any byte that comes counts."""
+
+GRPC_OPTIONS = {
+    # FLARE's own two (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any replaces them.
+    "grpc.max_send_message_length": MAX_FRAME_SIZE,
+    "grpc.max_receive_message_length": MAX_FRAME_SIZE,
+    "grpc.keepalive_time_ms": LINE_CHECK,
+    "grpc.keepalive_timeout_ms": LINE_CHECK,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    "grpc.http2.min_ping_interval_without_data_ms": LINE_CHECK // 2,
+    # The wait between two tries to connect; gRPC's own grows to two minutes.
+    "grpc.max_reconnect_backoff_ms": LINE_CHECK,
+}
 
 
 class HardenBuilder(Builder):  # type: ignore[misc]
@@ -64,7 +83,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type == ParticipantType.ADMIN:
                 _edit(startup / "fed_admin.json", _log_in_by_certificate)
             else:
-                _edit(local / "comm_config.json", _free_streams_sooner)
+                _edit(local / "comm_config.json", _mind_the_line)
             _lock(Path(ctx.get_ws_dir(participant)))
 
 
@@ -127,8 +146,9 @@ def _log_in_by_certificate(config: dict[str, Any]) -> None:
     config["admin"]["uid_source"] = "cert"
 
 
-def _free_streams_sooner(config: dict[str, Any]) -> None:
+def _mind_the_line(config: dict[str, Any]) -> None:
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
+    config["grpc"] = {"options": [list(option) for option in GRPC_OPTIONS.items()]}
 
 
 def _lock(kit: Path) -> None:

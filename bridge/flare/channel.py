@@ -31,11 +31,14 @@ from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
 log = logging.getLogger(__name__)
 
-CHANNEL, TOPIC = "flowerbed", "call"
+CHANNEL, TOPIC, PROBE = "flowerbed", "call", "probe"
 
 NO_PROGRESS = 10.0
 """Seconds without a byte of progress, or of waiting for an answer's first byte, until a try counts
 as failed. Slowness alone is no failure: FLARE looks at the progress of a stream."""
+
+PROBE_WITHIN = 3.0
+"""Seconds for the answer to an empty message, until the link counts as failed still."""
 
 TRIES_AT_ONCE = 16
 """Threads for calls in flight: a SuperNode has two objects, a pull and a heartbeat at a time."""
@@ -71,6 +74,12 @@ class SiteLink:
         """Deliver `call` once; see `relay.Link`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._send, call)
 
+    async def probe(self) -> None:
+        """Ask for an empty answer; see `relay.Link`."""
+        await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._request, PROBE, Message(), PROBE_WITHIN
+        )
+
     def close(self) -> None:
         """Let the threads end; a try in flight ends within `NO_PROGRESS`."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -86,23 +95,27 @@ class SiteLink:
             },
             call.request.body,
         )
-        reply = self._cell.send_request(
-            channel=CHANNEL,
-            topic=TOPIC,
-            target=self._target,
-            request=request,
-            timeout=NO_PROGRESS,
-            optional=True,  # A fault is ours to handle; FLARE need not log each one as an error.
-        )
-        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
-        if code != ReturnCode.OK:
-            raise LinkFault(f"FLARE says {code}")
+        reply = self._request(TOPIC, request, NO_PROGRESS)
         if reply.get_header(_OVER):
             raise JobOver
         if fault := reply.get_header(_FAULT):
             raise LinkFault(fault)
         headers = tuple((k, v) for k, v in json.loads(reply.get_header(_SITE_HEADERS)))
         return Response(reply.get_header(_STATUS), headers, _bytes(reply.payload))
+
+    def _request(self, topic: str, request: Message, timeout: float) -> Message:
+        reply = self._cell.send_request(
+            channel=CHANNEL,
+            topic=topic,
+            target=self._target,
+            request=request,
+            timeout=timeout,
+            optional=True,  # A fault is ours to handle; FLARE need not log each one as an error.
+        )
+        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
+        if code != ReturnCode.OK:
+            raise LinkFault(f"FLARE says {code}")
+        return reply
 
 
 def serve(cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse) -> None:
@@ -115,6 +128,7 @@ def serve(cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse) -> None:
         return loop.submit(_answer(message, answer, refuse))
 
     cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=received)
+    cell.register_request_cb(channel=CHANNEL, topic=PROBE, cb=lambda message: _reply({}))
 
 
 async def _answer(message: Message, answer: Answer, refuse: Refuse) -> Message:
@@ -143,7 +157,7 @@ def read_call(message: Message) -> Call:
     if not isinstance(path, str) or not isinstance(call_id, str) or not _ID.fullmatch(call_id):
         raise BadCall("a message without a path and an id")
     incarnation = message.get_header(_INCARNATION)
-    if not isinstance(incarnation, int) or incarnation < 1:
+    if type(incarnation) is not int or incarnation < 1:
         raise BadCall(f"a message with {str(incarnation)[:50]!r} for an incarnation")
     done = _list(message, _DONE, DONE_LIMIT)
     if not all(isinstance(gone, str) for gone in done):
@@ -187,11 +201,13 @@ def _bytes(payload: object) -> bytes:
 
 
 def site_of(message: Message) -> str:
-    """The name of the site that sent `message`: FLARE's server checks that the token which comes with it is this
-    client's, and passes nothing else on (nvflare 2.9.0 `private/fed/authenticator.py`,
+    """The name of the site that sent `message`: FLARE's server checks that the token which comes with it is
+    this client's, and passes nothing else on (nvflare 2.9.0 `private/fed/authenticator.py`,
     `validate_auth_headers`). The sending cell's address is the client's or any below it, as the site likes:
-    `site-1.site-2.JOB` is a cell of site-1."""
-    return str(message.get_header(CellMessageHeaderKeys.CLIENT_NAME, ""))
+    `site-1.site-2.JOB` is a cell of site-1.
+    """
+    name = message.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+    return name if isinstance(name, str) else ""
 
 
 def cell_of(fl_ctx: FLContext) -> Cell:

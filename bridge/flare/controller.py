@@ -41,6 +41,10 @@ SITES_WITHIN = 60.0
 """Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
 enough. It takes 4 to 6 on a quiet machine."""
 
+GRACE = 900.0
+"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
+a container is back within minutes, and training is not lost."""
+
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
 
@@ -54,7 +58,11 @@ class FlowerController(Controller):
     """Runs one Flower app on one SuperLink."""
 
     def __init__(
-        self, app_dir: str = "", run_config: dict[str, ConfigValue] | None = None, min_sites: int = 1
+        self,
+        app_dir: str = "",
+        run_config: dict[str, ConfigValue] | None = None,
+        min_sites: int = 1,
+        grace: float = GRACE,
     ) -> None:
         """Args of the job's configuration.
 
@@ -63,11 +71,13 @@ class FlowerController(Controller):
                 folder itself.
             run_config: overrides of the app's `[tool.flwr.app.config]`.
             min_sites: the fewest sites with which the run may start.
+            grace: seconds for which a site may be out of reach before it is given up.
         """
         super().__init__()
         self.app_dir = app_dir
         self.run_config = run_config or {}
         self.min_sites = min_sites
+        self.grace = grace
         self._events: Events | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
@@ -83,7 +93,9 @@ class FlowerController(Controller):
         self._loop = LoopThread("flowerbed")
         self._events = Events(run_dir / EVENTS_FILE)
         self._arrivals = Arrivals(self._events.emit, self._rounds(fl_ctx))
-        self._forwarder = Forwarder(self._arrivals, on_refused=self._audit, on_replaced=self._remove_node)
+        self._forwarder = Forwarder(
+            self._arrivals, grace=self.grace, on_refused=self._audit, on_replaced=self._remove_node
+        )
         channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse)
         fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
 
@@ -127,7 +139,7 @@ class FlowerController(Controller):
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
-            self._superlink = await SuperLink.start(work_dir, run_dir / environment.HOME)
+            self._superlink = await SuperLink.start(work_dir, run_dir / environment.HOME, grace=self.grace)
             self._forwarder.open(self._superlink.address)
             await self._wait_for_sites(sites)
             run_id = await self._superlink.start_run(app, self.run_config)

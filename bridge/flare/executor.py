@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from bridge.flare import channel, teardown
 from bridge.flower import environment
 from bridge.flower.process import FlowerProcess
-from bridge.flower.supernode import STOP_GRACE, start_supernode
+from bridge.flower.supernode import STOP_GRACE, ended, start_supernode
 from bridge.gateway import Gateway
 from bridge.loop import LoopThread
 from bridge.relay import Caller
@@ -96,13 +96,13 @@ class FlowerExecutor(Executor):
         """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
         assert self._supernode is not None and self._caller is not None
         for number in range(RESTARTS):
-            code = await self._supernode.wait()
-            log.warning("the SuperNode ended with code %s, start %d of %d", code, number + 1, RESTARTS)
+            reason = await ended(self._supernode)
+            log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
             await self._supernode.stop(0)  # What it had started ends too: there is one node at a time.
             await self._caller.start_over()
             await asyncio.sleep(RESTART_FIRST * 2**number)
             self._supernode = await start()
-        await self._supernode.wait()
+        await ended(self._supernode)
         log.error("the SuperNode ended %d times and is not started again", RESTARTS + 1)
 
     def _job_over(self) -> None:

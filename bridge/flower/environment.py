@@ -6,9 +6,13 @@ Sources: `--help` of flower-superlink and flower-supernode 1.41.0; `flwr/superco
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import flwr
+
+import bridge
+from bridge.flower import superlink_process
 
 SUPPORTED = ((1, 40), (1, 42))
 """The first and the last minor version whose Fleet API is the HTTP API that the relay carries."""
@@ -46,9 +50,21 @@ def variables(home: Path) -> dict[str, str]:
     }
 
 
-def superlink_command(port: int) -> list[str]:
-    """The SuperLink on loopback, its ServerApp a subprocess."""
-    return ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+def with_bridge(path: str) -> str:
+    """A PYTHONPATH by which a process finds the bridge, before what `path` names."""
+    folder = str(Path(bridge.__file__).parents[1])
+    return os.pathsep.join([folder, *(part for part in path.split(os.pathsep) if part not in ("", folder))])
+
+
+def superlink_command(port: int, push_session: float) -> list[str]:
+    """The SuperLink on loopback, its ServerApp a subprocess.
+
+    Args:
+        port: the one port of its APIs.
+        push_session: seconds for which an unfinished reply waits for its next object.
+    """
+    program = ["python", "-P", "-m", superlink_process.__name__, str(push_session)]
+    return [*program, "--insecure", "--host", "127.0.0.1", "--port", str(port)]
 
 
 def supernode_command(superlink_port: int, runtime_port: int, node_config: dict[str, str | int]) -> list[str]:

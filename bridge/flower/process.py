@@ -105,6 +105,16 @@ class FlowerProcess:
         """The exit code, negative for a signal, or None while it runs."""
         return self._process.returncode
 
+    def descendant(self, program: str) -> int | None:
+        """The id of a process that this one has started, itself or through others, whose command line
+        names `program`; None while there is none."""
+        for pid in _marked(self._mark):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if any(Path(word.decode(errors="replace")).name == program for word in words[:2]):
+                    return pid
+        return None
+
     async def wait(self) -> int:
         """Wait until the process itself has ended; return its exit code."""
         return await self._process.wait()
@@ -141,6 +151,21 @@ class FlowerProcess:
             self.last_lines.append(line)
             del self.last_lines[:-LAST_LINES]
             self._log.info("%s", line)
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process has ended that need not be a child of ours."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def strip_colour(text: str) -> str:

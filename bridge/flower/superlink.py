@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from google.protobuf.message import Message
 
 from bridge.flower import environment
 from bridge.flower.app import ConfigValue
-from bridge.flower.process import LAST_LINES, FlowerProcess, strip_colour
+from bridge.flower.process import LAST_LINES, FlowerProcess, gone, strip_colour
 
 log = logging.getLogger(__name__)
 serverapp_log = logging.getLogger("bridge.serverapp")
@@ -42,6 +43,15 @@ READY_WITHIN = 60.0
 
 STATUS_INTERVAL = 0.5
 """Seconds until the run's status is asked for again, when its log ended but the run did not."""
+
+SERVERAPP = "flwr-serverapp"
+"""The program that runs a ServerApp (flwr 1.34 to 1.42)."""
+
+SERVERAPP_WITHIN = 60.0
+"""Seconds from a run's start until its ServerApp's process is there: below one on a quiet machine."""
+
+SERVERAPP_TOLD = 5.0
+"""Seconds from the end of the ServerApp's process until a run that has not ended counts as lost."""
 
 STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
@@ -72,15 +82,26 @@ class SuperLink:
         self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=30.0, trust_env=False)
 
     @classmethod
-    async def start(cls, work_dir: Path, home: Path) -> SuperLink:
+    async def start(cls, work_dir: Path, home: Path, *, grace: float) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
+
+        Args:
+            work_dir: also the SuperLink's own.
+            home: for what Flower unpacks.
+            grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
 
         Raises:
             RunFailed: it ended or stayed silent.
         """
         port = free_port()
         process = await FlowerProcess.start(
-            "superlink", environment.superlink_command(port), cwd=work_dir, env=environment.variables(home)
+            "superlink",
+            environment.superlink_command(port, grace),
+            cwd=work_dir,
+            env={
+                **environment.variables(home),
+                "PYTHONPATH": environment.with_bridge(os.environ.get("PYTHONPATH", "")),
+            },
         )
         superlink = cls(process, port)
         try:
@@ -131,8 +152,37 @@ class SuperLink:
         `superlink/servicer/control/control_handlers.py`, `_stream_logs`, every 0.5 s).
 
         Raises:
-            RunFailed: the SuperLink itself ended first.
+            RunFailed: the SuperLink or the ServerApp ended first.
         """
+        end = asyncio.ensure_future(self._end(run_id))
+        lost = asyncio.ensure_future(self._without_serverapp())
+        try:
+            await asyncio.wait([end, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                raise RunFailed(lost.result())
+            return end.result()
+        finally:
+            for task in (end, lost):
+                task.cancel()
+            await asyncio.gather(end, lost, return_exceptions=True)
+
+    async def _without_serverapp(self) -> str:
+        """Return, with the reason, when the run can have no ServerApp any more.
+
+        Without this the SuperLink would see it by a missing heartbeat, a minute later.
+        """
+        try:
+            async with asyncio.timeout(SERVERAPP_WITHIN):
+                while (pid := self._process.descendant(SERVERAPP)) is None:
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            return f"no ServerApp was started within {SERVERAPP_WITHIN:.0f} s {self.tail()}"
+        await gone(pid)
+        # One that ends by itself has told the SuperLink so before.
+        await asyncio.sleep(SERVERAPP_TOLD)
+        return f"the ServerApp was killed from outside (out of memory?) during the run {self.tail()}"
+
+    async def _end(self, run_id: int) -> RunEnd:
         while True:
             reply = ListRunsResponse()
             try:

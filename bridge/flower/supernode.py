@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from bridge.flower import environment
-from bridge.flower.process import FlowerProcess
+from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
 
 STOP_GRACE = 0.5
 """Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp. When they are stopped the run is over:
 there is nothing left to save, and a SuperNode takes up to 3 s to leave by itself."""
+
+
+SUPEREXEC = "flower-superexec"
+"""The program, a SuperNode's child, that starts its ClientApps (flwr 1.34 to 1.42)."""
+
+SUPEREXEC_WITHIN = 30.0
+"""Seconds from a SuperNode's start until that child is there; it starts it at once."""
 
 
 async def start_supernode(
@@ -23,3 +31,26 @@ async def start_supernode(
         cwd=work_dir,
         env=environment.variables(home),
     )
+
+
+async def ended(supernode: FlowerProcess) -> str:
+    """Wait until a SuperNode can work no more; return why, for people.
+
+    One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts.
+    """
+    own = asyncio.ensure_future(supernode.wait())
+    child = asyncio.ensure_future(_without_superexec(supernode))
+    try:
+        await asyncio.wait([own, child], return_when=asyncio.FIRST_COMPLETED)
+        return f"ended with code {own.result()}" if own.done() else "lost its SuperExec"
+    finally:
+        for task in (own, child):
+            task.cancel()
+        await asyncio.gather(own, child, return_exceptions=True)
+
+
+async def _without_superexec(supernode: FlowerProcess) -> None:
+    async with asyncio.timeout(SUPEREXEC_WITHIN):
+        while (pid := supernode.descendant(SUPEREXEC)) is None:
+            await asyncio.sleep(0.2)
+    await gone(pid)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
-from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetResponse
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectResponse
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from google.protobuf.message import DecodeError
 
 from bridge.relay import Repeat, Request, Response, Rule
@@ -28,8 +28,9 @@ GET_RUN, GET_FAB, PULL_OBJECT = "get-run", "get-fab", "pull-object"
 REPEATS = {
     # A second registration of the same key is refused (412) and ends the SuperNode.
     REGISTER: Repeat.ONCE,
-    ACTIVATE: Repeat.HARMLESS,
-    DEACTIVATE: Repeat.HARMLESS,
+    # A SuperNode does each of these once in its life; a node that is active cannot be activated (412).
+    ACTIVATE: Repeat.ONCE,
+    DEACTIVATE: Repeat.ONCE,
     UNREGISTER: Repeat.ONCE,
     HEARTBEAT: Repeat.HARMLESS,
     # The SuperLink marks a message as delivered when it is pulled and never gives it out again.
@@ -61,7 +62,10 @@ REQUEST_HEADERS = frozenset(
     }
 )
 RESPONSE_HEADERS = frozenset({"content-type"})
-_PROTOBUF = (("content-type", MEDIA_TYPE),)
+
+CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
+"""Between forwarder and SuperLink: the id of a call that is to be carried out once, and the ids of earlier
+ones whose answers have arrived (`superlink_process.py`). No SuperNode's header of that name passes."""
 
 BODY_LIMIT = 64 * 1024 * 1024
 """Bytes of the largest request that passes. Flower cuts arrays into chunks of 5 MiB
@@ -80,6 +84,12 @@ def call_name(path: str) -> str | None:
         return None
     name = path[len(PREFIX) :]
     return name if name in REPEATS else None
+
+
+def must_happen_once(path: str) -> bool:
+    """Whether the call that `path` names must not be carried out twice."""
+    name = call_name(path)
+    return name is not None and REPEATS[name] is not Repeat.HARMLESS
 
 
 def rule(request: Request) -> Rule:
@@ -106,20 +116,6 @@ def bearable(request: Request, response: Response) -> Response:
         return response
     if response.status >= 500 or response.status == 401 or call_name(request.path) in FRAGILE:
         return Response(503)
-    return response
-
-
-def after_a_lost_answer(request: Request, response: Response) -> Response:
-    """Mend the SuperLink's answer to a call that it may have carried out before, its answer being lost.
-
-    A key that is registered already is what registering was to bring about; an object that it has
-    already is stored, since its id is the hash of its content.
-    """
-    name = call_name(request.path)
-    if name == REGISTER and response.status in (409, 412):
-        return Response(200, _PROTOBUF, RegisterNodeFleetResponse().SerializeToString())
-    if name == PUSH_OBJECT and response.status == 200:
-        return Response(200, _PROTOBUF, PushObjectResponse(stored=True).SerializeToString())
     return response
 
 

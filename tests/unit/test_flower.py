@@ -1,13 +1,16 @@
 """A real SuperLink, two real SuperNodes and a real app, joined by the relay without FLARE.
 
-One run for all: the link loses the answer of the first call of every kind, after the server has
-acted. Plain Flower hangs or dies when that happens to pull-messages, push-object or register-node.
+One run for all: the answer of the first call of every kind is lost after the SuperLink has acted, and that
+in each of three places: before the SuperNode, on the link, behind the SuperLink. Plain Flower hangs or
+dies when that happens to pull-messages, push-object or register-node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,10 +27,11 @@ from bridge.flower import wire
 from bridge.flower.observe import Event, Observer
 from bridge.flower.process import MARK, FlowerProcess
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab
-from bridge.flower.supernode import start_supernode
+from bridge.flower.supernode import ended, start_supernode
 from bridge.forwarder import Forwarder
 from bridge.gateway import Gateway
 from bridge.relay import Call, Caller, LinkFault, Response
+from tests.lossy import LossyProxy
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -49,12 +53,16 @@ class LossyLink:
             raise LinkFault("lost on the way back")
         return response
 
+    async def probe(self) -> None:
+        pass
+
 
 @dataclass
 class Outcome:
     end: RunEnd
     events: list[Event]
-    lost: list[set[str]]
+    lost: dict[str, set[str]]
+    """What was lost, by place."""
     work_dir: Path
     traceback: str
     left: list[psutil.Process]
@@ -63,20 +71,22 @@ class Outcome:
 
 async def run_app(work_dir: Path, app: Path) -> Outcome:
     events: list[Event] = []
-    forwarder = Forwarder(Observer(events.append))
-    superlink = await SuperLink.start(work_dir, work_dir / "server")
-    forwarder.open(superlink.address)
+    forwarder = Forwarder(Observer(events.append), grace=60)
+    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
+    behind_superlink = LossyProxy(int(superlink.address.split(":")[1]))
+    forwarder.open(f"127.0.0.1:{await behind_superlink.start()}")
     links = [LossyLink(forwarder, f"site-{number}") for number in (1, 2)]
     callers = [Caller(link) for link in links]
     gateways = [Gateway(caller) for caller in callers]
+    before_nodes = [LossyProxy(gateway.port) for gateway in gateways]
     nodes: list[FlowerProcess] = []
     try:
         for number, gateway in enumerate(gateways):
             await gateway.start()
             home = work_dir / f"site-{number}"
-            nodes.append(
-                await start_supernode(gateway.port, work_dir, home, {"partition-id": number, "name": "a b"})
-            )
+            port = await before_nodes[number].start()
+            config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
+            nodes.append(await start_supernode(port, work_dir, home, config))
         run = await superlink.start_run(app, {"num-server-rounds": 1})
         async with asyncio.timeout(60):
             end = await superlink.finished(run)
@@ -91,9 +101,16 @@ async def run_app(work_dir: Path, app: Path) -> Outcome:
         await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
         for gateway in gateways:
             await gateway.stop()
+        for proxy in (behind_superlink, *before_nodes):
+            await proxy.stop()
     notice = (noticed - finished).total_seconds()
     mine = psutil.Process().children(recursive=True)
-    return Outcome(end, events, [link.lost for link in links], work_dir, superlink.traceback(), mine, notice)
+    lost = {
+        "behind the SuperLink": behind_superlink.lost,
+        **{f"on the link of {link.site}": link.lost for link in links},
+        **{f"before SuperNode {number}": proxy.lost for number, proxy in enumerate(before_nodes, 1)},
+    }
+    return Outcome(end, events, lost, work_dir, superlink.traceback(), mine, notice)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +120,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
 
 def test_the_run_completes_although_an_answer_of_each_kind_was_lost(outcome: Outcome) -> None:
     assert outcome.end == RunEnd("completed", "")
-    must = {wire.PULL, wire.PUSH_OBJECT, wire.REGISTER, wire.PUSH, wire.CONFIRM, wire.PULL_OBJECT}
-    assert all(lost >= must for lost in outcome.lost)
+    # Those by which a SuperNode leaves come when the job is over: then nobody waits for an answer.
+    must = wire.REPEATS.keys() - wire.GOODBYES
+    assert {place: must - lost for place, lost in outcome.lost.items() if must - lost} == {}
 
 
 def test_the_runs_end_is_noticed_within_two_seconds(outcome: Outcome) -> None:
@@ -155,6 +173,52 @@ def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
 
     assert asyncio.run(test()) == []
     assert MARK == "FLOWERBED_PROCESS"
+
+
+@pytest.mark.parametrize(
+    ("program", "ends"),
+    [("flwr-serverapp", "ServerApp was killed"), ("flower-superlink", "SuperLink ended with code -9")],
+)
+def test_a_run_whose_process_is_killed_is_lost_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ends: str
+) -> None:
+    monkeypatch.setattr("bridge.flower.superlink.SERVERAPP_TOLD", 0.5)
+
+    async def test() -> None:
+        superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
+        try:
+            # No SuperNode comes: the ServerApp waits for two.
+            run = asyncio.ensure_future(superlink.finished(await superlink.start_run(APPS / "numpy-add", {})))
+            while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
+                await asyncio.sleep(0.05)
+            os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
+            with pytest.raises(RunFailed, match=ends):
+                async with asyncio.timeout(5):
+                    await run
+        finally:
+            await superlink.stop()
+
+    asyncio.run(test())
+
+
+def test_a_supernode_without_its_superexec_counts_as_ended(tmp_path: Path) -> None:
+    async def test() -> str:
+        (tmp_path / "flower-superexec").symlink_to("/bin/sleep")
+        child = f"subprocess.Popen([{str(tmp_path / 'flower-superexec')!r}, '60'])"
+        script = f"import subprocess, time; {child}; time.sleep(60)"
+        process = await FlowerProcess.start("test", ["python3", "-c", script], cwd=tmp_path, env={})
+        try:
+            over = asyncio.ensure_future(ended(process))
+            while (superexec := process.descendant("flower-superexec")) is None:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.5)  # By now `ended` has found it too.
+            os.kill(superexec, signal.SIGKILL)
+            async with asyncio.timeout(5):
+                return await over
+        finally:
+            await process.stop(0)
+
+    assert asyncio.run(test()) == "lost its SuperExec"
 
 
 JOB = """

@@ -29,6 +29,9 @@ class _Link:
     async def send(self, call: Call) -> Response:
         return await self._server(call)
 
+    async def probe(self) -> None:
+        pass
+
 
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[httpx.AsyncClient]:

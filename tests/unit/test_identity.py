@@ -18,7 +18,6 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
     RegisterNodeFleetRequest,
-    RegisterNodeFleetResponse,
     UnregisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -29,7 +28,6 @@ from flwr.proto.message_pb2 import (
     ObjectTree,
     PullObjectRequest,
     PushObjectRequest,
-    PushObjectResponse,
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
@@ -266,7 +264,7 @@ class _Blind:
         pass
 
 
-Handler = Callable[[asyncio.StreamWriter, str], Awaitable[None]]
+Handler = Callable[[asyncio.StreamWriter, str, str, bytes], Awaitable[None]]
 
 
 async def superlink(handler: Handler) -> asyncio.Server:
@@ -277,8 +275,7 @@ async def superlink(handler: Handler) -> asyncio.Server:
         length = next(
             int(line.split(":")[1]) for line in head.split("\r\n") if "content-length" in line.lower()
         )
-        await reader.readexactly(length)
-        await handler(writer, head.split()[1])
+        await handler(writer, head.split()[1], head, await reader.readexactly(length))
         writer.close()
 
     return await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -289,54 +286,51 @@ def answer(writer: asyncio.StreamWriter, status: int, body: bytes = b"") -> None
     writer.write(head.encode() + body)
 
 
-def _give(forwarder: Forwarder) -> None:
-    """Let the forwarder believe that site-1's node was given a message and has replied."""
-    forwarder._nodes = replied()
+def test_a_call_that_must_happen_once_says_which_it_is_and_a_heartbeat_gives_the_grace() -> None:
+    """The connection breaks at each first try; the id by which the SuperLink knows it again stays."""
+    seen: list[tuple[str, str, bytes]] = []
 
-
-def test_an_answer_lost_between_superlink_and_forwarder_is_made_good() -> None:
-    """The SuperLink acts and the connection breaks; on the second try it refuses what it has done already."""
-    calls: list[str] = []
-
-    async def handler(writer: asyncio.StreamWriter, path: str) -> None:
-        calls.append(path)
-        if calls.count(path) == 1:
-            return
-        if path.endswith(wire.REGISTER):
-            answer(writer, 412)
-        elif path.endswith(wire.ACTIVATE):
+    async def handler(writer: asyncio.StreamWriter, path: str, head: str, body: bytes) -> None:
+        ids = [line.split(": ")[1] for line in head.split("\r\n") if line.startswith(wire.CALL_HEADER)]
+        seen.append((path.rsplit("/")[-1], ids[0] if ids else "", body))
+        if [entry[0] for entry in seen].count(seen[-1][0]) > 1:
             answer(writer, 200, ActivateNodeResponse(node_id=11).SerializeToString())
-        else:
-            answer(writer, 200, PushObjectResponse(stored=False).SerializeToString())
 
     async def test() -> None:
         server = await superlink(handler)
-        forwarder = Forwarder(_Blind())
+        forwarder = Forwarder(_Blind(), grace=900)
         forwarder.open(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        register = request(wire.REGISTER, RegisterNodeFleetRequest(public_key=KEY))
-        first = await forwarder.answer("site-1", Call("1", register))
-        assert first.status == 200
-        RegisterNodeFleetResponse.FromString(first.body)
-        activate = request(wire.ACTIVATE, ActivateNodeRequest(public_key=KEY))
-        assert (await forwarder.answer("site-1", Call("2", activate))).status == 200
-        _give(forwarder)
-        push = request(
-            wire.PUSH_OBJECT, PushObjectRequest(node=NODE, run_id=5, session_id="s1", object_id="a1")
-        )
-        stored = await forwarder.answer("site-1", Call("3", push))
-        assert PushObjectResponse.FromString(stored.body).stored
+        calls = {
+            wire.REGISTER: RegisterNodeFleetRequest(public_key=KEY),
+            wire.ACTIVATE: ActivateNodeRequest(public_key=KEY, heartbeat_interval=30),
+            wire.HEARTBEAT: SendNodeHeartbeatRequest(node=Node(node_id=11), heartbeat_interval=30),
+            wire.PUSH_OBJECT: PushObjectRequest(node=NODE, run_id=5, session_id="s1", object_id="a1"),
+        }
+        for number, (name, message) in enumerate(calls.items()):
+            if name == wire.PUSH_OBJECT:
+                forwarder._nodes = replied()
+            response = await forwarder.answer("site-1", Call(f"c{number}", request(name, message)))
+            assert response.status == 200
         await forwarder.close()
         server.close()
 
     asyncio.run(test())
-    assert len(calls) == 6
+    assert [(name, call) for name, call, _ in seen] == [
+        *[(wire.REGISTER, "site-1/c0")] * 2,
+        *[(wire.ACTIVATE, "site-1/c1")] * 2,
+        *[(wire.HEARTBEAT, "")] * 2,
+        *[(wire.PUSH_OBJECT, "site-1/c3")] * 2,
+    ]
+    bodies = {name: body for name, _, body in seen}
+    assert ActivateNodeRequest.FromString(bodies[wire.ACTIVATE]).heartbeat_interval == 450
+    assert SendNodeHeartbeatRequest.FromString(bodies[wire.HEARTBEAT]).heartbeat_interval == 450
 
 
 def test_a_refusal_is_told_with_the_sites_name() -> None:
     told: list[tuple[str, str]] = []
 
     async def test() -> None:
-        forwarder = Forwarder(_Blind(), on_refused=lambda site, reason: told.append((site, reason)))
+        forwarder = Forwarder(_Blind(), grace=60, on_refused=lambda site, reason: told.append((site, reason)))
         forwarder.open("127.0.0.1:1")
         pull = request(wire.PULL, PullMessagesRequest(node=Node(node_id=11)))
         assert (await forwarder.answer("site-2", Call("1", pull))).status == 403

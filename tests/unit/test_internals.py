@@ -4,7 +4,9 @@ names the version it was read in. When one fails after an upgrade, look at the m
 from __future__ import annotations
 
 import inspect
+import logging
 import time
+from importlib import import_module
 from importlib.metadata import version
 
 import pytest
@@ -13,12 +15,16 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.defs import CellMessageHeaderKeys
+from nvflare.private.fed.authenticator import validate_auth_headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
 from bridge.flare import channel, teardown
-from bridge.flower import environment, wire
+from bridge.flower import environment, heartbeat, superlink_process, wire
 
 
 def test_the_versions_are_the_ones_that_were_read() -> None:
@@ -45,13 +51,61 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     assert wire._released_pull("key", b"\xff\xff") is None
 
 
+def test_superlink_process_finds_what_it_changes() -> None:
+    module, constant = superlink_process.PUSH_SESSIONS
+    assert getattr(import_module(module), constant) == 180
+    assert f"timedelta(seconds={constant})" in inspect.getsource(import_module(module))
+    assert "uvicorn.run(" in inspect.getsource(import_module("flwr.superlink.cli.flower_superlink"))
+
+
+def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:
+    state = import_module("flwr.server.superlink.linkstate.in_memory_linkstate").InMemoryLinkState
+    for method in (state.acknowledge_node_heartbeat, state.activate_node):
+        assert "HEARTBEAT_PATIENCE * heartbeat_interval" in inspect.getsource(method)
+    assert heartbeat.LONGEST == 3600
+
+
 def test_channel_cells_stream_and_answer_with_futures() -> None:
     for name in ("channel", "target", "topic", "request", "timeout", "optional"):
         assert name in inspect.signature(Cell._send_request).parameters
     assert "register_blob_cb" in dir(Cell)
     assert "concurrent.futures.Future" in inspect.getsource(Adapter.call)
-    assert channel.site_of("site-1.0b1c") == "site-1"
-    assert channel.site_of("relay-1.site-1.0b1c") == "site-1"
+
+
+class _SignsFor:
+    """A verifier for which each client's token is its own name."""
+
+    def verify(self, client_name: str, token: str, signature: str) -> bool:
+        return client_name == token == signature
+
+
+@pytest.mark.parametrize(
+    ("client", "token", "origin", "passes"),
+    [
+        ("site-1", "site-1", "site-1.0b1c", True),
+        ("site-2", "site-1", "site-1.0b1c", False),
+        ("site-1", "site-1", "site-2.0b1c", False),
+        # Why `channel.site_of` does not go by the address: all of site-1's cells are its own to name.
+        ("site-1", "site-1", "site-1.site-2.0b1c", True),
+    ],
+)
+def test_flare_ties_a_client_name_to_its_token_and_an_address_only_to_its_beginning(
+    client: str, token: str, origin: str, passes: bool
+) -> None:
+    message = Message(
+        {
+            CellMessageHeaderKeys.CLIENT_NAME: client,
+            CellMessageHeaderKeys.TOKEN: token,
+            CellMessageHeaderKeys.TOKEN_SIGNATURE: token,
+            MessageHeaderKey.ORIGIN: origin,
+            MessageHeaderKey.DESTINATION: "server.0b1c",
+        }
+    )
+    refusal = validate_auth_headers(
+        message, _SignsFor(), logging.getLogger("test"), lambda name, token: name, "server"
+    )
+    assert (refusal is None) is passes
+    assert channel.site_of(message) == client
 
 
 def test_connection_overrides_what_uvicorn_calls() -> None:

@@ -1,5 +1,7 @@
 """The client: adds 1 and reports the numbers' mean as its loss, so that a lost or doubled addition shows."""
 
+import time
+
 import numpy as np
 from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context
@@ -8,7 +10,11 @@ EXAMPLES = 10
 
 
 class AddingClient(NumPyClient):
+    def __init__(self, seconds):  # noqa: ANN001, ANN204
+        self.seconds = seconds
+
     def fit(self, parameters, config):  # noqa: ANN001, ANN201
+        time.sleep(self.seconds)
         return (
             [array + 1 for array in parameters],
             EXAMPLES,
@@ -21,7 +27,7 @@ class AddingClient(NumPyClient):
 
 
 def client_fn(context: Context) -> Client:
-    return AddingClient().to_client()
+    return AddingClient(float(context.run_config["train-seconds"])).to_client()
 
 
 app = ClientApp(client_fn=client_fn)

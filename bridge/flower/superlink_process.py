@@ -1,0 +1,120 @@
+"""flower-superlink, with two things mended that a link that stalls would otherwise break.
+
+    python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS [what flower-superlink takes]
+
+**Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
+registration or push of the same object is refused. If the connection breaks between the SuperLink's act
+and its answer, nobody could tell. So the forwarder puts an id on such a call, and a call with an id is
+carried out once: a repetition gets the same answer.
+
+**A reply has as long as a site may be away.** flwr 1.41 drops a reply of which no object came for 180 s
+(`supercore/constant.py`, OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs.
+
+The first leans on `uvicorn.run` being how a SuperLink serves; the second on that constant's place.
+`tests/unit/test_internals.py` guards both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import uvicorn
+
+from bridge.flower import wire
+from bridge.relay import Ledger, LinkFault, Response
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PUSH_SESSIONS = ("flwr.supercore.corestate.in_memory_corestate", "OBJECT_PUSH_SESSION_TTL_SECONDS")
+"""Where flwr 1.41 keeps the seconds after which it drops an unfinished reply."""
+
+
+class AnsweringOnce:
+    """ASGI middleware: a call with an id (`wire.CALL_HEADER`) is carried out once."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        # All sites' calls come under one name; the forwarder has bounded each site's.
+        self._ledger = Ledger(running_at_once=sys.maxsize)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI has it."""
+        headers = dict(scope.get("headers", ()))
+        call = headers.get(wire.CALL_HEADER.encode())
+        if call is None:
+            await self._app(scope, receive, send)
+            return
+        body = await _whole(receive)
+        if body is None:
+            return  # It did not arrive whole: nothing was carried out, and nobody waits.
+        done = headers.get(wire.DONE_HEADER.encode(), b"").decode().split()
+        try:
+            answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        except LinkFault:
+            return  # A later try waits for the answer: this one's connection is gone.
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def _carry_out(self, scope: Scope, body: bytes) -> Response:
+        """The app's answer. It goes on when the asker is gone, so that there is one for the next try."""
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        said: list[Message] = []
+
+        async def receive() -> Message:
+            if unread:
+                return unread.pop()
+            return await asyncio.Future[Message]()  # No news of the asker: it never leaves.
+
+        async def send(message: Message) -> None:
+            said.append(message)
+
+        await self._app(scope, receive, send)
+        start = next(message for message in said if message["type"] == "http.response.start")
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
+        content = b"".join(m.get("body", b"") for m in said if m["type"] == "http.response.body")
+        return Response(start["status"], headers, content)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def lengthen_push_sessions(seconds: float) -> None:
+    """Let an unfinished reply wait so long for its next object."""
+    module, constant = PUSH_SESSIONS
+    setattr(import_module(module), constant, seconds)
+
+
+def main(arguments: list[str]) -> None:
+    """Run flower-superlink in this process; it ends the process itself."""
+    lengthen_push_sessions(float(arguments[0]))
+    serve = uvicorn.run
+
+    def serve_once(app: App, **options: Any) -> None:
+        serve(AnsweringOnce(app), **options)
+
+    uvicorn.run = cast(Any, serve_once)
+    (superlink,) = entry_points(group="console_scripts", name="flower-superlink")
+    sys.argv = [superlink.name, *arguments[1:]]
+    superlink.load()()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
