@@ -15,13 +15,16 @@ import asyncio
 import concurrent.futures
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message
+from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.loop import LoopThread
 from bridge.relay import Call, JobOver, LinkFault, Request, Response
@@ -42,9 +45,21 @@ TRIES_AT_ONCE = 16
 
 _CALL, _SITE_HEADERS, _PATH, _DONE = "fb_call", "fb_headers", "fb_path", "fb_done"
 _INCARNATION = "fb_incarnation"
+HEADERS_LIMIT = 32 * 1024
+"""Characters of a call's headers: the gateway lets half of it through."""
+
+DONE_LIMIT = 256 * 1024
+"""Characters of the list of ids that come with a call: 7,000, far more than a ledger keeps answers for."""
+
+_ID = re.compile(r"[0-9a-zA-Z_-]{1,64}")
 _STATUS, _OVER, _FAULT = "fb_status", "fb_over", "fb_fault"
 
 Answer = Callable[[str, Call], Awaitable[Response]]
+Refuse = Callable[[str, str], None]
+
+
+class BadCall(Exception):
+    """What a site sent is no call; the text says why."""
 
 
 class SiteLink:
@@ -103,32 +118,78 @@ class SiteLink:
         return reply
 
 
-def serve(cell: Cell, loop: LoopThread, answer: Answer) -> None:
+def serve(cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse) -> None:
     """Answer the sites' calls that arrive at the server's job cell, each on `loop`.
 
-    The site's name comes from the sending cell's address, which FLARE ties to its certificate.
+    `refuse` is told, on `loop`, site and reason of a message that is no call.
     """
 
     def received(message: Message) -> concurrent.futures.Future[Message]:
-        return loop.submit(_answer(message, answer))
+        return loop.submit(_answer(message, answer, refuse))
 
     cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=received)
     cell.register_request_cb(channel=CHANNEL, topic=PROBE, cb=lambda message: _reply({}))
 
 
-async def _answer(message: Message, answer: Answer) -> Message:
-    site = site_of(message.get_header(MessageHeaderKey.ORIGIN))
-    headers = tuple((k, v) for k, v in json.loads(message.get_header(_SITE_HEADERS)))
-    request = Request(message.get_header(_PATH), headers, _bytes(message.payload))
-    done = tuple(json.loads(message.get_header(_DONE)))
-    call = Call(message.get_header(_CALL), request, done, message.get_header(_INCARNATION))
+async def _answer(message: Message, answer: Answer, refuse: Refuse) -> Message:
+    site = site_of(message)
     try:
-        response = await answer(site, call)
+        response = await answer(site, read_call(message))
+    except BadCall as bad:
+        refuse(site, str(bad))
+        response = Response(400)
     except JobOver:
         return _reply({_OVER: True})
     except LinkFault as fault:
         return _reply({_FAULT: str(fault) or "no reason given"})
     return _reply({_STATUS: response.status, _SITE_HEADERS: json.dumps(response.headers)}, response.body)
+
+
+def read_call(message: Message) -> Call:
+    """Return the call that `message` carries. A site may be hostile: nothing in it is taken on trust.
+
+    Raises:
+        BadCall: it is none.
+    """
+    if not site_of(message):
+        raise BadCall("a message without its client's name")
+    path, call_id = message.get_header(_PATH), message.get_header(_CALL)
+    if not isinstance(path, str) or not isinstance(call_id, str) or not _ID.fullmatch(call_id):
+        raise BadCall("a message without a path and an id")
+    incarnation = message.get_header(_INCARNATION)
+    if type(incarnation) is not int or incarnation < 1:
+        raise BadCall(f"a message with {str(incarnation)[:50]!r} for an incarnation")
+    done = _list(message, _DONE, DONE_LIMIT)
+    if not all(isinstance(gone, str) for gone in done):
+        raise BadCall("a message with ids that are no strings")
+    headers = _list(message, _SITE_HEADERS, HEADERS_LIMIT)
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(_is_line(x) for x in pair) for pair in headers
+    ):
+        raise BadCall("a message with headers that are no pairs of printable ASCII")
+    body = message.payload if message.payload is not None else b""
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise BadCall(f"a message with a {type(body).__name__} for a body")
+    return Call(
+        call_id, Request(path, tuple((k, v) for k, v in headers), bytes(body)), tuple(done), incarnation
+    )
+
+
+def _list(message: Message, header: str, limit: int) -> list[Any]:
+    text = message.get_header(header)
+    if not isinstance(text, str) or len(text) > limit:
+        raise BadCall(f"a message without {header} in at most {limit} characters")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadCall(f"a message whose {header} is no JSON") from None
+    if not isinstance(value, list):
+        raise BadCall(f"a message whose {header} is no list")
+    return value
+
+
+def _is_line(text: object) -> bool:
+    return isinstance(text, str) and text.isascii() and (text == "" or text.isprintable())
 
 
 def _reply(headers: dict[str, object], body: bytes = b"") -> Message:
@@ -139,10 +200,14 @@ def _bytes(payload: object) -> bytes:
     return bytes(payload) if payload else b""  # type: ignore[call-overload, no-any-return]
 
 
-def site_of(origin: str) -> str:
-    """The site's name in a job cell's address: `site-1.JOB`, behind a relay `relay-1.site-1.JOB`."""
-    path: list[str] = FQCN.split(origin)
-    return path[-2] if len(path) > 1 else path[0]
+def site_of(message: Message) -> str:
+    """The name of the site that sent `message`: FLARE's server checks that the token which comes with it is
+    this client's, and passes nothing else on (nvflare 2.9.0 `private/fed/authenticator.py`,
+    `validate_auth_headers`). The sending cell's address is the client's or any below it, as the site likes:
+    `site-1.site-2.JOB` is a cell of site-1.
+    """
+    name = message.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+    return name if isinstance(name, str) else ""
 
 
 def cell_of(fl_ctx: FLContext) -> Cell:

@@ -96,7 +96,7 @@ class FlowerController(Controller):
         self._forwarder = Forwarder(
             self._arrivals, grace=self.grace, on_refused=self._audit, on_replaced=self._remove_node
         )
-        channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer)
+        channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse)
         fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:

@@ -26,7 +26,7 @@ from typing import Any, cast
 import uvicorn
 
 from bridge.flower import wire
-from bridge.relay import Ledger, Response
+from bridge.relay import Ledger, LinkFault, Response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,7 +43,8 @@ class AnsweringOnce:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._ledger = Ledger()
+        # All sites' calls come under one name; the forwarder has bounded each site's.
+        self._ledger = Ledger(running_at_once=sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -56,7 +57,10 @@ class AnsweringOnce:
         if body is None:
             return  # It did not arrive whole: nothing was carried out, and nobody waits.
         done = headers.get(wire.DONE_HEADER.encode(), b"").decode().split()
-        answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        try:
+            answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        except LinkFault:
+            return  # A later try waits for the answer: this one's connection is gone.
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})

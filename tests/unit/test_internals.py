@@ -4,6 +4,7 @@ names the version it was read in. When one fails after an upgrade, look at the m
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from importlib import import_module
 from importlib.metadata import version
@@ -14,8 +15,14 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.defs import CellMessageHeaderKeys
+from nvflare.private.fed.authenticator import validate_auth_headers
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from bridge.connection import BoundedConnection
 from bridge.flare import channel, teardown
 from bridge.flower import environment, heartbeat, superlink_process, wire
 
@@ -40,8 +47,8 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     node = Node(node_id=1234567890123456789)
     confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
     pull = PullMessagesRequest(node=node).SerializeToString()
-    assert wire._released_pull(confirm) == wire._pull_key(pull)
-    assert wire._released_pull(b"\xff\xff") is None
+    assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
+    assert wire._released_pull("key", b"\xff\xff") is None
 
 
 def test_superlink_process_finds_what_it_changes() -> None:
@@ -63,8 +70,61 @@ def test_channel_cells_stream_and_answer_with_futures() -> None:
         assert name in inspect.signature(Cell._send_request).parameters
     assert "register_blob_cb" in dir(Cell)
     assert "concurrent.futures.Future" in inspect.getsource(Adapter.call)
-    assert channel.site_of("site-1.0b1c") == "site-1"
-    assert channel.site_of("relay-1.site-1.0b1c") == "site-1"
+
+
+class _SignsFor:
+    """A verifier for which each client's token is its own name."""
+
+    def verify(self, client_name: str, token: str, signature: str) -> bool:
+        return client_name == token == signature
+
+
+@pytest.mark.parametrize(
+    ("client", "token", "origin", "passes"),
+    [
+        ("site-1", "site-1", "site-1.0b1c", True),
+        ("site-2", "site-1", "site-1.0b1c", False),
+        ("site-1", "site-1", "site-2.0b1c", False),
+        # Why `channel.site_of` does not go by the address: all of site-1's cells are its own to name.
+        ("site-1", "site-1", "site-1.site-2.0b1c", True),
+    ],
+)
+def test_flare_ties_a_client_name_to_its_token_and_an_address_only_to_its_beginning(
+    client: str, token: str, origin: str, passes: bool
+) -> None:
+    message = Message(
+        {
+            CellMessageHeaderKeys.CLIENT_NAME: client,
+            CellMessageHeaderKeys.TOKEN: token,
+            CellMessageHeaderKeys.TOKEN_SIGNATURE: token,
+            MessageHeaderKey.ORIGIN: origin,
+            MessageHeaderKey.DESTINATION: "server.0b1c",
+        }
+    )
+    refusal = validate_auth_headers(
+        message, _SignsFor(), logging.getLogger("test"), lambda name, token: name, "server"
+    )
+    assert (refusal is None) is passes
+    assert channel.site_of(message) == client
+
+
+def test_connection_overrides_what_uvicorn_calls() -> None:
+    """`bridge/connection.py`, read in uvicorn 0.49.0: hooks, and attributes that no documentation names."""
+    own = {name for name in vars(BoundedConnection) if not name.startswith("_")}
+    assert own == {
+        "connection_made",
+        "connection_lost",
+        "data_received",
+        "on_response_complete",
+        "send_400_response",
+        "timeout_keep_alive_handler",
+    }
+    assert own <= vars(H11Protocol).keys()
+    source = inspect.getsource(H11Protocol)
+    for name in ("connections", "conn", "cycle", "loop", "scope", "timeout_keep_alive"):
+        assert f"self.{name}" in source
+    assert "on_response=self.on_response_complete" in source
+    assert "self.timeout_keep_alive, self.timeout_keep_alive_handler" in source
 
 
 def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
