@@ -26,7 +26,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, teardown
+from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, wire
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, read_app, run_config
 from bridge.flower.observe import Event, Observer
@@ -98,6 +98,7 @@ class FlowerController(Controller):
         )
         channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer)
         fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
+        fl_ctx.get_engine().register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Called by FLARE: run the app to its end. A failed run fails the job."""
@@ -202,6 +203,11 @@ class FlowerController(Controller):
         """The app command: events from number `since` on."""
         assert self._events is not None
         return {"events": self._events.since(int((data or {}).get("since", 0)))}
+
+    def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        return {}
 
 
 class Events:

@@ -1,0 +1,22 @@
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta, and one app command."""
+
+REASON = "flowerbed_reason"
+"""Why the job failed, where its own process could not say so."""
+
+RETRIES = "flowerbed_retries"
+"""How often the job is submitted again by itself, should the server restart while it runs."""
+
+RETRY_OF = "flowerbed_retry_of"
+"""The job that this one repeats."""
+
+RETRIED_AS = "flowerbed_retried_as"
+"""The job that repeats this one."""
+
+SITES = "flowerbed_sites"
+"""The sites that take part."""
+
+STARTS = "flowerbed_starts"
+"""How often each site's part was started anew, by the site's name. A number that only the server writes."""
+
+SITES_TOPIC = "flowerbed.sites"
+"""The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
