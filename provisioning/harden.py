@@ -24,6 +24,11 @@ CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.Fl
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""
 
+UNHEARD = 120
+"""Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
+own are 600. No job is scheduled to such a site; one that runs there goes by its own grace
+(`bridge/flare/job.py`)."""
+
 JOB_PROCESS_CHECK = 0.5
 """Seconds between two looks of a job's server process at whether its run is over; FLARE's own are 3."""
 
@@ -80,6 +85,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
                 _edit(local / "resources.json.default", _keep_jobs)
+                _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
@@ -128,6 +134,10 @@ def _keep_store_in_volume(resources: dict[str, Any]) -> None:
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{WORKSPACE}/store/snapshots"
     components = {component["id"]: component for component in resources["components"]}
     components["job_manager"]["args"]["uri_root"] = f"{WORKSPACE}/store/jobs"
+
+
+def _tell_of_silence_sooner(resources: dict[str, Any]) -> None:
+    resources["servers"][0]["heart_beat_timeout"] = UNHEARD
 
 
 def _keep_jobs(resources: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
@@ -83,6 +84,8 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
+        self._fatal = ""
+        self._gone: list[str] = []
         self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -114,7 +117,7 @@ class FlowerController(Controller):
         try:
             run.result()
         except concurrent.futures.CancelledError:
-            reason = "aborted"
+            reason = self._fatal or "aborted"
         except (RunFailed, environment.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
@@ -154,6 +157,12 @@ class FlowerController(Controller):
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
         they and the SuperLink stop at the same time."""
         super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._gone.append(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
+            if self._gone:
+                self._fatal += f"; out of reach for longer than {self.grace:.0f} s: {', '.join(self._gone)}"
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
             if self._superlink is not None:

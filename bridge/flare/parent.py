@@ -102,9 +102,10 @@ class Parent:
         channel = CellChannel.SERVER_MAIN
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=heartbeat)
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=outcome)
-        # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported.
-        server._resolve_missing_client_outcome = lambda client, job, reason: runner.resolve_client_outcome(
-            job, client.name
+        # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported;
+        # and it forgets that a site owes a report while the job runs.
+        server._resolve_missing_client_outcome = lambda client, job, reason: (
+            None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
 
