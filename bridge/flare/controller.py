@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
@@ -26,7 +27,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, teardown
+from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, versions, wire
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, read_app, run_config
 from bridge.flower.observe import Event, Observer
@@ -41,10 +42,6 @@ SITES_WITHIN = 60.0
 """Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
 enough. It takes 4 to 6 on a quiet machine."""
 
-GRACE = 900.0
-"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
-a container is back within minutes, and training is not lost."""
-
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
 
@@ -57,7 +54,7 @@ class FlowerController(Controller):
         app_dir: str = "",
         run_config: dict[str, ConfigValue] | None = None,
         min_sites: int = 1,
-        grace: float = GRACE,
+        grace: float = meta.GRACE,
     ) -> None:
         """Args of the job's configuration.
 
@@ -78,6 +75,8 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
+        self._fatal = ""
+        self._gone: list[str] = []
         self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -91,8 +90,11 @@ class FlowerController(Controller):
         self._forwarder = Forwarder(
             self._arrivals, grace=self.grace, on_refused=self._audit, on_replaced=self._remove_node
         )
-        channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._admit)
+        channel.ServerLink(
+            channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
+        )
         fl_ctx.get_engine().register_app_command(channel.EVENTS_TOPIC, self._tell_events)
+        fl_ctx.get_engine().register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Called by FLARE: run the app to its end. A failed run fails the job."""
@@ -108,7 +110,7 @@ class FlowerController(Controller):
         try:
             run.result()
         except concurrent.futures.CancelledError:
-            reason = "aborted"
+            reason = self._fatal or "aborted"
         except (RunFailed, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
@@ -148,6 +150,12 @@ class FlowerController(Controller):
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
         they and the SuperLink stop at the same time."""
         super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._gone.append(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
+            if self._gone:
+                self._fatal += f"; out of reach for longer than {self.grace:.0f} s: {', '.join(self._gone)}"
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
             if self._superlink is not None:
@@ -209,6 +217,11 @@ class FlowerController(Controller):
         """The app command: events from number `since` on."""
         assert self._events is not None
         return {"events": self._events.since(int((data or {}).get("since", 0)))}
+
+    def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        return {}
 
 
 class Events:

@@ -29,7 +29,7 @@ import uvicorn
 
 from bridge.flower import wire
 from bridge.loop import LoopThread
-from bridge.relay import Ledger, Response
+from bridge.relay import Ledger, LinkFault, Response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,7 +46,8 @@ class AnsweringOnce:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._ledger = Ledger()
+        # All sites' calls come under one name; the forwarder has bounded each site's.
+        self._ledger = Ledger(running_at_once=sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -59,7 +60,10 @@ class AnsweringOnce:
         if body is None:
             return  # It did not arrive whole: nothing was carried out, and nobody waits.
         done = headers.get(wire.DONE_HEADER.encode(), b"").decode().split()
-        answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        try:
+            answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        except LinkFault:
+            return  # A later try waits for the answer: this one's connection is gone.
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
@@ -89,7 +93,7 @@ class AnsweringOnceGrpc(grpc.ServerInterceptor):
 
     def __init__(self) -> None:
         self._loop = LoopThread("answering once")
-        self._ledger = Ledger()
+        self._ledger = Ledger(running_at_once=sys.maxsize)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Called by gRPC for each call: who answers it."""

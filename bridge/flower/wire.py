@@ -57,13 +57,14 @@ PATHS = {
 GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
 
+PUBLIC_KEY = "flwr-public-key"
 REQUEST_HEADERS = frozenset(
     {
         "content-type",
         "flwr-package-name",
         "flwr-package-version",
         "flwr-component-name",
-        "flwr-public-key",
+        PUBLIC_KEY,
         "flwr-timestamp",
         "flwr-signature",
     }
@@ -96,6 +97,11 @@ def call_name(path: str, transport: Transport | None = None) -> str | None:
     return None
 
 
+def may_pass(header: str) -> bool:
+    """Whether a header of a SuperNode's goes on to the SuperLink."""
+    return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
+
+
 def must_happen_once(path: str) -> bool:
     """Whether the call that `path` names must not be carried out twice."""
     name = call_name(path)
@@ -105,16 +111,15 @@ def must_happen_once(path: str) -> bool:
 def rule(request: Request) -> Rule:
     """Say how `request` (a Fleet call) is to be carried.
 
-    Its signature covers only the timestamp and changes at every try, so the key is made from path
-    and body alone.
+    Its signature covers only the timestamp and changes at every try, so the key is made from path,
+    body and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
+    or, by a confirmation, have it thrown away.
     """
     name = call_name(request.path)
     assert name is not None
-    if name == PULL:
-        return Rule(Repeat.HELD, _pull_key(request.body))
-    if name == CONFIRM:
-        return Rule(Repeat.HARMLESS, _key(name, request.body), releases=_released_pull(request.body))
-    return Rule(REPEATS[name], _key(name, request.body))
+    asker = dict(request.headers).get(PUBLIC_KEY, "")
+    released = _released_pull(asker, request.body) if name == CONFIRM else None
+    return Rule(REPEATS[name], _key(name, asker, request.body), released)
 
 
 def bearable(request: Request, response: Response) -> Response:
@@ -131,15 +136,11 @@ def bearable(request: Request, response: Response) -> Response:
     return response
 
 
-def _key(name: str, body: bytes) -> str:
-    return f"{name}:{hashlib.sha256(body).hexdigest()}"
+def _key(name: str, asker: str, body: bytes) -> str:
+    return f"{name}:{asker}:{hashlib.sha256(body).hexdigest()}"
 
 
-def _pull_key(body: bytes) -> str:
-    return _key(PULL, body)
-
-
-def _released_pull(confirm_body: bytes) -> str | None:
+def _released_pull(asker: str, confirm_body: bytes) -> str | None:
     """The key of the pull that brought the message which is being confirmed: the same node's.
 
     A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
@@ -149,4 +150,4 @@ def _released_pull(confirm_body: bytes) -> str | None:
         node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
     except DecodeError:
         return None  # The SuperLink will refuse it; nothing is released.
-    return _pull_key(PullMessagesRequest(node=node).SerializeToString())
+    return _key(PULL, asker, PullMessagesRequest(node=node).SerializeToString())

@@ -87,6 +87,7 @@ def test_a_run_whose_process_is_killed_is_lost_within_seconds(
             run = asyncio.ensure_future(superlink.finished(await superlink.start_run(APPS / "numpy-add", {})))
             while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
                 await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # By now it is known to `finished` too.
             os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
             with pytest.raises(RunFailed, match=ends):
                 async with asyncio.timeout(5):
