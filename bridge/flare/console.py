@@ -36,7 +36,7 @@ CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
 BACK_WITHIN = 60.0
-"""Seconds for a server that was there to come back, while somebody waits for a job; a restart takes about 10."""
+"""Seconds for a server that was there to come back, while somebody waits for a job; a restart takes 10."""
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
