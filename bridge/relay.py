@@ -35,6 +35,13 @@ KEPT_ONCE = 4096
 KEPT_DONE = 256
 """How many answers the server keeps for one site when that site never says that it has them."""
 
+KEPT_DONE_BYTES = 32 * 1024 * 1024
+"""Bytes of these answers. A SuperNode fetches two objects of 5 MiB at a time; what must not be carried out
+twice has small answers."""
+
+RUNNING_AT_ONCE = 64
+"""Calls of one site that the server carries out at once; its other half sends 16."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -135,7 +142,7 @@ class Caller:
         a caller that takes this one's place. `on_over` is called once, on the loop, when the server says that
         the job has ended."""
         self._link = link
-        self._answer_within = answer_within
+        self.answer_within = answer_within
         self._on_over = on_over
         self._over = False
         self._incarnation = incarnation
@@ -176,10 +183,10 @@ class Caller:
         # The same call, but its signature is younger: after a long fault, the older one has expired.
         pending.request = request
         try:
-            async with asyncio.timeout(self._answer_within):
+            async with asyncio.timeout(self.answer_within):
                 response = await asyncio.shield(pending.done)
         except TimeoutError:
-            log.warning("no answer within %.0f s, the call goes on: %s", self._answer_within, request.path)
+            log.warning("no answer within %.0f s, the call goes on: %s", self.answer_within, request.path)
             return None
         except BaseException:
             if pending.done.done():
@@ -271,19 +278,27 @@ def _succeeded(task: asyncio.Future[Response]) -> bool:
 @dataclass
 class _SiteCalls:
     running: dict[str, asyncio.Task[Response]] = field(default_factory=dict)
+    waiting: dict[str, asyncio.Future[Response]] = field(default_factory=dict)
+    """By call, the one try that still waits for its answer."""
     done: OrderedDict[str, Response] = field(default_factory=OrderedDict)
+
+    @property
+    def bytes_kept(self) -> int:
+        return sum(len(response.body) for response in self.done.values())
 
 
 class Ledger:
     """The server's half: one call, one execution, one answer. Lives on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, running_at_once: int = RUNNING_AT_ONCE) -> None:
+        """`running_at_once` bounds the calls of one site that are being carried out."""
+        self._running_at_once = running_at_once
         self._sites: dict[str, _SiteCalls] = {}
 
     @property
     def bytes_kept(self) -> int:
         """Bytes of answers that are kept until their site says that it has them."""
-        return sum(len(r.body) for calls in self._sites.values() for r in calls.done.values())
+        return sum(calls.bytes_kept for calls in self._sites.values())
 
     async def answer(
         self, site: str, call_id: str, done: Sequence[str], work: Callable[[], Awaitable[Response]]
@@ -292,6 +307,9 @@ class Ledger:
 
         A repetition joins the execution in flight or is answered from memory. If `work` raises,
         nothing is kept: the next try carries it out again.
+
+        Raises:
+            LinkFault: a later try waits for the answer instead, or too many calls of the site are running.
         """
         calls = self._sites.setdefault(site, _SiteCalls())
         for gone in done:
@@ -301,15 +319,29 @@ class Ledger:
             return kept
         task = calls.running.get(call_id)
         if task is None:
+            if len(calls.running) >= self._running_at_once:
+                raise LinkFault(f"{self._running_at_once} calls of {site} are being carried out")
             task = asyncio.ensure_future(work())
             calls.running[call_id] = task
             task.add_done_callback(lambda t: self._finished(calls, call_id, t))
-        return await asyncio.shield(task)
+        # The site tries again when it has given an earlier try up: that one's body need not be kept for it.
+        if (earlier := calls.waiting.get(call_id)) is not None:
+            earlier.cancel()
+        waiting = calls.waiting[call_id] = asyncio.shield(task)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if calls.waiting.get(call_id) is waiting:
+                raise
+            raise LinkFault("a later try waits for the answer") from None
+        finally:
+            if calls.waiting.get(call_id) is waiting:
+                del calls.waiting[call_id]
 
     @staticmethod
     def _finished(calls: _SiteCalls, call_id: str, task: asyncio.Task[Response]) -> None:
         calls.running.pop(call_id, None)
         if _succeeded(task):
             calls.done[call_id] = task.result()
-            while len(calls.done) > KEPT_DONE:
+            while len(calls.done) > 1 and (len(calls.done) > KEPT_DONE or calls.bytes_kept > KEPT_DONE_BYTES):
                 calls.done.popitem(last=False)

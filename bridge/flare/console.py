@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge.flare import meta as keys
-from bridge.flare.controller import EVENTS_FILE, EVENTS_TOPIC, GRACE
-from bridge.flare.job import FlowerJob
+from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
+from bridge.flower import versions
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, check_packages, check_run_config, read_app
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
@@ -36,7 +36,7 @@ CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
 BACK_WITHIN = 60.0
-"""Seconds for a server that was there to come back, while somebody waits for a job; a restart takes 10."""
+"""Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except BadApp as bad:
         return _error(str(bad), 2, bad.facts)
+    except versions.UnsupportedFlower as wrong:
+        return _error(str(wrong), 2, {})
     except Stop as stop:
         return _error(str(stop), stop.code, stop.facts)
     except KeyboardInterrupt:
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-config", action="append", default=[], metavar="KEY=VALUE")
         sub.add_argument("--min-sites", type=int)
         sub.add_argument("--sites", default="")
-        sub.add_argument("--grace", type=float, default=GRACE)
+        sub.add_argument("--grace", type=float, default=keys.GRACE)
         sub.add_argument("--retries", type=int, default=0)
     verb("list", _list)
     verb("sites", _sites)
@@ -136,6 +138,7 @@ def _input() -> Iterator[Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as app:
         config = read_app(app)
         check_packages(config)
@@ -145,6 +148,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites: int) -> Path:
     """Check the app against this image and write its job folder; returns the folder."""
+    # Here, since with an unsupported flwr it need not import.
+    from bridge.flare.job import FlowerJob
+
     config = read_app(app)
     check_packages(config)
     run_config = _run_config(args, config)
@@ -186,12 +192,14 @@ def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, C
 
 
 def _export(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as app, tempfile.TemporaryDirectory() as into:
         folder = _make_job(args, app, Path(into), default_min_sites=1)
         _send_tar(folder)
 
 
 def _submit(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as folder, tempfile.TemporaryDirectory() as into, _session() as session:
         here = {client.name for client in session.get_system_info().client_info}
         if (folder / "meta.json").exists():

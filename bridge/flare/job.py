@@ -10,7 +10,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe.spec import Recipe
 
 from bridge.flare import meta
-from bridge.flare.controller import GRACE, FlowerController
+from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
@@ -46,7 +46,7 @@ class FlowerJob(FedJob):
         min_sites: int = 1,
         sites: Sequence[str] | None = None,
         mandatory: Sequence[str] | None = None,
-        grace: float = GRACE,
+        grace: float = meta.GRACE,
         retries: int = 0,
     ) -> None:
         """Make the job.
@@ -107,7 +107,7 @@ class FlowerRecipe(Recipe):
         min_clients: int = 1,
         mandatory_clients: list[str] | None = None,
         run_config: dict[str, ConfigValue] | None = None,
-        grace: float = GRACE,
+        grace: float = meta.GRACE,
         retries: int = 0,
     ) -> None:
         """See `FlowerJob`."""

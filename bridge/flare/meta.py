@@ -1,4 +1,9 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta, and one app command."""
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta, one app command, and
+a default."""
+
+GRACE = 900.0
+"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
+a container is back within minutes, and training is not lost."""
 
 REASON = "flowerbed_reason"
 """Why the job failed, where its own process could not say so."""

@@ -8,10 +8,11 @@ read here; arrays are not. Sources: flwr 1.41.0 `app/message/recorddict.py`, `me
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,37 @@ Event = dict[str, Any]
 OBJECT_LIMIT = 256 * 1024
 """Bytes above which an object is not read: metrics are small, arrays are not metrics."""
 
-OBJECTS_KEPT = 4096
-"""Small objects that are remembered, since a later message may refer to one that is not sent again."""
+OBJECTS_KEPT, OBJECTS_KEPT_BYTES = 4096, 4 * 1024 * 1024
+"""Small objects of one site, and their bytes, that are remembered, since a later message may refer to one
+that is not sent again. What a site sends is not to push another's out, nor to fill the server's memory."""
+
+REPLIES_WAITING = 64
+"""Replies of one site that wait for their objects: a node has one or two at a time."""
+
+NUMBERS_LIMIT, TEXT_LIMIT = 1000, 2000
+"""Metrics of one reply, and characters of a name or an error, that an event takes from a site."""
 
 EXAMPLES = ("num_examples", "num-examples")
 """The example count's name in legacy and in Message-API replies."""
+
+
+class _Objects:
+    """What the small objects of one site say, the latest of them."""
+
+    def __init__(self) -> None:
+        self._said: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, object_id: str) -> Any:
+        """What an object says, or None if it is not known."""
+        return self._said.get(object_id, (0, None))[1]
+
+    def keep(self, object_id: str, size: int, said: Any) -> None:
+        """Remember an object of `size` bytes."""
+        self._bytes += size - self._said.pop(object_id, (0, None))[0]
+        self._said[object_id] = (size, said)
+        while len(self._said) > OBJECTS_KEPT or self._bytes > OBJECTS_KEPT_BYTES:
+            self._bytes -= self._said.popitem(last=False)[1][0]
 
 
 @dataclass
@@ -63,8 +90,9 @@ class Observer:
         self._emit = emit
         self._of = rounds
         self._rounds: set[int] = set()
-        self._objects: OrderedDict[str, Any] = OrderedDict()
-        self._replies: list[_Reply] = []
+        self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
+        self._replies: defaultdict[str, list[_Reply]] = defaultdict(list)
 
     def saw(self, site: str, request: Request, response: Response) -> None:
         """Take note of one exchange between `site` and the SuperLink."""
@@ -85,59 +113,74 @@ class Observer:
                 push = PushMessagesRequest.FromString(request.body)
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
-                    if data.group_id.isdigit() and int(data.group_id) > 0:
+                    if (number := _round(data.group_id)) and self._is_new(site, data.message_id):
                         kind = data.message_type.split(".")[0]
                         root = _record_dict_id(tree)
-                        self._replies.append(
-                            _Reply(site, int(data.group_id), kind, root, message.error.reason)
-                        )
-                self._report()
+                        reason = message.error.reason[:TEXT_LIMIT]
+                        self._replies[site].append(_Reply(site, number, kind, root, reason))
+                        del self._replies[site][:-REPLIES_WAITING]
+                self._report(site)
             case wire.PUSH_OBJECT:
                 pushed = PushObjectRequest.FromString(request.body)
                 if len(pushed.object_content) <= OBJECT_LIMIT:
-                    self._keep(pushed.object_id, pushed.object_content)
-                    self._report()
+                    self._keep(self._objects[site], pushed.object_id, pushed.object_content)
+                    self._report(site)
 
     def _round_began(self, group: str) -> None:
-        if group.isdigit() and int(group) > 0 and int(group) not in self._rounds:
-            self._rounds.add(int(group))
-            self._emit({"event": "round", "round": int(group), "of": self._of, "t": time.time()})
+        if (number := _round(group)) and number not in self._rounds:
+            self._rounds.add(number)
+            self._emit({"event": "round", "round": number, "of": self._of, "t": time.time()})
 
-    def _keep(self, object_id: str, content: bytes) -> None:
+    def _is_new(self, site: str, message_id: str) -> bool:
+        """Whether this reply is pushed for the first time: each makes one event."""
+        pushed = self._pushed[site]
+        if message_id in pushed:
+            return False
+        pushed[message_id] = None
+        if len(pushed) > OBJECTS_KEPT:
+            del pushed[next(iter(pushed))]
+        return True
+
+    def _keep(self, objects: _Objects, object_id: str, content: bytes) -> None:
         kind = get_object_type_from_object_content(content)
         if kind == "RecordDict":
-            self._objects[object_id] = json.loads(get_object_body(content, RecordDict))
+            objects.keep(object_id, len(content), json.loads(get_object_body(content, RecordDict)))
         elif kind == "MetricRecord":
-            self._objects[object_id] = dict(MetricRecord.inflate(content))
+            objects.keep(object_id, len(content), dict(MetricRecord.inflate(content)))
         elif kind == "ConfigRecord":
-            self._objects[object_id] = dict(ConfigRecord.inflate(content))
+            objects.keep(object_id, len(content), dict(ConfigRecord.inflate(content)))
         elif kind == "ArrayRecord":
-            self._objects[object_id] = {}
-        while len(self._objects) > OBJECTS_KEPT:
-            self._objects.popitem(last=False)
+            objects.keep(object_id, 0, {})
 
-    def _report(self) -> None:
-        waiting = []
-        for reply in self._replies:
+    def _report(self, site: str) -> None:
+        waiting: list[_Reply] = []
+        # First, so that a reply which cannot be read is not looked at again and again.
+        replies, self._replies[site] = self._replies[site], waiting
+        for reply in replies:
             records = self._records(reply)
             if records is None:
                 waiting.append(reply)
             else:
                 self._emit(_event(reply, records))
-        self._replies = waiting
 
     def _records(self, reply: _Reply) -> dict[str, dict[str, Any]] | None:
         """A reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
-        names = self._objects.get(reply.root)
+        objects = self._objects[reply.site]
+        names = objects.get(reply.root)
         if names is None:
             return None
-        records = {name: self._objects.get(object_id) for name, object_id in names.items()}
+        records = {name: objects.get(object_id) for name, object_id in names.items()}
         # A record of arrays may be too large to have been read; it holds no metrics.
         found = {name: record for name, record in records.items() if record is not None}
         missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
         return None if missing else found
+
+
+def _round(group: str) -> int:
+    """The number of the round that a message's group names, or 0."""
+    return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
 
 
 def _record_dict_id(tree: ObjectTree) -> str:
@@ -146,7 +189,7 @@ def _record_dict_id(tree: ObjectTree) -> str:
 
 
 def _event(reply: _Reply, records: dict[str, dict[str, Any]]) -> Event:
-    values = dict(_numbers(records))
+    values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
     examples = next((values.pop(name) for name in EXAMPLES if name in values), None)
     for name in EXAMPLES:
         values.pop(name, None)
@@ -168,11 +211,11 @@ def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
             continue
         for key, value in record.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield key, value
+                yield key[:TEXT_LIMIT], value
 
 
 def _legacy_error(records: dict[str, dict[str, Any]]) -> str:
     for name, record in records.items():
         if name.endswith(".status") and record.get("code") not in (None, 0):
-            return str(record.get("message") or f"status code {record['code']}")
+            return str(record.get("message") or f"status code {record['code']}")[:TEXT_LIMIT]
     return ""

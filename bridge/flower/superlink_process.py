@@ -10,8 +10,9 @@ carried out once: a repetition gets the same answer.
 **A reply has as long as a site may be away.** flwr 1.41 drops a reply of which no object came for 180 s
 (`supercore/constant.py`, OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs.
 
-The first leans on `uvicorn.run` being how a SuperLink serves; the second on that constant's place.
-`tests/unit/test_internals.py` guards both.
+The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
+constant's place. Both are so in flwr 1.34 to 1.42; `tests/unit/test_internals.py` and `tests/versions` guard
+them.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
+import grpc
 import uvicorn
 
 from bridge.flower import wire
-from bridge.relay import Ledger, Response
+from bridge.loop import LoopThread
+from bridge.relay import Ledger, LinkFault, Response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,7 +46,8 @@ class AnsweringOnce:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._ledger = Ledger()
+        # All sites' calls come under one name; the forwarder has bounded each site's.
+        self._ledger = Ledger(running_at_once=sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -56,7 +60,10 @@ class AnsweringOnce:
         if body is None:
             return  # It did not arrive whole: nothing was carried out, and nobody waits.
         done = headers.get(wire.DONE_HEADER.encode(), b"").decode().split()
-        answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        try:
+            answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
+        except LinkFault:
+            return  # A later try waits for the answer: this one's connection is gone.
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
@@ -79,6 +86,33 @@ class AnsweringOnce:
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
         content = b"".join(m.get("body", b"") for m in said if m["type"] == "http.response.body")
         return Response(start["status"], headers, content)
+
+
+class AnsweringOnceGrpc(grpc.ServerInterceptor):
+    """The same for a gRPC server: the first of its interceptors."""
+
+    def __init__(self) -> None:
+        self._loop = LoopThread("answering once")
+        self._ledger = Ledger(running_at_once=sys.maxsize)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Called by gRPC for each call: who answers it."""
+        handler = continuation(handler_call_details)
+        metadata = dict(handler_call_details.invocation_metadata)
+        call = metadata.get(wire.CALL_HEADER)
+        if handler is None or call is None:
+            return handler
+        done = metadata.get(wire.DONE_HEADER, "").split()
+
+        def answer(request: object, context: object) -> bytes:
+            def carry_out() -> Response:
+                return Response(200, (), handler.response_serializer(handler.unary_unary(request, context)))
+
+            # A refusal is an exception here. It is not kept: it has changed nothing.
+            work = self._ledger.answer("", call, done, lambda: asyncio.to_thread(carry_out))
+            return self._loop.run(work).body
+
+        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer)
 
 
 async def _whole(receive: Receive) -> bytes | None:
@@ -107,6 +141,12 @@ def main(arguments: list[str]) -> None:
         serve(AnsweringOnce(app), **options)
 
     uvicorn.run = cast(Any, serve_once)
+    make_server = grpc.server
+
+    def make_server_once(*args: Any, interceptors: Any = None, **options: Any) -> Any:
+        return make_server(*args, interceptors=(AnsweringOnceGrpc(), *(interceptors or ())), **options)
+
+    grpc.server = make_server_once
     (superlink,) = entry_points(group="console_scripts", name="flower-superlink")
     sys.argv = [superlink.name, *arguments[1:]]
     superlink.load()()

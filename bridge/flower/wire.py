@@ -1,8 +1,9 @@
-"""The Fleet API on the wire, flwr 1.40 to 1.42 (protobuf over HTTP/1.1): which requests there are,
-how each may be repeated, and which errors a SuperNode can stand.
+"""The Fleet API on the wire: which requests there are, how each may be repeated, and which errors a
+SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.42).
 
 Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
-and `supernode/start_client_internal.py` (what a SuperNode makes of an error).
+and `supernode/start_client_internal.py` (what a SuperNode makes of an error); flwr 1.34.0 and 1.39.0
+`proto/fleet.proto`, `client/grpc_rere_client/connection.py` and `supercore/retry/grpc_retry.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from google.protobuf.message import DecodeError
 
+from bridge.flower.versions import Transport
 from bridge.relay import Repeat, Request, Response, Rule
 
-PREFIX = "/v1/fleet/"
+PREFIX, GRPC_PREFIX = "/v1/fleet/", "/flwr.proto.Fleet/"
 MEDIA_TYPE = "application/protobuf"
 
 REGISTER, ACTIVATE = "register-node", "activate-node"
@@ -44,22 +46,32 @@ REPEATS = {
     GET_FAB: Repeat.HARMLESS,
     PULL_OBJECT: Repeat.HARMLESS,
 }
-"""Every call of the Fleet API, by the last part of its path."""
+"""Every call of the Fleet API, by the last part of its HTTP path."""
+
+PATHS = {
+    Transport.HTTP: {PREFIX + name: name for name in REPEATS},
+    Transport.GRPC: {GRPC_PREFIX + name.title().replace("-", ""): name for name in REPEATS},
+}
+"""The calls' names by their paths."""
 
 GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
 
+PUBLIC_KEY = "flwr-public-key"
 REQUEST_HEADERS = frozenset(
     {
         "content-type",
         "flwr-package-name",
         "flwr-package-version",
         "flwr-component-name",
-        "flwr-public-key",
+        PUBLIC_KEY,
         "flwr-timestamp",
         "flwr-signature",
     }
 )
+METADATA_PREFIX = "flwr-"
+"""What a gRPC SuperNode adds to a call, and a SuperLink to its answer, begins so."""
+
 RESPONSE_HEADERS = frozenset({"content-type"})
 
 CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
@@ -71,18 +83,23 @@ BODY_LIMIT = 64 * 1024 * 1024
 (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
 
 PASSED_ERRORS = frozenset({403})
-"""403 on a pull means "the run is not running": the SuperNode goes on."""
+"""403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""
 
 FRAGILE = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
 """Calls in which an error ends the SuperNode or leaves it alive and deaf."""
 
 
-def call_name(path: str) -> str | None:
-    """Return the Fleet call that `path` names, or None if it names none."""
-    if not path.startswith(PREFIX):
-        return None
-    name = path[len(PREFIX) :]
-    return name if name in REPEATS else None
+def call_name(path: str, transport: Transport | None = None) -> str | None:
+    """Return the Fleet call that `path` names, or None if it names none (of `transport`, where given)."""
+    for spoken in Transport if transport is None else (transport,):
+        if name := PATHS[spoken].get(path):
+            return name
+    return None
+
+
+def may_pass(header: str) -> bool:
+    """Whether a header of a SuperNode's goes on to the SuperLink."""
+    return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
 
 
 def must_happen_once(path: str) -> bool:
@@ -94,23 +111,23 @@ def must_happen_once(path: str) -> bool:
 def rule(request: Request) -> Rule:
     """Say how `request` (a Fleet call) is to be carried.
 
-    Its signature covers only the timestamp and changes at every try, so the key is made from path
-    and body alone.
+    Its signature covers only the timestamp and changes at every try, so the key is made from path,
+    body and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
+    or, by a confirmation, have it thrown away.
     """
     name = call_name(request.path)
     assert name is not None
-    if name == PULL:
-        return Rule(Repeat.HELD, _pull_key(request.body))
-    if name == CONFIRM:
-        return Rule(Repeat.HARMLESS, _key(name, request.body), releases=_released_pull(request.body))
-    return Rule(REPEATS[name], _key(name, request.body))
+    asker = dict(request.headers).get(PUBLIC_KEY, "")
+    released = _released_pull(asker, request.body) if name == CONFIRM else None
+    return Rule(REPEATS[name], _key(name, asker, request.body), released)
 
 
 def bearable(request: Request, response: Response) -> Response:
     """Turn a SuperLink's answer into one that neither ends a SuperNode nor makes a zombie of it.
 
-    Success and "run not running" pass. An error of the server's becomes 503, which a SuperNode
-    retries. Another refusal passes where the SuperNode only drops the one message it was about.
+    Success and "run not running" pass. An error of the server's becomes 503 (over gRPC: UNAVAILABLE),
+    which is the one that a SuperNode retries. Another refusal passes where the SuperNode only drops the
+    one message it was about.
     """
     if response.status < 300 or response.status in PASSED_ERRORS:
         return response
@@ -119,15 +136,11 @@ def bearable(request: Request, response: Response) -> Response:
     return response
 
 
-def _key(name: str, body: bytes) -> str:
-    return f"{name}:{hashlib.sha256(body).hexdigest()}"
+def _key(name: str, asker: str, body: bytes) -> str:
+    return f"{name}:{asker}:{hashlib.sha256(body).hexdigest()}"
 
 
-def _pull_key(body: bytes) -> str:
-    return _key(PULL, body)
-
-
-def _released_pull(confirm_body: bytes) -> str | None:
+def _released_pull(asker: str, confirm_body: bytes) -> str | None:
     """The key of the pull that brought the message which is being confirmed: the same node's.
 
     A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
@@ -137,4 +150,4 @@ def _released_pull(confirm_body: bytes) -> str | None:
         node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
     except DecodeError:
         return None  # The SuperLink will refuse it; nothing is released.
-    return _pull_key(PullMessagesRequest(node=node).SerializeToString())
+    return _key(PULL, asker, PullMessagesRequest(node=node).SerializeToString())

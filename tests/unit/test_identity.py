@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
+    DeactivateNodeRequest,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
+    PushMessagesResponse,
     RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import Message, Metadata, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    Message,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
 
-from bridge.flower import wire
+from bridge.flower import identity, wire
 from bridge.flower.identity import MESSAGES, Nodes, Refused
 from bridge.forwarder import Forwarder
 from bridge.relay import Call, LinkFault, Request, Response
@@ -26,15 +41,16 @@ KEY, OTHER = b"key of the SuperNode", b"another key"
 OK = Response(200)
 
 
-def request(name: str, message: object) -> Request:
-    return Request(f"/v1/fleet/{name}", (), message.SerializeToString())  # type: ignore[attr-defined]
+def request(name: str, message: object, key: bytes = KEY) -> Request:
+    headers = ((wire.PUBLIC_KEY, base64.b64encode(key).decode()),)
+    return Request(f"/v1/fleet/{name}", headers, message.SerializeToString())  # type: ignore[attr-defined]
 
 
 def registered(nodes: Nodes, site: str, node_id: int, key: bytes = KEY, incarnation: int = 1) -> int | None:
-    register = request(wire.REGISTER, RegisterNodeFleetRequest(public_key=key))
+    register = request(wire.REGISTER, RegisterNodeFleetRequest(public_key=key), key)
     nodes.check(site, incarnation, register)
     replaced = nodes.saw(site, incarnation, register, OK)
-    activate = request(wire.ACTIVATE, ActivateNodeRequest(public_key=key))
+    activate = request(wire.ACTIVATE, ActivateNodeRequest(public_key=key), key)
     nodes.check(site, incarnation, activate)
     reply = ActivateNodeResponse(node_id=node_id).SerializeToString()
     nodes.saw(site, incarnation, activate, Response(200, (), reply))
@@ -53,19 +69,168 @@ def test_a_site_speaks_for_its_own_node_only() -> None:
     nodes.check("site-1", 1, pull)
     with pytest.raises(Refused, match="for node 11, and site-2's is 22"):
         nodes.check("site-2", 1, pull)
+    with pytest.raises(Refused, match="key that is not that of site-2's"):
+        nodes.check("site-2", 1, request(wire.PULL, PullMessagesRequest(node=Node(node_id=22))))
 
 
-def test_the_source_of_a_message_is_checked_too() -> None:
+NODE = Node(node_id=11)
+MINE = Metadata(run_id=5, message_id="m1", src_node_id=1, dst_node_id=11, group_id="1")
+REPLY: dict[str, Any] = {
+    "run_id": 5,
+    "message_id": "r1",
+    "src_node_id": 11,
+    "dst_node_id": 1,
+    "reply_to_message_id": "m1",
+}
+
+
+def reply(**changed: Any) -> Request:
+    message = Message(metadata=Metadata(**(REPLY | changed)))
+    return request(
+        wire.PUSH,
+        PushMessagesRequest(node=NODE, messages_list=[message], message_object_trees=[ObjectTree()]),
+    )
+
+
+def given() -> Nodes:
+    """Site-1 with a node that was given one message."""
     nodes = Nodes()
     registered(nodes, "site-1", 11)
-    for source, allowed in ((11, True), (22, False)):
-        message = Message(metadata=Metadata(src_node_id=source))
-        push = request(wire.PUSH, PushMessagesRequest(node=Node(node_id=11), messages_list=[message]))
-        if allowed:
-            nodes.check("site-1", 1, push)
-        else:
-            with pytest.raises(Refused, match="node 22"):
-                nodes.check("site-1", 1, push)
+    tree = ObjectTree(object_id="m1", children=[ObjectTree(object_id="o1")])
+    answer = PullMessagesResponse(messages_list=[Message(metadata=MINE)], message_object_trees=[tree])
+    pull = request(wire.PULL, PullMessagesRequest(node=NODE))
+    nodes.saw("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
+    return nodes
+
+
+def replied() -> Nodes:
+    """The same after its reply."""
+    nodes = given()
+    answer = PushMessagesResponse(session_id="s1", objects_to_push=["a1"])
+    nodes.check("site-1", 1, reply())
+    nodes.saw("site-1", 1, reply(), Response(200, (), answer.SerializeToString()))
+    return nodes
+
+
+def test_a_node_may_use_what_it_was_given() -> None:
+    nodes = given()
+    for name, message in (
+        (wire.HEARTBEAT, SendNodeHeartbeatRequest(node=NODE, heartbeat_interval=30)),
+        (wire.GET_RUN, GetRunRequest(node=NODE, run_id=5)),
+        (wire.GET_FAB, GetFabRequest(node=NODE, run_id=5, hash_str="any")),
+        (wire.PULL_OBJECT, PullObjectRequest(node=NODE, run_id=5, object_id="o1")),
+        (wire.CONFIRM, ConfirmMessageReceivedRequest(node=NODE, run_id=5, message_object_id="m1")),
+        (wire.DEACTIVATE, DeactivateNodeRequest(node_id=11)),
+        (wire.UNREGISTER, UnregisterNodeFleetRequest(node_id=11)),
+    ):
+        nodes.check("site-1", 1, request(name, message))
+    nodes = replied()
+    nodes.check("site-1", 1, reply())
+    for session in ("s1", ""):
+        push = PushObjectRequest(node=NODE, run_id=5, object_id="a1", session_id=session)
+        nodes.check("site-1", 1, request(wire.PUSH_OBJECT, push))
+
+
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        (request(wire.HEARTBEAT, SendNodeHeartbeatRequest(node=Node(node_id=22))), "for node 22"),
+        (request(wire.HEARTBEAT, SendNodeHeartbeatRequest()), "for node 0"),
+        (request(wire.HEARTBEAT, SendNodeHeartbeatRequest(node=NODE), OTHER), "with a key that is not"),
+        (request(wire.DEACTIVATE, DeactivateNodeRequest(node_id=22)), "for node 22"),
+        (request(wire.UNREGISTER, UnregisterNodeFleetRequest(node_id=22)), "for node 22"),
+        (request(wire.GET_RUN, GetRunRequest(node=NODE, run_id=6)), "of run 6"),
+        (request(wire.GET_FAB, GetFabRequest(node=NODE, run_id=6)), "of run 6"),
+        (request(wire.PULL_OBJECT, PullObjectRequest(node=NODE, run_id=5, object_id="o2")), "in no message"),
+        (request(wire.PULL_OBJECT, PullObjectRequest(node=NODE, run_id=6, object_id="o1")), "in no message"),
+        (
+            request(wire.CONFIRM, ConfirmMessageReceivedRequest(node=NODE, run_id=5, message_object_id="m2")),
+            "was not given",
+        ),
+        (
+            request(wire.PUSH_OBJECT, PushObjectRequest(node=NODE, run_id=5, object_id="a1")),
+            "was not asked for",
+        ),
+        (reply(src_node_id=22), "from node 22"),
+        (reply(src_node_id=1), "from node 1"),
+        (reply(dst_node_id=22), "another run or node"),
+        (reply(run_id=6), "another run or node"),
+        (reply(reply_to_message_id="m2"), "no reply to a message"),
+        (reply(reply_to_message_id="", dst_node_id=22), "no reply to a message"),
+        (request(wire.PUSH, PushMessagesRequest(node=NODE)), "of 0 messages"),
+        (
+            request(
+                wire.PUSH,
+                PushMessagesRequest(
+                    node=NODE,
+                    messages_list=[Message(metadata=Metadata(**REPLY))] * 2,
+                    message_object_trees=[ObjectTree()] * 2,
+                ),
+            ),
+            "of 2 messages",
+        ),
+    ],
+)
+def test_ids_in_messages_must_be_the_nodes_own(refused: Request, why: str) -> None:
+    nodes = given()
+    with pytest.raises(Refused, match=why):
+        nodes.check("site-1", 1, refused)
+
+
+def test_after_the_reply_only_its_own_objects_are_taken() -> None:
+    nodes = replied()
+    with pytest.raises(Refused, match="second reply"):
+        nodes.check("site-1", 1, reply(message_id="r2"))
+    with pytest.raises(Refused, match="in no message"):
+        nodes.check(
+            "site-1",
+            1,
+            request(wire.PULL_OBJECT, PullObjectRequest(node=NODE, run_id=5, object_id="o1")),
+        )
+    wrongs: tuple[dict[str, Any], ...] = ({"object_id": "a2"}, {"session_id": "s2"}, {"run_id": 6})
+    for wrong in wrongs:
+        push: dict[str, Any] = {"node": NODE, "run_id": 5, "object_id": "a1", "session_id": "s1"} | wrong
+        with pytest.raises(Refused, match="was not asked for"):
+            nodes.check("site-1", 1, request(wire.PUSH_OBJECT, PushObjectRequest(**push)))
+
+
+def test_a_call_needs_its_nodes_key() -> None:
+    nodes = given()
+    pull = PullMessagesRequest(node=NODE).SerializeToString()
+    for headers in ((), ((wire.PUBLIC_KEY, ""),), ((wire.PUBLIC_KEY, "no base64!"),)):
+        with pytest.raises(Refused, match="key"):
+            nodes.check("site-1", 1, Request("/v1/fleet/pull-messages", headers, pull))
+    for name, message in (
+        (wire.REGISTER, RegisterNodeFleetRequest(public_key=KEY)),
+        (wire.ACTIVATE, ActivateNodeRequest(public_key=KEY)),
+    ):
+        with pytest.raises(Refused, match="not the caller's"):
+            nodes.check("site-1", 1, request(name, message, OTHER))
+        with pytest.raises(Refused, match=r"another site's|before"):
+            nodes.check("site-2", 1, request(name, message))
+
+
+def test_what_is_remembered_of_a_site_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "MESSAGES_KEPT", 3)
+    monkeypatch.setattr(identity, "IDS_KEPT", 30)
+    nodes = Nodes()
+    registered(nodes, "site-1", 11)
+    pull = request(wire.PULL, PullMessagesRequest(node=NODE))
+    for number in range(10):
+        data = Metadata(run_id=5, message_id=f"m{number}", src_node_id=1)
+        answer = PullMessagesResponse(
+            messages_list=[Message(metadata=data)], message_object_trees=[ObjectTree()]
+        )
+        nodes.saw("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
+        pushed = PushMessagesResponse(
+            session_id=f"s{number}", objects_to_push=[f"{number}-{n}" for n in range(9)]
+        )
+        answered = reply(reply_to_message_id=f"m{number}", message_id=f"r{number}")
+        nodes.check("site-1", 1, answered)
+        nodes.saw("site-1", 1, answered, Response(200, (), pushed.SerializeToString()))
+    node = nodes._nodes["site-1"]
+    assert list(node.received) == ["m7", "m8", "m9"]
+    assert list(node.sessions) == ["s7", "s8", "s9"]
 
 
 def test_a_second_registration_is_refused_and_a_repeated_one_is_not() -> None:
@@ -73,9 +238,9 @@ def test_a_second_registration_is_refused_and_a_repeated_one_is_not() -> None:
     registered(nodes, "site-1", 11)
     nodes.check("site-1", 1, request(wire.REGISTER, RegisterNodeFleetRequest(public_key=KEY)))
     with pytest.raises(Refused, match="second one"):
-        nodes.check("site-1", 1, request(wire.REGISTER, RegisterNodeFleetRequest(public_key=OTHER)))
+        nodes.check("site-1", 1, request(wire.REGISTER, RegisterNodeFleetRequest(public_key=OTHER), OTHER))
     with pytest.raises(Refused, match="key that is not that"):
-        nodes.check("site-1", 1, request(wire.ACTIVATE, ActivateNodeRequest(public_key=OTHER)))
+        nodes.check("site-1", 1, request(wire.ACTIVATE, ActivateNodeRequest(public_key=OTHER), OTHER))
 
 
 def test_a_new_supernode_replaces_the_old_one() -> None:
@@ -139,9 +304,11 @@ def test_a_call_that_must_happen_once_says_which_it_is_and_a_heartbeat_gives_the
             wire.REGISTER: RegisterNodeFleetRequest(public_key=KEY),
             wire.ACTIVATE: ActivateNodeRequest(public_key=KEY, heartbeat_interval=30),
             wire.HEARTBEAT: SendNodeHeartbeatRequest(node=Node(node_id=11), heartbeat_interval=30),
-            wire.PUSH_OBJECT: PushObjectRequest(node=Node(node_id=11), object_content=b"x"),
+            wire.PUSH_OBJECT: PushObjectRequest(node=NODE, run_id=5, session_id="s1", object_id="a1"),
         }
         for number, (name, message) in enumerate(calls.items()):
+            if name == wire.PUSH_OBJECT:
+                forwarder._nodes = replied()
             response = await forwarder.answer("site-1", Call(f"c{number}", request(name, message)))
             assert response.status == 200
         await forwarder.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from bridge import relay
 from bridge.relay import Call, Caller, JobOver, Ledger, LinkFault, Repeat, Request, Response, Rule
 
 REQUEST = Request("/v1/fleet/x", (), b"question")
@@ -141,7 +142,7 @@ def test_a_repetition_brings_a_younger_signature() -> None:
         caller = Caller(server, answer_within=0.01)
         old, young = (Request(REQUEST.path, (("flwr-timestamp", age),), b"q") for age in ("old", "young"))
         assert await caller.call(old, rule(Repeat.HARMLESS)) is None
-        caller._answer_within = 5
+        caller.answer_within = 5
         assert await caller.call(young, rule(Repeat.HARMLESS)) is not None
         assert [call.request for call in server.calls] == [young]
 
@@ -219,10 +220,10 @@ def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
             return go
 
         answers = await asyncio.gather(
-            *(ledger.answer("site-1", "a", (), work("a")) for _ in range(3)),  # type: ignore[arg-type]
+            ledger.answer("site-1", "a", (), work("a")),  # type: ignore[arg-type]
             ledger.answer("site-2", "a", (), work("other site")),  # type: ignore[arg-type]
         )
-        assert [a.body for a in answers] == [b"a", b"a", b"a", b"other site"]
+        assert [a.body for a in answers] == [b"a", b"other site"]
         assert (await ledger.answer("site-1", "a", (), work("again"))).body == b"a"  # type: ignore[arg-type]
         assert executed == ["a", "other site"]
         assert ledger.bytes_kept == 1 + len("other site")
@@ -260,5 +261,55 @@ def test_a_new_asker_gets_nothing_that_was_for_the_old_one() -> None:
         answer = await caller.call(REQUEST, rule(Repeat.ONCE))
         assert answer is not None and answer.body == b"3"
         assert [call.incarnation for call in server.calls] == [1, 1, 2]
+
+    run(test)
+
+
+def test_a_ledger_runs_and_keeps_a_bounded_number_of_calls_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "KEPT_DONE_BYTES", 100)
+
+    async def test() -> None:
+        ledger = Ledger(running_at_once=3)
+        gate = asyncio.Event()
+
+        async def slow() -> Response:
+            await gate.wait()
+            return Response(200, (), b"x" * 40)
+
+        async def quick() -> Response:
+            return Response(200)
+
+        running = [asyncio.ensure_future(ledger.answer("site-1", str(n), (), slow)) for n in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(LinkFault, match="3 calls of site-1"):
+            await ledger.answer("site-1", "3", (), slow)
+        assert (await ledger.answer("site-2", "3", (), quick)).status == 200
+        gate.set()
+        await asyncio.gather(*running)
+        assert ledger.bytes_kept == 80
+
+    run(test)
+
+
+def test_a_later_try_takes_the_place_of_an_earlier_one() -> None:
+    async def test() -> None:
+        ledger = Ledger()
+        gate = asyncio.Event()
+        executions = 0
+
+        async def slow() -> Response:
+            nonlocal executions
+            executions += 1
+            await gate.wait()
+            return Response(200, (), b"answer")
+
+        tries = []
+        for _ in range(3):
+            tries.append(asyncio.ensure_future(ledger.answer("site-1", "a", (), slow)))
+            await asyncio.sleep(0.01)
+        assert [isinstance(t.exception(), LinkFault) for t in tries[:2]] == [True, True]
+        gate.set()
+        assert (await tries[2]).body == b"answer"
+        assert executions == 1
 
     run(test)
