@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
-INTEGRATION = Path(__file__).parent / "integration"
+pytest_plugins = ["tests.federation"]
+
+FAULTS = Path(__file__).parent / "faults"
+IN_CONTAINERS = [Path(__file__).parent / "integration", FAULTS]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        in_containers = INTEGRATION in item.path.parents
+        in_containers = any(folder in item.path.parents for folder in IN_CONTAINERS)
         if in_containers:
             item.add_marker(pytest.mark.containers)
+        if FAULTS in item.path.parents:
+            item.add_marker(pytest.mark.faults)
         item.add_marker(pytest.mark.xdist_group("federation" if in_containers else item.path.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import shutil
@@ -17,8 +18,11 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from nvflare.apis.fl_component import FLComponent
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
+
+from bridge.flare.job import UNHEARD
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
@@ -166,6 +170,15 @@ def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
     assert "/tmp" not in text
     components = {item["id"]: item for item in json.loads(text)["components"]}
     assert components["job_manager"]["args"]["uri_root"].startswith("/workspace/")
+
+
+def test_the_server_keeps_jobs_and_tells_of_silence(plain: Path) -> None:
+    server = resources(plain, "server")
+    (path,) = [item["path"] for item in server["components"] if item["id"] == "flowerbed_keeper"]
+    assert path in server["class_allow_list"] and path not in resources(plain, "site-1")["class_allow_list"]
+    module, _, name = path.rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), name), FLComponent)
+    assert server["servers"][0]["heart_beat_timeout"] == UNHEARD  # the job's own grace goes by it
 
 
 def test_a_finished_job_is_seen_at_once(plain: Path) -> None:
