@@ -27,6 +27,7 @@ from bridge.flare.job import UNHEARD
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
 BRIDGE = {"bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"}
+KEEPER = "bridge.flare.keeper.Keeper"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
 
@@ -161,7 +162,8 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    assert set(allowed["class_allow_list"]) == BRIDGE | set(DEFAULT_CLASS_ALLOW_LIST)
+    own = BRIDGE | {KEEPER} if participant == "server" else BRIDGE
+    assert set(allowed["class_allow_list"]) == own | set(DEFAULT_CLASS_ALLOW_LIST)
     assert allowed["class_list_enforcement_mode"] == "enforce"
 
 
@@ -174,9 +176,8 @@ def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
 
 def test_the_server_keeps_jobs_and_tells_of_silence(plain: Path) -> None:
     server = resources(plain, "server")
-    (path,) = [item["path"] for item in server["components"] if item["id"] == "flowerbed_keeper"]
-    assert path in server["class_allow_list"] and path not in resources(plain, "site-1")["class_allow_list"]
-    module, _, name = path.rpartition(".")
+    assert KEEPER in [item["path"] for item in server["components"]]
+    module, _, name = KEEPER.rpartition(".")
     assert issubclass(getattr(importlib.import_module(module), name), FLComponent)
     assert server["servers"][0]["heart_beat_timeout"] == UNHEARD  # the job's own grace goes by it
 
