@@ -6,20 +6,18 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-import httpx
-
+from bridge import transports
 from bridge.flower import wire
 from bridge.flower.heartbeat import lengthened
 from bridge.flower.identity import Nodes, Refused
+from bridge.flower.versions import Transport
 from bridge.relay import ANSWER_WITHIN, Call, JobOver, Ledger, LinkFault, Request, Response
+from bridge.upstream import AnswerLost, NotReached, Upstream
 
 log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT = 5.0
-"""Seconds to connect on loopback. There is no time-out for the answer: a SuperLink that is merely slow
-would carry out the call twice, and one that dies closes the connection."""
 
 REFUSALS_TOLD = 200
 """Refusals of one site that are logged and told; later ones are counted only, since a hostile site may cause
@@ -59,28 +57,30 @@ class Forwarder:
         """
         self._watcher = watcher
         self._grace = grace
+        self._fleet = Transport.HTTP
         self._on_refused = on_refused
         self._on_replaced = on_replaced
         self._ledger = Ledger()
         self._nodes = Nodes()
         self._refusals: Counter[str] = Counter()
         self._arrived: list[str] = []
-        self._client: httpx.AsyncClient | None = None
+        self._upstream: Upstream | None = None
         self._open = asyncio.Event()
         self._over = False
 
-    def open(self, superlink: str) -> None:
-        """Forward from now on to the SuperLink at `superlink` (host:port); calls that came before wait."""
-        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
-        self._client = httpx.AsyncClient(base_url=f"http://{superlink}", timeout=timeout, trust_env=False)
+    def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
+        """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
+        calls that came before wait."""
+        self._fleet = fleet
+        self._upstream = transports.upstream(self._fleet, superlink)
         self._open.set()
 
     async def close(self) -> None:
         """Tell every site from now on that the job is over."""
         self._over = True
         self._open.set()
-        if self._client is not None:
-            await self._client.aclose()
+        if self._upstream is not None:
+            await self._upstream.close()
 
     async def answer(self, site: str, call: Call) -> Response:
         """Carry out one call of `site`.
@@ -108,6 +108,9 @@ class Forwarder:
             raise LinkFault("the SuperLink is not ready yet") from None
         if self._over:
             raise JobOver
+        if wire.call_name(call.request.path, self._fleet) is None:
+            self.refuse(site, f"asked over another transport than {self._fleet.value}")
+            return Response(404)
         try:
             self._nodes.check(site, call.incarnation, call.request)
         except Refused as refused:
@@ -136,27 +139,26 @@ class Forwarder:
 
     async def _ask(self, site: str, call: Call) -> Response:
         """Send one call to the SuperLink; again, if its answer is lost with the connection."""
-        assert self._client is not None
+        assert self._upstream is not None
         request = lengthened(call.request, self._grace)
-        headers = {k: v for k, v in request.headers if k in wire.REQUEST_HEADERS}
+        headers = [(name, value) for name, value in request.headers if wire.may_pass(name)]
         # A site chooses its calls' ids: they must not be another site's.
         once = f"{site}/{call.id}" if wire.must_happen_once(request.path) else None
         if once is not None:
-            headers[wire.CALL_HEADER] = once
-            headers[wire.DONE_HEADER] = " ".join(self._arrived)
+            headers += [(wire.CALL_HEADER, once), (wire.DONE_HEADER, " ".join(self._arrived))]
             self._arrived.clear()
+        request = replace(request, headers=tuple(headers))
         for number in range(1, TRIES + 1):
             try:
-                answer = await self._client.post(request.path, content=request.body, headers=headers)
-            except (httpx.HTTPError, RuntimeError) as error:
+                response = await self._upstream.ask(request)
+            except (NotReached, AnswerLost) as error:
                 if self._over:
                     raise JobOver from None
-                if isinstance(error, httpx.ConnectError) or number == TRIES:
-                    raise LinkFault(f"the SuperLink did not answer: {error!r}") from None
-                log.warning("the SuperLink's answer to %s was lost: %r", request.path, error)
+                if isinstance(error, NotReached) or number == TRIES:
+                    raise LinkFault(f"the SuperLink did not answer: {error}") from None
+                log.warning("the SuperLink's answer to %s was lost: %s", request.path, error)
             else:
                 if once is not None:
                     self._arrived.append(once)
-                kept = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
-                return Response(answer.status_code, kept, answer.content)
+                return response
         raise AssertionError("the last try returns or raises")

@@ -19,6 +19,7 @@ import uvicorn
 from bridge.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
 from bridge.flower import wire
 from bridge.flower.identity import Owner
+from bridge.flower.versions import Transport
 from bridge.relay import Caller, JobOver, Request, Response, Rule
 
 BODIES_AT_ONCE = 128 * 1024 * 1024
@@ -181,7 +182,11 @@ def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
     """The headers that are passed on, of a request that may pass."""
     path: str = scope["path"]
     # Compared as it was sent: no spelling of a path but Flower's own.
-    if wire.call_name(path) is None or scope["raw_path"] != path.encode() or scope["query_string"]:
+    if (
+        wire.call_name(path, Transport.HTTP) is None
+        or scope["raw_path"] != path.encode()
+        or scope["query_string"]
+    ):
         raise _Refused(404, f"{path[:200]!r}: only Flower's Fleet API passes here")
     if scope["method"] != "POST":
         raise _Refused(405, f"{scope['method'][:20]} {path}")

@@ -135,14 +135,17 @@ class Caller:
         link: Link,
         *,
         answer_within: float = ANSWER_WITHIN,
+        incarnation: int = 1,
         on_over: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_over` is called once, on the loop, when the server says that the job has ended."""
+        """`incarnation` is the number of the first asker; each later one's is higher, and so must be those of
+        a caller that takes this one's place. `on_over` is called once, on the loop, when the server says that
+        the job has ended."""
         self._link = link
         self.answer_within = answer_within
         self._on_over = on_over
         self._over = False
-        self._incarnation = 1
+        self._incarnation = incarnation
         self._pending: dict[str, _Pending] = {}
         self._once: OrderedDict[str, Response] = OrderedDict()
         self._held: dict[str, Response] = {}

@@ -21,6 +21,14 @@ WORKSPACE = "/workspace"
 CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor")
 """The bridge's job components: a job without code of its own may use only classes on the allow list."""
 
+KEEPER = "bridge.flare.keeper.Keeper"
+"""A component of the server's own process."""
+
+UNHEARD = 120
+"""Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
+own are 600. No job is scheduled to such a site; one that runs there goes by its own grace
+(`bridge/flare/job.py`)."""
+
 JOB_PROCESS_CHECK = 0.5
 """Seconds between two looks of a job's server process at whether its run is over; FLARE's own are 3."""
 
@@ -76,6 +84,8 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
+                _edit(local / "resources.json.default", _keep_jobs)
+                _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
@@ -124,6 +134,16 @@ def _keep_store_in_volume(resources: dict[str, Any]) -> None:
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{WORKSPACE}/store/snapshots"
     components = {component["id"]: component for component in resources["components"]}
     components["job_manager"]["args"]["uri_root"] = f"{WORKSPACE}/store/jobs"
+
+
+def _tell_of_silence_sooner(resources: dict[str, Any]) -> None:
+    resources["servers"][0]["heart_beat_timeout"] = UNHEARD
+
+
+def _keep_jobs(resources: dict[str, Any]) -> None:
+    """Take sites back into their jobs, and end jobs whose process is gone: FLARE does neither."""
+    resources["components"].append({"id": "flowerbed_keeper", "path": KEEPER, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], KEEPER]
 
 
 def _allow_bridge(resources: dict[str, Any]) -> None:

@@ -25,9 +25,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(jobs: list[dict[str, Any]]) -> str:
     """The jobs for a person, one a line."""
-    head = ("JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "BY")
-    keys = ("job_id", "status", "name", "submit_time", "duration", "submitter")
-    rows = [head, *(tuple(_cell(key, job.get(key)) for key in keys) for job in jobs)]
+    head = ["JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "BY"]
+    keys = ["job_id", "status", "name", "submit_time", "duration", "submitter"]
+    if any(job.get("reason") for job in jobs):
+        head.append("WHY")
+        keys.append("reason")
+    rows = [head, *([_cell(key, job.get(key)) for key in keys] for job in jobs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -45,6 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the fewest sites to start with (default: all that take part)",
     )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="how long a site may be out of reach before it is given up (default: 900)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        metavar="N",
+        help="submit it again by itself, up to N times, if the server restarts meanwhile (default: 0)",
+    )
     parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
     wait.add_timeout(parser)
     parser.add_argument(
@@ -84,11 +96,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
     """The console program's job options, checked as far as the host can."""
     if app.ready:
-        given = [args.rounds, args.name, args.sites, args.min_sites, args.export]
+        given = [args.rounds, args.name, args.sites, args.min_sites, args.grace, args.retries, args.export]
         if args.run_config or any(value is not None for value in given):
             raise Misuse(
                 f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
-                "--run-config, --name, --sites, --min-sites, --export. Give the app's own folder to set them."
+                "--run-config, --name, --sites, --min-sites, --grace, --retries, --export. Give the "
+                "app's own folder to set them."
             )
         return []
     words = [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
@@ -109,6 +122,10 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
         words.append(f"--sites={','.join(args.sites)}")
     if args.min_sites is not None:
         words.append(f"--min-sites={args.min_sites}")
+    if args.grace is not None:
+        words.append(f"--grace={args.grace}")
+    if args.retries is not None:
+        words.append(f"--retries={args.retries}")
     return words
 
 

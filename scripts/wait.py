@@ -64,10 +64,13 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
             f"The console stopped telling of job {job} before its end. Wait again: ./flowerbed wait {job}"
         )
     status, reason = str(end["status"]), str(end.get("reason") or "")
-    facts = {"job_id": job, "status": status, "reason": reason, "rounds": summary.rounds_of(events)}
+    again = end.get("retried_as")
+    facts = {"job_id": job, "status": status, "reason": reason, "retried_as": again}
+    facts["rounds"] = summary.rounds_of(events)
     if status != COMPLETED:
         why = f":\n{reason}" if reason else "."
-        raise Failure(f"Job {job} ended as {status}{why}\n  More: ./flowerbed logs {job}", **facts)
+        more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
+        raise Failure(f"Job {job} ended as {status}{why}\n  {more}More: ./flowerbed logs {job}", **facts)
     say(f"Job {job}: {status}.")
     return facts
 

@@ -1,29 +1,38 @@
-"""The FLARE link: one relay call as one request from a site's job cell to the server's job cell.
+"""The FLARE link between a site's job cell and the server's: messages that wait for no reply.
 
-It uses `Cell.send_request` with a raw bytes payload, which streams in chunks with flow control: for
-5 MiB it took a quarter to a half of what ReliableMessage or an aux request take, whose FOBS payload
-is turned into a debug string at every log level (nvflare 2.9.0 `fuel/f3/cellnet/cell.py`). It
-repeats and de-duplicates nothing by itself; `bridge.relay` does.
+A call goes to the server as one message, its answer comes back as another, and the site puts them together
+by an id. Both are blobs of raw bytes, which FLARE streams in chunks with flow control. There is no time-out
+in which an answer has to come: a link that is merely slow takes as long as it takes. Whether a call or its
+answer was lost is found out by asking: as long as calls are open, the site asks every few seconds which of
+them the server is carrying out. A question comes behind what was sent before it, so one that the server
+twice denies is lost. An answer to a question that does not come says nothing.
 
-Cells are FLARE's own plumbing, not its documented interface: this module is the one place that
-leans on them, and `tests/unit/test_internals.py` names the version it was written for.
+FLARE's own request and reply were given up for this: their time-outs took slowness for loss, and each reply
+left a waiting thread at its receiver (nvflare 2.9.0 `fuel/f3/streaming/byte_receiver.py`, `cleanup_timer`).
+A reliable stream would send again what a slow link has not brought yet, and so make it slower.
+
+Cells are FLARE's own plumbing, not its documented interface: this module is the one place that leans on
+them, and `tests/unit/test_internals.py` names the version it was written for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.cell import Cell
-from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_types import StreamError, StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.loop import LoopThread
@@ -31,118 +40,268 @@ from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
 log = logging.getLogger(__name__)
 
-CHANNEL, TOPIC, PROBE = "flowerbed", "call", "probe"
+CHANNEL = "flowerbed"
+CALL, ANSWER, QUESTION, RUNNING = "call", "answer", "question", "running"
+"""Topics: to the server a call or a question, to the site an answer or which calls are being carried out."""
 
-NO_PROGRESS = 10.0
-"""Seconds without a byte of progress, or of waiting for an answer's first byte, until a try counts
-as failed. Slowness alone is no failure: FLARE looks at the progress of a stream."""
+EVENTS_TOPIC = "flowerbed.events"
+"""The app command by which a console asks a running job for its events."""
 
-PROBE_WITHIN = 3.0
-"""Seconds for the answer to an empty message, until the link counts as failed still."""
+EVENTS_FILE = "events.jsonl"
+"""The file with all of them, in the job's folder on the server."""
 
-TRIES_AT_ONCE = 16
-"""Threads for calls in flight: a SuperNode has two objects, a pull and a heartbeat at a time."""
+ASK_EVERY = 2.0
+"""Seconds between two questions, as long as calls are open."""
 
-_CALL, _SITE_HEADERS, _PATH, _DONE = "fb_call", "fb_headers", "fb_path", "fb_done"
-_INCARNATION = "fb_incarnation"
+ASK_AGAIN = 10.0
+"""Seconds without an answer until a question counts as lost and another is sent. On a slow link it may only
+be late: then the next ones come late too, and what is lost is found out when the line is free."""
+
+PROBE_WITHIN = 5.0
+"""Seconds for the answer to a question about nothing, until a link that failed counts as failed still."""
+
 HEADERS_LIMIT = 32 * 1024
 """Characters of a call's headers: the gateway lets half of it through."""
 
 DONE_LIMIT = 256 * 1024
-"""Characters of the list of ids that come with a call: 7,000, far more than a ledger keeps answers for."""
+"""Characters of a list of ids that comes with a message: 7,000, far more than a ledger keeps answers for."""
 
 _ID = re.compile(r"[0-9a-zA-Z_-]{1,64}")
-_STATUS, _OVER, _FAULT = "fb_status", "fb_over", "fb_fault"
+_TRY, _CALL, _SITE_HEADERS, _PATH, _DONE = "fb_try", "fb_call", "fb_headers", "fb_path", "fb_done"
+_INCARNATION, _FLWR = "fb_incarnation", "fb_flwr"
+_STATUS, _OVER, _FAULT, _UNFIT = "fb_status", "fb_over", "fb_fault", "fb_unfit"
+_TRIES = "fb_tries"
 
 Answer = Callable[[str, Call], Awaitable[Response]]
 Refuse = Callable[[str, str], None]
+Admit = Callable[[str, str], str | None]
+"""Is given a site and the version of its flwr; returns why they cannot take part, if they cannot."""
 
 
 class BadCall(Exception):
     """What a site sent is no call; the text says why."""
 
 
-class SiteLink:
-    """A site's end of the link (a `relay.Link`)."""
+@dataclass
+class _Open:
+    """A try that waits for its answer."""
 
-    def __init__(self, cell: Cell, job_id: str) -> None:
+    answer: asyncio.Future[Message]
+    sent: bool = False
+    """Whether all of it has been handed to the connection."""
+
+
+class SiteLink:
+    """A site's end of the link (a `relay.Link`). Its coroutines belong to the loop that it was given."""
+
+    def __init__(self, cell: Cell, job_id: str, flwr: str, loop: asyncio.AbstractEventLoop) -> None:
+        """`flwr` is the version of this site's flwr: each call says it, so that a site that comes late or
+        comes back is checked as the others were."""
         self._cell = cell
+        self._flwr = flwr
         self._target = FQCN.join([FQCN.ROOT_SERVER, job_id])
-        self._threads = concurrent.futures.ThreadPoolExecutor(TRIES_AT_ONCE, thread_name_prefix="link")
+        self._loop = loop
+        self._open: dict[str, _Open] = {}
+        self._questions: dict[str, asyncio.Future[Message]] = {}
+        self._asking: asyncio.Task[None] | None = None
+        _on(cell, ANSWER, loop, self._answered)
+        _on(cell, RUNNING, loop, self._told)
 
     async def send(self, call: Call) -> Response:
         """Deliver `call` once; see `relay.Link`."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._send, call)
+        number = uuid.uuid4().hex
+        entry = self._open[number] = _Open(self._loop.create_future())
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._keep_asking())
+        headers = {
+            _TRY: number,
+            _CALL: call.id,
+            _PATH: call.request.path,
+            _SITE_HEADERS: json.dumps(call.request.headers),
+            _DONE: json.dumps(call.done),
+            _INCARNATION: call.incarnation,
+            _FLWR: self._flwr,
+        }
+        try:
+            sending = _send(self._cell, CALL, self._target, headers, call.request.body)
+            sending.add_done_callback(_on_loop, self._loop, self._sent, entry, sending)
+            answer = await entry.answer
+        except StreamError as error:
+            raise LinkFault(f"FLARE says {error}") from None
+        finally:
+            del self._open[number]
+        if unfit := answer.get_header(_UNFIT):
+            log.error("the server has refused this site: %s", unfit)
+            raise JobOver
+        if answer.get_header(_OVER):
+            raise JobOver
+        if fault := answer.get_header(_FAULT):
+            raise LinkFault(fault)
+        kept = tuple((k, v) for k, v in json.loads(answer.get_header(_SITE_HEADERS)))
+        return Response(answer.get_header(_STATUS), kept, bytes(answer.payload or b""))
 
     async def probe(self) -> None:
-        """Ask for an empty answer; see `relay.Link`."""
-        await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._request, PROBE, Message(), PROBE_WITHIN
-        )
+        """Ask about nothing; see `relay.Link`."""
+        await self._ask((), PROBE_WITHIN)
 
     def close(self) -> None:
-        """Let the threads end; a try in flight ends within `NO_PROGRESS`."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
 
-    def _send(self, call: Call) -> Response:
-        request = Message(
-            {
-                _CALL: call.id,
-                _PATH: call.request.path,
-                _SITE_HEADERS: json.dumps(call.request.headers),
-                _DONE: json.dumps(call.done),
-                _INCARNATION: call.incarnation,
-            },
-            call.request.body,
+    @staticmethod
+    def _sent(entry: _Open, sending: StreamFuture) -> None:
+        entry.sent = sending.error is None
+        _fail(entry.answer, sending)
+
+    def _answered(self, message: Message) -> None:
+        entry = self._open.get(str(message.get_header(_TRY)))
+        # The answer to a try that was given up comes in vain: its call is on its way again.
+        if entry is not None and not entry.answer.done():
+            entry.answer.set_result(message)
+
+    def _told(self, message: Message) -> None:
+        question = self._questions.get(str(message.get_header(_TRY)))
+        if question is not None and not question.done():
+            question.set_result(message)
+
+    async def _keep_asking(self) -> None:
+        """Find the tries of which the server knows nothing, neither now nor at the question before."""
+        denied: set[str] = set()
+        while True:
+            await asyncio.sleep(ASK_EVERY)
+            asked = {number for number, entry in self._open.items() if entry.sent}
+            if not asked:
+                denied = set()
+                if not self._open:
+                    self._asking = None
+                    return
+                continue
+            try:
+                running = await self._ask(asked, ASK_AGAIN)
+            except LinkFault:
+                continue  # Slow or down: both say nothing about what was sent.
+            for number in (asked - running) & denied:
+                entry = self._open.get(number)
+                if entry is not None and not entry.answer.done():
+                    entry.answer.set_exception(LinkFault("the call or its answer was lost"))
+            denied = asked - running
+
+    async def _ask(self, tries: Iterable[str], within: float) -> set[str]:
+        """Ask which of `tries` the server is carrying out. Raises `LinkFault` after `within` seconds."""
+        number = uuid.uuid4().hex
+        question = self._questions[number] = self._loop.create_future()
+        headers = {_TRY: number, _TRIES: json.dumps(sorted(tries))}
+        try:
+            sending = _send(self._cell, QUESTION, self._target, headers)
+            sending.add_done_callback(_on_loop, self._loop, _fail, question, sending)
+            async with asyncio.timeout(within):
+                answer = await question
+        except StreamError as error:
+            raise LinkFault(f"FLARE says {error}") from None
+        except TimeoutError:
+            raise LinkFault(f"no answer within {within:.0f} s") from None
+        finally:
+            del self._questions[number]
+        return set(json.loads(answer.get_header(_TRIES)))
+
+
+class ServerLink:
+    """The server's end: answers the sites' calls that arrive at its job cell, each on `loop`. For a site
+    that is not admitted the job is over."""
+
+    def __init__(self, cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse, admit: Admit) -> None:
+        """Serve from now on.
+
+        Args:
+            cell: the server's job cell.
+            loop: where all of the following are called.
+            answer: carries out a call of a site.
+            refuse: is told site and reason of a message that is no call.
+            admit: see `Admit`.
+        """
+        self._cell = cell
+        self._answer, self._refuse, self._admit = answer, refuse, admit
+        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        _on(cell, CALL, loop.loop, self._called)
+        _on(cell, QUESTION, loop.loop, self._asked)
+
+    def _called(self, message: Message) -> None:
+        number = message.get_header(_TRY)
+        if not isinstance(number, str) or not _ID.fullmatch(number):
+            self._refuse(site_of(message), "a message without a number")
+            return
+        key = (site_of(message), number)
+        task = asyncio.ensure_future(self._carry_out(message))
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key, None))
+
+    async def _carry_out(self, message: Message) -> None:
+        headers, body = await self._outcome(message)
+        _send(
+            self._cell,
+            ANSWER,
+            message.get_header(MessageHeaderKey.ORIGIN),
+            {_TRY: message.get_header(_TRY), **headers},
+            body,
         )
-        reply = self._request(TOPIC, request, NO_PROGRESS)
-        if reply.get_header(_OVER):
-            raise JobOver
-        if fault := reply.get_header(_FAULT):
-            raise LinkFault(fault)
-        headers = tuple((k, v) for k, v in json.loads(reply.get_header(_SITE_HEADERS)))
-        return Response(reply.get_header(_STATUS), headers, _bytes(reply.payload))
 
-    def _request(self, topic: str, request: Message, timeout: float) -> Message:
-        reply = self._cell.send_request(
-            channel=CHANNEL,
-            topic=topic,
-            target=self._target,
-            request=request,
-            timeout=timeout,
-            optional=True,  # A fault is ours to handle; FLARE need not log each one as an error.
-        )
-        code = reply.get_header(MessageHeaderKey.RETURN_CODE)
-        if code != ReturnCode.OK:
-            raise LinkFault(f"FLARE says {code}")
-        return reply
+    async def _outcome(self, message: Message) -> tuple[dict[str, Any], bytes]:
+        site = site_of(message)
+        if unfit := self._admit(site, str(message.get_header(_FLWR))):
+            return {_UNFIT: unfit}, b""
+        try:
+            response = await self._answer(site, read_call(message))
+        except BadCall as bad:
+            self._refuse(site, str(bad))
+            response = Response(400)
+        except JobOver:
+            return {_OVER: True}, b""
+        except LinkFault as fault:
+            return {_FAULT: str(fault) or "no reason given"}, b""
+        return {_STATUS: response.status, _SITE_HEADERS: json.dumps(response.headers)}, response.body
 
-
-def serve(cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse) -> None:
-    """Answer the sites' calls that arrive at the server's job cell, each on `loop`.
-
-    `refuse` is told, on `loop`, site and reason of a message that is no call.
-    """
-
-    def received(message: Message) -> concurrent.futures.Future[Message]:
-        return loop.submit(_answer(message, answer, refuse))
-
-    cell.register_request_cb(channel=CHANNEL, topic=TOPIC, cb=received)
-    cell.register_request_cb(channel=CHANNEL, topic=PROBE, cb=lambda message: _reply({}))
+    def _asked(self, message: Message) -> None:
+        site = site_of(message)
+        try:
+            asked = _list(message, _TRIES, DONE_LIMIT)
+        except BadCall as bad:
+            self._refuse(site, str(bad))
+            return
+        running = [number for number in asked if isinstance(number, str) and (site, number) in self._running]
+        headers = {_TRY: message.get_header(_TRY), _TRIES: json.dumps(running)}
+        _send(self._cell, RUNNING, message.get_header(MessageHeaderKey.ORIGIN), headers)
 
 
-async def _answer(message: Message, answer: Answer, refuse: Refuse) -> Message:
-    site = site_of(message)
-    try:
-        response = await answer(site, read_call(message))
-    except BadCall as bad:
-        refuse(site, str(bad))
-        response = Response(400)
-    except JobOver:
-        return _reply({_OVER: True})
-    except LinkFault as fault:
-        return _reply({_FAULT: str(fault) or "no reason given"})
-    return _reply({_STATUS: response.status, _SITE_HEADERS: json.dumps(response.headers)}, response.body)
+def _send(cell: Cell, topic: str, target: str, headers: dict[str, Any], body: bytes = b"") -> StreamFuture:
+    """Hand a message to FLARE; the future is done when all of it has gone into the connection."""
+    # Optional: a fault is ours to handle; FLARE need not log each one as an error.
+    return cell.send_blob(CHANNEL, topic, target, Message(headers, body), optional=True, reliable=False)
+
+
+def _fail(answer: asyncio.Future[Message], sending: StreamFuture) -> None:
+    """What could not be sent will have no answer."""
+    if sending.error is not None and not answer.done():
+        answer.set_exception(LinkFault(f"FLARE says {sending.error}"))
+
+
+def _on(cell: Cell, topic: str, loop: asyncio.AbstractEventLoop, received: Callable[[Message], None]) -> None:
+    """Call `received` on `loop` with each whole message of `topic`."""
+
+    def arriving(future: StreamFuture) -> None:
+        # Called at a message's first byte, in one of 64 threads: it must not wait there for the last.
+        future.add_done_callback(arrived, future)
+
+    def arrived(future: StreamFuture) -> None:
+        if future.error is None:
+            _on_loop(loop, received, Message(future.headers, future.value))
+
+    cell.register_blob_cb(CHANNEL, topic, arriving)
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+    with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over on this side.
+        loop.call_soon_threadsafe(call, *args)
 
 
 def read_call(message: Message) -> Call:
@@ -190,14 +349,6 @@ def _list(message: Message, header: str, limit: int) -> list[Any]:
 
 def _is_line(text: object) -> bool:
     return isinstance(text, str) and text.isascii() and (text == "" or text.isprintable())
-
-
-def _reply(headers: dict[str, object], body: bytes = b"") -> Message:
-    return Message({MessageHeaderKey.RETURN_CODE: ReturnCode.OK, **headers}, body)
-
-
-def _bytes(payload: object) -> bytes:
-    return bytes(payload) if payload else b""  # type: ignore[call-overload, no-any-return]
 
 
 def site_of(message: Message) -> str:

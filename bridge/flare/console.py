@@ -19,12 +19,14 @@ import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bridge.flare.controller import EVENTS_FILE, EVENTS_TOPIC
-from bridge.flare.job import FlowerJob
+from bridge.flare import meta as keys
+from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
+from bridge.flower import versions
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, check_packages, check_run_config, read_app
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
@@ -32,6 +34,12 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
+
+BACK_WITHIN = 60.0
+"""Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
+
+RUNNING = ("DISPATCHED", "RUNNING")
+"""The status of a job that has processes."""
 
 POLL = 0.5
 """Seconds between two questions after a job's events: FLARE's console can only ask."""
@@ -48,6 +56,10 @@ class Stop(Exception):
         self.facts = facts
 
 
+class Unreachable(Stop):
+    """The server does not answer, or has lost the session."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -55,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except BadApp as bad:
         return _error(str(bad), 2, bad.facts)
+    except versions.UnsupportedFlower as wrong:
+        return _error(str(wrong), 2, {})
     except Stop as stop:
         return _error(str(stop), stop.code, stop.facts)
     except KeyboardInterrupt:
@@ -86,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-config", action="append", default=[], metavar="KEY=VALUE")
         sub.add_argument("--min-sites", type=int)
         sub.add_argument("--sites", default="")
+        sub.add_argument("--grace", type=float, default=keys.GRACE)
+        sub.add_argument("--retries", type=int, default=0)
     verb("list", _list)
     verb("sites", _sites)
     wait = verb("wait", _wait)
@@ -95,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("job")
     logs.add_argument("--site", default="server")
     verb("abort", _abort).add_argument("job")
+    verb("end", _end).add_argument("--within", type=float, required=True)
     verb("download", _download).add_argument("job")
     return parser
 
@@ -121,6 +138,7 @@ def _input() -> Iterator[Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as app:
         config = read_app(app)
         check_packages(config)
@@ -130,17 +148,25 @@ def _check(args: argparse.Namespace) -> None:
 
 def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites: int) -> Path:
     """Check the app against this image and write its job folder; returns the folder."""
+    # Here, since with an unsupported flwr it need not import.
+    from bridge.flare.job import FlowerJob
+
     config = read_app(app)
     check_packages(config)
     run_config = _run_config(args, config)
     sites = [site for site in args.sites.split(",") if site] or None
-    job = FlowerJob(
-        app,
-        name=args.name or config.get("project", {}).get("name", "flower-app"),
-        run_config=run_config,
-        min_sites=args.min_sites or (len(sites) if sites else default_min_sites),
-        sites=sites,
-    )
+    try:
+        job = FlowerJob(
+            app,
+            name=args.name or config.get("project", {}).get("name", "flower-app"),
+            run_config=run_config,
+            min_sites=args.min_sites or (len(sites) if sites else default_min_sites),
+            sites=sites,
+            grace=args.grace,
+            retries=args.retries,
+        )
+    except ValueError as error:
+        raise Stop(str(error), 2) from None
     with contextlib.redirect_stdout(sys.stderr):
         job.export_job(str(into))
     return into / str(job.name)
@@ -166,12 +192,14 @@ def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, C
 
 
 def _export(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as app, tempfile.TemporaryDirectory() as into:
         folder = _make_job(args, app, Path(into), default_min_sites=1)
         _send_tar(folder)
 
 
 def _submit(args: argparse.Namespace) -> None:
+    versions.generation()
     with _input() as folder, tempfile.TemporaryDirectory() as into, _session() as session:
         here = {client.name for client in session.get_system_info().client_info}
         if (folder / "meta.json").exists():
@@ -242,7 +270,7 @@ def _flare_errors() -> Iterator[None]:
     try:
         yield
     except api_spec.NoConnection as error:
-        raise Stop(
+        raise Unreachable(
             f"the server cannot be reached: {error}. Is the federation up? ./flowerbed status"
         ) from None
     except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
@@ -258,7 +286,7 @@ def _flare_errors() -> Iterator[None]:
 def _fail(error: Exception) -> NoReturn:
     if isinstance(error, Stop):
         raise error
-    raise Stop(f"FLARE: {type(error).__name__}: {error}") from None
+    raise Unreachable(f"FLARE: {type(error).__name__}: {error}") from None
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -274,11 +302,22 @@ def _list(args: argparse.Namespace) -> None:
                     "submit_time": job.get("submit_time"),
                     "duration": job.get("duration"),
                     "submitter": job.get("submitter_name"),
+                    **_kept(job),
                 }
                 for job in jobs
             ]
         }
     )
+
+
+def _kept(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the server's keeper has noted of a job: its reason, and which jobs repeat which."""
+    return {
+        "reason": meta.get(keys.REASON, ""),
+        "retry_of": meta.get(keys.RETRY_OF),
+        "retried_as": meta.get(keys.RETRIED_AS),
+        "retries_left": int(meta.get(keys.RETRIES) or 0),
+    }
 
 
 def _sites(args: argparse.Namespace) -> None:
@@ -313,34 +352,77 @@ def _abort(args: argparse.Namespace) -> None:
         _say({"job_id": args.job, "status": session.get_job_meta(args.job).get("status")})
 
 
-def _wait(args: argparse.Namespace) -> None:
-    """Tell the job's events as they come, until it has ended."""
-    deadline = None if args.timeout is None else time.monotonic() + args.timeout
-    with _session() as session:
-        seen, status = 0, ""
-        while True:
-            with _flare_errors():
-                meta = session.get_job_meta(args.job)
-            now = str(meta.get("status"))
-            if now != status and not now.startswith("FINISHED"):
-                submitted = meta.get("submit_time")
-                _say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
-            status = now
-            if status.startswith("FINISHED"):
-                break
-            if status == "RUNNING":
-                for event in _new_events(session, args.job, seen):
-                    seen += 1
-                    _say(event)
-            if deadline is not None and time.monotonic() > deadline:
-                raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {status}")
+def _end(args: argparse.Namespace) -> None:
+    """Abort all jobs that run, and wait until they have ended."""
+    deadline = time.monotonic() + args.within
+    with _session() as session, _flare_errors():
+        for job in _running(session):
+            with _quiet():
+                session.abort_job(job["job_id"])
+        while (left := _running(session)) and time.monotonic() < deadline:
             time.sleep(POLL)
-        reason = ""
-        for number, event in enumerate(_final_events(session, args.job)):
-            if number >= seen:
+    _say({"left": [job["job_id"] for job in left]})
+
+
+def _running(session: Session) -> list[dict[str, Any]]:
+    with _quiet():
+        return [job for job in session.list_jobs(detailed=True) if job.get("status") in RUNNING]
+
+
+@dataclass
+class _Told:
+    """What was told of a job so far."""
+
+    status: str = ""
+    events: int = 0
+    contact: float | None = None
+    """When the server answered last, by the monotonic clock."""
+
+
+def _wait(args: argparse.Namespace) -> None:
+    """Tell the job's events as they come, until it has ended; also when the server restarts meanwhile."""
+    deadline = None if args.timeout is None else time.monotonic() + args.timeout
+    told = _Told()
+    while True:
+        try:
+            with _session() as session:
+                return _follow(session, args, deadline, told)
+        except Unreachable:
+            if told.contact is None or time.monotonic() - told.contact > BACK_WITHIN:
+                raise
+        time.sleep(POLL)
+
+
+def _follow(session: Session, args: argparse.Namespace, deadline: float | None, told: _Told) -> None:
+    while True:
+        with _flare_errors():
+            meta = session.get_job_meta(args.job)
+        told.contact = time.monotonic()
+        now = str(meta.get("status"))
+        if now != told.status and not now.startswith("FINISHED"):
+            submitted = meta.get("submit_time")
+            _say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
+        told.status = now
+        if now.startswith("FINISHED"):
+            break
+        if now == "RUNNING":
+            for event in _new_events(session, args.job, told.events):
+                told.events += 1
                 _say(event)
-            reason = event.get("reason", reason)
-    _say({"event": "end", "status": status, "reason": reason, "t": time.time()})
+        if deadline is not None and time.monotonic() > deadline:
+            raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
+        time.sleep(POLL)
+    reason = ""
+    for number, event in enumerate(_final_events(session, args.job)):
+        if number >= told.events:
+            _say(event)
+        reason = event.get("reason", reason)
+    with _flare_errors():
+        # Once more: what the keeper notes comes just after the status.
+        kept = _kept(session.get_job_meta(args.job))
+    _say(
+        {"event": "end", "status": told.status, "t": time.time(), **kept, "reason": reason or kept["reason"]}
+    )
 
 
 def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:

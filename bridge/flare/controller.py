@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
@@ -26,8 +27,8 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, teardown
-from bridge.flower import environment, wire
+from bridge.flare import channel, meta, teardown
+from bridge.flower import environment, versions, wire
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, read_app, run_config
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
@@ -41,17 +42,8 @@ SITES_WITHIN = 60.0
 """Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
 enough. It takes 4 to 6 on a quiet machine."""
 
-GRACE = 900.0
-"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
-a container is back within minutes, and training is not lost."""
-
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
-
-EVENTS_TOPIC = "flowerbed.events"
-"""The app command by which a console asks a running job for its events."""
-
-EVENTS_FILE = "events.jsonl"
 
 
 class FlowerController(Controller):
@@ -62,7 +54,7 @@ class FlowerController(Controller):
         app_dir: str = "",
         run_config: dict[str, ConfigValue] | None = None,
         min_sites: int = 1,
-        grace: float = GRACE,
+        grace: float = meta.GRACE,
     ) -> None:
         """Args of the job's configuration.
 
@@ -83,6 +75,8 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
+        self._fatal = ""
+        self._gone: list[str] = []
         self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -91,13 +85,16 @@ class FlowerController(Controller):
         logging.getLogger("httpx").setLevel(logging.WARNING)
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         self._loop = LoopThread("flowerbed")
-        self._events = Events(run_dir / EVENTS_FILE)
+        self._events = Events(run_dir / channel.EVENTS_FILE)
         self._arrivals = Arrivals(self._events.emit, self._rounds(fl_ctx))
         self._forwarder = Forwarder(
             self._arrivals, grace=self.grace, on_refused=self._audit, on_replaced=self._remove_node
         )
-        channel.serve(channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse)
-        fl_ctx.get_engine().register_app_command(EVENTS_TOPIC, self._tell_events)
+        channel.ServerLink(
+            channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
+        )
+        fl_ctx.get_engine().register_app_command(channel.EVENTS_TOPIC, self._tell_events)
+        fl_ctx.get_engine().register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Called by FLARE: run the app to its end. A failed run fails the job."""
@@ -113,8 +110,8 @@ class FlowerController(Controller):
         try:
             run.result()
         except concurrent.futures.CancelledError:
-            reason = "aborted"
-        except (RunFailed, environment.UnsupportedFlower) as failure:
+            reason = self._fatal or "aborted"
+        except (RunFailed, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
@@ -135,12 +132,12 @@ class FlowerController(Controller):
     async def _run(self, app: Path, run_dir: Path, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app."""
         assert self._forwarder is not None and self._arrivals is not None
-        environment.check_version()
+        versions.generation()
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
             self._superlink = await SuperLink.start(work_dir, run_dir / environment.HOME, grace=self.grace)
-            self._forwarder.open(self._superlink.address)
+            self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
             run_id = await self._superlink.start_run(app, self.run_config)
             end = await self._superlink.finished(run_id)
@@ -153,6 +150,12 @@ class FlowerController(Controller):
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
         they and the SuperLink stop at the same time."""
         super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._gone.append(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
+            if self._gone:
+                self._fatal += f"; out of reach for longer than {self.grace:.0f} s: {', '.join(self._gone)}"
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
             if self._superlink is not None:
@@ -160,6 +163,15 @@ class FlowerController(Controller):
             # What Flower unpacked of the app is no result.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             shutil.rmtree(run_dir / environment.HOME, ignore_errors=True)
+
+    def _admit(self, site: str, flwr: str) -> str | None:
+        """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
+        assert self._arrivals is not None
+        unfit = versions.mismatch(site, flwr, versions.installed())
+        if unfit is not None and site not in self._arrivals.unfit:
+            log.error("%s", unfit)
+            self._arrivals.refused(site, unfit)
+        return unfit
 
     def _audit(self, site: str, reason: str) -> None:
         """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
@@ -172,19 +184,22 @@ class FlowerController(Controller):
         self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
     async def _wait_for_sites(self, sites: list[str]) -> None:
-        assert self._arrivals is not None
+        arrivals = self._arrivals
+        assert arrivals is not None
         try:
             async with asyncio.timeout(SITES_WITHIN):
-                await self._arrivals.all_of(sites)
+                await arrivals.all_of(sites, self.min_sites)
         except TimeoutError:
-            missing = sorted(set(sites) - self._arrivals.here)
-            if len(self._arrivals.here) < self.min_sites:
+            missing = sorted(set(sites) - arrivals.here)
+            if len(arrivals.here) < self.min_sites:
                 raise RunFailed(
-                    f"only {len(self._arrivals.here)} of {self.min_sites} sites have a SuperNode after "
+                    f"only {len(arrivals.here)} of {self.min_sites} sites have a SuperNode after "
                     f"{SITES_WITHIN:.0f} s, missing: {', '.join(missing)}. Look at their logs, and at "
                     "their clocks: Flower refuses a SuperNode whose clock is more than 5 s ahead."
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
+        if arrivals.unfit and len(set(sites) - arrivals.unfit.keys()) < self.min_sites:
+            raise RunFailed("\n".join(arrivals.unfit[site] for site in sorted(arrivals.unfit)))
 
     def _app(self, fl_ctx: FLContext) -> Path:
         return Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())) / self.app_dir
@@ -202,6 +217,11 @@ class FlowerController(Controller):
         """The app command: events from number `since` on."""
         assert self._events is not None
         return {"events": self._events.since(int((data or {}).get("since", 0)))}
+
+    def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        return {}
 
 
 class Events:
@@ -230,6 +250,8 @@ class Arrivals(Observer):
     def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
         super().__init__(emit, rounds)
         self.here: set[str] = set()
+        self.unfit: dict[str, str] = {}
+        """Sites that cannot take part, and why."""
         self._changed = asyncio.Event()
 
     def saw(self, site: str, request: Request, response: Response) -> None:
@@ -239,9 +261,17 @@ class Arrivals(Observer):
             self._changed.set()
         super().saw(site, request, response)
 
-    async def all_of(self, sites: list[str]) -> None:
-        """Wait until every one of `sites` has an active node."""
-        while not self.here.issuperset(sites):
+    def refused(self, site: str, unfit: str) -> None:
+        """Wait no more for `site`."""
+        self.unfit[site] = unfit
+        self._changed.set()
+
+    async def all_of(self, sites: list[str], min_sites: int) -> None:
+        """Wait until every one of `sites` that can take part has an active node, or until fewer than
+        `min_sites` can."""
+        while not self.here >= (fit := set(sites) - self.unfit.keys()):
+            if self.unfit and len(fit) < min_sites:
+                return
             self._changed.clear()
             await self._changed.wait()
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from bridge.flare import channel, teardown
-from bridge.flower import environment
+from bridge import transports
+from bridge.flare import channel, meta, teardown
+from bridge.flower import environment, versions
 from bridge.flower.process import FlowerProcess
 from bridge.flower.supernode import STOP_GRACE, ended, start_supernode
 from bridge.gateway import Gateway
+from bridge.gateway_grpc import GrpcGateway
 from bridge.loop import LoopThread
 from bridge.relay import Caller
 
@@ -30,6 +32,10 @@ RESTARTS = 5
 RESTART_FIRST = 0.5
 """Seconds before the first new start; each further wait is twice as long."""
 
+INCARNATIONS = RESTARTS + 1
+"""How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
+The server numbers the starts, so neither a clock nor anything in the site's container has a say."""
+
 
 class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
@@ -40,7 +46,8 @@ class FlowerExecutor(Executor):
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
-        self._gateway: Gateway | None = None
+        self._gateway: Gateway | GrpcGateway | None = None
+        self._fleet = versions.Transport.HTTP
         self._supernode: FlowerProcess | None = None
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -60,8 +67,8 @@ class FlowerExecutor(Executor):
 
     def _start(self, fl_ctx: FLContext) -> None:
         try:
-            environment.check_version()
-        except environment.UnsupportedFlower as wrong:
+            self._fleet = versions.generation().fleet
+        except versions.UnsupportedFlower as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
@@ -74,13 +81,14 @@ class FlowerExecutor(Executor):
         if site in sites:
             config["partition-id"] = sites.index(site)
         self._loop = LoopThread("flowerbed")
-        self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id)
-        self._loop.run(self._begin(run_dir, config))
+        self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
+        starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
+        self._loop.run(self._begin(run_dir, config, first=1 + starts * INCARNATIONS))
 
-    async def _begin(self, run_dir: Path, config: dict[str, str | int]) -> None:
+    async def _begin(self, run_dir: Path, config: dict[str, str | int], *, first: int) -> None:
         assert self._link is not None
-        self._caller = Caller(self._link, on_over=self._job_over)
-        self._gateway = Gateway(self._caller)
+        self._caller = Caller(self._link, incarnation=first, on_over=self._job_over)
+        self._gateway = transports.gateway(self._fleet, self._caller)
         await self._gateway.start()
         work_dir = run_dir / "clientapp"
         work_dir.mkdir(exist_ok=True)

@@ -9,12 +9,29 @@ from nvflare.app_common.logging.job_log_streamer import JobLogStreamer
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.spec import Recipe
 
+from bridge.flare import meta
 from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
+from bridge.flower.heartbeat import LONGEST, SHORTEST
 
 TASK_REQUEST_INTERVAL = 0.5
 """Seconds between two questions of a site's job after a task; each costs about 10 ms."""
+
+GET_TASK_WITHIN = 10.0
+"""Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when
+the link has lost an answer."""
+
+UNHEARD = 120.0
+"""Seconds without heartbeat after which FLARE's server tells a job that a site is gone
+(`provisioning/harden.py` sets it). What becomes of that is the job's to say."""
+
+DEAD_AFTER_GRACE = 60.0
+"""Seconds beyond the grace until FLARE ends the job if fewer sites are left than it must have. Flower has
+given the site up by then: a strategy that can go on has done so, and one that cannot would wait for ever."""
+
+RETRIES_MOST = 100
+"""The most times that a job can be submitted again by itself."""
 
 
 class FlowerJob(FedJob):
@@ -29,6 +46,8 @@ class FlowerJob(FedJob):
         min_sites: int = 1,
         sites: Sequence[str] | None = None,
         mandatory: Sequence[str] | None = None,
+        grace: float = meta.GRACE,
+        retries: int = 0,
     ) -> None:
         """Make the job.
 
@@ -39,26 +58,38 @@ class FlowerJob(FedJob):
             min_sites: the fewest sites with which the job may run.
             sites: the sites that take part; None: all there are.
             mandatory: sites without which the job does not start.
+            grace: seconds for which a site may be out of reach before it is given up.
+            retries: how often the job is submitted again by itself, should the server restart meanwhile.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
+            ValueError: grace or retries are out of range.
         """
+        if not SHORTEST <= grace <= LONGEST:
+            raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
+        if not 0 <= retries <= RETRIES_MOST:
+            raise ValueError(f"retries {retries}: expected 0 to {RETRIES_MOST}")
         config = read_app(app)
         check_run_config(config, run_config or {})
         if mandatory is None and sites is not None and min_sites >= len(sites):
             mandatory = sites
         super().__init__(
-            name=name, min_clients=min_sites, mandatory_clients=list(mandatory) if mandatory else None
+            name=name,
+            min_clients=min_sites,
+            mandatory_clients=list(mandatory) if mandatory else None,
+            meta_props={meta.RETRIES: retries},
         )
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
-        self.to_server(FlowerController(run_config=dict(run_config or {}), min_sites=min_sites))
+        self.to_server(FlowerController(run_config=dict(run_config or {}), min_sites=min_sites, grace=grace))
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
+        self.to_server({"dead_client_grace_period": max(0.0, grace - UNHEARD) + DEAD_AFTER_GRACE})
         self.to_server(str(app))
         # Sites get the app's code too: not to run it from there (it comes through Flower), but so
         # that FLARE asks each site's policy whether it allows custom code.
-        for part in (FlowerExecutor(), JobLogStreamer(target_parent_server=True), str(app)):
+        timeouts = {"get_task_timeout": GET_TASK_WITHIN}
+        for part in (FlowerExecutor(), JobLogStreamer(target_parent_server=True), timeouts, str(app)):
             if sites is None:
                 self.to_clients(part)
             else:
@@ -76,11 +107,19 @@ class FlowerRecipe(Recipe):
         min_clients: int = 1,
         mandatory_clients: list[str] | None = None,
         run_config: dict[str, ConfigValue] | None = None,
+        grace: float = meta.GRACE,
+        retries: int = 0,
     ) -> None:
         """See `FlowerJob`."""
         app = Path(flower_content)
         check_packages(read_app(app))
         job = FlowerJob(
-            app, name=name, run_config=run_config, min_sites=min_clients, mandatory=mandatory_clients
+            app,
+            name=name,
+            run_config=run_config,
+            min_sites=min_clients,
+            mandatory=mandatory_clients,
+            grace=grace,
+            retries=retries,
         )
         super().__init__(job)

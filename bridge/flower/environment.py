@@ -1,7 +1,8 @@
-"""How Flower's programs are called: one place for flags and variables of flwr 1.40 to 1.42.
+"""How Flower's programs are called: flags and variables that flwr 1.34 to 1.42 have in common.
 
-Sources: `--help` of flower-superlink and flower-supernode 1.41.0; `flwr/supercore/telemetry.py`,
-`superlink/cli/flower_superlink.py`, `supercore/superexec/run_superexec.py`.
+What differs between them stands in `versions.py`. Sources: `--help` of flower-superlink and
+flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_superlink.py`,
+`supercore/superexec/run_superexec.py`.
 """
 
 from __future__ import annotations
@@ -9,34 +10,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import flwr
-
 import bridge
-from bridge.flower import superlink_process
-
-SUPPORTED = ((1, 40), (1, 42))
-"""The first and the last minor version whose Fleet API is the HTTP API that the relay carries."""
+from bridge.flower.versions import Ports, generation
 
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
 
+SUPERLINK_PROCESS = "bridge.flower.superlink_process"
+"""The module that runs flower-superlink. By name, since it imports what not every flwr has."""
+
 TASK_POLL_INTERVAL = 0.2
-"""Seconds between two looks of a SuperExec for work; Flower's own default is 1.0."""
-
-
-class UnsupportedFlower(Exception):
-    """This environment's flwr does not speak the Fleet API that the relay carries."""
-
-
-def check_version(version: str = flwr.__version__) -> None:
-    """Raise `UnsupportedFlower` unless `version` is in the supported range."""
-    first, last = SUPPORTED
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if not first <= found <= last:
-        raise UnsupportedFlower(
-            f"flwr {version} does not work here: expected {first[0]}.{first[1]} to {last[0]}.{last[1]}, "
-            "whose Fleet API is HTTP. Install one of these in the image (images/requirements.txt)."
-        )
+"""Seconds between two looks of a SuperExec for work; Flower's own is 1.0. (flwr 1.34 and
+1.35 cannot be told.)"""
 
 
 def variables(home: Path) -> dict[str, str]:
@@ -56,15 +41,15 @@ def with_bridge(path: str) -> str:
     return os.pathsep.join([folder, *(part for part in path.split(os.pathsep) if part not in ("", folder))])
 
 
-def superlink_command(port: int, push_session: float) -> list[str]:
+def superlink_command(ports: Ports, push_session: float) -> list[str]:
     """The SuperLink on loopback, its ServerApp a subprocess.
 
     Args:
-        port: the one port of its APIs.
+        ports: where its APIs listen.
         push_session: seconds for which an unfinished reply waits for its next object.
     """
-    program = ["python", "-P", "-m", superlink_process.__name__, str(push_session)]
-    return [*program, "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session)]
+    return [*program, "--insecure", *_filled(generation().superlink, **vars(ports))]
 
 
 def supernode_command(superlink_port: int, runtime_port: int, node_config: dict[str, str | int]) -> list[str]:
@@ -75,10 +60,11 @@ def supernode_command(superlink_port: int, runtime_port: int, node_config: dict[
         "--insecure",
         "--superlink",
         f"127.0.0.1:{superlink_port}",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(runtime_port),
+        *_filled(generation().supernode, runtime=runtime_port),
         "--node-config",
         config,
     ]
+
+
+def _filled(flags: str, **ports: int) -> list[str]:
+    return flags.format_map(ports).split()

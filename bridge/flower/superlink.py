@@ -1,7 +1,6 @@
 """One job's SuperLink: start it, start the app's run on it, see the run's end, stop it.
 
-The run is started and followed through the Control API (`POST /v1/control/...`, protobuf over HTTP;
-flwr 1.41.0 `superlink/routers/control/router.py`), as `flwr run` does.
+The run is started and followed through the Control API (`control.py`), as `flwr run` does.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -24,7 +22,6 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     StartRunResponse,
     StreamLogsRequest,
-    StreamLogsResponse,
     UnregisterNodeRequest,
     UnregisterNodeResponse,
 )
@@ -33,7 +30,9 @@ from google.protobuf.message import Message
 
 from bridge.flower import environment
 from bridge.flower.app import ConfigValue
+from bridge.flower.control import Refused, Unanswered, control, listens
 from bridge.flower.process import LAST_LINES, FlowerProcess, gone, strip_colour
+from bridge.flower.versions import Generation, Ports, Transport, generation
 
 log = logging.getLogger(__name__)
 serverapp_log = logging.getLogger("bridge.serverapp")
@@ -56,8 +55,6 @@ SERVERAPP_TOLD = 5.0
 STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
 
-_HEADERS = {"content-type": "application/protobuf"}
-
 
 class RunFailed(Exception):
     """The app's run did not start or did not complete; the text is the reason for people."""
@@ -74,12 +71,16 @@ class RunEnd:
 class SuperLink:
     """A running SuperLink on loopback."""
 
-    def __init__(self, process: FlowerProcess, port: int) -> None:
-        self.address = f"127.0.0.1:{port}"
+    def __init__(self, process: FlowerProcess, ports: Ports, row: Generation) -> None:
+        self.fleet = row.fleet
+        """What its Fleet API speaks."""
+        self._fleet_port = ports.of_fleet(row)
+        self.address = f"127.0.0.1:{self._fleet_port}"
+        """Where its Fleet API is."""
         self.serverapp_lines: list[str] = []
         self._log_seen = 0.0
         self._process = process
-        self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=30.0, trust_env=False)
+        self._control_api = control(row.control, ports.of_control(row))
 
     @classmethod
     async def start(cls, work_dir: Path, home: Path, *, grace: float) -> SuperLink:
@@ -93,17 +94,17 @@ class SuperLink:
         Raises:
             RunFailed: it ended or stayed silent.
         """
-        port = free_port()
+        ports = Ports(*(free_port() for _ in range(4)))
         process = await FlowerProcess.start(
             "superlink",
-            environment.superlink_command(port, grace),
+            environment.superlink_command(ports, grace),
             cwd=work_dir,
             env={
                 **environment.variables(home),
                 "PYTHONPATH": environment.with_bridge(os.environ.get("PYTHONPATH", "")),
             },
         )
-        superlink = cls(process, port)
+        superlink = cls(process, ports, generation())
         try:
             async with asyncio.timeout(READY_WITHIN):
                 while not await superlink._answers():
@@ -188,7 +189,7 @@ class SuperLink:
             try:
                 await self._follow_log(run_id)
                 await self._control("list-runs", ListRunsRequest(run_id=run_id), reply)
-            except httpx.HTTPError:
+            except Unanswered:
                 if self._process.returncode is not None:
                     raise RunFailed(
                         f"SuperLink ended with code {self._process.returncode} during the run {self.tail()}"
@@ -205,43 +206,30 @@ class SuperLink:
             await self._control(
                 "unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse()
             )
-        except (RunFailed, httpx.HTTPError) as error:
+        except (RunFailed, Unanswered) as error:
             # The SuperLink gives it up by itself after a minute without heartbeat.
             log.warning("node %d could not be removed: %s", node_id, error)
 
     async def stop(self) -> None:
         """End SuperLink and ServerApp."""
-        await self._client.aclose()
+        await self._control_api.close()
         await self._process.stop(STOP_GRACE)
 
     async def _answers(self) -> bool:
-        try:
-            return (await self._client.get("/health")).status_code == 200
-        except httpx.HTTPError:
+        """Whether both APIs that are used are served. Over HTTP they come together, over gRPC one by one."""
+        if not await self._control_api.answers():
             return False
+        return self.fleet is Transport.HTTP or await listens(self._fleet_port)
 
     async def _follow_log(self, run_id: int) -> None:
-        """Log what the ServerApp prints until the SuperLink ends the stream.
-
-        Each frame is a big-endian length of 4 bytes and a StreamLogsResponse (flwr 1.41.0
-        `supercore/protobuf/framing.py`).
-        """
+        """Log what the ServerApp prints until the SuperLink ends the stream."""
         request = StreamLogsRequest(run_id=run_id, after_timestamp=self._log_seen)
-        async with self._client.stream(
-            "POST",
-            "/v1/control/stream-logs",
-            content=request.SerializeToString(),
-            headers=_HEADERS,
-            timeout=None,
-        ) as response:
-            buffer = bytearray()
-            async for part in response.aiter_bytes():
-                buffer += part
-                while len(buffer) >= 4 + (size := int.from_bytes(buffer[:4], "big")):
-                    frame = StreamLogsResponse.FromString(bytes(buffer[4 : 4 + size]))
-                    del buffer[: 4 + size]
-                    self._log_seen = frame.latest_timestamp
-                    self._printed(frame.log_output)
+        try:
+            async for frame in self._control_api.stream_logs(request):
+                self._log_seen = frame.latest_timestamp
+                self._printed(frame.log_output)
+        except Refused as refused:
+            log.warning("the ServerApp's log cannot be had: %s", refused)
 
     def _printed(self, text: str) -> None:
         for line in strip_colour(text).splitlines():
@@ -250,14 +238,10 @@ class SuperLink:
         del self.serverapp_lines[:-LAST_LINES]
 
     async def _control(self, call: str, request: Message, reply: Message) -> None:
-        response = await self._client.post(
-            f"/v1/control/{call}",
-            content=request.SerializeToString(),
-            headers=_HEADERS,
-        )
-        if response.status_code != 200:
-            raise RunFailed(f"SuperLink refused {call} with {response.status_code}: {response.text[:500]}")
-        reply.ParseFromString(response.content)
+        try:
+            await self._control_api.call(call, request, reply)
+        except Refused as refused:
+            raise RunFailed(f"SuperLink refused {call} with {refused}") from None
 
 
 def build_fab(app: Path) -> bytes:

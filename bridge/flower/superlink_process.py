@@ -10,8 +10,9 @@ carried out once: a repetition gets the same answer.
 **A reply has as long as a site may be away.** flwr 1.41 drops a reply of which no object came for 180 s
 (`supercore/constant.py`, OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs.
 
-The first leans on `uvicorn.run` being how a SuperLink serves; the second on that constant's place.
-`tests/unit/test_internals.py` guards both.
+The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
+constant's place. Both are so in flwr 1.34 to 1.42; `tests/unit/test_internals.py` and `tests/versions` guard
+them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
+import grpc
 import uvicorn
 
 from bridge.flower import wire
+from bridge.loop import LoopThread
 from bridge.relay import Ledger, LinkFault, Response
 
 Scope = MutableMapping[str, Any]
@@ -85,6 +88,33 @@ class AnsweringOnce:
         return Response(start["status"], headers, content)
 
 
+class AnsweringOnceGrpc(grpc.ServerInterceptor):
+    """The same for a gRPC server: the first of its interceptors."""
+
+    def __init__(self) -> None:
+        self._loop = LoopThread("answering once")
+        self._ledger = Ledger(running_at_once=sys.maxsize)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Called by gRPC for each call: who answers it."""
+        handler = continuation(handler_call_details)
+        metadata = dict(handler_call_details.invocation_metadata)
+        call = metadata.get(wire.CALL_HEADER)
+        if handler is None or call is None:
+            return handler
+        done = metadata.get(wire.DONE_HEADER, "").split()
+
+        def answer(request: object, context: object) -> bytes:
+            def carry_out() -> Response:
+                return Response(200, (), handler.response_serializer(handler.unary_unary(request, context)))
+
+            # A refusal is an exception here. It is not kept: it has changed nothing.
+            work = self._ledger.answer("", call, done, lambda: asyncio.to_thread(carry_out))
+            return self._loop.run(work).body
+
+        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer)
+
+
 async def _whole(receive: Receive) -> bytes | None:
     parts: list[bytes] = []
     while True:
@@ -111,6 +141,12 @@ def main(arguments: list[str]) -> None:
         serve(AnsweringOnce(app), **options)
 
     uvicorn.run = cast(Any, serve_once)
+    make_server = grpc.server
+
+    def make_server_once(*args: Any, interceptors: Any = None, **options: Any) -> Any:
+        return make_server(*args, interceptors=(AnsweringOnceGrpc(), *(interceptors or ())), **options)
+
+    grpc.server = make_server_once
     (superlink,) = entry_points(group="console_scripts", name="flower-superlink")
     sys.argv = [superlink.name, *arguments[1:]]
     superlink.load()()

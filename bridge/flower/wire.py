@@ -1,8 +1,9 @@
-"""The Fleet API on the wire, flwr 1.40 to 1.42 (protobuf over HTTP/1.1): which requests there are,
-how each may be repeated, and which errors a SuperNode can stand.
+"""The Fleet API on the wire: which requests there are, how each may be repeated, and which errors a
+SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.42).
 
 Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
-and `supernode/start_client_internal.py` (what a SuperNode makes of an error).
+and `supernode/start_client_internal.py` (what a SuperNode makes of an error); flwr 1.34.0 and 1.39.0
+`proto/fleet.proto`, `client/grpc_rere_client/connection.py` and `supercore/retry/grpc_retry.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from google.protobuf.message import DecodeError
 
+from bridge.flower.versions import Transport
 from bridge.relay import Repeat, Request, Response, Rule
 
-PREFIX = "/v1/fleet/"
+PREFIX, GRPC_PREFIX = "/v1/fleet/", "/flwr.proto.Fleet/"
 MEDIA_TYPE = "application/protobuf"
 
 REGISTER, ACTIVATE = "register-node", "activate-node"
@@ -44,7 +46,13 @@ REPEATS = {
     GET_FAB: Repeat.HARMLESS,
     PULL_OBJECT: Repeat.HARMLESS,
 }
-"""Every call of the Fleet API, by the last part of its path."""
+"""Every call of the Fleet API, by the last part of its HTTP path."""
+
+PATHS = {
+    Transport.HTTP: {PREFIX + name: name for name in REPEATS},
+    Transport.GRPC: {GRPC_PREFIX + name.title().replace("-", ""): name for name in REPEATS},
+}
+"""The calls' names by their paths."""
 
 GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
@@ -61,6 +69,9 @@ REQUEST_HEADERS = frozenset(
         "flwr-signature",
     }
 )
+METADATA_PREFIX = "flwr-"
+"""What a gRPC SuperNode adds to a call, and a SuperLink to its answer, begins so."""
+
 RESPONSE_HEADERS = frozenset({"content-type"})
 
 CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
@@ -72,18 +83,23 @@ BODY_LIMIT = 64 * 1024 * 1024
 (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
 
 PASSED_ERRORS = frozenset({403})
-"""403 on a pull means "the run is not running": the SuperNode goes on."""
+"""403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""
 
 FRAGILE = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
 """Calls in which an error ends the SuperNode or leaves it alive and deaf."""
 
 
-def call_name(path: str) -> str | None:
-    """Return the Fleet call that `path` names, or None if it names none."""
-    if not path.startswith(PREFIX):
-        return None
-    name = path[len(PREFIX) :]
-    return name if name in REPEATS else None
+def call_name(path: str, transport: Transport | None = None) -> str | None:
+    """Return the Fleet call that `path` names, or None if it names none (of `transport`, where given)."""
+    for spoken in Transport if transport is None else (transport,):
+        if name := PATHS[spoken].get(path):
+            return name
+    return None
+
+
+def may_pass(header: str) -> bool:
+    """Whether a header of a SuperNode's goes on to the SuperLink."""
+    return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
 
 
 def must_happen_once(path: str) -> bool:
@@ -109,8 +125,9 @@ def rule(request: Request) -> Rule:
 def bearable(request: Request, response: Response) -> Response:
     """Turn a SuperLink's answer into one that neither ends a SuperNode nor makes a zombie of it.
 
-    Success and "run not running" pass. An error of the server's becomes 503, which a SuperNode
-    retries. Another refusal passes where the SuperNode only drops the one message it was about.
+    Success and "run not running" pass. An error of the server's becomes 503 (over gRPC: UNAVAILABLE),
+    which is the one that a SuperNode retries. Another refusal passes where the SuperNode only drops the
+    one message it was about.
     """
     if response.status < 300 or response.status in PASSED_ERRORS:
         return response

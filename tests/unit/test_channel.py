@@ -1,17 +1,21 @@
-"""What a hostile site's message may do to the server's half of the link: nothing."""
+"""The link's two ends: what a hostile site's message may do (nothing), and what becomes of lost messages."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import pytest
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_types import StreamError, StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.flare import channel
-from bridge.relay import Call, LinkFault, Response
+from bridge.loop import LoopThread
+from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
 GOOD: dict[str, Any] = {
     CellMessageHeaderKeys.CLIENT_NAME: "site-1",
@@ -59,10 +63,8 @@ def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any],
         raise AssertionError(f"passed: {call}")
 
     headers = {key: value for key, value in (GOOD | changed).items() if value is not None}
-    reply = asyncio.run(
-        channel._answer(Message(headers, payload), answer, lambda site, reason: told.append((site, reason)))
-    )
-    assert reply.get_header(channel._STATUS) == 400
+    reply = _outcome(Message(headers, payload), answer, lambda site, reason: told.append((site, reason)))
+    assert reply[channel._STATUS] == 400
     assert len(told) == 1 and len(told[0][1]) < 200
     if CellMessageHeaderKeys.CLIENT_NAME not in changed:
         assert told[0][0] == "site-1"
@@ -72,8 +74,146 @@ def test_a_fault_is_no_refusal() -> None:
     async def answer(site: str, call: Call) -> Response:
         raise LinkFault("later")
 
-    def refuse(site: str, reason: str) -> None:
-        raise AssertionError(reason)
+    assert _outcome(Message(GOOD, b""), answer, _never)[channel._FAULT] == "later"
 
-    reply = asyncio.run(channel._answer(Message(GOOD, b""), answer, refuse))
-    assert reply.get_header(channel._FAULT) == "later"
+
+def _outcome(message: Message, answer: channel.Answer, refuse: channel.Refuse) -> dict[str, Any]:
+    loop = LoopThread("test")
+    try:
+        link = channel.ServerLink(cast(Any, Cells().server), loop, answer, refuse, lambda site, flwr: None)
+        headers, _ = loop.run(link._outcome(message))
+        return headers
+    finally:
+        loop.close()
+
+
+def _never(site: str, reason: str) -> None:
+    raise AssertionError(f"refused {site}: {reason}")
+
+
+class Cells:
+    """A site's cell and the server's, and between them a line that loses on command what is sent."""
+
+    def __init__(self) -> None:
+        self.lose: list[str] = []
+        """Topics of which the next message is lost, each once."""
+        self.sent: list[str] = []
+        self.unreachable = False
+        self.site, self.server = _Cell(self, "site-1.job"), _Cell(self, "server.job")
+        self.site.peer, self.server.peer = self.server, self.site
+
+
+class _Cell:
+    peer: _Cell
+
+    def __init__(self, cells: Cells, name: str) -> None:
+        self._cells, self._name = cells, name
+        self._received: dict[str, Callable[[StreamFuture], None]] = {}
+
+    def register_blob_cb(self, channel: str, topic: str, received: Callable[[StreamFuture], None]) -> None:
+        self._received[topic] = received
+
+    def send_blob(
+        self, channel: str, topic: str, target: str, message: Message, **options: bool
+    ) -> StreamFuture:
+        assert options == {"optional": True, "reliable": False}
+        sending = StreamFuture(1)
+        self._cells.sent.append(topic)
+        if self._cells.unreachable:
+            sending.set_exception(StreamError("target_unreachable"))
+            return sending
+        sending.set_result(0)
+        if topic in self._cells.lose:
+            self._cells.lose.remove(topic)
+            return sending
+        client = {CellMessageHeaderKeys.CLIENT_NAME: "site-1"}
+        arriving = StreamFuture(2, {**message.headers, **client, MessageHeaderKey.ORIGIN: self._name})
+        self.peer._received[topic](arriving)
+        arriving.set_result(message.payload)
+        return sending
+
+
+CALL = Call("c1", Request("/v1/fleet/get-run", (), b"question"))
+
+
+def linked(
+    answer: channel.Answer, test: Callable[[Cells, channel.SiteLink], Coroutine[Any, Any, None]]
+) -> Cells:
+    """Run `test` with both ends of a link."""
+    cells, loop = Cells(), LoopThread("test")
+    channel.ServerLink(cast(Any, cells.server), loop, answer, _never, lambda site, flwr: None)
+    link = channel.SiteLink(cast(Any, cells.site), "job", "1.41.0", loop.loop)
+    try:
+        loop.run(test(cells, link), timeout=10)
+        link.close()
+    finally:
+        loop.close()
+    return cells
+
+
+async def echo(site: str, call: Call) -> Response:
+    return Response(200, (("content-type", "x"),), call.request.body)
+
+
+@pytest.mark.parametrize("lost", [channel.CALL, channel.ANSWER])
+def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        cells.lose = [lost]
+        with pytest.raises(LinkFault, match="lost"):
+            await link.send(CALL)
+        assert await link.send(CALL) == Response(200, (("content-type", "x"),), b"question")
+
+    assert linked(echo, test).sent.count(channel.QUESTION) >= 2
+
+
+def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a slow server nor a question that is not answered is a loss."""
+    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(channel, "ASK_AGAIN", 0.01)
+
+    async def slow(site: str, call: Call) -> Response:
+        await asyncio.sleep(0.3)
+        return Response(200)
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        cells.lose = [channel.QUESTION, channel.RUNNING, channel.QUESTION]
+        assert (await link.send(CALL)).status == 200
+
+    cells = linked(slow, test)
+    assert cells.sent.count(channel.CALL) == 1
+    assert cells.sent.count(channel.QUESTION) > 5
+
+
+def test_nothing_is_sent_when_no_call_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        await link.send(CALL)
+        await asyncio.sleep(0.1)
+        assert cells.sent == [channel.CALL, channel.ANSWER]
+
+    linked(echo, test)
+
+
+def test_a_server_out_of_reach_is_a_fault_at_once_and_a_probe_says_when_it_is_back() -> None:
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        cells.unreachable = True
+        with pytest.raises(LinkFault, match="unreachable"):
+            await link.send(CALL)
+        cells.unreachable = False
+        await link.probe()
+
+    linked(echo, test)
+
+
+def test_the_end_of_the_job_ends_a_call() -> None:
+    async def over(site: str, call: Call) -> Response:
+        raise JobOver
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        with pytest.raises(JobOver):
+            await link.send(CALL)
+
+    linked(over, test)

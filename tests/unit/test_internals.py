@@ -14,33 +14,31 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from nvflare.fuel.f3.cellnet.cell import Adapter, Cell
+from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
 from bridge.flare import channel, teardown
-from bridge.flower import environment, heartbeat, superlink_process, wire
+from bridge.flower import heartbeat, superlink_process, wire
+from bridge.flower.versions import Transport
+from provisioning import harden
 
 
 def test_the_versions_are_the_ones_that_were_read() -> None:
     assert version("nvflare") == "2.9.0"
-    environment.check_version()
-
-
-def test_an_unsupported_flower_is_refused_with_the_range_that_works() -> None:
-    for wrong in ("1.39.0", "1.34.1", "1.43.0", "2.0.0"):
-        with pytest.raises(environment.UnsupportedFlower, match=r"expected 1\.40 to 1\.42"):
-            environment.check_version(wrong)
+    assert version("flwr") == "1.41.0"
 
 
 def test_wire_knows_every_fleet_call() -> None:
     paths = {path for method, path in PROTOBUF_REQUEST_TYPES if path.startswith(wire.PREFIX)}
-    assert {wire.PREFIX + name for name in wire.REPEATS} == paths
+    assert wire.PATHS[Transport.HTTP].keys() == paths
 
 
 def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
@@ -65,11 +63,15 @@ def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:
     assert heartbeat.LONGEST == 3600
 
 
-def test_channel_cells_stream_and_answer_with_futures() -> None:
-    for name in ("channel", "target", "topic", "request", "timeout", "optional"):
-        assert name in inspect.signature(Cell._send_request).parameters
-    assert "register_blob_cb" in dir(Cell)
-    assert "concurrent.futures.Future" in inspect.getsource(Adapter.call)
+def test_channel_cells_stream_blobs_and_tell_when_they_are_whole() -> None:
+    sends = inspect.signature(Cell.send_blob).parameters
+    assert list(sends)[1:] == ["channel", "topic", "target", "message", "secure", "optional", "reliable"]
+    assert list(inspect.signature(Cell.register_blob_cb).parameters)[1:4] == ["channel", "topic", "blob_cb"]
+    told: list[object] = []
+    future = StreamFuture(1, {"header": 1})
+    future.add_done_callback(told.append, "whole")
+    future.set_result(b"")
+    assert told == ["whole"] and future.error is None and future.headers == {"header": 1}
 
 
 class _SignsFor:
@@ -136,3 +138,7 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
     began = time.monotonic()
     MainProcessMonitor._start_shutdown(3, 3)
     assert time.monotonic() - began < 1.5
+
+
+def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
+    assert set(GRPC_DEFAULT_OPTIONS) <= set(harden.GRPC_OPTIONS.items())

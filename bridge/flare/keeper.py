@@ -1,0 +1,219 @@
+"""Keeps jobs alive, or ends them with the reason: a component of the FLARE server's own process.
+
+FLARE 2.9.0 does not let a site back into a job that it has left, fails the job when a site's job process
+is killed, leaves the jobs of a killed server RUNNING for ever, and gives a job whose process was killed no
+reason. It acts on what FLARE tells (heartbeats, reports, events), each slow step in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey, RunStatus
+from nvflare.apis.utils.job_utils import get_event_job_id
+
+from bridge.flare import meta
+from bridge.flare.parent import CannotStart, Parent, new_id
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 5
+"""How often a site's part in a job is started anew before the job is failed."""
+
+RESTART_FIRST = 1.0
+"""Seconds before the first new start of a job process that died; each further wait is twice as long."""
+
+FORGIVEN_AFTER = 600.0
+"""Seconds after which a start counts as a good one, and the next is a first one again: a job may last for
+weeks, with containers that are restarted every night."""
+
+RETRY_WAITS = 60.0
+"""Seconds for which a job that is submitted again waits for all of the sites that it had."""
+
+RESTARTED = "server restarted"
+LOST = "the job's process on the server ended before the run did: it was killed, or had too little memory"
+
+
+@dataclass
+class _Part:
+    """A site's part in a job, as far as it had to be started anew."""
+
+    number: int = 0
+    failures: int = 0
+    began: float = 0.0
+    starting: bool = False
+
+
+class Keeper(FLComponent):
+    """See the module. It has no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parent: Parent | None = None
+        self._lock = threading.Lock()
+        self._parts: dict[tuple[str, str], _Part] = {}
+        self._seen: set[tuple[str, str]] = set()
+        self._left: dict[str, frozenset[str]] = {}
+        self._waiting: dict[str, frozenset[str]] = {}
+        self._began = time.monotonic()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the server's own process."""
+        if event_type == EventType.SYSTEM_START:
+            self._parent = Parent(fl_ctx.get_engine())
+            self._close_unfinished(self._parent)
+            self._parent.watch(self._heartbeat, self._died)
+        elif self._parent is None:
+            return
+        elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
+            self._hold(self._parent, fl_ctx)
+        elif event_type == EventType.JOB_STARTED:
+            job = get_event_job_id(fl_ctx)
+            self._parent.note(job, {meta.SITES: self._parent.participants(job)})
+        elif event_type == EventType.JOB_COMPLETED:
+            self._closed(self._parent, get_event_job_id(fl_ctx))
+
+    # Sites that left a running job
+
+    def _heartbeat(self, site: str, token: str, jobs: frozenset[str]) -> None:
+        """A site lives. Does it take part in all jobs that it should?"""
+        assert self._parent is not None
+        running = self._parent.tokens()
+        for job, tokens in running.items():
+            if site not in tokens:
+                continue
+            if job in jobs:
+                self._seen.add((job, token))
+            elif tokens[site] != token:
+                self._start_again(job, site, "the site was restarted")
+            elif (job, token) in self._seen and self._parent.owes_outcome(job, site):
+                # It has ended there, and the report of that was lost with the link.
+                self._start_again(job, site, "its job process is gone")
+        with self._lock:
+            self._left[site] = jobs - self._parent.known_jobs()
+        self._release(self._parent)
+
+    def _died(self, job: str, site: str) -> bool:
+        """A site's job process was killed or crashed."""
+        return self._start_again(job, site, "its job process died")
+
+    def _start_again(self, job: str, site: str, why: str) -> bool:
+        """Begin to start a site's part in a job; False if that was tried too often."""
+        with self._lock:
+            part = self._parts.setdefault((job, site), _Part())
+            if part.starting:
+                return True
+            now = time.monotonic()
+            if part.failures and now - part.began > FORGIVEN_AFTER:
+                part.failures = 0
+            wait = RESTART_FIRST * 2**part.failures
+            part.failures += 1
+            part.number += 1
+            part.began = now
+            part.starting = True
+            given_up = part.failures > RESTARTS
+        work = (self._give_up, (job, site, why)) if given_up else (self._start, (job, site, why, part, wait))
+        threading.Thread(target=work[0], args=work[1], name="keeper", daemon=True).start()
+        return True
+
+    def _start(self, job: str, site: str, why: str, part: _Part, wait: float) -> None:
+        assert self._parent is not None
+        log.warning("%s left job %s: %s; start %d of %d", site, job, why, part.failures, RESTARTS)
+        time.sleep(wait)
+        try:
+            if not self._parent.runs(job):
+                self._parent.forget_outcome(job, site)
+                return
+            self._parent.start_site(job, site, part.number)
+            log.info("%s takes part in job %s again", site, job)
+        except CannotStart as error:
+            # The site's next heartbeat shows that it is not there, and the next try begins.
+            log.warning("%s could not be started in job %s: %s", site, job, error)
+        except Exception:
+            log.exception("%s could not be started in job %s", site, job)
+        finally:
+            with self._lock:
+                part.starting = False
+
+    def _give_up(self, job: str, site: str, why: str) -> None:
+        assert self._parent is not None
+        reason = (
+            f"{site} left the job {RESTARTS + 1} times, and is not started again: {why}. Look at its log."
+        )
+        log.error("job %s: %s", job, reason)
+        self._parent.fail(job, reason)
+
+    # Jobs whose process is gone
+
+    def _closed(self, parent: Parent, job: str) -> None:
+        """FLARE has closed a job: give it a reason if its own process could not."""
+        with self._lock:
+            for key in [key for key in self._parts if key[0] == job]:
+                del self._parts[key]
+            self._seen = {key for key in self._seen if key[0] != job}
+        known = parent.known(job)
+        explained = meta.REASON in known or known.get(JobMetaKey.STATUS) == RunStatus.FINISHED_ABORTED
+        if not explained and parent.process_was_lost(job):
+            parent.note(job, {meta.REASON: LOST})
+
+    def _close_unfinished(self, parent: Parent) -> None:
+        """The server has just started: no job that the store takes for running does run."""
+        for known in parent.unfinished():
+            job, retries = str(known[JobMetaKey.JOB_ID]), int(known.get(meta.RETRIES) or 0)
+            log.warning("job %s ran when the server ended", job)
+            noted = {meta.REASON: RESTARTED}
+            if retries > 0:
+                # The new job's id is written first, so that a second restart right now makes no third job.
+                noted[meta.RETRIED_AS] = known.get(meta.RETRIED_AS) or new_id()
+            parent.note(job, noted)
+            if retries > 0:
+                sites = known.get(meta.SITES) or []
+                values = {meta.RETRIES: retries - 1, meta.RETRY_OF: job, meta.SITES: sites}
+                parent.clone(job, noted[meta.RETRIED_AS], values)
+                log.warning("it is submitted again as job %s", noted[meta.RETRIED_AS])
+            parent.end(job)
+
+    # Jobs that are submitted again
+
+    def _hold(self, parent: Parent, fl_ctx: FLContext) -> None:
+        """A job is about to be scheduled: one that repeats another must not meet that one's processes."""
+        known = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        if meta.RETRY_OF not in known:
+            return
+        job = str(known[JobMetaKey.JOB_ID])
+        sites = frozenset(known.get(meta.SITES) or ())
+        reason = self._not_ready(parent, sites)
+        with self._lock:
+            if reason:
+                self._waiting[job] = sites
+            else:
+                self._waiting.pop(job, None)
+        if reason:
+            fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, sticky=False)
+
+    def _not_ready(self, parent: Parent, sites: frozenset[str]) -> str:
+        here = parent.registered()
+        absent = sites - here
+        if absent and time.monotonic() - self._began < RETRY_WAITS:
+            return f"waiting for {', '.join(sorted(absent))}"
+        with self._lock:
+            busy = sorted(site for site in here if self._left.get(site))
+        return f"{', '.join(busy)} must first end what the restarted server left there" if busy else ""
+
+    def _release(self, parent: Parent) -> None:
+        """Let the scheduler look again at jobs that have nothing more to wait for."""
+        with self._lock:
+            waiting = dict(self._waiting)
+        for job, sites in waiting.items():
+            if not self._not_ready(parent, sites):
+                with self._lock:
+                    if self._waiting.pop(job, None) is None:
+                        continue
+                parent.schedule_now(job)

@@ -1,0 +1,27 @@
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta, one app command, and
+a default."""
+
+GRACE = 900.0
+"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
+a container is back within minutes, and training is not lost."""
+
+REASON = "flowerbed_reason"
+"""Why the job failed, where its own process could not say so."""
+
+RETRIES = "flowerbed_retries"
+"""How often the job is submitted again by itself, should the server restart while it runs."""
+
+RETRY_OF = "flowerbed_retry_of"
+"""The job that this one repeats."""
+
+RETRIED_AS = "flowerbed_retried_as"
+"""The job that repeats this one."""
+
+SITES = "flowerbed_sites"
+"""The sites that take part."""
+
+STARTS = "flowerbed_starts"
+"""How often each site's part was started anew, by the site's name. A number that only the server writes."""
+
+SITES_TOPIC = "flowerbed.sites"
+"""The app command by which the server's own process lets the job's process look at its sites' tokens anew."""

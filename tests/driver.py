@@ -1,0 +1,156 @@
+"""A real SuperLink, two real SuperNodes and a real app, joined by the relay without FLARE, and lossy.
+
+The answer of the first call of every kind is lost after the SuperLink has acted, and that in each of three
+places: before the SuperNode, on the link, behind the SuperLink.
+
+`tests/unit/test_flower.py` runs it in the tests' own environment, `tests/versions` by its command line in
+those of other flwr versions, which have neither FLARE nor pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
+
+from bridge import transports
+from bridge.flower import versions, wire
+from bridge.flower.app import ConfigValue
+from bridge.flower.observe import Event, Observer
+from bridge.flower.process import FlowerProcess
+from bridge.flower.superlink import RunEnd, SuperLink
+from bridge.flower.supernode import start_supernode
+from bridge.forwarder import Forwarder
+from bridge.relay import Call, Caller, LinkFault, Response
+from tests.lossy import lossy_proxy
+
+RUN_WITHIN = 90.0
+"""Seconds for the run of a small app: it takes 15 to 30."""
+
+
+@dataclass
+class LossyLink:
+    """Carries a site's calls; loses the answer to the first call of each kind that brings something."""
+
+    forwarder: Forwarder
+    site: str
+    lost: set[str] = field(default_factory=set)
+
+    async def send(self, call: Call) -> Response:
+        response = await self.forwarder.answer(self.site, call)
+        name = wire.call_name(call.request.path)
+        assert name is not None
+        if name not in self.lost and (response.body or name != wire.PULL):
+            self.lost.add(name)
+            raise LinkFault("lost on the way back")
+        return response
+
+    async def probe(self) -> None:
+        pass
+
+
+@dataclass
+class Outcome:
+    end: RunEnd
+    events: list[Event]
+    lost: dict[str, list[str]]
+    """What was lost, by place."""
+    work_dir: str
+    traceback: str
+    left: list[str]
+    """Processes that outlive the run."""
+    notice: float
+    """Seconds from the run's end until it was known."""
+
+    def never_lost(self) -> dict[str, set[str]]:
+        """By place, the calls whose answer should have been lost and was not. Those by which a SuperNode
+        leaves come when the job is over: then nobody waits for an answer."""
+        must = wire.REPEATS.keys() - wire.GOODBYES
+        return {place: missed for place, lost in self.lost.items() if (missed := must - set(lost))}
+
+    def replies(self) -> dict[tuple[int, str, str], tuple[int, dict[str, float]]]:
+        """Examples and metrics by round, site and kind."""
+        return {
+            (event["round"], event["site"], event["kind"]): (event["num_examples"], event["metrics"])
+            for event in self.events
+            if event["event"] == "reply"
+        }
+
+
+async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue]) -> Outcome:
+    """Run `app` to its end; all that it needs and writes is in `work_dir`."""
+    events: list[Event] = []
+    forwarder = Forwarder(Observer(events.append), grace=60)
+    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
+    behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
+    forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
+    links = [LossyLink(forwarder, f"site-{number}") for number in (1, 2)]
+    callers = [Caller(link) for link in links]
+    gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
+    before_nodes = [lossy_proxy(superlink.fleet, gateway.port) for gateway in gateways]
+    nodes: list[FlowerProcess] = []
+    try:
+        for number, gateway in enumerate(gateways):
+            await gateway.start()
+            home = work_dir / f"site-{number}"
+            port = await before_nodes[number].start()
+            config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
+            nodes.append(await start_supernode(port, work_dir, home, config))
+        run = await superlink.start_run(app, run_config)
+        async with asyncio.timeout(RUN_WITHIN):
+            end = await superlink.finished(run)
+        noticed = datetime.datetime.now(datetime.UTC)
+        runs = ListRunsResponse()
+        await superlink._control("list-runs", ListRunsRequest(run_id=run), runs)
+        finished = datetime.datetime.fromisoformat(runs.run_dict[run].finished_at)
+    finally:
+        await forwarder.close()
+        for caller in callers:
+            await caller.close()
+        await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
+        for gateway in gateways:
+            await gateway.stop()
+        for proxy in (behind_superlink, *before_nodes):
+            await proxy.stop()
+    lost = {
+        "behind the SuperLink": sorted(behind_superlink.lost),
+        **{f"on the link of {link.site}": sorted(link.lost) for link in links},
+        **{f"before SuperNode {number}": sorted(proxy.lost) for number, proxy in enumerate(before_nodes, 1)},
+    }
+    notice = (noticed - finished).total_seconds()
+    left = left_of(work_dir)
+    return Outcome(end, events, lost, str(work_dir), superlink.traceback(), left, notice)
+
+
+def left_of(work_dir: Path) -> list[str]:
+    """The command lines of Flower processes that belong to `work_dir`, and of this process's children."""
+    home, child = f"FLWR_HOME={work_dir}".encode(), f"\nPPid:\t{os.getpid()}\n"
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if any(line.startswith(home) for line in variables) or child in (folder / "status").read_text():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def main() -> None:
+    """Print what version it was, and the outcome, as one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("app", type=Path)
+    parser.add_argument("run_config", type=json.loads)
+    args = parser.parse_args()
+    outcome = asyncio.run(run_app(args.work_dir, args.app, args.run_config))
+    print(json.dumps({"version": versions.installed(), **asdict(outcome)}))
+
+
+if __name__ == "__main__":
+    main()
