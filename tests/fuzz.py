@@ -322,9 +322,7 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         # Not the client's name: FLARE vouches for it.
         which = sorted(headers.keys() - {CellMessageHeaderKeys.CLIENT_NAME})
-        headers[draw(st.sampled_from(sorted(headers.keys() - {CellMessageHeaderKeys.CLIENT_NAME})))] = draw(
-            odd
-        )
+        headers[draw(st.sampled_from(which))] = draw(odd)
     if draw(st.integers(0, 19)) == 0:
         body = draw(st.one_of(odd, st.just(10**12), st.lists(st.binary(max_size=4), max_size=2)))
     return FlareMessage(headers, body)
