@@ -124,7 +124,8 @@ class Observer:
                 pushed = PushObjectRequest.FromString(request.body)
                 if len(pushed.object_content) <= OBJECT_LIMIT:
                     self._keep(self._objects[site], pushed.object_id, pushed.object_content)
-                    self._report(site)
+                    for waiting in list(self._replies):
+                        self._report(waiting)
 
     def _round_began(self, group: str) -> None:
         if (number := _round(group)) and number not in self._rounds:
@@ -167,15 +168,22 @@ class Observer:
         """A reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
-        objects = self._objects[reply.site]
-        names = objects.get(reply.root)
+        names = self._find(reply.site, reply.root)
         if names is None:
             return None
-        records = {name: objects.get(object_id) for name, object_id in names.items()}
+        records = {name: self._find(reply.site, object_id) for name, object_id in names.items()}
         # A record of arrays may be too large to have been read; it holds no metrics.
         found = {name: record for name, record in records.items() if record is not None}
         missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
         return None if missing else found
+
+    def _find(self, site: str, object_id: str) -> Any:
+        """What an object of a site's reply says. An id is its content's hash, which the SuperLink checks: what
+        it has already from another site it does not ask for again, so that it is found there."""
+        said = self._objects[site].get(object_id)
+        if said is not None:
+            return said
+        return next((found for o in self._objects.values() if (found := o.get(object_id)) is not None), None)
 
 
 def _round(group: str) -> int:
