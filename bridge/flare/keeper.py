@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 RESTARTS = 5
 """How often a site's part in a job is started anew before the job is failed."""
 
-RESTART_FIRST = 1.0
+RESTART_FIRST = 0.5
 """Seconds before the first new start of a job process that died; each further wait is twice as long."""
 
 FORGIVEN_AFTER = 600.0

@@ -178,8 +178,8 @@ class Observer:
         return None if missing else found
 
     def _find(self, site: str, object_id: str) -> Any:
-        """What an object of a site's reply says. An id is its content's hash, which the SuperLink checks; what
-        it has from another site it does not ask for again, so that it is found there."""
+        """What an object of a site's reply says. An id is its content's hash, and the SuperLink checks it;
+        what it has from another site it does not ask for again, so that it is found there."""
         said = self._objects[site].get(object_id)
         if said is not None:
             return said
