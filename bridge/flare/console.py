@@ -357,7 +357,8 @@ def _end(args: argparse.Namespace) -> None:
     deadline = time.monotonic() + args.within
     with _session() as session, _flare_errors():
         for job in _running(session):
-            with _quiet():
+            # One that is just starting or ending may refuse; what is left is told.
+            with _quiet(), contextlib.suppress(Exception):
                 session.abort_job(job["job_id"])
         while (left := _running(session)) and time.monotonic() < deadline:
             time.sleep(POLL)
