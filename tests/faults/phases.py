@@ -119,10 +119,8 @@ def _moments(federation: Federation, job: str, site: str) -> Iterator[tuple[int,
         phase = next((phase for phase in Phase if phase.value in said), None)
         if phase is Phase.PULL:
             number += 1
-        elif phase is Phase.TRAINING and "evaluate" in message:
-            phase = None
-        elif phase is Phase.BETWEEN_ROUNDS and "evaluate" not in message:
-            phase = None
+        elif phase is not None and ("evaluate" in message) != (phase is Phase.BETWEEN_ROUNDS):
+            phase = None  # The same words, about another message.
         yield number, phase, said
 
 
