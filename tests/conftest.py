@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-SLOW = tuple(Path(__file__).parent / name for name in ("faults", "integration", "versions"))
+pytest_plugins = ["tests.federation"]
+
+FAULTS = Path(__file__).parent / "faults"
+SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "versions")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,4 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow = any(folder in item.path.parents for folder in SLOW)
         if slow:
             item.add_marker(pytest.mark.containers)
+        if FAULTS in item.path.parents:
+            item.add_marker(pytest.mark.faults)
         item.add_marker(pytest.mark.xdist_group("federation" if slow else item.path.name))

@@ -236,6 +236,16 @@ def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [path.name for path in folder.parent.iterdir()] == ["j-1"]
 
 
+def test_results_have_the_reason_that_only_the_server_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"flowerbed_reason": "server restarted", "flowerbed_retried_as": "j-2"}
+    meta = json.dumps({**META, "status": "FINISHED:ABNORMAL", **kept})
+    send(monkeypatch, {"meta.json": meta, "logs/server.log": "x"})
+    outcome = results.collect("admin", "j-1")
+    assert (outcome["reason"], outcome["retried_as"]) == ("server restarted", "j-2")
+
+
 def test_results_of_a_job_that_failed_before_its_first_round(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
