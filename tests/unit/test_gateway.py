@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from bridge import connection
+from bridge import connection, lanes
 from bridge import gateway as gateway_module
 from bridge.flower import wire
 from bridge.gateway import Gateway
@@ -406,7 +406,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                         answer = await other.post("/v1/fleet/pull-object", headers=SUPERNODE)
                         assert answer.status_code == 200
             assert max(waits) < 2
-            assert 0 < stuck <= gateway_module.STRANGERS_AT_ONCE
+            assert 0 < stuck <= lanes.STRANGERS_AT_ONCE
             for task in strangers:
                 task.cancel()
             await asyncio.gather(*strangers, return_exceptions=True)
