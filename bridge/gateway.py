@@ -12,6 +12,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any, cast
 
 import uvicorn
@@ -41,6 +42,10 @@ second."""
 _PROTOBUF = (("content-type", wire.MEDIA_TYPE),)
 _CLOSE = (("connection", "close"),)
 
+IsSuperNode = Callable[[int], bool]
+"""Says of a connection, by its other end's port, whether it is the SuperNode's: nobody else may register in
+its place, neither before it nor when it was killed."""
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -58,8 +63,10 @@ class _Refused(Exception):
 class Gateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode` is asked when a SuperNode registers; see `IsSuperNode`."""
         self._caller = caller
+        self._is_supernode = is_supernode
         self._owner = Owner()
         self._refusals = Refusals()
         self._bytes_left = BODIES_AT_ONCE
@@ -135,6 +142,9 @@ class Gateway:
         size = _body_size(scope, wire.BODY_LIMIT if known else STRANGERS_BODY)
         if not known:
             request = Request(scope["path"], headers, await _body(receive, size))
+            if wire.call_name(request.path) == wire.REGISTER and not self._is_supernode(scope["client"][1]):
+                # Without the key the server will refuse it, and write down the site's name.
+                request = replace(request, headers=())
             return await self._told(request, self._stranger(request))
         if size > self._bytes_left:
             raise _Refused(503, f"a body of {size} bytes, of which {self._bytes_left} may come now")

@@ -17,6 +17,7 @@ from grpc import StatusCode
 from bridge import grpc_form
 from bridge.flower import wire
 from bridge.flower.versions import Transport
+from bridge.gateway import IsSuperNode
 from bridge.relay import Caller, JobOver, Request, Response
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ OPTIONS = (
 class GrpcGateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode` is asked when a SuperNode registers; see `IsSuperNode`."""
         self._caller = caller
+        self._is_supernode = is_supernode
         self._calls = 0
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((_Fleet(self),))
@@ -64,6 +67,8 @@ class GrpcGateway:
         if self._calls >= CALLS_AT_ONCE:
             log.warning("refused: more than %d calls at once", CALLS_AT_ONCE)
             await context.abort(StatusCode.UNAVAILABLE, "too many calls at once")
+        if wire.call_name(method) == wire.REGISTER and not self._is_supernode(_port(context.peer())):
+            headers = ()  # Without the key the server will refuse it, and write down the site's name.
         self._calls += 1
         try:
             response = await self._response(Request(method, headers, body))
@@ -84,6 +89,11 @@ class GrpcGateway:
             # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
             return Response(200 if wire.call_name(request.path) in wire.GOODBYES else 503)
         return Response(503) if response is None else wire.bearable(request, response)
+
+
+def _port(peer: str) -> int:
+    """The port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
+    return int(peer.rsplit(":", 1)[1])
 
 
 class _Fleet(grpc.GenericRpcHandler):
