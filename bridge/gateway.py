@@ -17,7 +17,7 @@ import uvicorn
 from bridge.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
 from bridge.flower import wire
 from bridge.flower.versions import Transport
-from bridge.lanes import STRANGERS_BODY, Crowded, Lanes
+from bridge.lanes import STRANGERS_BODY, Crowded, IsSuperNode, Lanes
 from bridge.relay import Caller, Request, Response
 
 BODIES_AT_ONCE = 128 * 1024 * 1024
@@ -43,8 +43,9 @@ class _Refused(Exception):
 class Gateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._lanes = Lanes(caller)
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._lanes = Lanes(caller, is_supernode)
         self._refusals = Refusals()
         self._bytes_left = BODIES_AT_ONCE
         # Bound here, so that the port is known and taken before the SuperNode is started.
@@ -120,7 +121,7 @@ class Gateway:
         if not known:
             request = Request(scope["path"], headers, await _body(receive, size))
             try:
-                return await self._lanes.stranger(request)
+                return await self._lanes.stranger(request, scope["client"][1])
             except Crowded as crowded:
                 raise _Refused(503, str(crowded)) from None
         if size > self._bytes_left:

@@ -17,7 +17,7 @@ from bridge import grpc_form
 from bridge.connection import Refusals
 from bridge.flower import wire
 from bridge.flower.versions import Transport
-from bridge.lanes import STRANGERS_BODY, Crowded, Lanes
+from bridge.lanes import STRANGERS_BODY, Crowded, IsSuperNode, Lanes
 from bridge.relay import Caller, Request, Response
 
 CALLS_AT_ONCE = 64
@@ -49,8 +49,9 @@ class _Refused(Exception):
 class GrpcGateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._lanes = Lanes(caller)
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._lanes = Lanes(caller, is_supernode)
         self._refusals = Refusals()
         self._calls = 0
         self._server = grpc.aio.server(options=OPTIONS)
@@ -69,7 +70,7 @@ class GrpcGateway:
         """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
         request = Request(method, grpc_form.headers_of(context.invocation_metadata()), body)
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, _port(context.peer()))
         except _Refused as refused:
             self._refusals.add(f"{method}: {refused}")
             await context.abort(refused.code, str(refused))
@@ -81,7 +82,7 @@ class GrpcGateway:
         await context.abort(code, message, metadata)
         raise AssertionError("abort raises")
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, port: int) -> Response:
         if len(dict(request.headers)) != len(request.headers):
             raise _Refused(StatusCode.INVALID_ARGUMENT, "metadata that stands twice")
         if self._lanes.owner.made((key.encode(), value.encode()) for key, value in request.headers):
@@ -92,7 +93,7 @@ class GrpcGateway:
             raise _Refused(StatusCode.UNAVAILABLE, "too many calls at once")
         self._calls += 1
         try:
-            return await self._lanes.stranger(request)
+            return await self._lanes.stranger(request, port)
         except Crowded as crowded:
             raise _Refused(StatusCode.UNAVAILABLE, str(crowded)) from None
         finally:
@@ -101,6 +102,11 @@ class GrpcGateway:
     def refuse(self, method: str) -> None:
         """Take note of a call to something else than the Fleet API."""
         self._refusals.add(f"{method[:200]!r}: only Flower's Fleet API passes here")
+
+
+def _port(peer: str) -> int:
+    """The port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
+    return int(peer.rsplit(":", 1)[1])
 
 
 class _Fleet(grpc.GenericRpcHandler):

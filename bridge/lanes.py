@@ -7,7 +7,8 @@ key, get a lane of their own, however many they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from bridge.flower import wire
 from bridge.flower.identity import Owner
@@ -28,6 +29,11 @@ second."""
 _PROTOBUF = (("content-type", wire.MEDIA_TYPE),)
 
 
+IsSuperNode = Callable[[int], bool]
+"""Says of a connection, by its other end's port, whether it is the SuperNode's: nobody else may register in
+its place, neither before it nor when it was killed."""
+
+
 class Crowded(Exception):
     """Too many calls of strangers are on their way; the text is for the log."""
 
@@ -35,9 +41,11 @@ class Crowded(Exception):
 class Lanes:
     """Carries the calls of one gateway. Lives on the loop of its `caller`."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode) -> None:
+        """`is_supernode` is asked when a SuperNode registers; see `IsSuperNode`."""
         self.owner = Owner()
         self._caller = caller
+        self._is_supernode = is_supernode
         self._strangers: dict[str, asyncio.Task[Response | None]] = {}
         self._strangers_turn = asyncio.Semaphore(STRANGERS_AT_ONCE)
 
@@ -45,8 +53,11 @@ class Lanes:
         """What the SuperNode is told to its request."""
         return await self._told(request, self._caller.call(request, wire.rule(request)))
 
-    async def stranger(self, request: Request) -> Response:
-        """What anybody else is told. Raises `Crowded`."""
+    async def stranger(self, request: Request, port: int) -> Response:
+        """What anybody else is told, whose connection comes from `port`. Raises `Crowded`."""
+        if wire.call_name(request.path) == wire.REGISTER and not self._is_supernode(port):
+            # Without the key the server will refuse it, and write down the site's name.
+            request = replace(request, headers=())
         return await self._told(request, self._stranger(request))
 
     async def _told(self, request: Request, answer: Awaitable[Response | None]) -> Response:

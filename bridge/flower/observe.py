@@ -124,8 +124,10 @@ class Observer:
             case wire.PUSH_OBJECT:
                 pushed = PushObjectRequest.FromString(request.body)
                 content = pushed.object_content
+                # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
                 if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:
                     self._keep(self._objects[site], pushed.object_id, content)
+                    # An object that two sites' replies have in common is sent once.
                     for waiting in list(self._replies):
                         self._report(waiting)
 
@@ -166,25 +168,23 @@ class Observer:
             else:
                 self._emit(_event(reply, records))
 
+    def _find(self, object_id: str) -> Any:
+        """What an object says, whoever sent it, or None if it is not known."""
+        found = (objects.get(object_id) for objects in self._objects.values())
+        return next((said for said in found if said is not None), None)
+
     def _records(self, reply: _Reply) -> dict[str, dict[str, Any]] | None:
         """A reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
-        names = self._said(reply.site, reply.root)
+        names = self._find(reply.root)
         if names is None:
             return None
-        records = {name: self._said(reply.site, object_id) for name, object_id in names.items()}
+        records = {name: self._find(object_id) for name, object_id in names.items()}
         # A record of arrays may be too large to have been read; it holds no metrics.
         found = {name: record for name, record in records.items() if record is not None}
         missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
         return None if missing else found
-
-    def _said(self, site: str, object_id: str) -> Any:
-        """What an object says. Where another site has pushed the same one, the SuperLink does not ask for it
-        again; its id is the hash of its content, so that it says the same."""
-        own = self._objects[site].get(object_id)
-        others = (objects.get(object_id) for objects in self._objects.values())
-        return own if own is not None else next((said for said in others if said is not None), None)
 
 
 def _round(group: str) -> int:
