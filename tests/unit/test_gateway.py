@@ -387,7 +387,9 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
         async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
             refused = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
             assert refused.status_code == 403
-            assert not served._owner.made([(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())])
+            assert not served._lanes.owner.made(
+                [(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())]
+            )
             own.extend(range(65536))
             await register(client)
         await caller.close()
