@@ -7,6 +7,7 @@ beside them, its exact code and message, travels in two headers of its own.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable
 
 from grpc import StatusCode
@@ -40,6 +41,7 @@ HTTP_STATUS = {
 }
 """gRPC's codes as Flower pairs them with HTTP's, for example 412 (flwr 1.34 `supercore/error/catalog.py`)."""
 
+_KEY, _TEXT = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _BY_NUMBER = {int(code.value[0]): code for code in StatusCode}
 
 
@@ -53,12 +55,18 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
 
 
 def metadata_of(headers: Headers) -> Metadata:
-    """The reverse of `headers_of`; also for headers of ours. Raises ValueError for what is no base64."""
-    return tuple(
-        (key, base64.b64decode(value, validate=True) if key.endswith("-bin") else value)
-        for key, value in headers
-        if key not in (CODE_HEADER, MESSAGE_HEADER)
-    )
+    """The reverse of `headers_of`; also for headers of ours.
+
+    Raises:
+        ValueError: for what gRPC would not take, or what is no base64.
+    """
+    return tuple(_pair(key, value) for key, value in headers if key not in (CODE_HEADER, MESSAGE_HEADER))
+
+
+def _pair(key: str, value: str) -> tuple[str, str | bytes]:
+    if not _KEY.fullmatch(key) or not _TEXT.fullmatch(value):
+        raise ValueError(f"{key[:100]!r} with {value[:100]!r} is no metadata")
+    return key, base64.b64decode(value, validate=True) if key.endswith("-bin") else value
 
 
 def refusal(code: StatusCode, message: str, headers: Headers = ()) -> Response:

@@ -82,6 +82,9 @@ class GrpcUpstream:
         """See `Upstream`."""
         try:
             metadata = grpc_form.metadata_of(request.headers)
+        except ValueError as error:
+            return grpc_form.refusal(StatusCode.INVALID_ARGUMENT, str(error))
+        try:
             call = self._channel.unary_unary(request.path)(request.body, metadata=metadata)
             body: bytes = await call
             return Response(200, grpc_form.headers_of(await call.trailing_metadata()), body)
@@ -90,8 +93,6 @@ class GrpcUpstream:
                 raise AnswerLost(f"{error.code().name}: {error.details()}") from None
             kept = grpc_form.headers_of(error.trailing_metadata())
             return grpc_form.refusal(error.code(), error.details() or "", kept)
-        except ValueError as error:
-            return grpc_form.refusal(StatusCode.INVALID_ARGUMENT, f"metadata that is none: {error}")
         except (grpc.aio.UsageError, asyncio.CancelledError):
             if self._closed:  # gRPC cancels what waits for a channel that is closed.
                 raise AnswerLost("the connection was closed") from None

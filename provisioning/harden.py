@@ -41,17 +41,18 @@ STREAMING_RETRY_TIMEOUT = 10.0
 FLARE's 60 s let threads pile up to the container's limit; a relayed request has its own retries.
 """
 
-LINE_CHECK = 15_000
-"""Milliseconds without a byte until gRPC asks whether the other end is there, and again until it takes the
-connection for dead. By itself TCP would find that out after a quarter of an hour, and look for the end of a
-stall in steps of up to two minutes. A slow line is not a dead one: any byte that comes counts."""
+LINE_CHECK, LINE_DEAD = 15_000, 45_000
+"""Milliseconds without a byte until gRPC asks whether the other end is there, and from then on until it takes
+the connection for dead. By itself TCP would find that out after a quarter of an hour, and look for the end of
+a stall in steps of up to two minutes. A slow line is not a dead one: on one of 1 Mbit/s the question may
+have to wait behind some megabytes."""
 
 GRPC_OPTIONS = {
     # FLARE's own two (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any replaces them.
     "grpc.max_send_message_length": MAX_FRAME_SIZE,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
     "grpc.keepalive_time_ms": LINE_CHECK,
-    "grpc.keepalive_timeout_ms": LINE_CHECK,
+    "grpc.keepalive_timeout_ms": LINE_DEAD,
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": LINE_CHECK // 2,

@@ -1,5 +1,6 @@
 """Stop the federation. Kits, images, data and results stay, and so do the volumes unless --volumes is given.
 
+While a job runs, nothing is stopped, unless --force is given: then the job is ended as aborted first.
 The volumes hold what the containers wrote: the server's job store with the results of finished jobs, and
 the logs.
 """
@@ -11,14 +12,21 @@ import sys
 import time
 from typing import Any
 
-from scripts import compose, core, engine
+from scripts import compose, console, core, engine
 
 TIMEOUT = 120.0
 """Seconds; each container has 10 s to end, and they end side by side."""
 
+END_WITHIN = 8.0
+"""Seconds for all jobs to end as aborted before the containers are stopped; seen: 3 to 5."""
+
+RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
+"""FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--volumes`, `--yes`."""
+    """`--force`, `--volumes`, `--yes`."""
+    parser.add_argument("--force", action="store_true", help="end the jobs that run, as aborted")
     parser.add_argument(
         "--volumes", action="store_true", help="remove the volumes too: job store, results in it, logs"
     )
@@ -29,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Stop it."""
     if args.volumes and not args.yes:
         _ask()
-    return down(volumes=args.volumes)
+    return down(volumes=args.volumes, force=args.force)
 
 
 def _ask() -> None:
@@ -41,32 +49,72 @@ def _ask() -> None:
         raise core.Failure("Nothing was stopped or removed.")
 
 
-def down(*, volumes: bool = False) -> dict[str, Any]:
+def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     """Stop and remove the containers and the network.
 
     Args:
         volumes: and the volumes.
+        force: end the jobs that run.
 
     Returns:
-        stopped (the services that ran), volumes (whether they were removed) and seconds.
+        stopped (the services that ran), aborted (the jobs that were), volumes (whether they were removed) and
+        seconds.
+
+    Raises:
+        core.Failure: a job runs, and `force` is not set.
     """
     start = time.monotonic()
     if not compose.is_provisioned():
         core.say("Nothing is provisioned, so nothing runs.")
-        return {"stopped": [], "volumes": False, "seconds": 0.0}
+        return {"stopped": [], "aborted": [], "volumes": False, "seconds": 0.0}
     answer = engine.ask()
     if answer.problem:
         if volumes:
             raise core.Failure(f"No Docker engine answers, so no volume can be removed: {answer.problem}")
         core.say(f"No Docker engine answers, so nothing runs ({answer.problem}).")
-        return {"stopped": [], "volumes": False, "seconds": 0.0}
+        return {"stopped": [], "aborted": [], "volumes": False, "seconds": 0.0}
     # Any tag will do to stop what runs: it goes by the containers' labels.
     env = {"FLOWERBED_TAG": "any"}
     running = sorted(c["Service"] for c in compose.containers(env) if c["State"] == "running")
+    aborted = _end_jobs(force=force) if running else []
     words = ["down", "--remove-orphans", *(["--volumes"] if volumes else [])]
     compose.call(words, env=env, timeout=TIMEOUT)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Stopped {', '.join(running)} in {seconds:.0f} s." if running else "It was down already.")
     if volumes:
         core.say("The volumes are removed.")
-    return {"stopped": running, "volumes": volumes, "seconds": seconds}
+    return {"stopped": running, "aborted": aborted, "volumes": volumes, "seconds": seconds}
+
+
+def _end_jobs(*, force: bool) -> list[str]:
+    """End the jobs that run, or refuse to; returns their ids."""
+    try:
+        service = console.service(None)
+        jobs = console.ask(service, "list")["jobs"]
+    except core.Failure as failure:
+        core.say(f"Whether a job runs could not be asked: {failure}")
+        return []
+    running = [job for job in jobs if job["status"] in RUNNING]
+    queued = [job for job in jobs if job["status"] in QUEUED]
+    if running and not force:
+        listing = "\n".join(f"  {job['job_id']}  {job['name']}" for job in running)
+        one = running[0]["job_id"]
+        raise core.Failure(
+            f"{'A job runs' if len(running) == 1 else f'{len(running)} jobs run'}, so nothing was stopped:\n"
+            f"{listing}\n  Wait for it: ./flowerbed wait {one}   end it: ./flowerbed abort {one}   "
+            "or end all, as aborted: ./flowerbed down --force",
+            jobs=[job["job_id"] for job in running],
+        )
+    if queued:
+        names = ", ".join(f"{job['job_id']} ({job['name']})" for job in queued)
+        core.say(f"Not started yet, and kept until ./flowerbed up: {names}")
+    if running:
+        core.say(f"Ending {', '.join(job['job_id'] for job in running)} ...")
+        try:
+            left = console.ask(service, "end", "--within", str(END_WITHIN))["left"]
+        except core.Failure as failure:
+            core.say(f"They could not be ended: {failure}")
+        else:
+            if left:
+                core.say(f"Not ended within {END_WITHIN:.0f} s, and ended with the server: {', '.join(left)}")
+    return [job["job_id"] for job in running]

@@ -5,6 +5,7 @@ and run a federation of their own: one that runs from this checkout is left alon
 
   ./flowerbed test                  everything
   ./flowerbed test --quick          what needs no engine
+  ./flowerbed test --faults         and all of tests/faults, not only the pick
   ./flowerbed test -k relay         only tests whose names say so, no style and types
   ./flowerbed test -- -x --lf       words for pytest after --
 """
@@ -30,13 +31,16 @@ TYPED = ("scripts", "provisioning", "bridge", "images", "tests")
 
 QUICK_TIMEOUT, CONTAINER_TIMEOUT = 120, 600
 """Seconds for one test, before it counts as hanging."""
+CONTAINERS = "containers"
+"""pytest's marker of tests that need an engine."""
 NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--quick`, `-k`, words for pytest."""
+    """`--quick`, `--faults`, `-k`, words for pytest."""
     parser.add_argument("--quick", action="store_true", help="leave out the tests in containers")
+    parser.add_argument("--faults", action="store_true", help="all tests of faults: about 20 minutes more")
     parser.add_argument("-k", dest="only", metavar="WORDS", help="only tests that match, as pytest's -k")
     parser.add_argument("pytest", nargs="*", metavar="-- WORD", help="words for pytest, after --")
 
@@ -58,8 +62,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         engine.ensure()
         images.ensure_base()
         images.fill_wheelhouse(engine.ask().architecture)
+        which = CONTAINERS if args.faults else f"{CONTAINERS} and (pick or not faults)"
         session.pytest(
-            "tests in containers", ["-m", "containers", "-n", "0", f"--timeout={CONTAINER_TIMEOUT}", *words]
+            "tests in containers", ["-m", which, "-n", "0", f"--timeout={CONTAINER_TIMEOUT}", *words]
         )
     session.end_if_failed()
     if not session.tests_ran:

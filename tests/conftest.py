@@ -1,7 +1,7 @@
 """How tests are shared out to pytest-xdist's workers: a file stays together, and so do all in containers.
 
-Quick tests run in two workers, since half of their time is waiting. The tests in containers share one
-federation, so they stay with one worker, whatever `-n` says.
+Quick tests run in two workers, since half of their time is waiting. The slow ones, most of which share one
+federation in containers, stay with one worker, whatever `-n` says.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
-INTEGRATION = Path(__file__).parent / "integration"
+pytest_plugins = ["tests.federation"]
+
+FAULTS = Path(__file__).parent / "faults"
+SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "versions")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        in_containers = INTEGRATION in item.path.parents
-        if in_containers:
+        slow = any(folder in item.path.parents for folder in SLOW)
+        if slow:
             item.add_marker(pytest.mark.containers)
-        item.add_marker(pytest.mark.xdist_group("federation" if in_containers else item.path.name))
+        if FAULTS in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+        item.add_marker(pytest.mark.xdist_group("federation" if slow else item.path.name))

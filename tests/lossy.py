@@ -78,8 +78,9 @@ class LossyGrpcProxy(Losses, grpc.GenericRpcHandler):
 
     def __init__(self, port: int) -> None:
         super().__init__()
-        self._upstream = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self._server = grpc.aio.server()
+        unlimited = (("grpc.max_receive_message_length", -1),)
+        self._upstream = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=unlimited)
+        self._server = grpc.aio.server(options=unlimited)
         self._server.add_generic_rpc_handlers((self,))
 
     async def start(self) -> int:

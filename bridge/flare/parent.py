@@ -81,7 +81,11 @@ class Parent:
             if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
                 site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
                 jobs = frozenset(request.get_header(CellMessageHeaderKeys.JOB_IDS) or ())
-                on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
+                try:
+                    on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
+                except Exception:
+                    # The site must get its answer whatever becomes of its jobs.
+                    log.exception("%s's heartbeat could not be looked at", site)
             return reply
 
         def outcome(request: Message) -> Message:

@@ -143,8 +143,8 @@ class GrpcControl:
 
 
 async def listens(port: int) -> bool:
-    """Whether a gRPC server serves on loopback: it listens when it does. A channel could tell it too, but
-    waits a second or more once it was refused."""
+    """Whether a gRPC server is there on loopback: it listens moments before it serves, and calls wait that
+    long. A channel could tell it too, but waits a second or more once it was refused."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

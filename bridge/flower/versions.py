@@ -14,6 +14,9 @@ from importlib import metadata
 
 Minor = tuple[int, int]
 
+VERSION_LIMIT = 40
+"""Characters of a version that are read of what a site sends; the longest of flwr's has 15."""
+
 
 class Transport(enum.Enum):
     """How an API is spoken."""
@@ -140,6 +143,7 @@ def mismatch(site: str, found: str, server: str) -> str | None:
     Patch versions may differ, and minor versions of one Fleet API, as far as Flower itself allows that:
     its SuperLinks take note of another minor version and refuse none (`reject_incompatible=False`).
     """
+    found = found[:VERSION_LIMIT]
     try:
         theirs, ours = generation(found).fleet, generation(server).fleet
     except UnsupportedFlower as wrong:

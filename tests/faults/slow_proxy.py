@@ -18,6 +18,9 @@ PIECE = 8192
 IN_TRANSIT = 64
 """Pieces on their way in one direction of a connection, until its sender has to wait."""
 
+KERNEL_BUFFER = 64 * 1024
+"""Bytes."""
+
 SO_ORIGINAL_DST = 80
 """Linux `netfilter_ipv4.h`: where a redirected connection was meant to go."""
 
@@ -69,6 +72,7 @@ async def main(bits_per_second: float, round_trip: float) -> None:
         port, address = struct.unpack_from("!2xH4s", packed)
         onward = socket.socket()
         onward.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
+        onward.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER)
         onward.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(onward, (socket.inet_ntoa(address), port))
@@ -78,7 +82,11 @@ async def main(bits_per_second: float, round_trip: float) -> None:
         far_reader, far_writer = await asyncio.open_connection(sock=onward)
         await asyncio.gather(up.carry(reader, far_writer), down.carry(far_reader, writer))
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listening = socket.socket()
+    # A line holds little: what the kernel would buffer here, some 6 MB, is minutes on a slow one.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER)
+    listening.bind(("127.0.0.1", 0))
+    server = await asyncio.start_server(serve, sock=listening)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

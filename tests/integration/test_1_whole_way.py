@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import PROJECT, Federation, Outcome
+from tests.federation import PROJECT, Federation, Outcome
 
 
 @pytest.fixture(scope="module")

@@ -7,27 +7,7 @@ import time
 
 import pytest
 
-from tests.integration.conftest import ROOT, Federation
-
-PARTICIPANTS = ("server", "site-1", "site-2")
-FLOWER = ("flower-", "flwr", "runner_process", "worker_process")
-"""What a job's processes are called: Flower's programs, and FLARE's processes of one job."""
-
-
-def left_over(federation: Federation) -> dict[str, list[str]]:
-    """The job processes that live, by container; they have a few seconds to go."""
-    deadline = time.monotonic() + 5
-    while True:
-        found = {
-            name: [p for p in federation.processes(name) if any(word in p for word in FLOWER)]
-            for name in PARTICIPANTS
-        }
-        if not any(found.values()) or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
-
-
-NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
+from tests.federation import NOTHING, PARTICIPANTS, ROOT, Federation, left_over
 
 
 def listening(federation: Federation, service: str) -> set[str]:

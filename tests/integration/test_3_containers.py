@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import PROJECT, Federation
+from tests.federation import PROJECT, Federation
 
 ROLES = {"server": "server", "site-1": "site", "site-2": "site", "admin": "console", "lead": "console"}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*-----END [A-Z ]*PRIVATE KEY-----")

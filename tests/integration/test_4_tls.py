@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import PROJECT, Federation
+from tests.federation import PROJECT, Federation
 from tests.integration.test_3_containers import _compose_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pexpect
 
-from tests.integration.conftest import PROJECT, ROOT, Federation
+from tests.federation import PROJECT, ROOT, Federation
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 PROMPT = r"\r\n> |^> "

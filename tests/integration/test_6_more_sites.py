@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import ROOT, Federation
+from tests.federation import ROOT, Federation
 from tests.integration.test_3_containers import _compose_path
 
 MORE = """

@@ -137,11 +137,13 @@ CALL = Call("c1", Request("/v1/fleet/get-run", (), b"question"))
 
 
 def linked(
-    answer: channel.Answer, test: Callable[[Cells, channel.SiteLink], Coroutine[Any, Any, None]]
+    answer: channel.Answer,
+    test: Callable[[Cells, channel.SiteLink], Coroutine[Any, Any, None]],
+    admit: channel.Admit = lambda site, flwr: None,
 ) -> Cells:
     """Run `test` with both ends of a link."""
     cells, loop = Cells(), LoopThread("test")
-    channel.ServerLink(cast(Any, cells.server), loop, answer, _never, lambda site, flwr: None)
+    channel.ServerLink(cast(Any, cells.server), loop, answer, _never, admit)
     link = channel.SiteLink(cast(Any, cells.site), "job", "1.41.0", loop.loop)
     try:
         loop.run(test(cells, link), timeout=10)
@@ -217,3 +219,22 @@ def test_the_end_of_the_job_ends_a_call() -> None:
             await link.send(CALL)
 
     linked(over, test)
+
+
+def test_a_site_says_its_version_and_for_one_that_does_not_fit_the_job_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def admit(site: str, flwr: str) -> str | None:
+        asked.append((site, flwr))
+        return "the versions differ" if len(asked) > 1 else None
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        assert (await link.send(CALL)).status == 200
+        with pytest.raises(JobOver):
+            await link.send(CALL)
+
+    linked(echo, test, admit)
+    assert asked == [("site-1", "1.41.0")] * 2
+    assert "refused this site: the versions differ" in caplog.text

@@ -331,6 +331,44 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose down --remove-orphans --volumes"
 
 
+ASK = "compose exec -T admin python -m bridge.flare.console"
+JOBS = [
+    {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
+    {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},
+    {"job_id": "j-3", "name": "past", "status": "FINISHED:COMPLETED"},
+]
+
+
+def test_down_is_refused_while_a_job_runs(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    docker.answer("compose down")
+    docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
+    docker.answer(f"{ASK} end", out=json.dumps({"left": []}) + "\n")
+    checkout.running(server="healthy", admin="")
+    code, outcome, _ = flowerbed("down")
+    assert code == 1 and outcome["jobs"] == ["j-1"]
+    assert "j-1  mine" in outcome["error"] and "--force" in outcome["error"]
+    assert not any(call.startswith("compose down") for call in docker.calls)
+    code, outcome, told = flowerbed("down", "--force")
+    assert code == 0 and outcome["aborted"] == ["j-1"]
+    assert "kept until ./flowerbed up: j-2 (next)" in told
+    assert docker.calls[-1] == "compose down --remove-orphans"
+
+
+def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    docker.answer("compose down")
+    docker.answer(f"{ASK} list", err='{"error": "the server cannot be reached"}\n', code=1)
+    checkout.running(server="unhealthy", admin="")
+    code, outcome, told = flowerbed("down")
+    assert code == 0 and outcome["stopped"] == ["admin", "server"]
+    assert "could not be asked: the server cannot be reached" in told
+
+
 def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
     docker.answer("version --format {{.Server", **DEAD)
     assert flowerbed("down")[0] == 0

@@ -14,7 +14,9 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS
 from nvflare.fuel.f3.message import Message
@@ -22,6 +24,11 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
+from nvflare.private.fed.client.client_executor import JobExecutor
+from nvflare.private.fed.server.admin import FedAdminServer
+from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.job_runner import JobRunner
+from nvflare.private.fed.server.server_engine import ServerEngine
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
@@ -127,6 +134,65 @@ def test_connection_overrides_what_uvicorn_calls() -> None:
         assert f"self.{name}" in source
     assert "on_response=self.on_response_complete" in source
     assert "self.timeout_keep_alive, self.timeout_keep_alive_handler" in source
+
+
+def test_parent_finds_what_it_uses_of_flares_server() -> None:
+    """nvflare 2.9.0 `private/fed/server`: `bridge/flare/parent.py` says what for."""
+    source = inspect.getsource(FederatedServer)
+    for name in ("client_heartbeat", "process_job_failure", "_resolve_missing_client_outcome"):
+        assert f"def {name}(self" in source
+        assert f"self.{name}" in source
+    assert list(inspect.signature(FederatedServer._resolve_missing_client_outcome).parameters)[1:] == [
+        "client",
+        "job_id",
+        "reason",
+    ]
+    heartbeat = inspect.getsource(FederatedServer.client_heartbeat)
+    assert "CellMessageHeaderKeys.TOKEN" in heartbeat and "CellMessageHeaderKeys.CLIENT_NAME" in heartbeat
+    assert "CellMessageHeaderKeys.JOB_IDS" in inspect.getsource(FederatedServer._sync_client_jobs)
+    runner = JobRunner("")
+    assert runner.client_outcome_wait_timeout == 900.0
+    assert runner.running_jobs == {} and runner._pending_client_outcomes == {}
+    with runner.lock:
+        pass
+    for name in (
+        "is_client_outcome_pending",
+        "resolve_client_outcome",
+        "fail_run",
+        "_save_workspace",
+        "_make_deploy_message",
+    ):
+        assert callable(getattr(runner, name))
+    for name in (
+        "get_client_from_name",
+        "check_client_resources",
+        "start_client_job",
+        "send_app_command",
+        "sync_clients_from_main_process",
+    ):
+        assert callable(getattr(ServerEngine, name))
+    assert callable(FedAdminServer.send_requests_and_get_reply_dict)
+    engine = inspect.getsource(ServerEngine)
+    assert "self.run_processes[job.job_id] = {" in engine and "self.exception_run_processes" in engine
+    # A handler that is registered again takes the place of the first.
+    assert "self.req_reg.set(" in inspect.getsource(CoreCell.register_request_cb)
+
+
+def test_a_job_process_that_was_killed_is_reported_as_an_exception() -> None:
+    """nvflare 2.9.0 `client_executor.py`: what `parent.DIED` goes by."""
+    source = inspect.getsource(JobExecutor._wait_child_process_finish)
+    assert "return_code = ProcessExitCode.EXCEPTION" in source
+    assert "return_code = ProcessExitCode.INFRASTRUCTURE_ERROR" in source
+    assert "CellChannelTopic.REPORT_JOB_FAILURE" in source
+
+
+def test_a_blocked_job_stays_in_the_queue() -> None:
+    """nvflare 2.9.0 `job_scheduler.py`: what `keeper` goes by when a job is submitted again."""
+    source = inspect.getsource(DefaultJobScheduler._try_job)
+    event = source.index("EventType.BEFORE_CHECK_CLIENT_RESOURCES")
+    block = source.index("FLContextKey.JOB_BLOCK_REASON")
+    assert event < block < source.index("SCHEDULE_RESULT_NO_RESOURCE, None, block_reason")
+    assert "JobMetaKey.SCHEDULE_COUNT" in inspect.getsource(DefaultJobScheduler._do_schedule_job)
 
 
 def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> None:

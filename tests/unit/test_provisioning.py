@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import shutil
@@ -17,12 +18,16 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from nvflare.apis.fl_component import FLComponent
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
+
+from bridge.flare.job import UNHEARD
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
 BRIDGE = {"bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"}
+KEEPER = "bridge.flare.keeper.Keeper"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
 
@@ -157,7 +162,8 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    assert set(allowed["class_allow_list"]) == BRIDGE | set(DEFAULT_CLASS_ALLOW_LIST)
+    own = BRIDGE | {KEEPER} if participant == "server" else BRIDGE
+    assert set(allowed["class_allow_list"]) == own | set(DEFAULT_CLASS_ALLOW_LIST)
     assert allowed["class_list_enforcement_mode"] == "enforce"
 
 
@@ -166,6 +172,14 @@ def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
     assert "/tmp" not in text
     components = {item["id"]: item for item in json.loads(text)["components"]}
     assert components["job_manager"]["args"]["uri_root"].startswith("/workspace/")
+
+
+def test_the_server_keeps_jobs_and_tells_of_silence(plain: Path) -> None:
+    server = resources(plain, "server")
+    assert KEEPER in [item["path"] for item in server["components"]]
+    module, _, name = KEEPER.rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), name), FLComponent)
+    assert server["servers"][0]["heart_beat_timeout"] == UNHEARD  # the job's own grace goes by it
 
 
 def test_a_finished_job_is_seen_at_once(plain: Path) -> None:

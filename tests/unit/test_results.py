@@ -200,6 +200,7 @@ FILES = {
     "meta.json": json.dumps(META),
     "logs/server.log": "served\n",
     "logs/site-1.log": "trained\n",
+    "workspace/audit.log": "[U:site-1][A:flower.call.refused]\n",
     "workspace/events.jsonl": "".join(json.dumps(event) + "\n" for event in EVENTS),
     "workspace/serverapp/final_model.pt": "weights",
     "workspace/app/custom/big.py": "no result",
@@ -223,6 +224,7 @@ def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found == {
         "summary.json",
         "curves.png",
+        "logs/audit.log",
         "logs/server.log",
         "logs/site-1.log",
         "serverapp/final_model.pt",
@@ -234,6 +236,16 @@ def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ["site-1", "site-2"],
     )
     assert [path.name for path in folder.parent.iterdir()] == ["j-1"]
+
+
+def test_results_have_the_reason_that_only_the_server_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"flowerbed_reason": "server restarted", "flowerbed_retried_as": "j-2"}
+    meta = json.dumps({**META, "status": "FINISHED:ABNORMAL", **kept})
+    send(monkeypatch, {"meta.json": meta, "logs/server.log": "x"})
+    outcome = results.collect("admin", "j-1")
+    assert (outcome["reason"], outcome["retried_as"]) == ("server restarted", "j-2")
 
 
 def test_results_of_a_job_that_failed_before_its_first_round(

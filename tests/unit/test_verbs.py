@@ -306,6 +306,14 @@ def test_wait_fails_with_the_reason_unless_completed(fake: Fake, flowerbed: Run,
     assert len(outcome["rounds"]) == 1
 
 
+def test_wait_names_the_job_that_repeats_one(fake: Fake, flowerbed: Run) -> None:
+    end = {"event": "end", "status": "FINISHED:ABNORMAL", "reason": "server restarted", "t": 112.0}
+    fake.answer("wait", out=lines({**end, "retried_as": "j-2"}))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["retried_as"], outcome["reason"]) == (1, "j-2", "server restarted")
+    assert "again as job j-2: ./flowerbed wait j-2" in told
+
+
 def test_wait_for_an_unknown_job(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", code=2, err=error("no such job: j-9. The jobs there are: ./flowerbed jobs"))
     code, outcome, _ = flowerbed("wait", "j-9")

@@ -1,4 +1,5 @@
 """One real federation in containers for all tests: a copy of this checkout with its own name and port.
+A plugin of `tests/conftest.py`, so that integration and fault tests share it.
 
 The copy shares what was fetched (wheels, images' layers), so that only the kits and the small images are
 new. A federation that a user runs from the checkout itself is not touched.
@@ -13,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = "flowerbedtest"
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
+"""Compose's name for it. Two checkouts whose tests run at the same time need two."""
 COMPOSE = "docker compose"
 
 
@@ -87,7 +90,7 @@ class Federation:
         """Hand in an app of tests/apps; returns the job's id."""
         return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
 
-    def processes(self, service: str) -> list[str]:
+    def processes(self, service: str, check: bool = True) -> list[str]:
         """The command lines of all processes in a container, but for the one that lists them."""
         script = (
             "import pathlib\n"
@@ -95,13 +98,34 @@ class Federation:
             "    try: print(p.read_bytes().replace(b'\\0', b' ').decode())\n"
             "    except OSError: pass\n"
         )
-        lines = self.exec(service, "python", "-c", script).splitlines()
+        lines = self.exec(service, "python", "-c", script, check=check).splitlines()
         return [line for line in lines if line.strip() and "pathlib" not in line]
 
     @property
     def sites(self) -> list[str]:
         """The sites' names."""
         return sorted(s for s in self.compose("config", "--services").split() if s.startswith("site-"))
+
+
+PARTICIPANTS = ("server", "site-1", "site-2")
+FLOWER = ("flower-", "flwr", "runner_process", "worker_process")
+"""What a job's processes are called: Flower's programs, and FLARE's processes of one job."""
+
+
+def left_over(federation: Federation) -> dict[str, list[str]]:
+    """The job processes that live, by container; they have a few seconds to go."""
+    deadline = time.monotonic() + 5
+    while True:
+        found = {
+            name: [p for p in federation.processes(name) if any(word in p for word in FLOWER)]
+            for name in PARTICIPANTS
+        }
+        if not any(found.values()) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
 def _free_port() -> int:

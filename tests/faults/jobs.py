@@ -1,0 +1,65 @@
+"""What the fault tests do with jobs and containers: hit a job in its training, see it take part again."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+from tests.federation import Federation
+
+SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
+"""What the command lines of FLARE's processes of one job hold, on a site and on the server."""
+
+_KILL = (
+    "import os, pathlib, signal\n"
+    "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
+    "    try: line = (p / 'cmdline').read_bytes()\n"
+    "    except OSError: continue\n"
+    "    if int(p.name) != os.getpid() and {word!r} in line:\n"
+    "        os.kill(int(p.name), signal.SIGKILL)\n"
+)
+
+
+def submit_until_training(federation: Federation, *options: str, rounds: int = 3) -> str:
+    """Hand in numpy-add, and return its id while site-1 trains in the first round."""
+    words = ["--rounds", str(rounds), "--run-config", "train-seconds=4", *options]
+    job = federation.submit("numpy-add", *words)
+    until(lambda: runs(federation, "site-1", "flwr-clientapp"), 90)
+    return job
+
+
+def runs(federation: Federation, service: str, word: str) -> bool:
+    """Whether a process in the container has `word` in its command line; False also for no container."""
+    return any(word in line for line in federation.processes(service, check=False))
+
+
+def until(true: Callable[[], bool], seconds: float) -> float:
+    """Wait until something is true; returns how long that took (seconds)."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def kill_process(federation: Federation, service: str, word: str) -> None:
+    """SIGKILL what has `word` in its command line."""
+    federation.exec(service, "python", "-c", _KILL.format(word=word.encode()))
+
+
+def kill_container(federation: Federation, service: str) -> None:
+    """SIGKILL all of it; it stays down, since the engine takes that for a person's wish."""
+    docker("kill", federation.container(service))
+
+
+def restart_killed(federation: Federation, service: str) -> None:
+    """Kill a container and start it again, as the engine would after a crash."""
+    container = federation.container(service)
+    docker("kill", container)
+    docker("start", container)
+
+
+def docker(*words: str) -> str:
+    """Run a command of the engine's."""
+    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout

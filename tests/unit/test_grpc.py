@@ -1,0 +1,361 @@
+"""The gRPC forms of gateway, way to the SuperLink, and launcher: over real gRPC, with bytes for messages."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+from grpc import StatusCode
+
+from bridge import gateway_grpc, grpc_form
+from bridge.flower import wire
+from bridge.flower.identity import Nodes, Refused
+from bridge.flower.superlink_process import AnsweringOnceGrpc
+from bridge.flower.versions import Transport
+from bridge.forwarder import Forwarder
+from bridge.gateway_grpc import GrpcGateway
+from bridge.relay import Call, Caller, JobOver, LinkFault, Request, Response
+from bridge.upstream import AnswerLost, GrpcUpstream
+
+FLEET = wire.GRPC_PREFIX
+METADATA = (("flwr-timestamp", "now"), ("flwr-signature-bin", b"\x00\xff"))
+Server = Callable[[Call], Awaitable[Response]]
+
+
+class _Link:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def send(self, call: Call) -> Response:
+        return await self._server(call)
+
+    async def probe(self) -> None:
+        pass
+
+
+class _Blind:
+    def saw(self, site: str, request: Request, response: Response) -> None:
+        pass
+
+
+Ask = Callable[..., Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[tuple[Ask, int]]:
+    """A gateway before `server`; gives how to call it, and its port."""
+    caller = Caller(_Link(server), answer_within=answer_within)
+    served = GrpcGateway(caller)
+    await served.start()
+    try:
+        options = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}", options=options) as channel:
+
+            async def ask(method: str, body: bytes = b"", metadata: Any = ()) -> bytes:
+                said: bytes = await channel.unary_unary(method)(body, metadata=metadata)
+                return said
+
+            yield ask, served.port
+    finally:
+        await caller.close()
+        await served.stop()
+
+
+async def code(answer: Awaitable[bytes]) -> tuple[StatusCode, str]:
+    """The code and message with which a call ends."""
+    try:
+        await answer
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details() or ""
+    return StatusCode.OK, ""
+
+
+async def echo(call: Call) -> Response:
+    return Response(200, (), call.request.body)
+
+
+async def never(call: Call) -> Response:
+    raise AssertionError(f"{call.request.path} must not pass")
+
+
+def test_a_fleet_call_passes_with_its_bytes_and_flowers_metadata() -> None:
+    seen: list[Call] = []
+
+    async def server(call: Call) -> Response:
+        seen.append(call)
+        return await echo(call)
+
+    async def test() -> None:
+        async with gateway(server) as (ask, _):
+            body = bytes(range(256)) * 20_000
+            assert await ask(FLEET + "PushObject", body, (*METADATA, ("authorization", "secret"))) == body
+
+    asyncio.run(test())
+    assert seen[0].request.path == "/flwr.proto.Fleet/PushObject"
+    assert grpc_form.metadata_of(seen[0].request.headers) == METADATA
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/flwr.proto.Control/StartRun",
+        "/flwr.proto.Fleet/NoSuchCall",
+        "/v1/fleet/get-run",
+        "/flwr.proto.Fleet/",
+    ],
+)
+def test_every_other_method_is_unimplemented(method: str) -> None:
+    async def test() -> None:
+        async with gateway(never) as (ask, _):
+            assert (await code(ask(method)))[0] is StatusCode.UNIMPLEMENTED
+
+    asyncio.run(test())
+
+
+def test_what_is_too_large_or_stands_twice_is_refused() -> None:
+    async def test() -> None:
+        async with gateway(never) as (ask, _):
+            large = ask(FLEET + "PushObject", bytes(wire.BODY_LIMIT + 1))
+            assert (await code(large))[0] is StatusCode.RESOURCE_EXHAUSTED
+            long = ask(FLEET + "GetRun", metadata=(("flwr-timestamp", "x" * gateway_grpc.METADATA_LIMIT),))
+            assert (await code(long))[0] is StatusCode.RESOURCE_EXHAUSTED
+            twice = ask(FLEET + "GetRun", metadata=METADATA[:1] * 2)
+            assert (await code(twice))[0] is StatusCode.INVALID_ARGUMENT
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("call", "found", "told"),
+    [
+        ("PullMessages", StatusCode.UNKNOWN, StatusCode.UNAVAILABLE),
+        ("PullMessages", StatusCode.NOT_FOUND, StatusCode.UNAVAILABLE),
+        ("PullMessages", StatusCode.UNAUTHENTICATED, StatusCode.UNAVAILABLE),
+        ("PullMessages", StatusCode.PERMISSION_DENIED, StatusCode.PERMISSION_DENIED),
+        ("SendNodeHeartbeat", StatusCode.INTERNAL, StatusCode.UNAVAILABLE),
+        ("RegisterNode", StatusCode.FAILED_PRECONDITION, StatusCode.UNAVAILABLE),
+        ("PushObject", StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE),
+        ("PushMessages", StatusCode.PERMISSION_DENIED, StatusCode.PERMISSION_DENIED),
+        ("PushMessages", StatusCode.OUT_OF_RANGE, StatusCode.OUT_OF_RANGE),
+    ],
+)
+def test_errors_become_what_a_supernode_can_stand(call: str, found: StatusCode, told: StatusCode) -> None:
+    async def server(_: Call) -> Response:
+        return grpc_form.refusal(found, "the SuperLink's words")
+
+    async def test() -> None:
+        async with gateway(server) as (ask, _):
+            got, message = await code(ask(FLEET + call))
+            assert got is told
+            assert (message == "the SuperLink's words") == (found is told)
+            # By these words a SuperNode would take it for a failed TLS handshake, and give up.
+            assert "handshake failed" not in message
+
+    asyncio.run(test())
+
+
+def test_a_link_that_stays_silent_is_unavailable_in_time() -> None:
+    async def silent(_: Call) -> Response:
+        await asyncio.sleep(60)
+        return Response(200)
+
+    async def test() -> None:
+        async with gateway(silent, answer_within=0.05) as (ask, _):
+            assert (await code(ask(FLEET + "GetRun")))[0] is StatusCode.UNAVAILABLE
+
+    asyncio.run(test())
+
+
+def test_after_the_job_a_supernode_is_let_go() -> None:
+    async def over(_: Call) -> Response:
+        raise JobOver
+
+    async def test() -> None:
+        async with gateway(over) as (ask, _):
+            assert (await code(ask(FLEET + "PullMessages")))[0] is StatusCode.UNAVAILABLE
+            assert await ask(FLEET + "DeactivateNode") == await ask(FLEET + "UnregisterNode") == b""
+
+    asyncio.run(test())
+
+
+def test_too_many_calls_and_connections_are_bounded_and_do_no_harm() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    answered = asyncio.Event()
+
+    async def held(call: Call) -> Response:
+        if call.request.body.startswith(b"held"):
+            await answered.wait()
+        return Response(200)
+
+    async def test() -> None:
+        async with gateway(held) as (ask, port):
+            crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1000)]
+            assert await ask(FLEET + "GetRun") == b""
+            # Streams beyond the limit of one connection wait in the client; so these come over two.
+            other = grpc.aio.insecure_channel(
+                f"127.0.0.1:{port}", options=(("grpc.use_local_subchannel_pool", 1),)
+            )
+            call = other.unary_unary(FLEET + "GetRun")
+            calls = [asyncio.ensure_future(call(b"held %d" % n)) for n in range(gateway_grpc.CALLS_AT_ONCE)]
+            while not await _full(ask):
+                await asyncio.sleep(0.02)
+            answered.set()
+            assert await asyncio.gather(*calls) == [b""] * len(calls)
+            assert await ask(FLEET + "GetRun") == b""
+            for _, writer in crowd:
+                writer.close()
+            await other.close()
+
+    async def _full(ask: Ask) -> bool:
+        return await code(ask(FLEET + "GetRun")) == (StatusCode.UNAVAILABLE, "too many calls at once")
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+# The way to the SuperLink
+
+
+class SuperLink(grpc.GenericRpcHandler):
+    """A stand-in that answers a call with its body, or as `answer` says, on a port of its own."""
+
+    def __init__(self, answer: Callable[[str, bytes, Any], Awaitable[bytes]]) -> None:
+        self._answer = answer
+        self.server = grpc.aio.server()
+        self.server.add_generic_rpc_handlers((self,))
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+    def service(self, handler_call_details: Any) -> Any:
+        async def answer(body: bytes, context: Any) -> bytes:
+            return await self._answer(handler_call_details.method, body, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def test_metadata_codes_and_messages_pass_both_ways() -> None:
+    async def answer(method: str, body: bytes, context: Any) -> bytes:
+        got = dict(context.invocation_metadata())
+        assert {key: got[key] for key, _ in METADATA} == dict(METADATA)
+        context.set_trailing_metadata((("flwr-note", "hear"),))
+        if method.endswith("GetFab"):
+            await context.abort(StatusCode.FAILED_PRECONDITION, '{"code": 7}', (("flwr-note", "see"),))
+        return body
+
+    async def test() -> None:
+        superlink = SuperLink(answer)
+        await superlink.server.start()
+        upstream = GrpcUpstream(superlink.address)
+        headers = grpc_form.headers_of(METADATA)
+        got = await upstream.ask(Request(FLEET + "GetRun", headers, b"body"))
+        assert got == Response(200, (("flwr-note", "hear"),), b"body")
+        refused = await upstream.ask(Request(FLEET + "GetFab", headers, b"body"))
+        assert refused.status == 412
+        assert grpc_form.code_of(refused) == (StatusCode.FAILED_PRECONDITION, '{"code": 7}')
+        assert grpc_form.metadata_of(refused.headers) == (("flwr-note", "see"),)
+        for wrong in (("flwr-x-bin", "no base64!"), ("flwr-x", "two\nlines"), ("Flwr X", "y")):
+            assert (await upstream.ask(Request(FLEET + "GetRun", (wrong,), b""))).status == 400
+        await upstream.close()
+        await superlink.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_superlink_that_is_not_there_or_goes_is_a_fault_of_the_link() -> None:
+    asked = 0
+
+    async def silent(method: str, body: bytes, context: Any) -> bytes:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(60)
+        return b""
+
+    async def test() -> None:
+        register = Request(FLEET + "RegisterNode", (), b"")
+        nowhere = Forwarder(_Blind(), grace=60)
+        nowhere.open("127.0.0.1:1", Transport.GRPC)
+        with pytest.raises(LinkFault):
+            await nowhere.answer("site-1", Call("1", register))
+        await nowhere.close()
+        superlink = SuperLink(silent)
+        await superlink.server.start()
+        forwarder = Forwarder(_Blind(), grace=60)
+        forwarder.open(superlink.address, Transport.GRPC)
+        upstream = GrpcUpstream(superlink.address)
+        waiting = [asyncio.ensure_future(upstream.ask(register))]
+        waiting.append(asyncio.ensure_future(forwarder.answer("site-1", Call("2", register))))
+        while asked < 2:
+            await asyncio.sleep(0.01)
+        await upstream.close()
+        with pytest.raises(AnswerLost):
+            await waiting[0]
+        await forwarder.close()
+        with pytest.raises(JobOver):
+            await waiting[1]
+        await superlink.server.stop(None)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_each_site_speaks_for_its_own_node_and_over_one_transport_only() -> None:
+    pull = Request(FLEET + "PullMessages", (), PullMessagesRequest(node=Node(node_id=7)).SerializeToString())
+    with pytest.raises(Refused, match="before site-1 has registered"):
+        Nodes().check("site-1", 1, pull)
+    told: list[str] = []
+
+    async def test() -> None:
+        forwarder = Forwarder(_Blind(), grace=60, on_refused=lambda site, reason: told.append(reason))
+        forwarder.open("127.0.0.1:1", Transport.GRPC)
+        refused = await forwarder.answer("site-1", Call("1", pull))
+        assert grpc_form.code_of(refused)[0] is StatusCode.PERMISSION_DENIED
+        over_http = await forwarder.answer("site-1", Call("2", Request("/v1/fleet/pull-messages", (), b"")))
+        assert over_http.status == 404
+        await forwarder.close()
+
+    asyncio.run(test())
+    assert "another transport than gRPC" in told[1]
+
+
+# The launcher
+
+
+def test_the_launcher_carries_out_a_call_with_an_id_once_and_keeps_no_refusal() -> None:
+    ran: list[bytes] = []
+
+    def act(request: bytes, context: Any) -> bytes:
+        ran.append(request)
+        if request == b"refused" and ran.count(request) == 1:
+            context.abort(StatusCode.FAILED_PRECONDITION, "not now")
+        return b"%d" % len(ran)
+
+    handler = grpc.unary_unary_rpc_method_handler(act, bytes, bytes)
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), interceptors=(AnsweringOnceGrpc(),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+
+    async def test() -> None:
+        upstream = GrpcUpstream(f"127.0.0.1:{port}")
+
+        async def ask(body: bytes, *headers: tuple[str, str]) -> Response:
+            return await upstream.ask(Request("/a.B/C", headers, body))
+
+        once = (wire.CALL_HEADER, "site-1/1")
+        assert [(await ask(b"x", once)).body, (await ask(b"x", once)).body] == [b"1", b"1"]
+        assert (await ask(b"x", (wire.CALL_HEADER, "site-1/2"), (wire.DONE_HEADER, "site-1/1"))).body == b"2"
+        assert (await ask(b"x", once)).body == b"3"  # Its answer had arrived, and was forgotten.
+        assert (await ask(b"x")).body == b"4"
+        refused = await ask(b"refused", (wire.CALL_HEADER, "site-1/3"))
+        assert grpc_form.code_of(refused) == (StatusCode.FAILED_PRECONDITION, "not now")
+        assert (await ask(b"refused", (wire.CALL_HEADER, "site-1/3"))).body == b"6"
+        await upstream.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+    server.stop(None)

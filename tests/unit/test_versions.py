@@ -1,0 +1,96 @@
+"""Which flwr works, and which two work together: the table, the rule, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bridge.flare.controller import Arrivals, FlowerController
+from bridge.flower import versions
+from bridge.flower.superlink import RunFailed
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_has_no_gap_and_says_its_range() -> None:
+    for older, newer in pairwise(versions.GENERATIONS):
+        assert older.first <= older.last == (1, newer.first[1] - 1)
+    assert versions.supported() == "1.34 to 1.42"
+
+
+@pytest.mark.parametrize("wrong", ["1.33.0", "1.9.0", "1.43.0", "2.0.0", "None", "1"])
+def test_an_unsupported_flower_is_refused_with_the_range_that_works(wrong: str) -> None:
+    with pytest.raises(versions.UnsupportedFlower, match=rf"flwr {wrong} .* expected 1\.34 to 1\.42"):
+        versions.generation(wrong)
+
+
+@pytest.mark.parametrize("verb", ["check", "export", "submit"])
+def test_it_is_refused_at_submit_without_a_module_of_it(verb: str) -> None:
+    script = (
+        "import sys; sys.modules['flwr'] = None; from bridge.flower import versions;"
+        "versions.installed = lambda: '1.30.0'; from bridge.flare import console;"
+        f"sys.exit(console.main(['{verb}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "expected 1.34 to 1.42" in json.loads(done.stderr.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize(
+    ("site", "server"),
+    [("1.41.0", "1.41.0"), ("1.41.7", "1.41.0"), ("1.40.0", "1.42.1"), ("1.34.0", "1.39.2")],
+)
+def test_patches_and_minors_of_one_fleet_api_work_together(site: str, server: str) -> None:
+    assert versions.mismatch("site-1", site, server) is None
+    assert versions.mismatch("site-1", server, site) is None
+
+
+def test_another_fleet_api_is_refused_and_both_are_named() -> None:
+    text = versions.mismatch("site-2", "1.34.0", "1.41.0")
+    assert text is not None
+    assert "site-2 has flwr 1.34.0 (Fleet API over gRPC)" in text
+    assert "the server has flwr 1.41.0 (Fleet API over HTTP)" in text
+    assert "--sites" in text
+    assert "expected 1.34 to 1.42" in str(versions.mismatch("site-2", "1.30.0", "1.41.0"))
+
+
+def controller(monkeypatch: pytest.MonkeyPatch, min_sites: int) -> FlowerController:
+    monkeypatch.setattr(versions, "installed", lambda: "1.41.0")
+    made = FlowerController(min_sites=min_sites)
+    made._arrivals = Arrivals(lambda event: None, None)
+    return made
+
+
+def test_a_job_without_enough_sites_that_fit_fails_and_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        made = controller(monkeypatch, min_sites=2)
+        waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
+        await asyncio.sleep(0)
+        assert made._admit("site-1", "1.41.3") is None
+        assert made._admit("site-2", "1.39.0") is not None
+        with pytest.raises(RunFailed, match=r"site-2 has flwr 1\.39\.0 .* server has flwr 1\.41\.0"):
+            async with asyncio.timeout(5):
+                await waiting
+
+    asyncio.run(test())
+
+
+def test_a_job_with_enough_sites_that_fit_starts_without_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        made = controller(monkeypatch, min_sites=1)
+        assert made._arrivals is not None
+        made._arrivals.here.add("site-1")
+        waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        made._admit("site-2", "1.39.0")
+        async with asyncio.timeout(5):
+            await waiting
+
+    asyncio.run(test())
