@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bridge.flower.versions import Transport
-from bridge.gateway import Gateway, IsSuperNode
+from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
+from bridge.lanes import IsSuperNode
 from bridge.relay import Caller
 from bridge.upstream import GrpcUpstream, HttpUpstream, Upstream
 

@@ -26,7 +26,7 @@ UNHEARD = 120.0
 """Seconds without heartbeat after which FLARE's server tells a job that a site is gone
 (`provisioning/harden.py` sets it). What becomes of that is the job's to say."""
 
-DEAD_AFTER_GRACE = 60.0
+DEAD_AFTER_GRACE = 30.0
 """Seconds beyond the grace until FLARE ends the job if fewer sites are left than it must have. Flower has
 given the site up by then: a strategy that can go on has done so, and one that cannot would wait for ever."""
 

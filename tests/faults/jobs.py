@@ -1,15 +1,16 @@
-"""What the fault tests do with jobs and containers: hit a job in its training, see it take part again."""
+"""What the fault tests do with jobs and containers: hit a job in one of its phases, see it take part again."""
 
 from __future__ import annotations
 
+import enum
 import subprocess
 import time
 from collections.abc import Callable
 
 from tests.federation import Federation
 
-SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
-"""What the command lines of FLARE's processes of one job hold, on a site and on the server."""
+SITES_JOB, SERVERS_JOB, TRAINING = "worker_process", "runner_process", "flwr-clientapp"
+"""What the command lines hold of FLARE's processes of one job, on a site and on the server, and of a ClientApp."""
 
 _KILL = (
     "import os, pathlib, signal\n"
@@ -21,12 +22,34 @@ _KILL = (
 )
 
 
+class Phase(enum.Enum):
+    """A phase of a round, by the line of the SuperNode's with which it begins (flwr 1.41)."""
+
+    PULL = "Receiving: train message"
+    PUSH = "Sending: train message"
+    BETWEEN = "Sent successfully"
+
+
 def submit_until_training(federation: Federation, *options: str, rounds: int = 3) -> str:
     """Hand in numpy-add, and return its id while site-1 trains in the first round."""
     words = ["--rounds", str(rounds), "--run-config", "train-seconds=4", *options]
     job = federation.submit("numpy-add", *words)
-    until(lambda: runs(federation, "site-1", "flwr-clientapp"), 90)
+    until(lambda: runs(federation, "site-1", TRAINING), 90)
     return job
+
+
+def await_phase(federation: Federation, job: str, phase: Phase) -> None:
+    """Return when site-1's part in the job, from its latest start on, reaches a phase."""
+    log = f"/workspace/{job}/log.txt"
+    follow = f"until [ -f {log} ]; do sleep 0.1; done; exec tail -n +1 -F {log}"
+    command = ["docker", "exec", federation.container("site-1"), "timeout", "90", "sh", "-c", follow]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+    ) as tail:
+        assert tail.stdout is not None
+        reached = any(phase.value in line for line in tail.stdout)
+        tail.terminate()
+    assert reached, f"{phase} was not reached within 90 s"
 
 
 def runs(federation: Federation, service: str, word: str) -> bool:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from bridge import connection
+from bridge import connection, lanes
 from bridge import gateway as gateway_module
 from bridge.flare.executor import connects
 from bridge.flower import wire
@@ -387,7 +387,9 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
         async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
             refused = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
             assert refused.status_code == 403
-            assert not served._owner.made([(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())])
+            assert not served._lanes.owner.made(
+                [(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())]
+            )
             own.extend(range(65536))
             await register(client)
         await caller.close()
@@ -454,7 +456,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                         answer = await other.post("/v1/fleet/pull-object", headers=SUPERNODE)
                         assert answer.status_code == 200
             assert max(waits) < 2
-            assert 0 < stuck <= gateway_module.STRANGERS_AT_ONCE
+            assert 0 < stuck <= lanes.STRANGERS_AT_ONCE
             for task in strangers:
                 task.cancel()
             await asyncio.gather(*strangers, return_exceptions=True)

@@ -33,7 +33,7 @@ def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> Non
     (workflow,) = server["workflows"]
     assert workflow["path"] == "bridge.flare.controller.FlowerController"
     assert workflow["args"] == {"run_config": {"num-server-rounds": 7}, "min_sites": 2}
-    assert server["dead_client_grace_period"] == 900 - 120 + 60
+    assert server["dead_client_grace_period"] == 900 - 120 + 30
     client = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
     assert client["executors"][0]["executor"]["path"] == "bridge.flare.executor.FlowerExecutor"
 
@@ -55,7 +55,7 @@ def test_grace_and_retries_go_to_where_they_count(tmp_path: Path) -> None:
     job = export(tmp_path, grace=60.0, retries=2)
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
     assert server["workflows"][0]["args"]["grace"] == 60.0
-    assert server["dead_client_grace_period"] == 60.0
+    assert server["dead_client_grace_period"] == 30.0
     assert json.loads((job / "meta.json").read_text())["flowerbed_retries"] == 2
     with pytest.raises(ValueError, match=r"grace 5: expected 60 to 3600 seconds"):
         export(tmp_path, grace=5.0)

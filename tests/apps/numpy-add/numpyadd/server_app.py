@@ -19,6 +19,7 @@ def server_fn(context: Context) -> ServerAppComponents:
     strategy = SaveFinalModel(
         min_fit_clients=1,
         min_evaluate_clients=1,
+        fraction_evaluate=float(context.run_config["fraction-evaluate"]),
         min_available_clients=int(context.run_config["min-available-clients"]),
         initial_parameters=ndarrays_to_parameters([zeros]),
     )

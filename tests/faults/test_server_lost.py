@@ -1,11 +1,27 @@
-"""The server's container is killed while jobs run, and comes back."""
+"""The server's process of a job, or its whole container, is killed while jobs run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.faults.jobs import restart_killed, submit_until_training
+import pytest
+
+from tests.faults.jobs import SERVERS_JOB, kill_process, restart_killed, submit_until_training
 from tests.federation import NOTHING, Federation, left_over
+
+ENDED_WITHIN = "60"
+"""Seconds in which a job that cannot go on ends as failed."""
+
+
+@pytest.mark.pick
+def test_without_its_process_on_the_server_the_job_fails_with_the_reason(federation: Federation) -> None:
+    job = submit_until_training(federation)
+    kill_process(federation, "server", SERVERS_JOB)
+    outcome = federation.verb("wait", job, "--timeout", ENDED_WITHIN)
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
+    assert outcome.value["reason"].startswith("the job's process on the server ended before the run did")
+    assert federation.must("results", job)["reason"] == outcome.value["reason"]
+    assert left_over(federation) == NOTHING
 
 
 def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
@@ -14,10 +30,10 @@ def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
     once = federation.submit("numpy-add", "--rounds", "50", "--name", "once")
     again = submit_until_training(federation, "--retries", "2", "--name", "again", rounds=2)
     restart_killed(federation, "server")
-    outcome = federation.verb("wait", once, "--timeout", "60")
+    outcome = federation.verb("wait", once, "--timeout", ENDED_WITHIN)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABNORMAL"), outcome.text
     assert (outcome.value["reason"], outcome.value["retried_as"]) == ("server restarted", None)
-    outcome = federation.verb("wait", again, "--timeout", "60")
+    outcome = federation.verb("wait", again, "--timeout", ENDED_WITHIN)
     new = outcome.value["retried_as"]
     assert outcome.value["reason"] == "server restarted" and f"./flowerbed wait {new}" in outcome.text
     results = federation.must("results", again)

@@ -1,0 +1,103 @@
+"""A site's part in a job is killed, alone or with its container: it comes back, or never does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.jobs import (
+    SERVERS_JOB,
+    SITES_JOB,
+    TRAINING,
+    Phase,
+    await_phase,
+    kill_container,
+    kill_process,
+    restart_killed,
+    runs,
+    submit_until_training,
+    until,
+)
+from tests.federation import NOTHING, Federation, left_over
+
+BACK_WITHIN = 60.0
+"""Seconds in which a site takes part again after its container or its job's process was killed."""
+
+ENDED_WITHIN = 60.0
+"""Seconds in which a job that cannot go on ends as failed."""
+
+
+def kill_sites_job(federation: Federation, service: str) -> None:
+    kill_process(federation, service, SITES_JOB)
+
+
+@pytest.mark.pick
+def test_a_restarted_site_takes_part_again(federation: Federation) -> None:
+    job = submit_until_training(federation)
+    restart_killed(federation, "site-1")
+    took = until(lambda: runs(federation, "site-1", TRAINING), BACK_WITHIN)
+    print(f"took part again after {took:.0f} s")
+    rounds = federation.must("wait", job)["rounds"]
+    assert [entry["round"] for entry in rounds] == [1, 2, 3]
+    assert [sorted(entry["sites"]) for entry in rounds[1:]] == [["site-1", "site-2"]] * 2
+    log = federation.must("logs", job)["log"]
+    assert "site-1 has a new SuperNode; its old node" in log
+    assert "refused a call" not in log
+    assert left_over(federation) == NOTHING
+
+
+@pytest.mark.parametrize("kill", [kill_sites_job, restart_killed])
+def test_a_site_that_is_hit_in_each_phase_takes_part_to_the_end(
+    federation: Federation, kill: Callable[[Federation, str], None]
+) -> None:
+    config = "array-size=8000000 train-seconds=2"  # 32 MB, so that a transfer lasts
+    job = federation.submit("numpy-add", "--rounds", "4", "--run-config", config)
+    for phase in Phase:
+        await_phase(federation, job, phase)
+        kill(federation, "site-1")
+        until(lambda: not runs(federation, "site-1", SITES_JOB), 10)
+        took = until(lambda: runs(federation, "site-1", "flower-supernode"), BACK_WITHIN)
+        print(f"{phase.name}: took part again after {took:.0f} s")
+    rounds = federation.must("wait", job)["rounds"]
+    assert [entry["round"] for entry in rounds] == [1, 2, 3, 4]
+    assert all({"train", "evaluate"} <= entry["sites"]["site-2"].keys() for entry in rounds)
+    assert "evaluate" in rounds[-1]["sites"]["site-1"]
+    assert left_over(federation) == NOTHING
+
+
+def test_a_site_that_dies_again_and_again_fails_the_job(federation: Federation) -> None:
+    job = submit_until_training(federation)
+
+    def ended() -> bool:
+        if runs(federation, "site-1", SITES_JOB):
+            kill_sites_job(federation, "site-1")
+        return not runs(federation, "server", SERVERS_JOB)
+
+    took = until(ended, ENDED_WITHIN)
+    print(f"given up after {took:.0f} s")
+    outcome = federation.verb("wait", job)
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
+    assert "site-1 left the job 6 times" in outcome.value["reason"]
+    assert left_over(federation) == NOTHING
+
+
+def test_without_a_site_that_never_comes_back_jobs_go_on_or_end_after_the_grace(
+    federation: Federation,
+) -> None:
+    needs_it = federation.submit("numpy-add", "--rounds", "2", "--grace", "60")
+    may_go_on = ("--grace", "60", "--min-sites", "1", "--run-config", "min-available-clients=1")
+    goes_on = submit_until_training(federation, *may_go_on, rounds=6)
+    kill_container(federation, "site-1")
+    try:
+        outcome = federation.verb("wait", goes_on, "--timeout", "200")
+        assert outcome.code == 0, outcome.text
+        rounds = outcome.value["rounds"]
+        assert [entry["round"] for entry in rounds] == [1, 2, 3, 4, 5, 6]
+        assert list(rounds[-1]["sites"]) == ["site-2"]
+        outcome = federation.verb("wait", needs_it, "--timeout", "200")
+        assert outcome.value["status"] == "FINISHED:EXECUTION_EXCEPTION", outcome.text
+        assert "out of reach for longer than 60 s: site-1" in outcome.value["reason"]
+    finally:
+        federation.compose("up", "--detach", "--wait")
+    assert left_over(federation) == NOTHING
