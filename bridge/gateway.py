@@ -1,9 +1,7 @@
 """The gateway (LGS): an HTTP server on loopback that a SuperNode takes for its SuperLink.
 
 It lets Fleet calls pass, bounded in number and size, and hands them to a `relay.Caller`. What it cannot get
-answered in time becomes a 503, which a SuperNode retries for ever. Whatever else runs in the site's container
-can reach it too: strangers, told from the SuperNode by its key, get a lane of their own, so that they cannot
-keep the SuperNode waiting, however many they are.
+answered in time becomes a 503, which a SuperNode retries for ever.
 """
 
 from __future__ import annotations
@@ -18,27 +16,14 @@ import uvicorn
 
 from bridge.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
 from bridge.flower import wire
-from bridge.flower.identity import Owner
 from bridge.flower.versions import Transport
-from bridge.relay import Caller, JobOver, Request, Response, Rule
+from bridge.lanes import STRANGERS_BODY, Crowded, IsSuperNode, Lanes
+from bridge.relay import Caller, Request, Response
 
 BODIES_AT_ONCE = 128 * 1024 * 1024
 """Bytes of the SuperNode's requests in memory at once: two of the largest, or 25 chunks of 5 MiB, of which
 Flower sends two at a time. More are answered 503."""
 
-STRANGERS_BODY = 64 * 1024
-"""Bytes of a stranger's largest request: a SuperNode that registers sends less than 1 KiB. Times the
-connections at once that is 16 MiB."""
-
-STRANGERS_AT_ONCE = 4
-"""Calls of strangers on their way to the server, of the 16 for which the link has threads."""
-
-STRANGERS_WAITING = 64
-"""Calls of strangers that are on their way or wait for it; more are answered 503. The server refuses each
-within some 10 ms, and the SuperNode, which is a stranger until it has registered, gets its turn within a
-second."""
-
-_PROTOBUF = (("content-type", wire.MEDIA_TYPE),)
 _CLOSE = (("connection", "close"),)
 
 Scope = MutableMapping[str, Any]
@@ -58,20 +43,20 @@ class _Refused(Exception):
 class Gateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-        self._owner = Owner()
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._lanes = Lanes(caller, is_supernode)
         self._refusals = Refusals()
         self._bytes_left = BODIES_AT_ONCE
-        self._strangers: dict[str, asyncio.Task[Response | None]] = {}
-        self._strangers_turn = asyncio.Semaphore(STRANGERS_AT_ONCE)
         # Bound here, so that the port is known and taken before the SuperNode is started.
         # The protocol is named, since asyncio takes Nagle's algorithm off such sockets only: with it, each
         # answer's body waited some 40 ms for the acknowledgement of its headers.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
-        connection = functools.partial(BoundedConnection, is_known=self._owner.made, refusals=self._refusals)
+        connection = functools.partial(
+            BoundedConnection, is_known=self._lanes.owner.made, refusals=self._refusals
+        )
         config = uvicorn.Config(
             self._app,
             interface="asgi3",
@@ -131,51 +116,22 @@ class Gateway:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         headers = _check(scope)
-        known = self._owner.made(scope["headers"])
+        known = self._lanes.owner.made(scope["headers"])
         size = _body_size(scope, wire.BODY_LIMIT if known else STRANGERS_BODY)
         if not known:
             request = Request(scope["path"], headers, await _body(receive, size))
-            return await self._told(request, self._stranger(request))
+            try:
+                return await self._lanes.stranger(request, scope["client"][1])
+            except Crowded as crowded:
+                raise _Refused(503, str(crowded)) from None
         if size > self._bytes_left:
             raise _Refused(503, f"a body of {size} bytes, of which {self._bytes_left} may come now")
         self._bytes_left -= size
         try:
             request = Request(scope["path"], headers, await _body(receive, size))
-            return await self._told(request, self._caller.call(request, wire.rule(request)))
+            return await self._lanes.known(request)
         finally:
             self._bytes_left += size
-
-    async def _told(self, request: Request, answer: Awaitable[Response | None]) -> Response:
-        """What the asker is told once `answer` is there."""
-        try:
-            response = await answer
-        except JobOver:
-            # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
-            return Response(200 if wire.call_name(request.path) in wire.GOODBYES else 503, _PROTOBUF)
-        if response is None:
-            return Response(503)
-        self._owner.saw(request, response)
-        return wire.bearable(request, response)
-
-    async def _stranger(self, request: Request) -> Response | None:
-        """Carry a stranger's call, in its turn. Like any call it goes on when it takes too long: it may be
-        the SuperNode's registration, which must not be made twice."""
-        rule = wire.rule(request)
-        call = self._strangers.get(rule.key)
-        if call is None:
-            if len(self._strangers) >= STRANGERS_WAITING:
-                raise _Refused(503, f"{request.path}, with {STRANGERS_WAITING} strangers' calls on their way")
-            call = asyncio.ensure_future(self._in_turn(request, rule))
-            self._strangers[rule.key] = call
-            call.add_done_callback(lambda _: self._strangers.pop(rule.key))
-        await asyncio.wait([call], timeout=self._caller.answer_within)
-        return call.result() if call.done() and not call.cancelled() else None
-
-    async def _in_turn(self, request: Request, rule: Rule) -> Response | None:
-        async with self._strangers_turn:
-            while (response := await self._caller.call(request, rule)) is None:
-                pass  # Its turn lasts until the call has ended.
-            return response
 
 
 def _check(scope: Scope) -> tuple[tuple[str, str], ...]:

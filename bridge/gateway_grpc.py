@@ -8,21 +8,21 @@ it was about (flwr 1.34.0 to 1.39.0 `supercore/retry/grpc_retry.py`).
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import grpc
 from grpc import StatusCode
 
 from bridge import grpc_form
+from bridge.connection import Refusals
 from bridge.flower import wire
 from bridge.flower.versions import Transport
-from bridge.relay import Caller, JobOver, Request, Response
-
-log = logging.getLogger(__name__)
+from bridge.lanes import STRANGERS_BODY, Crowded, IsSuperNode, Lanes
+from bridge.relay import Caller, Request, Response
 
 CALLS_AT_ONCE = 64
-"""A SuperNode makes fewer than ten; to more, the answer is UNAVAILABLE at once."""
+"""Calls on one connection, and calls of strangers on all of them, to more of which the answer is UNAVAILABLE
+at once. A SuperNode makes fewer than ten."""
 
 METADATA_LIMIT = 8 * 1024
 """Bytes of a call's metadata: Flower's has about 500."""
@@ -38,11 +38,21 @@ OPTIONS = (
 )
 
 
+class _Refused(Exception):
+    """A call that goes no further."""
+
+    def __init__(self, code: StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 class GrpcGateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._lanes = Lanes(caller, is_supernode)
+        self._refusals = Refusals()
         self._calls = 0
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((_Fleet(self),))
@@ -58,17 +68,12 @@ class GrpcGateway:
 
     async def answer(self, method: str, body: bytes, context: Any) -> bytes:
         """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
-        headers = grpc_form.headers_of(context.invocation_metadata())
-        if len(dict(headers)) != len(headers):
-            await context.abort(StatusCode.INVALID_ARGUMENT, "metadata that stands twice")
-        if self._calls >= CALLS_AT_ONCE:
-            log.warning("refused: more than %d calls at once", CALLS_AT_ONCE)
-            await context.abort(StatusCode.UNAVAILABLE, "too many calls at once")
-        self._calls += 1
+        request = Request(method, grpc_form.headers_of(context.invocation_metadata()), body)
         try:
-            response = await self._response(Request(method, headers, body))
-        finally:
-            self._calls -= 1
+            response = await self._answer(request, _port(context.peer()))
+        except _Refused as refused:
+            self._refusals.add(f"{method}: {refused}")
+            await context.abort(refused.code, str(refused))
         metadata = grpc_form.metadata_of(response.headers)
         if response.status == 200:
             context.set_trailing_metadata(metadata)
@@ -77,13 +82,31 @@ class GrpcGateway:
         await context.abort(code, message, metadata)
         raise AssertionError("abort raises")
 
-    async def _response(self, request: Request) -> Response:
+    async def _answer(self, request: Request, port: int) -> Response:
+        if len(dict(request.headers)) != len(request.headers):
+            raise _Refused(StatusCode.INVALID_ARGUMENT, "metadata that stands twice")
+        if self._lanes.owner.made((key.encode(), value.encode()) for key, value in request.headers):
+            return await self._lanes.known(request)
+        if len(request.body) > STRANGERS_BODY:
+            raise _Refused(StatusCode.RESOURCE_EXHAUSTED, f"a stranger's body of {len(request.body)} bytes")
+        if self._calls >= CALLS_AT_ONCE:
+            raise _Refused(StatusCode.UNAVAILABLE, "too many calls at once")
+        self._calls += 1
         try:
-            response = await self._caller.call(request, wire.rule(request))
-        except JobOver:
-            # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
-            return Response(200 if wire.call_name(request.path) in wire.GOODBYES else 503)
-        return Response(503) if response is None else wire.bearable(request, response)
+            return await self._lanes.stranger(request, port)
+        except Crowded as crowded:
+            raise _Refused(StatusCode.UNAVAILABLE, str(crowded)) from None
+        finally:
+            self._calls -= 1
+
+    def refuse(self, method: str) -> None:
+        """Take note of a call to something else than the Fleet API."""
+        self._refusals.add(f"{method[:200]!r}: only Flower's Fleet API passes here")
+
+
+def _port(peer: str) -> int:
+    """The port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
+    return int(peer.rsplit(":", 1)[1])
 
 
 class _Fleet(grpc.GenericRpcHandler):
@@ -96,7 +119,7 @@ class _Fleet(grpc.GenericRpcHandler):
         """Called by gRPC for each call: who answers it."""
         method: str = handler_call_details.method
         if wire.call_name(method, Transport.GRPC) is None:
-            log.warning("refused: only Flower's Fleet API passes here, found %s", method[:200])
+            self._gateway.refuse(method)
             return None
 
         async def answer(body: bytes, context: Any) -> bytes:

@@ -45,25 +45,34 @@ _KEY, _TEXT = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")
 _BY_NUMBER = {int(code.value[0]): code for code in StatusCode}
 
 
+RENAMED = {f"{name}-bin": name for name in (wire.PUBLIC_KEY, wire.SIGNATURE)}
+"""What is binary over gRPC, and base64 under a name of its own over HTTP; the relay's form is the latter."""
+_BACK = {name: key for key, name in RENAMED.items()}
+
+
 def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
     """Flower's own metadata as headers. Binary values (keys in "-bin") become base64, as on gRPC's wire."""
     return tuple(
-        (key, base64.b64encode(value).decode() if isinstance(value, bytes) else value)
+        (RENAMED.get(key, key), base64.b64encode(value).decode() if isinstance(value, bytes) else value)
         for key, value in metadata or ()
         if key.startswith(wire.METADATA_PREFIX)
     )
 
 
 def metadata_of(headers: Headers) -> Metadata:
-    """The reverse of `headers_of`; also for headers of ours.
+    """The reverse of `headers_of`, and the same for what we say to a SuperLink; other headers are left out.
 
     Raises:
         ValueError: for what gRPC would not take, or what is no base64.
     """
-    return tuple(_pair(key, value) for key, value in headers if key not in (CODE_HEADER, MESSAGE_HEADER))
+    ours = (wire.CALL_HEADER, wire.DONE_HEADER)
+    return tuple(
+        _pair(key, value) for key, value in headers if key.startswith(wire.METADATA_PREFIX) or key in ours
+    )
 
 
 def _pair(key: str, value: str) -> tuple[str, str | bytes]:
+    key = _BACK.get(key, key)
     if not _KEY.fullmatch(key) or not _TEXT.fullmatch(value):
         raise ValueError(f"{key[:100]!r} with {value[:100]!r} is no metadata")
     return key, base64.b64decode(value, validate=True) if key.endswith("-bin") else value

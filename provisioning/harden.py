@@ -41,11 +41,11 @@ STREAMING_RETRY_TIMEOUT = 10.0
 FLARE's 60 s let threads pile up to the container's limit; a relayed request has its own retries.
 """
 
-LINE_CHECK, LINE_DEAD = 15_000, 45_000
+LINE_CHECK, LINE_DEAD = 10_000, 20_000
 """Milliseconds without a byte until gRPC asks whether the other end is there, and from then on until it takes
 the connection for dead. By itself TCP would find that out after a quarter of an hour, and look for the end of
 a stall in steps of up to two minutes. A slow line is not a dead one: on one of 1 Mbit/s the question may
-have to wait behind some megabytes."""
+have to wait behind a megabyte, which is 8 s."""
 
 GRPC_OPTIONS = {
     # FLARE's own two (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any replaces them.

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-import httpx
 import psutil
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.error_pb2 import Error
@@ -42,8 +41,7 @@ from bridge.flower.identity import MESSAGES
 from bridge.flower.observe import Event, Observer
 from bridge.forwarder import Forwarder
 from bridge.gateway import Gateway
-from bridge.relay import Call, Caller, Response
-from bridge.upstream import HttpUpstream
+from bridge.relay import Call, Caller, Request, Response
 
 BATCH = 2000
 """Inputs between two looks at the clock."""
@@ -195,7 +193,7 @@ class GatewayTarget:
         finally:
             writer.close()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the gateway."""
         self._loop.run_until_complete(self._caller.close())
         self._loop.run_until_complete(self._gateway.stop())
@@ -206,8 +204,8 @@ class GatewayTarget:
 SITES = {"site-1": 11, "site-2": 22}
 KEYS = {site: f"key of {site}".encode() for site in SITES}
 
-_ids = st.sampled_from(["", "m11", "m22", "o11", "o22", "a11", "a22", "s11", "s22", "x" * 1000])
-_numbers = st.sampled_from([0, 1, 5, 6, 11, 22, 2**64 - 1])
+_ids = st.sampled_from(["", "m11", "m22", "o11", "o22", "a11", "a22", "s11", "s22", "m33", "o33", "x" * 1000])
+_numbers = st.sampled_from([0, 1, 5, 6, 11, 22, 33, 2**64 - 1])
 _node = st.builds(Node, node_id=_numbers)
 _tree = st.recursive(
     st.builds(ObjectTree, object_id=_ids),
@@ -329,22 +327,17 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
     return FlareMessage(headers, body)
 
 
-class _NoCell:
-    def register_blob_cb(self, channel: str, topic: str, received: object) -> None:
-        pass
-
-
 class ForwarderTarget:
     """A new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
 
     strategy = st.lists(_flare_messages(), min_size=1, max_size=6)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = loop
 
     def run(self, messages: list[FlareMessage]) -> None:
         """Send one input and check what becomes of it."""
-        self.loop.run_until_complete(self._run(messages))
+        self._loop.run_until_complete(self._run(messages))
 
     async def _run(self, messages: list[FlareMessage]) -> None:
         events: list[Event] = []
@@ -353,46 +346,54 @@ class ForwarderTarget:
         forwarder = Forwarder(
             observer, grace=900, on_refused=lambda site, reason: refusals.append((site, reason))
         )
-        # What `open` does, without a network. (Without TLS either: making that ready takes 20 ms.)
-        forwarder._upstream = upstream = object.__new__(HttpUpstream)
-        upstream._client = httpx.AsyncClient(
-            base_url="http://x", transport=httpx.MockTransport(self._superlink), verify=False
-        )
+        forwarder._upstream = self
         forwarder._open.set()
+        # The link itself is not used: what it does with a message is what `_tell` asks.
         link = channel.ServerLink(
-            _NoCell(), cast(Any, self), forwarder.answer, forwarder.refuse, lambda site, flwr: None
+            cast(Any, self), cast(Any, self), forwarder.answer, forwarder.refuse, lambda site, flwr: None
         )
         for site in sorted(SITES):
             for name in (wire.REGISTER, wire.ACTIVATE, wire.PULL):
-                assert await self._tell(link, _honest(site, name)) == 200
+                assert (await self._tell(link, _honest(site, name)))[channel._STATUS] == 200
         for message in messages:
-            status = await self._tell(link, message)
+            answer = await self._tell(link, message)
+            status = answer[channel._STATUS]
             assert status in (200, 400, 403, 404, 413), status
         # Neither site can have spoilt it for the other, nor for itself.
         for site in sorted(SITES):
             if not any(m.get_header(channel._INCARNATION) == 2 for m in messages):
-                status = await self._tell(link, _honest(site, wire.HEARTBEAT))
+                status = (await self._tell(link, _honest(site, wire.HEARTBEAT)))[channel._STATUS]
                 assert status == 200, (site, refusals)
         for site, reason in refusals:
             assert len(site) < 100 and len(reason) < 1000, (site[:100], reason[:300])
         assert len(json.dumps(events)) < 100_000
         await forwarder.close()
 
-    async def _tell(self, link: channel.ServerLink, message: FlareMessage) -> int:
-        headers, _ = await link._outcome(message)
-        status: int = headers[channel._STATUS]  # Not over, no fault.
-        return status
-
     @staticmethod
-    def _superlink(request: httpx.Request) -> httpx.Response:
-        """Answers as if all were well; what it is asked must be of the site whose key is on it."""
-        name = wire.call_name(request.url.path)
+    async def _tell(link: channel.ServerLink, message: FlareMessage) -> dict[str, Any]:
+        answer, _ = await link._outcome(message)
+        assert channel._OVER not in answer and channel._FAULT not in answer
+        return answer
+
+    def register_blob_cb(self, *args: Any) -> None:
+        """What a cell has for a link to begin with."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """What a loop's thread has for a link."""
+        return self._loop
+
+    async def ask(self, request: Request) -> Response:
+        """The SuperLink: all is well, if what it is asked is of the site whose key is on it."""
+        headers = dict(request.headers)
+        assert all(wire.may_pass(h) or h in (wire.CALL_HEADER, wire.DONE_HEADER) for h in headers), headers
+        name = wire.call_name(request.path)
         assert name is not None
-        message = MESSAGES[name].FromString(request.content)
-        site = next(
-            s for s, k in KEYS.items() if base64.b64encode(k).decode() == request.headers[wire.PUBLIC_KEY]
-        )
-        number = SITES[site]
+        message = MESSAGES[name].FromString(request.body)
+        # A site's new SuperNode may have come with any other key: that is node 33.
+        keys = {base64.b64encode(key).decode(): site for site, key in KEYS.items()}
+        site = keys.get(headers[wire.PUBLIC_KEY], "new")
+        number = SITES.get(site, 33)
         node_id = message.node.node_id if hasattr(message, "node") else getattr(message, "node_id", number)
         assert node_id == number, (name, site, message)
         for field in ("object_id", "message_object_id", "session_id"):
@@ -416,9 +417,12 @@ class ForwarderTarget:
             answer = PushMessagesResponse(
                 session_id=f"s{number}", objects_to_push=[f"a{number}"]
             ).SerializeToString()
-        return httpx.Response(200, content=answer)
+        return Response(200, (), answer)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """The SuperLink is asked no more."""
+
+    def end(self) -> None:
         """Nothing is left between inputs."""
 
 
@@ -481,7 +485,7 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
     try:
         one()
     finally:
-        target.close()
+        target.end()
         loop.close()
         logging.getLogger().removeHandler(errors)
     return ran

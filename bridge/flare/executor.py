@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
@@ -88,7 +89,7 @@ class FlowerExecutor(Executor):
     async def _begin(self, run_dir: Path, config: dict[str, str | int], *, first: int) -> None:
         assert self._link is not None
         self._caller = Caller(self._link, incarnation=first, on_over=self._job_over)
-        self._gateway = transports.gateway(self._fleet, self._caller)
+        self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
         await self._gateway.start()
         work_dir = run_dir / "clientapp"
         work_dir.mkdir(exist_ok=True)
@@ -99,6 +100,11 @@ class FlowerExecutor(Executor):
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))
+
+    def _is_supernode(self, port: int) -> bool:
+        """Whether the connection from `port` to the gateway is the SuperNode's that was started last."""
+        assert self._gateway is not None
+        return self._supernode is not None and connects(self._supernode.pid, port, self._gateway.port)
 
     async def _watch(self, start: Callable[[], Awaitable[FlowerProcess]]) -> None:
         """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
@@ -144,3 +150,16 @@ class FlowerExecutor(Executor):
             await self._gateway.stop()
         if self._link is not None:
             self._link.close()
+
+
+def connects(pid: int, own: int, other: int) -> bool:
+    """Whether a connection from port `own` to port `other` on loopback is of process `pid` itself, not of one
+    that it started or that runs beside it."""
+    try:
+        held = psutil.Process(pid).net_connections("tcp4")
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        log.warning("the connections of process %d cannot be seen: whoever is first is taken for it", pid)
+        return True
+    return any(c.raddr and (c.laddr.port, c.raddr.port) == (own, other) for c in held)

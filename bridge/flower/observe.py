@@ -22,6 +22,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
+    get_object_id,
     get_object_type_from_object_content,
 )
 
@@ -122,8 +123,11 @@ class Observer:
                 self._report(site)
             case wire.PUSH_OBJECT:
                 pushed = PushObjectRequest.FromString(request.body)
-                if len(pushed.object_content) <= OBJECT_LIMIT:
-                    self._keep(self._objects[site], pushed.object_id, pushed.object_content)
+                content = pushed.object_content
+                # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
+                if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:
+                    self._keep(self._objects[site], pushed.object_id, content)
+                    # An object that two sites' replies have in common is sent once.
                     for waiting in list(self._replies):
                         self._report(waiting)
 
@@ -164,26 +168,23 @@ class Observer:
             else:
                 self._emit(_event(reply, records))
 
+    def _find(self, object_id: str) -> Any:
+        """What an object says, whoever sent it, or None if it is not known."""
+        found = (objects.get(object_id) for objects in self._objects.values())
+        return next((said for said in found if said is not None), None)
+
     def _records(self, reply: _Reply) -> dict[str, dict[str, Any]] | None:
         """A reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
-        names = self._find(reply.site, reply.root)
+        names = self._find(reply.root)
         if names is None:
             return None
-        records = {name: self._find(reply.site, object_id) for name, object_id in names.items()}
+        records = {name: self._find(object_id) for name, object_id in names.items()}
         # A record of arrays may be too large to have been read; it holds no metrics.
         found = {name: record for name, record in records.items() if record is not None}
         missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
         return None if missing else found
-
-    def _find(self, site: str, object_id: str) -> Any:
-        """What an object of a site's reply says. An id is its content's hash, and the SuperLink checks it;
-        what it has from another site it does not ask for again, so that it is found there."""
-        said = self._objects[site].get(object_id)
-        if said is not None:
-            return said
-        return next((found for o in self._objects.values() if (found := o.get(object_id)) is not None), None)
 
 
 def _round(group: str) -> int:

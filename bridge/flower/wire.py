@@ -57,7 +57,7 @@ PATHS = {
 GOODBYES = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
 
-PUBLIC_KEY = "flwr-public-key"
+PUBLIC_KEY, SIGNATURE = "flwr-public-key", "flwr-signature"
 REQUEST_HEADERS = frozenset(
     {
         "content-type",
@@ -66,7 +66,7 @@ REQUEST_HEADERS = frozenset(
         "flwr-component-name",
         PUBLIC_KEY,
         "flwr-timestamp",
-        "flwr-signature",
+        SIGNATURE,
     }
 )
 METADATA_PREFIX = "flwr-"

@@ -71,28 +71,6 @@ def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> Non
     assert left_over(federation) == NOTHING
 
 
-def test_a_supernode_that_is_killed_is_started_again_and_takes_part(federation: Federation) -> None:
-    job = federation.submit("numpy-add", "--rounds", "4")
-    while not any("flwr-clientapp" in p for p in federation.processes("site-1")):
-        time.sleep(0.2)
-    kill = (
-        "import os, pathlib, signal\n"
-        "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-        "    mine = int(p.name) == os.getpid()\n"
-        "    if not mine and b'bin/flower-supernode' in (p / 'cmdline').read_bytes():\n"
-        "        os.kill(int(p.name), signal.SIGKILL)\n"
-    )
-    federation.exec("site-1", "python", "-c", kill)
-    rounds = federation.must("wait", job)["rounds"]
-    assert [entry["round"] for entry in rounds] == [1, 2, 3, 4]
-    assert sorted(rounds[-1]["sites"]) == ["site-1", "site-2"]
-    assert (
-        "the SuperNode ended with code -9, start 1 of 5"
-        in federation.must("logs", job, "--site", "site-1")["log"]
-    )
-    assert left_over(federation) == NOTHING
-
-
 REGISTER = """
 import base64, datetime, pathlib, re, sys, urllib.error, urllib.request
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +14,9 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from bridge import connection
+from bridge import connection, lanes
 from bridge import gateway as gateway_module
+from bridge.flare.executor import connects
 from bridge.flower import wire
 from bridge.gateway import Gateway
 from bridge.relay import Call, Caller, JobOver, Response
@@ -366,6 +370,52 @@ def test_strangers_neither_see_nor_drop_what_is_kept_for_the_supernode() -> None
     asyncio.run(test())
 
 
+def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> None:
+    """So that the server refuses it, and knows of it, and whoever made it stays a stranger."""
+    seen: list[Call] = []
+    own: list[int] = []
+
+    async def server(call: Call) -> Response:
+        seen.append(call)
+        return Response(200 if call.request.headers else 403)
+
+    async def test() -> None:
+        caller = Caller(_Link(server))
+        served = Gateway(caller, is_supernode=lambda port: port in own)
+        await served.start()
+        base = f"http://127.0.0.1:{served.port}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+            refused = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
+            assert refused.status_code == 403
+            assert not served._lanes.owner.made(
+                [(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())]
+            )
+            own.extend(range(65536))
+            await register(client)
+        await caller.close()
+        await served.stop()
+
+    asyncio.run(test())
+    assert [bool(call.request.headers) for call in seen] == [False, True]
+
+
+def test_a_connection_is_told_from_those_of_other_processes() -> None:
+    async def test() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        to = server.sockets[0].getsockname()[1]
+        with socket.create_connection(("127.0.0.1", to)) as own:
+            port = own.getsockname()[1]
+            assert connects(os.getpid(), port, to)
+            assert not connects(os.getpid(), port, to + 1)
+            with subprocess.Popen(["sleep", "60"]) as other:
+                assert not connects(other.pid, port, to)
+                other.kill()
+            assert not connects(other.pid, port, to)
+        server.close()
+
+    asyncio.run(test())
+
+
 def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
     """1,000 connections at once, of which some wait for a head, some for a body, and some for an answer that
     does not come; the SuperNode's calls are answered all the same."""
@@ -406,7 +456,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                         answer = await other.post("/v1/fleet/pull-object", headers=SUPERNODE)
                         assert answer.status_code == 200
             assert max(waits) < 2
-            assert 0 < stuck <= gateway_module.STRANGERS_AT_ONCE
+            assert 0 < stuck <= lanes.STRANGERS_AT_ONCE
             for task in strangers:
                 task.cancel()
             await asyncio.gather(*strangers, return_exceptions=True)

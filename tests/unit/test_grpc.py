@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import concurrent.futures
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.node_pb2 import Node
 from grpc import StatusCode
 
@@ -22,11 +23,13 @@ from bridge.flower.superlink_process import AnsweringOnceGrpc
 from bridge.flower.versions import Transport
 from bridge.forwarder import Forwarder
 from bridge.gateway_grpc import GrpcGateway
+from bridge.lanes import STRANGERS_AT_ONCE, STRANGERS_BODY
 from bridge.relay import Call, Caller, JobOver, LinkFault, Request, Response
 from bridge.upstream import AnswerLost, GrpcUpstream
 
 FLEET = wire.GRPC_PREFIX
 METADATA = (("flwr-timestamp", "now"), ("flwr-signature-bin", b"\x00\xff"))
+KEY = (("flwr-public-key-bin", b"the SuperNode's key"),)
 Server = Callable[[Call], Awaitable[Response]]
 
 
@@ -78,6 +81,11 @@ async def code(answer: Awaitable[bytes]) -> tuple[StatusCode, str]:
     return StatusCode.OK, ""
 
 
+async def register(ask: Ask) -> None:
+    """After this, calls with `KEY` are no stranger's."""
+    await ask(FLEET + "RegisterNode", b"", KEY)
+
+
 async def echo(call: Call) -> Response:
     return Response(200, (), call.request.body)
 
@@ -95,12 +103,17 @@ def test_a_fleet_call_passes_with_its_bytes_and_flowers_metadata() -> None:
 
     async def test() -> None:
         async with gateway(server) as (ask, _):
+            await register(ask)
             body = bytes(range(256)) * 20_000
-            assert await ask(FLEET + "PushObject", body, (*METADATA, ("authorization", "secret"))) == body
+            sent = (*KEY, *METADATA, ("authorization", "secret"))
+            assert await ask(FLEET + "PushObject", body, sent) == body
 
     asyncio.run(test())
-    assert seen[0].request.path == "/flwr.proto.Fleet/PushObject"
-    assert grpc_form.metadata_of(seen[0].request.headers) == METADATA
+    request = seen[1].request
+    assert request.path == "/flwr.proto.Fleet/PushObject"
+    assert grpc_form.metadata_of(request.headers) == (*KEY, *METADATA)
+    # In the relay's form they have the names and the form that they have over HTTP.
+    assert dict(request.headers)[wire.PUBLIC_KEY] == base64.b64encode(KEY[0][1]).decode()
 
 
 @pytest.mark.parametrize(
@@ -123,8 +136,9 @@ def test_every_other_method_is_unimplemented(method: str) -> None:
 def test_what_is_too_large_or_stands_twice_is_refused() -> None:
     async def test() -> None:
         async with gateway(never) as (ask, _):
-            large = ask(FLEET + "PushObject", bytes(wire.BODY_LIMIT + 1))
-            assert (await code(large))[0] is StatusCode.RESOURCE_EXHAUSTED
+            for size in (STRANGERS_BODY + 1, wire.BODY_LIMIT + 1):
+                large = ask(FLEET + "PushObject", bytes(size))
+                assert (await code(large))[0] is StatusCode.RESOURCE_EXHAUSTED
             long = ask(FLEET + "GetRun", metadata=(("flwr-timestamp", "x" * gateway_grpc.METADATA_LIMIT),))
             assert (await code(long))[0] is StatusCode.RESOURCE_EXHAUSTED
             twice = ask(FLEET + "GetRun", metadata=METADATA[:1] * 2)
@@ -186,37 +200,36 @@ def test_after_the_job_a_supernode_is_let_go() -> None:
     asyncio.run(test())
 
 
-def test_too_many_calls_and_connections_are_bounded_and_do_no_harm() -> None:
+def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    answered = asyncio.Event()
+    stuck = 0
 
-    async def held(call: Call) -> Response:
-        if call.request.body.startswith(b"held"):
-            await answered.wait()
-        return Response(200)
+    async def server(call: Call) -> Response:
+        nonlocal stuck
+        if call.request.body.startswith(b"stranger"):
+            stuck += 1
+            await asyncio.Event().wait()
+        return await echo(call)
 
     async def test() -> None:
-        async with gateway(held) as (ask, port):
+        async with gateway(server) as (ask, port):
+            await register(ask)
             crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1000)]
-            assert await ask(FLEET + "GetRun") == b""
-            # Streams beyond the limit of one connection wait in the client; so these come over two.
-            other = grpc.aio.insecure_channel(
-                f"127.0.0.1:{port}", options=(("grpc.use_local_subchannel_pool", 1),)
-            )
-            call = other.unary_unary(FLEET + "GetRun")
-            calls = [asyncio.ensure_future(call(b"held %d" % n)) for n in range(gateway_grpc.CALLS_AT_ONCE)]
-            while not await _full(ask):
-                await asyncio.sleep(0.02)
-            answered.set()
-            assert await asyncio.gather(*calls) == [b""] * len(calls)
-            assert await ask(FLEET + "GetRun") == b""
+            own_connection = (("grpc.use_local_subchannel_pool", 1),)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=own_connection) as channel:
+                call = channel.unary_unary(FLEET + "GetRun")
+                strangers = [asyncio.ensure_future(call(b"stranger %d" % n)) for n in range(200)]
+                await asyncio.wait(strangers, return_when=asyncio.FIRST_COMPLETED, timeout=0.5)
+                for number in range(50):
+                    body = b"%d" % number
+                    assert await asyncio.wait_for(ask(FLEET + "PushObject", body, KEY), 2) == body
+                assert 0 < stuck <= STRANGERS_AT_ONCE
+                for task in strangers:
+                    task.cancel()
+                await asyncio.gather(*strangers, return_exceptions=True)
             for _, writer in crowd:
                 writer.close()
-            await other.close()
-
-    async def _full(ask: Ask) -> bool:
-        return await code(ask(FLEET + "GetRun")) == (StatusCode.UNAVAILABLE, "too many calls at once")
 
     asyncio.run(asyncio.wait_for(test(), 30))
 
@@ -260,7 +273,7 @@ def test_metadata_codes_and_messages_pass_both_ways() -> None:
         assert refused.status == 412
         assert grpc_form.code_of(refused) == (StatusCode.FAILED_PRECONDITION, '{"code": 7}')
         assert grpc_form.metadata_of(refused.headers) == (("flwr-note", "see"),)
-        for wrong in (("flwr-x-bin", "no base64!"), ("flwr-x", "two\nlines"), ("Flwr X", "y")):
+        for wrong in (("flwr-x-bin", "no base64!"), ("flwr-x", "two\nlines"), ("flwr-X y", "z")):
             assert (await upstream.ask(Request(FLEET + "GetRun", (wrong,), b""))).status == 400
         await upstream.close()
         await superlink.server.stop(None)
@@ -278,7 +291,8 @@ def test_a_superlink_that_is_not_there_or_goes_is_a_fault_of_the_link() -> None:
         return b""
 
     async def test() -> None:
-        register = Request(FLEET + "RegisterNode", (), b"")
+        body = RegisterNodeFleetRequest(public_key=KEY[0][1]).SerializeToString()
+        register = Request(FLEET + "RegisterNode", grpc_form.headers_of(KEY), body)
         nowhere = Forwarder(_Blind(), grace=60)
         nowhere.open("127.0.0.1:1", Transport.GRPC)
         with pytest.raises(LinkFault):
@@ -305,7 +319,10 @@ def test_a_superlink_that_is_not_there_or_goes_is_a_fault_of_the_link() -> None:
 
 
 def test_each_site_speaks_for_its_own_node_and_over_one_transport_only() -> None:
-    pull = Request(FLEET + "PullMessages", (), PullMessagesRequest(node=Node(node_id=7)).SerializeToString())
+    headers = grpc_form.headers_of(KEY)
+    pull = Request(
+        FLEET + "PullMessages", headers, PullMessagesRequest(node=Node(node_id=7)).SerializeToString()
+    )
     with pytest.raises(Refused, match="before site-1 has registered"):
         Nodes().check("site-1", 1, pull)
     told: list[str] = []

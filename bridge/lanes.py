@@ -1,0 +1,92 @@
+"""Who comes through a gateway: the SuperNode it serves, and strangers, who cannot keep it waiting.
+
+Whatever else runs in the site's container can reach a gateway too. Strangers, told from the SuperNode by its
+key, get a lane of their own, however many they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from bridge.flower import wire
+from bridge.flower.identity import Owner
+from bridge.relay import Caller, JobOver, Request, Response, Rule
+
+STRANGERS_BODY = 64 * 1024
+"""Bytes of a stranger's largest request: a SuperNode that registers sends less than 1 KiB. Times the
+connections at once that is 16 MiB."""
+
+STRANGERS_AT_ONCE = 4
+"""Calls of strangers on their way to the server."""
+
+STRANGERS_WAITING = 64
+"""Calls of strangers that are on their way or wait for it; more are answered 503. The server refuses each
+within some 10 ms, and the SuperNode, which is a stranger until it has registered, gets its turn within a
+second."""
+
+_PROTOBUF = (("content-type", wire.MEDIA_TYPE),)
+
+
+IsSuperNode = Callable[[int], bool]
+"""Says of a connection, by its other end's port, whether it is the SuperNode's: nobody else may register in
+its place, neither before it nor when it was killed."""
+
+
+class Crowded(Exception):
+    """Too many calls of strangers are on their way; the text is for the log."""
+
+
+class Lanes:
+    """Carries the calls of one gateway. Lives on the loop of its `caller`."""
+
+    def __init__(self, caller: Caller, is_supernode: IsSuperNode) -> None:
+        """`is_supernode` is asked when a SuperNode registers; see `IsSuperNode`."""
+        self.owner = Owner()
+        self._caller = caller
+        self._is_supernode = is_supernode
+        self._strangers: dict[str, asyncio.Task[Response | None]] = {}
+        self._strangers_turn = asyncio.Semaphore(STRANGERS_AT_ONCE)
+
+    async def known(self, request: Request) -> Response:
+        """What the SuperNode is told to its request."""
+        return await self._told(request, self._caller.call(request, wire.rule(request)))
+
+    async def stranger(self, request: Request, port: int) -> Response:
+        """What anybody else is told, whose connection comes from `port`. Raises `Crowded`."""
+        if wire.call_name(request.path) == wire.REGISTER and not self._is_supernode(port):
+            # Without the key the server will refuse it, and write down the site's name.
+            request = replace(request, headers=())
+        return await self._told(request, self._stranger(request))
+
+    async def _told(self, request: Request, answer: Awaitable[Response | None]) -> Response:
+        try:
+            response = await answer
+        except JobOver:
+            # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
+            return Response(200 if wire.call_name(request.path) in wire.GOODBYES else 503, _PROTOBUF)
+        if response is None:
+            return Response(503)
+        self.owner.saw(request, response)
+        return wire.bearable(request, response)
+
+    async def _stranger(self, request: Request) -> Response | None:
+        """Carry a stranger's call, in its turn. Like any call it goes on when it takes too long: it may be
+        the SuperNode's registration, which must not be made twice."""
+        rule = wire.rule(request)
+        call = self._strangers.get(rule.key)
+        if call is None:
+            if len(self._strangers) >= STRANGERS_WAITING:
+                raise Crowded(f"{request.path}, with {STRANGERS_WAITING} strangers' calls on their way")
+            call = asyncio.ensure_future(self._in_turn(request, rule))
+            self._strangers[rule.key] = call
+            call.add_done_callback(lambda _: self._strangers.pop(rule.key))
+        await asyncio.wait([call], timeout=self._caller.answer_within)
+        return call.result() if call.done() and not call.cancelled() else None
+
+    async def _in_turn(self, request: Request, rule: Rule) -> Response | None:
+        async with self._strangers_turn:
+            while (response := await self._caller.call(request, rule)) is None:
+                pass  # Its turn lasts until the call has ended.
+            return response

@@ -1,0 +1,79 @@
+"""Flower's own processes are killed, one at a time, at each phase in which they have something to lose."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.faults.jobs import kill_process, runs, submit_until_training, until
+from tests.faults.phases import ARRAY, Phase, wait_for
+from tests.federation import NOTHING, Federation, left_over
+
+FAILED_WITHIN = 60.0
+"""Seconds from a kill to the job's end, where it cannot go on."""
+
+BOTH = ["site-1", "site-2"]
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [Phase.PULL, pytest.param(Phase.TRAINING, marks=pytest.mark.pick), Phase.PUSH, Phase.BETWEEN_ROUNDS],
+    ids=lambda phase: phase.name,
+)
+def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
+    federation: Federation, phase: Phase
+) -> None:
+    config = f"array-size={ARRAY} train-seconds=2"
+    job = federation.submit("numpy-add", "--rounds", "3", "--run-config", config)
+    wait_for(federation, job, "site-1", phase)
+    kill_process(federation, "site-1", "bin/flower-supernode")
+    rounds = federation.must("wait", job)["rounds"]
+    assert [entry["round"] for entry in rounds] == [1, 2, 3]
+    assert [entry["sites"]["site-2"].keys() for entry in rounds] == [{"train", "evaluate"}] * 3
+    assert sorted(rounds[-1]["sites"]) == BOTH
+    assert "the SuperNode ended with code -9, start 1 of 5" in _log(federation, job, "site-1")
+    assert "site-1 has a new SuperNode; its old node" in _log(federation, job, "server")
+    assert left_over(federation) == NOTHING
+
+
+def test_a_clientapp_is_missed_in_its_round_only(federation: Federation) -> None:
+    """Flower sees it by a missing heartbeat, a minute later, and tells the strategy."""
+    job = submit_until_training(federation, rounds=2)
+    kill_process(federation, "site-1", "bin/flwr-clientapp")
+    first, second = federation.must("wait", job)["rounds"]
+    assert first["sites"]["site-1"]["train"]["error"]
+    assert first["sites"]["site-2"].keys() == second["sites"]["site-1"].keys() == {"train", "evaluate"}
+    assert left_over(federation) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("bin/flwr-serverapp", "the ServerApp was killed from outside"),
+        ("superlink_process", "SuperLink ended with code -9 during the run"),
+    ],
+    ids=["ServerApp", "SuperLink"],
+)
+@pytest.mark.parametrize("training", [False, True], ids=["at its start", "in training"])
+def test_without_serverapp_or_superlink_the_job_fails_at_once(
+    federation: Federation, program: str, reason: str, training: bool
+) -> None:
+    if training:
+        job = submit_until_training(federation)
+    else:
+        job = federation.submit("numpy-add")
+        until(lambda: runs(federation, "server", "bin/flwr-serverapp"), 60)
+        time.sleep(1)
+    kill_process(federation, "server", program)
+    began = time.monotonic()
+    outcome = federation.verb("wait", job)
+    print(f"the job had ended {time.monotonic() - began:.0f} s after")
+    assert time.monotonic() - began < FAILED_WITHIN
+    assert outcome.value["status"] == "FINISHED:EXECUTION_EXCEPTION", outcome.text
+    assert reason in outcome.value["reason"]
+    assert left_over(federation) == NOTHING
+
+
+def _log(federation: Federation, job: str, site: str) -> str:
+    return str(federation.must("logs", job, "--site", site)["log"])
