@@ -345,7 +345,7 @@ def test_down_is_refused_while_a_job_runs(
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose down")
     docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
-    docker.answer(f"{ASK} end", out=json.dumps({"left": []}) + "\n")
+    docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
     code, outcome, _ = flowerbed("down")
     assert code == 1 and outcome["jobs"] == ["j-1"]
