@@ -103,16 +103,16 @@ class Keeper(FLComponent):
             self._left[site] = jobs - self._parent.known_jobs()
         self._release(self._parent)
 
-    def _died(self, job: str, site: str) -> bool:
+    def _died(self, job: str, site: str) -> None:
         """A site's job process was killed or crashed."""
-        return self._start_again(job, site, "its job process died")
+        self._start_again(job, site, "its job process died")
 
-    def _start_again(self, job: str, site: str, why: str) -> bool:
-        """Begin to start a site's part in a job; False if that was tried too often."""
+    def _start_again(self, job: str, site: str, why: str) -> None:
+        """Begin to start a site's part in a job; or to end the job, if that was tried too often."""
         with self._lock:
             part = self._parts.setdefault((job, site), _Part())
             if part.starting:
-                return True
+                return
             now = time.monotonic()
             if part.failures and now - part.began > FORGIVEN_AFTER:
                 part.failures = 0
@@ -124,7 +124,6 @@ class Keeper(FLComponent):
             given_up = part.failures > RESTARTS
         work = (self._give_up, (job, site, why)) if given_up else (self._start, (job, site, why, part, wait))
         threading.Thread(target=work[0], args=work[1], name="keeper", daemon=True).start()
-        return True
 
     def _start(self, job: str, site: str, why: str, part: _Part, wait: float) -> None:
         assert self._parent is not None

@@ -64,7 +64,7 @@ class Parent:
     def watch(
         self,
         on_heartbeat: Callable[[str, str, frozenset[str]], None],
-        on_death: Callable[[str, str], bool],
+        on_death: Callable[[str, str], None],
     ) -> None:
         """From now on, show every site's heartbeat and every job process that died at a site.
 
@@ -72,7 +72,7 @@ class Parent:
 
         Args:
             on_heartbeat: is told the site, its token and the jobs that have a process there.
-            on_death: is told job and site; True: the site is started again, FLARE must not fail the job.
+            on_death: is told job and site. FLARE does not fail the job for it, as it would.
         """
         cell, server, runner = self._server.cell, self._server, self._runner
 
@@ -99,7 +99,8 @@ class Parent:
                         # ended after that does not change it.
                         runner.resolve_client_outcome(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
-                    if self.runs(job) and on_death(job, client.name):
+                    if self.runs(job):
+                        on_death(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
             return server.process_job_failure(request)
 
