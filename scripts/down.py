@@ -17,8 +17,10 @@ from scripts import compose, console, core, engine
 TIMEOUT = 120.0
 """Seconds; each container has 10 s to end, and they end side by side."""
 
-END_WITHIN = 8.0
+END_WITHIN = 10.0
 """Seconds for all jobs to end as aborted before the containers are stopped; seen: 3 to 5."""
+STOP_WITHIN = 5
+"""Seconds for a container to end by itself when its jobs were ended before."""
 
 RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
 """FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
@@ -78,6 +80,8 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     running = sorted(c["Service"] for c in compose.containers(env) if c["State"] == "running")
     aborted = _end_jobs(force=force) if running else []
     words = ["down", "--remove-orphans", *(["--volumes"] if volumes else [])]
+    if aborted:
+        words += ["--timeout", str(STOP_WITHIN)]
     compose.call(words, env=env, timeout=TIMEOUT)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Stopped {', '.join(running)} in {seconds:.0f} s." if running else "It was down already.")
