@@ -71,6 +71,9 @@ def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
         for logs in (Path(scratch) / "logs", workspace / "logs"):
             for log in sorted(logs.glob("*.log")) if logs.is_dir() else ():
                 log.replace(folder / "logs" / log.name)
+        audit = workspace / "audit.log"
+        if audit.is_file() and audit.stat().st_size:
+            audit.replace(folder / "logs" / "audit.log")
         if (workspace / "serverapp").is_dir():
             (workspace / "serverapp").rename(folder / "serverapp")
         try:

@@ -158,4 +158,5 @@ async def main(seconds: float) -> None:
     print(json.dumps(hostile.results))
 
 
-asyncio.run(main(float(sys.argv[1])))
+if __name__ == "__main__":
+    asyncio.run(main(float(sys.argv[1])))

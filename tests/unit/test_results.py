@@ -200,6 +200,7 @@ FILES = {
     "meta.json": json.dumps(META),
     "logs/server.log": "served\n",
     "logs/site-1.log": "trained\n",
+    "workspace/audit.log": "[U:site-1][A:flower.call.refused]\n",
     "workspace/events.jsonl": "".join(json.dumps(event) + "\n" for event in EVENTS),
     "workspace/serverapp/final_model.pt": "weights",
     "workspace/app/custom/big.py": "no result",
@@ -223,6 +224,7 @@ def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found == {
         "summary.json",
         "curves.png",
+        "logs/audit.log",
         "logs/server.log",
         "logs/site-1.log",
         "serverapp/final_model.pt",

@@ -1,0 +1,181 @@
+"""How much memory the relay takes beyond the bodies that are in flight, through a run of 200 MB models.
+
+    .flowerbed/venv/bin/python -m benchmarks.memory [--array-size N] [--rounds N] [--job JOB]
+
+Without --job: both halves of the relay in this process, between a real SuperLink and two real SuperNodes,
+without FLARE. With --job: FLARE's processes of that job, which runs in containers on this machine, sampled
+until it ends (as root). Prints one JSON object, in MiB; it needs some 6 GB for the Flower processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from bridge import transports
+from bridge.flower.observe import Observer
+from bridge.flower.superlink import SuperLink
+from bridge.flower.supernode import start_supernode
+from bridge.forwarder import Forwarder
+from bridge.relay import Call, Caller, Response
+
+APP = Path(__file__).parents[1] / "tests" / "apps" / "numpy-add"
+EVERY = 0.02
+"""Seconds between two samples: a chunk of 5 MiB is in flight for about as long."""
+
+SETTLED = 5.0
+"""Seconds after the SuperNodes have registered, until the memory counts as the idle level."""
+
+MIB = 2**20
+
+
+class Meter:
+    """The site's links of both sites, which count the bytes that are on their way."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.calls = 0
+        self.carried = 0
+
+    def link(self, forwarder: Forwarder, site: str) -> _Link:
+        """The link of one site."""
+        return _Link(self, forwarder, site)
+
+
+class _Link:
+    def __init__(self, meter: Meter, forwarder: Forwarder, site: str) -> None:
+        self._meter, self._forwarder, self._site = meter, forwarder, site
+
+    async def send(self, call: Call) -> Response:
+        """Carry a call; its bodies count until the caller has the answer."""
+        meter, size = self._meter, len(call.request.body)
+        meter.calls += 1
+        meter.in_flight += size
+        try:
+            response = await self._forwarder.answer(self._site, call)
+            size += len(response.body)
+            meter.in_flight += len(response.body)
+            meter.carried += size
+            await asyncio.sleep(0)
+            return response
+        finally:
+            meter.in_flight -= size
+
+    async def probe(self) -> None:
+        """The link stands."""
+
+
+async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
+    """Run the app over the relay; returns the measures."""
+    me = psutil.Process()
+    peak = {"above_idle": 0.0, "in_flight": 0.0, "difference": float("-inf")}
+    kept = 0
+
+    async def sample() -> None:
+        nonlocal kept
+        while True:
+            above, flying = me.memory_info().rss - idle, meter.in_flight
+            kept = max(kept, forwarder._ledger.bytes_kept + sum(c.bytes_kept for c in callers))
+            peak["above_idle"] = max(peak["above_idle"], above)
+            if above - flying > peak["difference"]:
+                peak.update(difference=above - flying, in_flight=flying)
+            await asyncio.sleep(EVERY)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work_dir = Path(folder)
+        meter = Meter()
+        forwarder = Forwarder(Observer(lambda event: None), grace=900)
+        superlink = await SuperLink.start(work_dir, work_dir / "server", grace=900)
+        forwarder.open(superlink.address, superlink.fleet)
+        callers = [Caller(meter.link(forwarder, f"site-{number}")) for number in (1, 2)]
+        gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
+        nodes = []
+        try:
+            for number, gateway in enumerate(gateways):
+                await gateway.start()
+                home = work_dir / f"site-{number}"
+                nodes.append(await start_supernode(gateway.port, work_dir, home, {"partition-id": number}))
+            while meter.calls < 8:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(SETTLED)
+            idle = me.memory_info().rss
+            began = time.monotonic()
+            run = await superlink.start_run(APP, {"num-server-rounds": rounds, "array-size": array_size})
+            sampling = asyncio.ensure_future(sample())
+            end = await superlink.finished(run)
+            seconds = time.monotonic() - began
+            sampling.cancel()
+            assert end.sub_status == "completed", superlink.traceback()
+            after = me.memory_info().rss
+        finally:
+            await forwarder.close()
+            for caller in callers:
+                await caller.close()
+            await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
+            for gateway in gateways:
+                await gateway.stop()
+    return {
+        "idle": idle / MIB,
+        **{f"peak_{name}": value / MIB for name, value in peak.items()},
+        "after_above_idle": (after - idle) / MIB,
+        "peak_kept_beyond_calls": kept / MIB,
+        "carried": meter.carried / MIB,
+        "calls": meter.calls,
+        "seconds": seconds,
+    }
+
+
+def with_flare(job: str) -> dict[str, float]:
+    """Sample FLARE's processes of a job until it ends; returns, for each, its least and its most memory."""
+    lowest: dict[str, int] = {}
+    highest: dict[str, int] = {}
+    processes: dict[str, psutil.Process] = {}
+    while True:
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if job in line and any("runner_process" in w or "worker_process" in w for w in line):
+                name = next((w[4:] for w in line if w.startswith("uid=")), "server")
+                processes.setdefault(name, process)
+        if processes and not any(process.is_running() for process in processes.values()):
+            break
+        looked = time.monotonic()
+        while time.monotonic() < looked + 1:
+            for name, process in processes.items():
+                try:
+                    rss = process.memory_info().rss
+                except psutil.Error:
+                    continue
+                # What it takes before the run begins is its idle level: all is imported by then.
+                if process.create_time() + SETTLED < time.time():
+                    lowest[name] = min(lowest.get(name, rss), rss)
+                    highest[name] = max(highest.get(name, rss), rss)
+            time.sleep(EVERY)
+    return {
+        f"{name}_{what}": size / MIB
+        for name in sorted(highest)
+        for what, size in (("idle", lowest[name]), ("peak_above_idle", highest[name] - lowest[name]))
+    }
+
+
+def main() -> None:
+    """Measure, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--array-size", type=int, default=50_000_000, help="numbers of 4 bytes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--job", help="the id of a job that was just submitted")
+    args = parser.parse_args()
+    measures = with_flare(args.job) if args.job else asyncio.run(without_flare(args.array_size, args.rounds))
+    print(json.dumps({name: round(value, 1) for name, value in measures.items()}))
+
+
+if __name__ == "__main__":
+    main()

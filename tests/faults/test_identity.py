@@ -1,0 +1,68 @@
+"""A hostile process in a site's container: it can reach the gateway, and harms neither site nor job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.hostile import CONNECTIONS
+from tests.federation import NOTHING, Federation, left_over
+
+HOSTILE = Path(__file__).with_name("hostile.py").read_text()
+SECONDS = 25
+"""How long it attacks, from before the SuperNode has registered on."""
+
+REFUSED = {
+    "a second registration": {"403"},
+    "another key": {"403"},
+    "another's messages": {"403"},
+    "another's heartbeat": {"403"},
+    "another's good-bye": {"403"},
+    "another's confirmation": {"403"},
+    "another's reply": {"403"},
+    "no protobuf": {"403"},
+    "a large body": {"413"},
+    "another content type": {"415"},
+    "another API": {"404"},
+    "garbage": {"400"},
+}
+"""By attack, the answers that it may get."""
+
+CROWDED = {"0", "503"}
+"""What it gets besides while it floods the gateway itself: no answer, or one to try again."""
+
+
+@pytest.mark.pick
+def test_a_hostile_process_beside_a_supernode_is_refused_and_the_job_unharmed(federation: Federation) -> None:
+    container = federation.container("site-1")
+    command = ["docker", "exec", container, "python", "-c", HOSTILE, str(SECONDS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hostile:
+        try:
+            job = federation.submit("numpy-add", "--rounds", "3", "--run-config", "train-seconds=2")
+            outcome = federation.must("wait", job)
+            told, _ = hostile.communicate(timeout=90)
+        finally:
+            hostile.kill()
+    answers = json.loads(told)
+    opened = answers.pop("connections opened")["1"]
+    assert opened > CONNECTIONS
+    assert {attack: set(codes) - CROWDED for attack, codes in answers.items()} == REFUSED
+
+    assert outcome["status"] == "FINISHED:COMPLETED"
+    kinds = {"train", "evaluate"}
+    assert [{s: set(r) for s, r in entry["sites"].items()} for entry in outcome["rounds"]] == (
+        [{"site-1": kinds, "site-2": kinds}] * 3
+    )
+    results = Path(federation.must("results", job)["folder"])
+    assert np.load(results / "serverapp" / "final_model.npy").tolist() == [3.0] * 10
+
+    audit = (results / "logs" / "audit.log").read_text().splitlines()
+    refused = [line for line in audit if "[A:flower.call.refused]" in line]
+    assert refused and all("[U:site-1]" in line for line in refused)
+    for what in ("register-node", "pull-messages", "push-messages", "deactivate-node"):
+        assert any(what in line for line in refused), what
+    assert left_over(federation) == NOTHING
