@@ -5,6 +5,9 @@ from flwr.common import Context, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg
 
+PERIOD = 999_983
+"""Numbers after which varied ones repeat: a prime, so that no two chunks of 5 MiB are the same."""
+
 
 class SaveFinalModel(FedAvg):
     def aggregate_fit(self, server_round, results, failures):  # noqa: ANN001, ANN201
@@ -15,13 +18,15 @@ class SaveFinalModel(FedAvg):
 
 
 def server_fn(context: Context) -> ServerAppComponents:
-    zeros = np.zeros(int(context.run_config["array-size"]), dtype=np.float32)
+    numbers = np.zeros(int(context.run_config["array-size"]), dtype=np.float32)
+    if context.run_config["varied"]:
+        numbers += np.arange(numbers.size) % PERIOD
     strategy = SaveFinalModel(
         min_fit_clients=1,
         min_evaluate_clients=1,
         fraction_evaluate=float(context.run_config["fraction-evaluate"]),
         min_available_clients=int(context.run_config["min-available-clients"]),
-        initial_parameters=ndarrays_to_parameters([zeros]),
+        initial_parameters=ndarrays_to_parameters([numbers]),
     )
     rounds = int(context.run_config["num-server-rounds"])
     return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=rounds))
