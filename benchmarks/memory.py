@@ -117,7 +117,7 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
             await asyncio.sleep(SETTLED)
             idle = me.memory_info().rss
             began = time.monotonic()
-            config = {"num-server-rounds": rounds, "array-size": array_size, "varied": 1}
+            config = {"num-server-rounds": rounds, "array-size": array_size}
             run = await superlink.start_run(APP, config)
             sampling = asyncio.ensure_future(sample())
             end = await superlink.finished(run)

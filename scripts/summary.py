@@ -114,10 +114,9 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "job_id": job_id,
         "app": meta.get("job_name") or meta.get("name"),
         "status": meta.get("status"),
-        "reason": next(
-            (str(e["reason"]) for e in reversed(events) if e.get("reason")),
-            str(meta.get("flowerbed_reason") or ""),
-        ),
+        # What the server knows goes before what the job's own process saw: it may have been told to stop.
+        "reason": str(meta.get("flowerbed_reason") or "")
+        or next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
         "retried_as": meta.get("flowerbed_retried_as"),
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,

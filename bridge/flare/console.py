@@ -420,9 +420,9 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
     with _flare_errors():
         # Once more: what the keeper notes comes just after the status.
         kept = _kept(session.get_job_meta(args.job))
-    _say(
-        {"event": "end", "status": told.status, "t": time.time(), **kept, "reason": reason or kept["reason"]}
-    )
+    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    kept["reason"] = kept["reason"] or reason
+    _say({"event": "end", "status": told.status, "t": time.time(), **kept})
 
 
 def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 RESTARTS = 5
 """How often a site's part in a job is started anew before the job is failed."""
 
-RESTART_FIRST = 1.0
+RESTART_FIRST = 0.5
 """Seconds before the first new start of a job process that died; each further wait is twice as long."""
 
 FORGIVEN_AFTER = 600.0
@@ -68,8 +69,10 @@ class Keeper(FLComponent):
         """Called by FLARE for every event of the server's own process."""
         if event_type == EventType.SYSTEM_START:
             self._parent = Parent(fl_ctx.get_engine())
-            self._close_unfinished(self._parent)
             self._parent.watch(self._heartbeat, self._died)
+            # Asked for now, since soon new jobs run; closed aside, since FLARE waits to finish its start.
+            work = (self._parent, self._parent.unfinished())
+            threading.Thread(target=self._close_unfinished, args=work, name="keeper").start()
         elif self._parent is None:
             return
         elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
@@ -163,22 +166,31 @@ class Keeper(FLComponent):
         if not explained and parent.process_was_lost(job):
             parent.note(job, {meta.REASON: LOST})
 
-    def _close_unfinished(self, parent: Parent) -> None:
-        """The server has just started: no job that the store takes for running does run."""
-        for known in parent.unfinished():
-            job, retries = str(known[JobMetaKey.JOB_ID]), int(known.get(meta.RETRIES) or 0)
-            log.warning("job %s ran when the server ended", job)
-            noted = {meta.REASON: RESTARTED}
-            if retries > 0:
-                # The new job's id is written first, so that a second restart right now makes no third job.
-                noted[meta.RETRIED_AS] = known.get(meta.RETRIED_AS) or new_id()
-            parent.note(job, noted)
-            if retries > 0:
-                sites = known.get(meta.SITES) or []
-                values = {meta.RETRIES: retries - 1, meta.RETRY_OF: job, meta.SITES: sites}
-                parent.clone(job, noted[meta.RETRIED_AS], values)
-                log.warning("it is submitted again as job %s", noted[meta.RETRIED_AS])
-            parent.end(job)
+    def _close_unfinished(self, parent: Parent, unfinished: list[dict[str, Any]]) -> None:
+        """The server has just started: no job that the store took for running does run."""
+        for known in unfinished:
+            job = str(known[JobMetaKey.JOB_ID])
+            try:
+                self._close(parent, job, known)
+            except Exception:
+                log.exception("job %s, which ran when the server ended, could not be closed", job)
+
+    def _close(self, parent: Parent, job: str, known: dict[str, Any]) -> None:
+        retries = int(known.get(meta.RETRIES) or 0)
+        noted = {meta.REASON: RESTARTED}
+        if retries > 0:
+            # The new job's id is written first, so that a second restart right now makes no third job.
+            noted[meta.RETRIED_AS] = known.get(meta.RETRIED_AS) or new_id()
+        parent.note(job, noted)
+        if retries > 0:
+            sites = known.get(meta.SITES) or []
+            values = {meta.RETRIES: retries - 1, meta.RETRY_OF: job, meta.SITES: sites}
+            parent.clone(job, noted[meta.RETRIED_AS], values)
+        parent.end(job)
+        again = noted.get(meta.RETRIED_AS)
+        log.warning(
+            "job %s ran when the server ended%s", job, f"; it is repeated as job {again}" if again else ""
+        )
 
     # Jobs that are submitted again
 

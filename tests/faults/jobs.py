@@ -1,4 +1,4 @@
-"""What the fault tests do with jobs and containers: hit a job in one of its phases, see it take part again."""
+"""What the fault tests do with jobs and containers: hit a job in a phase, see it take part again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tests.federation import Federation
 
 SITES_JOB, SERVERS_JOB, TRAINING = "worker_process", "runner_process", "flwr-clientapp"
-"""What the command lines hold of FLARE's processes of one job, on a site and on the server, and of a ClientApp."""
+"""What command lines hold: of FLARE's processes of a job, on a site and on the server, and of a ClientApp."""
 
 _KILL = (
     "import os, pathlib, signal\n"

@@ -30,6 +30,7 @@ def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
     once = federation.submit("numpy-add", "--rounds", "50", "--name", "once")
     again = submit_until_training(federation, "--retries", "2", "--name", "again", rounds=2)
     restart_killed(federation, "server")
+    federation.compose("up", "--detach", "--wait")
     outcome = federation.verb("wait", once, "--timeout", ENDED_WITHIN)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABNORMAL"), outcome.text
     assert (outcome.value["reason"], outcome.value["retried_as"]) == ("server restarted", None)

@@ -53,6 +53,7 @@ def slow_job(five: Federation) -> Iterator[Future[dict[str, Any]]]:
         yield pool.submit(run)
 
 
+@pytest.mark.timeout(1800)
 def test_ten_minutes_at_every_phase_lose_nothing(five: Federation, slow_job: Future[dict[str, Any]]) -> None:
     kinds = (Kind.STALLED, Kind.CUT, Kind.STALLED, Kind.CUT)
     faults = [
@@ -63,6 +64,7 @@ def test_ten_minutes_at_every_phase_lose_nothing(five: Federation, slow_job: Fut
     assert outcome["rounds"] == undisturbed(2, FOUR)
 
 
+@pytest.mark.timeout(1500)
 def test_a_slow_line_takes_long_and_nothing_else(slow_job: Future[dict[str, Any]]) -> None:
     (only,) = slow_job.result()["rounds"]
     assert only["sites"] == {SLOW: {"train": {"train_loss": 1.0, "num_examples": 10}}}

@@ -41,7 +41,7 @@ def test_the_runs_end_is_noticed_within_two_seconds(outcome: Outcome) -> None:
 
 
 def test_every_site_added_once(outcome: Outcome) -> None:
-    assert np.load(Path(outcome.work_dir) / "final_model.npy").tolist() == [1.0] * 10
+    assert np.load(Path(outcome.work_dir) / "final_model.npy").tolist() == [float(n) for n in range(1, 11)]
 
 
 def test_rounds_and_metrics_were_read_on_the_way(outcome: Outcome) -> None:

@@ -67,7 +67,7 @@ def test_the_numpy_app_adds_up(outcomes: Outcomes, version: str) -> None:
 
     assert outcome.end == RunEnd("completed", ""), outcome.traceback
     assert outcome.never_lost() == {}
-    assert np.load(Path(outcome.work_dir) / "final_model.npy").tolist() == [2.0] * 10
+    assert np.load(Path(outcome.work_dir) / "final_model.npy").tolist() == [float(n) for n in range(2, 12)]
     assert outcome.replies() == {
         (number, site, kind): (10, metrics)
         for number in (1, 2)
