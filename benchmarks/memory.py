@@ -14,15 +14,17 @@ import asyncio
 import json
 import tempfile
 import time
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from bridge import transports
 from bridge.flower.observe import Observer
 from bridge.flower.superlink import SuperLink
 from bridge.flower.supernode import start_supernode
 from bridge.forwarder import Forwarder
+from bridge.gateway import Gateway, Receive, Scope, Send
 from bridge.relay import Call, Caller, Response
 
 APP = Path(__file__).parents[1] / "tests" / "apps" / "numpy-add"
@@ -35,37 +37,47 @@ SETTLED = 5.0
 MIB = 2**20
 
 
-class Meter:
-    """The site's links of both sites, which count the bytes that are on their way."""
+class Metered(Gateway):
+    """A gateway that counts the bytes of its requests and answers, from their first byte to their last."""
 
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.calls = 0
-        self.carried = 0
+    in_flight = 0
+    carried = 0
+    calls = 0
 
-    def link(self, forwarder: Forwarder, site: str) -> _Link:
-        """The link of one site."""
-        return _Link(self, forwarder, site)
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        def count(body: bytes) -> None:
+            nonlocal size
+            size += len(body)
+            Metered.in_flight += len(body)
+            Metered.carried += len(body)
+
+        async def received() -> MutableMapping[str, Any]:
+            message = await receive()
+            count(message.get("body", b""))
+            return message
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            count(message.get("body", b""))
+            await send(message)
+
+        Metered.calls += 1
+        try:
+            await super()._app(scope, received, sent)
+        finally:
+            Metered.in_flight -= size
 
 
-class _Link:
-    def __init__(self, meter: Meter, forwarder: Forwarder, site: str) -> None:
-        self._meter, self._forwarder, self._site = meter, forwarder, site
+class Straight:
+    """A site's link that is no line at all."""
+
+    def __init__(self, forwarder: Forwarder, site: str) -> None:
+        self._forwarder, self._site = forwarder, site
 
     async def send(self, call: Call) -> Response:
-        """Carry a call; its bodies count until the caller has the answer."""
-        meter, size = self._meter, len(call.request.body)
-        meter.calls += 1
-        meter.in_flight += size
-        try:
-            response = await self._forwarder.answer(self._site, call)
-            size += len(response.body)
-            meter.in_flight += len(response.body)
-            meter.carried += size
-            await asyncio.sleep(0)
-            return response
-        finally:
-            meter.in_flight -= size
+        """Carry a call."""
+        return await self._forwarder.answer(self._site, call)
 
     async def probe(self) -> None:
         """The link stands."""
@@ -80,7 +92,7 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
     async def sample() -> None:
         nonlocal kept
         while True:
-            above, flying = me.memory_info().rss - idle, meter.in_flight
+            above, flying = me.memory_info().rss - idle, Metered.in_flight
             kept = max(kept, forwarder._ledger.bytes_kept + sum(c.bytes_kept for c in callers))
             peak["above_idle"] = max(peak["above_idle"], above)
             if above - flying > peak["difference"]:
@@ -89,24 +101,24 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         work_dir = Path(folder)
-        meter = Meter()
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
         superlink = await SuperLink.start(work_dir, work_dir / "server", grace=900)
         forwarder.open(superlink.address, superlink.fleet)
-        callers = [Caller(meter.link(forwarder, f"site-{number}")) for number in (1, 2)]
-        gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
+        callers = [Caller(Straight(forwarder, f"site-{number}")) for number in (1, 2)]
+        gateways = [Metered(caller) for caller in callers]
         nodes = []
         try:
             for number, gateway in enumerate(gateways):
                 await gateway.start()
                 home = work_dir / f"site-{number}"
                 nodes.append(await start_supernode(gateway.port, work_dir, home, {"partition-id": number}))
-            while meter.calls < 8:
+            while Metered.calls < 8:
                 await asyncio.sleep(0.1)
             await asyncio.sleep(SETTLED)
             idle = me.memory_info().rss
             began = time.monotonic()
-            run = await superlink.start_run(APP, {"num-server-rounds": rounds, "array-size": array_size})
+            config = {"num-server-rounds": rounds, "array-size": array_size}
+            run = await superlink.start_run(APP, config)
             sampling = asyncio.ensure_future(sample())
             end = await superlink.finished(run)
             seconds = time.monotonic() - began
@@ -125,8 +137,8 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
         **{f"peak_{name}": value / MIB for name, value in peak.items()},
         "after_above_idle": (after - idle) / MIB,
         "peak_kept_beyond_calls": kept / MIB,
-        "carried": meter.carried / MIB,
-        "calls": meter.calls,
+        "carried": Metered.carried / MIB,
+        "calls": Metered.calls,
         "seconds": seconds,
     }
 

@@ -98,7 +98,11 @@ class Forwarder:
             return Response(413)
         if self._over:
             raise JobOver
-        return await self._ledger.answer(site, call.id, call.done, lambda: self._carry_out(site, call))
+        # The large answers, objects, are those that can be had again: they are not kept.
+        keep = wire.must_happen_once(call.request.path)
+        return await self._ledger.answer(
+            site, call.id, call.done, lambda: self._carry_out(site, call), keep=keep
+        )
 
     async def _carry_out(self, site: str, call: Call) -> Response:
         try:

@@ -36,8 +36,8 @@ KEPT_DONE = 256
 """How many answers the server keeps for one site when that site never says that it has them."""
 
 KEPT_DONE_BYTES = 32 * 1024 * 1024
-"""Bytes of these answers. A SuperNode fetches two objects of 5 MiB at a time; what must not be carried out
-twice has small answers."""
+"""Bytes of these answers. What must not be carried out twice has small ones: the largest are messages with
+the ids of their objects."""
 
 RUNNING_AT_ONCE = 64
 """Calls of one site that the server carries out at once; its other half sends 16."""
@@ -301,12 +301,18 @@ class Ledger:
         return sum(calls.bytes_kept for calls in self._sites.values())
 
     async def answer(
-        self, site: str, call_id: str, done: Sequence[str], work: Callable[[], Awaitable[Response]]
+        self,
+        site: str,
+        call_id: str,
+        done: Sequence[str],
+        work: Callable[[], Awaitable[Response]],
+        *,
+        keep: bool = True,
     ) -> Response:
         """Return the answer of `site`'s call `call_id`, carrying it out by `work` if it is new.
 
-        A repetition joins the execution in flight or is answered from memory. If `work` raises,
-        nothing is kept: the next try carries it out again.
+        A repetition joins the execution in flight or is answered from memory. If `work` raises, or without
+        `keep`, nothing is kept: the next try carries it out again.
 
         Raises:
             LinkFault: a later try waits for the answer instead, or too many calls of the site are running.
@@ -323,7 +329,7 @@ class Ledger:
                 raise LinkFault(f"{self._running_at_once} calls of {site} are being carried out")
             task = asyncio.ensure_future(work())
             calls.running[call_id] = task
-            task.add_done_callback(lambda t: self._finished(calls, call_id, t))
+            task.add_done_callback(lambda t: self._finished(calls, call_id, t, keep))
         # The site tries again when it has given an earlier try up: that one's body need not be kept for it.
         if (earlier := calls.waiting.get(call_id)) is not None:
             earlier.cancel()
@@ -339,9 +345,9 @@ class Ledger:
                 del calls.waiting[call_id]
 
     @staticmethod
-    def _finished(calls: _SiteCalls, call_id: str, task: asyncio.Task[Response]) -> None:
+    def _finished(calls: _SiteCalls, call_id: str, task: asyncio.Task[Response], keep: bool) -> None:
         calls.running.pop(call_id, None)
-        if _succeeded(task):
+        if keep and _succeeded(task):
             calls.done[call_id] = task.result()
             while len(calls.done) > 1 and (len(calls.done) > KEPT_DONE or calls.bytes_kept > KEPT_DONE_BYTES):
                 calls.done.popitem(last=False)

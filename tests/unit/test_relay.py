@@ -291,6 +291,24 @@ def test_a_ledger_runs_and_keeps_a_bounded_number_of_calls_and_bytes(monkeypatch
     run(test)
 
 
+def test_a_ledger_keeps_no_answer_that_can_be_had_again() -> None:
+    async def test() -> None:
+        ledger = Ledger()
+        executions = 0
+
+        async def work() -> Response:
+            nonlocal executions
+            executions += 1
+            return Response(200, (), b"object")
+
+        for _ in range(2):
+            assert (await ledger.answer("site-1", "a", (), work, keep=False)).body == b"object"
+        assert executions == 2
+        assert ledger.bytes_kept == 0
+
+    run(test)
+
+
 def test_a_later_try_takes_the_place_of_an_earlier_one() -> None:
     async def test() -> None:
         ledger = Ledger()
