@@ -355,16 +355,17 @@ def _abort(args: argparse.Namespace) -> None:
 def _end(args: argparse.Namespace) -> None:
     """Abort all jobs that run, and wait until they have ended; tells which there were, and which are left."""
     deadline = time.monotonic() + args.within
+    asked: set[str] = set()
     with _session() as session, _flare_errors():
         jobs = _unfinished(session)
-        for job in jobs:
-            if job["status"] in RUNNING:
-                # One that is just starting or ending may refuse; what is left is told.
-                with _quiet(), contextlib.suppress(Exception):
-                    session.abort_job(job["job_id"])
         while (left := [job["job_id"] for job in _unfinished(session) if job["status"] in RUNNING]) and (
             time.monotonic() < deadline
         ):
+            for job in set(left) - asked:
+                # FLARE may be too busy, or the job just starting: then it is asked again.
+                with _quiet(), contextlib.suppress(Exception):
+                    session.abort_job(job)
+                    asked.add(job)
             time.sleep(POLL)
     _say({"jobs": jobs, "left": left})
 
