@@ -16,11 +16,11 @@ FAULTS = Path(__file__).parent / "faults"
 SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "versions")))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        slow = any(folder in item.path.parents for folder in SLOW)
-        if slow:
-            item.add_marker(pytest.mark.containers)
-        if FAULTS in item.path.parents:
-            item.add_marker(pytest.mark.faults)
-        item.add_marker(pytest.mark.xdist_group("federation" if slow else item.path.name))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Here and not when all are collected: by then xdist has read the groups.
+    slow = any(folder in item.path.parents for folder in SLOW)
+    if slow:
+        item.add_marker(pytest.mark.containers)
+    if FAULTS in item.path.parents:
+        item.add_marker(pytest.mark.faults)
+    item.add_marker(pytest.mark.xdist_group("federation" if slow else item.path.name))

@@ -353,20 +353,30 @@ def _abort(args: argparse.Namespace) -> None:
 
 
 def _end(args: argparse.Namespace) -> None:
-    """Abort all jobs that run, and wait until they have ended."""
+    """Abort all jobs that run, and wait until they have ended; tells which there were, and which are left."""
     deadline = time.monotonic() + args.within
     with _session() as session, _flare_errors():
-        for job in _running(session):
-            with _quiet():
-                session.abort_job(job["job_id"])
-        while (left := _running(session)) and time.monotonic() < deadline:
+        jobs = _unfinished(session)
+        for job in jobs:
+            if job["status"] in RUNNING:
+                # One that is just starting or ending may refuse; what is left is told.
+                with _quiet(), contextlib.suppress(Exception):
+                    session.abort_job(job["job_id"])
+        while (left := [job["job_id"] for job in _unfinished(session) if job["status"] in RUNNING]) and (
+            time.monotonic() < deadline
+        ):
             time.sleep(POLL)
-    _say({"left": [job["job_id"] for job in left]})
+    _say({"jobs": jobs, "left": left})
 
 
-def _running(session: Session) -> list[dict[str, Any]]:
+def _unfinished(session: Session) -> list[dict[str, Any]]:
     with _quiet():
-        return [job for job in session.list_jobs(detailed=True) if job.get("status") in RUNNING]
+        jobs = session.list_jobs(detailed=True)
+    return [
+        {"job_id": job.get("job_id"), "name": job.get("name"), "status": str(job.get("status"))}
+        for job in jobs
+        if not str(job.get("status")).startswith("FINISHED")
+    ]
 
 
 @dataclass

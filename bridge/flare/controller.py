@@ -110,7 +110,7 @@ class FlowerController(Controller):
         try:
             run.result()
         except concurrent.futures.CancelledError:
-            reason = self._fatal or "aborted"
+            reason = self._fatal or meta.ABORTED
         except (RunFailed, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)

@@ -156,7 +156,8 @@ def connects(pid: int, own: int, other: int) -> bool:
     """Whether a connection from port `own` to port `other` on loopback is of process `pid` itself, not of one
     that it started or that runs beside it."""
     try:
-        held = psutil.Process(pid).net_connections("tcp4")
+        # Not "tcp4": gRPC's sockets are of both kinds, also to 127.0.0.1.
+        held = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -38,6 +38,9 @@ weeks, with containers that are restarted every night."""
 RETRY_WAITS = 60.0
 """Seconds for which a job that is submitted again waits for all of the sites that it had."""
 
+ENDS = {"": RunStatus.FINISHED_COMPLETED, meta.ABORTED: RunStatus.FINISHED_ABORTED}
+"""What the job's own process says of its run's end, as FLARE's status; else it failed."""
+
 RESTARTED = "server restarted"
 LOST = "the job's process on the server ended before the run did: it was killed, or had too little memory"
 
@@ -103,16 +106,16 @@ class Keeper(FLComponent):
             self._left[site] = jobs - self._parent.known_jobs()
         self._release(self._parent)
 
-    def _died(self, job: str, site: str) -> bool:
+    def _died(self, job: str, site: str) -> None:
         """A site's job process was killed or crashed."""
-        return self._start_again(job, site, "its job process died")
+        self._start_again(job, site, "its job process died")
 
-    def _start_again(self, job: str, site: str, why: str) -> bool:
-        """Begin to start a site's part in a job; False if that was tried too often."""
+    def _start_again(self, job: str, site: str, why: str) -> None:
+        """Begin to start a site's part in a job; or to end the job, if that was tried too often."""
         with self._lock:
             part = self._parts.setdefault((job, site), _Part())
             if part.starting:
-                return True
+                return
             now = time.monotonic()
             if part.failures and now - part.began > FORGIVEN_AFTER:
                 part.failures = 0
@@ -124,7 +127,6 @@ class Keeper(FLComponent):
             given_up = part.failures > RESTARTS
         work = (self._give_up, (job, site, why)) if given_up else (self._start, (job, site, why, part, wait))
         threading.Thread(target=work[0], args=work[1], name="keeper", daemon=True).start()
-        return True
 
     def _start(self, job: str, site: str, why: str, part: _Part, wait: float) -> None:
         assert self._parent is not None
@@ -176,6 +178,13 @@ class Keeper(FLComponent):
                 log.exception("job %s, which ran when the server ended, could not be closed", job)
 
     def _close(self, parent: Parent, job: str, known: dict[str, Any]) -> None:
+        told = parent.how_its_run_ended(job)
+        if told is not None:
+            # It had ended, and only FLARE had not closed it yet.
+            status = ENDS.get(told, RunStatus.FINISHED_EXECUTION_EXCEPTION)
+            parent.end(job, status)
+            log.warning("job %s had ended when the server did: %s", job, status.value)
+            return
         retries = int(known.get(meta.RETRIES) or 0)
         noted = {meta.REASON: RESTARTED}
         if retries > 0:
@@ -186,7 +195,7 @@ class Keeper(FLComponent):
             sites = known.get(meta.SITES) or []
             values = {meta.RETRIES: retries - 1, meta.RETRY_OF: job, meta.SITES: sites}
             parent.clone(job, noted[meta.RETRIED_AS], values)
-        parent.end(job)
+        parent.end(job, RunStatus.FINISHED_ABNORMAL)
         again = noted.get(meta.RETRIED_AS)
         log.warning(
             "job %s ran when the server ended%s", job, f"; it is repeated as job {again}" if again else ""

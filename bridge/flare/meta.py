@@ -5,6 +5,9 @@ GRACE = 900.0
 """Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
 a container is back within minutes, and training is not lost."""
 
+ABORTED = "aborted"
+"""The reason of a job that somebody has ended."""
+
 REASON = "flowerbed_reason"
 """Why the job failed, where its own process could not say so."""
 

@@ -8,14 +8,17 @@ when one of the names that are used here changes.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import RunProcessKey, SystemComponents
 from nvflare.apis.job_def import ALL_SITES, Job, JobMetaKey, RunStatus, new_job_id
 from nvflare.apis.job_scheduler_spec import DispatchInfo
+from nvflare.apis.workspace import Workspace
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
@@ -34,6 +37,7 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from bridge.flare import meta
+from bridge.flare.channel import EVENTS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class Parent:
     def watch(
         self,
         on_heartbeat: Callable[[str, str, frozenset[str]], None],
-        on_death: Callable[[str, str], bool],
+        on_death: Callable[[str, str], None],
     ) -> None:
         """From now on, show every site's heartbeat and every job process that died at a site.
 
@@ -72,7 +76,7 @@ class Parent:
 
         Args:
             on_heartbeat: is told the site, its token and the jobs that have a process there.
-            on_death: is told job and site; True: the site is started again, FLARE must not fail the job.
+            on_death: is told job and site. FLARE does not fail the job for it, as it would.
         """
         cell, server, runner = self._server.cell, self._server, self._runner
 
@@ -99,7 +103,8 @@ class Parent:
                         # ended after that does not change it.
                         runner.resolve_client_outcome(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
-                    if self.runs(job) and on_death(job, client.name):
+                    if self.runs(job):
+                        on_death(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
             return server.process_job_failure(request)
 
@@ -237,14 +242,25 @@ class Parent:
             jobs = self._manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx)
         return [dict(job.meta) for job in jobs]
 
-    def end(self, job: str) -> None:
-        """End a job as failed that the store takes for running, though nothing runs; keep its results."""
+    def how_its_run_ended(self, job: str) -> str | None:
+        """What the job's own process wrote down when its run had ended: a reason, empty if it completed; None
+        if it did not come to that. Of a job that FLARE has not closed."""
+        file = Path(Workspace(self._engine.args.workspace).get_run_dir(job)) / EVENTS_FILE
+        lines = file.read_text().splitlines() if file.is_file() else []
+        try:
+            last = json.loads(lines[-1]) if lines else {}
+        except ValueError:
+            return None  # The process was killed while it wrote.
+        return str(last["reason"]) if last.get("event") == "run ended" else None
+
+    def end(self, job: str, status: RunStatus) -> None:
+        """End a job that the store takes for running, though nothing runs; keep its results."""
         with self._engine.new_context() as fl_ctx:
             try:
                 self._runner._save_workspace(fl_ctx, None, job)
             except Exception:
                 log.exception("what job %s had done could not be stored", job)
-            self._manager.set_status(job, RunStatus.FINISHED_ABNORMAL, fl_ctx)
+            self._manager.set_status(job, status, fl_ctx)
 
     def clone(self, job: str, new: str, values: Mapping[str, Any]) -> None:
         """Submit a job once more, under the same submitter's name, as job `new`."""

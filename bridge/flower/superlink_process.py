@@ -1,4 +1,4 @@
-"""flower-superlink, with two things mended that a link that stalls would otherwise break.
+"""flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break.
 
     python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS [what flower-superlink takes]
 
@@ -10,9 +10,12 @@ carried out once: a repetition gets the same answer.
 **A reply has as long as a site may be away.** flwr 1.41 drops a reply of which no object came for 180 s
 (`supercore/constant.py`, OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs.
 
+**The reply of a node that is removed is given up.** A ServerApp waits for the rest of a reply whose node was
+killed while it sent it; flwr 1.41 lets it wait until that time is over, whatever became of the node.
+
 The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
-constant's place. Both are so in flwr 1.34 to 1.42; `tests/unit/test_internals.py` and `tests/versions` guard
-them.
+constant's place: both are so in flwr 1.34 to 1.42. The third leans on how the state in memory holds replies,
+in flwr 1.41. `tests/unit/test_internals.py` and `tests/versions` guard them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -39,6 +43,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PUSH_SESSIONS = ("flwr.supercore.corestate.in_memory_corestate", "OBJECT_PUSH_SESSION_TTL_SECONDS")
 """Where flwr 1.41 keeps the seconds after which it drops an unfinished reply."""
+
+
+LINK_STATE = ("flwr.server.superlink.linkstate.in_memory_linkstate", "InMemoryLinkState")
+"""Where flwr 1.41 keeps nodes, replies, and which of these are unfinished."""
 
 
 class AnsweringOnce:
@@ -132,9 +140,29 @@ def lengthen_push_sessions(seconds: float) -> None:
     setattr(import_module(module), constant, seconds)
 
 
+def give_up_replies_of_removed_nodes() -> None:
+    """Let a node's removal end the wait for what it had begun to send: the ServerApp gets an error for it."""
+    module, name = LINK_STATE
+    state = getattr(import_module(module), name)
+    delete_node = state.delete_node
+
+    def delete(self: Any, owner_aid: str, node_id: int) -> None:
+        delete_node(self, owner_aid, node_id)
+        with self._lock_object_push_sessions:
+            for session in self._object_push_sessions.values():
+                replies = [self.message_res_store.get(root) for root in session.root_object_ids]
+                if any(reply and reply.metadata.src_node_id == node_id for reply in replies):
+                    session.expires_at = datetime.now(UTC)
+
+    # An older flwr knows no unfinished replies.
+    if hasattr(state, "_cleanup_push_session"):
+        state.delete_node = delete
+
+
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
     lengthen_push_sessions(float(arguments[0]))
+    give_up_replies_of_removed_nodes()
     serve = uvicorn.run
 
     def serve_once(app: App, **options: Any) -> None:

@@ -20,9 +20,9 @@ def test_down_is_refused_during_a_job_and_ends_it_by_force(federation: Federatio
     outcome = federation.must("down", "--force")
     took = time.monotonic() - began
     print(f"down after {took:.0f} s")
-    assert outcome["aborted"] == [job] and took < WITHIN
-    assert federation.compose("ps", "--quiet") == ""
+    stopped = federation.compose("ps", "--quiet") == ""
     federation.must("up")
+    assert outcome["aborted"] == [job] and stopped and took < WITHIN
     jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
     assert jobs[job] == "FINISHED:ABORTED"
     assert federation.verb("wait", job).value["reason"] == "aborted"

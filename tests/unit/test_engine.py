@@ -345,7 +345,7 @@ def test_down_is_refused_while_a_job_runs(
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose down")
     docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
-    docker.answer(f"{ASK} end", out=json.dumps({"left": []}) + "\n")
+    docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
     code, outcome, _ = flowerbed("down")
     assert code == 1 and outcome["jobs"] == ["j-1"]
@@ -354,7 +354,7 @@ def test_down_is_refused_while_a_job_runs(
     code, outcome, told = flowerbed("down", "--force")
     assert code == 0 and outcome["aborted"] == ["j-1"]
     assert "kept until ./flowerbed up: j-2 (next)" in told
-    assert docker.calls[-1] == "compose down --remove-orphans"
+    assert docker.calls[-1] == "compose down --remove-orphans --timeout 5"
 
 
 def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(

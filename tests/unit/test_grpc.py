@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import os
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from flwr.proto.node_pb2 import Node
 from grpc import StatusCode
 
 from bridge import gateway_grpc, grpc_form
+from bridge.flare.executor import connects
 from bridge.flower import wire
 from bridge.flower.identity import Nodes, Refused
 from bridge.flower.superlink_process import AnsweringOnceGrpc
@@ -114,6 +116,27 @@ def test_a_fleet_call_passes_with_its_bytes_and_flowers_metadata() -> None:
     assert grpc_form.metadata_of(request.headers) == (*KEY, *METADATA)
     # In the relay's form they have the names and the form that they have over HTTP.
     assert dict(request.headers)[wire.PUBLIC_KEY] == base64.b64encode(KEY[0][1]).decode()
+
+
+def test_only_the_supernodes_own_connection_may_register() -> None:
+    seen: list[Call] = []
+
+    async def server(call: Call) -> Response:
+        seen.append(call)
+        return Response(200)
+
+    async def test(pid: int) -> None:
+        caller = Caller(_Link(server))
+        served = GrpcGateway(caller, lambda port: connects(pid, port, served.port))
+        await served.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            await channel.unary_unary(FLEET + "RegisterNode")(b"", metadata=KEY)
+        await caller.close()
+        await served.stop()
+
+    for pid in (os.getpid(), os.getppid()):
+        asyncio.run(asyncio.wait_for(test(pid), 30))
+    assert [grpc_form.metadata_of(call.request.headers) for call in seen] == [KEY, ()]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ import logging
 import time
 from importlib import import_module
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -54,6 +58,26 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     pull = PullMessagesRequest(node=node).SerializeToString()
     assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
     assert wire._released_pull("key", b"\xff\xff") is None
+
+
+def test_a_removed_nodes_unfinished_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flwr 1.41 `in_memory_linkstate.py`; on the class itself, so that the next test finds it as it was."""
+    monkeypatch.setattr(InMemoryLinkState, "delete_node", InMemoryLinkState.delete_node)
+    superlink_process.give_up_replies_of_removed_nodes()
+    state = InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory().store())
+    gone, other = (state.create_node("us", "us", key, 30.0) for key in (b"1", b"2"))
+    for node in (gone, other):
+        state.activate_node(node, 30.0)
+        session = state.start_session(run_id=1)
+        state._object_push_sessions[session].root_object_ids.add(f"reply-{node}")
+        state._object_push_sessions[session].pending_object_ids.add(f"{node:064x}")
+        metadata = SimpleNamespace(src_node_id=node, reply_to_message_id=f"task-{node}")
+        state.message_res_store[f"reply-{node}"] = SimpleNamespace(metadata=metadata)
+        state.object_store.preregister(1, ObjectTree(object_id=f"{node:064x}"))
+    state.delete_node("us", gone)
+    for node in (gone, other):
+        state.get_object(1, f"{node:064x}")  # As the ServerApp does, again and again.
+    assert list(state.message_res_store) == [f"reply-{other}"]
 
 
 def test_superlink_process_finds_what_it_changes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.job_def import Job
+from nvflare.apis.job_def import Job, RunStatus
 
 from bridge.flare import keeper, meta
 from bridge.flare.keeper import RESTARTS, Keeper
@@ -27,6 +27,7 @@ class Server:
         self.here = {"site-1"}
         self.done: list[tuple[Any, ...]] = []
         self.starts_fail = False
+        self.said: dict[str, str] = {}
 
     def tokens(self) -> dict[str, dict[str, str]]:
         return {"j": {"site-1": self.token}}
@@ -47,6 +48,9 @@ class Server:
         self.done.append(("start", job, site, number))
         if self.starts_fail:
             raise CannotStart("on purpose")
+
+    def how_its_run_ended(self, job: str) -> str | None:
+        return self.said.get(job)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *words: self.done.append((name, *words))
@@ -101,10 +105,10 @@ def test_a_site_whose_report_was_lost_is_started_again(server: Server, mine: Kee
 
 def test_each_start_has_its_own_number_and_there_are_not_many(server: Server, mine: Keeper) -> None:
     for number in range(1, RESTARTS + 1):
-        assert mine._died("j", "site-1")
+        mine._died("j", "site-1")
         assert server.has_done("start", "j", "site-1", number)
         idle(mine)
-    assert mine._died("j", "site-1")
+    mine._died("j", "site-1")
     assert server.has_done("fail", "j")
     assert "site-1 left the job 6 times" in server.done[-1][2]
 
@@ -134,13 +138,29 @@ def test_a_killed_servers_jobs_are_closed_and_repeated_under_one_id(server: Serv
     assert server.done == [
         ("note", "old", {meta.REASON: "server restarted", meta.RETRIED_AS: new}),
         ("clone", "old", new, values),
-        ("end", "old"),
+        ("end", "old", RunStatus.FINISHED_ABNORMAL),
         ("note", "other", {meta.REASON: "server restarted"}),
-        ("end", "other"),
+        ("end", "other", RunStatus.FINISHED_ABNORMAL),
     ]
     # The server was killed again before it had ended the job.
     mine._close_unfinished(server, [{**known, meta.RETRIED_AS: new}])  # type: ignore[arg-type]
     assert server.done[-2][:3] == ("clone", "old", new)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("", RunStatus.FINISHED_COMPLETED),
+        (meta.ABORTED, RunStatus.FINISHED_ABORTED),
+        ("the app raised", RunStatus.FINISHED_EXECUTION_EXCEPTION),
+    ],
+)
+def test_a_job_whose_run_had_ended_gets_its_true_status(
+    server: Server, mine: Keeper, said: str, status: RunStatus
+) -> None:
+    server.said = {"j": said}
+    mine._close_unfinished(server, [{"job_id": "j", meta.RETRIES: 2}])  # type: ignore[arg-type]
+    assert server.done == [("end", "j", status)]
 
 
 def blocked(mine: Keeper) -> str:
