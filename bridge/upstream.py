@@ -55,7 +55,7 @@ class HttpUpstream:
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed.
             raise AnswerLost(repr(error)) from None
         # In httpx 0.28 an answer and its stream refer to each other, which would keep both bodies until the
-        # garbage collector runs: up to 100 MiB.
+        # next run of the garbage collector: up to 100 MiB.
         answer.stream = httpx.ByteStream(b"")
         kept = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
         return Response(answer.status_code, kept, answer.content)

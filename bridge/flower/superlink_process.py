@@ -144,19 +144,23 @@ def give_up_replies_of_removed_nodes() -> None:
     """Let a node's removal end the wait for what it had begun to send: the ServerApp gets an error for it."""
     module, name = LINK_STATE
     state = getattr(import_module(module), name)
-    delete_node = state.delete_node
+    if not hasattr(state, "_cleanup_push_session"):
+        return  # An older flwr knows no unfinished replies.
+    store, delete_node = state.store_message_and_object_tree, state.delete_node
+
+    def store_and_remember(self: Any, message: Any, object_tree: Any, session_id: str) -> Any:
+        # Here, since a reply that the ServerApp has begun to fetch is forgotten but for its objects.
+        self._object_push_sessions[session_id].node_id = message.metadata.src_node_id
+        return store(self, message, object_tree, session_id)
 
     def delete(self: Any, owner_aid: str, node_id: int) -> None:
         delete_node(self, owner_aid, node_id)
         with self._lock_object_push_sessions:
             for session in self._object_push_sessions.values():
-                replies = [self.message_res_store.get(root) for root in session.root_object_ids]
-                if any(reply and reply.metadata.src_node_id == node_id for reply in replies):
+                if getattr(session, "node_id", None) == node_id:
                     session.expires_at = datetime.now(UTC)
 
-    # An older flwr knows no unfinished replies.
-    if hasattr(state, "_cleanup_push_session"):
-        state.delete_node = delete
+    state.store_message_and_object_tree, state.delete_node = store_and_remember, delete
 
 
 def main(arguments: list[str]) -> None:

@@ -63,22 +63,21 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
 
 def test_a_removed_nodes_unfinished_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """flwr 1.41 `in_memory_linkstate.py`; on the class itself, so that the next test finds it as it was."""
-    monkeypatch.setattr(InMemoryLinkState, "delete_node", InMemoryLinkState.delete_node)
+    for name in ("delete_node", "store_message_and_object_tree"):
+        monkeypatch.setattr(InMemoryLinkState, name, getattr(InMemoryLinkState, name))
+    monkeypatch.setattr(InMemoryLinkState, "store_message_res", lambda self, message: "as it were")
     superlink_process.give_up_replies_of_removed_nodes()
     state = InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory().store())
     gone, other = (state.create_node("us", "us", key, 30.0) for key in (b"1", b"2"))
     for node in (gone, other):
         state.activate_node(node, 30.0)
-        session = state.start_session(run_id=1)
-        state._object_push_sessions[session].root_object_ids.add(f"reply-{node}")
-        state._object_push_sessions[session].pending_object_ids.add(f"{node:064x}")
-        metadata = SimpleNamespace(src_node_id=node, reply_to_message_id=f"task-{node}")
-        state.message_res_store[f"reply-{node}"] = SimpleNamespace(metadata=metadata)
-        state.object_store.preregister(1, ObjectTree(object_id=f"{node:064x}"))
+        reply = SimpleNamespace(metadata=SimpleNamespace(src_node_id=node, reply_to_message_id="task"))
+        tree = ObjectTree(object_id=f"{node:064x}")
+        state.store_message_and_object_tree(reply, tree, state.start_session(run_id=1))
     state.delete_node("us", gone)
-    for node in (gone, other):
-        state.get_object(1, f"{node:064x}")  # As the ServerApp does, again and again.
-    assert list(state.message_res_store) == [f"reply-{other}"]
+    # As the ServerApp asks, again and again: gone for good, and not there yet.
+    assert state.get_object(1, f"{gone:064x}") is None
+    assert state.get_object(1, f"{other:064x}") == b""
 
 
 def test_superlink_process_finds_what_it_changes() -> None:
