@@ -144,8 +144,8 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
 
 
 def with_flare(job: str) -> dict[str, float]:
-    """Sample FLARE's processes of a job until it ends; returns, for each, its least and its most memory."""
-    lowest: dict[str, int] = {}
+    """Sample FLARE's processes of a job until it ends; returns the peak of each. Its idle level is the peak
+    of a job with --run-config array-size=10."""
     highest: dict[str, int] = {}
     processes: dict[str, psutil.Process] = {}
     while True:
@@ -166,16 +166,9 @@ def with_flare(job: str) -> dict[str, float]:
                     rss = process.memory_info().rss
                 except psutil.Error:
                     continue
-                # What it takes before the run begins is its idle level: all is imported by then.
-                if process.create_time() + SETTLED < time.time():
-                    lowest[name] = min(lowest.get(name, rss), rss)
-                    highest[name] = max(highest.get(name, rss), rss)
+                highest[name] = max(highest.get(name, 0), rss)
             time.sleep(EVERY)
-    return {
-        f"{name}_{what}": size / MIB
-        for name in sorted(highest)
-        for what, size in (("idle", lowest[name]), ("peak_above_idle", highest[name] - lowest[name]))
-    }
+    return {f"{name}_peak": size / MIB for name, size in sorted(highest.items())}
 
 
 def main() -> None:

@@ -276,7 +276,16 @@ class ServerLink:
 def _send(cell: Cell, topic: str, target: str, headers: dict[str, Any], body: bytes = b"") -> StreamFuture:
     """Hand a message to FLARE; the future is done when all of it has gone into the connection."""
     # Optional: a fault is ours to handle; FLARE need not log each one as an error.
-    return cell.send_blob(CHANNEL, topic, target, Message(headers, body), optional=True, reliable=False)
+    sending = cell.send_blob(CHANNEL, topic, target, Message(headers, body), optional=True, reliable=False)
+    sending.add_done_callback(_let_go, sending)
+    return sending
+
+
+def _let_go(sending: StreamFuture) -> None:
+    """nvflare 2.9.0: a sender and its future refer to each other, and the sender to the body and a buffer of
+    1 MiB: all of it would live until the garbage collector runs, after some hundred messages."""
+    sending.task_handle = None
+    sending.done_callbacks = []
 
 
 def _fail(answer: asyncio.Future[Message], sending: StreamFuture) -> None:
@@ -293,8 +302,10 @@ def _on(cell: Cell, topic: str, loop: asyncio.AbstractEventLoop, received: Calla
         future.add_done_callback(arrived, future)
 
     def arrived(future: StreamFuture) -> None:
+        # A future that is in its own callbacks lives until the garbage collector runs; its body must not.
+        value, future.value = future.value, None
         if future.error is None:
-            _on_loop(loop, received, Message(future.headers, future.value))
+            _on_loop(loop, received, Message(future.headers, value))
 
     cell.register_blob_cb(CHANNEL, topic, arriving)
 

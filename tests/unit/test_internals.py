@@ -25,6 +25,7 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.fuel.f3.streaming.byte_streamer import TxTask
 from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
@@ -138,6 +139,18 @@ def test_flare_ties_a_client_name_to_its_token_and_an_address_only_to_its_beginn
     )
     assert (refusal is None) is passes
     assert channel.site_of(message) == client
+
+
+def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
+    """`fuel/f3/streaming/byte_streamer.py` and `stream_types.py`: who refers to whom."""
+    assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
+    future = StreamFuture(1, task_handle=object())
+    called: list[str] = []
+    future.add_done_callback(channel._let_go, future)
+    future.add_done_callback(called.append, "the other callback")
+    future.set_result(b"body")
+    assert called == ["the other callback"]
+    assert future.task_handle is None and future.done_callbacks == [] and future.value == b"body"
 
 
 def test_connection_overrides_what_uvicorn_calls() -> None:
