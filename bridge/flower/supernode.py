@@ -20,6 +20,9 @@ SUPEREXEC = "flower-superexec"
 SUPEREXEC_WITHIN = 30.0
 """Seconds from a SuperNode's start until that child is there; it starts it at once."""
 
+OWN_END = 0.5
+"""Seconds for the end of a SuperNode itself to be seen after that of its SuperExec."""
+
 
 async def start_supernode(
     gateway_port: int, work_dir: Path, home: Path, node_config: dict[str, str | int]
@@ -42,6 +45,8 @@ async def ended(supernode: FlowerProcess) -> str:
     child = asyncio.ensure_future(_without_superexec(supernode))
     try:
         await asyncio.wait([own, child], return_when=asyncio.FIRST_COMPLETED)
+        # Its SuperExec ends with it, and may be seen to end first.
+        await asyncio.wait([own], timeout=OWN_END)
         return f"ended with code {own.result()}" if own.done() else "lost its SuperExec"
     finally:
         for task in (own, child):
