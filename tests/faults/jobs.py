@@ -1,8 +1,7 @@
-"""What the fault tests do with jobs and containers: hit a job in a phase, see it take part again."""
+"""What the fault tests do with jobs and containers: hit one in its training, see it take part again."""
 
 from __future__ import annotations
 
-import enum
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,34 +21,12 @@ _KILL = (
 )
 
 
-class Phase(enum.Enum):
-    """A phase of a round, by the line of the SuperNode's with which it begins (flwr 1.41)."""
-
-    PULL = "Receiving: train message"
-    PUSH = "Sending: train message"
-    BETWEEN = "Sent successfully"
-
-
 def submit_until_training(federation: Federation, *options: str, rounds: int = 3) -> str:
     """Hand in numpy-add, and return its id while site-1 trains in the first round."""
     words = ["--rounds", str(rounds), "--run-config", "train-seconds=4", *options]
     job = federation.submit("numpy-add", *words)
     until(lambda: runs(federation, "site-1", TRAINING), 90)
     return job
-
-
-def await_phase(federation: Federation, job: str, phase: Phase) -> None:
-    """Return when site-1's part in the job, from its latest start on, reaches a phase."""
-    log = f"/workspace/{job}/log.txt"
-    follow = f"until [ -f {log} ]; do sleep 0.1; done; exec tail -n +1 -F {log}"
-    command = ["docker", "exec", federation.container("site-1"), "timeout", "90", "sh", "-c", follow]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-    ) as tail:
-        assert tail.stdout is not None
-        reached = any(phase.value in line for line in tail.stdout)
-        tail.terminate()
-    assert reached, f"{phase} was not reached within 90 s"
 
 
 def runs(federation: Federation, service: str, word: str) -> bool:

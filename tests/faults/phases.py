@@ -1,4 +1,4 @@
-"""Let a site's line fail when its part of a job has come to a given phase."""
+"""Tell in which phase of a round a site is, and let its line fail just then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINING = 2
 
 
 class Phase(enum.Enum):
-    """Where a site is when its line fails; the value is what its SuperNode says just then."""
+    """Where a site is in a round; the value is what its SuperNode says when it comes there (flwr 1.41)."""
 
     PULL = "Receiving: train message"
     TRAINING = "Received successfully"
@@ -83,7 +83,7 @@ def undisturbed(rounds: int, sites: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def wait_for(federation: Federation, job: str, site: str, phase: Phase) -> None:
-    """Wait until a site's part of a job comes to a phase of the first round."""
+    """Wait until a site's part of a job, from its latest start on, comes to a phase."""
     for _, found, _ in _moments(federation, job, site):
         if found is phase:
             return

@@ -10,8 +10,6 @@ from tests.faults.jobs import (
     SERVERS_JOB,
     SITES_JOB,
     TRAINING,
-    Phase,
-    await_phase,
     kill_container,
     kill_process,
     restart_killed,
@@ -19,6 +17,7 @@ from tests.faults.jobs import (
     submit_until_training,
     until,
 )
+from tests.faults.phases import ARRAY, Phase, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
 BACK_WITHIN = 60.0
@@ -48,13 +47,13 @@ def test_a_restarted_site_takes_part_again(federation: Federation) -> None:
 
 
 @pytest.mark.parametrize("kill", [kill_sites_job, restart_killed])
-def test_a_site_that_is_hit_in_each_phase_takes_part_to_the_end(
+def test_a_site_that_is_hit_in_the_other_phases_takes_part_to_the_end(
     federation: Federation, kill: Callable[[Federation, str], None]
 ) -> None:
-    config = "array-size=8000000 train-seconds=2"  # 32 MB, so that a transfer lasts
+    config = f"array-size={ARRAY} train-seconds=2"
     job = federation.submit("numpy-add", "--rounds", "4", "--run-config", config)
-    for phase in Phase:
-        await_phase(federation, job, phase)
+    for phase in (Phase.PULL, Phase.PUSH, Phase.BETWEEN_ROUNDS):
+        wait_for(federation, job, "site-1", phase)
         kill(federation, "site-1")
         until(lambda: not runs(federation, "site-1", SITES_JOB), 10)
         took = until(lambda: runs(federation, "site-1", "flower-supernode"), BACK_WITHIN)

@@ -1,8 +1,8 @@
 """Lines that fail for long, at each phase of a round, and one that is slow: all sites' replies arrive.
 
-Three jobs at once, since ten minutes are long: one on four sites, each of which is hit in another phase of the
-same round; one on four others, hit for 5, 30 and 120 s, round by round; and one over a slow line. These come
-last: they make the federation larger.
+Three jobs at once, since ten minutes are long: one on four sites, each of which is hit in another phase of
+the same round; one on four others, hit for 5, 30 and 120 s, round by round; and one over a slow line. These
+come last: they make the federation larger.
 """
 
 from __future__ import annotations
