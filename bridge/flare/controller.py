@@ -76,7 +76,7 @@ class FlowerController(Controller):
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
         self._fatal = ""
-        self._gone: list[str] = []
+        self._gone: set[str] = set()
         self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -151,11 +151,15 @@ class FlowerController(Controller):
         they and the SuperLink stop at the same time."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.CLIENT_DISCONNECTED:
-            self._gone.append(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+            self._gone.add(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            self._gone.discard(str(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)))
         elif event_type == EventType.FATAL_SYSTEM_ERROR:
             self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
             if self._gone:
-                self._fatal += f"; out of reach for longer than {self.grace:.0f} s: {', '.join(self._gone)}"
+                self._fatal += (
+                    f"; out of reach for longer than {self.grace:.0f} s: {', '.join(sorted(self._gone))}"
+                )
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
             if self._superlink is not None:
