@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from nvflare.apis.event_type import EventType
@@ -44,6 +45,7 @@ class FlowerExecutor(Executor):
 
     def __init__(self) -> None:
         super().__init__()
+        self._engine: Any = None
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
@@ -72,7 +74,7 @@ class FlowerExecutor(Executor):
         except versions.UnsupportedFlower as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
-        engine = fl_ctx.get_engine()
+        engine = self._engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         run_dir = Path(engine.get_workspace().get_run_dir(job_id))
@@ -116,8 +118,15 @@ class FlowerExecutor(Executor):
             await self._caller.start_over()
             await asyncio.sleep(RESTART_FIRST * 2**number)
             self._supernode = await start()
-        await ended(self._supernode)
-        log.error("the SuperNode ended %d times and is not started again", RESTARTS + 1)
+        reason = f"the SuperNode {await ended(self._supernode)}, for the {RESTARTS + 1}th time"
+        # Ends this process, in a thread: its END_RUN waits for this loop. The server's keeper begins anew
+        # with another, and fails the job in the end.
+        await asyncio.to_thread(self._panic, reason)
+
+    def _panic(self, reason: str) -> None:
+        assert self._engine is not None
+        with self._engine.new_context() as fl_ctx:
+            self.system_panic(reason, fl_ctx)
 
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which

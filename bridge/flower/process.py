@@ -115,10 +115,6 @@ class FlowerProcess:
                     return pid
         return None
 
-    async def wait(self) -> int:
-        """Wait until the process itself has ended; return its exit code."""
-        return await self._process.wait()
-
     async def stop(self, grace: float) -> None:
         """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
         _signal(_marked(self._mark), signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from bridge.flower import environment
@@ -41,13 +42,18 @@ async def ended(supernode: FlowerProcess) -> str:
 
     One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts.
     """
-    own = asyncio.ensure_future(supernode.wait())
+    # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
+    own = asyncio.ensure_future(gone(supernode.pid))
     child = asyncio.ensure_future(_without_superexec(supernode))
     try:
         await asyncio.wait([own, child], return_when=asyncio.FIRST_COMPLETED)
-        # Its SuperExec ends with it, and may be seen to end first.
-        await asyncio.wait([own], timeout=OWN_END)
-        return f"ended with code {own.result()}" if own.done() else "lost its SuperExec"
+        # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OWN_END):
+                while supernode.returncode is None:
+                    await asyncio.sleep(0.02)
+        code = supernode.returncode
+        return "lost its SuperExec" if code is None else f"ended with code {code}"
     finally:
         for task in (own, child):
             task.cancel()
