@@ -27,6 +27,9 @@ PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
 COMPOSE = "docker compose"
 
+SHARED = ("wheels", "wheels.stamp", "apps", "fashion-mnist")
+"""What a copy has of the checkout's .flowerbed."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -136,10 +139,15 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+def checkout() -> Federation:
     """The copy: provisioned, with data and images, not yet started."""
+    return copy_of_checkout("test", PROJECT)
+
+
+def copy_of_checkout(folder: str, name: str, more_sites: Sequence[str] = ()) -> Federation:
+    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two."""
     # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
-    root = ROOT / ".flowerbed" / "test"
+    root = ROOT / ".flowerbed" / folder
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     files = subprocess.run(
@@ -149,13 +157,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Federation:
         text=True,
         check=True,
     ).stdout.split("\0")
-    for name in filter(None, files):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    for path in filter(None, files):
+        if (ROOT / path).is_file():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, root / path)
     _share(ROOT / ".flowerbed", root / ".flowerbed")
     project = root / "project.yml"
-    project.write_text(re.sub(r"(?m)^name: .*$", f"name: {PROJECT}", project.read_text()))
+    sites = "".join(f"  - {{name: {site}, type: client, org: flowerbed}}\n" for site in more_sites)
+    text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
+    project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
     port = _free_port()
     (root / ".env").write_text(f"FLOWERBED_PORT={port}\nFLOWERBED_HEALTH_INTERVAL=2s\n")
     federation = Federation(root, port)
@@ -169,7 +179,7 @@ def _share(source: Path, target: Path) -> None:
     """Link what was fetched once; the environment is the one that runs the tests."""
     for path in source.rglob("*"):
         relative = path.relative_to(source)
-        if relative.parts[0] in ("venv", "test", "dockerd.pid", "dockerd.log") or not path.is_file():
+        if relative.parts[0] not in SHARED or not path.is_file():
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         os.link(path, target / relative)

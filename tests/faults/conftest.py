@@ -1,0 +1,41 @@
+"""A second federation, with nine sites, whose lines fail for ten minutes while the other tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.faults import long_lines
+from tests.federation import PROJECT, Federation, copy_of_checkout
+
+
+@pytest.fixture(scope="session")
+def nine_sites(checkout: Federation) -> Iterator[Federation]:
+    here_already = 2
+    more = long_lines.SITES[here_already:]
+    # After the first one, whose images are most of its own.
+    federation = copy_of_checkout("test-lines", f"{PROJECT}lines", more)
+    clean_up = ("down", "--volumes", "--remove-orphans")
+    federation.compose(*clean_up)
+    try:
+        federation.must("up")
+        yield federation
+    finally:
+        federation.compose(*clean_up, check=False)
+
+
+@pytest.fixture(scope="session")
+def long_jobs(nine_sites: Federation) -> Iterator[dict[str, long_lines.Job]]:
+    """All jobs of `long_lines`, side by side."""
+    pool = ThreadPoolExecutor(len(long_lines.RUNS))
+    yield {name: pool.submit(run, nine_sites) for name, run in long_lines.RUNS.items()}
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _long_ones_first(request: pytest.FixtureRequest) -> None:
+    """Their tests come last, and find them done."""
+    if any("long_jobs" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("long_jobs")
