@@ -1,7 +1,8 @@
 """Jobs over lines that fail for long, at each phase of a round, and over one that is slow.
 
-They run side by side, since ten minutes are long: one on four sites, each of which is hit in another phase of
-the same round; one on four others, hit for 5, 30 and 120 s, round by round; and one over a slow line.
+They run side by side, since ten minutes are long: one on three sites, each of which is hit in another phase of
+the same round; one on a fourth, hit between two rounds, for which it need not wait for the others; one on four
+more, hit for 5, 30 and 120 s, round by round; and one over a slow line.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from tests.faults.line import Kind, Line
 from tests.faults.phases import Fault, Phase, run_with
 from tests.federation import Federation
 
-FOUR = ["site-1", "site-2", "site-3", "site-4"]
+THREE = ["site-1", "site-2", "site-3"]
+FOURTH = "site-4"
 FOUR_MORE = ["site-5", "site-6", "site-7", "site-8"]
 SLOW = "site-9"
-SITES = [*FOUR, *FOUR_MORE, SLOW]
+SITES = [*THREE, FOURTH, *FOUR_MORE, SLOW]
 
 TEN_MINUTES = 600
 
@@ -32,12 +34,18 @@ Job = Future[dict[str, Any]]
 
 
 def _long(federation: Federation) -> dict[str, Any]:
-    kinds = (Kind.STALLED, Kind.CUT, Kind.STALLED, Kind.CUT)
+    phases = (Phase.PULL, Phase.TRAINING, Phase.PUSH)
+    kinds = (Kind.STALLED, Kind.CUT, Kind.STALLED)
     faults = [
         Fault(site, phase, kind, TEN_MINUTES, round=1)
-        for site, phase, kind in zip(FOUR, Phase, kinds, strict=True)
+        for site, phase, kind in zip(THREE, phases, kinds, strict=True)
     ]
-    return run_with(federation, faults, *_only(FOUR), rounds=2)
+    return run_with(federation, faults, *_only(THREE), rounds=2)
+
+
+def _between(federation: Federation) -> dict[str, Any]:
+    fault = Fault(FOURTH, Phase.BETWEEN_ROUNDS, Kind.CUT, TEN_MINUTES, round=1)
+    return run_with(federation, [fault], *_only([FOURTH]), rounds=2)
 
 
 def _shorter(federation: Federation) -> dict[str, Any]:
@@ -61,5 +69,10 @@ def _only(sites: list[str]) -> list[str]:
     return ["--sites", ",".join(sites), "--run-config", f"min-available-clients={len(sites)}"]
 
 
-RUNS: dict[str, Callable[[Federation], dict[str, Any]]] = {"long": _long, "shorter": _shorter, "slow": _slow}
+RUNS: dict[str, Callable[[Federation], dict[str, Any]]] = {
+    "long": _long,
+    "between": _between,
+    "shorter": _shorter,
+    "slow": _slow,
+}
 """By name; each runs one job, and returns what `wait` says of it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.long_lines import FOUR, FOUR_MORE, SLOW, Job
+from tests.faults.long_lines import FOUR_MORE, FOURTH, SLOW, THREE, Job
 from tests.faults.phases import undisturbed
 from tests.federation import NOTHING, Federation, left_over
 
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 def test_ten_minutes_at_every_phase_lose_nothing(long_jobs: dict[str, Job]) -> None:
-    assert long_jobs["long"].result()["rounds"] == undisturbed(2, FOUR)
+    assert long_jobs["long"].result()["rounds"] == undisturbed(2, THREE)
+    assert long_jobs["between"].result()["rounds"] == undisturbed(2, [FOURTH])
 
 
 def test_shorter_faults_at_every_phase_lose_nothing(long_jobs: dict[str, Job]) -> None:
