@@ -1,8 +1,8 @@
 """Jobs over lines that fail for long, at each phase of a round, and over one that is slow.
 
-They run side by side, since ten minutes are long: one on three sites, each of which is hit in another phase of
-the same round; one on a fourth, hit between two rounds, for which it need not wait for the others; one on four
-more, hit for 5, 30 and 120 s, round by round; and one over a slow line.
+They run side by side, since ten minutes are long: one on three sites, each of which is hit in another phase
+of the same round; one on a fourth, hit between two rounds, for which it need not wait for the others; one on
+four more, hit for 5, 30 and 120 s, round by round; and one over a slow line.
 """
 
 from __future__ import annotations
