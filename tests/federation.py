@@ -144,8 +144,13 @@ def checkout() -> Federation:
     return copy_of_checkout("test", PROJECT)
 
 
-def copy_of_checkout(folder: str, name: str, more_sites: Sequence[str] = ()) -> Federation:
-    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two."""
+def copy_of_checkout(
+    folder: str, name: str, more_sites: Sequence[str] = (), health_interval: int = 2
+) -> Federation:
+    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two.
+
+    Each health check, every `health_interval` seconds in every container, costs 50 ms of a core.
+    """
     # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
     root = ROOT / ".flowerbed" / folder
     shutil.rmtree(root, ignore_errors=True)
@@ -167,7 +172,7 @@ def copy_of_checkout(folder: str, name: str, more_sites: Sequence[str] = ()) -> 
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
     project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
     port = _free_port()
-    (root / ".env").write_text(f"FLOWERBED_PORT={port}\nFLOWERBED_HEALTH_INTERVAL=2s\n")
+    (root / ".env").write_text(f"FLOWERBED_PORT={port}\nFLOWERBED_HEALTH_INTERVAL={health_interval}s\n")
     federation = Federation(root, port)
     federation.must("provision")
     federation.must("data")

@@ -16,7 +16,7 @@ def nine_sites(checkout: Federation) -> Iterator[Federation]:
     here_already = 2
     more = long_lines.SITES[here_already:]
     # After the first one, whose images are most of its own.
-    federation = copy_of_checkout("test-lines", f"{PROJECT}lines", more)
+    federation = copy_of_checkout("test-lines", f"{PROJECT}lines", more, health_interval=15)
     clean_up = ("down", "--volumes", "--remove-orphans")
     federation.compose(*clean_up)
     try:
