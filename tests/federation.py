@@ -149,7 +149,8 @@ def copy_of_checkout(
 ) -> Federation:
     """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two.
 
-    Each health check, every `health_interval` seconds in every container, costs 50 ms of a core.
+    Each health check (every `health_interval` seconds, in every container) starts processes: too many of
+    them keep a core busy.
     """
     # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
     root = ROOT / ".flowerbed" / folder
