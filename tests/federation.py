@@ -111,8 +111,8 @@ class Federation:
 
 
 PARTICIPANTS = ("server", "site-1", "site-2")
-FLOWER = ("flower-", "flwr", "runner_process", "worker_process")
-"""What a job's processes are called: Flower's programs, and FLARE's processes of one job."""
+FLOWER = ("flower-", "flwr", "superlink_process", "runner_process", "worker_process")
+"""What a job's processes are called: Flower's programs, the launcher of one, FLARE's processes of one job."""
 
 
 def left_over(federation: Federation) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
     while federation.must("jobs")["jobs"] and not ended(federation, job):
         for service in PARTICIPANTS:
             seen |= {a for a in listening(federation, service) if not is_loopback(a)} - before
-        flower_was_there |= any("flower-superlink" in p for p in federation.processes("server"))
+        flower_was_there |= any("superlink_process" in p for p in federation.processes("server"))
     assert flower_was_there
     assert seen == set()
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
@@ -69,44 +69,6 @@ def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> Non
     outcome = federation.verb("wait", job)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABORTED")
     assert left_over(federation) == NOTHING
-
-
-REGISTER = """
-import base64, datetime, pathlib, re, sys, urllib.error, urllib.request
-from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
-lines = [p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/cmdline")]
-gateway = next(m[1] for line in lines if (m := re.search(rb"--superlink\\x00([0-9.:]+)", line))).decode()
-private, public = generate_key_pairs()
-key = public_key_to_bytes(public)
-now = datetime.datetime.now(datetime.timezone.utc).isoformat()
-request = urllib.request.Request(
-    f"http://{gateway}/v1/fleet/register-node",
-    data=RegisterNodeFleetRequest(public_key=key).SerializeToString(),
-    headers={
-        "content-type": "application/protobuf",
-        "flwr-public-key": base64.b64encode(key).decode(),
-        "flwr-timestamp": now,
-        "flwr-signature": base64.b64encode(sign_message(private, now.encode())).decode(),
-    },
-)
-try:
-    print(urllib.request.urlopen(request).status)
-except urllib.error.HTTPError as refused:
-    print(refused.code)
-"""
-
-
-def test_a_second_node_from_inside_a_site_is_refused_and_audited(federation: Federation) -> None:
-    job = federation.submit("numpy-add", "--rounds", "2")
-    while not any("flwr-clientapp" in p for p in federation.processes("site-2")):
-        time.sleep(0.2)
-    assert federation.exec("site-2", "python", "-c", REGISTER).strip() == "403"
-    audit = federation.exec("server", "cat", f"/workspace/{job}/audit.log")
-    assert "[U:site-2][A:flower.call.refused]site-2 has a node already" in audit
-    assert "site-1" not in audit
-    rounds = federation.must("wait", job)["rounds"]
-    assert [sorted(entry["sites"]) for entry in rounds] == [["site-1", "site-2"]] * 2
 
 
 @pytest.mark.parametrize("identity", ["admin", "lead"])
