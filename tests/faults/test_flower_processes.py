@@ -38,8 +38,8 @@ def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
 
 
 def test_a_clientapp_is_missed_in_its_round_only(federation: Federation) -> None:
-    """Flower sees it by a missing heartbeat, a minute later, and tells the strategy. (One that is killed while
-    it still starts is started again, and nothing is missed.)"""
+    """Flower sees it by a missing heartbeat, a minute later, and tells the strategy. (One that is killed
+    while it still starts is started again, and nothing is missed.)"""
     job = submit_until_training(federation, "--run-config", "train-seconds=15", rounds=2)
     time.sleep(8)
     kill_process(federation, "site-1", "bin/flwr-clientapp")
