@@ -1,7 +1,8 @@
-"""How tests are shared out to pytest-xdist's workers: a file stays together, and so do all in containers.
+"""Which tests are slow, and which are of faults.
 
-Quick tests run in two workers, since half of their time is waiting. The slow ones, most of which share one
-federation in containers, stay with one worker, whatever `-n` says.
+Quick tests run in two workers, since half of their time is waiting; a file stays together (`--dist loadfile`:
+the groups of pytest-xdist 3.8 have no effect with pytest 9.2). The slow ones, most of which share one
+federation in containers, need `-n 0`, as `./flowerbed test` runs them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "vers
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # Here and not when all are collected: by then xdist has read the groups.
-    slow = any(folder in item.path.parents for folder in SLOW)
-    if slow:
+    if any(folder in item.path.parents for folder in SLOW):
         item.add_marker(pytest.mark.containers)
     if FAULTS in item.path.parents:
         item.add_marker(pytest.mark.faults)
-    item.add_marker(pytest.mark.xdist_group("federation" if slow else item.path.name))
