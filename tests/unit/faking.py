@@ -1,10 +1,11 @@
-"""A `docker` command that answers as it is told, and kits with real certificates."""
+"""A `docker` command that answers as it is told, kits with real certificates, a link to a made-up server."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+
+from bridge.relay import Call, Response
 
 SCRIPT = """\
 #!{python} -IS
@@ -153,3 +156,20 @@ class Checkout:
             for name, value in health.items()
         ]
         self.docker.answer("compose ps", out="".join(json.dumps(line) + "\n" for line in lines))
+
+
+Server = Callable[[Call], Awaitable[Response]]
+
+
+class Link:
+    """A `relay.Link` that never fails, with `server` at its end."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def send(self, call: Call) -> Response:
+        """See `relay.Link`."""
+        return await self._server(call)
+
+    async def probe(self) -> None:
+        """See `relay.Link`."""

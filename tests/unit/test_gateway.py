@@ -8,7 +8,7 @@ import resource
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -20,26 +20,15 @@ from bridge.flare.executor import connects
 from bridge.flower import wire
 from bridge.gateway import Gateway
 from bridge.relay import Call, Caller, JobOver, Response
+from tests.unit.faking import Link, Server
 
 HEADERS = {"content-type": wire.MEDIA_TYPE}
 SUPERNODE = {**HEADERS, wire.PUBLIC_KEY: "the SuperNode's key"}
-Server = Callable[[Call], Awaitable[Response]]
-
-
-class _Link:
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    async def send(self, call: Call) -> Response:
-        return await self._server(call)
-
-    async def probe(self) -> None:
-        pass
 
 
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[httpx.AsyncClient]:
-    caller = Caller(_Link(server), answer_within=answer_within)
+    caller = Caller(Link(server), answer_within=answer_within)
     served = Gateway(caller)
     await served.start()
     try:
@@ -380,7 +369,7 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
         return Response(200 if call.request.headers else 403)
 
     async def test() -> None:
-        caller = Caller(_Link(server))
+        caller = Caller(Link(server))
         served = Gateway(caller, is_supernode=lambda port: port in own)
         await served.start()
         base = f"http://127.0.0.1:{served.port}"

@@ -28,22 +28,11 @@ from bridge.gateway_grpc import GrpcGateway
 from bridge.lanes import STRANGERS_AT_ONCE, STRANGERS_BODY
 from bridge.relay import Call, Caller, JobOver, LinkFault, Request, Response
 from bridge.upstream import AnswerLost, GrpcUpstream
+from tests.unit.faking import Link, Server
 
 FLEET = wire.GRPC_PREFIX
 METADATA = (("flwr-timestamp", "now"), ("flwr-signature-bin", b"\x00\xff"))
 KEY = (("flwr-public-key-bin", b"the SuperNode's key"),)
-Server = Callable[[Call], Awaitable[Response]]
-
-
-class _Link:
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    async def send(self, call: Call) -> Response:
-        return await self._server(call)
-
-    async def probe(self) -> None:
-        pass
 
 
 class _Blind:
@@ -57,7 +46,7 @@ Ask = Callable[..., Awaitable[bytes]]
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[tuple[Ask, int]]:
     """A gateway before `server`; gives how to call it, and its port."""
-    caller = Caller(_Link(server), answer_within=answer_within)
+    caller = Caller(Link(server), answer_within=answer_within)
     served = GrpcGateway(caller)
     await served.start()
     try:
@@ -126,7 +115,7 @@ def test_only_the_supernodes_own_connection_may_register() -> None:
         return Response(200)
 
     async def test(pid: int) -> None:
-        caller = Caller(_Link(server))
+        caller = Caller(Link(server))
         served = GrpcGateway(caller, lambda port: connects(pid, port, served.port))
         await served.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
