@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,9 @@ import pytest
 
 from tests.faults import long_lines
 from tests.federation import PROJECT, Federation, copy_of_checkout
+
+START_APART = 20.0
+"""Seconds from one job's start to the next one's."""
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +32,14 @@ def nine_sites(checkout: Federation) -> Iterator[Federation]:
 
 @pytest.fixture(scope="session")
 def long_jobs(nine_sites: Federation) -> Iterator[dict[str, long_lines.Job]]:
-    """All jobs of `long_lines`, side by side."""
+    """All jobs of `long_lines`, side by side; they start one after the other, as nine sites at once would
+    keep two cores busy for longer than a job waits for its sites."""
     pool = ThreadPoolExecutor(len(long_lines.RUNS))
-    yield {name: pool.submit(run, nine_sites) for name, run in long_lines.RUNS.items()}
+    jobs = {}
+    for name, run in long_lines.RUNS.items():
+        jobs[name] = pool.submit(run, nine_sites)
+        time.sleep(START_APART)
+    yield jobs
     pool.shutdown(wait=False, cancel_futures=True)
 
 

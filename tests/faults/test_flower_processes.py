@@ -6,12 +6,19 @@ import time
 
 import pytest
 
+from bridge.flare.executor import RESTARTS
 from tests.faults.jobs import kill_process, runs, submit_until_training, until
 from tests.faults.phases import ARRAY, Phase, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
 FAILED_WITHIN = 60.0
 """Seconds from a kill to the job's end, where it cannot go on."""
+
+AGAIN_WITHIN = 60.0
+"""Seconds from a SuperNode's end to the next one's start."""
+
+SUPERNODE = "bin/flower-supernode"
+"""What its command line holds."""
 
 BOTH = ["site-1", "site-2"]
 
@@ -27,13 +34,26 @@ def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
     config = f"array-size={ARRAY} train-seconds=2"
     job = federation.submit("numpy-add", "--rounds", "2", "--run-config", config)
     wait_for(federation, job, "site-1", phase)
-    kill_process(federation, "site-1", "bin/flower-supernode")
+    kill_process(federation, "site-1", SUPERNODE)
     rounds = federation.must("wait", job)["rounds"]
     assert [entry["round"] for entry in rounds] == [1, 2]
     assert [entry["sites"]["site-2"].keys() for entry in rounds] == [{"train", "evaluate"}] * 2
     assert sorted(rounds[-1]["sites"]) == BOTH
     assert "the SuperNode ended with code -9, start 1 of 5" in _log(federation, job, "site-1")
     assert "site-1 has a new SuperNode; its old node" in _log(federation, job, "server")
+    assert left_over(federation) == NOTHING
+
+
+def test_a_site_whose_supernode_ends_too_often_begins_anew(federation: Federation) -> None:
+    job = submit_until_training(federation, rounds=2)
+    for _ in range(RESTARTS + 1):
+        until(lambda: runs(federation, "site-1", SUPERNODE), AGAIN_WITHIN)
+        kill_process(federation, "site-1", SUPERNODE)
+        until(lambda: not runs(federation, "site-1", SUPERNODE), 5)
+    took = until(lambda: runs(federation, "site-1", SUPERNODE), AGAIN_WITHIN)
+    print(f"took part again after {took:.0f} s")
+    assert sorted(federation.must("wait", job)["rounds"][-1]["sites"]) == BOTH
+    assert "the SuperNode ended with code -9, for the 6th time" in federation.compose("logs", "site-1")
     assert left_over(federation) == NOTHING
 
 
