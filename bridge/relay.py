@@ -188,6 +188,10 @@ class Caller:
         except TimeoutError:
             log.warning("no answer within %.0f s, the call goes on: %s", self.answer_within, request.path)
             return None
+        except asyncio.CancelledError:
+            if self._over and pending.done.cancelled():
+                raise JobOver from None  # `close` has ended it.
+            raise
         except BaseException:
             if pending.done.done():
                 self._pending.pop(rule.key, None)

@@ -94,12 +94,14 @@ class Federation:
         return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
 
     def processes(self, service: str, check: bool = True) -> list[str]:
-        """The command lines of all processes in a container, but for the one that lists them."""
+        """Names and command lines of all processes in a container, but for the one that lists them. (The name
+        of a copy of a template says what it is, its first 15 letters; its command line is the template's.)"""
         script = (
             "import pathlib\n"
-            "for p in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
-            "    try: print(p.read_bytes().replace(b'\\0', b' ').decode())\n"
-            "    except OSError: pass\n"
+            "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
+            "    try: line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
+            "    except OSError: continue\n"
+            "    if line: print((p / 'comm').read_text().strip(), line)\n"
         )
         lines = self.exec(service, "python", "-c", script, check=check).splitlines()
         return [line for line in lines if line.strip() and "pathlib" not in line]
@@ -111,8 +113,8 @@ class Federation:
 
 
 PARTICIPANTS = ("server", "site-1", "site-2")
-FLOWER = ("flower-", "flwr", "superlink_process", "runner_process", "worker_process")
-"""What a job's processes are called: Flower's programs, the launcher of one, FLARE's processes of one job."""
+FLOWER = ("flower-", "flwr", "superlink_process", "supernode_process", "runner_process", "worker_process")
+"""What a job's processes are called: Flower's programs, their launchers, FLARE's processes of one job."""
 
 
 def left_over(federation: Federation) -> dict[str, list[str]]:

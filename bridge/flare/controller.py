@@ -29,7 +29,7 @@ from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, versions, wire
-from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, read_app, run_config
+from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, imports, read_app, run_config
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
@@ -55,6 +55,7 @@ class FlowerController(Controller):
         run_config: dict[str, ConfigValue] | None = None,
         min_sites: int = 1,
         grace: float = meta.GRACE,
+        warm: bool = True,
     ) -> None:
         """Args of the job's configuration.
 
@@ -64,8 +65,10 @@ class FlowerController(Controller):
             run_config: overrides of the app's `[tool.flwr.app.config]`.
             min_sites: the fewest sites with which the run may start.
             grace: seconds for which a site may be out of reach before it is given up.
+            warm: whether the ServerApp is a copy of a process that has imported much (`template.py`).
         """
         super().__init__()
+        self.warm = warm
         self.app_dir = app_dir
         self.run_config = run_config or {}
         self.min_sites = min_sites
@@ -136,7 +139,10 @@ class FlowerController(Controller):
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
-            self._superlink = await SuperLink.start(work_dir, run_dir / environment.HOME, grace=self.grace)
+            warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
+            self._superlink = await SuperLink.start(
+                work_dir, run_dir / environment.HOME, grace=self.grace, warmth=warmth
+            )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
             run_id = await self._superlink.start_run(app, self.run_config)

@@ -19,6 +19,7 @@ from nvflare.apis.signal import Signal
 from bridge import transports
 from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, versions
+from bridge.flower.app import imports
 from bridge.flower.process import FlowerProcess
 from bridge.flower.supernode import STOP_GRACE, ended, start_supernode
 from bridge.gateway import Gateway
@@ -43,8 +44,10 @@ class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
     that comes late or comes back needs nothing from the server to begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: bool = True) -> None:
+        """`warm`: whether ClientApps are copies of a process that has imported much (`template.py`)."""
         super().__init__()
+        self.warm = warm
         self._engine: Any = None
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
@@ -86,9 +89,14 @@ class FlowerExecutor(Executor):
         self._loop = LoopThread("flowerbed")
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
-        self._loop.run(self._begin(run_dir, config, first=1 + starts * INCARNATIONS))
+        # The app's code comes with the job, but for sites whose policy forbids that.
+        app = Path(engine.get_workspace().get_app_custom_dir(job_id))
+        warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
+        self._loop.run(self._begin(run_dir, config, warmth, first=1 + starts * INCARNATIONS))
 
-    async def _begin(self, run_dir: Path, config: dict[str, str | int], *, first: int) -> None:
+    async def _begin(
+        self, run_dir: Path, config: dict[str, str | int], warmth: environment.Warmth, *, first: int
+    ) -> None:
         assert self._link is not None
         self._caller = Caller(self._link, incarnation=first, on_over=self._job_over)
         self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
@@ -98,7 +106,8 @@ class FlowerExecutor(Executor):
 
         async def start() -> FlowerProcess:
             assert self._gateway is not None
-            return await start_supernode(self._gateway.port, work_dir, run_dir / environment.HOME, config)
+            home = run_dir / environment.HOME
+            return await start_supernode(self._gateway.port, work_dir, home, config, warmth)
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))

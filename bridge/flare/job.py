@@ -48,6 +48,7 @@ class FlowerJob(FedJob):
         mandatory: Sequence[str] | None = None,
         grace: float = meta.GRACE,
         retries: int = 0,
+        warm: bool = True,
     ) -> None:
         """Make the job.
 
@@ -60,6 +61,8 @@ class FlowerJob(FedJob):
             mandatory: sites without which the job does not start.
             grace: seconds for which a site may be out of reach before it is given up.
             retries: how often the job is submitted again by itself, should the server restart meanwhile.
+            warm: whether the app's processes are copies of one that has imported much, which saves the time
+                of the imports; else each is a new interpreter, as Flower starts it.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
@@ -81,7 +84,9 @@ class FlowerJob(FedJob):
         )
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
-        self.to_server(FlowerController(run_config=dict(run_config or {}), min_sites=min_sites, grace=grace))
+        self.to_server(
+            FlowerController(run_config=dict(run_config or {}), min_sites=min_sites, grace=grace, warm=warm)
+        )
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server({"dead_client_grace_period": max(0.0, grace - UNHEARD) + DEAD_AFTER_GRACE})
@@ -89,7 +94,12 @@ class FlowerJob(FedJob):
         # Sites get the app's code too: not to run it from there (it comes through Flower), but so
         # that FLARE asks each site's policy whether it allows custom code.
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
-        for part in (FlowerExecutor(), JobLogStreamer(target_parent_server=True), timeouts, str(app)):
+        for part in (
+            FlowerExecutor(warm=warm),
+            JobLogStreamer(target_parent_server=True),
+            timeouts,
+            str(app),
+        ):
             if sites is None:
                 self.to_clients(part)
             else:
@@ -109,6 +119,7 @@ class FlowerRecipe(Recipe):
         run_config: dict[str, ConfigValue] | None = None,
         grace: float = meta.GRACE,
         retries: int = 0,
+        warm: bool = True,
     ) -> None:
         """See `FlowerJob`."""
         app = Path(flower_content)
@@ -121,5 +132,6 @@ class FlowerRecipe(Recipe):
             mandatory=mandatory_clients,
             grace=grace,
             retries=retries,
+            warm=warm,
         )
         super().__init__(job)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ def read_app(app: Path) -> dict[str, Any]:
         if not isinstance(components.get(part), str):
             raise BadApp(f"pyproject.toml has no {part} in [tool.flwr.app.components]")
     return config
+
+
+def imports(app: Path) -> tuple[str, ...]:
+    """Return the modules that the app's code imports and that are not its own, in no particular order.
+
+    They are read, not run. A file that cannot be read or is no Python has none.
+    """
+    own = {file.stem if file.suffix == ".py" else file.name for file in app.glob("*")}
+    found = {name for file in sorted(app.rglob("*.py")) for name in _imported(file)}
+    return tuple(sorted(name for name in found if name.split(".")[0] not in own))
+
+
+def _imported(file: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
 
 
 def check_packages(config: Mapping[str, Any]) -> None:

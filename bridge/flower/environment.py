@@ -8,6 +8,7 @@ flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_su
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import bridge
@@ -19,9 +20,12 @@ HOME = "flwr"
 SUPERLINK_PROCESS = "bridge.flower.superlink_process"
 """The module that runs flower-superlink. By name, since it imports what not every flwr has."""
 
-TASK_POLL_INTERVAL = 0.2
-"""Seconds between two looks of a SuperExec for work; Flower's own is 1.0. (flwr 1.34 and
-1.35 cannot be told.)"""
+SUPERNODE_PROCESS = "bridge.flower.supernode_process"
+"""The same for flower-supernode."""
+
+TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
+"""Seconds between two looks of a SuperExec for work: Flower's own is 1.0, and 0.01 the least that it takes.
+The second where a look is held until there is work (`holding.py`). (flwr 1.34 and 1.35 cannot be told.)"""
 
 
 def variables(home: Path) -> dict[str, str]:
@@ -30,8 +34,11 @@ def variables(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_INTERVAL),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(
+            TASK_HELD_INTERVAL if generation().prompt else TASK_POLL_INTERVAL
+        ),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
     }
 
 
@@ -41,26 +48,48 @@ def with_bridge(path: str) -> str:
     return os.pathsep.join([folder, *(part for part in path.split(os.pathsep) if part not in ("", folder))])
 
 
-def superlink_command(ports: Ports, push_session: float) -> list[str]:
+@dataclass(frozen=True)
+class Warmth:
+    """Whether apps' processes are copies of one that has imported much, and `modules` that they will need."""
+
+    on: bool = True
+    modules: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the launchers take."""
+        return [str(int(self.on)), ",".join(self.modules)]
+
+
+WARM = Warmth()
+"""They are copies, and nothing is known of what they need."""
+
+
+def superlink_command(ports: Ports, push_session: float, warmth: Warmth) -> list[str]:
     """The SuperLink on loopback, its ServerApp a subprocess.
 
     Args:
         ports: where its APIs listen.
         push_session: seconds for which an unfinished reply waits for its next object.
+        warmth: of its ServerApp.
     """
-    program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session)]
+    program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session), *warmth.arguments]
     return [*program, "--insecure", *_filled(generation().superlink, **vars(ports))]
 
 
-def supernode_command(superlink_port: int, runtime_port: int, node_config: dict[str, str | int]) -> list[str]:
+def supernode_command(
+    superlink_port: int, runtime_port: int, node_config: dict[str, str | int], warmth: Warmth
+) -> list[str]:
     """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's."""
+    row = generation()
+    launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *warmth.arguments]
     config = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in node_config.items())
     return [
-        "flower-supernode",
+        *(launcher if row.prompt else ["flower-supernode"]),
         "--insecure",
         "--superlink",
         f"127.0.0.1:{superlink_port}",
-        *_filled(generation().supernode, runtime=runtime_port),
+        *_filled(row.supernode, runtime=runtime_port),
         "--node-config",
         config,
     ]

@@ -28,6 +28,9 @@ MARK = "FLOWERBED_PROCESS"
 LAST_LINES = 200
 """Lines of output that are kept, for the reason when a process ends badly."""
 
+COMM_LIMIT = 15
+"""Characters that Linux keeps of a process's name."""
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
 """A line for each request that went well, several a second: nobody reads them."""
@@ -106,12 +109,15 @@ class FlowerProcess:
         return self._process.returncode
 
     def descendant(self, program: str) -> int | None:
-        """The id of a process that this one has started, itself or through others, whose command line
-        names `program`; None while there is none."""
+        """The id of a process that this one has started, itself or through others, and that runs `program`:
+        by its command line, or by its name if it is a copy of a template; None while there is none."""
         for pid in _marked(self._mark):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if any(Path(word.decode(errors="replace")).name == program for word in words[:2]):
+                folder = Path(f"/proc/{pid}")
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                names = {Path(word.decode(errors="replace")).name for word in words[:2]}
+                names.add((folder / "comm").read_text().strip())
+                if {program, program[:COMM_LIMIT]} & names:
                     return pid
         return None
 

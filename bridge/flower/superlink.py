@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,13 +82,16 @@ class SuperLink:
         self._control_api = control(row.control, ports.of_control(row))
 
     @classmethod
-    async def start(cls, work_dir: Path, home: Path, *, grace: float) -> SuperLink:
+    async def start(
+        cls, work_dir: Path, home: Path, *, grace: float, warmth: environment.Warmth = environment.WARM
+    ) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
 
         Args:
             work_dir: also the SuperLink's own.
             home: for what Flower unpacks.
             grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
+            warmth: of its ServerApp.
 
         Raises:
             RunFailed: it ended or stayed silent.
@@ -97,12 +99,9 @@ class SuperLink:
         ports = Ports(*(free_port() for _ in range(4)))
         process = await FlowerProcess.start(
             "superlink",
-            environment.superlink_command(ports, grace),
+            environment.superlink_command(ports, grace, warmth),
             cwd=work_dir,
-            env={
-                **environment.variables(home),
-                "PYTHONPATH": environment.with_bridge(os.environ.get("PYTHONPATH", "")),
-            },
+            env=environment.variables(home),
         )
         superlink = cls(process, ports, generation())
         try:

@@ -1,6 +1,10 @@
-"""flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break.
+"""flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break,
+and without its waits.
 
-    python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS [what flower-superlink takes]
+    python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS WARM MODULES [what flower-superlink takes]
+
+WARM is 1 or 0: with 1 its ServerApp is a copy of a template (`template.py`), which imports MODULES, names
+with commas between them, while the SuperLink starts.
 
 **Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
 registration or push of the same object is refused. If the connection breaks between the SuperLink's act
@@ -13,6 +17,8 @@ carried out once: a repetition gets the same answer.
 **The reply of a node that is removed is given up.** A ServerApp waits for the rest of a reply whose node was
 killed while it sent it; flwr 1.41 lets it wait until that time is over, whatever became of the node.
 
+**Pulls are held** until there is something (`holding.py`), for SuperNodes as for the ServerApp.
+
 The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
 constant's place: both are so in flwr 1.34 to 1.42. The third leans on how the state in memory holds replies,
 in flwr 1.41. `tests/unit/test_internals.py` and `tests/versions` guard them.
@@ -22,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -31,15 +37,12 @@ from typing import Any, cast
 import grpc
 import uvicorn
 
-from bridge.flower import wire
+from bridge.flower import template, versions, wire
+from bridge.flower.holding import SUPERLINK_HOLDS, App, Holding, Message, Receive, Scope, Send
 from bridge.loop import LoopThread
 from bridge.relay import Ledger, LinkFault, Response
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+PROGRAM = "flower-superlink"
 
 PUSH_SESSIONS = ("flwr.supercore.corestate.in_memory_corestate", "OBJECT_PUSH_SESSION_TTL_SECONDS")
 """Where flwr 1.41 keeps the seconds after which it drops an unfinished reply."""
@@ -47,6 +50,13 @@ PUSH_SESSIONS = ("flwr.supercore.corestate.in_memory_corestate", "OBJECT_PUSH_SE
 
 LINK_STATE = ("flwr.server.superlink.linkstate.in_memory_linkstate", "InMemoryLinkState")
 """Where flwr 1.41 keeps nodes, replies, and which of these are unfinished."""
+
+
+LOG_STREAM = ("flwr.superlink.servicer.control.control_handlers", "LOG_STREAM_INTERVAL")
+"""Where flwr 1.41 keeps the seconds between two looks at a run whose log is streamed: 0.5."""
+
+LOG_STREAM_INTERVAL = 0.1
+"""What they are set to; a look is a few dictionary lookups."""
 
 
 class AnsweringOnce:
@@ -163,14 +173,30 @@ def give_up_replies_of_removed_nodes() -> None:
     state.store_message_and_object_tree, state.delete_node = store_and_remember, delete
 
 
+def look_at_runs_often() -> None:
+    """Let the stream of a run's log, which ends with the run, notice that soon."""
+    module, constant = LOG_STREAM
+    setattr(import_module(module), constant, LOG_STREAM_INTERVAL)
+
+
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
-    lengthen_push_sessions(float(arguments[0]))
+    grace, warm, modules, *options = arguments
+    (superlink,) = entry_points(group="console_scripts", name=PROGRAM)
+    start = superlink.load()
+    if versions.generation().prompt:
+        programs = (template.SUPEREXEC, template.SERVERAPP)
+        template.launch_by(
+            template.fork_template(programs, modules.split(",")) if warm == "1" else None, PROGRAM
+        )
+        look_at_runs_often()
+    template.name_process(PROGRAM)
+    lengthen_push_sessions(float(grace))
     give_up_replies_of_removed_nodes()
     serve = uvicorn.run
 
     def serve_once(app: App, **options: Any) -> None:
-        serve(AnsweringOnce(app), **options)
+        serve(AnsweringOnce(Holding(app, SUPERLINK_HOLDS)), **options)
 
     uvicorn.run = cast(Any, serve_once)
     make_server = grpc.server
@@ -179,9 +205,8 @@ def main(arguments: list[str]) -> None:
         return make_server(*args, interceptors=(AnsweringOnceGrpc(), *(interceptors or ())), **options)
 
     grpc.server = make_server_once
-    (superlink,) = entry_points(group="console_scripts", name="flower-superlink")
-    sys.argv = [superlink.name, *arguments[1:]]
-    superlink.load()()
+    sys.argv = [PROGRAM, *options]
+    start()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from bridge.flower import environment
+from bridge.flower import environment, versions
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
 
@@ -26,12 +26,16 @@ OWN_END = 0.5
 
 
 async def start_supernode(
-    gateway_port: int, work_dir: Path, home: Path, node_config: dict[str, str | int]
+    gateway_port: int,
+    work_dir: Path,
+    home: Path,
+    node_config: dict[str, str | int],
+    warmth: environment.Warmth = environment.WARM,
 ) -> FlowerProcess:
     """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
     return await FlowerProcess.start(
         "supernode",
-        environment.supernode_command(gateway_port, free_port(), node_config),
+        environment.supernode_command(gateway_port, free_port(), node_config, warmth),
         cwd=work_dir,
         env=environment.variables(home),
     )
@@ -40,13 +44,15 @@ async def start_supernode(
 async def ended(supernode: FlowerProcess) -> str:
     """Wait until a SuperNode can work no more; return why, for people.
 
-    One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts.
+    One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts; but for
+    those that `supernode_process.py` runs, which end with it.
     """
     # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
-    own = asyncio.ensure_future(gone(supernode.pid))
-    child = asyncio.ensure_future(_without_superexec(supernode))
+    watched = [asyncio.ensure_future(gone(supernode.pid))]
+    if not versions.generation().prompt:
+        watched.append(asyncio.ensure_future(_without_superexec(supernode)))
     try:
-        await asyncio.wait([own, child], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OWN_END):
@@ -55,9 +61,9 @@ async def ended(supernode: FlowerProcess) -> str:
         code = supernode.returncode
         return "lost its SuperExec" if code is None else f"ended with code {code}"
     finally:
-        for task in (own, child):
+        for task in watched:
             task.cancel()
-        await asyncio.gather(own, child, return_exceptions=True)
+        await asyncio.gather(*watched, return_exceptions=True)
 
 
 async def _without_superexec(supernode: FlowerProcess) -> None:

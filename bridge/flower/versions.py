@@ -40,6 +40,9 @@ class Generation:
     """flower-superlink's flags for its ports, by name (see `Ports`)."""
     supernode: str
     """flower-supernode's flags for the port of its own Runtime API."""
+    prompt: bool = False
+    """Whether its programs can be run without their waits (`holding.py`, `template.py`): that leans on how
+    they are made. The others wait as Flower does."""
 
 
 GENERATIONS = (
@@ -76,6 +79,7 @@ GENERATIONS = (
         control=Transport.HTTP,
         superlink="--host 127.0.0.1 --port {http}",
         supernode="--host 127.0.0.1 --port {runtime}",
+        prompt=True,
     ),
 )
 """From the oldest to the newest, without a gap."""

@@ -8,13 +8,17 @@ from collections.abc import Callable
 
 from tests.federation import Federation
 
-SITES_JOB, SERVERS_JOB, TRAINING = "worker_process", "runner_process", "flwr-clientapp"
-"""What command lines hold: of FLARE's processes of a job, on a site and on the server, and of a ClientApp."""
+SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
+"""What the command lines of FLARE's processes of a job hold, on a site and on the server."""
+
+SUPERLINK, SERVERAPP = "flower-superlin", "flwr-serverapp"
+SUPERNODE, TRAINING = "flower-supernod", "flwr-clientapp"
+"""The names of Flower's processes, as far as Linux keeps them."""
 
 _KILL = (
     "import os, pathlib, signal\n"
     "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-    "    try: line = (p / 'cmdline').read_bytes()\n"
+    "    try: line = (p / 'cmdline').read_bytes() + b'\\n' + (p / 'comm').read_bytes()\n"
     "    except OSError: continue\n"
     "    if int(p.name) != os.getpid() and {word!r} in line:\n"
     "        os.kill(int(p.name), signal.SIGKILL)\n"
@@ -30,7 +34,7 @@ def submit_until_training(federation: Federation, *options: str, rounds: int = 3
 
 
 def runs(federation: Federation, service: str, word: str) -> bool:
-    """Whether a process in the container has `word` in its command line; False also for no container."""
+    """Whether a process in the container has `word` in its name or command line; False for no container."""
     return any(word in line for line in federation.processes(service, check=False))
 
 
@@ -44,7 +48,7 @@ def until(true: Callable[[], bool], seconds: float) -> float:
 
 
 def kill_process(federation: Federation, service: str, word: str) -> None:
-    """SIGKILL what has `word` in its command line."""
+    """SIGKILL what has `word` in its name or command line."""
     federation.exec(service, "python", "-c", _KILL.format(word=word.encode()))
 
 

@@ -7,7 +7,16 @@ import time
 import pytest
 
 from bridge.flare.executor import RESTARTS
-from tests.faults.jobs import kill_process, runs, submit_until_training, until
+from tests.faults.jobs import (
+    SERVERAPP,
+    SUPERLINK,
+    SUPERNODE,
+    TRAINING,
+    kill_process,
+    runs,
+    submit_until_training,
+    until,
+)
 from tests.faults.phases import ARRAY, Phase, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
@@ -16,9 +25,6 @@ FAILED_WITHIN = 60.0
 
 AGAIN_WITHIN = 60.0
 """Seconds from a SuperNode's end to the next one's start."""
-
-SUPERNODE = "bin/flower-supernode"
-"""What its command line holds."""
 
 BOTH = ["site-1", "site-2"]
 
@@ -62,7 +68,7 @@ def test_a_clientapp_is_missed_in_its_round_only(federation: Federation) -> None
     while it still starts is started again, and nothing is missed.)"""
     job = submit_until_training(federation, "--run-config", "train-seconds=15", rounds=2)
     time.sleep(8)
-    kill_process(federation, "site-1", "bin/flwr-clientapp")
+    kill_process(federation, "site-1", TRAINING)
     first, second = federation.must("wait", job)["rounds"]
     assert first["sites"]["site-1"]["train"]["error"]
     assert first["sites"]["site-2"].keys() == second["sites"]["site-1"].keys() == {"train", "evaluate"}
@@ -72,8 +78,8 @@ def test_a_clientapp_is_missed_in_its_round_only(federation: Federation) -> None
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("bin/flwr-serverapp", "the ServerApp was killed from outside"),
-        ("superlink_process", "SuperLink ended with code -9 during the run"),
+        (SERVERAPP, "the ServerApp was killed from outside"),
+        (SUPERLINK, "SuperLink ended with code -9 during the run"),
     ],
     ids=["ServerApp", "SuperLink"],
 )
@@ -85,7 +91,7 @@ def test_without_serverapp_or_superlink_the_job_fails_at_once(
         job = submit_until_training(federation)
     else:
         job = federation.submit("numpy-add")
-        until(lambda: runs(federation, "server", "bin/flwr-serverapp"), 60)
+        until(lambda: runs(federation, "server", SERVERAPP), 60)
         time.sleep(1)
     kill_process(federation, "server", program)
     began = time.monotonic()

@@ -9,6 +9,7 @@ import pytest
 from tests.faults.jobs import (
     SERVERS_JOB,
     SITES_JOB,
+    SUPERNODE,
     TRAINING,
     kill_container,
     kill_process,
@@ -56,7 +57,7 @@ def test_a_site_that_is_hit_in_the_other_phases_takes_part_to_the_end(
         wait_for(federation, job, "site-1", phase)
         kill(federation, "site-1")
         until(lambda: not runs(federation, "site-1", SITES_JOB), 10)
-        took = until(lambda: runs(federation, "site-1", "flower-supernode"), BACK_WITHIN)
+        took = until(lambda: runs(federation, "site-1", SUPERNODE), BACK_WITHIN)
         print(f"{phase.name}: took part again after {took:.0f} s")
     rounds = federation.must("wait", job)["rounds"]
     assert [entry["round"] for entry in rounds] == [1, 2, 3, 4]

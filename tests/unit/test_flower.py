@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from bridge.flower.process import MARK, FlowerProcess
-from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab
-from bridge.flower.supernode import ended
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab, free_port
+from bridge.flower.supernode import ended, start_supernode
 from tests.driver import Outcome, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -98,7 +98,31 @@ def test_a_run_whose_process_is_killed_is_lost_within_seconds(
     asyncio.run(test())
 
 
-def test_a_supernode_without_its_superexec_counts_as_ended(tmp_path: Path) -> None:
+def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
+    def superexec(supernode: FlowerProcess) -> psutil.Process | None:
+        below = psutil.Process(supernode.pid).children(recursive=True)
+        return next((process for process in below if process.name() == "flower-superexe"), None)
+
+    async def test() -> str:
+        # Nobody answers at its gateway: it starts its SuperExec before it looks.
+        process = await start_supernode(free_port(), tmp_path, tmp_path / "home", {})
+        try:
+            async with asyncio.timeout(30):
+                while (found := superexec(process)) is None:
+                    await asyncio.sleep(0.05)
+                found.kill()
+                return await ended(process)
+        finally:
+            await process.stop(0)
+
+    assert asyncio.run(test()) == "ended with code 1"
+
+
+def test_an_older_supernode_without_its_superexec_counts_as_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.39.0")
+
     async def test() -> str:
         (tmp_path / "flower-superexec").symlink_to("/bin/sleep")
         child = f"subprocess.Popen([{str(tmp_path / 'flower-superexec')!r}, '60'])"

@@ -38,7 +38,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
 from bridge.flare import channel, teardown
-from bridge.flower import heartbeat, superlink_process, wire
+from bridge.flower import (
+    heartbeat,
+    holding,
+    serverapp,
+    superlink_process,
+    supernode_process,
+    template,
+    wire,
+)
 from bridge.flower.versions import Transport
 from provisioning import harden
 
@@ -85,6 +93,52 @@ def test_superlink_process_finds_what_it_changes() -> None:
     assert getattr(import_module(module), constant) == 180
     assert f"timedelta(seconds={constant})" in inspect.getsource(import_module(module))
     assert "uvicorn.run(" in inspect.getsource(import_module("flwr.superlink.cli.flower_superlink"))
+
+    module, constant = superlink_process.LOG_STREAM
+    assert getattr(import_module(module), constant) == 0.5
+    assert f"time.sleep({constant})" in inspect.getsource(import_module(module))
+
+
+def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
+    """flwr 1.41 `supercore/protobuf/translation.py`."""
+    known = {path for method, path in PROTOBUF_REQUEST_TYPES if method == "POST"}
+    assert {*holding.SUPERLINK_HOLDS, *holding.SUPERNODE_HOLDS, *holding.CHANGES} <= known
+    exec_loop = inspect.getsource(import_module("flwr.supercore.superexec.run_superexec"))
+    assert "time.sleep(task_poll_interval)" in exec_loop
+
+
+def test_template_finds_how_flower_starts_its_programs() -> None:
+    for program, module in template.LAUNCHERS.items():
+        assert "subprocess.Popen(" in inspect.getsource(import_module(module)), program
+    for program in (template.SUPEREXEC, template.CLIENTAPP, template.SERVERAPP):
+        assert callable(template._entry(program))
+    executor = inspect.getsource(import_module(template.LAUNCHERS[template.SUPEREXEC]))
+    assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
+
+
+def test_supernode_process_finds_the_loop_and_the_state() -> None:
+    loop = inspect.getsource(import_module(supernode_process.LOOP))
+    assert loop.count("time.sleep(3)") == 1 and loop.count("time.sleep(0.5)") == 2
+    assert loop.count("time.sleep") == 3
+    state, store = (
+        getattr(import_module(module), name)
+        for module, name in (supernode_process.STATE, supernode_process.STORE)
+    )
+    for method in (state.create_task, state.store_message, state.finish_task, store.put):
+        assert callable(method)
+    # In this order: a task is there before its message, which is there before its objects.
+    steps = ("state.create_task(", "state.store_message(message)\n\n        try", "= pull_objects(")
+    moments = [loop.index(step) for step in steps]
+    assert moments == sorted(moments)
+    assert state(ObjectStoreFactory().store()).task_token_store == {}
+    assert "uvicorn.Config(" in inspect.getsource(import_module("flwr.supernode.cli.flower_supernode"))
+
+
+def test_serverapp_finds_the_waits_that_it_takes_out() -> None:
+    assert inspect.getsource(import_module(serverapp.GRID)).count("time.sleep(3)") == 1
+    assert "flush_logs(log_queue)" in inspect.getsource(import_module(serverapp.RUN))
+    module, name = serverapp.CLIENT
+    assert callable(getattr(import_module(module), name).PushLogs)
 
 
 def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:

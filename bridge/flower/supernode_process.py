@@ -1,0 +1,158 @@
+"""flower-supernode, without its waits, its ClientApps copies of a template.
+
+    python -m bridge.flower.supernode_process WARM MODULES [what flower-supernode takes]
+
+WARM is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with commas
+between them, that the template imports at once.
+
+flwr 1.41 `supernode/start_client_internal.py` sleeps 3 s after a pull that brought nothing, which is held at
+the SuperLink (`holding.py`), and looks every 0.5 s for a reply and for each part of it. Here it is woken.
+Since nothing waits any more, two orders that its waits gave by chance are kept on purpose: a ClientApp starts
+after its message is in the state, and after the one before it has handed in its context.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+
+from bridge.flower import template
+from bridge.flower.holding import OBJECTS, SUPERNODE_HOLDS, TASKS, App, Holding
+
+PROGRAM = "flower-supernode"
+LOOP = "flwr.supernode.start_client_internal"
+STATE = ("flwr.supernode.nodestate.in_memory_nodestate", "InMemoryNodeState")
+STORE = ("flwr.supercore.object_store.in_memory_object_store", "InMemoryObjectStore")
+"""Where flwr 1.41 has its main loop, and what it keeps."""
+
+PULL_WAIT = 3
+"""Seconds that the loop sleeps after a pull that brought nothing; its other sleeps are shorter."""
+
+HELD_AT_LEAST = 1.0
+"""Seconds that a pull lasted which was held. One that was not is followed by Flower's own sleep."""
+
+READY_WITHIN = 5.0
+"""Seconds after which a task is given out in any case: for a message that never was stored, and for an
+earlier ClientApp that was killed before it could hand in its context."""
+
+
+class Events:
+    """What happens in the SuperNode, for those who would otherwise look for it at intervals."""
+
+    def __init__(self) -> None:
+        self._servers: list[Holding] = []
+        self._changed = threading.Event()
+        self._pulled = 0.0
+        self._state: Any = None
+        self._created = 0.0
+        self._receiving = False
+
+    def serve(self, app: App) -> App:
+        """Wrap the SuperNode's own server, which is asked for work and for messages."""
+        server = Holding(app, SUPERNODE_HOLDS, self.may_start)
+        self._servers.append(server)
+        return server
+
+    def changed(self, *what: str) -> None:
+        """Wake the main loop, and whoever asks the server for one of these."""
+        self._changed.set()
+        for server in self._servers:
+            server.wake(*what)
+
+    def sleep(self, seconds: float) -> None:
+        """Take the place of the main loop's `time.sleep`."""
+        if seconds < PULL_WAIT:
+            self._changed.wait(seconds)
+            self._changed.clear()
+            return
+        if time.monotonic() - self._pulled < HELD_AT_LEAST:
+            time.sleep(seconds)
+        self._pulled = time.monotonic()
+
+    def may_start(self) -> bool:
+        """Whether the next ClientApp may start."""
+        if self._state is None or time.monotonic() - self._created > READY_WITHIN:
+            return True
+        return not self._receiving and not self._state.task_token_store
+
+    def watch(self) -> None:
+        """Take note of what the SuperNode's state is told."""
+        state, store = (getattr(importlib.import_module(module), name) for module, name in (STATE, STORE))
+
+        def creating(state: Any) -> None:
+            self._state, self._created, self._receiving = state, time.monotonic(), True
+
+        def stored(state: Any) -> None:
+            self._receiving = False
+            self.changed(TASKS)
+
+        _wrap(state, "create_task", before=creating)
+        _wrap(state, "store_message", after=stored)
+        _wrap(state, "finish_task", after=lambda state: self.changed(TASKS))
+        _wrap(store, "put", after=lambda store: self.changed(OBJECTS))
+
+
+def _wrap(
+    kind: type,
+    method: str,
+    before: Callable[[Any], None] = lambda of: None,
+    after: Callable[[Any], None] = lambda of: None,
+) -> None:
+    original = getattr(kind, method)
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before(self)
+        result = original(self, *args, **kwargs)
+        after(self)
+        return result
+
+    setattr(kind, method, wrapped)
+
+
+def end_with_superexec(program: str, pid: int) -> None:
+    """End this process when its SuperExec ends: it would wait for ever for ClientApps that nobody starts."""
+
+    def watch(descriptor: int) -> None:
+        select.select([descriptor], [], [])
+        print("its SuperExec has ended", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    if program == template.SUPEREXEC:
+        threading.Thread(target=watch, args=(os.pidfd_open(pid),), daemon=True).start()
+
+
+def main(arguments: list[str]) -> None:
+    """Run flower-supernode in this process; it ends the process itself."""
+    warm, modules, *options = arguments
+    (entry,) = entry_points(group="console_scripts", name=PROGRAM)
+    supernode = entry.load()
+    programs = (template.SUPEREXEC, template.CLIENTAPP)
+    started_by = template.fork_template(programs, modules.split(",")) if warm == "1" else None
+    template.launch_by(started_by, PROGRAM, end_with_superexec)
+    template.name_process(PROGRAM)
+    events = Events()
+    events.watch()
+    loop: Any = importlib.import_module(LOOP)
+    loop.time = SimpleNamespace(**{**vars(time), "sleep": events.sleep})
+    config = uvicorn.Config
+
+    def config_with_events(app: App, **options: Any) -> uvicorn.Config:
+        return config(events.serve(app), **options)
+
+    uvicorn.Config = config_with_events  # type: ignore[assignment, misc]
+    sys.argv = [PROGRAM, *options]
+    supernode()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

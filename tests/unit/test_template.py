@@ -1,0 +1,80 @@
+"""A program that is a copy of the template is like a new process, and has what was imported before."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import json, os, random, sys, time
+from pathlib import Path
+from bridge.flower import template
+
+def program():
+    import numpy
+    known = "colorsys" in sys.modules, "mine" in sys.modules
+    import colorsys
+    import mine
+    say = {"argv": sys.argv, "name": Path("/proc/self/comm").read_text().strip(), "known": known,
+           "random": random.random(), "numpy": float(numpy.random.rand()), "pid": os.getpid(),
+           "marked": b"MARK=yes" in Path("/proc/self/environ").read_bytes()}
+    print(json.dumps(say), flush=True)
+    sys.exit(3)
+
+template._entry = lambda name: program
+forked = template.fork_template([template.CLIENTAPP], sys.argv[1].split(","))
+started = template.start_new(forked, lambda *_: None)
+os.environ["PATH"] = os.getcwd()
+for number in range(int(sys.argv[2])):
+    process = started([template.CLIENTAPP, str(number)])
+    process.wait()
+    time.sleep(0.3)
+print(json.dumps({"copies": type(process).__name__ == "Started"}))
+"""
+
+NEW = """#!/bin/sh
+echo '{"argv": ["new"]}'
+"""
+
+
+def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], str]:
+    """Start a ClientApp some times; returns what each said, and what was logged."""
+    (folder / "mine.py").write_text("")
+    (folder / "flwr-clientapp").write_text(NEW)
+    (folder / "flwr-clientapp").chmod(0o755)
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, modules, str(times)],
+        cwd=folder,
+        env={"PYTHONPATH": f"{ROOT}:{folder}", "MARK": "yes", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return [json.loads(line) for line in process.stdout.splitlines()], process.stderr
+
+
+def test_copies_are_new_processes_that_know_what_was_imported_before(tmp_path: Path) -> None:
+    (first, second, end), said = run(tmp_path, "numpy", 2)
+    assert said == "" and end == {"copies": True}
+    assert (first["argv"], second["argv"]) == (["flwr-clientapp", "0"], ["flwr-clientapp", "1"])
+    assert first["name"] == "flwr-clientapp" and first["marked"]
+    assert first["pid"] != second["pid"]
+    # The second begins with what the first had imported of what is installed, not with the app's own.
+    assert (first["known"], second["known"]) == ([False, False], [True, False])
+    # No two processes draw the same numbers.
+    assert first["random"] != second["random"] and first["numpy"] != second["numpy"]
+
+
+def test_where_an_import_starts_a_thread_new_interpreters_are_used(tmp_path: Path) -> None:
+    (tmp_path / "restless.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    # The modules are imported when the first program, else the SuperExec, has started.
+    (first, second, end), said = run(tmp_path, "restless", 2)
+    assert (first["argv"], second, end) == (["flwr-clientapp", "0"], {"argv": ["new"]}, {"copies": False})
+    assert "start as new interpreters from now on: an import has started 1 thread" in said
