@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start a new interpreter for every message, as plain Flower does: slower, with the same results",
     )
+    parser.add_argument(
+        "--supernode",
+        choices=["process", "inline"],
+        help="a process of its own, or inside FLARE's process of the job: less memory (default: process)",
+    )
     parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
     wait.add_timeout(parser)
     parser.add_argument(
@@ -101,12 +106,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
     """The console program's job options, checked as far as the host can."""
     if app.ready:
-        given = [args.rounds, args.name, args.sites, args.min_sites, args.grace, args.retries, args.export]
+        given = [
+            args.rounds,
+            args.name,
+            args.sites,
+            args.min_sites,
+            args.grace,
+            args.retries,
+            args.supernode,
+            args.export,
+        ]
         if args.run_config or args.cold or any(value is not None for value in given):
             raise Misuse(
                 f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
-                "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --export. Give "
-                "the app's own folder to set them."
+                "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
+                "--export. Give the app's own folder to set them."
             )
         return []
     words = [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
@@ -133,6 +147,8 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
         words.append(f"--retries={args.retries}")
     if args.cold:
         words.append("--cold")
+    if args.supernode:
+        words.append(f"--supernode={args.supernode}")
     return words
 
 

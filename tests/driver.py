@@ -24,9 +24,8 @@ from bridge import transports
 from bridge.flower import versions, wire
 from bridge.flower.app import ConfigValue
 from bridge.flower.observe import Event, Observer
-from bridge.flower.process import FlowerProcess
 from bridge.flower.superlink import RunEnd, SuperLink
-from bridge.flower.supernode import start_supernode
+from bridge.flower.supernode import INLINE, PROCESS, SuperNode, start_supernode
 from bridge.forwarder import Forwarder
 from bridge.relay import Call, Caller, LinkFault, Response
 from tests.lossy import lossy_proxy
@@ -95,14 +94,16 @@ async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue])
     callers = [Caller(link) for link in links]
     gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
     before_nodes = [lossy_proxy(superlink.fleet, gateway.port) for gateway in gateways]
-    nodes: list[FlowerProcess] = []
+    nodes: list[SuperNode] = []
     try:
         for number, gateway in enumerate(gateways):
             await gateway.start()
             home = work_dir / f"site-{number}"
             port = await before_nodes[number].start()
             config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
-            nodes.append(await start_supernode(port, work_dir, home, config))
+            # One of each kind, where there are two.
+            kind = INLINE if number == 1 and versions.generation().prompt else PROCESS
+            nodes.append(await start_supernode(port, work_dir, home, config, kind=kind))
         run = await superlink.start_run(app, run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)

@@ -113,7 +113,15 @@ class Federation:
 
 
 PARTICIPANTS = ("server", "site-1", "site-2")
-FLOWER = ("flower-", "flwr", "superlink_process", "supernode_process", "runner_process", "worker_process")
+FLOWER = (
+    "flower-",
+    "flwr",
+    "superlink_process",
+    "supernode_process",
+    "template_process",
+    "runner_process",
+    "worker_process",
+)
 """What a job's processes are called: Flower's programs, their launchers, FLARE's processes of one job."""
 
 

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--sites", default="")
         sub.add_argument("--grace", type=float, default=keys.GRACE)
         sub.add_argument("--cold", action="store_true")
+        sub.add_argument("--supernode", default="process")
         sub.add_argument("--retries", type=int, default=0)
     verb("list", _list)
     verb("sites", _sites)
@@ -165,6 +166,7 @@ def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites
             sites=sites,
             grace=args.grace,
             warm=not args.cold,
+            supernode=args.supernode,
             retries=args.retries,
         )
     except ValueError as error:

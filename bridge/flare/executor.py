@@ -20,8 +20,7 @@ from bridge import transports
 from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, versions
 from bridge.flower.app import imports
-from bridge.flower.process import FlowerProcess
-from bridge.flower.supernode import STOP_GRACE, ended, start_supernode
+from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
 from bridge.loop import LoopThread
@@ -44,17 +43,19 @@ class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
     that comes late or comes back needs nothing from the server to begin."""
 
-    def __init__(self, warm: bool = True) -> None:
-        """`warm`: whether ClientApps are copies of a process that has imported much (`template.py`)."""
+    def __init__(self, warm: bool = True, supernode: str = PROCESS) -> None:
+        """`warm`: whether ClientApps are copies of a process that has imported much (`template.py`).
+        `supernode`: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`)."""
         super().__init__()
         self.warm = warm
+        self.supernode = supernode
         self._engine: Any = None
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
         self._gateway: Gateway | GrpcGateway | None = None
         self._fleet = versions.Transport.HTTP
-        self._supernode: FlowerProcess | None = None
+        self._supernode: SuperNode | None = None
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -74,7 +75,8 @@ class FlowerExecutor(Executor):
     def _start(self, fl_ctx: FLContext) -> None:
         try:
             self._fleet = versions.generation().fleet
-        except versions.UnsupportedFlower as wrong:
+            check(self.supernode)
+        except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = self._engine = fl_ctx.get_engine()
@@ -104,10 +106,10 @@ class FlowerExecutor(Executor):
         work_dir = run_dir / "clientapp"
         work_dir.mkdir(exist_ok=True)
 
-        async def start() -> FlowerProcess:
+        async def start() -> SuperNode:
             assert self._gateway is not None
             home = run_dir / environment.HOME
-            return await start_supernode(self._gateway.port, work_dir, home, config, warmth)
+            return await start_supernode(self._gateway.port, work_dir, home, config, warmth, self.supernode)
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))
@@ -117,17 +119,17 @@ class FlowerExecutor(Executor):
         assert self._gateway is not None
         return self._supernode is not None and connects(self._supernode.pid, port, self._gateway.port)
 
-    async def _watch(self, start: Callable[[], Awaitable[FlowerProcess]]) -> None:
+    async def _watch(self, start: Callable[[], Awaitable[SuperNode]]) -> None:
         """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
         assert self._supernode is not None and self._caller is not None
         for number in range(RESTARTS):
-            reason = await ended(self._supernode)
+            reason = await self._supernode.ended()
             log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
             await self._supernode.stop(0)  # What it had started ends too: there is one node at a time.
             await self._caller.start_over()
             await asyncio.sleep(RESTART_FIRST * 2**number)
             self._supernode = await start()
-        reason = f"the SuperNode {await ended(self._supernode)}, for the {RESTARTS + 1}th time"
+        reason = f"the SuperNode {await self._supernode.ended()}, for the {RESTARTS + 1}th time"
         # Ends this process, in a thread: its END_RUN waits for this loop. The server's keeper begins anew
         # with another, and fails the job in the end.
         await asyncio.to_thread(self._panic, reason)

@@ -14,6 +14,7 @@ from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
+from bridge.flower.supernode import PROCESS, check
 
 TASK_REQUEST_INTERVAL = 0.5
 """Seconds between two questions of a site's job after a task; each costs about 10 ms."""
@@ -49,6 +50,7 @@ class FlowerJob(FedJob):
         grace: float = meta.GRACE,
         retries: int = 0,
         warm: bool = True,
+        supernode: str = PROCESS,
     ) -> None:
         """Make the job.
 
@@ -63,11 +65,15 @@ class FlowerJob(FedJob):
             retries: how often the job is submitted again by itself, should the server restart meanwhile.
             warm: whether the app's processes are copies of one that has imported much, which saves the time
                 of the imports; else each is a new interpreter, as Flower starts it.
+            supernode: "process" for a SuperNode that is a process of its own at each site, "inline" for one
+                in a thread of FLARE's process of the job.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
-            ValueError: grace or retries are out of range.
+            ValueError: grace or retries are out of range, or there is no such SuperNode.
+            UnsupportedFlower: the installed flwr does not allow such a SuperNode.
         """
+        check(supernode)
         if not SHORTEST <= grace <= LONGEST:
             raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
         if not 0 <= retries <= RETRIES_MOST:
@@ -95,7 +101,7 @@ class FlowerJob(FedJob):
         # that FLARE asks each site's policy whether it allows custom code.
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
         for part in (
-            FlowerExecutor(warm=warm),
+            FlowerExecutor(warm=warm, supernode=supernode),
             JobLogStreamer(target_parent_server=True),
             timeouts,
             str(app),
@@ -120,6 +126,7 @@ class FlowerRecipe(Recipe):
         grace: float = meta.GRACE,
         retries: int = 0,
         warm: bool = True,
+        supernode: str = PROCESS,
     ) -> None:
         """See `FlowerJob`."""
         app = Path(flower_content)
@@ -133,5 +140,6 @@ class FlowerRecipe(Recipe):
             grace=grace,
             retries=retries,
             warm=warm,
+            supernode=supernode,
         )
         super().__init__(job)

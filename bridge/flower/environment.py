@@ -23,6 +23,9 @@ SUPERLINK_PROCESS = "bridge.flower.superlink_process"
 SUPERNODE_PROCESS = "bridge.flower.supernode_process"
 """The same for flower-supernode."""
 
+TEMPLATE_PROCESS = "bridge.flower.template_process"
+"""The same for the template of a SuperNode that has no process of its own."""
+
 TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
 """Seconds between two looks of a SuperExec for work: Flower's own is 1.0, and 0.01 the least that it takes.
 The second where a look is held until there is work (`holding.py`). (flwr 1.34 and 1.35 cannot be told.)"""
@@ -93,6 +96,16 @@ def supernode_command(
         "--node-config",
         config,
     ]
+
+
+def template_command(descriptor: int, warmth: Warmth) -> list[str]:
+    """The template of a SuperNode that has no process of its own; `descriptor` is its end of the channel."""
+    return ["python", "-P", "-m", TEMPLATE_PROCESS, str(descriptor), ",".join(warmth.modules)]
+
+
+def superexec_command(runtime_port: int) -> list[str]:
+    """The SuperExec of a SuperNode that does not start its own."""
+    return ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{runtime_port}"]
 
 
 def _filled(flags: str, **ports: int) -> list[str]:

@@ -19,6 +19,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from bridge.flower import guard
 
@@ -63,8 +64,10 @@ class FlowerProcess:
         *,
         cwd: Path,
         env: Mapping[str, str],
-    ) -> FlowerProcess:
-        """Start `command` (a console script of this environment, without its folder) in `cwd`.
+        pass_fds: Sequence[int] = (),
+    ) -> Self:
+        """Start `command` (a console script of this environment, without its folder) in `cwd`; it gets the
+        descriptors `pass_fds`, under the same numbers.
 
         Flower finds its own programs by name, so this environment's folder comes first on PATH.
         """
@@ -95,6 +98,7 @@ class FlowerProcess:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             limit=_LINE_LIMIT,
+            pass_fds=pass_fds,
         )
         return cls(name, mark, process, keeper)
 

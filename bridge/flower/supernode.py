@@ -1,14 +1,18 @@
-"""One site's SuperNode, an independent process that takes the gateway for its SuperLink."""
+"""One site's SuperNode, a process of its own or a thread of this one, whose SuperLink is the gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Protocol
 
 from bridge.flower import environment, versions
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
+
+PROCESS, INLINE = "process", "inline"
+"""The kinds: an independent process, and a thread of the process that starts it (`inline.py`)."""
 
 STOP_GRACE = 0.5
 """Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp. When they are stopped the run is over:
@@ -25,15 +29,55 @@ OWN_END = 0.5
 """Seconds for the end of a SuperNode itself to be seen after that of its SuperExec."""
 
 
+class SuperNode(Protocol):
+    """A SuperNode that runs, with all that it has started."""
+
+    @property
+    def pid(self) -> int:
+        """The id of the process that its connections belong to."""
+        ...
+
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """End it and all that it has started, by force after `grace` seconds."""
+        ...
+
+
+def check(kind: str) -> None:
+    """See whether a SuperNode of this `kind` can be had here.
+
+    Raises:
+        ValueError: there is no such kind.
+        UnsupportedFlower: the installed flwr does not allow it.
+    """
+    if kind not in (PROCESS, INLINE):
+        raise ValueError(f"supernode {kind!r}: expected {PROCESS!r} or {INLINE!r}")
+    if kind == INLINE and not versions.generation().prompt:
+        raise versions.UnsupportedFlower(
+            f"a SuperNode inside FLARE's process (supernode {INLINE!r}) does not work with flwr "
+            f"{versions.installed()}: expected {versions.known_inside()}. Leave the option out, or install "
+            "one of these in the image (images/requirements.txt)."
+        )
+
+
 async def start_supernode(
     gateway_port: int,
     work_dir: Path,
     home: Path,
     node_config: dict[str, str | int],
     warmth: environment.Warmth = environment.WARM,
-) -> FlowerProcess:
+    kind: str = PROCESS,
+) -> SuperNode:
     """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
-    return await FlowerProcess.start(
+    if kind == INLINE:
+        # Here, since it leans on what not every flwr has.
+        from bridge.flower.inline import InlineSuperNode
+
+        return await InlineSuperNode.start(gateway_port, work_dir, home, node_config, warmth)
+    return await SuperNodeProcess.start(
         "supernode",
         environment.supernode_command(gateway_port, free_port(), node_config, warmth),
         cwd=work_dir,
@@ -41,33 +85,35 @@ async def start_supernode(
     )
 
 
-async def ended(supernode: FlowerProcess) -> str:
-    """Wait until a SuperNode can work no more; return why, for people.
+class SuperNodeProcess(FlowerProcess):
+    """A SuperNode that is a process of its own."""
 
-    One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts; but for
-    those that `supernode_process.py` runs, which end with it.
-    """
-    # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
-    watched = [asyncio.ensure_future(gone(supernode.pid))]
-    if not versions.generation().prompt:
-        watched.append(asyncio.ensure_future(_without_superexec(supernode)))
-    try:
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(OWN_END):
-                while supernode.returncode is None:
-                    await asyncio.sleep(0.02)
-        code = supernode.returncode
-        return "lost its SuperExec" if code is None else f"ended with code {code}"
-    finally:
-        for task in watched:
-            task.cancel()
-        await asyncio.gather(*watched, return_exceptions=True)
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people.
 
+        One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts; but
+        for those that `supernode_process.py` runs, which end with it.
+        """
+        # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
+        watched = [asyncio.ensure_future(gone(self.pid))]
+        if not versions.generation().prompt:
+            watched.append(asyncio.ensure_future(self._without_superexec()))
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OWN_END):
+                    while self.returncode is None:
+                        await asyncio.sleep(0.02)
+            code = self.returncode
+            return "lost its SuperExec" if code is None else f"ended with code {code}"
+        finally:
+            for task in watched:
+                task.cancel()
+            await asyncio.gather(*watched, return_exceptions=True)
 
-async def _without_superexec(supernode: FlowerProcess) -> None:
-    async with asyncio.timeout(SUPEREXEC_WITHIN):
-        while (pid := supernode.descendant(SUPEREXEC)) is None:
-            await asyncio.sleep(0.2)
-    await gone(pid)
+    async def _without_superexec(self) -> None:
+        async with asyncio.timeout(SUPEREXEC_WITHIN):
+            while (pid := self.descendant(SUPEREXEC)) is None:
+                await asyncio.sleep(0.2)
+        await gone(pid)

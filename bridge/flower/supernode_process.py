@@ -30,10 +30,9 @@ from bridge.flower import template
 from bridge.flower.holding import OBJECTS, SUPERNODE_HOLDS, TASKS, App, Holding
 
 PROGRAM = "flower-supernode"
+COMMAND = "flwr.supernode.cli.flower_supernode"
 LOOP = "flwr.supernode.start_client_internal"
-STATE = ("flwr.supernode.nodestate.in_memory_nodestate", "InMemoryNodeState")
-STORE = ("flwr.supercore.object_store.in_memory_object_store", "InMemoryObjectStore")
-"""Where flwr 1.41 has its main loop, and what it keeps."""
+"""Where flwr 1.41 makes what its main loop keeps, and where it has that loop."""
 
 PULL_WAIT = 3
 """Seconds that the loop sleeps after a pull that brought nothing; its other sleeps are shorter."""
@@ -50,6 +49,8 @@ class Events:
     """What happens in the SuperNode, for those who would otherwise look for it at intervals."""
 
     def __init__(self) -> None:
+        self.over = threading.Event()
+        """Ends the main loop's longest sleep. Nobody sets it where the process ends with the loop."""
         self._servers: list[Holding] = []
         self._changed = threading.Event()
         self._pulled = 0.0
@@ -76,8 +77,13 @@ class Events:
             self._changed.clear()
             return
         if time.monotonic() - self._pulled < HELD_AT_LEAST:
-            time.sleep(seconds)
+            self.over.wait(seconds)
         self._pulled = time.monotonic()
+
+    def end(self) -> None:
+        """End every sleep of the main loop."""
+        self.over.set()
+        self.changed()
 
     def may_start(self) -> bool:
         """Whether the next ClientApp may start."""
@@ -85,38 +91,39 @@ class Events:
             return True
         return not self._receiving and not self._state.task_token_store
 
-    def watch(self) -> None:
+    def watch(self, state_factory: Any) -> None:
         """Take note of what the SuperNode's state is told."""
-        state, store = (getattr(importlib.import_module(module), name) for module, name in (STATE, STORE))
+        state, store = state_factory.state(), state_factory.objectstore_factory.store()
+        self._state = state
 
-        def creating(state: Any) -> None:
-            self._state, self._created, self._receiving = state, time.monotonic(), True
+        def creating() -> None:
+            self._created, self._receiving = time.monotonic(), True
 
-        def stored(state: Any) -> None:
+        def stored() -> None:
             self._receiving = False
             self.changed(TASKS)
 
         _wrap(state, "create_task", before=creating)
         _wrap(state, "store_message", after=stored)
-        _wrap(state, "finish_task", after=lambda state: self.changed(TASKS))
-        _wrap(store, "put", after=lambda store: self.changed(OBJECTS))
+        _wrap(state, "finish_task", after=lambda: self.changed(TASKS))
+        _wrap(store, "put", after=lambda: self.changed(OBJECTS))
 
 
 def _wrap(
-    kind: type,
+    of: Any,
     method: str,
-    before: Callable[[Any], None] = lambda of: None,
-    after: Callable[[Any], None] = lambda of: None,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
-    original = getattr(kind, method)
+    original = getattr(of, method)
 
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before(self)
-        result = original(self, *args, **kwargs)
-        after(self)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        before()
+        result = original(*args, **kwargs)
+        after()
         return result
 
-    setattr(kind, method, wrapped)
+    setattr(of, method, wrapped)
 
 
 def end_with_superexec(program: str, pid: int) -> None:
@@ -141,7 +148,14 @@ def main(arguments: list[str]) -> None:
     template.launch_by(started_by, PROGRAM, end_with_superexec)
     template.name_process(PROGRAM)
     events = Events()
-    events.watch()
+    command: Any = importlib.import_module(COMMAND)
+    run = command.start_client_internal
+
+    def run_watched(*, state_factory: Any, **options: Any) -> None:
+        events.watch(state_factory)
+        run(state_factory=state_factory, **options)
+
+    command.start_client_internal = run_watched
     loop: Any = importlib.import_module(LOOP)
     loop.time = SimpleNamespace(**{**vars(time), "sleep": events.sleep})
     config = uvicorn.Config

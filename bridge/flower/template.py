@@ -88,6 +88,10 @@ class Template:
         self._channel = channel
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Let the template end."""
+        self._channel.close()
+
     def start(self, command: Sequence[str], *, quiet: bool) -> Started | None:
         """Start `command`, its output thrown away if `quiet`; None if the template does not do that."""
         request = json.dumps({"command": list(command), "quiet": quiet}).encode()
@@ -110,15 +114,15 @@ def start_new(template: Template | None, started: Callable[[str, int], None]) ->
         if template is not None and command[0] in (SUPEREXEC, CLIENTAPP, SERVERAPP):
             process = template.start(command, quiet=options.get("stdout") == subprocess.DEVNULL)
         if process is None:
-            process = subprocess.Popen(_spelled(command), **options)
+            process = subprocess.Popen(spelled(command), **options)
         started(command[0], process.pid)
         return process
 
     return start
 
 
-def _spelled(command: Sequence[str]) -> list[str]:
-    """The command by which a new interpreter runs the same program as a copy would."""
+def spelled(command: Sequence[str]) -> list[str]:
+    """Return the command by which a new interpreter runs the same program as a copy would."""
     if command[0] in (SUPEREXEC, SERVERAPP):
         return [sys.executable, "-P", "-m", "bridge.flower.template", *command]
     return list(command)
@@ -138,12 +142,22 @@ def fork_template(programs: Iterable[str], modules: Iterable[str] = ()) -> Templ
     To be called before this process has more than one thread; what it has imported, the template has.
     """
     entries = {program: _entry(program) for program in programs}
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, its = ends()
     if os.fork() == 0:
         ours.close()
         _Server(its, entries, modules).run()
     its.close()
     return Template(ours)
+
+
+def ends() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of the way to a template: the launcher's, for `Template`, and its own."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def serve(channel: socket.socket, programs: Iterable[str], modules: Iterable[str]) -> NoReturn:
+    """Be a template of `programs` to the launcher at the other end of `channel`, until that is gone."""
+    _Server(channel, {program: _entry(program) for program in programs}, modules).run()
 
 
 def _entry(program: str) -> Callable[[], Any]:

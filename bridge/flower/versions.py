@@ -41,8 +41,8 @@ class Generation:
     supernode: str
     """flower-supernode's flags for the port of its own Runtime API."""
     prompt: bool = False
-    """Whether its programs can be run without their waits (`holding.py`, `template.py`): that leans on how
-    they are made. The others wait as Flower does."""
+    """Whether its programs can be run without their waits (`holding.py`, `template.py`), and its SuperNode
+    inside another process (`inline.py`): that leans on how they are made. The others wait as Flower does."""
 
 
 GENERATIONS = (
@@ -122,6 +122,12 @@ def installed() -> str:
         return metadata.version("flwr")
     except metadata.PackageNotFoundError:
         raise UnsupportedFlower(f"flwr is not installed here: expected {supported()}") from None
+
+
+def known_inside() -> str:
+    """The range of those that can be run without their waits, or inside another process, for people."""
+    known = [row for row in GENERATIONS if row.prompt]
+    return f"{_text(known[0].first)} to {_text(known[-1].last)}"
 
 
 def generation(version: str | None = None) -> Generation:

@@ -20,7 +20,7 @@ import pytest
 
 from bridge.flower.process import MARK, FlowerProcess
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab, free_port
-from bridge.flower.supernode import ended, start_supernode
+from bridge.flower.supernode import SuperNode, SuperNodeProcess, start_supernode
 from tests.driver import Outcome, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -99,7 +99,7 @@ def test_a_run_whose_process_is_killed_is_lost_within_seconds(
 
 
 def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
-    def superexec(supernode: FlowerProcess) -> psutil.Process | None:
+    def superexec(supernode: SuperNode) -> psutil.Process | None:
         below = psutil.Process(supernode.pid).children(recursive=True)
         return next((process for process in below if process.name() == "flower-superexe"), None)
 
@@ -111,7 +111,7 @@ def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
                 while (found := superexec(process)) is None:
                     await asyncio.sleep(0.05)
                 found.kill()
-                return await ended(process)
+                return await process.ended()
         finally:
             await process.stop(0)
 
@@ -127,12 +127,12 @@ def test_an_older_supernode_without_its_superexec_counts_as_ended(
         (tmp_path / "flower-superexec").symlink_to("/bin/sleep")
         child = f"subprocess.Popen([{str(tmp_path / 'flower-superexec')!r}, '60'])"
         script = f"import subprocess, time; {child}; time.sleep(60)"
-        process = await FlowerProcess.start("test", ["python3", "-c", script], cwd=tmp_path, env={})
+        process = await SuperNodeProcess.start("test", ["python3", "-c", script], cwd=tmp_path, env={})
         try:
-            over = asyncio.ensure_future(ended(process))
+            over = asyncio.ensure_future(process.ended())
             while (superexec := process.descendant("flower-superexec")) is None:
                 await asyncio.sleep(0.02)
-            await asyncio.sleep(0.5)  # By now `ended` has found it too.
+            await asyncio.sleep(0.5)  # By now it has found it too.
             os.kill(superexec, signal.SIGKILL)
             async with asyncio.timeout(5):
                 return await over

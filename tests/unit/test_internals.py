@@ -18,6 +18,8 @@ from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkStat
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -120,18 +122,20 @@ def test_supernode_process_finds_the_loop_and_the_state() -> None:
     loop = inspect.getsource(import_module(supernode_process.LOOP))
     assert loop.count("time.sleep(3)") == 1 and loop.count("time.sleep(0.5)") == 2
     assert loop.count("time.sleep") == 3
-    state, store = (
-        getattr(import_module(module), name)
-        for module, name in (supernode_process.STATE, supernode_process.STORE)
-    )
+    factory = NodeStateFactory(ObjectStoreFactory())
+    state, store = factory.state(), factory.objectstore_factory.store()
+    assert state is factory.state() and store is factory.objectstore_factory.store()
+    assert isinstance(state, InMemoryNodeState)
     for method in (state.create_task, state.store_message, state.finish_task, store.put):
         assert callable(method)
     # In this order: a task is there before its message, which is there before its objects.
     steps = ("state.create_task(", "state.store_message(message)\n\n        try", "= pull_objects(")
     moments = [loop.index(step) for step in steps]
     assert moments == sorted(moments)
-    assert state(ObjectStoreFactory().store()).task_token_store == {}
-    assert "uvicorn.Config(" in inspect.getsource(import_module("flwr.supernode.cli.flower_supernode"))
+    assert state.task_token_store == {}
+    command = inspect.getsource(import_module(supernode_process.COMMAND))
+    assert "uvicorn.Config(" in command
+    assert "start_client_internal(\n        state_factory=state_factory," in command
 
 
 def test_serverapp_finds_the_waits_that_it_takes_out() -> None:

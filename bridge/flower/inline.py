@@ -1,0 +1,318 @@
+"""A SuperNode in a thread of this process: one process less, and the memory of its interpreter.
+
+flwr's SuperNode takes itself for the master of its process. Here it is told otherwise, by names in its own
+modules (flwr 1.40 to 1.42, read in 1.41.0; guarded by `tests/unit/test_internals.py`):
+
+- `register_signal_handlers`, which works in a main thread only, does nothing.
+- `flwr_exit`, and the SIGINT to itself with which a SuperNode answers a 401, end its thread.
+- A thread cannot be killed. So it ends by itself when it is told to: it makes no further call, and each of
+  its waits ends. What it is waiting for then, an answer of the gateway, is for the gateway's owner to end.
+- Its log goes where this process's log goes.
+
+Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
+since a process with threads cannot be forked. All carry the mark of `process.py`, so that its guard ends them
+when this process is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+
+from bridge.flower import environment, template
+from bridge.flower.process import FlowerProcess, gone
+from bridge.flower.supernode_process import LOOP, Events
+from bridge.loop import LoopThread
+
+log = logging.getLogger(__name__)
+
+API = "flwr.supernode.main"
+STATES, STORES = "flwr.supernode.nodestate", "flwr.supercore.object_store"
+CONNECTION, CLIENT = "flwr.supernode.fleet_http_connection", "flwr.supernode.fleet_http_client"
+RETRIES, RETRYING = "flwr.supercore.retry", "flwr.supercore.retry.http_retry"
+"""Where flwr 1.41 has a SuperNode's own server, what it keeps, and how it calls its SuperLink."""
+
+EXIT, SIGNALS = "flwr_exit", "register_signal_handlers"
+"""What would end or change the whole process, in whichever of flwr's modules."""
+
+STOPPED = "was stopped"
+"""Why a SuperNode ended that was told to."""
+
+ISOLATION = "process"
+"""What flower-supernode's option `--isolation` is called where it is not to start a SuperExec itself."""
+
+API_END = 1.0
+"""Seconds for a SuperNode's own server to close its port; it takes some 0.1 s."""
+
+
+class Ended(SystemExit):
+    """Ends a SuperNode's thread, past every `except Exception` of Flower's; says why, for people.
+
+    Python lets threads end with a SystemExit without a word, and nothing else.
+    """
+
+
+class _Life:
+    """Whether a SuperNode's thread is to go on. All that the thread calls raises `Ended` if it is not."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self._reason = ""
+
+    def end(self, reason: str) -> None:
+        """Let the thread end, from any thread."""
+        self._reason = self._reason or reason
+        self.events.end()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been told to end."""
+        return self.events.over.is_set()
+
+    def check(self) -> None:
+        """Go on, or end here."""
+        if self.over:
+            raise Ended(self._reason)
+
+    def sleep(self, seconds: float) -> None:
+        """Take the place of the main loop's `time.sleep`."""
+        self.check()
+        self.events.sleep(seconds)
+        self.check()
+
+    def wait(self, seconds: float) -> None:
+        """Take the place of the wait between two tries of a call."""
+        log.warning("the SuperNode is not answered, next try in %.1f s", seconds)
+        self.events.over.wait(seconds)
+        self.check()
+
+    def refused(self, pid: int, number: int) -> None:
+        """Take the place of the `os.kill` by which a SuperNode that gets a 401 ends its process."""
+        self.end("was refused with 401")
+        self.check()
+
+    def client(self, kind: Any) -> type[Any]:
+        """Return a `FleetHttpClient` that makes no call when the thread is to end, and returns from none."""
+        life = self
+
+        class Client(kind):  # type: ignore[misc]
+            def _unary_unary(self, **call: Any) -> Any:
+                life.check()
+                answer = super()._unary_unary(**call)
+                life.check()
+                return answer
+
+        return Client
+
+
+def _exit(code: int, message: str | None = None, *_: Any, **__: Any) -> None:
+    """Take the place of `flwr_exit`."""
+    raise Ended(f"ended with Flower's code {code}: {message or 'no reason given'}")
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Take the place of `register_signal_handlers`."""
+
+
+def _take_over(life: _Life) -> None:
+    """Put the names that a thread can live with into flwr's modules."""
+    loop, connection, retrying = _module(LOOP), _module(CONNECTION), _module(RETRYING)
+    loop.time = SimpleNamespace(**{**vars(time), "sleep": life.sleep})
+    for module in (connection, retrying):
+        module.os = SimpleNamespace(**{**vars(os), "kill": life.refused})
+    connection.FleetHttpClient = life.client(_module(CLIENT).FleetHttpClient)
+
+    def make_invoker() -> Any:
+        invoker = _module(RETRIES).make_simple_http_retry_invoker()
+        invoker.wait_function = life.wait
+        return invoker
+
+    connection.make_simple_http_retry_invoker = make_invoker
+    _module(API)  # By now, all that would end the process has been imported.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("flwr."):
+            for own, ours in ((EXIT, _exit), (SIGNALS, _ignore)):
+                if own in vars(module):
+                    setattr(module, own, ours)
+    flower = logging.getLogger("flwr")
+    for handler in list(flower.handlers):
+        flower.removeHandler(handler)
+    flower.setLevel(logging.INFO)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+class InlineSuperNode:
+    """A SuperNode in a thread of this process, and what it has started. Lives on one event loop."""
+
+    def __init__(
+        self, gateway_port: int, work_dir: Path, home: Path, node_config: dict[str, str | int]
+    ) -> None:
+        """Nothing is started yet: see `start`."""
+        self._gateway = f"127.0.0.1:{gateway_port}"
+        self._work_dir = work_dir
+        self._home = home
+        self._node_config = node_config
+        self._life = _Life()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._superexec: asyncio.Future[int] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="supernode", daemon=True)
+        self._template: template.Template | None = None
+        self._processes: list[FlowerProcess] = []
+        self._starting = asyncio.Lock()
+
+    @classmethod
+    async def start(
+        cls,
+        gateway_port: int,
+        work_dir: Path,
+        home: Path,
+        node_config: dict[str, str | int],
+        warmth: environment.Warmth,
+    ) -> InlineSuperNode:
+        """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
+        node = cls(gateway_port, work_dir, home, node_config)
+        if warmth.on:
+            ours, its = template.ends()
+            node._template = template.Template(ours)
+            with its:
+                descriptor = its.fileno()
+                await node._start_process(
+                    environment.template_command(descriptor, warmth), pass_fds=[descriptor]
+                )
+        node._thread.start()
+        return node
+
+    @property
+    def pid(self) -> int:
+        """The id of this process: the SuperNode's connections are its."""
+        return os.getpid()
+
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people."""
+        lost = asyncio.ensure_future(self._without_superexec())
+        try:
+            await asyncio.wait([self._ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            return self._ended.result() if self._ended.done() else "lost its SuperExec"
+        finally:
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
+
+    async def stop(self, grace: float) -> None:
+        """End the thread and all that it has started. A thread that is still in a call after `grace` seconds
+        is left behind: it ends with that call, and makes no other."""
+        self._life.end(STOPPED)
+        async with self._starting:
+            stops = [process.stop(grace) for process in self._processes]
+        await asyncio.gather(asyncio.wait([self._ended], timeout=grace), *stops)
+        if not self._ended.done():
+            log.info("the SuperNode's thread has a call to end yet")
+        if self._template is not None:
+            self._template.close()
+
+    async def _without_superexec(self) -> None:
+        await gone(await asyncio.shield(self._superexec))
+
+    async def _start_process(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> int | None:
+        """Start a program; returns its process's id, or None when all is to end."""
+        async with self._starting:
+            if self._life.over:
+                return None
+            process = await FlowerProcess.start(
+                "supernode",
+                command,
+                cwd=self._work_dir,
+                env=environment.variables(self._home),
+                pass_fds=pass_fds,
+            )
+            self._processes.append(process)
+            return process.pid
+
+    # In the thread:
+
+    def _run(self) -> None:
+        try:
+            self._live()
+            reason = "ended by itself"
+        except Ended as end:
+            reason = str(end)
+        except BaseException as wrong:
+            log.exception("the SuperNode failed")
+            reason = f"failed: {type(wrong).__name__}: {wrong}"
+        self._tell(self._ended, reason)
+
+    def _live(self) -> None:
+        """Be a SuperNode, until `Ended`."""
+        _take_over(self._life)
+        factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
+        self._life.events.watch(factory)
+        with self._serving(factory) as port:
+            self._launch_superexec(environment.superexec_command(port))
+            _module(LOOP).start_client_internal(
+                state_factory=factory,
+                server_address=self._gateway,
+                node_config=self._node_config,
+                insecure=True,
+                isolation=ISOLATION,
+                runtime_dependency_install=False,
+            )
+
+    @contextlib.contextmanager
+    def _serving(self, factory: Any) -> Iterator[int]:
+        """The SuperNode's own server, which its SuperExec and ClientApps ask; on a loop of its own, so that
+        the gateway need not wait for it. Gives its port."""
+        config = uvicorn.Config(
+            self._life.events.serve(_module(API).create_app(state_factory=factory)),
+            host="127.0.0.1",
+            port=0,
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+        )
+        server = uvicorn.Server(config)
+        loop = LoopThread("supernode-api")
+        try:
+            serving = loop.submit(server.serve())
+            while not server.started:
+                if serving.done():
+                    serving.result()
+                    raise RuntimeError("its HTTP server ended as soon as it was started")
+                time.sleep(0.01)
+            yield server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            with contextlib.suppress(TimeoutError):
+                serving.result(API_END)
+            loop.close()
+
+    def _launch_superexec(self, command: list[str]) -> None:
+        """Start the SuperExec: as a copy of the template, or else as a new interpreter."""
+        started = self._template and self._template.start(command, quiet=False)
+        if started is not None:
+            pid: int | None = started.pid
+        else:
+            starting = self._start_process(template.spelled(command))
+            pid = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
+        if pid is not None:
+            self._tell(self._superexec, pid)
+        self._life.check()
+
+    def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+            self._loop.call_soon_threadsafe(future.set_result, result)

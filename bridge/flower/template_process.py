@@ -1,0 +1,26 @@
+"""A template that is a program of its own: for a launcher that has threads, and so cannot be forked.
+
+    python -P -m bridge.flower.template_process DESCRIPTOR MODULES
+
+DESCRIPTOR is the number of its end of the channel; MODULES are names, with commas between them, that it
+imports as soon as the SuperExec is there.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from bridge.flower import template
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until the launcher is gone."""
+    descriptor, modules = arguments
+    channel = socket.socket(fileno=int(descriptor))
+    channel.set_inheritable(False)
+    template.serve(channel, (template.SUPEREXEC, template.CLIENTAPP), modules.split(","))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
