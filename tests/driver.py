@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, SuperLink
 from bridge.flower.supernode import INLINE, PROCESS, SuperNode, start_supernode
 from bridge.forwarder import Forwarder
-from bridge.relay import Call, Caller, LinkFault, Response
+from bridge.relay import Call, Caller, LinkFault, Request, Response
 from tests.lossy import lossy_proxy
 
 RUN_WITHIN = 240.0
@@ -53,6 +54,22 @@ class LossyLink:
 
     async def probe(self) -> None:
         pass
+
+
+class Watcher(Observer):
+    """Sees beside the events when all sites are there."""
+
+    def __init__(self, emit: Callable[[Event], None], sites: set[str]) -> None:
+        super().__init__(emit)
+        self._missing = sites
+        self.all_here = asyncio.Event()
+
+    def saw(self, site: str, request: Request, response: Response) -> None:
+        super().saw(site, request, response)
+        if wire.call_name(request.path) == wire.ACTIVATE and response.status == 200:
+            self._missing.discard(site)
+            if not self._missing:
+                self.all_here.set()
 
 
 @dataclass
@@ -86,7 +103,8 @@ class Outcome:
 async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue]) -> Outcome:
     """Run `app` to its end; all that it needs and writes is in `work_dir`."""
     events: list[Event] = []
-    forwarder = Forwarder(Observer(events.append), grace=60)
+    watcher = Watcher(events.append, {"site-1", "site-2"})
+    forwarder = Forwarder(watcher, grace=60)
     superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
@@ -104,8 +122,10 @@ async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue])
             # One of each kind, where there are two.
             kind = INLINE if number == 1 and versions.generation().prompt else PROCESS
             nodes.append(await start_supernode(port, work_dir, home, config, kind=kind))
-        run = await superlink.start_run(app, run_config)
         async with asyncio.timeout(RUN_WITHIN):
+            # As the controller has it: a strategy takes those into a round that are there.
+            await watcher.all_here.wait()
+            run = await superlink.start_run(app, run_config)
             end = await superlink.finished(run)
         noticed = datetime.datetime.now(datetime.UTC)
         runs = ListRunsResponse()

@@ -104,8 +104,9 @@ def template_command(descriptor: int, warmth: Warmth) -> list[str]:
 
 
 def superexec_command(runtime_port: int) -> list[str]:
-    """The SuperExec of a SuperNode that does not start its own."""
-    return ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{runtime_port}"]
+    """The SuperExec of a SuperNode that does not start its own; it ends with this process."""
+    address = ["--runtime-api-address", f"127.0.0.1:{runtime_port}"]
+    return ["flower-superexec", "--insecure", *address, "--parent-pid", str(os.getpid())]
 
 
 def _filled(flags: str, **ports: int) -> list[str]:

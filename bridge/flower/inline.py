@@ -21,6 +21,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ import uvicorn
 
 from bridge.flower import environment, template
 from bridge.flower.process import FlowerProcess, gone
+from bridge.flower.supernode import OWN_END
 from bridge.flower.supernode_process import LOOP, Events
 from bridge.loop import LoopThread
 
@@ -208,6 +210,8 @@ class InlineSuperNode:
         lost = asyncio.ensure_future(self._without_superexec())
         try:
             await asyncio.wait([self._ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            # Its SuperExec ends with it, and is seen to end first.
+            await asyncio.wait([self._ended], timeout=OWN_END)
             return self._ended.result() if self._ended.done() else "lost its SuperExec"
         finally:
             lost.cancel()
@@ -219,7 +223,8 @@ class InlineSuperNode:
         self._life.end(STOPPED)
         async with self._starting:
             stops = [process.stop(grace) for process in self._processes]
-        await asyncio.gather(asyncio.wait([self._ended], timeout=grace), *stops)
+        await asyncio.gather(*stops)
+        await asyncio.wait([self._ended], timeout=grace)
         if not self._ended.done():
             log.info("the SuperNode's thread has a call to end yet")
         if self._template is not None:
@@ -261,8 +266,7 @@ class InlineSuperNode:
         _take_over(self._life)
         factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
         self._life.events.watch(factory)
-        with self._serving(factory) as port:
-            self._launch_superexec(environment.superexec_command(port))
+        with self._serving(factory) as port, self._with_superexec(port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
                 server_address=self._gateway,
@@ -301,17 +305,28 @@ class InlineSuperNode:
                 serving.result(API_END)
             loop.close()
 
-    def _launch_superexec(self, command: list[str]) -> None:
-        """Start the SuperExec: as a copy of the template, or else as a new interpreter."""
-        started = self._template and self._template.start(command, quiet=False)
+    @contextlib.contextmanager
+    def _with_superexec(self, port: int) -> Iterator[None]:
+        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it. (It cannot
+        be found by its mark: see `process.py`.)"""
+        command = environment.superexec_command(port)
+        started = self._template.start(command, quiet=False) if self._template is not None else None
         if started is not None:
             pid: int | None = started.pid
         else:
             starting = self._start_process(template.spelled(command))
             pid = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
-        if pid is not None:
+        if pid is None:
+            raise Ended(STOPPED)
+        descriptor = os.pidfd_open(pid)
+        try:
             self._tell(self._superexec, pid)
-        self._life.check()
+            self._life.check()
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
 
     def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.

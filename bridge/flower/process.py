@@ -127,20 +127,26 @@ class FlowerProcess:
 
     async def stop(self, grace: float) -> None:
         """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
-        _signal(_marked(self._mark), signal.SIGTERM)
+        _signal(self._left(), signal.SIGTERM)
         deadline = asyncio.get_running_loop().time() + grace
-        while (left := _marked(self._mark)) and asyncio.get_running_loop().time() < deadline:
+        while (left := self._left()) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         while left:
             _signal(left, signal.SIGKILL)
             await asyncio.sleep(0.02)
-            left = _marked(self._mark)
+            left = self._left()
         await self._process.wait()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         await self._guard.wait()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
+
+    def _left(self) -> list[int]:
+        """What is left: the process itself even if nobody may read its environment, as that of a SuperExec
+        (flwr 1.41.0 `supercore/utils.py`, `disable_process_dumping`), and all that carry the mark."""
+        own = [self.pid] if self.returncode is None else []
+        return [*own, *(pid for pid in _marked(self._mark) if pid not in own)]
 
     async def _read(self) -> None:
         assert self._process.stdout is not None

@@ -12,7 +12,7 @@ SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
 """What the command lines of FLARE's processes of a job hold, on a site and on the server."""
 
 SUPERLINK, SERVERAPP = "flower-superlin", "flwr-serverapp"
-SUPERNODE, TRAINING = "flower-supernod", "flwr-clientapp"
+SUPERNODE, SUPEREXEC, TRAINING = "flower-supernod", "flower-superexe", "flwr-clientapp"
 """The names of Flower's processes, as far as Linux keeps them."""
 
 _KILL = (

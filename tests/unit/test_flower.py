@@ -6,10 +6,12 @@ Plain Flower hangs or dies when an answer to pull-messages, push-object or regis
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ import numpy as np
 import psutil
 import pytest
 
+from bridge.flower import environment
+from bridge.flower.inline import InlineSuperNode
 from bridge.flower.process import MARK, FlowerProcess
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab, free_port
-from bridge.flower.supernode import SuperNode, SuperNodeProcess, start_supernode
-from tests.driver import Outcome, run_app
+from bridge.flower.supernode import INLINE, SuperNode, SuperNodeProcess, start_supernode
+from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -116,6 +120,45 @@ def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
             await process.stop(0)
 
     assert asyncio.run(test()) == "ended with code 1"
+
+
+async def _answer(status: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Be a SuperLink that says the same to everything."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (503, "lost its SuperExec"),
+        (401, "was refused with 401"),
+        (412, "ended with Flower's code 305: Failed to initialize the connection to the SuperLink"),
+    ],
+)
+def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str) -> None:
+    """Neither a 401 nor an exit of Flower's nor a SuperExec's death ends this process, and a thread that
+    would try for ever ends when it is told to, with all that it has started."""
+    before = {thread.name for thread in threading.enumerate()}
+
+    async def test() -> str:
+        superlink = await asyncio.start_server(functools.partial(_answer, status), "127.0.0.1", 0)
+        port = superlink.sockets[0].getsockname()[1]
+        home, cold = tmp_path / "home", environment.Warmth(on=False)
+        node = await start_supernode(port, tmp_path, home, {"partition-id": 0}, cold, INLINE)
+        assert isinstance(node, InlineSuperNode) and node.pid == os.getpid()
+        async with asyncio.timeout(20), superlink:
+            if status == 503:
+                os.kill(await asyncio.shield(node._superexec), signal.SIGKILL)
+            why = await node.ended()
+            await node.stop(1.0)
+        return why
+
+    assert asyncio.run(test()).startswith(reason)
+    assert {thread.name for thread in threading.enumerate()} - before <= {"asyncio_0"}
+    assert left_of(tmp_path) == []
 
 
 def test_an_older_supernode_without_its_superexec_counts_as_ended(

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import time
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from flwr.common.constant import ISOLATION_MODE_PROCESS
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
@@ -43,6 +46,7 @@ from bridge.flare import channel, teardown
 from bridge.flower import (
     heartbeat,
     holding,
+    inline,
     serverapp,
     superlink_process,
     supernode_process,
@@ -136,6 +140,40 @@ def test_supernode_process_finds_the_loop_and_the_state() -> None:
     command = inspect.getsource(import_module(supernode_process.COMMAND))
     assert "uvicorn.Config(" in command
     assert "start_client_internal(\n        state_factory=state_factory," in command
+
+
+def test_inline_finds_what_would_end_or_change_its_process() -> None:
+    loop, connection, retrying, client = (
+        inspect.getsource(import_module(name))
+        for name in (supernode_process.LOOP, inline.CONNECTION, inline.RETRYING, inline.CLIENT)
+    )
+    # Called by these names, which a module's own can be put over.
+    assert "    register_signal_handlers(\n" in loop and "flwr_exit(" in loop and "flwr_exit(" in connection
+    for source in (connection, retrying):
+        assert source.count("os.kill(os.getpid(), signal.SIGINT)") == 1
+    assert "with FleetHttpClient.from_server_address(" in connection
+    assert "retry_invoker = make_simple_http_retry_invoker()" in connection
+    assert client.count("self._unary_unary(\n            path=") == len(wire.REPEATS)
+    assert callable(import_module(inline.RETRIES).make_simple_http_retry_invoker().wait_function)
+    # Nothing else that a SuperNode runs ends its process, or sets a signal.
+    ends = re.compile(r"os\.kill|os\._exit|sys\.exit|raise_signal|signal\.signal\(|atexit")
+    folder = Path(inspect.getfile(import_module("flwr"))).parent
+    found = {
+        str(path.relative_to(folder)): len(ends.findall(path.read_text()))
+        for part in ("supernode", "supercore/retry", "supercore/object_store", "supercore/protobuf")
+        for path in (folder / part).rglob("*.py")
+    }
+    assert {path: number for path, number in found.items() if number} == {
+        "supernode/fleet_http_connection.py": 1,
+        "supercore/retry/http_retry.py": 1,
+        "supercore/retry/grpc_retry.py": 3,  # That is not used with HTTP.
+    }
+    # Without a SuperExec of its own it does the same.
+    assert loop.count("isolation == ISOLATION_MODE_SUBPROCESS") == 2
+    assert inline.ISOLATION == ISOLATION_MODE_PROCESS
+    starts = inspect.signature(import_module(supernode_process.LOOP).start_client_internal).parameters
+    assert {"state_factory", "server_address", "node_config", "insecure", "isolation"} <= set(starts)
+    assert "state_factory" in inspect.signature(import_module(inline.API).create_app).parameters
 
 
 def test_serverapp_finds_the_waits_that_it_takes_out() -> None:

@@ -1,0 +1,112 @@
+"""Weigh a site's processes while it trains, with a SuperNode of each kind; prints one JSON object.
+
+    .flowerbed/venv/bin/python benchmarks/site_memory.py [--runs N] [--cold]
+
+It needs this checkout's own federation to be up, and root on this machine, since some of Flower's processes
+do not let their user look. MiB: `pss` counts a page that several processes share by its part for each, and so
+can be added up; `rss` counts it for each of them in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "tests" / "apps" / "numpy-add"
+SITE = "site-1"
+
+TRAINING = 10
+"""Seconds of each training, in which the processes are weighed."""
+
+SETTLED = 4.0
+"""Seconds from the ClientApp's start until it is weighed: by then it has imported all, and trains."""
+
+BESIDE = ("client_train", "docker-init", "tini", "sh")
+"""What a site's container runs without a job."""
+
+KINDS = ("process", "inline")
+
+
+def verb(*words: str) -> dict[str, Any]:
+    """Run a verb of flowerbed; returns its JSON object."""
+    command = [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"]
+    text = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    value: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return value
+
+
+def processes() -> dict[int, str]:
+    """The site's processes: name by id, on this machine."""
+    compose = ["docker", "compose", "ps", "--quiet", SITE]
+    container = subprocess.run(compose, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["docker", "top", container, "-eo", "pid,comm,args"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    found = {}
+    for line in lines:
+        pid, name, words = line.split(maxsplit=2)
+        for own in ("worker_process", "client_train", "guard.py"):
+            name = own if own in words else name
+        found[int(pid)] = name
+    return found
+
+
+def weigh() -> dict[str, dict[str, float]]:
+    """Each process's memory, by name."""
+    found: dict[str, dict[str, float]] = defaultdict(lambda: {"pss": 0.0, "rss": 0.0})
+    for pid, name in processes().items():
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        for kind in ("pss", "rss"):
+            match = re.search(rf"(?m)^{kind.title()}:\s+(\d+) kB", text)
+            assert match is not None, text
+            found[name][kind] += int(match[1]) / 1024
+    return dict(found)
+
+
+def job(kind: str, *options: str) -> dict[str, dict[str, float]]:
+    """Run one job; returns what its site's processes weigh in its first training."""
+    config = f"train-seconds={TRAINING}"
+    words = ("--rounds", "1", "--run-config", config, "--supernode", kind, *options)
+    job_id = str(verb("submit", str(APP), *words)["job_id"])
+    while "flwr-clientapp" not in processes().values():
+        time.sleep(0.2)
+    time.sleep(SETTLED)
+    found = weigh()
+    verb("wait", job_id)
+    return found
+
+
+def main() -> None:
+    """Weigh by turns, and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--cold", action="store_true", help="without copies of a template")
+    args = parser.parse_args()
+    options = ["--cold"] if args.cold else []
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {kind: [] for kind in KINDS}
+    for _ in range(args.runs):
+        for kind in KINDS:
+            runs[kind].append(job(kind, *options))
+    print(json.dumps({kind: _medians(found) for kind, found in runs.items()}))
+
+
+def _medians(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    for found in runs:
+        job_part = [weight for name, weight in found.items() if name not in BESIDE]
+        found["all of the job"] = {kind: sum(weight[kind] for weight in job_part) for kind in ("pss", "rss")}
+    return {
+        name: {kind: round(statistics.median(found[name][kind] for found in runs)) for kind in ("pss", "rss")}
+        for name in runs[0]
+    }
+
+
+if __name__ == "__main__":
+    main()
