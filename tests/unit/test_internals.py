@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 from importlib import import_module
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkStat
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -37,7 +39,7 @@ from nvflare.private.fed.server.server_engine import ServerEngine
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
-from bridge.flare import channel, teardown
+from bridge.flare import bell, channel, teardown
 from bridge.flower import (
     heartbeat,
     holding,
@@ -114,6 +116,27 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
         assert callable(template._entry(program))
     executor = inspect.getsource(import_module(template.LAUNCHERS[template.SUPEREXEC]))
     assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
+
+
+def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
+    assert inspect.getsource(bell.job_runner).count("time.sleep(1.0)") == 2
+    assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
+    assert callable(JobRunner.resolve_client_outcome)
+    for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
+        assert callable(method)
+    ours, woken = bell.Bell(), []
+    sleeper = threading.Thread(
+        target=lambda: (ours.sleep(0), ours.sleep(60), ours.sleep(60), woken.append(True))
+    )
+    sleeper.start()
+    for _ in range(2):
+        time.sleep(0.05)
+        ours.ring()
+    sleeper.join(5)
+    assert woken == [True]
+    began = time.monotonic()
+    ours.sleep(0.2)
+    assert time.monotonic() - began >= 0.2
 
 
 def test_supernode_process_finds_the_loop_and_the_state() -> None:
