@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
 import psutil
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
