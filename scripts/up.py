@@ -19,6 +19,9 @@ from scripts import compose, core, engine, images
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
 
+RECOVERED_WITHIN = 30.0
+"""Seconds for a container that is not healthy to become so: a site finds a restarted server in half of it."""
+
 LOOK_EVERY = 1.0
 """Seconds between two looks at the containers' health."""
 
@@ -128,7 +131,7 @@ def _start(project: str, start: float) -> None:
             told.add(step.group())
             service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
             core.say(f"  {time.monotonic() - start:5.1f} s  {service} {step['step'].lower()}")
-    if process.wait() and not _healthy_yet(start + WAIT_TIMEOUT):
+    if process.wait() and not _healthy_yet(time.monotonic() + RECOVERED_WITHIN):
         _explain("".join(said))
 
 

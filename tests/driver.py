@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from bridge.flower.process import FlowerProcess
 from bridge.flower.superlink import RunEnd, SuperLink
 from bridge.flower.supernode import start_supernode
 from bridge.forwarder import Forwarder
-from bridge.relay import Call, Caller, LinkFault, Response
+from bridge.relay import Call, Caller, LinkFault, Request, Response
 from tests.lossy import lossy_proxy
 
 RUN_WITHIN = 240.0
@@ -54,6 +55,19 @@ class LossyLink:
 
     async def probe(self) -> None:
         pass
+
+
+class Arrivals(Observer):
+    """An observer that knows which sites have an active node."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        super().__init__(emit)
+        self.here: set[str] = set()
+
+    def saw(self, site: str, request: Request, response: Response) -> None:
+        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+            self.here.add(site)
+        super().saw(site, request, response)
 
 
 @dataclass
@@ -87,7 +101,8 @@ class Outcome:
 async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue]) -> Outcome:
     """Run `app` to its end; all that it needs and writes is in `work_dir`."""
     events: list[Event] = []
-    forwarder = Forwarder(Observer(events.append), grace=60)
+    observer = Arrivals(events.append)
+    forwarder = Forwarder(observer, grace=60)
     superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
@@ -103,6 +118,10 @@ async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue])
             port = await before_nodes[number].start()
             config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
             nodes.append(await start_supernode(port, work_dir, home, config))
+        # As the controller does: a strategy that begins with one node may train with one.
+        async with asyncio.timeout(RUN_WITHIN):
+            while len(observer.here) < len(nodes):
+                await asyncio.sleep(0.05)
         run = await superlink.start_run(app, run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)
