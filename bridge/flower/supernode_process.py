@@ -87,7 +87,7 @@ class Events:
 
     def watch(self) -> None:
         """Take note of what the SuperNode's state is told."""
-        state, store = (getattr(importlib.import_module(module), name) for module, name in (STATE, STORE))
+        state, store = _class(STATE), _class(STORE)
 
         def creating(state: Any) -> None:
             self._state, self._created, self._receiving = state, time.monotonic(), True
@@ -100,6 +100,15 @@ class Events:
         _wrap(state, "store_message", after=stored)
         _wrap(state, "finish_task", after=lambda state: self.changed(TASKS))
         _wrap(store, "put", after=lambda store: self.changed(OBJECTS))
+
+    def when_active(self, do: Callable[[], None]) -> None:
+        """Do something when the SuperLink has accepted the node."""
+        _wrap(_class(STATE), "set_node_id", after=lambda state: do())
+
+
+def _class(where: tuple[str, str]) -> Any:
+    module, name = where
+    return getattr(importlib.import_module(module), name)
 
 
 def _wrap(
@@ -136,12 +145,14 @@ def main(arguments: list[str]) -> None:
     warm, modules, *options = arguments
     (entry,) = entry_points(group="console_scripts", name=PROGRAM)
     supernode = entry.load()
-    programs = (template.SUPEREXEC, template.CLIENTAPP)
-    started_by = template.fork_template(programs, modules.split(",")) if warm == "1" else None
-    template.launch_by(started_by, PROGRAM, end_with_superexec)
+    forked = template.fork_template((template.SUPEREXEC, template.CLIENTAPP)) if warm == "1" else None
+    template.launch_by(forked, PROGRAM, end_with_superexec)
     template.name_process(PROGRAM)
     events = Events()
     events.watch()
+    if forked is not None:
+        # Not before the node is there: nothing begins without it, and imports would hold it up.
+        events.when_active(lambda: forked.preload(modules.split(",")))
     loop: Any = importlib.import_module(LOOP)
     loop.time = SimpleNamespace(**{**vars(time), "sleep": events.sleep})
     config = uvicorn.Config

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import threading
 import time
 from importlib import import_module
@@ -19,7 +20,9 @@ from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkStat
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
+from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -125,9 +128,13 @@ def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
         assert callable(method)
     ours, woken = bell.Bell(), []
-    sleeper = threading.Thread(
-        target=lambda: (ours.sleep(0), ours.sleep(60), ours.sleep(60), woken.append(True))
-    )
+
+    def sleep() -> None:
+        for seconds in (0, 60, 60):
+            ours.sleep(seconds)
+        woken.append(True)
+
+    sleeper = threading.Thread(target=sleep)
     sleeper.start()
     for _ in range(2):
         time.sleep(0.05)
@@ -321,3 +328,12 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
     assert set(GRPC_DEFAULT_OPTIONS) <= set(harden.GRPC_OPTIONS.items())
+
+
+def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
+    source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
+    assert f"from {teardown.TENSORS} import" in source
+    communicator = WFCommServer()
+    teardown.spare_torch(communicator)
+    communicator.finalize_run(FLContext())
+    assert teardown.TENSORS not in sys.modules
