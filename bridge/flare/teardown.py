@@ -2,9 +2,9 @@
 
 It sleeps 3 s before its last clean-up (`fuel/f3/mpm.py`, `MainProcessMonitor.run(shutdown_grace_time=3)`,
 "let pending activities finish"). By then the process has closed its cells, and the site's sleep is what
-the job's end waits for. And the server's imports torch, to end downloads of tensors (`apis/impl/wf_comm_server.py`,
-`_cleanup_inflight_tensor_downloads`): there can be none if that was never imported.
-`tests/unit/test_internals.py` fails when FLARE changes this.
+the job's end waits for. And the server's imports torch, to end downloads of tensors
+(`apis/impl/wf_comm_server.py`, `_cleanup_inflight_tensor_downloads`): there can be none if that was never
+imported. `tests/unit/test_internals.py` fails when FLARE changes this.
 """
 
 from __future__ import annotations

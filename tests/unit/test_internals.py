@@ -35,6 +35,7 @@ from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client.client_executor import JobExecutor
+from nvflare.private.fed.server import job_runner
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.job_runner import JobRunner
@@ -122,7 +123,7 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(bell.job_runner).count("time.sleep(1.0)") == 2
+    assert inspect.getsource(job_runner).count("time.sleep(1.0)") == 2
     assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
     assert callable(JobRunner.resolve_client_outcome)
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
