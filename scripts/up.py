@@ -19,6 +19,12 @@ from scripts import compose, core, engine, images
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
 
+RECOVERED_WITHIN = 30.0
+"""Seconds for a container that is not healthy to become so: a site finds a restarted server in half of it."""
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the containers' health."""
+
 STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|Error)\b")
 """A line of Compose's plain progress that says something worth telling."""
 
@@ -125,8 +131,21 @@ def _start(project: str, start: float) -> None:
             told.add(step.group())
             service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
             core.say(f"  {time.monotonic() - start:5.1f} s  {service} {step['step'].lower()}")
-    if process.wait():
+    if process.wait() and not _healthy_yet(time.monotonic() + RECOVERED_WITHIN):
         _explain("".join(said))
+
+
+def _healthy_yet(deadline: float) -> bool:
+    """Whether all becomes healthy by then. Compose gives up at once where a container is not, such as a site
+    whose server was restarted a moment ago."""
+    while time.monotonic() < deadline:
+        states = [(c["State"], c.get("Health")) for c in compose.containers()]
+        if not states or any(state != "running" for state, _ in states):
+            return False
+        if all(health in ("healthy", "", None) for _, health in states):
+            return True
+        time.sleep(LOOK_EVERY)
+    return False
 
 
 def _explain(said: str) -> None:

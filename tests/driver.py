@@ -56,20 +56,17 @@ class LossyLink:
         pass
 
 
-class Watcher(Observer):
-    """Sees beside the events when all sites are there."""
+class Arrivals(Observer):
+    """An observer that knows which sites have an active node."""
 
-    def __init__(self, emit: Callable[[Event], None], sites: set[str]) -> None:
+    def __init__(self, emit: Callable[[Event], None]) -> None:
         super().__init__(emit)
-        self._missing = sites
-        self.all_here = asyncio.Event()
+        self.here: set[str] = set()
 
     def saw(self, site: str, request: Request, response: Response) -> None:
+        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+            self.here.add(site)
         super().saw(site, request, response)
-        if wire.call_name(request.path) == wire.ACTIVATE and response.status == 200:
-            self._missing.discard(site)
-            if not self._missing:
-                self.all_here.set()
 
 
 @dataclass
@@ -103,8 +100,8 @@ class Outcome:
 async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue]) -> Outcome:
     """Run `app` to its end; all that it needs and writes is in `work_dir`."""
     events: list[Event] = []
-    watcher = Watcher(events.append, {"site-1", "site-2"})
-    forwarder = Forwarder(watcher, grace=60)
+    observer = Arrivals(events.append)
+    forwarder = Forwarder(observer, grace=60)
     superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
@@ -122,10 +119,12 @@ async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue])
             # One of each kind, where there are two.
             kind = INLINE if number == 1 and versions.generation().prompt else PROCESS
             nodes.append(await start_supernode(port, work_dir, home, config, kind=kind))
+        # As the controller does: a strategy that begins with one node may train with one.
         async with asyncio.timeout(RUN_WITHIN):
-            # As the controller has it: a strategy takes those into a round that are there.
-            await watcher.all_here.wait()
-            run = await superlink.start_run(app, run_config)
+            while len(observer.here) < len(nodes):
+                await asyncio.sleep(0.05)
+        run = await superlink.start_run(app, run_config)
+        async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)
         noticed = datetime.datetime.now(datetime.UTC)
         runs = ListRunsResponse()

@@ -78,6 +78,7 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
         self._superlink: SuperLink | None = None
+        self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
         self._gone: set[str] = set()
         self._removals: set[asyncio.Future[None]] = set()
@@ -126,6 +127,7 @@ class FlowerController(Controller):
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
         that the job is over, until this process ends."""
+        teardown.spare_torch(self.communicator)
 
     def process_result_of_unknown_task(
         self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
@@ -150,7 +152,10 @@ class FlowerController(Controller):
             if end.sub_status != "completed":
                 raise RunFailed(_reason(end, self._superlink))
         finally:
+            # The sites learn from the forwarder that the job is over; the SuperLink can go meanwhile.
             await self._forwarder.close()
+            if self._superlink is not None:
+                self._stopping = asyncio.ensure_future(self._superlink.stop())
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
@@ -168,8 +173,8 @@ class FlowerController(Controller):
                 )
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
-            if self._superlink is not None:
-                self._loop.run(self._superlink.stop())
+            if self._stopping is not None:
+                self._loop.run(_done(self._stopping))
             # What Flower unpacked of the app is no result.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             shutil.rmtree(run_dir / environment.HOME, ignore_errors=True)
@@ -284,6 +289,10 @@ class Arrivals(Observer):
                 return
             self._changed.clear()
             await self._changed.wait()
+
+
+async def _done(future: asyncio.Future[None]) -> None:
+    await future
 
 
 def _reason(end: RunEnd, superlink: SuperLink) -> str:

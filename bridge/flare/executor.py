@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 from nvflare.apis.event_type import EventType
@@ -15,6 +15,7 @@ from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
 from bridge.flare import channel, meta, teardown
@@ -49,7 +50,6 @@ class FlowerExecutor(Executor):
         super().__init__()
         self.warm = warm
         self.supernode = supernode
-        self._engine: Any = None
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
@@ -79,7 +79,7 @@ class FlowerExecutor(Executor):
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
-        engine = self._engine = fl_ctx.get_engine()
+        engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         run_dir = Path(engine.get_workspace().get_run_dir(job_id))
@@ -129,15 +129,11 @@ class FlowerExecutor(Executor):
             await self._caller.start_over()
             await asyncio.sleep(RESTART_FIRST * 2**number)
             self._supernode = await start()
-        reason = f"the SuperNode {await self._supernode.ended()}, for the {RESTARTS + 1}th time"
-        # Ends this process, in a thread: its END_RUN waits for this loop. The server's keeper begins anew
-        # with another, and fails the job in the end.
-        await asyncio.to_thread(self._panic, reason)
-
-    def _panic(self, reason: str) -> None:
-        assert self._engine is not None
-        with self._engine.new_context() as fl_ctx:
-            self.system_panic(reason, fl_ctx)
+        log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
+        # As if this process had crashed: the server's keeper begins anew with another, and fails the job in
+        # the end. (After a panic the site would only be missing.)
+        logging.shutdown()
+        os._exit(ProcessExitCode.EXCEPTION)
 
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which

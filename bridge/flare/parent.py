@@ -36,7 +36,7 @@ from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
-from bridge.flare import meta
+from bridge.flare import bell, meta
 from bridge.flare.channel import EVENTS_FILE
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Parent:
             None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
+        bell.wake(self._engine, runner, self._manager)
 
     # Jobs that run
 

@@ -98,9 +98,9 @@ def supernode_command(
     ]
 
 
-def template_command(descriptor: int, warmth: Warmth) -> list[str]:
+def template_command(descriptor: int) -> list[str]:
     """The template of a SuperNode that has no process of its own; `descriptor` is its end of the channel."""
-    return ["python", "-P", "-m", TEMPLATE_PROCESS, str(descriptor), ",".join(warmth.modules)]
+    return ["python", "-P", "-m", TEMPLATE_PROCESS, str(descriptor)]
 
 
 def superexec_command(runtime_port: int) -> list[str]:

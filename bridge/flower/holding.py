@@ -107,6 +107,7 @@ class Holding:
         self._holds = holds
         self._gate = gate or (lambda: True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
         self._changes: weakref.WeakValueDictionary[str, asyncio.Event] = weakref.WeakValueDictionary()
 
     def wake(self, *what: str) -> None:
@@ -115,6 +116,11 @@ class Holding:
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
                 loop.call_soon_threadsafe(self._wake, what)
+
+    def release(self) -> None:
+        """Hold nothing any more: the server is about to end, and waits for what it has to answer."""
+        self._closing = True
+        self.wake(INSTRUCTIONS, REPLIES, OBJECTS, TASKS)
 
     def _wake(self, what: tuple[str, ...]) -> None:
         for change in what:
@@ -143,9 +149,9 @@ class Holding:
             # Before the question, so that no change after it is missed.
             changed = self._changes.setdefault(hold.until, asyncio.Event())
             left = deadline - time.monotonic()
-            if hold.until != TASKS or self._gate() or left <= 0:
+            if hold.until != TASKS or self._gate() or left <= 0 or self._closing:
                 answer = await self._asked(scope, request)
-                if left <= 0 or not _is_nothing(hold, answer):
+                if left <= 0 or self._closing or not _is_nothing(hold, answer):
                     break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(left, 0.0), LOOK_AGAIN)):

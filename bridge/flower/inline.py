@@ -162,13 +162,19 @@ class InlineSuperNode:
     """A SuperNode in a thread of this process, and what it has started. Lives on one event loop."""
 
     def __init__(
-        self, gateway_port: int, work_dir: Path, home: Path, node_config: dict[str, str | int]
+        self,
+        gateway_port: int,
+        work_dir: Path,
+        home: Path,
+        node_config: dict[str, str | int],
+        warmth: environment.Warmth,
     ) -> None:
         """Nothing is started yet: see `start`."""
         self._gateway = f"127.0.0.1:{gateway_port}"
         self._work_dir = work_dir
         self._home = home
         self._node_config = node_config
+        self._warmth = warmth
         self._life = _Life()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -188,15 +194,13 @@ class InlineSuperNode:
         warmth: environment.Warmth,
     ) -> InlineSuperNode:
         """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
-        node = cls(gateway_port, work_dir, home, node_config)
+        node = cls(gateway_port, work_dir, home, node_config, warmth)
         if warmth.on:
             ours, its = template.ends()
             node._template = template.Template(ours)
             with its:
                 descriptor = its.fileno()
-                await node._start_process(
-                    environment.template_command(descriptor, warmth), pass_fds=[descriptor]
-                )
+                await node._start_process(environment.template_command(descriptor), pass_fds=[descriptor])
         node._thread.start()
         return node
 
@@ -265,7 +269,7 @@ class InlineSuperNode:
         """Be a SuperNode, until `Ended`."""
         _take_over(self._life)
         factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
-        self._life.events.watch(factory)
+        self._life.events.watch(factory, self._preload)
         with self._serving(factory) as port, self._with_superexec(port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
@@ -275,6 +279,11 @@ class InlineSuperNode:
                 isolation=ISOLATION,
                 runtime_dependency_install=False,
             )
+
+    def _preload(self) -> None:
+        """The node is there: now the template has time for imports."""
+        if self._template is not None:
+            self._template.preload(self._warmth.modules)
 
     @contextlib.contextmanager
     def _serving(self, factory: Any) -> Iterator[int]:
@@ -300,6 +309,7 @@ class InlineSuperNode:
                 time.sleep(0.01)
             yield server.servers[0].sockets[0].getsockname()[1]
         finally:
+            self._life.events.end()
             server.should_exit = server.force_exit = True
             with contextlib.suppress(TimeoutError):
                 serving.result(API_END)

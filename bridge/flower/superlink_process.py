@@ -185,18 +185,25 @@ def main(arguments: list[str]) -> None:
     (superlink,) = entry_points(group="console_scripts", name=PROGRAM)
     start = superlink.load()
     if versions.generation().prompt:
-        programs = (template.SUPEREXEC, template.SERVERAPP)
-        template.launch_by(
-            template.fork_template(programs, modules.split(",")) if warm == "1" else None, PROGRAM
-        )
+        forked = template.fork_template((template.SUPEREXEC, template.SERVERAPP)) if warm == "1" else None
+        template.launch_by(forked, PROGRAM)
+        if forked is not None:
+            forked.preload(modules.split(","))
         look_at_runs_often()
     template.name_process(PROGRAM)
     lengthen_push_sessions(float(grace))
     give_up_replies_of_removed_nodes()
-    serve = uvicorn.run
+    serve, exits = uvicorn.run, uvicorn.Server.handle_exit
 
     def serve_once(app: App, **options: Any) -> None:
-        serve(AnsweringOnce(Holding(app, SUPERLINK_HOLDS)), **options)
+        holding = Holding(app, SUPERLINK_HOLDS)
+
+        def handle_exit(server: uvicorn.Server, *signal: Any) -> None:
+            holding.release()
+            exits(server, *signal)
+
+        uvicorn.Server.handle_exit = handle_exit  # type: ignore[assignment, method-assign]
+        serve(AnsweringOnce(holding), **options)
 
     uvicorn.run = cast(Any, serve_once)
     make_server = grpc.server

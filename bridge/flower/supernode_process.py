@@ -81,9 +81,11 @@ class Events:
         self._pulled = time.monotonic()
 
     def end(self) -> None:
-        """End every sleep of the main loop."""
+        """End every sleep of the main loop, and hold nobody's question any more."""
         self.over.set()
         self.changed()
+        for server in self._servers:
+            server.release()
 
     def may_start(self) -> bool:
         """Whether the next ClientApp may start."""
@@ -91,8 +93,9 @@ class Events:
             return True
         return not self._receiving and not self._state.task_token_store
 
-    def watch(self, state_factory: Any) -> None:
-        """Take note of what the SuperNode's state is told."""
+    def watch(self, state_factory: Any, active: Callable[[], None] = lambda: None) -> None:
+        """Take note of what the SuperNode's state is told; `active` is called when the SuperLink has accepted
+        the node."""
         state, store = state_factory.state(), state_factory.objectstore_factory.store()
         self._state = state
 
@@ -103,6 +106,7 @@ class Events:
             self._receiving = False
             self.changed(TASKS)
 
+        _wrap(state, "set_node_id", after=active)
         _wrap(state, "create_task", before=creating)
         _wrap(state, "store_message", after=stored)
         _wrap(state, "finish_task", after=lambda: self.changed(TASKS))
@@ -143,16 +147,20 @@ def main(arguments: list[str]) -> None:
     warm, modules, *options = arguments
     (entry,) = entry_points(group="console_scripts", name=PROGRAM)
     supernode = entry.load()
-    programs = (template.SUPEREXEC, template.CLIENTAPP)
-    started_by = template.fork_template(programs, modules.split(",")) if warm == "1" else None
-    template.launch_by(started_by, PROGRAM, end_with_superexec)
+    forked = template.fork_template((template.SUPEREXEC, template.CLIENTAPP)) if warm == "1" else None
+    template.launch_by(forked, PROGRAM, end_with_superexec)
     template.name_process(PROGRAM)
     events = Events()
     command: Any = importlib.import_module(COMMAND)
     run = command.start_client_internal
 
+    def preload() -> None:
+        # Not before the node is there: nothing begins without it, and imports would hold it up.
+        if forked is not None:
+            forked.preload(modules.split(","))
+
     def run_watched(*, state_factory: Any, **options: Any) -> None:
-        events.watch(state_factory)
+        events.watch(state_factory, preload)
         run(state_factory=state_factory, **options)
 
     command.start_client_internal = run_watched

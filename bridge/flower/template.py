@@ -104,6 +104,11 @@ class Template:
         pid = json.loads(answer or b"0")
         return Started(pid) if pid else None
 
+    def preload(self, modules: Iterable[str]) -> None:
+        """Let it import modules, as far as they are there; what is asked for meanwhile waits."""
+        with self._lock, contextlib.suppress(OSError):
+            self._channel.sendall(json.dumps({"modules": [name for name in modules if name]}).encode())
+
 
 def start_new(template: Template | None, started: Callable[[str, int], None]) -> Callable[..., Any]:
     """Return what stands in for `subprocess.Popen`: starts what can be a copy as a copy, all else as ever.
@@ -136,8 +141,8 @@ def launch_by(
     module.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start_new(template, started)})
 
 
-def fork_template(programs: Iterable[str], modules: Iterable[str] = ()) -> Template:
-    """Start a template that can become any of `programs`, with `modules` imported as far as they are there.
+def fork_template(programs: Iterable[str]) -> Template:
+    """Start a template that can become any of `programs`.
 
     To be called before this process has more than one thread; what it has imported, the template has.
     """
@@ -145,7 +150,7 @@ def fork_template(programs: Iterable[str], modules: Iterable[str] = ()) -> Templ
     ours, its = ends()
     if os.fork() == 0:
         ours.close()
-        _Server(its, entries, modules).run()
+        _Server(its, entries).run()
     its.close()
     return Template(ours)
 
@@ -155,9 +160,9 @@ def ends() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def serve(channel: socket.socket, programs: Iterable[str], modules: Iterable[str]) -> NoReturn:
+def serve(channel: socket.socket, programs: Iterable[str]) -> NoReturn:
     """Be a template of `programs` to the launcher at the other end of `channel`, until that is gone."""
-    _Server(channel, {program: _entry(program) for program in programs}, modules).run()
+    _Server(channel, {program: _entry(program) for program in programs}).run()
 
 
 def _entry(program: str) -> Callable[[], Any]:
@@ -169,9 +174,7 @@ def _entry(program: str) -> Callable[[], Any]:
 class _Server:
     """The template's own side: one thread, which forks when it is asked to."""
 
-    def __init__(
-        self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]], modules: Iterable[str]
-    ) -> None:
+    def __init__(self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]]) -> None:
         self._entries = entries
         self._poll = select.epoll()
         self._channels = {channel.fileno(): channel}
@@ -180,7 +183,6 @@ class _Server:
         """By pidfd, the process's id."""
         self._reports: dict[int, bytearray] = {}
         self._poll.register(channel, select.EPOLLIN)
-        self._wanted = list(modules)
         self._unsafe = ""
 
     def run(self) -> NoReturn:
@@ -215,12 +217,12 @@ class _Server:
             channel.close()
             return channel is not self._launcher
         asked = json.loads(request)
+        if "modules" in asked:
+            self._import(asked["modules"])
+            return True
         pid = self._fork(asked["command"], asked["quiet"])
         with contextlib.suppress(OSError):
             channel.sendall(json.dumps(pid).encode())
-        # Not before the first program, the SuperExec: nothing can begin without that one.
-        wanted, self._wanted = self._wanted, []
-        self._import(wanted)
         return True
 
     def _fork(self, command: list[str], quiet: bool) -> int:

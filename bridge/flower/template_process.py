@@ -1,9 +1,8 @@
 """A template that is a program of its own: for a launcher that has threads, and so cannot be forked.
 
-    python -P -m bridge.flower.template_process DESCRIPTOR MODULES
+    python -P -m bridge.flower.template_process DESCRIPTOR
 
-DESCRIPTOR is the number of its end of the channel; MODULES are names, with commas between them, that it
-imports as soon as the SuperExec is there.
+DESCRIPTOR is the number of its end of the channel.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import sys
 from bridge.flower import template
 
 
-def main(arguments: list[str]) -> None:
+def main(descriptor: str) -> None:
     """Serve until the launcher is gone."""
-    descriptor, modules = arguments
     channel = socket.socket(fileno=int(descriptor))
     channel.set_inheritable(False)
-    template.serve(channel, (template.SUPEREXEC, template.CLIENTAPP), modules.split(","))
+    template.serve(channel, (template.SUPEREXEC, template.CLIENTAPP))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

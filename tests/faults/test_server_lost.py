@@ -42,7 +42,7 @@ def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
     once = federation.submit("numpy-add", "--rounds", "50", "--name", "once")
     again = submit_until_training(federation, "--retries", "2", "--name", "again", rounds=2)
     restart_killed(federation, "server")
-    federation.compose("up", "--detach", "--wait")
+    federation.must("up")
     outcome = federation.verb("wait", once, "--timeout", ENDED_WITHIN)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABNORMAL"), outcome.text
     assert (outcome.value["reason"], outcome.value["retried_as"]) == ("server restarted", None)
@@ -65,7 +65,7 @@ def test_a_job_is_repeated_in_whatever_phase_the_server_restarts(federation: Fed
     for phase in (Phase.PULL, Phase.PUSH, Phase.BETWEEN_ROUNDS):
         wait_for(federation, job, "site-1", phase)
         restart_killed(federation, "server")
-        federation.compose("up", "--detach", "--wait")
+        federation.must("up")
         outcome = federation.verb("wait", job, "--timeout", ENDED_WITHIN)
         assert (outcome.value["status"], outcome.value["reason"]) == ("FINISHED:ABNORMAL", "server restarted")
         job = outcome.value["retried_as"]

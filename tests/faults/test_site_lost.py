@@ -99,5 +99,5 @@ def test_without_a_site_that_never_comes_back_jobs_go_on_or_end_after_the_grace(
         assert outcome.value["status"] == "FINISHED:EXECUTION_EXCEPTION", outcome.text
         assert "out of reach for longer than 60 s: site-1" in outcome.value["reason"]
     finally:
-        federation.compose("up", "--detach", "--wait")
+        federation.must("up")
     assert left_over(federation) == NOTHING

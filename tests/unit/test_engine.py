@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, console, core, engine
+from scripts import apt, console, core, engine, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program
 
@@ -302,7 +302,10 @@ def test_up_tells_each_step_once(checkout: Checkout, docker: Program, flowerbed:
     assert told.count("server started") == told.count("server healthy") == 1
 
 
-def test_up_shows_why_a_container_is_not_healthy(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+def test_up_shows_why_a_container_is_not_healthy(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "RECOVERED_WITHIN", 0.0)
     docker.answer("compose --progress plain up", err="container flowerbed-site-1-1 is unhealthy\n", code=1)
 
     def at_last(*words: str) -> tuple[int, dict[str, Any], str]:
@@ -315,6 +318,18 @@ def test_up_shows_why_a_container_is_not_healthy(checkout: Checkout, docker: Pro
     assert code == 1
     assert "site-1 (unhealthy: not registered with the server)" in outcome["error"]
     assert "certificate verify failed" in outcome["error"]
+
+
+def test_up_waits_for_a_container_that_is_not_healthy_just_now(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.answer("compose --progress plain up", err="container flowerbed-site-1-1 is unhealthy\n", code=1)
+    checkout.running(**{"server": "healthy", "site-1": "unhealthy"})
+    monkeypatch.setattr(
+        up.time, "sleep", lambda seconds: checkout.running(**{"server": "healthy", "site-1": "healthy"})
+    )
+    code, outcome, _ = flowerbed("up")
+    assert (code, outcome["services"]["site-1"]) == (0, "healthy")
 
 
 def test_down_keeps_volumes_unless_told_otherwise(

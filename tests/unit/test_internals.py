@@ -6,6 +6,8 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
+import threading
 import time
 from importlib import import_module
 from importlib.metadata import version
@@ -23,6 +25,9 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
+from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
@@ -35,6 +40,7 @@ from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client.client_executor import JobExecutor
+from nvflare.private.fed.server import job_runner
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.job_runner import JobRunner
@@ -42,7 +48,7 @@ from nvflare.private.fed.server.server_engine import ServerEngine
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.connection import BoundedConnection
-from bridge.flare import channel, teardown
+from bridge.flare import bell, channel, teardown
 from bridge.flower import (
     heartbeat,
     holding,
@@ -120,6 +126,31 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
         assert callable(template._entry(program))
     executor = inspect.getsource(import_module(template.LAUNCHERS[template.SUPEREXEC]))
     assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
+
+
+def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
+    assert inspect.getsource(job_runner).count("time.sleep(1.0)") == 2
+    assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
+    assert callable(JobRunner.resolve_client_outcome)
+    for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
+        assert callable(method)
+    ours, woken = bell.Bell(), []
+
+    def sleep() -> None:
+        for seconds in (0, 60, 60):
+            ours.sleep(seconds)
+        woken.append(True)
+
+    sleeper = threading.Thread(target=sleep)
+    sleeper.start()
+    for _ in range(2):
+        time.sleep(0.05)
+        ours.ring()
+    sleeper.join(5)
+    assert woken == [True]
+    began = time.monotonic()
+    ours.sleep(0.2)
+    assert time.monotonic() - began >= 0.2
 
 
 def test_supernode_process_finds_the_loop_and_the_state() -> None:
@@ -340,3 +371,12 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
     assert set(GRPC_DEFAULT_OPTIONS) <= set(harden.GRPC_OPTIONS.items())
+
+
+def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
+    source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
+    assert f"from {teardown.TENSORS} import" in source
+    communicator = WFCommServer()
+    teardown.spare_torch(communicator)
+    communicator.finalize_run(FLContext())
+    assert teardown.TENSORS not in sys.modules

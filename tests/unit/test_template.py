@@ -27,10 +27,12 @@ def program():
     sys.exit(3)
 
 template._entry = lambda name: program
-forked = template.fork_template([template.CLIENTAPP], sys.argv[1].split(","))
+forked = template.fork_template([template.CLIENTAPP])
 started = template.start_new(forked, lambda *_: None)
 os.environ["PATH"] = os.getcwd()
 for number in range(int(sys.argv[2])):
+    if number == 1:
+        forked.preload(sys.argv[1].split(","))
     process = started([template.CLIENTAPP, str(number)])
     process.wait()
     time.sleep(0.3)
@@ -74,7 +76,6 @@ def test_where_an_import_starts_a_thread_new_interpreters_are_used(tmp_path: Pat
     (tmp_path / "restless.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
-    # The modules are imported when the first program, else the SuperExec, has started.
     (first, second, end), said = run(tmp_path, "restless", 2)
     assert (first["argv"], second, end) == (["flwr-clientapp", "0"], {"argv": ["new"]}, {"copies": False})
     assert "start as new interpreters from now on: an import has started 1 thread" in said

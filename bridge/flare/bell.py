@@ -1,0 +1,59 @@
+"""Wakes FLARE's job runner when there is something to do.
+
+nvflare 2.9.0 `private/fed/server/job_runner.py` has two loops that sleep a second: one looks for jobs to
+start, the other for jobs whose processes have ended. `tests/unit/test_internals.py` guards that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from nvflare.private.fed.server import job_runner
+
+
+class Bell:
+    """Ends the sleeps of all threads that wait for it."""
+
+    def __init__(self) -> None:
+        self._rung = threading.Condition()
+        self._times = 0
+        self._heard = threading.local()
+
+    def ring(self) -> None:
+        """Let every sleep end now; the next one of each thread that does not sleep just now will be none."""
+        with self._rung:
+            self._times += 1
+            self._rung.notify_all()
+
+    def sleep(self, seconds: float) -> None:
+        """Take the place of `time.sleep`."""
+        with self._rung:
+            heard = getattr(self._heard, "times", self._times)
+            self._rung.wait_for(lambda: self._times != heard, timeout=seconds)
+            self._heard.times = self._times
+
+    def after(self, owner: Any, method: str) -> None:
+        """Ring whenever `owner`'s method has been called."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def ringing(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.ring()
+
+        setattr(owner, method, ringing)
+
+
+def wake(engine: Any, runner: Any, manager: Any) -> None:
+    """Wake `runner` when a job has come, a job's process has ended, or a site has told how its part did."""
+    bell = Bell()
+    job_runner.time = SimpleNamespace(**{**vars(time), "sleep": bell.sleep})
+    bell.after(engine, "wait_for_complete")
+    bell.after(runner, "resolve_client_outcome")
+    bell.after(manager, "create")
+    bell.after(manager, "clone")
