@@ -9,6 +9,7 @@ import pytest
 
 from bridge.flare.job import FlowerJob, FlowerRecipe
 from bridge.flower.app import BadApp, check_packages, check_run_config, flat, read_app
+from bridge.flower.versions import UnsupportedFlower
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 
@@ -49,6 +50,20 @@ def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
     assert meta["mandatory_clients"] == ["site-1", "site-3"]
     fewer = json.loads((export(tmp_path / "fewer", sites=["site-1", "site-3"]) / "meta.json").read_text())
     assert fewer["min_clients"] == 1 and not fewer.get("mandatory_clients")
+
+
+def test_an_inline_supernode_is_the_executors_and_refused_where_it_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = export(tmp_path, supernode="inline")
+    client = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
+    assert client["executors"][0]["executor"]["args"] == {"supernode": "inline"}
+    with pytest.raises(ValueError, match="supernode 'thread': expected 'process' or 'inline'"):
+        export(tmp_path, supernode="thread")
+    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.39.0")
+    export(tmp_path, supernode="process")
+    with pytest.raises(UnsupportedFlower, match=r"does not work with flwr 1\.39\.0: expected 1\.40 to 1\.42"):
+        export(tmp_path, supernode="inline")
 
 
 def test_grace_and_retries_go_to_where_they_count(tmp_path: Path) -> None:
