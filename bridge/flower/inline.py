@@ -55,6 +55,9 @@ STOPPED = "was stopped"
 ISOLATION = "process"
 """What flower-supernode's option `--isolation` is called where it is not to start a SuperExec itself."""
 
+CHATTY = ("httpx", "alembic")
+"""What would write a line for each call and each import into this process's log."""
+
 API_END = 1.0
 """Seconds for a SuperNode's own server to close its port; it takes some 0.1 s."""
 
@@ -130,6 +133,8 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 def _take_over(life: _Life) -> None:
     """Put the names that a thread can live with into flwr's modules."""
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     loop, connection, retrying = _module(LOOP), _module(CONNECTION), _module(RETRYING)
     loop.time = SimpleNamespace(**{**vars(time), "sleep": life.sleep})
     for module in (connection, retrying):
