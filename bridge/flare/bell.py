@@ -1,7 +1,9 @@
-"""Wakes FLARE's job runner when there is something to do.
+"""Wakes FLARE's loops when there is something to do, so that they need not look often.
 
 nvflare 2.9.0 `private/fed/server/job_runner.py` has two loops that sleep a second: one looks for jobs to
-start, the other for jobs whose processes have ended. `tests/unit/test_internals.py` guards that.
+start, the other for jobs whose processes have ended. And a site's job asks for a task again and again
+(`private/fed/client/client_runner.py`), which is how it learns of its end. `tests/unit/test_internals.py`
+guards that.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-from nvflare.private.fed.server import job_runner
+SERVERS_LOOPS = "nvflare.private.fed.server.job_runner"
+SITES_LOOP = "nvflare.private.fed.client.client_runner"
+"""By name, since each belongs to one kind of process only."""
 
 
 class Bell:
     """Ends the sleeps of all threads that wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loops: str) -> None:
+        """`loops` is the module whose sleeps it ends."""
         self._rung = threading.Condition()
         self._times = 0
         self._heard = threading.local()
+        module: Any = import_module(loops)
+        module.time = SimpleNamespace(**{**vars(time), "sleep": self.sleep})
 
     def ring(self) -> None:
         """Let every sleep end now; the next one of each thread that does not sleep just now will be none."""
@@ -49,11 +57,15 @@ class Bell:
         setattr(owner, method, ringing)
 
 
-def wake(engine: Any, runner: Any, manager: Any) -> None:
+def wake_server(engine: Any, runner: Any, manager: Any) -> None:
     """Wake `runner` when a job has come, a job's process has ended, or a site has told how its part did."""
-    bell = Bell()
-    job_runner.time = SimpleNamespace(**{**vars(time), "sleep": bell.sleep})
+    bell = Bell(SERVERS_LOOPS)
     bell.after(engine, "wait_for_complete")
     bell.after(runner, "resolve_client_outcome")
     bell.after(manager, "create")
     bell.after(manager, "clone")
+
+
+def wake_site(abort_signal: Any) -> None:
+    """Wake the job's loop when `abort_signal` (FLARE's, of the run) is triggered: the run is over."""
+    Bell(SITES_LOOP).after(abort_signal, "trigger")

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import channel, meta, teardown
+from bridge.flare import bell, channel, meta, teardown
 from bridge.flower import environment, versions
 from bridge.flower.app import imports
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
@@ -79,6 +79,7 @@ class FlowerExecutor(Executor):
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
+        bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()

@@ -16,8 +16,9 @@ from bridge.flower.app import ConfigValue, check_packages, check_run_config, rea
 from bridge.flower.heartbeat import LONGEST, SHORTEST
 from bridge.flower.supernode import PROCESS, check
 
-TASK_REQUEST_INTERVAL = 0.5
-"""Seconds between two questions of a site's job after a task; each costs about 10 ms."""
+TASK_REQUEST_INTERVAL = 5.0
+"""Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
+the job's end the site is told (`bell.py`): only if that is lost does it learn of it so."""
 
 GET_TASK_WITHIN = 10.0
 """Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when

@@ -117,7 +117,7 @@ class Parent:
             None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
-        bell.wake(self._engine, runner, self._manager)
+        bell.wake_server(self._engine, runner, self._manager)
 
     # Jobs that run
 

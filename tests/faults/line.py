@@ -80,5 +80,7 @@ class Line:
 
     def _iptables(self, verb: str, rule: str, *options: str) -> None:
         subprocess.run(
-            [*self._inside, "iptables", *options, verb, *rule.split()], check=True, capture_output=True
+            [*self._inside, "iptables", "--wait", *options, verb, *rule.split()],
+            check=True,
+            capture_output=True,
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,15 +47,16 @@ def run_with(federation: Federation, faults: Sequence[Fault], *options: str, rou
     config = f"array-size={ARRAY} train-seconds={TRAINING}"
     job = federation.submit("numpy-add", "--rounds", str(rounds), "--run-config", config, *options)
     sites = {fault.site for fault in faults}
-    threads = [
-        threading.Thread(target=_fail, args=(federation, job, site, [f for f in faults if f.site == site]))
-        for site in sites
-    ]
-    for thread in threads:
-        thread.start()
-    outcome = federation.must("wait", job, timeout=1500)
-    for thread in threads:
-        thread.join(timeout=30)
+    with ThreadPoolExecutor(len(sites)) as pool:
+        failing = [
+            pool.submit(_fail, federation, job, site, [f for f in faults if f.site == site]) for site in sites
+        ]
+        try:
+            outcome = federation.must("wait", job, timeout=1500)
+        finally:
+            # First what went wrong with the faults: then the job may wait for a line that never came back.
+            for future in failing:
+                future.result(timeout=30)
     for fault in faults:
         assert fault.recovered_after is not None, f"the line never failed: {fault}"
         what = f"{fault.kind.value} for {fault.seconds:.0f} s at {fault.phase.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_three_rounds_reach_80_percent(quickstart: Outcome, results: Path) -> No
 def test_the_progress_was_told_by_round_and_site(quickstart: Outcome) -> None:
     for text in ("round 1 of 3", "round 3 of 3", "site-1", "site-2", "trained", "evaluated", "average"):
         assert text in quickstart.text
+
+
+def test_a_new_interpreter_for_each_message_gives_the_same_to_the_last_bit(
+    federation: Federation, results: Path
+) -> None:
+    app = str(federation.root / "apps" / "pytorch-quickstart")
+    job = federation.must("submit", app, "--rounds", "2", "--cold")["job_id"]
+    deadline = time.monotonic() + 90
+    # The program itself, not a copy of the template, whose command line is another.
+    while not any("bin/flwr-clientapp" in line for line in federation.processes("site-1")):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    cold = federation.must("wait", job)["rounds"]
+    warm = json.loads((results / "summary.json").read_text())["rounds"]
+    assert cold == warm[:2]
 
 
 def test_results_hold_the_curves_the_model_and_the_logs(results: Path) -> None:

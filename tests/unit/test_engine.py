@@ -326,7 +326,7 @@ def test_up_waits_for_a_container_that_is_not_healthy_just_now(
     docker.answer("compose --progress plain up", err="container flowerbed-site-1-1 is unhealthy\n", code=1)
     checkout.running(**{"server": "healthy", "site-1": "unhealthy"})
     monkeypatch.setattr(
-        up.time, "sleep", lambda seconds: checkout.running(**{"server": "healthy", "site-1": "healthy"})
+        time, "sleep", lambda seconds: checkout.running(**{"server": "healthy", "site-1": "healthy"})
     )
     code, outcome, _ = flowerbed("up")
     assert (code, outcome["services"]["site-1"]) == (0, "healthy")

@@ -40,7 +40,6 @@ from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client.client_executor import JobExecutor
-from nvflare.private.fed.server import job_runner
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.job_runner import JobRunner
@@ -129,12 +128,15 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(job_runner).count("time.sleep(1.0)") == 2
+    assert inspect.getsource(import_module(bell.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
+    loop = inspect.getsource(import_module(bell.SITES_LOOP))
+    assert "time.sleep(task_fetch_interval)" in loop and "self.run_abort_signal.trigger(True)" in loop
+    assert "fl_ctx.set_prop(ReservedKey.RUN_ABORT_SIGNAL, self.run_abort_signal" in loop
     assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
     assert callable(JobRunner.resolve_client_outcome)
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
         assert callable(method)
-    ours, woken = bell.Bell(), []
+    ours, woken = bell.Bell("tests.unit.faking"), []
 
     def sleep() -> None:
         for seconds in (0, 60, 60):
