@@ -218,7 +218,8 @@ class InlineSuperNode:
         """Wait until it can work no more; return why, for people."""
         lost = asyncio.ensure_future(self._without_superexec())
         try:
-            await asyncio.wait([self._ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            watched: list[asyncio.Future[Any]] = [self._ended, lost]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             # Its SuperExec ends with it, and is seen to end first.
             await asyncio.wait([self._ended], timeout=OWN_END)
             return self._ended.result() if self._ended.done() else "lost its SuperExec"
