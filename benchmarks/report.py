@@ -1,0 +1,121 @@
+"""From the figures of single runs to medians, ratios and the one JSON object of `flowerbed bench`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PLAIN = "plain"
+SETUPS = (PLAIN, "upstream", "processes", "containers")
+"""Plain Flower first: every ratio is to it."""
+
+APPS = ("nothing", "quickstart", "large_1", "large_20", "sites_8")
+GROWTH = "growth"
+"""Beside the apps: nothing on more and more sites, in two of the set-ups."""
+
+TARGETS = {
+    "nothing": 0.30,
+    "quickstart": 0.60,
+    "large_1": 1.10,
+    "large_20": 1.10,
+    "sites_8": 0.35,
+    "peak_memory": 1.25,
+}
+"""The most that Flowerbed's ratio to plain Flower is meant to be."""
+
+ENOUGH_RUNS = 3
+"""From so many runs on, of all set-ups, figures may stand in the documentation."""
+
+Values = Mapping[str, Sequence[float]]
+"""The figures of the single runs, by set-up."""
+
+
+def median(values: Sequence[float]) -> float:
+    """To a thousandth."""
+    return round(statistics.median(values), 3)
+
+
+def entry(values: Values, failures: Mapping[str, Sequence[str]], unit: str) -> dict[str, Any]:
+    """One measure: by set-up the median, its ratio to plain Flower's, and every single figure.
+
+    A set-up of which a run has failed has no median: what is left of it might be the better part.
+    """
+    medians = {
+        name: median(values[name]) if values.get(name) and not failures.get(name) else None for name in SETUPS
+    }
+    plain = medians[PLAIN]
+    ratios = {
+        f"ratio_{name}": round(value / plain, 3) if value is not None and plain else None
+        for name, value in medians.items()
+        if name != PLAIN
+    }
+    runs = {name: [round(value, 3) for value in found] for name, found in values.items() if found}
+    failed = {name: list(reasons) for name, reasons in failures.items() if reasons}
+    return {**medians, **ratios, "unit": unit, "runs": runs, **({"failures": failed} if failed else {})}
+
+
+def jobs(seconds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the time goes before and after the rounds: medians over the `seconds` of jobs' summaries."""
+    found: dict[str, Any] = {"of": len(seconds)}
+    for key in ("submit_to_first_round", "last_round_to_finished"):
+        values = [float(job[key]) for job in seconds if job.get(key) is not None]
+        found[key] = median(values) if values else None
+    return found
+
+
+def growth(
+    sites: Sequence[int], seconds: Mapping[int, Mapping[str, float]], cpu: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Seconds a round and the server's CPU seconds a round by number of sites (None: not measured)."""
+    names = [name for name in SETUPS if any(name in seconds.get(number, {}) for number in sites)]
+
+    def column(values: Mapping[int, Mapping[str, float]], name: str) -> list[float | None]:
+        found = [values.get(number, {}).get(name) for number in sites]
+        return [None if value is None else round(value, 3) for value in found]
+
+    return {
+        "sites": list(sites),
+        "seconds_a_round": {name: column(seconds, name) for name in names},
+        "server_cpu_a_round": {name: column(cpu, name) for name in names},
+    }
+
+
+def growth_text(content: Mapping[str, Any], cores: int) -> str:
+    """What grows with the sites, and why: a line for below the plot."""
+    parts = []
+    for name in content["seconds_a_round"]:
+        seconds, cpu = content["seconds_a_round"][name], content["server_cpu_a_round"][name]
+        known = [i for i, value in enumerate(seconds) if value is not None]
+        if len(known) < 2:
+            continue
+        first, last = known[0], known[-1]
+        share = cpu[last] / (seconds[last] * cores)
+        parts.append(
+            f"{name}: {seconds[first]:.1f} to {seconds[last]:.1f} s a round from "
+            f"{content['sites'][first]} to {content['sites'][last]} sites, of which the server takes "
+            f"{cpu[first]:.2f} to {cpu[last]:.2f} s of a core ({share:.0%} of all {cores} cores at the end)"
+        )
+    why = "The rest is the sites' own: two ClientApps a site and round, on the same cores."
+    return ". ".join([*parts, why]) if parts else ""
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A new report, with what only the old one has measured: so that a long benchmark can run in parts."""
+    result = dict(new)
+    result["apps"] = {**old.get("apps", {}), **new["apps"]}
+    for part in ("peak_memory", "growth", "jobs"):
+        if part not in new and part in old:
+            result[part] = old[part]
+    return result
+
+
+def failed(report: Mapping[str, Any]) -> list[str]:
+    """Every measure that failed, a line each."""
+    lines = {
+        f"{app}, {name}": reasons
+        for app, content in report["apps"].items()
+        for name, reasons in content.get("failures", {}).items()
+    }
+    lines.update(report.get("growth", {}).get("failures", {}))
+    return [f"{which}: {reasons[0].splitlines()[0]}" for which, reasons in lines.items()]
