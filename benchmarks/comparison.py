@@ -98,7 +98,8 @@ QUICK_WITHIN = 450.0
 """Seconds in all for `--quick`, without the removal of what it made: with that it is done in 480."""
 
 FAILURES = (RunFailed, NoRounds, core.Failure, AssertionError, OSError, ValueError, SubprocessError)
-"""What a set-up may raise without the others being stopped; AssertionError is what `tests.federation` says."""
+"""What a set-up may raise without the others being stopped; AssertionError is what
+`tests.federation` says."""
 
 Cell = tuple[str, str]
 """An app and a set-up."""
@@ -174,8 +175,8 @@ def _ordered(cells: Sequence[Cell], *, backwards: bool) -> list[Cell]:
 
 def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes) -> Path | None:
     """Make the copies with the clock; returns the folder with torch, if an app needs it."""
-    for app in folders:
-        timed_copy(app, FOLDER / "apps" / app.name)
+    for folder in folders:
+        timed_copy(folder, FOLDER / "apps" / folder.name)
     if QUICKSTART not in folders:
         return None
     core.say("Preparing the quickstart's data and torch")

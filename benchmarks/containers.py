@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.marked import Programs
 from benchmarks.meter import SERVER, Meter
-from benchmarks.setups import Measured, Work, measured, toml_words
-from scripts import core, engine, images
+from benchmarks.setups import Measured, Work, measured_job, toml_words
+from scripts import console, core, engine, images
 from tests.federation import Federation, copy_of_files
 
 PROJECT = "flowerbedbench"
@@ -79,15 +79,14 @@ class Containers:
                     submit += ["--run-config", toml_words(work.config)] if work.config else []
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
-                fetch = [*verbs, "results", job, "--format", "json"]
-                said = programs.call("results", fetch, within=deadline - time.monotonic(), cwd=root)
-            shutil.copytree(root / "results" / job, folder / "results")
+                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, "download", job]
+                tar = programs.call("download", download, within=deadline - time.monotonic(), cwd=root)
         except BaseException:
             self._keep_logs(folder)
             raise
         finally:
             self._down()
-        return measured(folder / "results", work, meter, json.loads(said.splitlines()[-1])["seconds"])
+        return measured_job(tar, folder / "results", work, meter)
 
     def _keep_logs(self, folder: Path) -> None:
         assert self._federation is not None

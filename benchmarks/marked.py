@@ -56,10 +56,10 @@ class Programs:
         return f"{MARK}={self._id}:".encode()
 
     def start(
-        self, name: str, command: Sequence[str | os.PathLike[str]], *, role: str = "site", **env: str
+        self, name: str, command: Sequence[str | os.PathLike[str]], *, role: str = "site"
     ) -> subprocess.Popen[bytes]:
-        """Start a program in the folder, its output in NAME.log there; `env` is added to its environment."""
-        return self._start(name, command, role, env, stdin=subprocess.DEVNULL)
+        """Start a program in the folder, its output in NAME.log there."""
+        return self._start(name, command, role, {}, stdin=subprocess.DEVNULL)
 
     def call(
         self,
@@ -69,7 +69,7 @@ class Programs:
         within: float,
         stdin: bytes = b"",
         cwd: Path | None = None,
-        **env: str,
+        env: Mapping[str, str] | None = None,
     ) -> bytes:
         """Run a program to its end, and return what it printed to stdout; the rest is in NAME.log.
 
@@ -77,7 +77,7 @@ class Programs:
             RunFailed: it failed, or did not end within so many seconds.
         """
         process = self._start(
-            name, command, "user", env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
+            name, command, "user", env or {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
         )
         try:
             output, _ = process.communicate(stdin, timeout=max(within, 0))

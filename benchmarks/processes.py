@@ -7,7 +7,6 @@ by the console program under an admin's kit.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -16,11 +15,10 @@ from pathlib import Path
 
 from benchmarks.marked import Programs, RunFailed, free_port, listens
 from benchmarks.meter import SERVER, Meter
-from benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
+from benchmarks.setups import HERE, Measured, Work, environment, measured_job, toml_words
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
 from scripts import app as apps
-from scripts import results
 from scripts.wait import COMPLETED
 from tests.federation import copy_of_files
 
@@ -87,16 +85,15 @@ class Processes:
                 submit += [f"--run-config={toml_words(dict([pair]))}" for pair in work.host_config.items()]
                 app = apps.read(work.app).pack()
                 left = deadline - time.monotonic()
-                said = programs.call("submit", submit, within=left, stdin=app, **kit)
+                said = programs.call("submit", submit, within=left, stdin=app, env=kit)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
                 left = deadline - time.monotonic()
-                said = programs.call("wait", [*console, "wait", job], within=left, **kit)
+                said = programs.call("wait", [*console, "wait", job], within=left, env=kit)
             end = json.loads(said.splitlines()[-1])
             if end.get("status") != COMPLETED:
                 raise RunFailed(f"the job ended as {end.get('status')}: {end.get('reason')}")
-            tar = programs.call("download", [*console, "download", job], within=RESULTS_WITHIN, **kit)
-        summary = results.lay_out(io.BytesIO(tar), job, folder / "results")
-        return measured(folder / "results", work, meter, summary["seconds"])
+            tar = programs.call("download", [*console, "download", job], within=RESULTS_WITHIN, env=kit)
+        return measured_job(tar, folder / "results", work, meter)
 
     def _lay_out(self, name: str, folder: Path) -> None:
         """Copy a kit, and keep what it writes there, instead of in a container's volume."""

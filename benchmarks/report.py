@@ -24,6 +24,10 @@ TARGETS = {
 }
 """The most that Flowerbed's ratio to plain Flower is meant to be."""
 
+JOB = ("submit_to_first_round", "last_round_to_finished")
+"""Seconds of a job: from FLARE's taking it to the first round's begin, and from the last one's end to FLARE's
+last status."""
+
 ENOUGH_RUNS = 3
 """From so many runs on, of all set-ups, figures may stand in the documentation."""
 
@@ -55,11 +59,11 @@ def entry(values: Values, failures: Mapping[str, Sequence[str]], unit: str) -> d
     return {**medians, **ratios, "unit": unit, "runs": runs, **({"failures": failed} if failed else {})}
 
 
-def jobs(seconds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the time goes before and after the rounds: medians over the `seconds` of jobs' summaries."""
+def jobs(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Medians of the seconds before and after the rounds of jobs."""
     found: dict[str, Any] = {"of": len(seconds)}
-    for key in ("submit_to_first_round", "last_round_to_finished"):
-        values = [float(job[key]) for job in seconds if job.get(key) is not None]
+    for key in JOB:
+        values = [job[key] for job in seconds]
         found[key] = median(values) if values else None
     return found
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.marked import RunFailed
 from benchmarks.meter import Meter
+from benchmarks.report import JOB
 from benchmarks.timed import Rounds, read_rounds
+from scripts import core
+from scripts.summary import job_times
 
 VARIABLES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -60,7 +66,7 @@ class Measured:
         exact: whether that is the sum of proportional shares.
         server_cpu: CPU seconds of the server's processes while the rounds ran.
         meter_cpu: CPU seconds that the measuring of memory took.
-        job: of a FLARE job in Flowerbed, `seconds` of its summary.
+        job: of a FLARE job in Flowerbed, seconds before and after the rounds (`report.JOB`).
     """
 
     rounds: Rounds
@@ -68,7 +74,7 @@ class Measured:
     exact: bool
     server_cpu: float
     meter_cpu: float
-    job: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, float] = field(default_factory=dict)
 
 
 class Setup(Protocol):
@@ -88,17 +94,26 @@ class Setup(Protocol):
         """Remove what `prepare` made and what nobody will use again."""
 
 
-def measured(folder: Path, work: Work, meter: Meter, job: dict[str, Any] | None = None) -> Measured:
+def measured(folder: Path, work: Work, meter: Meter) -> Measured:
     """Put together what a run has left in `folder` and what was measured meanwhile."""
     rounds = read_rounds(folder, work.rounds)
-    return Measured(
-        rounds,
-        meter.peak,
-        meter.exact,
-        meter.server_cpu(rounds.begins[0], rounds.end),
-        meter.own_cpu,
-        job or {},
-    )
+    server_cpu = meter.server_cpu(rounds.begins[0], rounds.end)
+    return Measured(rounds, meter.peak, meter.exact, server_cpu, meter.own_cpu)
+
+
+def measured_job(download: bytes, folder: Path, work: Work, meter: Meter) -> Measured:
+    """The same for a job of Flowerbed, from what the console program's `download` gives.
+
+    FLARE says when it took the job and when it set its last status, the clock when the rounds were.
+    """
+    with tarfile.open(fileobj=io.BytesIO(download)) as tar:
+        core.unpack(tar, folder)
+    found = measured(folder, work, meter)
+    submitted, ended = job_times(json.loads((folder / "meta.json").read_text()))
+    if submitted is None or ended is None:
+        raise RunFailed("FLARE does not say when the job was submitted and when it ended")
+    before, after = found.rounds.begins[0] - submitted, ended - found.rounds.end
+    return replace(found, job=dict(zip(JOB, (before, after), strict=True)))
 
 
 def environment(python: Path, *paths: Path | None) -> dict[str, str]:

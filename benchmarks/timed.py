@@ -51,7 +51,9 @@ def timed_copy(app: Path, folder: Path) -> Path:
     shutil.copyfile(clock.__file__, folder / f"{CLOCK}.py")
     (folder / f"{ENTRY}.py").write_text(
         f'"""The ServerApp of the app itself, with a clock."""\n\nfrom {CLOCK} import start\n'
-        f"from {found[1]} import {found[2]} as app  # noqa: F401\n\nstart()\n"
+        f"from {found[1]} import {found[2]} as original\n\nstart()\n"
+        # Flower looks for an assignment before it runs anything.
+        "app = original\n"
     )
     return folder
 
