@@ -244,8 +244,8 @@ def _measure(cell: Cell, setup: setups.Setup, work: setups.Work, folder: Path, o
     each = ", ".join(f"{seconds:.2f}" for seconds in found.rounds.each)
     core.say(
         f"  rounds {each} s, {found.rounds.whole:.1f} s in all, peak {found.peak_memory:.0f} MB, "
-        f"server {found.server_cpu:.1f} s of CPU (the run took {time.monotonic() - begin:.0f} s, "
-        f"its meter {found.meter_cpu:.1f} s of CPU)"
+        f"{found.cpu:.1f} s of CPU, the server's {found.server_cpu:.1f} "
+        f"(the run took {time.monotonic() - begin:.0f} s, its meter {found.meter_cpu:.1f} s)"
     )
 
 
@@ -278,24 +278,18 @@ def _seconds(app: str, run: setups.Measured) -> float:
 
 
 def _growth(outcomes: Outcomes) -> dict[str, Any]:
-    seconds: dict[int, dict[str, float]] = {}
-    cpu: dict[int, dict[str, float]] = {}
-    for number, app in GROWTH.items():
-        found = {name: outcomes.measured[app, name] for name in GROWTH_SETUPS}
-        seconds[number] = {
-            name: report.median([_seconds(app, run) for run in runs]) for name, runs in found.items() if runs
-        }
-        cpu[number] = {
-            name: report.median([run.server_cpu / len(run.rounds.begins) for run in runs])
-            for name, runs in found.items()
-            if runs
-        }
-    content = report.growth(list(GROWTH), seconds, cpu)
-    failures = {
-        f"{app}, {name}": outcomes.failures[app, name] for app in GROWTH.values() for name in GROWTH_SETUPS
+    cells = {(number, name): (app, name) for number, app in GROWTH.items() for name in GROWTH_SETUPS}
+    runs = {
+        point: [
+            [value / len(run.rounds.begins) for value in (run.rounds.whole, run.cpu, run.server_cpu)]
+            for run in outcomes.measured[cell]
+        ]
+        for point, cell in cells.items()
+        if not outcomes.failures[cell]
     }
-    failed = {which: reasons for which, reasons in failures.items() if reasons}
+    content = report.growth(list(GROWTH), runs)
     content["text"] = report.growth_text(content, machine()["cores"])
+    failed = {", ".join(cell): outcomes.failures[cell] for cell in cells.values() if outcomes.failures[cell]}
     return {**content, **({"failures": failed} if failed else {})}
 
 

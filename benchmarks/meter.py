@@ -1,4 +1,4 @@
-"""What all processes of a run take together: memory, and the server's part of the processor."""
+"""What all processes of a run take together: memory and processor, and the server's part of the latter."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: Unix time, and CPU seconds of the server's processes until then."""
+    """One look: Unix time, and CPU seconds until then, of all processes and of the server's."""
 
     t: float
+    all_cpu: float
     server_cpu: float
 
 
@@ -53,7 +54,8 @@ class Meter:
         self._needles = dict(needles)
         self._known: dict[int, str | None] = {}
         self._new: set[int] = set()
-        self._cpu: dict[int, float] = {}
+        self._all_cpu: dict[int, float] = {}
+        self._server_cpu: dict[int, float] = {}
         self._samples: list[Sample] = []
         self._highest, self._looked_into = 0, 0.0
         self.peak = 0.0
@@ -74,11 +76,15 @@ class Meter:
         self._end.set()
         self._thread.join()
 
-    def server_cpu(self, begin: float, end: float) -> float:
-        """CPU seconds of the server's processes between two moments (Unix time), to about one sample."""
-        before = [sample.server_cpu for sample in self._samples if sample.t <= begin]
-        until = [sample.server_cpu for sample in self._samples if sample.t <= end + EVERY]
-        return max(until, default=0.0) - max(before, default=0.0)
+    def cpu(self, begin: float, end: float) -> tuple[float, float]:
+        """CPU seconds between two moments (Unix time), of all processes and of the server's."""
+        before = [sample for sample in self._samples if sample.t <= begin][-1:]
+        until = [sample for sample in self._samples if sample.t <= end + EVERY][-1:]
+        spent = [
+            sum(getattr(sample, part) for sample in until) - sum(getattr(sample, part) for sample in before)
+            for part in ("all_cpu", "server_cpu")
+        ]
+        return spent[0], spent[1]
 
     def _run(self) -> None:
         while not self._end.wait(EVERY):
@@ -97,16 +103,17 @@ class Meter:
         self._new = fresh
         members = [pid for pid, role in self._known.items() if role is not None]
         for pid in members:
+            # What one that has ended since the last look had spent by then stays in the sum.
+            spent = self._all_cpu[pid] = cpu_of(pid) or self._all_cpu.get(pid, 0.0)
             if self._known[pid] == SERVER:
-                # What one that has ended since the last look had spent by then stays in the sum.
-                self._cpu[pid] = cpu_of(pid) or self._cpu.get(pid, 0.0)
+                self._server_cpu[pid] = spent
         resident = sum(resident_of(pid) for pid in members)
         waited = now - self._looked_into >= SHARES_EVERY
         if resident > self._highest * (NEARLY if waited else HIGHER):
             self._looked_into = now
             self.peak = max(self.peak, sum(map(self._share_of, members)) / MB)
         self._highest = max(self._highest, resident)
-        return Sample(now, sum(self._cpu.values()))
+        return Sample(now, sum(self._all_cpu.values()), sum(self._server_cpu.values()))
 
     def _role(self, pid: int) -> str | None:
         folder = Path(f"/proc/{pid}")

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.report import PLAIN, SETUPS, TARGETS
+from benchmarks.report import NAMES, PLAIN, SETUPS, TARGETS
 from scripts.curves import COLOURS, MARKERS
 
 TITLES = {
@@ -21,12 +21,6 @@ TITLES = {
     "large_20": "200 MB model in 20 arrays",
     "sites_8": "An app that does nothing, 8 sites",
     "peak_memory": "Peak memory, 200 MB model in 1 array",
-}
-NAMES = {
-    PLAIN: "plain Flower",
-    "upstream": "FLARE's own\nintegration",
-    "processes": "Flowerbed,\nprocesses",
-    "containers": "Flowerbed,\ncontainers",
 }
 COLOUR = dict(zip(SETUPS, ("#8C8C8C", COLOURS[4], COLOURS[5], COLOURS[0]), strict=True))
 COLUMNS = 3
@@ -43,7 +37,8 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
     rows = -(-len(measures) // columns)
     figure = _figure(4.6 * columns, 3.7 * rows + 0.9)
     versions, machine = report["versions"], report["machine"]
-    figure.suptitle("Flowerbed beside plain Flower: lower is better", fontsize=15, fontweight="bold")
+    title = textwrap.fill("Flowerbed beside plain Flower: lower is better", 34 * columns)
+    figure.suptitle(title, fontsize=15, fontweight="bold")
     all_axes = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (name, content) in zip(all_axes, measures.items(), strict=False):
         _bars(axes, name, content)
@@ -54,7 +49,7 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
         f"flwr {versions['flwr']}, nvflare {versions['nvflare']} "
         f"(FLARE's own integration: flwr {versions['upstream_flwr']}), {machine['cores']} cores."
     )
-    figure.supxlabel(footer, fontsize=9, color="#444444")
+    figure.supxlabel(textwrap.fill(footer, 66 * columns), fontsize=9, color="#444444")
     _save(figure, file)
 
 
@@ -70,7 +65,7 @@ def draw_growth(report: Mapping[str, Any], file: Path) -> None:
     ):
         for number, (name, values) in enumerate(content[key].items()):
             points = [(x, y) for x, y in zip(content["sites"], values, strict=True) if y is not None]
-            label = NAMES[name].replace("\n", " ")
+            label = NAMES[name]
             style = {"color": COLOUR[name], "marker": MARKERS[number], "linewidth": 2}
             axes.plot([x for x, _ in points], [y for _, y in points], label=label, **style)
             if points:
@@ -82,7 +77,7 @@ def draw_growth(report: Mapping[str, Any], file: Path) -> None:
         axes.set_ylim(bottom=0)
         _plain_axes(axes)
     figure.axes[0].legend(frameon=False)
-    figure.supxlabel("\n".join(textwrap.wrap(content["text"], 130)), fontsize=9, color="#444444")
+    figure.supxlabel(content["text"], fontsize=9, color="#444444")
     _save(figure, file)
 
 
@@ -103,14 +98,15 @@ def _bars(axes: Any, name: str, content: Mapping[str, Any]) -> None:
         text = f"{value:,.0f} MB" if content["unit"] == "MB" else f"{value:.3g} s"
         text += f"\n× {ratio:.2f}" if ratio is not None else ""
         highest = max([value, *runs])
-        axes.text(x, highest + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(x, highest + 0.03 * top, text, ha="center", va="bottom", fontsize=9, bbox=behind)
     plain = content.get(PLAIN)
     if plain is not None and name in TARGETS:
         # Only over Flowerbed's own two.
         axes.hlines(plain * TARGETS[name], 1.55, 3.45, color="black", linestyle=(0, (4, 3)), linewidth=1)
     axes.set_title(TITLES[name], fontsize=11)
     axes.set_ylabel(content["unit"])
-    axes.set_xticks(range(len(SETUPS)), [NAMES[setup] for setup in SETUPS], fontsize=8)
+    axes.set_xticks(range(len(SETUPS)), [textwrap.fill(NAMES[setup], 12) for setup in SETUPS], fontsize=8)
     axes.set_xlim(-0.6, len(SETUPS) - 0.4)
     axes.set_ylim(0, max([top, *(value for runs in content["runs"].values() for value in runs)]) * 1.25)
     _plain_axes(axes)

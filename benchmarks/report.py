@@ -10,6 +10,14 @@ PLAIN = "plain"
 SETUPS = (PLAIN, "upstream", "processes", "containers")
 """Plain Flower first: every ratio is to it."""
 
+NAMES = {
+    PLAIN: "plain Flower",
+    "upstream": "FLARE's own integration",
+    "processes": "Flowerbed, processes",
+    "containers": "Flowerbed, containers",
+}
+"""Of the set-ups, for people."""
+
 APPS = ("nothing", "quickstart", "large_1", "large_20", "sites_8")
 GROWTH = "growth"
 """Beside the apps: nothing on more and more sites, in two of the set-ups."""
@@ -68,40 +76,48 @@ def jobs(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return found
 
 
-def growth(
-    sites: Sequence[int], seconds: Mapping[int, Mapping[str, float]], cpu: Mapping[int, Mapping[str, float]]
-) -> dict[str, Any]:
-    """Seconds a round and the server's CPU seconds a round by number of sites (None: not measured)."""
-    names = [name for name in SETUPS if any(name in seconds.get(number, {}) for number in sites)]
+GROWTH_KEYS = ("seconds_a_round", "cpu_a_round", "server_cpu_a_round")
+"""What is measured of growth: seconds, CPU seconds of all processes, and of the server's."""
 
-    def column(values: Mapping[int, Mapping[str, float]], name: str) -> list[float | None]:
-        found = [values.get(number, {}).get(name) for number in sites]
-        return [None if value is None else round(value, 3) for value in found]
 
-    return {
-        "sites": list(sites),
-        "seconds_a_round": {name: column(seconds, name) for name in names},
-        "server_cpu_a_round": {name: column(cpu, name) for name in names},
-    }
+def growth(sites: Sequence[int], runs: Mapping[tuple[int, str], Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Medians by number of sites, None where there is no run.
+
+    Args:
+        runs: by number of sites and set-up, of each run the values of GROWTH_KEYS.
+    """
+    content: dict[str, Any] = {"sites": list(sites)}
+    names = [name for name in SETUPS if any(runs.get((number, name)) for number in sites)]
+    for place, key in enumerate(GROWTH_KEYS):
+        content[key] = {
+            name: [
+                median([run[place] for run in found]) if (found := runs.get((number, name))) else None
+                for number in sites
+            ]
+            for name in names
+        }
+    return content
 
 
 def growth_text(content: Mapping[str, Any], cores: int) -> str:
-    """What grows with the sites, and why: a line for below the plot."""
-    parts = []
-    for name in content["seconds_a_round"]:
-        seconds, cpu = content["seconds_a_round"][name], content["server_cpu_a_round"][name]
+    """What grows with the sites, and why: lines for below the plot."""
+    lines = []
+    for name, seconds in content["seconds_a_round"].items():
+        cpu, server = content["cpu_a_round"][name], content["server_cpu_a_round"][name]
         known = [i for i, value in enumerate(seconds) if value is not None]
         if len(known) < 2:
             continue
         first, last = known[0], known[-1]
-        share = cpu[last] / (seconds[last] * cores)
-        parts.append(
-            f"{name}: {seconds[first]:.1f} to {seconds[last]:.1f} s a round from "
-            f"{content['sites'][first]} to {content['sites'][last]} sites, of which the server takes "
-            f"{cpu[first]:.2f} to {cpu[last]:.2f} s of a core ({share:.0%} of all {cores} cores at the end)"
+        busy = [f"{cpu[i] / (seconds[i] * cores):.0%}" for i in (first, last)]
+        lines.append(
+            f"{NAMES[name]}, {content['sites'][first]} to {content['sites'][last]} sites: "
+            f"{seconds[first]:.1f} to {seconds[last]:.1f} s a round, in which all processes spend "
+            f"{cpu[first]:.1f} to {cpu[last]:.1f} s of CPU ({busy[0]} to {busy[1]} of {cores} cores), "
+            f"the server's {server[first]:.2f} to {server[last]:.2f} s."
         )
-    why = "The rest is the sites' own: two ClientApps a site and round, on the same cores."
-    return ". ".join([*parts, why]) if parts else ""
+    if lines:
+        lines.append("What grows is the sites' own work on the same cores: two ClientApps a site and round.")
+    return "\n".join(lines)
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Measured:
         rounds: when they were.
         peak_memory: MB of all processes of the set-up at a time.
         exact: whether that is the sum of proportional shares.
-        server_cpu: CPU seconds of the server's processes while the rounds ran.
+        cpu: CPU seconds of all processes while the rounds ran.
+        server_cpu: those of the server's.
         meter_cpu: CPU seconds that the measuring of memory took.
         job: of a FLARE job in Flowerbed, seconds before and after the rounds (`report.JOB`).
     """
@@ -72,6 +73,7 @@ class Measured:
     rounds: Rounds
     peak_memory: float
     exact: bool
+    cpu: float
     server_cpu: float
     meter_cpu: float
     job: dict[str, float] = field(default_factory=dict)
@@ -97,8 +99,8 @@ class Setup(Protocol):
 def measured(folder: Path, work: Work, meter: Meter) -> Measured:
     """Put together what a run has left in `folder` and what was measured meanwhile."""
     rounds = read_rounds(folder, work.rounds)
-    server_cpu = meter.server_cpu(rounds.begins[0], rounds.end)
-    return Measured(rounds, meter.peak, meter.exact, server_cpu, meter.own_cpu)
+    cpu, server_cpu = meter.cpu(rounds.begins[0], rounds.end)
+    return Measured(rounds, meter.peak, meter.exact, cpu, server_cpu, meter.own_cpu)
 
 
 def measured_job(download: bytes, folder: Path, work: Work, meter: Meter) -> Measured:
