@@ -8,8 +8,8 @@ one file.
   ./flowerbed bench                       everything, 3 turns: writes docs/performance/
   ./flowerbed bench --apps large_1        one app, all set-ups; the others' figures in that file stay
   ./flowerbed bench --quick               one turn of nothing and quickstart, in at most 8 minutes
-With fewer turns or set-ups it writes to results/bench instead. Exit code 1 if a run failed: its figure is
-null, with the reason beside it.
+The first time, it takes some minutes more to fetch what is needed. With fewer turns or set-ups it writes to
+results/bench instead. Exit code 1 if a run failed: its figure is null, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -77,10 +77,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     apps = args.apps or (QUICK if args.quick else PARTS)
     names = args.setups or report.SETUPS
-    within = comparison.QUICK_WITHIN if args.quick else None
     # So that everything is ended and removed, whoever ends this.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    outcome = comparison.compare(apps, names, runs, within, _command())
+    outcome = comparison.compare(apps, names, runs, _command(), quick=args.quick)
     whole = runs >= report.ENOUGH_RUNS and set(names) == set(report.SETUPS)
     folder = args.output or (PERFORMANCE if whole else ELSEWHERE)
     _write(outcome, folder, picture)
