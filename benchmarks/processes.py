@@ -34,6 +34,9 @@ RESULTS_WITHIN = 60.0
 REGISTERED = "Successfully registered client"
 """What a site logs when it is (nvflare 2.9.0); the health check in the images looks for it too."""
 
+CODE = "/opt/flowerbed"
+"""Where the image has the bridge (`images/Dockerfile`)."""
+
 ADMIN = "admin@flowerbed.example"
 
 
@@ -96,10 +99,11 @@ class Processes:
         return measured_job(tar, folder / "results", work, meter)
 
     def _lay_out(self, name: str, folder: Path) -> None:
-        """Copy a kit, and keep what it writes there, instead of in a container's volume."""
+        """Copy a kit; the image's folders become the copy itself and the checkout."""
         shutil.copytree(self._kits / name, folder)
-        for file in (folder / "local").glob("*.json.default"):
-            file.write_text(file.read_text().replace(f'"{WORKSPACE}/', f'"{folder}/'))
+        for file in (folder / "local").glob("*.json*"):
+            text = file.read_text().replace(f'"{WORKSPACE}/', f'"{folder}/')
+            file.write_text(text.replace(f'"{CODE}/', f'"{self._root}/'))
 
     def _start(self, programs: Programs, folder: Path, name: str, role: str) -> None:
         script = folder / name / "startup" / "sub_start.sh"
