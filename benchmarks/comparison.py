@@ -6,6 +6,7 @@ In turns: what else the machine does then weighs on all set-ups alike.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import platform
 import shutil
@@ -30,6 +31,8 @@ from scripts import core, data, engine, environments, images
 
 FOLDER = core.HOUSE / "bench"
 """Takes all that a benchmark makes; emptied at its start. Runs that failed stay there with their logs."""
+
+LOCK = core.HOUSE / "bench.lock"
 
 ADDER = core.ROOT / "benchmarks" / "apps" / "adder"
 QUICKSTART = core.ROOT / "apps" / "pytorch-quickstart"
@@ -122,6 +125,18 @@ def compare(
     Args:
         quick: with fewer rounds, and no run goes on after QUICK_WITHIN.
     """
+    lock = LOCK.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise core.Failure("Another benchmark runs in this checkout: wait for its end, or end it.") from None
+    with lock:
+        return _compare(apps, names, runs, command, quick=quick)
+
+
+def _compare(
+    apps: Sequence[str], names: Sequence[str], runs: int, command: str, *, quick: bool
+) -> dict[str, Any]:
     begun, load = datetime.datetime.now(datetime.UTC), os.getloadavg()
     shutil.rmtree(FOLDER, ignore_errors=True)
     cells = choose(apps, names)
@@ -252,9 +267,10 @@ def _measure(cell: Cell, setup: setups.Setup, work: setups.Work, folder: Path, o
     outcomes.measured[cell].append(found)
     shutil.rmtree(folder, ignore_errors=True)
     each = ", ".join(f"{seconds:.2f}" for seconds in found.rounds.each)
+    server = f", the server's {found.server_cpu:.1f}" if found.server_cpu else ""
     core.say(
         f"  rounds {each} s, {found.rounds.whole:.1f} s in all, peak {found.peak_memory:.0f} MB, "
-        f"{found.cpu:.1f} s of CPU, the server's {found.server_cpu:.1f} "
+        f"{found.cpu:.1f} s of CPU{server} "
         f"(the run took {time.monotonic() - begin:.0f} s, its meter {found.meter_cpu:.1f} s)"
     )
 
