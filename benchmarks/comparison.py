@@ -102,8 +102,7 @@ QUICK_WITHIN = 445.0
 QUICK_ROUNDS = {"nothing": 2}
 
 FAILURES = (RunFailed, NoRounds, core.Failure, AssertionError, OSError, ValueError, SubprocessError)
-"""What a set-up may raise without the others being stopped; AssertionError is what
-`tests.federation` says."""
+"""What a set-up may raise without the others being stopped. AssertionError: `tests.federation` asserts."""
 
 Cell = tuple[str, str]
 """An app and a set-up."""

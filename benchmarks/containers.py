@@ -49,6 +49,7 @@ class Containers:
         self._federation.must("provision")
         core.say("  building its images")
         self._federation.must("build", timeout=BUILD_WITHIN)
+        self._down()  # What a benchmark has left behind that was killed.
 
     def close(self) -> None:
         """Remove containers, volumes, images and the copy."""
