@@ -31,6 +31,7 @@ VERBS = (
     "abort",
     "results",
     "down",
+    "bench",
     "test",
 )
 

@@ -27,7 +27,7 @@ INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
 """Seconds to fetch and install them (150 MB)."""
-TYPED = ("scripts", "provisioning", "bridge", "images", "tests")
+TYPED = ("scripts", "provisioning", "bridge", "images", "benchmarks", "tests")
 
 QUICK_TIMEOUT, CONTAINER_TIMEOUT = 120, 600
 """Seconds for one test, before it counts as hanging."""
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, be it a test's, is what its author would write.
-        session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
+        session.step("mypy", ["mypy", "--exclude", "^(tests|benchmarks)/apps/", *TYPED])
     words = [*(["-k", args.only] if args.only else []), *args.pytest]
     session.pytest("quick tests", ["-m", "not containers", f"--timeout={QUICK_TIMEOUT}", *words])
     session.end_if_failed()

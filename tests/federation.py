@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,23 @@ def checkout() -> Federation:
 def copy_of_checkout(
     folder: str, name: str, more_sites: Sequence[str] = (), health_interval: int = 2
 ) -> Federation:
-    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two.
+    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two;
+    with kits, data and images.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
+    federation = copy_of_files(folder, name, more_sites, {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"})
+    federation.must("provision")
+    federation.must("data")
+    federation.must("build", timeout=1800)
+    return federation
+
+
+def copy_of_files(
+    folder: str, name: str, more_sites: Sequence[str] = (), settings: Mapping[str, str] | None = None
+) -> Federation:
+    """The same, with nothing made yet; `settings` go into its .env."""
     # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
     root = ROOT / ".flowerbed" / folder
     shutil.rmtree(root, ignore_errors=True)
@@ -183,12 +195,9 @@ def copy_of_checkout(
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
     project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
     port = _free_port()
-    (root / ".env").write_text(f"FLOWERBED_PORT={port}\nFLOWERBED_HEALTH_INTERVAL={health_interval}s\n")
-    federation = Federation(root, port)
-    federation.must("provision")
-    federation.must("data")
-    federation.must("build", timeout=1800)
-    return federation
+    lines = {"FLOWERBED_PORT": str(port), **(settings or {})}
+    (root / ".env").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    return Federation(root, port)
 
 
 def _share(source: Path, target: Path) -> None:

@@ -19,10 +19,12 @@ from flwr.common.constant import ISOLATION_MODE_PROCESS
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.server import server
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
+from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from nvflare.apis.fl_context import FLContext
@@ -39,6 +41,7 @@ from nvflare.fuel.f3.streaming.byte_streamer import TxTask
 from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
+from nvflare.private.fed.client import fed_client_base
 from nvflare.private.fed.client.client_executor import JobExecutor
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.fed_server import FederatedServer
@@ -46,6 +49,7 @@ from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_engine import ServerEngine
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from benchmarks import clock, plain, processes
 from bridge.connection import BoundedConnection
 from bridge.flare import bell, channel, teardown
 from bridge.flower import (
@@ -382,3 +386,18 @@ def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
     teardown.spare_torch(communicator)
     communicator.finalize_run(FLContext())
     assert teardown.TENSORS not in sys.modules
+
+
+def test_flower_logs_the_lines_that_the_benchmark_times() -> None:
+    """flwr 1.41.0 `server/server.py`; the lines of `serverapp/strategy` are timed in `test_bench.py`."""
+    source = inspect.getsource(server)
+    begin, end = 'log(INFO, "[ROUND %s]", current_round)', 'log(INFO, "[SUMMARY]")'
+    assert source.count(begin) == source.count(end) == 1
+    assert clock.BEGIN.match("[ROUND 3]") and clock.END.match("[SUMMARY]")
+
+
+def test_a_supernode_and_a_site_log_that_they_are_registered() -> None:
+    """flwr 1.41.0 `supernode/start_client_internal.py`, nvflare 2.9.0 `private/fed/client/`; the benchmark
+    waits for these lines, and the health check for the site's."""
+    assert f'log(INFO, "{plain.REGISTERED}%s", node_id)' in inspect.getsource(start_client_internal)
+    assert processes.REGISTERED in inspect.getsource(fed_client_base)

@@ -1,0 +1,37 @@
+"""Notes when the rounds of a run begin and end: a copy of this file goes with every app that is measured.
+
+It listens to Flower's own log in the ServerApp's process and writes the time of the lines that begin a round
+and end the last one (`strategy.py` and `server.py` of flwr 1.34 to 1.42) into a file beside what the app
+writes, so that it measures the same in every set-up, and no app is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+FILE = "bench-rounds.jsonl"
+"""In the ServerApp's working directory: `{"round": number or null for the end, "t": Unix time}` a line."""
+
+BEGIN = re.compile(r"^\[ROUND (\d+)(?:/\d+)?\]$")
+END = re.compile(r"^(\[SUMMARY\]$|Strategy execution finished )")
+
+
+class Clock(logging.Handler):
+    """Writes the time of such lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of one line of Flower's log."""
+        text = record.getMessage()
+        begin = BEGIN.match(text)
+        if begin or END.match(text):
+            entry = {"round": int(begin[1]) if begin else None, "t": record.created}
+            with Path(FILE).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def start() -> None:
+    """Listen from now on."""
+    logging.getLogger("flwr").addHandler(Clock())

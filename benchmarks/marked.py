@@ -1,0 +1,190 @@
+"""The programs of one measured run: started with a mark, by which all that they start is found and ended.
+
+Flower's programs leave their parent's process group and outlive it, so a mark in the environment, which
+descendants inherit, is the only thing that all of them have in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from benchmarks.meter import SERVER
+
+MARK = "FLOWERBED_BENCH"
+"""The environment variable."""
+
+STOP_WITHIN = 5.0
+"""Seconds from SIGTERM to SIGKILL: what has been measured is there already."""
+
+POLL = 0.1
+"""Seconds between two looks at what tells nobody when it is ready: a port, a line in a log."""
+
+TAIL = 25
+"""Lines of a program's output that go into the reason of a failed run."""
+
+
+class RunFailed(Exception):
+    """A run could not be measured; the text says why."""
+
+
+class Programs:
+    """Starts programs; as a context manager, ends them and all that they started."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        """`folder` takes their output; `env` is added to this process's environment."""
+        self._folder = folder
+        self._env = dict(env)
+        self._id = uuid.uuid4().hex
+        self._started: list[subprocess.Popen[bytes]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def needles(self) -> dict[bytes, str]:
+        """What stands in the environment of these processes, and their role, for a `Meter`."""
+        return {f"{MARK}={self._id}:{SERVER}".encode(): SERVER, self._mark: "other"}
+
+    @property
+    def _mark(self) -> bytes:
+        return f"{MARK}={self._id}:".encode()
+
+    def start(
+        self, name: str, command: Sequence[str | os.PathLike[str]], *, role: str = "site"
+    ) -> subprocess.Popen[bytes]:
+        """Start a program in the folder, its output in NAME.log there."""
+        return self._start(name, command, role, {}, stdin=subprocess.DEVNULL)
+
+    def call(
+        self,
+        name: str,
+        command: Sequence[str | os.PathLike[str]],
+        *,
+        within: float,
+        stdin: bytes = b"",
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Run a program to its end, and return what it printed to stdout; the rest is in NAME.log.
+
+        Raises:
+            RunFailed: it failed, or did not end within so many seconds.
+        """
+        process = self._start(
+            name, command, "user", env or {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
+        )
+        try:
+            output, _ = process.communicate(stdin, timeout=max(within, 0))
+        except subprocess.TimeoutExpired:
+            raise RunFailed(f"{name} did not end within {within:.0f} s\n{self.tail(name)}") from None
+        (self._folder / f"{name}.out").write_bytes(output)
+        if process.returncode:
+            said = output.decode(errors="replace").splitlines()[-TAIL:]
+            text = "\n".join([*said, self.tail(name)])
+            raise RunFailed(f"{name} ended with code {process.returncode}:\n{text}")
+        return output
+
+    def tail(self, name: str) -> str:
+        """The last lines of a program's log."""
+        file = self._folder / f"{name}.log"
+        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+        return "\n".join(lines[-TAIL:])
+
+    def wait_for(self, what: str, is_there: Callable[[], bool], within: float) -> None:
+        """Wait until something is there that only shows when one looks.
+
+        Raises:
+            RunFailed: it was not within so many seconds, or a program that was started has ended.
+        """
+        deadline = time.monotonic() + within
+        while not is_there():
+            for process in self._started:
+                if process.poll() is not None:
+                    name = Path(str(process.args[0])).name  # type: ignore[index]
+                    raise RunFailed(f"{name} ended with code {process.returncode} before {what}")
+            if time.monotonic() > deadline:
+                raise RunFailed(f"waited {within:.0f} s for {what}")
+            time.sleep(POLL)
+
+    def _start(
+        self,
+        name: str,
+        command: Sequence[str | os.PathLike[str]],
+        role: str,
+        env: Mapping[str, str],
+        *,
+        stdin: int,
+        stdout: int | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd or self._folder,
+                env={**os.environ, **self._env, **env, MARK: f"{self._id}:{role}"},
+                stdin=stdin,
+                stdout=log if stdout is None else stdout,
+                stderr=log if stdout is not None else subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if stdout is None:
+            self._started.append(process)
+        return process
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_WITHIN
+        while self._left() and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(POLL)
+        while self._left():
+            self._signal(signal.SIGKILL)
+            self._reap()
+            time.sleep(POLL)
+
+    def _left(self) -> list[int]:
+        return having(self._mark)
+
+    def _reap(self) -> None:
+        for process in self._started:
+            process.poll()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._left():
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+
+
+def having(mark: bytes) -> list[int]:
+    """The processes in whose environment stands `mark`. One that has ended has none any more."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def listens(port: int) -> bool:
+    """Whether somebody answers on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,41 @@
+"""FLARE's own Flower integration, with the newest Flower that it works with, in FLARE's simulator."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from benchmarks import simulate
+from benchmarks.marked import Programs
+from benchmarks.meter import Meter
+from benchmarks.setups import Measured, Work, environment, measured
+from scripts import environments
+
+FLARE, FLOWER = "2.9.0", "1.34.0"
+"""nvflare 2.9.0 asks for any flwr from 1.26 on; from 1.35 on its flags for the SuperLink are refused."""
+
+
+class Upstream:
+    """See the module's text."""
+
+    def __init__(self) -> None:
+        self._python = Path()
+
+    def prepare(self) -> None:
+        """Make the environment, once."""
+        self._python = environments.python_with(f"flwr=={FLOWER}", f"nvflare=={FLARE}")
+
+    def close(self) -> None:
+        """Nothing: the environment is kept."""
+
+    def run(self, work: Work, folder: Path) -> Measured:
+        """See `Setup.run`. SuperLink and SuperNodes are the simulator's to start, so the first round begins
+        before the SuperNodes are there."""
+        deadline = time.monotonic() + work.within
+        env = environment(self._python, work.packages)
+        with Programs(folder, env) as programs, Meter(programs.needles()) as meter:
+            command = [str(self._python), simulate.__file__, str(work.app), str(folder / "workspace")]
+            command += [str(work.sites), json.dumps(work.host_config)]
+            programs.call("simulator", command, within=deadline - time.monotonic())
+        return measured(folder, work, meter)
