@@ -42,7 +42,8 @@ def test_a_hostile_process_beside_a_supernode_is_refused_and_the_job_unharmed(fe
     command = ["docker", "exec", container, "python", "-c", HOSTILE, str(SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hostile:
         try:
-            job = federation.submit("numpy-add", "--rounds", "3", "--run-config", "train-seconds=2")
+            # Longer than the attack: with the job, the gateway that is attacked ends.
+            job = federation.submit("numpy-add", "--rounds", "3", "--run-config", "train-seconds=10")
             outcome = federation.must("wait", job)
             told, _ = hostile.communicate(timeout=90)
         finally:
