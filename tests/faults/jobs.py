@@ -25,11 +25,13 @@ _KILL = (
 )
 
 
-def submit_until_training(federation: Federation, *options: str, rounds: int = 3) -> str:
-    """Hand in numpy-add, and return its id while site-1 trains in the first round."""
+def submit_until_training(
+    federation: Federation, *options: str, rounds: int = 3, site: str = "site-1"
+) -> str:
+    """Hand in numpy-add, and return its id while `site` trains in the first round."""
     words = ["--rounds", str(rounds), "--run-config", "train-seconds=4", *options]
     job = federation.submit("numpy-add", *words)
-    until(lambda: runs(federation, "site-1", TRAINING), 90)
+    until(lambda: runs(federation, site, TRAINING), 90)
     return job
 
 

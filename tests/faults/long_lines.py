@@ -1,16 +1,19 @@
-"""Jobs over lines that fail for long, at each phase of a round, and over one that is slow.
+"""Jobs over lines that fail for long, at each phase of a round, over one that is slow, and without a site.
 
 They run side by side, since ten minutes are long: one on three sites, each of which is hit in another phase
 of the same round; one on a fourth, hit between two rounds, for which it need not wait for the others; one on
-four more, hit for 5, 30 and 120 s, round by round; and one over a slow line.
+four more, hit for 5, 30 and 120 s, round by round; and one over a slow line. When one has ended, another
+takes its place, in which a site is away for longer than the job waits.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from tests.faults.jobs import kill_container, submit_until_training
 from tests.faults.line import Kind, Line
 from tests.faults.phases import Fault, Phase, run_with
 from tests.federation import Federation
@@ -28,6 +31,13 @@ BITS_PER_SECOND, ROUND_TRIP = 1_000_000, 0.2
 
 TWENTY_MB = 5_000_000
 """Numbers (float32) in the model that takes it."""
+
+
+GRACE = 60
+"""Seconds for which a job waits for a site: the least."""
+
+AWAY = 80
+"""Seconds for which a site is away that comes back after the grace."""
 
 
 Job = Future[dict[str, Any]]
@@ -65,6 +75,34 @@ def _slow(federation: Federation) -> dict[str, Any]:
         return federation.must("wait", job, timeout=1500)
 
 
+def _beyond(federation: Federation) -> dict[str, Any]:
+    """A site is silent for longer than the grace, and comes back while the job goes on without it."""
+    victim, other = FOUR_MORE[:2]
+    job = submit_until_training(federation, *_may_go_on([victim, other]), rounds=16, site=victim)
+    line = Line(federation.container(victim))
+    line.fail(Kind.STALLED)
+    time.sleep(AWAY)
+    line.mend(Kind.STALLED)
+    return federation.must("wait", job)
+
+
+def _never(federation: Federation) -> dict[str, Any]:
+    """A site's container is killed and stays away: for a job that may go on, and for one that must have it.
+    Returns both, by these names."""
+    victim, other = FOUR_MORE[2:]
+    sites = ["--sites", f"{victim},{other}"]
+    needs_it = federation.submit("numpy-add", "--rounds", "2", "--grace", str(GRACE), *sites)
+    goes_on = submit_until_training(federation, *_may_go_on([victim, other]), rounds=6, site=victim)
+    kill_container(federation, victim)
+    jobs = {"goes on": goes_on, "needs it": needs_it}
+    return {name: federation.verb("wait", job, "--timeout", "250").value for name, job in jobs.items()}
+
+
+def _may_go_on(sites: list[str]) -> list[str]:
+    grace = ["--grace", str(GRACE), "--min-sites", "1", "--run-config", "min-available-clients=1"]
+    return ["--sites", ",".join(sites), *grace]
+
+
 def _only(sites: list[str]) -> list[str]:
     return ["--sites", ",".join(sites), "--run-config", f"min-available-clients={len(sites)}"]
 
@@ -74,5 +112,10 @@ RUNS: dict[str, Callable[[Federation], dict[str, Any]]] = {
     "between": _between,
     "shorter": _shorter,
     "slow": _slow,
+    "beyond": _beyond,
+    "never": _never,
 }
-"""By name; each runs one job, and returns what `wait` says of it."""
+"""By name; each runs a job, and returns what `wait` says of it."""
+
+AFTER = {"beyond": "shorter", "never": "long"}
+"""Which of them wait for another's end: FLARE runs four jobs at a time."""
