@@ -117,7 +117,9 @@ def growth_text(content: Mapping[str, Any], cores: int) -> str:
             f"the server's {server[first]:.2f} to {server[last]:.2f} s: {added:.0%} of what is added."
         )
     if lines:
-        lines.append("What grows is the sites' own work on the same cores: two ClientApps a site and round.")
+        lines.append(
+            "The rest of it is the sites' own work on the same cores: two ClientApps a site and round."
+        )
     return "\n".join(lines)
 
 
