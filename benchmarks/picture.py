@@ -77,7 +77,8 @@ def draw_growth(report: Mapping[str, Any], file: Path) -> None:
         axes.set_ylim(bottom=0)
         _plain_axes(axes)
     figure.axes[0].legend(frameon=False)
-    figure.supxlabel(content["text"], fontsize=9, color="#444444")
+    lines = (textwrap.fill(line, 150) for line in content["text"].splitlines())
+    figure.supxlabel("\n".join(lines), fontsize=9, color="#444444")
     _save(figure, file)
 
 

@@ -108,15 +108,18 @@ def growth_text(content: Mapping[str, Any], cores: int) -> str:
         if len(known) < 2:
             continue
         first, last = known[0], known[-1]
+        added = (server[last] - server[first]) / max(cpu[last] - cpu[first], 0.001)
         busy = [f"{cpu[i] / (seconds[i] * cores):.0%}" for i in (first, last)]
         lines.append(
             f"{NAMES[name]}, {content['sites'][first]} to {content['sites'][last]} sites: "
             f"{seconds[first]:.1f} to {seconds[last]:.1f} s a round, in which all processes spend "
             f"{cpu[first]:.1f} to {cpu[last]:.1f} s of CPU ({busy[0]} to {busy[1]} of {cores} cores), "
-            f"the server's {server[first]:.2f} to {server[last]:.2f} s."
+            f"the server's {server[first]:.2f} to {server[last]:.2f} s: {added:.0%} of what is added."
         )
     if lines:
-        lines.append("What grows is the sites' own work on the same cores: two ClientApps a site and round.")
+        lines.append(
+            "The rest of it is the sites' own work on the same cores: two ClientApps a site and round."
+        )
     return "\n".join(lines)
 
 

@@ -169,7 +169,7 @@ def test_growth_has_a_column_for_each_set_up_and_says_what_grows() -> None:
     assert content["server_cpu_a_round"]["processes"] == [0.2, None, 1.0]
     assert report.growth_text(content, cores=2).splitlines()[1] == (
         "Flowerbed, processes, 2 to 16 sites: 1.0 to 10.0 s a round, in which all processes spend "
-        "1.0 to 19.0 s of CPU (50% to 95% of 2 cores), the server's 0.20 to 1.00 s."
+        "1.0 to 19.0 s of CPU (50% to 95% of 2 cores), the server's 0.20 to 1.00 s: 4% of what is added."
     )
 
 
