@@ -19,12 +19,8 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
-
-from flwr.proto.fleet_pb2 import PullMessagesResponse
-from flwr.proto.message_pb2 import PullObjectResponse
-from flwr.proto.runtime_pb2 import AcquireTaskResponse, PullAppMessagesResponse
-from google.protobuf.message import Message as Protobuf
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -56,16 +52,22 @@ class Hold:
     seconds: float = HELD
 
 
-def _no_messages(kind: type[Protobuf]) -> Callable[[bytes], bool]:
-    return lambda body: not kind.FromString(body).messages_list  # type: ignore[attr-defined]
+def _read(kind: str, body: bytes) -> Any:
+    """An answer of the `kind` (MODULE.NAME). Looked for when one comes: older flwr lack some."""
+    module, name = kind.split(".")
+    return getattr(import_module(f"flwr.proto.{module}"), name).FromString(body)
+
+
+def _no_messages(kind: str) -> Callable[[bytes], bool]:
+    return lambda body: not _read(kind, body).messages_list
 
 
 def _no_task(body: bytes) -> bool:
-    return not AcquireTaskResponse.FromString(body).HasField("task")
+    return not _read("runtime_pb2.AcquireTaskResponse", body).HasField("task")
 
 
 def _not_yet(body: bytes) -> bool:
-    answer = PullObjectResponse.FromString(body)
+    answer = _read("message_pb2.PullObjectResponse", body)
     return bool(answer.object_found and not answer.object_available)
 
 
@@ -78,9 +80,11 @@ _FOR_APPS = {
 }
 SUPERLINK_HOLDS = {
     **_FOR_APPS,
-    "/v1/fleet/pull-messages": Hold(INSTRUCTIONS, _no_messages(PullMessagesResponse)),
+    "/v1/fleet/pull-messages": Hold(INSTRUCTIONS, _no_messages("fleet_pb2.PullMessagesResponse")),
     "/v1/fleet/pull-object": Hold(OBJECTS, _not_yet),
-    "/v1/runtime/pull-messages": Hold(REPLIES, _no_messages(PullAppMessagesResponse), HELD_FOR_SERVERAPP),
+    "/v1/runtime/pull-messages": Hold(
+        REPLIES, _no_messages("runtime_pb2.PullAppMessagesResponse"), HELD_FOR_SERVERAPP
+    ),
 }
 SUPERNODE_HOLDS = _FOR_APPS
 

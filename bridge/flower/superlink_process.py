@@ -196,7 +196,7 @@ def main(arguments: list[str]) -> None:
     serve, exits = uvicorn.run, uvicorn.Server.handle_exit
 
     def serve_once(app: App, **options: Any) -> None:
-        holding = Holding(app, SUPERLINK_HOLDS)
+        holding = Holding(app, SUPERLINK_HOLDS if versions.generation().prompt else {})
 
         def handle_exit(server: uvicorn.Server, *signal: Any) -> None:
             holding.release()
