@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
+
+from bridge.stand_in import stand_in
 
 SERVERS_LOOPS = "nvflare.private.fed.server.job_runner"
 SITES_LOOP = "nvflare.private.fed.client.client_runner"
@@ -29,7 +30,7 @@ class Bell:
         self._times = 0
         self._heard = threading.local()
         module: Any = import_module(loops)
-        module.time = SimpleNamespace(**{**vars(time), "sleep": self.sleep})
+        module.time = stand_in(time, sleep=self.sleep)
 
     def ring(self) -> None:
         """Let every sleep end now; the next one of each thread that does not sleep just now will be none."""

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -154,7 +154,7 @@ class Holding:
             changed = self._changes.setdefault(hold.until, asyncio.Event())
             left = deadline - time.monotonic()
             if hold.until != TASKS or self._gate() or left <= 0 or self._closing:
-                answer = await self._asked(scope, request)
+                answer = await ask(self._app, scope, request)
                 if left <= 0 or self._closing or not _is_nothing(hold, answer):
                     break
             with contextlib.suppress(TimeoutError):
@@ -163,20 +163,21 @@ class Holding:
         for message in answer:
             await send(message)
 
-    async def _asked(self, scope: Scope, request: list[Message]) -> list[Message]:
-        """The server's whole answer."""
-        unread, answer = list(request), []
 
-        async def receive() -> Message:
-            if unread:
-                return unread.pop(0)
-            return await asyncio.Future[Message]()  # No news of the asker.
+async def ask(app: App, scope: Scope, request: Sequence[Message]) -> list[Message]:
+    """Put a whole request to `app`, and return its whole answer, whatever has become of the asker."""
+    unread, answer = list(request), []
 
-        async def send(message: Message) -> None:
-            answer.append(message)
+    async def receive() -> Message:
+        if unread:
+            return unread.pop(0)
+        return await asyncio.Future[Message]()  # No news of the asker: it never leaves.
 
-        await self._app(dict(scope), receive, send)
-        return answer
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    await app(dict(scope), receive, send)
+    return answer
 
 
 def _is_nothing(hold: Hold, answer: list[Message]) -> bool:

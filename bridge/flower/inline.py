@@ -27,7 +27,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
@@ -37,6 +36,7 @@ from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.supernode import OWN_END
 from bridge.flower.supernode_process import LOOP, Events
 from bridge.loop import LoopThread
+from bridge.stand_in import stand_in
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,9 @@ def _take_over(life: _Life) -> None:
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     loop, connection, retrying = _module(LOOP), _module(CONNECTION), _module(RETRYING)
-    loop.time = SimpleNamespace(**{**vars(time), "sleep": life.sleep})
+    loop.time = stand_in(time, sleep=life.sleep)
     for module in (connection, retrying):
-        module.os = SimpleNamespace(**{**vars(os), "kill": life.refused})
+        module.os = stand_in(os, kill=life.refused)
     connection.FleetHttpClient = life.client(_module(CLIENT).FleetHttpClient)
 
     def make_invoker() -> Any:

@@ -6,8 +6,9 @@ import importlib
 import threading
 import time
 from queue import Queue
-from types import SimpleNamespace
 from typing import Any
+
+from bridge.stand_in import stand_in
 
 GRID, RUN = "flwr.superlink.grid.http_grid", "flwr.superlink.runtime.run_serverapp"
 """Where a ServerApp asks for replies, and where it ends."""
@@ -30,7 +31,7 @@ FLUSHED_WITHIN = 4.0
 def take_out_waits() -> None:
     """Let this process's ServerApp ask for replies at once, and end when its log has been sent."""
     grid: Any = importlib.import_module(GRID)
-    grid.time = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(BETWEEN_PULLS)})
+    grid.time = stand_in(time, sleep=lambda seconds: time.sleep(BETWEEN_PULLS))
     run: Any = importlib.import_module(RUN)
     module, name = CLIENT
     client: Any = getattr(importlib.import_module(module), name)

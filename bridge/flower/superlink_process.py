@@ -31,14 +31,13 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 import grpc
 import uvicorn
 
 from bridge.flower import template, versions, wire
-from bridge.flower.holding import SUPERLINK_HOLDS, App, Holding, Message, Receive, Scope, Send
+from bridge.flower.holding import SUPERLINK_HOLDS, App, Holding, Receive, Scope, Send, ask
 from bridge.loop import LoopThread
 from bridge.relay import Ledger, LinkFault, Response
 
@@ -88,18 +87,7 @@ class AnsweringOnce:
 
     async def _carry_out(self, scope: Scope, body: bytes) -> Response:
         """The app's answer. It goes on when the asker is gone, so that there is one for the next try."""
-        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        said: list[Message] = []
-
-        async def receive() -> Message:
-            if unread:
-                return unread.pop()
-            return await asyncio.Future[Message]()  # No news of the asker: it never leaves.
-
-        async def send(message: Message) -> None:
-            said.append(message)
-
-        await self._app(scope, receive, send)
+        said = await ask(self._app, scope, [{"type": "http.request", "body": body, "more_body": False}])
         start = next(message for message in said if message["type"] == "http.response.start")
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
         content = b"".join(m.get("body", b"") for m in said if m["type"] == "http.response.body")
@@ -182,8 +170,7 @@ def look_at_runs_often() -> None:
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
     grace, warm, modules, *options = arguments
-    (superlink,) = entry_points(group="console_scripts", name=PROGRAM)
-    start = superlink.load()
+    start = template.load(PROGRAM)
     if versions.generation().prompt:
         forked = template.fork_template((template.SUPEREXEC, template.SERVERAPP)) if warm == "1" else None
         template.launch_by(forked, PROGRAM)

@@ -10,6 +10,7 @@ from typing import Protocol
 from bridge.flower import environment, versions
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
+from bridge.flower.template import SUPEREXEC
 
 PROCESS, INLINE = "process", "inline"
 """The kinds: an independent process, and a thread of the process that starts it (`inline.py`)."""
@@ -18,12 +19,8 @@ STOP_GRACE = 0.5
 """Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp. When they are stopped the run is over:
 there is nothing left to save, and a SuperNode takes up to 3 s to leave by itself."""
 
-
-SUPEREXEC = "flower-superexec"
-"""The program, a SuperNode's child, that starts its ClientApps (flwr 1.34 to 1.42)."""
-
 SUPEREXEC_WITHIN = 30.0
-"""Seconds from a SuperNode's start until that child is there; it starts it at once."""
+"""Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""
 
 OWN_END = 0.5
 """Seconds for the end of a SuperNode itself to be seen after that of its SuperExec."""

@@ -20,14 +20,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import entry_points
-from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
 
 from bridge.flower import template
 from bridge.flower.holding import OBJECTS, SUPERNODE_HOLDS, TASKS, App, Holding
+from bridge.stand_in import stand_in
 
 PROGRAM = "flower-supernode"
 COMMAND = "flwr.supernode.cli.flower_supernode"
@@ -145,8 +144,7 @@ def end_with_superexec(program: str, pid: int) -> None:
 def main(arguments: list[str]) -> None:
     """Run flower-supernode in this process; it ends the process itself."""
     warm, modules, *options = arguments
-    (entry,) = entry_points(group="console_scripts", name=PROGRAM)
-    supernode = entry.load()
+    supernode = template.load(PROGRAM)
     forked = template.fork_template((template.SUPEREXEC, template.CLIENTAPP)) if warm == "1" else None
     template.launch_by(forked, PROGRAM, end_with_superexec)
     template.name_process(PROGRAM)
@@ -165,7 +163,7 @@ def main(arguments: list[str]) -> None:
 
     command.start_client_internal = run_watched
     loop: Any = importlib.import_module(LOOP)
-    loop.time = SimpleNamespace(**{**vars(time), "sleep": events.sleep})
+    loop.time = stand_in(time, sleep=events.sleep)
     config = uvicorn.Config
 
     def config_with_events(app: App, **options: Any) -> uvicorn.Config:

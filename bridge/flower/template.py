@@ -31,10 +31,10 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from bridge.flower import serverapp
+from bridge.stand_in import stand_in
 
 log = logging.getLogger("flwr")
 
@@ -138,7 +138,7 @@ def launch_by(
 ) -> None:
     """Let this process, which runs `program`, start the others by `template` (None: as new interpreters)."""
     module: Any = importlib.import_module(LAUNCHERS[program])
-    module.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start_new(template, started)})
+    module.subprocess = stand_in(subprocess, Popen=start_new(template, started))
 
 
 def fork_template(programs: Iterable[str]) -> Template:
@@ -146,7 +146,7 @@ def fork_template(programs: Iterable[str]) -> Template:
 
     To be called before this process has more than one thread; what it has imported, the template has.
     """
-    entries = {program: _entry(program) for program in programs}
+    entries = {program: load(program) for program in programs}
     ours, its = ends()
     if os.fork() == 0:
         ours.close()
@@ -162,10 +162,11 @@ def ends() -> tuple[socket.socket, socket.socket]:
 
 def serve(channel: socket.socket, programs: Iterable[str]) -> NoReturn:
     """Be a template of `programs` to the launcher at the other end of `channel`, until that is gone."""
-    _Server(channel, {program: _entry(program) for program in programs}).run()
+    _Server(channel, {program: load(program) for program in programs}).run()
 
 
-def _entry(program: str) -> Callable[[], Any]:
+def load(program: str) -> Callable[[], Any]:
+    """What runs one of flwr's programs in this process."""
     (entry,) = entry_points(group="console_scripts", name=program)
     loaded: Callable[[], Any] = entry.load()
     return loaded
@@ -382,7 +383,7 @@ def main() -> None:
     """Run the program that the command line names, as a new interpreter."""
     sys.argv = sys.argv[1:]
     name_process(sys.argv[0])
-    sys.exit(run_program(sys.argv[0], None, _entry(sys.argv[0])))
+    sys.exit(run_program(sys.argv[0], None, load(sys.argv[0])))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
     for program, module in template.LAUNCHERS.items():
         assert "subprocess.Popen(" in inspect.getsource(import_module(module)), program
     for program in (template.SUPEREXEC, template.CLIENTAPP, template.SERVERAPP):
-        assert callable(template._entry(program))
+        assert callable(template.load(program))
     executor = inspect.getsource(import_module(template.LAUNCHERS[template.SUPEREXEC]))
     assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
 

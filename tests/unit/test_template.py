@@ -26,7 +26,7 @@ def program():
     print(json.dumps(say), flush=True)
     sys.exit(3)
 
-template._entry = lambda name: program
+template.load = lambda name: program
 forked = template.fork_template([template.CLIENTAPP])
 started = template.start_new(forked, lambda *_: None)
 os.environ["PATH"] = os.getcwd()
