@@ -13,14 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.marked import Programs, RunFailed, free_port, listens
+from benchmarks.marked import Programs, RunFailed, listens
 from benchmarks.meter import SERVER, Meter
 from benchmarks.setups import HERE, Measured, Work, environment, measured_job, toml_words
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
 from scripts import app as apps
 from scripts.wait import COMPLETED
-from tests.federation import copy_of_files
+from tests.federation import copy_of_files, free_port
 
 READY_WITHIN = 90.0
 """Seconds for the server to answer, and then for all sites to register: they start at once, and 16 of them

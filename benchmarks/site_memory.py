@@ -1,6 +1,6 @@
 """Weigh a site's processes while it trains, with a SuperNode of each kind; prints one JSON object.
 
-    .flowerbed/venv/bin/python benchmarks/site_memory.py [--runs N] [--cold]
+    .flowerbed/venv/bin/python -m benchmarks.site_memory [--runs N] [--cold]
 
 It needs this checkout's own federation to be up, and root on this machine, since some of Flower's processes
 do not let their user look. MiB: `pss` counts a page that several processes share by its part for each, and so
@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
-import sys
 import time
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import psutil
+
+from benchmarks.federation import ROOT, verb
+
 APP = ROOT / "tests" / "apps" / "numpy-add"
 SITE = "site-1"
 
@@ -33,15 +32,9 @@ SETTLED = 4.0
 BESIDE = ("client_train", "docker-init", "tini", "sh")
 """What a site's container runs without a job."""
 
+MIB = 2**20
+
 KINDS = ("process", "inline")
-
-
-def verb(*words: str) -> dict[str, Any]:
-    """Run a verb of flowerbed; returns its JSON object."""
-    command = [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"]
-    text = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    value: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return value
 
 
 def processes() -> dict[int, str]:
@@ -63,11 +56,9 @@ def weigh() -> dict[str, dict[str, float]]:
     """Each process's memory, by name."""
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"pss": 0.0, "rss": 0.0})
     for pid, name in processes().items():
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        for kind in ("pss", "rss"):
-            match = re.search(rf"(?m)^{kind.title()}:\s+(\d+) kB", text)
-            assert match is not None, text
-            found[name][kind] += int(match[1]) / 1024
+        memory = psutil.Process(pid).memory_full_info()
+        found[name]["pss"] += memory.pss / MIB
+        found[name]["rss"] += memory.rss / MIB
     return dict(found)
 
 

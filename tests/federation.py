@@ -141,7 +141,8 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -194,7 +195,7 @@ def copy_of_files(
     sites = "".join(f"  - {{name: {site}, type: client, org: flowerbed}}\n" for site in more_sites)
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
     project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
-    port = _free_port()
+    port = free_port()
     lines = {"FLOWERBED_PORT": str(port), **(settings or {})}
     (root / ".env").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     return Federation(root, port)

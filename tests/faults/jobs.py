@@ -15,6 +15,9 @@ SUPERLINK, SERVERAPP = "flower-superlin", "flwr-serverapp"
 SUPERNODE, SUPEREXEC, TRAINING = "flower-supernod", "flower-superexe", "flwr-clientapp"
 """The names of Flower's processes, as far as Linux keeps them."""
 
+INLINE = ("--supernode", "inline")
+"""For `submit`: each site's SuperNode is a thread of FLARE's process of the job."""
+
 _KILL = (
     "import os, pathlib, signal\n"
     "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from tests.faults.line import Kind, Line
 from tests.federation import Federation
 
@@ -20,6 +22,10 @@ TRAINING = 2
 """Seconds of each training."""
 
 
+CONFIG = ("--run-config", f"array-size={ARRAY} train-seconds={TRAINING}")
+"""For `submit`: each phase lasts long enough to be hit."""
+
+
 class Phase(enum.Enum):
     """Where a site is in a round; the value is what its SuperNode says when it comes there (flwr 1.41)."""
 
@@ -27,6 +33,14 @@ class Phase(enum.Enum):
     TRAINING = "Received successfully"
     PUSH = "Sending: train message"
     BETWEEN_ROUNDS = "Sent successfully"
+
+
+in_each_phase = pytest.mark.parametrize(
+    "phase",
+    [Phase.PULL, pytest.param(Phase.TRAINING, marks=pytest.mark.pick), Phase.PUSH, Phase.BETWEEN_ROUNDS],
+    ids=lambda phase: phase.name,
+)
+"""Runs a test once for each; in training also without --faults."""
 
 
 @dataclass
@@ -44,8 +58,7 @@ class Fault:
 
 def run_with(federation: Federation, faults: Sequence[Fault], *options: str, rounds: int) -> dict[str, Any]:
     """Run numpy-add while lines fail; returns what `wait` says of the completed job."""
-    config = f"array-size={ARRAY} train-seconds={TRAINING}"
-    job = federation.submit("numpy-add", "--rounds", str(rounds), "--run-config", config, *options)
+    job = federation.submit("numpy-add", "--rounds", str(rounds), *CONFIG, *options)
     sites = {fault.site for fault in faults}
     with ThreadPoolExecutor(len(sites)) as pool:
         failing = [

@@ -8,6 +8,7 @@ import pytest
 
 from bridge.flare.executor import RESTARTS
 from tests.faults.jobs import (
+    INLINE,
     SERVERAPP,
     SUPERLINK,
     SUPERNODE,
@@ -17,7 +18,7 @@ from tests.faults.jobs import (
     submit_until_training,
     until,
 )
-from tests.faults.phases import ARRAY, Phase, wait_for
+from tests.faults.phases import CONFIG, Phase, in_each_phase, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
 FAILED_WITHIN = 60.0
@@ -29,16 +30,11 @@ AGAIN_WITHIN = 60.0
 BOTH = ["site-1", "site-2"]
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [Phase.PULL, pytest.param(Phase.TRAINING, marks=pytest.mark.pick), Phase.PUSH, Phase.BETWEEN_ROUNDS],
-    ids=lambda phase: phase.name,
-)
+@in_each_phase
 def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
     federation: Federation, phase: Phase
 ) -> None:
-    config = f"array-size={ARRAY} train-seconds=2"
-    job = federation.submit("numpy-add", "--rounds", "2", "--run-config", config)
+    job = federation.submit("numpy-add", "--rounds", "2", *CONFIG)
     wait_for(federation, job, "site-1", phase)
     kill_process(federation, "site-1", SUPERNODE)
     rounds = federation.must("wait", job)["rounds"]
@@ -63,10 +59,11 @@ def test_a_site_whose_supernode_ends_too_often_begins_anew(federation: Federatio
     assert left_over(federation) == NOTHING
 
 
-def test_a_clientapp_is_missed_in_its_round_only(federation: Federation) -> None:
+@pytest.mark.parametrize("options", [(), INLINE], ids=["process", "inline"])
+def test_a_clientapp_is_missed_in_its_round_only(federation: Federation, options: tuple[str, ...]) -> None:
     """Flower sees it by a missing heartbeat, a minute later, and tells the strategy. (One that is killed
     while it still starts is started again, and nothing is missed.)"""
-    job = submit_until_training(federation, "--run-config", "train-seconds=15", rounds=2)
+    job = submit_until_training(federation, "--run-config", "train-seconds=15", *options, rounds=2)
     time.sleep(8)
     kill_process(federation, "site-1", TRAINING)
     first, second = federation.must("wait", job)["rounds"]

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.faults.jobs import SERVERS_JOB, kill_process, restart_killed, submit_until_training
-from tests.faults.phases import ARRAY, Phase, undisturbed, wait_for
+from tests.faults.phases import CONFIG, Phase, in_each_phase, undisturbed, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
 ENDED_WITHIN = "60"
 """Seconds in which a job that cannot go on ends as failed."""
 
 
-PHASES = ["--run-config", f"array-size={ARRAY} train-seconds=2"]
-"""Each lasts long enough to be hit."""
-
-
-@pytest.mark.parametrize(
-    "phase",
-    [Phase.PULL, pytest.param(Phase.TRAINING, marks=pytest.mark.pick), Phase.PUSH, Phase.BETWEEN_ROUNDS],
-    ids=lambda phase: phase.name,
-)
+@in_each_phase
 def test_without_its_process_on_the_server_the_job_fails_with_the_reason(
     federation: Federation, phase: Phase
 ) -> None:
-    job = federation.submit("numpy-add", *PHASES)
+    job = federation.submit("numpy-add", *CONFIG)
     wait_for(federation, job, "site-1", phase)
     kill_process(federation, "server", SERVERS_JOB)
     outcome = federation.verb("wait", job, "--timeout", ENDED_WITHIN)
@@ -61,7 +51,7 @@ def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
 
 
 def test_a_job_is_repeated_in_whatever_phase_the_server_restarts(federation: Federation) -> None:
-    job = federation.submit("numpy-add", "--rounds", "2", "--retries", "3", *PHASES)
+    job = federation.submit("numpy-add", "--rounds", "2", "--retries", "3", *CONFIG)
     for phase in (Phase.PULL, Phase.PUSH, Phase.BETWEEN_ROUNDS):
         wait_for(federation, job, "site-1", phase)
         restart_killed(federation, "server")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.jobs import (
+    INLINE,
     SERVERS_JOB,
     SITES_JOB,
     SUPERNODE,
@@ -17,7 +18,7 @@ from tests.faults.jobs import (
     submit_until_training,
     until,
 )
-from tests.faults.phases import ARRAY, Phase, wait_for
+from tests.faults.phases import CONFIG, Phase, wait_for
 from tests.federation import NOTHING, Federation, left_over
 
 BACK_WITHIN = 60.0
@@ -27,14 +28,23 @@ ENDED_WITHIN = 60.0
 """Seconds in which a job that cannot go on ends as failed."""
 
 
+Kill = Callable[[Federation, str], None]
+
+
 def kill_sites_job(federation: Federation, service: str) -> None:
     kill_process(federation, service, SITES_JOB)
 
 
 @pytest.mark.pick
-def test_a_restarted_site_takes_part_again(federation: Federation) -> None:
-    job = submit_until_training(federation)
-    restart_killed(federation, "site-1")
+@pytest.mark.parametrize(
+    ("kill", "options"), [(restart_killed, ()), (kill_sites_job, INLINE)], ids=["container", "job, inline"]
+)
+def test_a_site_that_is_killed_in_training_takes_part_again(
+    federation: Federation, kill: Kill, options: tuple[str, ...]
+) -> None:
+    job = submit_until_training(federation, *options)
+    kill(federation, "site-1")
+    until(lambda: not runs(federation, "site-1", TRAINING), 10)
     took = until(lambda: runs(federation, "site-1", TRAINING), BACK_WITHIN)
     print(f"took part again after {took:.0f} s")
     rounds = federation.must("wait", job)["rounds"]
@@ -48,10 +58,9 @@ def test_a_restarted_site_takes_part_again(federation: Federation) -> None:
 
 @pytest.mark.parametrize("kill", [kill_sites_job, restart_killed])
 def test_a_site_that_is_hit_in_the_other_phases_takes_part_to_the_end(
-    federation: Federation, kill: Callable[[Federation, str], None]
+    federation: Federation, kill: Kill
 ) -> None:
-    config = f"array-size={ARRAY} train-seconds=2"
-    job = federation.submit("numpy-add", "--rounds", "4", "--run-config", config)
+    job = federation.submit("numpy-add", "--rounds", "4", *CONFIG)
     for phase in (Phase.PULL, Phase.PUSH, Phase.BETWEEN_ROUNDS):
         wait_for(federation, job, "site-1", phase)
         kill(federation, "site-1")
