@@ -2,8 +2,10 @@
 
 Flower sends a message as metadata (`push-messages`) and its content as a tree of objects
 (`push-object`), of which those that the SuperLink holds already are left out. The small objects are
-read here; arrays are not. Sources: flwr 1.41.0 `app/message/recorddict.py`, `metricrecord.py`,
-`compat/common/recorddict_compat.py` (record names of legacy apps).
+read here; arrays are not. A message's round is its group (legacy strategies), or stands in a record of
+settings that comes with it (Message-API strategies). Sources: flwr 1.41.0 `app/message/recorddict.py`,
+`metricrecord.py`, `compat/common/recorddict_compat.py` (record names of legacy apps),
+`serverapp/strategy/fedavg.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_id,
@@ -43,11 +45,17 @@ that is not sent again. What a site sends is not to push another's out, nor to f
 REPLIES_WAITING = 64
 """Replies of one site that wait for their objects: a node has one or two at a time."""
 
+GIVEN_KEPT = 64
+"""Messages of one site whose round is still unknown, or of which a reply is still to come."""
+
 NUMBERS_LIMIT, TEXT_LIMIT = 1000, 2000
 """Metrics of one reply, and characters of a name or an error, that an event takes from a site."""
 
 EXAMPLES = ("num_examples", "num-examples")
 """The example count's name in legacy and in Message-API replies."""
+
+ROUND = "server-round"
+"""The round's name in the settings that a Message-API strategy sends."""
 
 
 class _Objects:
@@ -67,6 +75,14 @@ class _Objects:
         self._said[object_id] = (size, said)
         while len(self._said) > OBJECTS_KEPT or self._bytes > OBJECTS_KEPT_BYTES:
             self._bytes -= self._said.popitem(last=False)[1][0]
+
+
+@dataclass
+class _Given:
+    """A message to a site that does not say its round itself: its content will."""
+
+    root: str
+    t: float
 
 
 @dataclass
@@ -91,6 +107,7 @@ class Observer:
         self._emit = emit
         self._of = rounds
         self._rounds: set[int] = set()
+        self._given: defaultdict[str, OrderedDict[str, _Given]] = defaultdict(OrderedDict)
         self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
         self._replies: defaultdict[str, list[_Reply]] = defaultdict(list)
@@ -108,13 +125,30 @@ class Observer:
     def _read(self, site: str, request: Request, response: Response) -> None:
         match wire.call_name(request.path):
             case wire.PULL:
-                for message in PullMessagesResponse.FromString(response.body).messages_list:
-                    self._round_began(message.metadata.group_id)
+                pulled = PullMessagesResponse.FromString(response.body)
+                for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+                    data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
+                    if not self._round_began(_round(data.group_id), given.t):
+                        self._given[site][data.message_id] = given
+                        while len(self._given[site]) > GIVEN_KEPT:
+                            self._given[site].popitem(last=False)
+                        self._round_began(self._told_round(given), given.t)
+            case wire.PULL_OBJECT:
+                # Only what has no group is worth a look, and only the small objects of it.
+                if self._given[site] and len(response.body) <= OBJECT_LIMIT:
+                    content = PullObjectResponse.FromString(response.body).object_content
+                    asked = PullObjectRequest.FromString(request.body).object_id
+                    if get_object_id(content) == asked:
+                        self._keep(self._objects[site], asked, content)
+                        for given in self._given[site].values():
+                            self._round_began(self._told_round(given), given.t)
             case wire.PUSH:
                 push = PushMessagesRequest.FromString(request.body)
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
-                    if (number := _round(data.group_id)) and self._is_new(site, data.message_id):
+                    asked_by = self._given[site].pop(data.reply_to_message_id, None)
+                    number = _round(data.group_id) or (self._told_round(asked_by) if asked_by else 0)
+                    if number and self._is_new(site, data.message_id):
                         kind = data.message_type.split(".")[0]
                         root = _record_dict_id(tree)
                         reason = message.error.reason[:TEXT_LIMIT]
@@ -131,10 +165,18 @@ class Observer:
                     for waiting in list(self._replies):
                         self._report(waiting)
 
-    def _round_began(self, group: str) -> None:
-        if (number := _round(group)) and number not in self._rounds:
+    def _round_began(self, number: int, t: float) -> bool:
+        """Tell of a round's first message, handed out at `t`; returns whether it has a number."""
+        if number and number not in self._rounds:
             self._rounds.add(number)
-            self._emit({"event": "round", "round": number, "of": self._of, "t": time.time()})
+            self._emit({"event": "round", "round": number, "of": self._of, "t": t})
+        return bool(number)
+
+    def _told_round(self, given: _Given) -> int:
+        """The round that a message's content tells, or 0 if it does not, or is not known yet."""
+        records = (self._find(object_id) for object_id in (self._find(given.root) or {}).values())
+        numbers = (record.get(ROUND) for record in records if record is not None)
+        return next((number for number in numbers if type(number) is int and 0 < number < 10**9), 0)
 
     def _is_new(self, site: str, message_id: str) -> bool:
         """Whether this reply is pushed for the first time: each makes one event."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from flwr.app import MetricRecord, RecordDict
-from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import (
+    Message,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+)
 from google.protobuf.message import Message as Protobuf
 
 from bridge.flower import wire
@@ -15,13 +22,19 @@ METRICS = MetricRecord({"loss": 0.5, "num-examples": 7})
 CONTENT = RecordDict({"metrics": METRICS})
 
 
-def saw(observer: Observer, site: str, name: str, message: Protobuf) -> None:
-    observer.saw(site, Request(wire.PREFIX + name, (), message.SerializeToString()), Response(200))
+def saw(observer: Observer, site: str, name: str, message: Protobuf, answer: Protobuf | None = None) -> None:
+    body = b"" if answer is None else answer.SerializeToString()
+    observer.saw(site, Request(wire.PREFIX + name, (), message.SerializeToString()), Response(200, (), body))
 
 
-def pushes_reply(observer: Observer, site: str) -> None:
+def pushes_reply(observer: Observer, site: str, group: str = "1") -> None:
     """A reply is announced; its objects follow, unless the SuperLink has them."""
-    data = Metadata(message_id=f"reply of {site}", group_id="1", message_type="evaluate")
+    data = Metadata(
+        message_id=f"reply of {site}",
+        reply_to_message_id="message",
+        group_id=group,
+        message_type="evaluate",
+    )
     tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=CONTENT.object_id)])
     push = PushMessagesRequest(messages_list=[Message(metadata=data)], message_object_trees=[tree])
     saw(observer, site, wire.PUSH, push)
@@ -54,3 +67,39 @@ def test_an_object_under_another_ones_id_says_nothing() -> None:
     assert events == []
     pushes_object(observer, "site-1", METRICS.object_id, METRICS.deflate())
     assert [event["metrics"] for event in events] == [{"loss": 0.5}]
+
+
+def pulls(observer: Observer, site: str, content: RecordDict) -> None:
+    """A message without a group is handed out; its objects follow."""
+    tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=content.object_id)])
+    pulled = PullMessagesResponse(
+        messages_list=[Message(metadata=Metadata(message_id="message"))], message_object_trees=[tree]
+    )
+    saw(observer, site, wire.PULL, PullMessagesRequest(), pulled)
+    for record in (content, *content.values()):
+        answer = PullObjectResponse(object_found=True, object_content=record.deflate())
+        saw(observer, site, wire.PULL_OBJECT, PullObjectRequest(object_id=record.object_id), answer)
+
+
+def test_a_round_that_only_the_settings_tell_is_known_by_them() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for site in ("site-1", "site-2"):
+        pulls(observer, site, RecordDict({"config": ConfigRecord({"lr": 0.1, "server-round": 7})}))
+    pushes_reply(observer, "site-2", group="")
+    for record in (CONTENT, METRICS):
+        pushes_object(observer, "site-2", record.object_id, record.deflate())
+    assert [(e["event"], e["round"], e.get("site"), e.get("metrics")) for e in events] == [
+        ("round", 7, None, None),
+        ("reply", 7, "site-2", {"loss": 0.5}),
+    ]
+
+
+def test_a_message_of_no_round_makes_no_event() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    pulls(observer, "site-1", RecordDict({"config": ConfigRecord({"server-round": "seven"})}))
+    pushes_reply(observer, "site-1", group="")
+    for record in (CONTENT, METRICS):
+        pushes_object(observer, "site-1", record.object_id, record.deflate())
+    assert events == []
