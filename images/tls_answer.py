@@ -12,6 +12,8 @@ import sys
 KIT = "/kit/startup/"
 TIMEOUT = 3.0
 """Seconds; a local handshake takes some milliseconds."""
+REFUSED_WITHIN = 0.2
+"""Seconds after a handshake in which a server that does not greet would have refused."""
 
 
 def main(port: int) -> str:
@@ -30,8 +32,17 @@ def main(port: int) -> str:
         ):
             if tls.getpeercert(binary_form=True) != ours:
                 return f"another certificate than the kit's answers on port {port}"
-            # In TLS 1.3 a refusal of the client comes after the handshake. gRPC greets at once.
-            if tls.selected_alpn_protocol() == "h2" and not tls.recv(1):
+            # In TLS 1.3 a refusal of the client comes after the handshake. gRPC greets at once, the other
+            # schemes say nothing.
+            greets = tls.selected_alpn_protocol() == "h2"
+            tls.settimeout(TIMEOUT if greets else REFUSED_WITHIN)
+            try:
+                closed = not tls.recv(1)
+            except TimeoutError:
+                if greets:
+                    raise
+                closed = False
+            if closed:
                 return f"port {port} closes the connection after the handshake"
     except OSError as error:
         return f"no answer on port {port}: {error}"

@@ -15,14 +15,20 @@ from typing import Any
 
 from provisioning.names import service_name
 
+STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
+
 BUILDERS = (
     "provisioning.compose.ComposeBuilder",
     "nvflare.lighter.impl.workspace.WorkspaceBuilder",
     "provisioning.harden.HardenBuilder",
-    "nvflare.lighter.impl.static_file.StaticFileBuilder",
+    STATIC_FILES,
     "provisioning.certificates.CertificateBuilder",
 )
 """What `builders:` must name, in this order; others may stand between."""
+
+SCHEMES = ("grpc", "tcp", "http")
+"""What connections speak, each in mutual TLS. FLARE takes any other word for a driver that somebody brings,
+and fails when the first container starts."""
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
@@ -143,6 +149,8 @@ def _ports(entry: Entry) -> Iterator[str]:
         port = listening.get("port") if isinstance(listening, dict) else None
         if not _is_port(port):
             yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535); found {_kind(port)}."
+        if isinstance(listening, dict) and "scheme" in listening:
+            yield from _scheme(f"{entry.who}: expected listening_host's scheme to be", listening["scheme"])
 
 
 def _is_port(value: Any) -> bool:
@@ -168,3 +176,12 @@ def _builders(builders: Any) -> Iterator[str]:
         yield f"builders: {', '.join(missing)} missing; expected, in this order: {', '.join(BUILDERS)}."
     elif [path for path in paths if path in BUILDERS] != list(BUILDERS):
         yield f"builders: wrong order; expected {', '.join(BUILDERS)}."
+    for item in listed:
+        arguments = item.get("args") if isinstance(item, dict) and item.get("path") == STATIC_FILES else None
+        if isinstance(arguments, dict) and "scheme" in arguments:
+            yield from _scheme("builders: expected StaticFileBuilder's scheme to be", arguments["scheme"])
+
+
+def _scheme(expected: str, found: Any) -> Iterator[str]:
+    if found not in SCHEMES:
+        yield f"{expected} {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}; found {_kind(found)}."

@@ -61,6 +61,14 @@ GRPC_OPTIONS = {
 }
 
 
+DRIVERS = "/opt/flowerbed/bridge/flare/drivers"
+"""Where the image has what FLARE loads before its first connection; the module there says what for."""
+
+SEND_WITHIN = 3600.0
+"""Seconds for one frame to go into a TCP connection, after which FLARE closes it. FLARE's own 30 take a slow
+line for a dead one; that is found out by the acknowledgements that do not come (`DRIVERS`)."""
+
+
 class HardenBuilder(Builder):  # type: ignore[misc]
     """Checks the project and completes its names first; edits and locks the finished kits last."""
 
@@ -168,7 +176,9 @@ def _log_in_by_certificate(config: dict[str, Any]) -> None:
 
 
 def _mind_the_line(config: dict[str, Any]) -> None:
+    config["comm_driver_path"] = DRIVERS
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
+    config["streaming_send_timeout"] = SEND_WITHIN
     config["grpc"] = {"options": [list(option) for option in GRPC_OPTIONS.items()]}
 
 

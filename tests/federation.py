@@ -156,15 +156,16 @@ def checkout() -> Federation:
 
 
 def copy_of_checkout(
-    folder: str, name: str, more_sites: Sequence[str] = (), health_interval: int = 2
+    folder: str, name: str, more_sites: Sequence[str] = (), health_interval: int = 2, scheme: str = ""
 ) -> Federation:
-    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two;
-    with kits, data and images.
+    """Make such a copy in .flowerbed/FOLDER, its project called `name`, with more sites than the two, and
+    connections of another scheme than project.yml's; with kits, data and images.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
-    federation = copy_of_files(folder, name, more_sites, {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"})
+    settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
+    federation = copy_of_files(folder, name, more_sites, settings, scheme)
     federation.must("provision")
     federation.must("data")
     federation.must("build", timeout=1800)
@@ -172,7 +173,11 @@ def copy_of_checkout(
 
 
 def copy_of_files(
-    folder: str, name: str, more_sites: Sequence[str] = (), settings: Mapping[str, str] | None = None
+    folder: str,
+    name: str,
+    more_sites: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+    scheme: str = "",
 ) -> Federation:
     """The same, with nothing made yet; `settings` go into its .env."""
     # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
@@ -194,6 +199,8 @@ def copy_of_files(
     project = root / "project.yml"
     sites = "".join(f"  - {{name: {site}, type: client, org: flowerbed}}\n" for site in more_sites)
     text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
+    if scheme:
+        text = re.sub(r"(?m)^      scheme: .*$", f"      scheme: {scheme}", text)
     project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
     port = free_port()
     lines = {"FLOWERBED_PORT": str(port), **(settings or {})}

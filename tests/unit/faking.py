@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -103,6 +104,8 @@ class Authority:
         )
         builder = builder.add_extension(
             x509.BasicConstraints(ca=subject == self.name, path_length=None), True
+        ).add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
         )
         return builder.sign(self.key, hashes.SHA256())
 

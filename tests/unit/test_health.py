@@ -58,6 +58,7 @@ def serving(
                 with context.wrap_socket(plain, server_side=True) as tls:
                     if greeting:
                         tls.sendall(greeting)
+                    tls.recv(1)  # The client hangs up first.
             except OSError:
                 return  # The client has gone, or was refused: it is the client that is tested.
 
@@ -97,7 +98,10 @@ def test_another_kit_of_the_same_authority(tmp_path: Path) -> None:
     assert "another certificate than the kit's" in said
 
 
-def test_a_server_that_does_not_let_its_own_in(program: ModuleType, kit: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alpn", [True, False])
+def test_a_server_that_does_not_let_its_own_in(
+    program: ModuleType, kit: Path, tmp_path: Path, alpn: bool
+) -> None:
     Authority("elsewhere").kit(tmp_path / "other", "server")
-    with serving(kit, clients=tmp_path / "other" / "startup") as port:
+    with serving(kit, clients=tmp_path / "other" / "startup", alpn=alpn, greeting=b"") as port:
         assert program.main(port) != ""

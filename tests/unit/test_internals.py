@@ -401,3 +401,20 @@ def test_a_supernode_and_a_site_log_that_they_are_registered() -> None:
     waits for these lines, and the health check for the site's."""
     assert f'log(INFO, "{plain.REGISTERED}%s", node_id)' in inspect.getsource(start_client_internal)
     assert processes.REGISTERED in inspect.getsource(fed_client_base)
+
+
+def test_drivers_change_what_flare_uses() -> None:
+    """nvflare 2.9.0 `fuel/f3`: `bridge/flare/drivers/flowerbed_drivers.py` says what for."""
+    source = {
+        module: inspect.getsource(import_module(f"nvflare.fuel.f3.{module}"))
+        for module in ("communicator", "drivers.socket_conn", "drivers.tcp_driver", "drivers.aio_http_driver")
+    }
+    assert "get_comm_driver_path(None)" in source["communicator"]
+    in_image = Path(harden.DRIVERS).relative_to("/opt/flowerbed") / "flowerbed_drivers.py"
+    assert (Path(__file__).parents[2] / in_image).is_file()
+    connection = source["drivers.socket_conn"]
+    assert "get_streaming_send_timeout(30.0)" in connection
+    assert "self._set_tcp_no_delay()" in connection and "class ConnectionHandler" in connection
+    # Else the listener would not shake hands in `accept`, and need not be kept from it.
+    assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
+    assert "class WsConnection" in source["drivers.aio_http_driver"]

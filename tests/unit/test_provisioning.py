@@ -496,6 +496,14 @@ BAD: dict[str, tuple[Edit, str]] = {
         ),
         "builders: wrong order",
     ),
+    "unknown scheme": (
+        replace("scheme: grpc", "scheme: quic"),
+        "expected StaticFileBuilder's scheme to be grpc, tcp or http; found 'quic'",
+    ),
+    "unknown scheme of a relay": (
+        lambda text: text.replace("\nbuilders:", SITES.replace("scheme: grpc", "scheme: https")),
+        "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http; found 'https'",
+    ),
     # Left to FLARE to find.
     "old api_version": (
         replace("api_version: 3", "api_version: 2"),

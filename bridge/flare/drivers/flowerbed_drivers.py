@@ -1,0 +1,98 @@
+"""FLARE's TCP and HTTP connections, with an end to those that are dead. For nvflare 2.9.0.
+
+FLARE imports what lies in this folder before it opens its first connection, in each of its processes: the
+kits' `comm_driver_path` names it (`fuel/f3/communicator.py`, `load_comm_drivers`). Importing this module
+changes the drivers that FLARE has; on the wire everything stays as it is, so either end may be without it.
+
+- A TCP listener of FLARE's shook hands over TLS while it accepted: one connection that said nothing kept out
+  everybody else. Now each does so in its own thread, within `HANDSHAKE_WITHIN`.
+- Over TCP and HTTP a dead line was found out when the kernel gave it up, after a quarter of an hour. Now it
+  is found out as by gRPC's keep-alive.
+
+`tests/unit/test_internals.py` fails when nvflare changes what is used here.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from typing import Any
+
+from nvflare.fuel.f3.drivers import tcp_driver
+from nvflare.fuel.f3.drivers.aio_http_driver import WsConnection
+from nvflare.fuel.f3.drivers.socket_conn import ConnectionHandler, SocketConnection
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_WITHIN = 10.0
+"""Seconds for a TLS handshake with whoever has connected over TCP."""
+
+LINE_CHECK, LINE_DEAD = 10, 20
+"""Seconds without a byte until TCP asks whether the other end is there, and without an acknowledgement until
+the connection is dead: gRPC's are in the kits (`provisioning/harden.py`)."""
+
+_handle = ConnectionHandler.handle
+_no_delay = SocketConnection._set_tcp_no_delay
+_ws_init = WsConnection.__init__
+
+
+def _mind_tcp(self: Any) -> None:
+    """`SocketConnection._set_tcp_no_delay`, which is called for each new connection."""
+    _no_delay(self)
+    mind(self.sock)
+
+
+def _mind_http(self: Any, websocket: Any, *args: Any) -> None:
+    """`WsConnection.__init__`."""
+    _ws_init(self, websocket, *args)
+    mind(websocket.get_extra_info("socket"))
+
+
+def mind(sock: Any) -> None:
+    """Let the kernel find out that a TCP connection is dead."""
+    if getattr(sock, "family", None) not in (socket.AF_INET, socket.AF_INET6):
+        return
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, LINE_DEAD // LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINE_DEAD * 1000),
+    ):
+        sock.setsockopt(level, option, value)
+
+
+def _accept(self: Any) -> Any:
+    """`TcpStreamServer.get_request`: the connection's own thread shakes hands."""
+    if self.ssl_context:
+        self.socket.do_handshake_on_connect = False
+    return self.socket.accept()
+
+
+def _shake_hands(self: Any) -> None:
+    """`ConnectionHandler.handle`."""
+    if isinstance(self.request, ssl.SSLSocket):
+        try:
+            self.request.settimeout(HANDSHAKE_WITHIN)
+            self.request.do_handshake()
+            self.request.settimeout(None)
+        except OSError as error:
+            log.debug("no handshake with %s: %s", self.client_address, error)
+            return
+    _handle(self)
+
+
+def install() -> None:
+    """Change nvflare's drivers, in this process."""
+    changes: list[tuple[Any, str, Any]] = [
+        (SocketConnection, "_set_tcp_no_delay", _mind_tcp),
+        (WsConnection, "__init__", _mind_http),
+        (tcp_driver.TcpStreamServer, "get_request", _accept),
+        (ConnectionHandler, "handle", _shake_hands),
+    ]
+    for owner, name, new in changes:
+        setattr(owner, name, new)
+
+
+install()

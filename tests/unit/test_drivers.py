@@ -1,0 +1,98 @@
+"""FLARE's connections as `bridge/flare/drivers` changes them: the same on the wire, for everybody."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.fuel.f3.communicator import Communicator, Mode
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
+from nvflare.fuel.f3.message import Message, MessageReceiver
+
+from tests.unit.faking import Authority
+
+importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+
+APP = 7
+SIZES = (0, 1, 100, 3_000_000)
+
+
+class End(MessageReceiver, EndpointMonitor):  # type: ignore[misc]
+    """One end of a FLARE connection."""
+
+    def __init__(self, kit: Path, url: str, mode: Mode) -> None:
+        role = "server" if mode == Mode.PASSIVE else "client"
+        credentials = {
+            DriverParams.CA_CERT.value: str(kit / "startup" / "rootCA.pem"),
+            f"{role}_cert": str(kit / "startup" / f"{role}.crt"),
+            f"{role}_key": str(kit / "startup" / f"{role}.key"),
+            DriverParams.CONNECTION_SECURITY.value: "mtls",
+        }
+        self.came: queue.Queue[Message] = queue.Queue()
+        self.peers: queue.Queue[Endpoint] = queue.Queue()
+        self.communicator = Communicator(Endpoint(kit.name, conn_props=credentials))
+        self.communicator.register_message_receiver(APP, self)
+        self.communicator.register_monitor(self)
+        self.communicator.add_connector(url, mode, secure=True)
+        self.communicator.start()
+
+    def process_message(self, endpoint: Any, connection: Any, app_id: int, message: Message) -> None:
+        self.came.put(message)
+
+    def state_change(self, endpoint: Endpoint) -> None:
+        if endpoint.state == EndpointState.READY:
+            self.peers.put(endpoint)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a free port, over the scheme that is asked for. Kits lie in `tmp_path`."""
+    authority = Authority()
+    for name, role in (("server", "server"), ("site-1", "client"), ("site-2", "client")):
+        authority.kit(tmp_path / name, role)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"{request.param}://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def ends(url: str, tmp_path: Path) -> Iterator[tuple[End, End]]:
+    """A listener and who connects to it, with mutual TLS."""
+    listener = End(tmp_path / "server", url, Mode.PASSIVE)
+    asker = End(tmp_path / "site-1", url, Mode.ACTIVE)
+    yield listener, asker
+    asker.communicator.stop()
+    listener.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
+def test_every_size_arrives_as_it_was_sent_both_ways(ends: tuple[End, End]) -> None:
+    listener, asker = ends
+    for one, other in ((listener, asker), (asker, listener)):
+        peer = one.peers.get(timeout=10)
+        for size in SIZES:
+            body = bytes(range(256)) * (size // 256) + bytes(range(size % 256))
+            for kind in (bytes, bytearray, memoryview):
+                one.communicator.send(peer, APP, Message({"size": size}, kind(body)))
+                came = other.came.get(timeout=10)
+                assert came.headers == {"size": size}
+                assert bytes(came.payload or b"") == body
+
+
+@pytest.mark.parametrize("url", ["tcp"], indirect=True)
+def test_a_connection_that_says_nothing_keeps_nobody_out(
+    ends: tuple[End, End], url: str, tmp_path: Path
+) -> None:
+    ends[1].peers.get(timeout=10)
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))):
+        late = End(tmp_path / "site-2", url, Mode.ACTIVE)
+        try:
+            late.peers.get(timeout=5)
+        finally:
+            late.communicator.stop()
