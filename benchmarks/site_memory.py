@@ -29,24 +29,24 @@ TRAINING = 10
 SETTLED = 4.0
 """Seconds from the ClientApp's start until it is weighed: by then it has imported all, and trains."""
 
-BESIDE = ("client_train", "docker-init", "tini", "sh")
-"""What a site's container runs without a job."""
+BESIDE = ("client_train", "server_train", "docker-init", "tini", "sh")
+"""What a container runs without a job."""
 
 MIB = 2**20
 
 KINDS = ("process", "inline")
 
 
-def processes() -> dict[int, str]:
-    """The site's processes: name by id, on this machine."""
-    compose = ["docker", "compose", "ps", "--quiet", SITE]
+def processes(service: str = SITE) -> dict[int, str]:
+    """The processes of a service's container: name by id, on this machine."""
+    compose = ["docker", "compose", "ps", "--quiet", service]
     container = subprocess.run(compose, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     command = ["docker", "top", container, "-eo", "pid,comm,args"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
     found = {}
     for line in lines:
         pid, name, words = line.split(maxsplit=2)
-        for own in ("worker_process", "client_train", "guard.py"):
+        for own in ("worker_process", "runner_process", "client_train", "server_train", "guard.py"):
             name = own if own in words else name
         found[int(pid)] = name
     return found

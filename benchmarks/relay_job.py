@@ -1,0 +1,83 @@
+"""The FLARE job of `benchmarks.relay`: gateway and forwarder as in a Flower job, without Flower."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.apis.workspace import Workspace
+
+from bridge.flare import channel
+from bridge.flower import versions
+from bridge.flower.observe import Observer
+from bridge.forwarder import Forwarder
+from bridge.gateway import Gateway
+from bridge.loop import LoopThread
+from bridge.relay import Caller
+
+PORT_FILE = "gateway.port"
+"""In the job's folder at a site: where its gateway listens."""
+
+ABORT_CHECK = 0.2
+"""Seconds between two looks at FLARE's abort signal, which can only be polled."""
+
+
+class RelayController(Controller):
+    """The server's end: forwards to whatever answers at `address` (host:port)."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self.address = address
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE: open the link, as `bridge.flare.controller` does."""
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        loop = LoopThread("flowerbed")
+        forwarder = Forwarder(Observer(lambda event: None), grace=900)
+        cell = channel.cell_of(fl_ctx)
+        channel.ServerLink(cell, loop, forwarder.answer, forwarder.refuse, lambda site, flwr: None)
+        loop.loop.call_soon_threadsafe(forwarder.open, self.address)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Called by FLARE: run until the job is aborted."""
+        while not abort_signal.triggered:
+            time.sleep(ABORT_CHECK)
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE after `control_flow`."""
+
+
+class RelayExecutor(Executor):
+    """A site's end: a gateway with nobody before it yet."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the run."""
+        if event_type != EventType.START_RUN:
+            return
+        loop = LoopThread("flowerbed")
+        job = fl_ctx.get_job_id()
+        link = channel.SiteLink(channel.cell_of(fl_ctx), job, versions.installed(), loop.loop)
+        workspace: Workspace = fl_ctx.get_engine().get_workspace()
+        file = Path(workspace.get_run_dir(job)) / PORT_FILE
+        part = file.with_suffix(".part")
+        part.write_text(str(loop.run(_serve(link))))
+        part.rename(file)
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Called by FLARE for a task: there is none."""
+        return Shareable()
+
+
+async def _serve(link: channel.SiteLink) -> int:
+    gateway = Gateway(Caller(link))
+    await gateway.start()
+    return gateway.port
