@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from google.protobuf.message import DecodeError
 
 from bridge.flower.versions import Transport
@@ -137,23 +137,7 @@ def bearable(request: Request, response: Response) -> Response:
 
 
 def _key(name: str, asker: str, body: bytes) -> str:
-    return f"{name}:{asker}:{_digest(name, body)}"
-
-
-def _digest(name: str, body: bytes) -> str:
-    """What tells this body from others. An object's id is its content's hash already, which the SuperLink
-    checks: to hash 5 MiB once more would take longer than all else that the gateway does with them."""
-    if name == PUSH_OBJECT:
-        try:
-            pushed = PushObjectRequest.FromString(body)
-        except DecodeError:
-            pass  # The forwarder will refuse it.
-        else:
-            size = len(pushed.object_content)
-            pushed.ClearField("object_content")
-            head = hashlib.sha256(pushed.SerializeToString(deterministic=True)).hexdigest()
-            return f"{head}:{size}"
-    return hashlib.sha256(body).hexdigest()
+    return f"{name}:{asker}:{hashlib.sha256(body).hexdigest()}"
 
 
 def _released_pull(asker: str, confirm_body: bytes) -> str | None:
