@@ -7,6 +7,7 @@ new. A federation that a user runs from the checkout itself is not touched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -153,6 +154,18 @@ def free_port() -> int:
 def checkout() -> Federation:
     """The copy: provisioned, with data and images, not yet started."""
     return copy_of_checkout("test", PROJECT)
+
+
+@contextlib.contextmanager
+def running(federation: Federation) -> Iterator[Federation]:
+    """Have `federation` up, begun anew; then nothing of it is left but its images."""
+    clean_up = ("down", "--volumes", "--remove-orphans")
+    federation.compose(*clean_up)
+    try:
+        federation.must("up")
+        yield federation
+    finally:
+        federation.compose(*clean_up, check=False)
 
 
 def copy_of_checkout(

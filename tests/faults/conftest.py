@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults import long_lines
-from tests.federation import PROJECT, Federation, copy_of_checkout
+from tests.federation import PROJECT, Federation, copy_of_checkout, running
 
 START_APART = 20.0
 """Seconds from one job's start to the next one's."""
@@ -22,13 +22,8 @@ def nine_sites(checkout: Federation) -> Iterator[Federation]:
     more = long_lines.SITES[here_already:]
     # After the first one, whose images are most of its own.
     federation = copy_of_checkout("test-lines", f"{PROJECT}lines", more, health_interval=15)
-    clean_up = ("down", "--volumes", "--remove-orphans")
-    federation.compose(*clean_up)
-    try:
-        federation.must("up")
+    with running(federation):
         yield federation
-    finally:
-        federation.compose(*clean_up, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from provisioning.checks import SCHEMES
-from tests.federation import NOTHING, PROJECT, ROOT, Federation, copy_of_checkout, left_over
+from tests.federation import NOTHING, PROJECT, ROOT, Federation, copy_of_checkout, left_over, running
 from tests.integration.test_3_containers import _compose_path
 
 (OWN,) = re.findall(r"(?m)^      scheme: (\w+)$", (ROOT / "project.yml").read_text())
@@ -29,13 +29,8 @@ def other(request: pytest.FixtureRequest) -> Iterator[Federation]:
     federation = copy_of_checkout(
         f"test-{request.param}", f"{PROJECT}{request.param}", health_interval=2, scheme=request.param
     )
-    clean_up = ("down", "--volumes", "--remove-orphans")
-    federation.compose(*clean_up)
-    try:
-        federation.must("up")
+    with running(federation):
         yield federation
-    finally:
-        federation.compose(*clean_up, check=False)
 
 
 def let_in(federation: Federation, kit: Path | None) -> bool:
