@@ -53,6 +53,9 @@ EVENTS_FILE = "events.jsonl"
 ASK_EVERY = 2.0
 """Seconds between two questions, as long as calls are open."""
 
+ASK_SELDOM = 8.0
+"""Seconds to which that grows, twofold each time, while nothing is sent and the server denies nothing."""
+
 ASK_AGAIN = 10.0
 """Seconds without an answer until a question counts as lost and another is sent. On a slow link it may only
 be late: then the next ones come late too, and what is lost is found out when the line is free."""
@@ -104,6 +107,7 @@ class SiteLink:
         self._open: dict[str, _Open] = {}
         self._questions: dict[str, asyncio.Future[Message]] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
         _on(cell, ANSWER, loop, self._answered)
         _on(cell, RUNNING, loop, self._told)
 
@@ -111,6 +115,7 @@ class SiteLink:
         """Deliver `call` once; see `relay.Link`."""
         number = uuid.uuid4().hex
         entry = self._open[number] = _Open(self._loop.create_future())
+        self._news.set()
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._keep_asking())
         headers = {
@@ -168,7 +173,11 @@ class SiteLink:
     async def _keep_asking(self) -> None:
         """Find the tries of which the server knows nothing, neither now nor at the question before."""
         denied: set[str] = set()
+        wait = ASK_EVERY
         while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait - ASK_EVERY):
+                    await self._news.wait()
             await asyncio.sleep(ASK_EVERY)
             asked = {number for number, entry in self._open.items() if entry.sent}
             if not asked:
@@ -180,12 +189,15 @@ class SiteLink:
             try:
                 running = await self._ask(asked, ASK_AGAIN)
             except LinkFault:
+                wait = ASK_EVERY
                 continue  # Slow or down: both say nothing about what was sent.
             for number in (asked - running) & denied:
                 entry = self._open.get(number)
                 if entry is not None and not entry.answer.done():
                     entry.answer.set_exception(LinkFault("the call or its answer was lost"))
             denied = asked - running
+            wait = ASK_EVERY if denied or self._news.is_set() else min(2 * wait, ASK_SELDOM)
+            self._news.clear()
 
     async def _ask(self, tries: Iterable[str], within: float) -> set[str]:
         """Ask which of `tries` the server is carrying out. Raises `LinkFault` after `within` seconds."""

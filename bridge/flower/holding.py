@@ -37,7 +37,9 @@ HELD_FOR_SERVERAPP = 3.0
 the app has set is seen as soon as there."""
 
 LOOK_AGAIN = 3.0
-"""Seconds after which a held question is put to the server again without a reason."""
+"""Seconds after which a question is put to the server again without a reason, where time alone may bring
+something: replies, since a node may be out of time, and a SuperNode's tasks, which its `gate` holds back. All
+else is looked for when the asker asks anew, after `HELD`: each look costs a SuperLink some 5 ms."""
 
 TINY = 64
 """Bytes; the answer "nothing" is shorter. Longer ones, objects of 5 MiB among them, are not parsed."""
@@ -45,11 +47,13 @@ TINY = 64
 
 @dataclass(frozen=True)
 class Hold:
-    """How a question is held: which changes may end that, what "nothing" looks like, and seconds at most."""
+    """How a question is held: which changes may end that, what "nothing" looks like, seconds at most, and
+    seconds after which it is put again without a change."""
 
     until: str
     nothing: Callable[[bytes], bool]
     seconds: float = HELD
+    again: float = HELD
 
 
 def _read(kind: str, body: bytes) -> Any:
@@ -74,19 +78,19 @@ def _not_yet(body: bytes) -> bool:
 INSTRUCTIONS, REPLIES, OBJECTS, TASKS = "instructions", "replies", "objects", "tasks"
 """What may change: messages for SuperNodes, replies for the ServerApp, contents of either, work to start."""
 
-_FOR_APPS = {
+SUPERLINK_HOLDS = {
     "/v1/runtime/acquire-task": Hold(TASKS, _no_task),
     "/v1/runtime/pull-object": Hold(OBJECTS, _not_yet),
-}
-SUPERLINK_HOLDS = {
-    **_FOR_APPS,
     "/v1/fleet/pull-messages": Hold(INSTRUCTIONS, _no_messages("fleet_pb2.PullMessagesResponse")),
     "/v1/fleet/pull-object": Hold(OBJECTS, _not_yet),
     "/v1/runtime/pull-messages": Hold(
-        REPLIES, _no_messages("runtime_pb2.PullAppMessagesResponse"), HELD_FOR_SERVERAPP
+        REPLIES, _no_messages("runtime_pb2.PullAppMessagesResponse"), HELD_FOR_SERVERAPP, LOOK_AGAIN
     ),
 }
-SUPERNODE_HOLDS = _FOR_APPS
+SUPERNODE_HOLDS = {
+    "/v1/runtime/acquire-task": Hold(TASKS, _no_task, again=LOOK_AGAIN),
+    "/v1/runtime/pull-object": Hold(OBJECTS, _not_yet),
+}
 
 CHANGES = {
     "/v1/control/start-run": (TASKS,),
@@ -149,6 +153,7 @@ class Holding:
         while request[-1].get("more_body", False):
             request.append(await receive())
         deadline = time.monotonic() + hold.seconds
+        answer: list[Message] = []
         while True:
             # Before the question, so that no change after it is missed.
             changed = self._changes.setdefault(hold.until, asyncio.Event())
@@ -157,9 +162,12 @@ class Holding:
                 answer = await ask(self._app, scope, request)
                 if left <= 0 or self._closing or not _is_nothing(hold, answer):
                     break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(max(left, 0.0), LOOK_AGAIN)):
+            try:
+                async with asyncio.timeout(min(max(left, 0.0), hold.again)):
                     await changed.wait()
+            except TimeoutError:
+                if answer and time.monotonic() >= deadline:
+                    break  # It is "nothing" still; whoever asks anew is the next look.
         for message in answer:
             await send(message)
 

@@ -27,7 +27,10 @@ in flwr 1.41. `tests/unit/test_internals.py` and `tests/versions` guard them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
@@ -40,6 +43,7 @@ from bridge.flower import template, versions, wire
 from bridge.flower.holding import SUPERLINK_HOLDS, App, Holding, Receive, Scope, Send, ask
 from bridge.loop import LoopThread
 from bridge.relay import Ledger, LinkFault, Response
+from bridge.stand_in import stand_in
 
 PROGRAM = "flower-superlink"
 
@@ -54,8 +58,11 @@ LINK_STATE = ("flwr.server.superlink.linkstate.in_memory_linkstate", "InMemoryLi
 LOG_STREAM = ("flwr.superlink.servicer.control.control_handlers", "LOG_STREAM_INTERVAL")
 """Where flwr 1.41 keeps the seconds between two looks at a run whose log is streamed: 0.5."""
 
-LOG_STREAM_INTERVAL = 0.1
-"""What they are set to; a look is a few dictionary lookups."""
+LOG_STREAM_INTERVAL = 2.0
+"""What they are set to: it is woken by what it looks for, but not by a run that runs out of time."""
+
+LOGGED = ("add_task_log", "finish_task", "stop_run")
+"""What of the state in memory makes such a look find something."""
 
 
 class AnsweringOnce:
@@ -161,10 +168,31 @@ def give_up_replies_of_removed_nodes() -> None:
     state.store_message_and_object_tree, state.delete_node = store_and_remember, delete
 
 
-def look_at_runs_often() -> None:
-    """Let the stream of a run's log, which ends with the run, notice that soon."""
-    module, constant = LOG_STREAM
-    setattr(import_module(module), constant, LOG_STREAM_INTERVAL)
+def wake_log_streams() -> None:
+    """Let the stream of a run's log, which ends with the run, notice both at once instead of looking."""
+    name, constant = LOG_STREAM
+    module, changed = import_module(name), threading.Event()
+    setattr(module, constant, LOG_STREAM_INTERVAL)
+
+    def sleep(seconds: float) -> None:
+        changed.wait(seconds)
+        changed.clear()
+
+    module.time = stand_in(time, sleep=sleep)  # type: ignore[attr-defined]
+    state = getattr(import_module(LINK_STATE[0]), LINK_STATE[1])
+    for method in LOGGED:
+        setattr(state, method, _then(getattr(state, method), changed.set))
+
+
+def _then(method: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def both(*args: Any, **options: Any) -> Any:
+        try:
+            return method(*args, **options)
+        finally:
+            after()
+
+    return both
 
 
 def main(arguments: list[str]) -> None:
@@ -176,7 +204,7 @@ def main(arguments: list[str]) -> None:
         template.launch_by(forked, PROGRAM)
         if forked is not None:
             forked.preload(modules.split(","))
-        look_at_runs_often()
+        wake_log_streams()
     template.name_process(PROGRAM)
     lengthen_push_sessions(float(grace))
     give_up_replies_of_removed_nodes()

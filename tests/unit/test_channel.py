@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -173,6 +174,7 @@ def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, 
 def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a slow server nor a question that is not answered is a loss."""
     monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(channel, "ASK_SELDOM", 0.01)
     monkeypatch.setattr(channel, "ASK_AGAIN", 0.01)
 
     async def slow(site: str, call: Call) -> Response:
@@ -186,6 +188,28 @@ def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatc
     cells = linked(slow, test)
     assert cells.sent.count(channel.CALL) == 1
     assert cells.sent.count(channel.QUESTION) > 5
+
+
+def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "ASK_EVERY", 0.02)
+    monkeypatch.setattr(channel, "ASK_SELDOM", 60.0)
+
+    async def slow(site: str, call: Call) -> Response:
+        await asyncio.sleep(2 if call.id == CALL.id else 0)
+        return Response(200)
+
+    async def test(cells: Cells, link: channel.SiteLink) -> None:
+        held = asyncio.ensure_future(link.send(CALL))
+        await asyncio.sleep(1)
+        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s; without that there would be some 45.
+        assert 2 <= cells.sent.count(channel.QUESTION) <= 8
+        cells.lose = [channel.ANSWER]
+        async with asyncio.timeout(0.5):
+            with pytest.raises(LinkFault, match="lost"):
+                await link.send(dataclasses.replace(CALL, id="another"))
+        assert (await held).status == 200
+
+    linked(slow, test)
 
 
 def test_nothing_is_sent_when_no_call_is_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message, PullObjectResponse
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
@@ -79,11 +79,10 @@ def test_a_pull_is_answered_as_soon_as_something_was_pushed() -> None:
     run(test)
 
 
-def test_a_pull_is_put_again_without_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "LOOK_AGAIN", 0.1)
-
+def test_a_pull_is_put_again_without_a_reason_too() -> None:
     async def test(server: Server, app: Holding) -> None:
         server.answers[PULL] = NOTHING
+        app._holds = {PULL: dataclasses.replace(holding.SUPERLINK_HOLDS[PULL], again=0.1)}
         pull = asyncio.ensure_future(ask(app, PULL))
         assert await still_waits(pull)
         server.answers[PULL] = SOMETHING

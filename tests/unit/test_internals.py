@@ -112,6 +112,8 @@ def test_superlink_process_finds_what_it_changes() -> None:
     module, constant = superlink_process.LOG_STREAM
     assert getattr(import_module(module), constant) == 0.5
     assert f"time.sleep({constant})" in inspect.getsource(import_module(module))
+    module, name = superlink_process.LINK_STATE
+    assert all(hasattr(getattr(import_module(module), name), method) for method in superlink_process.LOGGED)
 
 
 def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
