@@ -47,7 +47,9 @@ def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
 
 
 def test_a_site_whose_supernode_ends_too_often_begins_anew(federation: Federation) -> None:
-    job = submit_until_training(federation, rounds=2)
+    # Each end costs the site at most one message, and no round begins without both sites: rounds are left.
+    options = ("--run-config", "min-available-clients=2")
+    job = submit_until_training(federation, *options, rounds=RESTARTS // 2 + 3)
     for _ in range(RESTARTS + 1):
         until(lambda: runs(federation, "site-1", SUPERNODE), AGAIN_WITHIN)
         kill_process(federation, "site-1", SUPERNODE)
