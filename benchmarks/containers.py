@@ -13,7 +13,7 @@ from benchmarks.marked import Programs
 from benchmarks.meter import SERVER, Meter
 from benchmarks.setups import Measured, Work, measured_job, toml_words
 from scripts import console, core, engine, images
-from tests.federation import Federation, copy_of_files
+from scripts.copies import Federation, copy_of_files
 
 PROJECT = "flowerbedbench"
 """Compose's name for it, and the first part of its images' names."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.marked import Programs, listens
 from benchmarks.meter import SERVER, Meter
 from benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
-from tests.federation import free_port
+from scripts.copies import free_port
 
 READY_WITHIN = 60.0
 """Seconds for a SuperLink to answer, and then for all SuperNodes to register; 16 of them take 20."""

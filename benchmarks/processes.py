@@ -19,8 +19,8 @@ from benchmarks.setups import HERE, Measured, Work, environment, measured_job, t
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
 from scripts import app as apps
+from scripts.copies import copy_of_files, free_port
 from scripts.wait import COMPLETED
-from tests.federation import copy_of_files, free_port
 
 READY_WITHIN = 90.0
 """Seconds for the server to answer, and then for all sites to register: they start at once, and 16 of them

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from scripts.copies import Federation
 from tests.faults import long_lines
-from tests.federation import PROJECT, Federation, copy_of_checkout, running
+from tests.federation import PROJECT, copy_of_checkout, running
 
 START_APART = 20.0
 """Seconds from one job's start to the next one's."""
+
+JOBS_AT_ONCE = 4
+"""Of the long ones; with more, two cores start SuperNodes for longer than a job waits for them."""
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +25,9 @@ def nine_sites(checkout: Federation) -> Iterator[Federation]:
     here_already = 2
     more = long_lines.SITES[here_already:]
     # After the first one, whose images are most of its own.
-    federation = copy_of_checkout("test-lines", f"{PROJECT}lines", more, health_interval=15)
+    federation = copy_of_checkout(
+        "test-lines", f"{PROJECT}lines", more, health_interval=15, max_jobs=JOBS_AT_ONCE
+    )
     with running(federation):
         yield federation
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation import PROJECT, Federation, Outcome
+from scripts.copies import Federation, Outcome
+from tests.federation import PROJECT
 
 
 @pytest.fixture(scope="module")

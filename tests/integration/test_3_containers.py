@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.federation import PROJECT, Federation
+from scripts.copies import Federation
+from tests.federation import PROJECT
 
 ROLES = {"server": "server", "site-1": "site", "site-2": "site", "admin": "console", "lead": "console"}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*-----END [A-Z ]*PRIVATE KEY-----")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.federation import PROJECT, Federation
+from scripts.copies import Federation
+from tests.federation import PROJECT
 from tests.integration.test_3_containers import _compose_path
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pexpect
 
-from tests.federation import PROJECT, ROOT, Federation
+from scripts.copies import Federation
+from scripts.core import ROOT
+from tests.federation import PROJECT
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 PROMPT = r"\r\n> |^> "

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from provisioning.checks import SCHEMES
-from tests.federation import NOTHING, PROJECT, ROOT, Federation, copy_of_checkout, left_over, running
+from scripts.copies import Federation
+from scripts.core import ROOT
+from tests.federation import NOTHING, PROJECT, copy_of_checkout, left_over, running
 from tests.integration.test_3_containers import _compose_path
 
 (OWN,) = re.findall(r"(?m)^      scheme: (\w+)$", (ROOT / "project.yml").read_text())
