@@ -16,11 +16,12 @@ from typing import Any
 from provisioning.names import service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
+HARDEN = "provisioning.harden.HardenBuilder"
 
 BUILDERS = (
     "provisioning.compose.ComposeBuilder",
     "nvflare.lighter.impl.workspace.WorkspaceBuilder",
-    "provisioning.harden.HardenBuilder",
+    HARDEN,
     STATIC_FILES,
     "provisioning.certificates.CertificateBuilder",
 )
@@ -177,9 +178,15 @@ def _builders(builders: Any) -> Iterator[str]:
     elif [path for path in paths if path in BUILDERS] != list(BUILDERS):
         yield f"builders: wrong order; expected {', '.join(BUILDERS)}."
     for item in listed:
-        arguments = item.get("args") if isinstance(item, dict) and item.get("path") == STATIC_FILES else None
-        if isinstance(arguments, dict) and "scheme" in arguments:
+        path, arguments = (item.get("path"), item.get("args")) if isinstance(item, dict) else (None, None)
+        if not isinstance(arguments, dict):
+            continue
+        if path == STATIC_FILES and "scheme" in arguments:
             yield from _scheme("builders: expected StaticFileBuilder's scheme to be", arguments["scheme"])
+        jobs = arguments.get("max_jobs", 1)
+        if path == HARDEN and (type(jobs) is not int or jobs < 1):
+            expected = "builders: expected HardenBuilder's max_jobs to be a whole number from 1"
+            yield f"{expected}; found {_kind(jobs)}."
 
 
 def _scheme(expected: str, found: Any) -> Iterator[str]:

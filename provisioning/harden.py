@@ -69,8 +69,18 @@ SEND_WITHIN = 3600.0
 line for a dead one; that is found out by the acknowledgements that do not come (`DRIVERS`)."""
 
 
+MAX_JOBS = 3
+"""Jobs at once, if project.yml does not say otherwise (FLARE's own: 4). Each takes some 400 MB of the
+server's 4 GB and of each site's 6, and what its app takes."""
+
+
 class HardenBuilder(Builder):  # type: ignore[misc]
     """Checks the project and completes its names first; edits and locks the finished kits last."""
+
+    def __init__(self, max_jobs: int = MAX_JOBS) -> None:
+        """`max_jobs`: how many jobs may run at once; others wait for their turn."""
+        super().__init__()
+        self.max_jobs = max_jobs
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
@@ -94,6 +104,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
                 _edit(local / "resources.json.default", _keep_jobs)
+                _edit(local / "resources.json.default", self._bound_jobs)
                 _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
@@ -104,6 +115,10 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             else:
                 _edit(local / "comm_config.json", _mind_the_line)
             _lock(Path(ctx.get_ws_dir(participant)))
+
+    def _bound_jobs(self, resources: dict[str, Any]) -> None:
+        components = {component["id"]: component for component in resources["components"]}
+        components["job_scheduler"]["args"]["max_jobs"] = self.max_jobs
 
 
 def _listed(value: Any) -> list[str]:

@@ -7,24 +7,20 @@ import time
 
 import pytest
 
-from tests.federation import NOTHING, PARTICIPANTS, ROOT, Federation, left_over
-
-
-def listening(federation: Federation, service: str) -> set[str]:
-    """The addresses on which anything in the container listens for TCP, as hex from /proc/net/tcp*."""
-    table = federation.exec(service, "cat", "/proc/net/tcp", "/proc/net/tcp6")
-    rows = [line.split() for line in table.splitlines() if ":" in line.split()[0]]
-    return {row[1] for row in rows if row[3] == "0A"}
+from scripts.copies import Federation
+from scripts.core import ROOT
+from tests.federation import NOTHING, PARTICIPANTS, left_over
+from tests.integration.many_jobs import open_to_others, three_at_once_and_two_that_wait
 
 
 def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federation) -> None:
-    before = listening(federation, "server")
+    before = open_to_others(federation, "server")
     job = federation.submit("numpy-add", "--rounds", "2")
     seen: set[str] = set()
     flower_was_there = False
     while federation.must("jobs")["jobs"] and not ended(federation, job):
         for service in PARTICIPANTS:
-            seen |= {a for a in listening(federation, service) if not is_loopback(a)} - before
+            seen |= open_to_others(federation, service) - before
         flower_was_there |= any("superlink_process" in p for p in federation.processes("server"))
     assert flower_was_there
     assert seen == set()
@@ -35,11 +31,6 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
 def ended(federation: Federation, job: str) -> bool:
     jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
     return str(jobs[job]).startswith("FINISHED")
-
-
-def is_loopback(address: str) -> bool:
-    host = address.split(":")[0]
-    return host.endswith("7F") or host == "0000000000000000FFFF00000100007F" or host == "0" * 24 + "01000000"
 
 
 def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Federation) -> None:
@@ -108,3 +99,21 @@ def test_results_and_logs_of_an_unknown_job(federation: Federation) -> None:
         outcome = federation.verb(verb, "00000000-0000-0000-0000-000000000000")
         assert outcome.code == 2, verb
         assert "no such job" in outcome.value["error"]
+
+
+def test_three_jobs_at_once_and_two_that_wait(federation: Federation) -> None:
+    three_at_once_and_two_that_wait(federation, ["site-1", "site-2"])
+
+
+def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third(federation: Federation) -> None:
+    good = federation.submit("numpy-add", "--rounds", "2", "--run-config", "train-seconds=8")
+    hangs = federation.submit("numpy-add", "--run-config", "train-seconds=600")
+    fails = federation.submit("raises")
+    assert federation.verb("wait", fails).value["status"] == "FINISHED:EXECUTION_EXCEPTION"
+    assert federation.verb("wait", hangs, "--timeout", "2").code == 1
+    federation.must("abort", hangs)
+    rounds = federation.must("wait", good)["rounds"]
+    assert [entry["metrics"]["mean"] for entry in rounds] == [1, 2]
+    assert [sorted(entry["sites"]) for entry in rounds] == [["site-1", "site-2"]] * 2
+    assert federation.verb("wait", hangs).value["status"] == "FINISHED:ABORTED"
+    assert left_over(federation) == NOTHING

@@ -23,6 +23,7 @@ from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
 
 from bridge.flare.job import UNHEARD
+from provisioning.checks import HARDEN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
@@ -155,7 +156,7 @@ def test_flare_alone_makes_a_kit_for_everybody(plain: Path) -> None:
 
 def test_one_port_and_mutual_tls(plain: Path) -> None:
     server = json.loads((plain / PROD / "server/startup/fed_server.json").read_text())["servers"][0]
-    assert server["service"] == {"target": "server:8002", "scheme": "grpc"}
+    assert server["service"] == {"target": "server:8002", "scheme": "tcp"}
     assert (server["admin_port"], server["connection_security"]) == (8002, "mtls")
 
 
@@ -172,6 +173,11 @@ def test_jobs_and_snapshots_are_kept_in_the_volume(plain: Path) -> None:
     assert "/tmp" not in text
     components = {item["id"]: item for item in json.loads(text)["components"]}
     assert components["job_manager"]["args"]["uri_root"].startswith("/workspace/")
+
+
+def test_three_jobs_run_at_once_if_nothing_else_is_said(plain: Path) -> None:
+    components = {item["id"]: item for item in resources(plain, "server")["components"]}
+    assert components["job_scheduler"]["args"] == {"max_jobs": 3}
 
 
 def test_the_server_keeps_jobs_and_tells_of_silence(plain: Path) -> None:
@@ -497,12 +503,16 @@ BAD: dict[str, tuple[Edit, str]] = {
         "builders: wrong order",
     ),
     "unknown scheme": (
-        replace("scheme: grpc", "scheme: quic"),
+        replace("scheme: tcp", "scheme: quic"),
         "expected StaticFileBuilder's scheme to be grpc, tcp or http; found 'quic'",
     ),
     "unknown scheme of a relay": (
         lambda text: text.replace("\nbuilders:", SITES.replace("scheme: grpc", "scheme: https")),
         "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http; found 'https'",
+    ),
+    "no jobs at once": (
+        replace(f"{HARDEN}\n", f"{HARDEN}\n    args: {{max_jobs: 0}}\n"),
+        "expected HardenBuilder's max_jobs to be a whole number from 1; found int 0",
     ),
     # Left to FLARE to find.
     "old api_version": (
