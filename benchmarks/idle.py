@@ -5,8 +5,8 @@ object, in percent of one core.
 
 It needs this checkout's own federation to be up, without a job. The containers' figures are the engine's,
 health checks included; those of single processes are the kernel's. The training only sleeps, so that all that
-the job adds is the relay's, FLARE's and Flower's. Exit code 1 if a container spends more than `IDLE`, or the
-processes of a job more than `JOB` on any of them.
+the job adds is the relay's, FLARE's and Flower's. Exit code 1 if a container spends more than `IDLE`, or
+relay and SuperNode more than `JOB` on any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from benchmarks.meter import cpu_of
 from benchmarks.site_memory import APP, SETTLED, processes
 
 IDLE, JOB = 2.0, 1.0
-"""Percent of a core: of a container without a job, and of a job's processes on one of them."""
+"""Percent of a core: of a container without a job, and of what a job adds to one of them for relay and
+SuperNode, while its sites train."""
+
+POLLING = ("runner_process", "worker_process", "flower-supernod")
+"""What these run in: FLARE's processes of the job, and the SuperNode, by their names."""
 
 AT_EASE = 20.0
 """Seconds after whatever was before, until an idle federation is measured."""
@@ -95,17 +99,21 @@ def main() -> None:
     training, by_process = over(args.seconds, ids, jobs)
     verb("wait", job_id)
     job: Percents = defaultdict(float)
+    polling: Percents = defaultdict(float)
     for name, value in by_process.items():
-        job[name.split()[0]] += value
+        service, program = name.split()
+        job[service] += value
+        polling[service] += value if program in POLLING else 0
     content = {
         "seconds": args.seconds,
         "idle": idle,
         "training": training,
         "job": {service: round(value, 2) for service, value in job.items()},
+        "relay_and_supernode": {service: round(value, 2) for service, value in polling.items()},
         "job_by_process": {name: round(value, 2) for name, value in by_process.items()},
     }
     print(json.dumps(content))
-    sys.exit(int(max(idle.values()) > IDLE or max(job.values(), default=0.0) > JOB))
+    sys.exit(int(max(idle.values()) > IDLE or max(polling.values(), default=0.0) > JOB))
 
 
 if __name__ == "__main__":
