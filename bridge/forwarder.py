@@ -75,6 +75,10 @@ class Forwarder:
         self._upstream = transports.upstream(self._fleet, superlink)
         self._open.set()
 
+    def nodes(self) -> dict[int, str]:
+        """The sites' Flower nodes that are registered: the sites' names, in their order, by node id."""
+        return self._nodes.ids()
+
     async def close(self) -> None:
         """Tell every site from now on that the job is over."""
         self._over = True

@@ -31,6 +31,7 @@ VERBS = (
     "abort",
     "results",
     "down",
+    "compare",
     "bench",
     "test",
 )

@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["process", "inline"],
         help="a process of its own, or inside FLARE's process of the job: less memory (default: process)",
     )
+    parser.add_argument(
+        "--in-order",
+        type=int,
+        metavar="SEED",
+        help="hand the ServerApp its replies in the sites' order, seed its random numbers, and record what "
+        "passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed compare)",
+    )
     parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
     wait.add_timeout(parser)
     parser.add_argument(
@@ -114,13 +121,14 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
             args.grace,
             args.retries,
             args.supernode,
+            args.in_order,
             args.export,
         ]
         if args.run_config or args.cold or any(value is not None for value in given):
             raise Misuse(
                 f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
                 "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
-                "--export. Give the app's own folder to set them."
+                "--in-order, --export. Give the app's own folder to set them."
             )
         return []
     words = [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
@@ -149,6 +157,8 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
         words.append("--cold")
     if args.supernode:
         words.append(f"--supernode={args.supernode}")
+    if args.in_order is not None:
+        words.append(f"--in-order={args.in_order}")
     return words
 
 

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--cold", action="store_true")
         sub.add_argument("--supernode", default="process")
         sub.add_argument("--retries", type=int, default=0)
+        sub.add_argument("--in-order", type=int)
     verb("list", _list)
     verb("sites", _sites)
     wait = verb("wait", _wait)
@@ -168,6 +169,7 @@ def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites
             warm=not args.cold,
             supernode=args.supernode,
             retries=args.retries,
+            in_order=args.in_order,
         )
     except ValueError as error:
         raise Stop(str(error), 2) from None

@@ -28,7 +28,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import channel, meta, teardown
-from bridge.flower import environment, versions, wire
+from bridge.flower import environment, in_order, versions, wire
 from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, imports, read_app, run_config
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
@@ -56,6 +56,7 @@ class FlowerController(Controller):
         min_sites: int = 1,
         grace: float = meta.GRACE,
         warm: bool = True,
+        in_order: int | None = None,
     ) -> None:
         """Args of the job's configuration.
 
@@ -66,8 +67,11 @@ class FlowerController(Controller):
             min_sites: the fewest sites with which the run may start.
             grace: seconds for which a site may be out of reach before it is given up.
             warm: whether the ServerApp is a copy of a process that has imported much (`template.py`).
+            in_order: if given, the ServerApp gets replies in the sites' order and begins with its generators
+                of random numbers seeded so; what passes it is recorded (`in_order.py`).
         """
         super().__init__()
+        self.in_order = in_order
         self.warm = warm
         self.app_dir = app_dir
         self.run_config = run_config or {}
@@ -143,10 +147,16 @@ class FlowerController(Controller):
         try:
             warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
             self._superlink = await SuperLink.start(
-                work_dir, run_dir / environment.HOME, grace=self.grace, warmth=warmth
+                work_dir,
+                run_dir / environment.HOME,
+                grace=self.grace,
+                warmth=warmth,
+                in_order=None if self.in_order is None else work_dir / in_order.TOLD,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
+            if self.in_order is not None:
+                in_order.tell(work_dir, self.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self.run_config)
             end = await self._superlink.finished(run_id)
             if end.sub_status != "completed":

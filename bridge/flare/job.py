@@ -12,6 +12,7 @@ from nvflare.recipe.spec import Recipe
 from bridge.flare import meta
 from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
+from bridge.flower import versions
 from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
 from bridge.flower.supernode import PROCESS, check
@@ -52,6 +53,7 @@ class FlowerJob(FedJob):
         retries: int = 0,
         warm: bool = True,
         supernode: str = PROCESS,
+        in_order: int | None = None,
     ) -> None:
         """Make the job.
 
@@ -68,13 +70,16 @@ class FlowerJob(FedJob):
                 of the imports; else each is a new interpreter, as Flower starts it.
             supernode: "process" for a SuperNode that is a process of its own at each site, "inline" for one
                 in a thread of FLARE's process of the job.
+            in_order: a seed, for a ServerApp that can be compared with another run's (`FlowerController`).
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
             ValueError: grace or retries are out of range, or there is no such SuperNode.
-            UnsupportedFlower: the installed flwr does not allow such a SuperNode.
+            UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
         """
         check(supernode)
+        if in_order is not None:
+            versions.require_prompt("a job whose ServerApp keeps the sites' order (in order)")
         if not SHORTEST <= grace <= LONGEST:
             raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
         if not 0 <= retries <= RETRIES_MOST:
@@ -92,7 +97,13 @@ class FlowerJob(FedJob):
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
         self.to_server(
-            FlowerController(run_config=dict(run_config or {}), min_sites=min_sites, grace=grace, warm=warm)
+            FlowerController(
+                run_config=dict(run_config or {}),
+                min_sites=min_sites,
+                grace=grace,
+                warm=warm,
+                in_order=in_order,
+            )
         )
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})

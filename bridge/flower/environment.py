@@ -17,6 +17,12 @@ from bridge.flower.versions import Ports, generation
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
 
+IN_ORDER = "FLOWERBED_IN_ORDER"
+"""The variable by which a ServerApp is asked to keep the sites' order (`in_order.py`): a file's path."""
+
+IN_ORDER_MODULE = "bridge.flower.in_order"
+"""What does it. By name, since few ServerApps need what it imports."""
+
 SUPERLINK_PROCESS = "bridge.flower.superlink_process"
 """The module that runs flower-superlink. By name, since it imports what not every flwr has."""
 

@@ -124,6 +124,11 @@ class Nodes:
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
 
+    def ids(self) -> dict[int, str]:
+        """Whose the nodes are: the sites' names, in their order, by node id."""
+        nodes = ((self._nodes[site].node_id, site) for site in sorted(self._nodes))
+        return {node: site for node, site in nodes if node is not None}
+
     def check(self, site: str, incarnation: int, request: Request) -> None:
         """Raise `Refused` unless `request` may come from `site`."""
         name = wire.call_name(request.path)

@@ -86,7 +86,10 @@ class _Given:
 
 
 @dataclass
-class _Reply:
+class Reply:
+    """A site's reply to a message of a round; `root` is the object that has its records, for those who must
+    still find them; `error` is empty if it is a good one."""
+
     site: str
     round: int
     kind: str
@@ -110,7 +113,7 @@ class Observer:
         self._given: defaultdict[str, OrderedDict[str, _Given]] = defaultdict(OrderedDict)
         self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
-        self._replies: defaultdict[str, list[_Reply]] = defaultdict(list)
+        self._replies: defaultdict[str, list[Reply]] = defaultdict(list)
 
     def saw(self, site: str, request: Request, response: Response) -> None:
         """Take note of one exchange between `site` and the SuperLink."""
@@ -128,7 +131,7 @@ class Observer:
                 pulled = PullMessagesResponse.FromString(response.body)
                 for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                     data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
-                    if not self._round_began(_round(data.group_id), given.t):
+                    if not self._round_began(round_of_group(data.group_id), given.t):
                         self._given[site][data.message_id] = given
                         while len(self._given[site]) > GIVEN_KEPT:
                             self._given[site].popitem(last=False)
@@ -147,12 +150,12 @@ class Observer:
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
                     asked_by = self._given[site].pop(data.reply_to_message_id, None)
-                    number = _round(data.group_id) or (self._told_round(asked_by) if asked_by else 0)
+                    number = round_of_group(data.group_id) or (self._told_round(asked_by) if asked_by else 0)
                     if number and self._is_new(site, data.message_id):
                         kind = data.message_type.split(".")[0]
                         root = _record_dict_id(tree)
                         reason = message.error.reason[:TEXT_LIMIT]
-                        self._replies[site].append(_Reply(site, number, kind, root, reason))
+                        self._replies[site].append(Reply(site, number, kind, root, reason))
                         del self._replies[site][:-REPLIES_WAITING]
                 self._report(site)
             case wire.PUSH_OBJECT:
@@ -200,7 +203,7 @@ class Observer:
             objects.keep(object_id, 0, {})
 
     def _report(self, site: str) -> None:
-        waiting: list[_Reply] = []
+        waiting: list[Reply] = []
         # First, so that a reply which cannot be read is not looked at again and again.
         replies, self._replies[site] = self._replies[site], waiting
         for reply in replies:
@@ -208,14 +211,14 @@ class Observer:
             if records is None:
                 waiting.append(reply)
             else:
-                self._emit(_event(reply, records))
+                self._emit(reply_event(reply, records))
 
     def _find(self, object_id: str) -> Any:
         """What an object says, whoever sent it, or None if it is not known."""
         found = (objects.get(object_id) for objects in self._objects.values())
         return next((said for said in found if said is not None), None)
 
-    def _records(self, reply: _Reply) -> dict[str, dict[str, Any]] | None:
+    def _records(self, reply: Reply) -> dict[str, dict[str, Any]] | None:
         """A reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
@@ -229,7 +232,7 @@ class Observer:
         return None if missing else found
 
 
-def _round(group: str) -> int:
+def round_of_group(group: str) -> int:
     """The number of the round that a message's group names, or 0."""
     return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
 
@@ -239,7 +242,8 @@ def _record_dict_id(tree: ObjectTree) -> str:
     return tree.children[0].object_id if tree.children else tree.object_id
 
 
-def _event(reply: _Reply, records: dict[str, dict[str, Any]]) -> Event:
+def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
+    """The event of a reply with these records, by name."""
     values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
     examples = next((values.pop(name) for name in EXAMPLES if name in values), None)
     for name in EXAMPLES:

@@ -83,7 +83,13 @@ class SuperLink:
 
     @classmethod
     async def start(
-        cls, work_dir: Path, home: Path, *, grace: float, warmth: environment.Warmth = environment.WARM
+        cls,
+        work_dir: Path,
+        home: Path,
+        *,
+        grace: float,
+        warmth: environment.Warmth = environment.WARM,
+        in_order: Path | None = None,
     ) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
 
@@ -92,6 +98,7 @@ class SuperLink:
             home: for what Flower unpacks.
             grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
             warmth: of its ServerApp.
+            in_order: the file that will say which order its ServerApp is to keep (`in_order.py`), if any.
 
         Raises:
             RunFailed: it ended or stayed silent.
@@ -101,7 +108,8 @@ class SuperLink:
             "superlink",
             environment.superlink_command(ports, grace, warmth),
             cwd=work_dir,
-            env=environment.variables(home),
+            env=environment.variables(home)
+            | ({} if in_order is None else {environment.IN_ORDER: str(in_order)}),
         )
         superlink = cls(process, ports, generation())
         try:

@@ -52,12 +52,8 @@ def check(kind: str) -> None:
     """
     if kind not in (PROCESS, INLINE):
         raise ValueError(f"supernode {kind!r}: expected {PROCESS!r} or {INLINE!r}")
-    if kind == INLINE and not versions.generation().prompt:
-        raise versions.UnsupportedFlower(
-            f"a SuperNode inside FLARE's process (supernode {INLINE!r}) does not work with flwr "
-            f"{versions.installed()}: expected {versions.known_inside()}. Leave the option out, or install "
-            "one of these in the image (images/requirements.txt)."
-        )
+    if kind == INLINE:
+        versions.require_prompt(f"a SuperNode inside FLARE's process (supernode {INLINE!r})")
 
 
 async def start_supernode(

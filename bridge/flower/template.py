@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge.flower import serverapp
+from bridge.flower.environment import IN_ORDER, IN_ORDER_MODULE
 from bridge.stand_in import stand_in
 
 log = logging.getLogger("flwr")
@@ -365,6 +366,8 @@ def run_program(program: str, template: Template | None, entry: Callable[[], Any
         launch_by(template, SUPEREXEC)
     elif program == SERVERAPP:
         serverapp.take_out_waits()
+        if IN_ORDER in os.environ:
+            importlib.import_module(IN_ORDER_MODULE).begin()
     code: Any = 0
     try:
         entry()

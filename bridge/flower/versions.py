@@ -130,6 +130,16 @@ def known_inside() -> str:
     return f"{_text(known[0].first)} to {_text(known[-1].last)}"
 
 
+def require_prompt(what: str) -> None:
+    """Raise `UnsupportedFlower` unless the installed flwr is one whose insides are known; `what`, for people,
+    leans on them."""
+    if not generation().prompt:
+        raise UnsupportedFlower(
+            f"{what} does not work with flwr {installed()}: expected {known_inside()}. Leave the option out, "
+            "or install one of these in the image (images/requirements.txt)."
+        )
+
+
 def generation(version: str | None = None) -> Generation:
     """Return the row of `version` (None: of the one that is installed).
 

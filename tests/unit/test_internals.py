@@ -55,6 +55,7 @@ from bridge.flare import bell, channel, teardown
 from bridge.flower import (
     heartbeat,
     holding,
+    in_order,
     inline,
     serverapp,
     superlink_process,
@@ -420,3 +421,17 @@ def test_drivers_change_what_flare_uses() -> None:
     # Else the listener would not shake hands in `accept`, and need not be kept from it.
     assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
     assert "class WsConnection" in source["drivers.aio_http_driver"]
+
+
+def test_in_order_finds_what_it_puts_in_order() -> None:
+    """flwr 1.41: the ServerApp's grid, and what legacy apps ask clients by."""
+    grid = getattr(import_module(in_order.GRID[0]), in_order.GRID[1])
+    assert "self.get_nodes()" in inspect.getsource(grid.get_node_ids)
+    sending = inspect.getsource(grid.send_and_receive)
+    assert "self.push_messages(messages)" in sending and "self.pull_messages(" in sending
+    manager = getattr(import_module(in_order.CLIENT_MANAGER[0]), in_order.CLIENT_MANAGER[1])
+    assert "list(self.clients)" in inspect.getsource(manager.sample)
+    module = import_module(in_order.SERVER)
+    for name in in_order.CLIENT_CALLS:
+        assert f"= {name}(" in inspect.getsource(module.Server)
+        assert "results, failures" in inspect.getsource(getattr(module, name))

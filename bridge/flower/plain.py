@@ -1,0 +1,180 @@
+"""Plain Flower in this container, without FLARE and without the relay, for `flowerbed compare`.
+
+    python -m bridge.flower.plain '{"sites": [...], "seed": N, "run_config": "k=v", "data": true}' < app.tar
+
+Runs SuperLink, a SuperNode for each site, and `flwr run`, as Flower's own guide starts them
+(https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html): its programs, its flags, its
+intervals. Only the ServerApp's process keeps the sites' order (`in_order.py`). What was recorded goes to
+stdout, what the programs print to stderr; exit code 1 if the run did not complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge.flower import in_order
+from bridge.flower.environment import IN_ORDER, with_bridge
+from bridge.flower.process import strip_colour
+from bridge.flower.superlink import free_port
+
+READY_WITHIN = 60.0
+"""Seconds for the SuperLink to answer, and then for each SuperNode to register; each takes 2 to 6."""
+
+POLL = 0.1
+"""Seconds between two looks at a port or a log."""
+
+STOP_GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL; what counts is written by then."""
+
+REGISTERED = re.compile(r"SuperNode ID: (\d+)")
+"""What a SuperNode logs when it is registered (flwr 1.34 to 1.42)."""
+
+CONNECTION = "plain"
+DATA = Path("/data")
+"""Holds one folder a site, if the app reads any; each SuperNode's is its node config's `data-dir`."""
+
+
+class Failed(Exception):
+    """The run did not come to its end; the text says why."""
+
+
+def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
+    """Run `app`, with all that is written in `folder`; returns the record's file.
+
+    Args:
+        spec: `sites` in their order, `seed`, `run_config` (overrides, as `flwr run` takes them), `data`
+            (whether to name folders of it).
+
+    Raises:
+        Failed: with the reason.
+    """
+    port, home = free_port(), folder / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n'
+        f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    programs: list[subprocess.Popen[bytes]] = []
+    env = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+    def start(name: str, command: Sequence[str], more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with (folder / f"{name}.log").open("wb") as log:
+            programs.append(
+                subprocess.Popen(command, cwd=folder, env={**env, **more}, stdout=log, stderr=log)
+            )
+        return programs[-1]
+
+    def wait_for(what: str, there: Callable[[], Any]) -> Any:
+        until = time.monotonic() + READY_WITHIN
+        while not (found := there()):
+            for program in programs:
+                if program.poll() is not None:
+                    raise Failed(f"{program.args!r} ended with code {program.returncode}, before {what}")
+            if time.monotonic() > until:
+                raise Failed(f"waited {READY_WITHIN:.0f} s for {what}")
+            time.sleep(POLL)
+        return found
+
+    loopback = ("--insecure", "--host", "127.0.0.1", "--port")
+    try:
+        ordered = {
+            "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{env['PATH']}",
+            "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
+            IN_ORDER: str(folder / in_order.TOLD),
+        }
+        start("superlink", ["flower-superlink", *loopback, str(port)], ordered)
+        wait_for("the SuperLink", lambda: _listens(port))
+        nodes: dict[int, str] = {}
+        for place, site in enumerate(spec["sites"]):
+            config = {"client-name": site, "partition-id": place, "num-partitions": len(spec["sites"])}
+            if spec["data"]:
+                config["data-dir"] = str(DATA / site)
+            command = ["flower-supernode", *loopback, str(free_port())]
+            command += ["--superlink", f"127.0.0.1:{port}", "--node-config", _words(config)]
+            start(site, command, {})
+            node = wait_for(f"{site}'s SuperNode", functools.partial(_registered, folder / f"{site}.log"))
+            nodes[node] = site
+        in_order.tell(folder, int(spec["seed"]), nodes)
+        command = ["flwr", "run", str(app), CONNECTION, "--stream"]
+        if spec["run_config"]:
+            command += ["--run-config", spec["run_config"]]
+        done = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise Failed(f"flwr run ended with code {done.returncode}")
+        record = folder / in_order.RECORD
+        if not record.is_file():
+            raise Failed("the ServerApp sent no message to any node")
+        return record
+    except Failed as failed:
+        logs = (f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in folder.glob("*.log"))
+        raise Failed("\n".join([*logs, str(failed)])) from None
+    finally:
+        for program in programs:
+            program.terminate()
+        for program in programs:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(STOP_GRACE)
+            program.kill()
+
+
+def _words(config: Mapping[str, str | int]) -> str:
+    """A node config as Flower's command line takes it."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+
+
+def _registered(log: Path) -> int | None:
+    found = REGISTERED.search(strip_colour(log.read_text()))
+    return None if found is None else int(found[1])
+
+
+def _with_serverapp(folder: Path) -> Path:
+    """Make a folder in which a SuperExec, which starts programs by their names (flwr 1.41.0
+    `supercore/superexec/executor/subprocess_executor.py`), finds the ServerApp that keeps the order."""
+    folder.mkdir()
+    program = folder / in_order.SERVERAPP
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {in_order.__name__} "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> None:
+    """Unpack the app from stdin, run it, and print what was recorded."""
+    spec = json.loads(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        app = folder / "app"
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
+            # Debian 12's Python 3.11.2 has no extraction filters; the tar is our own user's.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(app)
+        try:
+            record = run(app, folder, spec)
+        except Failed as failed:
+            sys.exit(str(failed))
+        sys.stdout.write(record.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Run an app twice, in plain Flower and through a federation, and compare every value to the last bit.
+
+Both runs have the same sites, data, seed and packages: plain Flower's SuperLink and SuperNodes run in one
+container of the same image, without FLARE and without any network; the federation is one of its own, in
+containers, and is removed afterwards. In both, the ServerApp gets nodes and replies in the order of the
+sites, since a sum of three or more numbers depends on their order and Flower's own is random. App and Flower
+stay as they are. What is compared: loss and metrics of every site and on average, and the SHA-256 of the
+parameters that each site sent and that the ServerApp made of them.
+
+  ./flowerbed compare apps/pytorch-quickstart
+  ./flowerbed compare apps/pytorch-quickstart --sites 5 --rounds 5 --seed 7
+  ./flowerbed compare my-app --data my-data      one folder a site in it: site-1, site-2, ...
+If the runs differ, plain Flower runs once more: an app that differs from itself is not deterministic.
+The picture, the report and both records go to results/. Exit code 1 if the two runs differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fcntl
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from scripts import app as apps
+from scripts import copies, core, data, differences, engine, images
+from scripts.build import TAG
+
+PROJECT = "flowerbedcompare"
+"""Of the federation that is made for it."""
+
+LOCK = core.HOUSE / "compare.lock"
+
+MOST_SITES = 9
+"""With ten, site-10 would come before site-2 in the sites' order, and its part of the data with it."""
+
+SEED_KEY, DATA_KEY = "seed", "data-dir"
+"""Keys of a run config by which an app takes its seed and a folder with data, if it does."""
+
+BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
+"""Seconds, of which each takes a small part: only so that nothing hangs for ever."""
+
+Events = list[dict[str, Any]]
+
+RECORD = "in_order.jsonl"
+"""What `bridge/flower/in_order.py` writes beside the ServerApp's own files."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """APP, with how many sites and rounds, and which seed."""
+    parser.add_argument("app", metavar="APP", type=Path, help="a Flower app's folder")
+    parser.add_argument("--sites", type=int, default=2, metavar="N", help="how many sites (default: 2)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: the app's own)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=42,
+        metavar="S",
+        help="of the ServerApp's generators of random numbers, and of the run config's `seed` where the app "
+        "has one (default: 42)",
+    )
+    parser.add_argument(
+        "--run-config", action="append", default=[], metavar="K=V", help="as for submit; may be repeated"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a folder a site in it (default: Fashion-MNIST, divided)"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run both, compare, draw."""
+    app = apps.read(args.app)
+    if app.ready:
+        raise core.Misuse(f"{args.app} is a job folder: expected a Flower app's folder.")
+    if not 1 <= args.sites <= MOST_SITES:
+        raise core.Misuse(f"--sites {args.sites}: expected 1 to {MOST_SITES}.")
+    sites = [f"site-{number}" for number in range(1, args.sites + 1)]
+    pairs = list(args.run_config)
+    if SEED_KEY in app.config:
+        pairs.insert(0, f"{SEED_KEY}={args.seed}")
+    config = apps.run_config(app, pairs, args.rounds)
+    config += [] if args.rounds is None else [f"{apps.ROUNDS_KEY}={args.rounds}"]
+    if args.data is not None:
+        _check_data(args.data, sites)
+    core.HOUSE.mkdir(exist_ok=True)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise core.Failure(
+                "Another comparison runs in this checkout: wait for its end, or end it."
+            ) from None
+        plain, federated, again = _both(app, args, sites, config)
+    outcome = _report(app, args, plain, federated, again)
+    if not outcome["identical"]:
+        raise core.Failure(_where(outcome), **outcome)
+    return outcome
+
+
+def _both(
+    app: apps.App, args: argparse.Namespace, sites: Sequence[str], config: Sequence[str]
+) -> tuple[Events, Events, Events | None]:
+    """Run the app in plain Flower, in a federation, and if these differ in plain Flower again."""
+    _prepare()
+    reads = DATA_KEY in app.config
+    federation = _federation(sites, args.data, divide=reads and args.data is None)
+    spec = {
+        "sites": sites,
+        "seed": args.seed,
+        "run_config": " ".join(config),
+        "data": reads or args.data is not None,
+    }
+    try:
+        core.say("Plain Flower")
+        plain = _plain(federation, app, spec)
+        core.say("The federation")
+        federated = _federated(federation, app, config, sites, args.seed)
+        again = None
+        if differences.first(differences.rounds(plain), differences.rounds(federated)) is not None:
+            core.say("They differ. Plain Flower once more, to see whether it differs from itself")
+            again = _plain(federation, app, spec)
+        return plain, federated, again
+    finally:
+        _remove(federation)
+
+
+def _check_data(folder: Path, sites: Sequence[str]) -> None:
+    missing = [site for site in sites if not (folder / site).is_dir()]
+    if missing:
+        raise core.Misuse(f"--data {folder}: expected a folder for each site, found none for {missing[0]}.")
+
+
+def _prepare() -> None:
+    engine.ensure()
+    images.ensure_base()
+    images.fill_wheelhouse(engine.ask().architecture)
+
+
+def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> copies.Federation:
+    """A federation of its own with these sites, its images built and nothing started."""
+    core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
+    if divide:
+        data.fetch()
+    settings = {} if folder is None else {"FLOWERBED_DATA": str(folder.resolve())}
+    more = [site for site in sites if site not in data.site_names()]
+    federation = copies.copy_of_files("compare", PROJECT, more, settings)
+    federation.must("provision")
+    if divide:
+        data.prepare(sites, data=federation.root / "data", originals=data.fetch)
+    for site in data.site_names() + more:
+        # Compose mounts each of them, also where an app needs no data.
+        if folder is None:
+            (federation.root / "data" / site).mkdir(parents=True, exist_ok=True)
+    federation.must("build", timeout=BUILD_WITHIN)
+    return federation
+
+
+def _plain(federation: copies.Federation, app: apps.App, spec: dict[str, Any]) -> Events:
+    """Run the app in plain Flower; returns the events."""
+    folder = federation.compose("config", "--format", "json")
+    mounts = json.loads(folder)["services"][spec["sites"][0]]["volumes"]
+    (source,) = (mount["source"] for mount in mounts if mount["target"] == "/data")
+    name = f"{PROJECT}-plain"
+    command = [
+        *(engine.docker(), "run", "--rm", "--interactive", "--init", "--name", name, "--network", "none"),
+        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--volume", f"{Path(source).parent}:/data:ro", "--entrypoint", "python"),
+        *(images.runtime(PROJECT, TAG), "-P", "-m", "bridge.flower.plain", json.dumps(spec)),
+    ]
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        lines: list[str] = []
+        watching = threading.Thread(target=_watch, args=(process.stderr, lines), daemon=True)
+        watching.start()
+        process.stdin.write(app.pack())
+        process.stdin.close()
+        said = process.stdout.read().decode()
+        code = process.wait()
+        watching.join()
+    except BaseException:
+        core.run([engine.docker(), "rm", "--force", name], timeout=60)
+        raise
+    if code:
+        raise core.Failure("\n".join(["Plain Flower did not run the app:", *lines[-40:]]))
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def _watch(stream: IO[bytes], lines: list[str]) -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip()
+        lines.append(line)
+        if "[ROUND " in line:
+            core.say(f"  round {line.split('[ROUND ', 1)[1].split(']')[0].replace('/', ' of ')}")
+
+
+def _federated(
+    federation: copies.Federation, app: apps.App, config: Sequence[str], sites: Sequence[str], seed: int
+) -> Events:
+    """Run the app through the federation; returns the events."""
+    federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
+    try:
+        words = ["submit", str(app.folder.resolve()), "--wait", "--sites", ",".join(sites)]
+        words += [f"--run-config={pair}" for pair in config]
+        job = federation.must(*words, f"--in-order={seed}", timeout=JOB_WITHIN, shown=True)
+        results = Path(federation.must("results", str(job["job_id"]))["folder"])
+        record = results / "serverapp" / RECORD
+        if not record.is_file():
+            raise core.Failure("The ServerApp sent no message to any site: there is nothing to compare.")
+        return [json.loads(line) for line in record.read_text().splitlines()]
+    finally:
+        federation.compose("down", "--volumes", "--remove-orphans", check=False)
+
+
+def _remove(federation: copies.Federation) -> None:
+    """Remove its containers, networks, volumes, images and files."""
+    core.say("Removing the federation")
+    federation.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", check=False)
+    core.run([engine.docker(), "image", "rm", images.runtime(PROJECT, TAG)], timeout=60)
+    shutil.rmtree(federation.root, ignore_errors=True)
+
+
+def _report(
+    app: apps.App,
+    args: argparse.Namespace,
+    plain: Events,
+    federated: Events,
+    again: Events | None,
+) -> dict[str, Any]:
+    """Write the report, the records and the picture; returns the report."""
+    # Here, not above: it takes a second.
+    from scripts import compare_picture
+
+    one, other = differences.rounds(plain), differences.rounds(federated)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = core.ROOT / "results" / f"compare-{app.name}-{stamp}"
+    folder.mkdir(parents=True)
+    for name, events in (("plain", plain), ("flowerbed", federated), ("plain-again", again)):
+        if events is not None:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    numbers = sorted({entry["round"] for entry in (*one, *other)})
+    by_round = [{entry["round"]: entry for entry in found} for found in (one, other)]
+    first = differences.first(one, other)
+    outcome: dict[str, Any] = {
+        "identical": first is None,
+        "first_difference": first,
+        "app": app.name,
+        "sites": args.sites,
+        "seed": args.seed,
+        "values": differences.count(one),
+        "rounds": [
+            {
+                "round": number,
+                "plain": by_round[0].get(number, {}),
+                "flowerbed": by_round[1].get(number, {}),
+                "parameters_sha256": [found.get(number, {}).get(differences.HASH) for found in by_round],
+            }
+            for number in numbers
+        ],
+    }
+    itself = None if again is None else differences.rounds(again)
+    if itself is not None:
+        outcome["plain_differs_from_itself"] = differences.first(one, itself)
+    picture = folder / "compare.png"
+    drawn = compare_picture.draw(outcome, itself, picture)
+    outcome["picture"] = str(picture) if drawn else None
+    (folder / "compare.json").write_text(json.dumps(outcome, indent=2) + "\n")
+    _tell(outcome, folder)
+    return outcome
+
+
+def _tell(outcome: dict[str, Any], folder: Path) -> None:
+    core.say(f"\n{'round':>5}  {'loss, plain':>22}  {'loss, Flowerbed':>22}  parameters (SHA-256)")
+    for entry in outcome["rounds"]:
+        losses = (entry[side].get("loss") for side in ("plain", "flowerbed"))
+        shown = "  ".join(f"{'none' if loss is None else repr(loss):>22}" for loss in losses)
+        a, b = (hashed and hashed[:16] for hashed in entry["parameters_sha256"])
+        hashes = f"{a}" if a == b else f"{a} / {b}"
+        core.say(f"{entry['round']:>5}  {shown}  {hashes}")
+    if outcome["identical"]:
+        core.say(f"Identical: all {outcome['values']} values of both runs, to the last bit.")
+    core.say(f"The picture, the report and both records: {folder}")
+
+
+def _where(outcome: dict[str, Any]) -> str:
+    first = outcome["first_difference"]
+    where = f"{first['site']}'s {first['metric']}" if first["site"] else first["metric"]
+    by = "" if first["by"] is None else f", by {first['by']:g}"
+    text = f"The runs differ, from round {first['round']} on: {where}{by}."
+    if outcome["plain_differs_from_itself"] is not None:
+        return (
+            f"{text} So does plain Flower from itself: the app is not deterministic (seeds, threads, times)."
+        )
+    return f"{text} Plain Flower does not differ from itself."

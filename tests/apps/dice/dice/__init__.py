@@ -1,0 +1,1 @@
+"""Every client adds what a die shows."""
