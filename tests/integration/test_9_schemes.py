@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +14,13 @@ from scripts.copies import Federation
 from scripts.core import ROOT
 from tests.federation import NOTHING, PROJECT, copy_of_checkout, left_over, running
 from tests.integration.test_3_containers import _compose_path
+from tests.integration.test_4_tls import answered
 
 (OWN,) = re.findall(r"(?m)^      scheme: (\w+)$", (ROOT / "project.yml").read_text())
 OTHERS = [scheme for scheme in SCHEMES if scheme != OWN]
 
 ARRAY = 2_000_000
 """Numbers (float32) in the model: a chunk of 5 MiB and some more."""
-
-SAID_NOTHING = 2.0
-"""Seconds without a word after which a server that only greets in gRPC has not refused."""
 
 
 @pytest.fixture(scope="module", params=OTHERS)
@@ -35,32 +32,14 @@ def other(request: pytest.FixtureRequest) -> Iterator[Federation]:
         yield federation
 
 
-def let_in(federation: Federation, kit: Path | None) -> bool:
-    """Whether the server's port takes a client with this kit's certificate, or with none."""
-    context = ssl.create_default_context(cafile=_kits(federation) / "site-1" / "startup" / "rootCA.pem")
-    if kit is not None:
-        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
-    try:
-        with (
-            socket.create_connection(("127.0.0.1", federation.port), 10) as plain,
-            context.wrap_socket(plain, server_hostname="server") as tls,
-        ):
-            tls.settimeout(SAID_NOTHING)  # In TLS 1.3 a refusal comes after the handshake.
-            return bool(tls.recv(1))
-    except TimeoutError:
-        return True
-    except (ssl.SSLError, ConnectionError):
-        return False
-
-
 def _kits(federation: Federation) -> Path:
     return (federation.root / _compose_path(federation)).parent
 
 
 def test_mutual_tls_and_a_connection_that_says_nothing_keeps_nobody_out(other: Federation) -> None:
     with socket.create_connection(("127.0.0.1", other.port), 10):
-        assert let_in(other, _kits(other) / "site-1")
-        assert not let_in(other, None)
+        assert answered(other, _kits(other) / "site-1" / "startup")
+        assert not answered(other, None)
 
 
 def test_a_job_completes_and_all_are_healthy(other: Federation) -> None:
