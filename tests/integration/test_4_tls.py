@@ -54,6 +54,17 @@ def test_no_certificate_is_refused(federation: Federation) -> None:
     assert not answered(federation, None)
 
 
+@pytest.mark.parametrize("service", ["site-1", "site-2", "admin", "lead"])
+def test_everybody_checks_whose_certificate_the_server_has(federation: Federation, service: str) -> None:
+    """FLARE itself does over gRPC only; `tests/unit/test_drivers.py` shows what comes of it."""
+    script = (
+        "from nvflare.fuel.f3.communicator import load_comm_drivers; load_comm_drivers(); "
+        "from nvflare.fuel.f3.drivers import net_utils, tcp_driver; "
+        "print(tcp_driver.get_ssl_context.__name__, net_utils.get_ssl_context.__name__)"
+    )
+    assert federation.exec(service, "python", "-c", script).split() == ["_context_that_checks"] * 2
+
+
 def test_no_tls_is_refused(federation: Federation) -> None:
     with socket.create_connection(("127.0.0.1", federation.port), 10) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

@@ -96,3 +96,17 @@ def test_a_connection_that_says_nothing_keeps_nobody_out(
             late.peers.get(timeout=5)
         finally:
             late.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
+def test_a_certificate_for_another_name_than_was_dialled_is_refused(url: str, tmp_path: Path) -> None:
+    """Every site has a certificate of the same CA, and could pose as the server otherwise."""
+    listener = End(tmp_path / "server", url, Mode.PASSIVE)
+    # The certificate is for 127.0.0.1.
+    asker = End(tmp_path / "site-1", url.replace("127.0.0.1", "localhost"), Mode.ACTIVE)
+    try:
+        with pytest.raises(queue.Empty):
+            asker.peers.get(timeout=2)
+    finally:
+        asker.communicator.stop()
+        listener.communicator.stop()

@@ -421,6 +421,10 @@ def test_drivers_change_what_flare_uses() -> None:
     # Else the listener would not shake hands in `accept`, and need not be kept from it.
     assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
     assert "class WsConnection" in source["drivers.aio_http_driver"]
+    # Whose certificate is to be for the name that was dialled.
+    assert "context = get_ssl_context(params, ssl_server=False)" in source["drivers.tcp_driver"]
+    assert "context.wrap_socket(sock)" in source["drivers.tcp_driver"]
+    assert "net_utils.get_ssl_context(self.connector.params, False)" in source["drivers.aio_http_driver"]
 
 
 def test_in_order_finds_what_it_puts_in_order() -> None:

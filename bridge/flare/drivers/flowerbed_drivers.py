@@ -6,6 +6,8 @@ changes the drivers that FLARE has; on the wire everything stays as it is, so ei
 
 - A TCP listener of FLARE's shook hands over TLS while it accepted: one connection that said nothing kept out
   everybody else. Now each does so in its own thread, within `HANDSHAKE_WITHIN`.
+- Over TCP and HTTP whoever connected took any certificate of the federation's CA for the server's, so that a
+  site between could have posed as it. Now the certificate must be for the name that was dialled, as in gRPC.
 - Over TCP and HTTP a dead line was found out when the kernel gave it up, after a quarter of an hour. Now it
   is found out as by gRPC's keep-alive.
 
@@ -14,13 +16,15 @@ changes the drivers that FLARE has; on the wire everything stays as it is, so ei
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import ssl
 from typing import Any
 
-from nvflare.fuel.f3.drivers import tcp_driver
+from nvflare.fuel.f3.drivers import net_utils, tcp_driver
 from nvflare.fuel.f3.drivers.aio_http_driver import WsConnection
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.drivers.socket_conn import ConnectionHandler, SocketConnection
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ the connection is dead: gRPC's are in the kits (`provisioning/harden.py`)."""
 _handle = ConnectionHandler.handle
 _no_delay = SocketConnection._set_tcp_no_delay
 _ws_init = WsConnection.__init__
+_context = net_utils.get_ssl_context
 
 
 def _mind_tcp(self: Any) -> None:
@@ -61,6 +66,18 @@ def mind(sock: Any) -> None:
         (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINE_DEAD * 1000),
     ):
         sock.setsockopt(level, option, value)
+
+
+def _context_that_checks(params: dict[str, Any], ssl_server: bool) -> ssl.SSLContext | None:
+    """`get_ssl_context`; aiohttp names the host itself, FLARE's TCP driver does not."""
+    context: ssl.SSLContext | None = _context(params, ssl_server)
+    if context is not None and not ssl_server:
+        context.check_hostname = True
+        wrap = functools.partial(
+            ssl.SSLContext.wrap_socket, context, server_hostname=params[DriverParams.HOST.value]
+        )
+        context.wrap_socket = wrap  # type: ignore[method-assign]
+    return context
 
 
 def _accept(self: Any) -> Any:
@@ -90,6 +107,8 @@ def install() -> None:
         (WsConnection, "__init__", _mind_http),
         (tcp_driver.TcpStreamServer, "get_request", _accept),
         (ConnectionHandler, "handle", _shake_hands),
+        (net_utils, "get_ssl_context", _context_that_checks),
+        (tcp_driver, "get_ssl_context", _context_that_checks),
     ]
     for owner, name, new in changes:
         setattr(owner, name, new)
