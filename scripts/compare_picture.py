@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from scripts.curves import COLOURS, choose
+from scripts.curves import COLOURS, blank, choose, one_legend
 
 FEW_SITES = 6
 """Up to so many have a colour each."""
@@ -32,9 +29,7 @@ def draw(outcome: Mapping[str, Any], again: Rounds | None, path: Path) -> bool:
     panels = choose(plain)
     if not panels:
         return False
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
-    figure = Figure(figsize=(5.6 * len(panels) + 0.4, 6.4), dpi=130, layout=layout)
-    FigureCanvasAgg(figure)
+    figure = blank(5.6 * len(panels) + 0.4, 6.4, h_pad=0.08)
     verdict = "identical to the last bit" if outcome["identical"] else "they differ"
     figure.suptitle(
         f"{outcome['app']}, {outcome['sites']} sites, seed {outcome['seed']}: "
@@ -78,11 +73,7 @@ def draw(outcome: Mapping[str, Any], again: Rounds | None, path: Path) -> bool:
         for axes in (curves, below):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-    handles: dict[str, Any] = {}
-    for axes in grid[0]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    one_legend(figure, grid[0], columns=4)
     figure.savefig(path)
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,29 +29,40 @@ def draw(summary: Mapping[str, Any], path: Path) -> bool:
     panels = choose(rounds)
     if not panels:
         return False
-    # Here, not above: it takes a second, and most verbs draw nothing.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04)
-    figure = Figure(figsize=(5.4 * len(panels) + 0.4, 5.0), dpi=130, layout=layout)
-    FigureCanvasAgg(figure)
+    figure = blank(5.4 * len(panels) + 0.4, 5.0)
     figure.suptitle(f"{summary['app']}", fontsize=15, fontweight="bold")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         _plot(axes, panel, rounds, summary["sites"])
-    handles: dict[str, Any] = {}
-    for axes in all_axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    columns = min(8, len(handles))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    one_legend(figure, all_axes, columns=8)
     which = f"job {summary['job_id']}\n{summary['status']}"
     figure.text(0.99, 0.985, which, ha="right", va="top", fontsize=7, color="#666666", linespacing=1.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return True
+
+
+def blank(width: float, height: float, h_pad: float = 0.1) -> Any:
+    """An empty figure of so many inches (130 dots each), which lays itself out."""
+    # Here, not above: it takes a second, and most verbs draw nothing.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=h_pad, wspace=0.04)
+    figure = Figure(figsize=(width, height), dpi=130, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def one_legend(figure: Any, all_axes: Iterable[Any], columns: int) -> None:
+    """Put one legend below for all axes, each label once, in at most so many columns."""
+    handles: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    columns = min(columns, len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def choose(rounds: Sequence[Mapping[str, Any]]) -> list[Panel]:
