@@ -260,7 +260,9 @@ def _measure(cell: Cell, setup: setups.Setup, work: setups.Work, folder: Path, o
             raise RunFailed("there was no time left for it")
         found = setup.run(work, folder)
     except FAILURES as failure:
-        outcomes.failures[cell].append(f"{type(failure).__name__}: {failure}")
+        # The reason is published: where this checkout lies is nobody's affair.
+        reason = f"{type(failure).__name__}: {failure}".replace(f"{core.ROOT}/", "")
+        outcomes.failures[cell].append(reason)
         core.say(f"  FAILED after {time.monotonic() - begin:.0f} s: {failure}\n  logs: {folder}")
         return
     outcomes.measured[cell].append(found)
