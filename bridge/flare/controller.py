@@ -29,7 +29,17 @@ from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import channel, meta, teardown
 from bridge.flower import environment, in_order, versions, wire
-from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, imports, read_app, run_config
+from bridge.flower.app import (
+    ROUNDS_KEY,
+    BadApp,
+    ConfigValue,
+    check_packages,
+    check_run_config,
+    deployed_app,
+    imports,
+    read_app,
+    run_config,
+)
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
@@ -51,7 +61,7 @@ class FlowerController(Controller):
 
     def __init__(
         self,
-        app_dir: str = "",
+        flower_app_path: str = "",
         run_config: dict[str, ConfigValue] | None = None,
         min_sites: int = 1,
         grace: float = meta.GRACE,
@@ -61,8 +71,9 @@ class FlowerController(Controller):
         """Args of the job's configuration.
 
         Args:
-            app_dir: the Flower app's folder, absolute or in the job's custom folder; empty: that
-                folder itself.
+            flower_app_path: an app that is deployed on the server, `local/custom/NAME` from FLARE's
+                workspace; empty: the app is what the job has brought. By this argument's name FLARE knows
+                such a job, and asks each site's policy for it (right `server-predeployed-flwr`).
             run_config: overrides of the app's `[tool.flwr.app.config]`.
             min_sites: the fewest sites with which the run may start.
             grace: seconds for which a site may be out of reach before it is given up.
@@ -73,7 +84,7 @@ class FlowerController(Controller):
         super().__init__()
         self.in_order = in_order
         self.warm = warm
-        self.app_dir = app_dir
+        self.flower_app_path = flower_app_path
         self.run_config = run_config or {}
         self.min_sites = min_sites
         self.grace = grace
@@ -109,17 +120,17 @@ class FlowerController(Controller):
         assert self._loop is not None and self._events is not None
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
-        run = self._loop.submit(self._run(self._app(fl_ctx), run_dir, sites))
-        while not run.done():
-            if abort_signal.triggered:
-                run.cancel()
-            concurrent.futures.wait([run], timeout=ABORT_CHECK)
         reason = ""
         try:
+            run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
+            while not run.done():
+                if abort_signal.triggered:
+                    run.cancel()
+                concurrent.futures.wait([run], timeout=ABORT_CHECK)
             run.result()
         except concurrent.futures.CancelledError:
             reason = self._fatal or meta.ABORTED
-        except (RunFailed, versions.UnsupportedFlower) as failure:
+        except (RunFailed, BadApp, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
@@ -227,7 +238,18 @@ class FlowerController(Controller):
             raise RunFailed("\n".join(arrivals.unfit[site] for site in sorted(arrivals.unfit)))
 
     def _app(self, fl_ctx: FLContext) -> Path:
-        return Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())) / self.app_dir
+        workspace = _workspace(fl_ctx)
+        if self.flower_app_path:
+            return deployed_app(Path(workspace.get_root_dir()), self.flower_app_path)
+        return Path(workspace.get_app_custom_dir(fl_ctx.get_job_id()))
+
+    def _checked_app(self, fl_ctx: FLContext) -> Path:
+        """The app, once more checked: who handed it in may have seen no more of it than its name."""
+        app = self._app(fl_ctx)
+        config = read_app(app)
+        check_run_config(config, self.run_config)
+        check_packages(config)
+        return app
 
     def _rounds(self, fl_ctx: FLContext) -> int | None:
         """How many rounds the app will run, if it says so by the usual key."""

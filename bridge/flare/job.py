@@ -42,9 +42,10 @@ class FlowerJob(FedJob):
 
     def __init__(
         self,
-        app: Path,
+        app: Path | None = None,
         *,
         name: str,
+        flower_app_path: str = "",
         run_config: Mapping[str, ConfigValue] | None = None,
         min_sites: int = 1,
         sites: Sequence[str] | None = None,
@@ -58,8 +59,10 @@ class FlowerJob(FedJob):
         """Make the job.
 
         Args:
-            app: the Flower app's folder.
+            app: the Flower app's folder, which goes with the job.
             name: the job's name.
+            flower_app_path: instead of `app`, one that is deployed on the server: `local/custom/NAME`, from
+                FLARE's workspace. No code goes with the job, and the server looks at the app only then.
             run_config: overrides of the app's configuration.
             min_sites: the fewest sites with which the job may run.
             sites: the sites that take part; None: all there are.
@@ -74,7 +77,8 @@ class FlowerJob(FedJob):
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
-            ValueError: grace or retries are out of range, or there is no such SuperNode.
+            ValueError: grace or retries are out of range, there is no such SuperNode, or not one of `app` and
+                `flower_app_path` is given.
             UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
         """
         check(supernode)
@@ -84,8 +88,10 @@ class FlowerJob(FedJob):
             raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
         if not 0 <= retries <= RETRIES_MOST:
             raise ValueError(f"retries {retries}: expected 0 to {RETRIES_MOST}")
-        config = read_app(app)
-        check_run_config(config, run_config or {})
+        if (app is None) == (not flower_app_path):
+            raise ValueError("expected an app's folder or flower_app_path, one of them")
+        if app is not None:
+            check_run_config(read_app(app), run_config or {})
         if mandatory is None and sites is not None and min_sites >= len(sites):
             mandatory = sites
         super().__init__(
@@ -98,6 +104,7 @@ class FlowerJob(FedJob):
         self.set_app_packages(["bridge"])
         self.to_server(
             FlowerController(
+                flower_app_path=flower_app_path,
                 run_config=dict(run_config or {}),
                 min_sites=min_sites,
                 grace=grace,
@@ -108,15 +115,17 @@ class FlowerJob(FedJob):
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server({"dead_client_grace_period": max(0.0, grace - UNHEARD) + DEAD_AFTER_GRACE})
-        self.to_server(str(app))
         # Sites get the app's code too: not to run it from there (it comes through Flower), but so
         # that FLARE asks each site's policy whether it allows custom code.
+        code = [] if app is None else [str(app)]
+        if code:
+            self.to_server(*code)
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
         for part in (
             FlowerExecutor(warm=warm, supernode=supernode),
             JobLogStreamer(target_parent_server=True),
             timeouts,
-            str(app),
+            *code,
         ):
             if sites is None:
                 self.to_clients(part)
@@ -130,7 +139,8 @@ class FlowerRecipe(Recipe):
 
     def __init__(
         self,
-        flower_content: str,
+        flower_content: str | None = None,
+        flower_app_path: str = "",
         name: str = "flower_job",
         min_clients: int = 1,
         mandatory_clients: list[str] | None = None,
@@ -141,10 +151,12 @@ class FlowerRecipe(Recipe):
         supernode: str = PROCESS,
     ) -> None:
         """See `FlowerJob`."""
-        app = Path(flower_content)
-        check_packages(read_app(app))
+        app = None if flower_content is None else Path(flower_content)
+        if app is not None:
+            check_packages(read_app(app))
         job = FlowerJob(
             app,
+            flower_app_path=flower_app_path,
             name=name,
             run_config=run_config,
             min_sites=min_clients,

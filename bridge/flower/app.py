@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -15,6 +16,10 @@ ConfigValue = bool | int | float | str
 
 ROUNDS_KEY = "num-server-rounds"
 """By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
+
+DEPLOYED = "local/custom"
+"""Where in a FLARE server's workspace the apps lie that its operator has put there; in the container it leads
+to /apps. The place is FLARE's own (nvflare 2.9.0 `app_opt/flower/path_utils.py`)."""
 
 
 class BadApp(Exception):
@@ -43,6 +48,39 @@ def read_app(app: Path) -> dict[str, Any]:
         if not isinstance(components.get(part), str):
             raise BadApp(f"pyproject.toml has no {part} in [tool.flwr.app.components]")
     return config
+
+
+def deployed_app(workspace: Path, flower_app_path: str) -> Path:
+    """Return the folder of an app that is deployed on this server.
+
+    Args:
+        workspace: FLARE's.
+        flower_app_path: as jobs name it, from the workspace: `local/custom/NAME`.
+
+    Raises:
+        BadApp: there is none, it leads elsewhere (a job must not run what another one has brought), or it
+            cannot be read.
+    """
+    root, app = workspace / DEPLOYED, workspace / flower_app_path
+    if _closed(root):
+        raise BadApp("the folder of the deployed apps cannot be read by the server's user: chmod a+rX")
+    inside = root.resolve() in app.resolve().parents and flower_app_path.startswith(f"{DEPLOYED}/")
+    if not inside or not app.is_dir():
+        known = sorted(file.parent.name for file in root.glob("*/pyproject.toml"))
+        raise BadApp(
+            f"no app '{flower_app_path.removeprefix(f'{DEPLOYED}/')}' is deployed on the server; "
+            f"there are: {', '.join(known) or 'none'}"
+        )
+    for path in (app, *sorted(app.rglob("*"))):
+        if _closed(path):
+            found = path.relative_to(root)
+            raise BadApp(f"{found} of the deployed apps cannot be read by the server's user: chmod -R a+rX")
+    return app
+
+
+def _closed(path: Path) -> bool:
+    """Whether the path is there and may not be read by this process's user."""
+    return path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
 
 
 def imports(app: Path) -> tuple[str, ...]:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from bridge.flare.job import FlowerJob, FlowerRecipe
-from bridge.flower.app import BadApp, check_packages, check_run_config, flat, read_app
+from bridge.flower.app import (
+    DEPLOYED,
+    BadApp,
+    check_packages,
+    check_run_config,
+    deployed_app,
+    flat,
+    read_app,
+)
 from bridge.flower.versions import UnsupportedFlower
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
@@ -50,6 +61,85 @@ def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
     assert meta["mandatory_clients"] == ["site-1", "site-3"]
     fewer = json.loads((export(tmp_path / "fewer", sites=["site-1", "site-3"]) / "meta.json").read_text())
     assert fewer["min_clients"] == 1 and not fewer.get("mandatory_clients")
+
+
+@pytest.mark.parametrize("sites", [None, ["site-1", "site-3"]])
+def test_a_job_for_an_app_on_the_server_holds_no_code(tmp_path: Path, sites: list[str] | None) -> None:
+    job = FlowerJob(
+        name="add", flower_app_path="local/custom/adding", run_config={"num-server-rounds": 7}, sites=sites
+    )
+    job.export_job(str(tmp_path))
+    assert not list((tmp_path / "add").rglob("custom"))
+    assert {path.suffix for path in (tmp_path / "add").rglob("*") if path.is_file()} == {".json"}
+    (file,) = (tmp_path / "add").rglob("config_fed_server.json")
+    assert json.loads(file.read_text())["workflows"][0]["args"] == {
+        "flower_app_path": "local/custom/adding",
+        "run_config": {"num-server-rounds": 7},
+    }
+    # By this FLARE's server knows such a job, and has every site asked for its right.
+    assert JobMetaValidator._has_flower_app_path(json.loads(file.read_text()))
+
+
+def test_a_job_is_for_one_app(tmp_path: Path) -> None:
+    for app, path in ((None, ""), (APP, "local/custom/adding")):
+        with pytest.raises(ValueError, match="an app's folder or flower_app_path, one of them"):
+            FlowerJob(app, name="add", flower_app_path=path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A server's, with two apps as its container has them: behind a link."""
+    for name in ("adding", "other"):
+        shutil.copytree(APP, tmp_path / "apps" / name)
+    (tmp_path / "workspace" / "local").mkdir(parents=True)
+    (tmp_path / "workspace" / DEPLOYED).symlink_to(tmp_path / "apps")
+    shutil.copytree(APP, tmp_path / "workspace" / "other-job" / "app_server" / "custom")
+    return tmp_path / "workspace"
+
+
+def test_an_app_is_found_by_its_name(workspace: Path) -> None:
+    assert read_app(deployed_app(workspace, "local/custom/adding"))["project"]["name"] == "numpy-add"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "local/custom/nothing",
+        "local/custom/",
+        "local/custom",
+        "local/custom/.",
+        "local/custom/..",
+        "local/custom/../../workspace/other-job/app_server/custom",
+        "other-job/app_server/custom",
+        "local/custom/link",
+        "adding",
+    ],
+)
+def test_nothing_but_deployed_apps_can_be_named(workspace: Path, path: str) -> None:
+    (workspace / DEPLOYED / "link").symlink_to(workspace / "other-job" / "app_server" / "custom")
+    with pytest.raises(
+        BadApp, match=r"no app '.*' is deployed on the server; there are: adding, (link, )?other"
+    ):
+        deployed_app(workspace, path)
+    with pytest.raises(BadApp, match="no app"):
+        deployed_app(workspace, str(workspace / "other-job" / "app_server" / "custom"))
+
+
+def test_a_server_without_deployed_apps_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadApp, match="no app 'x' is deployed on the server; there are: none"):
+        deployed_app(tmp_path, "local/custom/x")
+
+
+def test_a_deployed_app_that_cannot_be_read_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / DEPLOYED / "adding" / "gone.py").symlink_to("nowhere")  # Flower takes no links.
+    closed = workspace / DEPLOYED / "adding" / "numpyadd" / "client_app.py"
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and may(path, mode))
+    with pytest.raises(BadApp, match=r"adding/numpyadd/client_app\.py of the deployed apps cannot be read"):
+        deployed_app(workspace, "local/custom/adding")
+    assert deployed_app(workspace, "local/custom/other")
 
 
 def test_an_inline_supernode_is_the_executors_and_refused_where_it_cannot_be_had(
