@@ -101,6 +101,8 @@ def tell(outcome: dict[str, Any]) -> None:
         last = outcome["rounds"][-1]
         values = ", ".join(f"{n} {v:.4g}" for n, v in last["metrics"].items() if isinstance(v, int | float))
         say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
+    for site, why in outcome["refused"].items():
+        say(f"  {site} refused the job: {why}")
     if outcome["reason"]:
         say(f"  {outcome['reason'].splitlines()[0]}")
     for path, what in (

@@ -118,6 +118,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "reason": str(meta.get("flowerbed_reason") or "")
         or next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
         "retried_as": meta.get("flowerbed_retried_as"),
+        "refused": meta.get("flowerbed_refused") or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,
         "seconds": seconds_of(events, submitted, ended),

@@ -66,6 +66,7 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     status, reason = str(end["status"]), str(end.get("reason") or "")
     again = end.get("retried_as")
     facts = {"job_id": job, "status": status, "reason": reason, "retried_as": again}
+    facts["refused"] = end.get("refused") or {}
     facts["rounds"] = summary.rounds_of(events)
     if status != COMPLETED:
         why = f":\n{reason}" if reason else "."
@@ -99,6 +100,8 @@ class Progress:
             say(f"           {str(event['status']).lower()}")
         elif kind == "status":
             self._say(event, str(event["status"]).lower())
+        elif kind == "refused":
+            self._say(event, f"{event['site']} refused the job and takes no part: {event['reason']}")
         elif kind == "round":
             self._open_round = int(event["round"])
             of = f" of {event['of']}" if event.get("of") else ""

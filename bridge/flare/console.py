@@ -20,7 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +40,12 @@ BACK_WITHIN = 60.0
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
+
+NOT_STARTED = "FINISHED:FAILED_TO_RUN"
+"""The status of a job that too many of its sites, or the server, have refused."""
+
+NOTED_WITHIN = 3.0
+"""Seconds after that status in which the server notes the reason beside it: a few hundredths of one."""
 
 POLL = 0.5
 """Seconds between two questions after a job's events: FLARE's console can only ask."""
@@ -317,9 +323,10 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _kept(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server's keeper has noted of a job: its reason, and which jobs repeat which."""
+    """What the server's keeper has noted of a job: its reason, who refused it, which jobs repeat which."""
     return {
         "reason": meta.get(keys.REASON, ""),
+        "refused": meta.get(keys.REFUSED) or {},
         "retry_of": meta.get(keys.RETRY_OF),
         "retried_as": meta.get(keys.RETRIED_AS),
         "retries_left": int(meta.get(keys.RETRIES) or 0),
@@ -392,6 +399,7 @@ class _Told:
 
     status: str = ""
     events: int = 0
+    refused: set[str] = field(default_factory=set)
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
 
@@ -420,6 +428,11 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
             submitted = meta.get("submit_time")
             _say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
         told.status = now
+        if now != NOT_STARTED:  # There, it is the reason.
+            for site, why in _kept(meta)["refused"].items():
+                if site not in told.refused:
+                    told.refused.add(site)
+                    _say({"event": "refused", "site": site, "reason": why, "t": time.time()})
         if now.startswith("FINISHED"):
             break
         if now == "RUNNING":
@@ -434,9 +447,11 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
         if number >= told.events:
             _say(event)
         reason = event.get("reason", reason)
+    noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     with _flare_errors():
         # Once more: what the keeper notes comes just after the status.
-        kept = _kept(session.get_job_meta(args.job))
+        while not (kept := _kept(session.get_job_meta(args.job)))["reason"] and time.monotonic() < noted_by:
+            time.sleep(POLL)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
     kept["reason"] = kept["reason"] or reason
     _say({"event": "end", "status": told.status, "t": time.time(), **kept})

@@ -21,7 +21,7 @@ from nvflare.apis.job_def import JobMetaKey, RunStatus
 from nvflare.apis.utils.job_utils import get_event_job_id
 
 from bridge.flare import meta
-from bridge.flare.parent import CannotStart, Parent, new_id
+from bridge.flare.parent import SERVER, CannotStart, Parent, new_id
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ ENDS = {"": RunStatus.FINISHED_COMPLETED, meta.ABORTED: RunStatus.FINISHED_ABORT
 
 RESTARTED = "server restarted"
 LOST = "the job's process on the server ended before the run did: it was killed, or had too little memory"
+
+
+NOT_STARTED = "FLARE could not start the job; the server's log says why"
+TOO_FEW = "Too few sites are left: let the job have fewer (submit --min-sites), or "
+DEPLOYED = " an app that is deployed on the server (submit --deployed)"
 
 
 @dataclass
@@ -82,7 +87,10 @@ class Keeper(FLComponent):
             self._hold(self._parent, fl_ctx)
         elif event_type == EventType.JOB_STARTED:
             job = get_event_job_id(fl_ctx)
-            self._parent.note(job, {meta.SITES: self._parent.participants(job)})
+            sites, refused = self._parent.participants(job), self._parent.refusals(job)
+            self._parent.note(job, {meta.SITES: sites, meta.REFUSED: refused})
+        elif event_type == EventType.JOB_ABORTED:
+            self._not_started(self._parent, get_event_job_id(fl_ctx))
         elif event_type == EventType.JOB_COMPLETED:
             self._closed(self._parent, get_event_job_id(fl_ctx))
 
@@ -154,6 +162,19 @@ class Keeper(FLComponent):
         )
         log.error("job %s: %s", job, reason)
         self._parent.fail(job, reason)
+
+    # Jobs that were refused
+
+    def _not_started(self, parent: Parent, job: str) -> None:
+        """FLARE has ended a job: give it a reason if it has not even begun."""
+        known = parent.known(job)
+        if known.get(JobMetaKey.STATUS) != RunStatus.FAILED_TO_RUN:
+            return
+        refused = parent.refusals(job)
+        reason = "; ".join(f"{who} refused the job: {why}" for who, why in sorted(refused.items()))
+        if meta.NO_CUSTOM_CODE in refused.values():
+            reason += ". " + ("Take" if SERVER in refused else TOO_FEW + "take") + DEPLOYED
+        parent.note(job, {meta.REFUSED: refused, meta.REASON: reason or NOT_STARTED})
 
     # Jobs whose process is gone
 

@@ -11,6 +11,12 @@ ABORTED = "aborted"
 REASON = "flowerbed_reason"
 """Why the job failed, where its own process could not say so."""
 
+REFUSED = "flowerbed_refused"
+"""The sites that do not take part since they refused the job, and why, by name."""
+
+NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
+"""Why a site, or the server, refuses a job that brings code."""
+
 RETRIES = "flowerbed_retries"
 """How often the job is submitted again by itself, should the server restart while it runs."""
 

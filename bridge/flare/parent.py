@@ -16,9 +16,10 @@ from typing import Any
 
 from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import RunProcessKey, SystemComponents
-from nvflare.apis.job_def import ALL_SITES, Job, JobMetaKey, RunStatus, new_job_id
+from nvflare.apis.job_def import ALL_SITES, SERVER_SITE_NAME, Job, JobMetaKey, RunStatus, new_job_id
 from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.apis.workspace import Workspace
+from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
@@ -50,6 +51,13 @@ APP_COMMAND_WITHIN = 5.0
 
 DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
 """How a site's FLARE client reports a job process that was killed or crashed; it knows no difference."""
+
+
+SERVER = str(SERVER_SITE_NAME)
+"""What FLARE calls the server among the sites of a job."""
+
+DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
+"""FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
 
 
 class CannotStart(Exception):
@@ -237,6 +245,16 @@ class Parent:
         with self._engine.new_context() as fl_ctx:
             return dict(self._manager.get_job(job, fl_ctx).meta)
 
+    def refusals(self, job: str) -> dict[str, str]:
+        """Who did not take the job when it was handed out, the server (`SERVER`) or sites, and why."""
+        detail = self.known(job).get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ()
+        answers = dict(line.partition(": ")[::2] for line in detail)
+        return {
+            name: DEPLOY_ERRORS.get(said, said)
+            for name, answer in answers.items()
+            if (said := answer.removeprefix(f"{ERROR_MSG_PREFIX}: ")) not in ("", "OK")
+        }
+
     def unfinished(self) -> list[dict[str, Any]]:
         """What the store knows of each job that it takes for running."""
         with self._engine.new_context() as fl_ctx:
@@ -269,7 +287,8 @@ class Parent:
             if self._manager.get_job(new, fl_ctx) is not None:
                 return
             old = self._manager.get_job(job, fl_ctx).meta
-            keys = {*CLONED_META_KEYS, *SUBMITTER}
+            # The last is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
+            keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
             kept = {str(key): value for key, value in old.items() if key in keys}
             kept[JobMetaKey.CLONED_FROM.value] = job
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)

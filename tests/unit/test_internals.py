@@ -31,6 +31,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
+from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
@@ -45,13 +46,15 @@ from nvflare.private.fed.client import fed_client_base
 from nvflare.private.fed.client.client_executor import JobExecutor
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.fed_server import FederatedServer
+from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_engine import ServerEngine
+from nvflare.private.fed.utils.app_authz import AppAuthzService
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from benchmarks import clock, plain, processes
 from bridge.connection import BoundedConnection
-from bridge.flare import bell, channel, teardown
+from bridge.flare import bell, channel, parent, teardown
 from bridge.flower import (
     heartbeat,
     holding,
@@ -348,6 +351,24 @@ def test_parent_finds_what_it_uses_of_flares_server() -> None:
     assert "self.run_processes[job.job_id] = {" in engine and "self.exception_run_processes" in engine
     # A handler that is registered again takes the place of the first.
     assert "self.req_reg.set(" in inspect.getsource(CoreCell.register_request_cb)
+
+
+def test_parent_reads_who_refused_a_job_where_flare_writes_it() -> None:
+    """nvflare 2.9.0 `private/fed/server/job_runner.py`, `private/fed/utils/app_authz.py`."""
+    source = inspect.getsource(JobRunner._deploy_job)
+    for line in ("server: {err}", "server: OK", "{client_name}: {reply.body}", "{client_name}: OK"):
+        assert f'deploy_detail.append(f"{line}")' in source or f'deploy_detail.append("{line}")' in source
+    run = inspect.getsource(JobRunner.run)
+    # What is written before the status, and before the event at which the keeper looks for it.
+    started, failed = run.index("self._start_run("), run.index("RunStatus.FAILED_TO_RUN")
+    detail = "JobMetaKey.JOB_DEPLOY_DETAIL.value: deploy_detail"
+    assert run.index(detail) < started
+    assert failed < run.index(detail, failed) < run.index("EventType.JOB_ABORTED", failed)
+    assert "EventType.JOB_STARTED" in inspect.getsource(JobRunner._start_run)
+    for words in parent.DEPLOY_ERRORS:
+        assert f'"{words}"' in inspect.getsource(AppAuthzService.authorize_app_info)
+    # When this fails, `Parent.clone` need not add it any more.
+    assert FlowerConstant.FLOWER_PREDEPLOYED not in CLONED_META_KEYS
 
 
 def test_a_job_process_that_was_killed_is_reported_as_an_exception() -> None:

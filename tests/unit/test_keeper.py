@@ -13,7 +13,7 @@ from nvflare.apis.job_def import Job, RunStatus
 
 from bridge.flare import keeper, meta
 from bridge.flare.keeper import RESTARTS, Keeper
-from bridge.flare.parent import CannotStart, _app_of
+from bridge.flare.parent import CannotStart, Parent, _app_of
 
 NONE: frozenset[str] = frozenset()
 
@@ -28,6 +28,8 @@ class Server:
         self.done: list[tuple[Any, ...]] = []
         self.starts_fail = False
         self.said: dict[str, str] = {}
+        self.status = "RUNNING"
+        self.refused: dict[str, str] = {}
 
     def tokens(self) -> dict[str, dict[str, str]]:
         return {"j": {"site-1": self.token}}
@@ -48,6 +50,15 @@ class Server:
         self.done.append(("start", job, site, number))
         if self.starts_fail:
             raise CannotStart("on purpose")
+
+    def known(self, job: str) -> dict[str, Any]:
+        return {"status": self.status}
+
+    def refusals(self, job: str) -> dict[str, str]:
+        return self.refused
+
+    def participants(self, job: str) -> list[str]:
+        return ["site-1"]
 
     def how_its_run_ended(self, job: str) -> str | None:
         return self.said.get(job)
@@ -161,6 +172,69 @@ def test_a_job_whose_run_had_ended_gets_its_true_status(
     server.said = {"j": said}
     mine._close_unfinished(server, [{"job_id": "j", meta.RETRIES: 2}])  # type: ignore[arg-type]
     assert server.done == [("end", "j", status)]
+
+
+def told(mine: Keeper, event: str) -> None:
+    context = FLContext()
+    context.set_prop(FLContextKey.EVENT_DATA, {"job_id": "j"}, private=True, sticky=False)
+    mine.handle_event(event, context)
+
+
+def test_a_job_that_starts_has_its_sites_and_who_refused_it(server: Server, mine: Keeper) -> None:
+    server.refused = {"site-2": "no reply (deployment timeout)"}
+    told(mine, EventType.JOB_STARTED)
+    assert server.done == [("note", "j", {meta.SITES: ["site-1"], meta.REFUSED: server.refused})]
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (
+            {"site-2": meta.NO_CUSTOM_CODE, "site-1": "no resources"},
+            "site-1 refused the job: no resources; site-2 refused the job: its policy forbids custom code "
+            "(right byoc). Too few sites are left: let the job have fewer (submit --min-sites), or take an "
+            "app that is deployed on the server (submit --deployed)",
+        ),
+        (
+            {"server": meta.NO_CUSTOM_CODE},
+            "server refused the job: its policy forbids custom code (right byoc). Take an app that is "
+            "deployed on the server (submit --deployed)",
+        ),
+        ({"site-1": "no resources"}, "site-1 refused the job: no resources"),
+        ({}, "FLARE could not start the job; the server's log says why"),
+    ],
+)
+def test_a_job_that_could_not_start_gets_a_reason(
+    server: Server, mine: Keeper, refused: dict[str, str], reason: str
+) -> None:
+    server.refused, server.status = refused, "FINISHED:FAILED_TO_RUN"
+    told(mine, EventType.JOB_ABORTED)
+    assert server.done == [("note", "j", {meta.REFUSED: refused, meta.REASON: reason})]
+
+
+def test_a_job_that_somebody_has_aborted_gets_none(server: Server, mine: Keeper) -> None:
+    server.status = "FINISHED:ABORTED"
+    told(mine, EventType.JOB_ABORTED)
+    assert not server.done
+
+
+def test_refusals_are_read_from_what_flare_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = object.__new__(Parent)
+    detail = [
+        "server: OK",
+        "site-1: OK",
+        "site-2: NVFLARE_ERROR: BYOC not permitted",
+        "site-3: no reply (deployment timeout)",
+        "num_ok_sites 1 < required_min_sites 3",
+        "failed to deploy to required client site-2",
+    ]
+    monkeypatch.setattr(parent, "known", lambda job: {"job_deploy_detail": detail})
+    assert parent.refusals("j") == {
+        "site-2": meta.NO_CUSTOM_CODE,
+        "site-3": "no reply (deployment timeout)",
+    }
+    monkeypatch.setattr(parent, "known", lambda job: {})
+    assert parent.refusals("j") == {}
 
 
 def blocked(mine: Keeper) -> str:

@@ -248,6 +248,17 @@ def test_results_have_the_reason_that_only_the_server_knows(
     assert (outcome["reason"], outcome["retried_as"]) == ("server restarted", "j-2")
 
 
+def test_results_name_who_refused_the_job(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = {"site-3": "its policy forbids custom code (right byoc)"}
+    send(monkeypatch, {"meta.json": json.dumps({**META, "flowerbed_refused": why})})
+    outcome = results.collect("admin", "j-1")
+    assert outcome["refused"] == why
+    results.tell(outcome)
+    assert f"site-3 refused the job: {why['site-3']}" in capsys.readouterr().err
+
+
 def test_results_of_a_job_that_failed_before_its_first_round(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -314,6 +314,15 @@ def test_wait_names_the_job_that_repeats_one(fake: Fake, flowerbed: Run) -> None
     assert "again as job j-2: ./flowerbed wait j-2" in told
 
 
+def test_wait_tells_who_refused_the_job(fake: Fake, flowerbed: Run) -> None:
+    why = {"site-3": "its policy forbids custom code (right byoc)"}
+    refused = {"event": "refused", "site": "site-3", "reason": why["site-3"], "t": 103.5}
+    fake.answer("wait", out=lines(*PROGRESS[:2], refused, *PROGRESS[2:], {**END, "refused": why}))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["refused"]) == (0, why)
+    assert f"      4 s  site-3 refused the job and takes no part: {why['site-3']}\n" in told
+
+
 def test_wait_for_an_unknown_job(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", code=2, err=error("no such job: j-9. The jobs there are: ./flowerbed jobs"))
     code, outcome, _ = flowerbed("wait", "j-9")
