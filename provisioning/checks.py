@@ -31,6 +31,9 @@ SCHEMES = ("grpc", "tcp", "http")
 """What connections speak, each in mutual TLS. FLARE takes any other word for a driver that somebody brings,
 and fails when the first container starts."""
 
+CUSTOM_CODE = "custom_code"
+"""The key of a server or site that says whether jobs may bring code there."""
+
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -128,10 +131,20 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
         role = entry.properties.get("role")
         if entry.type == "admin" and role not in ROLES:
             yield f"{entry.who}: expected role {', '.join(ROLES)}; found {_kind(role)}."
+        if CUSTOM_CODE in entry.properties:
+            yield from _custom_code(entry)
         yield from _ports(entry)
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
             yield f"participant '{name}' stands there {times} times; a name is for one only."
+
+
+def _custom_code(entry: Entry) -> Iterator[str]:
+    value = entry.properties[CUSTOM_CODE]
+    if entry.type not in ("server", "client"):
+        yield f"{entry.who}: {CUSTOM_CODE} is for the server and for sites; leave it out."
+    elif not isinstance(value, bool):
+        yield f"{entry.who}: expected {CUSTOM_CODE} to be true or false; found {_kind(value)}."
 
 
 def _ports(entry: Entry) -> Iterator[str]:

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.fuel.f3.drivers.net_utils import MAX_FRAME_SIZE
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
+from nvflare.security.security import COMMAND_CATEGORIES
 from nvflare.tool.cli_output import output_error
 
 from provisioning import note
-from provisioning.checks import problems_in_project
+from provisioning.checks import CUSTOM_CODE, problems_in_project
 
 WORKSPACE = "/workspace"
 """Where the image mounts the participant's volume."""
@@ -23,6 +25,13 @@ CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.Fl
 
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""
+
+POLICY = "bridge.flare.policy.CodePolicy"
+"""A component of each site's client: see there."""
+
+BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
+"""FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
+`private/fed/utils/app_authz.py`)."""
 
 UNHEARD = 120
 """Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
@@ -110,6 +119,11 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 _edit(local / "resources.json.default", _allow_bridge)
+                _edit(local / "authorization.json.default", _allow_deployed_apps)
+                if not participant.get_prop(CUSTOM_CODE, True):
+                    _edit(local / "authorization.json.default", _forbid_custom_code)
+            if participant.type == ParticipantType.CLIENT:
+                _edit(local / "resources.json.default", _ask_for_all_code)
             if participant.type == ParticipantType.ADMIN:
                 _edit(startup / "fed_admin.json", _log_in_by_certificate)
             else:
@@ -172,6 +186,28 @@ def _keep_jobs(resources: dict[str, Any]) -> None:
 
 def _allow_bridge(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], *CLASSES]
+
+
+def _allow_deployed_apps(policy: dict[str, Any]) -> None:
+    """Who may bring code may run what is on the server too; FLARE's default lets only a project_admin."""
+    for rights in policy["permissions"].values():
+        if isinstance(rights, dict) and BYOC in rights:
+            rights[DEPLOYED] = rights[BYOC]
+
+
+def _forbid_custom_code(policy: dict[str, Any]) -> None:
+    """Take the right to bring code from all, and leave them every other. FLARE knows no exception from the
+    "any" that a project_admin has: so all the other rights are named."""
+    commands = {value for name, value in vars(AdminCommandNames).items() if name.isupper()}
+    every = sorted({COMMAND_CATEGORIES.get(command, command) for command in commands})
+    for role, rights in policy["permissions"].items():
+        known = rights if isinstance(rights, dict) else dict.fromkeys([*every, DEPLOYED], rights)
+        policy["permissions"][role] = {**known, BYOC: "none"}
+
+
+def _ask_for_all_code(resources: dict[str, Any]) -> None:
+    resources["components"].append({"id": "flowerbed_policy", "path": POLICY, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], POLICY]
 
 
 def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:

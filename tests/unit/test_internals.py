@@ -27,6 +27,7 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from nvflare.apis.app_validation import AppValidationKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.impl.wf_comm_server import WFCommServer
@@ -50,6 +51,7 @@ from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_engine import ServerEngine
 from nvflare.private.fed.utils.app_authz import AppAuthzService
+from nvflare.private.fed.utils.app_deployer import AppDeployer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from benchmarks import clock, plain, processes
@@ -369,6 +371,16 @@ def test_parent_reads_who_refused_a_job_where_flare_writes_it() -> None:
         assert f'"{words}"' in inspect.getsource(AppAuthzService.authorize_app_info)
     # When this fails, `Parent.clone` need not add it any more.
     assert FlowerConstant.FLOWER_PREDEPLOYED not in CLONED_META_KEYS
+
+
+def test_flare_asks_for_custom_code_only_in_a_sites_own_part_of_a_job() -> None:
+    """nvflare 2.9.0 `private/fed/utils/app_deployer.py`: why there is `bridge/flare/policy.py`."""
+    source = inspect.getsource(AppDeployer.deploy)
+    assert "job_meta.pop(AppValidationKey.BYOC, None)" in source
+    assert "derive_local_app_info(app_info, job_meta, workspace.site_name)" in source
+    message = inspect.getsource(JobRunner._make_deploy_message)
+    assert "AdminCommandNames.SUBMIT_JOB" in message and "set_message_security_data(" in message
+    assert AppValidationKey.BYOC in CLONED_META_KEYS
 
 
 def test_a_job_process_that_was_killed_is_reported_as_an_exception() -> None:

@@ -19,8 +19,11 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
+from nvflare.security.security import FLAuthorizer
 
 from bridge.flare.job import UNHEARD
 from provisioning.checks import HARDEN
@@ -28,12 +31,12 @@ from provisioning.checks import HARDEN
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
 BRIDGE = {"bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"}
-KEEPER = "bridge.flare.keeper.Keeper"
+KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
 
 SITES = """
-  - {name: site-3, type: client, org: flowerbed}
+  - {name: site-3, type: client, org: flowerbed, custom_code: false}
   - {name: site-5, type: client, org: flowerbed, connect_to: {name: relay-1}}
   - {name: relay-1, type: relay, org: flowerbed, listening_host: {scheme: grpc, port: 8102}}
   - {name: Mem.Ber@flowerbed.example, type: admin, org: flowerbed, role: member}
@@ -163,8 +166,9 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    own = BRIDGE | {KEEPER} if participant == "server" else BRIDGE
-    assert set(allowed["class_allow_list"]) == own | set(DEFAULT_CLASS_ALLOW_LIST)
+    own = KEEPER if participant == "server" else POLICY
+    assert set(allowed["class_allow_list"]) == BRIDGE | {own} | set(DEFAULT_CLASS_ALLOW_LIST)
+    assert own in [component["path"] for component in allowed["components"]]
     assert allowed["class_list_enforcement_mode"] == "enforce"
 
 
@@ -204,6 +208,40 @@ def test_who_may_download_a_job_may_read_its_log(plain: Path) -> None:
     lead, member = policy["permissions"]["lead"], policy["permissions"]["member"]
     assert lead["get_job_log"] == lead["download_job"] == "n:submitter"
     assert "get_job_log" not in member
+
+
+def may(kit: Path, role: str, right: str) -> bool:
+    """What FLARE says when it reads the kit's policy."""
+    policy = json.loads((kit / "local/authorization.json.default").read_text())
+    person = Person("ann@flowerbed.example", "flowerbed", role)
+    allowed, _ = FLAuthorizer("flowerbed", policy).authorize(AuthzContext(right, person, person))
+    return bool(allowed)
+
+
+DEPLOYED = "server-predeployed-flwr"
+RIGHTS = sorted({value for name, value in vars(AdminCommandNames).items() if name.isupper()} | {DEPLOYED})
+ROLES = ("project_admin", "lead", "org_admin", "member")
+
+
+@pytest.mark.parametrize("participant", ["server", "site-1"])
+def test_who_may_bring_code_may_run_what_is_on_the_server(wide: Path, participant: str) -> None:
+    for right in ("byoc", DEPLOYED):
+        assert [may(wide / PROD / participant, role, right) for role in ROLES] == [True, True, False, False]
+
+
+def test_without_custom_code_that_is_forbidden_and_nothing_else(wide: Path) -> None:
+    for role in ROLES:
+        assert not may(wide / PROD / "site-3", role, "byoc")
+        for right in RIGHTS:
+            allowed = may(wide / PROD / "site-1", role, right)
+            assert may(wide / PROD / "site-3", role, right) is allowed, (role, right)
+
+
+def test_a_server_may_forbid_custom_code_too(again: Path) -> None:
+    edit(again, replace("    type: server\n", "    type: server\n    custom_code: false\n"))
+    kit = again / done(again)["kits"]["server"]
+    for role in ("project_admin", "lead"):
+        assert may(kit, role, DEPLOYED) and may(kit, role, "get_job_log") and not may(kit, role, "byoc")
 
 
 def test_keys_and_state_are_for_the_owner_only(plain: Path) -> None:
@@ -513,6 +551,14 @@ BAD: dict[str, tuple[Edit, str]] = {
     "no jobs at once": (
         replace(f"{HARDEN}\n", f"{HARDEN}\n    args: {{max_jobs: 0}}\n"),
         "expected HardenBuilder's max_jobs to be a whole number from 1; found int 0",
+    ),
+    "custom code is neither true nor false": (
+        replace("name: site-2\n", "name: site-2\n    custom_code: never\n"),
+        "site 'site-2': expected custom_code to be true or false; found 'never'",
+    ),
+    "custom code of an admin": (
+        replace("role: lead", "role: lead\n    custom_code: false"),
+        "admin 'lead@flowerbed.example': custom_code is for the server and for sites",
     ),
     # Left to FLARE to find.
     "old api_version": (

@@ -1,0 +1,70 @@
+"""A site's word on code that a job brings, through the hooks by which FLARE's client asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from nvflare.apis.fl_constant import AdminCommandNames
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.utils.event import fire_event_to_components
+from nvflare.fuel.sec.authz import AuthorizationService
+from nvflare.private.admin_defs import Message
+from nvflare.private.defs import RequestHeader
+from nvflare.private.fed.client.admin import FedAdminAgent
+from nvflare.private.fed.server.site_security import SiteSecurity
+from nvflare.security.security import FLAuthorizer
+
+from bridge.flare import meta
+from bridge.flare.policy import CodePolicy
+
+SECURITY = {
+    "format_version": "1.0",
+    "permissions": {"lead": {"submit_job": "any", "byoc": "none"}, "project_admin": "any"},
+}
+
+
+class Client:
+    """The FLARE client's engine, as far as it fires events."""
+
+    def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        fire_event_to_components(event_type, [CodePolicy()], fl_ctx)
+
+
+@pytest.fixture(autouse=True)
+def policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AuthorizationService, "the_authorizer", FLAuthorizer("org", SECURITY))
+
+
+def asked(job: dict[str, Any] | None, role: str = "lead", command: str = AdminCommandNames.SUBMIT_JOB) -> Any:
+    """What FLARE's client gets to hear, before it deploys a job of this meta."""
+    request = Message("deploy", b"")
+    for header, value in (
+        (RequestHeader.SUBMITTER_NAME, "ann@x.example"),
+        (RequestHeader.SUBMITTER_ORG, "org"),
+        (RequestHeader.SUBMITTER_ROLE, role),
+        (RequestHeader.JOB_META, job),
+    ):
+        request.set_header(header, value)
+    context = FLContext()
+    FedAdminAgent._set_security_data(object.__new__(FedAdminAgent), request, context)
+    return SiteSecurity().authorization_check(Client(), command, context)
+
+
+def test_a_job_that_brings_code_is_refused_with_a_reason() -> None:
+    assert asked({"byoc": True}) == (False, meta.NO_CUSTOM_CODE)
+
+
+def test_a_job_without_code_and_one_of_somebody_who_may_are_taken() -> None:
+    assert asked({"name": "deployed", "flower_predeployed": True}) == (True, "")
+    assert asked({"byoc": True}, role="project_admin") == (True, "")
+
+
+def test_only_handing_out_a_job_is_looked_at() -> None:
+    assert asked({"byoc": True}, command=AdminCommandNames.CHECK_RESOURCES) == (True, "")
+    assert asked({"byoc": True}, command=AdminCommandNames.SHELL_LS) == (True, "")
+
+
+def test_what_cannot_be_looked_at_is_refused() -> None:
+    allowed, reason = asked(None)
+    assert not allowed and reason == "the site could not look at it: AttributeError"
