@@ -63,8 +63,9 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
-        # The consoles mount it; a missing source would stop them.
-        (ROOT / "jobs").mkdir(exist_ok=True)
+        # The consoles mount the one, the server the other; a missing source would stop them.
+        for folder in ("jobs", "deployed"):
+            (ROOT / folder).mkdir(exist_ok=True)
         dotenv.write(
             ROOT / ".env",
             {

@@ -11,13 +11,13 @@ import tarfile
 import tomllib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pathspec
 
-from scripts.core import Misuse
+from scripts.core import ROOT, Misuse
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
@@ -30,6 +30,8 @@ MOST_JOB_BYTES = 64 * 1024 * 1024
 """Of an exported job folder; its app is within MOST_BYTES, the rest is a few small files of FLARE's."""
 TIME = 946_684_800
 """Of every packed file: 2000-01-01, since FLARE zips the job and zip knows no time before 1980."""
+DEPLOYED = ROOT / "deployed"
+"""The apps that the server has, and that jobs may name; the server's container sees it at /apps."""
 ROUNDS_KEY = "num-server-rounds"
 """The run config key that Flower's templates read the number of rounds from; `--rounds` sets it."""
 
@@ -44,6 +46,8 @@ class App:
         config: the run config's defaults, nested keys joined with dots; empty for a job folder.
         files: what is sent, by path from the folder.
         ready: True for a job folder, which is submitted as it is.
+        deployed: True for an app that the server has already: only its pyproject.toml is sent, for the
+            console to look at.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class App:
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     ready: bool = False
+    deployed: bool = False
 
     def pack(self) -> bytes:
         """All files as a tar, the same bytes for the same content."""
@@ -96,6 +101,23 @@ def read(folder: Path) -> App:
         _check_reference(component, reference, trees, shown)
     _check_size(files, shown)
     return App(folder, name, version, flatten(project["tool"]["flwr"]["app"].get("config", {})), files)
+
+
+def read_deployed(name: str) -> App:
+    """Read and check an app that is deployed on the server, by the name of its folder.
+
+    Raises:
+        Misuse: as `read`, and where there is none of that name.
+    """
+    folder = DEPLOYED / name
+    known = sorted(file.parent.name for file in DEPLOYED.glob("*/pyproject.toml"))
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise Misuse(f"No app '{name}' is deployed: expected a folder in {DEPLOYED}. There are: {there}.")
+    if folder.is_symlink():
+        raise Misuse(f"{folder} is a link, and the server's container cannot follow it: put a copy there.")
+    app = read(folder)
+    return replace(app, files={"pyproject.toml": app.files["pyproject.toml"]}, deployed=True)
 
 
 def collect(folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
   ./flowerbed submit apps/pytorch-quickstart
   ./flowerbed submit apps/pytorch-quickstart --rounds 5 --run-config "learning-rate=0.01 batch-size=64" --wait
   ./flowerbed submit my-app --sites site-1,site-3 --as lead
+  ./flowerbed submit --deployed my-app --rounds 5    an app in the server's folder deployed/: no code travels
   ./flowerbed submit my-app --export jobs/my-job     write the job folder instead, for FLARE's own submit_job
 The app stays as it is: what runs with `flwr run` runs here. It is checked before anything is sent.
 """
@@ -22,8 +23,15 @@ from scripts.core import Failure, Misuse, say, unpack
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """APP and how to run it."""
-    parser.add_argument(
-        "app", metavar="APP", type=Path, help="a Flower app's folder, the one with pyproject.toml"
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "app", metavar="APP", type=Path, nargs="?", help="a Flower app's folder, the one with pyproject.toml"
+    )
+    which.add_argument(
+        "--deployed",
+        metavar="NAME",
+        help="instead, an app that the server has already, in the folder deployed/: the job brings no code, "
+        "and runs also where that is forbidden",
     )
     parser.add_argument(
         "--rounds", type=int, metavar="N", help=f"sets {apps.ROUNDS_KEY} of the app's run config"
@@ -96,7 +104,7 @@ def _names(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
-    app = apps.read(args.app)
+    app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
     options = _options(app, args)
     service = console.service(args.identity)
     if args.export is not None:
@@ -131,7 +139,8 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
                 "--in-order, --export. Give the app's own folder to set them."
             )
         return []
-    words = [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
+    words = [f"--deployed={args.deployed}"] if app.deployed else []
+    words += [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
     if args.rounds is not None:
         words.append(f"--rounds={args.rounds}")
     if args.name:

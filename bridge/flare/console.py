@@ -27,7 +27,15 @@ from typing import Any, NoReturn
 from bridge.flare import meta as keys
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
 from bridge.flower import versions
-from bridge.flower.app import ROUNDS_KEY, BadApp, ConfigValue, check_packages, check_run_config, read_app
+from bridge.flower.app import (
+    DEPLOYED,
+    ROUNDS_KEY,
+    BadApp,
+    ConfigValue,
+    check_packages,
+    check_run_config,
+    read_app,
+)
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 """The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
@@ -101,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("check", _check)
     for name, run in (("export", _export), ("submit", _submit)):
         sub = verb(name, run)
+        # The app is on the server, in a folder of this name; stdin brings no more than its pyproject.toml.
+        sub.add_argument("--deployed", default="")
         sub.add_argument("--name", default="")
         sub.add_argument("--rounds", type=int)
         sub.add_argument("--run-config", action="append", default=[], metavar="KEY=VALUE")
@@ -166,7 +176,8 @@ def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites
     sites = [site for site in args.sites.split(",") if site] or None
     try:
         job = FlowerJob(
-            app,
+            None if args.deployed else app,
+            flower_app_path=f"{DEPLOYED}/{args.deployed}" if args.deployed else "",
             name=args.name or config.get("project", {}).get("name", "flower-app"),
             run_config=run_config,
             min_sites=args.min_sites or (len(sites) if sites else default_min_sites),

@@ -388,12 +388,12 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     assert commands == {
-        "server": {"server": {}},
+        "server": {"server": {"/apps": str(wide / "deployed")}},
         "relay": {"relay-1": {}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
-    assert (wide / "jobs").is_dir()
+    assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
 
 
 # Again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from scripts import app as apps
 from scripts import build, compose, console, data, engine, provision, results, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
@@ -137,6 +139,60 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
     ]
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert "numpyadd/client_app.py" in tar.getnames()
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The server's folder of apps, with two."""
+    folder = tmp_path / "deployed"
+    for name in ("adding", "other"):
+        shutil.copytree(APP, folder / name)
+    (folder / "no-app").mkdir()
+    monkeypatch.setattr(apps, "DEPLOYED", folder)
+    return folder
+
+
+def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
+    fake: Fake, flowerbed: Run, deployed: Path
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    code, outcome, _ = flowerbed(
+        "submit", "--deployed", "adding", "--rounds", 5, "--run-config", "array-size=7"
+    )
+    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0"})
+    assert fake.calls[0][6:] == ["submit", "--deployed=adding", "--run-config=array-size=7", "--rounds=5"]
+    with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
+        assert tar.getnames() == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--deployed", "addin"], "No app 'addin' is deployed"),
+        (["--deployed", "addin"], "There are: adding, link, other."),
+        (["--deployed", "no-app"], "No app 'no-app' is deployed"),
+        (["--deployed", "../deployed/adding"], "No app '../deployed/adding' is deployed"),
+        (["--deployed", "link"], "link is a link"),
+        (["--deployed", "adding", "--run-config", "x=1"], "It has: num-server-rounds"),
+    ],
+)
+def test_a_deployed_app_is_checked_where_it_lies(
+    fake: Fake, flowerbed: Run, deployed: Path, words: list[Any], text: str
+) -> None:
+    (deployed / "link").symlink_to(APP)
+    code, outcome, _ = flowerbed("submit", *words)
+    assert code == 2 and text in outcome["error"]
+    assert fake.calls == []
+
+
+def test_submit_takes_an_app_or_the_name_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, text in (
+        ([], "one of the arguments"),
+        ([str(APP), "--deployed", "adding"], "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", *words])
+        assert ended.value.code == 2 and text in capsys.readouterr().err
 
 
 def test_submit_prints_nothing_but_the_job_id(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
