@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +27,22 @@ MEET_WITHIN = 120.0
 """Seconds until all three run: five sites' SuperNodes for each start on two cores."""
 
 
-def three_at_once_and_two_that_wait(federation: Federation, sites: Sequence[str]) -> None:
-    """Run them; each gives its own results, no port is opened, and what waited runs then."""
+def three_at_once_and_two_that_wait(
+    federation: Federation, sites: Sequence[str], deployed: bool = False
+) -> None:
+    """Run them; each gives its own results, no port is opened, and what waited runs then.
+
+    `deployed`: the apps are put on the server, and the jobs bring no code.
+    """
+    if deployed:
+        for app, _ in JOBS:
+            shutil.copytree(app, federation.root / "deployed" / app.name)
     services = ("server", *sites)
     before = {service: open_to_others(federation, service) for service in services}
-    apps = [submit(federation, app, words.format(sites=len(sites))) for app, words in JOBS]
+    number = len(sites)
+    apps = [submit(federation, app, words.format(sites=number), deployed) for app, words in JOBS]
     app, words = WAITING
-    waiting = [submit(federation, app, words.format(sites=len(sites), size=size)) for size in (20, 30)]
+    waiting = [submit(federation, app, words.format(sites=number, size=size), deployed) for size in (20, 30)]
     deadline = time.monotonic() + MEET_WITHIN
     while [(states := statuses(federation))[job] for job in apps] != ["RUNNING"] * len(apps):
         assert time.monotonic() < deadline, states
@@ -54,9 +64,10 @@ def three_at_once_and_two_that_wait(federation: Federation, sites: Sequence[str]
         assert [part["metrics"]["mean"] for part in found[job]["rounds"]] == [1]
 
 
-def submit(federation: Federation, app: Path, run_config: str) -> str:
+def submit(federation: Federation, app: Path, run_config: str, deployed: bool) -> str:
     """Hand in an app; returns the job's id."""
-    return str(federation.must("submit", str(app), "--run-config", run_config)["job_id"])
+    which = ("--deployed", app.name) if deployed else (str(app),)
+    return str(federation.must("submit", *which, "--run-config", run_config)["job_id"])
 
 
 def statuses(federation: Federation) -> dict[str, str]:

@@ -1,0 +1,123 @@
+"""Three more sites and a member, by editing project.yml alone; what was there stays as it is.
+
+The last of them takes no custom code: with all five, apps run that are deployed on the server.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.copies import Federation
+from scripts.core import ROOT
+from tests.integration.many_jobs import three_at_once_and_two_that_wait
+from tests.integration.test_3_containers import _compose_path
+
+MORE = """
+  - {name: site-3, type: client, org: flowerbed}
+  - {name: site-4, type: client, org: flowerbed}
+  - {name: site-5, type: client, org: flowerbed, custom_code: false}
+  - name: member@flowerbed.example
+    type: admin
+    org: flowerbed
+    role: member
+"""
+
+
+SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
+
+REFUSED = {"site-5": "its policy forbids custom code (right byoc)"}
+
+
+@pytest.fixture(scope="module")
+def larger(federation: Federation) -> Federation:
+    before = (federation.root / _compose_path(federation)).parent
+    project = federation.root / "project.yml"
+    text = project.read_text()
+    project.write_text(text.replace("\nbuilders:", MORE + "\nbuilders:"))
+    added = federation.must("provision")["added"]
+    assert sorted(added) == ["member@flowerbed.example", *SITES[2:]]
+    federation.must("data")
+    federation.must("build")
+    federation.must("up")
+    after = (federation.root / _compose_path(federation)).parent
+    for certificate in before.rglob("*.crt"):
+        assert (after / certificate.relative_to(before)).read_bytes() == certificate.read_bytes(), certificate
+    return federation
+
+
+def test_the_new_sites_are_registered_and_take_part(larger: Federation) -> None:
+    status = larger.must("status")
+    assert sorted(str(site["name"]) for site in status["sites"]) == SITES
+    shutil.copytree(ROOT / "tests/apps/numpy-add", larger.root / "deployed/adding")
+    config = ("--rounds", "1", "--run-config", f"min-available-clients={len(SITES)}")
+    job = str(larger.must("submit", "--deployed", "adding", *config)["job_id"])
+    outcome = larger.must("wait", job)
+    assert sorted(outcome["rounds"][0]["sites"]) == SITES
+    assert outcome["refused"] == {}
+
+
+def test_a_site_whose_policy_forbids_custom_code_refuses_it_and_the_others_go_on(larger: Federation) -> None:
+    config = ("--run-config", f"min-available-clients={len(SITES) - 1}")
+    job = larger.submit("numpy-add", "--rounds", "1", "--min-sites", "1", *config)
+    outcome = larger.verb("wait", job)
+    assert outcome.code == 0, outcome.text
+    assert sorted(outcome.value["rounds"][0]["sites"]) == SITES[:-1]
+    assert outcome.value["refused"] == REFUSED
+    assert f"site-5 refused the job and takes no part: {REFUSED['site-5']}" in outcome.text
+    summary = larger.must("results", job)
+    assert summary["refused"] == REFUSED
+    # Nobody waits for a site that has refused.
+    assert summary["seconds"]["submit_to_first_round"] < 45
+
+
+def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Federation) -> None:
+    outcome = larger.verb("wait", larger.submit("numpy-add", "--rounds", "1"))
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:FAILED_TO_RUN")
+    assert outcome.value["reason"].startswith(f"site-5 refused the job: {REFUSED['site-5']}.")
+    assert "--min-sites" in outcome.text and "--deployed" in outcome.text
+
+
+def test_code_for_the_server_alone_is_refused_too(larger: Federation, tmp_path: Path) -> None:
+    """It would come to the site through Flower. FLARE itself looks only at what goes to the site."""
+    app, job = str(ROOT / "tests/apps/numpy-add"), tmp_path / "job"
+    larger.must("submit", app, "--rounds", "1", "--sites", "site-1,site-5", "--export", str(job))
+    shutil.rmtree(job / "app_site-5" / "custom")
+    config = job / "app_server" / "config" / "config_fed_server.json"
+    # By such a key FLARE takes it for a job whose app is on the server.
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "flower_app_path": "local/custom/adding"})
+    )
+    outcome = larger.verb("submit", str(job), "--wait")
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:FAILED_TO_RUN")
+    assert outcome.value["reason"].startswith(f"site-5 refused the job: {REFUSED['site-5']}.")
+
+
+def test_a_job_may_name_its_sites(larger: Federation) -> None:
+    job = larger.submit("numpy-add", "--rounds", "1", "--sites", "site-1,site-3")
+    rounds = larger.must("wait", job)["rounds"]
+    assert sorted(rounds[0]["sites"]) == ["site-1", "site-3"]
+
+
+def test_a_member_may_not_submit(larger: Federation) -> None:
+    app = str(ROOT / "tests/apps/numpy-add")
+    outcome = larger.verb("submit", app, "--as", "member")
+    assert outcome.code == 1
+    assert "not authorized" in outcome.value["error"]
+
+
+def test_each_site_has_data_of_its_own(larger: Federation) -> None:
+    sums = {
+        larger.exec(site, "sh", "-c", "sha256sum /data/FashionMNIST/raw/train-images*").split()[0]
+        for site in SITES
+    }
+    assert len(sums) == len(SITES)
+
+
+@pytest.mark.timeout(900)
+def test_three_jobs_at_once_and_two_that_wait(larger: Federation) -> None:
+    three_at_once_and_two_that_wait(larger, SITES, deployed=True)
+    assert Path(larger.root / "data" / "site-3").is_dir()
