@@ -74,7 +74,8 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
     for path in (app, *sorted(app.rglob("*"))):
         if _closed(path):
             found = path.relative_to(root)
-            raise BadApp(f"{found} of the deployed apps cannot be read by the server's user: chmod -R a+rX")
+            mend = f"chmod -R a+rX {app.name}"
+            raise BadApp(f"{found} of the deployed apps cannot be read by the server's user: {mend}")
     return app
 
 
