@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from provisioning import dotenv
 from provisioning.checks import HARDEN
 from scripts.core import ROOT, Failure
 
 COMPOSE = "docker compose"
 
-SHARED = ("wheels", "wheels.stamp", "apps", "fashion-mnist")
+SHARED = ("wheels", "wheels.stamp", "apps", "mlflow", "fashion-mnist")
 """What a copy has of the checkout's .flowerbed."""
 
 
@@ -105,6 +106,11 @@ class Federation:
         )
         lines = self.exec(service, "python", "-c", script, check=check).splitlines()
         return [line for line in lines if line.strip() and "pathlib" not in line]
+
+    @property
+    def kits(self) -> Path:
+        """The folder with the kits in use."""
+        return (self.root / dotenv.read(self.root / ".env")["FLOWERBED_COMPOSE"]).parent
 
     @property
     def sites(self) -> list[str]:

@@ -46,6 +46,11 @@ WHEELS = core.HOUSE / "wheels"
 WHEELS_STAMP = core.HOUSE / "wheels.stamp"
 APPS = core.HOUSE / "apps"
 """requirements.txt and wheels of what apps need on top; `build --app` adds to it."""
+MLFLOW = core.HOUSE / "mlflow"
+"""The same of MLflow's server, complete."""
+MLFLOW_REQUIREMENTS = core.ROOT / "images" / "requirements-mlflow.txt"
+MLFLOW_CLIENT = "mlflow-skinny==3.17.2"
+"""What a server's job needs to tell MLflow of its points."""
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """The engine's names of architectures, and the wheels'."""
@@ -202,10 +207,16 @@ def fill_wheelhouse(architecture: str) -> int:
         wheel.chmod(0o644)
     shutil.rmtree(WHEELS, ignore_errors=True)
     fresh.rename(WHEELS)
-    WHEELS_STAMP.write_text(_wheels_stamp(architecture))
+    _write_anew(WHEELS_STAMP, _wheels_stamp(architecture))
     wheels = {path.name for path in WHEELS.glob("*.whl")}
     core.say(f"  {len(wheels)} wheels, {len(wheels - old)} of them new, in {time.monotonic() - start:.0f} s")
     return len(wheels - old)
+
+
+def _write_anew(file: Path, text: str) -> None:
+    """Write a file that copies of this checkout (`copies.py`) share, for this one only."""
+    file.unlink(missing_ok=True)
+    file.write_text(text)
 
 
 def _download(architecture: str, folder: Path, options: Iterable[str]) -> None:
@@ -291,8 +302,27 @@ def lacking(app: Path) -> list[str]:
     return missing
 
 
-def add_apps(apps: Iterable[Path], architecture: str) -> list[str]:
+def fetch_mlflow(architecture: str) -> None:
+    """Put the wheels of MLflow's server into .flowerbed/mlflow, unless they are there."""
+    file, wanted = MLFLOW / "requirements.txt", MLFLOW_REQUIREMENTS.read_text()
+    if file.is_file() and file.read_text() == wanted:
+        return
+    core.say("  fetching MLflow's server (200 MB)")
+    shutil.rmtree(MLFLOW, ignore_errors=True)
+    options = ["--no-deps", "--require-hashes", "--requirement", str(MLFLOW_REQUIREMENTS)]
+    _download(architecture, MLFLOW / "wheels", options)
+    for wheel in (MLFLOW / "wheels").iterdir():
+        wheel.chmod(0o644)
+    file.write_text(wanted)  # Last: it says that they are complete.
+
+
+def add_apps(apps: Iterable[Path], architecture: str, also: Iterable[str] = ()) -> list[str]:
     """Fetch what apps need on top of the image, and keep it for this build and those after it.
+
+    Args:
+        apps: their folders.
+        architecture: the engine's.
+        also: requirements of this project's own.
 
     Returns:
         every requirement on top, of these apps and of earlier ones; removing .flowerbed/apps forgets all.
@@ -301,12 +331,12 @@ def add_apps(apps: Iterable[Path], architecture: str) -> list[str]:
     wheels = APPS / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     before = file.read_text().splitlines() if file.exists() else []
-    wanted = sorted({*before, *(line for app in apps for line in lacking(app))})
+    wanted = sorted({*before, *also, *(line for app in apps for line in lacking(app))})
     if wanted != before:
         core.say(f"  fetching what the apps need on top: {', '.join(sorted(set(wanted) - set(before)))}")
         _fetch_apps(wanted, wheels, architecture)
     if wanted != before or not file.exists():
-        file.write_text("".join(f"{line}\n" for line in wanted))
+        _write_anew(file, "".join(f"{line}\n" for line in wanted))
     return wanted
 
 
