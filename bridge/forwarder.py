@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class Watcher(Protocol):
         ...
 
 
+Beside = Callable[[str, Request], Awaitable[Response]]
+"""Carries out a site's request that is not for the SuperLink. It may come twice."""
+
+
 class Forwarder:
     """Answers the calls of all sites of one job. Lives on one event loop."""
 
@@ -45,6 +49,7 @@ class Forwarder:
         grace: float,
         on_refused: Callable[[str, str], None] = lambda site, reason: None,
         on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
+        beside: Mapping[str, Beside] | None = None,
     ) -> None:
         """Args of the forwarder.
 
@@ -54,12 +59,14 @@ class Forwarder:
             on_refused: is told site and reason when a call is malformed or does not speak for the site's
                 own node, for each site `REFUSALS_TOLD` times at most.
             on_replaced: is told site and old node id when a site's new SuperNode has registered.
+            beside: by its path, what is answered here; a site's gateway lets no such path through.
         """
         self._watcher = watcher
         self._grace = grace
         self._fleet = Transport.HTTP
         self._on_refused = on_refused
         self._on_replaced = on_replaced
+        self._beside = beside or {}
         self._ledger = Ledger()
         self._nodes = Nodes()
         self._refusals: Counter[str] = Counter()
@@ -93,6 +100,12 @@ class Forwarder:
             JobOver: the job has ended.
             LinkFault: the SuperLink cannot be asked now; the site may try again.
         """
+        if (beside := self._beside.get(call.request.path)) is not None:
+            if self._over:
+                raise JobOver
+            return await self._ledger.answer(
+                site, call.id, call.done, lambda: beside(site, call.request), keep=False
+            )
         if wire.call_name(call.request.path) is None:
             # The gateway let it pass, so it is not the gateway that sent it.
             self.refuse(site, f"asked for {call.request.path[:200]!r}")

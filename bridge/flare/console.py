@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge.flare import meta as keys
+from bridge.flare import trackers
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
 from bridge.flower import versions
 from bridge.flower.app import (
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--supernode", default="process")
         sub.add_argument("--retries", type=int, default=0)
         sub.add_argument("--in-order", type=int)
+        sub.add_argument("--tracking", default=trackers.TENSORBOARD)
     verb("list", _list)
     verb("sites", _sites)
     wait = verb("wait", _wait)
@@ -187,6 +189,7 @@ def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites
             supernode=args.supernode,
             retries=args.retries,
             in_order=args.in_order,
+            tracking=args.tracking,
         )
     except ValueError as error:
         raise Stop(str(error), 2) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import json
 import logging
 import shutil
@@ -27,7 +28,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, meta, teardown
+from bridge.flare import channel, meta, points, teardown
 from bridge.flower import environment, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
@@ -92,6 +93,7 @@ class FlowerController(Controller):
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
+        self._tracker: points.Tracker | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
@@ -105,15 +107,21 @@ class FlowerController(Controller):
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         self._loop = LoopThread("flowerbed")
         self._events = Events(run_dir / channel.EVENTS_FILE)
-        self._arrivals = Arrivals(self._events.emit, self._rounds(fl_ctx))
+        self._arrivals = Arrivals(self._emit, self._rounds(fl_ctx))
+        engine = fl_ctx.get_engine()
+        self._tracker = points.Tracker(functools.partial(points.fire, engine), self._refuse)
         self._forwarder = Forwarder(
-            self._arrivals, grace=self.grace, on_refused=self._audit, on_replaced=self._remove_node
+            self._arrivals,
+            grace=self.grace,
+            on_refused=self._audit,
+            on_replaced=self._remove_node,
+            beside={points.PATH: self._tracker.take},
         )
         channel.ServerLink(
             channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
         )
-        fl_ctx.get_engine().register_app_command(channel.EVENTS_TOPIC, self._tell_events)
-        fl_ctx.get_engine().register_app_command(meta.SITES_TOPIC, self._look_at_sites)
+        engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
+        engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Called by FLARE: run the app to its end. A failed run fails the job."""
@@ -137,6 +145,9 @@ class FlowerController(Controller):
             log.exception("the job failed")
             reason = f"{type(error).__name__}: {error}"
             self.system_panic(reason, fl_ctx)
+        if self._tracker is not None:
+            self._tracker.close()
+            self._events.emit(points.logged(self._tracker.taken))
         self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
@@ -208,6 +219,17 @@ class FlowerController(Controller):
             log.error("%s", unfit)
             self._arrivals.refused(site, unfit)
         return unfit
+
+    def _emit(self, event: Event) -> None:
+        """An event of the observer's."""
+        assert self._events is not None and self._tracker is not None
+        self._events.emit(event)
+        if event["event"] == "reply" and not event["error"]:
+            self._tracker.add_reply(event)
+
+    def _refuse(self, site: str, reason: str) -> None:
+        assert self._forwarder is not None
+        self._forwarder.refuse(site, reason)
 
     def _audit(self, site: str, reason: str) -> None:
         """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""

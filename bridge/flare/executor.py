@@ -9,16 +9,22 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.app_common.metrics_exchange.metrics_sender import (
+    ANALYTICS_BOOTSTRAP_ENV,
+    ANALYTICS_BOOTSTRAP_FILE,
+)
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, meta, teardown
+from bridge.flare import bell, channel, meta, points, teardown
 from bridge.flower import environment, versions
 from bridge.flower.app import imports
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
@@ -53,6 +59,7 @@ class FlowerExecutor(Executor):
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
+        self._points: points.Points | None = None
         self._gateway: Gateway | GrpcGateway | None = None
         self._fleet = versions.Transport.HTTP
         self._supernode: SuperNode | None = None
@@ -65,6 +72,9 @@ class FlowerExecutor(Executor):
             self._start(fl_ctx)
         elif event_type == EventType.END_RUN:
             self._stop()
+        elif event_type == ANALYTIC_EVENT_TYPE and self._points is not None:
+            # Of FLARE's MetricRelay, which has it from the app's writer.
+            self._points.put(from_shareable(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -95,13 +105,25 @@ class FlowerExecutor(Executor):
         # The app's code comes with the job, but for sites whose policy forbids that.
         app = Path(engine.get_workspace().get_app_custom_dir(job_id))
         warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
-        self._loop.run(self._begin(run_dir, config, warmth, first=1 + starts * INCARNATIONS))
+        self._points = points.Points(self._loop.loop)
+        config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
+        variables = {ANALYTICS_BOOTSTRAP_ENV: str(config_dir / ANALYTICS_BOOTSTRAP_FILE)}
+        first = 1 + starts * INCARNATIONS
+        self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
 
     async def _begin(
-        self, run_dir: Path, config: dict[str, str | int], warmth: environment.Warmth, *, first: int
+        self,
+        run_dir: Path,
+        config: dict[str, str | int],
+        warmth: environment.Warmth,
+        variables: dict[str, str],
+        *,
+        first: int,
     ) -> None:
-        assert self._link is not None
-        self._caller = Caller(self._link, incarnation=first, on_over=self._job_over)
+        assert self._link is not None and self._points is not None
+        link = points.PointsFirst(self._link, self._points)
+        self._caller = Caller(link, incarnation=first, on_over=self._job_over)
+        self._points.send_by(self._caller)
         self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
         await self._gateway.start()
         work_dir = run_dir / "clientapp"
@@ -110,7 +132,9 @@ class FlowerExecutor(Executor):
         async def start() -> SuperNode:
             assert self._gateway is not None
             home = run_dir / environment.HOME
-            return await start_supernode(self._gateway.port, work_dir, home, config, warmth, self.supernode)
+            return await start_supernode(
+                self._gateway.port, work_dir, home, config, warmth, self.supernode, variables
+            )
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))
@@ -159,6 +183,8 @@ class FlowerExecutor(Executor):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        if self._points is not None:
+            self._points.close()
         if self._caller is not None:
             await self._caller.close()
         if self._supernode is not None:

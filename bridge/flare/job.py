@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nvflare.app_common.logging.job_log_streamer import JobLogStreamer
+from nvflare.app_common.widgets.metric_relay import MetricRelay
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.spec import Recipe
 
 from bridge.flare import meta
 from bridge.flare.controller import FlowerController
 from bridge.flare.executor import FlowerExecutor
+from bridge.flare.trackers import CHOICES, NONE, RECEIVERS
 from bridge.flower import versions
 from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
@@ -55,6 +57,7 @@ class FlowerJob(FedJob):
         warm: bool = True,
         supernode: str = PROCESS,
         in_order: int | None = None,
+        tracking: str = NONE,
     ) -> None:
         """Make the job.
 
@@ -74,11 +77,13 @@ class FlowerJob(FedJob):
             supernode: "process" for a SuperNode that is a process of its own at each site, "inline" for one
                 in a thread of FLARE's process of the job.
             in_order: a seed, for a ServerApp that can be compared with another run's (`FlowerController`).
+            tracking: what the job's points are written for, one of `CHOICES`. With "none" FLARE's own
+                `add_experiment_tracking` may still add a receiver.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
-            ValueError: grace or retries are out of range, there is no such SuperNode, or not one of `app` and
-                `flower_app_path` is given.
+            ValueError: grace or retries are out of range, there is no such SuperNode or tracking, or not one
+                of `app` and `flower_app_path` is given.
             UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
         """
         check(supernode)
@@ -88,6 +93,8 @@ class FlowerJob(FedJob):
             raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
         if not 0 <= retries <= RETRIES_MOST:
             raise ValueError(f"retries {retries}: expected 0 to {RETRIES_MOST}")
+        if tracking not in CHOICES:
+            raise ValueError(f"tracking {tracking!r}: expected {', '.join(CHOICES)}")
         if (app is None) == (not flower_app_path):
             raise ValueError("expected an app's folder or flower_app_path, one of them")
         if app is not None:
@@ -112,6 +119,8 @@ class FlowerJob(FedJob):
                 in_order=in_order,
             )
         )
+        if tracking in RECEIVERS:
+            self.to_server(RECEIVERS[tracking](), id="tracking")
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server({"dead_client_grace_period": max(0.0, grace - UNHEARD) + DEAD_AFTER_GRACE})
@@ -123,6 +132,8 @@ class FlowerJob(FedJob):
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
         for part in (
             FlowerExecutor(warm=warm, supernode=supernode),
+            # What an app's writers log goes to the executor; from there on it is the relay's (`points.py`).
+            MetricRelay(fed_event=False),
             JobLogStreamer(target_parent_server=True),
             timeouts,
             *code,

@@ -170,14 +170,14 @@ class InlineSuperNode:
         self,
         gateway_port: int,
         work_dir: Path,
-        home: Path,
+        env: dict[str, str],
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
     ) -> None:
         """Nothing is started yet: see `start`."""
         self._gateway = f"127.0.0.1:{gateway_port}"
         self._work_dir = work_dir
-        self._home = home
+        self._env = env
         self._node_config = node_config
         self._warmth = warmth
         self._life = _Life()
@@ -194,12 +194,12 @@ class InlineSuperNode:
         cls,
         gateway_port: int,
         work_dir: Path,
-        home: Path,
+        env: dict[str, str],
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
     ) -> InlineSuperNode:
         """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
-        node = cls(gateway_port, work_dir, home, node_config, warmth)
+        node = cls(gateway_port, work_dir, env, node_config, warmth)
         if warmth.on:
             ours, its = template.ends()
             node._template = template.Template(ours)
@@ -252,7 +252,7 @@ class InlineSuperNode:
                 "supernode",
                 command,
                 cwd=self._work_dir,
-                env=environment.variables(self._home),
+                env=self._env,
                 pass_fds=pass_fds,
             )
             self._processes.append(process)

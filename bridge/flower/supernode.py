@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -63,18 +64,21 @@ async def start_supernode(
     node_config: dict[str, str | int],
     warmth: environment.Warmth = environment.WARM,
     kind: str = PROCESS,
+    variables: Mapping[str, str] | None = None,
 ) -> SuperNode:
-    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
+    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with `variables`
+    in their environment."""
+    env = environment.variables(home) | dict(variables or {})
     if kind == INLINE:
         # Here, since it leans on what not every flwr has.
         from bridge.flower.inline import InlineSuperNode
 
-        return await InlineSuperNode.start(gateway_port, work_dir, home, node_config, warmth)
+        return await InlineSuperNode.start(gateway_port, work_dir, env, node_config, warmth)
     return await SuperNodeProcess.start(
         "supernode",
         environment.supernode_command(gateway_port, free_port(), node_config, warmth),
         cwd=work_dir,
-        env=environment.variables(home),
+        env=env,
     )
 
 

@@ -472,3 +472,24 @@ def test_in_order_finds_what_it_puts_in_order() -> None:
     for name in in_order.CLIENT_CALLS:
         assert f"= {name}(" in inspect.getsource(module.Server)
         assert "results, failures" in inspect.getsource(getattr(module, name))
+
+
+def test_points_come_from_flares_relay_and_go_to_flares_receivers() -> None:
+    """nvflare 2.9.0: what `bridge/flare/points.py` and `trackers.py` take for granted."""
+    relay = inspect.getsource(import_module("nvflare.app_common.widgets.metric_relay"))
+    # The point is an event at the site, and the app's writer has its answer when all who hear it are done.
+    assert "send_analytic_dxo(self, dxo, fl_ctx, self._event_type, fire_fed_event=self._fed_event)" in relay
+    assert "get_app_config_dir(fl_ctx.get_job_id()), self._bootstrap_file_name)" in relay
+    # As the tracker does.
+    posting = inspect.getsource(import_module("nvflare.widgets.fed_event"))
+    assert "request.set_header(FedEventHeader.DIRECTION, " in posting
+    assert "self.engine.fire_event(event_type=event_type, fl_ctx=fl_ctx)" in posting
+    receiver = inspect.getsource(import_module("nvflare.app_common.widgets.streaming"))
+    assert "with self._save_lock:" in receiver and "get_peer_prop(ReservedKey.IDENTITY_NAME" in receiver
+    # (Neither can be imported here: they need packages that the images have.)
+    folder = Path(str(import_module("nvflare.app_opt.tracking").__path__[0]))
+    tensorboard = (folder / "tb" / "tb_receiver.py").read_text()
+    assert "self.writers_table[record_origin] = writer" in tensorboard and "self.root_log_dir" in tensorboard
+    mlflow = (folder / "mlflow" / "mlflow_receiver.py").read_text()
+    assert "site_buffer = self.buffer[record_origin]" in mlflow
+    assert "def flush_buffers(self, record_origin)" in mlflow

@@ -50,6 +50,30 @@ def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> Non
     assert client["executors"][0]["executor"]["path"] == "bridge.flare.executor.FlowerExecutor"
 
 
+@pytest.mark.parametrize(
+    ("tracking", "receivers"),
+    [
+        ("tensorboard", ["bridge.flare.trackers.TensorBoard"]),
+        ("mlflow", ["bridge.flare.trackers.MLflow"]),
+        ("none", []),
+    ],
+)
+def test_points_are_received_as_was_asked(tmp_path: Path, tracking: str, receivers: list[str]) -> None:
+    job = export(tmp_path, tracking=tracking) / "app" / "config"
+    server = json.loads((job / "config_fed_server.json").read_text())
+    assert [component["path"] for component in server.get("components", [])] == receivers
+    client = json.loads((job / "config_fed_client.json").read_text())
+    relay = "nvflare.app_common.widgets.metric_relay.MetricRelay"
+    (found,) = (component for component in client["components"] if component["path"] == relay)
+    # FLARE's own events are not sent: they are lost when the line is down.
+    assert found["args"] == {"fed_event": False}
+
+
+def test_another_tracking_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tracking 'wandb': expected tensorboard, mlflow, none"):
+        export(tmp_path, tracking="wandb")
+
+
 def test_a_job_for_named_sites_goes_to_these_alone(tmp_path: Path) -> None:
     job = export(tmp_path, sites=["site-1", "site-3"], min_sites=2)
     meta = json.loads((job / "meta.json").read_text())

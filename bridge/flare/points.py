@@ -1,0 +1,328 @@
+"""What an app logs with FLARE's writers (`nvflare.client.tracking`), on its way from a site to the server.
+
+FLARE's own way, fired events, forgets what is sent while a link is down. Here FLARE's `MetricRelay` takes the
+points in at the site as ever, and from there on they go as calls of the relay, beside Flower's: sent again
+until the server has them, each taken once. And no reply overtakes them: what a ClientApp has logged is at the
+server before what it answers, so that a run which has ended has all its points.
+
+At the server every point becomes the event that FLARE's receivers wait for, whoever they are. So does what
+the observer reads from the replies of any app, with tags that begin with `REPLIES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import queue
+import threading
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsData, AnalyticsDataType, LogWriterName
+from nvflare.apis.dxo import DXO
+from nvflare.apis.fl_constant import EventScope, FedEventHeader, FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.widgets.convert_to_fed_event import FED_EVENT_PREFIX
+
+from bridge.flower import wire
+from bridge.flower.observe import Event
+from bridge.relay import Call, Caller, JobOver, Link, Repeat, Request, Response, Rule
+
+log = logging.getLogger(__name__)
+
+PATH = "/flowerbed/points"
+"""The path of a call that brings points: not one of Flower's, so no gateway lets it pass."""
+
+REPLIES = "flower/"
+"""How the tags begin of what was read from the apps' replies: `flower/train/train_loss`."""
+
+EXAMPLES = "num_examples"
+"""The last part of the tag of a reply's number of examples."""
+
+AT_ONCE = 500
+"""Points in one call."""
+
+POINT_LIMIT = 64 * 1024
+"""Characters of one point; a number has some 150, a text may have more."""
+
+BODY_LIMIT = 4 * 1024 * 1024
+"""Bytes of one call's points."""
+
+WAITING = 20_000
+"""Points that wait at a site for the link, and at the server for a receiver. What comes beyond is dropped: no
+job stands still for its curves."""
+
+AGAIN = 0.1
+"""Seconds until points are sent again whose call was given up."""
+
+TAKEN_WITHIN = 10.0
+"""Seconds at the run's end for receivers to take what waits: one whose own server is away may hold it up."""
+
+
+def encode(dxo: DXO) -> bytes:
+    """Return a point, as FLARE's writers make it, as one line of JSON.
+
+    Raises:
+        ValueError: it holds anything but numbers and text, or too much of it.
+    """
+    writer = dxo.get_meta_prop("tracker_key")
+    data = AnalyticsData.from_dxo(dxo, receiver=writer)
+    if data is None or not isinstance(writer, LogWriterName):
+        raise ValueError("FLARE does not know its type or its writer")
+    point = [data.tag, data.value, data.data_type.value, writer.value, data.kwargs]
+    try:
+        line = json.dumps(point)
+    except (TypeError, RecursionError):
+        raise ValueError(f"{data.tag}: only numbers and text are carried") from None
+    if len(line) > POINT_LIMIT:
+        raise ValueError(f"{data.tag}: {len(line)} characters, {POINT_LIMIT} are carried")
+    return line.encode()
+
+
+def decode(line: bytes) -> DXO:
+    """Return what `encode` was given. A site may be hostile: FLARE's own checks look at each part.
+
+    Raises:
+        ValueError: it is no such line.
+    """
+    try:
+        tag, value, kind, writer, more = json.loads(line)
+        sender = LogWriterName(writer)
+        return AnalyticsData(tag, value, AnalyticsDataType(kind), sender, **more).to_dxo()
+    except (TypeError, RecursionError, ValueError) as error:
+        raise ValueError(f"a point that FLARE cannot read: {error}") from None
+
+
+class Points:
+    """A site's points that the server does not have yet. Its coroutines belong to one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._stream = uuid.uuid4().hex
+        self._first = 0
+        """The number of the oldest point that waits."""
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._delivering: asyncio.Task[None] | None = None
+        self._caller: Caller | None = None
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    def put(self, dxo: DXO) -> None:
+        """Take one in, from any thread; what cannot be carried is left out, with a line in the log."""
+        try:
+            line = encode(dxo)
+        except ValueError as error:
+            log.warning("not tracked: %s", error)
+            return
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over on this side.
+            # In the loop's order: so it is there before any reply that is sent later.
+            self._loop.call_soon_threadsafe(self._put, line)
+
+    def _put(self, line: bytes) -> None:
+        if len(self._waiting) >= WAITING:
+            self._dropped += 1
+            if self._dropped & (self._dropped - 1) == 0:
+                log.warning("%d points were dropped: %d wait for the link already", self._dropped, WAITING)
+            return
+        self._waiting.append(line)
+        self._none_left.clear()
+        if self._delivering is None and self._caller is not None:
+            self._delivering = asyncio.ensure_future(self._deliver(self._caller))
+
+    def send_by(self, caller: Caller) -> None:
+        """Send them by `caller` from now on."""
+        self._caller = caller
+
+    async def delivered(self) -> None:
+        """Wait until the server has all that was put so far."""
+        await self._none_left.wait()
+
+    def close(self) -> None:
+        """Send no more."""
+        self._caller = None
+        if self._delivering is not None:
+            self._delivering.cancel()
+        self._none_left.set()
+
+    async def _deliver(self, caller: Caller) -> None:
+        try:
+            while self._waiting:
+                await self._deliver_some(caller)
+        except JobOver:
+            pass
+        except Exception:
+            # The replies must not wait for what will not come.
+            log.exception("%d points are lost", len(self._waiting))
+        finally:
+            self._delivering = None
+            self._first += len(self._waiting)
+            self._waiting.clear()
+            self._none_left.set()
+
+    async def _deliver_some(self, caller: Caller) -> None:
+        lines = _batch(self._waiting)
+        head = json.dumps([self._stream, self._first]).encode()
+        request = Request(PATH, (), b"\n".join([head, *lines]))
+        # Harmless: the server tells by the numbers what it has already.
+        rule = Rule(Repeat.HARMLESS, f"points:{self._stream}:{self._first}")
+        try:
+            response = await caller.call(request, rule)
+        except asyncio.CancelledError:
+            if self._caller is None:
+                raise
+            # The SuperNode has died, and all calls under way are being given up with it.
+            await asyncio.sleep(AGAIN)
+            return
+        if response is None:
+            return
+        if response.status != 200:
+            log.warning("the server refuses points: %d %s", response.status, response.body[:300])
+        for _ in lines:
+            self._waiting.popleft()
+        self._first += len(lines)
+
+
+def _batch(waiting: deque[bytes]) -> list[bytes]:
+    size = 0
+    lines: list[bytes] = []
+    for line in waiting:
+        size += len(line) + 1
+        if len(lines) == AT_ONCE or size > BODY_LIMIT // 2:
+            break
+        lines.append(line)
+    return lines
+
+
+class PointsFirst:
+    """A link (`relay.Link`) on which no reply overtakes the points that were logged before it."""
+
+    def __init__(self, link: Link, points: Points) -> None:
+        self._link = link
+        self._points = points
+
+    async def send(self, call: Call) -> Response:
+        """See `relay.Link`."""
+        if wire.call_name(call.request.path) == wire.PUSH:
+            await self._points.delivered()
+        return await self._link.send(call)
+
+    async def probe(self) -> None:
+        """See `relay.Link`."""
+        await self._link.probe()
+
+
+class Tracker:
+    """The server's end: hands each point, once, to whoever receives FLARE's events of them.
+
+    From a thread of its own, so that neither the relay nor FLARE waits for a receiver.
+    """
+
+    def __init__(self, fire: Callable[[str, DXO], None], refuse: Callable[[str, str], None]) -> None:
+        """Args of the tracker.
+
+        Args:
+            fire: fires the event of one point; is told its site.
+            refuse: is told site and reason of a call that brings no points.
+        """
+        self._fire = fire
+        self._refuse = refuse
+        self._next: dict[str, tuple[str, int]] = {}
+        """By site: its stream, and the number of the point that it has not sent yet."""
+        self._queue: queue.Queue[tuple[str, DXO] | None] = queue.Queue()
+        self._dropped = 0
+        self.taken: Counter[str] = Counter()
+        """How many points each site's app has logged."""
+        self._thread = threading.Thread(target=self._run, name="points", daemon=True)
+        self._thread.start()
+
+    async def take(self, site: str, request: Request) -> Response:
+        """Carry out a call that brings points."""
+        try:
+            found = list(self._new(site, request.body))
+        except ValueError as error:
+            self._refuse(site, str(error))
+            return Response(400, (), str(error).encode())
+        for dxo in found:
+            self.taken[site] += 1
+            self._put(site, dxo)
+        return Response(200)
+
+    def _new(self, site: str, body: bytes) -> Iterator[DXO]:
+        """The points of a body that `site` has not brought before."""
+        if len(body) > BODY_LIMIT:
+            raise ValueError(f"{len(body)} bytes of points, {BODY_LIMIT} are allowed at once")
+        head, *lines = body.split(b"\n")
+        try:
+            stream, first = json.loads(head)
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError("points without their numbers") from None
+        if not isinstance(stream, str) or len(stream) > 64 or type(first) is not int or first < 0:
+            raise ValueError("points without their numbers")
+        known, expected = self._next.get(site, ("", 0))
+        if stream != known:
+            expected = first
+        self._next[site] = (stream, max(expected, first + len(lines)))
+        for line in lines[max(0, expected - first) :]:
+            try:
+                yield decode(line)
+            except ValueError as error:
+                log.warning("%s: %s", site, error)
+
+    def add_reply(self, event: Event) -> None:
+        """Take in what the observer has read of a site's reply. Never raises: no job fails for a curve."""
+        try:
+            values: dict[str, Any] = dict(event["metrics"])
+            if event["num_examples"] is not None:
+                values[EXAMPLES] = event["num_examples"]
+            for name, value in values.items():
+                tag = f"{REPLIES}{event['kind']}/{name}"
+                more = {"global_step": event["round"]}
+                data = AnalyticsData(tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, **more)
+                self._put(str(event["site"]), data.to_dxo())
+        except Exception as error:
+            log.warning("a reply could not be tracked: %r", error)
+
+    def _put(self, site: str, dxo: DXO) -> None:
+        if self._queue.qsize() >= WAITING:
+            self._dropped += 1
+            if self._dropped & (self._dropped - 1) == 0:
+                log.warning("%d points were dropped: receivers are too slow", self._dropped)
+            return
+        self._queue.put((site, dxo))
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._fire(*item)
+            except Exception as error:
+                log.warning("a point of %s could not be handed on: %r", item[0], error)
+
+    def close(self) -> None:
+        """Hand on what waits, for `TAKEN_WITHIN` at most, and end. Blocks."""
+        self._queue.put(None)
+        self._thread.join(TAKEN_WITHIN)
+        if self._thread.is_alive():
+            log.warning("%d points were not taken in %.0f s", self._queue.qsize() - 1, TAKEN_WITHIN)
+
+
+def fire(engine: Any, site: str, dxo: DXO) -> None:
+    """Fire the event that FLARE's receivers know, as if it had come from `site` by FLARE's own way (nvflare
+    2.9.0 `widgets/fed_event.py`, `_post`)."""
+    shareable = dxo.to_shareable()
+    shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
+    shareable.set_header(FedEventHeader.DIRECTION, "in")
+    fl_ctx: FLContext
+    with engine.new_context() as fl_ctx:
+        fl_ctx.set_prop(FLContextKey.EVENT_DATA, shareable, private=True, sticky=False)
+        fl_ctx.set_prop(FLContextKey.EVENT_SCOPE, EventScope.FEDERATION, private=True, sticky=False)
+        engine.fire_event(FED_EVENT_PREFIX + ANALYTIC_EVENT_TYPE, fl_ctx)
+
+
+def logged(counts: Mapping[str, int]) -> Event:
+    """The job's event that says how many points each site's app has logged."""
+    return {"event": "tracked", "points": dict(sorted(counts.items()))}
