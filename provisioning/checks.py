@@ -34,6 +34,9 @@ and fails when the first container starts."""
 CUSTOM_CODE = "custom_code"
 """The key of a server or site that says whether jobs may bring code there."""
 
+TOOLS = ("tensorboard", "mlflow")
+"""Containers of the federation that are no participant's (`compose/`)."""
+
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -126,6 +129,8 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.who}: expected {expected}."
         elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
             yield f"{entry.who}: the name means something else to FLARE; choose another."
+        elif service_name(entry.name) in TOOLS:
+            yield f"{entry.who}: that is the name of a container beside the participants'; choose another."
         if not re.fullmatch(r"\w+", entry.org, re.ASCII):
             yield f"{entry.who}: expected org in letters, digits and _; found '{entry.org}'."
         role = entry.properties.get("role")

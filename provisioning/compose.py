@@ -14,6 +14,7 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from provisioning import dotenv, note
+from provisioning.checks import TOOLS
 from provisioning.names import service_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,9 @@ FRAGMENTS = {
     ParticipantType.ADMIN: "console",
 }
 """Which file (and service) of compose/ stands for which type of participant."""
+
+NETWORK = "tracking"
+"""The network of the server and what shows the curves (`TOOLS`, each with a volume of its own name)."""
 
 HEADER = """\
 # Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
@@ -79,9 +83,11 @@ def render(project: Project, prod: Path) -> str:
     """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
     server = project.get_server()
     people = [server, *project.get_relays(), *project.get_clients(), *project.get_admins()]
+    tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     content = {
-        "services": {service_name(p.name): _service(p, server, prod) for p in people},
-        "volumes": {service_name(p.name): {} for p in people},
+        "services": {service_name(p.name): _service(p, server, prod) for p in people} | tools,
+        "volumes": {name: {} for name in (*(service_name(p.name) for p in people), *TOOLS)},
+        "networks": {NETWORK: {}},
     }
     text: str = yaml.safe_dump(content, sort_keys=False, width=200)
     return HEADER + text

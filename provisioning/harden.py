@@ -20,8 +20,15 @@ from provisioning.checks import CUSTOM_CODE, problems_in_project
 WORKSPACE = "/workspace"
 """Where the image mounts the participant's volume."""
 
-CLASSES = ("bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor")
-"""The bridge's job components: a job without code of its own may use only classes on the allow list."""
+CLASSES = (
+    "bridge.flare.controller.FlowerController",
+    "bridge.flare.executor.FlowerExecutor",
+    "bridge.flare.trackers.TensorBoard",
+    "bridge.flare.trackers.MLflow",
+    "nvflare.app_common.widgets.metric_relay.MetricRelay",
+)
+"""The components of the bridge's jobs that FLARE's own list lacks: a job without code of its own may use only
+what is on the list."""
 
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""

@@ -6,6 +6,7 @@ the bridge or a new kit, only the last layers are made again.
 
   ./flowerbed build                  after provision, and after every edit of bridge/ or images/
   ./flowerbed build --app my-app     also the packages that my-app/pyproject.toml asks for
+  ./flowerbed build --tracking mlflow    also MLflow's server, in an image of its own, and its client
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TAG = "dev"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--app`, `--no-cache`."""
+    """`--app`, `--tracking`, `--no-cache`."""
     parser.add_argument(
         "--app",
         type=Path,
@@ -34,19 +35,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add the packages that a Flower app's pyproject.toml asks for; may be given more than once, and "
         "later builds keep them (remove .flowerbed/apps to forget them)",
     )
+    parser.add_argument(
+        "--tracking",
+        choices=["mlflow"],
+        help="build MLflow's image too (200 MB to fetch); TensorBoard needs no building",
+    )
     parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build as the command line asks."""
-    return build(args.app, fresh=args.no_cache)
+    return build(args.app, mlflow=args.tracking == "mlflow", fresh=args.no_cache)
 
 
-def build(apps: Sequence[Path] = (), *, fresh: bool = False) -> dict[str, Any]:
+def build(apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = False) -> dict[str, Any]:
     """Build the runtime image and every participant's.
 
     Args:
         apps: folders of Flower apps whose packages go into the runtime image.
+        mlflow: also MLflow's image, and its client into the runtime.
         fresh: use nothing from the builder's cache.
 
     Returns:
@@ -63,7 +70,9 @@ def build(apps: Sequence[Path] = (), *, fresh: bool = False) -> dict[str, Any]:
     base = images.ensure_base()
     architecture = engine.ask().architecture
     images.fill_wheelhouse(architecture)
-    packages = images.add_apps(apps, architecture)
+    packages = images.add_apps(apps, architecture, [images.MLFLOW_CLIENT] if mlflow else ())
+    if mlflow:
+        images.fetch_mlflow(architecture)
 
     built = [runtime]
     core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
@@ -71,6 +80,10 @@ def build(apps: Sequence[Path] = (), *, fresh: bool = False) -> dict[str, Any]:
     for image in wanted:
         name = f"{image.name}:{TAG}"
         _tell(name, images.build("participant", name, kit=image.kit))
+        built.append(name)
+    if mlflow:
+        name = f"{project}-mlflow:{TAG}"
+        _tell(name, images.build("mlflow", name, fresh=fresh))
         built.append(name)
     images.forget_old()
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})

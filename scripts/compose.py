@@ -37,14 +37,21 @@ def call(words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout:
     return process.stdout
 
 
-def config(*, tag: str = "") -> dict[str, Any]:
+def config(*, tag: str = "", profiles: Sequence[str] = ()) -> dict[str, Any]:
     """The whole resolved file.
 
     Args:
         tag: take this for FLOWERBED_TAG, instead of what .env says.
+        profiles: also the services of these profiles.
     """
-    content = call(["config", "--format", "json"], env={"FLOWERBED_TAG": tag} if tag else None)
+    words = [*with_profiles(profiles), "config", "--format", "json"]
+    content = call(words, env={"FLOWERBED_TAG": tag} if tag else None)
     return dict(json.loads(content))
+
+
+def with_profiles(profiles: Sequence[str]) -> list[str]:
+    """Compose's options for them."""
+    return [word for profile in profiles for word in ("--profile", profile)]
 
 
 def containers(env: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -79,7 +79,8 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     env = {"FLOWERBED_TAG": "any"}
     running = sorted(c["Service"] for c in compose.containers(env) if c["State"] == "running")
     aborted = _end_jobs(force=force) if running else []
-    words = ["down", "--remove-orphans", *(["--volumes"] if volumes else [])]
+    # Profiles: also what shows the curves.
+    words = ["--profile", "*", "down", "--remove-orphans", *(["--volumes"] if volumes else [])]
     if aborted:
         words += ["--timeout", str(STOP_WITHIN)]
     compose.call(words, env=env, timeout=TIMEOUT)

@@ -74,6 +74,7 @@ def _farewell(outcome: dict[str, Any], begin: float) -> float:
     say("The federation is still up. Now try:")
     say("  ./flowerbed status                            who is there and how it is")
     say("  ./flowerbed submit APP --wait                 your own Flower app, unchanged")
+    say("  ./flowerbed up --tracking tensorboard         the curves of this and every job, live")
     say("  ./flowerbed quickstart --alpha 0.3            the same with uneven data")
     say("  docker compose run --rm admin                 FLARE's own admin console")
     say("  ./flowerbed down                              stop it; ./flowerbed up starts it again")

@@ -3,6 +3,7 @@
   results/JOB/summary.json   status, metrics by round and site, and where the time went
   results/JOB/curves.png     loss and accuracy by round, every site and the average
   results/JOB/serverapp/     what the ServerApp wrote in its working directory (a model, say)
+  results/JOB/tb_events/     what TensorBoard shows of the job, a folder a site
   results/JOB/logs/          the logs of server and sites
 A job that failed or was aborted has results too: as far as it came.
 """
@@ -74,8 +75,9 @@ def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
         audit = workspace / "audit.log"
         if audit.is_file() and audit.stat().st_size:
             audit.replace(folder / "logs" / "audit.log")
-        if (workspace / "serverapp").is_dir():
-            (workspace / "serverapp").rename(folder / "serverapp")
+        for name in ("serverapp", "tb_events"):
+            if (workspace / name).is_dir():
+                (workspace / name).rename(folder / name)
         try:
             meta = json.loads((Path(scratch) / "meta.json").read_text())
             events = list(_events(workspace / "events.jsonl"))
@@ -109,6 +111,7 @@ def tell(outcome: dict[str, Any]) -> None:
         (folder / "curves.png", "loss and accuracy by round, every site and the average"),
         (folder / "summary.json", "status, metrics and times"),
         (folder / "serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
+        (folder / "tb_events", "for TensorBoard"),
         (folder / "logs", _listing(folder / "logs")),
     ):
         if path.exists():

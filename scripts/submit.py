@@ -82,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hand the ServerApp its replies in the sites' order, seed its random numbers, and record what "
         "passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed compare)",
     )
+    parser.add_argument(
+        "--tracking",
+        choices=["tensorboard", "mlflow", "none"],
+        help="where the curves go, of what the app logs with FLARE's writers and of every reply "
+        "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)",
+    )
     parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
     wait.add_timeout(parser)
     parser.add_argument(
@@ -130,13 +136,14 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
             args.retries,
             args.supernode,
             args.in_order,
+            args.tracking,
             args.export,
         ]
         if args.run_config or args.cold or any(value is not None for value in given):
             raise Misuse(
                 f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
                 "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
-                "--in-order, --export. Give the app's own folder to set them."
+                "--in-order, --tracking, --export. Give the app's own folder to set them."
             )
         return []
     words = [f"--deployed={args.deployed}"] if app.deployed else []
@@ -168,6 +175,8 @@ def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
         words.append(f"--supernode={args.supernode}")
     if args.in_order is not None:
         words.append(f"--in-order={args.in_order}")
+    if args.tracking:
+        words.append(f"--tracking={args.tracking}")
     return words
 
 

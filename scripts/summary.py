@@ -121,5 +121,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "refused": meta.get("flowerbed_refused") or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,
+        # How many points the app has logged at each site, with FLARE's writers.
+        "tracked": next((e["points"] for e in events if e.get("event") == "tracked"), {}),
         "seconds": seconds_of(events, submitted, ended),
     }

@@ -2,6 +2,8 @@
 
 Healthy means: the server answers on its port, and each site is registered with it. Starts the Docker engine
 first where none runs. What runs already and is up to date stays as it is.
+
+  ./flowerbed up --tracking tensorboard    and TensorBoard, where the curves of every job are shown
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +32,34 @@ STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|
 """A line of Compose's plain progress that says something worth telling."""
 
 
+TRACKING = ("tensorboard", "mlflow")
+"""Services that show the jobs' curves: Compose profiles of the same names, and ports of their own."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """`--tracking`."""
+    parser.add_argument(
+        "--tracking",
+        choices=TRACKING,
+        action="append",
+        default=[],
+        help="start this too: it shows the curves of jobs on a port of this machine; may be given twice",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Start it."""
-    return up()
+    return up(args.tracking)
 
 
-def up() -> dict[str, Any]:
+def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     """Start the federation and wait until it is healthy.
 
+    Args:
+        tracking: those of `TRACKING` that are to be started too.
+
     Returns:
-        services (health or state by name) and seconds.
+        services (health or state by name), tracking (address by name, of all that run) and seconds.
 
     Raises:
         core.Failure: what is missing or taken, or which container did not become healthy, and why.
@@ -51,22 +68,34 @@ def up() -> dict[str, Any]:
     if not compose.is_provisioned():
         raise core.Failure(compose.PROVISION)
     engine.ensure()
-    config = compose.config()
+    # One that runs goes on running.
+    tracking = sorted({*tracking, *(c["Service"] for c in compose.containers() if c["Service"] in TRACKING)})
+    config = compose.config(profiles=tracking)
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
-    _start(str(config["name"]), start)
+    _start(str(config["name"]), start, tracking)
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
-    return {"services": services, "seconds": seconds}
+    addresses = {name: _address(config, name) for name in tracking}
+    for name, address in addresses.items():
+        core.say(f"  {name}: {address}")
+    return {"services": services, "tracking": addresses, "seconds": seconds}
+
+
+def _address(config: dict[str, Any], name: str) -> str:
+    (port,) = config["services"][name]["ports"]
+    host = port.get("host_ip") or "0.0.0.0"
+    return f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1') else host}:{port['published']}"
 
 
 def _check_images(config: dict[str, Any]) -> None:
     names = sorted({service["image"] for service in config["services"].values()})
     lost = [name for name in names if not images.has(name)]
     if lost:
-        raise core.Failure(f"There is no image {', '.join(lost)}: run ./flowerbed build.")
+        more = " --tracking mlflow" if any("-mlflow:" in name for name in lost) else ""
+        raise core.Failure(f"There is no image {', '.join(lost)}: run ./flowerbed build{more}.")
 
 
 def _check_folders(config: dict[str, Any]) -> None:
@@ -87,9 +116,10 @@ def _check_ports(config: dict[str, Any]) -> None:
         for port in service.get("ports", []):
             address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
             if name not in running and not engine.is_remote() and not is_free(address, number):
+                key = f"FLOWERBED_{name.upper()}_PORT" if name in TRACKING else "FLOWERBED_PORT"
                 raise core.Failure(
                     f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                    "which). Stop that, or write FLOWERBED_PORT=another port into .env.",
+                    f"which). Stop that, or write {key}=another port into .env.",
                     port=number,
                 )
 
@@ -108,10 +138,10 @@ def is_free(address: str, port: int) -> bool:
     return True
 
 
-def _start(project: str, start: float) -> None:
+def _start(project: str, start: float, profiles: Sequence[str]) -> None:
     """Run Compose, and tell each container's steps as they come."""
-    words = ["--progress", "plain", "up", "--detach", "--remove-orphans", "--wait"]
-    words += ["--wait-timeout", str(WAIT_TIMEOUT)]
+    words = [*compose.with_profiles(profiles), "--progress", "plain", "up", "--detach", "--remove-orphans"]
+    words += ["--wait", "--wait-timeout", str(WAIT_TIMEOUT)]
     process = subprocess.Popen(
         [*engine.compose(), *words],
         cwd=core.ROOT,

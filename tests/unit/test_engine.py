@@ -285,6 +285,37 @@ def test_a_taken_port_is_named(checkout: Checkout, docker: Program, flowerbed: R
         assert flowerbed("up")[0] == 0
 
 
+def test_what_shows_the_curves_is_started_if_asked_for_and_goes_on(
+    checkout: Checkout, docker: Program, flowerbed: Run
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config = json.loads(docker.answers["compose config"]["out"])
+        board = {
+            "image": "flowerbed-runtime:dev",
+            "ports": [{"host_ip": "127.0.0.1", "published": str(port)}],
+        }
+        config["services"]["tensorboard"] = board
+        docker.answer("compose --profile tensorboard config", out=json.dumps(config))
+        code, outcome, _ = flowerbed("up", "--tracking", "tensorboard")
+        assert code == 1 and "FLOWERBED_TENSORBOARD_PORT" in outcome["error"]
+    docker.answer("compose --profile tensorboard --progress plain up")
+    code, outcome, told = flowerbed("up", "--tracking", "tensorboard")
+    assert code == 0 and outcome["tracking"] == {"tensorboard": f"http://localhost:{port}"}
+    assert f"tensorboard: http://localhost:{port}" in told
+    checkout.running(server="healthy", tensorboard="healthy")
+    assert flowerbed("up")[1]["tracking"] == outcome["tracking"]
+
+
+def test_without_mlflows_image_the_verb_is_named(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    config = json.loads(docker.answers["compose config"]["out"])
+    config["services"]["mlflow"] = {"image": "flowerbed-mlflow:dev"}
+    docker.answer("compose --profile mlflow config", out=json.dumps(config))
+    docker.answer("image inspect --format {{.Id}} flowerbed-mlflow:dev", code=1)
+    code, outcome, _ = flowerbed("up", "--tracking", "mlflow")
+    assert code == 1 and "run ./flowerbed build --tracking mlflow" in outcome["error"]
+
+
 def test_a_site_without_data_is_named(checkout: Checkout, flowerbed: Run) -> None:
     (core.ROOT / "data" / "site-1").rmdir()
     code, outcome, _ = flowerbed("up")
@@ -335,15 +366,15 @@ def test_up_waits_for_a_container_that_is_not_healthy_just_now(
 def test_down_keeps_volumes_unless_told_otherwise(
     checkout: Checkout, docker: Program, flowerbed: Run
 ) -> None:
-    docker.answer("compose down")
+    docker.answer("compose --profile * down")
     checkout.running(server="healthy")
     assert flowerbed("down")[1]["stopped"] == ["server"]
-    assert docker.calls[-1] == "compose down --remove-orphans"
+    assert docker.calls[-1] == "compose --profile * down --remove-orphans"
     code, outcome, _ = flowerbed("down", "--volumes")
     assert code == 2 and "--yes" in outcome["error"]
-    assert docker.calls[-1] == "compose down --remove-orphans"
+    assert docker.calls[-1] == "compose --profile * down --remove-orphans"
     assert flowerbed("down", "--volumes", "--yes")[1]["volumes"] is True
-    assert docker.calls[-1] == "compose down --remove-orphans --volumes"
+    assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
 ASK = "compose exec -T admin python -m bridge.flare.console"
@@ -358,7 +389,7 @@ def test_down_is_refused_while_a_job_runs(
     checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
-    docker.answer("compose down")
+    docker.answer("compose --profile * down")
     docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
     docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
@@ -369,14 +400,14 @@ def test_down_is_refused_while_a_job_runs(
     code, outcome, told = flowerbed("down", "--force")
     assert code == 0 and outcome["aborted"] == ["j-1"]
     assert "kept until ./flowerbed up: j-2 (next)" in told
-    assert docker.calls[-1] == "compose down --remove-orphans --timeout 5"
+    assert docker.calls[-1] == "compose --profile * down --remove-orphans --timeout 5"
 
 
 def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
-    docker.answer("compose down")
+    docker.answer("compose --profile * down")
     docker.answer(f"{ASK} list", err='{"error": "the server cannot be reached"}\n', code=1)
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")

@@ -30,7 +30,14 @@ from provisioning.checks import HARDEN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
-BRIDGE = {"bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"}
+BRIDGE = {
+    "bridge.flare.controller.FlowerController",
+    "bridge.flare.executor.FlowerExecutor",
+    "bridge.flare.trackers.TensorBoard",
+    "bridge.flare.trackers.MLflow",
+    "nvflare.app_common.widgets.metric_relay.MetricRelay",
+}
+TOOLS = {"tensorboard", "mlflow"}
 KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
@@ -300,7 +307,7 @@ def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
 
 
 def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
-    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead"}
+    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", *TOOLS}
     assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
 
 
@@ -310,7 +317,9 @@ def test_only_the_server_publishes_a_port(wide: Path) -> None:
 
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
-    for service in services(wide).values():
+    for name, service in services(wide).items():
+        if name in TOOLS:
+            continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
         assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
         assert (wide / service["build"]["args"]["KIT"] / "startup").is_dir()
@@ -367,7 +376,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     assert process.returncode == 0, process.stderr
     content = json.loads(process.stdout)
     assert content["name"] == "flowerbed"
-    assert set(content["services"]) == set(services(wide))
+    # What shows the curves is started only if it is asked for: the next test.
+    assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
     for name, service in content["services"].items():
         assert service["image"] == f"flowerbed-{name}:t"
@@ -384,6 +394,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert "docker.sock" not in json.dumps(service)
         mounts = {mount["target"]: mount for mount in service["volumes"]}
         assert mounts.pop("/workspace")["source"] == name
+        if name == "server":
+            assert mounts.pop("/tracking")["source"] == "tensorboard"
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
@@ -394,6 +406,33 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
+
+
+@pytest.mark.usefixtures("compose_here")
+def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Path) -> None:
+    words = ("--profile", "tensorboard", "--profile", "mlflow", "config", "--format", "json")
+    process = compose(wide, *words, FLOWERBED_TAG="t")
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)["services"]
+    for name, port, read_only in (("tensorboard", 6006, True), ("mlflow", 5000, False)):
+        service = found[name]
+        assert service["user"] == "10001:10001" and service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True and service["init"] is True
+        assert int(service["mem_limit"]) > 0 and service["pids_limit"] > 0
+        assert "build" not in service and "healthcheck" in service
+        ((source, target, fixed),) = (
+            (m["source"], m["target"], m.get("read_only", False)) for m in service["volumes"]
+        )
+        assert (source, target, fixed) == (name, "/tracking", read_only)
+        assert [(p["host_ip"], p["published"], p["target"]) for p in service["ports"]] == [
+            ("127.0.0.1", str(port), port)
+        ]
+        assert set(service["networks"]) == {"tracking"}
+    assert found["tensorboard"]["image"] == "flowerbed-runtime:t"
+    assert found["mlflow"]["image"] == "flowerbed-mlflow:t"
+    inside = {name for name, service in found.items() if "tracking" in service["networks"]}
+    assert inside == {"server", *TOOLS}
 
 
 # Again
@@ -509,6 +548,10 @@ BAD: dict[str, tuple[Edit, str]] = {
     "name reserved by FLARE": (
         lambda text: text.replace("name: server", "name: fl").replace("name: site-2", "name: server"),
         "site 'server': the name means something else to FLARE",
+    ),
+    "name of another container": (
+        replace("name: site-2", "name: mlflow"),
+        "site 'mlflow': that is the name of a container beside the participants'",
     ),
     "illegal admin name": (
         replace("name: lead@flowerbed.example", "name: lead"),
