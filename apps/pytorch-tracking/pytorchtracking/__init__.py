@@ -1,0 +1,1 @@
+"""pytorch-tracking: a Flower / PyTorch app."""
