@@ -42,6 +42,18 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
         time.sleep(0.5)
 
 
+MORE = """
+  - {name: site-3, type: client, org: flowerbed}
+  - {name: site-4, type: client, org: flowerbed}
+  - {name: site-5, type: client, org: flowerbed, custom_code: false}
+  - name: member@flowerbed.example
+    type: admin
+    org: flowerbed
+    role: member
+"""
+"""What is added to the shared federation's project.yml for those tests that need more of everything."""
+
+
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
@@ -116,3 +128,22 @@ def docker_cleanup() -> list[str]:
 def federation(checkout: Federation, docker_services: object) -> Iterator[Federation]:
     """The running federation, shared by all tests."""
     yield checkout
+
+
+@pytest.fixture(scope="session")
+def larger(federation: Federation) -> Federation:
+    """The same with three more sites and a member, from the first test on that asks for them; what was there
+    stays as it is."""
+    before = federation.kits
+    project = federation.root / "project.yml"
+    text = project.read_text()
+    project.write_text(text.replace("\nbuilders:", MORE + "\nbuilders:"))
+    added = federation.must("provision")["added"]
+    assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
+    federation.must("data")
+    federation.must("build")
+    federation.must("up")
+    for certificate in before.rglob("*.crt"):
+        now = federation.kits / certificate.relative_to(before)
+        assert now.read_bytes() == certificate.read_bytes(), certificate
+    return federation

@@ -40,9 +40,11 @@ def three_at_once_and_two_that_wait(
     services = ("server", *sites)
     before = {service: open_to_others(federation, service) for service in services}
     number = len(sites)
-    apps = [submit(federation, app, words.format(sites=number), deployed) for app, words in JOBS]
+    apps = [submit(federation, app, words.format(sites=number), deployed=deployed) for app, words in JOBS]
     app, words = WAITING
-    waiting = [submit(federation, app, words.format(sites=number, size=size), deployed) for size in (20, 30)]
+    waiting = [
+        submit(federation, app, words.format(sites=number, size=size), deployed=deployed) for size in (20, 30)
+    ]
     deadline = time.monotonic() + MEET_WITHIN
     while [(states := statuses(federation))[job] for job in apps] != ["RUNNING"] * len(apps):
         assert time.monotonic() < deadline, states
@@ -64,10 +66,10 @@ def three_at_once_and_two_that_wait(
         assert [part["metrics"]["mean"] for part in found[job]["rounds"]] == [1]
 
 
-def submit(federation: Federation, app: Path, run_config: str, deployed: bool) -> str:
+def submit(federation: Federation, app: Path, run_config: str, *options: str, deployed: bool = False) -> str:
     """Hand in an app; returns the job's id."""
     which = ("--deployed", app.name) if deployed else (str(app),)
-    return str(federation.must("submit", *which, "--run-config", run_config)["job_id"])
+    return str(federation.must("submit", *which, "--run-config", run_config, *options)["job_id"])
 
 
 def statuses(federation: Federation) -> dict[str, str]:

@@ -101,7 +101,7 @@ def test_no_layer_of_any_image_holds_another_ones_key(federation: Federation, tm
             with tarfile.open(fileobj=outer.extractfile(layer)) as inner:
                 keys_of_layer[layer] = _keys(inner)
     archive.unlink()
-    kits = Path(federation.root, Path(_compose_path(federation)).parent)
+    kits = federation.kits
     own = {path.name.split("@")[0]: _kit_keys(path) for path in kits.iterdir() if (path / "startup").is_dir()}
     authority = _authority_key(federation)
     for image in manifest:
@@ -136,10 +136,3 @@ def _authority_key(federation: Federation) -> bytes:
     state = json.loads((federation.root / "workspace" / PROJECT / "state" / "cert.json").read_text())
     (key,) = KEY.findall(state["root_pri_key"].encode())
     return _plain(key)
-
-
-def _compose_path(federation: Federation) -> str:
-    env = dict(
-        line.split("=", 1) for line in (federation.root / ".env").read_text().splitlines() if "=" in line
-    )
-    return env["FLOWERBED_COMPOSE"]

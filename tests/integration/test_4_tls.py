@@ -14,7 +14,6 @@ import pytest
 
 from scripts.copies import Federation
 from tests.federation import PROJECT
-from tests.integration.test_3_containers import _compose_path
 
 SAID_NOTHING = 2.0
 """Seconds without a word after which a server that does not greet (only gRPC does) has not refused."""
@@ -43,7 +42,7 @@ def answered(federation: Federation, kit: Path | None) -> bool:
 
 @pytest.fixture(scope="module")
 def kits(federation: Federation) -> Path:
-    return (federation.root / _compose_path(federation)).parent
+    return federation.kits
 
 
 def test_a_certificate_of_the_federation_is_answered(federation: Federation, kits: Path) -> None:

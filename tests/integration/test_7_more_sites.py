@@ -14,39 +14,10 @@ import pytest
 from scripts.copies import Federation
 from scripts.core import ROOT
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
-from tests.integration.test_3_containers import _compose_path
-
-MORE = """
-  - {name: site-3, type: client, org: flowerbed}
-  - {name: site-4, type: client, org: flowerbed}
-  - {name: site-5, type: client, org: flowerbed, custom_code: false}
-  - name: member@flowerbed.example
-    type: admin
-    org: flowerbed
-    role: member
-"""
-
 
 SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
 
 REFUSED = {"site-5": "its policy forbids custom code (right byoc)"}
-
-
-@pytest.fixture(scope="module")
-def larger(federation: Federation) -> Federation:
-    before = (federation.root / _compose_path(federation)).parent
-    project = federation.root / "project.yml"
-    text = project.read_text()
-    project.write_text(text.replace("\nbuilders:", MORE + "\nbuilders:"))
-    added = federation.must("provision")["added"]
-    assert sorted(added) == ["member@flowerbed.example", *SITES[2:]]
-    federation.must("data")
-    federation.must("build")
-    federation.must("up")
-    after = (federation.root / _compose_path(federation)).parent
-    for certificate in before.rglob("*.crt"):
-        assert (after / certificate.relative_to(before)).read_bytes() == certificate.read_bytes(), certificate
-    return federation
 
 
 def test_the_new_sites_are_registered_and_take_part(larger: Federation) -> None:

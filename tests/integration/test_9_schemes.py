@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from provisioning.checks import SCHEMES
 from scripts.copies import Federation
 from scripts.core import ROOT
 from tests.federation import NOTHING, PROJECT, copy_of_checkout, left_over, running
-from tests.integration.test_3_containers import _compose_path
 from tests.integration.test_4_tls import answered
 
 (OWN,) = re.findall(r"(?m)^      scheme: (\w+)$", (ROOT / "project.yml").read_text())
@@ -32,13 +30,9 @@ def other(request: pytest.FixtureRequest) -> Iterator[Federation]:
         yield federation
 
 
-def _kits(federation: Federation) -> Path:
-    return (federation.root / _compose_path(federation)).parent
-
-
 def test_mutual_tls_and_a_connection_that_says_nothing_keeps_nobody_out(other: Federation) -> None:
     with socket.create_connection(("127.0.0.1", other.port), 10):
-        assert answered(other, _kits(other) / "site-1" / "startup")
+        assert answered(other, other.kits / "site-1" / "startup")
         assert not answered(other, None)
 
 
