@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ FLUSH_AFTER = 1.0
 """Seconds from a point to its being shown. TensorBoard's writer would keep it for two minutes."""
 
 
+OPEN_WITHIN, OPEN_AGAIN = 60.0, 1.0
+"""Seconds until a server that does not answer is given up for the whole job, and between two tries. A job
+that ends first gives it up at once."""
+
+
 class _Receiver(AnalyticsReceiver):
     """One of FLARE's receivers, made with the first point."""
 
@@ -68,7 +74,7 @@ class _Receiver(AnalyticsReceiver):
             return
         if self._inner is None:
             try:
-                self._inner = self._open(fl_ctx)
+                self._inner = self._opened(fl_ctx)
             except Exception as error:
                 self._broken = True
                 log.error("the job is not tracked: %s cannot be had: %s", type(self).__name__, error)
@@ -78,6 +84,17 @@ class _Receiver(AnalyticsReceiver):
             self._flushing = threading.Timer(FLUSH_AFTER, self._flush_now)
             self._flushing.daemon = True
             self._flushing.start()
+
+    def _opened(self, fl_ctx: FLContext) -> Any:
+        """Open it, in several tries if it is a server that does not answer. The points wait meanwhile."""
+        deadline = time.monotonic() + OPEN_WITHIN
+        while True:
+            try:
+                return self._open(fl_ctx)
+            except Exception as error:
+                if isinstance(error, ImportError) or self._end or time.monotonic() > deadline:
+                    raise
+            time.sleep(OPEN_AGAIN)
 
     def _flush_now(self) -> None:
         with self._save_lock:

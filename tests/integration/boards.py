@@ -13,7 +13,7 @@ from typing import Any
 Points = dict[str, dict[str, list[tuple[int, float]]]]
 """By site and tag: step and value of each point."""
 
-ASKED_WITHIN = 20.0
+ASKED_WITHIN = 60.0
 """Seconds for one answer."""
 
 

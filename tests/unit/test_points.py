@@ -365,6 +365,20 @@ def test_a_job_without_its_tracker_says_so_once(tmp_path: Path, caplog: pytest.L
     assert caplog.text.count("the job is not tracked") == 1
 
 
+def test_a_board_that_comes_late_has_all_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "OPEN_AGAIN", 0.01)
+    receiver, inner, tries = trackers.MLflow(), Inner(tmp_path), [ConnectionError("not yet")] * 3
+
+    def open_it(fl_ctx: Any) -> Inner:
+        if tries:
+            raise tries.pop()
+        return inner
+
+    monkeypatch.setattr(receiver, "_open", open_it)
+    run_through(Engine(tmp_path, receiver))
+    assert inner.saved == ["site-1"]
+
+
 def test_the_name_under_which_a_job_is_shown(tmp_path: Path) -> None:
     engine = Engine(tmp_path, trackers.TensorBoard())
     with engine.new_context() as fl_ctx:
