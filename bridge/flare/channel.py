@@ -385,5 +385,8 @@ def site_of(message: Message) -> str:
 
 
 def cell_of(fl_ctx: FLContext) -> Cell:
-    """The job cell of the engine that `fl_ctx` belongs to."""
-    return fl_ctx.get_engine().get_cell()
+    """The job cell of the engine that `fl_ctx` belongs to. In FLARE's simulator all jobs' processes of the
+    server are one, whose engine has the server's own cell, and the job's stands beside it (nvflare 2.9.0
+    `private/fed/app/simulator/simulator_runner.py`)."""
+    engine = fl_ctx.get_engine()
+    return getattr(getattr(engine, "server", None), "job_cell", None) or engine.get_cell()

@@ -41,6 +41,8 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.f3.streaming.byte_streamer import TxTask
 from nvflare.fuel.f3.streaming.stream_types import StreamFuture
+from nvflare.job_config.api import FedJob
+from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client import fed_client_base
@@ -52,6 +54,9 @@ from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.server.server_engine import ServerEngine
 from nvflare.private.fed.utils.app_authz import AppAuthzService
 from nvflare.private.fed.utils.app_deployer import AppDeployer
+from nvflare.recipe import SimEnv
+from nvflare.recipe.spec import Recipe
+from nvflare.tool.poc import poc_commands
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from benchmarks import clock, plain, processes
@@ -280,6 +285,29 @@ def test_flare_ties_a_client_name_to_its_token_and_an_address_only_to_its_beginn
     )
     assert (refusal is None) is passes
     assert channel.site_of(message) == client
+
+
+def test_in_the_simulator_the_jobs_cell_stands_beside_the_servers() -> None:
+    """nvflare 2.9.0 `private/fed/app/simulator/simulator_runner.py` and `server/fed_server.py`."""
+    simulator = inspect.getsource(import_module("nvflare.private.fed.app.simulator.simulator_runner"))
+    assert "self.server.job_cell = self.server.create_job_cell(" in simulator
+    assert ".job_cell =" not in inspect.getsource(FederatedServer)
+    engine = SimpleNamespace(get_cell=lambda: "server", server=SimpleNamespace(job_cell="job"))
+    context = SimpleNamespace(get_engine=lambda: engine)
+    assert channel.cell_of(context) == "job"
+    del engine.server.job_cell
+    assert channel.cell_of(context) == "server"
+
+
+def test_a_recipe_sees_the_environment_before_the_job_goes_there() -> None:
+    """nvflare 2.9.0 `recipe`: what `bridge/flare/recipe.py` and `FlowerJob.simulator_run` hook into."""
+    run = inspect.getsource(Recipe.run)
+    assert run.index("self.process_env(env)") < run.index("env.deploy(self._job)")
+    assert "job.simulator_run(" in inspect.getsource(SimEnv.deploy)
+    assert "self.clients = [" in inspect.getsource(FedJob.simulator_run)
+    # The processes that are started inherit this one's environment.
+    assert "os.environ.copy()" in inspect.getsource(FedJobConfig.simulator_run)
+    assert "os.environ.copy()" in inspect.getsource(poc_commands._env_with_cli_python_path)
 
 
 def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
