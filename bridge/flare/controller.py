@@ -42,7 +42,7 @@ from bridge.flower.app import (
     run_config,
 )
 from bridge.flower.observe import Event, Observer
-from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
+from bridge.flower.superlink import READY_WITHIN, RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
 from bridge.loop import LoopThread
 from bridge.relay import Request, Response
@@ -68,6 +68,10 @@ class FlowerController(Controller):
         grace: float = meta.GRACE,
         warm: bool = True,
         in_order: int | None = None,
+        superlink_ready_timeout: float = READY_WITHIN,
+        sites_within: float = SITES_WITHIN,
+        progress_timeout: float | None = None,
+        extra_env: dict[str, str] | None = None,
     ) -> None:
         """Args of the job's configuration.
 
@@ -81,8 +85,17 @@ class FlowerController(Controller):
             warm: whether the ServerApp is a copy of a process that has imported much (`template.py`).
             in_order: if given, the ServerApp gets replies in the sites' order and begins with its generators
                 of random numbers seeded so; what passes it is recorded (`in_order.py`).
+            superlink_ready_timeout: seconds for the SuperLink to answer.
+            sites_within: seconds for all sites' SuperNodes to appear.
+            progress_timeout: seconds without a call from any site after which the run has failed; None: for
+                ever.
+            extra_env: variables for SuperLink and ServerApp (`environment.check_extra`).
         """
         super().__init__()
+        self.superlink_ready_timeout = superlink_ready_timeout
+        self.sites_within = sites_within
+        self.progress_timeout = progress_timeout
+        self.extra_env = extra_env
         self.in_order = in_order
         self.warm = warm
         self.flower_app_path = flower_app_path
@@ -164,6 +177,8 @@ class FlowerController(Controller):
         """Start SuperLink, wait for the sites, run the app."""
         assert self._forwarder is not None and self._arrivals is not None
         versions.generation()
+        extra_env = self.extra_env or {}
+        environment.check_extra(extra_env)
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
@@ -174,13 +189,15 @@ class FlowerController(Controller):
                 grace=self.grace,
                 warmth=warmth,
                 in_order=None if self.in_order is None else work_dir / in_order.TOLD,
+                ready_within=self.superlink_ready_timeout,
+                extra_env=extra_env,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
             if self.in_order is not None:
                 in_order.tell(work_dir, self.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self.run_config)
-            end = await self._superlink.finished(run_id)
+            end = await self._finished(self._superlink, run_id)
             if end.sub_status != "completed":
                 raise RunFailed(_reason(end, self._superlink))
         finally:
@@ -188,6 +205,26 @@ class FlowerController(Controller):
             await self._forwarder.close()
             if self._superlink is not None:
                 self._stopping = asyncio.ensure_future(self._superlink.stop())
+
+    async def _finished(self, superlink: SuperLink, run_id: int) -> RunEnd:
+        """Wait for the run's end, as long as the sites are not silent."""
+        assert self._arrivals is not None
+        end = asyncio.ensure_future(superlink.finished(run_id))
+        left = self.progress_timeout
+        try:
+            while not end.done():
+                await asyncio.wait([end], timeout=left)
+                if self.progress_timeout is not None:
+                    left = self._arrivals.last_call + self.progress_timeout - time.monotonic()
+                    if left <= 0 and not end.done():
+                        raise RunFailed(
+                            f"no site has made a call for {self.progress_timeout:g} s, the job's "
+                            "progress_timeout. Look at the sites' logs."
+                        )
+            return end.result()
+        finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
@@ -245,14 +282,14 @@ class FlowerController(Controller):
         arrivals = self._arrivals
         assert arrivals is not None
         try:
-            async with asyncio.timeout(SITES_WITHIN):
+            async with asyncio.timeout(self.sites_within):
                 await arrivals.all_of(sites, self.min_sites)
         except TimeoutError:
             missing = sorted(set(sites) - arrivals.here)
             if len(arrivals.here) < self.min_sites:
                 raise RunFailed(
                     f"only {len(arrivals.here)} of {self.min_sites} sites have a SuperNode after "
-                    f"{SITES_WITHIN:.0f} s, missing: {', '.join(missing)}. Look at their logs, and at "
+                    f"{self.sites_within:.0f} s, missing: {', '.join(missing)}. Look at their logs, and at "
                     "their clocks: Flower refuses a SuperNode whose clock is more than 5 s ahead."
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
@@ -321,6 +358,8 @@ class Arrivals(Observer):
         self.here: set[str] = set()
         self.unfit: dict[str, str] = {}
         """Sites that cannot take part, and why."""
+        self.last_call = time.monotonic()
+        """When a site has made a call last."""
         self._changed = asyncio.Event()
 
     def saw(self, site: str, request: Request, response: Response) -> None:
@@ -328,6 +367,7 @@ class Arrivals(Observer):
         if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
             self.here.add(site)
             self._changed.set()
+        self.last_call = time.monotonic()
         super().saw(site, request, response)
 
     def refused(self, site: str, unfit: str) -> None:

@@ -50,10 +50,25 @@ class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
     that comes late or comes back needs nothing from the server to begin."""
 
-    def __init__(self, warm: bool = True, supernode: str = PROCESS) -> None:
-        """`warm`: whether ClientApps are copies of a process that has imported much (`template.py`).
-        `supernode`: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`)."""
+    def __init__(
+        self,
+        warm: bool = True,
+        supernode: str = PROCESS,
+        client_shutdown_timeout: float = STOP_GRACE,
+        extra_env: dict[str, str] | None = None,
+    ) -> None:
+        """Args of the job's configuration.
+
+        Args:
+            warm: whether ClientApps are copies of a process that has imported much (`template.py`).
+            supernode: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`).
+            client_shutdown_timeout: seconds for SuperNode and ClientApp to end by themselves when the job is
+                over.
+            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`).
+        """
         super().__init__()
+        self.client_shutdown_timeout = client_shutdown_timeout
+        self.extra_env = extra_env
         self.warm = warm
         self.supernode = supernode
         self._loop: LoopThread | None = None
@@ -86,6 +101,7 @@ class FlowerExecutor(Executor):
         try:
             self._fleet = versions.generation().fleet
             check(self.supernode)
+            environment.check_extra(self.extra_env or {})
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
@@ -107,7 +123,8 @@ class FlowerExecutor(Executor):
         warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
         self._points = points.Points(self._loop.loop)
         config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
-        variables = {ANALYTICS_BOOTSTRAP_ENV: str(config_dir / ANALYTICS_BOOTSTRAP_FILE)}
+        bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
+        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
         first = 1 + starts * INCARNATIONS
         self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
 
@@ -188,7 +205,7 @@ class FlowerExecutor(Executor):
         if self._caller is not None:
             await self._caller.close()
         if self._supernode is not None:
-            await self._supernode.stop(STOP_GRACE)
+            await self._supernode.stop(self.client_shutdown_timeout)
         if self._gateway is not None:
             await self._gateway.stop()
         if self._link is not None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nvflare.app_common.logging.job_log_streamer import JobLogStreamer
 from nvflare.app_common.widgets.metric_relay import MetricRelay
 from nvflare.job_config.api import FedJob
-from nvflare.recipe.spec import Recipe
 
 from bridge.flare import meta
-from bridge.flare.controller import FlowerController
+from bridge.flare.controller import SITES_WITHIN, FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flare.trackers import CHOICES, NONE, RECEIVERS
-from bridge.flower import versions
-from bridge.flower.app import ConfigValue, check_packages, check_run_config, read_app
+from bridge.flower import environment, versions
+from bridge.flower.app import ConfigValue, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
-from bridge.flower.supernode import PROCESS, check
+from bridge.flower.superlink import READY_WITHIN
+from bridge.flower.supernode import PROCESS, STOP_GRACE, check
 
 TASK_REQUEST_INTERVAL = 5.0
 """Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
@@ -35,12 +37,19 @@ DEAD_AFTER_GRACE = 30.0
 """Seconds beyond the grace until FLARE ends the job if fewer sites are left than it must have. Flower has
 given the site up by then: a strategy that can go on has done so, and one that cannot would wait for ever."""
 
+SILENCE_SHORTEST = 60.0
+"""The fewest seconds without a call from any site that can mean that all have stopped: a SuperNode that has
+nothing to do makes one every 20 to 30 s."""
+
 RETRIES_MOST = 100
 """The most times that a job can be submitted again by itself."""
 
 
 class FlowerJob(FedJob):
     """A FLARE job that runs one Flower app."""
+
+    clients: list[str]
+    """FLARE's own: the sites that it names, or all."""
 
     def __init__(
         self,
@@ -58,6 +67,11 @@ class FlowerJob(FedJob):
         supernode: str = PROCESS,
         in_order: int | None = None,
         tracking: str = NONE,
+        superlink_ready_timeout: float = READY_WITHIN,
+        sites_within: float = SITES_WITHIN,
+        progress_timeout: float | None = None,
+        client_shutdown_timeout: float = STOP_GRACE,
+        extra_env: Mapping[str, str] = environment.NO_EXTRA,
     ) -> None:
         """Make the job.
 
@@ -79,11 +93,16 @@ class FlowerJob(FedJob):
             in_order: a seed, for a ServerApp that can be compared with another run's (`FlowerController`).
             tracking: what the job's points are written for, one of `CHOICES`. With "none" FLARE's own
                 `add_experiment_tracking` may still add a receiver.
+            superlink_ready_timeout: seconds for the SuperLink to answer.
+            sites_within: seconds for all sites' SuperNodes to appear.
+            progress_timeout: seconds without a call from any site after which the job fails; None: for ever.
+            client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves.
+            extra_env: variables for SuperLink, SuperNodes and apps.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
-            ValueError: grace or retries are out of range, there is no such SuperNode or tracking, or not one
-                of `app` and `flower_app_path` is given.
+            ValueError: a number is out of range, there is no such SuperNode or tracking, a variable is not a
+                job's to set, or not one of `app` and `flower_app_path` is given.
             UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
         """
         check(supernode)
@@ -91,6 +110,11 @@ class FlowerJob(FedJob):
             versions.require_prompt("a job whose ServerApp keeps the sites' order (in order)")
         if not SHORTEST <= grace <= LONGEST:
             raise ValueError(f"grace {grace:g}: expected {SHORTEST:.0f} to {LONGEST:.0f} seconds")
+        if progress_timeout is not None and progress_timeout < SILENCE_SHORTEST:
+            raise ValueError(
+                f"progress_timeout {progress_timeout:g}: expected at least {SILENCE_SHORTEST:.0f} seconds"
+            )
+        environment.check_extra(extra_env)
         if not 0 <= retries <= RETRIES_MOST:
             raise ValueError(f"retries {retries}: expected 0 to {RETRIES_MOST}")
         if tracking not in CHOICES:
@@ -117,6 +141,10 @@ class FlowerJob(FedJob):
                 grace=grace,
                 warm=warm,
                 in_order=in_order,
+                superlink_ready_timeout=superlink_ready_timeout,
+                sites_within=sites_within,
+                progress_timeout=progress_timeout,
+                extra_env=dict(extra_env) or None,
             )
         )
         if tracking in RECEIVERS:
@@ -131,7 +159,12 @@ class FlowerJob(FedJob):
             self.to_server(*code)
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
         for part in (
-            FlowerExecutor(warm=warm, supernode=supernode),
+            FlowerExecutor(
+                warm=warm,
+                supernode=supernode,
+                client_shutdown_timeout=client_shutdown_timeout,
+                extra_env=dict(extra_env) or None,
+            ),
             # What an app's writers log goes to the executor; from there on it is the relay's (`points.py`).
             MetricRelay(fed_event=False),
             JobLogStreamer(target_parent_server=True),
@@ -144,37 +177,24 @@ class FlowerJob(FedJob):
                 for site in sites:
                     self.to(part, site)
 
+    def simulator_run(self, *args: Any, **options: Any) -> Any:
+        """Run in FLARE's simulator; see `FedJob.simulator_run`. The job can be run again, also elsewhere."""
+        with self._for_simulator():
+            return super().simulator_run(*args, **options)
 
-class FlowerRecipe(Recipe):
-    """The job as a FLARE recipe; the arguments are those of FLARE's own `FlowerRecipe`."""
-
-    def __init__(
-        self,
-        flower_content: str | None = None,
-        flower_app_path: str = "",
-        name: str = "flower_job",
-        min_clients: int = 1,
-        mandatory_clients: list[str] | None = None,
-        run_config: dict[str, ConfigValue] | None = None,
-        grace: float = meta.GRACE,
-        retries: int = 0,
-        warm: bool = True,
-        supernode: str = PROCESS,
-    ) -> None:
-        """See `FlowerJob`."""
-        app = None if flower_content is None else Path(flower_content)
-        if app is not None:
-            check_packages(read_app(app))
-        job = FlowerJob(
-            app,
-            flower_app_path=flower_app_path,
-            name=name,
-            run_config=run_config,
-            min_sites=min_clients,
-            mandatory=mandatory_clients,
-            grace=grace,
-            retries=retries,
-            warm=warm,
-            supernode=supernode,
-        )
-        super().__init__(job)
+    @contextlib.contextmanager
+    def _for_simulator(self) -> Iterator[None]:
+        """Leave out what streams logs: the simulator's server takes none, and writes an error for each piece.
+        (The sites' logs lie on this machine anyway.) And put back the sites that FLARE has named."""
+        clients, parts = self.clients, [app.app_config.components for app in self._deploy_map.values()]
+        before = [dict(part) for part in parts]
+        try:
+            for part in parts:
+                for name in [n for n, component in part.items() if isinstance(component, JobLogStreamer)]:
+                    del part[name]
+            yield
+        finally:
+            self.clients = clients
+            for part, components in zip(parts, before, strict=True):
+                part.clear()
+                part.update(components)

@@ -8,6 +8,7 @@ flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_su
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,37 @@ TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
 The second where a look is held until there is work (`holding.py`). (flwr 1.34 and 1.35 cannot be told.)"""
 
 
-def variables(home: Path) -> dict[str, str]:
-    """Environment of every Flower process; `home` takes what Flower unpacks for this job."""
+NOT_EXTRA = (
+    *("PATH=", "PYTHON", "LD_"),
+    *("FLWR_HOME=", "FLWR_TELEMETRY_", "FLWR_DISABLE_", "FLWR_SUPEREXEC_", "FLOWERBED_", "NVFLARE_"),
+)
+"""How variables begin that a job may not set: those that say which code runs, and those that are set here."""
+
+NO_EXTRA: Mapping[str, str] = {}
+"""A job that sets no variables."""
+
+
+def check_extra(extra: Mapping[str, str]) -> None:
+    """See whether a job may set these variables for its Flower processes.
+
+    Raises:
+        ValueError: one is no text, or begins like one of `NOT_EXTRA`.
+    """
+    for name, value in extra.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not name:
+            raise ValueError(f"extra_env {name!r}: expected a name and a text, found {value!r}")
+        if f"{name}=".startswith(NOT_EXTRA):
+            raise ValueError(
+                f"extra_env {name!r}: expected a variable of the app's own, found one that says which code "
+                "runs, or that Flowerbed sets itself"
+            )
+
+
+def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]:
+    """Environment of every Flower process; `home` takes what Flower unpacks for this job, `extra` is what the
+    job sets (see `check_extra`)."""
     return {
+        **extra,
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +170,18 @@ class InlineSuperNode:
         self,
         gateway_port: int,
         work_dir: Path,
-        env: dict[str, str],
+        home: Path,
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
+        extra_env: Mapping[str, str],
     ) -> None:
         """Nothing is started yet: see `start`."""
         self._gateway = f"127.0.0.1:{gateway_port}"
         self._work_dir = work_dir
-        self._env = env
+        self._home = home
         self._node_config = node_config
         self._warmth = warmth
+        self._extra_env = extra_env
         self._life = _Life()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -194,12 +196,14 @@ class InlineSuperNode:
         cls,
         gateway_port: int,
         work_dir: Path,
-        env: dict[str, str],
+        home: Path,
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
+        extra_env: Mapping[str, str] = environment.NO_EXTRA,
     ) -> InlineSuperNode:
-        """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`."""
-        node = cls(gateway_port, work_dir, env, node_config, warmth)
+        """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the
+        job sets in their environment."""
+        node = cls(gateway_port, work_dir, home, node_config, warmth, extra_env)
         if warmth.on:
             ours, its = template.ends()
             node._template = template.Template(ours)
@@ -252,7 +256,7 @@ class InlineSuperNode:
                 "supernode",
                 command,
                 cwd=self._work_dir,
-                env=self._env,
+                env=environment.variables(self._home, self._extra_env),
                 pass_fds=pass_fds,
             )
             self._processes.append(process)

@@ -90,6 +90,8 @@ class SuperLink:
         grace: float,
         warmth: environment.Warmth = environment.WARM,
         in_order: Path | None = None,
+        ready_within: float = READY_WITHIN,
+        extra_env: Mapping[str, str] = environment.NO_EXTRA,
     ) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
 
@@ -99,6 +101,8 @@ class SuperLink:
             grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
             warmth: of its ServerApp.
             in_order: the file that will say which order its ServerApp is to keep (`in_order.py`), if any.
+            ready_within: seconds for it to answer.
+            extra_env: what the job sets in its environment.
 
         Raises:
             RunFailed: it ended or stayed silent.
@@ -108,12 +112,12 @@ class SuperLink:
             "superlink",
             environment.superlink_command(ports, grace, warmth),
             cwd=work_dir,
-            env=environment.variables(home)
+            env=environment.variables(home, extra_env)
             | ({} if in_order is None else {environment.IN_ORDER: str(in_order)}),
         )
         superlink = cls(process, ports, generation())
         try:
-            async with asyncio.timeout(READY_WITHIN):
+            async with asyncio.timeout(ready_within):
                 while not await superlink._answers():
                     if process.returncode is not None:
                         raise RunFailed(f"SuperLink ended with code {process.returncode} {superlink.tail()}")
@@ -121,7 +125,7 @@ class SuperLink:
         except TimeoutError:
             await superlink.stop()
             raise RunFailed(
-                f"SuperLink did not answer within {READY_WITHIN:.0f} s {superlink.tail()}"
+                f"SuperLink did not answer within {ready_within:.0f} s {superlink.tail()}"
             ) from None
         except RunFailed:
             await superlink.stop()

@@ -64,21 +64,20 @@ async def start_supernode(
     node_config: dict[str, str | int],
     warmth: environment.Warmth = environment.WARM,
     kind: str = PROCESS,
-    variables: Mapping[str, str] | None = None,
+    extra_env: Mapping[str, str] = environment.NO_EXTRA,
 ) -> SuperNode:
-    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with `variables`
-    in their environment."""
-    env = environment.variables(home) | dict(variables or {})
+    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the job
+    sets in their environment."""
     if kind == INLINE:
         # Here, since it leans on what not every flwr has.
         from bridge.flower.inline import InlineSuperNode
 
-        return await InlineSuperNode.start(gateway_port, work_dir, env, node_config, warmth)
+        return await InlineSuperNode.start(gateway_port, work_dir, home, node_config, warmth, extra_env)
     return await SuperNodeProcess.start(
         "supernode",
         environment.supernode_command(gateway_port, free_port(), node_config, warmth),
         cwd=work_dir,
-        env=env,
+        env=environment.variables(home, extra_env),
     )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-from bridge.flare.job import FlowerJob, FlowerRecipe
+from bridge import FlowerRecipe
+from bridge.flare.job import FlowerJob
 from bridge.flower.app import (
     DEPLOYED,
     BadApp,

@@ -1,0 +1,184 @@
+"""`FlowerRecipe`: a Flower app as a FLARE recipe, with the arguments of FLARE's own.
+
+FLARE's (nvflare 2.9.0 `app_opt/flower/recipe.py`) is made of TIE, its framework for third-party systems;
+some of its arguments set what only TIE has. `tests/unit/test_recipe.py` fails when FLARE changes one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.private.fed.utils.fed_utils import split_gpus
+from nvflare.recipe import PocEnv, ProdEnv, SimEnv
+from nvflare.recipe.spec import ExecEnv, Recipe
+
+from bridge.flare import meta
+from bridge.flare.controller import SITES_WITHIN
+from bridge.flare.job import FlowerJob
+from bridge.flower import environment, versions
+from bridge.flower.app import ConfigValue, check_packages, read_app
+from bridge.flower.superlink import READY_WITHIN
+from bridge.flower.supernode import PROCESS, STOP_GRACE
+
+log = logging.getLogger(__name__)
+
+DRIVERS = Path(__file__).with_name("drivers")
+"""What FLARE loads before its first connection; the module there says what for."""
+
+TASK_TIMEOUT, CLIENT_OP_INTERVAL, PROGRESS_TIMEOUT = 10, 90.0, 3600.0
+PER_MSG_TIMEOUT, TX_TIMEOUT, SHUTDOWN_TIMEOUT, READY_TIMEOUT = 10.0, 100.0, 5.0, 10.0
+"""FLARE's own defaults, in seconds."""
+
+NO_EFFECT = {
+    "database": ("", "a SuperLink lives as long as its job, and keeps its state in memory"),
+    "per_msg_timeout": (PER_MSG_TIMEOUT, "no answer has a time in which it must come"),
+    "tx_timeout": (TX_TIMEOUT, "a call is sent again for as long as the job lives"),
+}
+"""Arguments that mean nothing here: FLARE's default, and why."""
+
+
+class FlowerRecipe(Recipe):  # type: ignore[misc]
+    """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`."""
+
+    def __init__(
+        self,
+        flower_content: str | None = None,
+        flower_app_path: str | None = None,
+        name: str = "flower_job",
+        min_clients: int = 1,
+        mandatory_clients: list[str] | None = None,
+        database: str = "",
+        superlink_ready_timeout: float = READY_TIMEOUT,
+        configure_task_timeout: float = TASK_TIMEOUT,
+        start_task_timeout: float = TASK_TIMEOUT,
+        max_client_op_interval: float = CLIENT_OP_INTERVAL,
+        progress_timeout: float = PROGRESS_TIMEOUT,
+        per_msg_timeout: float = PER_MSG_TIMEOUT,
+        tx_timeout: float = TX_TIMEOUT,
+        client_shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        extra_env: dict[str, str] | None = None,
+        run_config: dict[str, ConfigValue] | None = None,
+        allow_runtime_dependency_installation: bool = False,
+        *,
+        grace: float | None = None,
+        retries: int = 0,
+        warm: bool = True,
+        supernode: str = PROCESS,
+    ) -> None:
+        """Make the recipe. Those of FLARE's arguments that are not told here have no effect; a warning says
+        so if one is set.
+
+        Args:
+            flower_content: the Flower app's folder.
+            flower_app_path: instead of it, an app that is deployed on the server: `local/custom/NAME`.
+            name: the job's name.
+            min_clients: the fewest sites with which the job may run.
+            mandatory_clients: sites without which the job does not start.
+            superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's own 60.
+            configure_task_timeout: together with the next, if that is more than Flowerbed's own 60, seconds
+                for all sites' SuperNodes to appear.
+            start_task_timeout: see there.
+            max_client_op_interval: if it is set and `grace` is not, that is the grace.
+            progress_timeout: seconds without a call from any site after which the job fails; at least 60.
+            client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job
+                is over; FLARE's default, 5, stands for Flowerbed's own 0.5.
+            extra_env: variables for SuperLink, SuperNodes and apps.
+            run_config: overrides of the app's configuration.
+            allow_runtime_dependency_installation: has to be false.
+            grace: seconds for which a site may be out of reach before it is given up (60 to 3600).
+            retries: how often the job is submitted again by itself, should the server restart meanwhile.
+            warm: whether the app's processes are copies of one that has imported much.
+            supernode: "process" or "inline".
+
+        Raises:
+            BadApp: the folder is no Flower app, or has no such configuration.
+            ValueError: an argument is out of range, or asks for what cannot be had.
+            UnsupportedFlower: the installed flwr does not allow an inline SuperNode.
+        """
+        if allow_runtime_dependency_installation:
+            raise ValueError(
+                "allow_runtime_dependency_installation: expected False, found True. Nothing is installed "
+                "while a job runs: sites have no network, and run what is in their images. Put the app's "
+                "packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this environment."
+            )
+        if bool(flower_content) == bool(flower_app_path):
+            raise ValueError("expected either flower_content or flower_app_path, found both or neither")
+        _tell_what_has_no_effect(
+            {"database": database, "per_msg_timeout": per_msg_timeout, "tx_timeout": tx_timeout}
+        )
+        if grace is None:
+            by_flare = max_client_op_interval != CLIENT_OP_INTERVAL
+            grace = max_client_op_interval if by_flare else meta.GRACE
+        # FLARE looks at these for what could be a password.
+        self.extra_env = extra_env
+        self.run_config = run_config
+        self._app = Path(flower_content) if flower_content else None
+        job = FlowerJob(
+            self._app,
+            name=name,
+            flower_app_path=flower_app_path or "",
+            run_config=run_config,
+            min_sites=min_clients,
+            mandatory=mandatory_clients,
+            grace=grace,
+            retries=retries,
+            warm=warm,
+            supernode=supernode,
+            superlink_ready_timeout=max(READY_WITHIN, superlink_ready_timeout),
+            sites_within=max(SITES_WITHIN, configure_task_timeout + start_task_timeout),
+            progress_timeout=progress_timeout,
+            client_shutdown_timeout=(
+                STOP_GRACE if client_shutdown_timeout == SHUTDOWN_TIMEOUT else client_shutdown_timeout
+            ),
+            extra_env=extra_env or {},
+        )
+        super().__init__(job)
+
+    def process_env(self, env: ExecEnv) -> None:
+        """Called by FLARE before the job goes to `env`: see that it can run there.
+
+        Raises:
+            BadApp: this environment runs the app itself, and lacks packages that it needs.
+            UnsupportedFlower: the same for flwr.
+            ValueError: the environment cannot run it at all.
+        """
+        if isinstance(env, ProdEnv):
+            # Else a connection over TCP or HTTP would not look at the server's name.
+            os.environ.setdefault("NVFLARE_COMM_DRIVER_PATH", str(DRIVERS))
+        if not isinstance(env, (SimEnv, PocEnv)):
+            return
+        kind = type(env).__name__
+        if self._app is None:
+            raise ValueError(
+                f"flower_app_path: expected an environment whose server has the app, found {kind}, whose "
+                "server is made anew. Use flower_content."
+            )
+        versions.generation()
+        check_packages(read_app(self._app))
+        if isinstance(env, SimEnv):
+            _see_that_all_run_at_once(env)
+        # FLARE's processes are started by this one, in other folders.
+        os.environ["PYTHONPATH"] = environment.with_bridge(os.environ.get("PYTHONPATH", ""))
+
+
+def _tell_what_has_no_effect(given: Mapping[str, Any]) -> None:
+    vain = [f"{name} ({NO_EFFECT[name][1]})" for name, value in given.items() if value != NO_EFFECT[name][0]]
+    if vain:
+        log.warning("FlowerRecipe: these arguments have no effect in Flowerbed: %s", ", ".join(vain))
+
+
+def _see_that_all_run_at_once(env: SimEnv) -> None:
+    """The simulator runs its clients by turns if it has fewer threads: with each turn, the SuperNode of one
+    would end."""
+    groups = len(split_gpus(env.gpu_config)) if env.gpu_config else 1
+    at_once = groups if groups > 1 else env.num_threads
+    if at_once < env.num_clients:
+        raise ValueError(
+            f"SimEnv: expected as many threads as clients ({env.num_clients}), found {at_once}. A SuperNode "
+            "lives as long as the job: leave num_threads out, and name a group of GPUs for each client or "
+            "one for all."
+        )
