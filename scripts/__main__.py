@@ -30,6 +30,7 @@ VERBS = (
     "logs",
     "abort",
     "results",
+    "kit",
     "down",
     "compare",
     "bench",

@@ -454,3 +454,55 @@ def test_a_verb_does_not_wait_for_a_hanging_engine(docker: Program, monkeypatch:
     with pytest.raises(core.Failure, match="did not end within"):
         engine.ask()
     assert time.monotonic() - start < 10
+
+
+# kit
+
+
+def test_a_kit_for_this_machine_dials_the_published_port(checkout: Checkout, flowerbed: Run) -> None:
+    source = checkout.kits["admin"]
+    (source / "local").mkdir()
+    (source / "local" / "resources.json.default").write_text("{}")
+    dialled = {"username": "admin@x.example", "host": "server", "port": 8002, "scheme": "tcp"}
+    (source / "startup" / "fed_admin.json").write_text(json.dumps({"admin": dialled}))
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    config["services"]["tensorboard"] = {"ports": [{"host_ip": "127.0.0.1", "published": "6006"}]}
+    port = int(config["services"]["server"]["ports"][0]["published"])
+
+    def bound_to(address: str) -> None:
+        config["services"]["server"]["ports"][0]["host_ip"] = address
+        checkout.docker.answer("compose config", out=json.dumps(config))
+
+    for address, host in (
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", "localhost"),
+        ("192.0.2.7", "192.0.2.7"),
+    ):
+        bound_to(address)
+        code, outcome, _ = flowerbed("kit")
+        assert (code, outcome) == (
+            0,
+            {"kit": "workspace/flowerbed/here/admin", "user": "admin@x.example", "host": host, "port": port},
+        )
+        kit = core.ROOT / outcome["kit"]
+        made = json.loads((kit / "startup" / "fed_admin.json").read_text())
+        assert made == {"admin": {**dialled, "host": host, "port": port}}
+        # What FLARE has downloaded there is still there after the next.
+        (kit / "transfer").mkdir(exist_ok=True)
+        (kit / "transfer" / address).touch()
+    assert sorted(path.name for path in (kit / "transfer").iterdir()) == ["0.0.0.0", "127.0.0.1", "192.0.2.7"]
+    assert kit.stat().st_mode & 0o777 == 0o700
+    # The key is not copied, and the kit in use is as it was.
+    for name in (
+        "startup/client.key",
+        "startup/client.crt",
+        "startup/rootCA.pem",
+        "local/resources.json.default",
+    ):
+        assert (kit / name).is_symlink() and (kit / name).samefile(source / name)
+    assert json.loads((source / "startup" / "fed_admin.json").read_text()) == {"admin": dialled}
+
+
+def test_without_a_kit_the_verb_is_named(checkout: Checkout, flowerbed: Run) -> None:
+    code, outcome, _ = flowerbed("kit")
+    assert code == 1 and "run ./flowerbed provision" in outcome["error"]

@@ -1,0 +1,78 @@
+"""Make a startup kit for FLARE's own tools on this machine; prints its folder.
+
+  ./flowerbed kit                                         the project_admin's
+  ./flowerbed kit --as lead
+  nvflare job list --startup-kit "$(./flowerbed kit)"     FLARE's command line
+  ProdEnv(startup_kit_location="...")                     FLARE's Python API
+The kits that provision makes dial the server by its name, which its containers and sites know. This one dials
+localhost and the port that is published here. It is made of links to the kit in use, and so of no further
+copy of the key: after another provision, make it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from provisioning.names import service_name
+from scripts import compose, console, core, engine, provision
+
+FOLDER = "here"
+"""Below workspace/PROJECT, beside the prod_NN."""
+
+CONFIG = "startup/fed_admin.json"
+"""What names the server."""
+
+ANY_TAG = "none"
+"""Stands for the images' tag: a kit needs none."""
+
+EVERYWHERE = ("0.0.0.0", "127.0.0.1", "::", "::1")
+"""Addresses on which a port is bound that localhost reaches."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--as`."""
+    console.add_identity(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the kit anew; what its `transfer` holds stays."""
+    service = console.service(args.identity)
+    services = compose.config(tag=ANY_TAG)["services"]
+    source = core.ROOT / services[service]["build"]["args"]["KIT"]
+    if not (source / CONFIG).is_file():
+        raise core.Failure(f"{source} holds no kit of an admin: run ./flowerbed provision.")
+    content = json.loads((source / CONFIG).read_text())
+    admin = content["admin"]
+    admin |= _published(services[_server()]["ports"])
+    kit = source.parents[1] / FOLDER / service
+    for folder in ("startup", "local"):
+        shutil.rmtree(kit / folder, ignore_errors=True)
+        (kit / folder).mkdir(parents=True)
+        for file in (source / folder).iterdir():
+            # Relative, so that the checkout can be moved.
+            (kit / folder / file.name).symlink_to(os.path.relpath(file, kit / folder))
+    kit.chmod(0o700)
+    (kit / CONFIG).unlink()
+    (kit / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    name = kit.relative_to(core.ROOT).as_posix()
+    if args.format == "text":
+        print(name)
+    return {"kit": name, "user": admin["username"], "host": admin["host"], "port": admin["port"]}
+
+
+def _server() -> str:
+    participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
+    return next(service_name(item["name"]) for item in participants if item["type"] == "server")
+
+
+def _published(ports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the server is reached from here. With an engine elsewhere, by the name that the kits have."""
+    address, port = ports[0].get("host_ip") or EVERYWHERE[0], int(ports[0]["published"])
+    if engine.is_remote():
+        return {"port": port}
+    return {"host": "localhost" if address in EVERYWHERE else address, "port": port}
