@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pexpect
 
 from scripts.copies import Federation
 from scripts.core import ROOT
+from tests import cells
 from tests.federation import PROJECT
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -67,6 +69,25 @@ def test_submit_list_download_by_hand(federation: Federation) -> None:
 def test_the_exported_folder_can_be_submitted_as_it_is(federation: Federation) -> None:
     job = str(federation.must("submit", str(federation.root / "jobs" / "by-hand"))["job_id"])
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
+
+
+def test_the_page_on_python_runs_in_the_containers(federation: Federation) -> None:
+    program = cells.cells("In the containers")
+    assert program.count("workspace/flowerbed/") == 1
+    kit = str(federation.must("kit")["kit"])
+    process = cells.run(program.replace("workspace/flowerbed/here/admin", kit), federation.root)
+    cells.check(process, "FINISHED:COMPLETED")
+    assert (federation.root / kit / "transfer").is_dir()
+
+
+def test_flares_command_line_takes_the_kit(federation: Federation) -> None:
+    kit = str(federation.root / federation.must("kit", "--as", "lead")["kit"])
+    command = [sys.executable, "-m", "nvflare.cli", "--format", "json", "job", "list", "--startup-kit", kit]
+    process = subprocess.run(
+        command, cwd=federation.root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "adding" in process.stdout
 
 
 def test_compose_up_and_down_work_at_the_root(federation: Federation) -> None:
