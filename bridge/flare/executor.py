@@ -118,7 +118,7 @@ class FlowerExecutor(Executor):
         self._loop = LoopThread("flowerbed")
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
-        # The app's code comes with the job, but for sites whose policy forbids that.
+        # The app's code comes with the job, unless it is deployed on the server.
         app = Path(engine.get_workspace().get_app_custom_dir(job_id))
         warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
         self._points = points.Points(self._loop.loop)

@@ -117,10 +117,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More sites, a relay, a member and another name of the server, added to project.yml and nowhere else."""
+    """More sites, a relay, a member and another name of the server, added to project.yml and nowhere else.
+    The server and site-3 take no custom code."""
     root = checkout(tmp_path_factory.mktemp("wide") / "repo")
     edit(root, replace("\nbuilders:", SITES))
-    edit(root, replace("    host_names: [localhost, 127.0.0.1]\n", "    default_host: fl.hospital.example\n"))
+    server = "    default_host: fl.hospital.example\n    custom_code: false\n"
+    edit(root, replace("    host_names: [localhost, 127.0.0.1]\n", server))
     done(root)
     return root
 
@@ -231,24 +233,20 @@ ROLES = ("project_admin", "lead", "org_admin", "member")
 
 
 @pytest.mark.parametrize("participant", ["server", "site-1"])
-def test_who_may_bring_code_may_run_what_is_on_the_server(wide: Path, participant: str) -> None:
+def test_who_may_bring_code_may_run_what_is_on_the_server(plain: Path, participant: str) -> None:
     for right in ("byoc", DEPLOYED):
-        assert [may(wide / PROD / participant, role, right) for role in ROLES] == [True, True, False, False]
+        assert [may(plain / PROD / participant, role, right) for role in ROLES] == [True, True, False, False]
 
 
-def test_without_custom_code_that_is_forbidden_and_nothing_else(wide: Path) -> None:
+@pytest.mark.parametrize(("without", "usual"), [("server", "server"), ("site-3", "site-1")])
+def test_without_custom_code_that_is_forbidden_and_nothing_else(
+    wide: Path, plain: Path, without: str, usual: str
+) -> None:
     for role in ROLES:
-        assert not may(wide / PROD / "site-3", role, "byoc")
+        assert not may(wide / PROD / without, role, "byoc")
         for right in RIGHTS:
-            allowed = may(wide / PROD / "site-1", role, right)
-            assert may(wide / PROD / "site-3", role, right) is allowed, (role, right)
-
-
-def test_a_server_may_forbid_custom_code_too(again: Path) -> None:
-    edit(again, replace("    type: server\n", "    type: server\n    custom_code: false\n"))
-    kit = again / done(again)["kits"]["server"]
-    for role in ("project_admin", "lead"):
-        assert may(kit, role, DEPLOYED) and may(kit, role, "get_job_log") and not may(kit, role, "byoc")
+            allowed = may(plain / PROD / usual, role, right)
+            assert may(wide / PROD / without, role, right) is allowed, (role, right)
 
 
 def test_keys_and_state_are_for_the_owner_only(plain: Path) -> None:
