@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 
 import psutil
@@ -15,19 +14,15 @@ from scripts.core import ROOT
 from tests import cells
 
 
-def left_of(folder: Path, within: float = 0) -> list[str]:
-    """The processes that run in `folder`, or name it, and have not ended `within` seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                if str(folder) in line or Path(process.cwd()).is_relative_to(folder):
-                    found.append(line)
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
+def left_of(folder: Path) -> dict[psutil.Process, str]:
+    """The processes that run in `folder`, or name it, with their command lines."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if str(folder) in line or Path(process.cwd()).is_relative_to(folder):
+                found[process] = line
+    return found
 
 
 def test_the_page_runs_in_the_simulator(tmp_path: Path) -> None:
@@ -35,7 +30,7 @@ def test_the_page_runs_in_the_simulator(tmp_path: Path) -> None:
     cells.check(process, "None")
     # FLARE's simulator has nobody who would take a log's stream.
     assert "log_streaming" not in process.stdout + process.stderr
-    assert left_of(tmp_path) == []
+    assert left_of(tmp_path) == {}
 
 
 def test_a_run_that_fails_in_the_simulator_raises(tmp_path: Path) -> None:
@@ -50,7 +45,7 @@ def test_a_run_that_fails_in_the_simulator_raises(tmp_path: Path) -> None:
     assert "RuntimeError: hellohello" in process.stdout + process.stderr
     assert "RuntimeError: hellohello" in (tmp_path / "workspace/adding/server/log.txt").read_text()
     assert "RuntimeError: Simulation failed" in process.stderr
-    assert left_of(tmp_path) == []
+    assert left_of(tmp_path) == {}
 
 
 TOLD = "flower_content='{app}', extra_env={{'TOLD': 'hello'}},"
@@ -68,12 +63,13 @@ def test_the_page_runs_in_proof_of_concept_mode(tmp_path: Path) -> None:
     assert "fed_learn_port: 8002" in project
     (tmp_path / "poc").mkdir()
     (tmp_path / "poc" / "project.yml").write_text(project.replace("8002", str(free_port())))
-    process = cells.run(
-        cells.cells("In proof-of-concept mode"),
-        ROOT,
-        NVFLARE_POC_WORKSPACE=str(tmp_path / "poc"),
-        HOME=str(tmp_path),
-    )
-    cells.check(process, "FINISHED:COMPLETED")
-    # FLARE's own scripts look only now and then whether they are to end.
-    assert left_of(tmp_path, within=15) == []
+    folders = {"NVFLARE_POC_WORKSPACE": str(tmp_path / "poc"), "HOME": str(tmp_path)}
+    try:
+        process = cells.run(cells.cells("In proof-of-concept mode"), ROOT, **folders)
+        cells.check(process, "FINISHED:COMPLETED")
+        # FLARE's own scripts look only now and then whether they are to end.
+        psutil.wait_procs(left_of(tmp_path), timeout=15)
+        assert left_of(tmp_path) == {}
+    finally:
+        for process_left in left_of(tmp_path):
+            process_left.kill()
