@@ -1,10 +1,11 @@
-"""A real SuperLink, two real SuperNodes and a real app, joined by the relay without FLARE, and lossy.
+"""A real SuperLink, real SuperNodes (two, if not asked for more) and a real app, joined by the relay without
+FLARE, and lossy.
 
 The answer of the first call of every kind is lost after the SuperLink has acted, and that in each of three
 places: before the SuperNode, on the link, behind the SuperLink.
 
-`tests/unit/test_flower.py` runs it in the tests' own environment, `tests/versions` by its command line in
-those of other flwr versions, which have neither FLARE nor pytest.
+`tests/unit/test_flower.py` runs it in the tests' own environment, `tests/kinds` by its command line, and
+`tests/versions` too, in environments of other flwr versions, which have neither FLARE nor pytest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
 from bridge import transports
-from bridge.flower import versions, wire
+from bridge.flower import in_order, versions, wire
 from bridge.flower.app import ConfigValue
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, SuperLink
@@ -97,15 +98,23 @@ class Outcome:
         }
 
 
-async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue]) -> Outcome:
-    """Run `app` to its end; all that it needs and writes is in `work_dir`."""
+async def run_app(
+    work_dir: Path, app: Path, run_config: dict[str, ConfigValue], *, sites: int = 2, seed: int | None = None
+) -> Outcome:
+    """Run `app` to its end; all that it needs and writes is in `work_dir`.
+
+    Args:
+        sites: how many; they are site-1, site-2, and so on.
+        seed: if given, of a ServerApp that keeps the sites' order and records what passes it (`in_order.py`).
+    """
     events: list[Event] = []
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
-    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60)
+    order = None if seed is None else work_dir / in_order.TOLD
+    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60, in_order=order)
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
-    links = [LossyLink(forwarder, f"site-{number}") for number in (1, 2)]
+    links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
     callers = [Caller(link) for link in links]
     gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
     before_nodes = [lossy_proxy(superlink.fleet, gateway.port) for gateway in gateways]
@@ -123,6 +132,8 @@ async def run_app(work_dir: Path, app: Path, run_config: dict[str, ConfigValue])
         async with asyncio.timeout(RUN_WITHIN):
             while len(observer.here) < len(nodes):
                 await asyncio.sleep(0.05)
+        if seed is not None:
+            in_order.tell(work_dir, seed, forwarder.nodes())
         run = await superlink.start_run(app, run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)
@@ -167,8 +178,11 @@ def main() -> None:
     parser.add_argument("work_dir", type=Path)
     parser.add_argument("app", type=Path)
     parser.add_argument("run_config", type=json.loads)
+    parser.add_argument("--sites", type=int, default=2)
+    parser.add_argument("--seed", type=int)
     args = parser.parse_args()
-    outcome = asyncio.run(run_app(args.work_dir, args.app, args.run_config))
+    run = run_app(args.work_dir, args.app, args.run_config, sites=args.sites, seed=args.seed)
+    outcome = asyncio.run(run)
     print(json.dumps({"version": versions.installed(), **asdict(outcome)}))
 
 

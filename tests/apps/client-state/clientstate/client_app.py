@@ -11,10 +11,8 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     time.sleep(float(context.run_config["seconds"]))
-    if "kept" not in context.state:
-        context.state["kept"] = MetricRecord({"trainings": 0})
-    context.state["kept"]["trainings"] += 1
-    trainings = context.state["kept"]["trainings"]
+    trainings = trained(context) + 1
+    context.state["kept"] = MetricRecord({"trainings": trainings})
     arrays = [array + trainings for array in message.content["arrays"].to_numpy_ndarrays()]
     metrics = MetricRecord({"num-examples": 1, "trainings": trainings})
     return Message(content=RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
@@ -22,5 +20,10 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    metrics = MetricRecord({"num-examples": 1, "trainings": context.state["kept"]["trainings"]})
+    metrics = MetricRecord({"num-examples": 1, "trainings": trained(context)})
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def trained(context: Context) -> int:
+    """How often this site has trained, in this run."""
+    return context.state["kept"]["trainings"] if "kept" in context.state else 0

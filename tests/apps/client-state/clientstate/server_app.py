@@ -10,6 +10,9 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    strategy = FedAvg(min_available_nodes=int(context.run_config["min-available-nodes"]))
+    strategy = FedAvg(
+        fraction_train=float(context.run_config["fraction-train"]),
+        min_available_nodes=int(context.run_config["min-available-nodes"]),
+    )
     rounds = int(context.run_config["num-server-rounds"])
     strategy.start(grid=grid, initial_arrays=ArrayRecord([np.zeros(3)]), num_rounds=rounds)

@@ -1,0 +1,1 @@
+"""How are the sites' numbers distributed? None of them leaves its site."""

@@ -1,0 +1,1 @@
+"""Each site walks half the way to a number of its own."""

@@ -1,0 +1,1 @@
+"""What a site learned is clipped, measured, and blurred before it leaves."""

@@ -1,0 +1,1 @@
+"""Where is the middle of all sites' points? Flower's strategies find it, each in its way."""
