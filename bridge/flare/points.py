@@ -17,6 +17,7 @@ import json
 import logging
 import queue
 import threading
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -325,4 +326,4 @@ def fire(engine: Any, site: str, dxo: DXO) -> None:
 
 def logged(counts: Mapping[str, int]) -> Event:
     """The job's event that says how many points each site's app has logged."""
-    return {"event": "tracked", "points": dict(sorted(counts.items()))}
+    return {"event": "tracked", "points": dict(sorted(counts.items())), "t": time.time()}
