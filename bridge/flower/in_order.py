@@ -35,6 +35,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from bridge.flower.environment import IN_ORDER
 from bridge.flower.observe import ROUND, Event, Reply, reply_event, round_of_group
+from bridge.stand_in import stand_in
 
 TOLD, RECORD = "in_order.json", "in_order.jsonl"
 """`{"seed": number, "sites": {node id: site}}`, the sites in their order; and the events."""
@@ -48,6 +49,15 @@ GRID, CLIENT_MANAGER, SERVER = (
 )
 CLIENT_CALLS = ("fit_clients", "evaluate_clients")
 """In `SERVER`: each asks clients in as many threads and takes the replies as they come."""
+
+
+WAITS = (
+    "flwr.supercore.heartbeat",
+    "flwr.supercore.inflatable.inflatable_utils",
+    "flwr.supercore.retry.retry_invoker",
+)
+"""Each draws the length of its waits from Python's generator, as often as there are any: on a busy machine
+more often, and other sites would be sampled then. They get a generator of their own."""
 
 
 def tell(folder: Path, seed: int, sites: dict[int, str]) -> None:
@@ -69,6 +79,10 @@ def begin() -> None:
 
 def _seed(seed: int) -> None:
     random.seed(seed)
+    own = random.Random()
+    for name in WAITS:
+        module: Any = importlib.import_module(name)
+        module.random = stand_in(random, uniform=own.uniform)
     numpy: Any = importlib.import_module("numpy")
     numpy.random.seed(seed % 2**32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,16 @@ def test_nothing_is_done_where_nobody_asks(tmp_path: Path) -> None:
     found = run(tmp_path, asked=False)
     assert found["nodes"] == found["replies"] + [40] == [10, 20, 30, 40]  # type: ignore[operator]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_waits_do_not_change_what_is_drawn() -> None:
+    """A heartbeat, a retry: their lengths are random, and how many there are depends on the machine."""
+    program = (
+        "import importlib, random\n"
+        "from bridge.flower import in_order\n"
+        "in_order._seed(7)\n"
+        "for name in in_order.WAITS: importlib.import_module(name).random.uniform(0, 1)\n"
+        "print(random.random())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == random.Random(7).random()

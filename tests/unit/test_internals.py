@@ -490,6 +490,8 @@ def test_drivers_change_what_flare_uses() -> None:
 
 def test_in_order_finds_what_it_puts_in_order() -> None:
     """flwr 1.41: the ServerApp's grid, and what legacy apps ask clients by."""
+    for name in in_order.WAITS:
+        assert "random.uniform(" in inspect.getsource(import_module(name)), name
     grid = getattr(import_module(in_order.GRID[0]), in_order.GRID[1])
     assert "self.get_nodes()" in inspect.getsource(grid.get_node_ids)
     sending = inspect.getsource(grid.send_and_receive)
