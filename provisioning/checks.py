@@ -34,6 +34,23 @@ and fails when the first container starts."""
 CUSTOM_CODE = "custom_code"
 """The key of a server or site that says whether jobs may bring code there."""
 
+SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
+"""How strictly a server or site confines processes that run an app's code (`bridge/flare/settings.py`)."""
+
+EGRESS, EGRESSES = "egress", ("server", "any")
+"""Where an app may connect to from a server or site."""
+
+ALLOWED_APPS = "allowed_apps"
+"""The key of a site that lists the hashes of the deployed apps that it runs."""
+
+LIMITS = "limits"
+"""The key of a server or site for how much a job may write there."""
+SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
+"""What it may hold: sizes such as 20GB, and numbers."""
+
+REVOKED = "revoked"
+"""The key of the project that names sites and people who are to stay out."""
+
 TOOLS = ("tensorboard", "mlflow")
 """Containers of the federation that are no participant's (`compose/`)."""
 
@@ -77,18 +94,24 @@ def problems_in_file(content: Any) -> list[str]:
     if shape:
         return shape
     entries = [Entry(item["name"], item["type"], item["org"], item) for item in participants]
-    return problems(content.get("name"), entries, content.get("builders"))
+    return problems(content.get("name"), entries, content.get("builders"), content.get(REVOKED))
 
 
 def problems_in_project(project: Any) -> list[str]:
     """The same for a `nvflare.lighter.entity.Project`, as a builder gets it."""
     entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
-    return problems(project.name, entries, project.props.get("builders"))
+    return problems(project.name, entries, project.props.get("builders"), project.props.get(REVOKED))
 
 
-def problems(name: Any, entries: Sequence[Entry], builders: Any) -> list[str]:
-    """Return what is wrong with a project of this name, these participants and these builders."""
-    return [*_project(name), *_participants(entries), *_services(entries), *_builders(builders)]
+def problems(name: Any, entries: Sequence[Entry], builders: Any, revoked: Any = None) -> list[str]:
+    """Return what is wrong with a project that has these parts."""
+    return [
+        *_project(name),
+        *_participants(entries),
+        *_services(entries),
+        *_builders(builders),
+        *_revoked([entry.name for entry in entries], revoked),
+    ]
 
 
 def _kind(value: Any) -> str:
@@ -136,20 +159,82 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
         role = entry.properties.get("role")
         if entry.type == "admin" and role not in ROLES:
             yield f"{entry.who}: expected role {', '.join(ROLES)}; found {_kind(role)}."
-        if CUSTOM_CODE in entry.properties:
-            yield from _custom_code(entry)
+        yield from _policy(entry)
         yield from _ports(entry)
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
             yield f"participant '{name}' stands there {times} times; a name is for one only."
 
 
-def _custom_code(entry: Entry) -> Iterator[str]:
-    value = entry.properties[CUSTOM_CODE]
-    if entry.type not in ("server", "client"):
-        yield f"{entry.who}: {CUSTOM_CODE} is for the server and for sites; leave it out."
-    elif not isinstance(value, bool):
-        yield f"{entry.who}: expected {CUSTOM_CODE} to be true or false; found {_kind(value)}."
+def _policy(entry: Entry) -> Iterator[str]:
+    """What a server or site decides for itself."""
+    for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS):
+        if key in entry.properties and entry.type not in ("server", "client"):
+            yield f"{entry.who}: {key} is for the server and for sites; leave it out."
+            return
+    if not isinstance(entry.properties.get(CUSTOM_CODE, True), bool):
+        found = _kind(entry.properties[CUSTOM_CODE])
+        yield f"{entry.who}: expected {CUSTOM_CODE} to be true or false; found {found}."
+    for key, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
+        value = entry.properties.get(key, choices[0])
+        if key == SANDBOX and value is False:
+            continue  # YAML reads a bare `off` so.
+        if value not in choices:
+            yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {_kind(value)}."
+    yield from _allowed_apps(entry)
+    yield from _limits(entry)
+
+
+def _allowed_apps(entry: Entry) -> Iterator[str]:
+    value = entry.properties.get(ALLOWED_APPS)
+    if value is None:
+        return
+    if entry.type != "client":
+        yield f"{entry.who}: {ALLOWED_APPS} is for sites; leave it out."
+    elif not isinstance(value, list) or not all(
+        isinstance(item, str) and re.fullmatch("[0-9a-f]{64}", item) for item in value
+    ):
+        yield (
+            f"{entry.who}: expected {ALLOWED_APPS} to be a list of SHA-256 hashes, as ./flowerbed hash APP "
+            f"prints them; found {_kind(value)}."
+        )
+
+
+def _limits(entry: Entry) -> Iterator[str]:
+    value = entry.properties.get(LIMITS)
+    if value is None:
+        return
+    if not isinstance(value, dict) or not set(value) <= {*SIZES, *NUMBERS}:
+        yield f"{entry.who}: expected {LIMITS} to have {', '.join((*SIZES, *NUMBERS))}; found {_kind(value)}."
+        return
+    for key, found in value.items():
+        if key in SIZES and size(found) is None:
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a size such as 20GB; found {_kind(found)}."
+        if key in NUMBERS and (type(found) is not int or found < 1):
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a whole number from 1; found {_kind(found)}."
+
+
+def size(value: Any) -> int | None:
+    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
+    if type(value) is int:
+        return value if value > 0 else None
+    found = (
+        re.fullmatch(r"([1-9][0-9]*) ?([KMGT]?)B?", value.strip(), re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    return int(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else None
+
+
+def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
+    if value is None:
+        return
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        yield f"{REVOKED}: expected a list of names of sites and people; found {_kind(value)}."
+        return
+    for name in value:
+        if name in names:
+            yield f"{REVOKED}: '{name}' is also a participant; remove it from one of the two lists."
 
 
 def _ports(entry: Entry) -> Iterator[str]:

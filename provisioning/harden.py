@@ -15,7 +15,17 @@ from nvflare.security.security import COMMAND_CATEGORIES
 from nvflare.tool.cli_output import output_error
 
 from provisioning import note
-from provisioning.checks import CUSTOM_CODE, problems_in_project
+from provisioning.checks import (
+    ALLOWED_APPS,
+    CUSTOM_CODE,
+    EGRESS,
+    EGRESSES,
+    LIMITS,
+    SANDBOX,
+    SIZES,
+    problems_in_project,
+    size,
+)
 
 WORKSPACE = "/workspace"
 """Where the image mounts the participant's volume."""
@@ -39,6 +49,9 @@ POLICY = "bridge.flare.policy.CodePolicy"
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
 `private/fed/utils/app_authz.py`)."""
+
+SETTINGS = "flowerbed.json"
+"""The file in `local/` with what the operator has decided (`bridge/flare/settings.py`)."""
 
 UNHEARD = 120
 """Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
@@ -125,6 +138,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
                 _edit(local / "authorization.json.default", _show_submitters_their_logs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
+                (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
                 _edit(local / "resources.json.default", _allow_bridge)
                 _edit(local / "authorization.json.default", _allow_deployed_apps)
                 if not participant.get_prop(CUSTOM_CODE, True):
@@ -140,6 +154,18 @@ class HardenBuilder(Builder):  # type: ignore[misc]
     def _bound_jobs(self, resources: dict[str, Any]) -> None:
         components = {component["id"]: component for component in resources["components"]}
         components["job_scheduler"]["args"]["max_jobs"] = self.max_jobs
+
+
+def _settings(participant: Participant) -> dict[str, Any]:
+    """What `bridge/flare/settings.py` reads."""
+    limits = dict(participant.get_prop(LIMITS) or {})
+    return {
+        SANDBOX: participant.get_prop(SANDBOX, "best-effort") or "off",
+        EGRESS: participant.get_prop(EGRESS, EGRESSES[0]),
+        CUSTOM_CODE: participant.get_prop(CUSTOM_CODE, True),
+        ALLOWED_APPS: participant.get_prop(ALLOWED_APPS),
+        LIMITS: {key: size(value) if key in SIZES else value for key, value in limits.items()},
+    }
 
 
 def _listed(value: Any) -> list[str]:

@@ -25,6 +25,7 @@ from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
 from nvflare.security.security import FLAuthorizer
 
+from bridge.flare import settings
 from bridge.flare.job import UNHEARD
 from provisioning.checks import HARDEN
 
@@ -123,6 +124,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(root, replace("\nbuilders:", SITES))
     server = "    default_host: fl.hospital.example\n    custom_code: false\n"
     edit(root, replace("    host_names: [localhost, 127.0.0.1]\n", server))
+    site = f"    sandbox: off\n    egress: any\n    allowed_apps: [{'ab' * 32}]\n"
+    edit(root, replace("name: site-2\n", f"name: site-2\n{site}    limits: {{log: 5 MB, kept_jobs: 3}}\n"))
     done(root)
     return root
 
@@ -236,6 +239,16 @@ ROLES = ("project_admin", "lead", "org_admin", "member")
 def test_who_may_bring_code_may_run_what_is_on_the_server(plain: Path, participant: str) -> None:
     for right in ("byoc", DEPLOYED):
         assert [may(plain / PROD / participant, role, right) for role in ROLES] == [True, True, False, False]
+
+
+def test_what_the_operator_decides_is_in_the_kit(wide: Path) -> None:
+    decided = {who: settings.read(wide / PROD / who) for who in ("server", "site-1", "site-2", "site-3")}
+    assert not decided["server"].custom_code and decided["site-1"].custom_code
+    assert decided["site-1"] == settings.Settings(sandbox="best-effort", egress="server")
+    assert decided["site-2"].sandbox == "off", "YAML's word for false"
+    assert decided["site-2"].egress == "any"
+    assert decided["site-2"].allowed_apps == ("ab" * 32,)
+    assert decided["site-2"].limits == settings.Limits(log=5 * 2**20, kept_jobs=3)
 
 
 @pytest.mark.parametrize(("without", "usual"), [("server", "server"), ("site-3", "site-1")])
@@ -600,6 +613,38 @@ BAD: dict[str, tuple[Edit, str]] = {
     "custom code of an admin": (
         replace("role: lead", "role: lead\n    custom_code: false"),
         "admin 'lead@flowerbed.example': custom_code is for the server and for sites",
+    ),
+    "a sandbox of another kind": (
+        replace("name: site-2\n", "name: site-2\n    sandbox: strict\n"),
+        "site 'site-2': expected sandbox to be required, best-effort, off; found 'strict'",
+    ),
+    "egress to one address": (
+        replace("name: site-2\n", "name: site-2\n    egress: 10.0.0.1\n"),
+        "site 'site-2': expected egress to be server, any; found '10.0.0.1'",
+    ),
+    "an allowed app by its name": (
+        replace("name: site-2\n", "name: site-2\n    allowed_apps: [dice]\n"),
+        "site 'site-2': expected allowed_apps to be a list of SHA-256 hashes",
+    ),
+    "an unknown limit": (
+        replace("name: site-2\n", "name: site-2\n    limits: {memory: 4GB}\n"),
+        "site 'site-2': expected limits to have job_files, log, audit, kept_jobs",
+    ),
+    "a limit that is no size": (
+        replace("name: site-2\n", "name: site-2\n    limits: {log: much}\n"),
+        "site 'site-2': expected limits.log to be a size such as 20GB; found 'much'",
+    ),
+    "no kept jobs": (
+        replace("name: site-2\n", "name: site-2\n    limits: {kept_jobs: 0}\n"),
+        "site 'site-2': expected limits.kept_jobs to be a whole number from 1; found int 0",
+    ),
+    "somebody who is revoked and takes part": (
+        replace("\nbuilders:", "\nrevoked: [site-2]\nbuilders:"),
+        "revoked: 'site-2' is also a participant",
+    ),
+    "revoked is no list": (
+        replace("\nbuilders:", "\nrevoked: site-9\nbuilders:"),
+        "revoked: expected a list of names of sites and people; found 'site-9'",
     ),
     # Left to FLARE to find.
     "old api_version": (

@@ -1,0 +1,82 @@
+"""What the operator of a server or site has decided: `local/flowerbed.json` of its kit.
+
+Provisioning writes the file from `project.yml` (`provisioning/harden.py`). A job cannot change it: the kit is
+read-only. Where there is no such file, as in FLARE's simulator, nothing is restricted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FILE = "local/flowerbed.json"
+"""The file, relative to FLARE's workspace."""
+
+REQUIRED, BEST_EFFORT, OFF = "required", "best-effort", "off"
+SANDBOXES = (REQUIRED, BEST_EFFORT, OFF)
+"""How strictly processes that run an app's code are confined."""
+
+SERVER, ANY = "server", "any"
+EGRESS = (SERVER, ANY)
+"""Where an app may connect to: its own job's ports only, or anywhere."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most of what one job may write here. Bytes, unless the name says otherwise."""
+
+    job_files: int = 20 * 2**30
+    """All files of a running job at this participant, its results included."""
+    log: int = 64 * 2**20
+    """The log that one site streams to the server, for one job."""
+    audit: int = 64 * 2**20
+    """The audit log, before its older half is rotated away."""
+    kept_jobs: int = 50
+    """A number: folders of finished jobs that stay in the workspace, the newest."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The decisions, each with the value that restricts nothing as its default."""
+
+    sandbox: str = OFF
+    egress: str = ANY
+    custom_code: bool = True
+    allowed_apps: tuple[str, ...] | None = None
+    """The SHA-256 hashes of the deployed apps that this site runs; None: all of them."""
+    limits: Limits = field(default_factory=Limits)
+
+
+def read(workspace: Path) -> Settings:
+    """Return the settings of the participant whose FLARE workspace this is.
+
+    Raises:
+        ValueError: the file is there and is broken. Nothing must run then.
+    """
+    file = workspace / FILE
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}. Provision and build again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object. Provision and build again.")
+    apps = content.get("allowed_apps")
+    return Settings(
+        **{
+            key: value
+            for key, value in _known(Settings, content).items()
+            if key not in ("limits", "allowed_apps")
+        },
+        allowed_apps=None if apps is None else tuple(apps),
+        limits=Limits(**_known(Limits, content.get("limits") or {})),
+    )
+
+
+def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    names = {part.name for part in fields(kind)}
+    return {key: value for key, value in content.items() if key in names}
