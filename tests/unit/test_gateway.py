@@ -291,18 +291,28 @@ def test_a_request_that_does_not_arrive_ends_its_connection(
     asyncio.run(test())
 
 
-def test_a_body_that_breaks_off_does_not_pass() -> None:
+@pytest.mark.parametrize("asker", [HEADERS, SUPERNODE])
+def test_a_body_that_breaks_off_does_not_pass(asker: dict[str, str]) -> None:
+    seen: list[str] = []
+
+    async def server(call: Call) -> Response:
+        seen.append(call.request.path)
+        return await echo(call)
+
     async def test() -> None:
-        async with gateway(never) as client:
+        async with gateway(server) as client:
+            await register(client)
             assert client.base_url.port is not None
             reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-            writer.write(post("content-length: 10", body="half"))
+            key = [f"{name}: {value}" for name, value in asker.items() if name not in HEADERS]
+            writer.write(post("content-length: 10", *key, body="half"))
             writer.write_eof()
             await asyncio.wait_for(reader.read(), 3)
             writer.close()
             await asyncio.sleep(0.05)
 
     asyncio.run(test())
+    assert seen == ["/v1/fleet/register-node"]
 
 
 def test_bodies_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
