@@ -43,6 +43,15 @@ what is on the list."""
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""
 
+HOUSEKEEPER = "bridge.flare.housekeeping.Housekeeper"
+"""A component of the own process of the server and of each site."""
+
+LOG_RECEIVER, FLARES_LOG_RECEIVER = (
+    "bridge.flare.receiver.LogReceiver",
+    "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
+)
+"""What takes the logs that sites stream, ours in the place of FLARE's."""
+
 POLICY = "bridge.flare.policy.CodePolicy"
 """A component of each site's client: see there."""
 
@@ -133,6 +142,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
                 _edit(local / "resources.json.default", _keep_jobs)
+                _edit(local / "resources.json.default", _bound_logs)
                 _edit(local / "resources.json.default", self._bound_jobs)
                 _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
@@ -140,6 +150,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
                 _edit(local / "resources.json.default", _allow_bridge)
+                _edit(local / "resources.json.default", _keep_house)
                 _edit(local / "authorization.json.default", _allow_deployed_apps)
                 if not participant.get_prop(CUSTOM_CODE, True):
                     _edit(local / "authorization.json.default", _forbid_custom_code)
@@ -215,6 +226,19 @@ def _keep_jobs(resources: dict[str, Any]) -> None:
     """Take sites back into their jobs, and end jobs whose process is gone: FLARE does neither."""
     resources["components"].append({"id": "flowerbed_keeper", "path": KEEPER, "args": {}})
     resources["class_allow_list"] = [*resources["class_allow_list"], KEEPER]
+
+
+def _keep_house(resources: dict[str, Any]) -> None:
+    """Remove what jobs leave in the workspace, and bound the audit log: FLARE does neither."""
+    resources["components"].append({"id": "flowerbed_housekeeper", "path": HOUSEKEEPER, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], HOUSEKEEPER]
+
+
+def _bound_logs(resources: dict[str, Any]) -> None:
+    for component in resources["components"]:
+        if component["path"] == FLARES_LOG_RECEIVER:
+            component["path"] = LOG_RECEIVER
+    resources["class_allow_list"] = [*resources["class_allow_list"], LOG_RECEIVER]
 
 
 def _allow_bridge(resources: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from bridge import events
 from bridge.flare import meta as keys
-from bridge.flare import trackers
+from bridge.flare import news, trackers
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
 from bridge.flower import versions
 from bridge.flower.app import (
@@ -45,6 +45,9 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
+ANSWER_WITHIN = 10.0
+"""Seconds for an answer, beyond those for which the server may keep the question."""
+
 BACK_WITHIN = 60.0
 """Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
 
@@ -58,7 +61,19 @@ NOTED_WITHIN = 3.0
 """Seconds after that status in which the server notes the reason beside it: a few hundredths of one."""
 
 POLL = 0.5
-"""Seconds between two questions after a job's events: FLARE's console can only ask."""
+"""Seconds between two questions, at the least. Each is a line in the server's audit log."""
+
+NEWS_WITHIN = 15.0
+"""Seconds for which the server may keep a question after a job's events until there are some (`news.py`)."""
+
+GATHERED = 2.0
+"""Seconds to which the pause between two answers grows in five minutes, where there is news all the time."""
+
+QUEUED = 5.0
+"""Seconds to which the pause grows while a job waits for its turn."""
+
+STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
+"""Seconds between two questions after the status of a job that runs: at first, and later."""
 
 Session = Any
 
@@ -417,6 +432,7 @@ class _Told:
     refused: set[str] = field(default_factory=set)
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
+    began: float = field(default_factory=time.monotonic)
 
 
 def _wait(args: argparse.Namespace) -> None:
@@ -451,12 +467,11 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
         if now.startswith("FINISHED"):
             break
         if now == "RUNNING":
-            for event in _new_events(session, args.job, told.events):
-                told.events += 1
-                _say(event)
+            _tell_news(session, args.job, deadline, told)
         if deadline is not None and time.monotonic() > deadline:
             raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
-        time.sleep(POLL)
+        if now != "RUNNING":
+            time.sleep(_pause(told, QUEUED, deadline))
     reason = ""
     for number, event in enumerate(_final_events(session, args.job)):
         if number >= told.events:
@@ -472,14 +487,45 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
     _say({"event": "end", "status": told.status, "t": time.time(), **kept})
 
 
-def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:
-    """The running job's events from number `since` on; none while its process starts or ends."""
+def _tell_news(session: Session, job: str, deadline: float | None, told: _Told) -> None:
+    """Tell a running job's events as they come; return when its status is worth a question."""
+    asked = time.monotonic()
+    every = STATUS_EVERY if asked - told.began > STATUS_EVERY else STATUS_FIRST
+    while True:
+        before = time.monotonic()
+        wait = NEWS_WITHIN if deadline is None else min(NEWS_WITHIN, max(0.0, deadline - before))
+        found = _new_events(session, job, told.events, wait)
+        for event in found or ():
+            told.events += 1
+            _say(event)
+        now = time.monotonic()
+        told.contact = told.contact if found is None else now
+        # Not at once again, whatever comes; but what waited for news has paused already.
+        time.sleep(max(0.0, _pause(told, GATHERED, deadline) - (0.0 if found else now - before)))
+        if found is None or now - asked > every or (deadline is not None and now > deadline):
+            return
+
+
+def _pause(told: _Told, most: float, deadline: float | None) -> float:
+    """Seconds until the next question: a person who has just begun to watch gets answers sooner."""
+    watched = time.monotonic() - told.began
+    pause = min(most, POLL + most * watched / 300)
+    return pause if deadline is None else min(pause, max(POLL / 5, deadline - time.monotonic()))
+
+
+def _new_events(session: Session, job: str, since: int, wait: float) -> list[dict[str, Any]] | None:
+    """The running job's events from number `since` on: when there are some, or after `wait` seconds. None
+    while its process starts or ends."""
     try:
         with _quiet():
-            reply = session.do_app_command(job, EVENTS_TOPIC, {"since": since})
+            session.set_timeout(wait + ANSWER_WITHIN)
+            try:
+                reply = session.do_app_command(job, EVENTS_TOPIC, {news.SINCE: since, news.WAIT: wait})
+            finally:
+                session.unset_timeout()
     except Exception:
-        return []  # The job's status, asked for next, tells what matters.
-    return list(reply.get("events", []))
+        return None  # The job's status, asked for next, tells what matters.
+    return list(reply.get(news.EVENTS, [])) or (None if reply.get("over") else [])
 
 
 def _final_events(session: Session, job: str) -> list[dict[str, Any]]:

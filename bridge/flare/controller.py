@@ -28,7 +28,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, meta, points, teardown
+from bridge.flare import channel, disk, meta, news, points, settings, teardown
 from bridge.flower import environment, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
@@ -110,6 +110,8 @@ class FlowerController(Controller):
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
+        self._files: disk.Watch | None = None
+        self._overfull = ""
         self._gone: set[str] = set()
         self._removals: set[asyncio.Future[None]] = set()
 
@@ -143,14 +145,18 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
+            limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
+            self._files = disk.Watch([run_dir], limit, self._too_much)
             run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
             while not run.done():
-                if abort_signal.triggered:
+                if abort_signal.triggered or self._overfull:
                     run.cancel()
                 concurrent.futures.wait([run], timeout=ABORT_CHECK)
             run.result()
         except concurrent.futures.CancelledError:
-            reason = self._fatal or meta.ABORTED
+            reason = self._overfull or self._fatal or meta.ABORTED
+            if self._overfull:
+                self.system_panic(reason, fl_ctx)
         except (RunFailed, BadApp, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
@@ -158,10 +164,13 @@ class FlowerController(Controller):
             log.exception("the job failed")
             reason = f"{type(error).__name__}: {error}"
             self.system_panic(reason, fl_ctx)
+        if self._files is not None:
+            self._files.close()
         if self._tracker is not None:
             self._tracker.close()
             self._events.emit(points.logged(self._tracker.taken))
         self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
+        self._events.close()
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
@@ -264,6 +273,11 @@ class FlowerController(Controller):
         if event["event"] == "reply" and not event["error"]:
             self._tracker.add_reply(event)
 
+    def _too_much(self, reason: str) -> None:
+        """The job's files are more than they may be; `control_flow` sees it and ends the run."""
+        log.error("the job is ended: %s", reason)
+        self._overfull = f"the job was ended at the server: {reason}"
+
     def _refuse(self, site: str, reason: str) -> None:
         assert self._forwarder is not None
         self._forwarder.refuse(site, reason)
@@ -320,9 +334,10 @@ class FlowerController(Controller):
         return rounds if isinstance(rounds, int) else None
 
     def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: events from number `since` on."""
+        """The app command: events from a number on, if need be when there are some (`news.py`)."""
         assert self._events is not None
-        return {"events": self._events.since(int((data or {}).get("since", 0)))}
+        found = self._events.since(news.since(data), min(news.seconds(data), news.SLICE))
+        return {news.EVENTS: found, "over": self._events.over}
 
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
         """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
@@ -336,17 +351,31 @@ class Events:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._events: list[Event] = []
-        self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self.over = False
+        """Whether there will be no more."""
 
     def emit(self, event: Event) -> None:
-        """Add one event."""
-        with self._lock, self._file.open("a") as file:
+        """Add one event. It is told even if the file cannot take it."""
+        with self._news:
             self._events.append(event)
-            file.write(json.dumps(event) + "\n")
+            self._news.notify_all()
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps(event) + "\n")
+            except OSError as error:
+                log.error("an event could not be written: %s", error)
 
-    def since(self, number: int) -> list[Event]:
-        """The events from `number` (0: the first) on."""
-        with self._lock:
+    def close(self) -> None:
+        """Keep nobody waiting any more."""
+        with self._news:
+            self.over = True
+            self._news.notify_all()
+
+    def since(self, number: int, wait: float = 0.0) -> list[Event]:
+        """The events from `number` (0: the first) on; if there are none, what comes in `wait` seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
             return self._events[number:]
 
 

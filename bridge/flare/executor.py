@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
@@ -24,7 +26,7 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, meta, points, teardown
+from bridge.flare import bell, channel, disk, meta, points, settings, teardown
 from bridge.flower import environment, versions
 from bridge.flower.app import imports
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
@@ -81,6 +83,7 @@ class FlowerExecutor(Executor):
         self._sees_connections = True
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._files: disk.Watch | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
@@ -126,6 +129,8 @@ class FlowerExecutor(Executor):
         config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
         bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
         variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
+        limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
+        self._files = disk.Watch([run_dir], limit, functools.partial(self._too_much, engine))
         first = 1 + starts * INCARNATIONS
         self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
 
@@ -188,7 +193,14 @@ class FlowerExecutor(Executor):
         log.info("the server says that the job is over")
         self._ending = asyncio.ensure_future(self._end())
 
+    def _too_much(self, engine: Any, reason: str) -> None:
+        """This site's files of the job are more than they may be: its part ends."""
+        with engine.new_context() as fl_ctx:
+            self.system_panic(f"this site's part in the job is ended: {reason}", fl_ctx)
+
     def _stop(self) -> None:
+        if self._files is not None:
+            self._files.close()
         if self._loop is None:
             return
         teardown.shorten()

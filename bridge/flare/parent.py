@@ -38,7 +38,7 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from bridge import events
-from bridge.flare import bell, meta
+from bridge.flare import bell, meta, news
 from bridge.flare.channel import EVENTS_FILE
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ class Parent:
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
         bell.wake_server(self._engine, runner, self._manager)
+        news.install(self._engine)
 
     # Jobs that run
 

@@ -39,6 +39,7 @@ BRIDGE = {
     "nvflare.app_common.widgets.metric_relay.MetricRelay",
 }
 TOOLS = {"tensorboard", "mlflow"}
+HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.receiver.LogReceiver"
 KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
@@ -178,9 +179,12 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    own = KEEPER if participant == "server" else POLICY
-    assert set(allowed["class_allow_list"]) == BRIDGE | {own} | set(DEFAULT_CLASS_ALLOW_LIST)
-    assert own in [component["path"] for component in allowed["components"]]
+    own = {HOUSEKEEPER, *({KEEPER, LOG_RECEIVER} if participant == "server" else {POLICY})}
+    assert set(allowed["class_allow_list"]) == BRIDGE | own | set(DEFAULT_CLASS_ALLOW_LIST)
+    components = [component["path"] for component in allowed["components"]]
+    assert own <= set(components)
+    # Ours is in the place of FLARE's, not beside it.
+    assert not any(path.endswith("JobLogReceiver") for path in components)
     assert allowed["class_list_enforcement_mode"] == "enforce"
 
 
