@@ -18,7 +18,10 @@ from typing import IO, Any
 
 from provisioning.names import service_name
 from scripts import compose, engine, provision
-from scripts.core import ROOT, Failure, Misuse
+from scripts.core import ROOT, Failure, Misuse, in_words
+
+CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
+"""Bytes that are read at a time, and what a tar has beyond its files' sizes."""
 
 PROGRAM = ("python", "-m", "bridge.flare.console")
 
@@ -104,13 +107,28 @@ def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
             raise _failure(console, process.returncode, _read(errors))
 
 
-def fetch(console: str, *words: str, payload: bytes | None = None) -> IO[bytes]:
-    """Run a verb that answers with a tar; returns it as an open temporary file, at its start."""
+def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | None = None) -> IO[bytes]:
+    """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
+
+    Args:
+        limit: bytes that are taken; more is a `Failure`.
+    """
     content = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.run(
-            _command(console, words), cwd=ROOT, input=payload or b"", stdout=content, stderr=errors
-        )
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
+        given.write(payload or b"")
+        given.seek(0)
+        command = _command(console, words)
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=given, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            assert process.stdout is not None
+            while chunk := process.stdout.read(CHUNK):
+                if limit is not None and content.tell() + len(chunk) > limit + TAR_MORE:
+                    process.terminate()
+                    content.close()
+                    most = in_words(limit)
+                    raise Failure(f"The console's '{words[0]}' sends more than {most}: none of it is kept.")
+                content.write(chunk)
         if process.returncode:
             content.close()
             raise _failure(console, process.returncode, _read(errors))

@@ -104,7 +104,8 @@ def unpack(tar: tarfile.TarFile, folder: Path, limit: int | None = None) -> None
             raise Failure(f"A file of the archive would be written outside its folder: {name}")
         size += max(0, member.size) if member.isfile() else 0
         if limit is not None and (size > limit or number >= FILES_LIMIT):
-            raise Failure(f"The archive has more than {FILES_LIMIT} files, or more than {in_words(limit)}.")
+            bounds = f"{FILES_LIMIT} files or {in_words(limit)}"
+            raise Failure(f"The archive has more than {bounds}: nothing of it is kept.")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
             # Readable by the consoles' user too, who is not us.

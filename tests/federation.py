@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -57,10 +57,17 @@ MORE = """
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
+LIMITS = {
+    "    host_names: [localhost, 127.0.0.1]\n": "    limits: {log: 2MB, job_files: 600MB}\n",
+    "  - name: site-1\n    type: client\n    org: flowerbed\n": "    limits: {job_files: 600MB}\n",
+}
+"""What follows these lines of project.yml in the shared federation, so that a test can meet a limit."""
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Federation:
     """The copy: provisioned, with data and images, not yet started."""
-    return copy_of_checkout("test", PROJECT)
+    return copy_of_checkout("test", PROJECT, limits=LIMITS)
 
 
 @contextlib.contextmanager
@@ -82,14 +89,20 @@ def copy_of_checkout(
     health_interval: int = 2,
     scheme: str = "",
     max_jobs: int = 0,
+    limits: Mapping[str, str] | None = None,
 ) -> Federation:
-    """Make such a copy, with kits, data and images; the arguments are those of `copy_of_files`.
+    """Make such a copy, with kits, data and images; the arguments are those of `copy_of_files`, and what
+    follows lines of its project.yml.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     federation = copy_of_files(folder, name, more_sites, settings, scheme, max_jobs)
+    project = federation.root / "project.yml"
+    for line, more in (limits or {}).items():
+        assert line in project.read_text(), line
+        project.write_text(project.read_text().replace(line, line + more))
     federation.must("provision")
     federation.must("data")
     federation.must("build", timeout=1800)
