@@ -14,7 +14,7 @@ import pytest
 pytest_plugins = ["tests.federation"]
 
 FAULTS = Path(__file__).parent / "faults"
-SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "kinds", "versions")))
+SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("attacks", "integration", "kinds", "versions")))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
