@@ -106,7 +106,9 @@ def tell(outcome: dict[str, Any]) -> None:
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {why}")
     if outcome["reason"]:
-        say(f"  {outcome['reason'].splitlines()[0]}")
+        lines = outcome["reason"].splitlines()
+        for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
+            say(f"  {line}")
     for path, what in (
         (folder / "curves.png", "loss and accuracy by round, every site and the average"),
         (folder / "summary.json", "status, metrics and times"),
