@@ -46,12 +46,16 @@ from bridge.flower.superlink import READY_WITHIN, RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
 from bridge.loop import LoopThread
 from bridge.relay import Request, Response
+from bridge.text import one_line
 
 log = logging.getLogger(__name__)
 
 SITES_WITHIN = 60.0
 """Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
 enough. It takes 4 to 6 on a quiet machine."""
+
+REASON_LIMIT = 1000
+"""Characters of what a site says when it ends its part."""
 
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
@@ -130,7 +134,7 @@ class FlowerController(Controller):
             grace=self.grace,
             on_refused=self._audit,
             on_replaced=self._remove_node,
-            beside={points.PATH: self._tracker.take},
+            beside={points.PATH: self._tracker.take, meta.LEAVE: self._leaves},
         )
         channel.ServerLink(
             channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
@@ -272,6 +276,19 @@ class FlowerController(Controller):
         self._events.emit(event)
         if event["event"] == "reply" and not event["error"]:
             self._tracker.add_reply(event)
+
+    async def _leaves(self, site: str, request: Request) -> Response:
+        """A site ends its part in the job: nobody waits for its node any more."""
+        assert self._arrivals is not None and self._forwarder is not None
+        if site not in self._arrivals.unfit:
+            why = f"{site}: {one_line(request.body[:REASON_LIMIT].decode(errors='replace'), REASON_LIMIT)}"
+            log.error("%s", why)
+            self._arrivals.refused(site, why)
+            for node_id, name in self._forwarder.nodes().items():
+                if name == site and self._superlink is not None:
+                    self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
+            self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
+        return Response(200)
 
     def _too_much(self, reason: str) -> None:
         """The job's files are more than they may be; `control_flow` sees it and ends the run."""

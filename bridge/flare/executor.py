@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -33,7 +34,7 @@ from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
 from bridge.loop import LoopThread
-from bridge.relay import Caller
+from bridge.relay import Caller, Repeat, Request, Rule
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ RESTARTS = 5
 
 RESTART_FIRST = 0.5
 """Seconds before the first new start; each further wait is twice as long."""
+
+LEAVE_WITHIN = 10.0
+"""Seconds for the server to take note that a site ends its part."""
 
 INCARNATIONS = RESTARTS + 1
 """How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
@@ -195,8 +199,14 @@ class FlowerExecutor(Executor):
 
     def _too_much(self, engine: Any, reason: str) -> None:
         """This site's files of the job are more than they may be: its part ends."""
+        reason = f"this site's part in the job is ended: {reason}"
+        if self._loop is not None and self._caller is not None:
+            call = self._caller.call(Request(meta.LEAVE, (), reason.encode()), Rule(Repeat.HARMLESS, "leave"))
+            # The server must not wait for this site; but if it cannot be told, the part ends all the same.
+            with contextlib.suppress(Exception):
+                self._loop.submit(call).result(LEAVE_WITHIN)
         with engine.new_context() as fl_ctx:
-            self.system_panic(f"this site's part in the job is ended: {reason}", fl_ctx)
+            self.system_panic(reason, fl_ctx)
 
     def _stop(self) -> None:
         if self._files is not None:
