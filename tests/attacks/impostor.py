@@ -40,7 +40,7 @@ from nvflare.private.defs import ClientType
 from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from bridge.flare.channel import SiteLink
+from bridge.flare.channel import NotAdmitted, SiteLink
 from bridge.relay import Call, JobOver, LinkFault, Request
 
 WORDS = sys.argv[1:]
@@ -177,6 +177,8 @@ class Impostor:
             async with asyncio.timeout(ANSWER_WITHIN):
                 # A later incarnation than any honest SuperNode's: it would replace the site's node.
                 response = await self._links[job].send(Call(uuid.uuid4().hex, request, (), 1000))
+        except NotAdmitted:
+            return 403, b""
         except JobOver:
             return "over", b""
         except LinkFault as fault:

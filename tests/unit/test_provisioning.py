@@ -474,13 +474,34 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
+    policy = str(wide / "workspace/flowerbed/policy")
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed")}},
-        "relay": {"relay-1": {}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy}},
+        "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
+
+
+def test_who_is_revoked_is_written_where_containers_see_it_change(again: Path) -> None:
+    policy = again / "workspace/flowerbed/policy"
+    assert json.loads((policy / "revoked.json").read_text()) == {"revoked": []}
+    edit(again, replace("participants:", "revoked: [site-9, lady@flowerbed.example]\nparticipants:"))
+    before = os.umask(0o077)
+    try:
+        process = nvflare(again, "--force")
+    finally:
+        os.umask(before)
+    assert process.returncode == 0, process.stderr
+    assert "site-9 is revoked" in process.stdout + process.stderr
+    assert json.loads((policy / "revoked.json").read_text()) == {
+        "revoked": ["lady@flowerbed.example", "site-9"]
+    }
+    assert [p.name for p in policy.iterdir()] == ["revoked.json"]
+    # The container's user is another one.
+    assert policy.stat().st_mode & 0o777 == 0o755
+    assert (policy / "revoked.json").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.usefixtures("compose_here")
@@ -516,7 +537,7 @@ def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Pa
 def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     before = certificates(again / PROD)
     outcome = done(again)
-    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["prod_00", "state"]
+    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["policy", "prod_00", "state"]
     assert certificates(again / PROD) == before
     assert outcome["compose"] == f"{PROD}/compose.yaml"
     assert (outcome["reissued"], outcome["added"]) == ([], [])
