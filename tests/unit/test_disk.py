@@ -26,7 +26,7 @@ from nvflare.private.stream_runner import HeaderKey, ObjectStreamer
 
 from bridge.flare import audit, disk, housekeeping, receiver, settings
 
-JOB, OTHER_JOB = str(uuid.uuid4()), str(uuid.uuid4())
+JOB, OTHER_JOB, NO_JOB = (f"{number:08d}-0000-4000-8000-000000000000" for number in (1, 2, 3))
 
 # The files of a job that runs
 
@@ -260,7 +260,7 @@ def test_a_log_has_the_name_of_one(server: Server, tmp_path: Path, name: Any) ->
 
 @pytest.mark.parametrize(
     ("site", "job"),
-    [("site-2", JOB), ("site-1", OTHER_JOB), ("site-1", str(uuid.uuid4())), ("site-1", "../x"), ("", "")],
+    [("site-2", JOB), ("site-1", OTHER_JOB), ("site-1", NO_JOB), ("site-1", "../x"), ("", "")],
 )
 def test_a_log_is_of_a_job_that_the_site_takes_part_in(
     server: Server, tmp_path: Path, site: str, job: str, caplog: pytest.LogCaptureFixture
