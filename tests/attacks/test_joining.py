@@ -69,9 +69,7 @@ def test_a_console_cannot_register_as_a_site(larger: Federation) -> None:
     assert "this is a person's name, not a site's" in told
     heartbeat = """
 from nvflare.apis.shareable import Shareable
-body = Shareable()
-body.set_peer_context(FLContext())
-tell(Impostor().request("server", "server_main", "heartbeat", body))
+tell(Impostor().request("server", "server_main", "heartbeat", Shareable()))
 """
     assert hostile.act(larger, "member", heartbeat) == "unauthenticated"
     assert not any("@" in str(site["name"]) for site in larger.must("status")["sites"])
