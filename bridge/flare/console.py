@@ -87,6 +87,10 @@ class Stop(Exception):
         self.facts = facts
 
 
+class Denied(Exception):
+    """The server does not let this identity do it; the text is FLARE's."""
+
+
 class Unreachable(Stop):
     """The server does not answer, or has lost the session."""
 
@@ -433,6 +437,8 @@ class _Told:
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
     began: float = field(default_factory=time.monotonic)
+    denied: bool = False
+    """Whether this identity may not ask the running job for its events."""
 
 
 def _wait(args: argparse.Namespace) -> None:
@@ -466,11 +472,11 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
                     _say({"event": "refused", "site": site, "reason": why, "t": time.time()})
         if now.startswith("FINISHED"):
             break
-        if now == "RUNNING":
+        if now == "RUNNING" and not told.denied:
             _tell_news(session, args.job, deadline, told)
         if deadline is not None and time.monotonic() > deadline:
             raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
-        if now != "RUNNING":
+        if now != "RUNNING" or told.denied:
             time.sleep(_pause(told, QUEUED, deadline))
     reason = ""
     for number, event in enumerate(_final_events(session, args.job)):
@@ -494,7 +500,12 @@ def _tell_news(session: Session, job: str, deadline: float | None, told: _Told) 
     while True:
         before = time.monotonic()
         wait = NEWS_WITHIN if deadline is None else min(NEWS_WITHIN, max(0.0, deadline - before))
-        found = _new_events(session, job, told.events, wait)
+        try:
+            found = _new_events(session, job, told.events, wait)
+        except Denied as denied:
+            told.denied = True
+            _say({"event": "no progress", "reason": str(denied), "t": time.time()})
+            return
         for event in found or ():
             told.events += 1
             _say(event)
@@ -515,7 +526,13 @@ def _pause(told: _Told, most: float, deadline: float | None) -> float:
 
 def _new_events(session: Session, job: str, since: int, wait: float) -> list[dict[str, Any]] | None:
     """The running job's events from number `since` on: when there are some, or after `wait` seconds. None
-    while its process starts or ends."""
+    while its process starts or ends.
+
+    Raises:
+        Denied: they are not for this identity.
+    """
+    from nvflare.fuel.flare_api import api_spec
+
     try:
         with _quiet():
             session.set_timeout(wait + ANSWER_WITHIN)
@@ -523,6 +540,8 @@ def _new_events(session: Session, job: str, since: int, wait: float) -> list[dic
                 reply = session.do_app_command(job, EVENTS_TOPIC, {news.SINCE: since, news.WAIT: wait})
             finally:
                 session.unset_timeout()
+    except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
+        raise Denied(str(error)) from None
     except Exception:
         return None  # The job's status, asked for next, tells what matters.
     return list(reply.get(news.EVENTS, [])) or (None if reply.get("over") else [])

@@ -367,9 +367,11 @@ class FlowerController(Controller):
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
         """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
         asks for tokens once)."""
-        assert self._loop is not None
+        assert self._loop is not None and self._participants is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
         for site, why in ((data or {}).get(meta.OUT) or {}).items():
+            if site in self._participants.names():
+                continue  # Whoever may ask the job for its events could say so too.
             self._loop.loop.call_soon_threadsafe(self._put_out, str(site), str(why))
         return {}
 
