@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts import compose, core, engine, images
+from scripts import compose, core, engine, images, leftovers
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -78,6 +78,7 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    leftovers.tell(config)
     addresses = {name: _address(config, name) for name in tracking}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, images
+from scripts import apt, core, images, leftovers
 from scripts.__main__ import main
 from tests.unit.faking import Checkout, Program
 
@@ -71,6 +71,48 @@ def test_runtime_first_then_everybody_and_the_tag_at_last(
     assert "--build-arg KIT=workspace/flowerbed/prod_00/site-1" in calls[3]
     assert checkout.env.read_text().splitlines()[0] == "MINE=kept"
     assert "FLOWERBED_TAG=dev" in checkout.env.read_text().splitlines()
+
+
+def test_a_build_removes_the_kits_of_before(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    """And neither a newer one, which may be made at this moment, nor anything else."""
+    workspace = core.ROOT / "workspace" / "flowerbed"
+    (workspace / "prod_00").rename(workspace / "prod_07")
+    docker.answer("compose config", out=checkout.config.replace("prod_00", "prod_07"))
+    checkout.env.write_text(checkout.env.read_text().replace("prod_00", "prod_07"))
+    for name in ("prod_00", "prod_06", "prod_08", "state", "here"):
+        (workspace / name / "site-1" / "startup").mkdir(parents=True)
+    code, _, text = flowerbed("build")
+    assert code == 0
+    assert {path.name for path in workspace.iterdir()} == {"prod_07", "prod_08", "state", "here"}
+    assert "removed the kits of before" in text
+
+
+def test_a_failed_build_keeps_the_kits_of_before(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    workspace = core.ROOT / "workspace" / "flowerbed"
+    (workspace / "prod_00").rename(workspace / "prod_07")
+    docker.answer("compose config", out=checkout.config.replace("prod_00", "prod_07"))
+    checkout.env.write_text(checkout.env.read_text().replace("prod_00", "prod_07"))
+    (workspace / "prod_06").mkdir()
+    docker.answer("build", code=1, err="#7 ERROR: executor failed\n")
+    assert flowerbed("build")[0] == 1
+    assert (workspace / "prod_06").is_dir()
+
+
+def test_who_takes_no_part_any_more_is_named_with_what_is_left(
+    docker: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer("volume ls", out="server\nsite-9\nsite-8\nmlflow\n\n")
+    docker.answer("image inspect flowerbed-site-8:dev", code=1)
+    config = {
+        "name": "flowerbed",
+        "services": {"server": {"image": "flowerbed-server:dev"}},
+        "volumes": {"server": {"name": "flowerbed_server"}},
+    }
+    assert leftovers.tell(config) == ["site-8", "site-9"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("docker volume rm flowerbed_site-8")
+    assert said[1].endswith("docker volume rm flowerbed_site-9 && docker image rm flowerbed-site-9:dev")
+    assert not any("rm" in call.split()[:2] for call in docker.calls), "they are named, not removed"
 
 
 def test_a_failed_build_shows_its_end_and_sets_no_tag(
