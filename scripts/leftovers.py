@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from provisioning.checks import TOOLS
+import yaml
+
 from scripts import core, engine
 
 LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
@@ -29,27 +29,26 @@ def _number(prod: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def tell(config: dict[str, Any]) -> list[str]:
-    """Say which participants of before still have an image, with their key in it, and a volume here.
+def tell(compose_file: Path, project: str, tag: str) -> list[str]:
+    """Say which participants of before still have a volume here, and an image with their key in it.
 
     They are not removed: a volume may hold what somebody still wants.
 
     Args:
-        config: the federation's resolved Compose file.
+        compose_file: the federation's, which names everybody who takes part.
+        project: the name of the Compose project.
+        tag: of its images.
 
     Returns:
         their names in Compose.
     """
-    project = str(config["name"])
     process = core.run([engine.docker(), *LIST, f"label=com.docker.compose.project={project}"])
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
-    # What shows the curves is in the file only while it is asked for.
-    gone = sorted(volumes - set(config.get("volumes", {})) - set(TOOLS))
-    tags = {str(service["image"]).rpartition(":")[2] for service in config["services"].values()}
+    known = (yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {})
+    gone = sorted(volumes - set(known))
     for name in gone:
-        remove = [f"docker volume rm {project}_{name}"]
-        for image in (f"{project}-{name}:{tag}" for tag in sorted(tags)):
-            if core.run([engine.docker(), "image", "inspect", image]).returncode == 0:
-                remove.append(f"docker image rm {image}")
+        image, remove = f"{project}-{name}:{tag}", [f"docker volume rm {project}_{name}"]
+        if core.run([engine.docker(), "image", "inspect", image]).returncode == 0:
+            remove.append(f"docker image rm {image}")
         core.say(f"{name} takes no part any more. Its key and data are still here: {' && '.join(remove)}")
     return gone

@@ -7,8 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts import hints
+
 Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
+
+NAME_LIMIT, TEXT_LIMIT = 200, 2000
+"""Characters of a name, and of a reason or error, in a line for people."""
 
 
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -51,7 +56,7 @@ def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) ->
         known = [1.0] * len(replies)  # A site that does not say how many counts as much as any other.
     names = [n for n in (replies[0] if replies else {}) if n != "num_examples"]
     return {
-        name: sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known)
+        name: _finite(sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known))
         for name in names
         if all(r.get(name) is not None for r in replies)
     }
@@ -110,13 +115,15 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
     """What stands in summary.json."""
     submitted, ended = job_times(meta)
     rounds = rounds_of(events)
+    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    reason = str(meta.get("flowerbed_reason") or "") or next(
+        (str(e["reason"]) for e in reversed(events) if e.get("reason")), ""
+    )
     return {
         "job_id": job_id,
         "app": meta.get("job_name") or meta.get("name"),
         "status": meta.get("status"),
-        # What the server knows goes before what the job's own process saw: it may have been told to stop.
-        "reason": str(meta.get("flowerbed_reason") or "")
-        or next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
+        "reason": hints.with_hint(reason, events),
         "retried_as": meta.get("flowerbed_retried_as"),
         "refused": meta.get("flowerbed_refused") or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),

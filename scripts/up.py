@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from provisioning import dotenv
 from scripts import compose, core, engine, images, leftovers
 
 WAIT_TIMEOUT = 120
@@ -78,7 +79,8 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
-    leftovers.tell(config)
+    env = dotenv.read(core.ROOT / ".env")
+    leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
     addresses = {name: _address(config, name) for name in tracking}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")
