@@ -12,9 +12,10 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
-from provisioning import dotenv, networks, note, state
+from provisioning import dotenv, networks, note
 from provisioning.checks import TOOLS
 from provisioning.names import service_name
+from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
@@ -41,7 +42,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
     def __init__(self) -> None:
         """Without arguments."""
         super().__init__()
-        self._lock: state.Lock | None = None
+        self._lock: Lock | None = None
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Wait for the workspace, clear it of what was left half done, and refuse one from which no image can
@@ -60,7 +61,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         """From here to the end nobody else provisions this project."""
         # FLARE removes this folder however it ends: while another one works there, it must not.
         wip = Path(ctx.pop(CtxKey.WIP))
-        self._lock = state.Lock(
+        self._lock = Lock(
             Path(ctx.get_state_dir()),
             lambda: note(ctx, "another provisioning of this project is under way: waiting for its end."),
         )
