@@ -20,7 +20,8 @@ from provisioning.names import service_name
 from scripts import compose, engine, provision
 from scripts.core import ROOT, Failure, Misuse
 
-PROGRAM = ("python", "-m", "bridge.flare.console")
+PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
+"""-P: what lies in the container's working directory, a volume, is not imported."""
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -21,13 +22,13 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from bridge.flare import meta as keys
 from bridge.flare import trackers
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
-from bridge.flower import versions
+from bridge.flower import fab, versions
 from bridge.flower.app import (
     DEPLOYED,
     ROUNDS_KEY,
@@ -58,6 +59,12 @@ NOTED_WITHIN = 3.0
 
 POLL = 0.5
 """Seconds between two questions after a job's events: FLARE's console can only ask."""
+
+INPUT_LIMIT = 256 * 1024 * 1024
+"""Bytes of all files of an app or a job: four times what the host's side sends."""
+
+FOLDER = "job"
+"""The folder in which a job goes to the server, whatever its own name is."""
 
 Session = Any
 
@@ -108,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("check", _check)
+    verb("hash", _hash)
     for name, run in (("export", _export), ("submit", _submit)):
         sub = verb(name, run)
         # The app is on the server, in a folder of this name; stdin brings no more than its pyproject.toml.
@@ -146,14 +154,23 @@ def _say(value: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _input() -> Iterator[Path]:
-    """The folder that came as a tar through stdin."""
+    """The folder that came as a tar through stdin: files and folders only, nothing outside it.
+
+    Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        size = 0
         try:
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
-                # Debian 12's Python 3.11.2 has no extraction filters; the tar is our own user's.
-                tar.extraction_filter = getattr(tarfile, "data_filter", None)
-                tar.extractall(folder)
-        except tarfile.TarError as error:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                        raise Stop(f"expected files below one folder, found {member.name[:200]!r}", 2)
+                    size += member.size
+                    if size > INPUT_LIMIT:
+                        raise Stop(f"expected at most {INPUT_LIMIT} bytes of files, found more", 2)
+                    tar.extract(member, folder, set_attrs=False)
+        except (tarfile.TarError, OSError) as error:
             raise Stop(f"expected a tar on stdin: {error}", 2) from None
         yield Path(folder)
 
@@ -229,16 +246,11 @@ def _submit(args: argparse.Namespace) -> None:
     with _input() as folder, tempfile.TemporaryDirectory() as into, _session() as session:
         here = {client.name for client in session.get_system_info().client_info}
         if (folder / "meta.json").exists():
-            try:
-                meta = json.loads((folder / "meta.json").read_text())
-            except ValueError as error:
-                raise Stop(f"the job's meta.json is broken: {error}", 2) from None
-            job = Path(into) / (meta.get("name") or "job")
-            shutil.copytree(folder, job)
-            wanted = int(meta.get("min_clients") or 1)
+            job = Path(shutil.copytree(folder, Path(into) / FOLDER))
+            wanted = _wanted(job)
         else:
             job = _make_job(args, folder, Path(into), default_min_sites=max(1, len(here)))
-            wanted = int(json.loads((job / "meta.json").read_text())["min_clients"])
+            wanted = _wanted(job)
         unknown = {site for site in args.sites.split(",") if site} - here
         if unknown:
             raise Stop(
@@ -254,6 +266,29 @@ def _submit(args: argparse.Namespace) -> None:
             )
         with _flare_errors():
             _say({"job_id": session.submit_job(str(job)), "sites": sorted(here)})
+
+
+def _wanted(job: Path) -> int:
+    """The fewest sites of a job. Its name is looked at too: FLARE, and people, take it for a name."""
+    try:
+        meta = json.loads((job / "meta.json").read_text())
+        name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Stop(f"the job's meta.json is broken: {error}", 2) from None
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+        raise Stop(
+            f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
+            2,
+        )
+    return wanted
+
+
+def _hash(args: argparse.Namespace) -> None:
+    """Say by which hash sites know an app: that of the FAB which a job of it carries."""
+    with _input() as app:
+        content = fab.build(app)
+    project = fab.read(content).get("project", {})
+    _say({"hash": fab.sha256(content), "app": project.get("name", ""), "version": project.get("version", "")})
 
 
 def _send_tar(folder: Path) -> None:

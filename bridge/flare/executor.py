@@ -24,9 +24,8 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, meta, points, teardown
-from bridge.flower import environment, versions
-from bridge.flower.app import imports
+from bridge.flare import bell, channel, import_path, meta, points, same_app, settings, teardown
+from bridge.flower import environment, fab, versions
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
@@ -64,7 +63,8 @@ class FlowerExecutor(Executor):
             supernode: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`).
             client_shutdown_timeout: seconds for SuperNode and ClientApp to end by themselves when the job is
                 over.
-            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`).
+            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`); none where the job
+                brings no app.
         """
         super().__init__()
         self.client_shutdown_timeout = client_shutdown_timeout
@@ -80,6 +80,7 @@ class FlowerExecutor(Executor):
         self._supernode: SuperNode | None = None
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
@@ -98,10 +99,17 @@ class FlowerExecutor(Executor):
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _start(self, fl_ctx: FLContext) -> None:
+        workspace = fl_ctx.get_engine().get_workspace()
+        run_dir = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+        import_path.without(run_dir)
+        brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
         try:
             self._fleet = versions.generation().fleet
             check(self.supernode)
             environment.check_extra(self.extra_env or {})
+            if self.extra_env and brought is None:
+                raise ValueError(environment.NOT_WITHOUT_CODE)
+            own = settings.read(Path(workspace.get_root_dir()))
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
@@ -109,7 +117,6 @@ class FlowerExecutor(Executor):
         engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
-        run_dir = Path(engine.get_workspace().get_run_dir(job_id))
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
         sites = sorted(client.name for client in engine.get_clients())
         config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
@@ -118,15 +125,15 @@ class FlowerExecutor(Executor):
         self._loop = LoopThread("flowerbed")
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
-        # The app's code comes with the job, unless it is deployed on the server.
-        app = Path(engine.get_workspace().get_app_custom_dir(job_id))
-        warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
+        # The app comes with the job, unless it is deployed on the server.
+        warmth = environment.Warmth(self.warm, fab.imports(brought) if self.warm and brought else ())
+        expected = same_app.Expected(site, brought, own.allowed_apps)
         self._points = points.Points(self._loop.loop)
         config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
         bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
         variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
         first = 1 + starts * INCARNATIONS
-        self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
+        self._loop.run(self._begin(run_dir, config, warmth, variables, expected, first=first))
 
     async def _begin(
         self,
@@ -134,11 +141,14 @@ class FlowerExecutor(Executor):
         config: dict[str, str | int],
         warmth: environment.Warmth,
         variables: dict[str, str],
+        expected: same_app.Expected,
         *,
         first: int,
     ) -> None:
         assert self._link is not None and self._points is not None
-        link = points.PointsFirst(self._link, self._points)
+        link = same_app.SameApp(
+            points.PointsFirst(self._link, self._points), expected, on_other=self._other_app
+        )
         self._caller = Caller(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
         self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
@@ -177,6 +187,21 @@ class FlowerExecutor(Executor):
         logging.shutdown()
         os._exit(ProcessExitCode.EXCEPTION)
 
+    def _other_app(self, reason: str) -> None:
+        """The server hands out another app than this site has checked: take no part."""
+        log.error("this site takes no part any more: %s", reason)
+        self._leaving = asyncio.ensure_future(self._leave(reason))
+
+    async def _leave(self, reason: str) -> None:
+        """Say why, and stop the SuperNode while it can still take its leave. FLARE's part of the job idles
+        until the job's end: if it ended, FLARE would take the site for one that was lost."""
+        assert self._caller is not None
+        if self._watching is not None:
+            self._watching.cancel()
+        await same_app.tell(self._caller, reason)
+        if self._supernode is not None:
+            await self._supernode.stop(self.client_shutdown_timeout)
+
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
         comes seconds later."""
@@ -197,6 +222,9 @@ class FlowerExecutor(Executor):
         await self._ending
 
     async def _end(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.gather(self._leaving, return_exceptions=True)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
