@@ -18,6 +18,7 @@ from bridge.flare.contents import Unfit
 from bridge.flare.controller import FlowerController
 from bridge.flare.job import FlowerJob
 from bridge.flower import fab
+from bridge.flower.app import ConfigValue
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 Files = dict[str, bytes]
@@ -70,16 +71,17 @@ def test_what_flowerbed_exports_is_taken(
 
 
 def test_a_run_config_that_flare_would_take_for_its_own_arrives(tmp_path: Path) -> None:
-    keys = {"path": "os.system", "name": "x", "text": '{"a": 1}', "number": 3}
+    keys: dict[str, ConfigValue] = {"path": "os.system", "name": "x", "text": '{"a": 1}', "number": 3}
     app = tmp_path / "app"
     for name, text in fab.files(fab.build(APP)).items():
         (app / name).parent.mkdir(parents=True, exist_ok=True)
         (app / name).write_bytes(text)
-    text = (app / "pyproject.toml").read_text()
+    pyproject = (app / "pyproject.toml").read_text()
     lines = "\n".join(f"{key} = {0 if key == 'number' else json.dumps('')}" for key in keys)
-    text = text.replace("[tool.flwr.app.config]\n", '[tool.flwr.app.config]\npath = ""\n')
-    (app / "pyproject.toml").write_text(text + f"\n[tool.flwr.app.config.of]\n{lines}\n")
-    given = {**{f"of.{key}": value for key, value in keys.items()}, "path": "os.system"}
+    pyproject = pyproject.replace("[tool.flwr.app.config]\n", '[tool.flwr.app.config]\npath = ""\n')
+    (app / "pyproject.toml").write_text(pyproject + f"\n[tool.flwr.app.config.of]\n{lines}\n")
+    given: dict[str, ConfigValue] = {f"of.{key}": value for key, value in keys.items()}
+    given["path"] = "os.system"
     FlowerJob(app, name="add", run_config=given).export_job(str(tmp_path / "exported"))
     job = tmp_path / "exported" / "add"
     files = {p.relative_to(job).as_posix(): p.read_bytes() for p in job.rglob("*") if p.is_file()}
@@ -94,6 +96,13 @@ SERVER, CLIENT = "app/config/config_fed_server.json", "app/config/config_fed_cli
 
 def added(name: str, content: bytes = b"x") -> Callable[[Files], None]:
     return lambda files: files.update({name: content})
+
+
+def removed(name: str) -> Callable[[Files], None]:
+    def remove(files: Files) -> None:
+        del files[name]
+
+    return remove
 
 
 def edited(file: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Files], None]:
@@ -254,8 +263,8 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
         edited("meta.json", lambda m: m.update(deploy_map={"../app": ["@ALL"]})),
         "cannot be called",
     ),
-    "no app at all": (lambda files: files.pop("app/custom/app.fab") and None, "expected meta.json|neither"),
-    "no meta": (lambda files: files.pop("meta.json") and None, "no meta.json"),
+    "no app at all": (removed("app/custom/app.fab"), "expected meta.json|neither"),
+    "no meta": (removed("meta.json"), "no meta.json"),
     "code and a deployed app": (edited(SERVER, argument(flower_app_path="local/custom/x")), "found both"),
     "a deployed app elsewhere": (
         edited(SERVER, argument(flower_app_path="../job/app_server/custom")),
@@ -309,7 +318,7 @@ def test_links_devices_and_hidden_names_are_refused(tmp_path: Path) -> None:
             contents.of_job(buffer.getvalue(), "add")
     # A name that ends where Python's reader thinks so, and goes on for others.
     raw = zipped({**files, "app/custom/app.fabXevil": b"x"}).replace(b"app.fabXevil", b"app.fab\0evil")
-    with pytest.raises(Unfit, match="odd name|two spellings"):
+    with pytest.raises(Unfit, match=r"odd name|two spellings"):
         contents.of_job(raw, "add")
 
 
