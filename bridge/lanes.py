@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from bridge.flower import wire
 from bridge.flower.identity import Owner
-from bridge.relay import Caller, JobOver, Request, Response, Rule
+from bridge.relay import Caller, JobOver, Request, Response
 
 STRANGERS_BODY = 64 * 1024
 """Bytes of a stranger's largest request: a SuperNode that registers sends less than 1 KiB. Times the
@@ -31,7 +31,7 @@ _PROTOBUF = (("content-type", wire.MEDIA_TYPE),)
 
 IsSuperNode = Callable[[int], bool]
 """Says of a connection, by its other end's port, whether it is the SuperNode's: nobody else may register in
-its place, neither before it nor when it was killed."""
+its place, neither before it nor when it was killed. It is asked in a thread."""
 
 
 class Crowded(Exception):
@@ -51,14 +51,11 @@ class Lanes:
 
     async def known(self, request: Request) -> Response:
         """What the SuperNode is told to its request."""
-        return await self._told(request, self._caller.call(request, wire.rule(request)))
+        return await self._told(request, self._call(request))
 
     async def stranger(self, request: Request, port: int) -> Response:
         """What anybody else is told, whose connection comes from `port`. Raises `Crowded`."""
-        if wire.call_name(request.path) == wire.REGISTER and not self._is_supernode(port):
-            # Without the key the server will refuse it, and write down the site's name.
-            request = replace(request, headers=())
-        return await self._told(request, self._stranger(request))
+        return await self._told(request, self._stranger(request, port))
 
     async def _told(self, request: Request, answer: Awaitable[Response | None]) -> Response:
         try:
@@ -68,25 +65,38 @@ class Lanes:
             return Response(200 if wire.call_name(request.path) in wire.GOODBYES else 503, _PROTOBUF)
         if response is None:
             return Response(503)
-        self.owner.saw(request, response)
         return wire.bearable(request, response)
 
-    async def _stranger(self, request: Request) -> Response | None:
+    async def _stranger(self, request: Request, port: int) -> Response | None:
         """Carry a stranger's call, in its turn. Like any call it goes on when it takes too long: it may be
         the SuperNode's registration, which must not be made twice."""
         rule = wire.rule(request)
-        call = self._strangers.get(rule.key)
+        registers = wire.call_name(request.path) == wire.REGISTER
+        # Who registers is told by its connection: nobody's may join another's before that is known.
+        key = f"{port}:{rule.key}" if registers else rule.key
+        call = self._strangers.get(key)
         if call is None:
             if len(self._strangers) >= STRANGERS_WAITING:
                 raise Crowded(f"{request.path}, with {STRANGERS_WAITING} strangers' calls on their way")
-            call = asyncio.ensure_future(self._in_turn(request, rule))
-            self._strangers[rule.key] = call
-            call.add_done_callback(lambda _: self._strangers.pop(rule.key))
+            call = asyncio.ensure_future(self._in_turn(request, port if registers else None))
+            self._strangers[key] = call
+            call.add_done_callback(lambda _: self._strangers.pop(key))
         await asyncio.wait([call], timeout=self._caller.answer_within)
         return call.result() if call.done() and not call.cancelled() else None
 
-    async def _in_turn(self, request: Request, rule: Rule) -> Response | None:
+    async def _in_turn(self, request: Request, registers_from: int | None) -> Response | None:
+        # The look at what a process holds takes milliseconds: in a thread, so that the SuperNode's calls do
+        # not wait for it, and at once, while the connection is still the one that it was.
+        if registers_from is not None and not await asyncio.to_thread(self._is_supernode, registers_from):
+            # Without the key the server will refuse it, and write down the site's name.
+            request = replace(request, headers=())
         async with self._strangers_turn:
-            while (response := await self._caller.call(request, rule)) is None:
+            while (response := await self._call(request)) is None:
                 pass  # Its turn lasts until the call has ended.
             return response
+
+    async def _call(self, request: Request) -> Response | None:
+        response = await self._caller.call(request, wire.rule(request))
+        if response is not None:
+            self.owner.saw(request, response)
+        return response

@@ -39,6 +39,10 @@ KEPT_DONE_BYTES = 32 * 1024 * 1024
 """Bytes of these answers. What must not be carried out twice has small ones: the largest are messages with
 the ids of their objects."""
 
+HELD_REPLAYS = 3
+"""How often a held answer is given again to an asker that had it and asks all the same: it cannot make
+anything of it, and would get no other."""
+
 RUNNING_AT_ONCE = 64
 """Calls of one site that the server carries out at once; its other half sends 16."""
 
@@ -77,12 +81,15 @@ class Rule:
     """How one request is to be carried.
 
     `key` tells a repetition from a new request: equal keys mean the same call. `releases` names the
-    key whose held answer has certainly arrived once this request is made.
+    key whose held answer has certainly arrived once this request is made. `shows` is such a key
+    with a word: a held answer that has the word in it has arrived, since the asker has read it there. It may
+    still come to nothing.
     """
 
     repeat: Repeat
     key: str
     releases: str | None = None
+    shows: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,15 @@ class _Pending:
     done: asyncio.Task[Response] = field(init=False)
 
 
+@dataclass
+class _Held:
+    response: Response
+    arrived: bool = False
+    """Whether the asker has shown that it read it, since it was given last."""
+    replays: int = 0
+    """How often it was given again after that."""
+
+
 class Caller:
     """The site's half. Lives on one event loop; `call` is to be used from that loop only."""
 
@@ -148,7 +164,7 @@ class Caller:
         self._incarnation = incarnation
         self._pending: dict[str, _Pending] = {}
         self._once: OrderedDict[str, Response] = OrderedDict()
-        self._held: dict[str, Response] = {}
+        self._held: dict[str, _Held] = {}
         self._done: list[str] = []
         self._recovery: asyncio.Future[None] | None = None
 
@@ -156,7 +172,8 @@ class Caller:
     def bytes_kept(self) -> int:
         """Bytes of answers that are kept beyond their call."""
         finished = (p.done.result() for p in self._pending.values() if _succeeded(p.done))
-        kept = (*self._once.values(), *self._held.values(), *finished)
+        held = (held.response for held in self._held.values())
+        kept = (*self._once.values(), *held, *finished)
         return sum(len(response.body) for response in kept)
 
     async def call(self, request: Request, rule: Rule) -> Response | None:
@@ -171,7 +188,9 @@ class Caller:
             raise JobOver
         if rule.releases is not None:
             self._held.pop(rule.releases, None)
-        kept = self._once.get(rule.key) or self._held.get(rule.key)
+        if rule.shows is not None:
+            self._shown(*rule.shows)
+        kept = self._once.get(rule.key) or self._again(rule.key, request.path)
         if kept is not None:
             log.info("answered again from memory: %s", request.path)
             return kept
@@ -199,6 +218,30 @@ class Caller:
         self._settle(pending, response)
         return response
 
+    def _shown(self, key: str, word: bytes) -> None:
+        held = self._held.get(key)
+        if held is not None and word and word in held.response.body:
+            held.arrived = True
+
+    def _again(self, key: str, path: str) -> Response | None:
+        """The answer that is held under `key`. A try that follows a lost answer always gets it: only one that
+        comes from an asker that had it counts, and the last of these lets go of it."""
+        held = self._held.get(key)
+        if held is None:
+            return None
+        if held.arrived:
+            held.arrived = False
+            held.replays += 1
+            if held.replays > HELD_REPLAYS:
+                del self._held[key]
+                log.warning(
+                    "%s: the answer arrived %d times and was never confirmed, so that it is let go of",
+                    path,
+                    held.replays,
+                )
+                return None
+        return held.response
+
     def _settle(self, pending: _Pending, response: Response) -> None:
         """An answer is about to reach its asker: keep it as its rule says, and forget the call."""
         key = pending.rule.key
@@ -211,7 +254,7 @@ class Caller:
             while len(self._once) > KEPT_ONCE:
                 self._once.popitem(last=False)
         elif pending.rule.repeat is Repeat.HELD and response.body:
-            self._held[key] = response
+            self._held[key] = _Held(response)
 
     async def _carry(self, pending: _Pending) -> Response:
         """Send one call again and again until the link brings its answer."""

@@ -1,4 +1,4 @@
-"""Which tests are slow, and which are of faults.
+"""Which tests are slow, which are of faults, and that attacks come last.
 
 Quick tests run in two workers, since half of their time is waiting; a file stays together (`--dist loadfile`:
 the groups of pytest-xdist 3.8 have no effect with pytest 9.2). The slow ones, most of which share one
@@ -14,7 +14,8 @@ import pytest
 pytest_plugins = ["tests.federation"]
 
 FAULTS = Path(__file__).parent / "faults"
-SLOW = (FAULTS, *(Path(__file__).parent / name for name in ("integration", "kinds", "versions")))
+ATTACKS = Path(__file__).parent / "attacks"
+SLOW = (FAULTS, ATTACKS, *(Path(__file__).parent / name for name in ("integration", "kinds", "versions")))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -22,3 +23,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.containers)
     if FAULTS in item.path.parents:
         item.add_marker(pytest.mark.faults)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Attacks come last: many ask for the `larger` federation, and other tests expect two sites."""
+    items.sort(key=lambda item: ATTACKS in item.path.parents)

@@ -78,6 +78,7 @@ class FlowerExecutor(Executor):
         self._gateway: Gateway | GrpcGateway | None = None
         self._fleet = versions.Transport.HTTP
         self._supernode: SuperNode | None = None
+        self._sees_connections = True
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -159,9 +160,11 @@ class FlowerExecutor(Executor):
         async def start() -> SuperNode:
             assert self._gateway is not None
             home = run_dir / environment.HOME
-            return await start_supernode(
+            supernode = await start_supernode(
                 self._gateway.port, work_dir, home, config, warmth, self.supernode, variables
             )
+            self._sees_connections = await asyncio.to_thread(shows_connections, supernode.pid)
+            return supernode
 
         self._supernode = await start()
         self._watching = asyncio.ensure_future(self._watch(start))
@@ -169,7 +172,9 @@ class FlowerExecutor(Executor):
     def _is_supernode(self, port: int) -> bool:
         """Whether the connection from `port` to the gateway is the SuperNode's that was started last."""
         assert self._gateway is not None
-        return self._supernode is not None and connects(self._supernode.pid, port, self._gateway.port)
+        if self._supernode is None:
+            return False
+        return not self._sees_connections or connects(self._supernode.pid, port, self._gateway.port)
 
     async def _watch(self, start: Callable[[], Awaitable[SuperNode]]) -> None:
         """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
@@ -246,9 +251,24 @@ def connects(pid: int, own: int, other: int) -> bool:
     try:
         # Not "tcp4": gRPC's sockets are of both kinds, also to 127.0.0.1.
         held = psutil.Process(pid).net_connections("tcp")
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        log.warning("the connections of process %d cannot be seen: whoever is first is taken for it", pid)
-        return True
+    except psutil.Error:
+        return False  # Ended, or hidden, though its connections were to be seen when it started.
     return any(c.raddr and (c.laddr.port, c.raddr.port) == (own, other) for c in held)
+
+
+def shows_connections(pid: int) -> bool:
+    """Whether the kernel shows which connections process `pid` has, as it does by default for processes of
+    the same user. A security module may forbid it: then nothing tells the SuperNode from what runs beside it
+    until it has registered, and refusing would end every job there."""
+    try:
+        psutil.Process(pid).net_connections("tcp")
+    except psutil.AccessDenied:
+        log.warning(
+            "the kernel does not show the connections of process %d: whoever registers first is taken for "
+            "the SuperNode",
+            pid,
+        )
+        return False
+    except psutil.NoSuchProcess:
+        pass  # It ended, and will be started again.
+    return True

@@ -6,10 +6,11 @@ The run is started and followed through the Control API (`control.py`), as `flwr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from flwr.common.serde import user_config_to_proto
@@ -105,30 +106,36 @@ class SuperLink:
         Raises:
             RunFailed: it ended or stayed silent.
         """
-        ports = Ports(*(free_port() for _ in range(4)))
-        process = await FlowerProcess.start(
-            "superlink",
-            environment.superlink_command(ports, grace, warmth),
-            cwd=work_dir,
-            env=environment.variables(home, extra_env)
-            | ({} if in_order is None else {environment.IN_ORDER: str(in_order)}),
-        )
-        superlink = cls(process, ports, generation())
+        env = environment.variables(home, extra_env)
+        if in_order is not None:
+            env[environment.IN_ORDER] = str(in_order)
+        for last in (False, True):
+            ports = free_ports()
+            process = await FlowerProcess.start(
+                "superlink", environment.superlink_command(ports, grace, warmth), cwd=work_dir, env=env
+            )
+            superlink = cls(process, ports, generation())
+            try:
+                await superlink._ready(ready_within)
+            except RunFailed as failed:
+                await superlink.stop()
+                # Between the choice and its use somebody else may take a port.
+                if last or are_free(ports):
+                    raise
+                log.warning("another program took a port of the SuperLink's, which starts again: %s", failed)
+            else:
+                break
+        return superlink
+
+    async def _ready(self, within: float) -> None:
         try:
-            async with asyncio.timeout(ready_within):
-                while not await superlink._answers():
-                    if process.returncode is not None:
-                        raise RunFailed(f"SuperLink ended with code {process.returncode} {superlink.tail()}")
+            async with asyncio.timeout(within):
+                while not await self._answers():
+                    if self._process.returncode is not None:
+                        raise RunFailed(f"SuperLink ended with code {self._process.returncode} {self.tail()}")
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            await superlink.stop()
-            raise RunFailed(
-                f"SuperLink did not answer within {ready_within:.0f} s {superlink.tail()}"
-            ) from None
-        except RunFailed:
-            await superlink.stop()
-            raise
-        return superlink
+            raise RunFailed(f"SuperLink did not answer within {within:.0f} s {self.tail()}") from None
 
     def tail(self) -> str:
         """The end of what the SuperLink printed, for a reason's last lines."""
@@ -268,7 +275,27 @@ def last_traceback(lines: list[str]) -> str:
 
 def free_port() -> int:
     """A loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports().http
+
+
+def free_ports() -> Ports:
+    """Four loopback ports that are free now, and differ."""
+    with contextlib.ExitStack() as probes:
+        # All are kept until the last is chosen: the kernel may give out one twice otherwise.
+        sockets = [probes.enter_context(socket.socket()) for _ in range(4)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return Ports(*(probe.getsockname()[1] for probe in sockets))
+
+
+def are_free(ports: Ports) -> bool:
+    """Whether nobody listens at any of these ports."""
+    try:
+        for port in astuple(ports):
+            with socket.socket() as probe:
+                # As servers do: connections that have ended a moment ago do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True

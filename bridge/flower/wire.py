@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 
 from bridge.flower.versions import Transport
@@ -119,7 +120,8 @@ def rule(request: Request) -> Rule:
     assert name is not None
     asker = dict(request.headers).get(PUBLIC_KEY, "")
     released = _released_pull(asker, request.body) if name == CONFIRM else None
-    return Rule(REPEATS[name], _key(name, asker, request.body), released)
+    shows = _shown_pull(asker, request.body) if name == PULL_OBJECT else None
+    return Rule(REPEATS[name], _key(name, asker, request.body), released, shows)
 
 
 def bearable(request: Request, response: Response) -> Response:
@@ -150,4 +152,18 @@ def _released_pull(asker: str, confirm_body: bytes) -> str | None:
         node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
     except DecodeError:
         return None  # The SuperLink will refuse it; nothing is released.
+    return _pull_of(asker, node)
+
+
+def _shown_pull(asker: str, object_body: bytes) -> tuple[str, bytes] | None:
+    """The key of the pull whose message the asked object may be part of, and the object's id: a message
+    comes with the ids of all its objects."""
+    try:
+        request = PullObjectRequest.FromString(object_body)
+    except DecodeError:
+        return None
+    return _pull_of(asker, request.node), request.object_id.encode()
+
+
+def _pull_of(asker: str, node: Node) -> str:
     return _key(PULL, asker, PullMessagesRequest(node=node).SerializeToString())

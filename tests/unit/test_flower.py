@@ -9,11 +9,13 @@ import asyncio
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,13 @@ import psutil
 import pytest
 
 from bridge.flower import environment, fab
+from bridge.flower import superlink as superlink_module
 from bridge.flower.app import BadApp
 from bridge.flower.inline import InlineSuperNode
 from bridge.flower.process import MARK, FlowerProcess
-from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, free_port
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, free_ports
 from bridge.flower.supernode import INLINE, SuperNode, SuperNodeProcess, start_supernode
+from bridge.flower.versions import Ports
 from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -104,6 +108,60 @@ def test_a_run_whose_process_is_killed_is_lost_within_seconds(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_superlink_whose_port_is_taken_is_started_once_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    chosen: list[Ports] = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def ports() -> Ports:
+            found = free_ports()
+            if len(chosen) < times:
+                port = other.getsockname()[1]
+                found = replace(found, http=port, control=port, fleet=port)
+            chosen.append(found)
+            return found
+
+        monkeypatch.setattr(superlink_module, "free_ports", ports)
+
+        async def test() -> None:
+            superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
+            assert superlink.address == f"127.0.0.1:{chosen[-1].http}"
+            await superlink.stop()
+
+        if times == 1:
+            asyncio.run(test())
+        else:
+            with pytest.raises(RunFailed, match="SuperLink ended with code"):
+                asyncio.run(test())
+    assert len(chosen) == 2
+
+
+def test_a_superlinks_ports_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the kernel gives out the port again that was closed last."""
+    taken: set[int] = set()
+
+    class Probe:
+        port = 0
+
+        def bind(self, address: object) -> None:
+            self.port = next(port for port in range(1000, 2000) if port not in taken)
+            taken.add(self.port)
+
+        def getsockname(self) -> tuple[str, int]:
+            return "127.0.0.1", self.port
+
+        def __enter__(self) -> Probe:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            taken.discard(self.port)
+
+    monkeypatch.setattr("bridge.flower.superlink.socket.socket", Probe)
+    assert len(set(astuple(free_ports()))) == 4
+
+
 def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
     def superexec(supernode: SuperNode) -> psutil.Process | None:
         below = psutil.Process(supernode.pid).children(recursive=True)
@@ -111,7 +169,7 @@ def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
 
     async def test() -> str:
         # Nobody answers at its gateway: it starts its SuperExec before it looks.
-        process = await start_supernode(free_port(), tmp_path, tmp_path / "home", {})
+        process = await start_supernode(free_ports().http, tmp_path, tmp_path / "home", {})
         try:
             async with asyncio.timeout(30):
                 while (found := superexec(process)) is None:

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import psutil
 import pytest
 
 from bridge import connection, lanes
 from bridge import gateway as gateway_module
-from bridge.flare.executor import connects
+from bridge.flare.executor import connects, shows_connections
 from bridge.flower import wire
 from bridge.gateway import Gateway
 from bridge.relay import Call, Caller, JobOver, Response
@@ -291,18 +292,28 @@ def test_a_request_that_does_not_arrive_ends_its_connection(
     asyncio.run(test())
 
 
-def test_a_body_that_breaks_off_does_not_pass() -> None:
+@pytest.mark.parametrize("asker", [HEADERS, SUPERNODE])
+def test_a_body_that_breaks_off_does_not_pass(asker: dict[str, str]) -> None:
+    seen: list[str] = []
+
+    async def server(call: Call) -> Response:
+        seen.append(call.request.path)
+        return await echo(call)
+
     async def test() -> None:
-        async with gateway(never) as client:
+        async with gateway(server) as client:
+            await register(client)
             assert client.base_url.port is not None
             reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-            writer.write(post("content-length: 10", body="half"))
+            key = [f"{name}: {value}" for name, value in asker.items() if name not in HEADERS]
+            writer.write(post("content-length: 10", *key, body="half"))
             writer.write_eof()
             await asyncio.wait_for(reader.read(), 3)
             writer.close()
             await asyncio.sleep(0.05)
 
     asyncio.run(test())
+    assert seen == ["/v1/fleet/register-node"]
 
 
 def test_bodies_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +397,49 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
 
     asyncio.run(test())
     assert [bool(call.request.headers) for call in seen] == [False, True]
+
+
+def test_looking_at_connections_keeps_nobody_waiting() -> None:
+    """It takes long where a process holds much. A stranger must not stop the SuperNode's calls by it."""
+
+    def slow(port: int) -> bool:
+        time.sleep(0.3)
+        return True
+
+    async def test() -> None:
+        caller = Caller(Link(echo))
+        served = Gateway(caller, is_supernode=slow)
+        await served.start()
+        base = f"http://127.0.0.1:{served.port}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+            await register(client)
+            strangers = [
+                asyncio.create_task(
+                    client.post("/v1/fleet/register-node", content=b"%d" % n, headers=HEADERS)
+                )
+                for n in range(8)
+            ]
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            assert (await client.post("/v1/fleet/get-run", headers=SUPERNODE)).status_code == 200
+            assert time.monotonic() - began < 0.2
+            await asyncio.gather(*strangers)
+        await caller.close()
+        await served.stop()
+
+    asyncio.run(test())
+
+
+def test_what_cannot_be_seen_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where it could not be seen from the start, refusing would end every job."""
+
+    def denied(self: psutil.Process, kind: str) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    assert shows_connections(os.getpid())
+    monkeypatch.setattr(psutil.Process, "net_connections", denied)
+    assert not connects(os.getpid(), 1, 2)
+    assert not shows_connections(os.getpid())
 
 
 def test_a_connection_is_told_from_those_of_other_processes() -> None:

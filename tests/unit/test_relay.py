@@ -73,6 +73,58 @@ def test_a_held_answer_is_given_again_until_it_is_released() -> None:
     run(test)
 
 
+SHOWS = Rule(Repeat.HARMLESS, "object", shows=("k", b"1"))
+"""A call that only an asker makes who has read the first answer, which is "1"."""
+
+
+def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        caller = Caller(Server())
+        bodies = []
+        for _ in range(relay.HELD_REPLAYS + 3):
+            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+            assert answer is not None
+            bodies.append(answer.body)
+            await caller.call(REQUEST, SHOWS)
+        assert bodies[:-2] == [b"1"] * (relay.HELD_REPLAYS + 1)
+        assert b"1" not in bodies[-2:]
+
+    run(test)
+    (line,) = (record.getMessage() for record in caplog.records if "let go" in record.getMessage())
+    assert line.startswith("/v1/fleet/x: the answer arrived 4 times")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [None, Rule(Repeat.HARMLESS, "object", shows=("k", b"another")), Rule(Repeat.HARMLESS, "heartbeat")],
+)
+def test_a_held_answer_that_is_lost_again_and_again_is_kept(between: Rule | None) -> None:
+    """Nothing shows that it arrived, so every try gets it: also behind the loss of a hundred answers, and
+    beside calls that are about another one."""
+
+    async def test() -> None:
+        caller = Caller(Server())
+        for _ in range(100):
+            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+            assert answer is not None and answer.body == b"1"
+            if between is not None:
+                await caller.call(REQUEST, between)
+
+    run(test)
+
+
+def test_tries_behind_one_sign_of_arrival_count_once() -> None:
+    async def test() -> None:
+        caller = Caller(Server())
+        for number in range(100):
+            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+            assert answer is not None and answer.body == b"1"
+            if number % 50 == 0:
+                await caller.call(REQUEST, SHOWS)
+
+    run(test)
+
+
 def test_an_empty_answer_is_not_held() -> None:
     class Nothing(Server):
         async def send(self, call: Call) -> Response:

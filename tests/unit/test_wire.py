@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 
 from bridge.flower import wire
@@ -46,3 +47,20 @@ def test_a_push_of_the_same_object_is_the_same_call() -> None:
 def test_another_push_is_another_call(others: dict[str, Any]) -> None:
     assert key(**others) != key()
     assert key(**others) == key(**others)
+
+
+def test_a_pull_of_an_object_shows_that_the_message_arrived_in_which_it_is() -> None:
+    node, part = Node(node_id=1), "5f" * 32
+    tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id=part)])
+    answer = PullMessagesResponse(message_object_trees=[tree]).SerializeToString()
+    pull = wire.rule(Request(wire.PREFIX + wire.PULL, (), PullMessagesRequest(node=node).SerializeToString()))
+    for object_id, shown in (("ab" * 32, True), (part, True), ("77" * 32, False)):
+        body = PullObjectRequest(node=node, run_id=2, object_id=object_id).SerializeToString()
+        shows = wire.rule(Request(wire.PREFIX + wire.PULL_OBJECT, (), body)).shows
+        assert shows is not None and shows[0] == pull.key
+        assert (shows[1] in answer) is shown
+
+
+def test_what_is_no_pull_of_an_object_shows_nothing() -> None:
+    assert wire.rule(Request(wire.PREFIX + wire.PULL_OBJECT, (), b"\xff\xff")).shows is None
+    assert wire.rule(Request(wire.PREFIX + wire.HEARTBEAT, (), b"")).shows is None

@@ -1,0 +1,54 @@
+"""Attack a federation under one of its identities: programs that run where that identity's kit is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from scripts.copies import Federation
+
+PROLOGUE = Path(__file__).with_name("impostor.py").read_text()
+"""What an attack may use; see there."""
+
+WITHIN = 120.0
+"""Seconds for one attack."""
+
+
+def act(federation: Federation, service: str, program: str, *words: str) -> Any:
+    """Run an attack in a service's container, under the identity of its kit.
+
+    Args:
+        federation: the federation, which is up.
+        service: whose container: `member`, `lead`, `admin` or a site.
+        program: Python that follows `impostor.py`; its last call is `tell(RESULT)`.
+        words: are `WORDS` there.
+
+    Returns:
+        RESULT, which went through JSON.
+    """
+    command = ["docker", "exec", "-i", "-w", "/tmp", federation.container(service), "python", "-P", "-"]
+    process = subprocess.run(
+        [*command, *words],
+        input=f"{PROLOGUE}\n{program}\n",
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def join(federation: Federation, service: str, job: str) -> Any:
+    """Try to take part in a job as a Flower node; returns the status of each call."""
+    return act(federation, service, "tell(Impostor().join(WORDS[0]))", job)
+
+
+def audit(federation: Federation) -> list[str]:
+    """The lines of the audit log of the server's own process and of the jobs that run."""
+    text = federation.exec(
+        "server", "sh", "-c", "cat /workspace/audit.log /workspace/*-*-*/audit.log || true"
+    )
+    return text.splitlines()
