@@ -64,7 +64,8 @@ from nvflare.fuel.flare_api.flare_api import new_secure_session
 user = json.loads(pathlib.Path("/workspace/startup/fed_admin.json").read_text())["admin"]["username"]
 session = new_secure_session(user, "/workspace", timeout=15)
 job, deadline = session.clone_job(WORDS[0]), time.monotonic() + 60
-while not (entry := session.get_job_meta(job))["status"].startswith("FINISHED") and time.monotonic() < deadline:
+while not (entry := session.get_job_meta(job))["status"].startswith("FINISHED"):
+    assert time.monotonic() < deadline, entry
     time.sleep(0.5)
 session.close()
 tell(entry)

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_no_process_imports_from_its_working_directory_or_from_a_job(federation:
     """Of FLARE's own processes of a job this is their beginning: they take the job's folder `custom` from
     their path before the app's first process is there (`tests/unit/test_import_path.py`)."""
     job = federation.submit("numpy-add", "--rounds", "2", "--run-config", "train-seconds=4")
-    seen = {}
+    seen: dict[str, list[list[Any]]] = {}
     try:
         deadline = time.monotonic() + 60
         while len(seen) < 2 and time.monotonic() < deadline:

@@ -526,3 +526,26 @@ def test_quickstart_stops_at_the_first_step_that_fails(
     code, outcome, _ = flowerbed("quickstart")
     assert (code, outcome) == (1, {"error": "the disk is full"})
     assert steps == ["engine", "provision"] and fake.calls == []
+
+
+def test_hash_prints_what_the_console_makes_of_the_app(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fake.answer("hash", reads=True, out='{"hash": "ab12", "app": "numpy-add", "version": "1.0.0"}\n')
+    code, outcome, _ = flowerbed("hash", APP)
+    assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0"})
+    assert fake.calls[0][7:] == ["hash"]
+    capsys.readouterr()
+    assert main(["hash", str(APP)]) == 0 and capsys.readouterr().out == "ab12\n"
+    (tmp_path / "meta.json").write_text('{"name": "x"}')
+    code, outcome, _ = flowerbed("hash", tmp_path)
+    assert code == 2 and "is a job folder" in outcome["error"]
+
+
+@pytest.mark.parametrize("name", ["/workspace/nvflare", "../x", "", "a/b", ".x", "-x", "a b", 7, None])
+def test_a_job_folder_with_a_name_that_leads_elsewhere_is_refused(
+    fake: Fake, flowerbed: Run, tmp_path: Path, name: object
+) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"name": name}))
+    code, outcome, _ = flowerbed("submit", tmp_path)
+    assert code == 2 and "expected letters, digits" in outcome["error"] and fake.calls == []
