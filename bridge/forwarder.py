@@ -15,13 +15,14 @@ from bridge.flower.heartbeat import lengthened
 from bridge.flower.identity import Nodes, Refused
 from bridge.flower.versions import Transport
 from bridge.relay import ANSWER_WITHIN, Call, JobOver, Ledger, LinkFault, Request, Response
+from bridge.text import one_line
+from bridge.told import LINES_TOLD, Told
 from bridge.upstream import AnswerLost, NotReached, Upstream
 
 log = logging.getLogger(__name__)
 
-REFUSALS_TOLD = 200
-"""Refusals of one site that are logged and told; later ones are counted only, since a hostile site may cause
-as many as it likes and the audit log must not fill the disk."""
+REFUSALS_TOLD = LINES_TOLD
+"""Refusals of one site that are logged and told; and so many of the SuperLink's."""
 
 TRIES = 3
 """How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
@@ -70,6 +71,7 @@ class Forwarder:
         self._ledger = Ledger()
         self._nodes = Nodes()
         self._refusals: Counter[str] = Counter()
+        self._refused_by_superlink = Told()
         self._arrived: list[str] = []
         self._upstream: Upstream | None = None
         self._open = asyncio.Event()
@@ -139,8 +141,14 @@ class Forwarder:
             return Response(403)
         response = await self._ask(site, call)
         if response.status >= 400:
-            log.warning(
-                "SuperLink: %d to %s's %s: %s", response.status, site, call.request.path, response.body[:300]
+            self._refused_by_superlink.warn(
+                log,
+                site,
+                "SuperLink: %d to %s's %s: %s",
+                response.status,
+                site,
+                call.request.path,
+                one_line(response.body[:300].decode(errors="replace"), 300),
             )
         replaced = self._nodes.saw(site, call.incarnation, call.request, response)
         if replaced is not None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from bridge.text import one_line, shown
+
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / ".flowerbed"
 """Everything that the launcher makes for itself (environment, wheelhouse, engine's pid and log)."""
@@ -35,8 +37,11 @@ class Misuse(Failure):
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Print a line for a person: to stderr, since stdout belongs to results and `--format json`."""
-    print(text, file=sys.stderr, end=end, flush=True)
+    """Print a line for a person: to stderr, since stdout belongs to results and `--format json`.
+
+    Part of it may come from a site or an app: what a terminal would act on is shown as its code.
+    """
+    print(shown(text), file=sys.stderr, end=end, flush=True)
 
 
 def run(
@@ -76,21 +81,45 @@ def pip(verb: str) -> list[str]:
     return [sys.executable, "-m", "pip", verb, "--disable-pip-version-check", "-qq", "--only-binary", ":all:"]
 
 
-def unpack(tar: tarfile.TarFile, folder: Path) -> None:
+FILES_LIMIT = 200_000
+"""Files and folders of one archive that are unpacked."""
+
+NAME_LIMIT = 300
+"""Characters of a file's name that are shown."""
+
+
+def unpack(tar: tarfile.TarFile, folder: Path, limit: int | None = None) -> None:
     """Extract what came from a container: files and folders only, nothing outside `folder`.
 
     Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+
+    Args:
+        limit: bytes of all its files; `Failure` when there are more, or more than `FILES_LIMIT` files.
     """
-    for member in tar:
+    size = 0
+    for number, member in enumerate(tar):
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts:
-            raise Failure(f"A file of the archive would be written outside its folder: {member.name}")
+            name = one_line(member.name, NAME_LIMIT)
+            raise Failure(f"A file of the archive would be written outside its folder: {name}")
+        size += max(0, member.size) if member.isfile() else 0
+        if limit is not None and (size > limit or number >= FILES_LIMIT):
+            raise Failure(f"The archive has more than {FILES_LIMIT} files, or more than {in_words(limit)}.")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
             # Readable by the consoles' user too, who is not us.
             (folder / path).chmod(0o755 if member.isdir() else 0o644)
         else:
-            say(f"  left out: {member.name}, which is neither a file nor a folder")
+            say(f"  left out: {one_line(member.name, NAME_LIMIT)}, which is neither a file nor a folder")
+
+
+def in_words(size: float) -> str:
+    """A number of bytes for a person: `1.5 GB` (powers of 1024)."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TB"
 
 
 def must(process: subprocess.CompletedProcess[bytes], purpose: str) -> bytes:

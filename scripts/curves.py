@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge.text import one_line
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito: told apart by colour-blind people too, and the markers differ besides."""
 MARKERS = "osD^vP"
+TITLE_LIMIT = 60
+"""Characters of a name in a title."""
 NOT_METRICS = frozenset({"num_examples", "error"})
 
 
@@ -25,12 +30,24 @@ class Panel:
 
 def draw(summary: Mapping[str, Any], path: Path) -> bool:
     """Write the picture to `path` (PNG). Returns False, and writes none, if there are no metrics."""
+    # Here, not above: it takes a second, and most verbs draw nothing.
+    import matplotlib as mpl
+
     rounds = summary["rounds"]
     panels = choose(rounds)
     if not panels:
         return False
+    # Names are what an app or a site says: no formula, and perhaps in letters that the font lacks.
+    with mpl.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _draw(summary, panels, path)
+    return True
+
+
+def _draw(summary: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> None:
+    rounds = summary["rounds"]
     figure = blank(5.4 * len(panels) + 0.4, 5.0)
-    figure.suptitle(f"{summary['app']}", fontsize=15, fontweight="bold")
+    figure.suptitle(one_line(f"{summary['app']}", TITLE_LIMIT), fontsize=15, fontweight="bold")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         _plot(axes, panel, rounds, summary["sites"])
@@ -39,7 +56,6 @@ def draw(summary: Mapping[str, Any], path: Path) -> bool:
     figure.text(0.99, 0.985, which, ha="right", va="top", fontsize=7, color="#666666", linespacing=1.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    return True
 
 
 def blank(width: float, height: float, h_pad: float = 0.1) -> Any:
@@ -137,7 +153,7 @@ def _plot(axes: Any, panel: Panel, rounds: Sequence[Mapping[str, Any]], sites: S
         text = f"{last[1]:.1%}" if percent else f"{last[1]:.3g}"
         axes.annotate(text, last, xytext=(9, 0), textcoords="offset points", va="center", fontweight="bold")
     where = ", evaluated at the sites" if kind == "evaluate" else " while training"
-    axes.set_title(panel.title + where, fontsize=11)
+    axes.set_title(one_line(panel.title, TITLE_LIMIT) + where, fontsize=11)
     axes.set_xlabel("round")
     numbers = [entry["round"] for entry in rounds]
     ticks = MaxNLocator(nbins=10, integer=True, min_n_ticks=1).tick_values(min(numbers), max(numbers))

@@ -6,8 +6,12 @@ import argparse
 from datetime import datetime
 from typing import Any
 
+from bridge.text import one_line
 from scripts import console
 from scripts.core import say
+
+CELL_LIMIT = 300
+"""Characters of a job's name or reason in the table; `--format json` has all of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +40,7 @@ def table(jobs: list[dict[str, Any]]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    text = "-" if value in (None, "", "N/A") else str(value)
+    text = "-" if value in (None, "", "N/A") else one_line(str(value), CELL_LIMIT)
     if key == "submit_time":
         return "-" if text == "-" else f"{datetime.fromtimestamp(float(text)):%Y-%m-%d %H:%M:%S}"
     return text.split(".")[0] if key == "duration" else text

@@ -8,8 +8,10 @@ The containers' own logs (outside of any job) are `docker compose logs`.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from bridge.text import shown
 from scripts import console
 
 
@@ -23,5 +25,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fetch and print the log."""
     log = console.text(console.service(args.identity), "logs", args.job, "--site", args.site)
     if args.format == "text":
-        print(log, end="", flush=True)
+        # To a file or another program as it is; at a terminal nothing in it may act.
+        print(shown(log) if sys.stdout.isatty() else log, end="", flush=True)
     return {"job_id": args.job, "site": args.site, "log": log}

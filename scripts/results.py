@@ -15,15 +15,20 @@ import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from bridge.events import read
+from bridge.text import one_line
 from scripts import console, curves
 from scripts.core import ROOT, Failure, say, unpack
-from scripts.summary import summarize
+from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
 RESULTS = ROOT / "results"
+
+LISTED_LIMIT = 60
+"""Characters of a file's name in a list."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +55,7 @@ def collect(service: str, job: str) -> dict[str, Any]:
         shutil.rmtree(fresh, ignore_errors=True)
         try:
             summary = lay_out(content, job, fresh)
-            curves.draw(summary, fresh / "curves.png")
+            draw(summary, fresh / "curves.png")
             # An older copy is only given up for a whole new one.
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
@@ -80,7 +85,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
                 (workspace / name).rename(folder / name)
         try:
             meta = json.loads((Path(scratch) / "meta.json").read_text())
-            events = list(_events(workspace / "events.jsonl"))
+            events = list(read(workspace / "events.jsonl"))
         except (OSError, ValueError) as error:
             raise Failure(f"The result of job {job} is incomplete: {error}. Try again.") from error
     summary = summarize(job, meta, events)
@@ -88,25 +93,32 @@ def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():  # A job that never started has none.
-        for line in path.read_text().splitlines():
-            yield json.loads(line)
+def draw(summary: dict[str, Any], picture: Path) -> None:
+    """Draw the curves. Whatever the metrics are, the results are delivered."""
+    try:
+        curves.draw(summary, picture)
+    except Exception as error:
+        picture.unlink(missing_ok=True)
+        why = one_line(f"{type(error).__name__}: {error}", TEXT_LIMIT)
+        say(f"  No picture: the curves could not be drawn ({why}).")
 
 
 def tell(outcome: dict[str, Any]) -> None:
     """Say what the results are and where."""
     folder = Path(outcome["folder"])
     shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-    say(f"Job {outcome['job_id']} ({outcome['app']}): {outcome['status']}")
+    app = one_line(str(outcome["app"]), NAME_LIMIT)
+    say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
         last = outcome["rounds"][-1]
-        values = ", ".join(f"{n} {v:.4g}" for n, v in last["metrics"].items() if isinstance(v, int | float))
+        found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
+        shown_values = [f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20)]
+        values = ", ".join(shown_values)
         say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
     for site, why in outcome["refused"].items():
-        say(f"  {site} refused the job: {why}")
+        say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     if outcome["reason"]:
-        say(f"  {outcome['reason'].splitlines()[0]}")
+        say(f"  {one_line(outcome['reason'].splitlines()[0], TEXT_LIMIT)}")
     for path, what in (
         (folder / "curves.png", "loss and accuracy by round, every site and the average"),
         (folder / "summary.json", "status, metrics and times"),
@@ -119,6 +131,7 @@ def tell(outcome: dict[str, Any]) -> None:
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = [one_line(name, LISTED_LIMIT) for name in found]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more or "nothing"

@@ -6,7 +6,8 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from scripts import compose, console, core, engine
+from bridge.text import one_line
+from scripts import compose, console, core, engine, jobs
 
 ENDED = ("FINISHED",)
 """What the status of a job that no longer runs begins with."""
@@ -71,7 +72,8 @@ def tell(outcome: dict[str, Any]) -> None:
         last = seen.get(container["service"])
         core.say(f"{line}  {f'registered, last heard {last:.0f} s ago' if last is not None else ''}".rstrip())
     for job in outcome["jobs"]:
-        core.say(f"job {job['job_id']}  {job.get('name', '')}  {job['status']}")
+        name = one_line(str(job.get("name", "")), jobs.CELL_LIMIT)
+        core.say(f"job {job['job_id']}  {name}  {job['status']}")
     if outcome["why"]:
         core.say(outcome["why"])
     elif not outcome["jobs"]:

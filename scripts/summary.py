@@ -10,6 +10,9 @@ from typing import Any
 Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
 
+NAME_LIMIT, TEXT_LIMIT = 200, 2000
+"""Characters of a name, and of a reason or error, in a line for people."""
+
 
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
@@ -51,7 +54,7 @@ def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) ->
         known = [1.0] * len(replies)  # A site that does not say how many counts as much as any other.
     names = [n for n in (replies[0] if replies else {}) if n != "num_examples"]
     return {
-        name: sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known)
+        name: _finite(sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known))
         for name in names
         if all(r.get(name) is not None for r in replies)
     }

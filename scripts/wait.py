@@ -6,12 +6,18 @@ Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting
 from __future__ import annotations
 
 import argparse
+import itertools
+import textwrap
 from typing import Any
 
+from bridge.text import one_line
 from scripts import console, summary
 from scripts.core import Failure, say
 
 COMPLETED = "FINISHED:COMPLETED"
+
+NUMBERS_SHOWN = 20
+"""Metrics in one line of progress; the summary has them all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +75,10 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     facts["refused"] = end.get("refused") or {}
     facts["rounds"] = summary.rounds_of(events)
     if status != COMPLETED:
-        why = f":\n{reason}" if reason else "."
+        # Moved in: no line of it can be taken for one of ours.
+        why = ":\n" + textwrap.indent(reason, "    ") + "\n" if reason else ".\n"
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
-        raise Failure(f"Job {job} ended as {status}{why}\n  {more}More: ./flowerbed logs {job}", **facts)
+        raise Failure(f"Job {job} ended as {status}{why}  {more}More: ./flowerbed logs {job}", **facts)
     say(f"Job {job}: {status}.")
     return facts
 
@@ -101,7 +108,8 @@ class Progress:
         elif kind == "status":
             self._say(event, str(event["status"]).lower())
         elif kind == "refused":
-            self._say(event, f"{event['site']} refused the job and takes no part: {event['reason']}")
+            why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
+            self._say(event, f"{event['site']} refused the job and takes no part: {why}")
         elif kind == "round":
             self._open_round = int(event["round"])
             of = f" of {event['of']}" if event.get("of") else ""
@@ -137,14 +145,17 @@ class Progress:
 
 
 def _reply(event: dict[str, Any]) -> str:
-    did = {"train": "trained  ", "evaluate": "evaluated"}.get(str(event.get("kind")), str(event.get("kind")))
+    kind = one_line(str(event.get("kind")), summary.NAME_LIMIT)
+    did = {"train": "trained  ", "evaluate": "evaluated"}.get(kind, kind)
     if event.get("error"):
-        return f"{did} FAILED: {event['error']}"
+        return f"{did} FAILED: {one_line(str(event['error']), summary.TEXT_LIMIT)}"
     on = f"   on {event['num_examples']} examples" if event.get("num_examples") is not None else ""
     return f"{did} {_numbers(event.get('metrics') or {})}{on}"
 
 
 def _numbers(metrics: dict[str, Any]) -> str:
     return "  ".join(
-        f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)
+        f"{one_line(name, summary.NAME_LIMIT)} {value:.4g}"
+        for name, value in itertools.islice(metrics.items(), NUMBERS_SHOWN)
+        if isinstance(value, int | float)
     )

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from bridge import events
 from bridge.flare import meta as keys
 from bridge.flare import trackers
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
@@ -525,7 +526,7 @@ def _final_events(session: Session, job: str) -> list[dict[str, Any]]:
         except Exception:
             return []  # A job that never ran has no workspace.
         files = sorted(Path(location or folder).rglob(EVENTS_FILE))
-        return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
+        return list(events.read(files[0])) if files else []
 
 
 def _download(args: argparse.Namespace) -> None:

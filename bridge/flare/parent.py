@@ -8,8 +8,8 @@ when one of the names that are used here changes.
 
 from __future__ import annotations
 
-import json
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
+from bridge import events
 from bridge.flare import bell, meta
 from bridge.flare.channel import EVENTS_FILE
 
@@ -265,11 +266,8 @@ class Parent:
         """What the job's own process wrote down when its run had ended: a reason, empty if it completed; None
         if it did not come to that. Of a job that FLARE has not closed."""
         file = Path(Workspace(self._engine.args.workspace).get_run_dir(job)) / EVENTS_FILE
-        lines = file.read_text().splitlines() if file.is_file() else []
-        try:
-            last = json.loads(lines[-1]) if lines else {}
-        except ValueError:
-            return None  # The process was killed while it wrote.
+        # A line that the process was killed in is no event.
+        last = next(iter(deque(events.read(file), maxlen=1)), {})
         return str(last["reason"]) if last.get("event") == "run ended" else None
 
     def end(self, job: str, status: RunStatus) -> None:

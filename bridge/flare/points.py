@@ -23,7 +23,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsData, AnalyticsDataType, LogWriterName
+from nvflare.apis.analytix import (
+    ANALYTIC_EVENT_TYPE,
+    AnalyticsData,
+    AnalyticsDataType,
+    LogWriterName,
+    TrackConst,
+)
 from nvflare.apis.dxo import DXO
 from nvflare.apis.fl_constant import EventScope, FedEventHeader, FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -32,6 +38,8 @@ from nvflare.app_common.widgets.convert_to_fed_event import FED_EVENT_PREFIX
 from bridge.flower import wire
 from bridge.flower.observe import Event
 from bridge.relay import Call, Caller, JobOver, Link, Repeat, Request, Response, Rule
+from bridge.text import one_line
+from bridge.told import Told
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +61,57 @@ POINT_LIMIT = 64 * 1024
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of one call's points."""
 
-WAITING = 20_000
-"""Points that wait at a site for the link, and at the server for a receiver. What comes beyond is dropped: no
-job stands still for its curves."""
+WAITING, WAITING_BYTES = 20_000, 16 * 1024 * 1024
+"""Points that wait at a site for the link, and at the server, for each site, for a receiver, and their bytes.
+What comes beyond is dropped: no job stands still for its curves."""
 
 AGAIN = 0.1
 """Seconds until points are sent again whose call was given up."""
+
+TAG_LIMIT = 200
+"""Characters of a tag, of a key in it, or of a path: MLflow takes 250, and a folder's name has 255 bytes."""
+
+TEXT_LIMIT = 6000
+"""Characters of a parameter or tag of MLflow's: what its server takes."""
+
+NUMBER_LIMIT = 2**63
+"""Steps and whole numbers are smaller, in the tables of both boards."""
+
+MORE_LIMIT = 8
+"""Further arguments that a writer may give a point."""
+
+SITE_TAGS, JOB_TAGS = 2000, 20_000
+"""Different tags of one site and of one job: a board holds the curves of all of them in memory. What has
+another tag is dropped."""
+
+NAMED = frozenset(
+    {
+        AnalyticsDataType.SCALARS,
+        AnalyticsDataType.METRICS,
+        AnalyticsDataType.PARAMETERS,
+        AnalyticsDataType.TAGS,
+    }
+)
+"""What has several values, each with a key."""
+
+TAKEN = NAMED | {
+    AnalyticsDataType.SCALAR,
+    AnalyticsDataType.METRIC,
+    AnalyticsDataType.PARAMETER,
+    AnalyticsDataType.TAG,
+    AnalyticsDataType.TEXT,
+}
+"""The types that FLARE's writers make of numbers and text. The others are images and models."""
+
+NUMBERS = frozenset(
+    {
+        AnalyticsDataType.SCALAR,
+        AnalyticsDataType.SCALARS,
+        AnalyticsDataType.METRIC,
+        AnalyticsDataType.METRICS,
+    }
+)
+"""Those of them that have numbers only."""
 
 TAKEN_WITHIN = 10.0
 """Seconds at the run's end for receivers to take what waits: one whose own server is away may hold it up."""
@@ -85,17 +138,85 @@ def encode(dxo: DXO) -> bytes:
 
 
 def decode(line: bytes) -> DXO:
-    """Return what `encode` was given. A site may be hostile: FLARE's own checks look at each part.
+    """Return what `encode` was given, if it has the form that a point has: a site may be hostile.
 
     Raises:
-        ValueError: it is no such line.
+        ValueError: it is no such line; the text says why, in one short line.
     """
+    if len(line) > POINT_LIMIT:
+        raise ValueError(f"{len(line)} bytes in one point, {POINT_LIMIT} are taken")
     try:
         tag, value, kind, writer, more = json.loads(line)
-        sender = LogWriterName(writer)
-        return AnalyticsData(tag, value, AnalyticsDataType(kind), sender, **more).to_dxo()
+        data_type, sender = AnalyticsDataType(kind), LogWriterName(writer)
+        _check(tag, value, data_type, more)
+        return AnalyticsData(tag, value, data_type, sender, **more).to_dxo()
     except (TypeError, RecursionError, ValueError) as error:
-        raise ValueError(f"a point that FLARE cannot read: {error}") from None
+        raise ValueError(f"a point that cannot be taken: {one_line(str(error), TAG_LIMIT)}") from None
+
+
+def _check(tag: Any, value: Any, data_type: AnalyticsDataType, more: Any) -> None:
+    """Raise `ValueError` if a part of a point lacks its form. FLARE's own checks follow."""
+    if data_type not in TAKEN:
+        raise ValueError(f"{data_type.value} is not taken")
+    check_tag(tag)
+    if not isinstance(more, dict) or len(more) > MORE_LIMIT:
+        raise ValueError("its further arguments are no short list")
+    for name, argument in more.items():
+        if not isinstance(argument, str | int | float | None) or len(f"{name}{argument}") > TAG_LIMIT:
+            raise ValueError("a further argument is no short text and no number")
+    step, path = more.get(TrackConst.GLOBAL_STEP_KEY), more.get(TrackConst.PATH_KEY)
+    if step is not None and (type(step) is not int or not 0 <= step < NUMBER_LIMIT):
+        raise ValueError("its step is no whole number from 0")
+    if path is not None:
+        check_tag(path)
+    if data_type in NAMED:
+        if not isinstance(value, dict):
+            raise ValueError("its value has no keys")
+        for key in value:
+            check_tag(key)
+    for part in value.values() if data_type in NAMED else (value,):
+        if isinstance(part, str) and data_type not in NUMBERS:
+            if len(part) > TEXT_LIMIT and data_type != AnalyticsDataType.TEXT:
+                raise ValueError(f"{len(part)} characters in a value, {TEXT_LIMIT} are taken")
+        elif not isinstance(part, float) and not (isinstance(part, int) and abs(part) < NUMBER_LIMIT):
+            raise ValueError("a value is no number" + ("" if data_type in NUMBERS else " and no text"))
+
+
+def check_tag(tag: Any) -> None:
+    """Raise `ValueError` if this is no tag: visible text in parts, like a path that leads down.
+
+    FLARE's receiver for TensorBoard makes folders of tags, and MLflow does of paths.
+    """
+    if not isinstance(tag, str) or not 0 < len(tag) <= TAG_LIMIT or not tag.isprintable() or "\\" in tag:
+        raise ValueError(f"a tag is not 1 to {TAG_LIMIT} visible characters without a backslash")
+    if any(part.strip() in ("", ".", "..") for part in tag.split("/")):
+        raise ValueError("a tag has an empty part, or one of dots")
+
+
+class Tags:
+    """The different tags that sites have used in one job: so many, and no more."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+        self._all = 0
+
+    def take(self, site: str, dxo: DXO) -> None:
+        """Note a point's tags.
+
+        Raises:
+            ValueError: that would be too many. None of them is noted then.
+        """
+        tag, value = dxo.data[TrackConst.TRACK_KEY], dxo.data[TrackConst.TRACK_VALUE]
+        named = dxo.get_meta_prop(TrackConst.DATA_TYPE_KEY) in NAMED
+        names = {f"{tag}/{key}" for key in value} if named else {tag}
+        # A text's path is a file on MLflow's server.
+        names |= {f"path {path}" for path in [dxo.data.get(TrackConst.PATH_KEY)] if path}
+        known = self._known.setdefault(site, set())
+        new = names - known
+        if len(known) + len(new) > SITE_TAGS or self._all + len(new) > JOB_TAGS:
+            raise ValueError(f"more than {SITE_TAGS} tags of one site, or {JOB_TAGS} of the job")
+        known |= new
+        self._all += len(new)
 
 
 class Points:
@@ -234,8 +355,13 @@ class Tracker:
         self._refuse = refuse
         self._next: dict[str, tuple[str, int]] = {}
         """By site: its stream, and the number of the point that it has not sent yet."""
-        self._queue: queue.Queue[tuple[str, DXO] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[str, DXO, int] | None] = queue.Queue()
+        self._waiting: Counter[str] = Counter()
+        self._waiting_bytes: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._dropped = 0
+        self._tags = Tags()
+        self._told = Told()
         self.taken: Counter[str] = Counter()
         """How many points each site's app has logged."""
         self._thread = threading.Thread(target=self._run, name="points", daemon=True)
@@ -248,16 +374,19 @@ class Tracker:
         except ValueError as error:
             self._refuse(site, str(error))
             return Response(400, (), str(error).encode())
-        for dxo in found:
+        for dxo, size in found:
             self.taken[site] += 1
-            self._put(site, dxo)
+            self._put(site, dxo, size)
         return Response(200)
 
-    def _new(self, site: str, body: bytes) -> Iterator[DXO]:
-        """The points of a body that `site` has not brought before."""
+    def _new(self, site: str, body: bytes) -> Iterator[tuple[DXO, int]]:
+        """The points of a body that `site` has not brought before, each with its bytes."""
         if len(body) > BODY_LIMIT:
             raise ValueError(f"{len(body)} bytes of points, {BODY_LIMIT} are allowed at once")
-        head, *lines = body.split(b"\n")
+        # Not more than a call may bring: each is looked at.
+        head, *lines = body.split(b"\n", AT_ONCE + 1)
+        if len(lines) > AT_ONCE:
+            raise ValueError(f"more than {AT_ONCE} points at once")
         try:
             stream, first = json.loads(head)
         except (ValueError, TypeError, RecursionError):
@@ -270,9 +399,12 @@ class Tracker:
         self._next[site] = (stream, max(expected, first + len(lines)))
         for line in lines[max(0, expected - first) :]:
             try:
-                yield decode(line)
+                dxo = decode(line)
+                self._tags.take(site, dxo)
             except ValueError as error:
-                log.warning("%s: %s", site, error)
+                self._told.warn(log, site, "%s: %s", site, error)
+            else:
+                yield dxo, len(line)
 
     def add_reply(self, event: Event) -> None:
         """Take in what the observer has read of a site's reply. Never raises: no job fails for a curve."""
@@ -280,28 +412,49 @@ class Tracker:
             values: dict[str, Any] = dict(event["metrics"])
             if event["num_examples"] is not None:
                 values[EXAMPLES] = event["num_examples"]
-            for name, value in values.items():
-                tag = f"{REPLIES}{event['kind']}/{name}"
-                more = {"global_step": event["round"]}
-                data = AnalyticsData(tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, **more)
-                self._put(str(event["site"]), data.to_dxo())
         except Exception as error:
-            log.warning("a reply could not be tracked: %r", error)
+            self._told.warn(
+                log, "replies", "a reply could not be tracked: %s", one_line(repr(error), TAG_LIMIT)
+            )
+            return
+        for name, value in values.items():
+            try:
+                self._add_value(str(event["site"]), f"{REPLIES}{event['kind']}/{name}", value, event["round"])
+            except Exception as error:
+                self._told.warn(log, "replies", "a reply's value is not tracked: %s", error)
 
-    def _put(self, site: str, dxo: DXO) -> None:
-        if self._queue.qsize() >= WAITING:
+    def _add_value(self, site: str, tag: str, value: Any, step: Any) -> None:
+        more = {TrackConst.GLOBAL_STEP_KEY: step}
+        _check(tag, value, AnalyticsDataType.SCALAR, more)
+        data = AnalyticsData(tag, value, AnalyticsDataType.SCALAR, LogWriterName.TORCH_TB, **more)
+        dxo = data.to_dxo()
+        self._tags.take(site, dxo)
+        self._put(site, dxo, len(tag))
+
+    def _put(self, site: str, dxo: DXO, size: int) -> None:
+        with self._lock:
+            full = self._waiting[site] >= WAITING or self._waiting_bytes[site] > WAITING_BYTES
+            if not full:
+                self._waiting[site] += 1
+                self._waiting_bytes[site] += size
+        if full:
             self._dropped += 1
             if self._dropped & (self._dropped - 1) == 0:
                 log.warning("%d points were dropped: receivers are too slow", self._dropped)
             return
-        self._queue.put((site, dxo))
+        self._queue.put((site, dxo, size))
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            site, dxo, size = item
+            with self._lock:
+                self._waiting[site] -= 1
+                self._waiting_bytes[site] -= size
             try:
-                self._fire(*item)
+                self._fire(site, dxo)
             except Exception as error:
-                log.warning("a point of %s could not be handed on: %r", item[0], error)
+                what = one_line(repr(error), TAG_LIMIT)
+                self._told.warn(log, site, "a point of %s could not be handed on: %s", site, what)
 
     def close(self) -> None:
         """Hand on what waits, for `TAKEN_WITHIN` at most, and end. Blocks."""

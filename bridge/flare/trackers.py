@@ -17,11 +17,16 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.analytix import AnalyticsData, AnalyticsDataType, LogWriterName
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.widgets.streaming import AnalyticsReceiver
+
+from bridge.text import one_line
+from bridge.told import Told
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,13 @@ FLUSH_AFTER = 1.0
 """Seconds from a point to its being shown. TensorBoard's writer would keep it for two minutes."""
 
 
+SITE_RUNS, JOB_RUNS = 8, 64
+"""Keys of `add_scalars` that get a run by themselves, so a thread and a file: of one site, and of one job.
+Further ones become scalars of the site's own run, tagged `tag/key`."""
+
+RUN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. +-]{0,60}")
+"""The form of a tag, with `_` for its slashes, and of a key that can name a folder."""
+
 OPEN_WITHIN, OPEN_AGAIN = 60.0, 1.0
 """Seconds until a server that does not answer is given up for the whole job, and between two tries. A job
 that ends first gives it up at once."""
@@ -56,6 +68,7 @@ class _Receiver(AnalyticsReceiver):
         self._inner: Any = None
         self._broken = False
         self._flushing: threading.Timer | None = None
+        self._told = Told()
 
     @abstractmethod
     def _open(self, fl_ctx: FLContext) -> Any:
@@ -64,6 +77,10 @@ class _Receiver(AnalyticsReceiver):
     @abstractmethod
     def _flush(self) -> None:
         """Write what it keeps."""
+
+    @abstractmethod
+    def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
+        """Hand one point to FLARE's receiver, as far as it may be trusted with it."""
 
     def initialize(self, fl_ctx: FLContext) -> None:
         """Called by FLARE at the run's start: nothing is to be done yet."""
@@ -79,7 +96,12 @@ class _Receiver(AnalyticsReceiver):
                 self._broken = True
                 log.error("the job is not tracked: %s cannot be had: %s", type(self).__name__, error)
                 return
-        self._inner.save(fl_ctx, shareable, record_origin)
+        try:
+            self._save(fl_ctx, shareable, record_origin)
+        except Exception as error:
+            # FLARE would write a line for each point.
+            what = one_line(repr(error), 300)
+            self._told.warn(log, record_origin, "a point of %s could not be saved: %s", record_origin, what)
         if self._flushing is None:
             self._flushing = threading.Timer(FLUSH_AFTER, self._flush_now)
             self._flushing.daemon = True
@@ -116,6 +138,45 @@ class _Receiver(AnalyticsReceiver):
 class TensorBoard(_Receiver):
     """Writes TensorBoard's files: a folder a job, in it one a site."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._runs: dict[str, set[tuple[str, str]]] = {}
+        """By site: the tags and keys that have a run by themselves."""
+
+    def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
+        point = AnalyticsData.from_dxo(from_shareable(shareable))
+        if point is None or point.data_type != AnalyticsDataType.SCALARS:
+            self._inner.save(fl_ctx, shareable, site)
+            return
+        # FLARE's receiver joins each key to a path, as it came, and starts a thread for it (nvflare 2.9.0
+        # `tb_event_writer.py`, `add_scalars`).
+        keys = {key for key in point.value if self._may_have_run(site, point.tag, key)}
+        parts = (
+            [(point.tag, {key: point.value[key] for key in keys}, AnalyticsDataType.SCALARS)] if keys else []
+        )
+        parts += [
+            (f"{point.tag}/{key}", value, AnalyticsDataType.SCALAR)
+            for key, value in point.value.items()
+            if key not in keys
+        ]
+        for tag, value, data_type in parts:
+            part = AnalyticsData(tag, value, data_type, point.sender, **point.kwargs)
+            self._inner.save(fl_ctx, part.to_dxo().to_shareable(), site)
+
+    def _may_have_run(self, site: str, tag: str, key: str) -> bool:
+        runs = self._runs.setdefault(site, set())
+        if (tag, key) in runs:
+            return True
+        fits = all(RUN_KEY.fullmatch(name) for name in (tag.replace("/", "_"), key))
+        if not fits or len(runs) >= SITE_RUNS or sum(map(len, self._runs.values())) >= JOB_RUNS:
+            return False
+        runs.add((tag, key))
+        if len(runs) == SITE_RUNS:
+            log.warning(
+                "%s: further keys of add_scalars become scalars tag/key, as %d have a run", site, SITE_RUNS
+            )
+        return True
+
     def _open(self, fl_ctx: FLContext) -> Any:
         # Here, not above: it takes a while, and needs the package.
         from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
@@ -143,6 +204,19 @@ class TensorBoard(_Receiver):
 class MLflow(_Receiver):
     """Tells an MLflow server: an experiment a job's name, in it a run a job and site."""
 
+    def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
+        point = AnalyticsData.from_dxo(from_shareable(shareable), receiver=LogWriterName.MLFLOW)
+        if point is None or site not in self._inner.buffer:
+            return
+        # One name that MLflow refuses would cost a whole batch.
+        value = point.value
+        if isinstance(value, dict):
+            value = {_mlflow_name(key): part for key, part in value.items()}
+        part = AnalyticsData(
+            _mlflow_name(point.tag), value, point.data_type, LogWriterName.MLFLOW, **point.kwargs
+        )
+        self._inner.save(fl_ctx, part.to_dxo().to_shareable(), site)
+
     def _open(self, fl_ctx: FLContext) -> Any:
         from mlflow.tracking.client import MlflowClient
         from nvflare.app_opt.tracking.mlflow.mlflow_receiver import MLflowReceiver
@@ -161,11 +235,29 @@ class MLflow(_Receiver):
     def _flush(self) -> None:
         for site, kept in self._inner.buffer.items():
             if any(kept.values()):
-                self._inner.flush_buffers(site)
+                self._flush_site(site)
+
+    def _flush_site(self, site: str) -> None:
+        """What the server refuses of one site is not to keep back another's."""
+        try:
+            self._inner.flush_buffers(site)
+        except Exception as error:
+            self._told.warn(log, site, "MLflow refused what %s logged: %s", site, one_line(str(error), 300))
+
+    def finalize(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE at the run's end."""
+        if self._inner is not None:
+            self._flush()
+        super().finalize(fl_ctx)
 
 
 RECEIVERS: dict[str, type[_Receiver]] = {TENSORBOARD: TensorBoard, MLFLOW: MLflow}
 """By choice. No points are received where there is none."""
+
+
+def _mlflow_name(name: str) -> str:
+    """A name as MLflow takes them."""
+    return re.sub(r"[^\w.\- :/]", "_", name)
 
 
 def shown_as(fl_ctx: FLContext) -> str:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 
 from bridge.flower import wire
 from bridge.relay import Request, Response
+from bridge.text import one_line, shown
+from bridge.told import Told
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +51,25 @@ REPLIES_WAITING = 64
 GIVEN_KEPT = 64
 """Messages of one site whose round is still unknown, or of which a reply is still to come."""
 
-NUMBERS_LIMIT, TEXT_LIMIT = 1000, 2000
-"""Metrics of one reply, and characters of a name or an error, that an event takes from a site."""
+NUMBERS_LIMIT, NAME_LIMIT, KIND_LIMIT, TEXT_LIMIT = 1000, 150, 40, 2000
+"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an
+event takes from a site."""
+
+RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
+"""Records of one reply that are looked at, and characters of a record's name."""
+
+ID_LIMIT = 128
+"""Characters of a message's or an object's id: Flower's are hashes in hexadecimal digits."""
+
+EVENTS_LIMIT = 32 * 1024 * 1024
+"""Characters of all events of one site's replies in one job. Later ones are dropped: the server holds a job's
+events in memory."""
 
 EXAMPLES = ("num_examples", "num-examples")
 """The example count's name in legacy and in Message-API replies."""
+
+MESSAGE = "message"
+"""The text of the status in a legacy reply."""
 
 ROUND = "server-round"
 """The round's name in the settings that a Message-API strategy sends."""
@@ -114,6 +131,8 @@ class Observer:
         self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
         self._replies: defaultdict[str, list[Reply]] = defaultdict(list)
+        self._emitted: Counter[str] = Counter()
+        self._told = Told()
 
     def saw(self, site: str, request: Request, response: Response) -> None:
         """Take note of one exchange between `site` and the SuperLink."""
@@ -123,7 +142,8 @@ class Observer:
             self._read(site, request, response)
         except Exception as error:
             # The job must not feel that it is watched: whatever cannot be read is left out.
-            log.warning("could not read a %s of %s for its metrics: %r", request.path, site, error)
+            text = "could not read a %s of %s for its metrics: %s"
+            self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
 
     def _read(self, site: str, request: Request, response: Response) -> None:
         match wire.call_name(request.path):
@@ -150,11 +170,17 @@ class Observer:
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
                     asked_by = self._given[site].pop(data.reply_to_message_id, None)
-                    number = round_of_group(data.group_id) or (self._told_round(asked_by) if asked_by else 0)
-                    if number and self._is_new(site, data.message_id):
-                        kind = data.message_type.split(".")[0]
-                        root = _record_dict_id(tree)
-                        reason = message.error.reason[:TEXT_LIMIT]
+                    number = round_of_group(data.group_id)
+                    if not number and asked_by:
+                        number = self._told_round(asked_by)
+                        self._round_began(number, asked_by.t)
+                    root = _record_dict_id(tree)
+                    if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
+                        continue
+                    # The site says the round, and only one that has begun can be meant.
+                    if number in self._rounds and self._is_new(site, data.message_id):
+                        kind = one_line(data.message_type.split(".")[0], KIND_LIMIT)
+                        reason = error_text(message.error.reason)
                         self._replies[site].append(Reply(site, number, kind, root, reason))
                         del self._replies[site][:-REPLIES_WAITING]
                 self._report(site)
@@ -194,11 +220,11 @@ class Observer:
     def _keep(self, objects: _Objects, object_id: str, content: bytes) -> None:
         kind = get_object_type_from_object_content(content)
         if kind == "RecordDict":
-            objects.keep(object_id, len(content), json.loads(get_object_body(content, RecordDict)))
+            objects.keep(object_id, len(content), _names(json.loads(get_object_body(content, RecordDict))))
         elif kind == "MetricRecord":
-            objects.keep(object_id, len(content), dict(MetricRecord.inflate(content)))
+            objects.keep(object_id, len(content), _said(MetricRecord.inflate(content)))
         elif kind == "ConfigRecord":
-            objects.keep(object_id, len(content), dict(ConfigRecord.inflate(content)))
+            objects.keep(object_id, len(content), _said(ConfigRecord.inflate(content)))
         elif kind == "ArrayRecord":
             objects.keep(object_id, 0, {})
 
@@ -207,11 +233,24 @@ class Observer:
         # First, so that a reply which cannot be read is not looked at again and again.
         replies, self._replies[site] = self._replies[site], waiting
         for reply in replies:
-            records = self._records(reply)
-            if records is None:
-                waiting.append(reply)
-            else:
-                self._emit(reply_event(reply, records))
+            try:
+                records = self._records(reply)
+                if records is None:
+                    waiting.append(reply)
+                else:
+                    self._emit_bounded(reply_event(reply, records))
+            except Exception as error:
+                # One site's reply must not keep another's from being told.
+                what = one_line(repr(error), 300)
+                self._told.warn(log, site, "could not read a reply of %s: %s", site, what)
+
+    def _emit_bounded(self, event: Event) -> None:
+        site = event["site"]
+        if self._emitted[site] <= EVENTS_LIMIT:
+            self._emitted[site] += len(json.dumps(event))
+            self._emit(event)
+            if self._emitted[site] > EVENTS_LIMIT:
+                log.warning("%s: %d characters of events; no more are kept", site, EVENTS_LIMIT)
 
     def _find(self, object_id: str) -> Any:
         """What an object says, whoever sent it, or None if it is not known."""
@@ -237,6 +276,33 @@ def round_of_group(group: str) -> int:
     return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
 
 
+def error_text(text: str) -> str:
+    """What a site says of an error, in its lines, as it may be shown."""
+    return shown(text[:TEXT_LIMIT])[:TEXT_LIMIT]
+
+
+def _names(said: Any) -> dict[str, str]:
+    """The records of a RecordDict: names and ids."""
+    if not isinstance(said, dict):
+        raise ValueError("no RecordDict")
+    found = itertools.islice(said.items(), RECORDS_LIMIT)
+    return {
+        name: record_id
+        for name, record_id in found
+        if len(name) <= RECORD_NAME_LIMIT and isinstance(record_id, str) and len(record_id) <= ID_LIMIT
+    }
+
+
+def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a record: its single numbers, and the text of a legacy reply's status."""
+    values = {
+        name: value
+        for name, value in record.items()
+        if (isinstance(value, int | float) and not isinstance(value, bool)) or name == MESSAGE
+    }
+    return dict(itertools.islice(values.items(), NUMBERS_LIMIT + 1))
+
+
 def _record_dict_id(tree: ObjectTree) -> str:
     """The message's one child is its RecordDict; a message that carries an error has none."""
     return tree.children[0].object_id if tree.children else tree.object_id
@@ -245,9 +311,8 @@ def _record_dict_id(tree: ObjectTree) -> str:
 def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
     """The event of a reply with these records, by name."""
     values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
-    examples = next((values.pop(name) for name in EXAMPLES if name in values), None)
-    for name in EXAMPLES:
-        values.pop(name, None)
+    found = [values.pop(name) for name in EXAMPLES if name in values]
+    examples = found[0] if found and math.isfinite(found[0]) and abs(found[0]) < 2**63 else None
     return {
         "event": "reply",
         "round": reply.round,
@@ -266,11 +331,11 @@ def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
             continue
         for key, value in record.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield key[:TEXT_LIMIT], value
+                yield one_line(key, NAME_LIMIT), value
 
 
 def _legacy_error(records: dict[str, dict[str, Any]]) -> str:
     for name, record in records.items():
         if name.endswith(".status") and record.get("code") not in (None, 0):
-            return str(record.get("message") or f"status code {record['code']}")[:TEXT_LIMIT]
+            return error_text(str(record.get(MESSAGE) or f"status code {record['code']}"))
     return ""

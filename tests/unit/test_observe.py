@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+
+import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.error_pb2 import Error
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import (
     Message,
@@ -14,7 +19,7 @@ from flwr.proto.message_pb2 import (
 )
 from google.protobuf.message import Message as Protobuf
 
-from bridge.flower import wire
+from bridge.flower import observe, wire
 from bridge.flower.observe import Event, Observer
 from bridge.relay import Request, Response
 
@@ -27,16 +32,32 @@ def saw(observer: Observer, site: str, name: str, message: Protobuf, answer: Pro
     observer.saw(site, Request(wire.PREFIX + name, (), message.SerializeToString()), Response(200, (), body))
 
 
-def pushes_reply(observer: Observer, site: str, group: str = "1") -> None:
+def begins(observer: Observer, group: str = "1") -> None:
+    """A message of a round is handed out."""
+    message = Message(metadata=Metadata(message_id=f"of {group}", group_id=group))
+    pulled = PullMessagesResponse(messages_list=[message], message_object_trees=[ObjectTree()])
+    saw(observer, "site-1", wire.PULL, PullMessagesRequest(), pulled)
+
+
+def pushes_reply(
+    observer: Observer,
+    site: str,
+    group: str = "1",
+    *,
+    number: int = 0,
+    kind: str = "evaluate",
+    error: str = "",
+) -> None:
     """A reply is announced; its objects follow, unless the SuperLink has them."""
     data = Metadata(
-        message_id=f"reply of {site}",
+        message_id=f"reply {number} of {site}",
         reply_to_message_id="message",
         group_id=group,
-        message_type="evaluate",
+        message_type=kind,
     )
     tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=CONTENT.object_id)])
-    push = PushMessagesRequest(messages_list=[Message(metadata=data)], message_object_trees=[tree])
+    message = Message(metadata=data, error=Error(reason=error))
+    push = PushMessagesRequest(messages_list=[message], message_object_trees=[tree])
     saw(observer, site, wire.PUSH, push)
 
 
@@ -48,12 +69,13 @@ def test_sites_that_say_the_same_are_both_heard() -> None:
     """The SuperLink asks only the first of them for the objects, whose ids are hashes."""
     events: list[Event] = []
     observer = Observer(events.append)
+    begins(observer)
     for site in ("site-1", "site-2"):
         pushes_reply(observer, site)
     for record in (CONTENT, METRICS):
         pushes_object(observer, "site-1", record.object_id, record.deflate())
     pushes_reply(observer, "site-3")
-    assert [(event["site"], event["num_examples"], event["metrics"]) for event in events] == [
+    assert [(event["site"], event["num_examples"], event["metrics"]) for event in events[1:]] == [
         (site, 7, {"loss": 0.5}) for site in ("site-1", "site-2", "site-3")
     ]
 
@@ -61,6 +83,8 @@ def test_sites_that_say_the_same_are_both_heard() -> None:
 def test_an_object_under_another_ones_id_says_nothing() -> None:
     events: list[Event] = []
     observer = Observer(events.append)
+    begins(observer)
+    events.clear()
     pushes_object(observer, "site-2", METRICS.object_id, MetricRecord({"loss": 99.0}).deflate())
     pushes_reply(observer, "site-1")
     pushes_object(observer, "site-1", CONTENT.object_id, CONTENT.deflate())
@@ -103,3 +127,87 @@ def test_a_message_of_no_round_makes_no_event() -> None:
     for record in (CONTENT, METRICS):
         pushes_object(observer, "site-1", record.object_id, record.deflate())
     assert events == []
+
+
+ESCAPE = "loss\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n\u202e"
+
+
+def replies_with(observer: Observer, record: MetricRecord, *, kind: str = "train", number: int = 0) -> None:
+    """A whole reply of site-1 with this record."""
+    content = RecordDict({"metrics": record})
+    for part in (content, record):
+        pushes_object(observer, "site-1", part.object_id, part.deflate())
+    data = Metadata(message_id=f"{number}", group_id="1", message_type=kind)
+    tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=content.object_id)])
+    push = PushMessagesRequest(messages_list=[Message(metadata=data)], message_object_trees=[tree])
+    saw(observer, "site-1", wire.PUSH, push)
+
+
+def test_names_kinds_and_errors_come_as_text_and_short() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, MetricRecord({ESCAPE: 0.5, "x" * 5000: 1.0}), kind="k" * 5000 + ".x")
+    pushes_reply(observer, "site-2", kind="train", error="first\nsecond\x1b[2K" + "e" * 9000)
+    reply, failed = events[1:]
+    for name in [*reply["metrics"], reply["kind"]]:
+        assert name.isprintable() and len(name) <= observe.NAME_LIMIT, name
+    assert any(name.startswith(r"loss\x1b]52;c;aGk=\x07") for name in reply["metrics"])
+    assert len(reply["kind"]) <= observe.KIND_LIMIT
+    assert failed["error"].startswith("first\nsecond\\x1b[2K") and len(failed["error"]) <= observe.TEXT_LIMIT
+
+
+def test_metrics_are_bounded_in_number() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, MetricRecord({f"m{number}": 1.0 for number in range(4000)}))
+    assert len(events[1]["metrics"]) == observe.NUMBERS_LIMIT
+
+
+@pytest.mark.parametrize("examples", [math.nan, math.inf, 1e300])
+def test_a_number_of_examples_that_is_none_spoils_nothing(examples: float) -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, MetricRecord({"loss": 0.5, "num-examples": examples}))
+    assert [(event["num_examples"], event["metrics"]) for event in events[1:]] == [(None, {"loss": 0.5})]
+
+
+def test_a_round_that_has_not_begun_has_no_replies() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    for number in range(2, 500):
+        pushes_reply(observer, "site-1", str(number), number=number, error="x")
+    assert len(events) == 1
+
+
+def test_a_site_cannot_fill_the_servers_memory_with_events(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(observe, "EVENTS_LIMIT", 50_000)
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    for number in range(500):
+        pushes_reply(observer, "site-1", number=number, error="e" * 9000)
+    assert len(json.dumps(events)) < 60_000
+    assert caplog.text.count("no more are kept") == 1
+    # Another site is still heard.
+    pushes_reply(observer, "site-2", error="x")
+    assert events[-1]["site"] == "site-2"
+
+
+def test_what_cannot_be_read_costs_so_many_lines_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    observer = Observer(lambda event: None)
+    for _ in range(1000):
+        observer.saw("site-1", Request(wire.PREFIX + wire.PUSH, (), b"\xff\xff"), Response(200))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 200 and "no more are logged" in lines[-1]
+
+
+def test_a_reply_with_thousands_of_records_is_looked_at_in_part() -> None:
+    said = {f"r{number}": METRICS.object_id for number in range(5000)}
+    assert len(observe._names(said)) == observe.RECORDS_LIMIT
+    assert observe._names({"a": [1], "b" * 300: "id", "c": "i" * 300, "d": "id"}) == {"d": "id"}

@@ -7,12 +7,14 @@ import functools
 import importlib.util
 import inspect
 import json
+import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from nvflare.apis.analytix import AnalyticsData, AnalyticsDataType, LogWriterName
@@ -284,7 +286,7 @@ def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
     monkeypatch.setattr(points, "TAKEN_WITHIN", 0.2)
     tracker = points.Tracker(fire, lambda site, reason: None)
     for number in range(20):
-        tracker._put("site-1", scalar(number))
+        tracker._put("site-1", scalar(number), 100)
     tracker.close()
     hang.set()
     assert "its disk is full" in caplog.text
@@ -321,6 +323,7 @@ class Inner:
         self.root_log_dir = str(folder)
         self.saved: list[str] = []
         self.writers_table: dict[str, Any] = {}
+        self.buffer: dict[str, Any] = {"site-1": {}}
         self.flushes = threading.Event()
 
     def save(self, fl_ctx: Any, shareable: Any, record_origin: str) -> None:
@@ -395,3 +398,266 @@ def test_what_is_told_of_the_points() -> None:
     # As every event has, and whoever shows progress expects.
     assert abs(told.pop("t") - time.time()) < 60
     assert json.dumps(told) == '{"event": "tracked", "points": {"a": 2, "b": 1}}'
+
+
+# A site that is hostile
+
+
+class EventFileWriter:
+    """In the place of TensorBoard's: as there, each has a file and a thread."""
+
+    all: ClassVar[list[EventFileWriter]] = []
+
+    def __init__(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.events: list[Any] = []
+        self.file = Path(folder) / f"events.out.{len(self.all)}"
+        self.file.write_text("x")
+        self.end = threading.Event()
+        threading.Thread(target=self.end.wait, name="writer", daemon=True).start()
+        self.all.append(self)
+
+    def add_event(self, event: Any) -> None:
+        self.events.append(event)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.end.set()
+
+
+def noted(**values: Any) -> SimpleNamespace:
+    """An event or a summary of TensorBoard's."""
+    return SimpleNamespace(**values)
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[trackers.TensorBoard, Engine]]:
+    """Ours around FLARE's own receiver, with files in `tmp_path/run/tb_events`."""
+    names = (
+        "tensorboard",
+        "tensorboard.compat",
+        "tensorboard.compat.proto",
+        "tensorboard.compat.proto.event_pb2",
+        "tensorboard.compat.proto.summary_pb2",
+        "tensorboard.plugins",
+        "tensorboard.plugins.text",
+        "tensorboard.plugins.text.summary_v2",
+        "tensorboard.summary",
+        "tensorboard.summary.writer",
+        "tensorboard.summary.writer.event_file_writer",
+    )
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name, values in (
+        ("compat.proto.event_pb2", {"Event": noted}),
+        ("compat.proto.summary_pb2", {"Summary": type("Summary", (), {"__new__": staticmethod(summed)})}),
+        ("plugins.text.summary_v2", {"text_pb": lambda tag, text: noted(tag=tag, text=text)}),
+        ("summary.writer.event_file_writer", {"EventFileWriter": EventFileWriter}),
+    ):
+        vars(sys.modules[f"tensorboard.{name}"]).update(values)
+    for name in ("tb_event_writer", "tb_receiver"):
+        monkeypatch.delitem(sys.modules, f"nvflare.app_opt.tracking.tb.{name}", raising=False)
+    sys.modules["tensorboard.compat.proto.summary_pb2"].Summary.Value = noted  # type: ignore[attr-defined]
+    EventFileWriter.all.clear()
+    receiver = trackers.TensorBoard()
+    engine = Engine(tmp_path / "run", receiver)
+    with engine.new_context() as fl_ctx:
+        engine.fire_event("_start_run", fl_ctx)
+    yield receiver, engine
+    for writer in EventFileWriter.all:
+        writer.close()
+    for name in ("tb_event_writer", "tb_receiver"):
+        sys.modules.pop(f"nvflare.app_opt.tracking.tb.{name}", None)
+
+
+def summed(kind: Any, value: Any) -> SimpleNamespace:
+    return noted(value=value)
+
+
+def scalars(tag: str, values: dict[str, float]) -> bytes:
+    """What a hostile site sends: no writer of ours has looked at it."""
+    return json.dumps([tag, values, "SCALARS", "TORCH_TENSORBOARD", {"global_step": 1}]).encode()
+
+
+def sent(tracker: points.Tracker, *lines: bytes, site: str = "site-1") -> Response:
+    body = b"\n".join([json.dumps([uuid.uuid4().hex, 0]).encode(), *lines])
+    return asyncio.run(tracker.take(site, Request(points.PATH, (), body)))
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_one_point_makes_a_handful_of_threads_and_files(
+    board: tuple[trackers.TensorBoard, Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The review's trigger: 4,000 keys of add_scalars in one point of 64 KiB made 4,000 threads."""
+    tracker = points.Tracker(functools.partial(points.fire, board[1]), lambda site, reason: None)
+    before = threading.active_count()
+    for site in ("site-1", "site-2"):
+        # Too many for one site: left out, with a line.
+        assert sent(tracker, scalars("x", {f"t{i}": 1.0 for i in range(4000)}), site=site).status == 200
+        assert sent(tracker, scalars("x", {f"t{i}": 1.0 for i in range(1900)}), site=site).status == 200
+        # All that comes after it finds no more.
+        assert sent(tracker, *(scalars(f"y{n}", {"a": 1.0}) for n in range(90)), site=site).status == 200
+    tracker.close()
+    assert threading.active_count() - before <= 2 * (trackers.SITE_RUNS + 1) + 1
+    assert len(EventFileWriter.all) == 2 * (trackers.SITE_RUNS + 1)
+    # Nothing of it is lost: the others are scalars of the site's own run.
+    own = next(w for w in EventFileWriter.all if w.file.parent.name == "site-1")
+    assert len(own.events) == 1900 + 90 - trackers.SITE_RUNS
+    assert "become scalars tag/key" in caplog.text and "more than 2000 tags" in caplog.text
+
+
+def test_a_job_has_a_bound_on_runs_whatever_its_sites(board: tuple[trackers.TensorBoard, Engine]) -> None:
+    tracker = points.Tracker(functools.partial(points.fire, board[1]), lambda site, reason: None)
+    for number in range(20):
+        sent(tracker, scalars("x", {f"t{i}": 1.0 for i in range(20)}), site=f"site-{number}")
+    tracker.close()
+    assert len(EventFileWriter.all) == 20 + trackers.JOB_RUNS
+
+
+OUTSIDE = [
+    "/../../../../workspace/local/resources.json/y",
+    "../../../../out",
+    "a/../../../../../out",
+    "..",
+    ".",
+    "/out",
+    "a//out",
+    "a/",
+    " .. /x",
+    "a\\..\\x",
+    "a\x00b",
+    "a\x1b[2Kb",
+    "a\u202eb",
+    "a\nb",
+    "",
+    "x" * 201,
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_tag_and_no_key_leads_out_of_the_folder(
+    board: tuple[trackers.TensorBoard, Engine], tmp_path: Path, name: str
+) -> None:
+    """The review's second trigger: a key made a folder named like FLARE's configuration file."""
+    tracker = points.Tracker(functools.partial(points.fire, board[1]), lambda site, reason: None)
+    good = scalars("good", {"a/b": 1.0, "c": 2.0})
+    path = json.dumps(["t", "text", "TEXT", "MLFLOW", {"path": name}]).encode()
+    scalar = json.dumps([name, 1.0, "SCALAR", "TORCH_TENSORBOARD", {}]).encode()
+    sent(tracker, scalars("x", {name: 1.0}), scalars(name, {"a": 1.0}), scalar, path, good)
+    tracker.close()
+    found = files_below(tmp_path)
+    assert [path for path in found if path.endswith("good_c")] == ["run/tb_events/site-1/good_c"]
+    assert len(EventFileWriter.all) == 2 and all(path.startswith("run") for path in found), found
+    own = next(w for w in EventFileWriter.all if w.file.parent.name == "site-1")
+    assert [event.summary.value[0].tag for event in own.events] == ["good/a/b"]
+
+
+def test_tags_have_a_bound_for_each_site_and_the_rest_goes_on(
+    tracker: points.Tracker, fired: Fired, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "SITE_TAGS", 50)
+    lines = [points.encode(scalar(n, f"tag {n}")) for n in range(300)]
+    for _ in range(2):
+        sent(tracker, *lines)
+    sent(tracker, *lines[:3], site="site-2")
+    sent(tracker, *lines[:3])
+    tracker.close()
+    assert len(fired.points) == 50 + 50 + 3 + 3
+    # A bad point may cost a line, and a site so many.
+    assert len(caplog.records) == 200 and "no more are logged" in caplog.text
+
+
+def test_tags_have_a_bound_for_the_job(
+    tracker: points.Tracker, fired: Fired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "JOB_TAGS", 100)
+    for number in range(30):
+        sent(tracker, *(points.encode(scalar(n)) for n in range(3)), site=f"s{number}")
+        sent(tracker, *(points.encode(scalar(n, f"t{n}")) for n in range(9)), site=f"s{number}")
+    tracker.close()
+    assert len({(site, dxo.data["track_key"]) for site, dxo in fired.points}) == 100
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        ["t", 1, "IMAGE", "TORCH_TENSORBOARD", {}],
+        ["t", "x", "MODEL", "MLFLOW", {}],
+        ["t", "x", "INIT_DATA", "WEIGHTS_AND_BIASES", {}],
+        ["t", "x", "LOG_RECORD", "MLFLOW", {}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"global_step": -1}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"global_step": 2**63}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"global_step": True}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"global_step": 1.5}],
+        ["t", 10**400, "SCALAR", "TORCH_TENSORBOARD", {}],
+        ["t", [1], "SCALAR", "TORCH_TENSORBOARD", {}],
+        ["t", {"a": [1]}, "SCALARS", "TORCH_TENSORBOARD", {}],
+        ["t", {"a": "x"}, "METRICS", "MLFLOW", {}],
+        ["t", {"a": "x" * 6001}, "PARAMETERS", "MLFLOW", {}],
+        ["t", {"a": {"b": 1}}, "TAGS", "MLFLOW", {}],
+        ["t", None, "TAG", "MLFLOW", {}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"more": "x" * 300}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"more": {"a": 1}}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {f"m{n}": 1 for n in range(9)}],
+        ["t", 1, "SCALAR", "TORCH_TENSORBOARD", {"value": 1}],
+        [1, 1, "SCALAR", "TORCH_TENSORBOARD", {}],
+        ["t", "x" * points.POINT_LIMIT, "TEXT", "TORCH_TENSORBOARD", {}],
+    ],
+    ids=lambda point: json.dumps(point)[:50],
+)
+def test_a_point_without_its_form_is_not_taken(point: list[Any]) -> None:
+    with pytest.raises(ValueError) as error:
+        points.decode(json.dumps(point).encode())
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+def test_a_call_brings_so_many_points(tracker: points.Tracker, fired: Fired) -> None:
+    line = points.encode(scalar(1))
+    assert sent(tracker, *[line] * points.AT_ONCE).status == 200
+    assert sent(tracker, *[line] * (points.AT_ONCE + 1)).status == 400
+    assert sent(tracker, *[b""] * 10_000).status == 400
+    tracker.close()
+    assert len(fired.points) == points.AT_ONCE
+
+
+def test_a_site_that_floods_costs_no_other_sites_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points, "WAITING_BYTES", 10_000)
+    go, fired = threading.Event(), Fired()
+
+    def fire(site: str, dxo: DXO) -> None:
+        go.wait()
+        fired(site, dxo)
+
+    tracker = points.Tracker(fire, lambda site, reason: None)
+    text = json.dumps(["t", "x" * 5000, "TEXT", "TORCH_TENSORBOARD", {}]).encode()
+    sent(tracker, *[text] * 400)
+    sent(tracker, points.encode(scalar(1)), site="site-2")
+    go.set()
+    tracker.close()
+    assert len([site for site, _ in fired.points if site == "site-1"]) < 5
+    assert fired.steps("site-2") == [1]
+
+
+def test_what_mlflow_refuses_of_one_site_keeps_back_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def flush(site: str) -> None:
+        flushed.append(site)
+        if site == "site-1":
+            raise RuntimeError("Invalid metric name\x1b[2K")
+
+    receiver, inner = trackers.MLflow(), Inner(tmp_path)
+    inner.buffer = {site: {"METRICS": [1]} for site in ("site-1", "site-2")}
+    monkeypatch.setattr(inner, "flush_buffers", flush, raising=False)
+    monkeypatch.setattr(receiver, "_inner", inner)
+    receiver._flush()
+    assert flushed == ["site-1", "site-2"]
+    assert r"MLflow refused what site-1 logged: Invalid metric name\x1b[2K" in caplog.text
+    assert trackers._mlflow_name("acc (top-5) %$\\frac") == "acc _top-5_ ___frac"

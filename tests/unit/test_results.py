@@ -303,6 +303,65 @@ def test_a_bad_download_leaves_the_old_results_and_nothing_else(
     assert not (folder.parent.parent / "evil").exists()
 
 
+@pytest.mark.parametrize(
+    "tail", ['{"event": "reply", "rou', "\\x00\\x00", "[1, 2]", '{"event": "round", "round": "1", "t": 1}']
+)
+def test_a_torn_or_foreign_last_line_costs_itself_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tail: str
+) -> None:
+    send(monkeypatch, {**FILES, "workspace/events.jsonl": FILES["workspace/events.jsonl"] + tail})
+    assert results.collect("admin", "j-1")["rounds"] == summary.rounds_of(EVENTS)
+
+
+NAMES = ["loss $\\frac{$", "loss\x1b[2K\r85 s  FINISHED:COMPLETED\n", "\u202eloss", "$", "損失 loss", "_loss"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("error")
+def test_there_is_a_picture_whatever_the_names_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    events = [reply(n, name, kind, n, 1, **{name: 0.5}) for n in (1, 2) for kind in ("train", "evaluate")]
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    meta = json.dumps({**META, "name": name})
+    send(monkeypatch, {**FILES, "workspace/events.jsonl": lines, "meta.json": meta})
+    outcome = results.collect("admin", "j-1")
+    results.tell(outcome)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().err
+    assert "No picture" not in told and "\x1b" not in told and "\r" not in told and "\u202e" not in told
+    assert not any(line.startswith("85 s") for line in told.splitlines())
+
+
+def test_results_arrive_without_a_picture_that_cannot_be_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def savefig(figure: Figure, path: Path) -> None:
+        path.write_text("half")
+        raise ValueError("too\x1b[2K large")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    send(monkeypatch, FILES)
+    assert results.collect("admin", "j-1")["rounds"]
+    assert not (folder / "curves.png").exists() and (folder / "summary.json").is_file()
+    assert (
+        r"No picture: the curves could not be drawn (ValueError: too\x1b[2K large)" in capsys.readouterr().err
+    )
+
+
+def test_numbers_that_are_too_large_for_json_or_a_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [reply(n, "s", "train", n, 10**9, loss=1.7e308, accuracy=-(2.0**62)) for n in (1, 10**9 - 1)]
+    send(
+        monkeypatch,
+        {**FILES, "workspace/events.jsonl": "".join(json.dumps(event) + "\n" for event in events)},
+    )
+    outcome = results.collect("admin", "j-1")
+    json.dumps(outcome, allow_nan=False)
+    assert (folder / "summary.json").is_file()
+
+
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     for name in ("../out", "/tmp/out"):
         buffer = io.BytesIO()

@@ -439,6 +439,57 @@ def test_no_jobs_yet(fake: Fake, flowerbed: Run) -> None:
     assert "./flowerbed submit" in flowerbed("jobs")[2]
 
 
+EVIL = "\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n   86 s  more\u202e"
+
+
+def harmless(text: str) -> None:
+    """Nothing in what was printed acts on a terminal, and no line of it poses as one of ours."""
+    assert not set(text) & set("\x1b\x07\r\u202e\x9b"), text
+    assert not any(line.strip().startswith(("85 s", "86 s")) for line in text.splitlines()), text
+
+
+def test_wait_shows_what_a_site_sends_as_text(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = [
+        {"event": "status", "status": "RUNNING", "submitted": 0, "t": 0},
+        {"event": "refused", "site": "site-2", "reason": EVIL, "t": 1},
+        {"event": "round", "round": 1, "of": None, "t": 1},
+        reply("site-1", EVIL, 30, 2, **{EVIL: 0.5, "loss $\\frac{$": 1.0}),
+        {**reply("site-1", "train", 30, 3), "error": EVIL},
+        {"event": "end", "status": "FINISHED:EXECUTION_EXCEPTION", "reason": EVIL, "t": 4},
+    ]
+    fake.answer("wait", out=lines(*events))
+    main(["wait", "j-1"])
+    told = capsys.readouterr().err
+    harmless("\n".join(line for line in told.splitlines() if not line.startswith("    ")))
+    assert not set(told) & set("\x1b\x07\r\u202e"), told
+    assert r"\x1b]52;c;aGk=\x07" in told and "loss $" in told
+    # A reason keeps its lines, moved in.
+    assert "       86 s  more" in told
+
+
+def test_jobs_shows_names_and_reasons_as_text(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    job = {"job_id": "j-1", "name": EVIL, "status": "FINISHED:X", "submit_time": 1.0, "reason": EVIL * 50}
+    fake.answer("list", out=lines({"jobs": [job]}))
+    main(["jobs"])
+    told = capsys.readouterr().err
+    harmless(told)
+    assert len(told) < 2000
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_logs_act_on_no_terminal_and_come_whole_into_a_file(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    fake.answer("logs", out=EVIL)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    main(["logs", "j-1"])
+    out = capsys.readouterr().out
+    assert (out == EVIL) != terminal
+    assert bool(set(out) & set("\x1b\x07\r")) != terminal
+
+
 def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake.answer("logs", out="one\ntwo\n")
     assert main(["logs", "j-1", "--site", "site-1"]) == 0

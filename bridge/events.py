@@ -1,0 +1,78 @@
+"""A job's events, as they are read back from `events.jsonl`.
+
+The job's process writes one JSON object a line. It may be killed while it writes, the disk may be full, and
+an app that is not confined may write there too. So a line that is no event is passed over, and costs itself
+only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+LINE_LIMIT = 4 * 1024 * 1024
+"""Characters of one event: a reply with all that `observe` lets through has a tenth."""
+
+ROUND_LIMIT = 10**9
+"""Rounds have smaller numbers."""
+
+
+def read(file: Path) -> Iterator[Event]:
+    """The events of a file; none if there is no such file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            yield from parse(lines)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return
+
+
+def parse(lines: Iterable[str]) -> Iterator[Event]:
+    """The events among `lines`."""
+    for line in lines:
+        if len(line) > LINE_LIMIT:
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if _is_event(value):
+            yield value
+
+
+def _is_event(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return False
+    if "t" in value and not _is_number(value["t"]):
+        return False
+    match value["event"]:
+        case "round":
+            return _is_round(value.get("round")) and "t" in value
+        case "reply":
+            metrics = value.get("metrics") or {}
+            return (
+                _is_round(value.get("round"))
+                and "t" in value
+                and all(isinstance(value.get(key), str) for key in ("site", "kind"))
+                and isinstance(value.get("error") or "", str)
+                and (value.get("num_examples") is None or _is_number(value["num_examples"]))
+                and isinstance(metrics, dict)
+                and all(_is_number(metric) for metric in metrics.values())
+            )
+        case "tracked":
+            return isinstance(value.get("points"), dict)
+        case "run ended":
+            return isinstance(value.get("reason"), str)
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    # JSON's integers have no limit here, and a float has.
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_round(value: Any) -> bool:
+    return type(value) is int and 0 <= value < ROUND_LIMIT
