@@ -119,7 +119,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "status": meta.get("status"),
         # What the server knows goes before what the job's own process saw: it may have been told to stop.
         "reason": str(meta.get("flowerbed_reason") or "")
-        or next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
+        or next((str(e.get("reason") or "") for e in reversed(events) if e.get("event") == "run ended"), ""),
         "retried_as": meta.get("flowerbed_retried_as"),
         "refused": meta.get("flowerbed_refused") or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),

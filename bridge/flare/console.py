@@ -67,6 +67,9 @@ INPUT_LIMIT = 256 * 1024 * 1024
 FOLDER = "job"
 """The folder in which a job goes to the server, whatever its own name is."""
 
+RUN_ENDED = "run ended"
+"""The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
+
 Session = Any
 
 
@@ -453,6 +456,14 @@ class _Told:
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell an event; of a site that refused only once, since job and keeper both know of it."""
+        if event.get("event") == "refused":
+            if event["site"] in self.refused:
+                return
+            self.refused.add(event["site"])
+        _say(event)
+
 
 def _wait(args: argparse.Namespace) -> None:
     """Tell the job's events as they come, until it has ended; also when the server restarts meanwhile."""
@@ -480,23 +491,22 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
         told.status = now
         if now != NOT_STARTED:  # There, it is the reason.
             for site, why in _kept(meta)["refused"].items():
-                if site not in told.refused:
-                    told.refused.add(site)
-                    _say({"event": "refused", "site": site, "reason": why, "t": time.time()})
+                told.tell({"event": "refused", "site": site, "reason": why, "t": time.time()})
         if now.startswith("FINISHED"):
             break
         if now == "RUNNING":
             for event in _new_events(session, args.job, told.events):
                 told.events += 1
-                _say(event)
+                told.tell(event)
         if deadline is not None and time.monotonic() > deadline:
             raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
         time.sleep(POLL)
     reason = ""
     for number, event in enumerate(_final_events(session, args.job)):
         if number >= told.events:
-            _say(event)
-        reason = event.get("reason", reason)
+            told.tell(event)
+        if event.get("event") == RUN_ENDED:
+            reason = event.get("reason", "")
     noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     with _flare_errors():
         # Once more: what the keeper notes comes just after the status.

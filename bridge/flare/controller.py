@@ -27,9 +27,10 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
+from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, import_path, meta, points, same_app, teardown
+from bridge.flare import channel, import_path, meta, notes, points, same_app, teardown
 from bridge.flower import environment, fab, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
@@ -111,6 +112,7 @@ class FlowerController(Controller):
         self.min_sites = min_sites
         self.grace = grace
         self._events: Events | None = None
+        self._cell: Cell | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
@@ -139,8 +141,9 @@ class FlowerController(Controller):
             on_replaced=self._remove_node,
             beside={points.PATH: self._tracker.take, same_app.PATH: same_app.take(self._site_left)},
         )
+        self._cell = channel.cell_of(fl_ctx)
         channel.ServerLink(
-            channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
+            self._cell, self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
         )
         engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
@@ -319,6 +322,8 @@ class FlowerController(Controller):
         log.error("%s takes no part any more: %s", site, reason)
         self._audit(site, reason)
         self._events.emit({"event": "refused", "site": site, "reason": reason, "t": time.time()})
+        if self._cell is not None:
+            notes.send(self._cell, site, reason)
         for node_id, name in self._forwarder.nodes().items():
             if name == site and self._superlink is not None:
                 self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))

@@ -9,20 +9,21 @@ meta, whatever stood there before.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nvflare.apis.app_validation import AppValidationKey
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey, SystemComponents
+from nvflare.apis.fl_constant import FLContextKey, RunProcessKey, SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey, RunStatus
 from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-from bridge.flare import contents, meta, settings
+from bridge.flare import contents, meta, notes, settings
 from bridge.flare.parent import SERVER
 from bridge.flare.policy import may_bring_code
 
@@ -35,7 +36,9 @@ class JobPolicy(FLComponent):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the server's own process."""
         if event_type == EventType.SYSTEM_START:
-            watch_submissions(Path(fl_ctx.get_engine().args.workspace))
+            engine = fl_ctx.get_engine()
+            watch_submissions(Path(engine.args.workspace))
+            notes.receive(engine.server.cell, partial(_note_refusal, engine))
         elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
             self._look(fl_ctx)
 
@@ -71,6 +74,18 @@ class JobPolicy(FLComponent):
             manager.set_status(job, RunStatus.FAILED_TO_RUN, fl_ctx)
         except Exception:
             log.exception("job %s, which is refused, could not be closed", job)
+
+
+def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
+    """A site has left a running job, since it was handed another app than it has checked."""
+    process = engine.run_processes.get(job) or {}
+    if site not in {client.name for client in (process.get(RunProcessKey.PARTICIPANTS) or {}).values()}:
+        log.warning("%s refuses job %s, of which it is not", site, job)
+        return
+    manager = engine.get_component(SystemComponents.JOB_MANAGER)
+    with engine.new_context() as fl_ctx:
+        known = manager.get_job(job, fl_ctx).meta.get(meta.REFUSED) or {}
+        manager.update_meta(job, {meta.REFUSED: {**known, site: reason}}, fl_ctx)
 
 
 def mark(known: dict[str, Any], found: contents.Contents) -> None:
