@@ -53,7 +53,8 @@ def test_another_app_than_the_signed_one_runs_at_no_site(federation: Federation)
         [*command, base64.b64encode(content).decode()], stdout=subprocess.PIPE, text=True
     ) as taken_over:
         assert taken_over.stdout is not None and taken_over.stdout.readline() == "ready\n"
-        outcome = federation.verb("wait", federation.submit("numpy-add", "--rounds", "1"))
+        job = federation.submit("numpy-add", "--rounds", "1", "--sites", "site-1,site-2")
+        outcome = federation.verb("wait", job)
     assert taken_over.returncode == 0, "the server handed out the right app"
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION"), outcome.text
     reason = outcome.value["reason"]

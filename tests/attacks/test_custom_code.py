@@ -54,7 +54,8 @@ tell(answers)
 
 ADD = r"""
 import pathlib, sys, zipfile
-(stored,) = (p for p in pathlib.Path("/workspace/store/jobs", sys.argv[1]).iterdir() if zipfile.is_zipfile(p))
+files = [p for p in pathlib.Path("/workspace/store/jobs", sys.argv[1]).iterdir() if zipfile.is_zipfile(p)]
+(stored,) = (p for p in files if "job/meta.json" in zipfile.ZipFile(p).namelist())
 with zipfile.ZipFile(stored, "a") as archive:
     archive.writestr("job/app_site-1/config/x.so", b"")
 """
