@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ LOG_RECEIVER, FLARES_LOG_RECEIVER = (
 
 POLICY = "bridge.flare.policy.CodePolicy"
 """A component of each site's client: see there."""
+
+JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
+"""A component of the server's process, and one that FLARE asks at server and sites about each job's part."""
 
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
@@ -158,6 +162,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "resources.json.default", _keep_store_in_volume)
                 _edit(local / "resources.json.default", _keep_jobs)
                 _edit(local / "resources.json.default", _bound_logs)
+                _edit(local / "resources.json.default", _look_into_jobs)
                 _edit(local / "resources.json.default", self._bound_jobs)
                 _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
@@ -166,6 +171,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
                 _edit(local / "resources.json.default", _allow_bridge)
                 _edit(local / "resources.json.default", _keep_house)
+                _edit(local / "resources.json.default", partial(_look_at_parts, participant.type))
                 _edit(local / "authorization.json.default", _allow_deployed_apps)
                 _edit(local / "authorization.json.default", _leave_operating_to_operators)
                 if not participant.get_prop(CUSTOM_CODE, True):
@@ -281,6 +287,17 @@ def _forbid_custom_code(policy: dict[str, Any]) -> None:
 def _ask_for_all_code(resources: dict[str, Any]) -> None:
     resources["components"].append({"id": "flowerbed_policy", "path": POLICY, "args": {}})
     resources["class_allow_list"] = [*resources["class_allow_list"], POLICY]
+
+
+def _look_into_jobs(resources: dict[str, Any]) -> None:
+    resources["components"].append({"id": "flowerbed_policy", "path": JOB_POLICY, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_POLICY]
+
+
+def _look_at_parts(kind: str, resources: dict[str, Any]) -> None:
+    """FLARE's own place for it (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
+    resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
+    resources["class_allow_list"] = [*resources["class_allow_list"], PART_POLICY]
 
 
 def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ VERBS = (
     "up",
     "status",
     "submit",
+    "hash",
     "jobs",
     "wait",
     "logs",

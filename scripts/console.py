@@ -26,7 +26,8 @@ CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
 acting_as: dict[str, str] = {}
 """Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
 
-PROGRAM = ("python", "-m", "bridge.flare.console")
+PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
+"""-P: what lies in the container's working directory, a volume, is not imported."""
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
+from bridge.flower import fab
 from scripts.copies import COMPOSE, Federation, copy_of_files
+from scripts.core import ROOT
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
@@ -45,13 +47,17 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
 MORE = """
   - {name: site-3, type: client, org: flowerbed}
   - {name: site-4, type: client, org: flowerbed, egress: any}
-  - {name: site-5, type: client, org: flowerbed, custom_code: false}
+  - {name: site-5, type: client, org: flowerbed, custom_code: false, allowed_apps: [ALLOWED]}
   - name: member@flowerbed.example
     type: admin
     org: flowerbed
     role: member
 """
 """What is added to the shared federation's project.yml for those tests that need more of everything."""
+
+
+VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quickstart")
+"""The deployed apps that site-5 allows."""
 
 
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
@@ -150,7 +156,8 @@ def larger(federation: Federation) -> Federation:
     before = federation.kits
     project = federation.root / "project.yml"
     text = project.read_text()
-    project.write_text(text.replace("\nbuilders:", MORE + "\nbuilders:"))
+    allowed = ", ".join(f'"{fab.sha256(fab.build(ROOT / app))}"' for app in VETTED)
+    project.write_text(text.replace("\nbuilders:", MORE.replace("ALLOWED", allowed) + "\nbuilders:"))
     added = federation.must("provision")["added"]
     assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
     federation.must("data")

@@ -1,5 +1,5 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta, an app command, a call,
-and a default."""
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta, one app command, and
+a default."""
 
 GRACE = 900.0
 """Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
@@ -31,10 +31,6 @@ SITES = "flowerbed_sites"
 
 STARTS = "flowerbed_starts"
 """How often each site's part was started anew, by the site's name. A number that only the server writes."""
-
-LEAVE = "/flowerbed/leave"
-"""The path of a call by which a site says that it ends its part in the job, and why: not one of Flower's, so
-no gateway lets it pass."""
 
 SITES_TOPIC = "flowerbed.sites"
 """The app command by which the server's own process lets the job's process look at its sites' tokens anew."""

@@ -377,7 +377,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = "compose exec -T admin python -m bridge.flare.console"
+ASK = "compose exec -T admin python -P -m bridge.flare.console"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},

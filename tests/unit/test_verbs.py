@@ -136,8 +136,9 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
     assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
     assert "./flowerbed wait j-1" in told
     [words] = fake.calls
-    assert words[:6] == ["exec", "-T", "ann-bee", "python", "-m", "bridge.flare.console"]
-    assert words[6:] == [
+    # -P: nothing is imported from the container's working directory, which is a volume.
+    assert words[:7] == ["exec", "-T", "ann-bee", "python", "-P", "-m", "bridge.flare.console"]
+    assert words[7:] == [
         "submit",
         "--run-config=array-size=7",
         "--rounds=5",
@@ -168,7 +169,7 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
         "submit", "--deployed", "adding", "--rounds", 5, "--run-config", "array-size=7"
     )
     assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
-    assert fake.calls[0][6:] == ["submit", "--deployed=adding", "--run-config=array-size=7", "--rounds=5"]
+    assert fake.calls[0][7:] == ["submit", "--deployed=adding", "--run-config=array-size=7", "--rounds=5"]
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert tar.getnames() == ["pyproject.toml"]
 
@@ -302,7 +303,7 @@ def test_a_job_folder_is_exported_and_submitted_as_it_is(fake: Fake, flowerbed: 
     folder = tmp_path / "jobs" / "mine"
     assert flowerbed("submit", APP, "--export", folder, "--rounds", 2)[1]["folder"] == str(folder)
     assert (folder / "app" / "config" / "config_fed_server.json").is_file()
-    assert fake.calls[0][6:] == ["export", "--rounds=2"]
+    assert fake.calls[0][7:] == ["export", "--rounds=2"]
     assert flowerbed("submit", APP, "--export", folder)[0] == 0, "an earlier export may be replaced"
 
     assert flowerbed("submit", folder)[1]["job_id"] == "j-2"
@@ -447,7 +448,7 @@ def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS))
     code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
     assert code == 1 and "before its end" in outcome["error"]
-    assert fake.calls[0][6:] == ["wait", "j-1", "--timeout", "5.0"]
+    assert fake.calls[0][7:] == ["wait", "j-1", "--timeout", "5.0"]
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_so(
@@ -551,7 +552,7 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     fake.answer("logs", out="one\ntwo\n")
     assert main(["logs", "j-1", "--site", "site-1"]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
-    assert fake.calls[0][6:] == ["logs", "j-1", "--site", "site-1"]
+    assert fake.calls[0][7:] == ["logs", "j-1", "--site", "site-1"]
 
 
 def test_wait_for_a_job_that_runs_already_counts_from_its_first_round(fake: Fake, flowerbed: Run) -> None:
@@ -620,8 +621,8 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert code == 0
     data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
     assert steps == ["engine", "provision", "build", data_step, "up"]
-    assert fake.calls[0][6:] == ["submit", "--run-config=min-available-clients=2", "--rounds=2"]
-    assert fake.calls[1][6:] == ["wait", "j-1"]
+    assert fake.calls[0][7:] == ["submit", "--run-config=min-available-clients=2", "--rounds=2"]
+    assert fake.calls[1][7:] == ["wait", "j-1"]
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7
 
@@ -636,3 +637,26 @@ def test_quickstart_stops_at_the_first_step_that_fails(
     code, outcome, _ = flowerbed("quickstart")
     assert (code, outcome) == (1, {"error": "the disk is full"})
     assert steps == ["engine", "provision"] and fake.calls == []
+
+
+def test_hash_prints_what_the_console_makes_of_the_app(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fake.answer("hash", reads=True, out='{"hash": "ab12", "app": "numpy-add", "version": "1.0.0"}\n')
+    code, outcome, _ = flowerbed("hash", APP)
+    assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0"})
+    assert fake.calls[0][7:] == ["hash"]
+    capsys.readouterr()
+    assert main(["hash", str(APP)]) == 0 and capsys.readouterr().out == "ab12\n"
+    (tmp_path / "meta.json").write_text('{"name": "x"}')
+    code, outcome, _ = flowerbed("hash", tmp_path)
+    assert code == 2 and "is a job folder" in outcome["error"]
+
+
+@pytest.mark.parametrize("name", ["/workspace/nvflare", "../x", "", "a/b", ".x", "-x", "a b", 7, None])
+def test_a_job_folder_with_a_name_that_leads_elsewhere_is_refused(
+    fake: Fake, flowerbed: Run, tmp_path: Path, name: object
+) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"name": name}))
+    code, outcome, _ = flowerbed("submit", tmp_path)
+    assert code == 2 and "expected letters, digits" in outcome["error"] and fake.calls == []
