@@ -644,7 +644,7 @@ def test_hash_prints_what_the_console_makes_of_the_app(
 ) -> None:
     fake.answer("hash", reads=True, out='{"hash": "ab12", "app": "numpy-add", "version": "1.0.0"}\n')
     code, outcome, _ = flowerbed("hash", APP)
-    assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0"})
+    assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0", **ANN})
     assert fake.calls[0][7:] == ["hash"]
     capsys.readouterr()
     assert main(["hash", str(APP)]) == 0 and capsys.readouterr().out == "ab12\n"
