@@ -90,10 +90,22 @@ def copy_of_checkout(
     """
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     federation = copy_of_files(folder, name, more_sites, settings, scheme, max_jobs)
-    federation.must("provision")
-    federation.must("data")
-    federation.must("build", timeout=1800)
+    _as_under_umask_077(federation)
+    mask = os.umask(0o077)
+    try:
+        federation.must("provision")
+        federation.must("data")
+        federation.must("build", timeout=1800)
+    finally:
+        os.umask(mask)
     return federation
+
+
+def _as_under_umask_077(federation: Federation) -> None:
+    """Take from what goes into the images what a hardened host's umask takes when it is cloned."""
+    for name in ("bridge", "images"):
+        for path in (federation.root / name, *(federation.root / name).rglob("*")):
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 # pytest-docker's own fixtures, which start the federation and end it whatever happens.
