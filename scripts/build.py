@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, ownership
+from scripts import compose, core, engine, images, leftovers, ownership
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
@@ -98,6 +98,7 @@ def build(
         _tell(name, images.build("mlflow", name, fresh=fresh))
         built.append(name)
     images.forget_old()
+    leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
     size = core.run([engine.docker(), "image", "inspect", "--format", "{{.Size}}", runtime])
     megabytes = round(int(core.must(size, "docker image inspect")) / 1e6)
