@@ -102,7 +102,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
         # The consoles mount the one, the server the other; a missing source would stop them.
         for folder in ("jobs", "deployed"):
-            (ROOT / folder).mkdir(exist_ok=True)
+            if not (ROOT / folder).exists():
+                (ROOT / folder).mkdir()
+                # For the containers' user too, whatever the umask is.
+                (ROOT / folder).chmod(0o755)
         dotenv.write(
             ROOT / ".env",
             {

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from scripts import core
 from scripts.core import Failure, say
 
 # In the order in which a new user needs them.
@@ -87,9 +88,15 @@ def main(argv: list[str] | None = None) -> int:
     except Failure as failure:
         say(f"flowerbed {args.verb}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
+    except OSError as error:
+        text = core.explain_os_error(error)
+        say(f"flowerbed {args.verb}: {text}")
+        outcome, code = {"error": text}, 1
     except KeyboardInterrupt:
         say(f"flowerbed {args.verb}: interrupted")
         outcome, code = {"error": "interrupted"}, 130
+    finally:
+        core.give_back()
     if identity := _acting_as():
         outcome = {**outcome, "as": dict(identity)}
     if args.format == "json":

@@ -134,7 +134,7 @@ def check_disk() -> Finding:
     """Is there room for the next build?"""
     places = [path for path in (images.storage(), core.ROOT) if path is not None]
     free, path = min((images.free_gb(path), path) for path in places)
-    needed = images.REBUILD_GB if images.has(images.BASE) else images.FIRST_BUILD_GB
+    needed = images.REBUILD_GB if images.has(images.base()) else images.FIRST_BUILD_GB
     found = f"{free:.1f} GB free at {path}, a build needs about {needed:.0f}"
     level: Level = "fail" if free < needed else "warn" if free < ROOMY * needed else "ok"
     return Finding("disk", level, found, "" if level == "ok" else "docker system df shows what Docker holds")
@@ -142,10 +142,11 @@ def check_disk() -> Finding:
 
 def check_base() -> Finding:
     """Is the base image here?"""
-    if not images.has(images.BASE):
-        return Finding("base image", "warn", f"no {images.BASE} yet", "./flowerbed build pulls or makes it")
+    base = images.base()
+    if not images.has(base):
+        return Finding("base image", "warn", f"no {base} yet", "./flowerbed build pulls or makes it")
     made = " (a stand-in, made here from Debian packages)" if images.is_stand_in() else ""
-    return Finding("base image", "ok", images.BASE + made)
+    return Finding("base image", "ok", base + made)
 
 
 def check_wheels(architecture: str) -> Finding:

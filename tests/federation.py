@@ -109,10 +109,22 @@ def copy_of_checkout(
     for line, more in (limits or {}).items():
         assert line in project.read_text(), line
         project.write_text(project.read_text().replace(line, line + more))
-    federation.must("provision")
-    federation.must("data")
-    federation.must("build", timeout=1800)
+    _as_under_umask_077(federation)
+    mask = os.umask(0o077)
+    try:
+        federation.must("provision")
+        federation.must("data")
+        federation.must("build", timeout=1800)
+    finally:
+        os.umask(mask)
     return federation
+
+
+def _as_under_umask_077(federation: Federation) -> None:
+    """Take from what goes into the images what a hardened host's umask takes when it is cloned."""
+    for name in ("bridge", "images"):
+        for path in (federation.root / name, *(federation.root / name).rglob("*")):
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 # pytest-docker's own fixtures, which start the federation and end it whatever happens.

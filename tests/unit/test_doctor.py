@@ -29,6 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.setenv("PATH", str(docker.folder))
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
+    monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(core, "ROOT", root)
     for name, value in {"WHEELS": root / "wheels", "WHEELS_STAMP": root / "wheels.stamp"}.items():
         monkeypatch.setattr(images, name, value)
@@ -65,6 +66,7 @@ def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
 def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     images.WHEELS.mkdir()
     images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
+    (images.WHEELS / images.LOCK).touch()
     code, found, told = examine()
     assert code == 0 and levels(found) == {}, told
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}

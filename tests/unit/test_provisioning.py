@@ -502,7 +502,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True
         assert service["init"] is True
-        assert int(service["mem_limit"]) > 0
+        assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0
+        assert list(service["ulimits"]) == ["core"]
         assert service["pids_limit"] > 0
         assert service["build"]["context"] == str(wide)
         assert service["build"]["target"] == "participant"
@@ -556,7 +557,7 @@ def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Pa
         assert service["user"] == "10001:10001" and service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True and service["init"] is True
-        assert int(service["mem_limit"]) > 0 and service["pids_limit"] > 0
+        assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0 and service["pids_limit"] > 0
         assert "build" not in service and "healthcheck" in service
         ((source, target, fixed),) = (
             (m["source"], m["target"], m.get("read_only", False)) for m in service["volumes"]
