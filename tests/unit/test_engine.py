@@ -506,6 +506,7 @@ def test_a_kit_for_this_machine_dials_the_published_port(checkout: Checkout, flo
     ):
         bound_to(address)
         code, outcome, _ = flowerbed("kit")
+        assert outcome.pop("as")["role"] == "project_admin"
         assert (code, outcome) == (
             0,
             {"kit": "workspace/flowerbed/here/admin", "user": "admin@x.example", "host": host, "port": port},
