@@ -28,8 +28,8 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, meta, points, teardown
-from bridge.flower import environment, in_order, versions, wire
+from bridge.flare import channel, confining, meta, points, teardown
+from bridge.flower import confinement, environment, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
     BadApp,
@@ -102,6 +102,7 @@ class FlowerController(Controller):
         self.run_config = run_config or {}
         self.min_sites = min_sites
         self.grace = grace
+        self._confinement = confinement.UNCONFINED
         self._events: Events | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
@@ -143,6 +144,7 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
+            self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))
             run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
             while not run.done():
                 if abort_signal.triggered:
@@ -151,7 +153,7 @@ class FlowerController(Controller):
             run.result()
         except concurrent.futures.CancelledError:
             reason = self._fatal or meta.ABORTED
-        except (RunFailed, BadApp, versions.UnsupportedFlower) as failure:
+        except (RunFailed, BadApp, versions.UnsupportedFlower, confining.NotConfined) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
@@ -191,6 +193,7 @@ class FlowerController(Controller):
                 in_order=None if self.in_order is None else work_dir / in_order.TOLD,
                 ready_within=self.superlink_ready_timeout,
                 extra_env=extra_env,
+                confinement=self._confinement,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
@@ -244,9 +247,10 @@ class FlowerController(Controller):
             teardown.shorten()
             if self._stopping is not None:
                 self._loop.run(_done(self._stopping))
-            # What Flower unpacked of the app is no result.
+            # What Flower unpacked of the app is no result, nor is what was temporary.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
-            shutil.rmtree(run_dir / environment.HOME, ignore_errors=True)
+            for folder in (environment.HOME, confinement.TEMP):
+                shutil.rmtree(run_dir / folder, ignore_errors=True)
 
     def _admit(self, site: str, flwr: str) -> str | None:
         """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""

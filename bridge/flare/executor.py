@@ -24,9 +24,10 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, meta, points, teardown
+from bridge.flare import bell, channel, confining, meta, points, teardown
 from bridge.flower import environment, versions
 from bridge.flower.app import imports
+from bridge.flower.confinement import UNCONFINED
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
@@ -71,6 +72,7 @@ class FlowerExecutor(Executor):
         self.extra_env = extra_env
         self.warm = warm
         self.supernode = supernode
+        self._confinement = UNCONFINED
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
@@ -106,8 +108,16 @@ class FlowerExecutor(Executor):
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
-        bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         engine = fl_ctx.get_engine()
+        config_dir = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id()))
+        bootstrap = config_dir / ANALYTICS_BOOTSTRAP_FILE
+        try:
+            root = Path(engine.get_workspace().get_root_dir())
+            self._confinement = confining.confinement(root, bootstrap)
+        except (confining.NotConfined, ValueError) as wrong:
+            self.system_panic(str(wrong), fl_ctx)
+            return
+        bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         run_dir = Path(engine.get_workspace().get_run_dir(job_id))
@@ -123,9 +133,7 @@ class FlowerExecutor(Executor):
         app = Path(engine.get_workspace().get_app_custom_dir(job_id))
         warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
         self._points = points.Points(self._loop.loop)
-        config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
-        bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
-        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
+        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
         first = 1 + starts * INCARNATIONS
         self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
 
@@ -151,7 +159,14 @@ class FlowerExecutor(Executor):
             assert self._gateway is not None
             home = run_dir / environment.HOME
             supernode = await start_supernode(
-                self._gateway.port, work_dir, home, config, warmth, self.supernode, variables
+                self._gateway.port,
+                work_dir,
+                home,
+                config,
+                warmth,
+                self.supernode,
+                variables,
+                self._confinement,
             )
             self._sees_connections = await asyncio.to_thread(shows_connections, supernode.pid)
             return supernode
