@@ -40,6 +40,9 @@ SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
 EGRESS, EGRESSES = "egress", ("server", "any")
 """Where an app may connect to from a server or site."""
 
+ELSEWHERE = "elsewhere"
+"""The key of a site, relay or admin that says whether its container runs on another machine."""
+
 ALLOWED_APPS = "allowed_apps"
 """The key of a site that lists the hashes of the deployed apps that it runs."""
 
@@ -167,7 +170,12 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _policy(entry: Entry) -> Iterator[str]:
-    """What a server or site decides for itself."""
+    """What a server or site decides for itself, and where it runs."""
+    if ELSEWHERE in entry.properties and entry.type == "server":
+        yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
+    if not isinstance(entry.properties.get(ELSEWHERE, False), bool):
+        found = _kind(entry.properties[ELSEWHERE])
+        yield f"{entry.who}: expected {ELSEWHERE} to be true or false; found {found}."
     for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS):
         if key in entry.properties and entry.type not in ("server", "client"):
             yield f"{entry.who}: {key} is for the server and for sites; leave it out."

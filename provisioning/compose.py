@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
-from provisioning import dotenv, note
+from provisioning import dotenv, networks, note
 from provisioning.checks import TOOLS
 from provisioning.names import service_name
 
@@ -27,8 +26,8 @@ FRAGMENTS = {
 }
 """Which file (and service) of compose/ stands for which type of participant."""
 
-NETWORK = "tracking"
-"""The network of the server and what shows the curves (`TOOLS`, each with a volume of its own name)."""
+PROFILE = "elsewhere"
+"""The Compose profile of those that run on another machine. `up` here leaves them out."""
 
 HEADER = """\
 # Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
@@ -81,19 +80,23 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
 
 def render(project: Project, prod: Path) -> str:
     """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
-    server = project.get_server()
-    people = [server, *project.get_relays(), *project.get_clients(), *project.get_admins()]
+    people = [project.get_server(), *project.get_relays(), *project.get_clients(), *project.get_admins()]
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
+    joined = networks.of_project(project)
     content = {
-        "services": {service_name(p.name): _service(p, server, prod) for p in people} | tools,
+        "services": {
+            service_name(p.name): _service(p, project, prod) | joined.of(service_name(p.name)) for p in people
+        }
+        | tools,
+        # Each tool has a volume of its own name.
         "volumes": {name: {} for name in (*(service_name(p.name) for p in people), *TOOLS)},
-        "networks": {NETWORK: {}},
+        "networks": joined.defined,
     }
     text: str = yaml.safe_dump(content, sort_keys=False, width=200)
     return HEADER + text
 
 
-def _service(participant: Participant, server: Participant, prod: Path) -> dict[str, Any]:
+def _service(participant: Participant, project: Project, prod: Path) -> dict[str, Any]:
     name, role = service_name(participant.name), FRAGMENTS[participant.type]
     service: dict[str, Any] = {
         "extends": {"file": f"compose/{role}.yaml", "service": role},
@@ -103,14 +106,15 @@ def _service(participant: Participant, server: Participant, prod: Path) -> dict[
         "labels": {"org.flowerbed.participant": participant.name},
         "volumes": [f"{name}:/workspace"],
     }
-    if participant is server:
-        port = server.get_prop("fed_learn_port", 8002)
+    if participant.type == ParticipantType.SERVER:
+        port = participant.get_prop("fed_learn_port", 8002)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
-        names = [server.get_default_host(), *server.get_prop("host_names")]
-        return service | _aliases(names, name)
-    target = participant.get_connect_to()
-    upstream = target.name if target and target.name else server.name
-    service["depends_on"] = {upstream: {"condition": "service_healthy"}}
+        return service
+    upstream = networks.upstream(participant, project)
+    if networks.is_elsewhere(participant):
+        service["profiles"] = [PROFILE]
+    elif not networks.is_elsewhere(upstream):
+        service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
     if participant.type == ParticipantType.CLIENT:
         service["volumes"].append(
             {
@@ -122,24 +126,7 @@ def _service(participant: Participant, server: Participant, prod: Path) -> dict[
                 "bind": {"create_host_path": False},
             }
         )
-    elif participant.type == ParticipantType.RELAY:
-        listening = participant.get_listening_host()
-        service |= _aliases([listening.default_host, *(listening.host_names or [])], name)
     return service
-
-
-def _aliases(names: list[str], own: str) -> dict[str, Any]:
-    """Every name of a listener leads to its container, so that kits made for the outside also work inside."""
-    aliases = [n for n in dict.fromkeys(names) if n not in (own, "localhost") and not _is_address(n)]
-    return {"networks": {"default": {"aliases": aliases}}} if aliases else {}
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _same(old: Path, new: Path, compose: str) -> bool:

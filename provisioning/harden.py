@@ -76,6 +76,9 @@ the connection for dead. By itself TCP would find that out after a quarter of an
 a stall in steps of up to two minutes. A slow line is not a dead one: on one of 1 Mbit/s the question may
 have to wait behind a megabyte, which is 8 s."""
 
+HANDSHAKE_WITHIN = 10_000
+"""Milliseconds."""
+
 GRPC_OPTIONS = {
     # FLARE's own two (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any replaces them.
     "grpc.max_send_message_length": MAX_FRAME_SIZE,
@@ -85,6 +88,8 @@ GRPC_OPTIONS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": LINE_CHECK // 2,
+    # For a connection to shake hands; gRPC's own are 120 s (`bridge/flare/drivers` has that of TCP and HTTP).
+    "grpc.server_handshake_timeout_ms": HANDSHAKE_WITHIN,
     # The wait between two tries to connect; gRPC's own grows to two minutes.
     "grpc.max_reconnect_backoff_ms": LINE_CHECK,
 }

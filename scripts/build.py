@@ -103,7 +103,7 @@ def build(apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = Fals
 
 def _wanted() -> tuple[str, list[images.Image]]:
     """The project's name, and the participants that Compose will start."""
-    config = compose.config(tag=TAG)
+    config = compose.config(tag=TAG, profiles=["elsewhere"])
     return str(config["name"]), images.participants(config, TAG)
 
 

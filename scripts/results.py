@@ -118,7 +118,9 @@ def tell(outcome: dict[str, Any]) -> None:
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     if outcome["reason"]:
-        say(f"  {one_line(outcome['reason'].splitlines()[0], TEXT_LIMIT)}")
+        lines = outcome["reason"].splitlines()
+        for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
+            say(f"  {one_line(line, TEXT_LIMIT)}")
     for path, what in (
         (folder / "curves.png", "loss and accuracy by round, every site and the average"),
         (folder / "summary.json", "status, metrics and times"),

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts import hints
+
 Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
 
@@ -113,13 +115,15 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
     """What stands in summary.json."""
     submitted, ended = job_times(meta)
     rounds = rounds_of(events)
+    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    reason = str(meta.get("flowerbed_reason") or "") or next(
+        (str(e["reason"]) for e in reversed(events) if e.get("reason")), ""
+    )
     return {
         "job_id": job_id,
         "app": meta.get("job_name") or meta.get("name"),
         "status": meta.get("status"),
-        # What the server knows goes before what the job's own process saw: it may have been told to stop.
-        "reason": str(meta.get("flowerbed_reason") or "")
-        or next((str(e["reason"]) for e in reversed(events) if e.get("reason")), ""),
+        "reason": hints.with_hint(reason, events),
         "retried_as": meta.get("flowerbed_retried_as"),
         "refused": meta.get("flowerbed_refused") or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),

@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from bridge.text import one_line
-from scripts import console, summary
+from scripts import console, hints, summary
 from scripts.core import Failure, say
 
 COMPLETED = "FINISHED:COMPLETED"
@@ -69,7 +69,7 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
         raise Failure(
             f"The console stopped telling of job {job} before its end. Wait again: ./flowerbed wait {job}"
         )
-    status, reason = str(end["status"]), str(end.get("reason") or "")
+    status, reason = str(end["status"]), hints.with_hint(str(end.get("reason") or ""), events)
     again = end.get("retried_as")
     facts = {"job_id": job, "status": status, "reason": reason, "retried_as": again}
     facts["refused"] = end.get("refused") or {}
@@ -79,7 +79,7 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
         why = ":\n" + textwrap.indent(reason, "    ") + "\n" if reason else ".\n"
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
         raise Failure(f"Job {job} ended as {status}{why}  {more}More: ./flowerbed logs {job}", **facts)
-    say(f"Job {job}: {status}.")
+    say(f"Job {job}: {status}." + (f"\n{textwrap.indent(reason, '    ')}" if reason else ""))
     return facts
 
 

@@ -44,7 +44,7 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
 
 MORE = """
   - {name: site-3, type: client, org: flowerbed}
-  - {name: site-4, type: client, org: flowerbed}
+  - {name: site-4, type: client, org: flowerbed, egress: any}
   - {name: site-5, type: client, org: flowerbed, custom_code: false}
   - name: member@flowerbed.example
     type: admin

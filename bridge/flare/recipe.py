@@ -102,7 +102,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         if allow_runtime_dependency_installation:
             raise ValueError(
                 "allow_runtime_dependency_installation: expected False, found True. Nothing is installed "
-                "while a job runs: sites have no network, and run what is in their images. Put the app's "
+                "while a job runs: sites run what is in their images. Put the app's "
                 "packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this environment."
             )
         if bool(flower_content) == bool(flower_app_path):

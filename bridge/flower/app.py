@@ -109,8 +109,7 @@ def _imported(file: Path) -> Iterator[str]:
 def check_packages(config: Mapping[str, Any]) -> None:
     """Raise `BadApp` unless every package that the app asks for is installed here.
 
-    Sites install nothing at run time (they have no network), so what is missing in the image is
-    missing for good.
+    Sites install nothing at run time, so what is missing in the image is missing for good.
     """
     missing = []
     for line in config.get("project", {}).get("dependencies", []):

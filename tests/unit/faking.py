@@ -149,7 +149,8 @@ class Checkout:
             "COMPOSE_PROJECT_NAME=flowerbed\nFLOWERBED_COMPOSE=workspace/flowerbed/prod_00/compose.yaml\n"
             "FLOWERBED_TAG=dev\n"
         )
-        docker.answer("compose config", out=json.dumps({"name": "flowerbed", "services": services}))
+        for words in ("compose config", "compose --profile elsewhere config"):
+            docker.answer(words, out=json.dumps({"name": "flowerbed", "services": services}))
         self.running()
 
     def running(self, **health: str) -> None:

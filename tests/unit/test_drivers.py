@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio.constants
+import contextlib
 import importlib
+import os
 import queue
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,10 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
 from nvflare.fuel.f3.message import Message, MessageReceiver
 
+from tests.silent import silent
 from tests.unit.faking import Authority
 
-importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+drivers = importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
 
 APP = 7
 SIZES = (0, 1, 100, 3_000_000)
@@ -104,6 +110,101 @@ def test_a_certificate_for_another_name_than_was_dialled_is_refused(url: str, tm
     listener = End(tmp_path / "server", url, Mode.PASSIVE)
     # The certificate is for 127.0.0.1.
     asker = End(tmp_path / "site-1", url.replace("127.0.0.1", "localhost"), Mode.ACTIVE)
+    try:
+        with pytest.raises(queue.Empty):
+            asker.peers.get(timeout=2)
+    finally:
+        asker.communicator.stop()
+        listener.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
+def test_a_thousand_silent_connections_keep_nobody_out_and_take_few_threads(
+    ends: tuple[End, End], url: str, tmp_path: Path
+) -> None:
+    ends[1].peers.get(timeout=10)
+    before = threading.active_count()
+    with silent(int(url.rsplit(":", 1)[1]), 1000):
+        late = End(tmp_path / "site-2", url, Mode.ACTIVE)
+        try:
+            late.peers.get(timeout=5)
+            # FLARE's own pools grow by some threads, whoever connects.
+            assert threading.active_count() - before < 256 + 100
+        finally:
+            late.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["tcp"], indirect=True)
+def test_a_connection_can_send_when_its_process_has_many_files_open(url: str, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(1024):
+            stack.enter_context(Path(os.devnull).open())
+        listener, asker = (
+            End(tmp_path / "server", url, Mode.PASSIVE),
+            End(tmp_path / "site-1", url, Mode.ACTIVE),
+        )
+        try:
+            asker.peers.get(timeout=10)
+        finally:
+            asker.communicator.stop()
+            listener.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["tcp", "http"], indirect=True)
+def test_a_connection_that_says_nothing_is_closed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asyncio.constants.SSL_HANDSHAKE_TIMEOUT == drivers.HANDSHAKE_WITHIN
+    monkeypatch.setattr(drivers, "HANDSHAKE_WITHIN", 0.5)
+    monkeypatch.setattr(asyncio.constants, "SSL_HANDSHAKE_TIMEOUT", 0.5)
+    listener = End(tmp_path / "server", url, Mode.PASSIVE)
+    deadline = time.monotonic() + 5
+    try:
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+        with connection:
+            connection.settimeout(5)
+            assert connection.recv(1) == b""
+    finally:
+        listener.communicator.stop()
+
+
+def test_the_oldest_of_the_busiest_address_makes_room() -> None:
+    pairs = [socket.socketpair() for _ in range(6)]
+    handshakes = drivers.Handshakes(4)
+    addresses = ("quiet", "busy", "busy", "busy", "quiet", "quiet")
+    for (_, ours), address in zip(pairs, addresses, strict=True):
+        handshakes.begin(ours, address)
+    closed = []
+    for far, _ in pairs:
+        far.setblocking(False)
+        try:
+            closed.append(far.recv(1) == b"")
+        except BlockingIOError:
+            closed.append(False)
+    assert closed == [True, True, False, False, False, False]
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+@pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
+def test_a_server_with_a_certificate_of_another_authority_is_refused_though_the_machine_trusts_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each public authority could otherwise pose as the server."""
+    public, ours = Authority("public"), (tmp_path / "server/startup/rootCA.pem").read_bytes()
+    public.kit(tmp_path / "server", "server")
+    trusted = tmp_path / "server/startup/rootCA.pem"
+    (tmp_path / "public.pem").write_bytes(trusted.read_bytes())
+    trusted.write_bytes(ours)  # It takes the site's certificate.
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
+    listener = End(tmp_path / "server", url, Mode.PASSIVE)
+    asker = End(tmp_path / "site-1", url, Mode.ACTIVE)
     try:
         with pytest.raises(queue.Empty):
             asker.peers.get(timeout=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import ipaddress
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from nvflare.security.security import FLAuthorizer
 
 from bridge.flare import settings
 from bridge.flare.job import UNHEARD
+from provisioning import dotenv
 from provisioning.checks import HARDEN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -341,6 +343,64 @@ def test_waiting_and_names_follow_the_project(wide: Path) -> None:
     assert composed["site-3"]["depends_on"] == {"server": {"condition": "service_healthy"}}
     assert composed["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
     assert composed["server"]["networks"]["default"]["aliases"] == ["fl.hospital.example"]
+    assert composed["server"]["networks"]["link-site-3"]["aliases"] == ["fl.hospital.example"]
+
+
+def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wide: Path) -> None:
+    content = yaml.safe_load((wide / PROD / "compose.yaml").read_text())
+    members: dict[str, set[str]] = {}
+    for name, service in content["services"].items():
+        for network in service.get("networks", []):
+            members.setdefault(network, set()).add(name)
+    people = ("site-1", "site-2", "site-3", "relay-1", "admin", "lead", "mem-ber")
+    links = {f"link-{name}": {"server", name} for name in people} | {"link-site-5": {"relay-1", "site-5"}}
+    # site-2 has `egress: any`. The file of the server's container names the rest.
+    assert members == {"default": {"server"}, **links, "outside": {"site-2"}}
+    for name, network in content["networks"].items():
+        isolated = network.get("internal", False) and network["driver_opts"] == {
+            "com.docker.network.bridge.inhibit_ipv4": "true"
+        }
+        assert isolated == name.startswith("link-")
+    assert content["networks"]["outside"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
+    silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
+    assert silent == {*people, "site-5"} - {"site-2"}
+
+
+def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> None:
+    """The engine has ranges for some 30 networks only."""
+
+    def subnets() -> dict[str, str]:
+        content = yaml.safe_load((again / dotenv.read(again / ".env")["FLOWERBED_COMPOSE"]).read_text())
+        return {n: v["ipam"]["config"][0]["subnet"] for n, v in content["networks"].items() if "ipam" in v}
+
+    more = [f"  - {{name: site-{n}, type: client, org: flowerbed}}\n" for n in range(3, 43)]
+    edit(again, replace("\nbuilders:", "".join(["\n", *more, "\nbuilders:"])))
+    done(again)
+    before = subnets()
+    assert len(before) == 40 and len(set(before.values())) == 40
+    for subnet in before.values():
+        assert ipaddress.IPv4Network(subnet).subnet_of(ipaddress.IPv4Network("198.18.0.0/15"))
+    edit(again, replace(more[5], ""))
+    done(again)
+    assert subnets() == {name: subnet for name, subnet in before.items() if name != "link-site-8"}
+
+
+@pytest.mark.usefixtures("compose_here")
+def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
+    edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
+    done(again)
+
+    def config(*words: str) -> dict[str, Any]:
+        process = compose(again, *words, "config", "--format", "json", FLOWERBED_TAG="t")
+        assert process.returncode == 0, process.stderr
+        content: dict[str, Any] = json.loads(process.stdout)
+        return content
+
+    here, there = config(), config("--profile", "elsewhere")
+    assert "site-2" not in here["services"] and "link-site-2" not in here["services"]["server"]["networks"]
+    site = there["services"]["site-2"]
+    assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
+    assert here["services"]["server"] == there["services"]["server"]
 
 
 def test_env_keeps_other_lines(plain: Path) -> None:
@@ -621,6 +681,14 @@ BAD: dict[str, tuple[Edit, str]] = {
     "egress to one address": (
         replace("name: site-2\n", "name: site-2\n    egress: 10.0.0.1\n"),
         "site 'site-2': expected egress to be server, any; found '10.0.0.1'",
+    ),
+    "a server elsewhere": (
+        replace("type: server\n", "type: server\n    elsewhere: true\n"),
+        "server 'server': elsewhere is for all but the server; leave it out",
+    ),
+    "elsewhere is a place": (
+        replace("name: site-2\n", "name: site-2\n    elsewhere: berlin\n"),
+        "site 'site-2': expected elsewhere to be true or false; found 'berlin'",
     ),
     "an allowed app by its name": (
         replace("name: site-2\n", "name: site-2\n    allowed_apps: [dice]\n"),

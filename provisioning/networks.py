@@ -1,0 +1,159 @@
+"""Which networks the federation's containers are in: each participant meets only whom it connects to.
+
+A participant of this machine shares a network with its upstream (the server, or the relay that its
+`connect_to` names) and with nobody else. That network is internal, and the bridge has no address in it: so
+neither the internet nor a service of the host answers. `outside` is for those that need a way out: a site
+with `egress: any`, and everybody whose other end is on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvflare.lighter.constants import ParticipantType
+from nvflare.lighter.entity import Participant, Project
+
+from provisioning.checks import EGRESS, EGRESSES, ELSEWHERE
+from provisioning.names import service_name
+
+TRACKING = "tracking"
+"""The network of the server and of what shows the curves."""
+
+OUTSIDE = "outside"
+"""The network with a way out. Its containers cannot reach each other."""
+
+NO_NAMES = ["127.0.0.1"]
+"""Where a container without a way out looks for names that are no container's. Nothing answers there: engines
+before 25 would forward the question even from an internal network, and so carry data out in it."""
+
+CHOSEN_BY_ENGINE = 4
+"""Links whose addresses the engine chooses. It has some 30 ranges for all networks of the machine."""
+
+RANGE = ipaddress.ip_network("198.18.0.0/15")
+"""Where the addresses of all further links are. It belongs to nobody (RFC 2544), and the host has no route to
+it, since its bridges have no address there."""
+
+BLOCK = 28
+"""Prefix of one such link: 14 addresses. The engine keeps one, and each `docker compose run` takes one."""
+
+
+def _isolated(subnet: str | None) -> dict[str, Any]:
+    network: dict[str, Any] = {
+        "internal": True,
+        "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+    }
+    return network | ({"ipam": {"config": [{"subnet": subnet}]}} if subnet else {})
+
+
+@dataclass
+class Networks:
+    """The networks of a project, and who is in which."""
+
+    defined: dict[str, dict[str, Any]]
+    joined: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """By service: the networks beside those that its file in `compose/` names."""
+    silent: set[str] = field(default_factory=set)
+    """Services that get no names from outside."""
+
+    def of(self, service: str) -> dict[str, Any]:
+        """What stands in a service's part of the Compose file."""
+        content: dict[str, Any] = {"networks": self.joined[service]} if service in self.joined else {}
+        return content | ({"dns": NO_NAMES[:]} if service in self.silent else {})
+
+
+def upstream(participant: Participant, project: Project) -> Participant:
+    """Whom a participant connects to."""
+    target = participant.get_connect_to()
+    name = target.name if target and target.name else project.get_server().name
+    found = [p for p in (project.get_server(), *project.get_relays()) if p.name == name]
+    return found[0] if found else project.get_server()
+
+
+def is_elsewhere(participant: Participant) -> bool:
+    """Whether it runs on another machine."""
+    return bool(participant.get_prop(ELSEWHERE, False))
+
+
+def of_project(project: Project) -> Networks:
+    """Return the networks of a project."""
+    server = project.get_server()
+    others = [*project.get_relays(), *project.get_clients(), *project.get_admins()]
+    # As they stand in the file, so that one that is added at its end changes nothing for those before it.
+    order = [p.name for p in project.get_all_participants()]
+    others.sort(key=lambda participant: order.index(participant.name))
+    result = Networks({TRACKING: {}, "default": {}})
+    aliases = {p.name: _aliases(p) for p in (server, *project.get_relays())}
+    if aliases[server.name]:
+        result.joined[service_name(server.name)] = {"default": {"aliases": [*aliases[server.name]]}}
+    linked = [p for p in others if not is_elsewhere(p) and not is_elsewhere(upstream(p, project))]
+    subnets = _subnets(project.name, [p.name for p in linked])
+    for participant in others:
+        own = service_name(participant.name)
+        joined = result.joined.setdefault(own, {})
+        if participant in linked:
+            other = upstream(participant, project)
+            name = f"link-{own}"
+            result.defined[name] = _isolated(next(subnets))
+            joined[name] = {}
+            names = {"aliases": [*aliases[other.name]]} if aliases[other.name] else {}
+            result.joined.setdefault(service_name(other.name), {})[name] = names
+        if participant not in linked or _may_go_out(participant):
+            joined[OUTSIDE] = {}
+    for other in project.get_relays():
+        # Whoever dials it from another machine comes by a published port, which needs a way out.
+        away = any(is_elsewhere(p) and upstream(p, project) is other for p in others)
+        if away and not is_elsewhere(other):
+            result.joined[service_name(other.name)][OUTSIDE] = {}
+    result.silent = {
+        service_name(p.name) for p in others if OUTSIDE not in result.joined[service_name(p.name)]
+    }
+    if any(OUTSIDE in networks for networks in result.joined.values()):
+        result.defined[OUTSIDE] = {"driver_opts": {"com.docker.network.bridge.enable_icc": "false"}}
+    return result
+
+
+def _may_go_out(participant: Participant) -> bool:
+    is_site = participant.type == ParticipantType.CLIENT
+    return bool(is_site and participant.get_prop(EGRESS, EGRESSES[0]) != EGRESSES[0])
+
+
+def _aliases(listener: Participant) -> list[str]:
+    """Every name of a listener leads to its container, so that kits made for the outside also work inside."""
+    if listener.type == ParticipantType.SERVER:
+        names = [listener.get_default_host(), *listener.get_prop("host_names")]
+    else:
+        listening = listener.get_listening_host()
+        names = [listening.default_host, *(listening.host_names or [])]
+    own = (service_name(listener.name), "localhost")
+    return [name for name in dict.fromkeys(names) if name not in own and not _is_address(name)]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _subnets(project: str, names: Sequence[str]) -> Iterator[str | None]:
+    """The addresses of each link: None where the engine is to choose them.
+
+    By a hash of the names, since a place in a list would change when somebody before it leaves.
+    """
+    blocks = 2 ** (BLOCK - RANGE.prefixlen)
+    taken: set[int] = set()
+    for index, name in enumerate(names):
+        if index < CHOSEN_BY_ENGINE:
+            yield None
+            continue
+        block = int.from_bytes(hashlib.sha256(f"{project} {name}".encode()).digest()[:4], "big") % blocks
+        while block in taken:
+            block = (block + 1) % blocks
+        taken.add(block)
+        first = int(RANGE.network_address) + block * 2 ** (32 - BLOCK)
+        yield f"{ipaddress.ip_address(first)}/{BLOCK}"

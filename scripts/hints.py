@@ -1,0 +1,37 @@
+"""What to do about an app's error, where the error alone does not lead there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NO_WAY_OUT = re.compile(
+    r"name ?resolution|Name or service not known|No address associated with hostname|gaierror"
+    r"|Network is unreachable|No route to host|ENETUNREACH|EHOSTUNREACH"
+    # From a confined process (`sandbox`), and without a file's name behind it: then it was a connection.
+    r"|\[Errno 13\] Permission denied(?!: ['\"b])|\[Errno 1\] Operation not permitted(?!: ['\"b])",
+    re.IGNORECASE,
+)
+"""How an error reads that comes of a container's network (`provisioning/networks.py`)."""
+
+
+def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
+    """Return the sentence for a job that ended for `reason` with these events; empty if there is none."""
+    sites = {
+        str(event["site"])
+        for event in events
+        if event.get("event") == "reply" and NO_WAY_OUT.search(str(event.get("error") or ""))
+    }
+    if not sites and not NO_WAY_OUT.search(reason):
+        return ""
+    who = ", ".join(sorted(sites)) or "the participant"
+    return (
+        f"The app could not connect: by default it reaches nothing outside its job. `egress: any` for {who} "
+        "in project.yml lets it; then provision, build and up."
+    )
+
+
+def with_hint(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
+    """Return a reason that ends with the sentence for it."""
+    return "\n".join(part for part in (reason, of_job(reason, events)) if part)
