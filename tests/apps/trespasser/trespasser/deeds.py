@@ -9,28 +9,33 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 PIDS = range(1, 3000)
 """Where a container's processes are looked for: /proc cannot be listed."""
 
 HIDER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(900)  # left behind"
 
+RESTLESS = """
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            time.sleep(0.02)
+            if os.fork():
+                os._exit(0)
+# left behind
+"""
+"""Twenty processes that are others all the time. (More would take the cores of the machine that tests.)"""
+
 
 def do(deed, job_folder):  # noqa: ANN001, ANN201
     """Do it; returns what was seen."""
     if deed == "look":
         return look(job_folder)
-    if deed == "hide":
-        # No child, not in this session, and with nothing in its environment to know it by.
-        subprocess.run(["setsid", "--fork", "env", "-i", sys.executable, "-S", "-c", HIDER], check=True)
-    elif deed == "fork" and os.fork() == 0:
-        os.setsid()
-        while True:
-            try:
-                os.fork()
-            except OSError:
-                time.sleep(0.001)
+    # No child, not in this session, and with nothing in its environment to know it by.
+    program = HIDER if deed == "hide" else RESTLESS
+    subprocess.run(["setsid", "--fork", "env", "-i", sys.executable, "-S", "-c", program], check=True)
     return {}
 
 

@@ -22,11 +22,8 @@ def main(grid: Grid, context: Context) -> None:
         nodes = list(grid.get_node_ids())
         time.sleep(0.1)
     messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-    mine = {}
-    # Forks without end are for the sites: another job is to go on at the server.
-    if context.run_config["deed"] != "fork":
-        mine = do(str(context.run_config["deed"]), os.path.dirname(os.getcwd()))
-        time.sleep(float(context.run_config["seconds"]))
+    mine = do(str(context.run_config["deed"]), os.path.dirname(os.getcwd()))
+    time.sleep(float(context.run_config["seconds"]))
     replies = list(grid.send_and_receive(messages, timeout=120))
     sites = [json.loads(reply.content["seen"]["seen"]) for reply in replies if reply.has_content()]
     pathlib.Path("seen.json").write_text(json.dumps({"server": mine, "sites": sites}))
