@@ -2,7 +2,8 @@
 
 FLARE 2.9's CertBuilder reuses a certificate by its subject alone: after an edit of `host_names` or `org`,
 or past its last day, it hands out the old one without a word; a listener's certificate (relays) it makes
-anew at every run; and its state, with the CA's key and everybody's, is readable by all.
+anew at every run; it says of no certificate what it may be used for; and its state, with the CA's key and
+everybody's, is readable by all and written in place at every run.
 """
 
 from __future__ import annotations
@@ -12,18 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.impl.cert import DEFAULT_CERT_VALID_DAYS, CertBuilder
 from nvflare.lighter.spec import ProvisionContext
-from nvflare.lighter.utils import build_subject_alt_names
+from nvflare.lighter.utils import build_subject_alt_names, serialize_cert, serialize_pri_key, x509_name
+from nvflare.tool.cli_output import output_error
 
-from provisioning import note
+from provisioning import note, state
 
 RENEW = datetime.timedelta(days=30)
 """A certificate with less than this left is issued anew; the old one stays good until its last day."""
 
-STATE_FILE = "cert.json"
+CA_KEY_BITS, KEY_BITS = 3072, 2048
+"""Lengths of new RSA keys. A CA lives for ten years, and NIST SP 800-57 wants more than 2048 bits after 2030.
+Everybody else's lasts for 360 days, and FLARE's message cipher takes no other length than 2048 (nvflare 2.9.0
+`fuel/f3/cellnet/cell_cipher.py`, KEY_ENC_LENGTH). It takes no other kind of CA key than RSA either."""
+
+SERVES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""What the server's and a relay's listening end are for. They are clients too: of themselves, in the health
+check (`images/tls_answer.py`)."""
+CONNECTS = (ExtendedKeyUsageOID.CLIENT_AUTH,)
+"""What everybody else's is for: no site, relay or person can pose as the server by it, whatever its name."""
 
 
 class CertificateBuilder(CertBuilder):  # type: ignore[misc]
@@ -31,22 +44,28 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Close the state folder to others, then load the CA and the certificates from it."""
-        Path(ctx.get_state_dir()).chmod(0o700)
+        folder = Path(ctx.get_state_dir())
+        folder.chmod(0o700)
+        try:
+            state.read(folder)
+        except state.Unreadable as error:
+            output_error("INVALID_ARGS", exit_code=4, detail=str(error))
         super().initialize(project, ctx)
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
         """Issue what is new or stale, write all certificates into the kits."""
-        state: dict[str, Any] = self.persistent_state.content
+        known: dict[str, Any] = self.persistent_state.content
         for participant in project.get_all_participants():
-            kept = state.get(participant.subject)
+            kept = known.get(participant.subject)
             reason = self._why_stale(kept["cert"], participant) if kept else None
             if reason:
-                del state[participant.subject]
+                del known[participant.subject]
                 note(ctx, f"{participant.name}: certificate issued anew by the same CA ({reason}).")
         super().build(project, ctx)
         for participant in [*project.get_clients(), *project.get_relays()]:
             if participant.get_listening_host():
                 self._keep_listener(participant, Path(ctx.get_kit_dir(participant)))
+        self._tell_of_old(project, ctx)
         left = self.root_cert.not_valid_after_utc - _now()
         if left < 3 * RENEW:
             note(
@@ -56,13 +75,78 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             )
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Save the state, readable by its owner only."""
-        super().finalize(project, ctx)
-        (Path(ctx.get_state_dir()) / STATE_FILE).chmod(0o600)
+        """Save the state in one step, if it has changed: FLARE's own would truncate the only copy of the CA's
+        key each time. It comes before the kits are put in their place, since this builder is the last."""
+        state.save(Path(ctx.get_state_dir()), self.persistent_state.content)
+
+    def _build_root(self, subject: str, subject_org: str | None) -> None:
+        """Make the CA, if there is none."""
+        if self.persistent_state.is_available:
+            return
+        self.issuer = subject
+        self.pri_key = _new_key(CA_KEY_BITS)
+        self.pub_key = self.pri_key.public_key()
+        begin = _now()
+        end = begin + datetime.timedelta(days=self.root_valid_days)
+        name = x509_name(subject, subject_org)
+        self.root_cert = (
+            _certificate(name, name, self.pub_key, self.pri_key, begin, end)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
+            # FLARE's has one too.
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
+            .sign(self.pri_key, hashes.SHA256())
+        )
+        self.serialized_cert = serialize_cert(self.root_cert)
+        self.persistent_state.set_root_cert(self.serialized_cert.decode())
+        self.persistent_state.set_root_pri_key(serialize_pri_key(self.pri_key).decode())
+
+    def get_pri_key_cert(self, participant: Participant) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
+        """Issue a certificate with a new key. FLARE's has neither basic constraints nor a usage."""
+        begin, last = _now(), self.root_cert.not_valid_after_utc
+        if last <= begin:
+            raise RuntimeError(f"the CA's own certificate has ended on {last.date()}: nothing can be issued.")
+        end = min(last, begin + datetime.timedelta(days=DEFAULT_CERT_VALID_DAYS))
+        role = participant.get_prop("role") if participant.type == "admin" else None
+        # Of a relay's or site's listening end FLARE asks as if it were a server.
+        serves = participant.type == "server"
+        key = _new_key(KEY_BITS)
+        certificate = (
+            _certificate(
+                x509_name(participant.subject, participant.org, role),
+                self.root_cert.subject,
+                key.public_key(),
+                self.pri_key,
+                begin,
+                end,
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            # Encipherment: FLARE's message cipher wraps keys with it.
+            .add_extension(_usage("digital_signature", "key_encipherment"), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(SERVES if serves else CONNECTS), critical=False)
+            .add_extension(x509.SubjectAlternativeName(_names(participant)), critical=False)
+            .sign(self.pri_key, hashes.SHA256())
+        )
+        return key, certificate
+
+    def _tell_of_old(self, project: Project, ctx: ProvisionContext) -> None:
+        """A certificate from before goes on to work as it did: nobody is given another kit for this alone."""
+        known: dict[str, Any] = self.persistent_state.content
+        without = [
+            participant.name
+            for participant in project.get_all_participants()
+            if not _has_usage(x509.load_pem_x509_certificate(known[participant.subject]["cert"].encode()))
+        ]
+        if without:
+            note(
+                ctx,
+                f"{', '.join(without)}: the certificate does not say yet whether it is a server's or a "
+                f"client's. It will when it is renewed, {RENEW.days} days before its last day.",
+            )
 
     def _why_stale(self, pem: str, participant: Participant) -> str | None:
         certificate = x509.load_pem_x509_certificate(pem.encode())
-        expected = _names(participant)
+        expected = set(_names(participant))
         if _sans(certificate) != expected:
             return f"it is now for {', '.join(sorted(_text(name) for name in expected))}"
         org = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
@@ -81,9 +165,9 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
 
     def _keep_listener(self, participant: Participant, kit: Path) -> None:
         """Put the listener's certificate of the last run back into the kit, unless it no longer fits."""
-        state: dict[str, Any] = self.persistent_state.content
+        known: dict[str, Any] = self.persistent_state.content
         files = {"cert": kit / "server.crt", "pri_key": kit / "server.key"}
-        kept = state.get(_listener(participant))
+        kept = known.get(_listener(participant))
         fresh = x509.load_pem_x509_certificate(files["cert"].read_bytes())
         if kept:
             old = x509.load_pem_x509_certificate(kept["cert"].encode())
@@ -91,7 +175,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
                 for part, path in files.items():
                     path.write_text(kept[part])
                 return
-        state[_listener(participant)] = {part: path.read_text() for part, path in files.items()}
+        known[_listener(participant)] = {part: path.read_text() for part, path in files.items()}
 
 
 def _listener(participant: Participant) -> str:
@@ -102,13 +186,60 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _names(participant: Participant) -> set[x509.GeneralName]:
+def _new_key(bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=bits)
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: rsa.RSAPublicKey,
+    issuer_key: rsa.RSAPrivateKey,
+    begin: datetime.datetime,
+    end: datetime.datetime,
+) -> x509.CertificateBuilder:
+    """What all have, CA and others."""
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+        )
+    )
+
+
+def _usage(*allowed: str) -> x509.KeyUsage:
+    usages = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(**{usage: usage in allowed for usage in usages})
+
+
+def _has_usage(certificate: x509.Certificate) -> bool:
+    return any(isinstance(extension.value, x509.ExtendedKeyUsage) for extension in certificate.extensions)
+
+
+def _names(participant: Participant) -> list[x509.GeneralName]:
     """The names that FLARE would put into a new certificate of this participant."""
     if participant.type == "server":
-        return set(
+        return list(
             build_subject_alt_names(participant.get_default_host(), participant.get_prop("host_names"))
         )
-    return set(build_subject_alt_names(fallback_subject_name=participant.subject))
+    return list(build_subject_alt_names(fallback_subject_name=participant.subject))
 
 
 def _sans(certificate: x509.Certificate) -> set[x509.GeneralName]:

@@ -54,6 +54,9 @@ SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
 REVOKED = "revoked"
 """The key of the project that names sites and people who are to stay out."""
 
+OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
+"""By these everybody reaches what runs beside it."""
+
 TOOLS = ("tensorboard", "mlflow")
 """Containers of the federation that are no participant's (`compose/`)."""
 
@@ -112,6 +115,7 @@ def problems(name: Any, entries: Sequence[Entry], builders: Any, revoked: Any = 
         *_project(name),
         *_participants(entries),
         *_services(entries),
+        *_dialled(entries),
         *_builders(builders),
         *_revoked([entry.name for entry in entries], revoked),
     ]
@@ -278,6 +282,35 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
     for service, names in by_service.items():
         if len(names) > 1:
             yield f"{' and '.join(names)} would share one container, '{service}'; rename one of them."
+
+
+def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
+    """By a name under which the server or a relay is dialled nobody else may be called: a certificate for
+    that name is what it is known by, so that the other one could pose as it."""
+    server = next((entry.name for entry in entries if entry.type == "server"), "")
+    holders = {entry.name.lower(): entry.name for entry in entries}
+    for entry in entries:
+        for key, host, owner in _hosts(entry, server):
+            holder = holders.setdefault(host.lower(), owner)
+            if holder != owner and host not in OWN_MACHINE:
+                yield (
+                    f"{entry.who}: expected a name in {key} that is nobody else's; found '{host}', under "
+                    f"which '{holder}' could pose as '{owner}'. Rename one of the two."
+                )
+
+
+def _hosts(entry: Entry, server: str) -> Iterator[tuple[str, str, str]]:
+    """The names in its properties under which somebody is dialled: the key, the name, and who is."""
+    listening = entry.properties.get("listening_host")
+    for source in (entry.properties, listening if isinstance(listening, dict) else {}):
+        for key in ("default_host", "host_names"):
+            value = source.get(key)
+            for host in value if isinstance(value, list) else [value]:
+                if isinstance(host, str):
+                    yield key, host, entry.name
+    target = entry.properties.get("connect_to")
+    if isinstance(target, dict) and isinstance(target.get("host"), str):
+        yield "connect_to", target["host"], target.get("name") or server
 
 
 def _builders(builders: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from nvflare.tool.cli_output import output_error
 from provisioning import dotenv, networks, note, revocation
 from provisioning.checks import REVOKED, TOOLS
 from provisioning.names import service_name
+from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
@@ -38,8 +39,15 @@ HEADER = """\
 class ComposeBuilder(Builder):  # type: ignore[misc]
     """Writes prod_NN/compose.yaml and names it in the root `.env`. First in the list, so it finishes last."""
 
+    def __init__(self) -> None:
+        """Without arguments."""
+        super().__init__()
+        self._lock: Lock | None = None
+
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Refuse a workspace from which no image can be built."""
+        """Wait for the workspace, clear it of what was left half done, and refuse one from which no image can
+        be built."""
+        self._take(ctx)
         workspace = Path(ctx.get_workspace()).resolve()
         if not workspace.is_relative_to(ROOT):
             output_error(
@@ -48,6 +56,29 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
                 detail=f"expected a workspace below {ROOT}, where the images are built; found {workspace}. "
                 f"Run it there, without -w.",
             )
+
+    def _take(self, ctx: ProvisionContext) -> None:
+        """From here to the end nobody else provisions this project."""
+        # FLARE removes this folder however it ends: while another one works there, it must not.
+        wip = Path(ctx.pop(CtxKey.WIP))
+        self._lock = Lock(
+            Path(ctx.get_state_dir()),
+            lambda: note(ctx, "another provisioning of this project is under way: waiting for its end."),
+        )
+        # What a killed one has begun. A prod_NN is whole when it has its Compose file, which comes last.
+        left = [wip] if wip.is_dir() and any(wip.iterdir()) else []
+        left += [
+            path for path in Path(ctx.get_workspace()).glob("prod_[0-9]*") if not (path / FILE).is_file()
+        ]
+        for path in left:
+            shutil.rmtree(path)
+        if left:
+            note(
+                ctx,
+                f"removed {', '.join(sorted(p.name for p in left))}, which an earlier run left half done.",
+            )
+        wip.mkdir(exist_ok=True)
+        ctx[CtxKey.WIP] = str(wip)
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Write the file, or drop the new prod_NN again when the last one is the same."""
@@ -60,7 +91,9 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             )
         prod = Path(current).resolve()
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
-        (prod / FILE).write_text(render(project, prod.relative_to(ROOT)))
+        draft = prod / f"{FILE}.new"
+        draft.write_text(render(project, prod.relative_to(ROOT)))
+        draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
             shutil.rmtree(prod)
             note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
@@ -77,6 +110,8 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
                 "FLOWERBED_COMPOSE": (prod / FILE).relative_to(ROOT).as_posix(),
             },
         )
+        if self._lock is not None:
+            self._lock.release()
 
 
 def render(project: Project, prod: Path) -> str:

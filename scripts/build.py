@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images
+from scripts import compose, core, engine, images, leftovers
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
@@ -86,6 +86,7 @@ def build(apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = Fals
         _tell(name, images.build("mlflow", name, fresh=fresh))
         built.append(name)
     images.forget_old()
+    leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
     size = core.run([engine.docker(), "image", "inspect", "--format", "{{.Size}}", runtime])
     megabytes = round(int(core.must(size, "docker image inspect")) / 1e6)

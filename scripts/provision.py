@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from provisioning import NOTE, checks, dotenv
+from provisioning import NOTE, checks, dotenv, state
 from provisioning.names import service_name
 from scripts import core
 
@@ -120,17 +120,11 @@ def _participant(item: dict[str, Any]) -> dict[str, Any]:
 
 def _certificates(project: str) -> dict[str, str]:
     """The certificate (PEM) of each participant that the project's state knows."""
-    path = core.ROOT / "workspace" / project / "state" / "cert.json"
-    if not path.exists():
-        return {}
     try:
-        state = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise core.Failure(
-            f"{path}, the CA and all certificates, cannot be read: {error}. Put back a copy of it, or "
-            f"move {path.parent.parent} away to begin anew: everybody then needs a new kit."
-        ) from None
-    return {subject: entry["cert"] for subject, entry in state.items() if isinstance(entry, dict)}
+        known = state.read(core.ROOT / "workspace" / project / "state")
+    except state.Unreadable as error:
+        raise core.Failure(str(error)) from None
+    return {subject: entry["cert"] for subject, entry in known.items() if isinstance(entry, dict)}
 
 
 def _nvflare(project: Path) -> list[str]:

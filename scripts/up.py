@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts import compose, core, engine, images
+from provisioning import dotenv
+from scripts import compose, core, engine, images, leftovers
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -78,6 +79,8 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    env = dotenv.read(core.ROOT / ".env")
+    leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
     addresses = {name: _address(config, name) for name in tracking}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")

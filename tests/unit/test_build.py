@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, images
+from scripts import apt, core, images, leftovers
 from scripts.__main__ import main
 from tests.unit.faking import Checkout, Program
 
@@ -71,6 +72,39 @@ def test_runtime_first_then_everybody_and_the_tag_at_last(
     assert "--build-arg KIT=workspace/flowerbed/prod_00/site-1" in calls[3]
     assert checkout.env.read_text().splitlines()[0] == "MINE=kept"
     assert "FLOWERBED_TAG=dev" in checkout.env.read_text().splitlines()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_build_that_works_removes_the_kits_of_before(
+    checkout: Checkout, docker: Program, flowerbed: Run, works: bool
+) -> None:
+    """And neither a newer one, which may be made at this moment, nor anything else."""
+    workspace = core.ROOT / "workspace" / "flowerbed"
+    shutil.copytree(workspace / "prod_00", workspace / "prod_07")
+    checkout.env.write_text(checkout.env.read_text().replace("prod_00", "prod_07"))
+    for name in ("prod_06", "prod_08", "state", "here"):
+        (workspace / name / "site-1" / "startup").mkdir(parents=True)
+    if not works:
+        docker.answer("build", code=1, err="#7 ERROR: executor failed\n")
+    code, _, text = flowerbed("build")
+    assert code == (not works)
+    kept = {"prod_07", "prod_08", "state", "here"} | (set() if works else {"prod_00", "prod_06"})
+    assert {path.name for path in workspace.iterdir()} == kept
+    assert ("removed the kits of before" in text) is works
+
+
+def test_who_takes_no_part_any_more_is_named_with_what_is_left(
+    checkout: Checkout, docker: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer("volume ls", out="server\nsite-9\nsite-8\nmlflow\n\n")
+    docker.answer("image inspect flowerbed-site-8:dev", code=1)
+    file = core.ROOT / "workspace" / "flowerbed" / "prod_00" / "compose.yaml"
+    file.write_text("volumes: {server: {}, site-1: {}, mlflow: {}}\n")
+    assert leftovers.tell(file, "flowerbed", "dev") == ["site-8", "site-9"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("docker volume rm flowerbed_site-8")
+    assert said[1].endswith("docker volume rm flowerbed_site-9 && docker image rm flowerbed-site-9:dev")
+    assert not any("rm" in call.split()[:2] for call in docker.calls), "they are named, not removed"
 
 
 def test_a_failed_build_shows_its_end_and_sets_no_tag(

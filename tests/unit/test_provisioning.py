@@ -769,6 +769,26 @@ BAD: dict[str, tuple[Edit, str]] = {
         replace("\nbuilders:", "\nrevoked: site-9\nbuilders:"),
         "revoked: expected a list of names of sites and people; found 'site-9'",
     ),
+    "a site under a name of the server's": (
+        replace("[localhost, 127.0.0.1]", "[localhost, Site-2]"),
+        "server 'server': expected a name in host_names that is nobody else's; found 'Site-2', under which "
+        "'site-2' could pose as 'server'",
+    ),
+    "a site under the server's first name": (
+        replace("    host_names: [", "    default_host: site-1\n    host_names: ["),
+        "expected a name in default_host that is nobody else's; found 'site-1'",
+    ),
+    "a site that dials the server by another's name": (
+        replace("name: site-2\n", "name: site-2\n    connect_to: {host: site-1}\n"),
+        "site 'site-2': expected a name in connect_to that is nobody else's; found 'site-1'",
+    ),
+    "a relay under a name of the server's": (
+        lambda text: text.replace("127.0.0.1]", "127.0.0.1, fl.example]").replace(
+            "\nbuilders:", SITES.replace("port: 8102", "port: 8102, host_names: [fl.example]")
+        ),
+        "relay 'relay-1': expected a name in host_names that is nobody else's; found 'fl.example', under "
+        "which 'server' could pose as 'relay-1'",
+    ),
     # Left to FLARE to find.
     "old api_version": (
         replace("api_version: 3", "api_version: 2"),

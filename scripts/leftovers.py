@@ -1,0 +1,54 @@
+"""Keys that nobody needs any more: kits of before, and what is left of participants who take no part now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from scripts import core, engine
+
+LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
+
+
+def forget_kits(compose_file: Path) -> list[str]:
+    """Remove the kits that are older than those of `compose_file`: no image is made of them, and they hold
+    keys. Returns the folders' names."""
+    used = compose_file.parent
+    # By their numbers: a newer one belongs to a provisioning that runs at this moment.
+    old = [path for path in used.parent.glob("prod_[0-9]*") if _number(path) < _number(used)]
+    for path in sorted(old):
+        shutil.rmtree(path)
+        core.say(f"  removed the kits of before, {path}, which no image has any more")
+    return [path.name for path in old]
+
+
+def _number(prod: Path) -> int:
+    digits = prod.name.removeprefix("prod_")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def tell(compose_file: Path, project: str, tag: str) -> list[str]:
+    """Say which participants of before still have a volume here, and an image with their key in it.
+
+    They are not removed: a volume may hold what somebody still wants.
+
+    Args:
+        compose_file: the federation's, which names everybody who takes part.
+        project: the name of the Compose project.
+        tag: of its images.
+
+    Returns:
+        their names in Compose.
+    """
+    process = core.run([engine.docker(), *LIST, f"label=com.docker.compose.project={project}"])
+    volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
+    known = (yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {})
+    gone = sorted(volumes - set(known))
+    for name in gone:
+        image, remove = f"{project}-{name}:{tag}", [f"docker volume rm {project}_{name}"]
+        if core.run([engine.docker(), "image", "inspect", image]).returncode == 0:
+            remove.append(f"docker image rm {image}")
+        core.say(f"{name} takes no part any more. Its key and data are still here: {' && '.join(remove)}")
+    return gone

@@ -1,0 +1,171 @@
+"""What a certificate may be used for: in real handshakes of FLARE's drivers, and in its message cipher."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from nvflare.fuel.f3.cellnet.cell_cipher import SimpleCellCipher
+from nvflare.fuel.f3.communicator import Mode
+from nvflare.lighter.entity import Participant
+from nvflare.lighter.impl.cert import CertBuilder, _CertState
+from nvflare.lighter.utils import serialize_cert, serialize_pri_key, verify_cert_chain
+
+from provisioning.certificates import CertificateBuilder
+from tests.unit.test_drivers import End
+
+importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+
+Issue = Callable[[CertBuilder, Participant], tuple[rsa.RSAPrivateKey, x509.Certificate]]
+
+OURS: Issue = CertificateBuilder.get_pri_key_cert
+FLARES: Issue = CertBuilder.get_pri_key_cert
+"""As every kit had it before."""
+
+
+def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> CertBuilder:
+    """A new CA."""
+    folder.mkdir()
+    builder = kind(root_valid_days=3650)
+    builder.persistent_state = _CertState(str(folder))
+    builder._build_root("flowerbed", subject_org=None)
+    return builder
+
+
+def kit(
+    folder: Path, ca: CertBuilder, type_: str, name: str, *, issue: Issue = OURS, files: str = ""
+) -> Path:
+    """The kit of a participant: `files` is the name of its certificate's files. FLARE wants the end of a
+    connection to be called as its certificate, and takes the folder's name for that."""
+    properties = {"default_host": "localhost", "host_names": ["127.0.0.1"]} if type_ == "server" else {}
+    key, certificate = issue(ca, Participant(type=type_, name=name, org="flowerbed", props=properties))
+    startup = folder / "startup"
+    startup.mkdir(parents=True)
+    files = files or ("server" if type_ == "server" else "client")
+    (startup / f"{files}.crt").write_bytes(serialize_cert(certificate))
+    (startup / f"{files}.key").write_bytes(serialize_pri_key(key))
+    (startup / "rootCA.pem").write_bytes(ca.serialized_cert)
+    return folder
+
+
+T = TypeVar("T", bound=x509.ExtensionType)
+
+
+def extension(certificate: x509.Certificate, kind: type[T]) -> x509.Extension[T]:
+    return certificate.extensions.get_extension_for_class(kind)
+
+
+def usages(certificate: x509.Certificate) -> set[str]:
+    usage = extension(certificate, x509.KeyUsage)
+    assert usage.critical
+    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
+    return {
+        name for name in (*names, "key_agreement", "key_cert_sign", "crl_sign") if getattr(usage.value, name)
+    }
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    constraints = extension(certificate, x509.BasicConstraints)
+    assert constraints.critical
+    return constraints.value.ca
+
+
+def test_a_ca_signs_certificates_and_has_a_key_for_ten_years(tmp_path: Path) -> None:
+    ca = authority(tmp_path / "state")
+    assert usages(ca.root_cert) == {"key_cert_sign", "crl_sign"}
+    assert is_ca(ca.root_cert)
+    assert extension(ca.root_cert, x509.BasicConstraints).value.path_length == 0, "nobody below signs further"
+    assert ca.root_cert.public_key().key_size == 3072
+    assert (ca.root_cert.not_valid_after_utc - ca.root_cert.not_valid_before_utc).days == 3650
+
+
+@pytest.mark.parametrize("type_", ["server", "client", "relay", "admin"])
+def test_a_certificate_is_for_its_role_and_signs_no_other(tmp_path: Path, type_: str) -> None:
+    ca = authority(tmp_path / "state")
+    name = "ann@flowerbed.example" if type_ == "admin" else "somebody"
+    properties = {"admin": {"role": "lead"}, "server": {"default_host": name}}.get(type_, {})
+    participant = Participant(type=type_, name=name, org="flowerbed", props=properties)
+    key, certificate = ca.get_pri_key_cert(participant)
+    assert usages(certificate) == {"digital_signature", "key_encipherment"}
+    assert not is_ca(certificate)
+    server = [ExtendedKeyUsageOID.SERVER_AUTH] if type_ == "server" else []
+    purposes = list(extension(certificate, x509.ExtendedKeyUsage).value)
+    assert purposes == [*server, ExtendedKeyUsageOID.CLIENT_AUTH]
+    # What FLARE asks of it: its chain checked, and its role read from the subject.
+    verify_cert_chain(certificate, [], ca.root_cert)
+    assert key.key_size == 2048
+    flares = CertBuilder.get_pri_key_cert(ca, participant)[1]
+    assert certificate.subject == flares.subject and certificate.issuer == flares.issuer
+
+
+def test_flares_message_cipher_takes_the_keys(tmp_path: Path) -> None:
+    """It takes no others: the lengths of its fields are those of 2048 bits."""
+    ca = authority(tmp_path / "state")
+    ends = []
+    for type_, name in (("server", "server"), ("client", "site-1")):
+        props = {"default_host": name} if type_ == "server" else {}
+        key, certificate = ca.get_pri_key_cert(
+            Participant(type=type_, name=name, org="flowerbed", props=props)
+        )
+        ends.append((SimpleCellCipher(ca.root_cert, key, certificate), certificate))
+    (server, servers), (site, sites) = ends
+    for one, other, of_one, of_other in ((server, site, servers, sites), (site, server, sites, servers)):
+        assert other.decrypt(one.encrypt(b"a message", of_other), of_one) == b"a message"
+
+
+SCHEMES = pytest.mark.parametrize("scheme", ["grpc", "tcp", "http"])
+
+
+def connects(listens: Path, asks: Path, scheme: str, *, within: float = 10) -> bool:
+    """Whether a FLARE connection comes about, with mutual TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    listener = End(listens, f"{scheme}://127.0.0.1:{port}", Mode.PASSIVE)
+    asker = End(asks, f"{scheme}://localhost:{port}", Mode.ACTIVE)
+    try:
+        asker.peers.get(timeout=within)
+    except queue.Empty:
+        return False
+    finally:
+        asker.communicator.stop()
+        listener.communicator.stop()
+    return True
+
+
+@SCHEMES
+@pytest.mark.parametrize(("ca_from", "server_from"), [(CertificateBuilder, OURS), (CertBuilder, FLARES)])
+def test_everybody_connects(
+    tmp_path: Path, scheme: str, ca_from: type[CertBuilder], server_from: Issue
+) -> None:
+    """Also with a CA and a server of before."""
+    ca = authority(tmp_path / "state", ca_from)
+    server = kit(tmp_path / "server", ca, "server", "server", issue=server_from)
+    assert connects(server, kit(tmp_path / "site-1", ca, "client", "site-1"), scheme)
+
+
+@SCHEMES
+def test_a_sites_certificate_cannot_pose_as_the_server(tmp_path: Path, scheme: str) -> None:
+    """Not even when it is for the very name that was dialled."""
+    ca = authority(tmp_path / "state")
+    site = kit(tmp_path / "site-1", ca, "client", "site-1")
+    impostor = kit(tmp_path / "localhost", ca, "client", "localhost", files="server")
+    assert not connects(impostor, site, scheme, within=2)
+
+
+@SCHEMES
+def test_nor_can_a_kit_of_another_ca(tmp_path: Path, scheme: str) -> None:
+    ca, other = authority(tmp_path / "state"), authority(tmp_path / "other")
+    site = kit(tmp_path / "site-1", ca, "client", "site-1")
+    assert not connects(kit(tmp_path / "false" / "server", other, "server", "server"), site, scheme, within=2)
+    server = kit(tmp_path / "server", ca, "server", "server")
+    assert not connects(
+        server, kit(tmp_path / "false" / "site-1", other, "client", "site-1"), scheme, within=2
+    )
