@@ -11,7 +11,7 @@ from nvflare.fuel.f3.drivers.net_utils import MAX_FRAME_SIZE
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
-from nvflare.security.security import COMMAND_CATEGORIES
+from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
 from provisioning import note
@@ -49,6 +49,16 @@ POLICY = "bridge.flare.policy.CodePolicy"
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
 `private/fed/utils/app_authz.py`)."""
+
+SUBMITTERS = "lead"
+"""FLARE's role for those who submit jobs."""
+
+MEMBERSHIP = (
+    AdminCommandNames.ENABLE_CLIENT,
+    AdminCommandNames.DISABLE_CLIENT,
+    AdminCommandNames.REMOVE_CLIENT,
+)
+"""The commands that say who is in the federation."""
 
 SETTINGS = "flowerbed.json"
 """The file in `local/` with what the operator has decided (`bridge/flare/settings.py`)."""
@@ -144,11 +154,12 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "resources.json.default", self._bound_jobs)
                 _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
-                _edit(local / "authorization.json.default", _show_submitters_their_logs)
+                _edit(local / "authorization.json.default", _show_submitters_their_jobs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
                 _edit(local / "resources.json.default", _allow_bridge)
                 _edit(local / "authorization.json.default", _allow_deployed_apps)
+                _edit(local / "authorization.json.default", _leave_operating_to_operators)
                 if not participant.get_prop(CUSTOM_CODE, True):
                     _edit(local / "authorization.json.default", _forbid_custom_code)
             if participant.type == ParticipantType.CLIENT:
@@ -256,11 +267,24 @@ def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:
     config["servers"][0]["check_engine_frequency"] = JOB_PROCESS_CHECK
 
 
-def _show_submitters_their_logs(policy: dict[str, Any]) -> None:
-    """FLARE's default policy names no right to read a job's log, so that only a project_admin may."""
+def _show_submitters_their_jobs(policy: dict[str, Any]) -> None:
+    """FLARE's default policy names no right to read a job's log, nor to ask a running job for its events, so
+    that only a project_admin may."""
     for rights in policy["permissions"].values():
         if isinstance(rights, dict) and "download_job" in rights:
-            rights["get_job_log"] = rights["download_job"]
+            rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
+            rights[AdminCommandNames.APP_COMMAND] = rights["download_job"]
+
+
+def _leave_operating_to_operators(policy: dict[str, Any]) -> None:
+    """FLARE's default policy lets a lead stop, restart and remove sites, and read files there and on the
+    server, where they are of its own organization: in most projects everywhere. Submitting jobs needs none of
+    it. Who is removed, and who comes back, is for a project_admin alone."""
+    for role, rights in policy["permissions"].items():
+        if isinstance(rights, dict):
+            if role == SUBMITTERS:
+                rights |= {CommandCategory.OPERATE: "none", CommandCategory.SHELL_COMMANDS: "none"}
+            rights |= dict.fromkeys(MEMBERSHIP, "none")
 
 
 def _log_in_by_certificate(config: dict[str, Any]) -> None:

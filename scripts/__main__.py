@@ -67,6 +67,12 @@ def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     return top
 
 
+def _acting_as() -> dict[str, str]:
+    """Name and role of the identity that was used, if the verb asks the federation at all."""
+    console = sys.modules.get("scripts.console")
+    return {} if console is None else console.acting_as
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use."""
     words = sys.argv[1:] if argv is None else argv
@@ -74,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(words[:1] if words and words[0] in VERBS else VERBS).parse_args(words)
     outcome: dict[str, Any]
     code = 0
+    _acting_as().clear()
     try:
         outcome = args.run(args)
     except Failure as failure:
@@ -82,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"flowerbed {args.verb}: interrupted")
         outcome, code = {"error": "interrupted"}, 130
+    if identity := _acting_as():
+        outcome = {**outcome, "as": dict(identity)}
     if args.format == "json":
         print(json.dumps(outcome), flush=True)
     return code

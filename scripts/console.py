@@ -18,7 +18,10 @@ from typing import IO, Any
 
 from provisioning.names import service_name
 from scripts import compose, engine, provision
-from scripts.core import ROOT, Failure, Misuse
+from scripts.core import ROOT, Failure, Misuse, say
+
+acting_as: dict[str, str] = {}
+"""Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
 
 PROGRAM = ("python", "-m", "bridge.flare.console")
 
@@ -61,9 +64,17 @@ def service(identity: str | None) -> str:
     else:
         name = service_name(identity if "@" in identity else f"{identity}@")
     if name in consoles:
+        _show(next(p["name"] for p in people if service_name(p["name"]) == name), str(consoles[name]))
         return str(name)
     wanted = f"--as {identity}: no such admin" if identity else "No admin with the role project_admin"
     raise Misuse(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
+
+
+def _show(name: str, role: str) -> None:
+    """Say once under whose identity the federation is asked."""
+    if not acting_as:
+        acting_as.update({"name": name, "role": role})
+        say(f"as {name} ({role})")
 
 
 def ask(console: str, *words: str, payload: bytes | None = None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from nvflare.fuel.f3.message import Message as FlareMessage
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.flare import channel
+from bridge.flare.admission import Participants
 from bridge.flower import wire
 from bridge.flower.identity import MESSAGES
 from bridge.flower.observe import Event, Observer
@@ -350,7 +351,12 @@ class ForwarderTarget:
         forwarder._open.set()
         # The link itself is not used: what it does with a message is what `_tell` asks.
         link = channel.ServerLink(
-            cast(Any, self), cast(Any, self), forwarder.answer, forwarder.refuse, lambda site, flwr: None
+            cast(Any, self),
+            cast(Any, self),
+            Participants(dict, None, lambda: None),
+            forwarder.answer,
+            forwarder.refuse,
+            lambda site, flwr: None,
         )
         for site in sorted(SITES):
             for name in (wire.REGISTER, wire.ACTIVATE, wire.PULL):
@@ -374,6 +380,14 @@ class ForwarderTarget:
         answer, _ = await link._outcome(message)
         assert channel._OVER not in answer and channel._FAULT not in answer
         return answer
+
+    @property
+    def core_cell(self) -> Any:
+        """Of the cell that this is for the link."""
+        return self
+
+    def add_incoming_filter(self, *args: Any) -> None:
+        """Nor is the filter."""
 
     def register_blob_cb(self, *args: Any) -> None:
         """What a cell has for a link to begin with."""

@@ -72,6 +72,10 @@ class Stop(Exception):
         self.facts = facts
 
 
+class Denied(Exception):
+    """The server does not let this identity do it; the text is FLARE's."""
+
+
 class Unreachable(Stop):
     """The server does not answer, or has lost the session."""
 
@@ -417,6 +421,8 @@ class _Told:
     refused: set[str] = field(default_factory=set)
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
+    denied: bool = False
+    """Whether this identity may not ask the running job for its events."""
 
 
 def _wait(args: argparse.Namespace) -> None:
@@ -450,10 +456,14 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
                     _say({"event": "refused", "site": site, "reason": why, "t": time.time()})
         if now.startswith("FINISHED"):
             break
-        if now == "RUNNING":
-            for event in _new_events(session, args.job, told.events):
-                told.events += 1
-                _say(event)
+        if now == "RUNNING" and not told.denied:
+            try:
+                for event in _new_events(session, args.job, told.events):
+                    told.events += 1
+                    _say(event)
+            except Denied as denied:
+                told.denied = True
+                _say({"event": "no progress", "reason": str(denied), "t": time.time()})
         if deadline is not None and time.monotonic() > deadline:
             raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
         time.sleep(POLL)
@@ -473,10 +483,18 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
 
 
 def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:
-    """The running job's events from number `since` on; none while its process starts or ends."""
+    """The running job's events from number `since` on; none while its process starts or ends.
+
+    Raises:
+        Denied: they are not for this identity.
+    """
+    from nvflare.fuel.flare_api import api_spec
+
     try:
         with _quiet():
             reply = session.do_app_command(job, EVENTS_TOPIC, {"since": since})
+    except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
+        raise Denied(str(error)) from None
     except Exception:
         return []  # The job's status, asked for next, tells what matters.
     return list(reply.get("events", []))

@@ -29,6 +29,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import channel, confining, meta, points, teardown
+from bridge.flare.admission import Participants
 from bridge.flower import confinement, environment, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
@@ -107,6 +108,8 @@ class FlowerController(Controller):
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
+        self._participants: Participants | None = None
+        self._link: channel.ServerLink | None = None
         self._tracker: points.Tracker | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
@@ -131,8 +134,14 @@ class FlowerController(Controller):
             on_replaced=self._remove_node,
             beside={points.PATH: self._tracker.take},
         )
-        channel.ServerLink(
-            channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
+        self._participants = Participants.of(engine)
+        self._link = channel.ServerLink(
+            channel.cell_of(fl_ctx),
+            self._loop,
+            self._participants,
+            self._forwarder.answer,
+            self._forwarder.refuse,
+            self._admit,
         )
         engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
@@ -277,9 +286,9 @@ class FlowerController(Controller):
         AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
 
     def _remove_node(self, site: str, node_id: int) -> None:
-        """A site's SuperNode was started anew: its old node must not be waited for."""
+        """A site's SuperNode was started anew, or the site was put out: the node must not be waited for."""
         assert self._superlink is not None
-        log.info("%s has a new SuperNode; its old node %d is removed", site, node_id)
+        log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
         self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
     async def _wait_for_sites(self, sites: list[str]) -> None:
@@ -329,9 +338,26 @@ class FlowerController(Controller):
         return {"events": self._events.since(int((data or {}).get("since", 0)))}
 
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
+        """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
+        asks for tokens once)."""
+        assert self._loop is not None and self._participants is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
+        for site, why in ((data or {}).get(meta.OUT) or {}).items():
+            if site in self._participants.names():
+                continue  # Whoever may ask the job for its events could say so too.
+            self._loop.loop.call_soon_threadsafe(self._put_out, str(site), str(why))
         return {}
+
+    def _put_out(self, site: str, why: str) -> None:
+        """A site was removed from the federation: the run goes on without it."""
+        assert self._arrivals is not None and self._link is not None and self._forwarder is not None
+        log.warning("%s is put out of the job: %s", site, why)
+        self._audit(site, f"put out of the job: {why}")
+        self._arrivals.refused(site, f"{site} was put out of the job: {why}")
+        self._arrivals.here.discard(site)
+        self._forwarder.put_out(site)
+        self._link.put_out(site, why)
+        self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
 
 
 class Events:
