@@ -87,10 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"flowerbed {args.verb}: interrupted")
         outcome, code = {"error": "interrupted"}, 130
-    finally:
-        core.give_back()
     if args.format == "json":
         print(json.dumps(outcome), flush=True)
+    core.give_back()
     return code
 
 
