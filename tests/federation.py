@@ -91,10 +91,10 @@ def copy_of_checkout(
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     federation = copy_of_files(folder, name, more_sites, settings, scheme, max_jobs)
     _as_under_umask_077(federation)
+    federation.must("data")
     mask = os.umask(0o077)
     try:
         federation.must("provision")
-        federation.must("data")
         federation.must("build", timeout=1800)
     finally:
         os.umask(mask)
