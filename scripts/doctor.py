@@ -1,8 +1,8 @@
 """Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
-ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each line
-is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any fails.
+ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each
+line is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any fails.
 """
 
 from __future__ import annotations

@@ -122,25 +122,20 @@ class FlowerExecutor(Executor):
         run_dir = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
         brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
+        bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
         try:
             self._fleet = versions.generation().fleet
             check(self.supernode)
             environment.check_extra(self.extra_env or {})
             if self.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
-            own = settings.read(Path(workspace.get_root_dir()))
-        except (versions.UnsupportedFlower, ValueError) as wrong:
+            root = Path(workspace.get_root_dir())
+            own = settings.read(root)
+            self._confinement = confining.confinement(root, bootstrap)
+        except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
-        config_dir = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id()))
-        bootstrap = config_dir / ANALYTICS_BOOTSTRAP_FILE
-        try:
-            root = Path(engine.get_workspace().get_root_dir())
-            self._confinement = confining.confinement(root, bootstrap)
-        except (confining.NotConfined, ValueError) as wrong:
-            self.system_panic(str(wrong), fl_ctx)
-            return
         bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
