@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from bridge.flower import fab
 from bridge.flower.observe import Observer
 from bridge.flower.superlink import SuperLink
 from bridge.flower.supernode import start_supernode
@@ -118,7 +119,7 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
             idle = me.memory_info().rss
             began = time.monotonic()
             config = {"num-server-rounds": rounds, "array-size": array_size}
-            run = await superlink.start_run(APP, config)
+            run = await superlink.start_run(fab.build(APP), config)
             sampling = asyncio.ensure_future(sample())
             end = await superlink.finished(run)
             seconds = time.monotonic() - began

@@ -15,6 +15,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 
 from bridge.flare import channel
+from bridge.flare.admission import Participants
 from bridge.flower import versions
 from bridge.flower.observe import Observer
 from bridge.forwarder import Forwarder
@@ -42,7 +43,10 @@ class RelayController(Controller):
         loop = LoopThread("flowerbed")
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
         cell = channel.cell_of(fl_ctx)
-        channel.ServerLink(cell, loop, forwarder.answer, forwarder.refuse, lambda site, flwr: None)
+        participants = Participants.of(fl_ctx.get_engine())
+        channel.ServerLink(
+            cell, loop, participants, forwarder.answer, forwarder.refuse, lambda site, flwr: None
+        )
         loop.loop.call_soon_threadsafe(forwarder.open, self.address)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:

@@ -8,6 +8,7 @@ only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def parse(lines: Iterable[str]) -> Iterator[Event]:
 def _is_event(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         return False
-    if "t" in value and not _is_number(value["t"]):
+    if "t" in value and not _is_finite(value["t"]):
         return False
     match value["event"]:
         case "round":
@@ -58,12 +59,12 @@ def _is_event(value: Any) -> bool:
                 and "t" in value
                 and all(isinstance(value.get(key), str) for key in ("site", "kind"))
                 and isinstance(value.get("error") or "", str)
-                and (value.get("num_examples") is None or _is_number(value["num_examples"]))
+                and (value.get("num_examples") is None or _is_finite(value["num_examples"]))
                 and isinstance(metrics, dict)
                 and all(_is_number(metric) for metric in metrics.values())
             )
         case "tracked":
-            return isinstance(value.get("points"), dict)
+            return isinstance(value.get("points"), dict) and all(map(_is_finite, value["points"].values()))
         case "run ended":
             return isinstance(value.get("reason"), str)
     return True
@@ -72,6 +73,10 @@ def _is_event(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     # JSON's integers have no limit here, and a float has.
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_round(value: Any) -> bool:

@@ -59,7 +59,8 @@ class Forwarder:
             grace: seconds for which a site may be out of reach until the SuperLink gives its node up.
             on_refused: is told site and reason when a call is malformed or does not speak for the site's
                 own node, for each site `REFUSALS_TOLD` times at most.
-            on_replaced: is told site and old node id when a site's new SuperNode has registered.
+            on_replaced: is told site and node id of a node that must not be waited for: the site has a new
+                SuperNode, or was put out.
             beside: by its path, what is answered here; a site's gateway lets no such path through.
         """
         self._watcher = watcher
@@ -75,6 +76,7 @@ class Forwarder:
         self._arrived: list[str] = []
         self._upstream: Upstream | None = None
         self._open = asyncio.Event()
+        self._out: set[str] = set()
         self._over = False
 
     def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
@@ -87,6 +89,16 @@ class Forwarder:
     def nodes(self) -> dict[int, str]:
         """The sites' Flower nodes that are registered: the sites' names, in their order, by node id."""
         return self._nodes.ids()
+
+    def put_out(self, site: str) -> None:
+        """Let `site` take no part any longer: for it the job is over, and its Flower node is given up."""
+        self._out.add(site)
+        self._give_up_node(site)
+
+    def _give_up_node(self, site: str) -> None:
+        node = self._nodes.leave(site)
+        if node is not None:
+            self._on_replaced(site, node)
 
     async def close(self) -> None:
         """Tell every site from now on that the job is over."""
@@ -129,7 +141,7 @@ class Forwarder:
                 await self._open.wait()
         except TimeoutError:
             raise LinkFault("the SuperLink is not ready yet") from None
-        if self._over:
+        if self._over or site in self._out:
             raise JobOver
         if wire.call_name(call.request.path, self._fleet) is None:
             self.refuse(site, f"asked over another transport than {self._fleet.value}")
@@ -153,6 +165,9 @@ class Forwarder:
         replaced = self._nodes.saw(site, call.incarnation, call.request, response)
         if replaced is not None:
             self._on_replaced(site, replaced)
+        if site in self._out:  # It has been put out while the SuperLink answered.
+            self._give_up_node(site)
+            raise JobOver
         self._watcher.saw(site, call.request, response)
         return response
 

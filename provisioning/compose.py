@@ -12,8 +12,8 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
-from provisioning import dotenv, networks, note
-from provisioning.checks import TOOLS
+from provisioning import dotenv, networks, note, revocation
+from provisioning.checks import REVOKED, TOOLS
 from provisioning.names import service_name
 from provisioning.state import Lock
 
@@ -99,9 +99,13 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
+        revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
         # The consoles mount the one, the server the other; a missing source would stop them.
         for folder in ("jobs", "deployed"):
-            (ROOT / folder).mkdir(exist_ok=True)
+            if not (ROOT / folder).exists():
+                (ROOT / folder).mkdir()
+                # For the containers' user too, whatever the umask is.
+                (ROOT / folder).chmod(0o755)
         dotenv.write(
             ROOT / ".env",
             {
@@ -141,6 +145,16 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         "labels": {"org.flowerbed.participant": participant.name},
         "volumes": [f"{name}:/workspace"],
     }
+    if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
+        service["volumes"].append(
+            {
+                "type": "bind",
+                "source": f"./{(prod.parent / revocation.FOLDER).as_posix()}",
+                "target": "/policy",
+                "read_only": True,
+                "bind": {"create_host_path": False},
+            }
+        )
     if participant.type == ParticipantType.SERVER:
         port = participant.get_prop("fed_learn_port", 8002)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]

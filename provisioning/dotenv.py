@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -14,12 +19,48 @@ def read(path: Path) -> dict[str, str]:
 
 
 def write(path: Path, values: Mapping[str, str]) -> None:
-    """Set keys in the file, keeping every other line as it is; the file is replaced in one step."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.partition("=")[0].strip() not in values]
-    text = "".join(f"{line}\n" for line in [*kept, *(f"{key}={value}" for key, value in values.items())])
-    if path.exists() and path.read_text() == text:
+    """Set keys in the file, keeping every other line as it is; the file is replaced in one step.
+
+    Its mode and owner stay, a link leads to the file that is replaced, and of two writers one waits.
+    """
+    path = path.resolve()
+    with _lock(path.parent):
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.partition("=")[0].strip() not in values]
+        text = "".join(f"{line}\n" for line in [*kept, *(f"{key}={value}" for key, value in values.items())])
+        if path.exists() and path.read_text() == text:
+            return
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as draft:
+            try:
+                _like(path, draft.fileno())
+                draft.write(text)
+                draft.flush()
+                Path(draft.name).replace(path)
+            except BaseException:
+                Path(draft.name).unlink()
+                raise
+
+
+def _like(path: Path, draft: int) -> None:
+    """Give a new file the mode and the owner of the one that it replaces."""
+    if not path.exists():
+        mask = os.umask(0o077)
+        os.umask(mask)
+        os.fchmod(draft, 0o666 & ~mask)
         return
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text)
-    draft.replace(path)
+    old = path.stat()
+    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+        # Root keeps the owner; for anybody else only root could.
+        with contextlib.suppress(PermissionError):
+            os.fchown(draft, old.st_uid, old.st_gid)
+    os.fchmod(draft, stat.S_IMODE(old.st_mode))
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from nvflare.fuel.f3.drivers.net_utils import MAX_FRAME_SIZE
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
-from nvflare.security.security import COMMAND_CATEGORIES
+from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
 from provisioning import note
@@ -43,12 +44,34 @@ what is on the list."""
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""
 
+HOUSEKEEPER = "bridge.flare.housekeeping.Housekeeper"
+"""A component of the own process of the server and of each site."""
+
+LOG_RECEIVER, FLARES_LOG_RECEIVER = (
+    "bridge.flare.receiver.LogReceiver",
+    "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
+)
+"""What takes the logs that sites stream, ours in the place of FLARE's."""
+
 POLICY = "bridge.flare.policy.CodePolicy"
 """A component of each site's client: see there."""
+
+JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
+"""A component of the server's process, and one that FLARE asks at server and sites about each job's part."""
 
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
 `private/fed/utils/app_authz.py`)."""
+
+SUBMITTERS = "lead"
+"""FLARE's role for those who submit jobs."""
+
+MEMBERSHIP = (
+    AdminCommandNames.ENABLE_CLIENT,
+    AdminCommandNames.DISABLE_CLIENT,
+    AdminCommandNames.REMOVE_CLIENT,
+)
+"""The commands that say who is in the federation."""
 
 SETTINGS = "flowerbed.json"
 """The file in `local/` with what the operator has decided (`bridge/flare/settings.py`)."""
@@ -138,14 +161,19 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             if participant.type == ParticipantType.SERVER:
                 _edit(local / "resources.json.default", _keep_store_in_volume)
                 _edit(local / "resources.json.default", _keep_jobs)
+                _edit(local / "resources.json.default", _bound_logs)
+                _edit(local / "resources.json.default", _look_into_jobs)
                 _edit(local / "resources.json.default", self._bound_jobs)
                 _edit(local / "resources.json.default", _tell_of_silence_sooner)
                 _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
-                _edit(local / "authorization.json.default", _show_submitters_their_logs)
+                _edit(local / "authorization.json.default", _show_submitters_their_jobs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
                 _edit(local / "resources.json.default", _allow_bridge)
+                _edit(local / "resources.json.default", _keep_house)
+                _edit(local / "resources.json.default", partial(_look_at_parts, participant.type))
                 _edit(local / "authorization.json.default", _allow_deployed_apps)
+                _edit(local / "authorization.json.default", _leave_operating_to_operators)
                 if not participant.get_prop(CUSTOM_CODE, True):
                     _edit(local / "authorization.json.default", _forbid_custom_code)
             if participant.type == ParticipantType.CLIENT:
@@ -222,6 +250,19 @@ def _keep_jobs(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], KEEPER]
 
 
+def _keep_house(resources: dict[str, Any]) -> None:
+    """Remove what jobs leave in the workspace, and bound the audit log: FLARE does neither."""
+    resources["components"].append({"id": "flowerbed_housekeeper", "path": HOUSEKEEPER, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], HOUSEKEEPER]
+
+
+def _bound_logs(resources: dict[str, Any]) -> None:
+    for component in resources["components"]:
+        if component["path"] == FLARES_LOG_RECEIVER:
+            component["path"] = LOG_RECEIVER
+    resources["class_allow_list"] = [*resources["class_allow_list"], LOG_RECEIVER]
+
+
 def _allow_bridge(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], *CLASSES]
 
@@ -248,15 +289,39 @@ def _ask_for_all_code(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], POLICY]
 
 
+def _look_into_jobs(resources: dict[str, Any]) -> None:
+    resources["components"].append({"id": "flowerbed_policy", "path": JOB_POLICY, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_POLICY]
+
+
+def _look_at_parts(kind: str, resources: dict[str, Any]) -> None:
+    """FLARE's own place for it (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
+    resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
+    resources["class_allow_list"] = [*resources["class_allow_list"], PART_POLICY]
+
+
 def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:
     config["servers"][0]["check_engine_frequency"] = JOB_PROCESS_CHECK
 
 
-def _show_submitters_their_logs(policy: dict[str, Any]) -> None:
-    """FLARE's default policy names no right to read a job's log, so that only a project_admin may."""
+def _show_submitters_their_jobs(policy: dict[str, Any]) -> None:
+    """FLARE's default policy names no right to read a job's log, nor to ask a running job for its events, so
+    that only a project_admin may."""
     for rights in policy["permissions"].values():
         if isinstance(rights, dict) and "download_job" in rights:
-            rights["get_job_log"] = rights["download_job"]
+            rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
+            rights[AdminCommandNames.APP_COMMAND] = rights["download_job"]
+
+
+def _leave_operating_to_operators(policy: dict[str, Any]) -> None:
+    """FLARE's default policy lets a lead stop, restart and remove sites, and read files there and on the
+    server, where they are of its own organization: in most projects everywhere. Submitting jobs needs none of
+    it. Who is removed, and who comes back, is for a project_admin alone."""
+    for role, rights in policy["permissions"].items():
+        if isinstance(rights, dict):
+            if role == SUBMITTERS:
+                rights |= {CommandCategory.OPERATE: "none", CommandCategory.SHELL_COMMANDS: "none"}
+            rights |= dict.fromkeys(MEMBERSHIP, "none")
 
 
 def _log_in_by_certificate(config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from scripts import core
 from scripts.core import Failure, say
 
 # In the order in which a new user needs them.
@@ -25,6 +26,7 @@ VERBS = (
     "up",
     "status",
     "submit",
+    "hash",
     "jobs",
     "wait",
     "logs",
@@ -67,6 +69,12 @@ def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     return top
 
 
+def _acting_as() -> dict[str, str]:
+    """Name and role of the identity that was used, if the verb asks the federation at all."""
+    console = sys.modules.get("scripts.console")
+    return {} if console is None else console.acting_as
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use."""
     words = sys.argv[1:] if argv is None else argv
@@ -74,14 +82,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser(words[:1] if words and words[0] in VERBS else VERBS).parse_args(words)
     outcome: dict[str, Any]
     code = 0
+    _acting_as().clear()
     try:
         outcome = args.run(args)
     except Failure as failure:
         say(f"flowerbed {args.verb}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
+    except OSError as error:
+        text = core.explain_os_error(error)
+        say(f"flowerbed {args.verb}: {text}")
+        outcome, code = {"error": text}, 1
     except KeyboardInterrupt:
         say(f"flowerbed {args.verb}: interrupted")
         outcome, code = {"error": "interrupted"}, 130
+    finally:
+        core.give_back()
+    if identity := _acting_as():
+        outcome = {**outcome, "as": dict(identity)}
     if args.format == "json":
         print(json.dumps(outcome), flush=True)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from scripts import console
+from scripts import console, ownership
 from scripts.core import say
 
 WITHIN = 60.0
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Abort the job."""
+    ownership.check()
     service = console.service(args.identity)
     status = str(console.ask(service, "abort", args.job)["status"])
     if not status.startswith("FINISHED"):

@@ -32,6 +32,8 @@ TIME = 946_684_800
 """Of every packed file: 2000-01-01, since FLARE zips the job and zip knows no time before 1980."""
 DEPLOYED = ROOT / "deployed"
 """The apps that the server has, and that jobs may name; the server's container sees it at /apps."""
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What a job may be called."""
 ROUNDS_KEY = "num-server-rounds"
 """The run config key that Flower's templates read the number of rounds from; `--rounds` sets it."""
 
@@ -150,6 +152,10 @@ def _read_job(folder: Path) -> App:
         raise Misuse(
             f"{folder}/meta.json is not a FLARE job's: expected JSON with a name; {error!r}."
         ) from error
+    if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
+        raise Misuse(
+            f"{folder}/meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'."
+        )
     files = dict(_walk(folder))
     size = sum(path.stat().st_size for path in files.values())
     if size > MOST_JOB_BYTES:

@@ -6,6 +6,7 @@ the bridge or a new kit, only the last layers are made again.
 
   ./flowerbed build                  after provision, and after every edit of bridge/ or images/
   ./flowerbed build --app my-app     also the packages that my-app/pyproject.toml asks for
+  ./flowerbed build --pull           with the newest base image
   ./flowerbed build --tracking mlflow    also MLflow's server, in an image of its own, and its client
 """
 
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, leftovers
+from scripts import compose, core, engine, images, leftovers, ownership
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--app`, `--tracking`, `--no-cache`."""
+    """`--app`, `--tracking`, `--pull`, `--no-cache`."""
     parser.add_argument(
         "--app",
         type=Path,
@@ -40,21 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["mlflow"],
         help="build MLflow's image too (200 MB to fetch); TensorBoard needs no building",
     )
+    parser.add_argument(
+        "--pull",
+        action="store_true",
+        help="pull the base image again, for the fixes that its packages have had; where none can be pulled, "
+        "its stand-in is made anew",
+    )
     parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build as the command line asks."""
-    return build(args.app, mlflow=args.tracking == "mlflow", fresh=args.no_cache)
+    return build(args.app, mlflow=args.tracking == "mlflow", fresh=args.no_cache, renew=args.pull)
 
 
-def build(apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = False) -> dict[str, Any]:
+def build(
+    apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = False, renew: bool = False
+) -> dict[str, Any]:
     """Build the runtime image and every participant's.
 
     Args:
         apps: folders of Flower apps whose packages go into the runtime image.
         mlflow: also MLflow's image, and its client into the runtime.
         fresh: use nothing from the builder's cache.
+        renew: pull the base image again, or make its stand-in anew.
 
     Returns:
         tag, images, base (present, pulled or made), packages (what apps need on top), runtime_mb and seconds.
@@ -65,14 +75,16 @@ def build(apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = Fals
         images.lacking(app)
     engine.ensure()
     project, wanted = _wanted()
+    ownership.check(project)
     runtime = images.runtime(project, TAG)
     images.check_disk(first=fresh or not images.has(runtime))
-    base = images.ensure_base()
+    base = images.ensure_base(renew=renew)
     architecture = engine.ask().architecture
     images.fill_wheelhouse(architecture)
     packages = images.add_apps(apps, architecture, [images.MLFLOW_CLIENT] if mlflow else ())
     if mlflow:
         images.fetch_mlflow(architecture)
+    images.check_wheels()
 
     built = [runtime]
     core.say(f"  building {runtime} (some 40 s when nothing of it is there)")

@@ -18,9 +18,16 @@ from typing import IO, Any
 
 from provisioning.names import service_name
 from scripts import compose, engine, provision
-from scripts.core import ROOT, Failure, Misuse
+from scripts.core import ROOT, Failure, Misuse, in_words, say
 
-PROGRAM = ("python", "-m", "bridge.flare.console")
+CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
+"""Bytes that are read at a time, and what a tar has beyond its files' sizes."""
+
+acting_as: dict[str, str] = {}
+"""Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
+
+PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
+"""-P: what lies in the container's working directory, a volume, is not imported."""
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +68,17 @@ def service(identity: str | None) -> str:
     else:
         name = service_name(identity if "@" in identity else f"{identity}@")
     if name in consoles:
+        _show(next(p["name"] for p in people if service_name(p["name"]) == name), str(consoles[name]))
         return str(name)
     wanted = f"--as {identity}: no such admin" if identity else "No admin with the role project_admin"
     raise Misuse(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
+
+
+def _show(name: str, role: str) -> None:
+    """Say once under whose identity the federation is asked."""
+    if not acting_as:
+        acting_as.update({"name": name, "role": role})
+        say(f"as {name} ({role})")
 
 
 def ask(console: str, *words: str, payload: bytes | None = None) -> dict[str, Any]:
@@ -104,13 +119,28 @@ def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
             raise _failure(console, process.returncode, _read(errors))
 
 
-def fetch(console: str, *words: str, payload: bytes | None = None) -> IO[bytes]:
-    """Run a verb that answers with a tar; returns it as an open temporary file, at its start."""
+def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | None = None) -> IO[bytes]:
+    """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
+
+    Args:
+        limit: bytes that are taken; more is a `Failure`.
+    """
     content = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.run(
-            _command(console, words), cwd=ROOT, input=payload or b"", stdout=content, stderr=errors
-        )
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
+        given.write(payload or b"")
+        given.seek(0)
+        command = _command(console, words)
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=given, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            assert process.stdout is not None
+            while chunk := process.stdout.read(CHUNK):
+                if limit is not None and content.tell() + len(chunk) > limit + TAR_MORE:
+                    process.terminate()
+                    content.close()
+                    most = in_words(limit)
+                    raise Failure(f"The console's '{words[0]}' sends more than {most}: none of it is kept.")
+                content.write(chunk)
         if process.returncode:
             content.close()
             raise _failure(console, process.returncode, _read(errors))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -108,7 +111,8 @@ def unpack(
             raise Failure(f"A file of the archive would be written outside its folder: {name}")
         size += max(0, member.size) if member.isfile() else 0
         if limit is not None and (size > limit or number >= FILES_LIMIT):
-            raise Failure(f"The archive has more than {FILES_LIMIT} files, or more than {in_words(limit)}.")
+            bounds = f"{FILES_LIMIT} files or {in_words(limit)}"
+            raise Failure(f"The archive has more than {bounds}: nothing of it is kept.")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
             mode = 0o777 if member.isdir() else 0o666
@@ -137,3 +141,49 @@ def fail(purpose: str, output: str) -> NoReturn:
     """Raise `Failure`: `purpose` did not work, with the last lines of a tool's `output`."""
     tail = "\n".join("    " + line for line in output.strip().splitlines()[-15:])
     raise Failure(f"{purpose} failed:\n{tail or '    (it printed nothing)'}")
+
+
+WRITTEN = (".flowerbed", ".env", "workspace", "jobs", "deployed", "data", "results")
+"""What verbs write below the root."""
+
+
+def give_back() -> None:
+    """Give what a verb wrote as root to the owner of the checkout, who could not change it otherwise."""
+    if os.geteuid() != 0 or (owner := ROOT.stat()).st_uid == 0:
+        return
+    for name in WRITTEN:
+        for path in (ROOT / name, *(ROOT / name).rglob("*")):
+            try:
+                if path.lstat().st_uid == 0:
+                    os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+            except OSError:
+                continue  # Gone meanwhile, or on a file system where root may not.
+
+
+def explain_os_error(error: OSError) -> str:
+    """A sentence for a file that could not be read or written, and what to do."""
+    what = f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return f"{what}.{_whose(Path(os.fsdecode(error.filename)))}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}. The disk is full, or your share of it: df -h shows which."
+    return f"{what}."
+
+
+def _whose(path: Path) -> str:
+    """What to do about a file that this user may not touch."""
+    for place in (path, *path.parents):
+        try:
+            owner = place.lstat().st_uid
+        except OSError:
+            continue
+        if owner == os.geteuid():
+            return " It is yours, so its mode or its file system forbids it."
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        inside = place == ROOT or ROOT in place.parents
+        todo = f"sudo chown -R $USER {shlex.quote(str(ROOT))}" if inside else "ask for the right to it"
+        return f" It belongs to {name}, not to you: {todo}."
+    return ""

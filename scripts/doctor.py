@@ -1,16 +1,18 @@
 """Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
-ports; the clocks of the containers. Each line is ok, warn (works, or a verb will see to it) or fail; exit
-code 1 if any fails.
+ports; the clocks of the containers; disks that are near a limit. Each line is ok, warn (works, or a verb will
+see to it) or fail; exit code 1 if any fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from provisioning import dotenv
-from scripts import apt, compose, core, engine, images, provision, up
+from scripts import apt, compose, core, engine, images, provision, results, up
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -29,6 +31,10 @@ SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
 EXPIRY_WARN_DAYS = 30.0
 """A certificate that ends sooner is warned of."""
+NEAR = 0.8
+"""What part of a limit is warned of."""
+USAGE_WITHIN, USAGE_AT_ONCE = 20.0, 4
+"""Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
 ROOMY = 2.0
 """How many times what a build needs has to be free, not to be warned."""
 
@@ -86,6 +92,10 @@ def examine() -> Iterator[Finding]:
         containers = compose.containers({"FLOWERBED_TAG": "any"})
         yield from check_ports(config, {c["Service"] for c in containers if c["State"] == "running"})
         yield check_clocks([c["Name"] for c in containers if c["State"] == "running"])
+        yield from check_usage(
+            config, {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
+        )
+    yield check_results()
 
 
 def check_engine(answer: engine.Answer) -> Finding:
@@ -124,7 +134,7 @@ def check_disk() -> Finding:
     """Is there room for the next build?"""
     places = [path for path in (images.storage(), core.ROOT) if path is not None]
     free, path = min((images.free_gb(path), path) for path in places)
-    needed = images.REBUILD_GB if images.has(images.BASE) else images.FIRST_BUILD_GB
+    needed = images.REBUILD_GB if images.has(images.base()) else images.FIRST_BUILD_GB
     found = f"{free:.1f} GB free at {path}, a build needs about {needed:.0f}"
     level: Level = "fail" if free < needed else "warn" if free < ROOMY * needed else "ok"
     return Finding("disk", level, found, "" if level == "ok" else "docker system df shows what Docker holds")
@@ -132,10 +142,11 @@ def check_disk() -> Finding:
 
 def check_base() -> Finding:
     """Is the base image here?"""
-    if not images.has(images.BASE):
-        return Finding("base image", "warn", f"no {images.BASE} yet", "./flowerbed build pulls or makes it")
+    base = images.base()
+    if not images.has(base):
+        return Finding("base image", "warn", f"no {base} yet", "./flowerbed build pulls or makes it")
     made = " (a stand-in, made here from Debian packages)" if images.is_stand_in() else ""
-    return Finding("base image", "ok", images.BASE + made)
+    return Finding("base image", "ok", base + made)
 
 
 def check_wheels(architecture: str) -> Finding:
@@ -263,6 +274,61 @@ def check_clocks(containers: list[str]) -> Finding:
         return Finding("clocks", "ok", f"{whose} are within {max(abs(skew), 0.1):.1f} s of this machine's")
     found = f"{name} is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     return Finding("clocks", level, found, "let that machine set its clock by the network (timedatectl)")
+
+
+def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Finding]:
+    """Do the disks and the running jobs of server and sites come near their limits?"""
+    asked = {
+        name: container
+        for name, container in running.items()
+        if name in config["services"] and "console" not in (config["services"][name].get("command") or ())
+    }
+    with ThreadPoolExecutor(max_workers=USAGE_AT_ONCE) as pool:
+        answers = dict(zip(asked, pool.map(_usage_of, asked.values()), strict=True))
+    near: list[str] = []
+    for name, usage in answers.items():
+        if usage is None:
+            near.append(f"{name} could not be asked")
+            continue
+        disk = usage["disk"]
+        taken = [("its disk", disk["total"] - disk["free"], disk["total"])]
+        taken += [(use["what"], use["used"], use["limit"]) for use in usage["uses"]]
+        near += [f"{name}: {_near(*use)}" for use in taken if use[1] > NEAR * use[2]]
+    if near:
+        mend = "limits of project.yml, docker system df; a job that goes over its limit is ended"
+        yield Finding("limits", "warn", "; ".join(near), mend)
+    elif answers:
+        store = sum(usage["store"] for usage in answers.values() if usage is not None)
+        found = f"nobody is near them; the job store has {core.in_words(store)}"
+        yield Finding("limits", "ok", found)
+
+
+def check_results() -> Finding:
+    """Does the folder of fetched results come near its limit?"""
+    try:
+        limit = results.limit()
+    except core.Failure as failure:
+        return Finding("results", "fail", str(failure), f"correct {results.LIMIT} in .env")
+    use = ("results/", results.used(), limit)
+    if use[1] > NEAR * limit:
+        return Finding(
+            "results", "warn", _near(*use), f"remove what nobody needs, or raise {results.LIMIT} in .env"
+        )
+    return Finding("results", "ok", f"{core.in_words(use[1])} of {core.in_words(limit)} in results/")
+
+
+def _near(what: str, used: float, limit: float) -> str:
+    return f"{what} has {core.in_words(used)} of {core.in_words(limit)} ({used / limit:.0%})"
+
+
+def _usage_of(container: str) -> dict[str, Any] | None:
+    command = [engine.docker(), "exec", container, "python", "-P", "-m", "bridge.flare.usage"]
+    try:
+        process = core.run(command, timeout=USAGE_WITHIN)
+        value = json.loads(process.stdout.strip().splitlines()[-1])
+        return dict(value) if process.returncode == 0 else None
+    except (core.Failure, ValueError, IndexError, TypeError):
+        return None
 
 
 def _skew(clock: Callable[[], float]) -> float:

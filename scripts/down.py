@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from scripts import compose, console, core, engine
+from scripts import compose, console, core, engine, ownership
 
 TIMEOUT = 120.0
 """Seconds; each container has 10 s to end, and they end side by side."""
@@ -75,6 +75,7 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
             raise core.Failure(f"No Docker engine answers, so no volume can be removed: {answer.problem}")
         core.say(f"No Docker engine answers, so nothing runs ({answer.problem}).")
         return {"stopped": [], "aborted": [], "volumes": False, "seconds": 0.0}
+    ownership.check()
     # Any tag will do to stop what runs: it goes by the containers' labels.
     env = {"FLOWERBED_TAG": "any"}
     running = sorted(c["Service"] for c in compose.containers(env) if c["State"] == "running")

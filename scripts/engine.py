@@ -35,6 +35,9 @@ START_TIMEOUT = 60.0
 """Seconds for an engine to answer after its start; seen: under 1, more with many containers to restore."""
 ANSWER_TIMEOUT = 30.0
 """Seconds for an engine to say its version; a busy machine takes some."""
+RUNNING, STARTED = "running", "started"
+"""What `ensure` found: an engine that answered, or one that it had to start."""
+
 POLL = 0.1
 """Seconds between two looks for an engine that is starting; it tells nobody when it is ready."""
 
@@ -101,21 +104,31 @@ def ensure() -> dict[str, str]:
     """Make sure that an engine answers and Compose is new enough.
 
     Returns:
-        engine and compose: their versions.
+        engine and compose: their versions; was: RUNNING or STARTED.
 
     Raises:
         core.Failure: what is missing, and how to get it.
     """
-    answer = ask()
+    answer, was = ask(), RUNNING
     if answer.problem:
         _bring_up(answer.problem)
-        answer = ask()
+        answer, was = ask(), STARTED
+        _tell_who_may_use_it()
         if answer.problem:
             raise core.Failure(f"The Docker engine was started, but does not answer: {answer.problem}")
     if (compose_version() or ()) < OLDEST_COMPOSE:
         _install_compose()
     version = ".".join(map(str, compose_version() or ()))
-    return {"engine": answer.version, "compose": version}
+    return {"engine": answer.version, "compose": version, "was": was}
+
+
+def _tell_who_may_use_it() -> None:
+    user = os.environ.get("SUDO_USER", "root")
+    if apt.is_root() and user != "root":
+        core.say(
+            f"  {user} may use the engine after `sudo usermod -aG docker {user}` and a new login. Whoever "
+            "may use it can become root on this machine."
+        )
 
 
 def builder() -> tuple[list[str], dict[str, str]]:

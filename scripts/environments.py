@@ -59,6 +59,7 @@ def torch() -> Path:
         )
     folder = VERSIONS / "torch"
     if not (folder / "complete").is_file():
+        images.check_wheels()
         core.say("  unpacking torch for programs outside containers: once, about half a minute")
         shutil.rmtree(folder, ignore_errors=True)
         wheels = ("--no-index", "--find-links", str(images.WHEELS), "--no-deps")

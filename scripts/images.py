@@ -23,17 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from scripts import apt, core, engine
+from scripts import apt, core, engine, ownership
 
-BASE = os.environ.get("FLOWERBED_BASE") or "python:3.11-slim"
-"""What the images are built from; it must have Python 3.11 as `python3`, and Debian's tools."""
+BASE = "python:3.11-slim"
+"""What the images are built from, if FLOWERBED_BASE names no other. It must have Python 3.11 as `python3`,
+and Debian's tools."""
 PYTHON = "3.11"
-STAND_IN_LABEL = "org.flowerbed.stand-in"
-"""On a base image that was made here, from Debian packages."""
 STAND_IN_SUITE = "bookworm"
 """The Debian release whose Python is PYTHON."""
+STAND_IN = f"flowerbed-base:{STAND_IN_SUITE}"
+"""The base image that is made here from Debian packages, where BASE cannot be pulled."""
+STAND_IN_LABEL = "org.flowerbed.stand-in"
+"""On that image."""
 LABEL = "org.flowerbed.image"
 """On every image that is built from DOCKERFILE."""
 
@@ -44,6 +47,8 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where torch's CPU builds are; the plain index has CUDA builds of several GB under the same version."""
 WHEELS = core.HOUSE / "wheels"
 WHEELS_STAMP = core.HOUSE / "wheels.stamp"
+LOCK = "lock.txt"
+"""Beside wheels that are listed without hashes: the same with the hashes of what was fetched, for pip."""
 APPS = core.HOUSE / "apps"
 """requirements.txt and wheels of what apps need on top; `build --app` adds to it."""
 MLFLOW = core.HOUSE / "mlflow"
@@ -122,22 +127,43 @@ def check_disk(first: bool) -> None:
             )
 
 
-def ensure_base() -> str:
-    """Make sure that the engine has the base image. Returns how: present, pulled or made."""
+def base() -> str:
+    """The base image to build from: the user's own, the stand-in if it is all that is here, else BASE."""
+    if own := os.environ.get("FLOWERBED_BASE", ""):
+        return own
     if has(BASE):
+        return STAND_IN if _is_stand_in(BASE) else BASE
+    return STAND_IN if has(STAND_IN) else BASE
+
+
+def ensure_base(*, renew: bool = False) -> str:
+    """Make sure that the engine has the base image.
+
+    Args:
+        renew: pull it again, or make the stand-in anew, for the fixes that its Debian packages have had.
+
+    Returns:
+        How: present, pulled or made.
+    """
+    if not os.environ.get("FLOWERBED_BASE"):
+        _name_stand_in()
+    wanted = base()
+    if has(wanted) and not renew:
         return "present"
     start = time.monotonic()
-    core.say(f"  pulling {BASE}")
-    pull = core.run([engine.docker(), "pull", "--quiet", BASE], timeout=PULL_TIMEOUT)
+    name = BASE if wanted == STAND_IN else wanted
+    core.say(f"  pulling {name}")
+    pull = core.run([engine.docker(), "pull", "--quiet", name], timeout=PULL_TIMEOUT)
     how = "pulled"
     if pull.returncode:
-        if BASE != "python:3.11-slim" or not apt.is_possible():
-            said = pull.stderr.decode(errors="replace").strip()
+        said = pull.stderr.decode(errors="replace").strip()
+        # What was pulled once is renewed by pulling: another system's files are no newer version of it.
+        if name != BASE or has(BASE) or not apt.is_possible():
             raise core.Failure(
-                f"The base image {BASE} is not here and cannot be pulled: {said}\n"
-                f"Bring it from another machine (docker save {BASE} -o base.tar there, docker load -i "
-                "base.tar here), or, on Debian or Ubuntu, run flowerbed as root: it then makes a stand-in "
-                "from Debian packages."
+                f"The base image {name} cannot be pulled: {said}\n"
+                f"Bring it from another machine (docker save {name} -o base.tar there, docker load -i "
+                "base.tar here), or, on Debian or Ubuntu, run flowerbed as root: where there is none, it "
+                "makes a stand-in from Debian packages."
             )
         _make_base()
         how = "made"
@@ -145,9 +171,20 @@ def ensure_base() -> str:
     return how
 
 
+def _name_stand_in() -> None:
+    """Give a stand-in its own name. Earlier versions called it as the real one, which it then kept from every
+    other build on the engine."""
+    if not _is_stand_in(BASE):
+        return
+    if not has(STAND_IN):
+        core.must(core.run([engine.docker(), "tag", BASE, STAND_IN]), f"docker tag {STAND_IN}")
+    core.say(f"  {BASE} was made here from Debian packages: from now on it is {STAND_IN}")
+    core.must(core.run([engine.docker(), "image", "rm", BASE]), f"docker image rm {BASE}")
+
+
 def _make_base() -> None:
-    """Make a stand-in from Debian packages, under the same name, so that the Dockerfile stays as it is."""
-    core.say(f"  no registry answers: making {BASE} from Debian packages")
+    """Make the stand-in from Debian packages."""
+    core.say(f"  no registry answers: making {STAND_IN} from Debian packages")
     if shutil.which("mmdebstrap") is None:
         apt.install("mmdebstrap", "debian-archive-keyring")
     with tempfile.TemporaryDirectory() as scratch:
@@ -157,22 +194,26 @@ def _make_base() -> None:
         command += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale")]
         command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
         made = core.run([*command, STAND_IN_SUITE, str(archive)], timeout=BUILD_TIMEOUT)
-        core.must(made, f"Making {BASE} from Debian packages (mmdebstrap)")
+        core.must(made, f"Making {STAND_IN} from Debian packages (mmdebstrap)")
         label = f"LABEL {STAND_IN_LABEL}={STAND_IN_SUITE}"
-        command = [engine.docker(), "import", "--change", label, str(archive), BASE]
+        command = [engine.docker(), "import", "--change", label, str(archive), STAND_IN]
         core.must(core.run(command, timeout=PULL_TIMEOUT), "docker import")
 
 
 def is_stand_in() -> bool:
     """Whether the base image was made here."""
+    return base() == STAND_IN
+
+
+def _is_stand_in(image: str) -> bool:
     template = f'{{{{index .Config.Labels "{STAND_IN_LABEL}"}}}}'
-    process = core.run([engine.docker(), "image", "inspect", "--format", template, BASE])
-    return process.returncode == 0 and process.stdout.decode().strip() not in ("", "<no value>")
+    process = core.run([engine.docker(), "image", "inspect", "--format", template, image])
+    return process.returncode == 0 and process.stdout.decode().strip() == STAND_IN_SUITE
 
 
 def wheels_are_complete(architecture: str) -> bool:
     """Whether the wheelhouse is what the requirements say, for the engine's architecture."""
-    if not WHEELS.is_dir() or not WHEELS_STAMP.is_file():
+    if not (WHEELS / LOCK).is_file() or not WHEELS_STAMP.is_file():
         return False
     return WHEELS_STAMP.read_text() == _wheels_stamp(architecture)
 
@@ -190,9 +231,14 @@ def fill_wheelhouse(architecture: str) -> int:
     Raises:
         core.Failure: pip could not get one, or got torch's CUDA build.
     """
+    stamp = _wheels_stamp(architecture)
+    if WHEELS.is_dir() and not (WHEELS / LOCK).exists() and _text(WHEELS_STAMP) == stamp:
+        # Filled by a version that wrote no hashes of torch's: they are what is there now.
+        _lock(WHEELS, _unlisted(WHEELS))
     if wheels_are_complete(architecture):
         return 0
     start = time.monotonic()
+    _recover(WHEELS)
     core.say("  filling the wheelhouse (290 MB when it is empty)")
     old = {path.name for path in WHEELS.glob("*.whl")}
     fresh = WHEELS.with_name("wheels.new")
@@ -202,15 +248,81 @@ def fill_wheelhouse(architecture: str) -> int:
     _download(architecture, fresh, [*options, "--require-hashes", "--requirement", str(REQUIREMENTS)])
     _download(architecture, fresh, [*options, *_torch_sources(), "--requirement", str(TORCH)])
     _refuse_cuda(fresh)
-    # The image's user and the builder read them, whatever the umask here.
-    for wheel in fresh.iterdir():
-        wheel.chmod(0o644)
-    shutil.rmtree(WHEELS, ignore_errors=True)
-    fresh.rename(WHEELS)
-    _write_anew(WHEELS_STAMP, _wheels_stamp(architecture))
+    _lock(fresh, _unlisted(fresh))
+    _replace(WHEELS, fresh)
+    _write_anew(WHEELS_STAMP, stamp)
     wheels = {path.name for path in WHEELS.glob("*.whl")}
     core.say(f"  {len(wheels)} wheels, {len(wheels - old)} of them new, in {time.monotonic() - start:.0f} s")
     return len(wheels - old)
+
+
+def _hash(wheel: Path) -> str:
+    with wheel.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hashes(text: str) -> set[str]:
+    return set(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
+
+
+def _unlisted(folder: Path) -> list[Path]:
+    """The wheels whose hashes are not in REQUIREMENTS: torch's."""
+    listed = _hashes(REQUIREMENTS.read_text())
+    return [wheel for wheel in folder.glob("*.whl") if _hash(wheel) not in listed]
+
+
+def _lock(folder: Path, wheels: Iterable[Path]) -> None:
+    """Write a folder's LOCK, and let the builder read what is there, whatever the umask here."""
+    lines = []
+    for wheel in sorted(wheels):
+        name, version, _, _ = parse_wheel_filename(wheel.name)
+        lines.append(f"{name}=={version} --hash=sha256:{_hash(wheel)}\n")
+    (folder / LOCK).write_text("".join(lines))
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    folder.chmod(0o755)
+
+
+def check_wheels() -> None:
+    """Refuse wheels that are not those that were fetched. pip checks them once more in the build.
+
+    Raises:
+        core.Failure: with the names of the wheels.
+    """
+    listed = REQUIREMENTS.read_text()
+    for folder, known in (
+        (WHEELS, listed),
+        (APPS / "wheels", ""),
+        (MLFLOW / "wheels", _text(MLFLOW_REQUIREMENTS)),
+    ):
+        hashes = _hashes(known + _text(folder / LOCK))
+        foreign = sorted(wheel.name for wheel in folder.glob("*.whl") if _hash(wheel) not in hashes)
+        if foreign:
+            raise core.Failure(
+                f"These wheels in {folder} are not what was fetched, or nobody fetched them: "
+                f"{', '.join(foreign)}. Remove them, and `./flowerbed build` fetches what is missing.",
+                wheels=foreign,
+            )
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Put a finished folder into another's place. Killed in between, `_recover` finds the old one."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def _write_anew(file: Path, text: str) -> None:
@@ -308,12 +420,13 @@ def fetch_mlflow(architecture: str) -> None:
     if file.is_file() and file.read_text() == wanted:
         return
     core.say("  fetching MLflow's server (200 MB)")
-    shutil.rmtree(MLFLOW, ignore_errors=True)
+    fresh = MLFLOW.with_name(f"{MLFLOW.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
     options = ["--no-deps", "--require-hashes", "--requirement", str(MLFLOW_REQUIREMENTS)]
-    _download(architecture, MLFLOW / "wheels", options)
-    for wheel in (MLFLOW / "wheels").iterdir():
-        wheel.chmod(0o644)
-    file.write_text(wanted)  # Last: it says that they are complete.
+    _download(architecture, fresh / "wheels", options)
+    _lock(fresh / "wheels", ())  # The list has the hashes.
+    (fresh / "requirements.txt").write_text(wanted)
+    _replace(MLFLOW, fresh)
 
 
 def add_apps(apps: Iterable[Path], architecture: str, also: Iterable[str] = ()) -> list[str]:
@@ -329,12 +442,15 @@ def add_apps(apps: Iterable[Path], architecture: str, also: Iterable[str] = ()) 
     """
     file = APPS / "requirements.txt"
     wheels = APPS / "wheels"
+    _recover(wheels)
     wheels.mkdir(parents=True, exist_ok=True)
     before = file.read_text().splitlines() if file.exists() else []
     wanted = sorted({*before, *also, *(line for app in apps for line in lacking(app))})
-    if wanted != before:
-        core.say(f"  fetching what the apps need on top: {', '.join(sorted(set(wanted) - set(before)))}")
+    if wanted and (wanted != before or not (wheels / LOCK).is_file()):
+        core.say(f"  fetching what the apps need on top: {', '.join(wanted)}")
         _fetch_apps(wanted, wheels, architecture)
+    elif not (wheels / LOCK).is_file():
+        _lock(wheels, ())
     if wanted != before or not file.exists():
         _write_anew(file, "".join(f"{line}\n" for line in wanted))
     return wanted
@@ -349,12 +465,14 @@ def _fetch_apps(wanted: list[str], wheels: Path, architecture: str) -> None:
         options = ["--constraint", str(constraints), "--find-links", str(WHEELS), "--find-links", str(wheels)]
         _download(architecture, fresh, [*options, *_torch_sources(), *wanted])
         ours = {path.name for path in WHEELS.glob("*.whl")}
-        for old in wheels.iterdir():
-            old.unlink()
-        for wheel in fresh.iterdir():
+        kept = wheels.with_name(f"{wheels.name}.new")
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        for wheel in fresh.glob("*.whl"):
             if wheel.name not in ours:
-                shutil.move(wheel, wheels / wheel.name)
-                (wheels / wheel.name).chmod(0o644)
+                shutil.move(wheel, kept / wheel.name)
+        _lock(kept, kept.glob("*.whl"))
+        _replace(wheels, kept)
 
 
 def participants(config: dict[str, Any], tag: str) -> list[Image]:
@@ -374,9 +492,11 @@ def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> flo
     """
     words, env = engine.builder()
     words += ["--network", "none", "--progress", "plain", "--file", DOCKERFILE, "--tag", image]
-    words += ["--target", target, "--build-arg", f"BASE={BASE}"]
+    words += ["--target", target, "--build-arg", f"BASE={base()}"]
     words += ["--build-arg", f"KIT={kit}"] if kit else []
     words += ["--no-cache"] if fresh else []
+    # Not on a participant's, which may go to another machine.
+    words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
     start = time.monotonic()
     process = core.run([*words, "."], env=env, timeout=BUILD_TIMEOUT)
     if process.returncode:

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(jobs: list[dict[str, Any]]) -> str:
     """The jobs for a person, one a line."""
+    jobs = [{**job, "reason": job.get("reason") or _refusals(job)} for job in jobs]
     head = ["JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "BY"]
     keys = ["job_id", "status", "name", "submit_time", "duration", "submitter"]
     if any(job.get("reason") for job in jobs):
@@ -37,6 +38,10 @@ def table(jobs: list[dict[str, Any]]) -> str:
     rows = [head, *([_cell(key, job.get(key)) for key in keys] for job in jobs)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _refusals(job: dict[str, Any]) -> str:
+    return "; ".join(f"{site}: {why}" for site, why in sorted((job.get("refused") or {}).items()))
 
 
 def _cell(key: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import app as apps
-from scripts import build, console, data, engine, provision, results, submit, up, wait
+from scripts import build, console, data, engine, ownership, provision, results, submit, up, wait
 from scripts.core import ROOT, say
 
 APP = ROOT / "apps" / "pytorch-quickstart"
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(data.table(data.prepare(sites, alpha=args.alpha, seed=args.seed)))
 
     step("A Docker engine with Compose", engine.ensure)
+    ownership.check(str(provision.load(provision.DEFAULT_PROJECT).get("name", "")))
     step("Certificates and startup kits", provision.provision)
     step("Images", build.build)
     step("Fashion-MNIST, a part for each site", divide)

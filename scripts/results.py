@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tarfile
 import tempfile
@@ -21,11 +22,16 @@ from typing import IO, Any
 
 from bridge.events import read
 from bridge.text import one_line
+from provisioning import dotenv
+from provisioning.checks import size
 from scripts import console, curves
-from scripts.core import ROOT, Failure, say, unpack
+from scripts.core import ROOT, Failure, Misuse, in_words, say, unpack
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
 RESULTS = ROOT / "results"
+
+LIMIT, LIMIT_DEFAULT = "FLOWERBED_RESULTS_LIMIT", "100GB"
+"""The setting of .env that bounds what results/ may hold, and its default."""
 
 LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
@@ -49,12 +55,15 @@ def collect(service: str, job: str) -> dict[str, Any]:
     Raises:
         Failure, Misuse: the job is unknown or has not ended, or what came is no result.
     """
-    with console.fetch(service, "download", job) as content:
-        folder = RESULTS / job
-        fresh = RESULTS / f".{job}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+    folder = RESULTS / job
+    fresh = RESULTS / f".{job}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    room = limit() - used(without=folder)
+    if room <= 0:
+        raise _full(job)
+    with console.fetch(service, "download", job, limit=room) as content:
         try:
-            summary = lay_out(content, job, fresh)
+            summary = lay_out(content, job, fresh, room)
             draw(summary, fresh / "curves.png")
             # An older copy is only given up for a whole new one.
             shutil.rmtree(folder, ignore_errors=True)
@@ -64,13 +73,43 @@ def collect(service: str, job: str) -> dict[str, Any]:
     return {**summary, "folder": str(folder)}
 
 
-def lay_out(content: IO[bytes], job: str, folder: Path) -> dict[str, Any]:
-    """Lay out the console's tar as a folder of results; returns the summary."""
+def limit() -> int:
+    """Bytes that results/ may hold.
+
+    Raises:
+        Misuse: the setting is no size.
+    """
+    said = os.environ.get(LIMIT) or dotenv.read(ROOT / ".env").get(LIMIT) or LIMIT_DEFAULT
+    found = size(int(said) if said.isdigit() else said)
+    if found is None:
+        raise Misuse(f"Expected {LIMIT} to be a size such as {LIMIT_DEFAULT}; found '{said}'.")
+    return found
+
+
+def used(without: Path | None = None) -> int:
+    """Bytes on disk of all results, but for those of one job."""
+    return sum(
+        path.lstat().st_blocks * 512
+        for path in RESULTS.rglob("*")
+        if path.is_file() and not (without and path.is_relative_to(without))
+    )
+
+
+def _full(job: str) -> Failure:
+    return Failure(
+        f"The results of job {job} are not fetched: {RESULTS.name}/ would have more than "
+        f"{in_words(limit())}. Remove what nobody needs, or raise {LIMIT} in .env. "
+        "The server keeps the job's results."
+    )
+
+
+def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None) -> dict[str, Any]:
+    """Lay out the console's tar as a folder of results, of at most `room` bytes; returns the summary."""
     (folder / "logs").mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
         try:
             with tarfile.open(fileobj=content) as tar:
-                unpack(tar, Path(scratch))
+                unpack(tar, Path(scratch), room)
         except (tarfile.TarError, OSError) as error:
             raise Failure(f"The result of job {job} did not arrive whole: {error}. Try again.") from error
         workspace = Path(scratch) / "workspace"

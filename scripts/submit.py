@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import app as apps
-from scripts import console, data, wait
+from scripts import console, data, ownership, wait
 from scripts.core import Failure, Misuse, say, unpack
 
 
@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
     app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
     options = _options(app, args)
+    ownership.check()
     service = console.service(args.identity)
     if args.export is not None:
         return export(service, app, args.export, options)

@@ -117,7 +117,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
     rounds = rounds_of(events)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
     reason = str(meta.get("flowerbed_reason") or "") or next(
-        (str(e["reason"]) for e in reversed(events) if e.get("reason")), ""
+        (str(e.get("reason") or "") for e in reversed(events) if e.get("event") == "run ended"), ""
     )
     return {
         "job_id": job_id,

@@ -9,6 +9,7 @@ first where none runs. What runs already and is up to date stays as it is.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, leftovers
+from scripts import compose, core, engine, images, leftovers, ownership
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -66,12 +67,18 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
         core.Failure: what is missing or taken, or which container did not become healthy, and why.
     """
     start = time.monotonic()
+    # The engine first: `sudo ./flowerbed up` is what a user without one is told.
+    found = engine.ensure()
     if not compose.is_provisioned():
-        raise core.Failure(compose.PROVISION)
-    engine.ensure()
+        if found["was"] == engine.RUNNING:
+            raise core.Failure(compose.PROVISION)
+        core.say(f"The Docker engine {found['engine']} runs now. Next: ./flowerbed quickstart")
+        return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
+    _check_address()
     # One that runs goes on running.
     tracking = sorted({*tracking, *(c["Service"] for c in compose.containers() if c["Service"] in TRACKING)})
     config = compose.config(profiles=tracking)
+    ownership.check(str(config["name"]))
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
@@ -85,6 +92,16 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")
     return {"services": services, "tracking": addresses, "seconds": seconds}
+
+
+def _check_address() -> None:
+    """Compose's own error for such an address speaks of a port."""
+    address = os.environ.get("FLOWERBED_BIND") or dotenv.read(core.ROOT / ".env").get("FLOWERBED_BIND", "")
+    if ":" in address and not (address.startswith("[") and address.endswith("]")):
+        raise core.Failure(
+            f"FLOWERBED_BIND: expected an address, with an IPv6 one in brackets; found {address}. Write "
+            f"FLOWERBED_BIND=[{address.strip('[]')}]."
+        )
 
 
 def _address(config: dict[str, Any], name: str) -> str:

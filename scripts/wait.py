@@ -110,6 +110,10 @@ class Progress:
         elif kind == "refused":
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")
+        elif kind == "removed":
+            self._say(event, f"{event['site']} is put out of the job: {event['reason']}")
+        elif kind == "no progress":
+            self._say(event, f"no progress is shown before the job's end: {event['reason']}")
         elif kind == "round":
             self._open_round = int(event["round"])
             of = f" of {event['of']}" if event.get("of") else ""

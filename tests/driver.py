@@ -23,7 +23,7 @@ from pathlib import Path
 from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
 from bridge import transports
-from bridge.flower import in_order, versions, wire
+from bridge.flower import fab, in_order, versions, wire
 from bridge.flower.app import ConfigValue
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, SuperLink
@@ -134,7 +134,7 @@ async def run_app(
                 await asyncio.sleep(0.05)
         if seed is not None:
             in_order.tell(work_dir, seed, forwarder.nodes())
-        run = await superlink.start_run(app, run_config)
+        run = await superlink.start_run(fab.build(app), run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)
         noticed = datetime.datetime.now(datetime.UTC)

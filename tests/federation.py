@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
+from bridge.flower import fab
 from scripts.copies import COMPOSE, Federation, copy_of_files
+from scripts.core import ROOT
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
@@ -45,7 +47,7 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
 MORE = """
   - {name: site-3, type: client, org: flowerbed}
   - {name: site-4, type: client, org: flowerbed, egress: any}
-  - {name: site-5, type: client, org: flowerbed, custom_code: false}
+  - {name: site-5, type: client, org: flowerbed, custom_code: false, allowed_apps: [ALLOWED]}
   - name: member@flowerbed.example
     type: admin
     org: flowerbed
@@ -54,13 +56,24 @@ MORE = """
 """What is added to the shared federation's project.yml for those tests that need more of everything."""
 
 
+VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quickstart")
+"""The deployed apps that site-5 allows."""
+
+
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
+
+
+LIMITS = {
+    "    host_names: [localhost, 127.0.0.1]\n": "    limits: {log: 2MB, job_files: 600MB}\n",
+    "  - name: site-1\n    type: client\n    org: flowerbed\n": "    limits: {job_files: 600MB}\n",
+}
+"""What follows these lines of project.yml in the shared federation, so that a test can meet a limit."""
 
 
 @pytest.fixture(scope="session")
 def checkout() -> Federation:
     """The copy: provisioned, with data and images, not yet started."""
-    return copy_of_checkout("test", PROJECT)
+    return copy_of_checkout("test", PROJECT, limits=LIMITS)
 
 
 @contextlib.contextmanager
@@ -82,18 +95,36 @@ def copy_of_checkout(
     health_interval: int = 2,
     scheme: str = "",
     max_jobs: int = 0,
+    limits: Mapping[str, str] | None = None,
 ) -> Federation:
-    """Make such a copy, with kits, data and images; the arguments are those of `copy_of_files`.
+    """Make such a copy, with kits, data and images; the arguments are those of `copy_of_files`, and what
+    follows lines of its project.yml.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     federation = copy_of_files(folder, name, more_sites, settings, scheme, max_jobs)
-    federation.must("provision")
-    federation.must("data")
-    federation.must("build", timeout=1800)
+    project = federation.root / "project.yml"
+    for line, more in (limits or {}).items():
+        assert line in project.read_text(), line
+        project.write_text(project.read_text().replace(line, line + more))
+    _as_under_umask_077(federation)
+    mask = os.umask(0o077)
+    try:
+        federation.must("provision")
+        federation.must("data")
+        federation.must("build", timeout=1800)
+    finally:
+        os.umask(mask)
     return federation
+
+
+def _as_under_umask_077(federation: Federation) -> None:
+    """Take from what goes into the images what a hardened host's umask takes when it is cloned."""
+    for name in ("bridge", "images"):
+        for path in (federation.root / name, *(federation.root / name).rglob("*")):
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 # pytest-docker's own fixtures, which start the federation and end it whatever happens.
@@ -137,7 +168,8 @@ def larger(federation: Federation) -> Federation:
     before = federation.kits
     project = federation.root / "project.yml"
     text = project.read_text()
-    project.write_text(text.replace("\nbuilders:", MORE + "\nbuilders:"))
+    allowed = ", ".join(f'"{fab.sha256(fab.build(ROOT / app))}"' for app in VETTED)
+    project.write_text(text.replace("\nbuilders:", MORE.replace("ALLOWED", allowed) + "\nbuilders:"))
     added = federation.must("provision")["added"]
     assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
     federation.must("data")

@@ -1,4 +1,4 @@
-"""Throw made-up input at the gateway and at the forwarder, and see to it that neither breaks a promise.
+"""Throw made-up input at what reads it from sites and apps, and see to it that no promise is broken.
 
     .flowerbed/venv/bin/python -m tests.fuzz [--seconds N] [--seed N]
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import psutil
+import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.error_pb2 import Error
 from flwr.proto.fleet_pb2 import (
@@ -32,16 +33,21 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from nvflare.apis.analytix import AnalyticsData, AnalyticsDataType, LogWriterName
+from nvflare.apis.dxo import DXO
 from nvflare.fuel.f3.message import Message as FlareMessage
 from nvflare.private.defs import CellMessageHeaderKeys
 
-from bridge.flare import channel
+from bridge import events
+from bridge.flare import channel, points
+from bridge.flare.admission import Participants
 from bridge.flower import wire
 from bridge.flower.identity import MESSAGES
 from bridge.flower.observe import Event, Observer
 from bridge.forwarder import Forwarder
 from bridge.gateway import Gateway
 from bridge.relay import Call, Caller, Request, Response
+from scripts import summary, wait
 
 BATCH = 2000
 """Inputs between two looks at the clock."""
@@ -350,7 +356,12 @@ class ForwarderTarget:
         forwarder._open.set()
         # The link itself is not used: what it does with a message is what `_tell` asks.
         link = channel.ServerLink(
-            cast(Any, self), cast(Any, self), forwarder.answer, forwarder.refuse, lambda site, flwr: None
+            cast(Any, self),
+            cast(Any, self),
+            Participants(dict, None, lambda: None),
+            forwarder.answer,
+            forwarder.refuse,
+            lambda site, flwr: None,
         )
         for site in sorted(SITES):
             for name in (wire.REGISTER, wire.ACTIVATE, wire.PULL):
@@ -374,6 +385,14 @@ class ForwarderTarget:
         answer, _ = await link._outcome(message)
         assert channel._OVER not in answer and channel._FAULT not in answer
         return answer
+
+    @property
+    def core_cell(self) -> Any:
+        """Of the cell that this is for the link."""
+        return self
+
+    def add_incoming_filter(self, *args: Any) -> None:
+        """Nor is the filter."""
 
     def register_blob_cb(self, *args: Any) -> None:
         """What a cell has for a link to begin with."""
@@ -445,10 +464,131 @@ def _honest(site: str, name: str) -> FlareMessage:
     )
 
 
-Target = GatewayTarget | ForwarderTarget
+# What comes out: points of a site, and lines of events.
+
+_TAGS = st.one_of(
+    st.sampled_from(
+        ["a", "a/b", "/a", "a//b", "..", "a/../b", "/../../x", ".", "", " ", "\x1b[2K", "a\nb", "$\\frac{$"]
+    ),
+    st.text(max_size=8),
+    st.text("ab/.\\ \u202e", max_size=300),
+)
+_NUMBERS = st.one_of(
+    st.integers(-3, 3), st.integers(), st.floats(), st.booleans(), st.just(10**400), st.just(2**63)
+)
+_ANYTHING = st.recursive(
+    st.one_of(st.none(), _NUMBERS, _TAGS),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(_TAGS, part),
+)
+_points = st.tuples(
+    _TAGS | _ANYTHING,
+    _NUMBERS | st.dictionaries(_TAGS, _NUMBERS) | st.text(max_size=20) | _ANYTHING,
+    st.sampled_from([kind.value for kind in AnalyticsDataType]) | _ANYTHING,
+    st.sampled_from([writer.value for writer in LogWriterName]) | _ANYTHING,
+    st.dictionaries(st.sampled_from(["global_step", "path", "sender", "x"]) | _TAGS, _ANYTHING | _TAGS)
+    | _ANYTHING,
+)
+
+
+@st.composite
+def _json_lines(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
+    """A value as one line of JSON, or nearly."""
+    line = json.dumps(draw(values)).encode()
+    if draw(st.integers(0, 5)) == 0:
+        at = draw(st.integers(0, len(line)))
+        line = line[:at] + draw(st.binary(max_size=8)) + line[at + draw(st.integers(0, 4)) :]
+    return line.replace(b"\n", b" ")
+
+
+class PointsTarget:
+    """A tracker for each input, two calls of one site. What comes out of it is what receivers get."""
+
+    strategy = st.tuples(
+        st.lists(_json_lines(_points), max_size=6),
+        st.binary(max_size=20) | st.just(b'["s", 0]') | _json_lines(_ANYTHING),
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def run(self, value: tuple[list[bytes], bytes]) -> None:
+        """Send one input and check what becomes of it."""
+        lines, head = value
+        fired: list[DXO] = []
+        tracker = points.Tracker(lambda site, dxo: fired.append(dxo), lambda site, reason: None)
+        for first in (b'["s", 0]', head):
+            request = Request(points.PATH, (), b"\n".join([first, *lines]))
+            status = self._loop.run_until_complete(tracker.take("site-1", request)).status
+            assert status in (200, 400)
+        tracker.close()
+        for dxo in fired:
+            point = AnalyticsData.from_dxo(dxo, receiver=LogWriterName.TORCH_TB)
+            assert point.data_type in points.TAKEN
+            keys = list(point.value) if isinstance(point.value, dict) else []
+            for name in [point.tag, *keys, *([point.path] if point.path else [])]:
+                assert 0 < len(name) <= points.TAG_LIMIT and name.isprintable() and "\\" not in name, name
+                assert not {"", ".", ".."} & set(name.split("/")), name
+            assert point.step is None or 0 <= point.step < 2**63
+            if point.data_type in points.NUMBERS:
+                for number in point.value.values() if keys else [point.value]:
+                    if number != {}:
+                        float(number)
+
+    def end(self) -> None:
+        """Nothing is left between inputs."""
+
+
+_event_values = st.one_of(
+    st.fixed_dictionaries(
+        {"event": st.sampled_from(["round", "reply", "tracked", "run ended", "x"]) | _ANYTHING},
+        optional={
+            "round": st.integers(0, 3) | _ANYTHING,
+            "site": st.sampled_from(["a", "b"]) | _ANYTHING,
+            "kind": st.sampled_from(["train", "evaluate"]) | _ANYTHING,
+            "num_examples": _NUMBERS | _ANYTHING,
+            "metrics": st.dictionaries(_TAGS, _NUMBERS) | _ANYTHING,
+            "error": _TAGS | _ANYTHING,
+            "reason": _TAGS | _ANYTHING,
+            "points": st.dictionaries(_TAGS, _NUMBERS) | _ANYTHING,
+            "t": st.floats(0, 2e9) | _ANYTHING,
+        },
+    ),
+    _ANYTHING,
+)
+
+
+class EventsTarget:
+    """Lines of events.jsonl: from whatever they are there comes a summary, and it is JSON."""
+
+    strategy = st.lists(_json_lines(_event_values), max_size=8)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        pass
+
+    def run(self, lines: list[bytes]) -> None:
+        """Read one input and check what becomes of it."""
+        found = list(events.parse(line.decode(errors="replace") for line in lines))
+        json.dumps(summary.summarize("j", {}, found), allow_nan=False)
+        progress = wait.Progress()
+        said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wait, "say", said.append)
+            for event in found:
+                if event["event"] in ("round", "reply"):
+                    progress.tell(event)
+        for text in said:
+            assert "\n" not in text, text
+
+    def end(self) -> None:
+        """Nothing is left between inputs."""
+
+
+Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget
 TARGETS: dict[str, Callable[[asyncio.AbstractEventLoop], Target]] = {
     "gateway": GatewayTarget,
     "forwarder": ForwarderTarget,
+    "points": PointsTarget,
+    "events": EventsTarget,
 }
 
 
@@ -492,7 +632,7 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
 
 
 def main() -> int:
-    """Fuzz both, in turns, until the time is over."""
+    """Fuzz all, in turns, until the time is over."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,12 +29,15 @@ from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.cell import Cell
-from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
 from nvflare.fuel.f3.streaming.stream_types import StreamError, StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
+from bridge.flare.admission import Participants
 from bridge.loop import LoopThread
 from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
@@ -83,6 +86,10 @@ Admit = Callable[[str, str], str | None]
 
 class BadCall(Exception):
     """What a site sent is no call; the text says why."""
+
+
+class NotAdmitted(JobOver):
+    """The server does not let this site take part, or no longer; the text says why."""
 
 
 @dataclass
@@ -137,7 +144,7 @@ class SiteLink:
             del self._open[number]
         if unfit := answer.get_header(_UNFIT):
             log.error("the server has refused this site: %s", unfit)
-            raise JobOver
+            raise NotAdmitted(unfit)
         if answer.get_header(_OVER):
             raise JobOver
         if fault := answer.get_header(_FAULT):
@@ -219,24 +226,75 @@ class SiteLink:
 
 
 class ServerLink:
-    """The server's end: answers the sites' calls that arrive at its job cell, each on `loop`. For a site
-    that is not admitted the job is over."""
+    """The server's end: answers the calls of the job's sites that arrive at its job cell, each on `loop`. For
+    whoever is not admitted the job is over."""
 
-    def __init__(self, cell: Cell, loop: LoopThread, answer: Answer, refuse: Refuse, admit: Admit) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        loop: LoopThread,
+        participants: Participants,
+        answer: Answer,
+        refuse: Refuse,
+        admit: Admit,
+    ) -> None:
         """Serve from now on.
 
         Args:
             cell: the server's job cell.
             loop: where all of the following are called.
+            participants: who may call at all.
             answer: carries out a call of a site.
-            refuse: is told site and reason of a message that is no call.
+            refuse: is told site and reason of a message that is no call, or not from a site of this job.
             admit: see `Admit`.
         """
         self._cell = cell
+        self._loop = loop.loop
+        self._participants = participants
         self._answer, self._refuse, self._admit = answer, refuse, admit
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._turning_away: set[asyncio.Task[None]] = set()
         _on(cell, CALL, loop.loop, self._called)
         _on(cell, QUESTION, loop.loop, self._asked)
+        cell.core_cell.add_incoming_filter(STREAM_CHANNEL, STREAM_DATA_TOPIC, self._filter)
+
+    def put_out(self, site: str, why: str) -> None:
+        """Answer what `site` still waits for: it takes no part any longer."""
+        for key, task in list(self._running.items()):
+            if key[0] == site:
+                task.cancel(why)
+
+    def _filter(self, frame: Message) -> Message | None:
+        """FLARE asks this of each frame that arrives, before anything is made of it; an answer drops it."""
+        ours = frame.get_header(StreamHeaderKey.CHANNEL) == CHANNEL
+        if not ours and not self._participants.owns(frame.get_header(MessageHeaderKey.ORIGIN)):
+            return None  # FLARE's own.
+        if self._participants.why_not(frame.headers) is None:
+            return None
+        if ours and frame.get_header(StreamHeaderKey.SEQUENCE) == 0:
+            # The first frame has all headers; the others need no answer.
+            _on_loop(self._loop, self._stranger, Message(frame.headers))
+        return make_reply(ReturnCode.UNAUTHENTICATED)
+
+    def _stranger(self, message: Message) -> None:
+        task = asyncio.ensure_future(self._turn_away(message))
+        self._turning_away.add(task)
+        task.add_done_callback(self._turning_away.discard)
+
+    async def _turn_away(self, message: Message) -> None:
+        site = site_of(message)
+        await self._participants.look_again(site)
+        why = self._participants.why_not(message.headers)
+        if why is None:
+            self._reply(message, {_FAULT: "this site has just come back"})
+            return
+        self._refuse(site, f"a message from whoever takes no part: {why}")
+        if message.get_header(StreamHeaderKey.TOPIC) == CALL:
+            self._reply(message, _refusal(why))
+
+    def _reply(self, message: Message, headers: dict[str, Any], body: bytes = b"") -> None:
+        number, origin = message.get_header(_TRY), message.get_header(MessageHeaderKey.ORIGIN)
+        _send(self._cell, ANSWER, origin, {_TRY: number, **headers}, body)
 
     def _called(self, message: Message) -> None:
         number = message.get_header(_TRY)
@@ -249,14 +307,15 @@ class ServerLink:
         task.add_done_callback(lambda _: self._running.pop(key, None))
 
     async def _carry_out(self, message: Message) -> None:
-        headers, body = await self._outcome(message)
-        _send(
-            self._cell,
-            ANSWER,
-            message.get_header(MessageHeaderKey.ORIGIN),
-            {_TRY: message.get_header(_TRY), **headers},
-            body,
-        )
+        try:
+            headers, body = await self._outcome(message)
+        except asyncio.CancelledError:
+            headers, body = {}, b""
+        # It may have left meanwhile, and must not have what was meant for a site of the job.
+        if why := self._participants.why_not(message.headers):
+            headers, body = _refusal(why), b""
+        if headers:
+            self._reply(message, headers, body)
 
     async def _outcome(self, message: Message) -> tuple[dict[str, Any], bytes]:
         site = site_of(message)
@@ -283,6 +342,10 @@ class ServerLink:
         running = [number for number in asked if isinstance(number, str) and (site, number) in self._running]
         headers = {_TRY: message.get_header(_TRY), _TRIES: json.dumps(running)}
         _send(self._cell, RUNNING, message.get_header(MessageHeaderKey.ORIGIN), headers)
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    return {_STATUS: 403, _SITE_HEADERS: "[]", _UNFIT: why}
 
 
 def _send(cell: Cell, topic: str, target: str, headers: dict[str, Any], body: bytes = b"") -> StreamFuture:

@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -21,14 +22,14 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from bridge import events
 from bridge.flare import meta as keys
-from bridge.flare import trackers
+from bridge.flare import news, trackers
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
-from bridge.flower import versions
+from bridge.flower import fab, versions
 from bridge.flower.app import (
     DEPLOYED,
     ROUNDS_KEY,
@@ -45,6 +46,9 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server and log in."""
 
+ANSWER_WITHIN = 10.0
+"""Seconds for an answer, beyond those for which the server may keep the question."""
+
 BACK_WITHIN = 60.0
 """Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
 
@@ -58,7 +62,28 @@ NOTED_WITHIN = 3.0
 """Seconds after that status in which the server notes the reason beside it: a few hundredths of one."""
 
 POLL = 0.5
-"""Seconds between two questions after a job's events: FLARE's console can only ask."""
+"""Seconds between two questions, at the least. Each is a line in the server's audit log."""
+
+NEWS_WITHIN = 15.0
+"""Seconds for which the server may keep a question after a job's events until there are some (`news.py`)."""
+
+GATHERED = 2.0
+"""Seconds to which the pause between two answers grows in five minutes, where there is news all the time."""
+
+QUEUED = 5.0
+"""Seconds to which the pause grows while a job waits for its turn."""
+
+STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
+"""Seconds between two questions after the status of a job that runs: at first, and later."""
+
+INPUT_LIMIT = 256 * 1024 * 1024
+"""Bytes of all files of an app or a job: four times what the host's side sends."""
+
+FOLDER = "job"
+"""The folder in which a job goes to the server, whatever its own name is."""
+
+RUN_ENDED = "run ended"
+"""The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
 
 Session = Any
 
@@ -70,6 +95,10 @@ class Stop(Exception):
         super().__init__(text)
         self.code = code
         self.facts = facts
+
+
+class Denied(Exception):
+    """The server does not let this identity do it; the text is FLARE's."""
 
 
 class Unreachable(Stop):
@@ -109,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("check", _check)
+    verb("hash", _hash)
     for name, run in (("export", _export), ("submit", _submit)):
         sub = verb(name, run)
         # The app is on the server, in a folder of this name; stdin brings no more than its pyproject.toml.
@@ -147,14 +177,23 @@ def _say(value: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _input() -> Iterator[Path]:
-    """The folder that came as a tar through stdin."""
+    """The folder that came as a tar through stdin: files and folders only, nothing outside it.
+
+    Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        size = 0
         try:
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
-                # Debian 12's Python 3.11.2 has no extraction filters; the tar is our own user's.
-                tar.extraction_filter = getattr(tarfile, "data_filter", None)
-                tar.extractall(folder)
-        except tarfile.TarError as error:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                        raise Stop(f"expected files below one folder, found {member.name[:200]!r}", 2)
+                    size += member.size
+                    if size > INPUT_LIMIT:
+                        raise Stop(f"expected at most {INPUT_LIMIT} bytes of files, found more", 2)
+                    tar.extract(member, folder, set_attrs=False)
+        except (tarfile.TarError, OSError) as error:
             raise Stop(f"expected a tar on stdin: {error}", 2) from None
         yield Path(folder)
 
@@ -230,16 +269,11 @@ def _submit(args: argparse.Namespace) -> None:
     with _input() as folder, tempfile.TemporaryDirectory() as into, _session() as session:
         here = {client.name for client in session.get_system_info().client_info}
         if (folder / "meta.json").exists():
-            try:
-                meta = json.loads((folder / "meta.json").read_text())
-            except ValueError as error:
-                raise Stop(f"the job's meta.json is broken: {error}", 2) from None
-            job = Path(into) / (meta.get("name") or "job")
-            shutil.copytree(folder, job)
-            wanted = int(meta.get("min_clients") or 1)
+            job = Path(shutil.copytree(folder, Path(into) / FOLDER))
+            wanted = _wanted(job)
         else:
             job = _make_job(args, folder, Path(into), default_min_sites=max(1, len(here)))
-            wanted = int(json.loads((job / "meta.json").read_text())["min_clients"])
+            wanted = _wanted(job)
         unknown = {site for site in args.sites.split(",") if site} - here
         if unknown:
             raise Stop(
@@ -255,6 +289,29 @@ def _submit(args: argparse.Namespace) -> None:
             )
         with _flare_errors():
             _say({"job_id": session.submit_job(str(job)), "sites": sorted(here)})
+
+
+def _wanted(job: Path) -> int:
+    """The fewest sites of a job. Its name is looked at too: FLARE, and people, take it for a name."""
+    try:
+        meta = json.loads((job / "meta.json").read_text())
+        name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Stop(f"the job's meta.json is broken: {error}", 2) from None
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+        raise Stop(
+            f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
+            2,
+        )
+    return wanted
+
+
+def _hash(args: argparse.Namespace) -> None:
+    """Say by which hash sites know an app: that of the FAB which a job of it carries."""
+    with _input() as app:
+        content = fab.build(app)
+    project = fab.read(content).get("project", {})
+    _say({"hash": fab.sha256(content), "app": project.get("name", ""), "version": project.get("version", "")})
 
 
 def _send_tar(folder: Path) -> None:
@@ -417,6 +474,17 @@ class _Told:
     refused: set[str] = field(default_factory=set)
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
+    began: float = field(default_factory=time.monotonic)
+    denied: bool = False
+    """Whether this identity may not ask the running job for its events."""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell an event; of a site that refused only once, since job and keeper both know of it."""
+        if event.get("event") == "refused":
+            if event["site"] in self.refused:
+                return
+            self.refused.add(event["site"])
+        _say(event)
 
 
 def _wait(args: argparse.Namespace) -> None:
@@ -445,23 +513,21 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
         told.status = now
         if now != NOT_STARTED:  # There, it is the reason.
             for site, why in _kept(meta)["refused"].items():
-                if site not in told.refused:
-                    told.refused.add(site)
-                    _say({"event": "refused", "site": site, "reason": why, "t": time.time()})
+                told.tell({"event": "refused", "site": site, "reason": why, "t": time.time()})
         if now.startswith("FINISHED"):
             break
-        if now == "RUNNING":
-            for event in _new_events(session, args.job, told.events):
-                told.events += 1
-                _say(event)
+        if now == "RUNNING" and not told.denied:
+            _tell_news(session, args.job, deadline, told)
         if deadline is not None and time.monotonic() > deadline:
             raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
-        time.sleep(POLL)
+        if now != "RUNNING" or told.denied:
+            time.sleep(_pause(told, QUEUED, deadline))
     reason = ""
     for number, event in enumerate(_final_events(session, args.job)):
         if number >= told.events:
-            _say(event)
-        reason = event.get("reason", reason)
+            told.tell(event)
+        if event.get("event") == RUN_ENDED:
+            reason = event.get("reason", "")
     noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     with _flare_errors():
         # Once more: what the keeper notes comes just after the status.
@@ -472,14 +538,58 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
     _say({"event": "end", "status": told.status, "t": time.time(), **kept})
 
 
-def _new_events(session: Session, job: str, since: int) -> list[dict[str, Any]]:
-    """The running job's events from number `since` on; none while its process starts or ends."""
+def _tell_news(session: Session, job: str, deadline: float | None, told: _Told) -> None:
+    """Tell a running job's events as they come; return when its status is worth a question."""
+    asked = time.monotonic()
+    every = STATUS_EVERY if asked - told.began > STATUS_EVERY else STATUS_FIRST
+    while True:
+        before = time.monotonic()
+        wait = NEWS_WITHIN if deadline is None else min(NEWS_WITHIN, max(0.0, deadline - before))
+        try:
+            found = _new_events(session, job, told.events, wait)
+        except Denied as denied:
+            told.denied = True
+            _say({"event": "no progress", "reason": str(denied), "t": time.time()})
+            return
+        for event in found or ():
+            told.events += 1
+            told.tell(event)
+        now = time.monotonic()
+        told.contact = told.contact if found is None else now
+        # Not at once again, whatever comes; but what waited for news has paused already.
+        time.sleep(max(0.0, _pause(told, GATHERED, deadline) - (0.0 if found else now - before)))
+        if found is None or now - asked > every or (deadline is not None and now > deadline):
+            return
+
+
+def _pause(told: _Told, most: float, deadline: float | None) -> float:
+    """Seconds until the next question: a person who has just begun to watch gets answers sooner."""
+    watched = time.monotonic() - told.began
+    pause = min(most, POLL + most * watched / 300)
+    return pause if deadline is None else min(pause, max(POLL / 5, deadline - time.monotonic()))
+
+
+def _new_events(session: Session, job: str, since: int, wait: float) -> list[dict[str, Any]] | None:
+    """The running job's events from number `since` on: when there are some, or after `wait` seconds. None
+    while its process starts or ends.
+
+    Raises:
+        Denied: they are not for this identity.
+    """
+    from nvflare.fuel.flare_api import api_spec
+
     try:
         with _quiet():
-            reply = session.do_app_command(job, EVENTS_TOPIC, {"since": since})
+            session.set_timeout(wait + ANSWER_WITHIN)
+            try:
+                reply = session.do_app_command(job, EVENTS_TOPIC, {news.SINCE: since, news.WAIT: wait})
+            finally:
+                session.unset_timeout()
+    except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
+        raise Denied(str(error)) from None
     except Exception:
-        return []  # The job's status, asked for next, tells what matters.
-    return list(reply.get("events", []))
+        return None  # The job's status, asked for next, tells what matters.
+    return list(reply.get(news.EVENTS, [])) or (None if reply.get("over") else [])
 
 
 def _final_events(session: Session, job: str) -> list[dict[str, Any]]:

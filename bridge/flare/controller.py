@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
@@ -26,10 +27,23 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
+from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.sec.audit import AuditService
 
-from bridge.flare import channel, meta, points, teardown
-from bridge.flower import environment, in_order, versions, wire
+from bridge.flare import (
+    channel,
+    disk,
+    import_path,
+    meta,
+    news,
+    notes,
+    points,
+    same_app,
+    settings,
+    teardown,
+)
+from bridge.flare.admission import Participants
+from bridge.flower import environment, fab, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
     BadApp,
@@ -37,7 +51,6 @@ from bridge.flower.app import (
     check_packages,
     check_run_config,
     deployed_app,
-    imports,
     read_app,
     run_config,
 )
@@ -72,6 +85,7 @@ class FlowerController(Controller):
         sites_within: float = SITES_WITHIN,
         progress_timeout: float | None = None,
         extra_env: dict[str, str] | None = None,
+        run_config_quoted: list[str] | None = None,
     ) -> None:
         """Args of the job's configuration.
 
@@ -89,9 +103,13 @@ class FlowerController(Controller):
             sites_within: seconds for all sites' SuperNodes to appear.
             progress_timeout: seconds without a call from any site after which the run has failed; None: for
                 ever.
-            extra_env: variables for SuperLink and ServerApp (`environment.check_extra`).
+            extra_env: variables for SuperLink and ServerApp (`environment.check_extra`); none with
+                `flower_app_path`.
+            run_config_quoted: more overrides, which FLARE would take for its own: each is a key and a value
+                in a list in JSON, quoted as in a URL.
         """
         super().__init__()
+        self.run_config_quoted = run_config_quoted
         self.superlink_ready_timeout = superlink_ready_timeout
         self.sites_within = sites_within
         self.progress_timeout = progress_timeout
@@ -100,16 +118,24 @@ class FlowerController(Controller):
         self.warm = warm
         self.flower_app_path = flower_app_path
         self.run_config = run_config or {}
+        self._overrides = self.run_config | dict(
+            json.loads(unquote(pair)) for pair in run_config_quoted or ()
+        )
         self.min_sites = min_sites
         self.grace = grace
         self._events: Events | None = None
+        self._cell: Cell | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._arrivals: Arrivals | None = None
+        self._participants: Participants | None = None
+        self._link: channel.ServerLink | None = None
         self._tracker: points.Tracker | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
+        self._files: disk.Watch | None = None
+        self._overfull = ""
         self._gone: set[str] = set()
         self._removals: set[asyncio.Future[None]] = set()
 
@@ -118,6 +144,7 @@ class FlowerController(Controller):
         # One line a forwarded request would drown FLARE's log.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+        import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
         self._events = Events(run_dir / channel.EVENTS_FILE)
         self._arrivals = Arrivals(self._emit, self._rounds(fl_ctx))
@@ -128,10 +155,17 @@ class FlowerController(Controller):
             grace=self.grace,
             on_refused=self._audit,
             on_replaced=self._remove_node,
-            beside={points.PATH: self._tracker.take},
+            beside={points.PATH: self._tracker.take, same_app.PATH: same_app.take(self._site_left)},
         )
-        channel.ServerLink(
-            channel.cell_of(fl_ctx), self._loop, self._forwarder.answer, self._forwarder.refuse, self._admit
+        self._participants = Participants.of(engine)
+        self._cell = channel.cell_of(fl_ctx)
+        self._link = channel.ServerLink(
+            self._cell,
+            self._loop,
+            self._participants,
+            self._forwarder.answer,
+            self._forwarder.refuse,
+            self._admit,
         )
         engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
@@ -143,14 +177,18 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
+            limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
+            self._files = disk.Watch([run_dir], limit, self._too_much)
             run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
             while not run.done():
-                if abort_signal.triggered:
+                if abort_signal.triggered or self._overfull:
                     run.cancel()
                 concurrent.futures.wait([run], timeout=ABORT_CHECK)
             run.result()
         except concurrent.futures.CancelledError:
-            reason = self._fatal or meta.ABORTED
+            reason = self._overfull or self._fatal or meta.ABORTED
+            if self._overfull:
+                self.system_panic(reason, fl_ctx)
         except (RunFailed, BadApp, versions.UnsupportedFlower) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
@@ -158,10 +196,13 @@ class FlowerController(Controller):
             log.exception("the job failed")
             reason = f"{type(error).__name__}: {error}"
             self.system_panic(reason, fl_ctx)
+        if self._files is not None:
+            self._files.close()
         if self._tracker is not None:
             self._tracker.close()
             self._events.emit(points.logged(self._tracker.taken))
         self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
+        self._events.close()
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
@@ -173,16 +214,18 @@ class FlowerController(Controller):
     ) -> None:
         """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
 
-    async def _run(self, app: Path, run_dir: Path, sites: list[str]) -> None:
-        """Start SuperLink, wait for the sites, run the app."""
+    async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
+        """Start SuperLink, wait for the sites, run the app, given as its FAB."""
         assert self._forwarder is not None and self._arrivals is not None
         versions.generation()
         extra_env = self.extra_env or {}
         environment.check_extra(extra_env)
+        if extra_env and self.flower_app_path:
+            raise RunFailed(environment.NOT_WITHOUT_CODE)
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
-            warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
+            warmth = environment.Warmth(self.warm, fab.imports(app) if self.warm else ())
             self._superlink = await SuperLink.start(
                 work_dir,
                 run_dir / environment.HOME,
@@ -196,8 +239,8 @@ class FlowerController(Controller):
             await self._wait_for_sites(sites)
             if self.in_order is not None:
                 in_order.tell(work_dir, self.in_order, self._forwarder.nodes())
-            run_id = await self._superlink.start_run(app, self.run_config)
-            end = await self._finished(self._superlink, run_id)
+            run_id = await self._superlink.start_run(app, self._overrides)
+            end = await self._finished(self._superlink, run_id, sites)
             if end.sub_status != "completed":
                 raise RunFailed(_reason(end, self._superlink))
         finally:
@@ -206,14 +249,17 @@ class FlowerController(Controller):
             if self._superlink is not None:
                 self._stopping = asyncio.ensure_future(self._superlink.stop())
 
-    async def _finished(self, superlink: SuperLink, run_id: int) -> RunEnd:
-        """Wait for the run's end, as long as the sites are not silent."""
+    async def _finished(self, superlink: SuperLink, run_id: int, sites: list[str]) -> RunEnd:
+        """Wait for the run's end, as long as the sites are not silent and enough of them take part."""
         assert self._arrivals is not None
         end = asyncio.ensure_future(superlink.finished(run_id))
+        too_few = asyncio.ensure_future(self._arrivals.too_few(sites, self.min_sites))
         left = self.progress_timeout
         try:
             while not end.done():
-                await asyncio.wait([end], timeout=left)
+                await asyncio.wait([end, too_few], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if too_few.done() and not end.done():
+                    raise RunFailed(self._arrivals.why_unfit())
                 if self.progress_timeout is not None:
                     left = self._arrivals.last_call + self.progress_timeout - time.monotonic()
                     if left <= 0 and not end.done():
@@ -224,7 +270,8 @@ class FlowerController(Controller):
             return end.result()
         finally:
             end.cancel()
-            await asyncio.gather(end, return_exceptions=True)
+            too_few.cancel()
+            await asyncio.gather(end, too_few, return_exceptions=True)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
@@ -264,6 +311,11 @@ class FlowerController(Controller):
         if event["event"] == "reply" and not event["error"]:
             self._tracker.add_reply(event)
 
+    def _too_much(self, reason: str) -> None:
+        """The job's files are more than they may be; `control_flow` sees it and ends the run."""
+        log.error("the job is ended: %s", reason)
+        self._overfull = f"the job was ended at the server: {reason}"
+
     def _refuse(self, site: str, reason: str) -> None:
         assert self._forwarder is not None
         self._forwarder.refuse(site, reason)
@@ -273,9 +325,9 @@ class FlowerController(Controller):
         AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
 
     def _remove_node(self, site: str, node_id: int) -> None:
-        """A site's SuperNode was started anew: its old node must not be waited for."""
+        """A site's SuperNode was started anew, or the site was put out: the node must not be waited for."""
         assert self._superlink is not None
-        log.info("%s has a new SuperNode; its old node %d is removed", site, node_id)
+        log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
         self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
     async def _wait_for_sites(self, sites: list[str]) -> None:
@@ -294,40 +346,81 @@ class FlowerController(Controller):
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
         if arrivals.unfit and len(set(sites) - arrivals.unfit.keys()) < self.min_sites:
-            raise RunFailed("\n".join(arrivals.unfit[site] for site in sorted(arrivals.unfit)))
+            raise RunFailed(arrivals.why_unfit())
 
-    def _app(self, fl_ctx: FLContext) -> Path:
-        workspace = _workspace(fl_ctx)
-        if self.flower_app_path:
-            return deployed_app(Path(workspace.get_root_dir()), self.flower_app_path)
-        return Path(workspace.get_app_custom_dir(fl_ctx.get_job_id()))
+    def _site_left(self, site: str, reason: str) -> None:
+        """A site takes no part any more: it got another app than it has checked, or its disk is full."""
+        assert self._arrivals is not None and self._events is not None and self._forwarder is not None
+        if site in self._arrivals.unfit:
+            return
+        log.error("%s takes no part any more: %s", site, reason)
+        self._audit(site, reason)
+        self._events.emit({"event": "refused", "site": site, "reason": reason, "t": time.time()})
+        if self._cell is not None:
+            notes.send(self._cell, site, reason)
+        for node_id, name in self._forwarder.nodes().items():
+            if name == site and self._superlink is not None:
+                self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
+        self._arrivals.refused(site, reason)
 
-    def _checked_app(self, fl_ctx: FLContext) -> Path:
+    def _brought(self, fl_ctx: FLContext) -> bytes:
+        content = same_app.brought(Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())))
+        if content is None:
+            raise BadApp(
+                f"the job holds no app: expected custom/{fab.NAME}. Export it anew, if it is an old one."
+            )
+        return content
+
+    def _deployed(self, fl_ctx: FLContext) -> Path:
+        return deployed_app(Path(_workspace(fl_ctx).get_root_dir()), self.flower_app_path)
+
+    def _checked_app(self, fl_ctx: FLContext) -> bytes:
         """The app, once more checked: who handed it in may have seen no more of it than its name."""
-        app = self._app(fl_ctx)
-        config = read_app(app)
-        check_run_config(config, self.run_config)
+        app = fab.build(self._deployed(fl_ctx)) if self.flower_app_path else self._brought(fl_ctx)
+        config = fab.read(app)
+        check_run_config(config, self._overrides)
         check_packages(config)
         return app
 
     def _rounds(self, fl_ctx: FLContext) -> int | None:
         """How many rounds the app will run, if it says so by the usual key."""
         try:
-            known = run_config(read_app(self._app(fl_ctx))) | self.run_config
+            config = (
+                read_app(self._deployed(fl_ctx)) if self.flower_app_path else fab.read(self._brought(fl_ctx))
+            )
         except BadApp:
             return None  # Building the app will say what is wrong with it.
+        known = run_config(config) | self._overrides
         rounds = known.get(ROUNDS_KEY)
         return rounds if isinstance(rounds, int) else None
 
     def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: events from number `since` on."""
+        """The app command: events from a number on, if need be when there are some (`news.py`)."""
         assert self._events is not None
-        return {"events": self._events.since(int((data or {}).get("since", 0)))}
+        found = self._events.since(news.since(data), min(news.seconds(data), news.SLICE))
+        return {news.EVENTS: found, "over": self._events.over}
 
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: a site takes part again under a new token (nvflare 2.9.0 asks for tokens once)."""
+        """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
+        asks for tokens once)."""
+        assert self._loop is not None and self._participants is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
+        for site, why in ((data or {}).get(meta.OUT) or {}).items():
+            if site in self._participants.names():
+                continue  # Whoever may ask the job for its events could say so too.
+            self._loop.loop.call_soon_threadsafe(self._put_out, str(site), str(why))
         return {}
+
+    def _put_out(self, site: str, why: str) -> None:
+        """A site was removed from the federation: the run goes on without it."""
+        assert self._arrivals is not None and self._link is not None and self._forwarder is not None
+        log.warning("%s is put out of the job: %s", site, why)
+        self._audit(site, f"put out of the job: {why}")
+        self._arrivals.refused(site, f"{site} was put out of the job: {why}")
+        self._arrivals.here.discard(site)
+        self._forwarder.put_out(site)
+        self._link.put_out(site, why)
+        self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
 
 
 class Events:
@@ -336,17 +429,31 @@ class Events:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._events: list[Event] = []
-        self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self.over = False
+        """Whether there will be no more."""
 
     def emit(self, event: Event) -> None:
-        """Add one event."""
-        with self._lock, self._file.open("a") as file:
+        """Add one event. It is told even if the file cannot take it."""
+        with self._news:
             self._events.append(event)
-            file.write(json.dumps(event) + "\n")
+            self._news.notify_all()
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps(event) + "\n")
+            except OSError as error:
+                log.error("an event could not be written: %s", error)
 
-    def since(self, number: int) -> list[Event]:
-        """The events from `number` (0: the first) on."""
-        with self._lock:
+    def close(self) -> None:
+        """Keep nobody waiting any more."""
+        with self._news:
+            self.over = True
+            self._news.notify_all()
+
+    def since(self, number: int, wait: float = 0.0) -> list[Event]:
+        """The events from `number` (0: the first) on; if there are none, what comes in `wait` seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
             return self._events[number:]
 
 
@@ -374,6 +481,16 @@ class Arrivals(Observer):
         """Wait no more for `site`."""
         self.unfit[site] = unfit
         self._changed.set()
+
+    def why_unfit(self) -> str:
+        """Why sites cannot take part, each in a line."""
+        return "\n".join(self.unfit[site] for site in sorted(self.unfit))
+
+    async def too_few(self, sites: list[str], min_sites: int) -> None:
+        """Wait until fewer than `min_sites` can take part."""
+        while len(set(sites) - self.unfit.keys()) >= min_sites:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def all_of(self, sites: list[str], min_sites: int) -> None:
         """Wait until every one of `sites` that can take part has an active node, or until fewer than

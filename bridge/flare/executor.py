@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -24,9 +25,8 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, meta, points, teardown
-from bridge.flower import environment, versions
-from bridge.flower.app import imports
+from bridge.flare import bell, channel, disk, import_path, meta, points, same_app, settings, teardown
+from bridge.flower import environment, fab, versions
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
@@ -40,6 +40,9 @@ RESTARTS = 5
 
 RESTART_FIRST = 0.5
 """Seconds before the first new start; each further wait is twice as long."""
+
+LEAVE_WITHIN = 10.0
+"""Seconds for the server to take note that a site leaves, before its SuperNode is stopped all the same."""
 
 INCARNATIONS = RESTARTS + 1
 """How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
@@ -64,7 +67,8 @@ class FlowerExecutor(Executor):
             supernode: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`).
             client_shutdown_timeout: seconds for SuperNode and ClientApp to end by themselves when the job is
                 over.
-            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`).
+            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`); none where the job
+                brings no app.
         """
         super().__init__()
         self.client_shutdown_timeout = client_shutdown_timeout
@@ -81,6 +85,8 @@ class FlowerExecutor(Executor):
         self._sees_connections = True
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._files: disk.Watch | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
@@ -99,10 +105,17 @@ class FlowerExecutor(Executor):
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _start(self, fl_ctx: FLContext) -> None:
+        workspace = fl_ctx.get_engine().get_workspace()
+        run_dir = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+        import_path.without(run_dir)
+        brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
         try:
             self._fleet = versions.generation().fleet
             check(self.supernode)
             environment.check_extra(self.extra_env or {})
+            if self.extra_env and brought is None:
+                raise ValueError(environment.NOT_WITHOUT_CODE)
+            own = settings.read(Path(workspace.get_root_dir()))
         except (versions.UnsupportedFlower, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
@@ -110,7 +123,6 @@ class FlowerExecutor(Executor):
         engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
-        run_dir = Path(engine.get_workspace().get_run_dir(job_id))
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
         sites = sorted(client.name for client in engine.get_clients())
         config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
@@ -119,15 +131,16 @@ class FlowerExecutor(Executor):
         self._loop = LoopThread("flowerbed")
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
-        # The app's code comes with the job, unless it is deployed on the server.
-        app = Path(engine.get_workspace().get_app_custom_dir(job_id))
-        warmth = environment.Warmth(self.warm, imports(app) if self.warm else ())
+        # The app comes with the job, unless it is deployed on the server.
+        warmth = environment.Warmth(self.warm, fab.imports(brought) if self.warm and brought else ())
+        expected = same_app.Expected(site, brought, own.allowed_apps)
         self._points = points.Points(self._loop.loop)
         config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
         bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
         variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
+        self._files = disk.Watch([run_dir], own.limits.job_files, self._too_much)
         first = 1 + starts * INCARNATIONS
-        self._loop.run(self._begin(run_dir, config, warmth, variables, first=first))
+        self._loop.run(self._begin(run_dir, config, warmth, variables, expected, first=first))
 
     async def _begin(
         self,
@@ -135,11 +148,14 @@ class FlowerExecutor(Executor):
         config: dict[str, str | int],
         warmth: environment.Warmth,
         variables: dict[str, str],
+        expected: same_app.Expected,
         *,
         first: int,
     ) -> None:
         assert self._link is not None and self._points is not None
-        link = points.PointsFirst(self._link, self._points)
+        link = same_app.SameApp(
+            points.PointsFirst(self._link, self._points), expected, on_other=self._other_app
+        )
         self._caller = Caller(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
         self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
@@ -182,13 +198,53 @@ class FlowerExecutor(Executor):
         logging.shutdown()
         os._exit(ProcessExitCode.EXCEPTION)
 
+    def _other_app(self, reason: str) -> None:
+        """The server hands out another app than this site has checked: take no part."""
+        log.error("this site takes no part any more: %s", reason)
+        self._leaving = asyncio.ensure_future(self._leave(reason))
+
+    async def _leave(self, reason: str) -> None:
+        """Say why, and stop the SuperNode while it can still take its leave. FLARE's part of the job idles
+        until the job's end: if it ended, FLARE would take the site for one that was lost."""
+        assert self._caller is not None
+        if self._watching is not None:
+            self._watching.cancel()
+        await same_app.tell(self._caller, reason)
+        if self._supernode is not None:
+            await self._supernode.stop(self.client_shutdown_timeout)
+
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
         comes seconds later."""
         log.info("the server says that the job is over")
         self._ending = asyncio.ensure_future(self._end())
 
+    def _too_much(self, reason: str) -> None:
+        """This site's files of the job are more than they may be: its part ends."""
+        assert self._loop is not None
+        reason = f"this site's part in the job is ended: {reason}"
+        log.error("%s", reason)
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over.
+            self._loop.loop.call_soon_threadsafe(self._begin_to_leave, reason)
+
+    def _begin_to_leave(self, reason: str) -> None:
+        if self._leaving is None and self._ending is None:
+            self._leaving = asyncio.ensure_future(self._leave_soon(reason))
+
+    async def _leave_soon(self, reason: str) -> None:
+        """Leave; and stop what fills the disk even if the server cannot be told now."""
+        leaving = asyncio.ensure_future(self._leave(reason))
+        try:
+            await asyncio.wait([leaving], timeout=LEAVE_WITHIN)
+            if not leaving.done() and self._supernode is not None:
+                await self._supernode.stop(self.client_shutdown_timeout)
+            await leaving
+        finally:
+            leaving.cancel()
+
     def _stop(self) -> None:
+        if self._files is not None:
+            self._files.close()
         if self._loop is None:
             return
         teardown.shorten()
@@ -202,6 +258,9 @@ class FlowerExecutor(Executor):
         await self._ending
 
     async def _end(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.gather(self._leaving, return_exceptions=True)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nvflare.app_common.logging.job_log_streamer import JobLogStreamer
 from nvflare.app_common.widgets.metric_relay import MetricRelay
 from nvflare.job_config.api import FedJob
+from nvflare.job_config.file_source import FileSource
 
 from bridge.flare import meta
+from bridge.flare.contents import BUILT
 from bridge.flare.controller import SITES_WITHIN, FlowerController
 from bridge.flare.executor import FlowerExecutor
 from bridge.flare.trackers import CHOICES, NONE, RECEIVERS
-from bridge.flower import environment, versions
+from bridge.flower import environment, fab, versions
 from bridge.flower.app import ConfigValue, check_run_config, read_app
 from bridge.flower.heartbeat import LONGEST, SHORTEST
 from bridge.flower.superlink import READY_WITHIN
@@ -76,7 +83,7 @@ class FlowerJob(FedJob):
         """Make the job.
 
         Args:
-            app: the Flower app's folder, which goes with the job.
+            app: the Flower app's folder. It is bundled now, and goes with the job as one file (`fab.py`).
             name: the job's name.
             flower_app_path: instead of `app`, one that is deployed on the server: `local/custom/NAME`, from
                 FLARE's workspace. No code goes with the job, and the server looks at the app only then.
@@ -97,10 +104,11 @@ class FlowerJob(FedJob):
             sites_within: seconds for all sites' SuperNodes to appear.
             progress_timeout: seconds without a call from any site after which the job fails; None: for ever.
             client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves.
-            extra_env: variables for SuperLink, SuperNodes and apps.
+            extra_env: variables for SuperLink, SuperNodes and apps, whose names begin with `APP_`. Not with
+                `flower_app_path`.
 
         Raises:
-            BadApp: the folder is no Flower app, or has no such configuration.
+            BadApp: the folder is no Flower app, Flower cannot build it, or it has no such configuration.
             ValueError: a number is out of range, there is no such SuperNode or tracking, a variable is not a
                 job's to set, or not one of `app` and `flower_app_path` is given.
             UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
@@ -121,8 +129,11 @@ class FlowerJob(FedJob):
             raise ValueError(f"tracking {tracking!r}: expected {', '.join(CHOICES)}")
         if (app is None) == (not flower_app_path):
             raise ValueError("expected an app's folder or flower_app_path, one of them")
+        if extra_env and app is None:
+            raise ValueError(environment.NOT_WITHOUT_CODE)
         if app is not None:
             check_run_config(read_app(app), run_config or {})
+        plain, quoted = _split(run_config or {})
         if mandatory is None and sites is not None and min_sites >= len(sites):
             mandatory = sites
         super().__init__(
@@ -136,7 +147,8 @@ class FlowerJob(FedJob):
         self.to_server(
             FlowerController(
                 flower_app_path=flower_app_path,
-                run_config=dict(run_config or {}),
+                run_config=plain,
+                run_config_quoted=quoted or None,
                 min_sites=min_sites,
                 grace=grace,
                 warm=warm,
@@ -152,11 +164,11 @@ class FlowerJob(FedJob):
         # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server({"dead_client_grace_period": max(0.0, grace - UNHEARD) + DEAD_AFTER_GRACE})
-        # Sites get the app's code too: not to run it from there (it comes through Flower), but so
-        # that FLARE asks each site's policy whether it allows custom code.
-        code = [] if app is None else [str(app)]
-        if code:
-            self.to_server(*code)
+        # Sites get the app too: so FLARE asks each site's policy whether it allows custom code, and a site
+        # can see that the app which comes through Flower is the one that was signed for it.
+        code = [] if app is None else [self._bundled(app)]
+        for part in code:
+            self.to_server(part)
         timeouts = {"get_task_timeout": GET_TASK_WITHIN}
         for part in (
             FlowerExecutor(
@@ -176,6 +188,14 @@ class FlowerJob(FedJob):
             else:
                 for site in sites:
                     self.to(part, site)
+
+    def _bundled(self, app: Path) -> FileSource:
+        """The app's FAB, in a file that lives as long as this job: FLARE copies it at each export."""
+        folder = tempfile.mkdtemp(prefix="flowerbed-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        file = Path(folder) / fab.NAME
+        file.write_bytes(fab.build(app))
+        return FileSource(str(file), app_folder_type="custom")
 
     def simulator_run(self, *args: Any, **options: Any) -> Any:
         """Run in FLARE's simulator; see `FedJob.simulator_run`. The job can be run again, also elsewhere."""
@@ -198,3 +218,15 @@ class FlowerJob(FedJob):
             for part, components in zip(parts, before, strict=True):
                 part.clear()
                 part.update(components)
+
+
+def _split(run_config: Mapping[str, ConfigValue]) -> tuple[dict[str, ConfigValue], list[str]]:
+    """Return the overrides that FLARE hands on as they are, and the others so that it does: of a key such as
+    `path` it would make a component, and braces it takes for references."""
+    quoted = {
+        key: value
+        for key, value in run_config.items()
+        if key in BUILT or any(mark in f"{key}{value}" for mark in "{}")
+    }
+    plain = {key: value for key, value in run_config.items() if key not in quoted}
+    return plain, [quote(json.dumps([key, value])) for key, value in quoted.items()]

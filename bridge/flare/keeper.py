@@ -22,6 +22,7 @@ from nvflare.apis.utils.job_utils import get_event_job_id
 
 from bridge.flare import meta
 from bridge.flare.parent import SERVER, CannotStart, Parent, new_id
+from bridge.flare.revocation import Barred
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ FORGIVEN_AFTER = 600.0
 weeks, with containers that are restarted every night."""
 
 RETRY_WAITS = 60.0
-"""Seconds for which a job that is submitted again waits for all of the sites that it had."""
+"""Seconds for which a job that is submitted again waits for all of the sites that it had, and for what the
+restarted server has left there to end. A site must not hold a job back for ever."""
+
+LOOK_EVERY = 2.0
+"""Seconds from one look at who was removed to the next: FLARE tells nobody of `disable_client`."""
 
 ENDS = {"": RunStatus.FINISHED_COMPLETED, meta.ABORTED: RunStatus.FINISHED_ABORTED}
 """What the job's own process says of its run's end, as FLARE's status; else it failed."""
@@ -72,12 +77,17 @@ class Keeper(FLComponent):
         self._left: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, frozenset[str]] = {}
         self._began = time.monotonic()
+        self._barred = Barred()
+        self._out: dict[tuple[str, str], str] = {}
+        """Sites that a job's process is still to be told of, as put out."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the server's own process."""
         if event_type == EventType.SYSTEM_START:
             self._parent = Parent(fl_ctx.get_engine())
             self._parent.watch(self._heartbeat, self._died)
+            self._parent.bar(self._barred)
+            threading.Thread(target=self._keep_out, name="keeper", daemon=True).start()
             # Asked for now, since soon new jobs run; closed aside, since FLARE waits to finish its start.
             work = (self._parent, self._parent.unfinished())
             threading.Thread(target=self._close_unfinished, args=work, name="keeper").start()
@@ -163,6 +173,29 @@ class Keeper(FLComponent):
         log.error("job %s: %s", job, reason)
         self._parent.fail(job, reason)
 
+    # Sites and people who were removed
+
+    def _keep_out(self) -> None:
+        while True:
+            try:
+                self._look()
+            except Exception:
+                log.exception("who was removed could not be looked at")
+            time.sleep(LOOK_EVERY)
+
+    def _look(self) -> None:
+        """Put whoever was removed out of the jobs that run."""
+        assert self._parent is not None
+        self._parent.drop(self._barred)
+        running = self._parent.tokens()
+        for job, tokens in running.items():
+            for site in tokens:
+                if why := self._barred.out(site):
+                    self._out[job, site] = why
+        for (job, site), why in list(self._out.items()):
+            if job not in running or self._parent.put_out(job, site, why):
+                del self._out[job, site]
+
     # Jobs that were refused
 
     def _not_started(self, parent: Parent, job: str) -> None:
@@ -242,11 +275,12 @@ class Keeper(FLComponent):
 
     def _not_ready(self, parent: Parent, sites: frozenset[str]) -> str:
         here = parent.registered()
-        absent = sites - here
-        if absent and time.monotonic() - self._began < RETRY_WAITS:
+        if time.monotonic() - self._began > RETRY_WAITS:
+            return ""
+        if absent := sites - here:
             return f"waiting for {', '.join(sorted(absent))}"
         with self._lock:
-            busy = sorted(site for site in here if self._left.get(site))
+            busy = sorted(site for site in here & sites if self._left.get(site))
         return f"{', '.join(busy)} must first end what the restarted server left there" if busy else ""
 
     def _release(self, parent: Parent) -> None:

@@ -34,3 +34,9 @@ STARTS = "flowerbed_starts"
 
 SITES_TOPIC = "flowerbed.sites"
 """The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
+
+OUT = "out"
+"""Of that app command: the sites that take no part any longer, and why, by name."""
+
+REMOVED = "flowerbed_removed"
+"""The sites that were put out of the job while it ran, and why, by name."""

@@ -31,6 +31,7 @@ from nvflare.private.defs import (
     CellChannel,
     CellChannelTopic,
     CellMessageHeaderKeys,
+    ClientType,
     JobFailureMsgKey,
 )
 from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
@@ -38,8 +39,9 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from bridge import events
-from bridge.flare import bell, meta
+from bridge.flare import bell, meta, news
 from bridge.flare.channel import EVENTS_FILE
+from bridge.flare.revocation import Barred
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
 
 SERVER = str(SERVER_SITE_NAME)
 """What FLARE calls the server among the sites of a job."""
+
+NO_SITE = "this is a person's name, not a site's"
+"""What a console hears that would be a site. FLARE takes its word for what it is (nvflare 2.9.0
+`private/fed/server/client_manager.py`), and would hand it jobs."""
 
 DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
 """FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
@@ -90,11 +96,14 @@ class Parent:
         cell, server, runner = self._server.cell, self._server, self._runner
 
         def heartbeat(request: Message) -> Message:
+            if _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
+                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
             reply = server.client_heartbeat(request)
             if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
                 site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-                jobs = frozenset(request.get_header(CellMessageHeaderKeys.JOB_IDS) or ())
+                told = request.get_header(CellMessageHeaderKeys.JOB_IDS) or ()
                 try:
+                    jobs = frozenset(map(str, told))
                     on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
                 except Exception:
                     # The site must get its answer whatever becomes of its jobs.
@@ -107,17 +116,25 @@ class Parent:
             if client is not None and isinstance(payload, dict):
                 job = str(payload.get(JobFailureMsgKey.JOB_ID))
                 if payload.get(JobFailureMsgKey.CODE) in DIED:
-                    if self.ended_well(job):
+                    if self.ended_well(job) and self.owes_outcome(job, client.name):
                         # The job's truth is its Flower run, which has ended; how a site's process
                         # ended after that does not change it.
                         runner.resolve_client_outcome(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
-                    if self.runs(job):
+                    if self.runs(job) and client.name in self.participants(job):
                         on_death(job, client.name)
                         return make_reply(ReturnCode.OK, "", None)
+                    # Whoever has no part in the job has no say in it: FLARE drops such a report.
             return server.process_job_failure(request)
 
+        def register(request: Message) -> Message:
+            kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
+            if kind != ClientType.ADMIN and _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
+                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+            return server.register_client(request)
+
         channel = CellChannel.SERVER_MAIN
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.Register, cb=register)
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=heartbeat)
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=outcome)
         # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported;
@@ -127,6 +144,7 @@ class Parent:
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
         bell.wake_server(self._engine, runner, self._manager)
+        news.install(self._engine)
 
     # Jobs that run
 
@@ -174,6 +192,44 @@ class Parent:
         """Do not wait any longer for the site's report."""
         self._runner.resolve_client_outcome(job, site)
 
+    def bar(self, names: Barred) -> None:
+        """Let FLARE take whoever is in `names` for disabled, besides those whom it has disabled itself: no
+        registration, no heartbeat, no login."""
+        manager = self._server.client_manager
+        with manager.lock:
+            names.update(manager.disabled_clients)
+            names.here = manager.name_to_clients
+            manager.disabled_clients = names
+
+    def drop(self, names: Barred) -> None:
+        """Forget the tokens of registered sites that are in `names`."""
+        for token, client in list(self._server.client_manager.clients.items()):
+            if why := names.out(client.name):
+                log.warning("%s is removed, and its session closed: %s", client.name, why)
+                self._server.client_manager.remove_client(token)
+                self._server.remove_client_data(token)
+                self._server.admin_server.client_dead(token)
+
+    def put_out(self, job_id: str, site: str, why: str) -> bool:
+        """Let a site take no part any longer in a job that runs. A job with too few sites left fails.
+
+        Returns whether the job's process knows of it. If not, say it again.
+        """
+        engine, runner = self._engine, self._runner
+        job, process = runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
+        if job is None or process is None:
+            return True
+        left = {token: c for token, c in process[RunProcessKey.PARTICIPANTS].items() if c.name != site}
+        if len(left) < max(1, int(job.min_sites or 1)):
+            self.fail(job_id, f"{site} was put out of the job, and too few sites are left: {why}")
+            return True
+        process[RunProcessKey.PARTICIPANTS] = left
+        job.meta[JobMetaKey.JOB_CLIENTS] = [client.to_dict() for client in left.values()]
+        self.forget_outcome(job_id, site)
+        self.note(job_id, {meta.REMOVED: {**(self.known(job_id).get(meta.REMOVED) or {}), site: why}})
+        told = engine.send_app_command(job_id, meta.SITES_TOPIC, {meta.OUT: {site: why}}, APP_COMMAND_WITHIN)
+        return told is not None
+
     def start_site(self, job_id: str, site: str, number: int) -> None:
         """Start a site's part in a running job, as FLARE's job runner does when a job begins.
 
@@ -190,6 +246,8 @@ class Parent:
         client = engine.get_client_from_name(site)
         if job is None or process is None or client is None:
             raise CannotStart("the job has ended" if client else "the site is not registered")
+        if site not in self.participants(job_id):
+            raise CannotStart("it takes no part in this job")
         others = [c for c in process[RunProcessKey.PARTICIPANTS].values() if c.name != site]
         participants = [*others, client]
         job.meta[meta.STARTS] = {**job.meta.get(meta.STARTS, {}), site: number}
@@ -311,6 +369,11 @@ SUBMITTER = (
 def new_id() -> str:
     """An id for a job."""
     return str(new_job_id())
+
+
+def _is_person(name: Any) -> bool:
+    """Whether a name is a person's: an e-mail address, which no site's is (`provisioning/checks.py`)."""
+    return "@" in str(name)
 
 
 def _app_of(job: Job, site: str) -> str:

@@ -1,23 +1,25 @@
-"""A site's word on code from outside: a component of the site's FLARE client.
+"""A participant's word on what a job brings: components of FLARE's long-lived processes.
 
-FLARE 2.9.0 asks for a site's right `byoc` only if the part of the job that goes to this very site holds code
-(`private/fed/utils/app_deployer.py`). A Flower app comes by another way, through Flower and from the server:
-a job could bring code for the server alone, and the site would run it.
+FLARE 2.9.0 asks for the right `byoc` only if the part of the job that goes to this very participant holds
+code (`private/fed/utils/app_deployer.py`). A Flower app comes by another way, through Flower and from the
+server. So the server looks into the whole job (`submissions.py`) and tells the sites in the job's meta what
+it has found. And each participant looks at its own part.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.app_validation import AppValidationKey, AppValidator
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import AdminCommandNames, FLContextKey
+from nvflare.apis.fl_constant import AdminCommandNames, FLContextKey, SiteType
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
 
-from bridge.flare import meta
+from bridge.flare import contents, meta, settings
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,35 @@ BYOC = "byoc"
 """FLARE's right to bring code, in a kit's `local/authorization.json`."""
 
 
+class PartPolicy(AppValidator):
+    """Refuses a job whose part for this participant holds what no job may, or code where none is wanted.
+
+    FLARE asks it in `private/fed/utils/app_deployer.py`, at the server and at every site, when the part's
+    signature has been checked; the answer goes back to who hands the job out. `site_type` is FLARE's word.
+    """
+
+    def __init__(self, site_type: str = SiteType.CLIENT) -> None:
+        self._server = site_type == SiteType.SERVER
+
+    def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
+        """Return why the part in this folder is refused (empty: it is not), and what FLARE is to know."""
+        part = Path(app_folder)
+        try:
+            found = contents.of_part(part, server=self._server)
+            # The part lies in FLARE's workspace: workspace/JOB/PART.
+            own = settings.read(part.resolve().parents[1])
+        except ValueError as error:
+            return str(error), {}
+        except Exception as error:
+            log.exception("the job could not be looked at")
+            return f"the job could not be looked at: {type(error).__name__}", {}
+        if found.fab and not own.custom_code:
+            return meta.NO_CUSTOM_CODE, {}
+        return "", {AppValidationKey.BYOC: True} if found.fab else {}
+
+
 class CodePolicy(FLComponent):
-    """Refuses a job that brings code for anybody, if its submitter may bring none here. No arguments."""
+    """At a site: refuses a job that brings code for anybody, if its submitter may bring none here."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the client's own process; this one comes before each command of
@@ -46,10 +75,16 @@ class CodePolicy(FLComponent):
 
 
 def _objection(items: dict[str, Any]) -> str:
-    """Why the job is refused; empty if it is not. `byoc` in its meta is the server's word on all of it."""
+    """Why the job is refused; empty if it is not. `byoc` in its meta is the server's word on all of it
+    (`submissions.py`)."""
     if not items[FLContextKey.JOB_META].get(AppValidationKey.BYOC):
         return ""
     keys = (FLContextKey.SUBMITTER_NAME, FLContextKey.SUBMITTER_ORG, FLContextKey.SUBMITTER_ROLE)
-    submitter = Person(*(items[key] for key in keys))
+    return "" if may_bring_code(*(items[key] for key in keys)) else meta.NO_CUSTOM_CODE
+
+
+def may_bring_code(name: str, org: str, role: str) -> bool:
+    """Whether this participant's policy gives a submitter the right to bring code."""
+    submitter = Person(name, org, role)
     allowed, _ = AuthorizationService.authorize(AuthzContext(BYOC, submitter, submitter))
-    return "" if allowed else meta.NO_CUSTOM_CODE
+    return bool(allowed)

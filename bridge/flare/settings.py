@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
 FILE = "local/flowerbed.json"
 """The file, relative to FLARE's workspace."""
 
@@ -29,11 +32,11 @@ class Limits:
     """Most of what one job may write here. Bytes, unless the name says otherwise."""
 
     job_files: int = 20 * 2**30
-    """All files of a running job at this participant, its results included."""
+    """All files of a running job here, its results included. More ends the job, or at a site its part."""
     log: int = 64 * 2**20
-    """The log that one site streams to the server, for one job."""
+    """Each log that a site streams to the server for one job; there are two, and at most four."""
     audit: int = 64 * 2**20
-    """The audit log, before its older half is rotated away."""
+    """The audit log, both its files: when the newer one has half of that, it replaces the older."""
     kept_jobs: int = 50
     """A number: folders of finished jobs that stay in the workspace, the newest."""
 
@@ -48,6 +51,15 @@ class Settings:
     allowed_apps: tuple[str, ...] | None = None
     """The SHA-256 hashes of the deployed apps that this site runs; None: all of them."""
     limits: Limits = field(default_factory=Limits)
+
+
+def workspace_of(fl_ctx: FLContext) -> Path:
+    """The FLARE workspace of this process, be it a long-lived one or a job's."""
+    root = fl_ctx.get_prop(FLContextKey.WORKSPACE_ROOT)
+    if not root:
+        engine = fl_ctx.get_engine()
+        root = engine.args.workspace if hasattr(engine, "args") else engine.get_workspace().get_root_dir()
+    return Path(root)
 
 
 def read(workspace: Path) -> Settings:

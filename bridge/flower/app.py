@@ -36,11 +36,16 @@ def read_app(app: Path) -> dict[str, Any]:
     Raises:
         BadApp: there is none, it is broken, or it names no ServerApp and ClientApp.
     """
-    file = app / "pyproject.toml"
     try:
-        config = tomllib.loads(file.read_text())
+        return parse((app / "pyproject.toml").read_bytes())
     except FileNotFoundError:
         raise BadApp("expected a Flower app, but it has no pyproject.toml") from None
+
+
+def parse(pyproject: bytes) -> dict[str, Any]:
+    """Return the content of an app's pyproject.toml as a dict; raises `BadApp` as `read_app` does."""
+    try:
+        config = tomllib.loads(pyproject.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadApp(f"pyproject.toml is broken: {error}") from None
     components = config.get("tool", {}).get("flwr", {}).get("app", {}).get("components", {})
@@ -84,20 +89,23 @@ def _closed(path: Path) -> bool:
     return path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
 
 
-def imports(app: Path) -> tuple[str, ...]:
+def imports(files: Mapping[str, bytes]) -> tuple[str, ...]:
     """Return the modules that the app's code imports and that are not its own, in no particular order.
 
-    They are read, not run. A file that cannot be read or is no Python has none.
+    They are read, not run. A file that is no Python has none.
+
+    Args:
+        files: the app's, by path.
     """
-    own = {file.stem if file.suffix == ".py" else file.name for file in app.glob("*")}
-    found = {name for file in sorted(app.rglob("*.py")) for name in _imported(file)}
+    own = {path.split("/")[0].removesuffix(".py") for path in files}
+    found = {name for path, text in files.items() if path.endswith(".py") for name in _imported(text)}
     return tuple(sorted(name for name in found if name.split(".")[0] not in own))
 
 
-def _imported(file: Path) -> Iterator[str]:
+def _imported(source: bytes) -> Iterator[str]:
     try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -8,6 +8,7 @@ flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_su
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,30 +39,38 @@ TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
 The second where a look is held until there is work (`holding.py`). (flwr 1.34 and 1.35 cannot be told.)"""
 
 
-NOT_EXTRA = (
-    *("PATH=", "PYTHON", "LD_"),
-    *("FLWR_HOME=", "FLWR_TELEMETRY_", "FLWR_DISABLE_", "FLWR_SUPEREXEC_", "FLOWERBED_", "NVFLARE_"),
-)
-"""How variables begin that a job may not set: those that say which code runs, and those that are set here."""
+EXTRA = "APP_"
+"""How the names begin of variables that a job may set. A list of what it may not set would never end: Python,
+the linker, OpenSSL, proxies, torch and many more take orders from variables, and some of these run code."""
+
+EXTRA_LIMIT = 32 * 1024
+"""Characters of one value."""
+
+NOT_WITHOUT_CODE = "extra_env: expected none, since the job brings no app; set keys of its run config instead"
+"""Why a job whose app is on the server may set no variables."""
 
 NO_EXTRA: Mapping[str, str] = {}
 """A job that sets no variables."""
+
+_EXTRA_NAME = re.compile(rf"{EXTRA}[A-Z0-9_]{{1,100}}")
 
 
 def check_extra(extra: Mapping[str, str]) -> None:
     """See whether a job may set these variables for its Flower processes.
 
     Raises:
-        ValueError: one is no text, or begins like one of `NOT_EXTRA`.
+        ValueError: one is no text, or does not begin with `EXTRA`.
     """
     for name, value in extra.items():
-        if not isinstance(name, str) or not isinstance(value, str) or not name:
+        if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"extra_env {name!r}: expected a name and a text, found {value!r}")
-        if f"{name}=".startswith(NOT_EXTRA):
+        if not _EXTRA_NAME.fullmatch(name):
             raise ValueError(
-                f"extra_env {name!r}: expected a variable of the app's own, found one that says which code "
-                "runs, or that Flowerbed sets itself"
+                f"extra_env {name[:100]!r}: expected a name that begins with {EXTRA}, such as {EXTRA}DEPTH, "
+                "in capital letters, digits and _"
             )
+        if "\0" in value or len(value) > EXTRA_LIMIT:
+            raise ValueError(f"extra_env {name!r}: expected a text of at most {EXTRA_LIMIT} characters")
 
 
 def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]:
@@ -76,14 +85,22 @@ def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]
             TASK_HELD_INTERVAL if generation().prompt else TASK_POLL_INTERVAL
         ),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
+        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", ""), without=home.parent),
     }
 
 
-def with_bridge(path: str) -> str:
-    """A PYTHONPATH by which a process finds the bridge, before what `path` names."""
+def with_bridge(path: str, without: Path | None = None) -> str:
+    """A PYTHONPATH by which a process finds the bridge, before what `path` names.
+
+    Args:
+        path: another PYTHONPATH.
+        without: a job's folder, nothing below which is to be imported: its app may write there. (FLARE puts
+            the job's `custom` into the variable, nvflare 2.9.0 `job_launcher_utils.py`.)
+    """
     folder = str(Path(bridge.__file__).parents[1])
-    return os.pathsep.join([folder, *(part for part in path.split(os.pathsep) if part not in ("", folder))])
+    others = (part for part in path.split(os.pathsep) if part not in ("", folder))
+    kept = (p for p in others if without is None or not Path(p).resolve().is_relative_to(without.resolve()))
+    return os.pathsep.join([folder, *kept])
 
 
 @dataclass(frozen=True)

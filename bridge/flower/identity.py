@@ -129,6 +129,11 @@ class Nodes:
         nodes = ((self._nodes[site].node_id, site) for site in sorted(self._nodes))
         return {node: site for node, site in nodes if node is not None}
 
+    def leave(self, site: str) -> int | None:
+        """Forget the node of `site`, which takes no part any longer; returns its id."""
+        node = self._nodes.pop(site, None)
+        return None if node is None else node.node_id
+
     def check(self, site: str, incarnation: int, request: Request) -> None:
         """Raise `Refused` unless `request` may come from `site`."""
         name = wire.call_name(request.path)
@@ -172,8 +177,10 @@ class Nodes:
                 self._nodes[site] = _Node(incarnation, key)
                 return before.node_id if before is not None else None
             case wire.ACTIVATE | wire.PULL | wire.PUSH as name:
-                node = self._nodes[site]
-                if _public_key(name, request) == node.public_key:  # Else a new SuperNode has come meanwhile.
+                node = self._nodes.get(site)
+                if (
+                    node and _public_key(name, request) == node.public_key
+                ):  # Else a new SuperNode has come meanwhile.
                     _note(name, node, request, response)
         return None
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import socket
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListRunsRequest,
@@ -28,7 +26,7 @@ from flwr.proto.control_pb2 import (
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
-from bridge.flower import environment
+from bridge.flower import environment, fab
 from bridge.flower.app import ConfigValue
 from bridge.flower.control import Refused, Unanswered, control, listens
 from bridge.flower.process import LAST_LINES, FlowerProcess, gone, strip_colour
@@ -147,15 +145,14 @@ class SuperLink:
         """The last Python traceback that the ServerApp or the SuperLink printed, or nothing."""
         return last_traceback(self.serverapp_lines) or last_traceback(self._process.last_lines)
 
-    async def start_run(self, app: Path, run_config: Mapping[str, ConfigValue]) -> int:
-        """Build the app's FAB and start its run; return the run's id.
+    async def start_run(self, app: bytes, run_config: Mapping[str, ConfigValue]) -> int:
+        """Start the run of an app, which is given as its FAB and goes on as it is; return the run's id.
 
         Raises:
-            RunFailed: the app cannot be built, or the SuperLink refuses it.
+            RunFailed: the SuperLink refuses it.
         """
-        content = await asyncio.to_thread(build_fab, app)
         request = StartRunRequest(
-            fab=Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content),
+            fab=Fab(hash_str=fab.sha256(app), content=app),
             override_config=user_config_to_proto(dict(run_config)),
         )
         reply = StartRunResponse()
@@ -260,19 +257,6 @@ class SuperLink:
             await self._control_api.call(call, request, reply)
         except Refused as refused:
             raise RunFailed(f"SuperLink refused {call} with {refused}") from None
-
-
-def build_fab(app: Path) -> bytes:
-    """Return the app folder as a Flower App Bundle.
-
-    Raises:
-        RunFailed: Flower cannot build it.
-    """
-    try:
-        content: bytes = build_fab_from_disk(app)
-    except Exception as error:
-        raise RunFailed(f"the app cannot be built: {error}") from error
-    return content
 
 
 def last_traceback(lines: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from scripts.copies import Federation
 
 PROLOGUE = Path(__file__).with_name("impostor.py").read_text()
 """What an attack may use; see there."""
+
+NO_CONNECTION = "no connection"
+"""What an attack gets whose kit the server does not let connect."""
 
 WITHIN = 120.0
 """Seconds for one attack."""
@@ -28,7 +32,12 @@ def act(federation: Federation, service: str, program: str, *words: str) -> Any:
     Returns:
         RESULT, which went through JSON.
     """
-    command = ["docker", "exec", "-i", "-w", "/tmp", federation.container(service), "python", "-P", "-"]
+    return act_in(federation.container(service), program, *words)
+
+
+def act_in(container: str, program: str, *words: str) -> Any:
+    """The same in a container by its id, which Compose need not know any more."""
+    command = ["docker", "exec", "-i", "-w", "/tmp", container, "python", "-P", "-"]
     process = subprocess.run(
         [*command, *words],
         input=f"{PROLOGUE}\n{program}\n",
@@ -44,6 +53,29 @@ def act(federation: Federation, service: str, program: str, *words: str) -> Any:
 def join(federation: Federation, service: str, job: str) -> Any:
     """Try to take part in a job as a Flower node; returns the status of each call."""
     return act(federation, service, "tell(Impostor().join(WORDS[0]))", job)
+
+
+def running(federation: Federation, job: str, site: str = "site-1") -> None:
+    """Wait until a site's SuperNode of a job runs."""
+    deadline = time.monotonic() + 90
+    while not supernodes(federation.container(site)):
+        assert time.monotonic() < deadline, federation.must("jobs")
+        time.sleep(0.3)
+
+
+def supernodes(container: str) -> list[str]:
+    """The command lines of the SuperNodes in a container."""
+    command = ["docker", "top", container, "-eo", "pid,comm,args"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line for line in process.stdout.splitlines() if "supernode" in line]
+
+
+def registered(federation: Federation, site: str) -> None:
+    """Wait until a site that was restarted is there again."""
+    deadline = time.monotonic() + 60
+    while site not in [str(known["name"]) for known in federation.must("status")["sites"]]:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def audit(federation: Federation) -> list[str]:

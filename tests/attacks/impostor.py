@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime
+import io
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import pathlib
 import sys
 import time
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -28,6 +30,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.apis.job_launcher_spec import JobProcessEnv
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.cell import Cell
@@ -40,7 +43,7 @@ from nvflare.private.defs import ClientType
 from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from bridge.flare.channel import SiteLink
+from bridge.flare.channel import NotAdmitted, SiteLink
 from bridge.relay import Call, JobOver, LinkFault, Request
 
 WORDS = sys.argv[1:]
@@ -49,8 +52,10 @@ WORDS = sys.argv[1:]
 KIT = pathlib.Path("/kit/startup")
 ANSWER_WITHIN = 20.0
 """Seconds for one answer."""
+CONNECT_WITHIN, STAYS = 10.0, 0.5
+"""Seconds to connect, and after which a connection counts as one that stays."""
 LOGIN_WITHIN = 20.0
-"""Seconds to connect and to log in."""
+"""Seconds to log in."""
 
 FLEET = "/v1/fleet/"
 
@@ -58,7 +63,7 @@ NO_CONNECTION = "no connection"
 """What is told if the server, or a relay, does not let this kit connect."""
 
 
-def tell(result: Any) -> None:
+def tell(result: Any) -> NoReturn:
     """End the program with `result`, which the test gets."""
     print(json.dumps(result), flush=True)
     os._exit(0)  # FLARE's threads need not be waited for.
@@ -86,20 +91,30 @@ def stolen(job: str) -> dict[str, str]:
 class Impostor:
     """A cell in FLARE's network, with the kit of this container."""
 
-    def __init__(self, credentials: dict[str, str] | None = None, kit: pathlib.Path = KIT) -> None:
-        """Connect; and log in, unless `credentials` (token, signature, ssid) are given."""
+    def __init__(
+        self, credentials: dict[str, str] | None = None, kit: pathlib.Path = KIT, kind: str = ""
+    ) -> None:
+        """Connect; and log in, unless `credentials` (token, signature, ssid) are given.
+
+        Tells `NO_CONNECTION`, or why the server refuses the login, and ends.
+
+        Args:
+            credentials: of an earlier login, or stolen.
+            kit: whose certificate to use.
+            kind: what to log in as (`ClientType`), if not as what the kit is for.
+        """
         logging.disable(logging.CRITICAL)
         fobs_initialize()
         self._loop = asyncio.new_event_loop()
         if (kit / "fed_admin.json").exists():
             admin = json.loads((kit / "fed_admin.json").read_text())["admin"]
-            self.name, kind = admin["username"], ClientType.ADMIN
+            self.name, usual = admin["username"], ClientType.ADMIN
             project, identity, fqcn = admin["project_name"], admin["server_identity"], new_admin_client_name()
             url = f"{admin['scheme']}://{admin['host']}:{admin['port']}"
         else:
             client = json.loads((kit / "fed_client.json").read_text())
             (server,) = client["servers"]
-            self.name, kind = client["client"]["fqsn"], ClientType.REGULAR
+            self.name, usual = client["client"]["fqsn"], ClientType.REGULAR
             project, identity = server["name"], server["identity"]
             # Below the site's own cell, whose connection stays as it is.
             fqcn = FQCN.join([self.name, uuid.uuid4().hex])
@@ -115,17 +130,13 @@ class Impostor:
             auth_identity_map={FQCN.ROOT_SERVER: identity},
         )
         self.cell.start()
-        deadline = time.monotonic() + LOGIN_WITHIN
-        while FQCN.ROOT_SERVER not in self.cell.core_cell.agents:
-            if time.monotonic() > deadline:
-                tell(NO_CONNECTION)
-            time.sleep(0.05)
+        self._connect()
         if credentials is None:
             authenticator = Authenticator(
                 cell=self.cell,
                 project_name=project,
                 client_name=self.name,
-                client_type=kind,
+                client_type=kind or usual,
                 expected_sp_identity=identity,
                 secure_mode=True,
                 root_cert_file=paths["ca_cert"],
@@ -137,7 +148,11 @@ class Impostor:
             )
             context = FLContext()
             context.set_public_props({ReservedKey.IDENTITY_NAME: self.name})
-            token, signature, ssid, _ = authenticator.authenticate(context, Signal())
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):  # FLARE prints a traceback.
+                    token, signature, ssid, _ = authenticator.authenticate(context, Signal())
+            except FLCommunicationError as error:
+                tell(f"refused: {error.__context__}")
             credentials = {"token": token, "signature": signature, "ssid": ssid}
         self.credentials = credentials
         set_add_auth_headers_filters(
@@ -146,6 +161,18 @@ class Impostor:
         self._private, public = generate_key_pairs()
         self._public = public_key_to_bytes(public)
         self._links: dict[str, SiteLink] = {}
+
+    def _connect(self) -> None:
+        """Wait for a connection that stays: the server answers first, and then looks at who has connected."""
+        deadline = time.monotonic() + CONNECT_WITHIN
+        agents = self.cell.core_cell.agents
+        while time.monotonic() < deadline:
+            if FQCN.ROOT_SERVER in agents:
+                time.sleep(STAYS)
+                if FQCN.ROOT_SERVER in agents:
+                    return
+            time.sleep(0.05)
+        tell(NO_CONNECTION)
 
     def request(self, target: str, channel: str, topic: str, payload: Any, **headers: Any) -> str:
         """Ask a cell by FLARE's own request; returns the return code of its reply."""
@@ -177,6 +204,8 @@ class Impostor:
             async with asyncio.timeout(ANSWER_WITHIN):
                 # A later incarnation than any honest SuperNode's: it would replace the site's node.
                 response = await self._links[job].send(Call(uuid.uuid4().hex, request, (), 1000))
+        except NotAdmitted:
+            return 403, b""
         except JobOver:
             return "over", b""
         except LinkFault as fault:

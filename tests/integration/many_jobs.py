@@ -49,7 +49,7 @@ def three_at_once_and_two_that_wait(
     while [(states := statuses(federation))[job] for job in apps] != ["RUNNING"] * len(apps):
         assert time.monotonic() < deadline, states
         time.sleep(0.5)
-    assert {states[job] for job in waiting} == {"SUBMITTED"}
+    assert {states[job] for job in waiting} == {"SUBMITTED"}, states
     opened = {service: open_to_others(federation, service) - before[service] for service in services}
     assert not any(opened.values()), opened
     published = federation.compose("ps", "--format", "{{.Service}} {{.Ports}}").splitlines()

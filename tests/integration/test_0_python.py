@@ -36,8 +36,10 @@ def test_the_page_runs_in_the_simulator(tmp_path: Path) -> None:
 def test_a_run_that_fails_in_the_simulator_raises(tmp_path: Path) -> None:
     """Its reason also shows that both sides of the app have the job's variables."""
     app = shutil.copytree(ROOT / "tests" / "apps" / "numpy-add", tmp_path / "app")
-    _edit(app / "numpyadd" / "client_app.py", '{"train_loss":', '{"told": os.environ["TOLD"], "train_loss":')
-    raising = 'raise RuntimeError(results[0][1].metrics["told"] + os.environ["TOLD"])'
+    _edit(
+        app / "numpyadd" / "client_app.py", '{"train_loss":', '{"told": os.environ["APP_TOLD"], "train_loss":'
+    )
+    raising = 'raise RuntimeError(results[0][1].metrics["told"] + os.environ["APP_TOLD"])'
     _edit(app / "numpyadd" / "server_app.py", "if parameters is not None:", f"{raising}\n        if True:")
     program = cells.cells().replace('flower_content="tests/apps/numpy-add",', TOLD.format(app=app))
     process = cells.run(program, ROOT, NVFLARE_SIMULATOR_WORKSPACE_ROOT=str(tmp_path / "workspace"))
@@ -48,7 +50,7 @@ def test_a_run_that_fails_in_the_simulator_raises(tmp_path: Path) -> None:
     assert left_of(tmp_path) == {}
 
 
-TOLD = "flower_content='{app}', extra_env={{'TOLD': 'hello'}},"
+TOLD = "flower_content='{app}', extra_env={{'APP_TOLD': 'hello'}},"
 
 
 def _edit(file: Path, old: str, new: str) -> None:

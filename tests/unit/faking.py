@@ -51,6 +51,7 @@ HEALTHY = {
     "buildx version": {"code": 1, "err": "docker: 'buildx' is not a docker command.\n"},
     "compose version": {"out": "2.29.1\n"},
     "image inspect": {"out": "1029000000\n"},
+    "image inspect --format {{.Id}} flowerbed-base": {"code": 1},
     "image prune": {},
     "info --format {{.DockerRootDir": {"out": "/\n"},
 }

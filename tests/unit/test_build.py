@@ -32,8 +32,11 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(images, "WHEELS", house / "wheels")
     monkeypatch.setattr(images, "WHEELS_STAMP", house / "wheels.stamp")
     monkeypatch.setattr(images, "APPS", house / "apps")
+    monkeypatch.setattr(images, "MLFLOW", house / "mlflow")
     images.WHEELS.mkdir(parents=True)
     images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
+    (images.WHEELS / images.LOCK).touch()
+    monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     program.answer("build")
     return program
 
@@ -138,8 +141,72 @@ def test_a_disk_that_becomes_full(checkout: Checkout, docker: Program, flowerbed
     assert code == 1 and "The disk became full while building flowerbed-runtime:dev" in outcome["error"]
 
 
+NONE = {"code": 1}
+REAL, STAND_IN = (
+    "image inspect --format {{.Id}} python:3.11-slim",
+    "image inspect --format {{.Id}} flowerbed-base",
+)
+LABEL = 'image inspect --format {{index .Config.Labels "org.flowerbed.stand-in"}} python:3.11-slim'
+
+
+def bases(docker: Program) -> set[str]:
+    """What the images were built from."""
+    return {call.split("BASE=")[1].split()[0] for call in builds(docker)}
+
+
+def test_an_old_stand_in_no_longer_shadows_the_real_base(
+    checkout: Checkout, docker: Program, flowerbed: Run
+) -> None:
+    docker.answer(LABEL, out="bookworm\n")
+    tagged = str(docker.folder / "tagged")
+    docker.answer(STAND_IN, needs=tagged)
+    docker.answer("tag python:3.11-slim flowerbed-base:bookworm", creates=tagged)
+    docker.answer("image rm python:3.11-slim")
+    assert flowerbed("build")[0] == 0
+    renaming = [call for call in docker.calls if call.startswith(("tag ", "image rm "))]
+    assert renaming == ["tag python:3.11-slim flowerbed-base:bookworm", "image rm python:3.11-slim"]
+    assert bases(docker) == {"flowerbed-base:bookworm"}
+
+
+def test_a_base_is_made_under_its_own_name_and_made_anew_when_asked_for(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make() -> None:
+        made.append(1)
+        docker.answer(STAND_IN)
+
+    monkeypatch.setattr(apt, "is_possible", lambda: True)
+    monkeypatch.setattr(images, "_make_base", make)
+    docker.answer(REAL, **NONE)
+    docker.answer(STAND_IN, **NONE)
+    docker.answer("pull", code=1, err="no such host\n")
+    assert flowerbed("build")[1]["base"] == "made" and bases(docker) == {"flowerbed-base:bookworm"}
+    assert flowerbed("build")[1]["base"] == "present" and len(made) == 1
+    assert flowerbed("build", "--pull")[1]["base"] == "made" and len(made) == 2
+    # Where a registry answers by now, the real one is taken.
+    docker.answer("pull")
+    assert flowerbed("build", "--pull")[1]["base"] == "pulled" and len(made) == 2
+
+
+def test_the_real_base_is_pulled_again_when_asked_for_and_never_replaced(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apt, "is_possible", lambda: True)
+    monkeypatch.setattr(images, "_make_base", lambda: pytest.fail("a stand-in is no newer version"))
+    docker.answer("pull")
+    assert flowerbed("build")[1]["base"] == "present"
+    assert not any(call.startswith("pull") for call in docker.calls)
+    assert flowerbed("build", "--pull")[1]["base"] == "pulled"
+    docker.answer("pull", code=1, err="no such host\n")
+    code, outcome, _ = flowerbed("build", "--pull")
+    assert code == 1 and "python:3.11-slim cannot be pulled: no such host" in outcome["error"]
+
+
 def test_no_registry_and_no_right_to_make_a_base(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
-    docker.answer("image inspect --format {{.Id}} python:3.11-slim", code=1)
+    docker.answer(REAL, **NONE)
+    docker.answer(STAND_IN, **NONE)
     docker.answer("pull", code=1, err="dial tcp: lookup registry: no such host\n")
     code, outcome, _ = flowerbed("build")
     assert code == 1 and "no such host" in outcome["error"] and "docker load" in outcome["error"]
@@ -176,12 +243,63 @@ def test_a_full_wheelhouse_is_not_filled_again(docker: Program, downloads: list[
     assert {path.name for path in images.WHEELS.iterdir()} == {
         "nvflare-2.9.0-py3-none-any.whl",
         "torch-2.13.0+cpu-py3-none-any.whl",
+        images.LOCK,
     }
     assert images.fill_wheelhouse("amd64") == 0 and len(downloads) == 2
     assert "--require-hashes" in downloads[0] and "--require-hashes" not in downloads[1]
     # For other requirements, or another machine, the old wheels are asked first.
     images.fill_wheelhouse("arm64")
     assert downloads[2][downloads[2].index("--find-links") + 1] == str(images.WHEELS)
+
+
+def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
+    docker: Program, downloads: list[list[str]]
+) -> None:
+    images.fill_wheelhouse("amd64")
+    lock = (images.WHEELS / images.LOCK).read_text()
+    assert "torch==2.13.0+cpu --hash=sha256:" in lock
+    images.check_wheels()
+    torch = images.WHEELS / "torch-2.13.0+cpu-py3-none-any.whl"
+    good = torch.read_bytes()
+    torch.write_bytes(good + b"!")
+    wheel(images.APPS / "wheels", "evil-1.0")
+    with pytest.raises(core.Failure, match=torch.name.replace("+", r"\+")):
+        images.check_wheels()
+    torch.write_bytes(good)
+    with pytest.raises(core.Failure, match="evil") as failure:
+        images.check_wheels()
+    assert failure.value.facts == {"wheels": ["evil-1.0-py3-none-any.whl"]}
+
+
+def test_a_wheelhouse_without_hashes_gets_them_without_fetching(
+    docker: Program, downloads: list[list[str]]
+) -> None:
+    """An earlier version wrote none."""
+    images.fill_wheelhouse("amd64")
+    (images.WHEELS / images.LOCK).unlink()
+    assert not images.wheels_are_complete("amd64")
+    assert images.fill_wheelhouse("amd64") == 0 and len(downloads) == 2
+    images.check_wheels()
+
+
+def test_wheels_survive_a_fill_that_is_killed(
+    docker: Program, downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.fill_wheelhouse("amd64")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "wheels.new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        images.fill_wheelhouse("arm64")
+    monkeypatch.setattr(Path, "rename", rename)
+    images.fill_wheelhouse("arm64")
+    # The old ones were there again, and were asked first.
+    assert downloads[4][downloads[4].index("--find-links") + 1] == str(images.WHEELS)
 
 
 def test_torch_for_cuda_is_refused(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,10 +383,13 @@ def test_apps_add_up_and_stay(
 
     monkeypatch.setattr(images, "_download", download)
     wheel(images.WHEELS, "numpy-2.4.6")
+    images._lock(images.WHEELS, images.WHEELS.glob("*.whl"))
     assert flowerbed("build", "--app", str(app("tqdm")))[1]["packages"] == ["tqdm"]
     assert flowerbed("build", "--app", str(app("einops")))[1]["packages"] == ["einops", "tqdm"]
     assert flowerbed("build")[1]["packages"] == ["einops", "tqdm"]
     assert len(asked) == 2 and asked[1][-2:] == ["einops", "tqdm"]
     assert "--constraint" in asked[0], "the image's own packages must stay as they are"
     assert (images.APPS / "requirements.txt").read_text() == "einops\ntqdm\n"
-    assert [path.name for path in (images.APPS / "wheels").iterdir()] == ["tqdm-4.70-py3-none-any.whl"]
+    wheels = images.APPS / "wheels"
+    assert {path.name for path in wheels.iterdir()} == {"tqdm-4.70-py3-none-any.whl", images.LOCK}
+    assert (wheels / images.LOCK).read_text().startswith("tqdm==4.70 --hash=sha256:")

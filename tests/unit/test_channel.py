@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
 import pytest
@@ -15,6 +15,7 @@ from nvflare.fuel.f3.streaming.stream_types import StreamError, StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.flare import channel
+from bridge.flare.admission import Participants
 from bridge.loop import LoopThread
 from bridge.relay import Call, JobOver, LinkFault, Request, Response
 
@@ -81,7 +82,9 @@ def test_a_fault_is_no_refusal() -> None:
 def _outcome(message: Message, answer: channel.Answer, refuse: channel.Refuse) -> dict[str, Any]:
     loop = LoopThread("test")
     try:
-        link = channel.ServerLink(cast(Any, Cells().server), loop, answer, refuse, lambda site, flwr: None)
+        link = channel.ServerLink(
+            cast(Any, Cells().server), loop, ANYBODY, answer, refuse, lambda site, flwr: None
+        )
         headers, _ = loop.run(link._outcome(message))
         return headers
     finally:
@@ -90,6 +93,19 @@ def _outcome(message: Message, answer: channel.Answer, refuse: channel.Refuse) -
 
 def _never(site: str, reason: str) -> None:
     raise AssertionError(f"refused {site}: {reason}")
+
+
+class Anybody(Participants):
+    """Takes everybody for a site of the job."""
+
+    def __init__(self) -> None:
+        super().__init__(dict, None, lambda: None)
+
+    def why_not(self, headers: Mapping[str, Any]) -> str | None:
+        return None
+
+
+ANYBODY = Anybody()
 
 
 class Cells:
@@ -110,6 +126,13 @@ class _Cell:
     def __init__(self, cells: Cells, name: str) -> None:
         self._cells, self._name = cells, name
         self._received: dict[str, Callable[[StreamFuture], None]] = {}
+
+    @property
+    def core_cell(self) -> Any:
+        return self
+
+    def add_incoming_filter(self, channel: str, topic: str, check: Callable[[Message], Any]) -> None:
+        self.check = check
 
     def register_blob_cb(self, channel: str, topic: str, received: Callable[[StreamFuture], None]) -> None:
         self._received[topic] = received
@@ -144,7 +167,7 @@ def linked(
 ) -> Cells:
     """Run `test` with both ends of a link."""
     cells, loop = Cells(), LoopThread("test")
-    channel.ServerLink(cast(Any, cells.server), loop, answer, _never, admit)
+    channel.ServerLink(cast(Any, cells.server), loop, ANYBODY, answer, _never, admit)
     link = channel.SiteLink(cast(Any, cells.site), "job", "1.41.0", loop.loop)
     try:
         loop.run(test(cells, link), timeout=10)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, doctor, engine, images, provision
+from scripts import apt, core, doctor, engine, images, provision, results
 from scripts.__main__ import main
 from tests.unit.faking import Authority, Checkout, Program
 
@@ -29,6 +29,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.setenv("PATH", str(docker.folder))
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
+    monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(core, "ROOT", root)
     for name, value in {"WHEELS": root / "wheels", "WHEELS_STAMP": root / "wheels.stamp"}.items():
         monkeypatch.setattr(images, name, value)
@@ -65,10 +66,11 @@ def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
 def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     images.WHEELS.mkdir()
     images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
+    (images.WHEELS / images.LOCK).touch()
     code, found, told = examine()
     assert code == 0 and levels(found) == {}, told
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
-    assert set(found) == wanted | {"data", "images", "port", "clocks"}
+    assert set(found) == wanted | {"data", "images", "port", "clocks", "results"}
     assert all(finding["mend"] == "" for finding in found.values())
 
 
@@ -212,6 +214,63 @@ def test_clocks(
     assert found["clocks"]["level"] == level and code == (level == "fail")
     assert "site-1" in found["clocks"]["found"]
     assert ("ahead" if ahead > 0 else "behind") in found["clocks"]["found"]
+
+
+GB = 2**30
+
+
+def usage(**more: Any) -> dict[str, Any]:
+    use = {
+        "disk": {"total": 100 * GB, "free": 60 * GB},
+        "uses": [],
+        "store": GB,
+        "jobs_left": 3,
+        "kept_jobs": 50,
+    }
+    return {**use, **more}
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "said"),
+    [
+        (usage(), "ok", "the job store has"),
+        (usage(disk={"total": 100 * GB, "free": 15 * GB}), "warn", "its disk has 85 GB of 100 GB (85%)"),
+        (usage(uses=[{"what": "files of job j", "used": 9, "limit": 10}]), "warn", "files of job j has"),
+        (usage(uses=[{"what": "files of job j", "used": 7, "limit": 10}]), "ok", "nobody"),
+        (None, "warn", "could not be asked"),
+    ],
+)
+def test_limits_are_warned_of_before_they_are_met(
+    checkout: Checkout,
+    examine: Examine,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any] | None,
+    level: str,
+    said: str,
+) -> None:
+    checkout.running(**{"server": "healthy", "site-1": "healthy"})
+    monkeypatch.setattr(doctor, "_clock_of", lambda name: time.time())
+    command = "exec flowerbed-{} python -P -m bridge.flare.usage"
+    good = json.dumps(usage()) + "\n"
+    checkout.docker.answer(command.format("server-1"), out=good)
+    if answer is not None:
+        checkout.docker.answer(command.format("site-1-1"), out=f"hello\n{json.dumps(answer)}\n")
+    _, found, _ = examine()
+    assert (found["limits"]["level"], said in found["limits"]["found"]) == (level, True), found["limits"]
+    assert level == "ok" or "site-1" in found["limits"]["found"]
+
+
+def test_results_are_warned_of_before_they_are_full(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", checkout.root / "results")
+    monkeypatch.setenv(results.LIMIT, "1MB")
+    assert examine()[1]["results"]["level"] == "ok"
+    (checkout.root / "results").mkdir()
+    (checkout.root / "results" / "x").write_bytes(b"x" * 900 * 1024)
+    assert examine()[1]["results"]["level"] == "warn"
+    monkeypatch.setenv(results.LIMIT, "much")
+    assert examine()[1]["results"]["level"] == "fail"
 
 
 def test_how_clocks_are_read(checkout: Checkout) -> None:

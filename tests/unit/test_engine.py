@@ -119,10 +119,36 @@ def test_root_gets_an_engine_from_the_distribution(bare: Path, monkeypatch: pyte
 
     monkeypatch.setattr(apt, "is_possible", lambda: True)
     monkeypatch.setattr(apt, "install", install)
-    assert engine.ensure() == {"engine": "27.1.0", "compose": "2.29.1"}
+    assert engine.ensure() == {"engine": "27.1.0", "compose": "2.29.1", "was": "started"}
     assert installed == [("docker.io", "docker-cli", "docker-buildx")]
-    engine.ensure()
+    assert engine.ensure()["was"] == "running"
     assert len(installed) == 1
+
+
+def test_sudo_up_starts_the_engine_before_there_is_anything_to_start(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, flowerbed: Run
+) -> None:
+    """As the error says that an ordinary user gets; then it says who may use the engine."""
+    code, outcome, _ = flowerbed("up")
+    assert code == 1 and "run `sudo ./flowerbed up` once" in outcome["error"]
+    monkeypatch.setattr(apt, "is_possible", lambda: True)
+    monkeypatch.setattr(apt, "is_root", lambda: True)
+    monkeypatch.setattr(apt, "install", lambda *packages, optional=(): Program(bare))
+    monkeypatch.setenv("SUDO_USER", "ann")
+    code, outcome, told = flowerbed("up")
+    assert (code, outcome["services"]) == (0, {})
+    assert "The Docker engine 27.1.0 runs now" in told and "sudo usermod -aG docker ann" in told
+    assert flowerbed("up")[0] == 1, "now there is an engine, and still nothing to start"
+
+
+@pytest.mark.parametrize(("address", "mended"), [("::1", "[::1]"), ("[fd00::2", "[fd00::2]")])
+def test_an_address_without_its_brackets_is_named(
+    checkout: Checkout, docker: Program, flowerbed: Run, address: str, mended: str
+) -> None:
+    checkout.env.write_text(f"{checkout.env.read_text()}FLOWERBED_BIND={address}\n")
+    code, outcome, _ = flowerbed("up")
+    assert code == 1 and f"FLOWERBED_BIND={mended}" in outcome["error"]
+    assert not any("up" in call.split() for call in docker.calls)
 
 
 @pytest.fixture
@@ -377,7 +403,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = "compose exec -T admin python -m bridge.flare.console"
+ASK = "compose exec -T admin python -P -m bridge.flare.console"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},
@@ -480,6 +506,7 @@ def test_a_kit_for_this_machine_dials_the_published_port(checkout: Checkout, flo
     ):
         bound_to(address)
         code, outcome, _ = flowerbed("kit")
+        assert outcome.pop("as")["role"] == "project_admin"
         assert (code, outcome) == (
             0,
             {"kit": "workspace/flowerbed/here/admin", "user": "admin@x.example", "host": host, "port": port},

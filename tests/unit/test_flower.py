@@ -22,11 +22,12 @@ import numpy as np
 import psutil
 import pytest
 
-from bridge.flower import environment
+from bridge.flower import environment, fab
 from bridge.flower import superlink as superlink_module
+from bridge.flower.app import BadApp
 from bridge.flower.inline import InlineSuperNode
 from bridge.flower.process import MARK, FlowerProcess
-from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, build_fab, free_ports
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, free_ports
 from bridge.flower.supernode import INLINE, SuperNode, SuperNodeProcess, start_supernode
 from bridge.flower.versions import Ports
 from tests.driver import Outcome, left_of, run_app
@@ -92,7 +93,8 @@ def test_a_run_whose_process_is_killed_is_lost_within_seconds(
         superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
         try:
             # No SuperNode comes: the ServerApp waits for two.
-            run = asyncio.ensure_future(superlink.finished(await superlink.start_run(APPS / "numpy-add", {})))
+            app = fab.build(APPS / "numpy-add")
+            run = asyncio.ensure_future(superlink.finished(await superlink.start_run(app, {})))
             while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)  # By now it is known to `finished` too.
@@ -277,5 +279,5 @@ def test_an_app_that_cannot_be_built_is_one_clear_failure(tmp_path: Path) -> Non
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
 
-    with pytest.raises(RunFailed, match="cannot be built"):
-        build_fab(tmp_path / "app")
+    with pytest.raises(BadApp, match="cannot be built"):
+        fab.build(tmp_path / "app")

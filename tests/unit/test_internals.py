@@ -48,6 +48,7 @@ from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client import fed_client_base
 from nvflare.private.fed.client.client_executor import JobExecutor
 from nvflare.private.fed.server.admin import FedAdminServer
+from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.server.fed_server import FederatedServer
 from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.server.job_runner import JobRunner
@@ -344,7 +345,12 @@ def test_connection_overrides_what_uvicorn_calls() -> None:
 def test_parent_finds_what_it_uses_of_flares_server() -> None:
     """nvflare 2.9.0 `private/fed/server`: `bridge/flare/parent.py` says what for."""
     source = inspect.getsource(FederatedServer)
-    for name in ("client_heartbeat", "process_job_failure", "_resolve_missing_client_outcome"):
+    for name in (
+        "client_heartbeat",
+        "process_job_failure",
+        "register_client",
+        "_resolve_missing_client_outcome",
+    ):
         assert f"def {name}(self" in source
         assert f"self.{name}" in source
     assert list(inspect.signature(FederatedServer._resolve_missing_client_outcome).parameters)[1:] == [
@@ -355,6 +361,13 @@ def test_parent_finds_what_it_uses_of_flares_server() -> None:
     heartbeat = inspect.getsource(FederatedServer.client_heartbeat)
     assert "CellMessageHeaderKeys.TOKEN" in heartbeat and "CellMessageHeaderKeys.CLIENT_NAME" in heartbeat
     assert "CellMessageHeaderKeys.JOB_IDS" in inspect.getsource(FederatedServer._sync_client_jobs)
+    # Registration, heartbeats and logins ask whether a name is in this set, which `Barred` replaces.
+    manager = inspect.getsource(ClientManager)
+    assert manager.count("client_name in self.disabled_clients") == 5
+    assert "self.is_client_disabled(client_name)" in inspect.getsource(ClientManager.authenticated_client)
+    for owner, name in ((ClientManager, "remove_client"), (FederatedServer, "remove_client_data")):
+        assert callable(getattr(owner, name))
+    assert callable(FedAdminServer.client_dead)
     runner = JobRunner("")
     assert runner.client_outcome_wait_timeout == 900.0
     assert runner.running_jobs == {} and runner._pending_client_outcomes == {}

@@ -12,6 +12,7 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from bridge import FlowerRecipe
 from bridge.flare.job import FlowerJob
+from bridge.flower import fab
 from bridge.flower.app import (
     DEPLOYED,
     BadApp,
@@ -35,11 +36,10 @@ def export(tmp_path: Path, **options: object) -> Path:
 def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> None:
     job = export(tmp_path, run_config={"num-server-rounds": 7}, min_sites=2)
     custom = job / "app" / "custom"
-    files = {str(path.relative_to(custom)) for path in custom.rglob("*") if path.is_file()}
-    sent = {str(path.relative_to(APP)) for path in APP.rglob("*") if path.is_file()}
-    assert {file for file in files if "__pycache__" not in file} == {
-        f for f in sent if "__pycache__" not in f
-    }
+    # One file, from which nothing can be imported where it lies; it is what Flower makes of the app.
+    assert [path.name for path in custom.rglob("*")] == [fab.NAME]
+    assert (custom / fab.NAME).read_bytes() == fab.build(APP)
+    assert {"pyproject.toml", "numpyadd/client_app.py"} <= set(fab.files(fab.build(APP)))
     meta = json.loads((job / "meta.json").read_text())
     assert meta["deploy_map"] == {"app": ["@ALL"]} and meta["min_clients"] == 2
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())

@@ -11,7 +11,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, RunStatus
 
-from bridge.flare import keeper, meta
+from bridge.flare import keeper, meta, revocation
 from bridge.flare.keeper import RESTARTS, Keeper
 from bridge.flare.parent import CannotStart, Parent, _app_of
 
@@ -65,6 +65,10 @@ class Server:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *words: self.done.append((name, *words))
+
+    def has_done_now(self, word: str) -> bool:
+        """Whether something has been done."""
+        return any(done[0] == word for done in self.done)
 
     def has_done(self, *wanted: Any) -> bool:
         """Whether something comes to be done within two seconds; the keeper's threads do it."""
@@ -256,9 +260,42 @@ def test_a_repeated_job_waits_for_its_sites_and_for_the_old_ones_end(server: Ser
     assert blocked(mine) == ""
 
 
-def test_a_repeated_job_does_not_wait_for_ever(mine: Keeper) -> None:
+def test_a_repeated_job_does_not_wait_for_ever(server: Server, mine: Keeper) -> None:
+    server.here.add("site-2")
+    mine._heartbeat("site-2", "t3", frozenset({"old"}))
+    assert blocked(mine)
     mine._began -= keeper.RETRY_WAITS + 1
     assert blocked(mine) == ""
+    server.here.remove("site-2")
+    assert blocked(mine) == ""
+
+
+def test_a_site_that_is_not_the_jobs_does_not_hold_it_back(server: Server, mine: Keeper) -> None:
+    server.here |= {"site-2", "site-3"}
+    mine._heartbeat("site-3", "t4", frozenset({"x"}))
+    assert blocked(mine) == ""
+
+
+def test_whoever_is_removed_is_put_out_until_the_jobs_process_knows(
+    server: Server, mine: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [False, True]
+
+    def put_out(job: str, site: str, why: str) -> bool:
+        server.done.append(("put_out", job, site, why))
+        return told.pop(0)
+
+    monkeypatch.setattr(server, "put_out", put_out, raising=False)
+    mine._look()
+    assert not server.has_done_now("put_out")
+    mine._barred.add("site-1")  # As FLARE's disable_client does.
+    mine._look()
+    monkeypatch.setattr(server, "tokens", lambda: {"j": {}})
+    mine._look()
+    mine._look()
+    assert [done for done in server.done if done[0] == "put_out"] == [
+        ("put_out", "j", "site-1", revocation.DISABLED)
+    ] * 2
 
 
 def test_a_site_gets_its_own_app_of_a_job() -> None:

@@ -118,6 +118,14 @@ def test_no_python_that_is_new_enough(machine: Machine) -> None:
     assert "found none" in machine.run("up").stderr
 
 
+def test_an_error_with_quotes_is_one_json_object_too(machine: Machine) -> None:
+    machine.python(old=1)
+    program = machine.bin / "python3"
+    program.write_text(program.read_text().replace("echo Python 3.12.3", "echo 'a \"strange\" one'"))
+    process = machine.run("up", "--format=json")
+    assert 'found a "strange" one.' in json.loads(process.stdout.splitlines()[-1])["error"]
+
+
 def test_no_venv_and_no_right_to_install_it(machine: Machine) -> None:
     machine.python(lacks_ensurepip=1)
     (machine.bin / "id").unlink()

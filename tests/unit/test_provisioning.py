@@ -24,7 +24,7 @@ from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
-from nvflare.security.security import FLAuthorizer
+from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
 from bridge.flare import settings
 from bridge.flare.job import UNHEARD
@@ -41,7 +41,9 @@ BRIDGE = {
     "nvflare.app_common.widgets.metric_relay.MetricRelay",
 }
 TOOLS = {"tensorboard", "mlflow"}
+HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.receiver.LogReceiver"
 KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
+JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
 
@@ -180,9 +182,18 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    own = KEEPER if participant == "server" else POLICY
-    assert set(allowed["class_allow_list"]) == BRIDGE | {own} | set(DEFAULT_CLASS_ALLOW_LIST)
-    assert own in [component["path"] for component in allowed["components"]]
+    own = {HOUSEKEEPER, *({KEEPER, JOB_POLICY, LOG_RECEIVER} if participant == "server" else {POLICY})}
+    listed = set(allowed["class_allow_list"])
+    assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)
+    components = {component["path"] for component in allowed["components"]}
+    assert own <= components
+    # Ours is in the place of FLARE's, not beside it.
+    assert not any(path.endswith("JobLogReceiver") for path in components)
+    kind = "server" if participant == "server" else "client"
+    assert allowed["app_validator"] == {"path": PART_POLICY, "args": {"site_type": kind}}
+    for path in (*own, PART_POLICY):
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
     assert allowed["class_list_enforcement_mode"] == "enforce"
 
 
@@ -224,17 +235,51 @@ def test_who_may_download_a_job_may_read_its_log(plain: Path) -> None:
     assert "get_job_log" not in member
 
 
-def may(kit: Path, role: str, right: str) -> bool:
-    """What FLARE says when it reads the kit's policy."""
+def may(kit: Path, role: str, right: str, of: str = "ann@flowerbed.example") -> bool:
+    """What FLARE says when it reads the kit's policy, of Ann's right to what `of` has submitted."""
     policy = json.loads((kit / "local/authorization.json.default").read_text())
     person = Person("ann@flowerbed.example", "flowerbed", role)
-    allowed, _ = FLAuthorizer("flowerbed", policy).authorize(AuthzContext(right, person, person))
+    allowed, _ = FLAuthorizer("flowerbed", policy).authorize(
+        AuthzContext(right, person, Person(of, "flowerbed", role))
+    )
     return bool(allowed)
 
 
 DEPLOYED = "server-predeployed-flwr"
 RIGHTS = sorted({value for name, value in vars(AdminCommandNames).items() if name.isupper()} | {DEPLOYED})
 ROLES = ("project_admin", "lead", "org_admin", "member")
+
+
+@pytest.mark.parametrize("participant", ["server", "site-1"])
+def test_a_lead_submits_and_sees_to_its_own_jobs_and_operates_nothing(plain: Path, participant: str) -> None:
+    """Evaluated by FLARE; all are of one organization, as in the default project."""
+    kit = plain / PROD / participant
+    own = ("abort_job", "delete_job", "download_job", "clone_job")
+    seen = ("get_job_log", "app_command") if participant == "server" else ()
+    for right in (*own, *seen):
+        assert may(kit, "lead", right), right
+        assert not may(kit, "lead", right, of="bob@flowerbed.example"), right
+    for right in ("submit_job", "list_jobs", "get_job_meta", "check_status"):
+        assert may(kit, "lead", right), right
+    operated = {right for right, category in COMMAND_CATEGORIES.items() if category in OPERATED}
+    assert {
+        "shutdown",
+        "restart",
+        "enable_client",
+        "disable_client",
+        "remove_client",
+        "cat",
+        "tail",
+    } <= operated
+    for right in operated:
+        assert not may(kit, "lead", right) and not may(kit, "member", right), right
+        assert may(kit, "project_admin", right), right
+    for right in ("enable_client", "disable_client", "remove_client"):
+        assert not may(kit, "org_admin", right), right
+
+
+OPERATED = ("operate", "shell_commands")
+"""FLARE's categories of commands for those who run the servers."""
 
 
 @pytest.mark.parametrize("participant", ["server", "site-1"])
@@ -457,7 +502,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True
         assert service["init"] is True
-        assert int(service["mem_limit"]) > 0
+        assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0
+        assert list(service["ulimits"]) == ["core"]
         assert service["pids_limit"] > 0
         assert service["build"]["context"] == str(wide)
         assert service["build"]["target"] == "participant"
@@ -470,13 +516,34 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
+    policy = str(wide / "workspace/flowerbed/policy")
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed")}},
-        "relay": {"relay-1": {}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy}},
+        "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
+
+
+def test_who_is_revoked_is_written_where_containers_see_it_change(again: Path) -> None:
+    policy = again / "workspace/flowerbed/policy"
+    assert json.loads((policy / "revoked.json").read_text()) == {"revoked": []}
+    edit(again, replace("participants:", "revoked: [site-9, lady@flowerbed.example]\nparticipants:"))
+    before = os.umask(0o077)
+    try:
+        process = nvflare(again, "--force")
+    finally:
+        os.umask(before)
+    assert process.returncode == 0, process.stderr
+    assert "site-9 is revoked" in process.stdout + process.stderr
+    assert json.loads((policy / "revoked.json").read_text()) == {
+        "revoked": ["lady@flowerbed.example", "site-9"]
+    }
+    assert [p.name for p in policy.iterdir()] == ["revoked.json"]
+    # The container's user is another one.
+    assert policy.stat().st_mode & 0o777 == 0o755
+    assert (policy / "revoked.json").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.usefixtures("compose_here")
@@ -490,7 +557,7 @@ def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Pa
         assert service["user"] == "10001:10001" and service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["read_only"] is True and service["init"] is True
-        assert int(service["mem_limit"]) > 0 and service["pids_limit"] > 0
+        assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0 and service["pids_limit"] > 0
         assert "build" not in service and "healthcheck" in service
         ((source, target, fixed),) = (
             (m["source"], m["target"], m.get("read_only", False)) for m in service["volumes"]
@@ -512,7 +579,7 @@ def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Pa
 def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     before = certificates(again / PROD)
     outcome = done(again)
-    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["prod_00", "state"]
+    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["policy", "prod_00", "state"]
     assert certificates(again / PROD) == before
     assert outcome["compose"] == f"{PROD}/compose.yaml"
     assert (outcome["reissued"], outcome["added"]) == ([], [])

@@ -80,7 +80,7 @@ def test_arguments_go_to_where_they_mean_something(tmp_path: Path) -> None:
         max_client_op_interval=300.0,
         progress_timeout=600.0,
         client_shutdown_timeout=3.0,
-        extra_env={"GREETING": "hello"},
+        extra_env={"APP_GREETING": "hello"},
         run_config={"array-size": 3},
     )
     assert controller == {
@@ -88,10 +88,10 @@ def test_arguments_go_to_where_they_mean_something(tmp_path: Path) -> None:
         "sites_within": 100,
         "grace": 300.0,
         "progress_timeout": 600.0,
-        "extra_env": {"GREETING": "hello"},
+        "extra_env": {"APP_GREETING": "hello"},
         "run_config": {"array-size": 3},
     }
-    assert executor == {"client_shutdown_timeout": 3.0, "extra_env": {"GREETING": "hello"}}
+    assert executor == {"client_shutdown_timeout": 3.0, "extra_env": {"APP_GREETING": "hello"}}
     # What Flowerbed waits for anyway is not made shorter; and the grace's own name goes first.
     controller, _ = configs(
         tmp_path,
@@ -121,7 +121,13 @@ def test_one_warning_names_what_has_no_effect(caplog: pytest.LogCaptureFixture) 
         ({"flower_content": APP, "extra_env": {"LD_PRELOAD": "x.so"}}, "extra_env 'LD_PRELOAD'"),
         ({"flower_content": APP, "extra_env": {"PYTHONPATH": "x"}}, "extra_env 'PYTHONPATH'"),
         ({"flower_content": APP, "extra_env": {"PATH": "x"}}, "extra_env 'PATH'"),
-        ({"flower_content": APP, "extra_env": {"DEPTH": 3}}, "expected a name and a text, found 3"),
+        ({"flower_content": APP, "extra_env": {"OPENSSL_CONF": "x"}}, "extra_env 'OPENSSL_CONF'"),
+        ({"flower_content": APP, "extra_env": {"app_x": "x"}}, "begins with APP_"),
+        ({"flower_content": APP, "extra_env": {"APP_DEPTH": 3}}, "expected a name and a text, found 3"),
+        (
+            {"flower_app_path": "local/custom/x", "extra_env": {"APP_X": "1"}},
+            "expected none, since the job brings no app",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused(arguments: dict[str, Any], said: str) -> None:
@@ -134,9 +140,9 @@ def test_a_jobs_variables_do_not_replace_those_that_are_set_here(tmp_path: Path)
     for name in set_here:
         with pytest.raises(ValueError, match=name):
             environment.check_extra({name: "other"})
-    environment.check_extra({"PATHS": "x", "FLWR_LOG_LEVEL": "DEBUG", "OMP_NUM_THREADS": "2"})
-    assert environment.variables(tmp_path, {"GREETING": "hello", "FLWR_HOME": "other"}) == {
-        "GREETING": "hello",
+    environment.check_extra({"APP_DEPTH": "3", "APP_2": ""})
+    assert environment.variables(tmp_path, {"APP_GREETING": "hello", "FLWR_HOME": "other"}) == {
+        "APP_GREETING": "hello",
         **set_here,
     }
 
@@ -225,7 +231,7 @@ def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
 
         calling = asyncio.ensure_future(call())
         try:
-            return await controller._finished(_Running(0.6), 1)  # type: ignore[arg-type]
+            return await controller._finished(_Running(0.6), 1, ["site-1"])  # type: ignore[arg-type]
         finally:
             calling.cancel()
 

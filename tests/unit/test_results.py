@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scripts import console, curves, results, summary
-from scripts.core import Failure, unpack
+from scripts import console, core, curves, results, summary
+from scripts.core import Failure, Misuse, unpack
 
 START = 1_700_000_000.0
 META = {
@@ -214,7 +214,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def send(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
-    monkeypatch.setattr(console, "fetch", lambda service, verb, job: archive(files))
+    monkeypatch.setattr(console, "fetch", lambda service, verb, job, limit: archive(files))
 
 
 def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,3 +386,59 @@ def test_what_is_unpacked_can_be_read_by_others(tmp_path: Path) -> None:
         unpack(tar, tmp_path)
     assert (tmp_path / "app").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "app" / "x").stat().st_mode & 0o777 == 0o644
+
+
+# Disks do not fill
+
+
+def test_no_results_are_fetched_when_the_folder_is_full(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(monkeypatch, FILES)
+    monkeypatch.setenv(results.LIMIT, "1MB")
+    results.collect("admin", "j-1")
+    # Its own older copy does not count.
+    (folder / "large").write_bytes(b"x" * 2**20)
+    results.collect("admin", "j-1")
+    (folder.parent / "j-0").mkdir()
+    (folder.parent / "j-0" / "large").write_bytes(b"x" * 2**20)
+    monkeypatch.setattr(console, "fetch", lambda *words, **more: pytest.fail("asked all the same"))
+    with pytest.raises(Failure, match=r"results/ would have more than 1 MB.*FLOWERBED_RESULTS_LIMIT"):
+        results.collect("admin", "j-1")
+    assert (folder / "summary.json").is_file()
+
+
+def test_a_limit_that_is_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(results.LIMIT, "much")
+    with pytest.raises(Misuse, match="found 'much'"):
+        results.limit()
+    monkeypatch.setenv(results.LIMIT, "1000")
+    assert results.limit() == 1000
+
+
+def test_an_archive_that_says_it_is_too_large_is_not_unpacked(tmp_path: Path) -> None:
+    """A sparse or forged header costs nothing: what counts is what it says."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(3):
+            entry = tarfile.TarInfo(f"{number}")
+            entry.size = 400
+            tar.addfile(entry, io.BytesIO(b"x" * 400))
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer) as tar, pytest.raises(Failure, match=r"more than .* files or "):
+        unpack(tar, tmp_path, 1000)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
+
+
+def test_an_archive_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "FILES_LIMIT", 10)
+    with tarfile.open(fileobj=archive({f"{n}": "" for n in range(50)})) as tar, pytest.raises(Failure):
+        unpack(tar, tmp_path, 10**6)
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "TAR_MORE", 0)
+    monkeypatch.setattr(console, "_command", lambda service, words: ["sh", "-c", "yes"])
+    with pytest.raises(Failure, match="sends more than 3 MB"):
+        console.fetch("admin", "download", "j-1", limit=3 * 2**20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.flare import console as inside
 from scripts import app as apps
 from scripts import build, compose, console, data, engine, provision, results, up
 from scripts.__main__ import main
@@ -83,6 +86,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return Fake(folder)
 
 
+ANN: dict[str, Any] = {"as": {"name": "Ann.Bee@x.example", "role": "project_admin"}}
+"""In what a verb gives that has asked the federation: as whom."""
+
+AS_ANN = "as Ann.Bee@x.example (project_admin)\n"
+
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 
@@ -125,11 +133,12 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
         "--min-sites",
         1,
     )
-    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0"})
+    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
     assert "./flowerbed wait j-1" in told
     [words] = fake.calls
-    assert words[:6] == ["exec", "-T", "ann-bee", "python", "-m", "bridge.flare.console"]
-    assert words[6:] == [
+    # -P: nothing is imported from the container's working directory, which is a volume.
+    assert words[:7] == ["exec", "-T", "ann-bee", "python", "-P", "-m", "bridge.flare.console"]
+    assert words[7:] == [
         "submit",
         "--run-config=array-size=7",
         "--rounds=5",
@@ -159,8 +168,8 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
     code, outcome, _ = flowerbed(
         "submit", "--deployed", "adding", "--rounds", 5, "--run-config", "array-size=7"
     )
-    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0"})
-    assert fake.calls[0][6:] == ["submit", "--deployed=adding", "--run-config=array-size=7", "--rounds=5"]
+    assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
+    assert fake.calls[0][7:] == ["submit", "--deployed=adding", "--run-config=array-size=7", "--rounds=5"]
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert tar.getnames() == ["pyproject.toml"]
 
@@ -243,7 +252,8 @@ def test_submit_of_an_app_whose_packages_are_missing(fake: Fake, flowerbed: Run)
 def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
     fake.answer("submit", reads=True, code=1, err=error("refused by the server: not authorized", denied=True))
     code, outcome, _ = flowerbed("submit", APP, "--as", "lead")
-    assert (code, outcome) == (1, {"error": "refused by the server: not authorized", "denied": True})
+    denied = {"error": "refused by the server: not authorized", "denied": True}
+    assert (code, outcome) == (1, {**denied, "as": {"name": "lead@x.example", "role": "lead"}})
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,7 @@ def test_a_job_folder_is_exported_and_submitted_as_it_is(fake: Fake, flowerbed: 
     folder = tmp_path / "jobs" / "mine"
     assert flowerbed("submit", APP, "--export", folder, "--rounds", 2)[1]["folder"] == str(folder)
     assert (folder / "app" / "config" / "config_fed_server.json").is_file()
-    assert fake.calls[0][6:] == ["export", "--rounds=2"]
+    assert fake.calls[0][7:] == ["export", "--rounds=2"]
     assert flowerbed("submit", APP, "--export", folder)[0] == 0, "an earlier export may be replaced"
 
     assert flowerbed("submit", folder)[1]["job_id"] == "j-2"
@@ -330,12 +340,61 @@ PROGRESS = (
 END = {"event": "end", "status": "FINISHED:COMPLETED", "reason": "", "t": 112.0}
 
 
+def test_wait_says_who_was_put_out_and_what_it_may_not_show(fake: Fake, flowerbed: Run) -> None:
+    told_of = (
+        {"event": "no progress", "reason": "not authorized", "t": 104.0},
+        {"event": "removed", "site": "site-3", "reason": "it was disabled", "t": 105.0},
+    )
+    fake.answer("wait", out=lines(*PROGRESS[:2], *told_of, END))
+    _, _, told = flowerbed("wait", "j-1")
+    assert "no progress is shown before the job's end: not authorized" in told
+    assert "site-3 is put out of the job: it was disabled" in told
+
+
+class Session:
+    """A session of FLARE's console whose identity may not ask a job for its events."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.statuses = ["RUNNING", "RUNNING", "RUNNING", "FINISHED:COMPLETED"]
+        self.asked = 0
+
+    def get_job_meta(self, job: str) -> dict[str, Any]:
+        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+
+    def do_app_command(self, job: str, topic: str, data: dict[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        raise self.error
+
+    def set_timeout(self, seconds: float) -> None:
+        pass
+
+    def unset_timeout(self) -> None:
+        pass
+
+    def download_job_result(self, job: str, folder: str) -> str:
+        return folder
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_what_the_server_does_not_allow_is_said_once(
+    denied: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inside, "POLL", 0.0)
+    session = Session(AuthorizationError("not authorized") if denied else RuntimeError("starting"))
+    inside._follow(session, argparse.Namespace(job="j-1"), None, inside._Told())
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    refusals = [event["reason"] for event in events if event["event"] == "no progress"]
+    assert refusals == (["not authorized"] if denied else [])
+    assert session.asked == (1 if denied else 3)
+
+
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out="FLARE says hello\n" + lines(*PROGRESS, {"event": "from the future"}, END))
     code, outcome, told = flowerbed("wait", "j-1")
     assert (code, outcome["status"]) == (0, "FINISHED:COMPLETED")
     assert outcome["rounds"][0]["metrics"]["accuracy"] == pytest.approx(0.9)
-    assert told.startswith("           submitted\n      4 s  running\n      4 s  round 1 of 1\n")
+    assert told.startswith(f"{AS_ANN}           submitted\n      4 s  running\n      4 s  round 1 of 1\n")
     assert "site-2       evaluated loss 0.5  accuracy 0.95   on 30 examples" in told
     assert "   10 s    average      loss 0.5  accuracy 0.9\n" in told
     assert "   12 s  FINISHED:COMPLETED" in told
@@ -389,7 +448,7 @@ def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS))
     code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
     assert code == 1 and "before its end" in outcome["error"]
-    assert fake.calls[0][6:] == ["wait", "j-1", "--timeout", "5.0"]
+    assert fake.calls[0][7:] == ["wait", "j-1", "--timeout", "5.0"]
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_so(
@@ -430,7 +489,7 @@ def test_jobs_newest_first(fake: Fake, flowerbed: Run) -> None:
     fake.answer("list", out=json.dumps({"jobs": [old, new]}) + "\n")
     code, outcome, told = flowerbed("jobs")
     assert code == 0 and [job["job_id"] for job in outcome["jobs"]] == ["b", "a"]
-    assert told.splitlines()[1].split() == ["b", "RUNNING", "x", "2026-01-02", "12:00:00", "0:00:41", "l"]
+    assert told.splitlines()[2].split() == ["b", "RUNNING", "x", "2026-01-02", "12:00:00", "0:00:41", "l"]
 
 
 def test_no_jobs_yet(fake: Fake, flowerbed: Run) -> None:
@@ -493,21 +552,23 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     fake.answer("logs", out="one\ntwo\n")
     assert main(["logs", "j-1", "--site", "site-1"]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
-    assert fake.calls[0][6:] == ["logs", "j-1", "--site", "site-1"]
+    assert fake.calls[0][7:] == ["logs", "j-1", "--site", "site-1"]
 
 
 def test_wait_for_a_job_that_runs_already_counts_from_its_first_round(fake: Fake, flowerbed: Run) -> None:
     late = {"event": "status", "status": "RUNNING", "t": 109.5}
     fake.answer("wait", out=lines(late, *PROGRESS[2:], END))
     told = flowerbed("wait", "j-1")[2]
-    assert told.startswith("           running\n      0 s  round 1 of 1\n      3 s    site-1       trained")
+    assert told.startswith(
+        f"{AS_ANN}           running\n      0 s  round 1 of 1\n      3 s    site-1       trained"
+    )
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
 def test_abort_returns_when_the_job_has_ended(fake: Fake, flowerbed: Run, status: str) -> None:
     fake.answer("abort", out=json.dumps({"job_id": "j-1", "status": status}) + "\n")
     fake.answer("wait", out=lines({**END, "status": "FINISHED:ABORTED"}))
-    assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED"}
+    assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED", **ANN}
 
 
 def test_results_of_an_unknown_job(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
@@ -560,8 +621,8 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert code == 0
     data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
     assert steps == ["engine", "provision", "build", data_step, "up"]
-    assert fake.calls[0][6:] == ["submit", "--run-config=min-available-clients=2", "--rounds=2"]
-    assert fake.calls[1][6:] == ["wait", "j-1"]
+    assert fake.calls[0][7:] == ["submit", "--run-config=min-available-clients=2", "--rounds=2"]
+    assert fake.calls[1][7:] == ["wait", "j-1"]
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7
 
@@ -576,3 +637,26 @@ def test_quickstart_stops_at_the_first_step_that_fails(
     code, outcome, _ = flowerbed("quickstart")
     assert (code, outcome) == (1, {"error": "the disk is full"})
     assert steps == ["engine", "provision"] and fake.calls == []
+
+
+def test_hash_prints_what_the_console_makes_of_the_app(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fake.answer("hash", reads=True, out='{"hash": "ab12", "app": "numpy-add", "version": "1.0.0"}\n')
+    code, outcome, _ = flowerbed("hash", APP)
+    assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0", **ANN})
+    assert fake.calls[0][7:] == ["hash"]
+    capsys.readouterr()
+    assert main(["hash", str(APP)]) == 0 and capsys.readouterr().out == "ab12\n"
+    (tmp_path / "meta.json").write_text('{"name": "x"}')
+    code, outcome, _ = flowerbed("hash", tmp_path)
+    assert code == 2 and "is a job folder" in outcome["error"]
+
+
+@pytest.mark.parametrize("name", ["/workspace/nvflare", "../x", "", "a/b", ".x", "-x", "a b", 7, None])
+def test_a_job_folder_with_a_name_that_leads_elsewhere_is_refused(
+    fake: Fake, flowerbed: Run, tmp_path: Path, name: object
+) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"name": name}))
+    code, outcome, _ = flowerbed("submit", tmp_path)
+    assert code == 2 and "expected letters, digits" in outcome["error"] and fake.calls == []

@@ -1,0 +1,63 @@
+"""FLARE's audit log with a bound: the older half is one other file. For nvflare 2.9.0 `fuel/sec/audit.py`.
+
+FLARE opens the file once and keeps it. Several of its parts hold the `Auditor`, so it is not replaced; the
+open file that it writes to is. Each line goes in under the auditor's lock, so none is lost or torn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+from nvflare.fuel.sec.audit import AuditService
+
+OLDER = ".1"
+"""What is added to the name of the older file."""
+
+
+class RotatingFile:
+    """A text file to append to. When it is longer than half of the limit it becomes the older one."""
+
+    def __init__(self, file: Path, limit: int) -> None:
+        self._file = file
+        self._half = max(1, limit // 2)
+        self._open: TextIO = file.open("a", encoding="utf-8", errors="backslashreplace")
+        self._size = file.stat().st_size
+
+    def write(self, text: str) -> int:
+        """Append; called under the auditor's lock."""
+        if self._size and self._size + len(text) > self._half:
+            self._rotate()
+        self._size += len(text.encode(errors="backslashreplace"))
+        return self._open.write(text)
+
+    def flush(self) -> None:
+        """Hand on to the system."""
+        self._open.flush()
+
+    def close(self) -> None:
+        """Write no more."""
+        self._open.close()
+
+    def _rotate(self) -> None:
+        self._open.close()
+        try:
+            self._file.replace(f"{self._file}{OLDER}")
+        finally:
+            # On a full disk, say: an audit that goes on in the same file is better than none.
+            self._open = self._file.open("a", encoding="utf-8", errors="backslashreplace")
+            self._size = self._file.stat().st_size
+
+
+def bound(limit: int) -> bool:
+    """Give this process's audit log a bound in bytes; returns whether there is such a log."""
+    auditor = AuditService.get_auditor()
+    if auditor is None:
+        return False
+    with auditor._lock:
+        if auditor.audit_file is None or isinstance(auditor.audit_file, RotatingFile):
+            return auditor.audit_file is not None
+        file = Path(auditor.audit_file.name)
+        auditor.audit_file.close()
+        auditor.audit_file = RotatingFile(file, limit)
+    return True

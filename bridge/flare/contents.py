@@ -1,0 +1,421 @@
+"""What a job may hold: two of FLARE's configuration files for each part, their signatures, and the app's FAB.
+
+FLARE 2.9.0 deploys whatever lies in a job's folder, knows a job that brings code by one entry of its zip, and
+builds what a configuration names from a list of classes some of which start programs. So the files are looked
+at themselves: the stored zip at the server, the deployed folder at each site. What is not listed here is
+refused, whoever has handed it in and whatever the job's meta says.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from bridge.flare import meta
+from bridge.flower import environment, fab
+from bridge.flower.app import DEPLOYED, BadApp
+
+SERVER_CONFIG, CLIENT_CONFIG = "config_fed_server.json", "config_fed_client.json"
+SIGNATURES = frozenset({".__nvfl_sig.json", ".__nvfl_submitter.crt"})
+"""What FLARE's console puts into every folder of a job (nvflare 2.9.0 `lighter/tool_consts.py`)."""
+
+META = "meta.json"
+CONFIG, CUSTOM = "config", "custom"
+"""The two folders of a part. By the second, FLARE knows that it brings code."""
+
+TEXT_LIMIT = 4 * 1024 * 1024
+"""Bytes of a configuration file or of a folder's signatures: 10,000 sites' fit in."""
+
+ENTRIES = 20_000
+"""Files and folders in one job: 1,500 parts."""
+
+CONTROLLER, EXECUTOR = "bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"
+COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
+    SERVER_CONFIG: {
+        "bridge.flare.trackers.TensorBoard": frozenset(),
+        "bridge.flare.trackers.MLflow": frozenset(),
+        # FLARE's own, of a recipe's `add_experiment_tracking`.
+        "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver": frozenset({"tb_folder", "events"}),
+    },
+    CLIENT_CONFIG: {
+        # Not more of their arguments: some name files, and FLARE's process reads and sends them.
+        "nvflare.app_common.widgets.metric_relay.MetricRelay": frozenset({"fed_event"}),
+        "nvflare.app_common.logging.job_log_streamer.JobLogStreamer": frozenset({"target_parent_server"}),
+    },
+}
+"""Beside controller and executor, the classes that a job's configuration may name, with their arguments."""
+
+MAPS, LISTS = frozenset({"run_config", "extra_env"}), frozenset({"run_config_quoted", "events"})
+"""The arguments that are no single value."""
+
+BUILT = frozenset({"path", "class_path", "name", "config_type", "class_attributes"})
+"""Keys by which FLARE takes a dictionary below `args` for a component and makes it (nvflare 2.9.0
+`fuel/utils/component_builder.py`)."""
+
+META_KEYS = frozenset(
+    {"name", "resource_spec", "min_clients", "deploy_map", "mandatory_clients", "scope", meta.RETRIES}
+)
+"""What a job's meta may say. Not `launcher_spec`, which chooses images and commands."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
+_KEY = re.compile(r"[a-z][a-z_]{0,63}")
+_DEPLOYED_APP = re.compile(rf"{DEPLOYED}/[^/{{}}\\\0]{{1,255}}")
+
+
+class Unfit(ValueError):
+    """The job is refused; the text is for people."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a job, or its part for one participant, holds."""
+
+    fab: str = ""
+    """The SHA-256 of the app that it brings; empty: it brings no code."""
+    deployed: str = ""
+    """The app on the server that it names instead, as `flower_app_path`; only the server's part does."""
+
+
+def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
+    """Look at a whole job, as the server has it.
+
+    Args:
+        zipped: the zip, or its path.
+        folder: the name of the folder in it.
+
+    Raises:
+        Unfit: it holds what it may not.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(zipped) if isinstance(zipped, bytes) else zipped) as archive:
+            return _job(_zip_files(archive, folder))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise Unfit(f"the job is no zip that can be read: {error}") from None
+
+
+def of_part(folder: Path, *, server: bool) -> Contents:
+    """Look at the part of a job that was deployed to this participant, the server or a site.
+
+    Raises:
+        Unfit: it holds what it may not.
+    """
+    try:
+        files = dict(_folder_files(folder))
+    except OSError as error:
+        raise Unfit(f"the job's part cannot be read: {error}") from None
+    part = _part(folder.name, files)
+    if server:
+        _check_server(part)
+    return part
+
+
+Files = Mapping[str, Callable[[int], bytes]]
+"""By its path, how a file is read: at most so many bytes of it."""
+
+
+def _zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
+    if not _NAME.fullmatch(folder):
+        raise Unfit(f"the job's folder is called {folder!r}: expected letters, digits, '.', '_' and '-'")
+    entries = archive.infolist()
+    if len(entries) > ENTRIES:
+        raise Unfit(f"the job holds {len(entries)} files and folders, {ENTRIES} are allowed")
+    _see_no_two([entry.filename.rstrip("/") for entry in entries])
+    files = {}
+    for entry in entries:
+        kind, name = stat.S_IFMT(entry.external_attr >> 16), entry.filename
+        if entry.orig_filename != name or not name.isascii() or not name.isprintable() or "\\" in name:
+            raise Unfit(f"the job holds a file with an odd name: {entry.orig_filename[:200]!r}")
+        if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
+            raise Unfit(f"the job holds {name[:200]!r}, which is a link or no file")
+        path = name.removeprefix(f"{folder}/")
+        if path == name:
+            raise Unfit(f"the job holds {name[:200]!r}, outside its folder {folder!r}")
+        if entry.is_dir():
+            parts = path.removesuffix("/").split("/") if path else []
+            if parts and not _NAME.fullmatch(parts[0]):
+                raise _foreign(name)
+            _check_folder(parts)
+        else:
+            files[path] = partial(_read_entry, archive, entry)
+    return files
+
+
+def _folder_files(folder: Path, prefix: str = "") -> Iterable[tuple[str, Callable[[int], bytes]]]:
+    for path in sorted(folder.iterdir()):
+        name = prefix + path.name
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            _check_folder(["", *name.split("/")])
+            yield from _folder_files(path, f"{name}/")
+        elif stat.S_ISREG(mode):
+            yield name, partial(_read_file, path)
+        else:
+            raise Unfit(f"the job holds {name!r}, which is a link or no file")
+
+
+def _see_no_two(names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name.casefold() in seen:
+            raise Unfit(f"the job holds {name[:200]!r} twice, or in two spellings")
+        seen.add(name.casefold())
+
+
+def _check_folder(parts: list[str]) -> None:
+    """A folder of a job: its parts, each with the two folders that a part may have."""
+    if len(parts) > 2 or (len(parts) == 2 and parts[1] not in (CONFIG, CUSTOM)):
+        raise _foreign("/".join(part for part in parts if part) + "/")
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:
+    return _read(archive.open(entry), limit)
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    return _read(path.open("rb"), limit)
+
+
+def _read(file: IO[bytes], limit: int) -> bytes:
+    with file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise Unfit(f"the job holds a file of more than {limit} bytes: {getattr(file, 'name', '')}")
+    return content
+
+
+def _foreign(name: str) -> Unfit:
+    return Unfit(
+        f"the job holds {name[:200]!r}: expected {META}, {CONFIG}/{SERVER_CONFIG}, {CONFIG}/{CLIENT_CONFIG} "
+        f"and the app as {CUSTOM}/{fab.NAME}, nothing else. Make it by ./flowerbed submit --export."
+    )
+
+
+def _job(files: Files) -> Contents:
+    parts: dict[str, dict[str, Callable[[int], bytes]]] = {}
+    for path, read in files.items():
+        app, slash, rest = path.partition("/")
+        if slash:
+            parts.setdefault(app, {})[rest] = read
+        elif path not in {META, *SIGNATURES}:
+            raise _foreign(path)
+    if META not in files:
+        raise Unfit(f"the job has no {META}")
+    places = _check_meta(_parsed(META, files[META](TEXT_LIMIT)))
+    if set(parts) != set(places):
+        found, expected = ", ".join(sorted(parts)) or "none", ", ".join(sorted(places))
+        raise Unfit(
+            f"the job holds the parts {found[:200]}: expected those of its deploy_map, {expected[:200]}"
+        )
+    found_parts = {app: _part(app, part) for app, part in parts.items()}
+    apps = {part.fab for part in found_parts.values()}
+    if len(apps) > 1:
+        raise Unfit(
+            f"the job's parts hold different apps: expected {CUSTOM}/{fab.NAME} to be the same in all of them"
+        )
+    (server,) = (app for app, to_server in places.items() if to_server)
+    _check_server(found_parts[server])
+    return found_parts[server]
+
+
+def _check_server(part: Contents) -> None:
+    if bool(part.fab) == bool(part.deployed):
+        found = "both" if part.fab else "neither"
+        raise Unfit(
+            f"expected the job to bring an app ({CUSTOM}/{fab.NAME}) or to name one on the server "
+            f"(flower_app_path), found {found}. Export it anew if an older Flowerbed has made it."
+        )
+
+
+def _part(app: str, files: Files) -> Contents:
+    """One part of a job: its files by their path in it."""
+    content = ""
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        allowed = {
+            "": SIGNATURES,
+            CONFIG: SIGNATURES | {SERVER_CONFIG, CLIENT_CONFIG},
+            CUSTOM: SIGNATURES | {fab.NAME},
+        }.get(folder)
+        if allowed is None or name not in allowed:
+            raise _foreign(f"{app}/{path}")
+        if name in SIGNATURES:
+            files[path](TEXT_LIMIT)
+    if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
+        app_file = brought(fab.LIMIT)
+        try:
+            fab.read(app_file)
+        except BadApp as error:
+            raise Unfit(f"{app}/{CUSTOM}/{fab.NAME}: {error}") from None
+        content = fab.sha256(app_file)
+    elif any(path.startswith(f"{CUSTOM}/") for path in files):
+        raise _foreign(f"{app}/{CUSTOM}/")
+    deployed = ""
+    for name in (SERVER_CONFIG, CLIENT_CONFIG):
+        if (read := files.get(f"{CONFIG}/{name}")) is not None:
+            where = f"{app}/{CONFIG}/{name}"
+            deployed += _check_config(
+                where, name, _parsed(where, read(TEXT_LIMIT)), brings_code=bool(content)
+            )
+    return Contents(content, deployed)
+
+
+def _parsed(where: str, text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key stands twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(text.decode(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise Unfit(f"{where} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise Unfit(f"{where}: expected a JSON object")
+    return content
+
+
+def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
+    """Return by each part's name whether it goes to the server."""
+    foreign = sorted(set(content) - META_KEYS)
+    if foreign:
+        raise Unfit(f"{META} has {', '.join(foreign)[:200]!r}: expected {', '.join(sorted(META_KEYS))}")
+    if not isinstance(content.get("name"), str) or not _NAME.fullmatch(content["name"]):
+        raise Unfit(f"{META}: expected a name of letters, digits, '.', '_' and '-'")
+    resources = content.get("resource_spec") or {}
+    if not isinstance(resources, dict) or not all(
+        isinstance(spec, dict) and all(_is_number(value) for value in spec.values())
+        for spec in resources.values()
+    ):
+        raise Unfit(f"{META}: expected resource_spec to hold numbers for each site")
+    retries = content.get(meta.RETRIES, 0)
+    if type(retries) is not int or retries < 0:
+        raise Unfit(f"{META}: expected {meta.RETRIES} to be a whole number")
+    places = content.get("deploy_map")
+    if not isinstance(places, dict) or not places:
+        raise Unfit(f"{META}: expected a deploy_map")
+    found = {}
+    for app, sites in places.items():
+        if not _NAME.fullmatch(app) or app.casefold() in (META, *SIGNATURES):
+            raise Unfit(f"{META}: a part cannot be called {app[:200]!r}")
+        if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+            raise Unfit(f"{META}: expected deploy_map to list the names of sites")
+        found[app] = any(site == "server" or site.casefold() == "@all" for site in sites)
+    if list(found.values()).count(True) != 1:
+        raise Unfit(f"{META}: expected deploy_map to name the server once")
+    return found
+
+
+def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code: bool) -> str:
+    """Look at one configuration file; returns its `flower_app_path`, if it has one."""
+    _see_no_references(where, content)
+    main = _main_component(where, name, content)
+    for key, value in content.items():
+        if key in ("workflows", "executors", "components"):
+            continue
+        if key in ("task_data_filters", "task_result_filters"):
+            good = value == []
+        elif key == "server":
+            good = isinstance(value, dict) and all(_is_setting(*item) for item in value.items())
+        else:
+            good = _is_setting(key, value)
+        if not good:
+            raise Unfit(f"{where}: {key[:60]!r} is not what a job of Flowerbed has there")
+    components = content.get("components", [])
+    if not isinstance(components, list):
+        raise Unfit(f"{where}: expected components to be a list")
+    for component in components:
+        allowed = COMPONENTS[name]
+        path = _check_component(where, component, allowed)
+        if foreign := set(component.get("args", {})) - allowed[path]:
+            raise Unfit(f"{where}: {path} with {', '.join(sorted(foreign))[:200]}, which a job may not set")
+    arguments = main.get("args", {})
+    extra = arguments.get("extra_env") or {}
+    if extra and not brings_code:
+        raise Unfit(f"{where}: {environment.NOT_WITHOUT_CODE}")
+    try:
+        environment.check_extra(extra)
+    except ValueError as error:
+        raise Unfit(f"{where}: {error}") from None
+    path = arguments.get("flower_app_path") or ""
+    if path and (not isinstance(path, str) or not _DEPLOYED_APP.fullmatch(path)):
+        raise Unfit(f"{where}: expected flower_app_path to be {DEPLOYED}/NAME, found {str(path)[:200]!r}")
+    return str(path)
+
+
+def _main_component(where: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The controller, or the executor: there is one, and nothing beside it."""
+    key, foreign, path = (
+        ("workflows", "executors", CONTROLLER)
+        if name == SERVER_CONFIG
+        else ("executors", "workflows", EXECUTOR)
+    )
+    listed = content.get(key)
+    if foreign in content or not isinstance(listed, list) or len(listed) != 1:
+        raise Unfit(f"{where}: expected {key} with {path}, and nothing else")
+    (component,) = listed
+    if name == CLIENT_CONFIG:
+        if not isinstance(component, dict) or set(component) != {"tasks", "executor"}:
+            raise Unfit(f"{where}: expected tasks and executor, nothing else")
+        if component["tasks"] != ["*"]:
+            raise Unfit(f"{where}: expected the executor to be for all tasks")
+        component = component["executor"]
+    _check_component(where, component, {path: frozenset()})
+    return dict(component)
+
+
+def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset[str]]) -> str:
+    """See that it is one of `allowed`, in the one form that a job of ours has; returns which."""
+    if not isinstance(component, dict) or not set(component) <= {"id", "path", "args"}:
+        raise Unfit(f"{where}: expected a component with id, path and args, nothing else")
+    path, arguments = component.get("path"), component.get("args", {})
+    if path not in allowed:
+        raise Unfit(f"{where}: expected {' or '.join(allowed)}, found {str(path)[:200]!r}")
+    if not isinstance(component.get("id", ""), str) or not isinstance(arguments, dict):
+        raise Unfit(f"{where}: {path}: expected its id to be text, and its args to have names")
+    for key, value in arguments.items():
+        if key in MAPS:
+            good = value is None or (
+                isinstance(value, dict) and not BUILT & set(value) and all(map(_is_value, value.values()))
+            )
+        elif key in LISTS:
+            good = value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+        else:
+            good = key not in BUILT and _is_value(value)
+        if not good:
+            raise Unfit(f"{where}: {path}: expected no such argument {key[:60]!r}")
+    return str(path)
+
+
+def _see_no_references(where: str, value: Any) -> None:
+    """FLARE replaces `{NAME}` and `${secret:file:PATH}` in a configuration's texts by what is there at the
+    server or the site, a key for example (nvflare 2.9.0 `fuel/utils/secret_utils.py`)."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and ("{" in item or "}" in item):
+            raise Unfit(f"{where}: {item[:60]!r}: expected no braces, which FLARE takes for references")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    """One of FLARE's own numbers, such as `get_task_timeout`."""
+    return _KEY.fullmatch(key) is not None and _is_number(value)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,116 @@
+"""Keeps the disk of a server or site free: a component of FLARE's own, long-lived process there.
+
+FLARE leaves each job's folder in the workspace of a site for ever, and in the server's when its process was
+killed, together with what it had on the way. Here only the newest of those that have ended stay
+(`limits.kept_jobs`). The results are not among them: they are in the server's job store. The audit log gets
+its bound too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_context import FLContext
+
+from bridge.flare import audit, settings
+from bridge.flare.disk import JOB_ID
+
+log = logging.getLogger(__name__)
+
+TIDY_EVERY = 60.0
+"""Seconds between two looks."""
+
+UNTOUCHED = 900.0
+"""Seconds without a change in a job's folder until it counts as one that has ended. FLARE deploys a job
+some time before its process starts, and stores the results some time after that has ended."""
+
+TRANSFER = "transfer"
+"""The server's folder for results on their way to a console. What is left there was given up."""
+
+TRANSFER_KEPT = 6 * 3600.0
+"""Seconds for which a console may take its time."""
+
+
+class Housekeeper(FLComponent):
+    """See the module. It has no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: threading.Thread | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the process."""
+        if event_type == EventType.SYSTEM_START and self._thread is None:
+            workspace = settings.workspace_of(fl_ctx)
+            limits = settings.read(workspace).limits
+            audit.bound(limits.audit)
+            self._thread = threading.Thread(
+                target=self._run, args=(workspace, limits.kept_jobs), name="housekeeper", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self, workspace: Path, kept: int) -> None:
+        while True:
+            try:
+                tidy(workspace, kept)
+            except Exception:
+                log.exception("the workspace could not be tidied")
+            time.sleep(TIDY_EVERY)
+
+
+def tidy(workspace: Path, kept: int) -> list[Path]:
+    """Remove the folders of jobs that have ended, but for the newest; returns what was removed."""
+    now = time.time()
+    running = jobs_of_processes()
+    removed: list[Path] = []
+    for place in {workspace, Path(tempfile.gettempdir())}:
+        ended = [
+            (touched, folder)
+            for touched, folder in _job_folders(place)
+            if folder.name not in running and now - touched > UNTOUCHED
+        ]
+        for _, folder in sorted(ended, reverse=True)[kept:]:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    for folder in _folders(workspace / TRANSFER):
+        with contextlib.suppress(OSError):
+            if now - folder.stat().st_mtime > TRANSFER_KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+    if removed:
+        log.info("removed %d folders of jobs that have ended", len(removed))
+    return removed
+
+
+def jobs_of_processes() -> set[str]:
+    """The ids of all jobs that a process here has in its command line, as FLARE's job processes have."""
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.update(JOB_ID.findall(" ".join(process.cmdline())))
+    return found
+
+
+def _folders(place: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        # A link could lead anywhere.
+        yield from (path for path in place.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _job_folders(place: Path) -> Iterator[tuple[float, Path]]:
+    """Folders that are named like jobs, each with the time of the last change in its top level."""
+    for folder in _folders(place):
+        if JOB_ID.fullmatch(folder.name):
+            with contextlib.suppress(OSError):
+                parts = [folder, *folder.iterdir()]
+                yield max(part.lstat().st_mtime for part in parts), folder

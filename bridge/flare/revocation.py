@@ -1,0 +1,121 @@
+"""Who was removed from the federation: `revoked:` of project.yml, as it is now.
+
+Provisioning writes the names into a file beside the kits (`provisioning/revocation.py`). Containers that
+others connect to have its folder at `/policy`, read-only. The file is read again when it changes, so that
+nothing needs to be restarted. It is the operator's: no FLARE command changes it, and it is in no volume.
+
+A file that cannot be read lets nobody in who is not in already. Without the folder, as in FLARE's simulator,
+nobody is revoked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Container
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(os.environ.get("FLOWERBED_POLICY", "/policy"))
+FILE = "revoked.json"
+
+READ_EVERY = 1.0
+"""Seconds from one look at the file to the next, when somebody asks."""
+
+REVOKED = "its name is in revoked: of project.yml"
+DISABLED = "it was disabled by a project_admin (disable_client)"
+
+
+class Revoked:
+    """The names in the file, and since when this process knows of each. Thread-safe."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._file = folder / FILE
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+        self._stamp: object = None
+        self._since: dict[str, float] = {}
+        self._broken = ""
+
+    def why_not(self, name: str) -> str | None:
+        """Why `name` may not come in now; None if it may."""
+        with self._lock:
+            self._look()
+            if name in self._since:
+                return REVOKED
+            return self._broken or None
+
+    def removed(self, name: str, for_at_least: float = 0.0) -> bool:
+        """Whether `name` is in the file, and has been for some seconds. A file that breaks removes nobody."""
+        with self._lock:
+            self._look()
+            since = self._since.get(name)
+            return since is not None and time.monotonic() - since >= for_at_least
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < READ_EVERY:
+            return
+        self._looked = time.monotonic()
+        if not self._file.parent.is_dir():
+            self._since, self._broken = {}, ""
+            return
+        try:
+            status = self._file.stat()
+            stamp: object = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if stamp == self._stamp:
+                return
+            names = _names(json.loads(self._file.read_text()))
+        except (OSError, ValueError) as error:
+            stamp = str(error)
+            if stamp != self._stamp:
+                self._broken = f"{self._file} cannot be read ({error}). Run ./flowerbed provision."
+                log.error("nobody is let in who is not in already: %s", self._broken)
+            self._stamp = stamp
+            return
+        self._stamp, self._broken = stamp, ""
+        now = time.monotonic()
+        for name in sorted(names ^ self._since.keys()):
+            log.warning("%s is %s", name, "revoked" if name in names else "no longer revoked")
+        self._since = {name: self._since.get(name, now) for name in names}
+
+
+def _names(content: object) -> set[str]:
+    names = content.get("revoked") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError('expected {"revoked": [NAME, ...]}')
+    return set(names)
+
+
+REVOCATIONS = Revoked()
+"""Those of this process."""
+
+
+class Barred(set[str]):
+    """Takes the place of FLARE's set of disabled clients (nvflare 2.9.0
+    `private/fed/server/client_manager.py`): registration, heartbeats and logins ask whether a name is in it.
+    Who is revoked is in it too. FLARE's own file holds only whom a project_admin has disabled, as before."""
+
+    def __init__(self, revoked: Revoked = REVOCATIONS) -> None:
+        super().__init__()
+        self._revoked = revoked
+        self.here: Container[str] = ()
+        """The names of the sites that are registered; they stay if the file breaks."""
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name) or self._revoked.removed(str(name)):
+            return True
+        return name not in self.here and self._revoked.why_not(str(name)) is not None
+
+    def remove(self, name: str) -> None:
+        """FLARE's `enable_client`: it undoes `disable_client`, not `revoked:`."""
+        self.discard(name)
+
+    def out(self, name: str) -> str | None:
+        """Why `name` is to be put out of where it already is; None if it may stay."""
+        if self._revoked.removed(name):
+            return REVOKED
+        return DISABLED if super().__contains__(name) else None

@@ -1,0 +1,125 @@
+"""What the server finds in the jobs that are handed in: a component of the FLARE server's own process.
+
+FLARE 2.9.0 knows a job that brings code by one entry of its zip, which need not be there
+(`private/fed/server/job_meta_validator.py`), and keeps that mark in the job's meta. So the files are looked
+at when a job is handed in, and once more before it is scheduled. What is found goes to the sites in the job's
+meta, whatever stood there before.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey, RunProcessKey, SystemComponents
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey, RunStatus
+from nvflare.app_opt.flower.defs import Constant as FlowerConstant
+from nvflare.private.fed.server import job_cmds
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+from bridge.flare import contents, meta, notes, settings
+from bridge.flare.parent import SERVER
+from bridge.flare.policy import may_bring_code
+
+log = logging.getLogger(__name__)
+
+
+class JobPolicy(FLComponent):
+    """Looks into jobs when they are handed in and before they are scheduled. No arguments."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the server's own process."""
+        if event_type == EventType.SYSTEM_START:
+            engine = fl_ctx.get_engine()
+            watch_submissions(Path(engine.args.workspace))
+            notes.receive(engine.server.cell, partial(_note_refusal, engine))
+        elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
+            self._look(fl_ctx)
+
+    def _look(self, fl_ctx: FLContext) -> None:
+        """A stored job is about to be scheduled: it may be a clone, or older than this version."""
+        known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        engine = fl_ctx.get_engine()
+        manager = engine.get_component(SystemComponents.JOB_MANAGER)
+        try:
+            found = contents.of_job(
+                manager.get_content(known, fl_ctx), str(known.get(JobMetaKey.JOB_FOLDER_NAME.value))
+            )
+            own = settings.read(Path(engine.args.workspace))
+            keys = (JobMetaKey.SUBMITTER_NAME, JobMetaKey.SUBMITTER_ORG, JobMetaKey.SUBMITTER_ROLE)
+            may = own.custom_code and may_bring_code(*(str(known.get(key.value) or "") for key in keys))
+            reason = meta.NO_CUSTOM_CODE if found.fab and not may else ""
+        except ValueError as error:
+            reason = str(error)
+        except Exception as error:
+            # FLARE goes on where a component fails; here that would let code in.
+            log.exception("the job could not be looked at")
+            reason = f"the server could not look at it: {type(error).__name__}"
+        if not reason:
+            # The very dictionary that goes to the sites.
+            mark(known, found)
+            return
+        fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, sticky=False)
+        job = str(known.get(JobMetaKey.JOB_ID.value))
+        noted = {meta.REASON: f"{SERVER} refused the job: {reason}", meta.REFUSED: {SERVER: reason}}
+        log.error("job %s is refused: %s", job, reason)
+        try:
+            manager.update_meta(job, noted, fl_ctx)
+            manager.set_status(job, RunStatus.FAILED_TO_RUN, fl_ctx)
+        except Exception:
+            log.exception("job %s, which is refused, could not be closed", job)
+
+
+def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
+    """A site has left a running job, since it was handed another app than it has checked."""
+    process = engine.run_processes.get(job) or {}
+    if site not in {client.name for client in (process.get(RunProcessKey.PARTICIPANTS) or {}).values()}:
+        log.warning("%s refuses job %s, of which it is not", site, job)
+        return
+    manager = engine.get_component(SystemComponents.JOB_MANAGER)
+    with engine.new_context() as fl_ctx:
+        known = manager.get_job(job, fl_ctx).meta.get(meta.REFUSED) or {}
+        manager.update_meta(job, {meta.REFUSED: {**known, site: reason}}, fl_ctx)
+
+
+def mark(known: dict[str, Any], found: contents.Contents) -> None:
+    """Write into a job's meta what the job was found to hold, in FLARE's words; nobody else's word counts."""
+    for key, value in (
+        (AppValidationKey.BYOC, found.fab),
+        (FlowerConstant.FLOWER_PREDEPLOYED, found.deployed),
+    ):
+        known.pop(key, None)
+        if value:
+            known[key] = True
+
+
+def watch_submissions(workspace: Path) -> None:
+    """From now on, have every job looked into that is handed in to this process's server.
+
+    FLARE 2.9.0 has an event for that, SUBMIT_JOB, which shows the job's meta and not its files. So the class
+    is replaced by which the command looks at the job (`private/fed/server/job_cmds.py`, `submit_job`).
+    """
+
+    class Validator(JobMetaValidator):  # type: ignore[misc]
+        """FLARE's, and then ours."""
+
+        def validate(self, job_name: str, job_data: Any) -> tuple[bool, str, dict[str, Any]]:
+            """See `JobMetaValidator.validate`."""
+            try:
+                found = contents.of_job(job_data, job_name)
+                valid, error, known = super().validate(job_name, job_data)
+                if valid and found.fab and not settings.read(workspace).custom_code:
+                    valid, error = False, f"the server refused the job: {meta.NO_CUSTOM_CODE}"
+                if valid:
+                    mark(known, found)
+            except ValueError as refused:
+                return False, str(refused), {}
+            return valid, error, known
+
+    job_cmds.JobMetaValidator = Validator

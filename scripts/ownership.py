@@ -1,0 +1,68 @@
+"""Whose a project's name is: Compose, the engine's images and its volumes know a federation by its name only.
+
+So a second checkout of the same name, or another user's, would take over the first one's containers and
+volumes, and put kits of another CA into its images. Every verb that changes something asks here first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from provisioning import dotenv
+from scripts import core, engine
+
+LABEL = "org.flowerbed.home"
+"""On a project's runtime image, which goes to no other machine: the folder that it was built from."""
+
+WORKING_DIR = "com.docker.compose.project.working_dir"
+"""Compose's own label for the same, on each container."""
+
+
+def check(project: str = "") -> None:
+    """Refuse a project whose name belongs to another checkout.
+
+    Args:
+        project: its name; that in `.env`, if it is not given. Without a name there is nothing to take over.
+
+    Raises:
+        core.Failure: with that one's folder, and what to do.
+    """
+    name = (
+        project
+        or os.environ.get("COMPOSE_PROJECT_NAME")
+        or dotenv.read(core.ROOT / ".env").get("COMPOSE_PROJECT_NAME", "")
+    )
+    for folder in sorted(_folders(name)) if name and shutil.which("docker") else ():
+        if _is_another(folder):
+            raise core.Failure(
+                f"The project name '{name}' belongs to the federation in {folder}. This one, in {core.ROOT}, "
+                "would take over its containers, images and volumes. Give one of the two another `name:` in "
+                f"project.yml, then ./flowerbed provision, build and up. Or, if {folder} is no longer "
+                "needed: ./flowerbed down --volumes there, and remove the folder.",
+                folder=folder,
+            )
+
+
+def _folders(project: str) -> set[str]:
+    """The folders that containers and image of a project come from, as the engine knows them."""
+    docker = engine.docker()
+    words = ["ps", "--all", "--filter", f"label=com.docker.compose.project={project}"]
+    containers = core.run([docker, *words, "--format", f'{{{{.Label "{WORKING_DIR}"}}}}'])
+    template = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+    image = core.run([docker, "image", "inspect", "--format", template, f"{project}-runtime:dev"])
+    found = [process.stdout.decode().split("\n") for process in (containers, image) if not process.returncode]
+    return {line.strip() for lines in found for line in lines if line.strip().startswith("/")}
+
+
+def _is_another(folder: str) -> bool:
+    """Whether a folder is another checkout. One that is gone was moved or removed."""
+    if os.path.realpath(folder) == os.path.realpath(core.ROOT):
+        return False
+    if engine.is_remote():
+        return True
+    try:
+        return (Path(folder) / "project.yml").exists()
+    except PermissionError:
+        return True  # Another user's, who lets nobody look.

@@ -1,0 +1,104 @@
+"""Who takes part in a job: nobody but its sites, whatever kit, token or role he has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.copies import Federation
+from tests.attacks import hostile
+from tests.federation import NOTHING, left_over
+
+SITES = ("site-1", "site-2", "site-5")
+"""Whom the job names. The last one refuses it: it takes no custom code."""
+
+TRIES = {"register-node": 403, "activate-node": 403, "pull-messages": 403}
+"""What becomes of each call of an impostor."""
+
+
+@pytest.fixture(scope="module")
+def job(larger: Federation) -> Iterator[str]:
+    """A job that runs on site-1 and site-2, long enough for all attacks."""
+    job = larger.submit(
+        "numpy-add", "--rounds", "3", "--sites", ",".join(SITES), "--min-sites", "2",
+        "--run-config", "train-seconds=15", "--run-config", "min-available-clients=2",
+    )  # fmt: skip
+    hostile.running(larger, job)
+    yield job
+    larger.verb("abort", job)
+
+
+@pytest.mark.parametrize("who", ["member", "lead", "admin", "site-3", "site-5"])
+def test_who_is_no_site_of_the_job_cannot_join_it(larger: Federation, job: str, who: str) -> None:
+    assert hostile.join(larger, who, job) == TRIES
+    if who.startswith("site"):  # It had to register anew for that: the site itself begins again.
+        larger.compose("restart", who)
+
+
+def test_a_stale_token_is_worth_nothing_and_the_site_itself_takes_part_again(
+    larger: Federation, job: str
+) -> None:
+    credentials = hostile.act(larger, "site-1", "tell(stolen(WORDS[0]))", job)
+    larger.compose("kill", "site-1")
+    larger.compose("start", "site-1")
+    hostile.running(larger, job)
+    attack = "tell(Impostor(json.loads(WORDS[1])).join(WORDS[0]))"
+    assert hostile.act(larger, "site-1", attack, job, json.dumps(credentials)) == TRIES
+
+
+def test_the_job_completes_with_its_sites_and_all_refusals_are_in_the_audit_log(
+    larger: Federation, job: str
+) -> None:
+    outcome = larger.must("wait", job)
+    assert outcome["status"] == "FINISHED:COMPLETED"
+    assert [sorted(entry["sites"]) for entry in outcome["rounds"]] == [["site-1", "site-2"]] * 3
+    results = Path(larger.must("results", job)["folder"])
+    audit = (results / "logs" / "audit.log").read_text().splitlines()
+    for name in ("member@flowerbed.example", "lead@flowerbed.example", "admin@flowerbed.example", *SITES[2:]):
+        assert any(f"[U:{name}][A:flower.call.refused]" in line for line in audit), name
+    assert any("[U:site-1][A:flower.call.refused]" in line for line in audit)
+    assert left_over(larger) == NOTHING
+
+
+def test_a_console_cannot_register_as_a_site(larger: Federation) -> None:
+    """FLARE takes its word for what it is, and would hand it the next job for all sites."""
+    told = hostile.act(larger, "member", "Impostor(kind=ClientType.REGULAR); tell('in')")
+    assert "this is a person's name, not a site's" in told
+    heartbeat = """
+from nvflare.apis.shareable import Shareable
+tell(Impostor().request("server", "server_main", "heartbeat", Shareable()))
+"""
+    assert hostile.act(larger, "member", heartbeat) == "unauthenticated"
+    assert not any("@" in str(site["name"]) for site in larger.must("status")["sites"])
+
+
+def test_a_kit_of_another_ca_does_not_even_connect(larger: Federation) -> None:
+    """The same name, certified with another key: the TLS handshake fails."""
+    attack = """
+import socket
+import ssl
+from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serialize_cert, serialize_pri_key
+
+def connects(certificate, key):
+    context = ssl.create_default_context(cafile=str(KIT / "rootCA.pem"))
+    context.load_cert_chain(certificate, key)
+    with context.wrap_socket(socket.create_connection(("server", 8002)), server_hostname="server") as line:
+        line.settimeout(3)
+        try:
+            return "closed" if not line.recv(1) else "connected"
+        except TimeoutError:
+            return "connected"  # FLARE waits for the first word.
+        except ssl.SSLError as error:
+            return error.reason
+
+(ca_key, _), (key, public) = generate_keys(), generate_keys()
+name = json.loads((KIT / "fed_admin.json").read_text())["admin"]["username"]
+forged = generate_cert(Identity(name, "flowerbed", "member"), Identity("ca"), ca_key, public)
+pathlib.Path("/tmp/forged.crt").write_bytes(serialize_cert(forged))
+pathlib.Path("/tmp/forged.key").write_bytes(serialize_pri_key(key))
+tell([connects(KIT / "client.crt", KIT / "client.key"), connects("/tmp/forged.crt", "/tmp/forged.key")])
+"""
+    assert hostile.act(larger, "member", attack) == ["connected", "TLSV1_ALERT_UNKNOWN_CA"]

@@ -1,0 +1,35 @@
+"""What FLARE is told about a job counts only from its own sites."""
+
+from __future__ import annotations
+
+from scripts.copies import Federation
+from tests.attacks import hostile
+
+REPORTS = """
+from nvflare.fuel.common.exit_codes import ProcessExitCode
+from nvflare.private.defs import CellChannel, CellChannelTopic, JobFailureMsgKey
+me = Impostor()
+told = []
+for code in (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR) * 4:
+    payload = {JobFailureMsgKey.JOB_ID: WORDS[0], JobFailureMsgKey.CODE: code}
+    told.append(me.request("server", CellChannel.SERVER_MAIN, CellChannelTopic.REPORT_JOB_FAILURE, payload))
+tell(told)
+"""
+
+
+def test_forged_reports_neither_fail_a_job_nor_start_the_forger_in_it(larger: Federation) -> None:
+    """Six such reports would fail the job; in a job for all sites, one would let the forger in."""
+    config = ("--run-config", "train-seconds=6", "--run-config", "min-available-clients=2")
+    hostile.registered(larger, "site-3")
+    job = larger.submit("numpy-add", "--rounds", "2", "--sites", "site-1,site-2", *config)
+    hostile.running(larger, job)
+    for who in ("site-3", "member"):
+        hostile.act(larger, who, REPORTS, job)
+    outcome = larger.must("wait", job)
+    assert outcome["status"] == "FINISHED:COMPLETED", outcome
+    assert [sorted(entry["sites"]) for entry in outcome["rounds"]] == [["site-1", "site-2"]] * 2
+    log = larger.exec("server", "cat", "/workspace/log.txt")
+    assert f"site-3 left job {job}" not in log and f"could not be started in job {job}" not in log
+    # It had to register anew to act: the site itself begins again.
+    larger.compose("restart", "site-3")
+    hostile.registered(larger, "site-3")

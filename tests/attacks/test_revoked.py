@@ -1,0 +1,101 @@
+"""Somebody who is removed stays out: of jobs that run, of connections, of the console."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from scripts.copies import Federation
+from tests.attacks import hostile
+
+OUT_WITHIN = 30.0
+"""Seconds, of issue 13, until a site that is removed is out of its running jobs."""
+
+DISABLE = """
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+session = new_secure_session("admin@flowerbed.example", "/workspace", timeout=20)
+tell(str(session.api.do_command(WORDS[0])))
+"""
+
+
+@pytest.fixture
+def project(larger: Federation) -> Iterator[str]:
+    """project.yml as it was, put back in the end."""
+    file = larger.root / "project.yml"
+    before = file.read_text()
+    yield before
+    file.write_text(before)
+    larger.must("provision")
+    larger.compose("restart", "site-3", "member")
+    hostile.registered(larger, "site-3")
+
+
+def long_job(federation: Federation) -> str:
+    hostile.registered(federation, "site-3")
+    config = ("--run-config", "train-seconds=4", "--run-config", "min-available-clients=2")
+    job = federation.submit(
+        "numpy-add", "--rounds", "5", "--sites", "site-1,site-2,site-3", "--min-sites", "2", *config
+    )
+    hostile.running(federation, job, "site-3")
+    time.sleep(2)  # The first round begins.
+    return job
+
+
+def out_after(container: str) -> float:
+    """Seconds until the SuperNode in a site's container has ended."""
+    began = time.monotonic()
+    while hostile.supernodes(container):
+        assert time.monotonic() - began < OUT_WITHIN
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def completes_without(federation: Federation, job: str, site: str) -> None:
+    outcome = federation.must("wait", job)
+    assert outcome["status"] == "FINISHED:COMPLETED", outcome
+    assert site not in outcome["rounds"][-1]["sites"] and len(outcome["rounds"][-1]["sites"]) == 2
+
+
+def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, project: str) -> None:
+    job = long_job(larger)
+    stolen = hostile.act(larger, "site-3", "tell(stolen(WORDS[0]))", job)
+    without = re.sub(r"(?m)^  - \{name: site-3.*\n", "", project)
+    without = re.sub(r"(?m)^  - name: member@.*\n(    .*\n)+", "", without)
+    assert without != project
+    revoked = "revoked: [site-3, member@flowerbed.example]\n\nparticipants:"
+    (larger.root / "project.yml").write_text(without.replace("\nparticipants:", "\n" + revoked, 1))
+    site_3, member = larger.container("site-3"), larger.container("member")
+    began = time.monotonic()
+    larger.must("provision")
+    told = time.monotonic()
+    out = out_after(site_3)
+    print(f"provision took {told - began:.1f} s, and {out:.1f} s later the site was out of its job")
+    time.sleep(8)  # Then connections are closed too.
+    connect = "tell(Impostor(json.loads(WORDS[0])).join(WORDS[1]))"
+    words = (json.dumps(stolen), job)
+    assert hostile.act_in(site_3, connect, *words) == hostile.NO_CONNECTION
+    assert hostile.act_in(member, "Impostor(); tell('in')") == hostile.NO_CONNECTION
+    completes_without(larger, job, "site-3")
+    audit = "\n".join(hostile.audit(larger))
+    for name in ("site-3", "member@flowerbed.example"):
+        assert f"[U:{name}][A:flower.revoked]connection refused" in audit
+    # The rest of the federation is as it was, and a restarted server has forgotten nothing.
+    assert sorted(str(s["name"]) for s in larger.must("status")["sites"]) == [
+        "site-1", "site-2", "site-4", "site-5",
+    ]  # fmt: skip
+
+
+def test_a_site_that_is_disabled_is_put_out_too(larger: Federation) -> None:
+    job = long_job(larger)
+    hostile.act(larger, "admin", DISABLE, "disable_client site-3")
+    try:
+        print(f"disabled: out after {out_after(larger.container('site-3')):.1f} s")
+        completes_without(larger, job, "site-3")
+    finally:
+        hostile.act(larger, "admin", DISABLE, "enable_client site-3")
+        larger.compose("restart", "site-3")
+        hostile.registered(larger, "site-3")

@@ -1,0 +1,35 @@
+"""A second checkout whose project has the same name takes nothing over from the first."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from scripts.copies import Federation, copy_of_files
+from tests.federation import PROJECT
+
+
+@pytest.mark.parametrize("verbs", [("build",), ("up",), ("down", "--volumes", "--yes"), ("abort", "any")])
+def test_it_is_refused_with_the_firsts_folder(federation: Federation, verbs: tuple[str, ...]) -> None:
+    before = federation.compose("ps", "--quiet")
+    second = copy_of_files("second", PROJECT, settings={"FLOWERBED_TAG": "dev"})
+    try:
+        second.must("provision")
+        refused = second.verb(*verbs)
+    finally:
+        shutil.rmtree(second.root)
+    assert refused.code == 1
+    assert refused.value["folder"] == str(federation.root)
+    assert "another `name:` in project.yml" in refused.text
+    assert federation.compose("ps", "--quiet") == before
+
+
+def test_what_goes_into_images_is_readable_whatever_the_umask_of_the_clone(federation: Federation) -> None:
+    """The shared federation's files are as such a clone has them (`tests/federation.py`)."""
+    assert (federation.root / "bridge" / "relay.py").stat().st_mode & 0o077 == 0
+    assert (
+        federation.exec("site-1", "python", "-c", "import bridge.flare.executor; print('read')") == "read\n"
+    )
+    listing = federation.exec("server", "sh", "-c", "ls -ld /apps && ls /apps && echo seen")
+    assert listing.endswith("seen\n")
