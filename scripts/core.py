@@ -91,15 +91,19 @@ NAME_LIMIT = 300
 """Characters of a file's name that are shown."""
 
 
-def unpack(tar: tarfile.TarFile, folder: Path, limit: int | None = None) -> None:
+def unpack(
+    tar: tarfile.TarFile, folder: Path, limit: int | None = None, *, for_consoles: bool = False
+) -> None:
     """Extract what came from a container: files and folders only, nothing outside `folder`.
 
     Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
 
     Args:
+        for_consoles: let their user read it, who is not us; else the umask says who may.
         limit: bytes of all its files; `Failure` when there are more, or more than `FILES_LIMIT` files.
     """
     size = 0
+    os.umask(umask := os.umask(0o077))
     for number, member in enumerate(tar):
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts:
@@ -111,8 +115,8 @@ def unpack(tar: tarfile.TarFile, folder: Path, limit: int | None = None) -> None
             raise Failure(f"The archive has more than {bounds}: nothing of it is kept.")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
-            # Readable by the consoles' user too, who is not us.
-            (folder / path).chmod(0o755 if member.isdir() else 0o644)
+            mode = 0o777 if member.isdir() else 0o666
+            (folder / path).chmod(mode & ~(0o022 if for_consoles else umask))
         else:
             say(f"  left out: {one_line(member.name, NAME_LIMIT)}, which is neither a file nor a folder")
 

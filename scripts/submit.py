@@ -212,7 +212,7 @@ def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dic
     fresh.mkdir(parents=True)
     fresh.chmod(0o755)  # the consoles read jobs/ as another user, whatever the umask here
     with content, tarfile.open(fileobj=content) as tar:
-        unpack(tar, fresh)
+        unpack(tar, fresh, for_consoles=True)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     say(f"Job folder of {app.name}: {folder}")
