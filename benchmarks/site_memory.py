@@ -46,7 +46,7 @@ def processes(service: str = SITE) -> dict[int, str]:
     found = {}
     for line in lines:
         pid, name, words = line.split(maxsplit=2)
-        for own in ("worker_process", "runner_process", "client_train", "server_train", "guard.py"):
+        for own in ("worker_process", "runner_process", "client_train", "server_train", "reaper.py"):
             name = own if own in words else name
         found[int(pid)] = name
     return found

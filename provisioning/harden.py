@@ -118,6 +118,9 @@ GRPC_OPTIONS = {
 }
 
 
+INTERNAL_PORTS = "32768-60999"
+"""Where FLARE's processes in one container listen for each other: ports that Linux gives out by itself."""
+
 DRIVERS = "/opt/flowerbed/bridge/flare/drivers"
 """Where the image has what FLARE loads before its first connection; the module there says what for."""
 
@@ -182,6 +185,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(startup / "fed_admin.json", _log_in_by_certificate)
             else:
                 _edit(local / "comm_config.json", _mind_the_line)
+                _edit(local / "comm_config.json", _listen_high)
             _lock(Path(ctx.get_ws_dir(participant)))
 
     def _bound_jobs(self, resources: dict[str, Any]) -> None:
@@ -327,6 +331,14 @@ def _leave_operating_to_operators(policy: dict[str, Any]) -> None:
 def _log_in_by_certificate(config: dict[str, Any]) -> None:
     """The console asks for the user's name otherwise, and takes only the one in the certificate."""
     config["admin"]["uid_source"] = "cert"
+
+
+def _listen_high(config: dict[str, Any]) -> None:
+    """Let FLARE's listeners on loopback have ports that no app may connect to, whatever its egress
+    (`bridge/flower/confinement.py`). FLARE's own choice is from 1025 on."""
+    config.setdefault(
+        "internal", {"scheme": "tcp", "resources": {"host": "localhost", "ports": INTERNAL_PORTS}}
+    )
 
 
 def _mind_the_line(config: dict[str, Any]) -> None:

@@ -95,12 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"flowerbed {args.verb}: interrupted")
         outcome, code = {"error": "interrupted"}, 130
-    finally:
-        core.give_back()
     if identity := _acting_as():
         outcome = {**outcome, "as": dict(identity)}
     if args.format == "json":
         print(json.dumps(outcome), flush=True)
+    core.give_back()
     return code
 
 

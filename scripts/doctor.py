@@ -1,13 +1,14 @@
 """Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
-ports; the clocks of the containers; disks that are near a limit. Each line is ok, warn (works, or a verb will
-see to it) or fail; exit code 1 if any fails.
+ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each
+line is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import time
@@ -23,12 +24,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from provisioning import dotenv
+from provisioning.names import service_name
 from scripts import apt, compose, core, engine, images, provision, results, up
 
 Level = Literal["ok", "warn", "fail"]
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
+SANDBOX = "/opt/flowerbed/bridge/flower/sandbox.py"
+"""What tells in a container how far apps can be confined there."""
 EXPIRY_WARN_DAYS = 30.0
 """A certificate that ends sooner is warned of."""
 NEAR = 0.8
@@ -91,10 +95,10 @@ def examine() -> Iterator[Finding]:
         yield check_images(config)
         containers = compose.containers({"FLOWERBED_TAG": "any"})
         yield from check_ports(config, {c["Service"] for c in containers if c["State"] == "running"})
-        yield check_clocks([c["Name"] for c in containers if c["State"] == "running"])
-        yield from check_usage(
-            config, {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
-        )
+        running = {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
+        yield check_clocks(list(running.values()))
+        yield from check_sandboxes(running)
+        yield from check_usage(config, running)
     yield check_results()
 
 
@@ -329,6 +333,34 @@ def _usage_of(container: str) -> dict[str, Any] | None:
         return dict(value) if process.returncode == 0 else None
     except (core.Failure, ValueError, IndexError, TypeError):
         return None
+def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
+    """How far are apps confined? A line for each server and site in `running`, containers by service."""
+    with contextlib.suppress(core.Failure):  # `check_project` tells.
+        for participant in provision.load(provision.DEFAULT_PROJECT)["participants"]:
+            if container := running.get(service_name(participant["name"])):
+                yield from check_sandbox(participant, container)
+
+
+def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Finding]:
+    """How far can the kernel confine the apps of a server or site that runs?"""
+    if participant.get("type") not in ("server", "client"):
+        return
+    name, asked = participant["name"], participant.get("sandbox", "best-effort") or "off"
+    if asked == "off":
+        yield Finding("sandbox", "ok", f"{name}: off, so apps are not confined")
+        return
+    command = [engine.docker(), "exec", container, "python", "-I", "-S", SANDBOX]
+    process = core.run(command, timeout=engine.ANSWER_TIMEOUT)
+    if process.returncode:
+        yield Finding("sandbox", "warn", f"{name} cannot tell", "./flowerbed build, then ./flowerbed up")
+        return
+    told = json.loads(process.stdout)
+    if not told["missing"]:
+        yield Finding("sandbox", "ok", f"{name}: {asked} confines {told['level']}")
+        return
+    found = f"{name}: {asked}, and its kernel cannot confine {told['missing']}"
+    level: Level = "fail" if asked == "required" else "warn"
+    yield Finding("sandbox", level, found, "a newer kernel (and Landlock switched on) confines more")
 
 
 def _skew(clock: Callable[[], float]) -> float:

@@ -25,6 +25,7 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 from bridge import transports
 from bridge.flower import fab, in_order, versions, wire
 from bridge.flower.app import ConfigValue
+from bridge.flower.confinement import Confinement
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, SuperLink
 from bridge.flower.supernode import INLINE, PROCESS, SuperNode, start_supernode
@@ -111,7 +112,10 @@ async def run_app(
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
     order = None if seed is None else work_dir / in_order.TOLD
-    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=60, in_order=order)
+    confined = Confinement(on=True)
+    superlink = await SuperLink.start(
+        work_dir, work_dir / "server", grace=60, in_order=order, confinement=confined
+    )
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
     links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
@@ -127,7 +131,7 @@ async def run_app(
             config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
             # One of each kind, where there are two.
             kind = INLINE if number == 1 and versions.generation().prompt else PROCESS
-            nodes.append(await start_supernode(port, work_dir, home, config, kind=kind))
+            nodes.append(await start_supernode(port, work_dir, home, config, kind=kind, confinement=confined))
         # As the controller does: a strategy that begins with one node may train with one.
         async with asyncio.timeout(RUN_WITHIN):
             while len(observer.here) < len(nodes):

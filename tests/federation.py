@@ -110,10 +110,10 @@ def copy_of_checkout(
         assert line in project.read_text(), line
         project.write_text(project.read_text().replace(line, line + more))
     _as_under_umask_077(federation)
+    federation.must("data")
     mask = os.umask(0o077)
     try:
         federation.must("provision")
-        federation.must("data")
         federation.must("build", timeout=1800)
     finally:
         os.umask(mask)

@@ -32,6 +32,7 @@ from nvflare.fuel.sec.audit import AuditService
 
 from bridge.flare import (
     channel,
+    confining,
     disk,
     import_path,
     meta,
@@ -43,7 +44,7 @@ from bridge.flare import (
     teardown,
 )
 from bridge.flare.admission import Participants
-from bridge.flower import environment, fab, in_order, versions, wire
+from bridge.flower import confinement, environment, fab, in_order, versions, wire
 from bridge.flower.app import (
     ROUNDS_KEY,
     BadApp,
@@ -123,6 +124,7 @@ class FlowerController(Controller):
         )
         self.min_sites = min_sites
         self.grace = grace
+        self._confinement = confinement.UNCONFINED
         self._events: Events | None = None
         self._cell: Cell | None = None
         self._loop: LoopThread | None = None
@@ -179,6 +181,7 @@ class FlowerController(Controller):
         try:
             limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
             self._files = disk.Watch([run_dir], limit, self._too_much)
+            self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))
             run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
             while not run.done():
                 if abort_signal.triggered or self._overfull:
@@ -189,7 +192,7 @@ class FlowerController(Controller):
             reason = self._overfull or self._fatal or meta.ABORTED
             if self._overfull:
                 self.system_panic(reason, fl_ctx)
-        except (RunFailed, BadApp, versions.UnsupportedFlower) as failure:
+        except (RunFailed, BadApp, versions.UnsupportedFlower, confining.NotConfined) as failure:
             reason = str(failure)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
@@ -234,6 +237,7 @@ class FlowerController(Controller):
                 in_order=None if self.in_order is None else work_dir / in_order.TOLD,
                 ready_within=self.superlink_ready_timeout,
                 extra_env=extra_env,
+                confinement=self._confinement,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
@@ -291,9 +295,10 @@ class FlowerController(Controller):
             teardown.shorten()
             if self._stopping is not None:
                 self._loop.run(_done(self._stopping))
-            # What Flower unpacked of the app is no result.
+            # What Flower unpacked of the app is no result, nor is what was temporary.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
-            shutil.rmtree(run_dir / environment.HOME, ignore_errors=True)
+            for folder in (environment.HOME, confinement.TEMP):
+                shutil.rmtree(run_dir / folder, ignore_errors=True)
 
     def _admit(self, site: str, flwr: str) -> str | None:
         """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""

@@ -25,8 +25,20 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge import transports
-from bridge.flare import bell, channel, disk, import_path, meta, points, same_app, settings, teardown
+from bridge.flare import (
+    bell,
+    channel,
+    confining,
+    disk,
+    import_path,
+    meta,
+    points,
+    same_app,
+    settings,
+    teardown,
+)
 from bridge.flower import environment, fab, versions
+from bridge.flower.confinement import UNCONFINED
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
@@ -75,6 +87,7 @@ class FlowerExecutor(Executor):
         self.extra_env = extra_env
         self.warm = warm
         self.supernode = supernode
+        self._confinement = UNCONFINED
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
@@ -109,18 +122,21 @@ class FlowerExecutor(Executor):
         run_dir = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
         brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
+        bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
         try:
             self._fleet = versions.generation().fleet
             check(self.supernode)
             environment.check_extra(self.extra_env or {})
             if self.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
-            own = settings.read(Path(workspace.get_root_dir()))
-        except (versions.UnsupportedFlower, ValueError) as wrong:
+            root = Path(workspace.get_root_dir())
+            own = settings.read(root)
+            self._confinement = confining.confinement(root, bootstrap)
+        except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
-        bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         engine = fl_ctx.get_engine()
+        bell.wake_site(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
@@ -135,9 +151,7 @@ class FlowerExecutor(Executor):
         warmth = environment.Warmth(self.warm, fab.imports(brought) if self.warm and brought else ())
         expected = same_app.Expected(site, brought, own.allowed_apps)
         self._points = points.Points(self._loop.loop)
-        config_dir = Path(engine.get_workspace().get_app_config_dir(job_id))
-        bootstrap = str(config_dir / ANALYTICS_BOOTSTRAP_FILE)
-        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: bootstrap}
+        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
         self._files = disk.Watch([run_dir], own.limits.job_files, self._too_much)
         first = 1 + starts * INCARNATIONS
         self._loop.run(self._begin(run_dir, config, warmth, variables, expected, first=first))
@@ -167,7 +181,14 @@ class FlowerExecutor(Executor):
             assert self._gateway is not None
             home = run_dir / environment.HOME
             supernode = await start_supernode(
-                self._gateway.port, work_dir, home, config, warmth, self.supernode, variables
+                self._gateway.port,
+                work_dir,
+                home,
+                config,
+                warmth,
+                self.supernode,
+                variables,
+                self._confinement,
             )
             self._sees_connections = await asyncio.to_thread(shows_connections, supernode.pid)
             return supernode

@@ -10,8 +10,8 @@ modules (flwr 1.40 to 1.42, read in 1.41.0; guarded by `tests/unit/test_internal
 - Its log goes where this process's log goes.
 
 Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
-since a process with threads cannot be forked. All carry the mark of `process.py`, so that its guard ends them
-when this process is killed.
+since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
+this process is killed, and confines it. This process itself, and so the SuperNode's thread, is not confined.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from typing import Any
 import uvicorn
 
 from bridge.flower import environment, template
+from bridge.flower.confinement import UNCONFINED, Confinement
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.supernode import OWN_END
 from bridge.flower.supernode_process import LOOP, Events
@@ -174,14 +176,20 @@ class InlineSuperNode:
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
         extra_env: Mapping[str, str],
+        confinement: Confinement,
     ) -> None:
         """Nothing is started yet: see `start`."""
         self._gateway = f"127.0.0.1:{gateway_port}"
         self._work_dir = work_dir
-        self._home = home
         self._node_config = node_config
         self._warmth = warmth
-        self._extra_env = extra_env
+        # The port of its own server, which its processes ask, and may connect to.
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._port: int = self._socket.getsockname()[1]
+        self._policy, confined = confinement.around(
+            work_dir, home, ports=(self._port,), app_ports=(self._port,)
+        )
+        self._env = environment.variables(home, extra_env) | confined
         self._life = _Life()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -200,10 +208,11 @@ class InlineSuperNode:
         node_config: dict[str, str | int],
         warmth: environment.Warmth,
         extra_env: Mapping[str, str] = environment.NO_EXTRA,
+        confinement: Confinement = UNCONFINED,
     ) -> InlineSuperNode:
         """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the
-        job sets in their environment."""
-        node = cls(gateway_port, work_dir, home, node_config, warmth, extra_env)
+        job sets in their environment, and confined."""
+        node = cls(gateway_port, work_dir, home, node_config, warmth, extra_env, confinement)
         if warmth.on:
             ours, its = template.ends()
             node._template = template.Template(ours)
@@ -256,8 +265,9 @@ class InlineSuperNode:
                 "supernode",
                 command,
                 cwd=self._work_dir,
-                env=environment.variables(self._home, self._extra_env),
+                env=self._env,
                 pass_fds=pass_fds,
+                policy=self._policy,
             )
             self._processes.append(process)
             return process.pid
@@ -280,7 +290,7 @@ class InlineSuperNode:
         _take_over(self._life)
         factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
         self._life.events.watch(factory, self._preload)
-        with self._serving(factory) as port, self._with_superexec(port):
+        with self._serving(factory), self._with_superexec(self._port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
                 server_address=self._gateway,
@@ -296,13 +306,11 @@ class InlineSuperNode:
             self._template.preload(self._warmth.modules)
 
     @contextlib.contextmanager
-    def _serving(self, factory: Any) -> Iterator[int]:
+    def _serving(self, factory: Any) -> Iterator[None]:
         """The SuperNode's own server, which its SuperExec and ClientApps ask; on a loop of its own, so that
-        the gateway need not wait for it. Gives its port."""
+        the gateway need not wait for it."""
         config = uvicorn.Config(
             self._life.events.serve(_module(API).create_app(state_factory=factory)),
-            host="127.0.0.1",
-            port=0,
             log_config=None,
             log_level="error",
             access_log=False,
@@ -311,13 +319,13 @@ class InlineSuperNode:
         server = uvicorn.Server(config)
         loop = LoopThread("supernode-api")
         try:
-            serving = loop.submit(server.serve())
+            serving = loop.submit(server.serve([self._socket]))
             while not server.started:
                 if serving.done():
                     serving.result()
                     raise RuntimeError("its HTTP server ended as soon as it was started")
                 time.sleep(0.01)
-            yield server.servers[0].sockets[0].getsockname()[1]
+            yield
         finally:
             self._life.events.end()
             server.should_exit = server.force_exit = True
@@ -327,8 +335,7 @@ class InlineSuperNode:
 
     @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:
-        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it. (It cannot
-        be found by its mark: see `process.py`.)"""
+        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it."""
         command = environment.superexec_command(port)
         started = self._template.start(command, quiet=False) if self._template is not None else None
         if started is not None:

@@ -1,30 +1,28 @@
-"""A Flower process and all that it starts, ended together.
+"""A Flower process and all that it starts, confined, and ended together.
 
 Flower's programs leave their parent's process group (a SuperLink starts its SuperExec in a session of
 its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
-SuperExec that was killed. So every process carries a mark in its environment, which it hands on to
-all that it starts, and by which it is found again: by `stop`, or by a guard when the job's own process
-is killed (`bridge/flower/guard.py`).
+SuperExec that was killed. An app may start what it likes. So between this process and Flower's stands a
+reaper (`bridge/flower/reaper.py`), which confines them, ends all of them when it is told to, when the program
+ends, or when this process is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
 import signal
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from bridge.flower import guard
-
-MARK = "FLOWERBED_PROCESS"
-"""The environment variable that marks a Flower process and its descendants."""
+from bridge.flower import reaper
+from bridge.flower.sandbox import Policy
 
 LAST_LINES = 200
 """Lines of output that are kept, for the reason when a process ends badly."""
@@ -37,24 +35,22 @@ _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
 """A line for each request that went well, several a second: nobody reads them."""
 _LINE_LIMIT = 1 << 20
 
+REAPER_GRACE = 1.5
+"""Seconds that the reaper has, beyond its own limits, to end."""
+
 
 class FlowerProcess:
     """One child process; its output goes line by line to a logger."""
 
-    def __init__(
-        self,
-        name: str,
-        mark: str,
-        process: asyncio.subprocess.Process,
-        guard: asyncio.subprocess.Process,
-    ) -> None:
+    def __init__(self, name: str, pid: int, keeper: asyncio.subprocess.Process) -> None:
         self.name = name
-        self._mark = mark
-        self._guard = guard
         self.last_lines: list[str] = []
-        self._process = process
+        self._pid = pid
+        self._reaper = keeper
+        self._code: int | None = None
         self._log = logging.getLogger(f"bridge.{name}")
         self._reader = asyncio.ensure_future(self._read())
+        self._follower = asyncio.ensure_future(self._follow())
 
     @classmethod
     async def start(
@@ -65,57 +61,54 @@ class FlowerProcess:
         cwd: Path,
         env: Mapping[str, str],
         pass_fds: Sequence[int] = (),
+        policy: Policy | None = None,
     ) -> Self:
-        """Start `command` (a console script of this environment, without its folder) in `cwd`; it gets the
-        descriptors `pass_fds`, under the same numbers.
+        """Start `command` (a console script of this environment, without its folder) in `cwd`, confined by
+        `policy`; it gets the descriptors `pass_fds`, under the same numbers.
 
         Flower finds its own programs by name, so this environment's folder comes first on PATH.
+
+        Raises:
+            RuntimeError: its reaper ended at once; the text is what it printed.
         """
         scripts = Path(sys.executable).parent
-        mark = uuid.uuid4().hex
-        # First, so that there is no moment in which the process runs unguarded.
         keeper = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             "-S",
-            guard.__file__,
-            f"{MARK}={mark}",
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        process = await asyncio.create_subprocess_exec(
-            str(scripts / command[0]),
-            *command[1:],
+            reaper.__file__,
             cwd=cwd,
-            env={
-                **os.environ,
-                "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
-                **env,
-                MARK: mark,
-            },
-            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", **env},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=_LINE_LIMIT,
             pass_fds=pass_fds,
         )
-        return cls(name, mark, process, keeper)
+        assert keeper.stdin is not None and keeper.stdout is not None and keeper.stderr is not None
+        request = {"command": [str(scripts / command[0]), *command[1:]], "policy": policy}
+        keeper.stdin.write(json.dumps(request).encode() + b"\n")
+        told = (await keeper.stdout.readline()).split()
+        if told[:1] != [b"pid"]:
+            printed = (await keeper.stderr.read()).decode(errors="replace")
+            raise RuntimeError(f"{name} could not be started:\n{printed}")
+        return cls(name, int(told[1]), keeper)
 
     @property
     def pid(self) -> int:
         """The process's id."""
-        return self._process.pid
+        return self._pid
 
     @property
     def returncode(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
-        return self._process.returncode
+        return self._code
 
     def descendant(self, program: str) -> int | None:
         """The id of a process that this one has started, itself or through others, and that runs `program`:
         by its command line, or by its name if it is a copy of a template; None while there is none."""
-        for pid in _marked(self._mark):
+        for pid in reaper.descendants(self._reaper.pid):
             with contextlib.suppress(OSError):
                 folder = Path(f"/proc/{pid}")
                 words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -127,32 +120,37 @@ class FlowerProcess:
 
     async def stop(self, grace: float) -> None:
         """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
-        _signal(self._left(), signal.SIGTERM)
-        deadline = asyncio.get_running_loop().time() + grace
-        while (left := self._left()) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
-        while left:
-            _signal(left, signal.SIGKILL)
-            await asyncio.sleep(0.02)
-            left = self._left()
-        await self._process.wait()
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
-        await self._guard.wait()
+        assert self._reaper.stdin is not None
+        with contextlib.suppress(OSError):
+            self._reaper.stdin.write(f"terminate {grace}\n".encode())
+            await self._reaper.stdin.drain()
+        # Not `wait_for`: the follower goes on should this be cancelled.
+        await asyncio.wait([self._follower], timeout=grace + reaper.WITHIN + REAPER_GRACE)
+        if not self._follower.done():
+            self._log.error("processes of it cannot be ended: they do not react to SIGKILL")
+            with contextlib.suppress(ProcessLookupError):
+                self._reaper.kill()
+        self._reaper.stdin.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
+        await self._reaper.wait()
 
-    def _left(self) -> list[int]:
-        """What is left: the process itself even if nobody may read its environment, as that of a SuperExec
-        (flwr 1.41.0 `supercore/utils.py`, `disable_process_dumping`), and all that carry the mark."""
-        own = [self.pid] if self.returncode is None else []
-        return [*own, *(pid for pid in _marked(self._mark) if pid not in own)]
+    async def _follow(self) -> None:
+        """Hear of the process's end from its reaper, to the reaper's own end."""
+        assert self._reaper.stdout is not None
+        while line := await self._reaper.stdout.readline():
+            word, code = line.split()
+            assert word == b"exit"
+            self._code = int(code)
+        if self._code is None:
+            # The reaper was killed, and the process with it.
+            self._code = -signal.SIGKILL
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None
+        assert self._reaper.stderr is not None
         while True:
             try:
-                raw = await self._process.stdout.readline()
+                raw = await self._reaper.stderr.readline()
             except ValueError:
                 continue  # A line over the limit: asyncio drops it and goes on.
             if not raw:
@@ -183,13 +181,3 @@ async def gone(pid: int) -> None:
 def strip_colour(text: str) -> str:
     """Remove terminal colours, which Flower prints into pipes too."""
     return _COLOUR.sub("", text)
-
-
-def _marked(mark: str) -> list[int]:
-    return guard.marked(f"{MARK}={mark}".encode())
-
-
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)

@@ -28,6 +28,7 @@ from google.protobuf.message import Message
 
 from bridge.flower import environment, fab
 from bridge.flower.app import ConfigValue
+from bridge.flower.confinement import UNCONFINED, Confinement
 from bridge.flower.control import Refused, Unanswered, control, listens
 from bridge.flower.process import LAST_LINES, FlowerProcess, gone, strip_colour
 from bridge.flower.versions import Generation, Ports, Transport, generation
@@ -91,6 +92,7 @@ class SuperLink:
         in_order: Path | None = None,
         ready_within: float = READY_WITHIN,
         extra_env: Mapping[str, str] = environment.NO_EXTRA,
+        confinement: Confinement = UNCONFINED,
     ) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
 
@@ -102,6 +104,7 @@ class SuperLink:
             in_order: the file that will say which order its ServerApp is to keep (`in_order.py`), if any.
             ready_within: seconds for it to answer.
             extra_env: what the job sets in its environment.
+            confinement: of SuperLink and ServerApp.
 
         Raises:
             RunFailed: it ended or stayed silent.
@@ -111,8 +114,15 @@ class SuperLink:
             env[environment.IN_ORDER] = str(in_order)
         for last in (False, True):
             ports = free_ports()
+            policy, confined = confinement.around(
+                work_dir, home, ports=astuple(ports), app_ports=(ports.http, ports.runtime)
+            )
             process = await FlowerProcess.start(
-                "superlink", environment.superlink_command(ports, grace, warmth), cwd=work_dir, env=env
+                "superlink",
+                environment.superlink_command(ports, grace, warmth),
+                cwd=work_dir,
+                env=env | confined,
+                policy=policy,
             )
             superlink = cls(process, ports, generation())
             try:

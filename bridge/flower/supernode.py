@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bridge.flower import environment, versions
+from bridge.flower.confinement import UNCONFINED, Confinement
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
 from bridge.flower.template import SUPEREXEC
@@ -65,19 +66,27 @@ async def start_supernode(
     warmth: environment.Warmth = environment.WARM,
     kind: str = PROCESS,
     extra_env: Mapping[str, str] = environment.NO_EXTRA,
+    confinement: Confinement = UNCONFINED,
 ) -> SuperNode:
     """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the job
-    sets in their environment."""
+    sets in their environment, and confined."""
     if kind == INLINE:
         # Here, since it leans on what not every flwr has.
         from bridge.flower.inline import InlineSuperNode
 
-        return await InlineSuperNode.start(gateway_port, work_dir, home, node_config, warmth, extra_env)
+        return await InlineSuperNode.start(
+            gateway_port, work_dir, home, node_config, warmth, extra_env, confinement
+        )
+    runtime_port = free_port()
+    policy, confined = confinement.around(
+        work_dir, home, ports=(gateway_port, runtime_port), app_ports=(runtime_port,)
+    )
     return await SuperNodeProcess.start(
         "supernode",
-        environment.supernode_command(gateway_port, free_port(), node_config, warmth),
+        environment.supernode_command(gateway_port, runtime_port, node_config, warmth),
         cwd=work_dir,
-        env=environment.variables(home, extra_env),
+        env=environment.variables(home, extra_env) | confined,
+        policy=policy,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -33,7 +34,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bridge.flower import serverapp
+from bridge.flower import sandbox, serverapp
+from bridge.flower.confinement import APP_POLICY
 from bridge.flower.environment import IN_ORDER, IN_ORDER_MODULE
 from bridge.stand_in import stand_in
 
@@ -54,6 +56,13 @@ COMMAND_LIMIT = 1 << 16
 
 MODULES_LIMIT = 1 << 20
 """Bytes of the names that a process reports; torch's are 60 KB."""
+
+
+PR_SET_NAME = 15
+"""The option of `prctl` for a process's name. (/proc is read-only to confined ones.)"""
+
+PARENT = "--parent-pid"
+"""Flower's option for the process with which a program is to end."""
 
 
 class Started:
@@ -129,7 +138,7 @@ def start_new(template: Template | None, started: Callable[[str, int], None]) ->
 
 def spelled(command: Sequence[str]) -> list[str]:
     """Return the command by which a new interpreter runs the same program as a copy would."""
-    if command[0] in (SUPEREXEC, SERVERAPP):
+    if command[0] in (SUPEREXEC, SERVERAPP) or (command[0] == CLIENTAPP and APP_POLICY in os.environ):
         return [sys.executable, "-P", "-m", "bridge.flower.template", *command]
     return list(command)
 
@@ -272,6 +281,7 @@ class _Server:
         known = set(sys.modules)
         _begin_anew()
         sys.argv = command
+        confine(program)
         code = run_program(program, Template(channel), self._entries[program])
         if program != SUPEREXEC:
             _report(told, known)
@@ -294,8 +304,11 @@ class _Server:
         self._poll.unregister(descriptor)
         os.close(descriptor)
         del self._reports[descriptor]
+        # An app's code may have written there too: only what is a list of names is one.
         with contextlib.suppress(ValueError):
-            self._import(json.loads(bytes(told) or b"[]"))
+            names = json.loads(bytes(told) or b"[]")
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                self._import(names)
 
     def _import(self, modules: Iterable[str]) -> None:
         """Import what the next processes will need."""
@@ -332,7 +345,7 @@ def _why_unsafe() -> str:
 
 def name_process(name: str) -> None:
     """The name that ps and top show; the command line stays the launcher's."""
-    Path("/proc/self/comm").write_text(name)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def _begin_anew() -> None:
@@ -362,6 +375,7 @@ def _report(told: int, known: set[str]) -> None:
 
 def run_program(program: str, template: Template | None, entry: Callable[[], Any]) -> int:
     """Run one of Flower's programs in this process, to its end; returns its exit code."""
+    watch_parent()
     if program == SUPEREXEC:
         launch_by(template, SUPEREXEC)
     elif program == SERVERAPP:
@@ -382,10 +396,40 @@ def run_program(program: str, template: Template | None, entry: Callable[[], Any
     return code if isinstance(code, int) else int(code is not None)
 
 
+def confine(program: str) -> None:
+    """Confine this process, if it is to run an app's code: before it has a second thread, which would not be.
+
+    What it is confined in already is the job's (`confinement.py`).
+    """
+    if program in (CLIENTAPP, SERVERAPP) and (policy := os.environ.pop(APP_POLICY, "")):
+        sandbox.enter(sandbox.Policy.from_json(policy))
+
+
+def watch_parent() -> None:
+    """End this process with the one that its command line names, in Flower's way, by a SIGINT.
+
+    Flower looks five times a second, by a signal (flwr 1.41.0 `supercore/app_utils.py`, `_pid_exists`). A
+    confined process may send none to its parent, and would take that for its end.
+    """
+    if PARENT not in sys.argv:
+        return
+    position = sys.argv.index(PARENT)
+    parent = int(sys.argv[position + 1])
+    del sys.argv[position : position + 2]
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(parent)], [], [])
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Run the program that the command line names, as a new interpreter."""
     sys.argv = sys.argv[1:]
     name_process(sys.argv[0])
+    confine(sys.argv[0])
     sys.exit(run_program(sys.argv[0], None, load(sys.argv[0])))
 
 

@@ -69,7 +69,8 @@ def test_a_console_cannot_register_as_a_site(larger: Federation) -> None:
     assert "this is a person's name, not a site's" in told
     heartbeat = """
 from nvflare.apis.shareable import Shareable
-tell(Impostor().request("server", "server_main", "heartbeat", Shareable()))
+from nvflare.private.defs import CellChannel, CellChannelTopic
+tell(Impostor().request("server", CellChannel.SERVER_MAIN, CellChannelTopic.HEART_BEAT, Shareable()))
 """
     assert hostile.act(larger, "member", heartbeat) == "unauthenticated"
     assert not any("@" in str(site["name"]) for site in larger.must("status")["sites"])

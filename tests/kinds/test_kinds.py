@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 
-from bridge.flower import guard, in_order
+from bridge.flower import in_order, reaper
 from bridge.flower.superlink import RunEnd
 from scripts import core, differences
 from tests.driver import Outcome
@@ -111,12 +111,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Runs]]:
             "data": False,
         }
         words = (str(APPS / kind.app), str(folder), json.dumps(spec))
-        # Leaving this ends the guard's stdin; what a run that was given up has started ends then too.
-        home = f"FLWR_HOME={folder / 'home'}"
-        with subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, home], stdin=subprocess.PIPE, start_new_session=True
+        # What a run that was given up has started ends with it.
+        request = {"command": [*AS_IN_THE_IMAGES, sys.executable, "-c", PLAIN, *words], "policy": None}
+        printed = folder / "printed.txt"
+        with (
+            printed.open("wb") as output,
+            subprocess.Popen(
+                [sys.executable, "-I", "-S", reaper.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
+            ) as keeper,
         ):
-            must(*AS_IN_THE_IMAGES, sys.executable, "-c", PLAIN, *words)
+            assert keeper.stdin is not None and keeper.stdout is not None
+            keeper.stdin.write(json.dumps(request).encode() + b"\n")
+            keeper.stdin.flush()
+            said = keeper.stdout.read().split()
+        assert said[-2:] == [b"exit", b"0"], printed.read_text()
         return folder
 
     make = tmp_path_factory.mktemp

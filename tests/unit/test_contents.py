@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import stat
 import zipfile
 from collections.abc import Callable
@@ -392,3 +393,26 @@ def test_a_part_with_links_or_pipes_is_refused(tmp_path: Path) -> None:
     (part / "config").symlink_to(tmp_path / "config")
     with pytest.raises(Unfit, match="a link or no file"):
         contents.of_part(part, server=True)
+
+
+def test_no_zip_and_no_configuration_raises_anything_else(tmp_path: Path) -> None:
+    """Bytes of zips and of configurations that were changed at random: a verdict, or one clear refusal."""
+    chance = random.Random(0)
+    files = exported(tmp_path, tracking="tensorboard")
+    whole, seen = zipped(files), set()
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 8)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        kept = bytes(content[: chance.choice((len(content), chance.randrange(len(content))))])
+        name = chance.choice((SERVER, CLIENT, "meta.json"))
+        text = files[name].decode()
+        where, to = sorted((chance.randrange(len(text)), chance.randrange(len(text))))
+        piece = chance.choice(('{"path": 1}', "[]", "null", '""', "1e999", "-", "\\ud800", text[where:to]))
+        changed = {**files, name: (text[:where] + piece + text[to:]).encode(errors="replace")}
+        for candidate in (kept, zipped(changed)):
+            try:
+                seen.add(contents.of_job(candidate, "add").fab)
+            except Unfit as refused:
+                assert str(refused) and len(str(refused)) < 2000
+    assert seen <= {fab.sha256(fab.build(APP))}

@@ -77,6 +77,7 @@ def test_flare_takes_the_revoked_for_disabled(tmp_path: Path) -> None:
     barred.here = manager.name_to_clients
     manager.disabled_clients = barred
     manager.disable_client("site-2")
+    manager.name_to_clients["site-1"] = object()  # It is registered.
     revoke(policy, "site-1", "lead@flowerbed.example")
     for name in ("site-1", "site-2", "lead@flowerbed.example"):
         assert manager.is_client_disabled(name)

@@ -1,0 +1,1 @@
+"""An app that tries what it must not be able to do."""

@@ -1,0 +1,148 @@
+"""What is tried, by the ServerApp and by each ClientApp alike."""
+
+# ruff: noqa: PTH104, PTH108, PTH110, PTH123, PTH208, SIM115
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+PIDS = range(1, 3000)
+"""Where a container's processes are looked for: /proc cannot be listed."""
+
+HIDER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(900)  # left behind"
+
+RESTLESS = """
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        os.setsid()
+        while True:
+            time.sleep(0.02)
+            if os.fork():
+                os._exit(0)
+# left behind
+"""
+"""Twenty processes that are others all the time. (More would take the cores of the machine that tests.)"""
+
+
+def do(deed, job_folder):  # noqa: ANN001, ANN201
+    """Do it; returns what was seen."""
+    if deed == "look":
+        return look(job_folder)
+    # No child, not in this session, and with nothing in its environment to know it by.
+    program = HIDER if deed == "hide" else RESTLESS
+    subprocess.run(["setsid", "--fork", "env", "-i", sys.executable, "-S", "-c", program], check=True)
+    return {}
+
+
+def look(job_folder):  # noqa: ANN001, ANN201
+    """Try everything; returns by name what came of it: an error's name, or what was there."""
+    seen = {}
+
+    def attempt(name, act):  # noqa: ANN001, ANN202
+        try:
+            seen[name] = act()
+        except BaseException as error:
+            seen[name] = type(error).__name__
+
+    for key in ("server.key", "client.key", "rootCA.pem"):
+        if os.path.exists(f"/kit/startup/{key}"):
+            attempt(f"read {key}", lambda key=key: pathlib.Path(f"/kit/startup/{key}").read_text())
+    for folder in ("/kit", "/workspace", "/workspace/tmp", "/apps", "/tracking", "/tmp", "/proc", "/dev/shm"):
+        if os.path.exists(folder):
+            attempt(f"list {folder}", lambda folder=folder: os.listdir(folder))
+    attempt("read log", lambda: pathlib.Path("/workspace/log.txt").read_text())
+    for name in ("environ", "cmdline", "mem", "maps"):
+        attempt(f"others' {name}", lambda name=name: [p for p in others() if readable(p, name)])
+    attempt("others signalled", lambda: [p for p in others() if signalled(p)])
+    for folder in (
+        "/workspace",
+        "/workspace/local",
+        "/workspace/startup",
+        "/apps",
+        "/tmp",
+        "/kit",
+        job_folder,
+    ):
+        attempt(
+            f"write {folder}", lambda folder=folder: pathlib.Path(folder, "resources.json").write_text("")
+        )
+    attempt("rename local", lambda: os.rename("/workspace/local", "/workspace/was"))
+    attempt("remove startup", lambda: os.unlink("/workspace/startup"))
+    attempt("connect to the federation", lambda: connects(8002, os.environ.get("SERVER", "server")))
+    attempt("ports", lambda: [port for port in listening() if connects(port)])
+    attempt("abstract socket", lambda: abstract())
+    # And what it may:
+    attempt("write its folder", lambda: pathlib.Path("fed_client.json").write_text("{}"))
+    attempt("temporary file", lambda: bool(tempfile.NamedTemporaryFile().write(b"1")))
+    attempt("temporary folder", lambda: tempfile.gettempdir())
+    attempt("data", lambda: sorted(os.listdir("/data")))
+    attempt("loaded", loaded)
+    attempt("threads", lambda: subprocess.check_output(["sh", "-c", "echo $((1+1)) | cat"], text=True))
+    return seen
+
+
+def others():  # noqa: ANN201
+    """The ids of processes that are there, but for this one's own threads."""
+    own = {os.getpid(), *map(int, os.listdir("/proc/self/task"))}
+    return [pid for pid in PIDS if pid not in own and os.path.exists(f"/proc/{pid}/stat")]
+
+
+def readable(pid, name):  # noqa: ANN001, ANN201
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            file.read(1)
+    except PermissionError:
+        return False
+    except OSError:
+        return name == "mem"
+    return True
+
+
+def signalled(pid):  # noqa: ANN001, ANN201
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except OSError:
+        return False
+    return True
+
+
+def listening():  # noqa: ANN201
+    """The ports on which anything in this container listens."""
+    lines = pathlib.Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    return sorted({int(line.split()[1].split(":")[1], 16) for line in lines if line.split()[3] == "0A"})
+
+
+def connects(port, host="127.0.0.1"):  # noqa: ANN001, ANN201
+    with socket.socket() as tried:
+        tried.settimeout(3)
+        try:
+            tried.connect((host, port))
+        except PermissionError:
+            return False
+    return True
+
+
+def abstract():  # noqa: ANN201
+    """FLARE has none: one of one's own shows that they work at all."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.bind("\0trespasser" + str(os.getpid()))
+        listener.listen()
+        caller.connect(listener.getsockname())
+    return True
+
+
+def loaded():  # noqa: ANN201
+    """What a DataLoader with workers gives, if torch is here."""
+    try:
+        import torch
+    except ImportError:
+        return 190.0
+    data = torch.utils.data.TensorDataset(torch.arange(20.0))
+    return float(
+        sum(batch[0].sum() for batch in torch.utils.data.DataLoader(data, batch_size=4, num_workers=2))
+    )
