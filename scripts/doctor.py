@@ -333,6 +333,8 @@ def _usage_of(container: str) -> dict[str, Any] | None:
         return dict(value) if process.returncode == 0 else None
     except (core.Failure, ValueError, IndexError, TypeError):
         return None
+
+
 def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
     """How far are apps confined? A line for each server and site in `running`, containers by service."""
     with contextlib.suppress(core.Failure):  # `check_project` tells.
