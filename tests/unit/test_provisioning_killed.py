@@ -146,7 +146,7 @@ def check_after_next(root: Path, known: dict[str, Any], names: set[str]) -> None
         assert (kit / f"{file}.crt").read_text() == after[name]["cert"]
         assert (kit / f"{file}.key").read_text() == after[name]["pri_key"]
     left = {path.name for path in (root / WORKSPACE).iterdir()}
-    assert left <= {"state", "prod_00", "prod_01", "prod_02"} and "wip" not in left
+    assert left <= {"policy", "state", "prod_00", "prod_01", "prod_02"} and "wip" not in left
     for path in (root / WORKSPACE).glob("prod_*"):
         assert (path / "compose.yaml").is_file()
 
@@ -185,7 +185,8 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, first: bool) -> None:
         before = state_of(root)
         for moment in sorted(moments):
             code, _, _ = runs.run(moment)
-            assert code == -signal.SIGKILL, moment
+            # Folders that are made once, beside the workspace, are there by now: there is less to change.
+            assert code == -signal.SIGKILL or moment > changes - 5, moment
             known = check_after_kill(root, before, names)
             assert runs.run()[0] == 0, (root / "last.log").read_text()
             check_after_next(root, known, names)
@@ -210,7 +211,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     said = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     assert sorted("nothing changed: prod_00 stays in use" in text for text in said) == [False, True], said
-    assert sorted(p.name for p in (root / WORKSPACE).iterdir()) == ["prod_00", "state"]
+    assert sorted(p.name for p in (root / WORKSPACE).iterdir()) == ["policy", "prod_00", "state"]
     known = state_of(root)
     for name in ("server", "site-1", "site-2"):
         (file,) = (root / WORKSPACE / "prod_00" / name / "startup").glob("*.crt")
@@ -252,7 +253,7 @@ def test_what_a_killed_run_left_is_removed_and_told(again: Path) -> None:
     code, _, text = verb(again)
     assert code == 0
     assert "removed prod_01, wip, which an earlier run left half done" in text
-    assert sorted(p.name for p in (again / WORKSPACE).iterdir()) == ["prod_00", "state"]
+    assert sorted(p.name for p in (again / WORKSPACE).iterdir()) == ["policy", "prod_00", "state"]
     assert not (again / PROD / "site-9").exists()
 
 
