@@ -305,7 +305,7 @@ class _Server:
         os.close(descriptor)
         del self._reports[descriptor]
         # An app's code may have written there too: only what is a list of names is one.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             names = json.loads(bytes(told) or b"[]")
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
                 self._import(names)

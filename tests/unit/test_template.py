@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from bridge.flower import template
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +49,23 @@ print(json.dumps({"copies": type(process).__name__ == "Started"}))
 NEW = """#!/bin/sh
 echo '{"argv": ["new"]}'
 """
+
+
+@pytest.mark.parametrize(
+    "said", [b"5", b"[[1]]", b"null", b"{", b"\xff", b"[" * 50_000], ids=lambda said: repr(said[:8])
+)
+def test_an_odd_report_of_a_process_ends_nothing(said: bytes) -> None:
+    """An app's code may write into the pipe on which its process tells what it has imported."""
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    with ours, theirs:
+        serving = template._Server(ours, {})
+        serving._reports[read] = bytearray()
+        serving._poll.register(read, select.EPOLLIN)
+        os.write(write, said)
+        os.close(write)
+        while read in serving._reports:
+            serving._hear(read)
 
 
 def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], str]:
