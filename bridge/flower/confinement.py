@@ -96,7 +96,8 @@ UNCONFINED = Confinement()
 
 def program_folders() -> tuple[Path, ...]:
     """What programs and apps read: the container's own, and wherever this interpreter and the bridge are."""
-    own = (Path(sys.prefix), Path(sys.base_prefix), Path(bridge.__file__).parent)
+    # The folder that the bridge is in, and not only the bridge: Python lists it to find the bridge.
+    own = (Path(sys.prefix), Path(sys.base_prefix), Path(bridge.__file__).parents[1])
     return (*map(Path, top_folders()), *own)
 
 
