@@ -7,9 +7,10 @@ and the builders under a bare `nvflare provision`, on the project that FLARE mad
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ LIMITS = "limits"
 """The key of a server or site for how much a job may write there."""
 SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
 """What it may hold: sizes such as 20GB, and numbers."""
+
+POLICY_KEYS = (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE)
+"""Our own keys of a participant."""
 
 REVOKED = "revoked"
 """The key of the project that names sites and people who are to stay out."""
@@ -100,7 +104,8 @@ def problems_in_file(content: Any) -> list[str]:
     if shape:
         return shape
     entries = [Entry(item["name"], item["type"], item["org"], item) for item in participants]
-    return problems(content.get("name"), entries, content.get("builders"), content.get(REVOKED))
+    misspelt = list(_misspelt("project", content, (REVOKED,)))
+    return misspelt + problems(content.get("name"), entries, content.get("builders"), content.get(REVOKED))
 
 
 def problems_in_project(project: Any) -> list[str]:
@@ -173,8 +178,16 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"participant '{name}' stands there {times} times; a name is for one only."
 
 
+def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
+    """Keys that look like one of ours. Others may belong to a builder, but a misspelt policy must not be silent."""
+    for key in keys:
+        if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
+            yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"
+
+
 def _policy(entry: Entry) -> Iterator[str]:
     """What a server or site decides for itself, and where it runs."""
+    yield from _misspelt(entry.who, entry.properties, POLICY_KEYS)
     if ELSEWHERE in entry.properties and entry.type == "server":
         yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
     if not isinstance(entry.properties.get(ELSEWHERE, False), bool):

@@ -741,6 +741,14 @@ BAD: dict[str, tuple[Edit, str]] = {
         replace("role: lead", "role: lead\n    custom_code: false"),
         "admin 'lead@flowerbed.example': custom_code is for the server and for sites",
     ),
+    "a policy that is misspelt": (
+        replace("name: site-2\n", "name: site-2\n    alowed_apps: []\n"),
+        "site 'site-2': there is no key 'alowed_apps'; did you mean allowed_apps?",
+    ),
+    "revoked is misspelt": (
+        replace("\nbuilders:", "\nrevoke: [site-9]\nbuilders:"),
+        "project: there is no key 'revoke'; did you mean revoked?",
+    ),
     "a sandbox of another kind": (
         replace("name: site-2\n", "name: site-2\n    sandbox: strict\n"),
         "site 'site-2': expected sandbox to be required, best-effort, off; found 'strict'",
