@@ -179,7 +179,7 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
-    """Keys that look like one of ours. Others may belong to a builder, but a misspelt policy must not be silent."""
+    """Keys that look like one of ours, so that a misspelt policy is not silent. Others may be a builder's."""
     for key in keys:
         if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
             yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"

@@ -44,6 +44,9 @@ what is on the list."""
 KEEPER = "bridge.flare.keeper.Keeper"
 """A component of the server's own process."""
 
+JOB_STORE = "bridge.flare.job_store.JobStore"
+"""What takes the place of FLARE's job store."""
+
 HOUSEKEEPER = "bridge.flare.housekeeping.Housekeeper"
 """A component of the own process of the server and of each site."""
 
@@ -242,6 +245,9 @@ def _keep_store_in_volume(resources: dict[str, Any]) -> None:
     resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{WORKSPACE}/store/snapshots"
     components = {component["id"]: component for component in resources["components"]}
     components["job_manager"]["args"]["uri_root"] = f"{WORKSPACE}/store/jobs"
+    # FLARE's own follows the links that an app leaves in its results.
+    components["job_store"]["path"] = JOB_STORE
+    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_STORE]
 
 
 def _tell_of_silence_sooner(resources: dict[str, Any]) -> None:

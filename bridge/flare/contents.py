@@ -37,6 +37,9 @@ TEXT_LIMIT = 4 * 1024 * 1024
 ENTRIES = 20_000
 """Files and folders in one job: 1,500 parts."""
 
+UNPACKED_LIMIT = 2 * 1024**3
+"""Bytes of all files in one job. Each part has the app, which is 10 MB at most."""
+
 CONTROLLER, EXECUTOR = "bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"
 COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
     SERVER_CONFIG: {
@@ -127,6 +130,8 @@ def _zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
     entries = archive.infolist()
     if len(entries) > ENTRIES:
         raise Unfit(f"the job holds {len(entries)} files and folders, {ENTRIES} are allowed")
+    if (size := sum(entry.file_size for entry in entries)) > UNPACKED_LIMIT:
+        raise Unfit(f"the job holds {size} bytes, {UNPACKED_LIMIT} are allowed")
     _see_no_two([entry.filename.rstrip("/") for entry in entries])
     files = {}
     for entry in entries:

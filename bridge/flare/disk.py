@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import re
@@ -28,25 +30,38 @@ JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 def used(folder: Path, enough: float = float("inf")) -> int:
     """Bytes on disk of all that lies in a folder; counting ends when there is more than `enough`.
 
-    Links are not followed. What goes away meanwhile is not counted.
+    Links are not followed. What goes away meanwhile is not counted. A folder that an app has closed to its
+    owner is opened again, and one whose path is too long to be looked at counts as more than enough.
     """
     size, waiting = 0, [os.fspath(folder)]
+    opened: set[str] = set()
     while waiting and size <= enough:
+        path = waiting.pop()
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with os.scandir(path) as entries:
                 for entry in entries:
                     try:
                         found = entry.stat(follow_symlinks=False)
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
-                    except OSError:
+                    except OSError as error:
+                        if error.errno == errno.ENAMETOOLONG:
+                            raise
                         continue
-                    # The blocks, not the length: a file may have holes. Of a hard link each name counts.
-                    size += max(LEAST, found.st_blocks * 512)
+                    # Its length too: a file may have holes, and none in the archive. Of a hard link each
+                    # name counts.
+                    size += max(LEAST, found.st_blocks * 512, found.st_size)
                     if size > enough:
                         break
-        except OSError:
-            continue
+        except PermissionError:
+            if path not in opened:
+                opened.add(path)
+                waiting.append(path)
+                with contextlib.suppress(OSError):
+                    Path(path).chmod(0o700)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return size if enough == float("inf") else int(enough) + 1
     return size
 
 

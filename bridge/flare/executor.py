@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from bridge.flare import (
     settings,
     teardown,
 )
-from bridge.flower import environment, fab, versions
+from bridge.flower import confinement, environment, fab, versions
 from bridge.flower.confinement import UNCONFINED
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
@@ -100,6 +101,7 @@ class FlowerExecutor(Executor):
         self._watching: asyncio.Task[None] | None = None
         self._files: disk.Watch | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._temporary: tuple[Path, ...] = ()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
@@ -144,6 +146,7 @@ class FlowerExecutor(Executor):
         config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
         if site in sites:
             config["partition-id"] = sites.index(site)
+        self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
@@ -295,6 +298,9 @@ class FlowerExecutor(Executor):
             await self._gateway.stop()
         if self._link is not None:
             self._link.close()
+        # What was temporary, or unpacked of the app, ends with the job.
+        for folder in self._temporary:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def connects(pid: int, own: int, other: int) -> bool:

@@ -24,6 +24,7 @@ from nvflare.apis.fl_context import FLContext
 
 from bridge.flare import audit, settings
 from bridge.flare.disk import JOB_ID
+from bridge.flare.job_store import make_removable
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
             if folder.name not in running and now - touched > UNTOUCHED
         ]
         for _, folder in sorted(ended, reverse=True)[kept:]:
+            make_removable(folder)
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     for folder in _folders(workspace / TRANSFER):

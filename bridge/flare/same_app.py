@@ -76,7 +76,7 @@ def _name(content: bytes) -> str:
     try:
         project = fab.read(content)["project"]
         return f"app {_shown(project['name'])} {_shown(project['version'])}"
-    except (BadApp, KeyError, TypeError):
+    except (BadApp, KeyError, TypeError, AttributeError):
         return "an app without a name"
 
 

@@ -46,9 +46,15 @@ def parse(pyproject: bytes) -> dict[str, Any]:
     """Return the content of an app's pyproject.toml as a dict; raises `BadApp` as `read_app` does."""
     try:
         config = tomllib.loads(pyproject.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadApp(f"pyproject.toml is broken: {error}") from None
-    components = config.get("tool", {}).get("flwr", {}).get("app", {}).get("components", {})
+    if not isinstance(config.get("project", {}), dict):
+        raise BadApp("pyproject.toml: expected project to be a table")
+    components: Any = config
+    for level in ("tool", "flwr", "app", "components"):
+        components = components.get(level, {})
+        if not isinstance(components, dict):
+            raise BadApp(f"pyproject.toml: expected {level} to be a table")
     for part in ("serverapp", "clientapp"):
         if not isinstance(components.get(part), str):
             raise BadApp(f"pyproject.toml has no {part} in [tool.flwr.app.components]")

@@ -6,9 +6,11 @@ Flower builds it the same from the same files, byte for byte, and knows it by it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ NAME = "app.fab"
 
 LIMIT = 10 * 1024 * 1024
 """Bytes of the largest FAB that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
+
+PYPROJECT_LIMIT = 256 * 1024
+"""Bytes of an app's pyproject.toml. FLARE's server reads it of every job: a longer one of nested lists would
+take its memory and its time."""
 
 UNPACKED_LIMIT = 256 * 1024 * 1024
 """Bytes of all files in it: text shrinks to a tenth, and a bomb to a thousandth."""
@@ -52,27 +58,37 @@ def files(content: bytes) -> dict[str, bytes]:
     Raises:
         BadApp: it is none, or holds too much.
     """
+    with _opened(content) as archive:
+        # Of each no more than it says itself: that is what was counted.
+        return {
+            entry.filename: archive.open(entry).read(entry.file_size)
+            for entry in archive.infolist()
+            if not entry.is_dir()
+        }
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
             if size > UNPACKED_LIMIT:
                 raise BadApp(f"{NAME} holds {size} bytes, {UNPACKED_LIMIT} are allowed")
-            # Of each no more than it says itself: that is what was counted.
-            return {
-                entry.filename: archive.open(entry).read(entry.file_size)
-                for entry in archive.infolist()
-                if not entry.is_dir()
-            }
+            yield archive
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise BadApp(f"{NAME} is no Flower App Bundle: {error}") from None
 
 
 def read(content: bytes) -> dict[str, Any]:
     """Return the pyproject.toml of the app in a FAB as a dict; raises `BadApp` as `app.read_app` does."""
-    text = files(content).get("pyproject.toml")
-    if text is None:
-        raise BadApp(f"{NAME} has no pyproject.toml")
-    return apps.parse(text)
+    with _opened(content) as archive:
+        try:
+            entry = archive.getinfo("pyproject.toml")
+        except KeyError:
+            raise BadApp(f"{NAME} has no pyproject.toml") from None
+        if entry.file_size > PYPROJECT_LIMIT:
+            raise BadApp(f"{NAME}: pyproject.toml has more than {PYPROJECT_LIMIT} bytes")
+        return apps.parse(archive.open(entry).read(PYPROJECT_LIMIT))
 
 
 def imports(content: bytes) -> tuple[str, ...]:

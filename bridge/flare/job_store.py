@@ -1,0 +1,120 @@
+"""FLARE's job store, for results that an app has written.
+
+nvflare 2.9.0 archives a job's folder by following links and opening whatever is there
+(`app_common/storages/filesystem_storage.py`, `_write_multi`). A link would bring a file of the server's into
+the results, its key for example. A named pipe would hold up FLARE's one thread that closes jobs, for ever. A
+folder without rights, or nested too deep, would make the archive fail each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import subprocess
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
+
+log = logging.getLogger(__name__)
+
+DEEPEST = 64
+"""Levels of folders in a job's results; what lies deeper is removed."""
+
+SWEEP_WITHIN = 600.0
+"""Seconds for one program that walks over a job's files."""
+
+NAMES_TOLD = 5
+"""Names in the line about what was removed."""
+
+
+class JobStore(FilesystemStorage):  # type: ignore[misc]
+    """FLARE's `FilesystemStorage`, which keeps files and folders of a job and nothing else."""
+
+    def update_object(self, uri: str, data: Any, component_name: str = "data") -> Any:
+        """See `FilesystemStorage`. A list names the folders that become one archive."""
+        if not isinstance(data, list):
+            return super().update_object(uri, data, component_name)
+        for folder in data:
+            sweep(Path(folder))
+        archive = Path(f"{Path(data[0])}-{uuid.uuid4().hex}.zip")
+        try:
+            pack([Path(folder) for folder in data], archive)
+            return super().update_object(uri, str(archive), component_name)
+        finally:
+            archive.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Leave only what can be archived and removed: files and folders with their owner's rights.
+
+    By the system's own programs: they follow no link, and walk paths of any length.
+    """
+    beyond = ["-mindepth", str(DEEPEST + 1)]
+    odd = ["-mindepth", "1", "-not", "-type", "f", "-not", "-type", "d"]
+    _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
+    _run("find", str(folder), *beyond, "-delete")
+    removed = _run("find", str(folder), *odd, "-print0", "-delete").split(b"\0")[:-1]
+    if removed:
+        names = ", ".join(repr(Path(os.fsdecode(name)).name[:60]) for name in removed[:NAMES_TOLD])
+        log.warning("%d links, pipes or devices are not part of the results: %s", len(removed), names)
+
+
+def _run(*command: str) -> bytes:
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEEP_WITHIN, check=False
+        ).stdout
+    except subprocess.TimeoutExpired:
+        log.error("%s took more than %.0f s, and was ended", command[0], SWEEP_WITHIN)
+        return b""
+
+
+def pack(folders: list[Path], archive: Path) -> None:
+    """Write one zip with the files and folders below `folders`, as FLARE does: names from each of them on."""
+    with zipfile.ZipFile(archive, "w") as target:
+        for folder in folders:
+            for path in _entries(folder):
+                name = path.relative_to(folder)
+                if path.is_dir() and not path.is_symlink():
+                    target.writestr(f"{name.as_posix()}/", b"")
+                else:
+                    _add(target, path, name)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path)
+
+
+def _add(target: zipfile.ZipFile, path: Path, name: Path) -> None:
+    """Add one file. It is looked at again once it is open: a process of the job may just be ending."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        log.warning("%s is not part of the results: %s", name, error)
+        return
+    with os.fdopen(descriptor, "rb") as source:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return
+        entry = zipfile.ZipInfo.from_file(path, name.as_posix(), strict_timestamps=False)
+        with target.open(entry, "w", force_zip64=True) as part:
+            while block := source.read(1 << 20):
+                part.write(block)
+
+
+def make_removable(folder: Path) -> None:
+    """Give the owner its rights to all folders below, so that they can be listed and removed."""
+    with contextlib.suppress(OSError):
+        _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
