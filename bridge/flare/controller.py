@@ -12,7 +12,6 @@ import concurrent.futures
 import functools
 import json
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from bridge.flare import (
     confining,
     disk,
     import_path,
+    job_store,
     meta,
     news,
     notes,
@@ -298,7 +298,7 @@ class FlowerController(Controller):
             # What Flower unpacked of the app is no result, nor is what was temporary.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             for folder in (environment.HOME, confinement.TEMP):
-                shutil.rmtree(run_dir / folder, ignore_errors=True)
+                job_store.remove(run_dir / folder)
 
     def _admit(self, site: str, flwr: str) -> str | None:
         """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""

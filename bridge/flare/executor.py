@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from bridge.flare import (
     confining,
     disk,
     import_path,
+    job_store,
     meta,
     points,
     same_app,
@@ -300,7 +300,7 @@ class FlowerExecutor(Executor):
             self._link.close()
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(job_store.remove, folder)
 
 
 def connects(pid: int, own: int, other: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ from nvflare.apis.fl_context import FLContext
 
 from bridge.flare import audit, settings
 from bridge.flare.disk import JOB_ID
-from bridge.flare.job_store import make_removable
+from bridge.flare.job_store import remove
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +80,12 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
             if folder.name not in running and now - touched > UNTOUCHED
         ]
         for _, folder in sorted(ended, reverse=True)[kept:]:
-            make_removable(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             removed.append(folder)
     for folder in _folders(workspace / TRANSFER):
         with contextlib.suppress(OSError):
             if now - folder.stat().st_mtime > TRANSFER_KEPT:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
                 removed.append(folder)
     if removed:
         log.info("removed %d folders of jobs that have ended", len(removed))

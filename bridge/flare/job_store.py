@@ -8,7 +8,6 @@ folder without rights, or nested too deep, would make the archive fail each time
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
@@ -114,7 +113,7 @@ def _add(target: zipfile.ZipFile, path: Path, name: Path) -> None:
                 part.write(block)
 
 
-def make_removable(folder: Path) -> None:
-    """Give the owner its rights to all folders below, so that they can be listed and removed."""
-    with contextlib.suppress(OSError):
-        _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
+def remove(folder: Path) -> None:
+    """Remove a folder that an app has written, however closed or nested it is, if it is there at all."""
+    _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
+    _run("rm", "-rf", "--one-file-system", "--", str(folder))

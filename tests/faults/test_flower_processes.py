@@ -43,7 +43,7 @@ def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
     assert [entry["sites"]["site-2"].keys() for entry in rounds] == [{"train", "evaluate"}] * 2
     assert sorted(rounds[-1]["sites"]) == BOTH
     assert "the SuperNode ended with code -9, start 1 of 5" in _log(federation, job, "site-1")
-    assert "site-1 has a new SuperNode; its old node" in _log(federation, job, "server")
+    assert "is removed: it has a new SuperNode" in _log(federation, job, "server")
     assert left_over(federation) == NOTHING
 
 

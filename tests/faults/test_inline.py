@@ -22,7 +22,7 @@ def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_proce
     before, after = log.split("the SuperNode lost its SuperExec, start 1 of 5")
     assert "Receiving: train message" in before and "Receiving: train message" in after
     server = federation.must("logs", job)["log"]
-    assert "site-1 has a new SuperNode; its old node" in server and "refused a call" not in server
+    assert "is removed: it has a new SuperNode" in server and "refused a call" not in server
     assert left_over(federation) == NOTHING
 
 

@@ -43,6 +43,7 @@ BRIDGE = {
 TOOLS = {"tensorboard", "mlflow"}
 HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.receiver.LogReceiver"
 KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
+JOB_STORE = "bridge.flare.job_store.JobStore"
 JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
 STATE = "workspace/flowerbed/state/cert.json"
 PROD = "workspace/flowerbed/prod_00"
@@ -182,7 +183,10 @@ def test_one_port_and_mutual_tls(plain: Path) -> None:
 @pytest.mark.parametrize("participant", ["server", "site-1", "site-2"])
 def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, participant: str) -> None:
     allowed = resources(plain, participant)
-    own = {HOUSEKEEPER, *({KEEPER, JOB_POLICY, LOG_RECEIVER} if participant == "server" else {POLICY})}
+    own = {
+        HOUSEKEEPER,
+        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY}),
+    }
     listed = set(allowed["class_allow_list"])
     assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)
     components = {component["path"] for component in allowed["components"]}
