@@ -100,8 +100,11 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
     try:
         with zipfile.ZipFile(io.BytesIO(zipped) if isinstance(zipped, bytes) else zipped) as archive:
             return _job(_zip_files(archive, folder))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise Unfit(f"the job is no zip that can be read: {error}") from None
+    except Unfit:
+        raise
+    except Exception as error:
+        # Python's reader of zips raises a dozen kinds of errors for what is none: each is a refusal.
+        raise Unfit(f"the job is no zip that can be read: {type(error).__name__}: {error}") from None
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:

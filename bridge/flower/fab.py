@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,15 @@ def _opened(content: bytes) -> Iterator[zipfile.ZipFile]:
             if size > UNPACKED_LIMIT:
                 raise BadApp(f"{NAME} holds {size} bytes, {UNPACKED_LIMIT} are allowed")
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+    ) as error:
         raise BadApp(f"{NAME} is no Flower App Bundle: {error}") from None
 
 

@@ -99,6 +99,15 @@ def added(name: str, content: bytes = b"x") -> Callable[[Files], None]:
     return lambda files: files.update({name: content})
 
 
+def bundle(files: Files) -> bytes:
+    """A FAB with these files, however they shrink."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def removed(name: str) -> Callable[[Files], None]:
     def remove(files: Files) -> None:
         del files[name]
@@ -146,6 +155,22 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
     "a nested archive": (added("app/custom/more.zip", zipped({"a": b"x"})), "more.zip"),
     "a nested archive for a FAB": (added("app/custom/app.fab", zipped({"a": b"x"})), "no pyproject.toml"),
     "no FAB": (added("app/custom/app.fab", b"#!/bin/sh"), "no Flower App Bundle"),
+    "an app whose pyproject.toml takes minutes to read": (
+        added("app/custom/app.fab", bundle({"pyproject.toml": b"k=[" + b"[]," * 100_000 + b"]"})),
+        "pyproject.toml has more than 262144 bytes",
+    ),
+    "an app that unpacks to more than it may": (
+        added("app/custom/app.fab", bundle({"zeros": b"\0" * (fab.UNPACKED_LIMIT + 1)})),
+        "268435456 are allowed",
+    ),
+    "an app whose tables are none": (
+        added("app/custom/app.fab", bundle({"pyproject.toml": b"tool = 'x'"})),
+        "expected tool to be a table",
+    ),
+    "an app without a project": (
+        added("app/custom/app.fab", bundle({"pyproject.toml": b"project = []"})),
+        "expected project to be a table",
+    ),
     "a folder below config": (added("app/config/sub/config_fed_server.json", b"{}"), "app/config/sub/"),
     "a part that goes nowhere": (added("other/config/config_fed_server.json", b"{}"), "parts app, other"),
     "a name with ..": (added("app/../../evil.py"), "evil.py"),
