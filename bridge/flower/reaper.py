@@ -70,7 +70,7 @@ def main() -> None:
     request = json.loads(line)
     policy = request["policy"] and sandbox.Policy(*request["policy"])
     _libc.prctl(PR_SET_NAME, b"flower-reaper", 0, 0, 0)
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt()
     # Also where an app is not to be confined: nothing of it must be left. (`walk` is for tests.)
     scoped = not request.get("walk") and sandbox.enter(OUTSIDE) >= sandbox.SIGNALS_ABI
     woken, wakes = os.pipe()
@@ -199,6 +199,11 @@ class Reaper:
                 os.kill(pid, number)
 
 
+def adopt() -> None:
+    """Become the parent of whoever below this process loses its own."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def descendants(pid: int) -> list[int]:
     """The ids of all processes below a process."""
     children: dict[int, list[int]] = {}
@@ -214,6 +219,34 @@ def descendants(pid: int) -> list[int]:
         found += below
         waiting += below
     return found
+
+
+def left_behind(filters: int) -> set[int]:
+    """Who became this process's child because its reaper was killed, and all below.
+
+    They have more filters of system calls than `filters`, this process's own. Nobody can take one off, and a
+    reaper has no more than this process.
+    """
+    found: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            status = (folder / "status").read_text(errors="replace")
+            if _field(status, "PPid") == os.getpid() and _field(status, "Seccomp_filters") > filters:
+                found |= {int(folder.name), *descendants(int(folder.name))}
+    return found
+
+
+def own_filters() -> int:
+    """How many filters of system calls this process has."""
+    with contextlib.suppress(OSError, ValueError):
+        return _field(Path("/proc/self/status").read_text(), "Seccomp_filters")
+    return 0
+
+
+def _field(status: str, name: str) -> int:
+    """A number of a process's status. The process's name comes first there, on a line of its own."""
+    lines = status.splitlines()[1:]
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _tell(line: str) -> None:
