@@ -46,6 +46,7 @@ MACHINES = {
             "sendto": 44,
             "sendmsg": 46,
             "socketpair": 53,
+            "setsockopt": 54,
             "semget": 64,
             "msgget": 68,
             "truncate": 76,
@@ -82,6 +83,7 @@ MACHINES = {
             "socket": 198,
             "socketpair": 199,
             "sendto": 206,
+            "setsockopt": 208,
             "sendmsg": 211,
             "prlimit64": 261,
             "fanotify_init": 262,
@@ -101,6 +103,8 @@ TYPE_MASK = 0xF
 """What of a socket's type is the type. The rest are flags."""
 
 MSG_FASTOPEN = 0x20000000
+TCP_ULP = 31
+"""The option by which a TCP socket becomes one of SMC."""
 PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
 
 SET_MODE_FILTER, SPEC_ALLOW = 1, 1 << 2
@@ -183,10 +187,20 @@ def _rules(truncate: bool) -> dict[str, list[Instruction]]:
     # The type is still loaded.
     no_stream = [(EQUAL, 1, 0, int(socket.SOCK_STREAM)), (RETURN, 0, 0, ALLOW)]
     protocol = _only(2, STREAM_PROTOCOLS, errno.EPROTONOSUPPORT)
+    # OpenSSL asks for TLS in the kernel by it, where that is switched on, and goes on without.
+    other_tcp = [
+        (LOAD, 0, 0, _argument(1)),
+        (EQUAL, 1, 0, socket.IPPROTO_TCP),
+        (RETURN, 0, 0, ALLOW),
+        (LOAD, 0, 0, _argument(2)),
+        (EQUAL, 0, 1, TCP_ULP),
+        _error(errno.ENOENT),
+    ]
     itself = _only(0, (0,), errno.EPERM)
     rules = {
         "socket": [*domain, *no_internet, *kind, *no_stream, *protocol],
         "socketpair": domain,
+        "setsockopt": other_tcp,
         "sendto": _without(3, MSG_FASTOPEN, errno.EOPNOTSUPP),
         "sendmsg": _without(2, MSG_FASTOPEN, errno.EOPNOTSUPP),
         "sendmmsg": _without(3, MSG_FASTOPEN, errno.EOPNOTSUPP),

@@ -201,6 +201,8 @@ def test_what_a_killed_reaper_leaves_is_ended_and_a_neighbour_is_not(
             await process.stop(0)
         finally:
             await neighbour.stop(0)
+            for left in marked(mine):
+                left.kill()
 
     asyncio.run(test())
     assert "its reaper was killed" in caplog.text and "processes of it were ended" in caplog.text

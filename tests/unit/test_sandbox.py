@@ -240,6 +240,7 @@ REFUSED: dict[str, tuple[str, str, tuple[int | str, ...]]] = {
     "the kernel's ciphers": ("EAFNOSUPPORT", "socket", (38, SEQPACKET, 0)),
     "packets": ("EAFNOSUPPORT", "socket", (17, 2, 0)),
     "a pair of those": ("EAFNOSUPPORT", "socketpair", (30, 1, 0, 0)),
+    "TCP that becomes SMC": ("ENOENT", "setsockopt", (-1, 6, 31, "smc", 4)),
     "sendto": ("ENOTSUP", "sendto", (-1, 0, 0, FAST_OPEN | 0x4000, 0, 0)),
     "sendmsg": ("ENOTSUP", "sendmsg", (-1, 0, FAST_OPEN)),
     "sendmmsg": ("ENOTSUP", "sendmmsg", (-1, 0, 0, FAST_OPEN)),
@@ -429,6 +430,8 @@ def test_the_filter_is_the_same_on_each_processor(name: str) -> None:
     for call, few in allowed.items():
         assert _filtered(here, here.numbers[call], *few) == 0, call
     assert _filtered(here, here.numbers["socket"], 10, 2, 17) == 0
+    for level, option in ((6, 1), (1, 31)):
+        assert _filtered(here, here.numbers["setsockopt"], 3, level, option) == 0
     assert _filtered(here, here.numbers["truncate"]) == 0
     assert _filtered(here, here.numbers["truncate"], abi=2) == errno.EACCES
     assert _filtered(here, 439) == 0
