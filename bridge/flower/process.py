@@ -38,6 +38,9 @@ _LINE_LIMIT = 1 << 20
 REAPER_GRACE = 1.5
 """Seconds that the reaper has, beyond its own limits, to end."""
 
+QUIET_LOOKS = 10
+"""So often nothing must be found. A look goes through /proc, and misses whose parent ends meanwhile."""
+
 
 class FlowerProcess:
     """One child process; its output goes line by line to a logger."""
@@ -138,7 +141,10 @@ class FlowerProcess:
         self._reaper.stdin.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-        await self._reaper.wait()
+        # What a killed reaper has left, and was not found, holds a pipe still.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAPER_GRACE):
+                await self._reaper.wait()
 
     async def _follow(self) -> None:
         """Hear of the process's end from its reaper, to the reaper's own end."""
@@ -150,20 +156,24 @@ class FlowerProcess:
         if self._code is None:
             # The reaper was killed, and the process with it.
             self._code = -signal.SIGKILL
-        if await self._reaper.wait():
+        # Not `wait`: that waits for all who write into the same pipe too, which is what is to be ended.
+        while self._reaper.returncode is None:
+            await asyncio.sleep(reaper.AGAIN)
+        if self._reaper.returncode:
             await self._end_what_is_left()
 
     async def _end_what_is_left(self) -> None:
         """End what the reaper has left: the kernel, short of memory, or an operator has killed it."""
         self._log.error("its reaper was killed. What it has left is looked for, and ended.")
         own = reaper.own_filters()
-        dying = {self._pid}
-        ended = 0
+        dying, ended, quiet = {self._pid}, 0, 0
         until = asyncio.get_running_loop().time() + reaper.WITHIN
-        while found := await asyncio.to_thread(reaper.left_behind, own):
+        while quiet < QUIET_LOOKS:
+            found = await asyncio.to_thread(reaper.left_behind, own)
             if asyncio.get_running_loop().time() > until:
                 self._log.error("processes of it are left: %s", ", ".join(map(str, sorted(found))))
                 break
+            quiet = 0 if found else quiet + 1
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in found:
                     with contextlib.suppress(OSError):
@@ -171,8 +181,6 @@ class FlowerProcess:
             ended += len(found - dying)
             dying = {pid for pid in dying | found if not _buried(pid)}
             await asyncio.sleep(reaper.AGAIN)
-        for pid in dying:
-            _buried(pid)
         if not self._filtered:
             self._log.error("it was not confined, so processes of it may be left: they cannot be told apart.")
         elif ended:

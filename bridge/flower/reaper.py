@@ -206,19 +206,7 @@ def adopt() -> None:
 
 def descendants(pid: int) -> list[int]:
     """The ids of all processes below a process."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            stat = (folder / "stat").read_bytes()
-            # The name, in brackets, may hold anything. Behind it come the state and the parent.
-            parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+    return _below([pid], _children())
 
 
 def left_behind(filters: int) -> set[int]:
@@ -227,26 +215,44 @@ def left_behind(filters: int) -> set[int]:
     They have more filters of system calls than `filters`, this process's own. Nobody can take one off, and a
     reaper has no more than this process.
     """
-    found: set[int] = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            status = (folder / "status").read_text(errors="replace")
-            if _field(status, "PPid") == os.getpid() and _field(status, "Seccomp_filters") > filters:
-                found |= {int(folder.name), *descendants(int(folder.name))}
-    return found
+    children = _children()
+    orphans = [pid for pid in children.get(os.getpid(), ()) if _filters(pid) > filters]
+    return {*orphans, *_below(orphans, children)}
 
 
 def own_filters() -> int:
     """How many filters of system calls this process has."""
+    return _filters(os.getpid())
+
+
+def _children() -> dict[int, list[int]]:
+    """The ids of each process's children."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "stat").read_bytes()
+            # The name, in brackets, may hold anything. Behind it come the state and the parent.
+            parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    return children
+
+
+def _below(pids: list[int], children: dict[int, list[int]]) -> list[int]:
+    found, waiting = [], list(pids)
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _filters(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError):
-        return _field(Path("/proc/self/status").read_text(), "Seccomp_filters")
+        # A process's name comes first, on a line of its own.
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()[1:]:
+            if line.startswith("Seccomp_filters:"):
+                return int(line.split()[1])
     return 0
-
-
-def _field(status: str, name: str) -> int:
-    """A number of a process's status. The process's name comes first there, on a line of its own."""
-    lines = status.splitlines()[1:]
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _tell(line: str) -> None:
