@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from bridge.flare import settings
-from bridge.flower import sandbox
+from bridge.flower import sandbox, syscalls
 from bridge.flower.confinement import UNCONFINED, Confinement
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ def confinement(workspace: Path, bootstrap: Path | None = None) -> Confinement:
         log.info("sandbox: off, so apps are not confined")
         return UNCONFINED
     version = sandbox.abi()
-    missing = sandbox.missing(version)
+    filters = syscalls.available()
+    missing = sandbox.missing(version, filters)
     if missing and here.sandbox == settings.REQUIRED:
         raise NotConfined(
             f"sandbox: required, but this kernel cannot confine: {missing}. Use a newer kernel, or set "
@@ -45,7 +46,7 @@ def confinement(workspace: Path, bootstrap: Path | None = None) -> Confinement:
     log.info(
         "sandbox: %s confines %s%s",
         here.sandbox,
-        sandbox.level(version),
+        sandbox.level(version, filters),
         f", and cannot confine {missing}" if missing else "",
     )
     return Confinement(

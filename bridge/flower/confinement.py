@@ -21,7 +21,22 @@ TEMP = "tmp"
 APP_POLICY = "FLOWERBED_APP_POLICY"
 """The variable that holds the policy of processes that run an app's code, as JSON."""
 
-DEVICES, SHARED, PROC = "/dev", "/dev/shm", "/proc"
+SHARED, PROC = "/dev/shm", "/proc"
+
+DEVICES = (
+    "null",
+    "zero",
+    "full",
+    "random",
+    "urandom",
+    "nvidia*",
+    "dri",
+    "kfd",
+    "dxg",
+    "infiniband",
+)
+"""What of /dev an app may use: what every program needs, and accelerators. Not pts, ptmx and tty, where
+operators type, and not mqueue."""
 
 LAST_FIXED_PORT = 32767
 """The last port that Linux does not give out by itself. All above may be another job's, or FLARE's own."""
@@ -65,15 +80,18 @@ class Confinement:
         outer = Policy(
             readable=(*readable, PROC),
             writable=(str(work_dir), str(home), str(temp)),
-            devices=(DEVICES,),
+            devices=devices(),
             shared=(SHARED,),
             connect=self._connect(all_ports),
             bind=(*ANY_FREE, *_each(all_ports)),
             scoped=True,
+            filtered=True,
         )
         inner = outer._replace(
             readable=readable,
             own_process=True,
+            # The outer policy's filter stays: a second one would only cost time.
+            filtered=False,
             # Where it may go anywhere, what the outer policy closes stays closed.
             connect=None if self.anywhere else _each((*app_ports, *self.ports)),
             bind=ANY_FREE,
@@ -92,6 +110,11 @@ class Confinement:
 
 
 UNCONFINED = Confinement()
+
+
+def devices(root: Path = Path("/dev")) -> tuple[str, ...]:
+    """Those of `DEVICES` that are there."""
+    return tuple(sorted(str(path) for name in DEVICES for path in root.glob(name)))
 
 
 def program_folders() -> tuple[Path, ...]:

@@ -4,7 +4,7 @@ Flower's programs leave their parent's process group (a SuperLink starts its Sup
 its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
 SuperExec that was killed. An app may start what it likes. So between this process and Flower's stands a
 reaper (`bridge/flower/reaper.py`), which confines them, ends all of them when it is told to, when the program
-ends, or when this process is killed.
+ends, or when this process is killed. What a killed reaper leaves becomes this process's, which ends it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from bridge.flower import reaper
+from bridge.flower import reaper, syscalls
 from bridge.flower.sandbox import Policy
 
 LAST_LINES = 200
@@ -38,15 +38,21 @@ _LINE_LIMIT = 1 << 20
 REAPER_GRACE = 1.5
 """Seconds that the reaper has, beyond its own limits, to end."""
 
+QUIET_LOOKS = 10
+"""So often nothing must be found. A look goes through /proc, and misses whose parent ends meanwhile."""
+
 
 class FlowerProcess:
     """One child process; its output goes line by line to a logger."""
 
-    def __init__(self, name: str, pid: int, keeper: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, name: str, pid: int, keeper: asyncio.subprocess.Process, *, filtered: bool = False
+    ) -> None:
         self.name = name
         self.last_lines: list[str] = []
         self._pid = pid
         self._reaper = keeper
+        self._filtered = filtered
         self._code: int | None = None
         self._log = logging.getLogger(f"bridge.{name}")
         self._reader = asyncio.ensure_future(self._read())
@@ -72,6 +78,7 @@ class FlowerProcess:
             RuntimeError: its reaper ended at once; the text is what it printed.
         """
         scripts = Path(sys.executable).parent
+        reaper.adopt()
         keeper = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
@@ -93,7 +100,8 @@ class FlowerProcess:
         if told[:1] != [b"pid"]:
             printed = (await keeper.stderr.read()).decode(errors="replace")
             raise RuntimeError(f"{name} could not be started:\n{printed}")
-        return cls(name, int(told[1]), keeper)
+        filtered = policy is not None and policy.filtered and syscalls.available()
+        return cls(name, int(told[1]), keeper, filtered=filtered)
 
     @property
     def pid(self) -> int:
@@ -133,7 +141,10 @@ class FlowerProcess:
         self._reaper.stdin.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-        await self._reaper.wait()
+        # What a killed reaper has left, and was not found, holds a pipe still.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAPER_GRACE):
+                await self._reaper.wait()
 
     async def _follow(self) -> None:
         """Hear of the process's end from its reaper, to the reaper's own end."""
@@ -145,6 +156,35 @@ class FlowerProcess:
         if self._code is None:
             # The reaper was killed, and the process with it.
             self._code = -signal.SIGKILL
+        # Not `wait`: that waits for all who write into the same pipe too, which is what is to be ended.
+        while self._reaper.returncode is None:
+            await asyncio.sleep(reaper.AGAIN)
+        if self._reaper.returncode:
+            await self._end_what_is_left()
+
+    async def _end_what_is_left(self) -> None:
+        """End what the reaper has left: the kernel, short of memory, or an operator has killed it."""
+        self._log.error("its reaper was killed. What it has left is looked for, and ended.")
+        own = reaper.own_filters()
+        dying, ended, quiet = {self._pid}, 0, 0
+        until = asyncio.get_running_loop().time() + reaper.WITHIN
+        while quiet < QUIET_LOOKS:
+            found = await asyncio.to_thread(reaper.left_behind, own)
+            if asyncio.get_running_loop().time() > until:
+                self._log.error("processes of it are left: %s", ", ".join(map(str, sorted(found))))
+                break
+            quiet = 0 if found else quiet + 1
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in found:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, number)
+            ended += len(found - dying)
+            dying = {pid for pid in dying | found if not _buried(pid)}
+            await asyncio.sleep(reaper.AGAIN)
+        if not self._filtered:
+            self._log.error("it was not confined, so processes of it may be left: they cannot be told apart.")
+        elif ended:
+            self._log.error("%d processes of it were ended", ended)
 
     async def _read(self) -> None:
         assert self._reaper.stderr is not None
@@ -161,6 +201,13 @@ class FlowerProcess:
             self.last_lines.append(line)
             del self.last_lines[:-LAST_LINES]
             self._log.info("%s", line)
+
+
+def _buried(pid: int) -> bool:
+    """Whether a process that may be a child of this one has ended, and is no more to be waited for."""
+    with contextlib.suppress(OSError):
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    return False
 
 
 async def gone(pid: int) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
     request = json.loads(line)
     policy = request["policy"] and sandbox.Policy(*request["policy"])
     _libc.prctl(PR_SET_NAME, b"flower-reaper", 0, 0, 0)
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt()
     # Also where an app is not to be confined: nothing of it must be left. (`walk` is for tests.)
     scoped = not request.get("walk") and sandbox.enter(OUTSIDE) >= sandbox.SIGNALS_ABI
     woken, wakes = os.pipe()
@@ -199,8 +199,34 @@ class Reaper:
                 os.kill(pid, number)
 
 
+def adopt() -> None:
+    """Become the parent of whoever below this process loses its own."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def descendants(pid: int) -> list[int]:
     """The ids of all processes below a process."""
+    return _below([pid], _children())
+
+
+def left_behind(filters: int) -> set[int]:
+    """Who became this process's child because its reaper was killed, and all below.
+
+    They have more filters of system calls than `filters`, this process's own. Nobody can take one off, and a
+    reaper has no more than this process.
+    """
+    children = _children()
+    orphans = [pid for pid in children.get(os.getpid(), ()) if _filters(pid) > filters]
+    return {*orphans, *_below(orphans, children)}
+
+
+def own_filters() -> int:
+    """How many filters of system calls this process has."""
+    return _filters(os.getpid())
+
+
+def _children() -> dict[int, list[int]]:
+    """The ids of each process's children."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -208,12 +234,25 @@ def descendants(pid: int) -> list[int]:
             # The name, in brackets, may hold anything. Behind it come the state and the parent.
             parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [pid]
+    return children
+
+
+def _below(pids: list[int], children: dict[int, list[int]]) -> list[int]:
+    found, waiting = [], list(pids)
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
     return found
+
+
+def _filters(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        # A process's name comes first, on a line of its own.
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()[1:]:
+            if line.startswith("Seccomp_filters:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _tell(line: str) -> None:

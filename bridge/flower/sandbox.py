@@ -1,13 +1,14 @@
-"""Confines a process and all that it starts, by the kernel's Landlock.
+"""Confines a process and all that it starts, by the kernel's Landlock and a filter of its system calls.
 
     python -I -S sandbox.py
 
 prints what this kernel can do, as one JSON object.
 
 A process that has entered a policy can never leave it, and it needs no privilege to enter one. Landlock
-covers files by path, TCP ports, and from Linux 6.12 on signals and abstract Unix sockets. It does not cover
-UDP, `chmod`, or who may see that a file is there. A confined process can also trace none that is not confined
-with it, and so read neither its memory nor its environment.
+covers files by path, TCP ports, and from Linux 6.12 on signals and abstract Unix sockets. The system calls
+that get past it are refused by a filter (`syscalls.py`). Neither covers UDP, `chmod`, or who may see that a
+file is there. A confined process can also trace none that is not confined with it, and so read neither its
+memory nor its environment.
 
 Standard library only, and little of it: it is imported beside every SuperLink and SuperNode. The system
 calls have no wrapper in the C library; their numbers are the same on every architecture (Linux
@@ -20,7 +21,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+from bridge.flower import syscalls
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """The system calls."""
@@ -54,6 +60,8 @@ SCOPE_ABSTRACT, SCOPE_SIGNAL = 1, 2
 
 FILES_ABI, TCP_ABI, SIGNALS_ABI = 1, 4, 6
 """The first ABI that can confine files, TCP ports and signals: Linux 5.13, 6.7 and 6.12."""
+TRUNCATE_ABI = 3
+"""The first that knows `truncate`: Linux 6.2."""
 
 HIDDEN = ("kit", "workspace", "proc", "policy", "apps", "tracking", "tmp", "run", "root", "home", "dev")
 """What of the container's top folder no app reads, or only in part. All else is the image's, or data."""
@@ -90,7 +98,7 @@ class Policy(NamedTuple):
     """Files and folders. A policy with no file at all confines no files."""
     writable: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    """Folders of devices, which can be used but not made."""
+    """Devices, and folders of them, which can be used but not made."""
     shared: tuple[str, ...] = ()
     """Folders for memory that processes share."""
     own_process: bool = False
@@ -101,6 +109,8 @@ class Policy(NamedTuple):
     """TCP ports that may be listened on, 0 for one that the kernel chooses; None: any."""
     scoped: bool = False
     """Whether signals and abstract Unix sockets reach those only that are confined with it."""
+    filtered: bool = False
+    """Whether the system calls that get past the rest are refused (`syscalls.py`)."""
 
     def to_json(self) -> str:
         """The policy as text."""
@@ -121,8 +131,8 @@ def abi() -> int:
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))))
 
 
-def level(version: int) -> str:
-    """What an ABI confines, for people."""
+def level(version: int, filters: bool = True) -> str:
+    """What an ABI confines, and a kernel that has filters of system calls or not; for people."""
     if version < FILES_ABI:
         return "nothing (no Landlock)"
     parts = ["files"]
@@ -130,11 +140,12 @@ def level(version: int) -> str:
         parts.append("TCP ports")
     if version >= SIGNALS_ABI:
         parts.append("signals")
-    return f"{', '.join(parts)} (Landlock ABI {version})"
+    filtered = ", system calls (seccomp)" if filters else ""
+    return f"{', '.join(parts)} (Landlock ABI {version}){filtered}"
 
 
-def missing(version: int) -> str:
-    """What an ABI cannot confine and from which kernel on it is; empty if nothing is missing."""
+def missing(version: int, filters: bool = True) -> str:
+    """What such a kernel cannot confine and from which one on it is; empty if nothing is missing."""
     parts = []
     if version < FILES_ABI:
         parts.append("files (Linux 5.13, with landlock among the kernel's security modules)")
@@ -142,6 +153,8 @@ def missing(version: int) -> str:
         parts.append("TCP ports (Linux 6.7)")
     if version < SIGNALS_ABI:
         parts.append("signals (Linux 6.12)")
+    if not filters:
+        parts.append("system calls (seccomp filters, on x86-64 or aarch64)")
     return ", ".join(parts)
 
 
@@ -155,11 +168,20 @@ def enter(policy: Policy) -> int:
     """Confine this thread and all that it starts from now on, as far as the kernel can; returns its ABI.
 
     Raises:
-        SandboxError: the kernel has Landlock and refuses the policy.
+        SandboxError: the kernel has Landlock, or filters, and refuses the policy.
     """
     version = abi()
-    if version < FILES_ABI:
-        return version
+    if version >= FILES_ABI:
+        _enter_landlock(policy, version)
+    if policy.filtered and syscalls.available():
+        try:
+            syscalls.refuse(truncate=version < TRUNCATE_ABI)
+        except OSError as error:
+            raise SandboxError(*error.args) from None
+    return version
+
+
+def _enter_landlock(policy: Policy, version: int) -> None:
     files = _files(policy)
     handled_fs = FILE_RIGHTS[max(first for first in FILE_RIGHTS if first <= version)] if files else 0
     handled_net = 0
@@ -167,7 +189,7 @@ def enter(policy: Policy) -> int:
         handled_net = BIND_TCP * (policy.bind is not None) | CONNECT_TCP * (policy.connect is not None)
     scopes = (SCOPE_ABSTRACT | SCOPE_SIGNAL) if policy.scoped and version >= SIGNALS_ABI else 0
     if not handled_fs | handled_net | scopes:
-        return version
+        return
     attributes = (ctypes.c_uint64 * 3)(handled_fs, handled_net, scopes)
     size = 8 if version < TCP_ABI else 16 if version < SIGNALS_ABI else 24
     ruleset = _call(CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
@@ -182,7 +204,6 @@ def enter(policy: Policy) -> int:
         _call(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
-    return version
 
 
 def _files(policy: Policy) -> list[tuple[str, int]]:
@@ -232,5 +253,6 @@ def _call(number: int, *arguments: object) -> int:
 
 
 if __name__ == "__main__":
-    found = abi()
-    print(json.dumps({"abi": found, "level": level(found), "missing": missing(found)}))
+    found = (abi(), syscalls.available())
+    told = {"abi": found[0], "filters": found[1], "level": level(*found), "missing": missing(*found)}
+    print(json.dumps(told))

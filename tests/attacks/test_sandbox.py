@@ -65,6 +65,22 @@ def test_it_connects_to_its_own_job_only(one: dict[str, Any]) -> None:
     assert 1 <= len(one["ports"]) <= 2 and 8002 not in one["ports"]
 
 
+def test_it_gets_past_it_by_no_other_call(one: dict[str, Any]) -> None:
+    found = {name: value for name, value in one.items() if name.startswith("past ")}
+    # Not every engine mounts it.
+    assert found.pop("past mqueue") in (REFUSED, "FileNotFoundError")
+    assert found == {
+        "past MPTCP": "OSError",
+        "past Fast Open": "OSError",
+        "past io_uring": "OSError",
+        "past prlimit": [],
+        "past priorities": REFUSED,
+        "past inotify": REFUSED,
+        "past pts": [],
+        "past ptmx": REFUSED,
+    }
+
+
 def test_what_an_app_needs_works(one: dict[str, Any]) -> None:
     assert (one["write its folder"], one["temporary file"], one["abstract socket"]) == (2, True, True)
     assert one["temporary folder"].startswith("/workspace/") and one["temporary folder"].endswith("/tmp")

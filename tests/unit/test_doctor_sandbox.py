@@ -14,7 +14,12 @@ from scripts import core, doctor, engine
 @pytest.mark.parametrize(
     ("asked", "abi", "level", "found"),
     [
-        ("required", 7, "ok", "site-1: required confines files, TCP ports, signals (Landlock ABI 7)"),
+        (
+            "required",
+            7,
+            "ok",
+            "site-1: required confines files, TCP ports, signals (Landlock ABI 7), system calls (seccomp)",
+        ),
         ("required", 4, "fail", "site-1: required, and its kernel cannot confine signals (Linux 6.12)"),
         ("best-effort", 4, "warn", "site-1: best-effort, and its kernel cannot confine signals (Linux 6.12)"),
         ("off", 7, "ok", "site-1: off, so apps are not confined"),

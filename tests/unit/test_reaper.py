@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bridge.flower import reaper, sandbox
+from bridge.flower import reaper, sandbox, syscalls
+from bridge.flower.process import FlowerProcess
 
 WALK = {"walk": True}
 """As on a kernel that cannot confine signals."""
@@ -172,3 +174,37 @@ def test_it_ends_with_its_reaper_and_may_not_signal_it() -> None:
         assert int(keeper.stderr.readline()) >= reaper.OOM_SCORE
         keeper.kill()
         program.wait(5)
+
+
+@pytest.mark.skipif(not syscalls.available(), reason="this kernel has no filters of system calls")
+@pytest.mark.parametrize("script", [DEAF, GROWING], ids=["deaf", "growing"])
+def test_what_a_killed_reaper_leaves_is_ended_and_a_neighbour_is_not(
+    tmp_path: Path, script: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = (f"# {name} {time.monotonic_ns()}" for name in ("mine", "other"))
+
+    async def start(word: str) -> FlowerProcess:
+        command = ["python3", "-S", "-c", HIDDEN, script + word]
+        policy = sandbox.Policy(scoped=True, filtered=True)
+        process = await FlowerProcess.start("test", command, cwd=tmp_path, env={}, policy=policy)
+        while len(marked(word)) < 2:
+            await asyncio.sleep(0.05)
+        return process
+
+    async def test() -> None:
+        process, neighbour = await start(mine), await start(other)
+        try:
+            process._reaper.kill()
+            await asyncio.to_thread(gone, mine)
+            assert process.returncode == -signal.SIGKILL and neighbour.returncode is None
+            assert len(marked(other)) > 1
+            await process.stop(0)
+        finally:
+            await neighbour.stop(0)
+            for left in marked(mine):
+                left.kill()
+
+    asyncio.run(test())
+    assert "its reaper was killed" in caplog.text and "processes of it were ended" in caplog.text
+    zombies = [p for p in psutil.Process().children() if p.status() == psutil.STATUS_ZOMBIE]
+    assert zombies == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,10 +18,12 @@ from typing import Any
 import pytest
 
 from bridge.flare import confining, settings
-from bridge.flower import sandbox
-from bridge.flower.confinement import APP_POLICY, LAST_FIXED_PORT, UNCONFINED, Confinement
+from bridge.flower import sandbox, syscalls
+from bridge.flower.confinement import APP_POLICY, LAST_FIXED_PORT, UNCONFINED, Confinement, devices
 
-needs_all = pytest.mark.skipif(bool(sandbox.missing(sandbox.abi())), reason="an older kernel than Linux 6.12")
+needs_all = pytest.mark.skipif(
+    bool(sandbox.missing(sandbox.abi(), syscalls.available())), reason="an older kernel than Linux 6.12"
+)
 
 TRY = """
 import json, os, sys
@@ -209,9 +212,246 @@ attempt("end", lambda: (child.terminate(), child.wait())[1])
     )
 
 
+CALLS = """
+import ctypes, errno, socket, tempfile
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *words):
+    ctypes.set_errno(0)
+    words = [word if isinstance(word, bytes) else ctypes.c_long(word) for word in words]
+    result = libc.syscall(ctypes.c_long(number), *words)
+    return errno.errorcode[ctypes.get_errno()] if result < 0 else "ok"
+for name, number, *words in arguments["calls"]:
+    words = [word.encode() if isinstance(word, str) else word for word in words]
+    attempt(name, lambda: call(number, *words))
+"""
+MPTCP, SMC, SCTP, RAW, SEQPACKET, CLOEXEC = 262, 256, 132, 3, 5, 0x80000
+FAST_OPEN = 0x20000000
+
+REFUSED: dict[str, tuple[str, str, tuple[int | str, ...]]] = {
+    "MPTCP": ("EPROTONOSUPPORT", "socket", (2, 1, MPTCP)),
+    "MPTCP, with flags": ("EPROTONOSUPPORT", "socket", (10, 1 | CLOEXEC, MPTCP)),
+    "MPTCP, with a high half": ("EPROTONOSUPPORT", "socket", (2, 1 | 1 << 32, MPTCP | 1 << 40)),
+    "SMC in the internet": ("EPROTONOSUPPORT", "socket", (10, 1, SMC)),
+    "SCTP": ("EPROTONOSUPPORT", "socket", (2, 1, SCTP)),
+    "SCTP by messages": ("EPROTONOSUPPORT", "socket", (2, SEQPACKET, SCTP)),
+    "raw": ("EPROTONOSUPPORT", "socket", (2, RAW, 6)),
+    "SMC": ("EAFNOSUPPORT", "socket", (43, 1, 0)),
+    "the virtual machine": ("EAFNOSUPPORT", "socket", (40, 1, 0)),
+    "the kernel's ciphers": ("EAFNOSUPPORT", "socket", (38, SEQPACKET, 0)),
+    "packets": ("EAFNOSUPPORT", "socket", (17, 2, 0)),
+    "a pair of those": ("EAFNOSUPPORT", "socketpair", (30, 1, 0, 0)),
+    "TCP that becomes SMC": ("ENOENT", "setsockopt", (-1, 6, 31, "smc", 4)),
+    "sendto": ("ENOTSUP", "sendto", (-1, 0, 0, FAST_OPEN | 0x4000, 0, 0)),
+    "sendmsg": ("ENOTSUP", "sendmsg", (-1, 0, FAST_OPEN)),
+    "sendmmsg": ("ENOTSUP", "sendmmsg", (-1, 0, 0, FAST_OPEN)),
+    "io_uring": ("ENOSYS", "io_uring_setup", (1, 0)),
+    "another's limits": ("EPERM", "prlimit64", (1, 7, 0, 0)),
+    "another's priority": ("EPERM", "setpriority", (0, 1, 0)),
+    "its user's priority": ("EPERM", "setpriority", (2, 0, 0)),
+    "another's scheduler": ("EPERM", "sched_setscheduler", (1, 0, 0)),
+    "another's scheduling": ("EPERM", "sched_setparam", (1, 0)),
+    "another's attributes": ("EPERM", "sched_setattr", (1, 0, 0)),
+    "another's disk": ("EPERM", "ioprio_set", (1, 1, 0)),
+    "its user's disk": ("EPERM", "ioprio_set", (3, 0, 0)),
+    "a watch": ("EACCES", "inotify_add_watch", (-1, "/tmp", 2)),
+    "a watch on all": ("EPERM", "fanotify_init", (0x200, 0)),
+    "memory": ("ENOSYS", "shmget", (7, 4096, 0o1600)),
+    "memory that is there": ("ENOSYS", "shmat", (0, 0, 0)),
+    "semaphores": ("ENOSYS", "semget", (7, 1, 0o1600)),
+    "messages": ("ENOSYS", "msgget", (7, 0o1600)),
+    "a queue": ("ENOSYS", "mq_open", ("flowerbed", 0o102, 0o600, 0)),
+}
+"""By name: the error, the call, and its arguments."""
+
+
+def _calls() -> list[tuple[int | str, ...]]:
+    here = syscalls.machine()
+    assert here is not None
+    return [(name, here.numbers[call], *words) for name, (_, call, words) in REFUSED.items()]
+
+
+@needs_all
+@pytest.mark.parametrize("app", [True, False], ids=["app", "supernode"])
+def test_it_makes_no_call_that_landlock_does_not_see(tmp_path: Path, app: bool) -> None:
+    (tmp_path / "work").mkdir()
+    seen = confined(tmp_path, CALLS, app=app, calls=_calls())
+    assert seen == {name: error for name, (error, *_) in REFUSED.items()}
+
+
+@needs_all
+@pytest.mark.parametrize("name", REFUSED)
+def test_without_the_filter_it_would_be_another_answer(tmp_path: Path, name: str) -> None:
+    """Else the test above would show nothing. A kernel may lack a protocol, or the right may be missing."""
+    (tmp_path / "work").mkdir()
+    (only,) = (call for call in _calls() if call[0] == name)
+    words = (str(ROOT), "[]", json.dumps({"calls": [only]}))
+    code = f"{TRY}{CALLS}\nprint(json.dumps(seen))"
+    said = subprocess.check_output([sys.executable, "-c", code, *words], cwd=tmp_path)
+    if json.loads(said)[name] == REFUSED[name][0]:
+        pytest.skip("this machine refuses it by itself")
+
+
+@needs_all
+def test_what_honest_programs_call_stays_open() -> None:
+    # A socket's path again.
+    with tempfile.TemporaryDirectory(prefix="fb") as name:
+        (Path(name) / "work").mkdir()
+        _honest(Path(name))
+
+
+def _honest(folder: Path) -> None:
+    seen = confined(
+        folder,
+        """
+import asyncio, resource, signal, socket, threading
+import numpy
+def echo():
+    async def answer(reader, writer):
+        writer.write(await reader.readline()), writer.close()
+    async def main():
+        await asyncio.start_unix_server(answer, "socket")
+        reader, writer = await asyncio.open_unix_connection("socket")
+        writer.write(b"x\\n")
+        return (await reader.readline()).decode()
+    return asyncio.run(main())
+def limits():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return resource.prlimit(0, resource.RLIMIT_CORE)[0]
+def threads():
+    found = []
+    workers = [threading.Thread(target=lambda: found.append(1)) for _ in range(4)]
+    [w.start() for w in workers], [w.join() for w in workers]
+    return len(found)
+def udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        return s.sendto(b"x", ("127.0.0.1", 9))
+def kinds():
+    for kind in ((1, 1, 0), (1, 2, 0), (1, 5, 0), (2, 1, 6), (2, 2, 17), (10, 2, 0), (16, 3, 0)):
+        socket.socket(*kind).close()
+    [end.close() for end in socket.socketpair()]
+    return True
+def truncated():
+    open("long", "w").write("12345")
+    os.truncate("long", 2)
+    return os.path.getsize("long")
+attempt("asyncio", lambda: echo())
+attempt("limits", limits)
+attempt("threads", threads)
+attempt("udp", udp)
+attempt("kinds", kinds)
+attempt("truncated", truncated)
+attempt("numpy", lambda: float((numpy.ones((200, 200)) @ numpy.ones((200, 200))).sum()))
+attempt("nice", lambda: os.nice(1) > 0)
+attempt("scheduler", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)))
+attempt("affinity", lambda: os.sched_setaffinity(threading.get_native_id(), os.sched_getaffinity(0)))
+attempt("name", lambda: bool(socket.getaddrinfo("localhost", 1)))
+""",
+    )
+    assert seen == {
+        "asyncio": "x\n",
+        "limits": 0,
+        "threads": 4,
+        "udp": 1,
+        "kinds": True,
+        "truncated": 2,
+        "numpy": 8e6,
+        "nice": True,
+        "scheduler": None,
+        "affinity": None,
+        "name": True,
+    }
+
+
+@needs_all
+def test_of_dev_it_uses_few(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    seen = confined(
+        tmp_path,
+        """
+for name in ("null", "zero", "full", "random", "urandom"):
+    attempt(name, lambda: open(f"/dev/{name}", "rb").close())
+for name in arguments["names"]:
+    attempt(name, lambda: os.close(os.open(f"/dev/{name}", os.O_RDWR | os.O_NOCTTY)))
+    attempt(f"list {name}", lambda: os.listdir(f"/dev/{name}"))
+attempt("list dev", lambda: os.listdir("/dev"))
+""",
+        names=["ptmx", "pts/ptmx"],
+    )
+    assert {name: seen[name] for name in ("null", "zero", "full", "random", "urandom")} == dict.fromkeys(
+        ("null", "zero", "full", "random", "urandom")
+    )
+    refused = ("ptmx", "pts/ptmx", "list dev")
+    assert {name: seen[name] for name in refused} == dict.fromkeys(refused, "PermissionError")
+
+
+def test_devices_are_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("null", "nvidia0", "nvidia-uvm", "pts", "ptmx", "tty", "mqueue", "shm", "mem", "fuse"):
+        (tmp_path / name).write_text("")
+    assert devices(tmp_path) == tuple(f"{tmp_path}/{name}" for name in ("null", "nvidia-uvm", "nvidia0"))
+
+
+def _filtered(here: syscalls.Machine, number: int, *words: int, arch: int = 0, abi: int = 7) -> int:
+    """What the filter says of a call, by a small BPF machine: an errno, or 0."""
+    data = {syscalls.NUMBER_AT: number, syscalls.ARCH_AT: arch or here.arch}
+    for position, word in enumerate((*words, 0, 0, 0, 0, 0)):
+        data[syscalls.ARGUMENTS_AT + 8 * position] = word & 0xFFFFFFFF
+    code = syscalls.program(here, truncate=abi < 3)
+    place = loaded = 0
+    while True:
+        operation, true, false, value = code[place]
+        place += 1
+        if operation == syscalls.LOAD:
+            loaded = data[value]
+        elif operation == syscalls.AND:
+            loaded &= value
+        elif operation == syscalls.RETURN:
+            return 0 if value == syscalls.ALLOW else value & 0xFFFF
+        else:
+            holds = {
+                syscalls.EQUAL: loaded == value,
+                syscalls.AT_LEAST: loaded >= value,
+                syscalls.ABOVE: loaded > value,
+                syscalls.ANY_BIT: loaded & value != 0,
+            }[operation]
+            place += true if holds else false
+
+
+@pytest.mark.parametrize("name", ["x86_64", "aarch64"])
+def test_the_filter_is_the_same_on_each_processor(name: str) -> None:
+    here = syscalls.MACHINES[name]
+    for error, call, words in REFUSED.values():
+        numbers = [word if isinstance(word, int) else 0 for word in words]
+        assert _filtered(here, here.numbers[call], *numbers) == getattr(errno, error), call
+    allowed: dict[str, tuple[int, ...]] = {
+        "socket": (2, 1, 6),
+        "sendto": (3, 0, 0, 0x4000),
+        "prlimit64": (0,),
+    }
+    for call, few in allowed.items():
+        assert _filtered(here, here.numbers[call], *few) == 0, call
+    assert _filtered(here, here.numbers["socket"], 10, 2, 17) == 0
+    for level, option in ((6, 1), (1, 31)):
+        assert _filtered(here, here.numbers["setsockopt"], 3, level, option) == 0
+    assert _filtered(here, here.numbers["truncate"]) == 0
+    assert _filtered(here, here.numbers["truncate"], abi=2) == errno.EACCES
+    assert _filtered(here, 439) == 0
+    # A 32-bit program's calls, on both.
+    for arch in (0x40000003, 0x40000028):
+        assert _filtered(here, here.numbers["socket"], 1, 1, 0, arch=arch) == errno.ENOSYS
+
+
+def test_x32s_numbers_are_no_calls() -> None:
+    here = syscalls.MACHINES["x86_64"]
+    for number in (0x40000000 + here.numbers["socket"], 512, 547, 0xFFFFFFFF):
+        assert _filtered(here, number, 1, 1) == errno.ENOSYS
+    assert _filtered(here, 511) == _filtered(here, 548) == 0
+
+
 def test_an_older_kernel_confines_less(tmp_path: Path) -> None:
     assert sandbox.level(0) == "nothing (no Landlock)"
-    assert sandbox.level(3) == "files (Landlock ABI 3)"
+    assert sandbox.level(3) == "files (Landlock ABI 3), system calls (seccomp)"
+    assert sandbox.level(3, filters=False) == "files (Landlock ABI 3)"
+    assert sandbox.missing(7, filters=False) == "system calls (seccomp filters, on x86-64 or aarch64)"
     assert sandbox.missing(3) == "TCP ports (Linux 6.7), signals (Linux 6.12)"
     assert sandbox.missing(7) == "" and sandbox.missing(4) == "signals (Linux 6.12)"
     for version in range(sandbox.abi() + 1):
@@ -262,6 +502,7 @@ def test_required_refuses_where_the_kernel_gives_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, refused: bool
 ) -> None:
     monkeypatch.setattr(sandbox, "abi", lambda: version)
+    monkeypatch.setattr(syscalls, "available", lambda: True)
     workspace = _workspace(tmp_path, sandbox="required", egress="server")
     if refused:
         with pytest.raises(confining.NotConfined, match=r"signals .Linux 6\.12.*best-effort"):
@@ -270,10 +511,45 @@ def test_required_refuses_where_the_kernel_gives_less(
         assert confining.confinement(workspace) == Confinement(on=True, closed=(8002,))
 
 
+def test_required_refuses_where_the_kernel_has_no_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "abi", lambda: 7)
+    monkeypatch.setattr(syscalls, "available", lambda: False)
+    with pytest.raises(confining.NotConfined, match=r"cannot confine: system calls .seccomp filters"):
+        confining.confinement(_workspace(tmp_path, sandbox="required"))
+
+
+def test_best_effort_goes_on_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*, truncate: bool) -> None:
+        raise AssertionError(truncate)
+
+    monkeypatch.setattr(syscalls, "available", lambda: False)
+    monkeypatch.setattr(syscalls, "refuse", refuse)
+    assert sandbox.enter(sandbox.Policy(filtered=True)) == sandbox.abi()
+
+
+def test_a_32_bit_program_and_an_unknown_processor_have_no_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "MACHINES", {})
+    assert not syscalls.available()
+
+
+def test_doctor_hears_of_it() -> None:
+    said = subprocess.check_output([sys.executable, "-I", "-S", sandbox.__file__], cwd="/")
+    found = (sandbox.abi(), syscalls.available())
+    assert json.loads(said) == {
+        "abi": found[0],
+        "filters": found[1],
+        "level": sandbox.level(*found),
+        "missing": sandbox.missing(*found),
+    }
+
+
 def test_best_effort_takes_what_there_is_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sandbox, "abi", lambda: 5)
+    monkeypatch.setattr(syscalls, "available", lambda: True)
     bootstrap = tmp_path / "bootstrap.json"
     bootstrap.write_text(json.dumps({"connect_url": "tcp://localhost:40001"}))
     workspace = _workspace(tmp_path, sandbox="best-effort", egress="any")
@@ -281,8 +557,8 @@ def test_best_effort_takes_what_there_is_and_says_so(
         found = confining.confinement(workspace, bootstrap)
     assert found == Confinement(True, anywhere=True, closed=(8002,), ports=(40001,), readable=(bootstrap,))
     assert caplog.messages == [
-        "sandbox: best-effort confines files, TCP ports (Landlock ABI 5), and cannot confine signals "
-        "(Linux 6.12)"
+        "sandbox: best-effort confines files, TCP ports (Landlock ABI 5), system calls (seccomp), and cannot "
+        "confine signals (Linux 6.12)"
     ]
 
 

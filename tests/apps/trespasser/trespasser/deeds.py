@@ -2,8 +2,10 @@
 
 # ruff: noqa: PTH104, PTH108, PTH110, PTH123, PTH208, SIM115
 
+import ctypes
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +14,9 @@ import tempfile
 
 PIDS = range(1, 3000)
 """Where a container's processes are looked for: /proc cannot be listed."""
+
+MPTCP = 262
+"""The protocol's number."""
 
 HIDER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(900)  # left behind"
 
@@ -76,6 +81,15 @@ def look(job_folder):  # noqa: ANN001, ANN201
     attempt("connect to the federation", lambda: connects(8002, os.environ.get("SERVER", "server")))
     attempt("ports", lambda: [port for port in listening() if connects(port)])
     attempt("abstract socket", lambda: abstract())
+    attempt("past MPTCP", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP).close())
+    attempt("past Fast Open", fast_open)
+    attempt("past io_uring", lambda: calls(425, 1, 0))
+    attempt("past prlimit", lambda: [p for p in others() if limited(p)])
+    attempt("past priorities", lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19))
+    attempt("past inotify", lambda: watch("/workspace"))
+    attempt("past pts", lambda: [n for n in range(10) if opens(f"/dev/pts/{n}")])
+    attempt("past ptmx", lambda: os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)))
+    attempt("past mqueue", lambda: os.listdir("/dev/mqueue"))
     # And what it may:
     attempt("write its folder", lambda: pathlib.Path("fed_client.json").write_text("{}"))
     attempt("temporary file", lambda: bool(tempfile.NamedTemporaryFile().write(b"1")))
@@ -107,6 +121,48 @@ def signalled(pid):  # noqa: ANN001, ANN201
     try:
         os.kill(pid, signal.SIGCONT)
     except OSError:
+        return False
+    return True
+
+
+def fast_open():  # noqa: ANN201
+    """Connect by sending: the call passes no check of a connection."""
+    with socket.socket() as tried:
+        tried.settimeout(3)
+        tried.sendto(b"x", socket.MSG_FASTOPEN, (os.environ.get("SERVER", "server"), 8002))
+
+
+def calls(number, *words):  # noqa: ANN001, ANN002, ANN201
+    """Make a system call that is not in Python."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, *words) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+
+def limited(pid):  # noqa: ANN001, ANN201
+    """Try to take another process's core files, which nobody misses."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    except PermissionError:
+        return False
+    return True
+
+
+def watch(path):  # noqa: ANN001, ANN201
+    libc = ctypes.CDLL(None, use_errno=True)
+    watcher = libc.inotify_init()
+    try:
+        if libc.inotify_add_watch(watcher, path.encode(), 2) < 0:
+            raise OSError(ctypes.get_errno(), "")
+    finally:
+        os.close(watcher)
+
+
+def opens(path):  # noqa: ANN001, ANN201
+    """Whether a terminal opens. One that is not there does not."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NOCTTY))
+    except (PermissionError, FileNotFoundError):
         return False
     return True
 

@@ -1,0 +1,31 @@
+"""What the containers' entrypoint does to a volume, without a container."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ENTRYPOINT = Path(__file__).parents[2] / "images" / "entrypoint"
+
+
+def test_it_gives_flare_its_rights_again(tmp_path: Path) -> None:
+    (function,) = re.findall(r"^mend\(\) \{\n.*?^\}\n", ENTRYPOINT.read_text(), re.MULTILINE | re.DOTALL)
+    volume, kit = tmp_path / "workspace", tmp_path / "kit"
+    for folder in (volume / "store" / "jobs", kit):
+        folder.mkdir(parents=True)
+    whole = [volume / "log.txt", volume / "store" / "jobs" / "bad\x1b[name", kit / "key"]
+    for path in whole:
+        path.write_text("content")
+    (volume / "startup").symlink_to(kit)
+    (volume / "store" / "key").symlink_to(kit / "key")
+    kit.chmod(0o500)
+    taken = [*whole, volume / "store" / "jobs", volume / "store"]
+    for path in taken:
+        path.chmod(0o400 if path == kit / "key" else 0)
+    script = f"set -eu\nverb=site\n{function}\nmend {volume} -mindepth 1 -maxdepth 1\nmend {volume}/store\n"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stderr
+    modes = [oct(path.stat().st_mode & 0o777) for path in (kit, *taken)]
+    assert modes == ["0o500", "0o600", "0o600", "0o400", "0o700", "0o700"]
+    assert len(said.splitlines()) == 4 and f"{volume}/log.txt" in said
+    assert "bad?[name" in said and "\x1b" not in said
