@@ -146,7 +146,8 @@ class Reaper:
                     os.read(self._woken, 4096)
                 elif not self._hear():
                     poll.unregister(0)
-                    self._kill_by(now)
+                    # Not `now`: that was before the wait, which may have lasted for days.
+                    self._kill_by(time.monotonic())
 
     def _hear(self) -> bool:
         """Read an order; false at the end of stdin."""

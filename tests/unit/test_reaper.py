@@ -143,6 +143,28 @@ def test_what_hides_is_ended(script: str, kernel: dict[str, bool], how: str) -> 
 
 
 @pytest.mark.skipif(sandbox.abi() < sandbox.SIGNALS_ABI, reason="this kernel cannot confine signals")
+def test_what_has_run_for_long_is_ended_as_well() -> None:
+    """The reaper gives up some seconds after it has begun to kill, not some seconds after it began to wait."""
+    program = "from bridge.flower import reaper; reaper.WITHIN = 0.5; reaper.main()"
+    keeper = subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    word = f"{os.getpid()}-has-run-for-long"
+    command = [sys.executable, "-c", HIDDEN, f"import time; '{word}'; time.sleep(600)"]
+    with keeper:
+        assert keeper.stdin is not None and keeper.stderr is not None
+        keeper.stdin.write(json.dumps({"command": command, "policy": None}).encode() + b"\n")
+        keeper.stdin.flush()
+        assert keeper.stderr.readline() == b"started\n"
+        time.sleep(2 * 0.5)
+        keeper.stdin.close()
+    assert gone(word) < 5
+
+
 def test_what_forks_faster_than_one_can_look_is_ended_and_a_neighbour_is_not() -> None:
     mine, other = (f"# {name} {time.monotonic_ns()}" for name in ("mine", "other"))
     with (
