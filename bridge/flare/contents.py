@@ -12,7 +12,9 @@ import io
 import json
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +41,18 @@ ENTRIES = 20_000
 
 UNPACKED_LIMIT = 2 * 1024**3
 """Bytes of all files in one job. Each part has the app, which is 10 MB at most."""
+
+NO_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What Python's reader of zips raises for bytes that are none."""
 
 CONTROLLER, EXECUTOR = "bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"
 COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
@@ -102,9 +116,8 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
             return _job(_zip_files(archive, folder))
     except Unfit:
         raise
-    except Exception as error:
-        # Python's reader of zips raises a dozen kinds of errors for what is none: each is a refusal.
-        raise Unfit(f"the job is no zip that can be read: {type(error).__name__}: {error}") from None
+    except NO_ZIP as error:
+        raise Unfit(f"the job is no zip that can be read: {error}") from None
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:
