@@ -42,7 +42,7 @@ def test_processes_that_hide_are_gone_at_the_jobs_end(federation: Federation) ->
 
 def test_processes_that_fork_without_end_are_gone_and_another_job_goes_on(federation: Federation) -> None:
     beside = federation.submit("numpy-add", "--run-config", "train-seconds=15", "--rounds", "2")
-    job = federation.submit("trespasser", "--run-config", "deed='fork' seconds=5")
+    job = federation.submit("trespasser", "--run-config", "deed='fork' seconds=60")
     wait_for_them(federation)
     federation.must("abort", job)
     wait_for_their_end(federation)
