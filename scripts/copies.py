@@ -100,9 +100,11 @@ class Federation:
         script = (
             "import pathlib\n"
             "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    try: line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
+            "    try:\n"
+            "        line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
+            "        name = (p / 'comm').read_text().strip()\n"
             "    except OSError: continue\n"
-            "    if line: print((p / 'comm').read_text().strip(), line)\n"
+            "    if line: print(name, line)\n"
         )
         lines = self.exec(service, "python", "-c", script, check=check).splitlines()
         return [line for line in lines if line.strip() and "pathlib" not in line]

@@ -7,6 +7,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,15 @@ def logged(points: Points) -> Points:
 def count(points: Points) -> int:
     """How many there are."""
     return sum(len(rows) for tags in points.values() for rows in tags.values())
+
+
+def of_each(board: Board, app: str, job: str, sites: Sequence[str], within: float) -> Points:
+    """Wait until the board shows something that the app of each site has logged; returns all there is."""
+    deadline = time.monotonic() + within
+    while not all(logged(points := board.points(app, job)).get(site) for site in sites):
+        assert time.monotonic() < deadline, f"points of {sorted(points)}, expected some of {sites}"
+        time.sleep(1)
+    return points
 
 
 def counted(board: Board, app: str, job: str, number: int, within: float) -> Points:

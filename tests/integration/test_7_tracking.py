@@ -16,7 +16,7 @@ from tests.browser import page
 from tests.faults.jobs import until
 from tests.faults.line import Kind, Line
 from tests.federation import NOTHING, left_over
-from tests.integration.boards import Board, MLflow, TensorBoard, count, counted, logged
+from tests.integration.boards import Board, MLflow, TensorBoard, count, counted, logged, of_each
 from tests.integration.many_jobs import open_to_others, statuses, submit
 
 APP = "pytorch-tracking"
@@ -77,7 +77,7 @@ def test_every_point_arrives_once_and_is_seen_while_the_job_runs(
 ) -> None:
     before = {name: open_to_others(larger, name) for name in ("server", *SITES)}
     job = begin(larger, board)
-    points = counted(board, APP, job, 1, within=200)
+    points = of_each(board, APP, job, SITES, within=200)
     with page() as shown:
         address, words = board.shown(APP, job)
         shown.open(address, *words)
