@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -111,6 +112,10 @@ def copy_of_checkout(
         project.write_text(project.read_text().replace(line, line + more))
     _as_under_umask_077(federation)
     federation.must("data")
+    # The name is the tests' own. An earlier clone that still lies about must not count as its owner.
+    subprocess.run(
+        ["docker", "image", "rm", "--force", f"{name}-runtime:dev"], capture_output=True, check=False
+    )
     mask = os.umask(0o077)
     try:
         federation.must("provision")
