@@ -39,7 +39,6 @@ from bridge.flare import (
     teardown,
 )
 from bridge.flower import confinement, environment, fab, versions
-from bridge.flower.confinement import UNCONFINED
 from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
@@ -88,7 +87,7 @@ class FlowerExecutor(Executor):
         self.extra_env = extra_env
         self.warm = warm
         self.supernode = supernode
-        self._confinement = UNCONFINED
+        self._confinement = confinement.UNCONFINED
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
         self._caller: Caller | None = None
