@@ -91,7 +91,10 @@ class Federation:
         return self.compose("ps", "--quiet", service).strip()
 
     def submit(self, app: str, *options: str) -> str:
-        """Hand in an app of tests/apps; returns the job's id."""
+        """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
+        part: others may have been added, and one of them takes no code."""
+        if "--sites" not in options:
+            options = (*options, "--sites", "site-1,site-2")
         return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
 
     def processes(self, service: str, check: bool = True) -> list[str]:

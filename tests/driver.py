@@ -100,19 +100,26 @@ class Outcome:
 
 
 async def run_app(
-    work_dir: Path, app: Path, run_config: dict[str, ConfigValue], *, sites: int = 2, seed: int | None = None
+    work_dir: Path,
+    app: Path,
+    run_config: dict[str, ConfigValue],
+    *,
+    sites: int = 2,
+    seed: int | None = None,
+    data: Path | None = None,
 ) -> Outcome:
     """Run `app` to its end; all that it needs and writes is in `work_dir`.
 
     Args:
         sites: how many; they are site-1, site-2, and so on.
+        data: a folder that the app may read beside its own.
         seed: if given, of a ServerApp that keeps the sites' order and records what passes it (`in_order.py`).
     """
     events: list[Event] = []
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
     order = None if seed is None else work_dir / in_order.TOLD
-    confined = Confinement(on=True)
+    confined = Confinement(on=True, readable=(data,) if data else ())
     superlink = await SuperLink.start(
         work_dir, work_dir / "server", grace=60, in_order=order, confinement=confined
     )
@@ -184,8 +191,9 @@ def main() -> None:
     parser.add_argument("run_config", type=json.loads)
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--data", type=Path)
     args = parser.parse_args()
-    run = run_app(args.work_dir, args.app, args.run_config, sites=args.sites, seed=args.seed)
+    run = run_app(args.work_dir, args.app, args.run_config, sites=args.sites, seed=args.seed, data=args.data)
     outcome = asyncio.run(run)
     print(json.dumps({"version": versions.installed(), **asdict(outcome)}))
 

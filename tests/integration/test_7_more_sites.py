@@ -47,7 +47,7 @@ def test_a_site_whose_policy_forbids_custom_code_refuses_it_and_the_others_go_on
 
 
 def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Federation) -> None:
-    outcome = larger.verb("wait", larger.submit("numpy-add", "--rounds", "1"))
+    outcome = larger.verb("wait", larger.submit("numpy-add", "--rounds", "1", "--sites", ",".join(SITES)))
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:FAILED_TO_RUN")
     assert outcome.value["reason"].startswith(f"site-5 refused the job: {REFUSED['site-5']}.")
     assert "--min-sites" in outcome.text and "--deployed" in outcome.text

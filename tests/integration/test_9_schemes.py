@@ -38,7 +38,9 @@ def test_mutual_tls_and_a_connection_that_says_nothing_keeps_nobody_out(other: F
 
 def test_a_job_completes_and_all_are_healthy(other: Federation) -> None:
     config = ("--run-config", f"array-size={ARRAY}")
-    job = other.must("wait", other.submit("numpy-add", "--rounds", "1", *config))
+    job = other.must(
+        "wait", other.submit("numpy-add", "--rounds", "1", "--sites", ",".join(other.sites), *config)
+    )
     assert job["status"] == "FINISHED:COMPLETED"
     (only,) = job["rounds"]
     assert {site: sorted(kinds) for site, kinds in only["sites"].items()} == {

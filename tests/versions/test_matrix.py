@@ -55,7 +55,7 @@ def outcomes(
 
     def run(version: str, app: str) -> Outcome:
         work_dir = tmp_path_factory.mktemp("run")
-        words = (str(work_dir), str(core.ROOT / app), json.dumps(configs[app]))
+        words = (str(work_dir), str(core.ROOT / app), json.dumps(configs[app]), "--data", str(images))
         said = json.loads(must(str(pythons[version]), "-m", "tests.driver", *words, path=torch))
         assert said.pop("version") == version
         return Outcome(**said | {"end": RunEnd(**said["end"])})
