@@ -10,175 +10,183 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from scripts import app as apps
-from scripts import console, data, ownership, wait
+from scripts import console, core, ownership, provision
+from scripts import wait as waiting
 from scripts.core import Failure, Misuse, say, unpack
+from scripts.options import As, RunConfig, Timeout, duration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """APP and how to run it."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "app", metavar="APP", type=Path, nargs="?", help="a Flower app's folder, the one with pyproject.toml"
+def run(
+    app: Annotated[
+        Path | None,
+        typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml."),
+    ] = None,
+    deployed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead, an app that the server has already, in the folder deployed/: the job brings no "
+            "code, and runs also where that is forbidden.",
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help=f"Sets {apps.ROUNDS_KEY} of the app's run config.")
+    ] = None,
+    run_config: RunConfig = None,
+    name: Annotated[str | None, typer.Option(help="The job's name (default: the app's).")] = None,
+    sites: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The sites that take part (default: all there are).")
+    ] = None,
+    min_sites: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The fewest sites to start with (default: all that take part)."),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME",
+            parser=duration,
+            help="How long a site may be out of reach before it is given up (default: 900).",
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Submit it again by itself, up to N times, if the server restarts meanwhile (default: 0).",
+        ),
+    ] = None,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold",
+            help="Start a new interpreter for every message, as plain Flower does: slower, with the same "
+            "results.",
+        ),
+    ] = False,
+    supernode: Annotated[
+        Literal["process", "inline"] | None,
+        typer.Option(
+            help="A process of its own, or inside FLARE's process of the job: less memory (default: process)."
+        ),
+    ] = None,
+    in_order: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            help="Hand the ServerApp its replies in the sites' order, seed its random numbers, and record "
+            "what passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed "
+            "compare).",
+        ),
+    ] = None,
+    tracking: Annotated[
+        Literal["tensorboard", "mlflow", "none"] | None,
+        typer.Option(
+            help="Where the curves go, of what the app logs with FLARE's writers and of every reply "
+            "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)."
+        ),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the progress until the job has ended.")] = False,
+    timeout: Timeout = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."),
+    ] = None,
+    identity: As = None,
+) -> dict[str, Any]:
+    """Check, pack and hand in the app; wait if asked to."""
+    chosen = _chosen(app, deployed)
+    options = _options(
+        chosen,
+        rounds=rounds,
+        run_config=run_config or None,
+        name=name,
+        sites=sites,
+        min_sites=min_sites,
+        grace=grace,
+        retries=retries,
+        cold=cold or None,
+        supernode=supernode,
+        in_order=in_order,
+        tracking=tracking,
+        export=export,
     )
-    which.add_argument(
-        "--deployed",
-        metavar="NAME",
-        help="instead, an app that the server has already, in the folder deployed/: the job brings no code, "
-        "and runs also where that is forbidden",
-    )
-    parser.add_argument(
-        "--rounds", type=int, metavar="N", help=f"sets {apps.ROUNDS_KEY} of the app's run config"
-    )
-    parser.add_argument(
-        "--run-config",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="override the app's run config, as for `flwr run`; may be repeated",
-    )
-    parser.add_argument("--name", help="the job's name (default: the app's)")
-    parser.add_argument(
-        "--sites", type=_names, metavar="A,B", help="the sites that take part (default: all there are)"
-    )
-    parser.add_argument(
-        "--min-sites",
-        type=int,
-        metavar="N",
-        help="the fewest sites to start with (default: all that take part)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        metavar="SECONDS",
-        help="how long a site may be out of reach before it is given up (default: 900)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        metavar="N",
-        help="submit it again by itself, up to N times, if the server restarts meanwhile (default: 0)",
-    )
-    parser.add_argument(
-        "--cold",
-        action="store_true",
-        help="start a new interpreter for every message, as plain Flower does: slower, with the same results",
-    )
-    parser.add_argument(
-        "--supernode",
-        choices=["process", "inline"],
-        help="a process of its own, or inside FLARE's process of the job: less memory (default: process)",
-    )
-    parser.add_argument(
-        "--in-order",
-        type=int,
-        metavar="SEED",
-        help="hand the ServerApp its replies in the sites' order, seed its random numbers, and record what "
-        "passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed compare)",
-    )
-    parser.add_argument(
-        "--tracking",
-        choices=["tensorboard", "mlflow", "none"],
-        help="where the curves go, of what the app logs with FLARE's writers and of every reply "
-        "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)",
-    )
-    parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
-    wait.add_timeout(parser)
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="write the FLARE job folder to DIR instead of submitting it",
-    )
-    console.add_identity(parser)
+    ownership.check()
+    service = console.service(identity)
+    if export is not None:
+        return write(service, chosen, export, options)
+    outcome = submit(service, chosen, options)
+    job = outcome["job_id"]
+    if not core.as_json:
+        print(job, flush=True)
+    if wait:
+        return {**outcome, **waiting.follow(service, job, timeout=timeout)}
+    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
+    return outcome
+
+
+def _chosen(app: Path | None, deployed: str | None) -> apps.App:
+    if app is not None and deployed is not None:
+        raise Misuse("--deployed NAME: not allowed with APP, whose code would travel.")
+    if app is not None:
+        return apps.read(app)
+    if deployed is not None:
+        return apps.read_deployed(deployed)
+    raise Misuse("Expected one of the arguments APP and --deployed NAME.")
+
+
+def _options(app: apps.App, **given: Any) -> list[str]:
+    """The console program's job options, checked as far as the host can."""
+    if app.ready:
+        if any(value is not None for value in given.values()):
+            none_of = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+            raise Misuse(
+                f"{app.folder} is a job folder and is submitted as it is: expected none of {none_of}. "
+                "Give the app's own folder to set them."
+            )
+        return []
+    words = [f"--deployed={app.folder.name}"] if app.deployed else []
+    words += [
+        f"--run-config={pair}" for pair in apps.run_config(app, given["run_config"] or (), given["rounds"])
+    ]
+    known = provision.site_names()
+    sites = known if given["sites"] is None else _names(given["sites"])
+    unknown = [site for site in sites if site not in known]
+    if unknown:
+        raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
+    fewest = given["min_sites"]
+    if fewest is not None and not 1 <= fewest <= len(sites):
+        raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
+    given["sites"] = given["sites"] and ",".join(sites)
+    for key in (
+        "rounds",
+        "name",
+        "sites",
+        "min_sites",
+        "grace",
+        "retries",
+        "supernode",
+        "in_order",
+        "tracking",
+    ):
+        if given[key] is not None:
+            words.append(f"--{key.replace('_', '-')}={given[key]}")
+    return [*words, "--cold"] if given["cold"] else words
 
 
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise argparse.ArgumentTypeError(
-            "expected the names of sites with commas between, such as site-1,site-2"
-        )
+        raise Misuse("--sites: expected the names of sites with commas between, such as site-1,site-2.")
     return names
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Check, pack and hand in the app; wait if asked to."""
-    app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
-    options = _options(app, args)
-    ownership.check()
-    service = console.service(args.identity)
-    if args.export is not None:
-        return export(service, app, args.export, options)
-    outcome = submit(service, app, options)
-    if args.format == "text":
-        print(outcome["job_id"], flush=True)
-    if args.wait:
-        return {**outcome, **wait.follow(service, outcome["job_id"], timeout=args.timeout)}
-    say(f"  progress: ./flowerbed wait {outcome['job_id']}   then: ./flowerbed results {outcome['job_id']}")
-    return outcome
-
-
-def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
-    """The console program's job options, checked as far as the host can."""
-    if app.ready:
-        given = [
-            args.rounds,
-            args.name,
-            args.sites,
-            args.min_sites,
-            args.grace,
-            args.retries,
-            args.supernode,
-            args.in_order,
-            args.tracking,
-            args.export,
-        ]
-        if args.run_config or args.cold or any(value is not None for value in given):
-            raise Misuse(
-                f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
-                "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
-                "--in-order, --tracking, --export. Give the app's own folder to set them."
-            )
-        return []
-    words = [f"--deployed={args.deployed}"] if app.deployed else []
-    words += [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
-    if args.rounds is not None:
-        words.append(f"--rounds={args.rounds}")
-    if args.name:
-        words.append(f"--name={args.name}")
-    known = data.site_names()
-    sites = args.sites or known
-    unknown = [site for site in sites if site not in known]
-    if unknown:
-        raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
-    if args.min_sites is not None and not 1 <= args.min_sites <= len(sites):
-        raise Misuse(
-            f"--min-sites {args.min_sites}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
-        )
-    if args.sites:
-        words.append(f"--sites={','.join(args.sites)}")
-    if args.min_sites is not None:
-        words.append(f"--min-sites={args.min_sites}")
-    if args.grace is not None:
-        words.append(f"--grace={args.grace}")
-    if args.retries is not None:
-        words.append(f"--retries={args.retries}")
-    if args.cold:
-        words.append("--cold")
-    if args.supernode:
-        words.append(f"--supernode={args.supernode}")
-    if args.in_order is not None:
-        words.append(f"--in-order={args.in_order}")
-    if args.tracking:
-        words.append(f"--tracking={args.tracking}")
-    return words
 
 
 def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 
-def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dict[str, Any]:
+def write(service: str, app: apps.App, folder: Path, options: list[str]) -> dict[str, Any]:
     """Write the job folder to `folder`, which must be new, empty, or an earlier export."""
     if folder.exists() and not (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
