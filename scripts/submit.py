@@ -11,11 +11,15 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge import job_options
+from bridge.job_options import Option
 from scripts import app as apps
 from scripts import console, data, ownership, wait
 from scripts.core import Failure, Misuse, say, unpack
@@ -33,61 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, an app that the server has already, in the folder deployed/: the job brings no code, "
         "and runs also where that is forbidden",
     )
-    parser.add_argument(
-        "--rounds", type=int, metavar="N", help=f"sets {apps.ROUNDS_KEY} of the app's run config"
-    )
-    parser.add_argument(
-        "--run-config",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="override the app's run config, as for `flwr run`; may be repeated",
-    )
-    parser.add_argument("--name", help="the job's name (default: the app's)")
-    parser.add_argument(
-        "--sites", type=_names, metavar="A,B", help="the sites that take part (default: all there are)"
-    )
-    parser.add_argument(
-        "--min-sites",
-        type=int,
-        metavar="N",
-        help="the fewest sites to start with (default: all that take part)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        metavar="SECONDS",
-        help="how long a site may be out of reach before it is given up (default: 900)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        metavar="N",
-        help="submit it again by itself, up to N times, if the server restarts meanwhile (default: 0)",
-    )
-    parser.add_argument(
-        "--cold",
-        action="store_true",
-        help="start a new interpreter for every message, as plain Flower does: slower, with the same results",
-    )
-    parser.add_argument(
-        "--supernode",
-        choices=["process", "inline"],
-        help="a process of its own, or inside FLARE's process of the job: less memory (default: process)",
-    )
-    parser.add_argument(
-        "--in-order",
-        type=int,
-        metavar="SEED",
-        help="hand the ServerApp its replies in the sites' order, seed its random numbers, and record what "
-        "passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed compare)",
-    )
-    parser.add_argument(
-        "--tracking",
-        choices=["tensorboard", "mlflow", "none"],
-        help="where the curves go, of what the app logs with FLARE's writers and of every reply "
-        "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)",
-    )
+    for option in job_options.of_submit():
+        _add(parser, option)
     parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
     wait.add_timeout(parser)
     parser.add_argument(
@@ -99,24 +50,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     console.add_identity(parser)
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(
-            "expected the names of sites with commas between, such as site-1,site-2"
-        )
-    return names
+def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+    """One of the job's options; what is not given is None."""
+    facts: dict[str, Any] = {"dest": option.name, "help": option.help_text}
+    if option.is_switch:
+        facts |= {"action": "store_const", "const": not option.default}
+    elif option.choices:
+        facts |= {"choices": option.choices}
+    else:
+        several = option.type in (Mapping, Sequence)
+        facts |= {"metavar": option.metavar, "type": str if several else option.type}
+        facts |= {"action": "append"} if option.type is Mapping else {}
+    parser.add_argument(option.flag, **facts)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    return {option.name: getattr(args, option.name) for option in job_options.of_submit()}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
     app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
-    options = _options(app, args)
+    request = job_request(app, _given(args), deployed=args.deployed or "", export=args.export is not None)
     ownership.check()
     service = console.service(args.identity)
     if args.export is not None:
-        return export(service, app, args.export, options)
-    outcome = submit(service, app, options)
+        return export(service, app, args.export, request)
+    outcome = submit(service, app, request)
     if args.format == "text":
         print(outcome["job_id"], flush=True)
     if args.wait:
@@ -125,77 +85,72 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return outcome
 
 
-def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
-    """The console program's job options, checked as far as the host can."""
+def job_request(
+    app: apps.App, given: Mapping[str, Any], *, deployed: str = "", export: bool = False
+) -> dict[str, Any]:
+    """What the console makes a job of: the options that are given, checked as far as the host can.
+
+    Args:
+        given: by the name in `JobOptions`; None: not given. `run_config` as `--run-config` takes it, `sites`
+            as `--sites`.
+        deployed: the folder of an app on the server that is meant, if it is none of the host's.
+        export: whether the job's folder is to be written.
+
+    Raises:
+        Misuse: a value is not allowed.
+    """
+    given = {name: value for name, value in given.items() if value not in (None, [])}
     if app.ready:
-        given = [
-            args.rounds,
-            args.name,
-            args.sites,
-            args.min_sites,
-            args.grace,
-            args.retries,
-            args.supernode,
-            args.in_order,
-            args.tracking,
-            args.export,
-        ]
-        if args.run_config or args.cold or any(value is not None for value in given):
+        if given or export:
+            flags = ", ".join(option.flag for option in job_options.of_submit())
             raise Misuse(
-                f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
-                "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
-                "--in-order, --tracking, --export. Give the app's own folder to set them."
+                f"{app.folder} is a job folder and is submitted as it is: expected none of {flags}, "
+                "--export. Give the app's own folder to set them."
             )
-        return []
-    words = [f"--deployed={args.deployed}"] if app.deployed else []
-    words += [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
-    if args.rounds is not None:
-        words.append(f"--rounds={args.rounds}")
-    if args.name:
-        words.append(f"--name={args.name}")
+        return {}
+    options = dict(given)
+    if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
+        options["run_config"] = apps.values(overrides)
+    if "sites" in given:
+        options["sites"] = _known_sites(given["sites"])
+    for option in job_options.of_submit():
+        if option.name in options and (problem := option.problem(options[option.name])):
+            raise Misuse(f"{option.flag} {problem}.")
+    sites = options.get("sites") or data.site_names()
+    fewest = options.get("min_sites", 1)
+    if not 1 <= fewest <= len(sites):
+        raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
+    return {"deployed": deployed, "options": options}
+
+
+def _known_sites(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise Misuse(
+            f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
+        )
     known = data.site_names()
-    sites = args.sites or known
-    unknown = [site for site in sites if site not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
-    if args.min_sites is not None and not 1 <= args.min_sites <= len(sites):
-        raise Misuse(
-            f"--min-sites {args.min_sites}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
-        )
-    if args.sites:
-        words.append(f"--sites={','.join(args.sites)}")
-    if args.min_sites is not None:
-        words.append(f"--min-sites={args.min_sites}")
-    if args.grace is not None:
-        words.append(f"--grace={args.grace}")
-    if args.retries is not None:
-        words.append(f"--retries={args.retries}")
-    if args.cold:
-        words.append("--cold")
-    if args.supernode:
-        words.append(f"--supernode={args.supernode}")
-    if args.in_order is not None:
-        words.append(f"--in-order={args.in_order}")
-    if args.tracking:
-        words.append(f"--tracking={args.tracking}")
-    return words
+    return names
 
 
-def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
+def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
     """Hand in an app; returns `{job_id, app, version}`.
 
     Raises:
         Failure, Misuse: with what the console program said; for missing packages, what adds them.
     """
     try:
-        answer = console.ask(service, "submit", *options, payload=app.pack())
+        answer = console.ask(service, "submit", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 
-def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dict[str, Any]:
+def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Write the job folder to `folder`, which must be new, empty, or an earlier export."""
     if folder.exists() and not (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
@@ -204,7 +159,7 @@ def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dic
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
     try:
-        content = console.fetch(service, "export", *options, payload=app.pack())
+        content = console.fetch(service, "export", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     fresh = folder.with_name(f".{folder.name}.new")
