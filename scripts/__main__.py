@@ -1,4 +1,4 @@
-"""`flowerbed VERB`: find the verb's module in this package, run it, report its result.
+"""`flowerbed VERB`: find the verb's module in this package or in `dev`, run it, report its result.
 
 A verb is one module with a docstring (its help), `add_arguments(parser)` and `run(args) -> dict`
 (the object that `--format json` prints). It fails by raising `core.Failure` or `core.Misuse`.
@@ -39,6 +39,9 @@ VERBS = (
     "test",
 )
 
+DEVELOPERS = ("bench", "test")
+"""The verbs whose modules are in `dev`."""
+
 
 def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     """The command line of some verbs; the first line of a verb's docstring is its summary."""
@@ -50,7 +53,7 @@ def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in verbs_to_load:
-        module = importlib.import_module(f"scripts.{name}")
+        module = importlib.import_module(f"{'dev' if name in DEVELOPERS else 'scripts'}.{name}")
         text = (module.__doc__ or "").strip()
         sub = verbs.add_parser(
             name,

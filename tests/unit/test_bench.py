@@ -16,10 +16,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from benchmarks import clock, comparison, picture, report
-from benchmarks.marked import Programs, RunFailed, having
-from benchmarks.meter import Meter
-from benchmarks.timed import ENTRY, NoRounds, Rounds, read_rounds, timed_copy
+from dev.benchmarks import clock, comparison, picture, report
+from dev.benchmarks.marked import Programs, RunFailed, having
+from dev.benchmarks.meter import Meter
+from dev.benchmarks.timed import ENTRY, NoRounds, Rounds, read_rounds, timed_copy
 from scripts.__main__ import main
 
 

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import report
-from scripts import core, test
+from dev import test
+from dev.benchmarks import report
+from scripts import core
 
 PERFORMANCE = core.ROOT / "docs" / "performance"
 ELSEWHERE = core.ROOT / "results" / "bench"
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.what:
         return _relay(runs, args.output)
     # Here, since it imports what `install` has put there.
-    from benchmarks import comparison, picture
+    from dev.benchmarks import comparison, picture
 
     apps = args.apps or (QUICK if args.quick else PARTS)
     names = args.setups or report.SETUPS
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _relay(runs: int, output: Path | None) -> dict[str, Any]:
     """Measure single messages, and write that down."""
-    from benchmarks import comparison, relay
+    from dev.benchmarks import comparison, relay
 
     outcome = {
         "versions": comparison.versions(),
