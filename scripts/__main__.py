@@ -1,4 +1,4 @@
-"""`flowerbed VERB`: find the verb's module, run it, report its result.
+"""`flowerbed VERB`: find the verb's module in this package or in `dev`, run it, report its result.
 
 A verb is one module with a docstring (its help, whose first line is the summary) and a function `run`. The
 function's parameters are what the verb takes, as Typer reads them. It returns the object that `--format json`
@@ -34,11 +34,20 @@ PANELS = {
 }
 """The verbs, in the order in which `--help` shows them."""
 
-VERBS = {name: f"scripts.{name}" for names in PANELS.values() for name in names}
+DEVELOPERS = ("bench", "test")
+"""The verbs whose modules are in `dev`."""
+
+VERBS = {
+    name: f"{'dev' if name in DEVELOPERS else 'scripts'}.{name}"
+    for names in PANELS.values()
+    for name in names
+}
 """The module of each verb."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 FORMAT = "--format"
+INTERRUPTED = 130
+"""The exit code after Ctrl-C; Typer returns it in place of the verb's object."""
 
 
 class Verbs(TyperGroup):
@@ -132,8 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     outcome: dict[str, Any] | int
     code = 0
     try:
-        # Of what only prints, such as --help, it is the exit code.
         outcome = typer.main.get_command(app).main(words, "flowerbed", standalone_mode=False)
+        if outcome == INTERRUPTED:
+            raise KeyboardInterrupt
     except Failure as failure:
         say(f"{who}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
@@ -147,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         outcome, code = {"error": text}, 1
     except (KeyboardInterrupt, click.Abort):
         say(f"{who}: interrupted")
-        outcome, code = {"error": "interrupted"}, 130
+        outcome, code = {"error": "interrupted"}, INTERRUPTED
     if isinstance(outcome, dict):
         if identity := _acting_as():
             outcome = {**outcome, "as": dict(identity)}

@@ -24,14 +24,18 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scripts import app as apps
-from scripts import copies, core, data, differences, engine, images, provision
+from scripts import core, data, differences, engine, images, provision
 from scripts.build import TAG
 from scripts.options import RunConfig
+
+if TYPE_CHECKING:
+    # Of the verbs, only this one needs a developers' tool, and only when it runs.
+    from dev.scratch_federation import ScratchFederation
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
@@ -139,14 +143,16 @@ def _prepare() -> None:
     images.fill_wheelhouse(engine.ask().architecture)
 
 
-def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> copies.Federation:
+def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
     """A federation of its own with these sites, its images built and nothing started."""
+    from dev import scratch_federation
+
     core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
     if divide:
         data.fetch()
     settings = {} if folder is None else {"FLOWERBED_DATA": str(folder.resolve())}
     more = [site for site in sites if site not in provision.site_names()]
-    federation = copies.copy_of_files("compare", PROJECT, more, settings)
+    federation = scratch_federation.make("compare", PROJECT, more, settings)
     federation.must("provision")
     if divide:
         data.prepare(sites, data=federation.root / "data", originals=data.fetch)
@@ -158,7 +164,7 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> c
     return federation
 
 
-def _plain(federation: copies.Federation, app: apps.App, spec: dict[str, Any]) -> Events:
+def _plain(federation: ScratchFederation, app: apps.App, spec: dict[str, Any]) -> Events:
     """Run the app in plain Flower; returns the events."""
     folder = federation.compose("config", "--format", "json")
     mounts = json.loads(folder)["services"][spec["sites"][0]]["volumes"]
@@ -200,7 +206,7 @@ def _watch(stream: IO[bytes], lines: list[str]) -> None:
 
 
 def _federated(
-    federation: copies.Federation, app: apps.App, config: Sequence[str], sites: Sequence[str], seed: int
+    federation: ScratchFederation, app: apps.App, config: Sequence[str], sites: Sequence[str], seed: int
 ) -> Events:
     """Run the app through the federation; returns the events."""
     federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
@@ -217,7 +223,7 @@ def _federated(
         federation.compose("down", "--volumes", "--remove-orphans", check=False)
 
 
-def _remove(federation: copies.Federation) -> None:
+def _remove(federation: ScratchFederation) -> None:
     """Remove its containers, networks, volumes, images and files."""
     core.say("Removing the federation")
     federation.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", check=False)

@@ -30,7 +30,8 @@ def run(
     begin = time.monotonic()
     app = apps.read(APP)
     sites = provision.site_names()
-    settings = apps.run_config(app, [f"min-available-clients={len(sites)}"], rounds)
+    given = {"run_config": [f"min-available-clients={len(sites)}"], "rounds": rounds}
+    request = submit.job_request(app, given)
     steps: dict[str, float] = {}
 
     def step(title: str, work: Callable[[], Any]) -> Any:
@@ -51,10 +52,9 @@ def run(
     step("Fashion-MNIST, a part for each site", divide)
     step("The federation: server, sites, consoles", up.up)
     service = console.service(None)
-    options = [*(f"--run-config={pair}" for pair in settings), f"--rounds={rounds}"]
 
     def train() -> str:
-        job = str(submit.submit(service, app, options)["job_id"])
+        job = str(submit.submit(service, app, request)["job_id"])
         wait.follow(service, job)
         return job
 

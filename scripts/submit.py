@@ -10,20 +10,49 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 
 from __future__ import annotations
 
+import inspect
+import json
 import shutil
 import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from bridge import job_options
+from bridge.job_options import Option
 from scripts import app as apps
-from scripts import console, core, ownership, provision
-from scripts import wait as waiting
+from scripts import console, core, ownership, provision, wait
 from scripts.core import Failure, Misuse, say, unpack
-from scripts.options import As, RunConfig, Timeout, duration
+from scripts.options import As, Timeout, duration
 
 
+def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function with `**given` the job's options as parameters, for Typer; None: not given."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *map(_parameter, job_options.of_submit())]
+    )
+    return function
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = str if option.type in (Mapping, Sequence) else option.type
+    text = option.help_text[0].upper() + option.help_text[1:] + "."
+    facts: dict[str, Any] = {"help": text, "metavar": option.metavar or None, "rich_help_panel": "The job"}
+    if option.choices:
+        kind = Literal[option.choices]
+    elif option.type is Mapping:
+        kind = list[str]
+    elif option.unit == "seconds":
+        facts["parser"] = duration
+    annotation = Annotated[kind | None, typer.Option(option.flag, **facts)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+@_with_job_options
 def run(
     app: Annotated[
         Path | None,
@@ -37,98 +66,35 @@ def run(
             "code, and runs also where that is forbidden.",
         ),
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Sets {apps.ROUNDS_KEY} of the app's run config.")
-    ] = None,
-    run_config: RunConfig = None,
-    name: Annotated[str | None, typer.Option(help="The job's name (default: the app's).")] = None,
-    sites: Annotated[
-        str | None, typer.Option(metavar="A,B", help="The sites that take part (default: all there are).")
-    ] = None,
-    min_sites: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The fewest sites to start with (default: all that take part)."),
-    ] = None,
-    grace: Annotated[
-        float | None,
-        typer.Option(
-            metavar="TIME",
-            parser=duration,
-            help="How long a site may be out of reach before it is given up (default: 900).",
-        ),
-    ] = None,
-    retries: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Submit it again by itself, up to N times, if the server restarts meanwhile (default: 0).",
-        ),
-    ] = None,
-    cold: Annotated[
-        bool,
-        typer.Option(
-            "--cold",
-            help="Start a new interpreter for every message, as plain Flower does: slower, with the same "
-            "results.",
-        ),
+    follow: Annotated[
+        bool, typer.Option("--wait", help="Show the progress until the job has ended.")
     ] = False,
-    supernode: Annotated[
-        Literal["process", "inline"] | None,
-        typer.Option(
-            help="A process of its own, or inside FLARE's process of the job: less memory (default: process)."
-        ),
-    ] = None,
-    in_order: Annotated[
-        int | None,
-        typer.Option(
-            metavar="SEED",
-            help="Hand the ServerApp its replies in the sites' order, seed its random numbers, and record "
-            "what passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed "
-            "compare).",
-        ),
-    ] = None,
-    tracking: Annotated[
-        Literal["tensorboard", "mlflow", "none"] | None,
-        typer.Option(
-            help="Where the curves go, of what the app logs with FLARE's writers and of every reply "
-            "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)."
-        ),
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the progress until the job has ended.")] = False,
     timeout: Timeout = None,
-    export: Annotated[
+    folder: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."),
+        typer.Option(
+            "--export", metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."
+        ),
     ] = None,
     identity: As = None,
+    **given: Any,
 ) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
+    for option in job_options.of_submit():
+        if option.is_switch:
+            given[option.name] = not option.default if given[option.name] else None
     chosen = _chosen(app, deployed)
-    options = _options(
-        chosen,
-        rounds=rounds,
-        run_config=run_config or None,
-        name=name,
-        sites=sites,
-        min_sites=min_sites,
-        grace=grace,
-        retries=retries,
-        cold=cold or None,
-        supernode=supernode,
-        in_order=in_order,
-        tracking=tracking,
-        export=export,
-    )
+    request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
     service = console.service(identity)
-    if export is not None:
-        return write(service, chosen, export, options)
-    outcome = submit(service, chosen, options)
+    if folder is not None:
+        return export(service, chosen, folder, request)
+    outcome = submit(service, chosen, request)
     job = outcome["job_id"]
     if not core.as_json:
         print(job, flush=True)
-    if wait:
-        return {**outcome, **waiting.follow(service, job, timeout=timeout)}
+    if follow:
+        return {**outcome, **wait.follow(service, job, timeout=timeout)}
     say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
     return outcome
 
@@ -143,67 +109,72 @@ def _chosen(app: Path | None, deployed: str | None) -> apps.App:
     raise Misuse("Expected one of the arguments APP and --deployed NAME.")
 
 
-def _options(app: apps.App, **given: Any) -> list[str]:
-    """The console program's job options, checked as far as the host can."""
+def job_request(
+    app: apps.App, given: Mapping[str, Any], *, deployed: str = "", export: bool = False
+) -> dict[str, Any]:
+    """What the console makes a job of: the options that are given, checked as far as the host can.
+
+    Args:
+        given: by the name in `JobOptions`; None: not given. `run_config` as `--run-config` takes it, `sites`
+            as `--sites`.
+        deployed: the folder of an app on the server that is meant, if it is none of the host's.
+        export: whether the job's folder is to be written.
+
+    Raises:
+        Misuse: a value is not allowed.
+    """
+    given = {name: value for name, value in given.items() if value not in (None, [])}
     if app.ready:
-        if any(value is not None for value in given.values()):
-            none_of = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        if given or export:
+            flags = ", ".join(option.flag for option in job_options.of_submit())
             raise Misuse(
-                f"{app.folder} is a job folder and is submitted as it is: expected none of {none_of}. "
-                "Give the app's own folder to set them."
+                f"{app.folder} is a job folder and is submitted as it is: expected none of {flags}, "
+                "--export. Give the app's own folder to set them."
             )
-        return []
-    words = [f"--deployed={app.folder.name}"] if app.deployed else []
-    words += [
-        f"--run-config={pair}" for pair in apps.run_config(app, given["run_config"] or (), given["rounds"])
-    ]
-    known = provision.site_names()
-    sites = known if given["sites"] is None else _names(given["sites"])
-    unknown = [site for site in sites if site not in known]
-    if unknown:
-        raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
-    fewest = given["min_sites"]
-    if fewest is not None and not 1 <= fewest <= len(sites):
+        return {}
+    options = dict(given)
+    if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
+        options["run_config"] = apps.values(overrides)
+    if "sites" in given:
+        options["sites"] = _known_sites(given["sites"])
+    for option in job_options.of_submit():
+        if option.name in options and (problem := option.problem(options[option.name])):
+            raise Misuse(f"{option.flag} {problem}.")
+    sites = options.get("sites") or provision.site_names()
+    fewest = options.get("min_sites", 1)
+    if not 1 <= fewest <= len(sites):
         raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
-    given["sites"] = given["sites"] and ",".join(sites)
-    for key in (
-        "rounds",
-        "name",
-        "sites",
-        "min_sites",
-        "grace",
-        "retries",
-        "supernode",
-        "in_order",
-        "tracking",
-    ):
-        if given[key] is not None:
-            words.append(f"--{key.replace('_', '-')}={given[key]}")
-    return [*words, "--cold"] if given["cold"] else words
+    return {"deployed": deployed, "options": options}
 
 
-def _names(text: str) -> list[str]:
+def _known_sites(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise Misuse("--sites: expected the names of sites with commas between, such as site-1,site-2.")
+        raise Misuse(
+            f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
+        )
+    known = provision.site_names()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
     return names
 
 
-def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
+def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
     """Hand in an app; returns `{job_id, app, version}`.
 
     Raises:
         Failure, Misuse: with what the console program said; for missing packages, what adds them.
     """
     try:
-        answer = console.ask(service, "submit", *options, payload=app.pack())
+        answer = console.ask(service, "submit", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 
-def write(service: str, app: apps.App, folder: Path, options: list[str]) -> dict[str, Any]:
+def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Write the job folder to `folder`, which must be new, empty, or an earlier export."""
     if folder.exists() and not (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
@@ -212,7 +183,7 @@ def write(service: str, app: apps.App, folder: Path, options: list[str]) -> dict
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
     try:
-        content = console.fetch(service, "export", *options, payload=app.pack())
+        content = console.fetch(service, "export", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     fresh = folder.with_name(f".{folder.name}.new")

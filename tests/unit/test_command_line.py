@@ -52,8 +52,8 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
     [
         (["statu"], "flowerbed: No such command 'statu'. Did you mean 'status'?\n"),
         (
-            ["submit", "--round", "3"],
-            "flowerbed submit: No such option '--round'. Did you mean '--rounds'?\n",
+            ["submit", "--in-ordr", "3"],
+            "flowerbed submit: No such option '--in-ordr'. Did you mean '--in-order'?\n",
         ),
         (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  What it takes: ./flowerbed wait --help\n"),
         (["jobs", "--format", "xml"], "'xml' is not one of 'text', 'json'."),

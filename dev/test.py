@@ -1,7 +1,7 @@
-"""Install what the tests need and run them all: style, types, quick tests, then the tests in containers.
+"""Install what the tests need and run them all: style, types, quick tests, then the slow ones.
 
-The tests in containers come last, if all before them passed. They start an engine where none runs, and build
-and run a federation of their own: one that runs from this checkout is left alone.
+The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
+build and run federations of their own: one that runs from this checkout is left alone.
 
   ./flowerbed test                  everything
   ./flowerbed test --quick          what needs no engine
@@ -28,12 +28,14 @@ INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
 """Seconds to fetch and install them (150 MB)."""
-TYPED = ("scripts", "provisioning", "bridge", "images", "benchmarks", "tests")
+TYPED = ("scripts", "provisioning", "bridge", "images", "dev", "tests")
 
-QUICK_TIMEOUT, CONTAINER_TIMEOUT = 120, 600
+QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test, before it counts as hanging."""
-CONTAINERS = "containers"
-"""pytest's marker of tests that need an engine."""
+QUICK, SLOW = "not containers and not processes", "(containers or processes)"
+"""Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
+IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
+"""How the slow ones are divided among two workers (`tests/conftest.py`)."""
 NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
@@ -42,7 +44,7 @@ def run(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="-- WORD...", help="Words for pytest, after --.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the tests in containers.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow tests.")] = False,
     faults: Annotated[
         bool, typer.Option("--faults", help="All tests of faults: about 20 minutes more.")
     ] = False,
@@ -57,19 +59,17 @@ def run(
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, be it a test's, is what its author would write.
-        session.step("mypy", ["mypy", "--exclude", "^(tests|benchmarks)/apps/", *TYPED])
+        session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
     chosen = [*(["-k", only] if only else []), *(words or ())]
-    session.pytest("quick tests", ["-m", "not containers", f"--timeout={QUICK_TIMEOUT}", *chosen])
+    session.pytest("quick tests", ["-m", QUICK, f"--timeout={QUICK_TIMEOUT}", *chosen])
     session.end_if_failed()
     if not quick:
         # What the tests' own checkout shares with this one; all else it makes for itself.
         engine.ensure()
         images.ensure_base()
         images.fill_wheelhouse(engine.ask().architecture)
-        which = CONTAINERS if faults else f"{CONTAINERS} and (pick or not faults)"
-        session.pytest(
-            "tests in containers", ["-m", which, "-n", "0", f"--timeout={CONTAINER_TIMEOUT}", *chosen]
-        )
+        which = SLOW if faults else f"{SLOW} and (pick or not faults)"
+        session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
     session.end_if_failed()
     if not session.tests_ran:
         raise core.Failure("No test ran: none matches.", steps=session.steps)

@@ -25,8 +25,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks import report
-from scripts import core, test
+from dev import test
+from dev.benchmarks import report
+from scripts import core
 from scripts.options import names
 
 PERFORMANCE = core.ROOT / "docs" / "performance"
@@ -73,7 +74,7 @@ def run(
     if what:
         return _relay(runs, output)
     # Here, since it imports what `install` has put there.
-    from benchmarks import comparison, picture
+    from dev.benchmarks import comparison, picture
 
     parts = chosen_apps or (QUICK if quick else PARTS)
     wanted = chosen_setups or report.SETUPS
@@ -90,7 +91,7 @@ def run(
 
 def _relay(runs: int, output: Path | None) -> dict[str, Any]:
     """Measure single messages, and write that down."""
-    from benchmarks import comparison, relay
+    from dev.benchmarks import comparison, relay
 
     outcome = {
         "versions": comparison.versions(),
