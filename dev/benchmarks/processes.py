@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dev.benchmarks.marked import Programs, RunFailed, listens
 from dev.benchmarks.meter import SERVER, Meter
-from dev.benchmarks.setups import HERE, Measured, Work, environment, measured_job, toml_words
+from dev.benchmarks.setups import HERE, Measured, Work, environment, measured_job
 from dev.scratch_federation import free_port, make, participant
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
@@ -83,8 +83,8 @@ class Processes:
             console = [sys.executable, "-P", "-m", "bridge.flare.console"]
             kit = {"FLOWERBED_WORKSPACE": str(folder / ADMIN)}
             with Meter(programs.needles()) as meter:
-                submit = [*console, "submit", f"--min-sites={work.sites}"]
-                submit += [f"--run-config={toml_words(dict([pair]))}" for pair in work.host_config.items()]
+                options = {"min_sites": work.sites, "run_config": work.host_config}
+                submit = [*console, "submit", json.dumps({"options": options})]
                 app = apps.read(work.app).pack()
                 left = deadline - time.monotonic()
                 said = programs.call("submit", submit, within=left, stdin=app, env=kit)
