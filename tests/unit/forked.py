@@ -44,6 +44,8 @@ for line in sys.stdin:
 """
 
 PRELOADED = (
+    "typer.core",
+    "rich.console",
     "nvflare.cli",
     "nvflare.lighter.provision",
     "nvflare.lighter.impl.static_file",

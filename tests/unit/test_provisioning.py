@@ -32,7 +32,7 @@ from provisioning.checks import HARDEN
 from tests.unit import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
+PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts", "dev")
 BRIDGE = {
     "bridge.flare.controller.FlowerController",
     "bridge.flare.executor.FlowerExecutor",
