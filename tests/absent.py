@@ -1,5 +1,8 @@
-"""What tests look for in a log in vain. `tests/unit/test_absent.py` sees the product write each of them, so that
-another wording is noticed, and no such test passes for want of the old one."""
+"""What tests look for in a log in vain.
+
+`tests/unit/test_absent.py` sees the product write each of them: another wording is noticed, and no such test
+passes for want of the old one.
+"""
 
 CALL_REFUSED = "refused a call from"
 SITE_LEFT = "left job {job}"
