@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from scripts import console, ownership
 from scripts.core import say
+from scripts.options import As, Job
 
 WITHIN = 60.0
 """Seconds for the job to end on all sites; seen: 3 to 10."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """JOB, `--as`."""
-    console.add_job(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Abort the job."""
     ownership.check()
-    service = console.service(args.identity)
-    status = str(console.ask(service, "abort", args.job)["status"])
+    service = console.service(identity)
+    status = str(console.ask(service, "abort", job)["status"])
     if not status.startswith("FINISHED"):
-        events = list(console.stream(service, "wait", args.job, "--timeout", str(WITHIN)))
+        events = list(console.stream(service, "wait", job, "--timeout", str(WITHIN)))
         status = str(events[-1]["status"])
-    say(f"Job {args.job}: {status}. Its logs and what it had: ./flowerbed results {args.job}")
-    return {"job_id": args.job, "status": status}
+    say(f"Job {job}: {status}. Its logs and what it had: ./flowerbed results {job}")
+    return {"job_id": job, "status": status}

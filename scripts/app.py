@@ -17,6 +17,7 @@ from typing import Any
 
 import pathspec
 
+from bridge.job_options import ConfigValue
 from scripts.core import ROOT, Misuse
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
@@ -283,6 +284,22 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
         if any(o.startswith(ROUNDS_KEY + "=") for o in overrides):
             raise Misuse(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
     return overrides
+
+
+def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
+    """The overrides that `run_config` returns, by key.
+
+    Raises:
+        Misuse: a value is of a kind that no run config has, such as a list or a date.
+    """
+    found: dict[str, ConfigValue] = {}
+    for pair in overrides:
+        key, _, text = pair.partition("=")
+        value = tomllib.loads(f"value = {text}")["value"]
+        if not isinstance(value, bool | int | float | str):
+            raise Misuse(f"--run-config {key}: expected true, false, a number or a text, found {text}.")
+        found[key] = value
+    return found
 
 
 def _known(app: App, key: str, option: str) -> None:

@@ -6,10 +6,8 @@ gives). Needs the federation up; every function raises `Failure`, or `Misuse` wh
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,30 +26,6 @@ acting_as: dict[str, str] = {}
 
 PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
 """-P: what lies in the container's working directory, a volume, is not imported."""
-
-
-def add_identity(parser: argparse.ArgumentParser) -> None:
-    """The option `--as`."""
-    parser.add_argument(
-        "--as",
-        dest="identity",
-        metavar="NAME",
-        help="whose FLARE identity to use: the part before the @ of an admin in project.yml "
-        "(default: the project_admin)",
-    )
-
-
-def add_job(parser: argparse.ArgumentParser) -> None:
-    """The argument JOB and the option `--as`."""
-    parser.add_argument("job", metavar="JOB", type=job_id, help="the job's id, as submit and jobs print it")
-    add_identity(parser)
-
-
-def job_id(text: str) -> str:
-    """The type of JOB: it also names a folder of results, so it must not lead out of it."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no job id (./flowerbed jobs lists them)")
-    return text
 
 
 def service(identity: str | None) -> str:

@@ -7,7 +7,6 @@ line is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any f
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -53,11 +52,7 @@ class Finding:
     mend: str = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run() -> dict[str, Any]:
     """Check, tell, and fail if any check does."""
     findings = []
     for finding in examine():

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from datetime import datetime
 from typing import Any
 
 from bridge.text import one_line
 from scripts import console
 from scripts.core import say
+from scripts.options import As
 
 CELL_LIMIT = 300
 """Characters of a job's name or reason in the table; `--format json` has all of it."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--as`."""
-    console.add_identity(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(identity: As = None) -> dict[str, Any]:
     """Ask FLARE for its jobs and show them."""
-    jobs = list(console.ask(console.service(args.identity), "list")["jobs"])
+    jobs = list(console.ask(console.service(identity), "list")["jobs"])
     jobs.sort(key=lambda job: float(job.get("submit_time") or 0), reverse=True)
     say(table(jobs) if jobs else "No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
     return {"jobs": jobs}

@@ -7,24 +7,24 @@ The containers' own logs (outside of any job) are `docker compose logs`.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from bridge.text import shown
-from scripts import console
+from scripts import console, core
+from scripts.options import As, Job
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """JOB, `--site`, `--as`."""
-    console.add_job(parser)
-    parser.add_argument("--site", default="server", metavar="NAME", help="server (default) or a site's name")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    job: Job,
+    site: Annotated[str, typer.Option(metavar="NAME", help="Whose: 'server', or a site's name.")] = "server",
+    identity: As = None,
+) -> dict[str, Any]:
     """Fetch and print the log."""
-    log = console.text(console.service(args.identity), "logs", args.job, "--site", args.site)
-    if args.format == "text":
+    log = console.text(console.service(identity), "logs", job, "--site", site)
+    if not core.as_json:
         # To a file or another program as it is; at a terminal nothing in it may act.
         print(shown(log) if sys.stdout.isatty() else log, end="", flush=True)
-    return {"job_id": args.job, "site": args.site, "log": log}
+    return {"job_id": job, "site": site, "log": log}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,11 +12,7 @@ ENDED = ("FINISHED",)
 """What the status of a job that no longer runs begins with."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run() -> dict[str, Any]:
     """Gather and tell."""
     outcome = status()
     tell(outcome)

@@ -10,185 +10,164 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 
 from __future__ import annotations
 
-import argparse
+import inspect
+import json
 import shutil
 import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
+
+from bridge import job_options
+from bridge.job_options import Option
 from scripts import app as apps
-from scripts import console, data, ownership, wait
+from scripts import console, core, ownership, provision, wait
 from scripts.core import Failure, Misuse, say, unpack
+from scripts.options import As, Timeout, duration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """APP and how to run it."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "app", metavar="APP", type=Path, nargs="?", help="a Flower app's folder, the one with pyproject.toml"
+def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function with `**given` the job's options as parameters, for Typer; None: not given."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *map(_parameter, job_options.of_submit())]
     )
-    which.add_argument(
-        "--deployed",
-        metavar="NAME",
-        help="instead, an app that the server has already, in the folder deployed/: the job brings no code, "
-        "and runs also where that is forbidden",
-    )
-    parser.add_argument(
-        "--rounds", type=int, metavar="N", help=f"sets {apps.ROUNDS_KEY} of the app's run config"
-    )
-    parser.add_argument(
-        "--run-config",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="override the app's run config, as for `flwr run`; may be repeated",
-    )
-    parser.add_argument("--name", help="the job's name (default: the app's)")
-    parser.add_argument(
-        "--sites", type=_names, metavar="A,B", help="the sites that take part (default: all there are)"
-    )
-    parser.add_argument(
-        "--min-sites",
-        type=int,
-        metavar="N",
-        help="the fewest sites to start with (default: all that take part)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        metavar="SECONDS",
-        help="how long a site may be out of reach before it is given up (default: 900)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        metavar="N",
-        help="submit it again by itself, up to N times, if the server restarts meanwhile (default: 0)",
-    )
-    parser.add_argument(
-        "--cold",
-        action="store_true",
-        help="start a new interpreter for every message, as plain Flower does: slower, with the same results",
-    )
-    parser.add_argument(
-        "--supernode",
-        choices=["process", "inline"],
-        help="a process of its own, or inside FLARE's process of the job: less memory (default: process)",
-    )
-    parser.add_argument(
-        "--in-order",
-        type=int,
-        metavar="SEED",
-        help="hand the ServerApp its replies in the sites' order, seed its random numbers, and record what "
-        "passes it: the same to the last bit in every run, if the app is (see also: ./flowerbed compare)",
-    )
-    parser.add_argument(
-        "--tracking",
-        choices=["tensorboard", "mlflow", "none"],
-        help="where the curves go, of what the app logs with FLARE's writers and of every reply "
-        "(default: tensorboard; to see it: ./flowerbed up --tracking tensorboard)",
-    )
-    parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
-    wait.add_timeout(parser)
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="write the FLARE job folder to DIR instead of submitting it",
-    )
-    console.add_identity(parser)
+    return function
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(
-            "expected the names of sites with commas between, such as site-1,site-2"
-        )
-    return names
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = str if option.type in (Mapping, Sequence) else option.type
+    text = option.help_text[0].upper() + option.help_text[1:] + "."
+    facts: dict[str, Any] = {"help": text, "metavar": option.metavar or None, "rich_help_panel": "The job"}
+    if option.choices:
+        kind = Literal[option.choices]
+    elif option.type is Mapping:
+        kind = list[str]
+    elif option.unit == "seconds":
+        facts["parser"] = duration
+    annotation = Annotated[kind | None, typer.Option(option.flag, **facts)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+@_with_job_options
+def run(
+    app: Annotated[
+        Path | None,
+        typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml."),
+    ] = None,
+    deployed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead, an app that the server has already, in the folder deployed/: the job brings no "
+            "code, and runs also where that is forbidden.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--wait", help="Show the progress until the job has ended.")
+    ] = False,
+    timeout: Timeout = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."
+        ),
+    ] = None,
+    identity: As = None,
+    **given: Any,
+) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
-    app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
-    options = _options(app, args)
+    for option in job_options.of_submit():
+        if option.is_switch:
+            given[option.name] = not option.default if given[option.name] else None
+    chosen = _chosen(app, deployed)
+    request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
-    service = console.service(args.identity)
-    if args.export is not None:
-        return export(service, app, args.export, options)
-    outcome = submit(service, app, options)
-    if args.format == "text":
-        print(outcome["job_id"], flush=True)
-    if args.wait:
-        return {**outcome, **wait.follow(service, outcome["job_id"], timeout=args.timeout)}
-    say(f"  progress: ./flowerbed wait {outcome['job_id']}   then: ./flowerbed results {outcome['job_id']}")
+    service = console.service(identity)
+    if folder is not None:
+        return export(service, chosen, folder, request)
+    outcome = submit(service, chosen, request)
+    job = outcome["job_id"]
+    if not core.as_json:
+        print(job, flush=True)
+    if follow:
+        return {**outcome, **wait.follow(service, job, timeout=timeout)}
+    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
     return outcome
 
 
-def _options(app: apps.App, args: argparse.Namespace) -> list[str]:
-    """The console program's job options, checked as far as the host can."""
+def _chosen(app: Path | None, deployed: str | None) -> apps.App:
+    if app is not None and deployed is not None:
+        raise Misuse("--deployed NAME: not allowed with APP, whose code would travel.")
+    if app is not None:
+        return apps.read(app)
+    if deployed is not None:
+        return apps.read_deployed(deployed)
+    raise Misuse("Expected one of the arguments APP and --deployed NAME.")
+
+
+def job_request(
+    app: apps.App, given: Mapping[str, Any], *, deployed: str = "", export: bool = False
+) -> dict[str, Any]:
+    """What the console makes a job of: the options that are given, checked as far as the host can.
+
+    Args:
+        given: by the name in `JobOptions`; None: not given. `run_config` as `--run-config` takes it, `sites`
+            as `--sites`.
+        deployed: the folder of an app on the server that is meant, if it is none of the host's.
+        export: whether the job's folder is to be written.
+
+    Raises:
+        Misuse: a value is not allowed.
+    """
+    given = {name: value for name, value in given.items() if value not in (None, [])}
     if app.ready:
-        given = [
-            args.rounds,
-            args.name,
-            args.sites,
-            args.min_sites,
-            args.grace,
-            args.retries,
-            args.supernode,
-            args.in_order,
-            args.tracking,
-            args.export,
-        ]
-        if args.run_config or args.cold or any(value is not None for value in given):
+        if given or export:
+            flags = ", ".join(option.flag for option in job_options.of_submit())
             raise Misuse(
-                f"{args.app} is a job folder and is submitted as it is: expected none of --rounds, "
-                "--run-config, --name, --sites, --min-sites, --grace, --retries, --cold, --supernode, "
-                "--in-order, --tracking, --export. Give the app's own folder to set them."
+                f"{app.folder} is a job folder and is submitted as it is: expected none of {flags}, "
+                "--export. Give the app's own folder to set them."
             )
-        return []
-    words = [f"--deployed={args.deployed}"] if app.deployed else []
-    words += [f"--run-config={pair}" for pair in apps.run_config(app, args.run_config, args.rounds)]
-    if args.rounds is not None:
-        words.append(f"--rounds={args.rounds}")
-    if args.name:
-        words.append(f"--name={args.name}")
-    known = data.site_names()
-    sites = args.sites or known
-    unknown = [site for site in sites if site not in known]
+        return {}
+    options = dict(given)
+    if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
+        options["run_config"] = apps.values(overrides)
+    if "sites" in given:
+        options["sites"] = _known_sites(given["sites"])
+    for option in job_options.of_submit():
+        if option.name in options and (problem := option.problem(options[option.name])):
+            raise Misuse(f"{option.flag} {problem}.")
+    sites = options.get("sites") or provision.site_names()
+    fewest = options.get("min_sites", 1)
+    if not 1 <= fewest <= len(sites):
+        raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
+    return {"deployed": deployed, "options": options}
+
+
+def _known_sites(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise Misuse(
+            f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
+        )
+    known = provision.site_names()
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
-    if args.min_sites is not None and not 1 <= args.min_sites <= len(sites):
-        raise Misuse(
-            f"--min-sites {args.min_sites}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
-        )
-    if args.sites:
-        words.append(f"--sites={','.join(args.sites)}")
-    if args.min_sites is not None:
-        words.append(f"--min-sites={args.min_sites}")
-    if args.grace is not None:
-        words.append(f"--grace={args.grace}")
-    if args.retries is not None:
-        words.append(f"--retries={args.retries}")
-    if args.cold:
-        words.append("--cold")
-    if args.supernode:
-        words.append(f"--supernode={args.supernode}")
-    if args.in_order is not None:
-        words.append(f"--in-order={args.in_order}")
-    if args.tracking:
-        words.append(f"--tracking={args.tracking}")
-    return words
+    return names
 
 
-def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
+def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
     """Hand in an app; returns `{job_id, app, version}`.
 
     Raises:
         Failure, Misuse: with what the console program said; for missing packages, what adds them.
     """
     try:
-        answer = console.ask(service, "submit", *options, payload=app.pack())
+        answer = console.ask(service, "submit", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
@@ -197,7 +176,7 @@ def submit(service: str, app: apps.App, options: list[str]) -> dict[str, Any]:
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 
-def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dict[str, Any]:
+def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Write the job folder to `folder`, which must be new, empty, or an earlier export."""
     if folder.exists() and not (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
@@ -206,7 +185,7 @@ def export(service: str, app: apps.App, folder: Path, options: list[str]) -> dic
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
     try:
-        content = console.fetch(service, "export", *options, payload=app.pack())
+        content = console.fetch(service, "export", json.dumps(request), payload=app.pack())
     except Failure as failure:
         raise _advised(failure, app) from failure
     fresh = folder.with_name(f".{folder.name}.new")

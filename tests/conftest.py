@@ -1,8 +1,9 @@
-"""Which tests are slow, which are of faults, and that attacks come last.
+"""Which tests are slow, which of them need an engine, and which run side by side.
 
 Quick tests run in two workers, since half of their time is waiting; a file stays together (`--dist loadfile`:
-the groups of pytest-xdist 3.8 have no effect with pytest 9.2). The slow ones, most of which share one
-federation in containers, need `-n 0`, as `./flowerbed test` runs them.
+the groups of pytest-xdist 3.8 have no effect with pytest 9.2). The slow ones run in two workers as well, by
+the parts that `PARTS` names, each worker with a federation of its own: `--dist loadscope`, as
+`./flowerbed test` runs them. With `-n 0` they run one after the other, with one federation.
 """
 
 from __future__ import annotations
@@ -10,16 +11,56 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.federation"]
 
-FAULTS = Path(__file__).parent / "faults"
-ATTACKS = Path(__file__).parent / "attacks"
-SLOW = (FAULTS, ATTACKS, *(Path(__file__).parent / name for name in ("integration", "kinds", "versions")))
+HERE = Path(__file__).parent
+FAULTS = HERE / "faults"
+
+PROCESSES = ("kinds", "versions", "integration/test_0_python", "integration/test_8_bench")
+"""Start real processes for minutes, and need no engine."""
+CONTAINERS = ("integration", "faults", "attacks")
+
+PARTS = {
+    "processes": PROCESSES,
+    "attacks": ("attacks",),
+    "compare": ("integration/test_9_compare",),
+    "schemes": ("integration/test_9_schemes",),
+}
+"""What runs beside all other slow tests: the first while their images are made, the rest by whichever worker
+is free. The last two have federations of their own."""
+
+
+def part_of(test: str) -> str:
+    """The part to which a test belongs, by its path below `tests`."""
+    return next((name for name, places in PARTS.items() if test.startswith(places)), "shared federation")
+
+
+class Parts(LoadScopeScheduling):
+    """Gives all tests of a part to one worker, in their order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return part_of(nodeid.removeprefix("tests/"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """`--dist loadscope`: the scopes are the parts."""
+    return Parts(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+def below_tests(item: pytest.Item) -> str:
+    """A test's file, by its path from here."""
+    return item.path.relative_to(HERE).as_posix()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if any(folder in item.path.parents for folder in SLOW):
+    """Mark it by where it stands."""
+    place = below_tests(item)
+    if place.startswith(PROCESSES):
+        item.add_marker(pytest.mark.processes)
+    elif place.startswith(CONTAINERS):
         item.add_marker(pytest.mark.containers)
     if FAULTS in item.path.parents:
         item.add_marker(pytest.mark.faults)
@@ -27,5 +68,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Attacks come last: many ask for the `larger` federation, and other tests expect two sites."""
-    items.sort(key=lambda item: ATTACKS in item.path.parents)
+    """The parts begin in their order, after what shares one federation."""
+    order = ["shared federation", *PARTS]
+    items.sort(key=lambda item: order.index(part_of(below_tests(item))))

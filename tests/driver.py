@@ -24,12 +24,12 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
 from bridge import transports
 from bridge.flower import fab, in_order, versions, wire
-from bridge.flower.app import ConfigValue
 from bridge.flower.confinement import Confinement
 from bridge.flower.observe import Event, Observer
 from bridge.flower.superlink import RunEnd, SuperLink
-from bridge.flower.supernode import INLINE, PROCESS, SuperNode, start_supernode
+from bridge.flower.supernode import SuperNode, start_supernode
 from bridge.forwarder import Forwarder
+from bridge.job_options import INLINE, PROCESS, ConfigValue
 from bridge.relay import Call, Caller, LinkFault, Request, Response
 from tests.lossy import lossy_proxy
 

@@ -1,5 +1,5 @@
-"""One real federation in containers for all tests: a copy of this checkout (`scripts/copies.py`).
-A plugin of `tests/conftest.py`, so that integration and fault tests share it.
+"""One real federation in containers for all tests of a lane: a copy of this checkout
+(`dev/scratch_federation.py`). A plugin of `tests/conftest.py`, so that integration and fault tests share it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,54 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import yaml
 
 from bridge.flower import fab
-from scripts.copies import COMPOSE, Federation, copy_of_files
+from dev import scratch_federation
+from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
 from scripts.core import ROOT
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
+if (WORKER := os.environ.get("PYTEST_XDIST_WORKER", "gw0")) != "gw0":
+    # The second lane has a federation of its own (`tests/conftest.py`).
+    PROJECT += WORKER
+
+
+class Federation(ScratchFederation):
+    """One that tests act on."""
+
+    def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
+        """See there; and no verb ends in a traceback, but for an app's own."""
+        outcome = super().verb(*words, timeout=timeout, shown=shown)
+        assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
+        return outcome
+
+    def submit(self, app: str, *options: str) -> str:
+        """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
+        part: others may have been added, and one of them takes no code."""
+        if "--sites" not in options:
+            options = (*options, "--sites", "site-1,site-2")
+        return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
+
+    def processes(self, service: str, check: bool = True) -> list[str]:
+        """Names and command lines of all processes in a container, but for the one that lists them. (The name
+        of a copy of a template says what it is, its first 15 letters; its command line is the template's.)"""
+        script = (
+            "import pathlib\n"
+            "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
+            "    try:\n"
+            "        line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
+            "        name = (p / 'comm').read_text().strip()\n"
+            "    except OSError: continue\n"
+            "    if line: print(name, line)\n"
+        )
+        lines = self.exec(service, "python", "-c", script, check=check).splitlines()
+        return [line for line in lines if line.strip() and "pathlib" not in line]
+
 
 PARTICIPANTS = ("server", "site-1", "site-2")
 FLOWER = (
@@ -48,13 +86,13 @@ def left_over(federation: Federation) -> dict[str, list[str]]:
 MORE = """
   - {name: site-3, type: client, org: flowerbed}
   - {name: site-4, type: client, org: flowerbed, egress: any}
-  - {name: site-5, type: client, org: flowerbed, custom_code: false, allowed_apps: [ALLOWED]}
+  - {name: site-5, type: client, org: flowerbed, custom_code: false}
   - name: member@flowerbed.example
     type: admin
     org: flowerbed
     role: member
 """
-"""What is added to the shared federation's project.yml for those tests that need more of everything."""
+"""What is added to the shared federation's project.yml for the tests that need more of everything."""
 
 
 VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quickstart")
@@ -64,17 +102,16 @@ VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quick
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
-LIMITS = {
-    "    host_names: [localhost, 127.0.0.1]\n": "    limits: {log: 2MB, job_files: 600MB}\n",
-    "  - name: site-1\n    type: client\n    org: flowerbed\n": "    limits: {job_files: 600MB}\n",
-}
-"""What follows these lines of project.yml in the shared federation, so that a test can meet a limit."""
+def with_limits(project: Project) -> None:
+    """What the shared federation has in project.yml so that a test can meet a limit."""
+    participant(project, "server")["limits"] = {"log": "2MB", "job_files": "600MB"}
+    participant(project, "site-1")["limits"] = {"job_files": "600MB"}
 
 
 @pytest.fixture(scope="session")
 def checkout() -> Federation:
     """The copy: provisioned, with data and images, not yet started."""
-    return copy_of_checkout("test", PROJECT, limits=LIMITS)
+    return copy_of_checkout(PROJECT, PROJECT, change=with_limits)
 
 
 @contextlib.contextmanager
@@ -96,20 +133,19 @@ def copy_of_checkout(
     health_interval: int = 2,
     scheme: str = "",
     max_jobs: int = 0,
-    limits: Mapping[str, str] | None = None,
+    change: Callable[[Project], object] | None = None,
 ) -> Federation:
-    """Make such a copy, with kits, data and images; the arguments are those of `copy_of_files`, and what
-    follows lines of its project.yml.
+    """Make such a copy, with kits, data and images; the arguments are those of `scratch_federation.make`, and
+    what edits its project.yml.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
-    federation = copy_of_files(folder, name, more_sites, settings, scheme, max_jobs)
-    project = federation.root / "project.yml"
-    for line, more in (limits or {}).items():
-        assert line in project.read_text(), line
-        project.write_text(project.read_text().replace(line, line + more))
+    made = scratch_federation.make(folder, name, more_sites, settings, scheme, max_jobs)
+    federation = Federation(made.root, made.port)
+    if change is not None:
+        federation.edit(change)
     _as_under_umask_077(federation)
     federation.must("data")
     # The name is the tests' own. An earlier clone that still lies about must not count as its owner.
@@ -171,10 +207,10 @@ def larger(federation: Federation) -> Federation:
     """The same with three more sites and a member, from the first test on that asks for them; what was there
     stays as it is."""
     before = federation.kits
-    project = federation.root / "project.yml"
-    text = project.read_text()
-    allowed = ", ".join(f'"{fab.sha256(fab.build(ROOT / app))}"' for app in VETTED)
-    project.write_text(text.replace("\nbuilders:", MORE.replace("ALLOWED", allowed) + "\nbuilders:"))
+    more = yaml.safe_load(MORE)
+    allowed = [fab.sha256(fab.build(ROOT / app)) for app in VETTED]
+    next(entry for entry in more if entry["name"] == "site-5")["allowed_apps"] = allowed
+    federation.edit(lambda project: project["participants"].extend(more))
     added = federation.must("provision")["added"]
     assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
     federation.must("data")

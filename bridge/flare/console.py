@@ -19,22 +19,20 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from bridge import events
+from bridge import events, job_options
 from bridge.flare import meta as keys
-from bridge.flare import news, trackers
+from bridge.flare import news
 from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
 from bridge.flower import fab, versions
 from bridge.flower.app import (
     DEPLOYED,
     ROUNDS_KEY,
     BadApp,
-    ConfigValue,
     check_packages,
     check_run_config,
     read_app,
@@ -86,6 +84,21 @@ RUN_ENDED = "run ended"
 """The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
 
 Session = Any
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """Of what a job is made, beside the app that comes through stdin."""
+
+    deployed: str = ""
+    """The app is on the server, in a folder of this name; stdin brings no more than its pyproject.toml."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `JobOptions`, as far as they are given."""
+
+
+def _request(text: str) -> JobRequest:
+    """The type of that argument: JSON."""
+    return JobRequest(**json.loads(text))
 
 
 class Stop(Exception):
@@ -141,19 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("hash", _hash)
     for name, run in (("export", _export), ("submit", _submit)):
         sub = verb(name, run)
-        # The app is on the server, in a folder of this name; stdin brings no more than its pyproject.toml.
-        sub.add_argument("--deployed", default="")
-        sub.add_argument("--name", default="")
-        sub.add_argument("--rounds", type=int)
-        sub.add_argument("--run-config", action="append", default=[], metavar="KEY=VALUE")
-        sub.add_argument("--min-sites", type=int)
-        sub.add_argument("--sites", default="")
-        sub.add_argument("--grace", type=float, default=keys.GRACE)
-        sub.add_argument("--cold", action="store_true")
-        sub.add_argument("--supernode", default="process")
-        sub.add_argument("--retries", type=int, default=0)
-        sub.add_argument("--in-order", type=int)
-        sub.add_argument("--tracking", default=trackers.TENSORBOARD)
+        sub.add_argument("request", type=_request, nargs="?", default=JobRequest())
     verb("list", _list)
     verb("sites", _sites)
     wait = verb("wait", _wait)
@@ -207,60 +208,33 @@ def _check(args: argparse.Namespace) -> None:
         _say({"ok": True, "app": project.get("name", ""), "version": project.get("version", "")})
 
 
-def _make_job(args: argparse.Namespace, app: Path, into: Path, default_min_sites: int) -> Path:
+def _make_job(request: JobRequest, app: Path, into: Path, default_min_sites: int) -> Path:
     """Check the app against this image and write its job folder; returns the folder."""
     # Here, since with an unsupported flwr it need not import.
     from bridge.flare.job import FlowerJob
 
     config = read_app(app)
     check_packages(config)
-    run_config = _run_config(args, config)
-    sites = [site for site in args.sites.split(",") if site] or None
+    options = {**job_options.submit_defaults(), **request.options}
+    options.setdefault("name", config.get("project", {}).get("name", "flower-app"))
+    options.setdefault("min_sites", len(options.get("sites") or ()) or default_min_sites)
+    rounds = {} if options.get("rounds") is None else {ROUNDS_KEY: options["rounds"]}
+    check_run_config(config, {**(options.get("run_config") or {}), **rounds})
+    if request.deployed:
+        options["flower_app_path"] = f"{DEPLOYED}/{request.deployed}"
     try:
-        job = FlowerJob(
-            None if args.deployed else app,
-            flower_app_path=f"{DEPLOYED}/{args.deployed}" if args.deployed else "",
-            name=args.name or config.get("project", {}).get("name", "flower-app"),
-            run_config=run_config,
-            min_sites=args.min_sites or (len(sites) if sites else default_min_sites),
-            sites=sites,
-            grace=args.grace,
-            warm=not args.cold,
-            supernode=args.supernode,
-            retries=args.retries,
-            in_order=args.in_order,
-            tracking=args.tracking,
-        )
-    except ValueError as error:
+        job = FlowerJob(None if request.deployed else app, **options)
+    except (TypeError, ValueError) as error:
         raise Stop(str(error), 2) from None
     with contextlib.redirect_stdout(sys.stderr):
         job.export_job(str(into))
     return into / str(job.name)
 
 
-def _run_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, ConfigValue]:
-    """The overrides as TOML values, as `flwr run --run-config` reads them."""
-    values: dict[str, ConfigValue] = {}
-    for pair in args.run_config:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise Stop(f"--run-config expects KEY=VALUE, found {pair!r}", 2)
-        try:
-            values[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = value  # A bare word: a string without its quotes.
-    if args.rounds is not None:
-        if args.rounds < 1:
-            raise Stop(f"--rounds expects at least 1, found {args.rounds}", 2)
-        values[ROUNDS_KEY] = args.rounds
-    check_run_config(config, values)
-    return values
-
-
 def _export(args: argparse.Namespace) -> None:
     versions.generation()
     with _input() as app, tempfile.TemporaryDirectory() as into:
-        folder = _make_job(args, app, Path(into), default_min_sites=1)
+        folder = _make_job(args.request, app, Path(into), default_min_sites=1)
         _send_tar(folder)
 
 
@@ -272,9 +246,9 @@ def _submit(args: argparse.Namespace) -> None:
             job = Path(shutil.copytree(folder, Path(into) / FOLDER))
             wanted = _wanted(job)
         else:
-            job = _make_job(args, folder, Path(into), default_min_sites=max(1, len(here)))
+            job = _make_job(args.request, folder, Path(into), default_min_sites=max(1, len(here)))
             wanted = _wanted(job)
-        unknown = {site for site in args.sites.split(",") if site} - here
+        unknown = set(args.request.options.get("sites") or ()) - here
         if unknown:
             raise Stop(
                 f"no site {', '.join(sorted(unknown))} is registered; "

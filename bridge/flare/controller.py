@@ -29,6 +29,7 @@ from nvflare.apis.workspace import Workspace
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.sec.audit import AuditService
 
+from bridge import job_options
 from bridge.flare import (
     channel,
     confining,
@@ -48,7 +49,6 @@ from bridge.flower import confinement, environment, fab, in_order, versions, wir
 from bridge.flower.app import (
     ROUNDS_KEY,
     BadApp,
-    ConfigValue,
     check_packages,
     check_run_config,
     deployed_app,
@@ -56,16 +56,12 @@ from bridge.flower.app import (
     run_config,
 )
 from bridge.flower.observe import Event, Observer
-from bridge.flower.superlink import READY_WITHIN, RunEnd, RunFailed, SuperLink
+from bridge.flower.superlink import RunEnd, RunFailed, SuperLink
 from bridge.forwarder import Forwarder
 from bridge.loop import LoopThread
 from bridge.relay import Request, Response
 
 log = logging.getLogger(__name__)
-
-SITES_WITHIN = 60.0
-"""Seconds for all sites' SuperNodes to appear; then the run starts with those that did, if they are
-enough. It takes 4 to 6 on a quiet machine."""
 
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
@@ -74,56 +70,18 @@ ABORT_CHECK = 0.2
 class FlowerController(Controller):
     """Runs one Flower app on one SuperLink."""
 
-    def __init__(
-        self,
-        flower_app_path: str = "",
-        run_config: dict[str, ConfigValue] | None = None,
-        min_sites: int = 1,
-        grace: float = meta.GRACE,
-        warm: bool = True,
-        in_order: int | None = None,
-        superlink_ready_timeout: float = READY_WITHIN,
-        sites_within: float = SITES_WITHIN,
-        progress_timeout: float | None = None,
-        extra_env: dict[str, str] | None = None,
-        run_config_quoted: list[str] | None = None,
-    ) -> None:
-        """Args of the job's configuration.
-
-        Args:
-            flower_app_path: an app that is deployed on the server, `local/custom/NAME` from FLARE's
-                workspace; empty: the app is what the job has brought. By this argument's name FLARE knows
-                such a job, and asks each site's policy for it (right `server-predeployed-flwr`).
-            run_config: overrides of the app's `[tool.flwr.app.config]`.
-            min_sites: the fewest sites with which the run may start.
-            grace: seconds for which a site may be out of reach before it is given up.
-            warm: whether the ServerApp is a copy of a process that has imported much (`template.py`).
-            in_order: if given, the ServerApp gets replies in the sites' order and begins with its generators
-                of random numbers seeded so; what passes it is recorded (`in_order.py`).
-            superlink_ready_timeout: seconds for the SuperLink to answer.
-            sites_within: seconds for all sites' SuperNodes to appear.
-            progress_timeout: seconds without a call from any site after which the run has failed; None: for
-                ever.
-            extra_env: variables for SuperLink and ServerApp (`environment.check_extra`); none with
-                `flower_app_path`.
-            run_config_quoted: more overrides, which FLARE would take for its own: each is a key and a value
-                in a list in JSON, quoted as in a URL.
-        """
+    @job_options.takes(job_options.options(job_options.SERVER))
+    def __init__(self, **given: Any) -> None:
+        """`given`: the options of `JobOptions` that are the server's, from the job's file. By the name
+        `flower_app_path` FLARE knows a job whose app is deployed on the server, and asks each site's policy
+        for it (right `server-predeployed-flwr`)."""
         super().__init__()
-        self.run_config_quoted = run_config_quoted
-        self.superlink_ready_timeout = superlink_ready_timeout
-        self.sites_within = sites_within
-        self.progress_timeout = progress_timeout
-        self.extra_env = extra_env
-        self.in_order = in_order
-        self.warm = warm
-        self.flower_app_path = flower_app_path
-        self.run_config = run_config or {}
-        self._overrides = self.run_config | dict(
-            json.loads(unquote(pair)) for pair in run_config_quoted or ()
+        self.options = job_options.given_to(job_options.SERVER, given)
+        # FLARE writes a job's file from a component's attributes.
+        self.__dict__.update(self.options.arguments(job_options.SERVER))
+        self._overrides = dict(self.options.run_config or {}) | dict(
+            json.loads(unquote(pair)) for pair in self.options.run_config_quoted or ()
         )
-        self.min_sites = min_sites
-        self.grace = grace
         self._confinement = confinement.UNCONFINED
         self._events: Events | None = None
         self._cell: Cell | None = None
@@ -154,7 +112,7 @@ class FlowerController(Controller):
         self._tracker = points.Tracker(functools.partial(points.fire, engine), self._refuse)
         self._forwarder = Forwarder(
             self._arrivals,
-            grace=self.grace,
+            grace=self.options.grace,
             on_refused=self._audit,
             on_replaced=self._remove_node,
             beside={points.PATH: self._tracker.take, same_app.PATH: same_app.take(self._site_left)},
@@ -223,28 +181,28 @@ class FlowerController(Controller):
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
         assert self._forwarder is not None and self._arrivals is not None
         versions.generation()
-        extra_env = self.extra_env or {}
+        extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
-        if extra_env and self.flower_app_path:
+        if extra_env and self.options.flower_app_path:
             raise RunFailed(environment.NOT_WITHOUT_CODE)
         work_dir = run_dir / "serverapp"
         work_dir.mkdir()
         try:
-            warmth = environment.Warmth(self.warm, fab.imports(app) if self.warm else ())
+            warmth = environment.Warmth(self.options.warm, fab.imports(app) if self.options.warm else ())
             self._superlink = await SuperLink.start(
                 work_dir,
                 run_dir / environment.HOME,
-                grace=self.grace,
+                grace=self.options.grace,
                 warmth=warmth,
-                in_order=None if self.in_order is None else work_dir / in_order.TOLD,
-                ready_within=self.superlink_ready_timeout,
+                in_order=None if self.options.in_order is None else work_dir / in_order.TOLD,
+                ready_within=self.options.superlink_ready_timeout,
                 extra_env=extra_env,
                 confinement=self._confinement,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
-            if self.in_order is not None:
-                in_order.tell(work_dir, self.in_order, self._forwarder.nodes())
+            if self.options.in_order is not None:
+                in_order.tell(work_dir, self.options.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self._overrides)
             end = await self._finished(self._superlink, run_id, sites)
             if end.sub_status != "completed":
@@ -259,18 +217,18 @@ class FlowerController(Controller):
         """Wait for the run's end, as long as the sites are not silent and enough of them take part."""
         assert self._arrivals is not None
         end = asyncio.ensure_future(superlink.finished(run_id))
-        too_few = asyncio.ensure_future(self._arrivals.too_few(sites, self.min_sites))
-        left = self.progress_timeout
+        too_few = asyncio.ensure_future(self._arrivals.too_few(sites, self.options.min_sites))
+        left = self.options.progress_timeout
         try:
             while not end.done():
                 await asyncio.wait([end, too_few], timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if too_few.done() and not end.done():
                     raise RunFailed(self._arrivals.why_unfit())
-                if self.progress_timeout is not None:
-                    left = self._arrivals.last_call + self.progress_timeout - time.monotonic()
+                if self.options.progress_timeout is not None:
+                    left = self._arrivals.last_call + self.options.progress_timeout - time.monotonic()
                     if left <= 0 and not end.done():
                         raise RunFailed(
-                            f"no site has made a call for {self.progress_timeout:g} s, the job's "
+                            f"no site has made a call for {self.options.progress_timeout:g} s, the job's "
                             "progress_timeout. Look at the sites' logs."
                         )
             return end.result()
@@ -290,9 +248,8 @@ class FlowerController(Controller):
         elif event_type == EventType.FATAL_SYSTEM_ERROR:
             self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
             if self._gone:
-                self._fatal += (
-                    f"; out of reach for longer than {self.grace:.0f} s: {', '.join(sorted(self._gone))}"
-                )
+                gone = ", ".join(sorted(self._gone))
+                self._fatal += f"; out of reach for longer than {self.options.grace:.0f} s: {gone}"
         if event_type == EventType.END_RUN and self._loop is not None:
             teardown.shorten()
             if self._stopping is not None:
@@ -341,18 +298,19 @@ class FlowerController(Controller):
         arrivals = self._arrivals
         assert arrivals is not None
         try:
-            async with asyncio.timeout(self.sites_within):
-                await arrivals.all_of(sites, self.min_sites)
+            async with asyncio.timeout(self.options.sites_within):
+                await arrivals.all_of(sites, self.options.min_sites)
         except TimeoutError:
             missing = sorted(set(sites) - arrivals.here)
-            if len(arrivals.here) < self.min_sites:
+            if len(arrivals.here) < self.options.min_sites:
                 raise RunFailed(
-                    f"only {len(arrivals.here)} of {self.min_sites} sites have a SuperNode after "
-                    f"{self.sites_within:.0f} s, missing: {', '.join(missing)}. Look at their logs, and at "
-                    "their clocks: Flower refuses a SuperNode whose clock is more than 5 s ahead."
+                    f"only {len(arrivals.here)} of {self.options.min_sites} sites have a SuperNode after "
+                    f"{self.options.sites_within:.0f} s, missing: {', '.join(missing)}. Look at their "
+                    "logs, and at their clocks: Flower refuses a SuperNode whose clock is more than 5 s "
+                    "ahead."
                 ) from None
             log.warning("the run starts without %s", ", ".join(missing))
-        if arrivals.unfit and len(set(sites) - arrivals.unfit.keys()) < self.min_sites:
+        if arrivals.unfit and len(set(sites) - arrivals.unfit.keys()) < self.options.min_sites:
             raise RunFailed(arrivals.why_unfit())
 
     def _site_left(self, site: str, reason: str) -> None:
@@ -379,11 +337,11 @@ class FlowerController(Controller):
         return content
 
     def _deployed(self, fl_ctx: FLContext) -> Path:
-        return deployed_app(Path(_workspace(fl_ctx).get_root_dir()), self.flower_app_path)
+        return deployed_app(Path(_workspace(fl_ctx).get_root_dir()), self.options.flower_app_path)
 
     def _checked_app(self, fl_ctx: FLContext) -> bytes:
         """The app, once more checked: who handed it in may have seen no more of it than its name."""
-        app = fab.build(self._deployed(fl_ctx)) if self.flower_app_path else self._brought(fl_ctx)
+        app = fab.build(self._deployed(fl_ctx)) if self.options.flower_app_path else self._brought(fl_ctx)
         config = fab.read(app)
         check_run_config(config, self._overrides)
         check_packages(config)
@@ -393,7 +351,9 @@ class FlowerController(Controller):
         """How many rounds the app will run, if it says so by the usual key."""
         try:
             config = (
-                read_app(self._deployed(fl_ctx)) if self.flower_app_path else fab.read(self._brought(fl_ctx))
+                read_app(self._deployed(fl_ctx))
+                if self.options.flower_app_path
+                else fab.read(self._brought(fl_ctx))
             )
         except BadApp:
             return None  # Building the app will say what is wrong with it.

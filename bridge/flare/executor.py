@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
@@ -24,7 +25,7 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 )
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
-from bridge import transports
+from bridge import job_options, transports
 from bridge.flare import (
     bell,
     channel,
@@ -39,7 +40,7 @@ from bridge.flare import (
     teardown,
 )
 from bridge.flower import confinement, environment, fab, versions
-from bridge.flower.supernode import PROCESS, STOP_GRACE, SuperNode, check, start_supernode
+from bridge.flower.supernode import SuperNode, check, start_supernode
 from bridge.gateway import Gateway
 from bridge.gateway_grpc import GrpcGateway
 from bridge.loop import LoopThread
@@ -65,28 +66,13 @@ class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
     that comes late or comes back needs nothing from the server to begin."""
 
-    def __init__(
-        self,
-        warm: bool = True,
-        supernode: str = PROCESS,
-        client_shutdown_timeout: float = STOP_GRACE,
-        extra_env: dict[str, str] | None = None,
-    ) -> None:
-        """Args of the job's configuration.
-
-        Args:
-            warm: whether ClientApps are copies of a process that has imported much (`template.py`).
-            supernode: "process", or "inline" for a SuperNode in a thread of FLARE's process (`inline.py`).
-            client_shutdown_timeout: seconds for SuperNode and ClientApp to end by themselves when the job is
-                over.
-            extra_env: variables for SuperNode and ClientApp (`environment.check_extra`); none where the job
-                brings no app.
-        """
+    @job_options.takes(job_options.options(job_options.SITE))
+    def __init__(self, **given: Any) -> None:
+        """`given`: the options of `JobOptions` that are a site's, from the job's file."""
         super().__init__()
-        self.client_shutdown_timeout = client_shutdown_timeout
-        self.extra_env = extra_env
-        self.warm = warm
-        self.supernode = supernode
+        self.options = job_options.given_to(job_options.SITE, given)
+        # FLARE writes a job's file from a component's attributes.
+        self.__dict__.update(self.options.arguments(job_options.SITE))
         self._confinement = confinement.UNCONFINED
         self._loop: LoopThread | None = None
         self._link: channel.SiteLink | None = None
@@ -128,9 +114,9 @@ class FlowerExecutor(Executor):
             self._fleet = versions.generation().fleet
             if warning := versions.newer():
                 log.warning("%s", warning)
-            check(self.supernode)
-            environment.check_extra(self.extra_env or {})
-            if self.extra_env and brought is None:
+            check(self.options.supernode)
+            environment.check_extra(self.options.extra_env or {})
+            if self.options.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
             root = Path(workspace.get_root_dir())
             own = settings.read(root)
@@ -152,10 +138,12 @@ class FlowerExecutor(Executor):
         self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
-        warmth = environment.Warmth(self.warm, fab.imports(brought) if self.warm and brought else ())
+        warmth = environment.Warmth(
+            self.options.warm, fab.imports(brought) if self.options.warm and brought else ()
+        )
         expected = same_app.Expected(site, brought, own.allowed_apps)
         self._points = points.Points(self._loop.loop)
-        variables = {**(self.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
+        variables = {**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
         self._files = disk.Watch([run_dir], own.limits.job_files, self._too_much)
         first = 1 + starts * INCARNATIONS
         self._loop.run(self._begin(run_dir, config, warmth, variables, expected, first=first))
@@ -190,7 +178,7 @@ class FlowerExecutor(Executor):
                 home,
                 config,
                 warmth,
-                self.supernode,
+                self.options.supernode,
                 variables,
                 self._confinement,
             )
@@ -236,7 +224,7 @@ class FlowerExecutor(Executor):
             self._watching.cancel()
         await same_app.tell(self._caller, reason)
         if self._supernode is not None:
-            await self._supernode.stop(self.client_shutdown_timeout)
+            await self._supernode.stop(self.options.client_shutdown_timeout)
 
     def _job_over(self) -> None:
         """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
@@ -262,7 +250,7 @@ class FlowerExecutor(Executor):
         try:
             await asyncio.wait([leaving], timeout=LEAVE_WITHIN)
             if not leaving.done() and self._supernode is not None:
-                await self._supernode.stop(self.client_shutdown_timeout)
+                await self._supernode.stop(self.options.client_shutdown_timeout)
             await leaving
         finally:
             leaving.cancel()
@@ -294,7 +282,7 @@ class FlowerExecutor(Executor):
         if self._caller is not None:
             await self._caller.close()
         if self._supernode is not None:
-            await self._supernode.stop(self.client_shutdown_timeout)
+            await self._supernode.stop(self.options.client_shutdown_timeout)
         if self._gateway is not None:
             await self._gateway.stop()
         if self._link is not None:

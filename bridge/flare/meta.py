@@ -1,9 +1,4 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta, one app command, and
-a default."""
-
-GRACE = 900.0
-"""Seconds for which a site may be out of reach before it is given up, where the job does not say: a link or
-a container is back within minutes, and training is not lost."""
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta, and one app command."""
 
 ABORTED = "aborted"
 """The reason of a job that somebody has ended."""

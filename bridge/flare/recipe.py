@@ -16,13 +16,11 @@ from nvflare.private.fed.utils.fed_utils import split_gpus
 from nvflare.recipe import PocEnv, ProdEnv, SimEnv
 from nvflare.recipe.spec import ExecEnv, Recipe
 
-from bridge.flare import meta
-from bridge.flare.controller import SITES_WITHIN
+from bridge import job_options
 from bridge.flare.job import FlowerJob
 from bridge.flower import environment, versions
-from bridge.flower.app import ConfigValue, check_packages, read_app
-from bridge.flower.superlink import READY_WITHIN
-from bridge.flower.supernode import PROCESS, STOP_GRACE
+from bridge.flower.app import check_packages, read_app
+from bridge.job_options import ConfigValue, JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,8 @@ DRIVERS = Path(__file__).with_name("drivers")
 TASK_TIMEOUT, CLIENT_OP_INTERVAL, PROGRESS_TIMEOUT = 10, 90.0, 3600.0
 PER_MSG_TIMEOUT, TX_TIMEOUT, SHUTDOWN_TIMEOUT, READY_TIMEOUT = 10.0, 100.0, 5.0, 10.0
 """FLARE's own defaults, in seconds."""
+
+DEFAULTS = JobOptions()
 
 NO_EFFECT = {
     "database": ("", "a SuperLink lives as long as its job, and keeps its state in memory"),
@@ -44,6 +44,7 @@ NO_EFFECT = {
 class FlowerRecipe(Recipe):  # type: ignore[misc]
     """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`."""
 
+    @job_options.takes(job_options.of_recipe())
     def __init__(
         self,
         flower_content: str | None = None,
@@ -65,9 +66,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         allow_runtime_dependency_installation: bool = False,
         *,
         grace: float | None = None,
-        retries: int = 0,
-        warm: bool = True,
-        supernode: str = PROCESS,
+        **options: Any,
     ) -> None:
         """Make the recipe. Those of FLARE's arguments that are not told here have no effect; a warning says
         so if one is set.
@@ -89,10 +88,8 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             extra_env: variables for SuperLink, SuperNodes and apps.
             run_config: overrides of the app's configuration.
             allow_runtime_dependency_installation: has to be false.
-            grace: seconds for which a site may be out of reach before it is given up (60 to 3600).
-            retries: how often the job is submitted again by itself, should the server restart meanwhile.
-            warm: whether the app's processes are copies of one that has imported much.
-            supernode: "process" or "inline".
+            grace: as in `JobOptions`.
+            options: those of `JobOptions` that are marked for the recipe.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
@@ -112,7 +109,9 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         )
         if grace is None:
             by_flare = max_client_op_interval != CLIENT_OP_INTERVAL
-            grace = max_client_op_interval if by_flare else meta.GRACE
+            grace = max_client_op_interval if by_flare else DEFAULTS.grace
+        if foreign := sorted(set(options) - {option.name for option in job_options.of_recipe()}):
+            raise TypeError(f"FlowerRecipe got unexpected arguments: {', '.join(foreign)}")
         # FLARE looks at these for what could be a password.
         self.extra_env = extra_env
         self.run_config = run_config
@@ -125,16 +124,16 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             min_sites=min_clients,
             mandatory=mandatory_clients,
             grace=grace,
-            retries=retries,
-            warm=warm,
-            supernode=supernode,
-            superlink_ready_timeout=max(READY_WITHIN, superlink_ready_timeout),
-            sites_within=max(SITES_WITHIN, configure_task_timeout + start_task_timeout),
+            superlink_ready_timeout=max(DEFAULTS.superlink_ready_timeout, superlink_ready_timeout),
+            sites_within=max(DEFAULTS.sites_within, configure_task_timeout + start_task_timeout),
             progress_timeout=progress_timeout,
             client_shutdown_timeout=(
-                STOP_GRACE if client_shutdown_timeout == SHUTDOWN_TIMEOUT else client_shutdown_timeout
+                DEFAULTS.client_shutdown_timeout
+                if client_shutdown_timeout == SHUTDOWN_TIMEOUT
+                else client_shutdown_timeout
             ),
-            extra_env=extra_env or {},
+            extra_env=extra_env,
+            **options,
         )
         super().__init__(job)
 

@@ -25,14 +25,11 @@ from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.widgets.streaming import AnalyticsReceiver
 
+from bridge.job_options import MLFLOW, TENSORBOARD
 from bridge.text import one_line
 from bridge.told import Told
 
 log = logging.getLogger(__name__)
-
-NONE, TENSORBOARD, MLFLOW = "none", "tensorboard", "mlflow"
-CHOICES = (TENSORBOARD, MLFLOW, NONE)
-"""What a job's points may be written for."""
 
 SHOWN = Path("/tracking")
 """What the server's container shares with TensorBoard's (`compose/tensorboard.yaml`). Elsewhere, as in

@@ -27,11 +27,11 @@ from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
 from bridge.flower import environment, fab
-from bridge.flower.app import ConfigValue
 from bridge.flower.confinement import UNCONFINED, Confinement
 from bridge.flower.control import Refused, Unanswered, control, listens
 from bridge.flower.process import LAST_LINES, FlowerProcess, gone, strip_colour
 from bridge.flower.versions import Generation, Ports, Transport, generation
+from bridge.job_options import ConfigValue
 
 log = logging.getLogger(__name__)
 serverapp_log = logging.getLogger("bridge.serverapp")

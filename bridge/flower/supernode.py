@@ -13,13 +13,7 @@ from bridge.flower.confinement import UNCONFINED, Confinement
 from bridge.flower.process import FlowerProcess, gone
 from bridge.flower.superlink import free_port
 from bridge.flower.template import SUPEREXEC
-
-PROCESS, INLINE = "process", "inline"
-"""The kinds: an independent process, and a thread of the process that starts it (`inline.py`)."""
-
-STOP_GRACE = 0.5
-"""Seconds from SIGTERM to SIGKILL for SuperNode and ClientApp. When they are stopped the run is over:
-there is nothing left to save, and a SuperNode takes up to 3 s to leave by itself."""
+from bridge.job_options import INLINE, PROCESS
 
 SUPEREXEC_WITHIN = 30.0
 """Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""

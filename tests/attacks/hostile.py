@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.copies import Federation
+from tests.federation import Federation
 
 PROLOGUE = Path(__file__).with_name("impostor.py").read_text()
 """What an attack may use; see there."""

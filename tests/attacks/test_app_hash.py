@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 from bridge.flower import fab
-from scripts.copies import Federation
 from scripts.core import ROOT
+from tests.federation import Federation
 
 APPS = ROOT / "tests" / "apps"
 

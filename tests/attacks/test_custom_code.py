@@ -13,9 +13,9 @@ import pytest
 
 from bridge.flare import meta
 from bridge.flower import fab
-from scripts.copies import Federation
 from scripts.core import ROOT
 from tests.attacks.hostile import act
+from tests.federation import Federation
 
 APP = ROOT / "tests" / "apps" / "numpy-add"
 REFUSED = {"site-5": meta.NO_CUSTOM_CODE}

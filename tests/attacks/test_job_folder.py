@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
+from tests.federation import Federation
 
 CONSOLE = ("python", "-P", "-m", "bridge.flare.console", "submit")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation
 from tests.attacks import hostile
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 SITES = ("site-1", "site-2", "site-5")
 """Whom the job names. The last one refuses it: it takes no custom code."""

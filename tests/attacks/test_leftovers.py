@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import time
 
-from scripts.copies import Federation
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 GONE_WITHIN = 10.0
 """Seconds from a job's end."""

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
-from tests.federation import PROJECT
+from tests.federation import PROJECT, Federation
 
 REACH = """
 import concurrent.futures, json, socket, sys

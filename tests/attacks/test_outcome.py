@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.copies import Federation
 from tests.attacks import hostile
+from tests.federation import Federation
 
 REPORTS = """
 from nvflare.fuel.common.exit_codes import ProcessExitCode

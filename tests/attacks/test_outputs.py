@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation, Outcome
+from dev.scratch_federation import Outcome
 from tests.attacks.hostile import audit
+from tests.federation import Federation
 
 SITES = ["site-1", "site-2"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
 from scripts.core import ROOT
 from tests.attacks import hostile
+from tests.federation import Federation
 
 COMMANDS = """
 from nvflare.fuel.flare_api.flare_api import new_secure_session

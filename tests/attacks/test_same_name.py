@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 
-from scripts.copies import Federation, copy_of_files
-from tests.federation import PROJECT
+from dev.scratch_federation import make
+from tests.federation import PROJECT, Federation
 
 
 @pytest.mark.parametrize("verbs", [("build",), ("up",), ("down", "--volumes", "--yes"), ("abort", "any")])
 def test_it_is_refused_with_the_firsts_folder(federation: Federation, verbs: tuple[str, ...]) -> None:
     before = federation.compose("ps", "--quiet")
-    second = copy_of_files("second", PROJECT, settings={"FLOWERBED_TAG": "dev"})
+    second = make("second", PROJECT, settings={"FLOWERBED_TAG": "dev"})
     try:
         second.must("provision")
         refused = second.verb(*verbs)

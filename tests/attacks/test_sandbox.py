@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
+from tests.federation import Federation
 
 REFUSED = "PermissionError"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.copies import Federation
+from tests.federation import Federation
 from tests.integration.test_4_tls import answered
 from tests.silent import silent
 

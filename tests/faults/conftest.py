@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults import long_lines
-from tests.federation import PROJECT, copy_of_checkout, running
+from tests.federation import PROJECT, Federation, copy_of_checkout, running
 
 START_APART = 20.0
 """Seconds from one job's start to the next one's."""

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from scripts.copies import Federation
+from tests.federation import Federation
 
 SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
 """What the command lines of FLARE's processes of a job hold, on a site and on the server."""

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from scripts.copies import Federation
 from tests.faults.jobs import kill_container, submit_until_training
 from tests.faults.line import Kind, Line
 from tests.faults.phases import Fault, Phase, run_with
+from tests.federation import Federation
 
 THREE = ["site-1", "site-2", "site-3"]
 FOURTH = "site-4"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.line import Kind, Line
+from tests.federation import Federation
 
 ARRAY = 8_000_000
 """Numbers in numpy-add's model: 32 MB, so that its way takes a moment and several chunks."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from scripts.copies import Federation
 from tests.faults.jobs import kill_container, submit_until_training
+from tests.federation import Federation
 
 WITHIN = 20.0
 """Seconds in which `down --force` has ended the jobs and the containers."""

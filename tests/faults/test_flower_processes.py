@@ -7,7 +7,6 @@ import time
 import pytest
 
 from bridge.flare.executor import RESTARTS
-from scripts.copies import Federation
 from tests.faults.jobs import (
     INLINE,
     SERVERAPP,
@@ -20,7 +19,7 @@ from tests.faults.jobs import (
     until,
 )
 from tests.faults.phases import CONFIG, Phase, in_each_phase, wait_for
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 FAILED_WITHIN = 60.0
 """Seconds from a kill to the job's end, where it cannot go on."""

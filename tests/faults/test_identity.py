@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.hostile import CONNECTIONS
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 HOSTILE = Path(__file__).with_name("hostile.py").read_text()
 SECONDS = 25

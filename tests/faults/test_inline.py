@@ -3,11 +3,10 @@ is like with one that is a process is in `test_flower_processes.py` and `test_si
 
 from __future__ import annotations
 
-from scripts.copies import Federation
 from tests.faults.jobs import INLINE, SUPEREXEC, kill_process, submit_until_training
 from tests.faults.line import Kind
 from tests.faults.phases import Fault, Phase, run_with, undisturbed
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 
 def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_process(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.line import Kind
 from tests.faults.phases import Fault, Phase, run_with, undisturbed
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 
 @pytest.mark.pick

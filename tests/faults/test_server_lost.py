@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.copies import Federation
 from tests.faults.jobs import SERVERS_JOB, kill_process, restart_killed, submit_until_training
 from tests.faults.phases import CONFIG, Phase, in_each_phase, undisturbed, wait_for
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 ENDED_WITHIN = "60"
 """Seconds in which a job that cannot go on ends as failed."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.jobs import (
     INLINE,
     SERVERS_JOB,
@@ -20,7 +19,7 @@ from tests.faults.jobs import (
     until,
 )
 from tests.faults.phases import CONFIG, Phase, wait_for
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 BACK_WITHIN = 60.0
 """Seconds in which a site takes part again after its container or its job's process was killed."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.long_lines import FOUR_MORE, FOURTH, GRACE, SLOW, THREE, Job
 from tests.faults.phases import undisturbed
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.copies import Federation
 from scripts.core import ROOT
+from tests.federation import Federation
 
 JOBS = (
     (ROOT / "tests/apps/numpy-add", "num-server-rounds=2 train-seconds=10 min-available-clients={sites}"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from nvflare.lighter import provision
 
-from scripts.copies import free_port
+from dev.scratch_federation import free_port
 from scripts.core import ROOT
 from tests import cells
 

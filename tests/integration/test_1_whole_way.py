@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation, Outcome
-from tests.federation import PROJECT
+from dev.scratch_federation import Outcome
+from tests.federation import PROJECT, Federation
 
 
 @pytest.fixture(scope="module")

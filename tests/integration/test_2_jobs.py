@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from scripts.copies import Federation
 from scripts.core import ROOT
-from tests.federation import NOTHING, PARTICIPANTS, left_over
+from tests.federation import NOTHING, PARTICIPANTS, Federation, left_over
 from tests.integration.many_jobs import open_to_others, three_at_once_and_two_that_wait
 
 

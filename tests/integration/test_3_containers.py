@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.copies import Federation
-from tests.federation import PROJECT
+from tests.federation import PROJECT, Federation
 
 ROLES = {"server": "server", "site-1": "site", "site-2": "site", "admin": "console", "lead": "console"}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*-----END [A-Z ]*PRIVATE KEY-----")

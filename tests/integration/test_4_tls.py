@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation
-from tests.federation import PROJECT
+from tests.federation import PROJECT, Federation
 
 SAID_NOTHING = 2.0
 """Seconds without a word after which a server that does not greet (only gRPC does) has not refused."""

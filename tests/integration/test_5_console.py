@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pexpect
 
-from scripts.copies import Federation
 from scripts.core import ROOT
 from tests import cells
-from tests.federation import PROJECT
+from tests.federation import PROJECT, Federation
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 PROMPT = r"\r\n> |^> "

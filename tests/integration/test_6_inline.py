@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from scripts.copies import Federation
 from tests.faults.jobs import SUPERNODE, TRAINING, runs, submit_until_training
 from tests.faults.phases import undisturbed
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 
 
 @pytest.mark.parametrize("options", [(), ("--cold",)], ids=["warm", "cold"])

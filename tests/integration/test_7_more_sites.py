@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation
 from scripts.core import ROOT
+from tests.federation import Federation
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
 
 SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]

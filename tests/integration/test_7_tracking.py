@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.copies import Federation, free_port
+from dev.scratch_federation import free_port
 from scripts.core import ROOT
 from tests.browser import page
 from tests.faults.jobs import until
 from tests.faults.line import Kind, Line
-from tests.federation import NOTHING, left_over
+from tests.federation import NOTHING, Federation, left_over
 from tests.integration.boards import Board, MLflow, TensorBoard, count, counted, logged, of_each
 from tests.integration.many_jobs import open_to_others, statuses, submit
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison
-from benchmarks.marked import having
+from dev.benchmarks import comparison
+from dev.benchmarks.marked import having
 from scripts.__main__ import main
 
 

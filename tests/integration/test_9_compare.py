@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from scripts import compare, core
-from scripts.copies import Federation
 from scripts.core import ROOT
+from tests.federation import Federation
 
 HASH = 64
 """Characters of a SHA-256."""

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from provisioning.checks import SCHEMES
-from scripts.copies import Federation
 from scripts.core import ROOT
-from tests.federation import NOTHING, PROJECT, copy_of_checkout, left_over, running
+from tests.federation import NOTHING, PROJECT, Federation, copy_of_checkout, left_over, running
 from tests.integration.test_4_tls import answered
 
 (OWN,) = re.findall(r"(?m)^      scheme: (\w+)$", (ROOT / "project.yml").read_text())

@@ -56,7 +56,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def submit() -> None:
-    console._submit(argparse.Namespace(sites=""))
+    console._submit(argparse.Namespace(request=console.JobRequest()))
 
 
 def test_a_job_goes_from_one_folder_whatever_its_name_is(

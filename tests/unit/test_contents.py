@@ -19,7 +19,7 @@ from bridge.flare.contents import Unfit
 from bridge.flare.controller import FlowerController
 from bridge.flare.job import FlowerJob
 from bridge.flower import fab
-from bridge.flower.app import ConfigValue
+from bridge.job_options import ConfigValue
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 Files = dict[str, bytes]

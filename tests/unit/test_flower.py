@@ -28,8 +28,9 @@ from bridge.flower.app import BadApp
 from bridge.flower.inline import InlineSuperNode
 from bridge.flower.process import FlowerProcess
 from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, free_ports
-from bridge.flower.supernode import INLINE, SuperNode, SuperNodeProcess, start_supernode
+from bridge.flower.supernode import SuperNode, SuperNodeProcess, start_supernode
 from bridge.flower.versions import Ports
+from bridge.job_options import INLINE
 from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"

@@ -60,7 +60,6 @@ from nvflare.recipe.spec import Recipe
 from nvflare.tool.poc import poc_commands
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from benchmarks import clock, plain, processes
 from bridge.connection import BoundedConnection
 from bridge.flare import bell, channel, parent, teardown
 from bridge.flower import (
@@ -75,6 +74,7 @@ from bridge.flower import (
     wire,
 )
 from bridge.flower.versions import Transport
+from dev.benchmarks import clock, plain, processes
 from provisioning import harden
 
 

@@ -1,4 +1,4 @@
-"""An environment for each older flwr (`scripts/environments.py`)."""
+"""An environment for each older flwr (`dev/environments.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import core, environments, images
+from dev import environments
+from scripts import core, images
 
 RUN_WITHIN = 300.0
 """Seconds for one command in such an environment."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pathspec
+import yaml
 
 from provisioning import dotenv
 from provisioning.checks import HARDEN
@@ -26,6 +28,9 @@ COMPOSE = "docker compose"
 
 SHARED = ("wheels", "wheels.stamp", "apps", "mlflow", "fashion-mnist")
 """What a copy has of the checkout's .flowerbed."""
+
+Project = dict[str, Any]
+"""The content of a project.yml."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Federation:
+class ScratchFederation:
     """A checkout with a running federation."""
 
     root: Path
@@ -58,9 +63,7 @@ class Federation:
         )
         lines = process.stdout.strip().splitlines()
         value = json.loads(lines[-1]) if lines else {}
-        text = value.get("error", "") if shown else process.stderr
-        assert "Traceback" not in text or "ServerApp" in text, text
-        return Outcome(process.returncode, value, text)
+        return Outcome(process.returncode, value, value.get("error", "") if shown else process.stderr)
 
     def must(self, *words: str, timeout: float = 300, shown: bool = False) -> dict[str, Any]:
         """Run a verb that has to succeed; returns its JSON object. Raises `Failure` with what it said."""
@@ -70,7 +73,7 @@ class Federation:
         return outcome.value
 
     def compose(self, *words: str, check: bool = True, timeout: float = 120) -> str:
-        """Run `docker compose WORDS` in it; returns stdout."""
+        """Run `docker compose WORDS` in it; returns stdout. Raises `Failure` with what it said on stderr."""
         process = subprocess.run(
             [*COMPOSE.split(), *words],
             cwd=self.root,
@@ -79,7 +82,8 @@ class Federation:
             timeout=timeout,
             check=False,
         )
-        assert process.returncode == 0 or not check, process.stderr
+        if process.returncode and check:
+            raise Failure(f"docker compose {' '.join(words)} failed:\n{process.stderr.strip()}")
         return process.stdout
 
     def exec(self, service: str, *words: str, check: bool = True) -> str:
@@ -89,28 +93,6 @@ class Federation:
     def container(self, service: str) -> str:
         """A service's container id."""
         return self.compose("ps", "--quiet", service).strip()
-
-    def submit(self, app: str, *options: str) -> str:
-        """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
-        part: others may have been added, and one of them takes no code."""
-        if "--sites" not in options:
-            options = (*options, "--sites", "site-1,site-2")
-        return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
-
-    def processes(self, service: str, check: bool = True) -> list[str]:
-        """Names and command lines of all processes in a container, but for the one that lists them. (The name
-        of a copy of a template says what it is, its first 15 letters; its command line is the template's.)"""
-        script = (
-            "import pathlib\n"
-            "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    try:\n"
-            "        line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
-            "        name = (p / 'comm').read_text().strip()\n"
-            "    except OSError: continue\n"
-            "    if line: print(name, line)\n"
-        )
-        lines = self.exec(service, "python", "-c", script, check=check).splitlines()
-        return [line for line in lines if line.strip() and "pathlib" not in line]
 
     @property
     def kits(self) -> Path:
@@ -122,6 +104,30 @@ class Federation:
         """The sites' names."""
         return sorted(s for s in self.compose("config", "--services").split() if s.startswith("site-"))
 
+    def edit(self, change: Callable[[Project], object]) -> None:
+        """Let `change` edit the content of project.yml. The copy's comments are lost."""
+        edit(self.root / "project.yml", change)
+
+
+def edit(file: Path, change: Callable[[Project], object]) -> None:
+    """Let `change` edit the content of a project.yml in place."""
+    project = yaml.safe_load(file.read_text())
+    change(project)
+    file.write_text(yaml.safe_dump(project, sort_keys=False))
+
+
+def participant(project: Project, name: str) -> dict[str, Any]:
+    """One participant of a project, to read or to edit."""
+    entries: list[dict[str, Any]] = project["participants"]
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def builder(project: Project, path: str) -> dict[str, Any]:
+    """The arguments of one of a project's builders, to read or to edit."""
+    (found,) = (entry for entry in project["builders"] if entry["path"] == path)
+    arguments: dict[str, Any] = found.setdefault("args", {})
+    return arguments
+
 
 def free_port() -> int:
     """A port of this machine that is free now."""
@@ -131,14 +137,14 @@ def free_port() -> int:
         return port
 
 
-def copy_of_files(
+def make(
     folder: str,
     name: str,
     more_sites: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
     scheme: str = "",
     max_jobs: int = 0,
-) -> Federation:
+) -> ScratchFederation:
     """Make the copy in .flowerbed/FOLDER; nothing is provisioned or built yet.
 
     Args:
@@ -151,37 +157,54 @@ def copy_of_files(
     root = ROOT / ".flowerbed" / folder
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\0")
-    for path in filter(None, files):
-        if (ROOT / path).is_file():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / path, root / path)
+    for path in _files(ROOT):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, root / path)
     _share(ROOT / ".flowerbed", root / ".flowerbed")
-    project = root / "project.yml"
-    sites = "".join(f"  - {{name: {site}, type: client, org: flowerbed}}\n" for site in more_sites)
-    text = re.sub(r"(?m)^name: .*$", f"name: {name}", project.read_text())
-    if scheme:
-        text = re.sub(r"(?m)^      scheme: .*$", f"      scheme: {scheme}", text)
-    if max_jobs:
-        text = text.replace(f"{HARDEN}\n", f"{HARDEN}\n    args: {{max_jobs: {max_jobs}}}\n")
-    project.write_text(text.replace("\nbuilders:", f"\n{sites}\nbuilders:"))
-    port = free_port()
-    lines = {"FLOWERBED_PORT": str(port), **(settings or {})}
+
+    def change(project: Project) -> None:
+        project["name"] = name
+        project["participants"] += [
+            {"name": site, "type": "client", "org": "flowerbed"} for site in more_sites
+        ]
+        if scheme:
+            set_scheme(project, scheme)
+        if max_jobs:
+            builder(project, HARDEN)["max_jobs"] = max_jobs
+
+    federation = ScratchFederation(root, free_port())
+    federation.edit(change)
+    lines = {"FLOWERBED_PORT": str(federation.port), **(settings or {})}
     (root / ".env").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-    return Federation(root, port)
+    return federation
+
+
+def set_scheme(project: Project, scheme: str) -> None:
+    """Let a project's connections speak another scheme."""
+    builder(project, STATIC_FILES)["scheme"] = scheme
+
+
+STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
+"""FLARE's builder that writes the scheme into the kits."""
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """What belongs to a checkout, Git's or a release's: all but what its .gitignore names."""
+    ignored = pathspec.GitIgnoreSpec.from_lines([".git", *(root / ".gitignore").read_text().splitlines()])
+    for here, folders, files in os.walk(root):
+        relative = Path(here).relative_to(root)
+        # Not one of the ignored folders is entered.
+        folders[:] = [name for name in folders if not ignored.match_file(f"{relative / name}/")]
+        for name in files:
+            if (root / relative / name).is_file() and not ignored.match_file(relative / name):
+                yield relative / name
 
 
 def _share(source: Path, target: Path) -> None:
     """Link what was fetched once; the environment is the one that runs the tests."""
-    for path in source.rglob("*"):
-        relative = path.relative_to(source)
-        if relative.parts[0] not in SHARED or not path.is_file():
-            continue
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, target / relative)
+    for name in SHARED:
+        for path in [source / name, *(source / name).rglob("*")]:
+            if path.is_file():
+                linked = target / path.relative_to(source)
+                linked.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, linked)

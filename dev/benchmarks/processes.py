@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.marked import Programs, RunFailed, listens
-from benchmarks.meter import SERVER, Meter
-from benchmarks.setups import HERE, Measured, Work, environment, measured_job, toml_words
+from dev.benchmarks.marked import Programs, RunFailed, listens
+from dev.benchmarks.meter import SERVER, Meter
+from dev.benchmarks.setups import HERE, Measured, Work, environment, measured_job
+from dev.scratch_federation import free_port, make, participant
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
 from scripts import app as apps
-from scripts.copies import copy_of_files, free_port
 from scripts.wait import COMPLETED
 
 READY_WITHIN = 90.0
@@ -51,11 +51,10 @@ class Processes:
     def prepare(self) -> None:
         """Provision a copy of the checkout, with as many sites as any app needs."""
         more = [f"site-{number}" for number in range(3, MOST_SITES + 1)]
-        copy = copy_of_files("bench/processes", "flowerbedbenchprocesses", more)
-        project = copy.root / "project.yml"
+        copy = make("bench/processes", "flowerbedbenchprocesses", more)
         self._root, self._port = copy.root, free_port()
-        text, port = project.read_text(), "fed_learn_port: 8002"
-        project.write_text(text.replace(port, f"fed_learn_port: {self._port}\n    default_host: localhost"))
+        here = {"fed_learn_port": self._port, "default_host": "localhost"}
+        copy.edit(lambda project: participant(project, "server").update(here))
         copy.must("provision")
         self._kits = copy.root / Path(dotenv.read(copy.root / ".env")["FLOWERBED_COMPOSE"]).parent
 
@@ -84,8 +83,8 @@ class Processes:
             console = [sys.executable, "-P", "-m", "bridge.flare.console"]
             kit = {"FLOWERBED_WORKSPACE": str(folder / ADMIN)}
             with Meter(programs.needles()) as meter:
-                submit = [*console, "submit", f"--min-sites={work.sites}"]
-                submit += [f"--run-config={toml_words(dict([pair]))}" for pair in work.host_config.items()]
+                options = {"min_sites": work.sites, "run_config": work.host_config}
+                submit = [*console, "submit", json.dumps({"options": options})]
                 app = apps.read(work.app).pack()
                 left = deadline - time.monotonic()
                 said = programs.call("submit", submit, within=left, stdin=app, env=kit)

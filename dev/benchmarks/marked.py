@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from benchmarks.meter import SERVER
+from dev.benchmarks.meter import SERVER
 
 MARK = "FLOWERBED_BENCH"
 """The environment variable."""

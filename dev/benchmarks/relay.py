@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.job_config.api import FedJob
 
-from benchmarks.relay_ends import Block, superlink, supernode
-from benchmarks.relay_job import PORT_FILE, RelayController, RelayExecutor
+from dev.benchmarks.relay_ends import Block, superlink, supernode
+from dev.benchmarks.relay_job import PORT_FILE, RelayController, RelayExecutor
+from dev.scratch_federation import Project, edit, free_port, participant, set_scheme
 from provisioning.checks import SCHEMES
 from provisioning.harden import CLASSES, DRIVERS, WORKSPACE
 from scripts import core
@@ -38,6 +37,8 @@ from scripts import core
 SITES = ("site-1", "site-2")
 COMPONENTS = tuple(f"{c.__module__}.{c.__name__}" for c in (RelayController, RelayExecutor))
 ADMIN = "admin@flowerbed.example"
+NAME = "flowerbedrelay"
+"""The project's."""
 SIZES = {"100 B": 100, "1 MiB": 2**20, "5 MiB": 5 * 2**20, "50 MiB": 50 * 2**20}
 CALLS = {"100 B": 40, "1 MiB": 12, "5 MiB": 6, "50 MiB": 1}
 """Calls of a block: short enough that a disturbance meets both ways."""
@@ -247,23 +248,21 @@ def _provision(folder: Path, scheme: str) -> Path:
     """Make kits as this checkout does, but for processes on this machine; returns their folder."""
     for name in ("provisioning", "compose"):
         shutil.copytree(core.ROOT / name, folder / name)
-    project = yaml.safe_load((core.ROOT / "project.yml").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for participant in project["participants"]:
-        if participant["type"] == "server":
-            participant |= {"fed_learn_port": port, "default_host": "localhost"}
-    for builder in project["builders"]:
-        if "scheme" in builder.get("args", {}):
-            builder["args"]["scheme"] = scheme
-    (folder / "project.yml").write_text(yaml.safe_dump(project, sort_keys=False))
+    shutil.copy(core.ROOT / "project.yml", folder)
+    on_this_machine = {"fed_learn_port": free_port(), "default_host": "localhost"}
+
+    def change(project: Project) -> None:
+        project["name"] = NAME
+        participant(project, "server").update(on_this_machine)
+        set_scheme(project, scheme)
+
+    edit(folder / "project.yml", change)
     command = [sys.executable, "-m", "nvflare.cli", "provision", "--force", "-p", "project.yml"]
     env = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"nvflare provision failed: {done.stdout.decode()}{done.stderr.decode()}")
-    kits = folder / "workspace" / str(project["name"]) / "prod_00"
+    kits = folder / "workspace" / NAME / "prod_00"
     for file in kits.glob("*/local/*.json*"):
         # Where the image has what is here; and the job's components are others.
         for there, here in (
@@ -308,7 +307,7 @@ def _federation(kits: Path) -> Iterator[list[int]]:
 def _job(kits: Path, address: str) -> Iterator[dict[str, int]]:
     """Run the job whose forwarder asks the SuperLink at `address`; gives each site's gateway's port."""
     job = FedJob(name="relay", min_clients=len(SITES))
-    job.set_app_packages(["bridge", "benchmarks"])
+    job.set_app_packages(["bridge", "dev"])
     job.to_server(RelayController(address))
     job.to_clients(RelayExecutor())
     folder = kits.parent / "job"

@@ -1,6 +1,6 @@
 """Weigh a site's processes while it trains, with a SuperNode of each kind; prints one JSON object.
 
-    .flowerbed/venv/bin/python -m benchmarks.site_memory [--runs N] [--cold]
+    .flowerbed/venv/bin/python -m dev.benchmarks.site_memory [--runs N] [--cold]
 
 It needs this checkout's own federation to be up, and root on this machine, since some of Flower's processes
 do not let their user look. MiB: `pss` counts a page that several processes share by its part for each, and so
@@ -18,7 +18,7 @@ from collections import defaultdict
 
 import psutil
 
-from benchmarks.federation import ROOT, verb
+from dev.benchmarks.federation import ROOT, verb
 
 APP = ROOT / "tests" / "apps" / "numpy-add"
 SITE = "site-1"

@@ -1,7 +1,7 @@
 """What a federation spends when nothing happens, and what a job adds while its sites train; prints one JSON
 object, in percent of one core.
 
-    .flowerbed/venv/bin/python -m benchmarks.idle [--seconds N] [--supernode process|inline]
+    .flowerbed/venv/bin/python -m dev.benchmarks.idle [--seconds N] [--supernode process|inline]
 
 It needs this checkout's own federation to be up, without a job. The containers' figures are the engine's,
 health checks included; those of single processes are the kernel's. The training only sleeps, so that all that
@@ -20,9 +20,9 @@ from collections import defaultdict
 
 import httpx
 
-from benchmarks.federation import ROOT, verb
-from benchmarks.meter import cpu_of
-from benchmarks.site_memory import APP, SETTLED, processes
+from dev.benchmarks.federation import ROOT, verb
+from dev.benchmarks.meter import cpu_of
+from dev.benchmarks.site_memory import APP, SETTLED, processes
 
 IDLE, JOB = 2.0, 1.0
 """Percent of a core: of a container without a job, and of what a job adds to one of them for relay and

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import clock
+from dev.benchmarks import clock
 
 ENTRY, CLOCK = "bench_entry", "bench_clock"
 """The modules that are put beside the app's own."""

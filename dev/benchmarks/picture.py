@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.report import NAMES, PLAIN, SETUPS, TARGETS
+from dev.benchmarks.report import NAMES, PLAIN, SETUPS, TARGETS
 from scripts.curves import COLOURS, MARKERS
 
 TITLES = {

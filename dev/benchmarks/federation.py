@@ -1,6 +1,6 @@
 """Take the measures of docs/performance.md on this checkout's own federation; prints one JSON object.
 
-    .flowerbed/venv/bin/python benchmarks/federation.py [--runs N]
+    .flowerbed/venv/bin/python dev/benchmarks/federation.py [--runs N]
 
 It needs ./flowerbed quickstart to have run once, stops and starts the federation, and leaves it up. Times are
 seconds, memory is MB of the container as `docker stats` counts it (without the page cache).
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IDLE_BEFORE_MEASURE = 20.0
 """Seconds after the last job, so that its processes are gone and FLARE has written what it keeps."""
 

@@ -1,7 +1,7 @@
-"""Install what the tests need and run them all: style, types, quick tests, then the tests in containers.
+"""Install what the tests need and run them all: style, types, quick tests, then the slow ones.
 
-The tests in containers come last, if all before them passed. They start an engine where none runs, and build
-and run a federation of their own: one that runs from this checkout is left alone.
+The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
+build and run federations of their own: one that runs from this checkout is left alone.
 
   ./flowerbed test                  everything
   ./flowerbed test --quick          what needs no engine
@@ -12,13 +12,14 @@ and run a federation of their own: one that runs from this checkout is left alon
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from scripts import core, engine, images
 
@@ -27,45 +28,48 @@ INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
 """Seconds to fetch and install them (150 MB)."""
-TYPED = ("scripts", "provisioning", "bridge", "images", "benchmarks", "tests")
+TYPED = ("scripts", "provisioning", "bridge", "images", "dev", "tests")
 
-QUICK_TIMEOUT, CONTAINER_TIMEOUT = 120, 600
+QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test, before it counts as hanging."""
-CONTAINERS = "containers"
-"""pytest's marker of tests that need an engine."""
+QUICK, SLOW = "not containers and not processes", "(containers or processes)"
+"""Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
+IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
+"""How the slow ones are divided among two workers (`tests/conftest.py`)."""
 NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--quick`, `--faults`, `-k`, words for pytest."""
-    parser.add_argument("--quick", action="store_true", help="leave out the tests in containers")
-    parser.add_argument("--faults", action="store_true", help="all tests of faults: about 20 minutes more")
-    parser.add_argument("-k", dest="only", metavar="WORDS", help="only tests that match, as pytest's -k")
-    parser.add_argument("pytest", nargs="*", metavar="-- WORD", help="words for pytest, after --")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="-- WORD...", help="Words for pytest, after --.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow tests.")] = False,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="All tests of faults: about 20 minutes more.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option("-k", metavar="WORDS", help="Only tests that match, as pytest's -k.")
+    ] = None,
+) -> dict[str, Any]:
     """Run what is asked for; fails if any of it does."""
     install()
-    session = Session(to_stderr=args.format == "json")
-    if not args.only:
+    session = Session(to_stderr=core.as_json)
+    if not only:
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, be it a test's, is what its author would write.
-        session.step("mypy", ["mypy", "--exclude", "^(tests|benchmarks)/apps/", *TYPED])
-    words = [*(["-k", args.only] if args.only else []), *args.pytest]
-    session.pytest("quick tests", ["-m", "not containers", f"--timeout={QUICK_TIMEOUT}", *words])
+        session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
+    chosen = [*(["-k", only] if only else []), *(words or ())]
+    session.pytest("quick tests", ["-m", QUICK, f"--timeout={QUICK_TIMEOUT}", *chosen])
     session.end_if_failed()
-    if not args.quick:
+    if not quick:
         # What the tests' own checkout shares with this one; all else it makes for itself.
         engine.ensure()
         images.ensure_base()
         images.fill_wheelhouse(engine.ask().architecture)
-        which = CONTAINERS if args.faults else f"{CONTAINERS} and (pick or not faults)"
-        session.pytest(
-            "tests in containers", ["-m", which, "-n", "0", f"--timeout={CONTAINER_TIMEOUT}", *words]
-        )
+        which = SLOW if faults else f"{SLOW} and (pick or not faults)"
+        session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
     session.end_if_failed()
     if not session.tests_ran:
         raise core.Failure("No test ran: none matches.", steps=session.steps)

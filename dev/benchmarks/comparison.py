@@ -21,20 +21,21 @@ from typing import Any
 
 import psutil
 
-from benchmarks import report, setups, upstream
-from benchmarks.containers import Containers
-from benchmarks.marked import RunFailed
-from benchmarks.plain import Plain
-from benchmarks.processes import Processes
-from benchmarks.timed import NoRounds, timed_copy
-from scripts import core, data, engine, environments, images
+from dev import environments
+from dev.benchmarks import report, setups, upstream
+from dev.benchmarks.containers import Containers
+from dev.benchmarks.marked import RunFailed
+from dev.benchmarks.plain import Plain
+from dev.benchmarks.processes import Processes
+from dev.benchmarks.timed import NoRounds, timed_copy
+from scripts import core, data, engine, images
 
 FOLDER = core.HOUSE / "bench"
 """Takes all that a benchmark makes; emptied at its start. Runs that failed stay there with their logs."""
 
 LOCK = core.HOUSE / "bench.lock"
 
-ADDER = core.ROOT / "benchmarks" / "apps" / "adder"
+ADDER = core.ROOT / "dev" / "benchmarks" / "apps" / "adder"
 QUICKSTART = core.ROOT / "apps" / "pytorch-quickstart"
 
 LARGE = 50_000_000

@@ -6,11 +6,11 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks import simulate
-from benchmarks.marked import Programs
-from benchmarks.meter import Meter
-from benchmarks.setups import Measured, Work, environment, measured
-from scripts import environments
+from dev import environments
+from dev.benchmarks import simulate
+from dev.benchmarks.marked import Programs
+from dev.benchmarks.meter import Meter
+from dev.benchmarks.setups import Measured, Work, environment, measured
 
 FLARE, FLOWER = "2.9.0", "1.34.0"
 """nvflare 2.9.0 asks for any flwr from 1.26 on; from 1.35 on its flags for the SuperLink are refused."""

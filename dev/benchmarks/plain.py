@@ -10,16 +10,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from benchmarks.marked import Programs, listens
-from benchmarks.meter import SERVER, Meter
-from benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
-from scripts.copies import free_port
+from dev.benchmarks.marked import Programs, listens
+from dev.benchmarks.meter import SERVER, Meter
+from dev.benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
+from dev.scratch_federation import free_port
 
 READY_WITHIN = 60.0
 """Seconds for a SuperLink to answer, and then for all SuperNodes to register; 16 of them take 20."""
 
 REGISTERED = "SuperNode ID: "
-"""What a SuperNode logs when it is registered (flwr 1.34 to 1.42)."""
+"""What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "local-deployment"
 

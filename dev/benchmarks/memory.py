@@ -1,6 +1,6 @@
 """How much memory the relay takes beyond the bodies that are in flight, through a run of 200 MB models.
 
-    .flowerbed/venv/bin/python -m benchmarks.memory [--array-size N] [--rounds N] [--job JOB]
+    .flowerbed/venv/bin/python -m dev.benchmarks.memory [--array-size N] [--rounds N] [--job JOB]
 
 Without --job: both halves of the relay in this process, between a real SuperLink and two real SuperNodes,
 without FLARE. With --job: FLARE's processes of that job, which runs in containers on this machine, sampled
@@ -28,7 +28,7 @@ from bridge.forwarder import Forwarder
 from bridge.gateway import Gateway, Receive, Scope, Send
 from bridge.relay import Call, Caller, Response
 
-APP = Path(__file__).parents[1] / "tests" / "apps" / "numpy-add"
+APP = Path(__file__).parents[2] / "tests" / "apps" / "numpy-add"
 EVERY = 0.02
 """Seconds between two samples: a chunk of 5 MiB is in flight for about as long."""
 

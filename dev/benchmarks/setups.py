@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.marked import RunFailed
-from benchmarks.meter import Meter
-from benchmarks.report import JOB
-from benchmarks.timed import Rounds, read_rounds
+from dev.benchmarks.marked import RunFailed
+from dev.benchmarks.meter import Meter
+from dev.benchmarks.report import JOB
+from dev.benchmarks.timed import Rounds, read_rounds
 from scripts import core
 from scripts.summary import job_times
 

@@ -1,4 +1,4 @@
-"""The FLARE job of `benchmarks.relay`: gateway and forwarder as in a Flower job, without Flower."""
+"""The FLARE job of `dev.benchmarks.relay`: gateway and forwarder as in a Flower job, without Flower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands before and behind the relay in `benchmarks.relay`: a SuperNode and a SuperLink, made up.
+"""What stands before and behind the relay in `dev.benchmarks.relay`: a SuperNode and a SuperLink, made up.
 
 Both speak the Fleet API with flwr's own messages, since the forwarder looks at whose node, message and
 object a call is for. The SuperNode's HTTP client and the SuperLink's HTTP server are those that flwr 1.41

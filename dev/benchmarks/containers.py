@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.marked import Programs
-from benchmarks.meter import SERVER, Meter
-from benchmarks.setups import Measured, Work, measured_job, toml_words
+from dev.benchmarks.marked import Programs
+from dev.benchmarks.meter import SERVER, Meter
+from dev.benchmarks.setups import Measured, Work, measured_job, toml_words
+from dev.scratch_federation import ScratchFederation, make
 from scripts import console, core, engine, images
-from scripts.copies import Federation, copy_of_files
 
 PROJECT = "flowerbedbench"
 """Compose's name for it, and the first part of its images' names."""
@@ -33,7 +33,7 @@ class Containers:
     def __init__(self, data: Path) -> None:
         """`data` holds one folder a site, for the apps that read any."""
         self._data = data
-        self._federation: Federation | None = None
+        self._federation: ScratchFederation | None = None
 
     def prepare(self) -> None:
         """Build the images of a copy of the checkout, with as many sites as any app needs."""
@@ -45,7 +45,7 @@ class Containers:
             # Compose mounts each of them, also where an app needs no data.
             (self._data / site).mkdir(parents=True, exist_ok=True)
         settings = {"FLOWERBED_DATA": str(self._data)}
-        self._federation = copy_of_files("bench/containers", PROJECT, sites[2:], settings)
+        self._federation = make("bench/containers", PROJECT, sites[2:], settings)
         self._federation.must("provision")
         core.say("  building its images")
         self._federation.must("build", timeout=BUILD_WITHIN)

@@ -1,0 +1,367 @@
+"""The options of a job: the one place that knows their types, defaults, bounds and help.
+
+The command line, the console, `FlowerRecipe`, `FlowerJob`, the job's files, the controller, the executor
+and the tables in `docs/reference/` come from `JobOptions`. A new option is a field here, and the line that
+acts on it. The tables follow by `python -m dev.reference`. Only the standard library is imported: the host
+has no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+ConfigValue = bool | int | float | str
+"""A value of an app's run config."""
+
+SERVER, SITE, JOB = "server", "site", "job"
+"""Who acts on an option: `FlowerController`, `FlowerExecutor`, or `FlowerJob`, which makes the folder."""
+
+PROCESS, INLINE = "process", "inline"
+"""The kinds of SuperNode: a process, or a thread of FLARE's process of the job."""
+
+TENSORBOARD, MLFLOW, NO_TRACKING = "tensorboard", "mlflow", "none"
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as all who show or check it see it."""
+
+    name: str
+    type: Any
+    """`bool`, `int`, `float`, `str`, `Sequence` (of texts) or `Mapping`."""
+    default: Any
+    help: str
+    """One line without a full stop, for `--help` and the reference."""
+    users: frozenset[str]
+    more: str = ""
+    """What only the reference says: Markdown, after the help."""
+    flag: str = ""
+    """The option of `flowerbed submit`; empty: it has none, or asks for it in another way."""
+    flag_help: str = ""
+    """The help of that flag, where it says the opposite of the option."""
+    metavar: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    submit_default: Any = None
+    """What `flowerbed submit` takes where nothing is given, if that is not `default`."""
+    submit_default_text: str = ""
+    """The same in words, where `submit` works it out."""
+    recipe: bool = False
+    """Whether `FlowerRecipe` takes it under this name, beside the arguments of FLARE's own recipe."""
+
+    @property
+    def bounds(self) -> str:
+        """The values that are allowed, for people; empty: all of the type."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
+        return "" if self.at_least is None else f"at least {self.at_least:g}"
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether its flag takes no value and sets the opposite of the default."""
+        return self.type is bool
+
+    @property
+    def help_text(self) -> str:
+        """The help of `--help`: with bounds and default."""
+        default = self.submit_default_text or self.submit_default or self.default
+        facts = [self.bounds] if self.bounds and not self.choices else []
+        if not self.is_switch and default is not None:
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            facts += [f"default: {shown}"] if shown else []
+        text = self.flag_help or self.help
+        return f"{text} ({', '.join(facts)})" if facts else text
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value, beginning with the value; empty: nothing."""
+        if value is None and self.default is None:
+            return ""
+        if not _is_a(value, self.type):
+            return f"{value!r}: expected {_NAMES[self.type]}"
+        if self.choices:
+            return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
+        low = self.at_least is not None and value < self.at_least
+        if low or (self.at_most is not None and value > self.at_most):
+            return f"{value:g}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
+        return ""
+
+
+def _option(
+    default: Any, help: str, *users: str, **facts: Any
+) -> Any:  # `Any`, so that a field has its own type for mypy.
+    return field(default=default, metadata={"help": help, "users": frozenset(users), **facts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How a Flower app runs as a job. The first text of each field is its help."""
+
+    name: str = _option(
+        "", "the job's name", JOB, flag="--name", metavar="NAME", submit_default_text="the app's"
+    )
+    flower_app_path: str = _option(
+        "",
+        "an app that is deployed on the server, `local/custom/NAME` in FLARE's workspace",
+        SERVER,
+        more="Empty: the job's `custom/app.fab`. FLARE asks the server and every site for the right "
+        "`server-predeployed-flwr`",
+    )
+    rounds: int | None = _option(
+        None, "sets num-server-rounds of the app's run config", JOB, flag="--rounds", metavar="N", at_least=1
+    )
+    run_config: Mapping[str, ConfigValue] | None = _option(
+        None,
+        "overrides the app's run config, as for `flwr run`",
+        SERVER,
+        more="In a job's file: keys of `[tool.flwr.app.config]` with dots; true, false, numbers or text",
+        flag="--run-config",
+        metavar="K=V",
+    )
+    run_config_quoted: Sequence[str] | None = _option(
+        None,
+        'more overrides, each `["KEY", VALUE]` in JSON, quoted as in a URL',
+        SERVER,
+        more="Those that FLARE would take for its own",
+    )
+    sites: Sequence[str] | None = _option(
+        None,
+        "the sites that take part, with commas between",
+        JOB,
+        flag="--sites",
+        metavar="A,B",
+        submit_default_text="all there are",
+    )
+    mandatory: Sequence[str] | None = _option(None, "the sites without which the job does not start", JOB)
+    min_sites: int = _option(
+        1,
+        "the fewest sites with which the job may run",
+        SERVER,
+        JOB,
+        more="The run starts when all are there, or with these `sites_within` after the job's start. A site "
+        "whose flwr cannot talk to the server's ([versions](../design.md#versions-of-flower)) is not waited "
+        "for",
+        flag="--min-sites",
+        metavar="N",
+        submit_default_text="those of --sites, or all that are registered",
+    )
+    grace: float = _option(
+        900.0,
+        "seconds for which a site may be out of reach before it is given up",
+        SERVER,
+        flag="--grace",
+        metavar="TIME",
+        # Flower's own minute, below which a heartbeat that is a little late would count, and what a SuperLink
+        # takes (`heartbeat.py`).
+        at_least=60,
+        at_most=3600,
+        unit="seconds",
+        recipe=True,
+    )
+    retries: int = _option(
+        0,
+        "how often the job is submitted again by itself, should the server restart while it runs",
+        JOB,
+        flag="--retries",
+        metavar="N",
+        at_least=0,
+        at_most=100,
+        recipe=True,
+    )
+    warm: bool = _option(
+        True,
+        "whether the app's processes are copies of one that has imported what they need",
+        SERVER,
+        SITE,
+        more="See [no waiting](../design.md#no-waiting)",
+        flag="--cold",
+        flag_help="start a new interpreter for every message, as plain Flower does: slower, with the same "
+        "results",
+        recipe=True,
+    )
+    supernode: str = _option(
+        PROCESS,
+        "the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
+        SITE,
+        more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
+        "the same results, and needs flwr 1.40 to 1.43",
+        flag="--supernode",
+        choices=(PROCESS, INLINE),
+        recipe=True,
+    )
+    in_order: int | None = _option(
+        None,
+        "a seed: the ServerApp gets its replies in the sites' order and seeded random numbers, and what "
+        "passes it is recorded",
+        SERVER,
+        more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.43, "
+        "another one is refused",
+        flag="--in-order",
+        metavar="SEED",
+        recipe=True,
+    )
+    tracking: str = _option(
+        NO_TRACKING,
+        "where the curves go, of what the app logs with FLARE's writers and of every reply",
+        JOB,
+        more="See [tracking](../how-to/tracking.md)",
+        flag="--tracking",
+        choices=(TENSORBOARD, MLFLOW, NO_TRACKING),
+        submit_default=TENSORBOARD,
+        recipe=True,
+    )
+    superlink_ready_timeout: float = _option(60.0, "seconds for the SuperLink to answer", SERVER)
+    sites_within: float = _option(
+        60.0,
+        # It takes 4 to 6 on a quiet machine.
+        "seconds for all sites' SuperNodes to appear",
+        SERVER,
+        more="Then the run starts without those that are missing, if `min_sites` are there",
+    )
+    progress_timeout: float | None = _option(
+        None,
+        "seconds without a call from any site after which the run has failed",
+        SERVER,
+        # A SuperNode that has nothing to do makes a call every 20 to 30 s.
+        at_least=60,
+        unit="seconds",
+    )
+    client_shutdown_timeout: float = _option(
+        # When they are stopped the run is over: nothing is left to save, and a SuperNode takes 3 s by itself.
+        0.5,
+        "seconds for SuperNode and ClientApp to end by themselves when the job is over",
+        SITE,
+    )
+    extra_env: Mapping[str, str] | None = _option(
+        None,
+        "[variables](#variables-of-a-job) for SuperLink, SuperNodes and apps",
+        SERVER,
+        SITE,
+    )
+
+    def check(self) -> None:
+        """See that each value is of its type and within its bounds.
+
+        Raises:
+            ValueError: one is not.
+        """
+        for option in options():
+            if problem := option.problem(getattr(self, option.name)):
+                raise ValueError(f"{option.name} {problem}")
+
+    def arguments(self, user: str) -> dict[str, Any]:
+        """The values for `user`, in the types that FLARE writes into a job's files."""
+        plain = {option.name: getattr(self, option.name) for option in options(user)}
+        return {
+            name: dict(value)
+            if isinstance(value, Mapping)
+            else list(value)
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else value
+            for name, value in plain.items()
+        }
+
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Sequence: "a list of texts",
+    Mapping: "a table",
+}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is Sequence:
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(isinstance(item, str) for item in value)
+        )
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def options(user: str | None = None) -> list[Option]:
+    """All options, or those on which `user` acts."""
+    found = _all()
+    return found if user is None else [option for option in found if user in option.users]
+
+
+def of_submit() -> list[Option]:
+    """Those that have a flag of `flowerbed submit`."""
+    return [option for option in options() if option.flag]
+
+
+def of_recipe() -> list[Option]:
+    """Those that `FlowerRecipe` takes beside the arguments of FLARE's own."""
+    return [option for option in options() if option.recipe]
+
+
+def submit_defaults() -> dict[str, Any]:
+    """What `flowerbed submit` sets where nothing is given, other than a job's own defaults."""
+    return {o.name: o.submit_default for o in options() if o.submit_default is not None}
+
+
+_known: list[Option] = []
+
+
+def _all() -> list[Option]:
+    if not _known:
+        hints = typing.get_type_hints(JobOptions)
+        _known.extend(
+            Option(name=f.name, type=_kind(hints[f.name]), default=f.default, **f.metadata)
+            for f in dataclasses.fields(JobOptions)
+        )
+    return _known
+
+
+def _kind(hint: Any) -> Any:
+    """The type without `None` and without what its items are."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def takes(chosen: Iterable[Option]) -> Callable[[Made], Made]:
+    """Give a function with `**given` these options in its signature, by which FLARE reads what a component
+    takes and writes a job's files. What `given` holds is the function's to check (`given_to`)."""
+
+    def mark(function: Made) -> Made:
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {parameter.name for parameter in named}
+        named += [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            for option in chosen
+            if option.name not in taken
+        ]
+        function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def given_to(user: str, given: Mapping[str, Any]) -> JobOptions:
+    """The options of a component of the job.
+
+    Raises:
+        TypeError: one is given that is not this user's.
+    """
+    foreign = sorted(set(given) - {option.name for option in options(user)})
+    if foreign:
+        raise TypeError(f"unexpected options of the {user}: {', '.join(foreign)}")
+    return JobOptions(**given)

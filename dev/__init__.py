@@ -1,0 +1,1 @@
+"""Tools for who develops Flowerbed: tests, benchmarks, scratch federations."""
