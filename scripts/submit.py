@@ -171,6 +171,8 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
+    if warning := answer.get("warning"):
+        say(f"  Note: {warning}")
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 

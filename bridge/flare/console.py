@@ -262,7 +262,8 @@ def _submit(args: argparse.Namespace) -> None:
                 2,
             )
         with _flare_errors():
-            _say({"job_id": session.submit_job(str(job)), "sites": sorted(here)})
+            answer = {"job_id": session.submit_job(str(job)), "sites": sorted(here)}
+        _say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
 
 
 def _wanted(job: Path) -> int:

@@ -45,9 +45,16 @@ def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Fed
 
 def test_a_client_that_raises_is_seen_by_site_and_in_its_log(federation: Federation) -> None:
     job = federation.submit("client-raises", "--rounds", "1")
-    federation.verb("wait", job)
-    results = federation.must("results", job)
-    assert "error" in json.dumps(results["rounds"])
+    outcome = federation.verb("wait", job)
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
+    said = "this ClientApp raises on purpose"
+    (only,) = federation.must("results", job)["rounds"]
+    assert sorted(only["sites"]) == ["site-1", "site-2"]
+    for site, kinds in only["sites"].items():
+        assert said in kinds["train"]["error"], site
+        assert f"FAILED: {kinds['train']['error']}"[:40] in outcome.text
+        log = str(federation.must("logs", job, "--site", site)["log"])
+        assert f"RuntimeError: {said}" in log and "in fit" in log, "not the app's own traceback"
     assert left_over(federation) == NOTHING
 
 

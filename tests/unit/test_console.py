@@ -68,6 +68,15 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is(
     assert json.loads(capsys.readouterr().out) == {"job_id": "j-1", "sites": ["site-1"]}
 
 
+def test_a_flower_that_nobody_has_tried_is_told_of(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.44.0")
+    given(monkeypatch, tar(named("my-job")))
+    submit()
+    assert "flwr 1.44.0 is newer" in json.loads(capsys.readouterr().out)["warning"]
+
+
 @pytest.mark.parametrize("what", FOLDERS)
 def test_a_folder_that_leads_elsewhere_is_refused(
     session: Session, monkeypatch: pytest.MonkeyPatch, what: str

@@ -153,6 +153,12 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
         assert "numpyadd/client_app.py" in tar.getnames()
 
 
+def test_submit_tells_what_the_console_warns_of(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1", "warning": "flwr 9.9 is newer"}\n')
+    _, outcome, told = flowerbed("submit", APP)
+    assert told.count("flwr 9.9 is newer") == 1 and "warning" not in outcome
+
+
 @pytest.fixture
 def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The server's folder of apps, with two."""
