@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +35,20 @@ class Federation(ScratchFederation):
         outcome = super().verb(*words, timeout=timeout, shown=shown)
         assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
         return outcome
+
+    def shown(self, *words: str) -> str:
+        """What a verb that succeeds shows to people, on both streams."""
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", "scripts", *words],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(self.root)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=True,
+        )
+        return process.stdout
 
     def submit(self, app: str, *options: str) -> str:
         """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
