@@ -9,7 +9,7 @@ import pytest
 
 from scripts.core import ROOT
 from tests.federation import NOTHING, PARTICIPANTS, Federation, left_over
-from tests.integration.many_jobs import open_to_others, three_at_once_and_two_that_wait
+from tests.integration.many_jobs import open_to_others, statuses, three_at_once_and_two_that_wait
 
 
 def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federation) -> None:
@@ -17,7 +17,7 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
     job = federation.submit("numpy-add", "--rounds", "2")
     seen: set[str] = set()
     flower_was_there = False
-    while federation.must("jobs")["jobs"] and not ended(federation, job):
+    while not statuses(federation)[job].startswith("FINISHED"):
         for service in PARTICIPANTS:
             seen |= open_to_others(federation, service) - before
         flower_was_there |= any("superlink_process" in p for p in federation.processes("server"))
@@ -25,11 +25,6 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
     assert seen == set()
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
     assert left_over(federation) == NOTHING
-
-
-def ended(federation: Federation, job: str) -> bool:
-    jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
-    return str(jobs[job]).startswith("FINISHED")
 
 
 def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Federation) -> None:
