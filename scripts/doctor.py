@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from cryptography.exceptions import InvalidSignature
 
-from bridge.text import shown
+from bridge.common.text import shown
 from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import (

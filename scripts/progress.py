@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from bridge.text import one_line
+from bridge.common.text import one_line
 from scripts import core
 
 if TYPE_CHECKING:
