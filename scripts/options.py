@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scripts.core import Misuse
+from scripts import core
 
 LATEST = "latest"
 """Stands for the job that was submitted last."""
@@ -40,7 +40,7 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found or not set(found) <= set(known):
-        raise Misuse(f"{option}: expected some of {','.join(known)}; found {text!r}")
+        raise core.Misuse(f"{option}: expected some of {','.join(known)}; found {text!r}")
     return found
 
 
@@ -71,6 +71,19 @@ Timeout = Annotated[
         help="Give up waiting after so long, such as 90, 90s, 5m or 1h; the job goes on (exit code 1).",
     ),
 ]
+
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
+
+
+def check_watch() -> None:
+    """Refuse `--watch` with `--format json`, which promises one object.
+
+    Raises:
+        Misuse: both are given.
+    """
+    if core.as_json:
+        raise core.Misuse("--watch: expected no --format json, since it never ends with an object.")
+
 
 RunConfig = Annotated[
     list[str] | None,

@@ -466,7 +466,7 @@ def test_status_of_what_is_down_and_of_what_is_up(
     code, outcome, told = flowerbed("status")
     assert code == 0 and outcome["up"] and not outcome["why"]
     assert [job["job_id"] for job in outcome["jobs"]] == ["a"]
-    assert "registered, last heard 3 s ago" in told and "job a" in told
+    assert "registered, last heard 3 s ago" in told and "a    RUNNING" in told
 
     docker.answer("version --format {{.Server", **DEAD)
     code, outcome, _ = flowerbed("status")
