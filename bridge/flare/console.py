@@ -24,19 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from bridge import events, job_options
-from bridge.flare import meta as keys
-from bridge.flare import news
-from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
-from bridge.flower import fab, versions
-from bridge.flower.app import (
-    DEPLOYED,
-    ROUNDS_KEY,
-    BadApp,
-    check_packages,
-    check_run_config,
-    read_app,
-)
+from bridge.common import events, job_options, versions
+from bridge.common import meta as keys
+from bridge.common.app import DEPLOYED, ROUNDS_KEY, BadApp, check_packages, check_run_config, read_app
+from bridge.job import fab, news
+from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 """The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
@@ -101,7 +93,7 @@ def _request(text: str) -> JobRequest:
     return JobRequest(**json.loads(text))
 
 
-class Stop(Exception):
+class ConsoleError(Exception):
     """Ends the program with one JSON error."""
 
     def __init__(self, text: str, code: int = 1, **facts: Any) -> None:
@@ -114,7 +106,7 @@ class Denied(Exception):
     """The server does not let this identity do it; the text is FLARE's."""
 
 
-class Unreachable(Stop):
+class Unreachable(ConsoleError):
     """The server does not answer, or has lost the session."""
 
 
@@ -127,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         return _error(str(bad), 2, bad.facts)
     except versions.UnsupportedFlower as wrong:
         return _error(str(wrong), 2, {})
-    except Stop as stop:
+    except ConsoleError as stop:
         return _error(str(stop), stop.code, stop.facts)
     except KeyboardInterrupt:
         return 130
@@ -189,13 +181,13 @@ def _input() -> Iterator[Path]:
                 for member in tar:
                     path = PurePosixPath(member.name)
                     if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                        raise Stop(f"expected files below one folder, found {member.name[:200]!r}", 2)
+                        raise ConsoleError(f"expected files below one folder, found {member.name[:200]!r}", 2)
                     size += member.size
                     if size > INPUT_LIMIT:
-                        raise Stop(f"expected at most {INPUT_LIMIT} bytes of files, found more", 2)
+                        raise ConsoleError(f"expected at most {INPUT_LIMIT} bytes of files, found more", 2)
                     tar.extract(member, folder, set_attrs=False)
         except (tarfile.TarError, OSError) as error:
-            raise Stop(f"expected a tar on stdin: {error}", 2) from None
+            raise ConsoleError(f"expected a tar on stdin: {error}", 2) from None
         yield Path(folder)
 
 
@@ -225,7 +217,7 @@ def _make_job(request: JobRequest, app: Path, into: Path, default_min_sites: int
     try:
         job = FlowerJob(None if request.deployed else app, **options)
     except (TypeError, ValueError) as error:
-        raise Stop(str(error), 2) from None
+        raise ConsoleError(str(error), 2) from None
     with contextlib.redirect_stdout(sys.stderr):
         job.export_job(str(into))
     return into / str(job.name)
@@ -250,13 +242,13 @@ def _submit(args: argparse.Namespace) -> None:
             wanted = _wanted(job)
         unknown = set(args.request.options.get("sites") or ()) - here
         if unknown:
-            raise Stop(
+            raise ConsoleError(
                 f"no site {', '.join(sorted(unknown))} is registered; "
                 f"registered are: {', '.join(sorted(here)) or 'none'}",
                 2,
             )
         if wanted > len(here):
-            raise Stop(
+            raise ConsoleError(
                 f"the job asks for {wanted} sites, but {len(here)} are registered"
                 f"{': ' + ', '.join(sorted(here)) if here else ''}",
                 2,
@@ -272,9 +264,9 @@ def _wanted(job: Path) -> int:
         meta = json.loads((job / "meta.json").read_text())
         name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
     except (ValueError, TypeError, AttributeError) as error:
-        raise Stop(f"the job's meta.json is broken: {error}", 2) from None
+        raise ConsoleError(f"the job's meta.json is broken: {error}", 2) from None
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
-        raise Stop(
+        raise ConsoleError(
             f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
             2,
         )
@@ -333,17 +325,17 @@ def _flare_errors() -> Iterator[None]:
             f"the server cannot be reached: {error}. Is the federation up? ./flowerbed status"
         ) from None
     except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
-        raise Stop(f"refused by the server: {error}", denied=True) from None
+        raise ConsoleError(f"refused by the server: {error}", denied=True) from None
     except api_spec.JobNotFound as error:
-        raise Stop(f"{error}. The jobs there are: ./flowerbed jobs", 2) from None
+        raise ConsoleError(f"{error}. The jobs there are: ./flowerbed jobs", 2) from None
     except api_spec.InvalidJobDefinition as error:
-        raise Stop(f"refused by the server: {error}", 2) from None
+        raise ConsoleError(f"refused by the server: {error}", 2) from None
     except Exception as error:
         _fail(error)
 
 
 def _fail(error: Exception) -> NoReturn:
-    if isinstance(error, Stop):
+    if isinstance(error, ConsoleError):
         raise error
     raise Unreachable(f"FLARE: {type(error).__name__}: {error}") from None
 
@@ -401,7 +393,7 @@ def _logs(args: argparse.Namespace) -> None:
     text = reply["logs"].get(args.site)
     if text is None:
         reason = reply.get("unavailable", {}).get(args.site) or "FLARE has none"
-        raise Stop(f"there is no log of {args.site} for job {args.job}: {reason}")
+        raise ConsoleError(f"there is no log of {args.site} for job {args.job}: {reason}")
     print(text, end="")
 
 
@@ -494,7 +486,7 @@ def _follow(session: Session, args: argparse.Namespace, deadline: float | None, 
         if now == "RUNNING" and not told.denied:
             _tell_news(session, args.job, deadline, told)
         if deadline is not None and time.monotonic() > deadline:
-            raise Stop(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
+            raise ConsoleError(f"job {args.job} has not ended within {args.timeout:.0f} s: it is {now}")
         if now != "RUNNING" or told.denied:
             time.sleep(_pause(told, QUEUED, deadline))
     reason = ""
@@ -585,7 +577,7 @@ def _download(args: argparse.Namespace) -> None:
         with _flare_errors():
             meta = session.get_job_meta(args.job)
             if not str(meta.get("status", "")).startswith("FINISHED"):
-                raise Stop(
+                raise ConsoleError(
                     f"job {args.job} has not ended: it is {meta.get('status')}. "
                     f"Wait for it: ./flowerbed wait {args.job}"
                 )

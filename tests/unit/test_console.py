@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from bridge.flare import console
-from bridge.flare.console import Stop
-from bridge.flower import fab
+from bridge.flare.console import ConsoleError
+from bridge.job import fab
 from scripts import app as apps
 from tests.attacks.test_job_folder import FOLDERS, named, tar
 
@@ -71,7 +71,7 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is(
 def test_a_flower_that_nobody_has_tried_is_told_of(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.44.0")
+    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
     given(monkeypatch, tar(named("my-job")))
     submit()
     assert "flwr 1.44.0 is newer" in json.loads(capsys.readouterr().out)["warning"]
@@ -82,7 +82,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(
     session: Session, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     given(monkeypatch, FOLDERS[what])
-    with pytest.raises(Stop, match="expected") as stopped:
+    with pytest.raises(ConsoleError, match="expected") as stopped:
         submit()
     assert stopped.value.code == 2 and session.submitted == []
 
@@ -90,7 +90,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(
 def test_too_much_is_refused_before_it_is_written(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "INPUT_LIMIT", 1000)
     given(monkeypatch, tar(named("x"), (tarfile.TarInfo("large"), b"x" * 1001)))
-    with pytest.raises(Stop, match="at most 1000 bytes"):
+    with pytest.raises(ConsoleError, match="at most 1000 bytes"):
         submit()
 
 

@@ -1,0 +1,1 @@
+"""Flower's Fleet API, as both ends of the relay read it."""

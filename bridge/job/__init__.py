@@ -1,0 +1,1 @@
+"""What FLARE's job processes share, at a site and at the server."""

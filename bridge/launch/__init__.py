@@ -1,0 +1,1 @@
+"""Starts and confines Flower's processes. It imports neither FLARE nor Flower."""

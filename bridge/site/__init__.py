@@ -1,0 +1,1 @@
+"""Runs in FLARE's job process at a site."""
