@@ -75,8 +75,8 @@ class Progress:
     happened. The status that the job has when we begin to listen has no time: it may be an old one.
     """
 
-    def __init__(self, bar: progress.Bar) -> None:
-        self._bar = bar
+    def __init__(self, bar: progress.Bar | None = None) -> None:
+        self._bar = bar or progress.Bar("rounds")
         self._start: float | None = None
         self._events: list[dict[str, Any]] = []
         self._open_round: int | None = None
