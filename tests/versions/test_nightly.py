@@ -18,7 +18,8 @@ from tests.pairs import Kind, Runs, check_equal, pairs
 from tests.versions import test_matrix
 from tests.versions.conftest import must
 
-AT_ONCE = 2
+AT_ONCE = 3
+"""Runs at a time: most of each is waiting."""
 
 
 @pytest.fixture(scope="module")
