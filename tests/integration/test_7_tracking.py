@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,9 +118,11 @@ def watched(larger: Federation, boards: dict[str, Board]) -> dict[str, Watched]:
     # The browser first: where it is cold, a job would be over before it shows anything.
     with page() as shown:
         shown.open("about:blank")
+        with ThreadPoolExecutor() as pool:
+            begun = pool.map(lambda run: begin(larger, boards[run[0]], run[1]), RUNS.values())
         runs = {
-            name: Watched(boards[kind], sites, begin(larger, boards[kind], sites))
-            for name, (kind, sites) in RUNS.items()
+            name: Watched(boards[kind], sites, job)
+            for (name, (kind, sites)), job in zip(RUNS.items(), begun, strict=True)
         }
         unseen = list(runs.values())
 
