@@ -21,9 +21,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Abort the job."""
     ownership.check()
     service = console.service(args.identity)
-    status = str(console.ask(service, "abort", args.job)["status"])
+    job = console.full_id(service, args.job)
+    status = str(console.ask(service, "abort", job=job)["status"])
     if not status.startswith("FINISHED"):
-        events = list(console.stream(service, "wait", args.job, "--timeout", str(WITHIN)))
+        events = list(console.stream(service, "wait", job=job, timeout=WITHIN))
         status = str(events[-1]["status"])
-    say(f"Job {args.job}: {status}. Its logs and what it had: ./flowerbed results {args.job}")
-    return {"job_id": args.job, "status": status}
+    say(f"Job {job}: {status}. Its logs and what it had: ./flowerbed results {job}")
+    return {"job_id": job, "status": status}

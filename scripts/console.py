@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -23,11 +23,18 @@ from scripts.core import ROOT, Failure, Misuse, in_words, say
 CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
 """Bytes that are read at a time, and what a tar has beyond its files' sizes."""
 
+PAYLOAD, WATCH = "payload", "watch"
+"""What stdin is for: an app or a job, or to say that nobody listens any more (`client.py`)."""
+
 acting_as: dict[str, str] = {}
 """Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
 
-PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
-"""-P: what lies in the container's working directory, a volume, is not imported."""
+PROGRAM = ("python", "-I", "-S", "/opt/flowerbed/bridge/flare/console/client.py")
+"""What hands a request to the console's daemon. -S leaves out all packages, so it starts fast. With
+-I, what lies in the container's working directory, a volume, is not imported."""
+
+FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The form of a job's id, FLARE's."""
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +50,12 @@ def add_identity(parser: argparse.ArgumentParser) -> None:
 
 def add_job(parser: argparse.ArgumentParser) -> None:
     """The argument JOB and the option `--as`."""
-    parser.add_argument("job", metavar="JOB", type=job_id, help="the job's id, as submit and jobs print it")
+    parser.add_argument(
+        "job",
+        metavar="JOB",
+        type=job_id,
+        help="the job's id, as submit and jobs print it, or its beginning, or 'latest'",
+    )
     add_identity(parser)
 
 
@@ -81,32 +93,41 @@ def _show(name: str, role: str) -> None:
         say(f"as {name} ({role})")
 
 
-def ask(console: str, *words: str, payload: bytes | None = None) -> dict[str, Any]:
+def full_id(console: str, job: str) -> str:
+    """The id of the job that a person means: by the whole id, its beginning, or `latest`.
+
+    Raises:
+        Misuse: there is no such job, or more than one.
+    """
+    return job if FULL_ID.fullmatch(job) else str(ask(console, "resolve", job=job)["job_id"])
+
+
+def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any) -> dict[str, Any]:
     """Run a verb that answers with one JSON object.
 
     Args:
         console: the Compose service.
-        payload: what goes to its stdin.
+        payload: the app or job that goes with it, as a tar.
     """
-    answer = _finished(console, words, payload).decode(errors="replace").strip().splitlines()
+    answer = _finished(console, verb, arguments, payload).decode(errors="replace").strip().splitlines()
     try:
         value = json.loads(answer[-1])
     except (IndexError, ValueError):
         value = None
     if not isinstance(value, dict):
         found = answer[-1] if answer else "nothing"
-        raise Failure(f"The console program's '{words[0]}' answered no JSON object but: {found}")
+        raise Failure(f"The console program's '{verb}' answered no JSON object but: {found}")
     return value
 
 
-def text(console: str, *words: str) -> str:
+def text(console: str, verb: str, **arguments: Any) -> str:
     """Run a verb that answers with text."""
-    return _finished(console, words, None).decode(errors="replace")
+    return _finished(console, verb, arguments, None).decode(errors="replace")
 
 
-def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
+def stream(console: str, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Run a verb that answers with JSON lines; yields each as it comes."""
-    with tempfile.TemporaryFile() as errors, _started(console, words, errors) as process:
+    with _listening(console, verb, arguments) as process:
         assert process.stdout is not None
         for line in process.stdout:
             try:
@@ -115,11 +136,19 @@ def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
                 continue  # A library's own printing; the protocol's lines are JSON objects.
             if isinstance(value, dict):
                 yield value
-        if process.wait():
-            raise _failure(console, process.returncode, _read(errors))
 
 
-def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | None = None) -> IO[bytes]:
+def stream_text(console: str, verb: str, **arguments: Any) -> Iterator[str]:
+    """Run a verb that answers with text; yields each line as it comes."""
+    with _listening(console, verb, arguments) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield line.decode(errors="replace")
+
+
+def fetch(
+    console: str, verb: str, payload: bytes | None = None, limit: int | None = None, **arguments: Any
+) -> IO[bytes]:
     """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
 
     Args:
@@ -129,7 +158,7 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
         given.write(payload or b"")
         given.seek(0)
-        command = _command(console, words)
+        command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
         with subprocess.Popen(
             command, cwd=ROOT, stdin=given, stdout=subprocess.PIPE, stderr=errors
         ) as process:
@@ -139,7 +168,7 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
                     process.terminate()
                     content.close()
                     most = in_words(limit)
-                    raise Failure(f"The console's '{words[0]}' sends more than {most}: none of it is kept.")
+                    raise Failure(f"The console's '{verb}' sends more than {most}: none of it is kept.")
                 content.write(chunk)
         if process.returncode:
             content.close()
@@ -148,31 +177,38 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
     return content
 
 
-def _command(console: str, words: Sequence[str]) -> list[str]:
+def _command(console: str, verb: str, arguments: Mapping[str, Any], mode: str) -> list[str]:
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
-    return [*engine.compose(), "exec", "-T", console, *PROGRAM, *words]
+    request = json.dumps({"verb": verb, **arguments})
+    return [*engine.compose(), "exec", "-T", console, *PROGRAM, request, mode]
 
 
-def _finished(console: str, words: Sequence[str], payload: bytes | None) -> bytes:
-    process = subprocess.run(_command(console, words), cwd=ROOT, input=payload or b"", capture_output=True)
+def _finished(console: str, verb: str, arguments: Mapping[str, Any], payload: bytes | None) -> bytes:
+    command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
+    process = subprocess.run(command, cwd=ROOT, input=payload or b"", capture_output=True)
     if process.returncode:
         raise _failure(console, process.returncode, process.stderr)
     return process.stdout
 
 
 @contextmanager
-def _started(console: str, words: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    # stdin stays open while we listen: its end tells the console program that nobody listens any more.
-    process = subprocess.Popen(
-        _command(console, words), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
+def _listening(console: str, verb: str, arguments: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """A verb whose answer comes bit by bit; raises what it ended with when all is read."""
+    command = _command(console, verb, arguments, WATCH)
+    with tempfile.TemporaryFile() as errors:
+        # stdin stays open while we listen: its end tells the console that nobody listens any more.
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            try:
+                yield process
+            except BaseException:
                 process.terminate()
+                raise
+            code = process.wait()
+        if code:
+            raise _failure(console, code, _read(errors))
 
 
 def _read(file: IO[bytes]) -> bytes:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     app = apps.read(args.app)
     if app.ready:
         raise Misuse(f"{args.app} is a job folder: expected the folder of a Flower app.")
-    answer = console.ask(console.service(args.identity), "hash", payload=app.pack())
+    answer = console.ask(console.service(args.identity), "hash", app.pack())
     if args.format == "text":
         print(answer["hash"], flush=True)
     say(f"  {app.name} {app.version}".rstrip())

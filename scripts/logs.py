@@ -23,8 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fetch and print the log."""
-    log = console.text(console.service(args.identity), "logs", args.job, "--site", args.site)
+    service = console.service(args.identity)
+    job = console.full_id(service, args.job)
+    log = console.text(service, "logs", job=job, site=args.site)
     if args.format == "text":
         # To a file or another program as it is; at a terminal nothing in it may act.
         print(shown(log) if sys.stdout.isatty() else log, end="", flush=True)
-    return {"job_id": args.job, "site": args.site, "log": log}
+    return {"job_id": job, "site": args.site, "log": log}

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fetch the results and say what there is."""
-    outcome = collect(console.service(args.identity), args.job)
+    service = console.service(args.identity)
+    outcome = collect(service, console.full_id(service, args.job))
     tell(outcome)
     return outcome
 
@@ -61,7 +62,7 @@ def collect(service: str, job: str) -> dict[str, Any]:
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)
-    with console.fetch(service, "download", job, limit=room) as content:
+    with console.fetch(service, "download", limit=room, job=job) as content:
         try:
             summary = lay_out(content, job, fresh, room)
             draw(summary, fresh / "curves.png")

@@ -38,7 +38,8 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Wait for the job's end."""
-    return follow(console.service(args.identity), args.job, timeout=args.timeout)
+    service = console.service(args.identity)
+    return follow(service, console.full_id(service, args.job), timeout=args.timeout)
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -53,9 +54,8 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     """
     events: list[dict[str, Any]] = []
     progress = Progress()
-    words = ["wait", job] if timeout is None else ["wait", job, "--timeout", str(timeout)]
     try:
-        for event in console.stream(service, *words):
+        for event in console.stream(service, "wait", job=job, timeout=timeout):
             events.append(event)
             progress.tell(event)
     except KeyboardInterrupt:

@@ -403,7 +403,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = "compose exec -T admin python -P -m bridge.flare.console"
+ASK = f"compose exec -T admin {' '.join(console.PROGRAM)}"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},
@@ -416,8 +416,8 @@ def test_down_is_refused_while_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
-    docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "list"', out=json.dumps({"jobs": JOBS}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "end"', out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
     code, outcome, _ = flowerbed("down")
     assert code == 1 and outcome["jobs"] == ["j-1"]
@@ -434,7 +434,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", err='{"error": "the server cannot be reached"}\n', code=1)
+    docker.answer(f'{ASK} {{"verb": "list"', err='{"error": "the server cannot be reached"}\n', code=1)
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
