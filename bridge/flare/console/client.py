@@ -10,7 +10,7 @@ bytes of length, and the content.
 """
 
 # pathlib takes longer to import than all the rest.
-# ruff: noqa: PTH101, PTH102, PTH123
+# ruff: noqa: PTH102, PTH123
 
 from __future__ import annotations
 
