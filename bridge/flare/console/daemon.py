@@ -160,7 +160,8 @@ def main() -> None:
         handlers=[RotatingFileHandler(f"{client.own_folder()}/log", maxBytes=LOG_LIMIT, backupCount=1)],
     )
     daemon = Daemon(listen(), OpenSessions(), WORKSPACE / "startup")
-    print("ready", flush=True)
+    # One write: the client that has started it reads, and closes its end.
+    os.write(sys.stdout.fileno(), b"ready\n")
     # FLARE prints, and nobody reads it.
     with Path(os.devnull).open("r+b") as nowhere:
         for stream in (sys.stdout, sys.stderr):
