@@ -161,7 +161,7 @@ class JobOptions:
         "seconds for which a site may be out of reach before it is given up",
         SERVER,
         flag="--grace",
-        metavar="SECONDS",
+        metavar="TIME",
         # Flower's own minute, below which a heartbeat that is a little late would count, and what a SuperLink
         # takes (`heartbeat.py`).
         at_least=60,
@@ -195,7 +195,7 @@ class JobOptions:
         "the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
         more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
-        "the same results, and needs flwr 1.40 to 1.42",
+        "the same results, and needs flwr 1.40 to 1.43",
         flag="--supernode",
         choices=(PROCESS, INLINE),
         recipe=True,
@@ -205,7 +205,7 @@ class JobOptions:
         "a seed: the ServerApp gets its replies in the sites' order and seeded random numbers, and what "
         "passes it is recorded",
         SERVER,
-        more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.42, "
+        more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.43, "
         "another one is refused",
         flag="--in-order",
         metavar="SEED",

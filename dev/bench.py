@@ -15,19 +15,20 @@ results/bench instead. Exit code 1 if a run failed: its figure is null, with the
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from dev import test
 from dev.benchmarks import report
 from scripts import core
+from scripts.options import names
 
 PERFORMANCE = core.ROOT / "docs" / "performance"
 ELSEWHERE = core.ROOT / "results" / "bench"
@@ -39,59 +40,47 @@ PARTS = (*report.APPS, report.GROWTH)
 QUICK = ("nothing", "quickstart")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to measure, and how often."""
-    parser.add_argument("what", nargs="?", choices=["relay"], help="only single messages through the relay")
-    parser.add_argument(
-        "--runs",
-        type=int,
-        metavar="N",
-        help="turns; medians are reported (default: 3; --quick: 1; relay: 10)",
-    )
-    parser.add_argument(
-        "--apps", type=_some_of(PARTS), metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)"
-    )
-    parser.add_argument(
-        "--setups",
-        type=_some_of(report.SETUPS),
-        metavar="A,B",
-        help=f"of {', '.join(report.SETUPS)} (default: all)",
-    )
-    parser.add_argument("--quick", action="store_true", help="one turn of nothing and quickstart")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where bench.json and the pictures go")
-
-
-def _some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        if not names or not set(names) <= set(known):
-            raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}; found {text!r}")
-        return names
-
-    return read
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    what: Annotated[
+        Literal["relay"] | None, typer.Argument(help="Only single messages through the relay.")
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Turns; medians are reported (default: 3; --quick: 1; relay: 10)."),
+    ] = None,
+    apps: Annotated[
+        str | None, typer.Option(metavar="A,B", help=f"Of {', '.join(PARTS)} (default: all).")
+    ] = None,
+    setups: Annotated[
+        str | None, typer.Option(metavar="A,B", help=f"Of {', '.join(report.SETUPS)} (default: all).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One turn of nothing and quickstart.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where bench.json and the pictures go.")
+    ] = None,
+) -> dict[str, Any]:
     """Measure, write it down, and draw it."""
-    default = RELAY_RUNS if args.what else 1 if args.quick else report.ENOUGH_RUNS
-    runs = default if args.runs is None else args.runs
+    chosen_apps = apps and names(apps, "--apps", PARTS)
+    chosen_setups = setups and names(setups, "--setups", report.SETUPS)
+    default = RELAY_RUNS if what else 1 if quick else report.ENOUGH_RUNS
+    runs = default if runs is None else runs
     if runs < 1:
         raise core.Misuse(f"--runs {runs}: expected at least 1.")
-    if args.what and (args.apps or args.setups or args.quick):
+    if what and (apps or setups or quick):
         raise core.Misuse("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
     test.install()
     # So that everything is ended and removed, whoever ends this.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.what:
-        return _relay(runs, args.output)
+    if what:
+        return _relay(runs, output)
     # Here, since it imports what `install` has put there.
     from dev.benchmarks import comparison, picture
 
-    apps = args.apps or (QUICK if args.quick else PARTS)
-    names = args.setups or report.SETUPS
-    outcome = comparison.compare(apps, names, runs, _command(), quick=args.quick)
-    whole = runs >= report.ENOUGH_RUNS and set(names) == set(report.SETUPS)
-    folder = args.output or (PERFORMANCE if whole else ELSEWHERE)
+    parts = chosen_apps or (QUICK if quick else PARTS)
+    wanted = chosen_setups or report.SETUPS
+    outcome = comparison.compare(parts, wanted, runs, _command(), quick=quick)
+    whole = runs >= report.ENOUGH_RUNS and set(wanted) == set(report.SETUPS)
+    folder = output or (PERFORMANCE if whole else ELSEWHERE)
     _write(outcome, folder, picture)
     failed = report.failed(outcome)
     if failed:

@@ -12,13 +12,14 @@ build and run federations of their own: one that runs from this checkout is left
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from scripts import core, engine, images
 
@@ -39,33 +40,36 @@ NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--quick`, `--faults`, `-k`, words for pytest."""
-    parser.add_argument("--quick", action="store_true", help="leave out the slow tests")
-    parser.add_argument("--faults", action="store_true", help="all tests of faults: about 20 minutes more")
-    parser.add_argument("-k", dest="only", metavar="WORDS", help="only tests that match, as pytest's -k")
-    parser.add_argument("pytest", nargs="*", metavar="-- WORD", help="words for pytest, after --")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="-- WORD...", help="Words for pytest, after --.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow tests.")] = False,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="All tests of faults: about 20 minutes more.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option("-k", metavar="WORDS", help="Only tests that match, as pytest's -k.")
+    ] = None,
+) -> dict[str, Any]:
     """Run what is asked for; fails if any of it does."""
     install()
-    session = Session(to_stderr=args.format == "json")
-    if not args.only:
+    session = Session(to_stderr=core.as_json)
+    if not only:
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, be it a test's, is what its author would write.
         session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
-    words = [*(["-k", args.only] if args.only else []), *args.pytest]
-    session.pytest("quick tests", ["-m", QUICK, f"--timeout={QUICK_TIMEOUT}", *words])
+    chosen = [*(["-k", only] if only else []), *(words or ())]
+    session.pytest("quick tests", ["-m", QUICK, f"--timeout={QUICK_TIMEOUT}", *chosen])
     session.end_if_failed()
-    if not args.quick:
+    if not quick:
         # What the tests' own checkout shares with this one; all else it makes for itself.
         engine.ensure()
         images.ensure_base()
         images.fill_wheelhouse(engine.ask().architecture)
-        which = SLOW if args.faults else f"{SLOW} and (pick or not faults)"
-        session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *words])
+        which = SLOW if faults else f"{SLOW} and (pick or not faults)"
+        session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
     session.end_if_failed()
     if not session.tests_ran:
         raise core.Failure("No test ran: none matches.", steps=session.steps)

@@ -1,75 +1,129 @@
 """`flowerbed VERB`: find the verb's module in this package or in `dev`, run it, report its result.
 
-A verb is one module with a docstring (its help), `add_arguments(parser)` and `run(args) -> dict`
-(the object that `--format json` prints). It fails by raising `core.Failure` or `core.Misuse`.
+A verb is one module with a docstring (its help, whose first line is the summary) and a function `run`. The
+function's parameters are what the verb takes, as Typer reads them. It returns the object that `--format json`
+prints, and fails by raising `core.Failure` or `core.Misuse`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import inspect
 import json
 import sys
+import tomllib
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from scripts import core
-from scripts.core import Failure, say
+from scripts.core import Failure, Misuse, say
 
-# In the order in which a new user needs them.
-VERBS = (
-    "quickstart",
-    "doctor",
-    "provision",
-    "build",
-    "data",
-    "up",
-    "status",
-    "submit",
-    "hash",
-    "jobs",
-    "wait",
-    "logs",
-    "abort",
-    "results",
-    "kit",
-    "down",
-    "compare",
-    "bench",
-    "test",
-)
+HOME = Path(__file__).resolve().parent.parent
+"""Where this program lies."""
+
+PANELS = {
+    "Begin": ("quickstart", "doctor"),
+    "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "hash"),
+    "Federation": ("provision", "build", "data", "up", "status", "down", "kit"),
+    "Developers": ("compare", "bench", "test"),
+}
+"""The verbs, in the order in which `--help` shows them."""
 
 DEVELOPERS = ("bench", "test")
 """The verbs whose modules are in `dev`."""
 
+VERBS = {
+    name: f"{'dev' if name in DEVELOPERS else 'scripts'}.{name}"
+    for names in PANELS.values()
+    for name in names
+}
+"""The module of each verb."""
 
-def parser(verbs_to_load: Sequence[str] = VERBS) -> argparse.ArgumentParser:
-    """The command line of some verbs; the first line of a verb's docstring is its summary."""
-    top = argparse.ArgumentParser(
-        prog="flowerbed",
-        description="Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers.",
-        epilog="New here? ./flowerbed quickstart goes from nothing to a trained model.  "
-        "What a verb does and takes: ./flowerbed VERB --help",
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+FORMAT = "--format"
+INTERRUPTED = 130
+"""The exit code after Ctrl-C; Typer returns it in place of the verb's object."""
+
+
+class Verbs(TyperGroup):
+    """The verbs. A verb's module is imported when the verb is used: all together take as long as most run."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "suggest_commands": False})  # Click does, once is enough.
+        for panel, names in PANELS.items():
+            for name in names:
+                self.commands[name] = TyperCommand(name, help=summary(name), rich_help_panel=panel)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, and import it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, verb(name) if name and command else command, rest
+
+
+def summary(name: str) -> str:
+    """The first line of a verb's docstring, read without importing it."""
+    path = HOME / VERBS[name].replace(".", "/")
+    with path.with_suffix(".py").open() as file:
+        return file.readline().strip().strip('"')
+
+
+def verb(name: str) -> click.Command:
+    """The command of a verb."""
+    module = importlib.import_module(VERBS[name])
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=SETTINGS)
+    app.command(name, help=_help(module.__doc__ or ""))(module.run)
+    command = typer.main.get_command(app)
+    text = "json: one JSON object on the last line of stdout; text for people goes to stderr."
+    choice = click.Choice(["text", "json"])
+    # `main` looks for it before anything is parsed.
+    option = TyperOption(
+        param_decls=[FORMAT], type=choice, default="text", show_default=True, help=text, expose_value=False
     )
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in verbs_to_load:
-        module = importlib.import_module(f"{'dev' if name in DEVELOPERS else 'scripts'}.{name}")
-        text = (module.__doc__ or "").strip()
-        sub = verbs.add_parser(
-            name,
-            help=text.splitlines()[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.add_argument(
-            "--format",
-            choices=("text", "json"),
-            default="text",
-            help="json: one JSON object on the last line of stdout; text for people goes to stderr",
-        )
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
-    return top
+    command.params.append(option)
+    return command
+
+
+def _help(docstring: str) -> str:
+    """A docstring as Rich shows it: prose in lines as wide as the terminal, examples as they are."""
+    lines = [""]
+    for line in inspect.cleandoc(docstring).replace("[", r"\[").splitlines():
+        if line.startswith(" "):
+            lines.append(f"[cyan]{line}[/cyan]")
+        elif line and lines[-1] and not lines[-1].startswith("[cyan]"):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        content = tomllib.loads((HOME / "pyproject.toml").read_text())
+        print(f"flowerbed {content['project']['version']}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Verbs, name="flowerbed", rich_markup_mode="rich", context_settings=SETTINGS)
+
+
+@app.callback(
+    epilog="New here? ./flowerbed quickstart goes from nothing to a trained model. "
+    "What a verb does and takes: ./flowerbed VERB --help",
+    subcommand_metavar="VERB [ARGS]...",
+)
+def flowerbed(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one this is.")
+    ] = False,
+) -> None:
+    """Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers."""
 
 
 def _acting_as() -> dict[str, str]:
@@ -79,31 +133,45 @@ def _acting_as() -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use."""
+    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    # Only the verb that is asked for: importing them all takes as long as most of them run.
-    args = parser(words[:1] if words and words[0] in VERBS else VERBS).parse_args(words)
-    outcome: dict[str, Any]
-    code = 0
+    core.as_json = _wants_json(words)
     _acting_as().clear()
+    who = f"flowerbed {words[0]}" if words and words[0] in VERBS else "flowerbed"
+    outcome: dict[str, Any] | int
+    code = 0
     try:
-        outcome = args.run(args)
+        outcome = typer.main.get_command(app).main(words, "flowerbed", standalone_mode=False)
+        if outcome == INTERRUPTED:
+            raise KeyboardInterrupt
     except Failure as failure:
-        say(f"flowerbed {args.verb}: {failure}")
+        say(f"{who}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
+    except click.ClickException as error:
+        text = f"{error.format_message()}\n  What it takes: ./{who} --help"
+        say(f"{who}: {text}")
+        outcome, code = {"error": text}, Misuse.exit_code
     except OSError as error:
         text = core.explain_os_error(error)
-        say(f"flowerbed {args.verb}: {text}")
+        say(f"{who}: {text}")
         outcome, code = {"error": text}, 1
-    except KeyboardInterrupt:
-        say(f"flowerbed {args.verb}: interrupted")
-        outcome, code = {"error": "interrupted"}, 130
-    if identity := _acting_as():
-        outcome = {**outcome, "as": dict(identity)}
-    if args.format == "json":
-        print(json.dumps(outcome), flush=True)
+    except (KeyboardInterrupt, click.Abort):
+        say(f"{who}: interrupted")
+        outcome, code = {"error": "interrupted"}, INTERRUPTED
+    if isinstance(outcome, dict):
+        if identity := _acting_as():
+            outcome = {**outcome, "as": dict(identity)}
+        if core.as_json:
+            print(json.dumps(outcome), flush=True)
     core.give_back()
     return code
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether `--format json` is among the words, however wrong the others are."""
+    ours = list(words[: words.index("--")] if "--" in words else words)
+    pairs = zip(ours, [*ours[1:], ""], strict=False)
+    return any(word == f"{FORMAT}=json" or (word, value) == (FORMAT, "json") for word, value in pairs)
 
 
 if __name__ == "__main__":

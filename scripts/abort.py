@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from scripts import console, ownership
 from scripts.core import say
+from scripts.options import As, Job
 
 WITHIN = 60.0
 """Seconds for the job to end on all sites; seen: 3 to 10."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """JOB, `--as`."""
-    console.add_job(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Abort the job."""
     ownership.check()
-    service = console.service(args.identity)
-    job = console.full_id(service, args.job)
+    service = console.service(identity)
+    job = console.full_id(service, job)
     status = str(console.ask(service, "abort", job=job)["status"])
     if not status.startswith("FINISHED"):
         events = list(console.stream(service, "wait", job=job, timeout=WITHIN))

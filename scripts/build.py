@@ -12,11 +12,12 @@ the bridge or a new kit, only the last layers are made again.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from provisioning import dotenv
 from scripts import compose, core, engine, images, leftovers, ownership
@@ -25,34 +26,31 @@ TAG = "dev"
 """Of every image; a built image replaces the one before."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--app`, `--tracking`, `--pull`, `--no-cache`."""
-    parser.add_argument(
-        "--app",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="APP",
-        help="add the packages that a Flower app's pyproject.toml asks for; may be given more than once, and "
-        "later builds keep them (remove .flowerbed/apps to forget them)",
-    )
-    parser.add_argument(
-        "--tracking",
-        choices=["mlflow"],
-        help="build MLflow's image too (200 MB to fetch); TensorBoard needs no building",
-    )
-    parser.add_argument(
-        "--pull",
-        action="store_true",
-        help="pull the base image again, for the fixes that its packages have had; where none can be pulled, "
-        "its stand-in is made anew",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="build every layer anew")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    app: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="APP",
+            help="Add the packages that a Flower app's pyproject.toml asks for; may be given more than once, "
+            "and later builds keep them (remove .flowerbed/apps to forget them).",
+        ),
+    ] = None,
+    tracking: Annotated[
+        Literal["mlflow"] | None,
+        typer.Option(help="Build MLflow's image too (200 MB to fetch); TensorBoard needs no building."),
+    ] = None,
+    pull: Annotated[
+        bool,
+        typer.Option(
+            "--pull",
+            help="Pull the base image again, for the fixes that its packages have had; where none can be "
+            "pulled, its stand-in is made anew.",
+        ),
+    ] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer anew.")] = False,
+) -> dict[str, Any]:
     """Build as the command line asks."""
-    return build(args.app, mlflow=args.tracking == "mlflow", fresh=args.no_cache, renew=args.pull)
+    return build(app or (), mlflow=tracking == "mlflow", fresh=no_cache, renew=pull)
 
 
 def build(

@@ -16,7 +16,6 @@ The picture, the report and both records go to results/. Exit code 1 if the two 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import fcntl
 import json
@@ -25,11 +24,14 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from scripts import app as apps
-from scripts import core, data, differences, engine, images
+from scripts import core, data, differences, engine, images, provision
 from scripts.build import TAG
+from scripts.options import RunConfig
 
 if TYPE_CHECKING:
     # Of the verbs, only this one needs a developers' tool, and only when it runs.
@@ -55,42 +57,38 @@ RECORD = "in_order.jsonl"
 """What `bridge/flower/in_order.py` writes beside the ServerApp's own files."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """APP, with how many sites and rounds, and which seed."""
-    parser.add_argument("app", metavar="APP", type=Path, help="a Flower app's folder")
-    parser.add_argument("--sites", type=int, default=2, metavar="N", help="how many sites (default: 2)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: the app's own)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=42,
-        metavar="S",
-        help="of the ServerApp's generators of random numbers, and of the run config's `seed` where the app "
-        "has one (default: 42)",
-    )
-    parser.add_argument(
-        "--run-config", action="append", default=[], metavar="K=V", help="as for submit; may be repeated"
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a folder a site in it (default: Fashion-MNIST, divided)"
-    )
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    app: Annotated[Path, typer.Argument(metavar="APP", help="A Flower app's folder.")],
+    sites: Annotated[int, typer.Option(metavar="N", help="How many sites.")] = 2,
+    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds (default: the app's own).")] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="S",
+            help="Of the ServerApp's generators of random numbers, and of the run config's `seed` where the "
+            "app has one.",
+        ),
+    ] = 42,
+    run_config: RunConfig = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder a site in it (default: Fashion-MNIST, divided)."),
+    ] = None,
+) -> dict[str, Any]:
     """Run both, compare, draw."""
-    app = apps.read(args.app)
-    if app.ready:
-        raise core.Misuse(f"{args.app} is a job folder: expected a Flower app's folder.")
-    if not 1 <= args.sites <= MOST_SITES:
-        raise core.Misuse(f"--sites {args.sites}: expected 1 to {MOST_SITES}.")
-    sites = [f"site-{number}" for number in range(1, args.sites + 1)]
-    pairs = list(args.run_config)
-    if SEED_KEY in app.config:
-        pairs.insert(0, f"{SEED_KEY}={args.seed}")
-    config = apps.run_config(app, pairs, args.rounds)
-    config += [] if args.rounds is None else [f"{apps.ROUNDS_KEY}={args.rounds}"]
-    if args.data is not None:
-        _check_data(args.data, sites)
+    found = apps.read(app)
+    if found.ready:
+        raise core.Misuse(f"{app} is a job folder: expected a Flower app's folder.")
+    if not 1 <= sites <= MOST_SITES:
+        raise core.Misuse(f"--sites {sites}: expected 1 to {MOST_SITES}.")
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    pairs = list(run_config or ())
+    if SEED_KEY in found.config:
+        pairs.insert(0, f"{SEED_KEY}={seed}")
+    config = apps.run_config(found, pairs, rounds)
+    config += [] if rounds is None else [f"{apps.ROUNDS_KEY}={rounds}"]
+    if data is not None:
+        _check_data(data, names)
     core.HOUSE.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
         try:
@@ -99,31 +97,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise core.Failure(
                 "Another comparison runs in this checkout: wait for its end, or end it."
             ) from None
-        plain, federated, again = _both(app, args, sites, config)
-    outcome = _report(app, args, plain, federated, again)
+        plain, federated, again = _both(found, data, names, config, seed)
+    outcome = _report(found, sites, seed, plain, federated, again)
     if not outcome["identical"]:
         raise core.Failure(_where(outcome), **outcome)
     return outcome
 
 
 def _both(
-    app: apps.App, args: argparse.Namespace, sites: Sequence[str], config: Sequence[str]
+    app: apps.App, folder: Path | None, sites: Sequence[str], config: Sequence[str], seed: int
 ) -> tuple[Events, Events, Events | None]:
     """Run the app in plain Flower, in a federation, and if these differ in plain Flower again."""
     _prepare()
     reads = DATA_KEY in app.config
-    federation = _federation(sites, args.data, divide=reads and args.data is None)
+    federation = _federation(sites, folder, divide=reads and folder is None)
     spec = {
         "sites": sites,
-        "seed": args.seed,
+        "seed": seed,
         "run_config": " ".join(config),
-        "data": reads or args.data is not None,
+        "data": reads or folder is not None,
     }
     try:
         core.say("Plain Flower")
         plain = _plain(federation, app, spec)
         core.say("The federation")
-        federated = _federated(federation, app, config, sites, args.seed)
+        federated = _federated(federation, app, config, sites, seed)
         again = None
         if differences.first(differences.rounds(plain), differences.rounds(federated)) is not None:
             core.say("They differ. Plain Flower once more, to see whether it differs from itself")
@@ -153,12 +151,12 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
     if divide:
         data.fetch()
     settings = {} if folder is None else {"FLOWERBED_DATA": str(folder.resolve())}
-    more = [site for site in sites if site not in data.site_names()]
+    more = [site for site in sites if site not in provision.site_names()]
     federation = scratch_federation.make("compare", PROJECT, more, settings)
     federation.must("provision")
     if divide:
         data.prepare(sites, data=federation.root / "data", originals=data.fetch)
-    for site in data.site_names() + more:
+    for site in provision.site_names() + more:
         # Compose mounts each of them, also where an app needs no data.
         if folder is None:
             (federation.root / "data" / site).mkdir(parents=True, exist_ok=True)
@@ -235,7 +233,8 @@ def _remove(federation: ScratchFederation) -> None:
 
 def _report(
     app: apps.App,
-    args: argparse.Namespace,
+    sites: int,
+    seed: int,
     plain: Events,
     federated: Events,
     again: Events | None,
@@ -258,8 +257,8 @@ def _report(
         "identical": first is None,
         "first_difference": first,
         "app": app.name,
-        "sites": args.sites,
-        "seed": args.seed,
+        "sites": sites,
+        "seed": seed,
         "values": differences.count(one),
         "rounds": [
             {

@@ -1,12 +1,11 @@
 """Ask the console program in a console container; the one place that knows how it is called.
 
-It runs under the FLARE identity of that container (`bridge/flare/console.py` says what it takes and
+It runs under the FLARE identity of that container (`bridge/flare/console/` says what it takes and
 gives). Needs the federation up; every function raises `Failure`, or `Misuse` where the console says so.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -30,40 +29,11 @@ acting_as: dict[str, str] = {}
 """Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
 
 PROGRAM = ("python", "-I", "-S", "/opt/flowerbed/bridge/flare/console/client.py")
-"""What hands a request to the console's daemon. -S leaves out all packages, so it starts fast. With
--I, what lies in the container's working directory, a volume, is not imported."""
+"""What hands a request to the console's daemon. -S leaves out all packages, so it starts fast. With -I
+nothing is imported from the container's working directory, which is a volume."""
 
 FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """The form of a job's id, FLARE's."""
-
-
-def add_identity(parser: argparse.ArgumentParser) -> None:
-    """The option `--as`."""
-    parser.add_argument(
-        "--as",
-        dest="identity",
-        metavar="NAME",
-        help="whose FLARE identity to use: the part before the @ of an admin in project.yml "
-        "(default: the project_admin)",
-    )
-
-
-def add_job(parser: argparse.ArgumentParser) -> None:
-    """The argument JOB and the option `--as`."""
-    parser.add_argument(
-        "job",
-        metavar="JOB",
-        type=job_id,
-        help="the job's id, as submit and jobs print it, or its beginning, or 'latest'",
-    )
-    add_identity(parser)
-
-
-def job_id(text: str) -> str:
-    """The type of JOB: it also names a folder of results, so it must not lead out of it."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no job id (./flowerbed jobs lists them)")
-    return text
 
 
 def service(identity: str | None) -> str:

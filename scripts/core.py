@@ -20,6 +20,10 @@ HOUSE = ROOT / ".flowerbed"
 """Everything that the launcher makes for itself (environment, wheelhouse, engine's pid and log)."""
 
 
+as_json = False
+"""Whether this call was given `--format json`: then only the JSON object goes to stdout."""
+
+
 class Failure(Exception):
     """The work could not be done: exit code 1.
 

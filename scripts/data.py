@@ -12,7 +12,6 @@ files that did not come from here is never touched.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -22,9 +21,10 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from scripts import provision
@@ -62,42 +62,23 @@ Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--alpha`, `--seed`."""
-    add_split_arguments(parser)
-
-
-def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the split, shared with `quickstart`."""
-    parser.add_argument(
-        "--alpha",
-        type=float,
+Alpha = Annotated[
+    float | None,
+    typer.Option(
         metavar="A",
-        help="divide every class over the sites by a Dirichlet(A) draw (0.1: very uneven, 100: nearly even); "
-        "without it every site gets the same mix",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
+        help="Divide every class over the sites by a Dirichlet(A) draw (0.1: very uneven, 100: nearly even); "
+        "without it every site gets the same mix.",
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the random split.")]
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part; returns the manifest that stands in data/manifest.json."""
-    manifest = prepare(site_names(), alpha=args.alpha, seed=args.seed)
+    manifest = prepare(provision.site_names(), alpha=alpha, seed=seed)
     say(table(manifest))
     say("Running sites see new parts at once; nothing has to be restarted.")
     return manifest
-
-
-def site_names() -> list[str]:
-    """The names of the sites in project.yml, in its order.
-
-    Raises:
-        Misuse: when the file is missing, wrong, or names no site.
-    """
-    project = provision.DEFAULT_PROJECT
-    names = [p["name"] for p in provision.load(project)["participants"] if p["type"] == "client"]
-    if not names:
-        raise Misuse(f"{project.name} names no participant of type client: expected at least one site.")
-    return names
 
 
 def prepare(

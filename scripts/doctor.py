@@ -7,7 +7,6 @@ line is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any f
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -23,9 +22,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridge.text import shown
 from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import apt, compose, core, engine, images, provision, results, up
+from scripts import apt, compose, core, engine, images, provision, results, terminal, up
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -53,24 +53,33 @@ class Finding:
     mend: str = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run() -> dict[str, Any]:
     """Check, tell, and fail if any check does."""
     findings = []
     for finding in examine():
         findings.append(finding)
-        core.say(f"{finding.level:4}  {finding.check:13} {finding.found}")
-        if finding.mend:
-            core.say(f"{'':20}-> {finding.mend}")
+        _tell(finding)
     failed = [finding.check for finding in findings if finding.level == "fail"]
     checks = [asdict(finding) for finding in findings]
     if failed:
         text = f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}."
         raise core.Failure(text, checks=checks)
     return {"checks": checks}
+
+
+def _tell(finding: Finding) -> None:
+    """Show a line as soon as it is known: the whole takes some seconds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Text(shown(finding.found))
+    if finding.mend:
+        found.append(f"\n-> {shown(finding.mend)}", "bold")
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=5)
+    line.add_column(width=13)
+    line.add_row(terminal.cell(finding.level), finding.check, found)
+    terminal.show(line)
 
 
 def examine() -> Iterator[Finding]:

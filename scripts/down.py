@@ -7,10 +7,11 @@ the logs.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from scripts import compose, console, core, engine, ownership
 
@@ -26,28 +27,24 @@ RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
 """FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--force`, `--volumes`, `--yes`."""
-    parser.add_argument("--force", action="store_true", help="end the jobs that run, as aborted")
-    parser.add_argument(
-        "--volumes", action="store_true", help="remove the volumes too: job store, results in it, logs"
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask before removing volumes")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    force: Annotated[bool, typer.Option("--force", help="End the jobs that run, as aborted.")] = False,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Remove the volumes too: job store, results in it, logs.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing volumes.")] = False,
+) -> dict[str, Any]:
     """Stop it."""
-    if args.volumes and not args.yes:
+    if volumes and not yes:
         _ask()
-    return down(volumes=args.volumes, force=args.force)
+    return down(volumes=volumes, force=force)
 
 
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise core.Misuse("--volumes removes all jobs and their results: without a terminal it needs --yes.")
     core.say("This removes the server's job store, with the results of all jobs that you have not fetched.")
-    core.say("Remove the volumes? [y/N] ", end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not typer.confirm("Remove the volumes?", err=True):
         raise core.Failure("Nothing was stopped or removed.")
 
 

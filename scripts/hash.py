@@ -7,30 +7,29 @@ Flower runs in a console's container, as for `submit`: the federation has to be 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from scripts import app as apps
-from scripts import console
+from scripts import console, core
 from scripts.core import Misuse, say
+from scripts.options import As
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """APP and `--as`."""
-    parser.add_argument(
-        "app", metavar="APP", type=Path, help="a Flower app's folder, the one with pyproject.toml"
-    )
-    console.add_identity(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    app: Annotated[
+        Path, typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml.")
+    ],
+    identity: As = None,
+) -> dict[str, Any]:
     """Bundle the app as `submit` does; say its hash."""
-    app = apps.read(args.app)
-    if app.ready:
-        raise Misuse(f"{args.app} is a job folder: expected the folder of a Flower app.")
-    answer = console.ask(console.service(args.identity), "hash", app.pack())
-    if args.format == "text":
+    found = apps.read(app)
+    if found.ready:
+        raise Misuse(f"{app} is a job folder: expected the folder of a Flower app.")
+    answer = console.ask(console.service(identity), "hash", found.pack())
+    if not core.as_json:
         print(answer["hash"], flush=True)
-    say(f"  {app.name} {app.version}".rstrip())
-    return {"app": app.name, "version": app.version, "hash": answer["hash"]}
+    say(f"  {found.name} {found.version}".rstrip())
+    return {"app": found.name, "version": found.version, "hash": answer["hash"]}

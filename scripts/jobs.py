@@ -1,43 +1,65 @@
-"""List the jobs of this federation, the newest first."""
+"""List the jobs of this federation, the newest first.
+
+./flowerbed jobs | grep RUNNING    a table, also for other programs
+./flowerbed jobs --watch           again and again, until Ctrl-C
+"""
 
 from __future__ import annotations
 
-import argparse
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bridge.text import one_line
-from scripts import console
+from scripts import console, terminal
 from scripts.core import say
+from scripts.options import As, Watch, check_watch
 
-CELL_LIMIT = 300
-"""Characters of a job's name or reason in the table; `--format json` has all of it."""
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = {
+    "JOB": "job_id",
+    "STATUS": "status",
+    "NAME": "name",
+    "SUBMITTED": "submit_time",
+    "TOOK": "duration",
+    "BY": "submitter",
+    "WHY": "reason",
+}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--as`."""
-    console.add_identity(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
     """Ask FLARE for its jobs and show them."""
-    jobs = list(console.ask(console.service(args.identity), "list")["jobs"])
-    jobs.sort(key=lambda job: float(job.get("submit_time") or 0), reverse=True)
-    say(table(jobs) if jobs else "No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
+    service = console.service(identity)
+    if watch:
+        check_watch()
+        terminal.watch(lambda: _look(service))
+    jobs = newest_first(service)
+    if jobs:
+        terminal.show(table(jobs))
+    else:
+        say("No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
     return {"jobs": jobs}
 
 
-def table(jobs: list[dict[str, Any]]) -> str:
+def newest_first(service: str) -> list[dict[str, Any]]:
+    """All jobs."""
+    jobs = list(console.ask(service, "list")["jobs"])
+    return sorted(jobs, key=lambda job: float(job.get("submit_time") or 0), reverse=True)
+
+
+def _look(service: str) -> terminal.Seen:
+    jobs = newest_first(service)
+    return [(job["job_id"], job["status"]) for job in jobs], [table(jobs)]
+
+
+def table(jobs: list[dict[str, Any]]) -> Table:
     """The jobs for a person, one a line."""
     jobs = [{**job, "reason": job.get("reason") or _refusals(job)} for job in jobs]
-    head = ["JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "BY"]
-    keys = ["job_id", "status", "name", "submit_time", "duration", "submitter"]
-    if any(job.get("reason") for job in jobs):
-        head.append("WHY")
-        keys.append("reason")
-    rows = [head, *([_cell(key, job.get(key)) for key in keys] for job in jobs)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    columns = dict(COLUMNS)
+    if not any(job["reason"] for job in jobs):
+        del columns["WHY"]
+    rows = [[_cell(key, job.get(key)) for key in columns.values()] for job in jobs]
+    return terminal.table([*columns], rows, fold=("NAME", "SUBMITTED", "BY", "WHY"))
 
 
 def _refusals(job: dict[str, Any]) -> str:
@@ -45,7 +67,7 @@ def _refusals(job: dict[str, Any]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    text = "-" if value in (None, "", "N/A") else one_line(str(value), CELL_LIMIT)
+    text = "-" if value in (None, "", "N/A") else str(value)
     if key == "submit_time":
         return "-" if text == "-" else f"{datetime.fromtimestamp(float(text)):%Y-%m-%d %H:%M:%S}"
     return text.split(".")[0] if key == "duration" else text

@@ -11,7 +11,6 @@ copy of the key: after another provision, make it anew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 from provisioning.names import service_name
 from scripts import compose, console, core, engine, provision
+from scripts.options import As
 
 FOLDER = "here"
 """Below workspace/PROJECT, beside the prod_NN."""
@@ -34,14 +34,9 @@ EVERYWHERE = ("0.0.0.0", "127.0.0.1", "::", "::1")
 """Addresses on which a port is bound that localhost reaches."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--as`."""
-    console.add_identity(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(identity: As = None) -> dict[str, Any]:
     """Make the kit anew; what its `transfer` holds stays."""
-    service = console.service(args.identity)
+    service = console.service(identity)
     services = compose.config(tag=ANY_TAG)["services"]
     source = core.ROOT / services[service]["build"]["args"]["KIT"]
     if not (source / CONFIG).is_file():
@@ -60,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     (kit / CONFIG).unlink()
     (kit / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     name = kit.relative_to(core.ROOT).as_posix()
-    if args.format == "text":
+    if not core.as_json:
         print(name)
     return {"kit": name, "user": admin["username"], "host": admin["host"], "port": admin["port"]}
 

@@ -7,12 +7,12 @@ names the one in use. workspace/PROJECT/state holds the CA's key: keep a copy of
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from provisioning import NOTE, checks, dotenv, state
@@ -27,21 +27,14 @@ WRONG_USE = 4
 """The exit code of `nvflare provision` when what it was given is wrong."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's own arguments."""
-    parser.add_argument(
-        "-p",
-        "--project",
-        type=Path,
-        default=DEFAULT_PROJECT,
-        metavar="FILE",
-        help="who takes part (default: project.yml)",
-    )
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    project: Annotated[
+        Path,
+        typer.Option("-p", "--project", metavar="FILE", help="Who takes part.", show_default="project.yml"),
+    ] = DEFAULT_PROJECT,
+) -> dict[str, Any]:
     """Provision as the command line asks."""
-    return provision(args.project)
+    return provision(project)
 
 
 def provision(project: Path = DEFAULT_PROJECT) -> dict[str, Any]:
@@ -107,6 +100,20 @@ def load(project: Path) -> dict[str, Any]:
     if found:
         raise core.Misuse(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
     return dict(content)
+
+
+def site_names() -> list[str]:
+    """The names of the sites in project.yml, in its order.
+
+    Raises:
+        Misuse: when the file is missing, wrong, or names no site.
+    """
+    names = [p["name"] for p in load(DEFAULT_PROJECT)["participants"] if p["type"] == "client"]
+    if not names:
+        raise core.Misuse(
+            f"{DEFAULT_PROJECT.name} names no participant of type client: expected at least one site."
+        )
+    return names
 
 
 def _participant(item: dict[str, Any]) -> dict[str, Any]:

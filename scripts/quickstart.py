@@ -7,11 +7,12 @@ What is there already is kept, so that running it again is quick.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from scripts import app as apps
 from scripts import build, console, data, engine, ownership, provision, results, submit, up, wait
@@ -20,18 +21,16 @@ from scripts.core import ROOT, say
 APP = ROOT / "apps" / "pytorch-quickstart"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--rounds`, `--alpha`, `--seed`."""
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of training (default: 3)")
-    data.add_split_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of training.")] = 3,
+    alpha: data.Alpha = None,
+    seed: data.Seed = 0,
+) -> dict[str, Any]:
     """Do all steps in order; each is skipped by its own verb where nothing is to be done."""
     begin = time.monotonic()
     app = apps.read(APP)
-    sites = data.site_names()
-    given = {"run_config": [f"min-available-clients={len(sites)}"], "rounds": args.rounds}
+    sites = provision.site_names()
+    given = {"run_config": [f"min-available-clients={len(sites)}"], "rounds": rounds}
     request = submit.job_request(app, given)
     steps: dict[str, float] = {}
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return outcome
 
     def divide() -> None:
-        say(data.table(data.prepare(sites, alpha=args.alpha, seed=args.seed)))
+        say(data.table(data.prepare(sites, alpha=alpha, seed=seed)))
 
     step("A Docker engine with Compose", engine.ensure)
     ownership.check(str(provision.load(provision.DEFAULT_PROJECT).get("name", "")))
@@ -59,8 +58,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         wait.follow(service, job)
         return job
 
-    rounds = f"{args.rounds} round{'' if args.rounds == 1 else 's'}"
-    job = step(f"Training {app.name}: {rounds} on {len(sites)} sites", train)
+    how_many = f"{rounds} round{'' if rounds == 1 else 's'}"
+    job = step(f"Training {app.name}: {how_many} on {len(sites)} sites", train)
     outcome = step("Results", lambda: results.collect(service, job))
     results.tell(outcome)
     return {**outcome, "steps": steps, "quickstart_seconds": _farewell(outcome, begin)}

@@ -10,7 +10,6 @@ A job that failed or was aborted has results too: as far as it came.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from provisioning import dotenv
 from provisioning.checks import size
 from scripts import console, curves
 from scripts.core import ROOT, Failure, Misuse, in_words, say, unpack
+from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
 RESULTS = ROOT / "results"
@@ -37,15 +37,10 @@ LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """JOB, `--as`."""
-    console.add_job(parser)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Fetch the results and say what there is."""
-    service = console.service(args.identity)
-    outcome = collect(service, console.full_id(service, args.job))
+    service = console.service(identity)
+    outcome = collect(service, console.full_id(service, job))
     tell(outcome)
     return outcome
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bridge.text import one_line
-from scripts import compose, console, core, engine, jobs
+from scripts import compose, console, core, engine, terminal
+from scripts.options import Watch, check_watch
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 ENDED = ("FINISHED",)
 """What the status of a job that no longer runs begins with."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(watch: Watch = False) -> dict[str, Any]:
     """Gather and tell."""
+    if watch:
+        check_watch()
+        terminal.watch(_look)
     outcome = status()
-    tell(outcome)
+    terminal.show(*parts(outcome))
+    if remark := _remark(outcome):
+        core.say(remark)
     return outcome
 
 
@@ -53,28 +55,36 @@ def status() -> dict[str, Any]:
         return {**outcome, "why": "The federation is down: ./flowerbed up starts it."}
     try:
         service = console.service(None)
-        with ThreadPoolExecutor() as side_by_side:  # Each takes some 2 s to start.
-            sites = side_by_side.submit(console.ask, service, "sites")
-            jobs = side_by_side.submit(console.ask, service, "list").result()["jobs"]
-            outcome["sites"] = sites.result()["sites"]
+        told = console.ask(service, "status")
     except core.Failure as failure:
         return {**outcome, "why": f"The server could not be asked: {failure}"}
-    outcome["jobs"] = [job for job in jobs if not str(job["status"]).startswith(ENDED)]
+    outcome["sites"] = told["sites"]
+    outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
 
 
-def tell(outcome: dict[str, Any]) -> None:
-    """Say it in lines for a person."""
-    width = max((len(c["service"]) for c in outcome["containers"]), default=0)
+def parts(outcome: dict[str, Any]) -> list[RenderableType]:
+    """The tables: who is there, and what runs."""
     seen = {site["name"]: site.get("last_seen_seconds") for site in outcome["sites"]}
+    rows = []
     for container in outcome["containers"]:
-        line = f"{container['service']:{width}}  {container['state']:8} {container['health']:9}"
         last = seen.get(container["service"])
-        core.say(f"{line}  {f'registered, last heard {last:.0f} s ago' if last is not None else ''}".rstrip())
-    for job in outcome["jobs"]:
-        name = one_line(str(job.get("name", "")), jobs.CELL_LIMIT)
-        core.say(f"job {job['job_id']}  {name}  {job['status']}")
-    if outcome["why"]:
-        core.say(outcome["why"])
-    elif not outcome["jobs"]:
-        core.say("No job runs.")
+        heard = "" if last is None else f"registered, last heard {last:.0f} s ago"
+        rows.append([container["service"], container["state"], container["health"], heard])
+    found: list[RenderableType] = []
+    if rows:
+        found.append(terminal.table(["SERVICE", "STATE", "HEALTH", "SITE"], rows))
+    if outcome["jobs"]:
+        lines = [[job["job_id"], job["status"], job.get("name", "")] for job in outcome["jobs"]]
+        found += ["", terminal.table(["JOB", "STATUS", "NAME"], lines, fold=["NAME"])]
+    return found
+
+
+def _remark(outcome: dict[str, Any]) -> str:
+    return str(outcome["why"]) or ("" if outcome["jobs"] else "No job runs.")
+
+
+def _look() -> terminal.Seen:
+    outcome = status()
+    facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
+    return facts, [*parts(outcome), terminal.cell(_remark(outcome))]

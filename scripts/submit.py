@@ -10,78 +10,102 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from bridge import job_options
 from bridge.job_options import Option
 from scripts import app as apps
-from scripts import console, data, ownership, wait
+from scripts import console, core, ownership, provision, wait
 from scripts.core import Failure, Misuse, say, unpack
+from scripts.options import As, Timeout, duration
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """APP and how to run it."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "app", metavar="APP", type=Path, nargs="?", help="a Flower app's folder, the one with pyproject.toml"
+def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function with `**given` the job's options as parameters, for Typer; None: not given."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *map(_parameter, job_options.of_submit())]
     )
-    which.add_argument(
-        "--deployed",
-        metavar="NAME",
-        help="instead, an app that the server has already, in the folder deployed/: the job brings no code, "
-        "and runs also where that is forbidden",
-    )
-    for option in job_options.of_submit():
-        _add(parser, option)
-    parser.add_argument("--wait", action="store_true", help="show the progress until the job has ended")
-    wait.add_timeout(parser)
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="write the FLARE job folder to DIR instead of submitting it",
-    )
-    console.add_identity(parser)
+    return function
 
 
-def _add(parser: argparse.ArgumentParser, option: Option) -> None:
-    """One of the job's options; what is not given is None."""
-    facts: dict[str, Any] = {"dest": option.name, "help": option.help_text}
-    if option.is_switch:
-        facts |= {"action": "store_const", "const": not option.default}
-    elif option.choices:
-        facts |= {"choices": option.choices}
-    else:
-        several = option.type in (Mapping, Sequence)
-        facts |= {"metavar": option.metavar, "type": str if several else option.type}
-        facts |= {"action": "append"} if option.type is Mapping else {}
-    parser.add_argument(option.flag, **facts)
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = str if option.type in (Mapping, Sequence) else option.type
+    text = option.help_text[0].upper() + option.help_text[1:] + "."
+    facts: dict[str, Any] = {"help": text, "metavar": option.metavar or None, "rich_help_panel": "The job"}
+    if option.choices:
+        kind = Literal[option.choices]
+    elif option.type is Mapping:
+        kind = list[str]
+    elif option.unit == "seconds":
+        facts["parser"] = duration
+    annotation = Annotated[kind | None, typer.Option(option.flag, **facts)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    return {option.name: getattr(args, option.name) for option in job_options.of_submit()}
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+@_with_job_options
+def run(
+    app: Annotated[
+        Path | None,
+        typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml."),
+    ] = None,
+    deployed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead, an app that the server has already, in the folder deployed/: the job brings no "
+            "code, and runs also where that is forbidden.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--wait", help="Show the progress until the job has ended.")
+    ] = False,
+    timeout: Timeout = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."
+        ),
+    ] = None,
+    identity: As = None,
+    **given: Any,
+) -> dict[str, Any]:
     """Check, pack and hand in the app; wait if asked to."""
-    app = apps.read(args.app) if args.deployed is None else apps.read_deployed(args.deployed)
-    request = job_request(app, _given(args), deployed=args.deployed or "", export=args.export is not None)
+    for option in job_options.of_submit():
+        if option.is_switch:
+            given[option.name] = not option.default if given[option.name] else None
+    chosen = _chosen(app, deployed)
+    request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
-    service = console.service(args.identity)
-    if args.export is not None:
-        return export(service, app, args.export, request)
-    outcome = submit(service, app, request)
-    if args.format == "text":
-        print(outcome["job_id"], flush=True)
-    if args.wait:
-        return {**outcome, **wait.follow(service, outcome["job_id"], timeout=args.timeout)}
-    say(f"  progress: ./flowerbed wait {outcome['job_id']}   then: ./flowerbed results {outcome['job_id']}")
+    service = console.service(identity)
+    if folder is not None:
+        return export(service, chosen, folder, request)
+    outcome = submit(service, chosen, request)
+    job = outcome["job_id"]
+    if not core.as_json:
+        print(job, flush=True)
+    if follow:
+        return {**outcome, **wait.follow(service, job, timeout=timeout)}
+    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
     return outcome
+
+
+def _chosen(app: Path | None, deployed: str | None) -> apps.App:
+    if app is not None and deployed is not None:
+        raise Misuse("--deployed NAME: not allowed with APP, whose code would travel.")
+    if app is not None:
+        return apps.read(app)
+    if deployed is not None:
+        return apps.read_deployed(deployed)
+    raise Misuse("Expected one of the arguments APP and --deployed NAME.")
 
 
 def job_request(
@@ -115,7 +139,7 @@ def job_request(
     for option in job_options.of_submit():
         if option.name in options and (problem := option.problem(options[option.name])):
             raise Misuse(f"{option.flag} {problem}.")
-    sites = options.get("sites") or data.site_names()
+    sites = options.get("sites") or provision.site_names()
     fewest = options.get("min_sites", 1)
     if not 1 <= fewest <= len(sites):
         raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
@@ -128,7 +152,7 @@ def _known_sites(text: str) -> list[str]:
         raise Misuse(
             f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
         )
-    known = data.site_names()
+    known = provision.site_names()
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
@@ -146,6 +170,8 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
+    if warning := answer.get("warning"):
+        say(f"  Note: {warning}")
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
 
 

@@ -8,15 +8,17 @@ first where none runs. What runs already and is up to date stays as it is.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from provisioning import dotenv
 from scripts import compose, core, engine, images, leftovers, ownership
@@ -34,24 +36,26 @@ STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|
 """A line of Compose's plain progress that says something worth telling."""
 
 
-TRACKING = ("tensorboard", "mlflow")
-"""Services that show the jobs' curves: Compose profiles of the same names, and ports of their own."""
+class Tracking(StrEnum):
+    """What shows the jobs' curves: Compose services and profiles of these names, with ports of their own."""
+
+    TENSORBOARD = "tensorboard"
+    MLFLOW = "mlflow"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--tracking`."""
-    parser.add_argument(
-        "--tracking",
-        choices=TRACKING,
-        action="append",
-        default=[],
-        help="start this too: it shows the curves of jobs on a port of this machine; may be given twice",
-    )
+TRACKING = tuple(tool.value for tool in Tracking)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    tracking: Annotated[
+        list[Tracking] | None,
+        typer.Option(
+            help="Start this too: it shows the curves of jobs on a port of this machine; may be given twice."
+        ),
+    ] = None,
+) -> dict[str, Any]:
     """Start it."""
-    return up(args.tracking)
+    return up([tool.value for tool in tracking or ()])
 
 
 def up(tracking: Sequence[str] = ()) -> dict[str, Any]:

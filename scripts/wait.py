@@ -5,7 +5,6 @@ Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import textwrap
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from bridge.text import one_line
 from scripts import console, hints, summary
 from scripts.core import Failure, say
+from scripts.options import As, Job, Timeout
 
 COMPLETED = "FINISHED:COMPLETED"
 
@@ -20,26 +20,10 @@ NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """JOB, `--timeout`, `--as`."""
-    console.add_job(parser)
-    add_timeout(parser)
-
-
-def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """The option `--timeout`, shared with `submit`."""
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        metavar="SECONDS",
-        help="give up waiting after so long; the job goes on (exit code 1)",
-    )
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
     """Wait for the job's end."""
-    service = console.service(args.identity)
-    return follow(service, console.full_id(service, args.job), timeout=args.timeout)
+    service = console.service(identity)
+    return follow(service, console.full_id(service, job), timeout=timeout)
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:

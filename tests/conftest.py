@@ -68,6 +68,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The parts begin in their order, after what shares one federation."""
+    """The parts begin in their order, after what shares one federation.
+
+    In whatever order files are given, what asks for the larger federation comes after what expects two sites.
+    """
     order = ["shared federation", *PARTS]
-    items.sort(key=lambda item: order.index(part_of(below_tests(item))))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        return "larger" in getattr(item, "fixturenames", ()), order.index(part_of(below_tests(item)))
+
+    items.sort(key=place)

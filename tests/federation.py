@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +17,8 @@ import yaml
 from bridge.flower import fab
 from dev import scratch_federation
 from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
-from scripts.core import ROOT
+from provisioning import dotenv
+from scripts.core import ROOT, Failure
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
@@ -34,6 +36,20 @@ class Federation(ScratchFederation):
         assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
         return outcome
 
+    def shown(self, *words: str) -> str:
+        """What a verb that succeeds shows to people, on both streams."""
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", "scripts", *words],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(self.root)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=True,
+        )
+        return process.stdout
+
     def submit(self, app: str, *options: str) -> str:
         """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
         part: others may have been added, and one of them takes no code."""
@@ -41,20 +57,27 @@ class Federation(ScratchFederation):
             options = (*options, "--sites", "site-1,site-2")
         return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
 
+    def exec(self, service: str, *words: str, check: bool = True) -> str:
+        """See there; without Compose, which takes half a second to find the container."""
+        return self._docker("exec", self._name(service), *words, check=check)
+
     def processes(self, service: str, check: bool = True) -> list[str]:
-        """Names and command lines of all processes in a container, but for the one that lists them. (The name
-        of a copy of a template says what it is, its first 15 letters; its command line is the template's.)"""
-        script = (
-            "import pathlib\n"
-            "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    try:\n"
-            "        line = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
-            "        name = (p / 'comm').read_text().strip()\n"
-            "    except OSError: continue\n"
-            "    if line: print(name, line)\n"
-        )
-        lines = self.exec(service, "python", "-c", script, check=check).splitlines()
-        return [line for line in lines if line.strip() and "pathlib" not in line]
+        """Names and command lines of all processes in a container, as the engine tells them.
+
+        The name of a template's copy says what it is, in 15 letters. Its command line is the template's.
+        """
+        table = self._docker("top", self._name(service), "-ww", "-eo", "pid,comm,args", check=check)
+        lines = [line.partition(" ")[2].strip() for line in table.splitlines()[1:]]
+        return [line for line in lines if not line.endswith("<defunct>")]
+
+    def _name(self, service: str) -> str:
+        return f"{dotenv.read(self.root / '.env')['COMPOSE_PROJECT_NAME']}-{service}-1"
+
+    def _docker(self, *words: str, check: bool) -> str:
+        process = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120, check=False)
+        if process.returncode and check:
+            raise Failure(f"docker {' '.join(words)} failed:\n{process.stderr.strip()}")
+        return process.stdout
 
 
 PARTICIPANTS = ("server", "site-1", "site-2")

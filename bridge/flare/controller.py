@@ -137,6 +137,8 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
+            if warning := versions.newer():
+                log.warning("%s", warning)
             limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
             self._files = disk.Watch([run_dir], limit, self._too_much)
             self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))

@@ -112,6 +112,8 @@ class FlowerExecutor(Executor):
         bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
         try:
             self._fleet = versions.generation().fleet
+            if warning := versions.newer():
+                log.warning("%s", warning)
             check(self.options.supernode)
             environment.check_extra(self.options.extra_env or {})
             if self.options.extra_env and brought is None:

@@ -1,4 +1,4 @@
-"""How Flower's programs are called: flags and variables that flwr 1.34 to 1.42 have in common.
+"""How Flower's programs are called: flags and variables that flwr 1.34 to 1.43 have in common.
 
 What differs between them stands in `versions.py`. Sources: `--help` of flower-superlink and
 flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_superlink.py`,

@@ -1,6 +1,6 @@
 """A Flower App Bundle (FAB): the one file in which an app travels, and by whose hash it is known.
 
-Flower builds it the same from the same files, byte for byte, and knows it by its SHA-256 (flwr 1.34 to 1.42
+Flower builds it the same from the same files, byte for byte, and knows it by its SHA-256 (flwr 1.34 to 1.43
 `cli/build.py`). A job carries an app so: nothing in it can be imported where it lies.
 """
 

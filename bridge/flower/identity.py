@@ -6,7 +6,8 @@ registration, by whatever runs beside the SuperNode, is refused, and so is a cal
 
 The SuperLink believes what a registered node says of messages, objects, sessions and runs: whoever knows
 the id of another node's message can read or delete it there, and a reply may name any run. So the ids that a
-site uses must be ones that were given to its own node, by what the SuperLink answered it.
+site uses must be ones that were given to its own node, by what the SuperLink answered it. What it says
+unasked (flwr 1.43) may go to the ServerApp only, in a run of which its node has a message.
 
 Sources: flwr 1.41.0 `superlink/servicer/fleet/fleet_handlers.py`, `superlink/routers/fleet/node_auth.py`,
 `supernode/fleet_http_connection.py`, `supercore/object_store/in_memory_object_store.py`.
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -42,7 +45,7 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 
-from bridge.flower import wire
+from bridge.flower import versions, wire
 from bridge.relay import Request, Response
 
 MESSAGES: dict[str, Any] = {
@@ -121,8 +124,15 @@ class _Node:
 class Nodes:
     """The nodes of one job's sites. A site's `incarnation` grows when its executor starts a new SuperNode."""
 
-    def __init__(self) -> None:
+    def __init__(self, unasked: bool | None = None) -> None:
+        """`unasked` is `Generation.unasked` of the SuperLink's flwr: the installed one's, if not given."""
+        if unasked is not None:
+            self._unasked = unasked
         self._nodes: dict[str, _Node] = {}
+
+    @functools.cached_property
+    def _unasked(self) -> bool:
+        return versions.generation().unasked
 
     def ids(self) -> dict[int, str]:
         """Whose the nodes are: the sites' names, in their order, by node id."""
@@ -159,7 +169,7 @@ class Nodes:
             claimed = message.node.node_id if hasattr(message, "node") else message.node_id
             if claimed != node.node_id:
                 raise Refused(f"{name} for node {claimed}, and {site}'s is {node.node_id}")
-            _check_ids(name, message, node)
+            _check_ids(name, message, node, unasked=self._unasked)
         if key != node.public_key:
             raise Refused(f"{name} with a key that is not that of {site}'s node")
 
@@ -193,7 +203,7 @@ def _public_key(name: str, request: Request) -> bytes:
         raise Refused(f"{name} without a readable {wire.PUBLIC_KEY} header") from None
 
 
-def _check_ids(name: str, message: Any, node: _Node) -> None:
+def _check_ids(name: str, message: Any, node: _Node, *, unasked: bool) -> None:
     """Raise `Refused` if `message` names what was not given to `node`."""
     match name:
         case wire.CONFIRM:
@@ -212,7 +222,7 @@ def _check_ids(name: str, message: Any, node: _Node) -> None:
         case wire.PUSH:
             if len(message.messages_list) != 1 or len(message.message_object_trees) != 1:
                 raise Refused(f"{name} of {len(message.messages_list)} messages, one at a time is expected")
-            _check_reply(name, message.messages_list[0].metadata, node)
+            _check_pushed(name, message.messages_list[0].metadata, node, unasked=unasked)
         case wire.PUSH_OBJECT:
             if not any(
                 # A SuperLink takes older SuperNodes' objects without the session's id.
@@ -224,16 +234,22 @@ def _check_ids(name: str, message: Any, node: _Node) -> None:
                 raise Refused(f"{name} of an object that the node was not asked for")
 
 
-def _check_reply(name: str, reply: Any, node: _Node) -> None:
-    received = node.received.get(reply.reply_to_message_id)
-    if reply.src_node_id != node.node_id:
-        raise Refused(f"{name} of a message from node {reply.src_node_id}, not {node.node_id}")
+def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None:
+    if pushed.src_node_id != node.node_id:
+        raise Refused(f"{name} of a message from node {pushed.src_node_id}, not {node.node_id}")
+    if unasked and not pushed.reply_to_message_id:
+        if pushed.dst_node_id != SUPERLINK_NODE_ID:
+            raise Refused(f"{name} of a message to node {pushed.dst_node_id}, not to the ServerApp")
+        if not any(pushed.run_id == received.run_id for received in node.received.values()):
+            raise Refused(f"{name} of a message in run {pushed.run_id}, of which the node has no message")
+        return
+    received = node.received.get(pushed.reply_to_message_id)
     if received is None:
         # Without the message that it replies to it is one to another node.
         raise Refused(f"{name} of what is no reply to a message that the node was given")
-    if reply.run_id != received.run_id or reply.dst_node_id != received.sender:
+    if pushed.run_id != received.run_id or pushed.dst_node_id != received.sender:
         raise Refused(f"{name} of a reply to another run or node than the message came from")
-    if received.reply not in (None, reply.message_id):
+    if received.reply not in (None, pushed.message_id):
         raise Refused(f"{name} of a second reply to one message")
 
 

@@ -154,8 +154,9 @@ class _Record:
                     self._rounds[message_id] = event["round"]
             return ids
 
-        def pulled(of: Any, message_ids: Iterable[str]) -> Any:
-            replies = pull(of, message_ids)
+        def pulled(of: Any, *ids: Any, **by_name: Any) -> Any:
+            # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
+            replies = list(pull(of, *ids, **by_name))
             for reply in replies:
                 self._got(reply)
             return replies

@@ -1,7 +1,7 @@
 """A SuperNode in a thread of this process: one process less, and the memory of its interpreter.
 
 flwr's SuperNode takes itself for the master of its process. Here it is told otherwise, by names in its own
-modules (flwr 1.40 to 1.42, read in 1.41.0; guarded by `tests/unit/test_internals.py`):
+modules (flwr 1.40 to 1.43, read in 1.41.0; guarded by `tests/unit/test_internals.py`):
 
 - `register_signal_handlers`, which works in a main thread only, does nothing.
 - `flwr_exit`, and the SIGINT to itself with which a SuperNode answers a 401, end its thread.

@@ -40,7 +40,7 @@ STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL; what counts is written by then."""
 
 REGISTERED = re.compile(r"SuperNode ID: (\d+)")
-"""What a SuperNode logs when it is registered (flwr 1.34 to 1.42)."""
+"""What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "plain"
 DATA = Path("/data")

@@ -43,7 +43,7 @@ STATUS_INTERVAL = 0.5
 """Seconds until the run's status is asked for again, when its log ended but the run did not."""
 
 SERVERAPP = "flwr-serverapp"
-"""The program that runs a ServerApp (flwr 1.34 to 1.42)."""
+"""The program that runs a ServerApp (flwr 1.34 to 1.43)."""
 
 SERVERAPP_WITHIN = 60.0
 """Seconds from a run's start until its ServerApp's process is there: below one on a quiet machine."""

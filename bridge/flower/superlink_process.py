@@ -20,7 +20,7 @@ killed while it sent it; flwr 1.41 lets it wait until that time is over, whateve
 **Pulls are held** until there is something (`holding.py`), for SuperNodes as for the ServerApp.
 
 The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
-constant's place: both are so in flwr 1.34 to 1.42. The third leans on how the state in memory holds replies,
+constant's place: both are so in flwr 1.34 to 1.43. The third leans on how the state in memory holds replies,
 in flwr 1.41. `tests/unit/test_internals.py` and `tests/versions` guard them.
 """
 

@@ -33,6 +33,9 @@ COMMAND = "flwr.supernode.cli.flower_supernode"
 LOOP = "flwr.supernode.start_client_internal"
 """Where flwr 1.41 makes what its main loop keeps, and where it has that loop."""
 
+STORE = ("store_message", "store_messages")
+"""By which of these the loop hands a message to the state: the second from 1.43 on."""
+
 PULL_WAIT = 3
 """Seconds that the loop sleeps after a pull that brought nothing; its other sleeps are shorter."""
 
@@ -107,7 +110,9 @@ class Events:
 
         _wrap(state, "set_node_id", after=active)
         _wrap(state, "create_task", before=creating)
-        _wrap(state, "store_message", after=stored)
+        for store_message in STORE:
+            if hasattr(state, store_message):
+                _wrap(state, store_message, after=stored)
         _wrap(state, "finish_task", after=lambda: self.changed(TASKS))
         _wrap(store, "put", after=lambda: self.changed(OBJECTS))
 

@@ -8,8 +8,9 @@ of the Control API that are used here (so also the query of a run's status), and
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 Minor = tuple[int, int]
@@ -43,6 +44,9 @@ class Generation:
     prompt: bool = False
     """Whether its programs can be run without their waits (`holding.py`, `template.py`), and its SuperNode
     inside another process (`inline.py`): that leans on how they are made. The others wait as Flower does."""
+    unasked: bool = False
+    """Whether a ClientApp may send its ServerApp what replies to nothing. Before, a ServerApp took that for
+    one more reply."""
 
 
 GENERATIONS = (
@@ -81,8 +85,25 @@ GENERATIONS = (
         supernode="--host 127.0.0.1 --port {runtime}",
         prompt=True,
     ),
+    Generation(
+        first=(1, 43),
+        last=(1, 43),
+        fleet=Transport.HTTP,
+        control=Transport.HTTP,
+        superlink="--host 127.0.0.1 --port {http}",
+        supernode="--host 127.0.0.1 --port {runtime}",
+        prompt=True,
+        unasked=True,
+    ),
 )
 """From the oldest to the newest, without a gap."""
+
+NEWER = replace(GENERATIONS[-1], prompt=False)
+"""What a flwr that is newer than all of them is taken for: it speaks as the newest does, and waits as Flower
+does, since nobody has read how it is made."""
+
+DISTRIBUTIONS = ("flwr", "flwr-nightly")
+"""The names under which Flower is published."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +129,7 @@ class UnsupportedFlower(Exception):
 
 
 def supported() -> str:
-    """The range that works, for people."""
+    """The range that is known to work, for people."""
     return f"{_text(GENERATIONS[0].first)} to {_text(GENERATIONS[-1].last)}"
 
 
@@ -118,10 +139,10 @@ def installed() -> str:
     Raises:
         UnsupportedFlower: there is none.
     """
-    try:
-        return metadata.version("flwr")
-    except metadata.PackageNotFoundError:
-        raise UnsupportedFlower(f"flwr is not installed here: expected {supported()}") from None
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    raise UnsupportedFlower(f"flwr is not installed here: expected {supported()}")
 
 
 def known_inside() -> str:
@@ -141,19 +162,32 @@ def require_prompt(what: str) -> None:
 
 
 def generation(version: str | None = None) -> Generation:
-    """Return the row of `version` (None: of the one that is installed).
+    """Return the row of `version` (None: of the one that is installed), or `NEWER`.
 
     Raises:
-        UnsupportedFlower: it has none.
+        UnsupportedFlower: it is older than all of them, or no version.
     """
     version = installed() if version is None else version
     minor = _minor(version)
     for row in GENERATIONS:
         if minor is not None and row.first <= minor <= row.last:
             return row
+    if minor is not None and minor > GENERATIONS[-1].last:
+        return NEWER
     raise UnsupportedFlower(
         f"flwr {version} does not work here: expected {supported()}. "
         "Install one of these in the image (images/requirements.txt)."
+    )
+
+
+def newer(version: str | None = None) -> str | None:
+    """The warning for a `version` (None: the installed one) that nobody has tried, if it is one."""
+    version = version or installed()
+    if generation(version) is not NEWER:
+        return None
+    return (
+        f"flwr {version[:VERSION_LIMIT]} is newer than those that Flowerbed knows ({supported()}). "
+        "The app runs, without Flowerbed's fast path: as slowly as in plain Flower."
     )
 
 

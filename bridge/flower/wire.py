@@ -1,5 +1,5 @@
 """The Fleet API on the wire: which requests there are, how each may be repeated, and which errors a
-SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.42).
+SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.43).
 
 Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
 and `supernode/start_client_internal.py` (what a SuperNode makes of an error); flwr 1.34.0 and 1.39.0

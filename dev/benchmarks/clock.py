@@ -1,7 +1,7 @@
 """Notes when the rounds of a run begin and end: a copy of this file goes with every app that is measured.
 
 It listens to Flower's own log in the ServerApp's process and writes the time of the lines that begin a round
-and end the last one (`strategy.py` and `server.py` of flwr 1.34 to 1.42) into a file beside what the app
+and end the last one (`strategy.py` and `server.py` of flwr 1.34 to 1.43) into a file beside what the app
 writes, so that it measures the same in every set-up, and no app is changed.
 """
 

@@ -19,7 +19,7 @@ READY_WITHIN = 60.0
 """Seconds for a SuperLink to answer, and then for all SuperNodes to register; 16 of them take 20."""
 
 REGISTERED = "SuperNode ID: "
-"""What a SuperNode logs when it is registered (flwr 1.34 to 1.42)."""
+"""What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "local-deployment"
 

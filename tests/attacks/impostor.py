@@ -92,7 +92,11 @@ class Impostor:
     """A cell in FLARE's network, with the kit of this container."""
 
     def __init__(
-        self, credentials: dict[str, str] | None = None, kit: pathlib.Path = KIT, kind: str = ""
+        self,
+        credentials: dict[str, str] | None = None,
+        kit: pathlib.Path = KIT,
+        kind: str = "",
+        host: str = "",
     ) -> None:
         """Connect; and log in, unless `credentials` (token, signature, ssid) are given.
 
@@ -102,6 +106,7 @@ class Impostor:
             credentials: of an earlier login, or stolen.
             kit: whose certificate to use.
             kind: what to log in as (`ClientType`), if not as what the kit is for.
+            host: where to look for the server, if not where the kit says.
         """
         logging.disable(logging.CRITICAL)
         fobs_initialize()
@@ -119,6 +124,9 @@ class Impostor:
             # Below the site's own cell, whose connection stays as it is.
             fqcn = FQCN.join([self.name, uuid.uuid4().hex])
             url = f"{server['service']['scheme']}://{server['service']['target']}"
+        if host:
+            scheme, port = url.split("://")[0], url.rsplit(":", 1)[1]
+            url = f"{scheme}://{host}:{port}"
         files = {"ca_cert": "rootCA.pem", "client_cert": "client.crt", "client_key": "client.key"}
         paths = {key: str(kit / name) for key, name in files.items()}
         self.cell = Cell(

@@ -97,8 +97,9 @@ def test_wait_results_and_jobs_show_names_as_text(
 ) -> None:
     job, outcome, _, _ = ran
     results = federation.verb("results", job)
-    jobs = federation.verb("jobs")
-    for told in (outcome.text, results.text, jobs.text):
+    jobs = federation.shown("jobs")
+    assert job[:8] in jobs, "not the table in which its names stand"
+    for told in (outcome.text, results.text, jobs):
         assert not set(told) & ACTING, told
         assert not any(line.startswith("    85 s") for line in told.splitlines()), told
     assert r"loss\x1b]52;c;aGk=\x07" in outcome.text and FORMULA in outcome.text

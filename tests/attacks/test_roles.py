@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.core import ROOT
+from tests import absent
 from tests.attacks import hostile
 from tests.federation import Federation
 
@@ -67,7 +68,7 @@ def test_a_lead_submits_and_sees_its_own_job_as_it_goes(larger: Federation) -> N
     assert outcome.value["as"] == {"name": "lead@flowerbed.example", "role": "lead"}
     assert outcome.text.count("as lead@flowerbed.example (lead)") == 1
     lines = outcome.text.splitlines()
-    assert "no progress is shown" not in outcome.text
+    assert absent.NO_PROGRESS not in outcome.text
     # Each line begins with the seconds: the first round was told before the second began.
     at = {
         word: next(float(line.split()[0]) for line in lines if word in line)

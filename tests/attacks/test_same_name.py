@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
-from dev.scratch_federation import make
+from dev.scratch_federation import ScratchFederation, make
 from tests.federation import PROJECT, Federation
 
 
+@pytest.fixture(scope="module")
+def second(federation: Federation) -> Iterator[ScratchFederation]:
+    made = make("second", PROJECT, settings={"FLOWERBED_TAG": "dev"})
+    made.must("provision")
+    yield made
+    shutil.rmtree(made.root)
+
+
 @pytest.mark.parametrize("verbs", [("build",), ("up",), ("down", "--volumes", "--yes"), ("abort", "any")])
-def test_it_is_refused_with_the_firsts_folder(federation: Federation, verbs: tuple[str, ...]) -> None:
+def test_it_is_refused_with_the_firsts_folder(
+    federation: Federation, second: ScratchFederation, verbs: tuple[str, ...]
+) -> None:
     before = federation.compose("ps", "--quiet")
-    second = make("second", PROJECT, settings={"FLOWERBED_TAG": "dev"})
-    try:
-        second.must("provision")
-        refused = second.verb(*verbs)
-    finally:
-        shutil.rmtree(second.root)
+    refused = second.verb(*verbs)
     assert refused.code == 1
     assert refused.value["folder"] == str(federation.root)
     assert "another `name:` in project.yml" in refused.text

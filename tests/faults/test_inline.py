@@ -3,6 +3,7 @@ is like with one that is a process is in `test_flower_processes.py` and `test_si
 
 from __future__ import annotations
 
+from tests import absent
 from tests.faults.jobs import INLINE, SUPEREXEC, kill_process, submit_until_training
 from tests.faults.line import Kind
 from tests.faults.phases import Fault, Phase, run_with, undisturbed
@@ -21,7 +22,7 @@ def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_proce
     before, after = log.split("the SuperNode lost its SuperExec, start 1 of 5")
     assert "Receiving: train message" in before and "Receiving: train message" in after
     server = federation.must("logs", job)["log"]
-    assert "is removed: it has a new SuperNode" in server and "refused a call" not in server
+    assert "is removed: it has a new SuperNode" in server and absent.CALL_REFUSED not in server
     assert left_over(federation) == NOTHING
 
 

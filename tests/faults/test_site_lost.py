@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import absent
 from tests.faults.jobs import (
     INLINE,
     SERVERS_JOB,
@@ -52,7 +53,7 @@ def test_a_site_that_is_killed_in_training_takes_part_again(
     assert [sorted(entry["sites"]) for entry in rounds[1:]] == [["site-1", "site-2"]] * 2
     log = federation.must("logs", job)["log"]
     assert "is removed: it has a new SuperNode" in log
-    assert "refused a call" not in log
+    assert absent.CALL_REFUSED not in log
     assert left_over(federation) == NOTHING
 
 

@@ -7,7 +7,6 @@ import time
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +37,10 @@ class TensorBoard:
                 found[site][tag] = [(int(step), value) for _, step, value in rows]
         return found
 
-    def shown(self, app: str, job: str) -> tuple[str, list[str]]:
+    def shown(self, app: str, job: str, site: str) -> tuple[str, list[str]]:
         """The address of the page with a job's curves, and words that it must show."""
         name = f"{app}-{job[:8]}"
-        return f"{self.address}/?runFilter={name}#timeseries", [f"{name}/site-1", "loss"]
+        return f"{self.address}/?runFilter={name}#timeseries", [f"{name}/{site}", "loss"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,10 @@ class MLflow:
             found[site] = {m["key"]: self._history(run, m["key"]) for m in run["data"].get("metrics", [])}
         return found
 
-    def shown(self, app: str, job: str) -> tuple[str, list[str]]:
+    def shown(self, app: str, job: str, site: str) -> tuple[str, list[str]]:
         """See `TensorBoard.shown`: the curves of one site, since MLflow compares runs on another page."""
-        run = min(self._runs(app, job), key=lambda run: str(run["info"]["run_name"]))["info"]
+        runs = [run["info"] for run in self._runs(app, job)]
+        run = next(run for run in runs if str(run["run_name"]).startswith(f"{site}-"))
         page = f"experiments/{run['experiment_id']}/runs/{run['run_id']}/model-metrics"
         return f"{self.address}/#/{page}", [run["run_name"], "flower/train"]
 
@@ -95,15 +95,6 @@ def logged(points: Points) -> Points:
 def count(points: Points) -> int:
     """How many there are."""
     return sum(len(rows) for tags in points.values() for rows in tags.values())
-
-
-def of_each(board: Board, app: str, job: str, sites: Sequence[str], within: float) -> Points:
-    """Wait until the board shows something that the app of each site has logged; returns all there is."""
-    deadline = time.monotonic() + within
-    while not all(logged(points := board.points(app, job)).get(site) for site in sites):
-        assert time.monotonic() < deadline, f"points of {sorted(points)}, expected some of {sites}"
-        time.sleep(1)
-    return points
 
 
 def counted(board: Board, app: str, job: str, number: int, within: float) -> Points:

@@ -36,7 +36,7 @@ def three_at_once_and_two_that_wait(
     """
     if deployed:
         for app, _ in JOBS:
-            shutil.copytree(app, federation.root / "deployed" / app.name)
+            shutil.copytree(app, federation.root / "deployed" / app.name, dirs_exist_ok=True)
     services = ("server", *sites)
     before = {service: open_to_others(federation, service) for service in services}
     number = len(sites)

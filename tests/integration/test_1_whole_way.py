@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -39,8 +41,20 @@ def test_three_rounds_reach_80_percent(quickstart: Outcome, results: Path) -> No
 
 
 def test_the_progress_was_told_by_round_and_site(quickstart: Outcome) -> None:
-    for text in ("round 1 of 3", "round 3 of 3", "site-1", "site-2", "trained", "evaluated", "average"):
-        assert text in quickstart.text
+    told = re.findall(r"(?m)^ +(\d+) s  (.*)$", quickstart.text)
+    seconds, lines = [int(second) for second, _ in told], [line for _, line in told]
+    assert seconds == sorted(seconds)
+    begun = [number for number, line in enumerate(lines) if line.startswith("round ")]
+    assert [lines[number] for number in begun] == [f"round {number} of 3" for number in (1, 2, 3)]
+    for begin, end in itertools.pairwise((*begun, len(lines))):
+        words = [line.split() for line in lines[begin + 1 : end]]
+        for site in ("site-1", "site-2"):
+            for did in ("trained", "evaluated"):
+                (reply,) = [line for line in words if line[:2] == [site, did]]
+                # Metrics, and on how many examples.
+                assert len(reply) >= 7 and reply[-3] == "on" and int(reply[-2]) > 0, reply
+        (average,) = [line for line in words if line[0] == "average"]
+        assert 0 < float(average[average.index("accuracy") + 1]) <= 1
 
 
 def test_a_new_interpreter_for_each_message_gives_the_same_to_the_last_bit(

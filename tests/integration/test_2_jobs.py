@@ -9,7 +9,7 @@ import pytest
 
 from scripts.core import ROOT
 from tests.federation import NOTHING, PARTICIPANTS, Federation, left_over
-from tests.integration.many_jobs import open_to_others, three_at_once_and_two_that_wait
+from tests.integration.many_jobs import open_to_others, statuses, three_at_once_and_two_that_wait
 
 
 def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federation) -> None:
@@ -17,7 +17,7 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
     job = federation.submit("numpy-add", "--rounds", "2")
     seen: set[str] = set()
     flower_was_there = False
-    while federation.must("jobs")["jobs"] and not ended(federation, job):
+    while not statuses(federation)[job].startswith("FINISHED"):
         for service in PARTICIPANTS:
             seen |= open_to_others(federation, service) - before
         flower_was_there |= any("superlink_process" in p for p in federation.processes("server"))
@@ -25,11 +25,6 @@ def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federati
     assert seen == set()
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
     assert left_over(federation) == NOTHING
-
-
-def ended(federation: Federation, job: str) -> bool:
-    jobs = {entry["job_id"]: entry["status"] for entry in federation.must("jobs")["jobs"]}
-    return str(jobs[job]).startswith("FINISHED")
 
 
 def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Federation) -> None:
@@ -45,9 +40,16 @@ def test_an_app_that_raises_fails_the_job_with_its_own_traceback(federation: Fed
 
 def test_a_client_that_raises_is_seen_by_site_and_in_its_log(federation: Federation) -> None:
     job = federation.submit("client-raises", "--rounds", "1")
-    federation.verb("wait", job)
-    results = federation.must("results", job)
-    assert "error" in json.dumps(results["rounds"])
+    outcome = federation.verb("wait", job)
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
+    said = "this ClientApp raises on purpose"
+    (only,) = federation.must("results", job)["rounds"]
+    assert sorted(only["sites"]) == ["site-1", "site-2"]
+    for site, kinds in only["sites"].items():
+        assert said in kinds["train"]["error"], site
+        assert f"FAILED: {kinds['train']['error']}"[:40] in outcome.text
+        log = str(federation.must("logs", job, "--site", site)["log"])
+        assert f"RuntimeError: {said}" in log and "in fit" in log, "not the app's own traceback"
     assert left_over(federation) == NOTHING
 
 

@@ -8,10 +8,12 @@ import socket
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.attacks import hostile
 from tests.federation import PROJECT, Federation
 
 SAID_NOTHING = 2.0
@@ -52,15 +54,22 @@ def test_no_certificate_is_refused(federation: Federation) -> None:
     assert not answered(federation, None)
 
 
+CONNECT = """
+host = socket.gethostbyname("server") if WORDS[0] == "address" else "server"
+Impostor(dict.fromkeys(("token", "signature", "ssid"), ""), host=host)
+tell("connected")
+"""
+
+
 @pytest.mark.parametrize("service", ["site-1", "site-2", "admin", "lead"])
 def test_everybody_checks_whose_certificate_the_server_has(federation: Federation, service: str) -> None:
-    """FLARE itself does over gRPC only; `tests/unit/test_drivers.py` shows what comes of it."""
-    script = (
-        "from nvflare.fuel.f3.communicator import load_comm_drivers; load_comm_drivers(); "
-        "from nvflare.fuel.f3.drivers import net_utils, tcp_driver; "
-        "print(tcp_driver.get_ssl_context.__name__, net_utils.get_ssl_context.__name__)"
-    )
-    assert federation.exec(service, "python", "-c", script).split() == ["_context_that_checks"] * 2
+    """By its address the server is nobody that its certificate is for. FLARE itself looks over gRPC only."""
+    with ThreadPoolExecutor() as pool:
+        by_name, by_address = pool.map(
+            lambda how: hostile.act(federation, service, CONNECT, how), ("name", "address")
+        )
+    assert by_name == "connected"
+    assert by_address == hostile.NO_CONNECTION
 
 
 def test_no_tls_is_refused(federation: Federation) -> None:
@@ -100,7 +109,9 @@ def test_a_sites_kit_cannot_claim_another_sites_name(federation: Federation) -> 
         check=False,
     )
     output = said.stdout + said.stderr
-    assert "Successfully registered client" not in output
+    registered = "Successfully registered client"
+    assert registered not in output
+    assert registered in federation.compose("logs", "--no-color", "site-2"), "FLARE says it in other words"
     refusal = "authenticated as 'site-2' but claimed endpoint 'site-1'"
     assert refusal in federation.compose("logs", "--no-color", "server")
     status = federation.must("status")

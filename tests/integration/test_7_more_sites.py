@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.core import ROOT
+from tests import absent
 from tests.federation import Federation
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
 
@@ -23,7 +24,7 @@ REFUSED = {"site-5": "its policy forbids custom code (right byoc)"}
 def test_the_new_sites_are_registered_and_take_part(larger: Federation) -> None:
     status = larger.must("status")
     assert sorted(str(site["name"]) for site in status["sites"]) == SITES
-    shutil.copytree(ROOT / "tests/apps/numpy-add", larger.root / "deployed/adding")
+    shutil.copytree(ROOT / "tests/apps/numpy-add", larger.root / "deployed/adding", dirs_exist_ok=True)
     config = ("--rounds", "1", "--run-config", f"min-available-clients={len(SITES)}")
     job = str(larger.must("submit", "--deployed", "adding", *config)["job_id"])
     outcome = larger.must("wait", job)
@@ -43,7 +44,7 @@ def test_a_site_whose_policy_forbids_custom_code_refuses_it_and_the_others_go_on
     assert summary["refused"] == REFUSED
     log = (Path(summary["folder"]) / "logs" / "server.log").read_text()
     assert "Finished server process" in log, "not the log that would tell of a site that was waited for"
-    assert "the run starts without" not in log
+    assert absent.STARTS_WITHOUT not in log
 
 
 def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Federation) -> None:

@@ -6,17 +6,18 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from dev.scratch_federation import free_port
 from scripts.core import ROOT
-from tests.browser import page
+from tests.browser import Page, page
 from tests.faults.jobs import until
 from tests.faults.line import Kind, Line
 from tests.federation import NOTHING, Federation, left_over
-from tests.integration.boards import Board, MLflow, TensorBoard, count, counted, logged, of_each
+from tests.integration.boards import Board, MLflow, Points, TensorBoard, count, counted, logged
 from tests.integration.many_jobs import open_to_others, statuses, submit
 
 APP = "pytorch-tracking"
@@ -49,87 +50,156 @@ def boards(larger: Federation) -> Iterator[dict[str, Board]]:
         larger.compose("--profile", name, "rm", "--stop", "--force", name)
 
 
-@pytest.fixture(params=["tensorboard", "mlflow"])
-def board(boards: dict[str, Board], request: pytest.FixtureRequest) -> Board:
-    return boards[request.param]
-
-
-def begin(federation: Federation, board: Board) -> str:
+def begin(federation: Federation, board: Board, sites: Sequence[str] = SITES) -> str:
     """Hand in the app that logs its curves; returns the job's id."""
-    words = ["--sites", ",".join(SITES), "--rounds", str(ROUNDS), "--tracking", board.kind]
-    config = f"min-available-clients={len(SITES)}"
+    words = ["--sites", ",".join(sites), "--rounds", str(ROUNDS), "--tracking", board.kind]
+    config = f"min-available-clients={len(sites)}"
     app = str(ROOT / "apps" / APP)
     return str(federation.must("submit", app, *words, "--run-config", config)["job_id"])
 
 
-def bootstraps(federation: Federation, sites: Sequence[str] = SITES) -> list[str]:
-    """What stands in FLARE's files that tell an app's writers where their points go."""
-    find = "find /workspace -name 'analytics_bootstrap*' -exec stat -c %a {} + -exec cat {} +"
-    return [text for site in sites if (text := federation.exec(site, "sh", "-c", find, check=False))]
+def bootstraps(federation: Federation, job: str, sites: Sequence[str] = SITES) -> list[tuple[str, str]]:
+    """Rights and content of FLARE's files that tell the writers of a job's app where their points go."""
+    show = """printf '%s %s\n' "$(stat -c %a "$1")" "$(tr -d '\n' < "$1")" """
+    find = f"find /workspace -name 'analytics_bootstrap*' -exec sh -c '{quoted(show)}' _ {{}} ';'"
+    lines = [
+        line
+        for site in sites
+        for line in federation.exec(site, "sh", "-c", find, check=False).splitlines()
+        if job in line
+    ]
+    return [(rights, content) for rights, _, content in (line.partition(" ") for line in lines)]
+
+
+def quoted(program: str) -> str:
+    """A program as it stands between single quotes."""
+    return program.replace("'", "'\\''")
+
+
+@dataclass
+class Watched:
+    """A job, and what was seen of it while it ran."""
+
+    board: Board
+    sites: list[str]
+    job: str
+    points: Points = field(default_factory=dict)
+    status: str = ""
+    bootstraps: list[tuple[str, str]] = field(default_factory=list)
+
+    def look(self, federation: Federation, shown: Page) -> bool:
+        """Look at it, once each site's app has logged something; returns whether it has."""
+        points = self.board.points(APP, self.job)
+        if not all(logged(points).get(site) for site in self.sites):
+            return False
+        address, words = self.board.shown(APP, self.job, self.sites[0])
+        shown.open(address, *words)
+        shown.picture(PICTURES / f"{self.board.kind}.png")
+        self.status = statuses(federation)[self.job]
+        self.bootstraps = bootstraps(federation, self.job, self.sites)
+        self.points = points
+        return True
+
+
+RUNS = {
+    "tensorboard": ("tensorboard", ["site-2", "site-3", "site-4"]),
+    "tensorboard, line cut": ("tensorboard", SITES),
+    "mlflow, line cut": ("mlflow", SITES),
+}
+"""What is tracked, at once: by board and sites. The line that is cut is site-1's."""
+
+
+@pytest.fixture(scope="module")
+def watched(larger: Federation, boards: dict[str, Board]) -> dict[str, Watched]:
+    """All of them, seen while they run, and then their sites' line cut."""
+    names = ("server", *SITES, "site-4")
+    before = {name: open_to_others(larger, name) for name in names}
+    # The browser first: where it is cold, a job would be over before it shows anything.
+    with page() as shown:
+        shown.open("about:blank")
+        runs = {
+            name: Watched(boards[kind], sites, begin(larger, boards[kind], sites))
+            for name, (kind, sites) in RUNS.items()
+        }
+        unseen = list(runs.values())
+
+        def looked() -> bool:
+            unseen[:] = [run for run in unseen if not run.look(larger, shown)]
+            return not unseen
+
+        until(looked, 300)
+    assert {name: open_to_others(larger, name) for name in names} == before
+    line = Line(larger.container("site-1"))
+    line.fail(Kind.CUT)
+    time.sleep(CUT)
+    line.mend(Kind.CUT)
+    return runs
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("board", "cut"), [("tensorboard", False), ("tensorboard", True), ("mlflow", True)], indirect=["board"]
-)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_point_arrives_once_and_is_seen_while_the_job_runs(
-    larger: Federation, board: Board, cut: bool
+    larger: Federation, watched: dict[str, Watched], name: str
 ) -> None:
-    before = {name: open_to_others(larger, name) for name in ("server", *SITES)}
-    job = begin(larger, board)
-    points = of_each(board, APP, job, SITES, within=200)
-    with page() as shown:
-        address, words = board.shown(APP, job)
-        shown.open(address, *words)
-        shown.picture(PICTURES / f"{board.kind}.png")
-    assert statuses(larger)[job] == "RUNNING"
-    assert count(logged(points)) < ALL
-    found = bootstraps(larger)
-    assert len(found) == len(SITES)
-    for text in found:
-        rights, content = text.split("\n", 1)
+    run = watched[name]
+    assert run.status == "RUNNING"
+    assert count(logged(run.points)) < ALL
+    assert len(run.bootstraps) == len(run.sites)
+    for rights, content in run.bootstraps:
         assert rights == "600"
         # Addresses, and nothing that would let anybody speak for the site: FLARE's tokens are UUIDs.
         assert sorted(json.loads(content)) == ["client_fqcn", "connect_url", "receiver_fqcn"]
-        assert not re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-", content.replace(job, ""))
-    assert {name: open_to_others(larger, name) for name in before} == before
-    if cut:
-        line = Line(larger.container("site-1"))
-        line.fail(Kind.CUT)
-        time.sleep(CUT)
-        line.mend(Kind.CUT)
-    outcome = larger.must("wait", job, timeout=600)
+        assert not re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-", content.replace(run.job, ""))
+    outcome = larger.must("wait", run.job, timeout=600)
     assert outcome["status"] == "FINISHED:COMPLETED"
-    points = counted(board, APP, job, ALL, within=SHOWN_WITHIN)
-    assert sorted(points) == SITES
+    points = counted(run.board, APP, run.job, ALL, within=SHOWN_WITHIN)
+    assert sorted(points) == run.sites
     for site, tags in logged(points).items():
         assert sorted(tags) == TAGS, site
         for rows in tags.values():
             assert [step for step, _ in rows] == [1, 2, 3]
     # What was read from the replies says the same as what was logged, as the app means both.
     for entry in outcome["rounds"]:
-        for site in SITES:
-            for kind, name, tag in (("train", "train_loss", "train/loss"), ("evaluate", "loss", TAGS[3])):
-                value = entry["sites"][site][kind][name]
-                for known in (tag, f"flower/{kind}/{name}"):
+        for site in run.sites:
+            for kind, metric, tag in (("train", "train_loss", "train/loss"), ("evaluate", "loss", TAGS[3])):
+                value = entry["sites"][site][kind][metric]
+                for known in (tag, f"flower/{kind}/{metric}"):
                     assert dict(points[site][known])[entry["round"]] == pytest.approx(value)
-    summary = larger.must("results", job)
-    assert summary["tracked"] == dict.fromkeys(SITES, len(TAGS) * ROUNDS)
+    summary = larger.must("results", run.job)
+    assert summary["tracked"] == dict.fromkeys(run.sites, len(TAGS) * ROUNDS)
     files = list((Path(summary["folder"]) / "tb_events").glob("site-*/*"))
-    assert bool(files) == (board.kind == "tensorboard")
-    assert bootstraps(larger) == []
+    assert bool(files) == (run.board.kind == "tensorboard")
+    assert bootstraps(larger, run.job, run.sites) == []
+
+
+def test_nothing_is_left_of_jobs_that_were_tracked(larger: Federation, watched: dict[str, Watched]) -> None:
+    for run in watched.values():
+        larger.must("wait", run.job, timeout=600)
     assert left_over(larger) == NOTHING
 
 
-@pytest.mark.timeout(300)
-def test_apps_that_log_nothing_have_curves_too(larger: Federation, board: Board) -> None:
-    """One of either kind: legacy and Message API."""
+@pytest.fixture(scope="module")
+def silent(larger: Federation, boards: dict[str, Board]) -> dict[str, tuple[str, str]]:
+    """By board, an app of either kind that logs nothing: legacy and Message API."""
     config = "num-server-rounds=2 min-available-{}=2"
-    words = ("--sites", "site-1,site-2", "--tracking", board.kind)
-    legacy, modern = (
-        submit(larger, ROOT / "tests/apps" / app, config.format(key), *words)
-        for app, key in (("numpy-add", "clients"), ("client-state", "nodes"))
-    )
+    return {
+        kind: (
+            submit(larger, ROOT / "tests/apps/numpy-add", config.format("clients"), *TWO, kind),
+            submit(larger, ROOT / "tests/apps/client-state", config.format("nodes"), *TWO, kind),
+        )
+        for kind in boards
+    }
+
+
+TWO = ("--sites", "site-1,site-2", "--tracking")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
+def test_apps_that_log_nothing_have_curves_too(
+    larger: Federation, boards: dict[str, Board], silent: dict[str, tuple[str, str]], kind: str
+) -> None:
+    board, (legacy, modern) = boards[kind], silent[kind]
     for job in (legacy, modern):
         larger.must("wait", job)
         # Read from the replies: not one of them was logged.
@@ -156,16 +226,15 @@ def test_an_aborted_job_leaves_its_curves_and_nothing_else(
     until(lambda: statuses(larger)[job].startswith("FINISHED"), 60)
     assert statuses(larger)[job] == "FINISHED:ABORTED"
     assert 0 < count(logged(board.points(APP, job))) < ALL
-    until(lambda: bootstraps(larger) == [], 10)
+    until(lambda: bootstraps(larger, job) == [], 10)
     assert left_over(larger) == NOTHING
 
 
 @pytest.mark.timeout(300)
 def test_a_job_outlives_the_board_that_it_writes_for(larger: Federation, boards: dict[str, Board]) -> None:
     larger.compose("--profile", "mlflow", "stop", "mlflow")
-    words = ("--sites", "site-1,site-2", "--tracking", "mlflow")
     config = "num-server-rounds=2 min-available-clients=2"
-    job = submit(larger, ROOT / "tests/apps/numpy-add", config, *words)
+    job = submit(larger, ROOT / "tests/apps/numpy-add", config, *TWO, "mlflow")
     outcome = larger.must("wait", job)
     assert outcome["status"] == "FINISHED:COMPLETED"
     assert "the job is not tracked" in larger.must("logs", job)["log"]

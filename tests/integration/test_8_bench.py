@@ -24,7 +24,9 @@ def test_plain_flower_and_flowerbed_in_processes(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     nothing = outcome["apps"]["nothing"]
     # Three rounds of two messages to each of two sites.
-    assert 0 < nothing["processes"] < 60 and 0 < nothing["plain"] < 60
+    assert 0 < nothing["plain"] < 60
+    # The headline, 0.09 on a quiet machine: plain Flower waits for seconds in each round.
+    assert 0 < nothing["processes"] < nothing["plain"] / 4
     assert nothing["ratio_processes"] == pytest.approx(nothing["processes"] / nothing["plain"], abs=0.001)
     assert nothing["upstream"] is nothing["containers"] is nothing["ratio_containers"] is None
     assert {"versions", "machine", "command", "load", "jobs"} <= outcome.keys()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
 
 import pytest
 
+from dev.scratch_federation import set_scheme
 from provisioning.checks import SCHEMES
 from scripts.core import ROOT
 from tests.federation import NOTHING, PROJECT, Federation, copy_of_checkout, left_over, running
@@ -20,13 +22,23 @@ ARRAY = 2_000_000
 """Numbers (float32) in the model: a chunk of 5 MiB and some more."""
 
 
+@pytest.fixture(scope="module")
+def copy() -> Federation:
+    """One that has never had project.yml's own scheme."""
+    return copy_of_checkout(f"{PROJECT}schemes", f"{PROJECT}schemes", scheme=OTHERS[0])
+
+
 @pytest.fixture(scope="module", params=OTHERS)
-def other(request: pytest.FixtureRequest) -> Iterator[Federation]:
-    federation = copy_of_checkout(
-        f"test-{request.param}", f"{PROJECT}{request.param}", health_interval=2, scheme=request.param
-    )
-    with running(federation):
-        yield federation
+def other(copy: Federation, request: pytest.FixtureRequest) -> Iterator[Federation]:
+    """It, with one scheme after the other."""
+    if request.param != OTHERS[0]:
+        copy.edit(lambda project: set_scheme(project, request.param))
+        copy.must("provision")
+        copy.must("build")
+    with running(copy):
+        server = json.loads((copy.kits / "server" / "startup" / "fed_server.json").read_text())["servers"][0]
+        assert server["service"]["scheme"] == request.param
+        yield copy
 
 
 def test_mutual_tls_and_a_connection_that_says_nothing_keeps_nobody_out(other: Federation) -> None:

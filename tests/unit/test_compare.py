@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -132,9 +131,8 @@ def test_the_report_says_where_and_whether_plain_flower_differs_from_itself(
         change(other, 2, "site-1", "evaluate")["metrics"]["accuracy"] = 0.25
     third = {None: None, "same": events(), "other": copy.deepcopy(other)}[again]
     app = App(tmp_path, "app", "1")
-    args = argparse.Namespace(sites=2, seed=7)
 
-    outcome = compare._report(app, args, plain, other, third)
+    outcome = compare._report(app, 2, 7, plain, other, third)
 
     assert outcome["identical"] is (again is None)
     assert [entry["parameters_sha256"] for entry in outcome["rounds"]] == [["made-1"] * 2, ["made-2"] * 2]

@@ -226,7 +226,7 @@ def test_a_download_with_another_checksum_is_refused(
 def test_only_clients_are_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = [{"name": "server", "type": "server"}, {"name": "site-2", "type": "client"}]
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
-    assert data.site_names() == ["site-2"]
+    assert provision.site_names() == ["site-2"]
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people[:1]})
     with pytest.raises(Misuse, match="names no participant of type client"):
-        data.site_names()
+        provision.site_names()

@@ -8,6 +8,7 @@ import importlib
 import os
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nvflare.fuel.f3.communicator import Communicator, Mode
+from nvflare.fuel.f3.communicator import Communicator, Mode, load_comm_drivers
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
 from nvflare.fuel.f3.message import Message, MessageReceiver
@@ -77,9 +78,6 @@ def ends(url: str, tmp_path: Path) -> Iterator[tuple[End, End]]:
     listener.communicator.stop()
 
 
-FULL_HANDSHAKE = drivers.HANDSHAKE_WITHIN
-
-
 @pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
 def test_every_size_arrives_as_it_was_sent_both_ways(ends: tuple[End, End]) -> None:
     listener, asker = ends
@@ -115,7 +113,7 @@ def test_a_certificate_for_another_name_than_was_dialled_is_refused(url: str, tm
     asker = End(tmp_path / "site-1", url.replace("127.0.0.1", "localhost"), Mode.ACTIVE)
     try:
         with pytest.raises(queue.Empty):
-            asker.peers.get(timeout=2)
+            asker.peers.get(timeout=1)
     finally:
         asker.communicator.stop()
         listener.communicator.stop()
@@ -158,7 +156,11 @@ def test_a_connection_that_says_nothing_is_closed(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asyncio.constants.SSL_HANDSHAKE_TIMEOUT == drivers.HANDSHAKE_WITHIN
-    monkeypatch.setattr(drivers, "HANDSHAKE_WITHIN", 0.5)
+    # FLARE loads a copy of the module, unless another test came first; whichever is in use gets it.
+    load_comm_drivers()
+    for name, module in list(sys.modules.items()):
+        if name.endswith("flowerbed_drivers"):
+            monkeypatch.setattr(module, "HANDSHAKE_WITHIN", 0.5)
     monkeypatch.setattr(asyncio.constants, "SSL_HANDSHAKE_TIMEOUT", 0.5)
     listener = End(tmp_path / "server", url, Mode.PASSIVE)
     deadline = time.monotonic() + 5
@@ -170,8 +172,7 @@ def test_a_connection_that_says_nothing_is_closed(
             except ConnectionRefusedError:
                 assert time.monotonic() < deadline
         with connection:
-            # FLARE may have loaded a copy of the module, whose own time-out is not shortened here.
-            connection.settimeout(5 + FULL_HANDSHAKE)
+            connection.settimeout(5)
             assert connection.recv(1) == b""
     finally:
         listener.communicator.stop()
@@ -211,7 +212,7 @@ def test_a_server_with_a_certificate_of_another_authority_is_refused_though_the_
     asker = End(tmp_path / "site-1", url, Mode.ACTIVE)
     try:
         with pytest.raises(queue.Empty):
-            asker.peers.get(timeout=2)
+            asker.peers.get(timeout=1)
     finally:
         asker.communicator.stop()
         listener.communicator.stop()

@@ -456,9 +456,10 @@ def test_status_of_what_is_down_and_of_what_is_up(
 
     checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
     answers = {
-        "sites": {"server": "started", "sites": [{"name": "site-1", "last_seen_seconds": 3.2}]},
-        "list": {
-            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}]
+        "status": {
+            "server": "started",
+            "sites": [{"name": "site-1", "last_seen_seconds": 3.2}],
+            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}],
         },
     }
     monkeypatch.setattr(console, "service", lambda identity: "admin")
@@ -466,7 +467,7 @@ def test_status_of_what_is_down_and_of_what_is_up(
     code, outcome, told = flowerbed("status")
     assert code == 0 and outcome["up"] and not outcome["why"]
     assert [job["job_id"] for job in outcome["jobs"]] == ["a"]
-    assert "registered, last heard 3 s ago" in told and "job a" in told
+    assert "registered, last heard 3 s ago" in told and "a    RUNNING" in told
 
     docker.answer("version --format {{.Server", **DEAD)
     code, outcome, _ = flowerbed("status")

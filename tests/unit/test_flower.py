@@ -113,7 +113,9 @@ def test_a_superlink_whose_port_is_taken_is_started_once_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     chosen: list[Ports] = []
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    # It does not listen: whoever asks there hears at once that this is not the SuperLink.
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
 
         def ports() -> Ports:
             found = free_ports()

@@ -92,9 +92,9 @@ def reply(**changed: Any) -> Request:
     )
 
 
-def given() -> Nodes:
+def given(unasked: bool = False) -> Nodes:
     """Site-1 with a node that was given one message."""
-    nodes = Nodes()
+    nodes = Nodes(unasked)
     registered(nodes, "site-1", 11)
     tree = ObjectTree(object_id="m1", children=[ObjectTree(object_id="o1")])
     answer = PullMessagesResponse(messages_list=[Message(metadata=MINE)], message_object_trees=[tree])
@@ -175,6 +175,32 @@ def test_ids_in_messages_must_be_the_nodes_own(refused: Request, why: str) -> No
     nodes = given()
     with pytest.raises(Refused, match=why):
         nodes.check("site-1", 1, refused)
+
+
+def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> None:
+    unasked = reply(reply_to_message_id="", message_id="u1")
+    with pytest.raises(Refused, match="no reply to a message"):
+        given(unasked=False).check("site-1", 1, unasked)
+    nodes = given(unasked=True)
+    nodes.check("site-1", 1, unasked)
+    answer = PushMessagesResponse(session_id="s1", objects_to_push=["a1"])
+    nodes.saw("site-1", 1, unasked, Response(200, (), answer.SerializeToString()))
+    push = PushObjectRequest(node=NODE, run_id=5, object_id="a1", session_id="s1")
+    nodes.check("site-1", 1, request(wire.PUSH_OBJECT, push))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"src_node_id": 22}, "from node 22"),
+        ({"dst_node_id": 22}, "to node 22, not to the ServerApp"),
+        ({"dst_node_id": 11}, "to node 11, not to the ServerApp"),
+        ({"run_id": 6}, "in run 6, of which the node has no message"),
+    ],
+)
+def test_what_is_said_unasked_is_the_nodes_own_too(changed: dict[str, int], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        given(unasked=True).check("site-1", 1, reply(reply_to_message_id="", **changed))
 
 
 def test_after_the_reply_only_its_own_objects_are_taken() -> None:

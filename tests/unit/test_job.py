@@ -177,7 +177,7 @@ def test_an_inline_supernode_is_the_executors_and_refused_where_it_cannot_be_had
         export(tmp_path, supernode="thread")
     monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.39.0")
     export(tmp_path, supernode="process")
-    with pytest.raises(UnsupportedFlower, match=r"does not work with flwr 1\.39\.0: expected 1\.40 to 1\.42"):
+    with pytest.raises(UnsupportedFlower, match=r"does not work with flwr 1\.39\.0: expected 1\.40 to 1\.43"):
         export(tmp_path, supernode="inline")
 
 

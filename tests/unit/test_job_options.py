@@ -106,7 +106,7 @@ SHOWN = textwrap.dedent(
     finally:
         sys.stdout = shown
     told["help"] = " ".join(with_help.getvalue().split())
-    submit.data.site_names = lambda: ["site-1"]
+    submit.provision.site_names = lambda: ["site-1"]
     request = submit.job_request(app, {"patience": 7})
     into = Path(sys.argv[2])
     folder = make_job(app.folder, into, request["options"], deployed="", default_min_sites=1)

@@ -64,6 +64,9 @@ class Server:
         return self.said.get(job)
 
     def __getattr__(self, name: str) -> Any:
+        # Whatever else `Parent` can do: a name that it has not is a mistake of the keeper's.
+        if not callable(getattr(Parent, name, None)):
+            raise AttributeError(f"Parent has no {name}")
         return lambda *words: self.done.append((name, *words))
 
     def has_done_now(self, word: str) -> bool:

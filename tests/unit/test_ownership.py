@@ -31,7 +31,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.delenv("COMPOSE_PROJECT_NAME", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.setattr(core, "ROOT", root)
-    Checkout(root, program)
+    Checkout(root, program, port=0)  # Always free, also beside a federation that runs.
     program.answer("compose --progress plain up")
     program.answer("compose --profile * down")
     return program

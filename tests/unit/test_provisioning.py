@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from bridge.flare import settings
 from bridge.flare.job import UNHEARD
 from provisioning import dotenv
 from provisioning.checks import HARDEN
+from tests.unit import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts")
+PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts", "dev")
 BRIDGE = {
     "bridge.flare.controller.FlowerController",
     "bridge.flare.executor.FlowerExecutor",
@@ -72,13 +72,7 @@ def checkout(to: Path) -> Path:
 
 def verb(root: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """`flowerbed provision` as a program: exit code, JSON object, text for people."""
-    process = subprocess.run(
-        [sys.executable, "-m", "scripts", "provision", "--format", "json", *arguments],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    process = forked.run(root, "scripts", "provision", "--format", "json", *arguments)
     assert process.stdout, process.stderr
     return process.returncode, json.loads(process.stdout.splitlines()[-1]), process.stderr
 
@@ -91,13 +85,7 @@ def done(root: Path) -> dict[str, Any]:
 
 def nvflare(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What a person types who knows only FLARE."""
-    return subprocess.run(
-        [sys.executable, "-m", "nvflare.cli", "provision", "-p", "project.yml", *arguments],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return forked.run(root, "nvflare.cli", "provision", "-p", "project.yml", *arguments)
 
 
 def edit(root: Path, change: Edit) -> None:

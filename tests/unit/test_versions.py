@@ -6,14 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from nvflare.apis.signal import Signal
 
-from bridge.flare.controller import Arrivals, FlowerController
+from bridge.flare import settings
+from bridge.flare.controller import Arrivals, Events, FlowerController
 from bridge.flower import versions
 from bridge.flower.superlink import RunFailed
+from bridge.loop import LoopThread
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,13 +27,60 @@ ROOT = Path(__file__).parents[2]
 def test_the_table_has_no_gap_and_says_its_range() -> None:
     for older, newer in pairwise(versions.GENERATIONS):
         assert older.first <= older.last == (1, newer.first[1] - 1)
-    assert versions.supported() == "1.34 to 1.42"
+    assert [row.unasked for row in versions.GENERATIONS] == [False] * 4 + [True]
+    assert versions.supported() == "1.34 to 1.43"
 
 
-@pytest.mark.parametrize("wrong", ["1.33.0", "1.9.0", "1.43.0", "2.0.0", "None", "1"])
+@pytest.mark.parametrize("wrong", ["1.33.0", "1.9.0", "0.18.0", "None", "1"])
 def test_an_unsupported_flower_is_refused_with_the_range_that_works(wrong: str) -> None:
-    with pytest.raises(versions.UnsupportedFlower, match=rf"flwr {wrong} .* expected 1\.34 to 1\.42"):
+    with pytest.raises(versions.UnsupportedFlower, match=rf"flwr {wrong} .* expected 1\.34 to 1\.43"):
         versions.generation(wrong)
+
+
+@pytest.mark.parametrize("new", ["1.44.0", "1.44.0.dev20261201", "2.0.1"])
+def test_a_flower_that_nobody_has_tried_runs_plain_with_a_warning(new: str) -> None:
+    newest = versions.GENERATIONS[-1]
+    row = versions.generation(new)
+    assert not row.prompt and newest.prompt
+    assert (row.fleet, row.control, row.superlink) == (newest.fleet, newest.control, newest.superlink)
+    assert f"flwr {new} is newer than those that Flowerbed knows (1.34 to 1.43)" in str(versions.newer(new))
+    assert versions.mismatch("site-1", new, "1.42.0") is None
+
+
+@pytest.mark.parametrize("known", ["1.34.0", "1.41.0", "1.43.0.dev20261026"])
+def test_there_is_no_warning_of_one_that_is_known(known: str) -> None:
+    assert versions.newer(known) is None
+
+
+def test_the_nightly_is_found_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "flwr-nightly":
+            raise metadata.PackageNotFoundError
+        return "1.43.0.dev20261026"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert versions.installed() == "1.43.0.dev20261026"
+
+
+def test_the_jobs_log_says_once_that_its_flower_is_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = controller(monkeypatch, min_sites=1)
+    monkeypatch.setattr(versions, "installed", lambda: "1.44.0")
+    # No further than that: nothing else is there.
+    monkeypatch.setattr(settings, "read", lambda root: (_ for _ in ()).throw(RunFailed("far enough")))
+    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: None)
+    made._loop, made._events = LoopThread("test"), Events(tmp_path / "events.jsonl")
+    engine = SimpleNamespace(
+        get_clients=list, get_workspace=lambda: SimpleNamespace(get_run_dir=lambda job: str(tmp_path))
+    )
+    context: Any = SimpleNamespace(
+        get_engine=lambda: engine, get_job_id=lambda: "j", get_prop=lambda key: engine.get_workspace()
+    )
+    made.control_flow(Signal(), context)
+    made._loop.close()
+    said = [record.message for record in caplog.records if "1.44.0" in record.message]
+    assert len(said) == 1 and "newer than" in said[0]
 
 
 @pytest.mark.parametrize("verb", ["check", "export", "submit"])
@@ -39,7 +92,7 @@ def test_it_is_refused_at_submit_without_a_module_of_it(verb: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "expected 1.34 to 1.42" in json.loads(done.stderr.splitlines()[-1])["error"]
+    assert "expected 1.34 to 1.43" in json.loads(done.stderr.splitlines()[-1])["error"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +110,7 @@ def test_another_fleet_api_is_refused_and_both_are_named() -> None:
     assert "site-2 has flwr 1.34.0 (Fleet API over gRPC)" in text
     assert "the server has flwr 1.41.0 (Fleet API over HTTP)" in text
     assert "--sites" in text
-    assert "expected 1.34 to 1.42" in str(versions.mismatch("site-2", "1.30.0", "1.41.0"))
+    assert "expected 1.34 to 1.43" in str(versions.mismatch("site-2", "1.30.0", "1.41.0"))
 
 
 def controller(monkeypatch: pytest.MonkeyPatch, min_sites: int) -> FlowerController:

@@ -77,7 +77,8 @@ def submit(call: Call, deployed: str = "", options: Mapping[str, Any] | None = N
                 2,
             )
         with call.session() as session:
-            call.say({"job_id": session.submit_job(str(job)), "sites": sorted(here)})
+            answer = {"job_id": session.submit_job(str(job)), "sites": sorted(here)}
+        call.say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
 
 
 def make_job(

@@ -86,16 +86,18 @@ def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
     return f"{len(found)} jobs' ids begin with {prefix}; give more of one:\n{shown}{more}"
 
 
-def sites(call: Call) -> None:
-    """Say which sites are registered."""
+def status(call: Call) -> None:
+    """Say which sites are registered, and which jobs there are."""
     with call.session() as session:
         info = session.get_system_info()
+        jobs = session.list_jobs(detailed=True)
     now = time.time()
     known = [
         {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
         for c in info.client_info
     ]
-    call.say({"server": str(info.server_info.status), "sites": known})
+    server = str(info.server_info.status)
+    call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
 
 
 def abort(call: Call, job: str) -> None:

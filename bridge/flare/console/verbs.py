@@ -22,7 +22,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "submit": apps.submit,
     "list": jobs.listed,
     "resolve": jobs.resolve,
-    "sites": jobs.sites,
+    "status": jobs.status,
     "abort": jobs.abort,
     "end": jobs.end,
     "download": jobs.download,

@@ -1,0 +1,91 @@
+"""Arguments and options that several verbs take, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from scripts import core
+
+LATEST = "latest"
+"""Stands for the job that was submitted last."""
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+"""Seconds of what may stand behind a duration's number."""
+
+
+def duration(text: str) -> float:
+    """The seconds of `90`, `90s`, `1.5m`, `2h` or `1d`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not found:
+        raise typer.BadParameter(f"'{text}': expected a time such as 90, 90s, 5m or 1h.")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def job_id(text: str) -> str:
+    """The value of JOB. It also names a folder of results, so it must not lead out of it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise typer.BadParameter(f"'{text}' is no job id (./flowerbed jobs lists them)")
+    return text
+
+
+def names(text: str, option: str, known: Sequence[str]) -> list[str]:
+    """The names in `A,B`, of those that are known.
+
+    Raises:
+        Misuse: there is none, or one that is not known.
+    """
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found or not set(found) <= set(known):
+        raise core.Misuse(f"{option}: expected some of {','.join(known)}; found {text!r}")
+    return found
+
+
+As = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="NAME",
+        help="Whose FLARE identity to use: the part before the @ of an admin in project.yml "
+        "(default: the project_admin).",
+    ),
+]
+
+Job = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB",
+        parser=job_id,
+        help=f"The job's id, as submit and jobs print it; or its first letters; or '{LATEST}'.",
+    ),
+]
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TIME",
+        parser=duration,
+        help="Give up waiting after so long, such as 90, 90s, 5m or 1h; the job goes on (exit code 1).",
+    ),
+]
+
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
+
+
+def check_watch() -> None:
+    """Refuse `--watch` with `--format json`, which promises one object.
+
+    Raises:
+        Misuse: both are given.
+    """
+    if core.as_json:
+        raise core.Misuse("--watch: expected no --format json, since it never ends with an object.")
+
+
+RunConfig = Annotated[
+    list[str] | None,
+    typer.Option(metavar="K=V", help="Override the app's run config, as for `flwr run`; may be repeated."),
+]

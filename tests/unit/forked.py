@@ -1,0 +1,74 @@
+"""Programs that are started often: each is a copy of a process that has imported FLARE already.
+
+Importing it takes most of the time of a program that provisions. What a checkout brings itself (`scripts`,
+`provisioning`) is imported by each copy, from that checkout.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import importlib, json, os, runpy, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+for line in sys.stdin:
+    cwd, module, arguments, out, err = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for path, number in ((os.devnull, 0), (out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(cwd)
+        sys.path.insert(0, cwd)
+        sys.argv = [module, *arguments]
+        sys.stdin = open(0)
+        code = 1
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if code and not isinstance(end.code, int):
+                print(end.code, file=sys.stderr)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+PRELOADED = (
+    "typer.core",
+    "rich.console",
+    "nvflare.cli",
+    "nvflare.lighter.provision",
+    "nvflare.lighter.impl.static_file",
+    "nvflare.lighter.impl.workspace",
+)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that is copied; it ends when this one does, since its stdin ends then."""
+    command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(PRELOADED)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(cwd: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in `cwd`, in such a copy."""
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    files = [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
+    server.stdin.write(json.dumps([str(cwd), module, arguments, *map(str, files)]) + "\n")
+    server.stdin.flush()
+    code = int(server.stdout.readline())
+    out, err = (file.read_text() for file in files)
+    for file in files:
+        file.unlink()
+    return subprocess.CompletedProcess([module, *arguments], code, out, err)

@@ -1,0 +1,133 @@
+"""The command line itself: help, suggestions, wrong use, durations, and what is imported for it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from scripts import options
+from scripts.__main__ import VERBS, _wants_json, main, summary, verb
+from scripts.core import ROOT
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_every_verb_in_its_group(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"│ {name} " in shown for name in VERBS)
+    groups = [shown.index(f"─ {name} ─") for name in ("Begin", "Jobs", "Federation", "Developers")]
+    assert groups == sorted(groups)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_has_help_with_its_summary_and_the_format(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(VERBS[name])
+    assert summary(name) == (module.__doc__ or "").splitlines()[0]
+    assert main([name, "-h"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert summary(name) in shown and "--format" in shown
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_parameter_has_help(name: str) -> None:
+    lacking = [param.name for param in verb(name).params if not getattr(param, "help", None)]
+    assert not lacking
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    version = capsys.readouterr().out.removeprefix("flowerbed ").strip()
+    assert f'version = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["statu"], "flowerbed: No such command 'statu'. Did you mean 'status'?\n"),
+        (
+            ["submit", "--in-ordr", "3"],
+            "flowerbed submit: No such option '--in-ordr'. Did you mean '--in-order'?\n",
+        ),
+        (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  What it takes: ./flowerbed wait --help\n"),
+        (["jobs", "--format", "xml"], "'xml' is not one of 'text', 'json'."),
+        (["wait", "x", "--timeout", "5x"], "'5x': expected a time such as 90, 90s, 5m or 1h."),
+        ([], "./flowerbed --help"),
+    ],
+)
+def test_wrong_use_is_one_error_and_code_2(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert text in said.err and said.out == ""
+    assert said.err.count("Did you mean") <= 1
+
+
+def test_wrong_use_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wait", "--timeout", "x", "--format", "json"]) == 2
+    [line] = capsys.readouterr().out.splitlines()
+    assert "expected a time" in json.loads(line)["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wants"),
+    [
+        (["jobs", "--format", "json"], True),
+        (["jobs", "--format=json"], True),
+        (["jobs", "--format", "text"], False),
+        (["test", "--", "--format", "json"], False),
+        (["jobs", "--format"], False),
+        ([], False),
+    ],
+)
+def test_who_wants_an_object(words: list[str], wants: bool) -> None:
+    assert _wants_json(words) is wants
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert options.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5", "1h30", "5 minutes", "inf", "nan", "1e3"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        options.duration(text)
+
+
+def test_help_imports_no_verb() -> None:
+    """It answers at once: what is heavy is imported by who needs it."""
+    program = "import sys; from scripts.__main__ import main; main(['-h']); print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {*VERBS.values(), "nvflare", "numpy", "yaml", "docker", "httpx", "matplotlib"}
+
+
+@pytest.mark.parametrize("name", ["status", "jobs", "wait", "logs", "abort", "submit"])
+def test_verbs_that_ask_import_little(name: str) -> None:
+    program = f"import sys, {VERBS[name]}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not set(done.stdout.split()) & {"nvflare", "numpy", "docker", "httpx", "matplotlib"}
+
+
+def test_completion_knows_verbs_and_options() -> None:
+    for words, wanted in (("flowerbed st", "status"), ("flowerbed wait --ti", "--timeout")):
+        environment = {"_FLOWERBED_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "1"}
+        environment["COMP_CWORD"] = str(len(words.split()) - 1)
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert wanted in done.stdout.split(), done.stderr
