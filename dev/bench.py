@@ -65,9 +65,9 @@ def run(
     default = RELAY_RUNS if what else 1 if quick else report.ENOUGH_RUNS
     runs = default if runs is None else runs
     if runs < 1:
-        raise core.Misuse(f"--runs {runs}: expected at least 1.")
+        raise core.UsageError(f"--runs {runs}: expected at least 1.")
     if what and (apps or setups or quick):
-        raise core.Misuse("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
+        raise core.UsageError("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
     test.install()
     # So that everything is ended and removed, whoever ends this.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

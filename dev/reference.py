@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bridge import job_options
-from bridge.job_options import Option
+from bridge.common import job_options
+from bridge.common.job_options import Option
 
 PAGES = ("docs/reference/job.md", "docs/reference/verbs.md")
 PLACE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end of options -->)", re.DOTALL)

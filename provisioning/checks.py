@@ -36,7 +36,7 @@ CUSTOM_CODE = "custom_code"
 """The key of a server or site that says whether jobs may bring code there."""
 
 SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
-"""How strictly a server or site confines processes that run an app's code (`bridge/flare/settings.py`)."""
+"""How strictly a server or site confines processes that run an app's code (`bridge/job/settings.py`)."""
 
 EGRESS, EGRESSES = "egress", ("server", "any")
 """Where an app may connect to from a server or site."""

@@ -32,16 +32,16 @@ WORKSPACE = "/workspace"
 """Where the image mounts the participant's volume."""
 
 CLASSES = (
-    "bridge.flare.controller.FlowerController",
-    "bridge.flare.executor.FlowerExecutor",
-    "bridge.flare.trackers.TensorBoard",
-    "bridge.flare.trackers.MLflow",
+    "bridge.server.controller.FlowerController",
+    "bridge.site.executor.FlowerExecutor",
+    "bridge.server.trackers.TensorBoard",
+    "bridge.server.trackers.MLflow",
     "nvflare.app_common.widgets.metric_relay.MetricRelay",
 )
 """The components of the bridge's jobs that FLARE's own list lacks: a job without code of its own may use only
 what is on the list."""
 
-KEEPER = "bridge.flare.keeper.Keeper"
+JOB_SUPERVISOR = "bridge.flare.job_supervisor.JobSupervisor"
 """A component of the server's own process."""
 
 JOB_STORE = "bridge.flare.job_store.JobStore"
@@ -51,7 +51,7 @@ HOUSEKEEPER = "bridge.flare.housekeeping.Housekeeper"
 """A component of the own process of the server and of each site."""
 
 LOG_RECEIVER, FLARES_LOG_RECEIVER = (
-    "bridge.flare.receiver.LogReceiver",
+    "bridge.flare.log_receiver.LogReceiver",
     "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
 )
 """What takes the logs that sites stream, ours in the place of FLARE's."""
@@ -77,7 +77,7 @@ MEMBERSHIP = (
 """The commands that say who is in the federation."""
 
 SETTINGS = "flowerbed.json"
-"""The file in `local/` with what the operator has decided (`bridge/flare/settings.py`)."""
+"""The file in `local/` with what the operator has decided (`bridge/job/settings.py`)."""
 
 UNHEARD = 120
 """Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
@@ -170,8 +170,8 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "resources.json.default", _bound_logs)
                 _edit(local / "resources.json.default", _look_into_jobs)
                 _edit(local / "resources.json.default", self._bound_jobs)
-                _edit(local / "resources.json.default", _tell_of_silence_sooner)
-                _edit(startup / "fed_server.json", _see_the_end_of_a_job_sooner)
+                _edit(local / "resources.json.default", _set_heartbeat_timeout)
+                _edit(startup / "fed_server.json", _set_engine_check_interval)
                 _edit(local / "authorization.json.default", _show_submitters_their_jobs)
             if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
@@ -183,11 +183,11 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 if not participant.get_prop(CUSTOM_CODE, True):
                     _edit(local / "authorization.json.default", _forbid_custom_code)
             if participant.type == ParticipantType.CLIENT:
-                _edit(local / "resources.json.default", _ask_for_all_code)
+                _edit(local / "resources.json.default", _install_code_policy)
             if participant.type == ParticipantType.ADMIN:
                 _edit(startup / "fed_admin.json", _log_in_by_certificate)
             else:
-                _edit(local / "comm_config.json", _mind_the_line)
+                _edit(local / "comm_config.json", _configure_transport)
                 _edit(local / "comm_config.json", _listen_high)
             _lock(Path(ctx.get_ws_dir(participant)))
 
@@ -197,7 +197,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
 
 
 def _settings(participant: Participant) -> dict[str, Any]:
-    """What `bridge/flare/settings.py` reads."""
+    """What `bridge/job/settings.py` reads."""
     limits = dict(participant.get_prop(LIMITS) or {})
     return {
         SANDBOX: participant.get_prop(SANDBOX, "best-effort") or "off",
@@ -250,14 +250,14 @@ def _keep_store_in_volume(resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], JOB_STORE]
 
 
-def _tell_of_silence_sooner(resources: dict[str, Any]) -> None:
+def _set_heartbeat_timeout(resources: dict[str, Any]) -> None:
     resources["servers"][0]["heart_beat_timeout"] = UNHEARD
 
 
 def _keep_jobs(resources: dict[str, Any]) -> None:
     """Take sites back into their jobs, and end jobs whose process is gone: FLARE does neither."""
-    resources["components"].append({"id": "flowerbed_keeper", "path": KEEPER, "args": {}})
-    resources["class_allow_list"] = [*resources["class_allow_list"], KEEPER]
+    resources["components"].append({"id": "flowerbed_keeper", "path": JOB_SUPERVISOR, "args": {}})
+    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_SUPERVISOR]
 
 
 def _keep_house(resources: dict[str, Any]) -> None:
@@ -294,7 +294,7 @@ def _forbid_custom_code(policy: dict[str, Any]) -> None:
         policy["permissions"][role] = {**known, BYOC: "none"}
 
 
-def _ask_for_all_code(resources: dict[str, Any]) -> None:
+def _install_code_policy(resources: dict[str, Any]) -> None:
     resources["components"].append({"id": "flowerbed_policy", "path": POLICY, "args": {}})
     resources["class_allow_list"] = [*resources["class_allow_list"], POLICY]
 
@@ -310,7 +310,7 @@ def _look_at_parts(kind: str, resources: dict[str, Any]) -> None:
     resources["class_allow_list"] = [*resources["class_allow_list"], PART_POLICY]
 
 
-def _see_the_end_of_a_job_sooner(config: dict[str, Any]) -> None:
+def _set_engine_check_interval(config: dict[str, Any]) -> None:
     config["servers"][0]["check_engine_frequency"] = JOB_PROCESS_CHECK
 
 
@@ -341,13 +341,13 @@ def _log_in_by_certificate(config: dict[str, Any]) -> None:
 
 def _listen_high(config: dict[str, Any]) -> None:
     """Let FLARE's listeners on loopback have ports that no app may connect to, whatever its egress
-    (`bridge/flower/confinement.py`). FLARE's own choice is from 1025 on."""
+    (`bridge/launch/confinement.py`). FLARE's own choice is from 1025 on."""
     config.setdefault(
         "internal", {"scheme": "tcp", "resources": {"host": "localhost", "ports": INTERNAL_PORTS}}
     )
 
 
-def _mind_the_line(config: dict[str, Any]) -> None:
+def _configure_transport(config: dict[str, Any]) -> None:
     config["comm_driver_path"] = DRIVERS
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
     config["streaming_send_timeout"] = SEND_WITHIN

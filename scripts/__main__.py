@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from scripts import core
-from scripts.core import Failure, Misuse, say
+from scripts.core import Failure, UsageError, say
 
 HOME = Path(__file__).resolve().parent.parent
 """Where this program lies."""
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         text = f"{error.format_message()}\n  What it takes: ./{who} --help"
         say(f"{who}: {text}")
-        outcome, code = {"error": text}, Misuse.exit_code
+        outcome, code = {"error": text}, UsageError.exit_code
     except OSError as error:
         text = core.explain_os_error(error)
         say(f"{who}: {text}")

@@ -17,8 +17,8 @@ from typing import Any
 
 import pathspec
 
-from bridge.job_options import ConfigValue
-from scripts.core import ROOT, Misuse
+from bridge.common.job_options import ConfigValue
+from scripts.core import ROOT, UsageError
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
@@ -83,17 +83,21 @@ def read(folder: Path) -> App:
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         found = "is a file" if folder.is_file() else "does not exist"
-        raise Misuse(f"{shown} {found}: expected the folder of a Flower app, the one with pyproject.toml.")
+        raise UsageError(
+            f"{shown} {found}: expected the folder of a Flower app, the one with pyproject.toml."
+        )
     if not (folder / "pyproject.toml").is_file():
         if (folder / "meta.json").is_file():
             return _read_job(folder)
-        raise Misuse(
+        raise UsageError(
             f"{shown} holds no pyproject.toml: expected the folder of a Flower app (as `flwr new` makes it) "
             "or a job folder that `flowerbed submit --export` wrote."
         )
     files = collect(folder)
     if "pyproject.toml" not in files:
-        raise Misuse(f"{shown}/.gitignore excludes pyproject.toml itself, so there would be no app to send.")
+        raise UsageError(
+            f"{shown}/.gitignore excludes pyproject.toml itself, so there would be no app to send."
+        )
     project = _read_toml(folder / "pyproject.toml", shown)
     name = _key(project, ("project", "name"), shown)
     version = _key(project, ("project", "version"), shown)
@@ -116,9 +120,11 @@ def read_deployed(name: str) -> App:
     known = sorted(file.parent.name for file in DEPLOYED.glob("*/pyproject.toml"))
     if name not in known:
         there = ", ".join(known) or "none"
-        raise Misuse(f"No app '{name}' is deployed: expected a folder in {DEPLOYED}. There are: {there}.")
+        raise UsageError(f"No app '{name}' is deployed: expected a folder in {DEPLOYED}. There are: {there}.")
     if folder.is_symlink():
-        raise Misuse(f"{folder} is a link, and the server's container cannot follow it: put a copy there.")
+        raise UsageError(
+            f"{folder} is a link, and the server's container cannot follow it: put a copy there."
+        )
     app = read(folder)
     return replace(app, files={"pyproject.toml": app.files["pyproject.toml"]}, deployed=True)
 
@@ -150,17 +156,19 @@ def _read_job(folder: Path) -> App:
     try:
         name = json.loads((folder / "meta.json").read_text())["name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise Misuse(
+        raise UsageError(
             f"{folder}/meta.json is not a FLARE job's: expected JSON with a name; {error!r}."
         ) from error
     if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
-        raise Misuse(
+        raise UsageError(
             f"{folder}/meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'."
         )
     files = dict(_walk(folder))
     size = sum(path.stat().st_size for path in files.values())
     if size > MOST_JOB_BYTES:
-        raise Misuse(f"The job folder {folder} holds {_mib(size)}: expected at most {_mib(MOST_JOB_BYTES)}.")
+        raise UsageError(
+            f"The job folder {folder} holds {_mib(size)}: expected at most {_mib(MOST_JOB_BYTES)}."
+        )
     return App(folder, str(name), "", files=files, ready=True)
 
 
@@ -168,7 +176,7 @@ def _read_toml(path: Path, shown: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Misuse(f"{shown}/pyproject.toml is not valid TOML: {error}.") from error
+        raise UsageError(f"{shown}/pyproject.toml is not valid TOML: {error}.") from error
 
 
 def _key(project: Mapping[str, Any], keys: Sequence[str], shown: Path) -> str:
@@ -179,7 +187,7 @@ def _key(project: Mapping[str, Any], keys: Sequence[str], shown: Path) -> str:
         return value.strip()
     found = "it is missing" if value is None else f"found {value!r}"
     table = ".".join(keys[:-1])
-    raise Misuse(f'{shown}/pyproject.toml: expected [{table}] to have {keys[-1]} = "..."; {found}.')
+    raise UsageError(f'{shown}/pyproject.toml: expected [{table}] to have {keys[-1]} = "..."; {found}.')
 
 
 def _parse(path: Path, shown: str) -> ast.Module:
@@ -187,27 +195,27 @@ def _parse(path: Path, shown: str) -> ast.Module:
         return ast.parse(path.read_bytes(), filename=shown)
     except SyntaxError as error:
         line = f"\n    {error.text.strip()}" if error.text else ""
-        raise Misuse(f"{shown}, line {error.lineno}: syntax error: {error.msg}{line}") from error
+        raise UsageError(f"{shown}, line {error.lineno}: syntax error: {error.msg}{line}") from error
     except ValueError as error:
-        raise Misuse(f"{shown} is not Python source: {error}") from error
+        raise UsageError(f"{shown} is not Python source: {error}") from error
 
 
 def _check_reference(component: str, reference: str, trees: Mapping[str, ast.Module], shown: Path) -> None:
     where = f'{shown}/pyproject.toml: {component} = "{reference}"'
     match = re.fullmatch(r"([\w.]+):([\w.]+)", reference)
     if not match:
-        raise Misuse(f'{where}: expected "module:attribute", such as "myapp.server_app:app".')
+        raise UsageError(f'{where}: expected "module:attribute", such as "myapp.server_app:app".')
     module, attribute = match[1], match[2].split(".")[0]
     stem = module.replace(".", "/")
     path = next((p for p in (f"{stem}.py", f"{stem}/__init__.py") if p in trees), None)
     if path is None:
-        raise Misuse(
+        raise UsageError(
             f"{where}: there is no {stem}.py in the app (or .gitignore excludes it). "
             f"The app's modules: {', '.join(sorted(trees)) or 'none'}."
         )
     names = set(_top_level(trees[path].body))
     if attribute not in names and "*" not in names:
-        raise Misuse(f"{where}: {path} defines no '{attribute}' at its top level.")
+        raise UsageError(f"{where}: {path} defines no '{attribute}' at its top level.")
 
 
 def _top_level(body: Sequence[ast.stmt]) -> Iterator[str]:
@@ -233,7 +241,7 @@ def _check_size(files: Mapping[str, Path], shown: Path) -> None:
     if total > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         listed = ", ".join(f"{name} ({_mib(sizes[name])})" for name in largest)
-        raise Misuse(
+        raise UsageError(
             f"{shown} is too large: {_mib(total)} compressed, but Flower bundles {_mib(MOST_BYTES)} at most. "
             f"Largest: {listed}. Name what is no part of it in its .gitignore; data belongs on the sites."
         )
@@ -269,7 +277,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
     for text in given:
         pairs = re.findall(r"([^\s=]+)=('[^']*'|\"[^\"]*\"|\S+)", text)
         if not pairs or re.sub(r"([^\s=]+)=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip():
-            raise Misuse(f"--run-config '{text}': expected key=value, several with spaces between them.")
+            raise UsageError(f"--run-config '{text}': expected key=value, several with spaces between them.")
         for key, value in pairs:
             _known(app, key, f"--run-config {key}")
             try:
@@ -279,10 +287,10 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
             overrides.append(f"{key}={value}")
     if rounds is not None:
         if rounds < 1:
-            raise Misuse(f"--rounds {rounds}: expected at least 1.")
+            raise UsageError(f"--rounds {rounds}: expected at least 1.")
         _known(app, ROUNDS_KEY, "--rounds")
         if any(o.startswith(ROUNDS_KEY + "=") for o in overrides):
-            raise Misuse(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
+            raise UsageError(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
     return overrides
 
 
@@ -297,7 +305,7 @@ def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
         key, _, text = pair.partition("=")
         value = tomllib.loads(f"value = {text}")["value"]
         if not isinstance(value, bool | int | float | str):
-            raise Misuse(f"--run-config {key}: expected true, false, a number or a text, found {text}.")
+            raise UsageError(f"--run-config {key}: expected true, false, a number or a text, found {text}.")
         found[key] = value
     return found
 
@@ -305,7 +313,7 @@ def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
 def _known(app: App, key: str, option: str) -> None:
     if key not in app.config:
         what = "" if key in option else f" sets {key}, which"
-        raise Misuse(
+        raise UsageError(
             f"{option}{what or ':'} is not in the app's [tool.flwr.app.config], and Flower takes no other. "
             f"It has: {', '.join(app.config) or 'nothing'}."
         )

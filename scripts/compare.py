@@ -54,7 +54,7 @@ BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
 Events = list[dict[str, Any]]
 
 RECORD = "in_order.jsonl"
-"""What `bridge/flower/in_order.py` writes beside the ServerApp's own files."""
+"""What `bridge/flower/deterministic.py` writes beside the ServerApp's own files."""
 
 
 def run(
@@ -78,9 +78,9 @@ def run(
     """Run both, compare, draw."""
     found = apps.read(app)
     if found.ready:
-        raise core.Misuse(f"{app} is a job folder: expected a Flower app's folder.")
+        raise core.UsageError(f"{app} is a job folder: expected a Flower app's folder.")
     if not 1 <= sites <= MOST_SITES:
-        raise core.Misuse(f"--sites {sites}: expected 1 to {MOST_SITES}.")
+        raise core.UsageError(f"--sites {sites}: expected 1 to {MOST_SITES}.")
     names = [f"site-{number}" for number in range(1, sites + 1)]
     pairs = list(run_config or ())
     if SEED_KEY in found.config:
@@ -134,7 +134,9 @@ def _both(
 def _check_data(folder: Path, sites: Sequence[str]) -> None:
     missing = [site for site in sites if not (folder / site).is_dir()]
     if missing:
-        raise core.Misuse(f"--data {folder}: expected a folder for each site, found none for {missing[0]}.")
+        raise core.UsageError(
+            f"--data {folder}: expected a folder for each site, found none for {missing[0]}."
+        )
 
 
 def _prepare() -> None:

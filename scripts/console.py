@@ -1,7 +1,7 @@
 """Ask the console program in a console container; the one place that knows how it is called.
 
 It runs under the FLARE identity of that container (`bridge/flare/console/` says what it takes and
-gives). Needs the federation up; every function raises `Failure`, or `Misuse` where the console says so.
+gives). Needs the federation up; every function raises `Failure`, or `UsageError` where the console says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from provisioning.names import service_name
 from scripts import compose, engine, provision
-from scripts.core import ROOT, Failure, Misuse, in_words, say
+from scripts.core import ROOT, Failure, UsageError, in_words, say
 
 CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
 """Bytes that are read at a time, and what a tar has beyond its files' sizes."""
@@ -53,7 +53,7 @@ def service(identity: str | None) -> str:
         _show(next(p["name"] for p in people if service_name(p["name"]) == name), str(consoles[name]))
         return str(name)
     wanted = f"--as {identity}: no such admin" if identity else "No admin with the role project_admin"
-    raise Misuse(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
+    raise UsageError(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
 
 
 def _show(name: str, role: str) -> None:
@@ -194,7 +194,7 @@ def _failure(console: str, code: int, errors: bytes) -> Failure:
         message = str(facts.pop("error"))
     except (IndexError, ValueError, KeyError, TypeError, AttributeError):
         return _compose_failure(console, said)
-    return (Misuse if code == 2 else Failure)(message, **facts)
+    return (UsageError if code == 2 else Failure)(message, **facts)
 
 
 def _compose_failure(console: str, said: str) -> Failure:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from bridge.text import one_line, shown
+from bridge.common.text import one_line, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / ".flowerbed"
@@ -37,7 +37,7 @@ class Failure(Exception):
         self.facts = facts
 
 
-class Misuse(Failure):
+class UsageError(Failure):
     """What the user gave is wrong (an argument, project.yml, an app): exit code 2."""
 
     exit_code = 2

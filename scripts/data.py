@@ -28,7 +28,7 @@ import typer
 from numpy.typing import NDArray
 
 from scripts import provision
-from scripts.core import HOUSE, ROOT, Failure, Misuse, say
+from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
 
 DATA = ROOT / "data"
@@ -98,9 +98,9 @@ def prepare(
         originals: gets the four published files and returns their folder (default: `fetch`).
     """
     if alpha is not None and not alpha > 0:
-        raise Misuse(f"--alpha {alpha}: expected a number above 0.")
+        raise UsageError(f"--alpha {alpha}: expected a number above 0.")
     if seed < 0:
-        raise Misuse(f"--seed {seed}: expected a whole number of at least 0.")
+        raise UsageError(f"--seed {seed}: expected a whole number of at least 0.")
     data = data or DATA
     wanted = {"dataset": "Fashion-MNIST", "sites": list(sites), "alpha": alpha, "seed": seed}
     path = data / "manifest.json"
@@ -163,7 +163,7 @@ def divide(labels: dict[str, Bytes], sites: int, alpha: float | None, seed: int)
         parts = {split: _assign(values, shares, rng) for split, values in labels.items()}
         if min(len(part) for split in parts.values() for part in split) >= FEWEST:
             return parts
-    raise Misuse(
+    raise UsageError(
         f"No split of Fashion-MNIST over {sites} sites leaves each at least {FEWEST} training and {FEWEST} "
         f"test images ({DRAWS} draws with alpha {alpha}). Take a larger --alpha or fewer sites."
     )

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from bridge.text import shown
+from bridge.common.text import shown
 from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import apt, compose, core, engine, images, provision, results, terminal, up

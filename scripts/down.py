@@ -42,7 +42,9 @@ def run(
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise core.Misuse("--volumes removes all jobs and their results: without a terminal it needs --yes.")
+        raise core.UsageError(
+            "--volumes removes all jobs and their results: without a terminal it needs --yes."
+        )
     core.say("This removes the server's job store, with the results of all jobs that you have not fetched.")
     if not typer.confirm("Remove the volumes?", err=True):
         raise core.Failure("Nothing was stopped or removed.")

@@ -14,7 +14,7 @@ import typer
 
 from scripts import app as apps
 from scripts import console, core
-from scripts.core import Misuse, say
+from scripts.core import UsageError, say
 from scripts.options import As
 
 
@@ -27,7 +27,7 @@ def run(
     """Bundle the app as `submit` does; say its hash."""
     found = apps.read(app)
     if found.ready:
-        raise Misuse(f"{app} is a job folder: expected the folder of a Flower app.")
+        raise UsageError(f"{app} is a job folder: expected the folder of a Flower app.")
     answer = console.ask(console.service(identity), "hash", found.pack())
     if not core.as_json:
         print(answer["hash"], flush=True)

@@ -387,27 +387,27 @@ def lacking(app: Path) -> list[str]:
     try:
         content = tomllib.loads(file.read_text())
     except OSError as error:
-        raise core.Misuse(f"{file}: {error.strerror}: expected the folder of a Flower app.") from None
+        raise core.UsageError(f"{file}: {error.strerror}: expected the folder of a Flower app.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise core.Misuse(f"{file} is not TOML: {error}.") from None
+        raise core.UsageError(f"{file} is not TOML: {error}.") from None
     project = content.get("project")
     lines = project.get("dependencies", []) if isinstance(project, dict) else []
     if not isinstance(lines, list):
-        raise core.Misuse(f"{file}: [project] dependencies: expected a list, found {lines!r}.")
+        raise core.UsageError(f"{file}: [project] dependencies: expected a list, found {lines!r}.")
     missing = []
     has = image_packages()
     for line in lines:
         try:
             requirement = Requirement(str(line))
         except InvalidRequirement as error:
-            raise core.Misuse(f"{file}: '{line}' is no requirement: {error}.") from None
+            raise core.UsageError(f"{file}: '{line}' is no requirement: {error}.") from None
         if requirement.marker and not requirement.marker.evaluate({"python_version": PYTHON, "extra": ""}):
             continue
         version = has.get(canonicalize_name(requirement.name))
         if version is None:
             missing.append(str(requirement))
         elif not requirement.specifier.contains(version, prereleases=True):
-            raise core.Misuse(
+            raise core.UsageError(
                 f"{file}: asks for {requirement}, and the image has {requirement.name} {version}, which is "
                 "pinned in images/. Change one of the two."
             )

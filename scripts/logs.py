@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bridge.text import shown
+from bridge.common.text import shown
 from scripts import console, core
 from scripts.options import As, Job, duration
 

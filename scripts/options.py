@@ -40,7 +40,7 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found or not set(found) <= set(known):
-        raise core.Misuse(f"{option}: expected some of {','.join(known)}; found {text!r}")
+        raise core.UsageError(f"{option}: expected some of {','.join(known)}; found {text!r}")
     return found
 
 
@@ -82,7 +82,7 @@ def check_watch() -> None:
         Misuse: both are given.
     """
     if core.as_json:
-        raise core.Misuse("--watch: expected no --format json, since it never ends with an object.")
+        raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")
 
 
 RunConfig = Annotated[

@@ -85,7 +85,7 @@ def load(project: Path) -> dict[str, Any]:
     try:
         text = project.read_text()
     except OSError as error:
-        raise core.Misuse(f"{project} cannot be read: {error.strerror}. Name it with -p FILE.") from None
+        raise core.UsageError(f"{project} cannot be read: {error.strerror}. Name it with -p FILE.") from None
     try:
         content = yaml.safe_load(text)
         if isinstance(content, dict):
@@ -93,12 +93,14 @@ def load(project: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise core.Misuse(f"{project}{line}: this is not YAML: {error.problem or error.context}.") from None
+        raise core.UsageError(
+            f"{project}{line}: this is not YAML: {error.problem or error.context}."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise core.Misuse(f"{project}: this is not YAML: {error}.") from None
+        raise core.UsageError(f"{project}: this is not YAML: {error}.") from None
     found = checks.problems_in_file(content)
     if found:
-        raise core.Misuse(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
+        raise core.UsageError(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
     return dict(content)
 
 
@@ -110,7 +112,7 @@ def site_names() -> list[str]:
     """
     names = [p["name"] for p in load(DEFAULT_PROJECT)["participants"] if p["type"] == "client"]
     if not names:
-        raise core.Misuse(
+        raise core.UsageError(
             f"{DEFAULT_PROJECT.name} names no participant of type client: expected at least one site."
         )
     return names
@@ -147,5 +149,5 @@ def _nvflare(project: Path) -> list[str]:
     except (IndexError, ValueError, KeyError):
         core.fail("nvflare provision", output + process.stdout.decode(errors="replace"))
     if process.returncode == WRONG_USE:
-        raise core.Misuse(f"{project}: {message}")
+        raise core.UsageError(f"{project}: {message}")
     raise core.Failure(f"nvflare provision failed: {message}")

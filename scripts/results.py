@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from bridge.events import read
-from bridge.text import one_line
+from bridge.common.events import read
+from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.checks import size
 from scripts import console, curves
-from scripts.core import ROOT, Failure, Misuse, in_words, say, unpack
+from scripts.core import ROOT, Failure, UsageError, in_words, say, unpack
 from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
@@ -78,7 +78,7 @@ def limit() -> int:
     said = os.environ.get(LIMIT) or dotenv.read(ROOT / ".env").get(LIMIT) or LIMIT_DEFAULT
     found = size(int(said) if said.isdigit() else said)
     if found is None:
-        raise Misuse(f"Expected {LIMIT} to be a size such as {LIMIT_DEFAULT}; found '{said}'.")
+        raise UsageError(f"Expected {LIMIT} to be a size such as {LIMIT_DEFAULT}; found '{said}'.")
     return found
 
 

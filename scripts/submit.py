@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bridge import job_options
-from bridge.job_options import Option
+from bridge.common import job_options
+from bridge.common.job_options import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import Failure, Misuse, say, unpack
+from scripts.core import Failure, UsageError, say, unpack
 from scripts.options import As, Timeout, duration
 
 
@@ -100,12 +100,12 @@ def run(
 
 def _chosen(app: Path | None, deployed: str | None) -> apps.App:
     if app is not None and deployed is not None:
-        raise Misuse("--deployed NAME: not allowed with APP, whose code would travel.")
+        raise UsageError("--deployed NAME: not allowed with APP, whose code would travel.")
     if app is not None:
         return apps.read(app)
     if deployed is not None:
         return apps.read_deployed(deployed)
-    raise Misuse("Expected one of the arguments APP and --deployed NAME.")
+    raise UsageError("Expected one of the arguments APP and --deployed NAME.")
 
 
 def job_request(
@@ -126,7 +126,7 @@ def job_request(
     if app.ready:
         if given or export:
             flags = ", ".join(option.flag for option in job_options.of_submit())
-            raise Misuse(
+            raise UsageError(
                 f"{app.folder} is a job folder and is submitted as it is: expected none of {flags}, "
                 "--export. Give the app's own folder to set them."
             )
@@ -138,24 +138,28 @@ def job_request(
         options["sites"] = _known_sites(given["sites"])
     for option in job_options.of_submit():
         if option.name in options and (problem := option.problem(options[option.name])):
-            raise Misuse(f"{option.flag} {problem}.")
+            raise UsageError(f"{option.flag} {problem}.")
     sites = options.get("sites") or provision.site_names()
     fewest = options.get("min_sites", 1)
     if not 1 <= fewest <= len(sites):
-        raise Misuse(f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}.")
+        raise UsageError(
+            f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
+        )
     return {"deployed": deployed, "options": options}
 
 
 def _known_sites(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise Misuse(
+        raise UsageError(
             f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
         )
     known = provision.site_names()
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise Misuse(f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}.")
+        raise UsageError(
+            f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}."
+        )
     return names
 
 
@@ -180,7 +184,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
     if folder.exists() and not (
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
     ):
-        raise Misuse(
+        raise UsageError(
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
     try:

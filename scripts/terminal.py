@@ -1,7 +1,7 @@
 """What people see of an answer: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
 
 With `--format json` stdout is the object's, and tables go to stderr. No text of a site or an app is taken for
-markup or acts on the terminal: every cell passes `bridge.text`. Rich is imported by who shows something.
+markup or acts on the terminal: every cell passes `bridge.common.text`. Rich is imported by who shows something.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from bridge.text import one_line
+from bridge.common.text import one_line
 from scripts import core
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import itertools
 import textwrap
 from typing import Any
 
-from bridge.text import one_line
+from bridge.common.text import one_line
 from scripts import console, hints, summary
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout

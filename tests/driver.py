@@ -22,15 +22,17 @@ from pathlib import Path
 
 from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
-from bridge import transports
-from bridge.flower import fab, in_order, versions, wire
-from bridge.flower.confinement import Confinement
-from bridge.flower.observe import Event, Observer
-from bridge.flower.superlink import RunEnd, SuperLink
-from bridge.flower.supernode import SuperNode, start_supernode
-from bridge.forwarder import Forwarder
-from bridge.job_options import INLINE, PROCESS, ConfigValue
-from bridge.relay import Call, Caller, LinkFault, Request, Response
+from bridge.common import versions
+from bridge.common.job_options import INLINE, PROCESS, ConfigValue
+from bridge.fleet import wire
+from bridge.flower import deterministic
+from bridge.job import fab, transports
+from bridge.launch.confinement import Confinement
+from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
+from bridge.server.forwarder import Forwarder
+from bridge.server.observe import Event, Observer
+from bridge.server.superlink import RunEnd, SuperLink
+from bridge.site.supernode import SuperNode, start_supernode
 from tests.lossy import lossy_proxy
 
 RUN_WITHIN = 240.0
@@ -65,10 +67,10 @@ class Arrivals(Observer):
         super().__init__(emit)
         self.here: set[str] = set()
 
-    def saw(self, site: str, request: Request, response: Response) -> None:
+    def record(self, site: str, request: Request, response: Response) -> None:
         if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
             self.here.add(site)
-        super().saw(site, request, response)
+        super().record(site, request, response)
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Outcome:
     def never_lost(self) -> dict[str, set[str]]:
         """By place, the calls whose answer should have been lost and was not. Those by which a SuperNode
         leaves come when the job is over: then nobody waits for an answer."""
-        must = wire.REPEATS.keys() - wire.GOODBYES
+        must = wire.REPEATS.keys() - wire.LEAVE_CALLS
         return {place: missed for place, lost in self.lost.items() if (missed := must - set(lost))}
 
     def replies(self) -> dict[tuple[int, str, str], tuple[int, dict[str, float]]]:
@@ -113,12 +115,12 @@ async def run_app(
     Args:
         sites: how many; they are site-1, site-2, and so on.
         data: a folder that the app may read beside its own.
-        seed: if given, of a ServerApp that keeps the sites' order and records what passes it (`in_order.py`).
+        seed: if given, of a ServerApp that keeps the sites' order and records what passes it (`deterministic.py`).
     """
     events: list[Event] = []
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
-    order = None if seed is None else work_dir / in_order.TOLD
+    order = None if seed is None else work_dir / deterministic.PLAN_FILE
     confined = Confinement(on=True, readable=(data,) if data else ())
     superlink = await SuperLink.start(
         work_dir, work_dir / "server", grace=60, in_order=order, confinement=confined
@@ -126,7 +128,7 @@ async def run_app(
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
     links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
-    callers = [Caller(link) for link in links]
+    callers = [SiteRelay(link) for link in links]
     gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
     before_nodes = [lossy_proxy(superlink.fleet, gateway.port) for gateway in gateways]
     nodes: list[SuperNode] = []
@@ -137,14 +139,14 @@ async def run_app(
             port = await before_nodes[number].start()
             config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
             # One of each kind, where there are two.
-            kind = INLINE if number == 1 and versions.generation().prompt else PROCESS
+            kind = INLINE if number == 1 and versions.generation().fast_path else PROCESS
             nodes.append(await start_supernode(port, work_dir, home, config, kind=kind, confinement=confined))
         # As the controller does: a strategy that begins with one node may train with one.
         async with asyncio.timeout(RUN_WITHIN):
             while len(observer.here) < len(nodes):
                 await asyncio.sleep(0.05)
         if seed is not None:
-            in_order.tell(work_dir, seed, forwarder.nodes())
+            deterministic.write_plan(work_dir, seed, forwarder.nodes())
         run = await superlink.start_run(fab.build(app), run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)

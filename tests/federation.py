@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import yaml
 
-from bridge.flower import fab
+from bridge.job import fab
 from dev import scratch_federation
 from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
 from provisioning import dotenv

@@ -38,15 +38,15 @@ from nvflare.apis.dxo import DXO
 from nvflare.fuel.f3.message import Message as FlareMessage
 from nvflare.private.defs import CellMessageHeaderKeys
 
-from bridge import events
-from bridge.flare import channel, points
-from bridge.flare.admission import Participants
-from bridge.flower import wire
-from bridge.flower.identity import MESSAGES
-from bridge.flower.observe import Event, Observer
-from bridge.forwarder import Forwarder
-from bridge.gateway import Gateway
-from bridge.relay import Call, Caller, Request, Response
+from bridge.common import events
+from bridge.fleet import wire
+from bridge.job import channel, metrics_relay
+from bridge.relay.calls import Call, Request, Response, SiteRelay
+from bridge.server.forwarder import Forwarder
+from bridge.server.identity import MESSAGES
+from bridge.server.observe import Event, Observer
+from bridge.server.participants import Participants
+from bridge.site.gateway import Gateway
 from scripts import summary, wait
 
 BATCH = 2000
@@ -137,7 +137,7 @@ class GatewayTarget:
         loop.run_until_complete(self._start())
 
     async def _start(self) -> None:
-        self._caller = Caller(self)
+        self._caller = SiteRelay(self)
         self._gateway = Gateway(self._caller)
         await self._gateway.start()
         register = self._post(b"register-node", b"")
@@ -515,21 +515,23 @@ class PointsTarget:
         """Send one input and check what becomes of it."""
         lines, head = value
         fired: list[DXO] = []
-        tracker = points.Tracker(lambda site, dxo: fired.append(dxo), lambda site, reason: None)
+        tracker = metrics_relay.MetricReceiver(lambda site, dxo: fired.append(dxo), lambda site, reason: None)
         for first in (b'["s", 0]', head):
-            request = Request(points.PATH, (), b"\n".join([first, *lines]))
+            request = Request(metrics_relay.PATH, (), b"\n".join([first, *lines]))
             status = self._loop.run_until_complete(tracker.take("site-1", request)).status
             assert status in (200, 400)
         tracker.close()
         for dxo in fired:
             point = AnalyticsData.from_dxo(dxo, receiver=LogWriterName.TORCH_TB)
-            assert point.data_type in points.TAKEN
+            assert point.data_type in metrics_relay.TAKEN
             keys = list(point.value) if isinstance(point.value, dict) else []
             for name in [point.tag, *keys, *([point.path] if point.path else [])]:
-                assert 0 < len(name) <= points.TAG_LIMIT and name.isprintable() and "\\" not in name, name
+                assert 0 < len(name) <= metrics_relay.TAG_LIMIT and name.isprintable() and "\\" not in name, (
+                    name
+                )
                 assert not {"", ".", ".."} & set(name.split("/")), name
             assert point.step is None or 0 <= point.step < 2**63
-            if point.data_type in points.NUMBERS:
+            if point.data_type in metrics_relay.NUMBERS:
                 for number in point.value.values() if keys else [point.value]:
                     if number != {}:
                         float(number)

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from bridge.flower import wire
-from bridge.flower.versions import Transport
+from bridge.common.versions import Transport
+from bridge.fleet import wire
 
 
 class Losses:

@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from bridge.flare import meta
-from bridge.flower import environment, fab
-from bridge.flower.app import DEPLOYED, BadApp
+from bridge.common import meta
+from bridge.common.app import DEPLOYED, BadApp
+from bridge.job import fab
+from bridge.launch import environment
 
 SERVER_CONFIG, CLIENT_CONFIG = "config_fed_server.json", "config_fed_client.json"
 SIGNATURES = frozenset({".__nvfl_sig.json", ".__nvfl_submitter.crt"})
@@ -54,11 +55,11 @@ NO_ZIP = (
 )
 """What Python's reader of zips raises for bytes that are none."""
 
-CONTROLLER, EXECUTOR = "bridge.flare.controller.FlowerController", "bridge.flare.executor.FlowerExecutor"
+CONTROLLER, EXECUTOR = "bridge.server.controller.FlowerController", "bridge.site.executor.FlowerExecutor"
 COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
     SERVER_CONFIG: {
-        "bridge.flare.trackers.TensorBoard": frozenset(),
-        "bridge.flare.trackers.MLflow": frozenset(),
+        "bridge.server.trackers.TensorBoard": frozenset(),
+        "bridge.server.trackers.MLflow": frozenset(),
         # FLARE's own, of a recipe's `add_experiment_tracking`.
         "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver": frozenset({"tb_folder", "events"}),
     },

@@ -18,19 +18,20 @@ from nvflare.app_common.widgets.metric_relay import MetricRelay
 from nvflare.job_config.api import FedJob
 from nvflare.job_config.file_source import FileSource
 
-from bridge import job_options
-from bridge.flare import meta
+from bridge.common import job_options, meta, versions
+from bridge.common.app import ROUNDS_KEY, check_run_config, read_app
+from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.contents import BUILT
-from bridge.flare.controller import FlowerController
-from bridge.flare.executor import FlowerExecutor
-from bridge.flare.trackers import RECEIVERS
-from bridge.flower import environment, fab, supernode, versions
-from bridge.flower.app import ROUNDS_KEY, check_run_config, read_app
-from bridge.job_options import ConfigValue, JobOptions
+from bridge.job import fab
+from bridge.launch import environment
+from bridge.server.controller import FlowerController
+from bridge.server.trackers import RECEIVERS
+from bridge.site import supernode
+from bridge.site.executor import FlowerExecutor
 
 TASK_REQUEST_INTERVAL = 5.0
 """Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
-the job's end the site is told (`bell.py`): only if that is lost does it learn of it so."""
+the job's end the site is told (`wakeups.py`): only if that is lost does it learn of it so."""
 
 GET_TASK_WITHIN = 10.0
 """Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when
@@ -99,7 +100,7 @@ class FlowerJob(FedJob):
     def _fill_sites(self, options: JobOptions, code: list[FileSource]) -> None:
         for part in (
             FlowerExecutor(**options.arguments(job_options.SITE)),
-            # What an app's writers log goes to the executor; from there on it is the relay's (`points.py`).
+            # What an app's writers log goes to the executor; from there on it is the relay's (`metrics_relay.py`).
             MetricRelay(fed_event=False),
             JobLogStreamer(target_parent_server=True),
             {"get_task_timeout": GET_TASK_WITHIN},
@@ -147,7 +148,7 @@ def _checked(options: JobOptions, app: Path | None) -> JobOptions:
     supernode.check(options.supernode)
     options.check()
     if options.in_order is not None:
-        versions.require_prompt("a job whose ServerApp keeps the sites' order (in order)")
+        versions.require_fast_path("a job whose ServerApp keeps the sites' order (in order)")
     extra_env = options.extra_env or {}
     environment.check_extra(extra_env)
     if (app is None) == (not options.flower_app_path):

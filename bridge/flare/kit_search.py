@@ -17,7 +17,7 @@ from typing import Any
 
 from nvflare.fuel.utils import config_factory, config_service
 
-from bridge.stand_in import stand_in
+from bridge.common.namespace_proxy import namespace_proxy
 
 KIT = ("startup", "local")
 """The folders of a workspace that hold its kit."""
@@ -26,7 +26,7 @@ KIT = ("startup", "local")
 def install() -> None:
     """Let FLARE look for files by `walk`, in this process."""
     for module in (config_factory, config_service):
-        module.os = stand_in(os, walk=walk)
+        module.os = namespace_proxy(os, walk=walk)
 
 
 def walk(top: Any, *arguments: Any, **options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:

@@ -19,7 +19,9 @@ from nvflare.apis.fl_constant import AdminCommandNames, FLContextKey, SiteType
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
 
-from bridge.flare import contents, meta, settings
+from bridge.common import meta
+from bridge.flare import contents
+from bridge.job import settings
 
 log = logging.getLogger(__name__)
 

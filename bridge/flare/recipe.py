@@ -16,11 +16,11 @@ from nvflare.private.fed.utils.fed_utils import split_gpus
 from nvflare.recipe import PocEnv, ProdEnv, SimEnv
 from nvflare.recipe.spec import ExecEnv, Recipe
 
-from bridge import job_options
+from bridge.common import job_options, versions
+from bridge.common.app import check_packages, read_app
+from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.job import FlowerJob
-from bridge.flower import environment, versions
-from bridge.flower.app import check_packages, read_app
-from bridge.job_options import ConfigValue, JobOptions
+from bridge.launch import environment
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,11 @@ from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-from bridge.flare import contents, meta, notes, settings
-from bridge.flare.parent import SERVER
+from bridge.common import meta
+from bridge.flare import contents
+from bridge.flare.flare_server import SERVER
 from bridge.flare.policy import may_bring_code
+from bridge.job import notes, settings
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bridge.flare import housekeeping, settings
-from bridge.flare.disk import JOB_ID, used
+from bridge.common.disk import JOB_ID, used
+from bridge.flare import housekeeping
+from bridge.job import settings
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 

@@ -4,7 +4,7 @@
 
 Runs SuperLink, a SuperNode for each site, and `flwr run`, as Flower's own guide starts them
 (https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html): its programs, its flags, its
-intervals. Only the ServerApp's process keeps the sites' order (`in_order.py`). What was recorded goes to
+intervals. Only the ServerApp's process keeps the sites' order (`deterministic.py`). What was recorded goes to
 stdout, what the programs print to stderr; exit code 1 if the run did not complete.
 """
 
@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.flower import in_order
-from bridge.flower.environment import IN_ORDER, with_bridge
-from bridge.flower.process import strip_colour
-from bridge.flower.superlink import free_port
+from bridge.flower import deterministic
+from bridge.launch.environment import DETERMINISTIC, with_bridge
+from bridge.launch.process import strip_colour
+from bridge.server.superlink import free_port
 
 READY_WITHIN = 60.0
 """Seconds for the SuperLink to answer, and then for each SuperNode to register; each takes 2 to 6."""
@@ -47,7 +47,7 @@ DATA = Path("/data")
 """Holds one folder a site, if the app reads any; each SuperNode's is its node config's `data-dir`."""
 
 
-class Failed(Exception):
+class PlainRunFailed(Exception):
     """The run did not come to its end; the text says why."""
 
 
@@ -86,9 +86,11 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         while not (found := there()):
             for program in programs:
                 if program.poll() is not None:
-                    raise Failed(f"{program.args!r} ended with code {program.returncode}, before {what}")
+                    raise PlainRunFailed(
+                        f"{program.args!r} ended with code {program.returncode}, before {what}"
+                    )
             if time.monotonic() > until:
-                raise Failed(f"waited {READY_WITHIN:.0f} s for {what}")
+                raise PlainRunFailed(f"waited {READY_WITHIN:.0f} s for {what}")
             time.sleep(POLL)
         return found
 
@@ -97,7 +99,7 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         ordered = {
             "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{env['PATH']}",
             "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
-            IN_ORDER: str(folder / in_order.TOLD),
+            DETERMINISTIC: str(folder / deterministic.PLAN_FILE),
         }
         start("superlink", ["flower-superlink", *loopback, str(port)], ordered)
         wait_for("the SuperLink", lambda: _listens(port))
@@ -111,20 +113,20 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
             start(site, command, {})
             node = wait_for(f"{site}'s SuperNode", functools.partial(_registered, folder / f"{site}.log"))
             nodes[node] = site
-        in_order.tell(folder, int(spec["seed"]), nodes)
+        deterministic.write_plan(folder, int(spec["seed"]), nodes)
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
         if spec["run_config"]:
             command += ["--run-config", spec["run_config"]]
         done = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=False)
         if done.returncode:
-            raise Failed(f"flwr run ended with code {done.returncode}")
-        record = folder / in_order.RECORD
+            raise PlainRunFailed(f"flwr run ended with code {done.returncode}")
+        record = folder / deterministic.TRACE_FILE
         if not record.is_file():
-            raise Failed("the ServerApp sent no message to any node")
+            raise PlainRunFailed("the ServerApp sent no message to any node")
         return record
-    except Failed as failed:
+    except PlainRunFailed as failed:
         logs = (f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in folder.glob("*.log"))
-        raise Failed("\n".join([*logs, str(failed)])) from None
+        raise PlainRunFailed("\n".join([*logs, str(failed)])) from None
     finally:
         for program in programs:
             program.terminate()
@@ -148,8 +150,8 @@ def _with_serverapp(folder: Path) -> Path:
     """Make a folder in which a SuperExec, which starts programs by their names (flwr 1.41.0
     `supercore/superexec/executor/subprocess_executor.py`), finds the ServerApp that keeps the order."""
     folder.mkdir()
-    program = folder / in_order.SERVERAPP
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {in_order.__name__} "$@"\n')
+    program = folder / deterministic.SERVERAPP
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {deterministic.__name__} "$@"\n')
     program.chmod(0o755)
     return folder
 
@@ -171,7 +173,7 @@ def main() -> None:
             tar.extractall(app)
         try:
             record = run(app, folder, spec)
-        except Failed as failed:
+        except PlainRunFailed as failed:
             sys.exit(str(failed))
         sys.stdout.write(record.read_text())
 

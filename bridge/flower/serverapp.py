@@ -8,7 +8,7 @@ import time
 from queue import Queue
 from typing import Any
 
-from bridge.stand_in import stand_in
+from bridge.common.namespace_proxy import namespace_proxy
 
 GRID, RUN = "flwr.superlink.grid.http_grid", "flwr.superlink.runtime.run_serverapp"
 """Where a ServerApp asks for replies, and where it ends."""
@@ -18,7 +18,7 @@ CLIENT = ("flwr.supercore.runtime", "RuntimeHttpClient")
 
 BETWEEN_PULLS = 0.01
 """Seconds that are left of a ServerApp's 3 between two questions for replies. Each question is held at the
-SuperLink (`holding.py`); if ever one is not, it is not flooded."""
+SuperLink (`long_poll.py`); if ever one is not, it is not flooded."""
 
 LOOK_EVERY = 0.02
 """Seconds between two looks whether the log has been sent; a part of it takes less from the queue to its
@@ -31,7 +31,7 @@ FLUSHED_WITHIN = 4.0
 def take_out_waits() -> None:
     """Let this process's ServerApp ask for replies at once, and end when its log has been sent."""
     grid: Any = importlib.import_module(GRID)
-    grid.time = stand_in(time, sleep=lambda seconds: time.sleep(BETWEEN_PULLS))
+    grid.time = namespace_proxy(time, sleep=lambda seconds: time.sleep(BETWEEN_PULLS))
     run: Any = importlib.import_module(RUN)
     module, name = CLIENT
     client: Any = getattr(importlib.import_module(module), name)

@@ -3,7 +3,7 @@ and without its waits.
 
     python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS WARM MODULES [what flower-superlink takes]
 
-WARM is 1 or 0: with 1 its ServerApp is a copy of a template (`template.py`), which imports MODULES, names
+WARM is 1 or 0: with 1 its ServerApp is a copy of a template (`fork_server.py`), which imports MODULES, names
 with commas between them, while the SuperLink starts.
 
 **Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
@@ -17,7 +17,7 @@ carried out once: a repetition gets the same answer.
 **The reply of a node that is removed is given up.** A ServerApp waits for the rest of a reply whose node was
 killed while it sent it; flwr 1.41 lets it wait until that time is over, whatever became of the node.
 
-**Pulls are held** until there is something (`holding.py`), for SuperNodes as for the ServerApp.
+**Pulls are held** until there is something (`long_poll.py`), for SuperNodes as for the ServerApp.
 
 The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
 constant's place: both are so in flwr 1.34 to 1.43. The third leans on how the state in memory holds replies,
@@ -39,11 +39,13 @@ from typing import Any, cast
 import grpc
 import uvicorn
 
-from bridge.flower import template, versions, wire
-from bridge.flower.holding import SUPERLINK_HOLDS, App, Holding, Receive, Scope, Send, ask
-from bridge.loop import LoopThread
-from bridge.relay import Ledger, LinkFault, Response
-from bridge.stand_in import stand_in
+from bridge.common import versions
+from bridge.common.loop import LoopThread
+from bridge.common.namespace_proxy import namespace_proxy
+from bridge.fleet import wire
+from bridge.flower import fork_server
+from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
+from bridge.relay.calls import CallLedger, LinkFault, Response
 
 PROGRAM = "flower-superlink"
 
@@ -65,13 +67,13 @@ LOGGED = ("add_task_log", "finish_task", "stop_run")
 """What of the state in memory makes such a look find something."""
 
 
-class AnsweringOnce:
+class IdempotencyMiddleware:
     """ASGI middleware: a call with an id (`wire.CALL_HEADER`) is carried out once."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         # All sites' calls come under one name; the forwarder has bounded each site's.
-        self._ledger = Ledger(running_at_once=sys.maxsize)
+        self._ledger = CallLedger(running_at_once=sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -101,12 +103,12 @@ class AnsweringOnce:
         return Response(start["status"], headers, content)
 
 
-class AnsweringOnceGrpc(grpc.ServerInterceptor):
+class IdempotencyInterceptor(grpc.ServerInterceptor):
     """The same for a gRPC server: the first of its interceptors."""
 
     def __init__(self) -> None:
         self._loop = LoopThread("answering once")
-        self._ledger = Ledger(running_at_once=sys.maxsize)
+        self._ledger = CallLedger(running_at_once=sys.maxsize)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Called by gRPC for each call: who answers it."""
@@ -178,7 +180,7 @@ def wake_log_streams() -> None:
         changed.wait(seconds)
         changed.clear()
 
-    module.time = stand_in(time, sleep=sleep)  # type: ignore[attr-defined]
+    module.time = namespace_proxy(time, sleep=sleep)  # type: ignore[attr-defined]
     state = getattr(import_module(LINK_STATE[0]), LINK_STATE[1])
     for method in LOGGED:
         setattr(state, method, _then(getattr(state, method), changed.set))
@@ -198,33 +200,37 @@ def _then(method: Callable[..., Any], after: Callable[[], None]) -> Callable[...
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
     grace, warm, modules, *options = arguments
-    start = template.load(PROGRAM)
-    if versions.generation().prompt:
-        forked = template.fork_template((template.SUPEREXEC, template.SERVERAPP)) if warm == "1" else None
-        template.launch_by(forked, PROGRAM)
+    start = fork_server.load(PROGRAM)
+    if versions.generation().fast_path:
+        forked = (
+            fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.SERVERAPP))
+            if warm == "1"
+            else None
+        )
+        fork_server.launch_by(forked, PROGRAM)
         if forked is not None:
             forked.preload(modules.split(","))
         wake_log_streams()
-    template.name_process(PROGRAM)
+    fork_server.name_process(PROGRAM)
     lengthen_push_sessions(float(grace))
     give_up_replies_of_removed_nodes()
     serve, exits = uvicorn.run, uvicorn.Server.handle_exit
 
     def serve_once(app: App, **options: Any) -> None:
-        holding = Holding(app, SUPERLINK_HOLDS if versions.generation().prompt else {})
+        holding = LongPollMiddleware(app, SUPERLINK_HOLDS if versions.generation().fast_path else {})
 
         def handle_exit(server: uvicorn.Server, *signal: Any) -> None:
             holding.release()
             exits(server, *signal)
 
         uvicorn.Server.handle_exit = handle_exit  # type: ignore[assignment, method-assign]
-        serve(AnsweringOnce(holding), **options)
+        serve(IdempotencyMiddleware(holding), **options)
 
     uvicorn.run = cast(Any, serve_once)
     make_server = grpc.server
 
     def make_server_once(*args: Any, interceptors: Any = None, **options: Any) -> Any:
-        return make_server(*args, interceptors=(AnsweringOnceGrpc(), *(interceptors or ())), **options)
+        return make_server(*args, interceptors=(IdempotencyInterceptor(), *(interceptors or ())), **options)
 
     grpc.server = make_server_once
     sys.argv = [PROGRAM, *options]

@@ -6,7 +6,7 @@ WARM is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MO
 between them, that the template imports at once.
 
 flwr 1.41 `supernode/start_client_internal.py` sleeps 3 s after a pull that brought nothing, which is held at
-the SuperLink (`holding.py`), and looks every 0.5 s for a reply and for each part of it. Here it is woken.
+the SuperLink (`long_poll.py`), and looks every 0.5 s for a reply and for each part of it. Here it is woken.
 Since nothing waits any more, two orders that its waits gave by chance are kept on purpose: a ClientApp starts
 after its message is in the state, and after the one before it has handed in its context.
 """
@@ -24,9 +24,9 @@ from typing import Any
 
 import uvicorn
 
-from bridge.flower import template
-from bridge.flower.holding import OBJECTS, SUPERNODE_HOLDS, TASKS, App, Holding
-from bridge.stand_in import stand_in
+from bridge.common.namespace_proxy import namespace_proxy
+from bridge.flower import fork_server
+from bridge.flower.long_poll import OBJECTS, SUPERNODE_HOLDS, TASKS, App, LongPollMiddleware
 
 PROGRAM = "flower-supernode"
 COMMAND = "flwr.supernode.cli.flower_supernode"
@@ -47,13 +47,13 @@ READY_WITHIN = 5.0
 earlier ClientApp that was killed before it could hand in its context."""
 
 
-class Events:
+class StateSignals:
     """What happens in the SuperNode, for those who would otherwise look for it at intervals."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
         """Ends the main loop's longest sleep. Nobody sets it where the process ends with the loop."""
-        self._servers: list[Holding] = []
+        self._servers: list[LongPollMiddleware] = []
         self._changed = threading.Event()
         self._pulled = 0.0
         self._state: Any = None
@@ -62,7 +62,7 @@ class Events:
 
     def serve(self, app: App) -> App:
         """Wrap the SuperNode's own server, which is asked for work and for messages."""
-        server = Holding(app, SUPERNODE_HOLDS, self.may_start)
+        server = LongPollMiddleware(app, SUPERNODE_HOLDS, self.may_start)
         self._servers.append(server)
         return server
 
@@ -142,18 +142,20 @@ def end_with_superexec(program: str, pid: int) -> None:
         print("its SuperExec has ended", file=sys.stderr, flush=True)
         os._exit(1)
 
-    if program == template.SUPEREXEC:
+    if program == fork_server.SUPEREXEC:
         threading.Thread(target=watch, args=(os.pidfd_open(pid),), daemon=True).start()
 
 
 def main(arguments: list[str]) -> None:
     """Run flower-supernode in this process; it ends the process itself."""
     warm, modules, *options = arguments
-    supernode = template.load(PROGRAM)
-    forked = template.fork_template((template.SUPEREXEC, template.CLIENTAPP)) if warm == "1" else None
-    template.launch_by(forked, PROGRAM, end_with_superexec)
-    template.name_process(PROGRAM)
-    events = Events()
+    supernode = fork_server.load(PROGRAM)
+    forked = (
+        fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.CLIENTAPP)) if warm == "1" else None
+    )
+    fork_server.launch_by(forked, PROGRAM, end_with_superexec)
+    fork_server.name_process(PROGRAM)
+    events = StateSignals()
     command: Any = importlib.import_module(COMMAND)
     run = command.start_client_internal
 
@@ -168,7 +170,7 @@ def main(arguments: list[str]) -> None:
 
     command.start_client_internal = run_watched
     loop: Any = importlib.import_module(LOOP)
-    loop.time = stand_in(time, sleep=events.sleep)
+    loop.time = namespace_proxy(time, sleep=events.sleep)
     config = uvicorn.Config
 
     def config_with_events(app: App, **options: Any) -> uvicorn.Config:

@@ -59,7 +59,7 @@ def memory() -> dict[str, float]:
 
 def rebuild_after_an_edit() -> float:
     """Seconds of `build` after a line was added to the bridge; the file is restored."""
-    file = ROOT / "bridge" / "loop.py"
+    file = ROOT / "bridge" / "common" / "loop.py"
     text = file.read_text()
     try:
         file.write_text(f"{text}\n# {time.time()}\n")

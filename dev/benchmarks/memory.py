@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil
 
-from bridge.flower import fab
-from bridge.flower.observe import Observer
-from bridge.flower.superlink import SuperLink
-from bridge.flower.supernode import start_supernode
-from bridge.forwarder import Forwarder
-from bridge.gateway import Gateway, Receive, Scope, Send
-from bridge.relay import Call, Caller, Response
+from bridge.job import fab
+from bridge.relay.calls import Call, Response, SiteRelay
+from bridge.server.forwarder import Forwarder
+from bridge.server.observe import Observer
+from bridge.server.superlink import SuperLink
+from bridge.site.gateway import Gateway, Receive, Scope, Send
+from bridge.site.supernode import start_supernode
 
 APP = Path(__file__).parents[2] / "tests" / "apps" / "numpy-add"
 EVERY = 0.02
@@ -105,7 +105,7 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
         superlink = await SuperLink.start(work_dir, work_dir / "server", grace=900)
         forwarder.open(superlink.address, superlink.fleet)
-        callers = [Caller(Straight(forwarder, f"site-{number}")) for number in (1, 2)]
+        callers = [SiteRelay(Straight(forwarder, f"site-{number}")) for number in (1, 2)]
         gateways = [Metered(caller) for caller in callers]
         nodes = []
         try:

@@ -40,7 +40,7 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 
-from bridge.flower import wire
+from bridge.fleet import wire
 
 RUN, SUPERLINK_NODE = 1, 1
 SESSION = "session"

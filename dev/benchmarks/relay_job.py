@@ -14,14 +14,14 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
 
-from bridge.flare import channel
-from bridge.flare.admission import Participants
-from bridge.flower import versions
-from bridge.flower.observe import Observer
-from bridge.forwarder import Forwarder
-from bridge.gateway import Gateway
-from bridge.loop import LoopThread
-from bridge.relay import Caller
+from bridge.common import versions
+from bridge.common.loop import LoopThread
+from bridge.job import channel
+from bridge.relay.calls import SiteRelay
+from bridge.server.forwarder import Forwarder
+from bridge.server.observe import Observer
+from bridge.server.participants import Participants
+from bridge.site.gateway import Gateway
 
 PORT_FILE = "gateway.port"
 """In the job's folder at a site: where its gateway listens."""
@@ -38,7 +38,7 @@ class RelayController(Controller):
         self.address = address
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE: open the link, as `bridge.flare.controller` does."""
+        """Called by FLARE: open the link, as `bridge.server.controller` does."""
         logging.getLogger("httpx").setLevel(logging.WARNING)
         loop = LoopThread("flowerbed")
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
@@ -82,6 +82,6 @@ class RelayExecutor(Executor):
 
 
 async def _serve(link: channel.SiteLink) -> int:
-    gateway = Gateway(Caller(link))
+    gateway = Gateway(SiteRelay(link))
     await gateway.start()
     return gateway.port

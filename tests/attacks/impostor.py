@@ -43,8 +43,8 @@ from nvflare.private.defs import ClientType
 from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from bridge.flare.channel import NotAdmitted, SiteLink
-from bridge.relay import Call, JobOver, LinkFault, Request
+from bridge.job.channel import NotAdmitted, SiteLink
+from bridge.relay.calls import Call, JobOver, LinkFault, Request
 
 WORDS = sys.argv[1:]
 """What the test has given the attack."""

@@ -6,7 +6,7 @@ import base64
 import shutil
 import subprocess
 
-from bridge.flower import fab
+from bridge.job import fab
 from scripts.core import ROOT
 from tests.federation import Federation
 

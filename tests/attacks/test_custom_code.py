@@ -11,8 +11,8 @@ import json
 
 import pytest
 
-from bridge.flare import meta
-from bridge.flower import fab
+from bridge.common import meta
+from bridge.job import fab
 from scripts.core import ROOT
 from tests.attacks.hostile import act
 from tests.federation import Federation

@@ -33,9 +33,7 @@ def test_it_is_refused_with_the_firsts_folder(
 
 def test_what_goes_into_images_is_readable_whatever_the_umask_of_the_clone(federation: Federation) -> None:
     """The shared federation's files are as such a clone has them (`tests/federation.py`)."""
-    assert (federation.root / "bridge" / "relay.py").stat().st_mode & 0o077 == 0
-    assert (
-        federation.exec("site-1", "python", "-c", "import bridge.flare.executor; print('read')") == "read\n"
-    )
+    assert (federation.root / "bridge" / "relay" / "calls.py").stat().st_mode & 0o077 == 0
+    assert federation.exec("site-1", "python", "-c", "import bridge.site.executor; print('read')") == "read\n"
     listing = federation.exec("server", "sh", "-c", "ls -ld /apps && ls /apps && echo seen")
     assert listing.endswith("seen\n")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bridge.flare.executor import RESTARTS
+from bridge.site.executor import RESTARTS
 from tests.faults.jobs import (
     INLINE,
     SERVERAPP,

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from bridge.relay import Call, Response
+from bridge.relay.calls import Call, Response
 
 SCRIPT = """\
 #!{python} -IS

@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from bridge.flare import keeper
-from bridge.flare.controller import Arrivals, FlowerController
-from bridge.flare.keeper import Keeper
-from bridge.forwarder import Forwarder
+from bridge.flare import job_supervisor
+from bridge.flare.job_supervisor import JobSupervisor
+from bridge.server.controller import FlowerController, SiteReadiness
+from bridge.server.forwarder import Forwarder
 from scripts.wait import Progress
 from tests import absent
 from tests.unit.test_grpc import _Blind
-from tests.unit.test_keeper import NONE, Server, idle
+from tests.unit.test_job_supervisor import NONE, Server, idle
 
 
 def test_a_refused_call_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,8 +24,8 @@ def test_a_refused_call_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_site_that_leaves_and_one_that_cannot_start_are_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "RESTART_FIRST", 0.0)
-    mine, server = Keeper(), Server()
+    monkeypatch.setattr(job_supervisor, "RESTART_FIRST", 0.0)
+    mine, server = JobSupervisor(), Server()
     server.starts_fail = True
     mine._parent = server  # type: ignore[assignment]
     mine._died("j", "site-1")
@@ -40,8 +40,8 @@ def test_a_site_that_leaves_and_one_that_cannot_start_are_logged(
 
 def test_a_site_that_is_not_waited_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     controller = FlowerController(min_sites=1, sites_within=1)
-    controller._arrivals = Arrivals(lambda event: None, None)
-    controller._arrivals.here.add("site-1")
+    controller._readiness = SiteReadiness(lambda event: None, None)
+    controller._readiness.ready.add("site-1")
     asyncio.run(controller._wait_for_sites(["site-1", "site-2"]))
     assert f"{absent.STARTS_WITHOUT} site-2" in caplog.text
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import app as apps
-from scripts.core import ROOT, Misuse
+from scripts.core import ROOT, UsageError
 
 PYPROJECT = """
 [project]
@@ -102,24 +102,24 @@ def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempP
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(Misuse, match="nowhere does not exist: expected the folder of a Flower app"):
+    with pytest.raises(UsageError, match="nowhere does not exist: expected the folder of a Flower app"):
         apps.read(tmp_path / "nowhere")
 
 
 def test_a_file_for_a_folder(folder: Path) -> None:
-    with pytest.raises(Misuse, match=r"is a file: expected the folder"):
+    with pytest.raises(UsageError, match=r"is a file: expected the folder"):
         apps.read(folder / "pyproject.toml")
 
 
 def test_no_pyproject(folder: Path) -> None:
     (folder / "pyproject.toml").unlink()
-    with pytest.raises(Misuse, match=r"holds no pyproject\.toml"):
+    with pytest.raises(UsageError, match=r"holds no pyproject\.toml"):
         apps.read(folder)
 
 
 def test_gitignore_that_excludes_pyproject(folder: Path) -> None:
     write(folder, ".gitignore", "*.toml\n")
-    with pytest.raises(Misuse, match=r"excludes pyproject\.toml itself"):
+    with pytest.raises(UsageError, match=r"excludes pyproject\.toml itself"):
         apps.read(folder)
 
 
@@ -147,13 +147,13 @@ def test_gitignore_that_excludes_pyproject(folder: Path) -> None:
 def test_bad_pyproject(folder: Path, found: str, instead: str, error: str) -> None:
     assert found in PYPROJECT
     write(folder, "pyproject.toml", PYPROJECT.replace(found, instead, 1))
-    with pytest.raises(Misuse, match=error):
+    with pytest.raises(UsageError, match=error):
         apps.read(folder)
 
 
 def test_syntax_error_names_file_and_line(folder: Path) -> None:
     write(folder, "mine/task.py", "import os\n\ndef train(:\n    pass\n")
-    with pytest.raises(Misuse, match=r"mine/task\.py, line 3: syntax error: .*\n    def train\(:"):
+    with pytest.raises(UsageError, match=r"mine/task\.py, line 3: syntax error: .*\n    def train\(:"):
         apps.read(folder)
 
 
@@ -178,14 +178,14 @@ def test_ways_to_define_an_app(folder: Path, source: str) -> None:
 
 def test_a_local_name_defines_no_app(folder: Path) -> None:
     write(folder, "mine/server_app.py", "def main():\n    app = 1\n")
-    with pytest.raises(Misuse, match="defines no 'app'"):
+    with pytest.raises(UsageError, match="defines no 'app'"):
         apps.read(folder)
 
 
 def test_too_large_names_the_largest_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, "table.json", json.dumps([i * 7919 % 10007 for i in range(20_000)]))
     monkeypatch.setattr(apps, "MOST_BYTES", 10_000)
-    with pytest.raises(Misuse, match=r"too large: .* Largest: table\.json \("):
+    with pytest.raises(UsageError, match=r"too large: .* Largest: table\.json \("):
         apps.read(folder)
 
 
@@ -200,7 +200,7 @@ def test_a_job_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_a_job_folder_with_a_broken_meta(tmp_path: Path) -> None:
     write(tmp_path, "meta.json", "{")
-    with pytest.raises(Misuse, match=r"meta\.json is not a FLARE job's"):
+    with pytest.raises(UsageError, match=r"meta\.json is not a FLARE job's"):
         apps.read(tmp_path)
 
 
@@ -226,11 +226,13 @@ def test_run_config_values_are_toml(folder: Path) -> None:
     ],
 )
 def test_bad_run_config(folder: Path, given: list[str], rounds: int | None, error: str) -> None:
-    with pytest.raises(Misuse, match=error):
+    with pytest.raises(UsageError, match=error):
         apps.run_config(apps.read(folder), given, rounds)
 
 
 def test_rounds_of_an_app_that_has_no_such_key(folder: Path) -> None:
     write(folder, "pyproject.toml", PYPROJECT.replace("num-server-rounds", "rounds"))
-    with pytest.raises(Misuse, match=r"--rounds sets num-server-rounds, which is not in .*It has: rounds"):
+    with pytest.raises(
+        UsageError, match=r"--rounds sets num-server-rounds, which is not in .*It has: rounds"
+    ):
         apps.run_config(apps.read(folder), [], 2)

@@ -14,10 +14,10 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_types import StreamError, StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
-from bridge.flare import channel
-from bridge.flare.admission import Participants
-from bridge.loop import LoopThread
-from bridge.relay import Call, JobOver, LinkFault, Request, Response
+from bridge.common.loop import LoopThread
+from bridge.job import channel
+from bridge.relay.calls import Call, JobOver, LinkFault, Request, Response
+from bridge.server.participants import Participants
 
 GOOD: dict[str, Any] = {
     CellMessageHeaderKeys.CLIENT_NAME: "site-1",

@@ -12,7 +12,7 @@ import pytest
 from bridge.flare.console import apps as console
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleError
-from bridge.flower import fab
+from bridge.job import fab
 from scripts import app as apps
 from tests.attacks.test_job_folder import FOLDERS, named, tar
 from tests.unit.asking import Asked
@@ -49,7 +49,7 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
 
 
 def test_a_flower_that_nobody_has_tried_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.44.0")
+    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
     call = submit(tar(named("my-job")), Session())
     assert "flwr 1.44.0 is newer" in call.lines[0]["warning"]
 

@@ -20,7 +20,7 @@ import pytest
 from bridge.flare.console import client, sessions
 from bridge.flare.console.call import Call, ConsoleError, Gone, Unreachable
 from bridge.flare.console.sessions import OpenSessions
-from bridge.flower import fab
+from bridge.job import fab
 from scripts import app as apps
 
 ROOT = Path(__file__).resolve().parents[2]

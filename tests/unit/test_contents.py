@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from bridge.common.job_options import ConfigValue
 from bridge.flare import contents
 from bridge.flare.contents import Unfit
-from bridge.flare.controller import FlowerController
 from bridge.flare.job import FlowerJob
-from bridge.flower import fab
-from bridge.job_options import ConfigValue
+from bridge.job import fab
+from bridge.server.controller import FlowerController
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 Files = dict[str, bytes]

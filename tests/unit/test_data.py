@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scripts import data, provision
-from scripts.core import Failure, Misuse
+from scripts.core import Failure, UsageError
 
 SHAPES = {"train": (2000, 28, 28), "t10k": (1000, 28, 28)}
 
@@ -170,7 +170,7 @@ def test_an_interrupted_split_is_done_again(
 )
 def test_wrong_use(originals: Path, tmp_path: Path, wrong: dict[str, Any], error: str) -> None:
     wanted: dict[str, Any] = {"sites": ["a", "b"], **wrong}
-    with pytest.raises(Misuse, match=error):
+    with pytest.raises(UsageError, match=error):
         data.prepare(wanted.pop("sites"), **wanted, data=tmp_path / "data", originals=lambda: originals)
     assert not (tmp_path / "data").exists()
 
@@ -228,5 +228,5 @@ def test_only_clients_are_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
     assert provision.site_names() == ["site-2"]
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people[:1]})
-    with pytest.raises(Misuse, match="names no participant of type client"):
+    with pytest.raises(UsageError, match="names no participant of type client"):
         provision.site_names()

@@ -24,8 +24,10 @@ from nvflare.app_common.streamers.streamer_base import KEY_DATA, KEY_DATA_SIZE, 
 from nvflare.fuel.sec.audit import AuditService
 from nvflare.private.stream_runner import HeaderKey, ObjectStreamer
 
-from bridge.flare import audit, disk, housekeeping, receiver, settings
-from bridge.flare.channel import EVENTS_TOPIC
+from bridge.common import disk
+from bridge.flare import audit, housekeeping, log_receiver
+from bridge.job import settings
+from bridge.job.channel import EVENTS_TOPIC
 
 JOB, OTHER_JOB, NO_JOB = (f"{number:08d}-0000-4000-8000-000000000000" for number in (1, 2, 3))
 
@@ -55,7 +57,7 @@ def test_a_watch_tells_once_and_not_before(tmp_path: Path, monkeypatch: pytest.M
         told.append(reason)
         said.set()
 
-    watch = disk.Watch([tmp_path, tmp_path / "later"], 1_000_000, too_much)
+    watch = disk.DiskWatch([tmp_path, tmp_path / "later"], 1_000_000, too_much)
     (tmp_path / "x").write_bytes(b"x" * 500_000)
     assert not said.wait(0.2)
     (tmp_path / "later").mkdir()
@@ -209,7 +211,7 @@ def server(tmp_path: Path) -> Server:
     (tmp_path / "local").mkdir()
     (tmp_path / settings.FILE).write_text(json.dumps({"limits": {"log": 1000}}))
     server = Server(tmp_path)
-    ours = receiver.LogReceiver(dest_dir=str(tmp_path / "streams"))
+    ours = log_receiver.LogReceiver(dest_dir=str(tmp_path / "streams"))
     with server.manager.new_context() as fl_ctx:
         ours._register("_start_run", fl_ctx)
     return server
@@ -284,8 +286,10 @@ def test_streams_and_logs_of_a_site_are_bounded_and_so_are_threads(
         server.stream(b"x", end=False)
     for number in range(500):
         server.stream(b"x", name=f"log{number}.txt")
-    assert threading.active_count() - before <= receiver.SITE_STREAMS
-    assert len([path for path in (tmp_path / "streams").rglob("*") if path.is_file()]) <= receiver.JOB_LOGS
+    assert threading.active_count() - before <= log_receiver.SITE_STREAMS
+    assert (
+        len([path for path in (tmp_path / "streams").rglob("*") if path.is_file()]) <= log_receiver.JOB_LOGS
+    )
     assert len([r for r in caplog.records if "no log is taken" in r.getMessage()]) == 200
     for tx in list(server.streamer.tx_table):
         server.streamer._end_tx(tx, ReturnCode.TIMEOUT, FLContext())

@@ -179,7 +179,7 @@ def test_a_project_that_changed_since(
     assert "new: site-9" in found["project.yml"]["found"]
 
     def wrong(project: Path) -> None:
-        raise core.Misuse("project.yml line 3: this is not YAML")
+        raise core.UsageError("project.yml line 3: this is not YAML")
 
     monkeypatch.setattr(provision, "load", wrong)
     code, found, _ = examine()

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from bridge.flower import sandbox
+from bridge.launch import sandbox
 from scripts import core, doctor, engine
 
 

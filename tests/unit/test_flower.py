@@ -22,15 +22,16 @@ import numpy as np
 import psutil
 import pytest
 
-from bridge.flower import environment, fab
-from bridge.flower import superlink as superlink_module
-from bridge.flower.app import BadApp
-from bridge.flower.inline import InlineSuperNode
-from bridge.flower.process import FlowerProcess
-from bridge.flower.superlink import RunEnd, RunFailed, SuperLink, free_ports
-from bridge.flower.supernode import SuperNode, SuperNodeProcess, start_supernode
-from bridge.flower.versions import Ports
-from bridge.job_options import INLINE
+from bridge.common.app import BadApp
+from bridge.common.job_options import INLINE
+from bridge.common.versions import Ports
+from bridge.job import fab
+from bridge.launch import environment
+from bridge.launch.process import FlowerProcess
+from bridge.server import superlink as superlink_module
+from bridge.server.superlink import RunEnd, RunFailed, SuperLink, free_ports
+from bridge.site.inline import InlineSuperNode
+from bridge.site.supernode import SuperNode, SuperNodeProcess, start_supernode
 from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -87,7 +88,7 @@ def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
 def test_a_run_whose_process_is_killed_is_lost_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ends: str
 ) -> None:
-    monkeypatch.setattr("bridge.flower.superlink.SERVERAPP_TOLD", 0.5)
+    monkeypatch.setattr("bridge.server.superlink.SERVERAPP_TOLD", 0.5)
 
     async def test() -> None:
         superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
@@ -160,7 +161,7 @@ def test_a_superlinks_ports_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *error: object) -> None:
             taken.discard(self.port)
 
-    monkeypatch.setattr("bridge.flower.superlink.socket.socket", Probe)
+    monkeypatch.setattr("bridge.server.superlink.socket.socket", Probe)
     assert len(set(astuple(free_ports()))) == 4
 
 
@@ -208,7 +209,7 @@ def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str
     async def test() -> str:
         superlink = await asyncio.start_server(functools.partial(_answer, status), "127.0.0.1", 0)
         port = superlink.sockets[0].getsockname()[1]
-        home, cold = tmp_path / "home", environment.Warmth(on=False)
+        home, cold = tmp_path / "home", environment.Prefork(on=False)
         node = await start_supernode(port, tmp_path, home, {"partition-id": 0}, cold, INLINE)
         assert isinstance(node, InlineSuperNode) and node.pid == os.getpid()
         async with asyncio.timeout(20), superlink:
@@ -229,7 +230,7 @@ def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str
 def test_an_older_supernode_without_its_superexec_counts_as_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.39.0")
+    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.39.0")
 
     async def test() -> str:
         (tmp_path / "flower-superexec").symlink_to("/bin/sleep")
@@ -252,7 +253,7 @@ def test_an_older_supernode_without_its_superexec_counts_as_ended(
 
 JOB = """
 import asyncio, pathlib
-from bridge.flower.process import FlowerProcess
+from bridge.launch.process import FlowerProcess
 
 script = "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
 

@@ -15,12 +15,12 @@ import httpx
 import psutil
 import pytest
 
-from bridge import connection, lanes
-from bridge import gateway as gateway_module
-from bridge.flare.executor import connects, shows_connections
-from bridge.flower import wire
-from bridge.gateway import Gateway
-from bridge.relay import Call, Caller, JobOver, Response
+from bridge.fleet import wire
+from bridge.relay.calls import Call, JobOver, Response, SiteRelay
+from bridge.site import admission, connection
+from bridge.site import gateway as gateway_module
+from bridge.site.executor import connects, shows_connections
+from bridge.site.gateway import Gateway
 from tests.unit.faking import Link, Server
 
 HEADERS = {"content-type": wire.MEDIA_TYPE}
@@ -29,7 +29,7 @@ SUPERNODE = {**HEADERS, wire.PUBLIC_KEY: "the SuperNode's key"}
 
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[httpx.AsyncClient]:
-    caller = Caller(Link(server), answer_within=answer_within)
+    caller = SiteRelay(Link(server), answer_within=answer_within)
     served = Gateway(caller)
     await served.start()
     try:
@@ -272,8 +272,8 @@ def test_a_folded_header_is_one_header_and_no_second_request() -> None:
 def test_a_request_that_does_not_arrive_ends_its_connection(
     beginning: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.2)
-    monkeypatch.setattr(connection, "BODY_WITHIN", 0.2)
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "BODY_TIMEOUT", 0.2)
 
     async def test() -> None:
         async with gateway(never) as client:
@@ -380,14 +380,14 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
         return Response(200 if call.request.headers else 403)
 
     async def test() -> None:
-        caller = Caller(Link(server))
+        caller = SiteRelay(Link(server))
         served = Gateway(caller, is_supernode=lambda port: port in own)
         await served.start()
         base = f"http://127.0.0.1:{served.port}"
         async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
             refused = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
             assert refused.status_code == 403
-            assert not served._lanes.owner.made(
+            assert not served._admission.owner.is_supernode(
                 [(wire.PUBLIC_KEY.encode(), SUPERNODE[wire.PUBLIC_KEY].encode())]
             )
             own.extend(range(65536))
@@ -407,7 +407,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
         return True
 
     async def test() -> None:
-        caller = Caller(Link(echo))
+        caller = SiteRelay(Link(echo))
         served = Gateway(caller, is_supernode=slow)
         await served.start()
         base = f"http://127.0.0.1:{served.port}"
@@ -499,7 +499,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                         answer = await other.post("/v1/fleet/pull-object", headers=SUPERNODE)
                         assert answer.status_code == 200
             assert max(waits) < 2
-            assert 0 < stuck <= lanes.STRANGERS_AT_ONCE
+            assert 0 < stuck <= admission.UNAUTHENTICATED_AT_ONCE
             for task in strangers:
                 task.cancel()
             await asyncio.gather(*strangers, return_exceptions=True)

@@ -17,17 +17,17 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.node_pb2 import Node
 from grpc import StatusCode
 
-from bridge import gateway_grpc, grpc_form
-from bridge.flare.executor import connects
-from bridge.flower import wire
-from bridge.flower.identity import Nodes, Refused
-from bridge.flower.superlink_process import AnsweringOnceGrpc
-from bridge.flower.versions import Transport
-from bridge.forwarder import Forwarder
-from bridge.gateway_grpc import GrpcGateway
-from bridge.lanes import STRANGERS_AT_ONCE, STRANGERS_BODY
-from bridge.relay import Call, Caller, JobOver, LinkFault, Request, Response
-from bridge.upstream import AnswerLost, GrpcUpstream
+from bridge.common.versions import Transport
+from bridge.fleet import grpc_form, wire
+from bridge.flower.superlink_process import IdempotencyInterceptor
+from bridge.relay.calls import Call, JobOver, LinkFault, Request, Response, SiteRelay
+from bridge.server.forwarder import Forwarder
+from bridge.server.identity import IdentityError, Nodes
+from bridge.server.upstream import AnswerLost, GrpcUpstream
+from bridge.site import gateway_grpc
+from bridge.site.admission import UNAUTHENTICATED_AT_ONCE, UNAUTHENTICATED_BODY_LIMIT
+from bridge.site.executor import connects
+from bridge.site.gateway_grpc import GrpcGateway
 from tests.unit.faking import Link, Server
 
 FLEET = wire.GRPC_PREFIX
@@ -36,7 +36,7 @@ KEY = (("flwr-public-key-bin", b"the SuperNode's key"),)
 
 
 class _Blind:
-    def saw(self, site: str, request: Request, response: Response) -> None:
+    def record(self, site: str, request: Request, response: Response) -> None:
         pass
 
 
@@ -46,7 +46,7 @@ Ask = Callable[..., Awaitable[bytes]]
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[tuple[Ask, int]]:
     """A gateway before `server`; gives how to call it, and its port."""
-    caller = Caller(Link(server), answer_within=answer_within)
+    caller = SiteRelay(Link(server), answer_within=answer_within)
     served = GrpcGateway(caller)
     await served.start()
     try:
@@ -115,7 +115,7 @@ def test_only_the_supernodes_own_connection_may_register() -> None:
         return Response(200)
 
     async def test(pid: int) -> None:
-        caller = Caller(Link(server))
+        caller = SiteRelay(Link(server))
         served = GrpcGateway(caller, lambda port: connects(pid, port, served.port))
         await served.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
@@ -148,7 +148,7 @@ def test_every_other_method_is_unimplemented(method: str) -> None:
 def test_what_is_too_large_or_stands_twice_is_refused() -> None:
     async def test() -> None:
         async with gateway(never) as (ask, _):
-            for size in (STRANGERS_BODY + 1, wire.BODY_LIMIT + 1):
+            for size in (UNAUTHENTICATED_BODY_LIMIT + 1, wire.BODY_LIMIT + 1):
                 large = ask(FLEET + "PushObject", bytes(size))
                 assert (await code(large))[0] is StatusCode.RESOURCE_EXHAUSTED
             long = ask(FLEET + "GetRun", metadata=(("flwr-timestamp", "x" * gateway_grpc.METADATA_LIMIT),))
@@ -236,7 +236,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                 for number in range(50):
                     body = b"%d" % number
                     assert await asyncio.wait_for(ask(FLEET + "PushObject", body, KEY), 2) == body
-                assert 0 < stuck <= STRANGERS_AT_ONCE
+                assert 0 < stuck <= UNAUTHENTICATED_AT_ONCE
                 for task in strangers:
                     task.cancel()
                 await asyncio.gather(*strangers, return_exceptions=True)
@@ -335,7 +335,7 @@ def test_each_site_speaks_for_its_own_node_and_over_one_transport_only() -> None
     pull = Request(
         FLEET + "PullMessages", headers, PullMessagesRequest(node=Node(node_id=7)).SerializeToString()
     )
-    with pytest.raises(Refused, match="before site-1 has registered"):
+    with pytest.raises(IdentityError, match="before site-1 has registered"):
         Nodes().check("site-1", 1, pull)
     told: list[str] = []
 
@@ -365,7 +365,7 @@ def test_the_launcher_carries_out_a_call_with_an_id_once_and_keeps_no_refusal() 
         return b"%d" % len(ran)
 
     handler = grpc.unary_unary_rpc_method_handler(act, bytes, bytes)
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), interceptors=(AnsweringOnceGrpc(),))
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), interceptors=(IdempotencyInterceptor(),))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -32,10 +32,11 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 
-from bridge.flower import identity, wire
-from bridge.flower.identity import MESSAGES, Nodes, Refused
-from bridge.forwarder import Forwarder
-from bridge.relay import Call, LinkFault, Request, Response
+from bridge.fleet import wire
+from bridge.relay.calls import Call, LinkFault, Request, Response
+from bridge.server import identity
+from bridge.server.forwarder import Forwarder
+from bridge.server.identity import MESSAGES, IdentityError, Nodes
 
 KEY, OTHER = b"key of the SuperNode", b"another key"
 OK = Response(200)
@@ -49,11 +50,11 @@ def request(name: str, message: object, key: bytes = KEY) -> Request:
 def registered(nodes: Nodes, site: str, node_id: int, key: bytes = KEY, incarnation: int = 1) -> int | None:
     register = request(wire.REGISTER, RegisterNodeFleetRequest(public_key=key), key)
     nodes.check(site, incarnation, register)
-    replaced = nodes.saw(site, incarnation, register, OK)
+    replaced = nodes.record(site, incarnation, register, OK)
     activate = request(wire.ACTIVATE, ActivateNodeRequest(public_key=key), key)
     nodes.check(site, incarnation, activate)
     reply = ActivateNodeResponse(node_id=node_id).SerializeToString()
-    nodes.saw(site, incarnation, activate, Response(200, (), reply))
+    nodes.record(site, incarnation, activate, Response(200, (), reply))
     return replaced
 
 
@@ -67,9 +68,9 @@ def test_a_site_speaks_for_its_own_node_only() -> None:
     registered(nodes, "site-2", 22, OTHER)
     pull = request(wire.PULL, PullMessagesRequest(node=Node(node_id=11)))
     nodes.check("site-1", 1, pull)
-    with pytest.raises(Refused, match="for node 11, and site-2's is 22"):
+    with pytest.raises(IdentityError, match="for node 11, and site-2's is 22"):
         nodes.check("site-2", 1, pull)
-    with pytest.raises(Refused, match="key that is not that of site-2's"):
+    with pytest.raises(IdentityError, match="key that is not that of site-2's"):
         nodes.check("site-2", 1, request(wire.PULL, PullMessagesRequest(node=Node(node_id=22))))
 
 
@@ -99,7 +100,7 @@ def given(unasked: bool = False) -> Nodes:
     tree = ObjectTree(object_id="m1", children=[ObjectTree(object_id="o1")])
     answer = PullMessagesResponse(messages_list=[Message(metadata=MINE)], message_object_trees=[tree])
     pull = request(wire.PULL, PullMessagesRequest(node=NODE))
-    nodes.saw("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
+    nodes.record("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
     return nodes
 
 
@@ -108,7 +109,7 @@ def replied() -> Nodes:
     nodes = given()
     answer = PushMessagesResponse(session_id="s1", objects_to_push=["a1"])
     nodes.check("site-1", 1, reply())
-    nodes.saw("site-1", 1, reply(), Response(200, (), answer.SerializeToString()))
+    nodes.record("site-1", 1, reply(), Response(200, (), answer.SerializeToString()))
     return nodes
 
 
@@ -173,18 +174,18 @@ def test_a_node_may_use_what_it_was_given() -> None:
 )
 def test_ids_in_messages_must_be_the_nodes_own(refused: Request, why: str) -> None:
     nodes = given()
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(IdentityError, match=why):
         nodes.check("site-1", 1, refused)
 
 
 def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> None:
     unasked = reply(reply_to_message_id="", message_id="u1")
-    with pytest.raises(Refused, match="no reply to a message"):
+    with pytest.raises(IdentityError, match="no reply to a message"):
         given(unasked=False).check("site-1", 1, unasked)
     nodes = given(unasked=True)
     nodes.check("site-1", 1, unasked)
     answer = PushMessagesResponse(session_id="s1", objects_to_push=["a1"])
-    nodes.saw("site-1", 1, unasked, Response(200, (), answer.SerializeToString()))
+    nodes.record("site-1", 1, unasked, Response(200, (), answer.SerializeToString()))
     push = PushObjectRequest(node=NODE, run_id=5, object_id="a1", session_id="s1")
     nodes.check("site-1", 1, request(wire.PUSH_OBJECT, push))
 
@@ -199,15 +200,15 @@ def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> Non
     ],
 )
 def test_what_is_said_unasked_is_the_nodes_own_too(changed: dict[str, int], why: str) -> None:
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(IdentityError, match=why):
         given(unasked=True).check("site-1", 1, reply(reply_to_message_id="", **changed))
 
 
 def test_after_the_reply_only_its_own_objects_are_taken() -> None:
     nodes = replied()
-    with pytest.raises(Refused, match="second reply"):
+    with pytest.raises(IdentityError, match="second reply"):
         nodes.check("site-1", 1, reply(message_id="r2"))
-    with pytest.raises(Refused, match="in no message"):
+    with pytest.raises(IdentityError, match="in no message"):
         nodes.check(
             "site-1",
             1,
@@ -216,7 +217,7 @@ def test_after_the_reply_only_its_own_objects_are_taken() -> None:
     wrongs: tuple[dict[str, Any], ...] = ({"object_id": "a2"}, {"session_id": "s2"}, {"run_id": 6})
     for wrong in wrongs:
         push: dict[str, Any] = {"node": NODE, "run_id": 5, "object_id": "a1", "session_id": "s1"} | wrong
-        with pytest.raises(Refused, match="was not asked for"):
+        with pytest.raises(IdentityError, match="was not asked for"):
             nodes.check("site-1", 1, request(wire.PUSH_OBJECT, PushObjectRequest(**push)))
 
 
@@ -224,15 +225,15 @@ def test_a_call_needs_its_nodes_key() -> None:
     nodes = given()
     pull = PullMessagesRequest(node=NODE).SerializeToString()
     for headers in ((), ((wire.PUBLIC_KEY, ""),), ((wire.PUBLIC_KEY, "no base64!"),)):
-        with pytest.raises(Refused, match="key"):
+        with pytest.raises(IdentityError, match="key"):
             nodes.check("site-1", 1, Request("/v1/fleet/pull-messages", headers, pull))
     for name, message in (
         (wire.REGISTER, RegisterNodeFleetRequest(public_key=KEY)),
         (wire.ACTIVATE, ActivateNodeRequest(public_key=KEY)),
     ):
-        with pytest.raises(Refused, match="not the caller's"):
+        with pytest.raises(IdentityError, match="not the caller's"):
             nodes.check("site-1", 1, request(name, message, OTHER))
-        with pytest.raises(Refused, match=r"another site's|before"):
+        with pytest.raises(IdentityError, match=r"another site's|before"):
             nodes.check("site-2", 1, request(name, message))
 
 
@@ -247,13 +248,13 @@ def test_what_is_remembered_of_a_site_is_bounded(monkeypatch: pytest.MonkeyPatch
         answer = PullMessagesResponse(
             messages_list=[Message(metadata=data)], message_object_trees=[ObjectTree()]
         )
-        nodes.saw("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
+        nodes.record("site-1", 1, pull, Response(200, (), answer.SerializeToString()))
         pushed = PushMessagesResponse(
             session_id=f"s{number}", objects_to_push=[f"{number}-{n}" for n in range(9)]
         )
         answered = reply(reply_to_message_id=f"m{number}", message_id=f"r{number}")
         nodes.check("site-1", 1, answered)
-        nodes.saw("site-1", 1, answered, Response(200, (), pushed.SerializeToString()))
+        nodes.record("site-1", 1, answered, Response(200, (), pushed.SerializeToString()))
     node = nodes._nodes["site-1"]
     assert list(node.received) == ["m7", "m8", "m9"]
     assert list(node.sessions) == ["s7", "s8", "s9"]
@@ -263,9 +264,9 @@ def test_a_second_registration_is_refused_and_a_repeated_one_is_not() -> None:
     nodes = Nodes()
     registered(nodes, "site-1", 11)
     nodes.check("site-1", 1, request(wire.REGISTER, RegisterNodeFleetRequest(public_key=KEY)))
-    with pytest.raises(Refused, match="second one"):
+    with pytest.raises(IdentityError, match="second one"):
         nodes.check("site-1", 1, request(wire.REGISTER, RegisterNodeFleetRequest(public_key=OTHER), OTHER))
-    with pytest.raises(Refused, match="key that is not that"):
+    with pytest.raises(IdentityError, match="key that is not that"):
         nodes.check("site-1", 1, request(wire.ACTIVATE, ActivateNodeRequest(public_key=OTHER), OTHER))
 
 
@@ -273,20 +274,20 @@ def test_a_new_supernode_replaces_the_old_one() -> None:
     nodes = Nodes()
     assert registered(nodes, "site-1", 11) is None
     assert registered(nodes, "site-1", 33, OTHER, incarnation=2) == 11
-    with pytest.raises(Refused):
+    with pytest.raises(IdentityError):
         nodes.check("site-1", 2, request(wire.PULL, PullMessagesRequest(node=Node(node_id=11))))
 
 
 def test_nothing_before_a_registration_and_nothing_malformed() -> None:
     nodes = Nodes()
-    with pytest.raises(Refused, match="before"):
+    with pytest.raises(IdentityError, match="before"):
         nodes.check("site-1", 1, request(wire.PULL, PullMessagesRequest(node=Node(node_id=11))))
-    with pytest.raises(Refused, match="is no PushMessagesRequest"):
+    with pytest.raises(IdentityError, match="is no PushMessagesRequest"):
         nodes.check("site-1", 1, Request("/v1/fleet/push-messages", (), b"\xff\xff\xff"))
 
 
 class _Blind:
-    def saw(self, site: str, request: Request, response: Response) -> None:
+    def record(self, site: str, request: Request, response: Response) -> None:
         pass
 
 

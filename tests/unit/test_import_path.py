@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.flare import import_path
-from bridge.flower import environment
+from bridge.job import import_path
+from bridge.launch import environment
 
 
 def test_the_jobs_folder_and_the_working_directory_go(

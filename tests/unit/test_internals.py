@@ -60,20 +60,21 @@ from nvflare.recipe.spec import Recipe
 from nvflare.tool.poc import poc_commands
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bridge.connection import BoundedConnection
-from bridge.flare import bell, channel, parent, teardown
+from bridge.common.versions import Transport
+from bridge.flare import flare_server
+from bridge.fleet import wire
 from bridge.flower import (
-    heartbeat,
-    holding,
-    in_order,
-    inline,
+    deterministic,
+    fork_server,
+    long_poll,
     serverapp,
     superlink_process,
     supernode_process,
-    template,
-    wire,
 )
-from bridge.flower.versions import Transport
+from bridge.job import channel, teardown, wakeups
+from bridge.server import heartbeat
+from bridge.site import inline
+from bridge.site.connection import BoundedConnection
 from dev.benchmarks import clock, plain, processes
 from provisioning import harden
 
@@ -131,30 +132,30 @@ def test_superlink_process_finds_what_it_changes() -> None:
 def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
     """flwr 1.41 `supercore/protobuf/translation.py`."""
     known = {path for method, path in PROTOBUF_REQUEST_TYPES if method == "POST"}
-    assert {*holding.SUPERLINK_HOLDS, *holding.SUPERNODE_HOLDS, *holding.CHANGES} <= known
+    assert {*long_poll.SUPERLINK_HOLDS, *long_poll.SUPERNODE_HOLDS, *long_poll.CHANGES} <= known
     exec_loop = inspect.getsource(import_module("flwr.supercore.superexec.run_superexec"))
     assert "time.sleep(task_poll_interval)" in exec_loop
 
 
 def test_template_finds_how_flower_starts_its_programs() -> None:
-    for program, module in template.LAUNCHERS.items():
+    for program, module in fork_server.LAUNCHERS.items():
         assert "subprocess.Popen(" in inspect.getsource(import_module(module)), program
-    for program in (template.SUPEREXEC, template.CLIENTAPP, template.SERVERAPP):
-        assert callable(template.load(program))
-    executor = inspect.getsource(import_module(template.LAUNCHERS[template.SUPEREXEC]))
+    for program in (fork_server.SUPEREXEC, fork_server.CLIENTAPP, fork_server.SERVERAPP):
+        assert callable(fork_server.load(program))
+    executor = inspect.getsource(import_module(fork_server.LAUNCHERS[fork_server.SUPEREXEC]))
     assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(import_module(bell.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
-    loop = inspect.getsource(import_module(bell.SITES_LOOP))
+    assert inspect.getsource(import_module(wakeups.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
+    loop = inspect.getsource(import_module(wakeups.SITES_LOOP))
     assert "time.sleep(task_fetch_interval)" in loop and "self.run_abort_signal.trigger(True)" in loop
     assert "fl_ctx.set_prop(ReservedKey.RUN_ABORT_SIGNAL, self.run_abort_signal" in loop
     assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
     assert callable(JobRunner.resolve_client_outcome)
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
         assert callable(method)
-    ours, woken = bell.Bell("tests.unit.faking"), []
+    ours, woken = wakeups.Wakeup("tests.unit.faking"), []
 
     def sleep() -> None:
         for seconds in (0, 60, 60):
@@ -165,7 +166,7 @@ def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
     sleeper.start()
     for _ in range(2):
         time.sleep(0.05)
-        ours.ring()
+        ours.notify()
     sleeper.join(5)
     assert woken == [True]
     began = time.monotonic()
@@ -316,7 +317,7 @@ def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
     assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
     future = StreamFuture(1, task_handle=object())
     called: list[str] = []
-    future.add_done_callback(channel._let_go, future)
+    future.add_done_callback(channel._release_buffers, future)
     future.add_done_callback(called.append, "the other callback")
     future.set_result(b"body")
     assert called == ["the other callback"]
@@ -324,7 +325,7 @@ def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
 
 
 def test_connection_overrides_what_uvicorn_calls() -> None:
-    """`bridge/connection.py`, read in uvicorn 0.49.0: hooks, and attributes that no documentation names."""
+    """`bridge/site/connection.py`, read in uvicorn 0.49.0: hooks, and attributes that no documentation names."""
     own = {name for name in vars(BoundedConnection) if not name.startswith("_")}
     assert own == {
         "connection_made",
@@ -343,7 +344,7 @@ def test_connection_overrides_what_uvicorn_calls() -> None:
 
 
 def test_parent_finds_what_it_uses_of_flares_server() -> None:
-    """nvflare 2.9.0 `private/fed/server`: `bridge/flare/parent.py` says what for."""
+    """nvflare 2.9.0 `private/fed/server`: `bridge/flare/flare_server.py` says what for."""
     source = inspect.getsource(FederatedServer)
     for name in (
         "client_heartbeat",
@@ -408,7 +409,7 @@ def test_parent_reads_who_refused_a_job_where_flare_writes_it() -> None:
     assert run.index(detail) < started
     assert failed < run.index(detail, failed) < run.index("EventType.JOB_ABORTED", failed)
     assert "EventType.JOB_STARTED" in inspect.getsource(JobRunner._start_run)
-    for words in parent.DEPLOY_ERRORS:
+    for words in flare_server.DEPLOY_ERRORS:
         assert f'"{words}"' in inspect.getsource(AppAuthzService.authorize_app_info)
     # When this fails, `Parent.clone` need not add it any more.
     assert FlowerConstant.FLOWER_PREDEPLOYED not in CLONED_META_KEYS
@@ -425,7 +426,7 @@ def test_flare_asks_for_custom_code_only_in_a_sites_own_part_of_a_job() -> None:
 
 
 def test_a_job_process_that_was_killed_is_reported_as_an_exception() -> None:
-    """nvflare 2.9.0 `client_executor.py`: what `parent.DIED` goes by."""
+    """nvflare 2.9.0 `client_executor.py`: what `flare_server.DIED` goes by."""
     source = inspect.getsource(JobExecutor._wait_child_process_finish)
     assert "return_code = ProcessExitCode.EXCEPTION" in source
     assert "return_code = ProcessExitCode.INFRASTRUCTURE_ERROR" in source
@@ -446,7 +447,7 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
     assert run["shutdown_grace_time"].default == 3
     monkeypatch.setattr(MainProcessMonitor, "_start_shutdown", MainProcessMonitor._start_shutdown)
     monkeypatch.setattr(MainProcessMonitor, "_cleanup_cbs", [(lambda: None, (), {})])
-    teardown.shorten()
+    teardown.shorten_shutdown_grace()
     began = time.monotonic()
     MainProcessMonitor._start_shutdown(3, 3)
     assert time.monotonic() - began < 1.5
@@ -460,7 +461,7 @@ def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
     source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
     assert f"from {teardown.TENSORS} import" in source
     communicator = WFCommServer()
-    teardown.spare_torch(communicator)
+    teardown.skip_torch_import(communicator)
     communicator.finalize_run(FLContext())
     assert teardown.TENSORS not in sys.modules
 
@@ -503,22 +504,22 @@ def test_drivers_change_what_flare_uses() -> None:
 
 def test_in_order_finds_what_it_puts_in_order() -> None:
     """flwr 1.41: the ServerApp's grid, and what legacy apps ask clients by."""
-    for name in in_order.WAITS:
+    for name in deterministic.WAITS:
         assert "random.uniform(" in inspect.getsource(import_module(name)), name
-    grid = getattr(import_module(in_order.GRID[0]), in_order.GRID[1])
+    grid = getattr(import_module(deterministic.GRID[0]), deterministic.GRID[1])
     assert "self.get_nodes()" in inspect.getsource(grid.get_node_ids)
     sending = inspect.getsource(grid.send_and_receive)
     assert "self.push_messages(messages)" in sending and "self.pull_messages(" in sending
-    manager = getattr(import_module(in_order.CLIENT_MANAGER[0]), in_order.CLIENT_MANAGER[1])
+    manager = getattr(import_module(deterministic.CLIENT_MANAGER[0]), deterministic.CLIENT_MANAGER[1])
     assert "list(self.clients)" in inspect.getsource(manager.sample)
-    module = import_module(in_order.SERVER)
-    for name in in_order.CLIENT_CALLS:
+    module = import_module(deterministic.SERVER)
+    for name in deterministic.CLIENT_CALLS:
         assert f"= {name}(" in inspect.getsource(module.Server)
         assert "results, failures" in inspect.getsource(getattr(module, name))
 
 
 def test_points_come_from_flares_relay_and_go_to_flares_receivers() -> None:
-    """nvflare 2.9.0: what `bridge/flare/points.py` and `trackers.py` take for granted."""
+    """nvflare 2.9.0: what `bridge/job/metrics_relay.py` and `trackers.py` take for granted."""
     relay = inspect.getsource(import_module("nvflare.app_common.widgets.metric_relay"))
     # The point is an event at the site, and the app's writer has its answer when all who hear it are done.
     assert "send_analytic_dxo(self, dxo, fl_ctx, self._event_type, fire_fed_event=self._fed_event)" in relay

@@ -11,18 +11,10 @@ import pytest
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from bridge import FlowerRecipe
+from bridge.common.app import DEPLOYED, BadApp, check_packages, check_run_config, deployed_app, flat, read_app
+from bridge.common.versions import UnsupportedFlower
 from bridge.flare.job import FlowerJob
-from bridge.flower import fab
-from bridge.flower.app import (
-    DEPLOYED,
-    BadApp,
-    check_packages,
-    check_run_config,
-    deployed_app,
-    flat,
-    read_app,
-)
-from bridge.flower.versions import UnsupportedFlower
+from bridge.job import fab
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 
@@ -44,18 +36,18 @@ def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> Non
     assert meta["deploy_map"] == {"app": ["@ALL"]} and meta["min_clients"] == 2
     server = json.loads((job / "app" / "config" / "config_fed_server.json").read_text())
     (workflow,) = server["workflows"]
-    assert workflow["path"] == "bridge.flare.controller.FlowerController"
+    assert workflow["path"] == "bridge.server.controller.FlowerController"
     assert workflow["args"] == {"run_config": {"num-server-rounds": 7}, "min_sites": 2}
     assert server["dead_client_grace_period"] == 900 - 120 + 30
     client = json.loads((job / "app" / "config" / "config_fed_client.json").read_text())
-    assert client["executors"][0]["executor"]["path"] == "bridge.flare.executor.FlowerExecutor"
+    assert client["executors"][0]["executor"]["path"] == "bridge.site.executor.FlowerExecutor"
 
 
 @pytest.mark.parametrize(
     ("tracking", "receivers"),
     [
-        ("tensorboard", ["bridge.flare.trackers.TensorBoard"]),
-        ("mlflow", ["bridge.flare.trackers.MLflow"]),
+        ("tensorboard", ["bridge.server.trackers.TensorBoard"]),
+        ("mlflow", ["bridge.server.trackers.MLflow"]),
         ("none", []),
     ],
 )
@@ -175,7 +167,7 @@ def test_an_inline_supernode_is_the_executors_and_refused_where_it_cannot_be_had
     assert client["executors"][0]["executor"]["args"] == {"supernode": "inline"}
     with pytest.raises(ValueError, match="supernode 'thread': expected 'process' or 'inline'"):
         export(tmp_path, supernode="thread")
-    monkeypatch.setattr("bridge.flower.versions.installed", lambda: "1.39.0")
+    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.39.0")
     export(tmp_path, supernode="process")
     with pytest.raises(UnsupportedFlower, match=r"does not work with flwr 1\.39\.0: expected 1\.40 to 1\.43"):
         export(tmp_path, supernode="inline")

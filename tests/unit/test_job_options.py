@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from bridge import job_options
+from bridge.common import job_options
+from bridge.common.job_options import JobOptions
 from bridge.flare import contents
-from bridge.flower import heartbeat
-from bridge.job_options import JobOptions
+from bridge.server import heartbeat
 from dev import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,9 +69,7 @@ def test_a_component_takes_its_own_options_alone() -> None:
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    program = (
-        "import sys; import bridge.job_options; assert not {'nvflare', 'flwr', 'yaml'} & set(sys.modules)"
-    )
+    program = "import sys; import bridge.common.job_options; assert not {'nvflare', 'flwr', 'yaml'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -88,10 +86,10 @@ SHOWN = textwrap.dedent(
     from pathlib import Path
 
     from bridge import FlowerRecipe
-    from bridge.flare import controller
+    from bridge.server import controller
     from bridge.flare.console.apps import make_job
     from bridge.flare.contents import of_part
-    from bridge.flare.controller import FlowerController
+    from bridge.server.controller import FlowerController
     from scripts import app as apps, submit
     from scripts.__main__ import main
     from dev import reference
@@ -134,7 +132,7 @@ def test_a_new_option_takes_two_edits(tmp_path: Path) -> None:
     for folder in ("bridge", "scripts", "provisioning", "dev"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "project.yml", tmp_path)
-    definition = tmp_path / "bridge" / "job_options.py"
+    definition = tmp_path / "bridge" / "common" / "job_options.py"
     text = definition.read_text()
     assert text.count("    superlink_ready_timeout") == 1
     definition.write_text(text.replace("    superlink_ready_timeout", NEW))

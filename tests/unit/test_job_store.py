@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 
-from bridge.flare import disk, job_store
+from bridge.common import disk
+from bridge.flare import job_store
 from bridge.flare.job_store import JobStore
 
 
@@ -103,7 +104,7 @@ def test_closed_and_deep_folders_are_stored_counted_and_removed(job: Path) -> No
 import encodings.cp437, os, shutil, sys, zipfile
 from pathlib import Path
 from tests.unit.test_job_store import HONEST, stored
-from bridge.flare import disk
+from bridge.common import disk
 from bridge.flare.job_store import remove
 os.chown({str(job.parent)!r}, 10001, 10001)
 for path in [*Path({str(job.parent)!r}).rglob('*')]: os.chown(path, 10001, 10001)

@@ -18,11 +18,11 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.message import Message
 from nvflare.private.fed.server.server_engine import ServerEngine
 
-from bridge.flare import news
-from bridge.flare.channel import EVENTS_TOPIC
 from bridge.flare.console import follow as following
 from bridge.flare.console.call import ConsoleError
-from bridge.flare.controller import Events
+from bridge.job import news
+from bridge.job.channel import EVENTS_TOPIC
+from bridge.server.controller import JobEventLog
 from tests.unit.asking import Asked
 
 JOB = "job"
@@ -31,7 +31,7 @@ JOB = "job"
 class Engine:
     """As much of FLARE's engine, with a job's process behind its cell, as is asked."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: JobEventLog) -> None:
         self.events = events
         self.run_processes: dict[str, Any] = {JOB: {}}
         self.server = SimpleNamespace(cell=self)
@@ -57,7 +57,7 @@ class Engine:
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(news, "SLICE", 0.05)
-    return Engine(Events(tmp_path / "events.jsonl"))
+    return Engine(JobEventLog(tmp_path / "events.jsonl"))
 
 
 def told(engine: Engine, since: int, wait: float) -> Any:
@@ -138,7 +138,7 @@ def test_flares_command_is_as_it_was() -> None:
 
 
 def test_an_event_is_told_though_the_disk_is_full(tmp_path: Path) -> None:
-    events = Events(tmp_path / "no folder" / "events.jsonl")
+    events = JobEventLog(tmp_path / "no folder" / "events.jsonl")
     events.emit({"event": "round"})
     assert events.since(0) == [{"event": "round"}]
 

@@ -12,7 +12,9 @@ import pytest
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.message import Message
 
-from bridge.flare import meta, notes, submissions
+from bridge.common import meta
+from bridge.flare import submissions
+from bridge.job import notes
 
 
 class Cell:

@@ -19,9 +19,10 @@ from flwr.proto.message_pb2 import (
 )
 from google.protobuf.message import Message as Protobuf
 
-from bridge.flower import observe, wire
-from bridge.flower.observe import Event, Observer
-from bridge.relay import Request, Response
+from bridge.fleet import wire
+from bridge.relay.calls import Request, Response
+from bridge.server import observe
+from bridge.server.observe import Event, Observer
 
 METRICS = MetricRecord({"loss": 0.5, "num-examples": 7})
 CONTENT = RecordDict({"metrics": METRICS})
@@ -29,7 +30,9 @@ CONTENT = RecordDict({"metrics": METRICS})
 
 def saw(observer: Observer, site: str, name: str, message: Protobuf, answer: Protobuf | None = None) -> None:
     body = b"" if answer is None else answer.SerializeToString()
-    observer.saw(site, Request(wire.PREFIX + name, (), message.SerializeToString()), Response(200, (), body))
+    observer.record(
+        site, Request(wire.PREFIX + name, (), message.SerializeToString()), Response(200, (), body)
+    )
 
 
 def begins(observer: Observer, group: str = "1") -> None:
@@ -202,7 +205,7 @@ def test_a_site_cannot_fill_the_servers_memory_with_events(
 def test_what_cannot_be_read_costs_so_many_lines_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     observer = Observer(lambda event: None)
     for _ in range(1000):
-        observer.saw("site-1", Request(wire.PREFIX + wire.PUSH, (), b"\xff\xff"), Response(200))
+        observer.record("site-1", Request(wire.PREFIX + wire.PUSH, (), b"\xff\xff"), Response(200))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 200 and "no more are logged" in lines[-1]
 

@@ -15,7 +15,7 @@ from nvflare.private.fed.client.admin import FedAdminAgent
 from nvflare.private.fed.server.site_security import SiteSecurity
 from nvflare.security.security import FLAuthorizer
 
-from bridge.flare import meta
+from bridge.common import meta
 from bridge.flare.policy import CodePolicy
 
 SECURITY = {

@@ -25,8 +25,8 @@ from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
-from bridge.flare import settings
 from bridge.flare.job import UNHEARD
+from bridge.job import settings
 from provisioning import dotenv
 from provisioning.checks import HARDEN
 from tests.unit import forked
@@ -34,15 +34,15 @@ from tests.unit import forked
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts", "dev")
 BRIDGE = {
-    "bridge.flare.controller.FlowerController",
-    "bridge.flare.executor.FlowerExecutor",
-    "bridge.flare.trackers.TensorBoard",
-    "bridge.flare.trackers.MLflow",
+    "bridge.server.controller.FlowerController",
+    "bridge.site.executor.FlowerExecutor",
+    "bridge.server.trackers.TensorBoard",
+    "bridge.server.trackers.MLflow",
     "nvflare.app_common.widgets.metric_relay.MetricRelay",
 }
 TOOLS = {"tensorboard", "mlflow"}
-HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.receiver.LogReceiver"
-KEEPER, POLICY = "bridge.flare.keeper.Keeper", "bridge.flare.policy.CodePolicy"
+HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.log_receiver.LogReceiver"
+KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
 JOB_STORE = "bridge.flare.job_store.JobStore"
 JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
 STATE = "workspace/flowerbed/state/cert.json"

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bridge.flower import reaper, sandbox, syscalls
-from bridge.flower.process import FlowerProcess
+from bridge.launch import reaper, sandbox, syscalls
+from bridge.launch.process import FlowerProcess
 
 WALK = {"walk": True}
 """As on a kernel that cannot confine signals."""
@@ -145,7 +145,7 @@ def test_what_hides_is_ended(script: str, kernel: dict[str, bool], how: str) -> 
 @pytest.mark.skipif(sandbox.abi() < sandbox.SIGNALS_ABI, reason="this kernel cannot confine signals")
 def test_what_has_run_for_long_is_ended_as_well() -> None:
     """The reaper gives up some seconds after it has begun to kill, and not after it has begun to wait."""
-    program = "from bridge.flower import reaper; reaper.WITHIN = 0.5; reaper.main()"
+    program = "from bridge.launch import reaper; reaper.WITHIN = 0.5; reaper.main()"
     keeper = subprocess.Popen(
         [sys.executable, "-P", "-c", program],
         stdin=subprocess.PIPE,

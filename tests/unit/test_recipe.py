@@ -20,11 +20,12 @@ from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.recipe import PocEnv, ProdEnv, SimEnv
 
 from bridge import FlowerRecipe
-from bridge.flare.controller import Arrivals, FlowerController
-from bridge.flower import environment, wire
-from bridge.flower.app import BadApp
-from bridge.flower.superlink import RunEnd, RunFailed
-from bridge.relay import Request, Response
+from bridge.common.app import BadApp
+from bridge.fleet import wire
+from bridge.launch import environment
+from bridge.relay.calls import Request, Response
+from bridge.server.controller import FlowerController, SiteReadiness
+from bridge.server.superlink import RunEnd, RunFailed
 from scripts.core import ROOT
 
 APP = str(ROOT / "tests" / "apps" / "numpy-add")
@@ -53,7 +54,7 @@ def test_the_arguments_are_those_of_flares_recipe() -> None:
 
 def test_bridge_alone_imports_neither_flare_nor_flower() -> None:
     program = (
-        "import sys, bridge; from bridge import loop; "
+        "import sys, bridge; from bridge.common import loop; "
         "assert not {'nvflare', 'flwr', 'bridge.flare'} & set(sys.modules); "
         "assert not hasattr(bridge, 'FlowerJob'); "
         "assert bridge.FlowerRecipe.__module__ == 'bridge.flare.recipe'"
@@ -221,12 +222,12 @@ def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
     controller = FlowerController(progress_timeout=0.2)
 
     async def run() -> RunEnd:
-        arrivals = controller._arrivals = Arrivals(lambda event: None, None)
+        readiness = controller._readiness = SiteReadiness(lambda event: None, None)
         heartbeat = Request(f"{wire.PREFIX}send-node-heartbeat", (), b"")
 
         async def call() -> None:
             while calls:
-                arrivals.saw("site-1", heartbeat, Response(200, (), b""))
+                readiness.record("site-1", heartbeat, Response(200, (), b""))
                 await asyncio.sleep(0.05)
 
         calling = asyncio.ensure_future(call())

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bridge import relay
-from bridge.relay import Call, Caller, JobOver, Ledger, LinkFault, Repeat, Request, Response, Rule
+from bridge.relay import calls
+from bridge.relay.calls import Call, CallLedger, JobOver, LinkFault, Request, Response, Retry, Rule, SiteRelay
 
 REQUEST = Request("/v1/fleet/x", (), b"question")
 
 
-def rule(repeat: Repeat, key: str = "k", releases: str | None = None) -> Rule:
+def rule(repeat: Retry, key: str = "k", releases: str | None = None) -> Rule:
     return Rule(repeat, key, releases)
 
 
@@ -45,27 +45,27 @@ def run(test: Callable[[], object]) -> None:
     asyncio.run(test())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("repeat", Repeat)
-def test_each_repetition_is_answered_as_its_rule_says(repeat: Repeat) -> None:
+@pytest.mark.parametrize("repeat", Retry)
+def test_each_repetition_is_answered_as_its_rule_says(repeat: Retry) -> None:
     async def test() -> None:
         server = Server()
-        caller = Caller(server)
+        caller = SiteRelay(server)
         first = await caller.call(REQUEST, rule(repeat))
         second = await caller.call(REQUEST, rule(repeat))
         assert first is not None and second is not None
         assert first.body == b"1"
-        assert second.body == (b"2" if repeat is Repeat.HARMLESS else b"1")
+        assert second.body == (b"2" if repeat is Retry.IDEMPOTENT else b"1")
 
     run(test)
 
 
 def test_a_held_answer_is_given_again_until_it_is_released() -> None:
     async def test() -> None:
-        caller = Caller(Server())
+        caller = SiteRelay(Server())
         bodies = []
         for releases in (None, None, "k", None):
             key = "k" if releases is None else "confirm"
-            answer = await caller.call(REQUEST, rule(Repeat.HELD, key, releases))
+            answer = await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED, key, releases))
             assert answer is not None
             bodies.append(answer.body)
         assert bodies == [b"1", b"1", b"2", b"3"]
@@ -73,20 +73,20 @@ def test_a_held_answer_is_given_again_until_it_is_released() -> None:
     run(test)
 
 
-SHOWS = Rule(Repeat.HARMLESS, "object", shows=("k", b"1"))
+SHOWS = Rule(Retry.IDEMPOTENT, "object", shows=("k", b"1"))
 """A call that only an asker makes who has read the first answer, which is "1"."""
 
 
 def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        caller = Caller(Server())
+        caller = SiteRelay(Server())
         bodies = []
-        for _ in range(relay.HELD_REPLAYS + 3):
-            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+        for _ in range(calls.MAX_REPLAYS + 3):
+            answer = await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED))
             assert answer is not None
             bodies.append(answer.body)
             await caller.call(REQUEST, SHOWS)
-        assert bodies[:-2] == [b"1"] * (relay.HELD_REPLAYS + 1)
+        assert bodies[:-2] == [b"1"] * (calls.MAX_REPLAYS + 1)
         assert b"1" not in bodies[-2:]
 
     run(test)
@@ -96,16 +96,16 @@ def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pyte
 
 @pytest.mark.parametrize(
     "between",
-    [None, Rule(Repeat.HARMLESS, "object", shows=("k", b"another")), Rule(Repeat.HARMLESS, "heartbeat")],
+    [None, Rule(Retry.IDEMPOTENT, "object", shows=("k", b"another")), Rule(Retry.IDEMPOTENT, "heartbeat")],
 )
 def test_a_held_answer_that_is_lost_again_and_again_is_kept(between: Rule | None) -> None:
     """Nothing shows that it arrived, so every try gets it: also behind the loss of a hundred answers, and
     beside calls that are about another one."""
 
     async def test() -> None:
-        caller = Caller(Server())
+        caller = SiteRelay(Server())
         for _ in range(100):
-            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+            answer = await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED))
             assert answer is not None and answer.body == b"1"
             if between is not None:
                 await caller.call(REQUEST, between)
@@ -115,9 +115,9 @@ def test_a_held_answer_that_is_lost_again_and_again_is_kept(between: Rule | None
 
 def test_tries_behind_one_sign_of_arrival_count_once() -> None:
     async def test() -> None:
-        caller = Caller(Server())
+        caller = SiteRelay(Server())
         for number in range(100):
-            answer = await caller.call(REQUEST, rule(Repeat.HELD))
+            answer = await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED))
             assert answer is not None and answer.body == b"1"
             if number % 50 == 0:
                 await caller.call(REQUEST, SHOWS)
@@ -133,9 +133,9 @@ def test_an_empty_answer_is_not_held() -> None:
 
     async def test() -> None:
         server = Nothing()
-        caller = Caller(server)
-        await caller.call(REQUEST, rule(Repeat.HELD))
-        await caller.call(REQUEST, rule(Repeat.HELD))
+        caller = SiteRelay(server)
+        await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED))
+        await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED))
         assert len(server.calls) == 2
 
     run(test)
@@ -148,9 +148,9 @@ def test_a_refusal_is_not_kept() -> None:
             return Response(503 if len(self.calls) == 1 else 200, (), b"ok")
 
     async def test() -> None:
-        caller = Caller(Refusing())
-        first = await caller.call(REQUEST, rule(Repeat.ONCE))
-        second = await caller.call(REQUEST, rule(Repeat.ONCE))
+        caller = SiteRelay(Refusing())
+        first = await caller.call(REQUEST, rule(Retry.AT_MOST_ONCE))
+        second = await caller.call(REQUEST, rule(Retry.AT_MOST_ONCE))
         assert first is not None and second is not None
         assert (first.status, second.status) == (503, 200)
 
@@ -158,27 +158,27 @@ def test_a_refusal_is_not_kept() -> None:
 
 
 def test_a_failing_link_is_tried_again_with_the_same_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.relay.RETRY_FIRST", 0.001)
+    monkeypatch.setattr("bridge.relay.calls.BACKOFF_MIN", 0.001)
 
     async def test() -> None:
         server = Server()
         server.faults = [LinkFault("down"), LinkFault("down")]
-        answer = await Caller(server).call(REQUEST, rule(Repeat.ONCE))
+        answer = await SiteRelay(server).call(REQUEST, rule(Retry.AT_MOST_ONCE))
         assert answer is not None and answer.body == b"1"
 
     run(test)
 
 
 def test_over_a_link_that_is_down_only_one_small_question_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.relay.RETRY_FIRST", 0.001)
-    monkeypatch.setattr("bridge.relay.PROBE_AGAIN", 0.01)
+    monkeypatch.setattr("bridge.relay.calls.BACKOFF_MIN", 0.001)
+    monkeypatch.setattr("bridge.relay.calls.PROBE_INTERVAL", 0.01)
 
     async def test() -> None:
         server = Server()
         server.faults = [LinkFault("down") for _ in range(8)]
         server.unreachable = 5
-        caller = Caller(server)
-        calls = [caller.call(REQUEST, rule(Repeat.HARMLESS, str(number))) for number in range(8)]
+        caller = SiteRelay(server)
+        calls = [caller.call(REQUEST, rule(Retry.IDEMPOTENT, str(number))) for number in range(8)]
         answers = await asyncio.gather(*calls)
         assert all(answer is not None for answer in answers)
         assert len(server.calls) == 8
@@ -191,11 +191,11 @@ def test_a_repetition_brings_a_younger_signature() -> None:
     async def test() -> None:
         server = Server()
         server.faults = [LinkFault("down")]
-        caller = Caller(server, answer_within=0.01)
+        caller = SiteRelay(server, answer_within=0.01)
         old, young = (Request(REQUEST.path, (("flwr-timestamp", age),), b"q") for age in ("old", "young"))
-        assert await caller.call(old, rule(Repeat.HARMLESS)) is None
+        assert await caller.call(old, rule(Retry.IDEMPOTENT)) is None
         caller.answer_within = 5
-        assert await caller.call(young, rule(Repeat.HARMLESS)) is not None
+        assert await caller.call(young, rule(Retry.IDEMPOTENT)) is not None
         assert [call.request for call in server.calls] == [young]
 
     run(test)
@@ -205,9 +205,9 @@ def test_a_repetition_joins_the_call_in_flight() -> None:
     async def test() -> None:
         server = Server()
         server.gate = asyncio.Event()
-        caller = Caller(server, answer_within=0.02)
-        assert await caller.call(REQUEST, rule(Repeat.HARMLESS)) is None
-        again = asyncio.ensure_future(caller.call(REQUEST, rule(Repeat.HARMLESS)))
+        caller = SiteRelay(server, answer_within=0.02)
+        assert await caller.call(REQUEST, rule(Retry.IDEMPOTENT)) is None
+        again = asyncio.ensure_future(caller.call(REQUEST, rule(Retry.IDEMPOTENT)))
         await asyncio.sleep(0)
         server.gate.set()
         answer = await again
@@ -221,12 +221,12 @@ def test_an_answer_that_came_too_late_is_kept_for_the_repetition() -> None:
     async def test() -> None:
         server = Server()
         server.gate = asyncio.Event()
-        caller = Caller(server, answer_within=0.01)
-        assert await caller.call(REQUEST, rule(Repeat.HARMLESS)) is None
+        caller = SiteRelay(server, answer_within=0.01)
+        assert await caller.call(REQUEST, rule(Retry.IDEMPOTENT)) is None
         server.gate.set()
         await asyncio.sleep(0.01)
         assert caller.bytes_kept == 1
-        answer = await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        answer = await caller.call(REQUEST, rule(Retry.IDEMPOTENT))
         assert answer is not None and answer.body == b"1"
         assert caller.bytes_kept == 0
 
@@ -238,10 +238,10 @@ def test_the_end_of_the_job_is_told_once_and_ends_every_call() -> None:
         told: list[str] = []
         server = Server()
         server.faults = [JobOver(), JobOver()]
-        caller = Caller(server, on_over=lambda: told.append("over"))
+        caller = SiteRelay(server, on_over=lambda: told.append("over"))
         for _ in range(3):
             with pytest.raises(JobOver):
-                await caller.call(REQUEST, rule(Repeat.HARMLESS))
+                await caller.call(REQUEST, rule(Retry.IDEMPOTENT))
         assert told == ["over"]
 
     run(test)
@@ -250,9 +250,9 @@ def test_the_end_of_the_job_is_told_once_and_ends_every_call() -> None:
 def test_the_server_is_told_which_answers_arrived() -> None:
     async def test() -> None:
         server = Server()
-        caller = Caller(server)
-        await caller.call(REQUEST, rule(Repeat.HARMLESS))
-        await caller.call(REQUEST, rule(Repeat.HARMLESS))
+        caller = SiteRelay(server)
+        await caller.call(REQUEST, rule(Retry.IDEMPOTENT))
+        await caller.call(REQUEST, rule(Retry.IDEMPOTENT))
         assert server.calls[1].done == (server.calls[0].id,)
 
     run(test)
@@ -260,7 +260,7 @@ def test_the_server_is_told_which_answers_arrived() -> None:
 
 def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
     async def test() -> None:
-        ledger = Ledger()
+        ledger = CallLedger()
         executed: list[str] = []
 
         def work(name: str) -> Callable[[], object]:
@@ -287,7 +287,7 @@ def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
 
 def test_the_ledger_keeps_nothing_of_an_execution_that_failed() -> None:
     async def test() -> None:
-        ledger = Ledger()
+        ledger = CallLedger()
 
         async def fails() -> Response:
             raise LinkFault("no SuperLink")
@@ -305,12 +305,12 @@ def test_the_ledger_keeps_nothing_of_an_execution_that_failed() -> None:
 def test_a_new_asker_gets_nothing_that_was_for_the_old_one() -> None:
     async def test() -> None:
         server = Server()
-        caller = Caller(server)
-        await caller.call(REQUEST, rule(Repeat.ONCE))
-        await caller.call(REQUEST, rule(Repeat.HELD, "held"))
+        caller = SiteRelay(server)
+        await caller.call(REQUEST, rule(Retry.AT_MOST_ONCE))
+        await caller.call(REQUEST, rule(Retry.UNTIL_CONFIRMED, "held"))
         await caller.start_over()
         assert caller.bytes_kept == 0
-        answer = await caller.call(REQUEST, rule(Repeat.ONCE))
+        answer = await caller.call(REQUEST, rule(Retry.AT_MOST_ONCE))
         assert answer is not None and answer.body == b"3"
         assert [call.incarnation for call in server.calls] == [1, 1, 2]
 
@@ -318,10 +318,10 @@ def test_a_new_asker_gets_nothing_that_was_for_the_old_one() -> None:
 
 
 def test_a_ledger_runs_and_keeps_a_bounded_number_of_calls_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "KEPT_DONE_BYTES", 100)
+    monkeypatch.setattr(calls, "MAX_UNCONFIRMED_BYTES", 100)
 
     async def test() -> None:
-        ledger = Ledger(running_at_once=3)
+        ledger = CallLedger(running_at_once=3)
         gate = asyncio.Event()
 
         async def slow() -> Response:
@@ -345,7 +345,7 @@ def test_a_ledger_runs_and_keeps_a_bounded_number_of_calls_and_bytes(monkeypatch
 
 def test_a_ledger_keeps_no_answer_that_can_be_had_again() -> None:
     async def test() -> None:
-        ledger = Ledger()
+        ledger = CallLedger()
         executions = 0
 
         async def work() -> Response:
@@ -363,7 +363,7 @@ def test_a_ledger_keeps_no_answer_that_can_be_had_again() -> None:
 
 def test_a_later_try_takes_the_place_of_an_earlier_one() -> None:
     async def test() -> None:
-        ledger = Ledger()
+        ledger = CallLedger()
         gate = asyncio.Event()
         executions = 0
 

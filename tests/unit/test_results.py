@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts import console, core, curves, results, summary
-from scripts.core import Failure, Misuse, unpack
+from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0
 META = {
@@ -410,7 +410,7 @@ def test_no_results_are_fetched_when_the_folder_is_full(
 
 def test_a_limit_that_is_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(results.LIMIT, "much")
-    with pytest.raises(Misuse, match="found 'much'"):
+    with pytest.raises(UsageError, match="found 'much'"):
         results.limit()
     monkeypatch.setenv(results.LIMIT, "1000")
     assert results.limit() == 1000

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
 
-from bridge.flare import same_app
-from bridge.flare.controller import Arrivals, FlowerController
-from bridge.flare.same_app import Expected, SameApp
-from bridge.flower import fab, wire
-from bridge.flower.superlink import RunEnd, RunFailed
-from bridge.flower.versions import Transport
-from bridge.relay import Call, Caller, LinkFault, Request, Response
+from bridge.common.versions import Transport
+from bridge.fleet import wire
+from bridge.job import fab, same_app
+from bridge.job.same_app import Expected, SameApp
+from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
+from bridge.server.controller import FlowerController, SiteReadiness
+from bridge.server.superlink import RunEnd, RunFailed
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 
@@ -114,7 +114,7 @@ def test_the_server_is_told_even_if_the_link_fails_at_first() -> None:
     async def test() -> None:
         server = Server(b"")
         server.faults = 1
-        caller = Caller(server)
+        caller = SiteRelay(server)
         await same_app.tell(caller, "\x1b[2J" + "x" * 5000)
         take = same_app.take(lambda site, reason: told.append((site, reason)))
         assert server.asked[-1].path == same_app.PATH and wire.call_name(same_app.PATH) is None
@@ -142,9 +142,9 @@ def test_a_job_goes_on_while_enough_sites_take_part(min_sites: int) -> None:
     controller = FlowerController(min_sites=min_sites)
 
     async def run() -> RunEnd:
-        arrivals = controller._arrivals = Arrivals(lambda event: None, None)
+        readiness = controller._readiness = SiteReadiness(lambda event: None, None)
         asyncio.get_running_loop().call_later(
-            0.05, arrivals.refused, "site-2", "site-2 was handed another app"
+            0.05, readiness.refused, "site-2", "site-2 was handed another app"
         )
         return await controller._finished(Running(), 1, ["site-1", "site-2"])  # type: ignore[arg-type]
 

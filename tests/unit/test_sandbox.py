@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from bridge.flare import confining, settings
-from bridge.flower import sandbox, syscalls
-from bridge.flower.confinement import APP_POLICY, LAST_FIXED_PORT, UNCONFINED, Confinement, devices
+from bridge.job import confining, settings
+from bridge.launch import sandbox, syscalls
+from bridge.launch.confinement import APP_POLICY, LAST_FIXED_PORT, UNCONFINED, Confinement, devices
 
 needs_all = pytest.mark.skipif(
     bool(sandbox.missing(sandbox.abi(), syscalls.available())), reason="an older kernel than Linux 6.12"
@@ -28,7 +28,7 @@ needs_all = pytest.mark.skipif(
 TRY = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from bridge.flower import sandbox
+from bridge.launch import sandbox
 for policy in json.loads(sys.argv[2]):
     sandbox.enter(sandbox.Policy.from_json(policy))
 arguments, seen = json.loads(sys.argv[3]), {}
@@ -458,7 +458,7 @@ def test_an_older_kernel_confines_less(tmp_path: Path) -> None:
         # A kernel with a newer ABI takes what an older one takes.
         policy = Confinement(on=True).around(tmp_path, tmp_path / "x", ports=(1,), app_ports=(1,))[0]
         script = (
-            "import sys\nfrom bridge.flower import sandbox\n"
+            "import sys\nfrom bridge.launch import sandbox\n"
             f"sandbox.abi = lambda: {version}\n"
             "sandbox.enter(sandbox.Policy.from_json(sys.argv[1]))\n"
             "try: open(sys.argv[2]).read()\n"

@@ -22,11 +22,11 @@ from nvflare.private.fed.utils.app_deployer import AppDeployer
 from nvflare.private.privacy_manager import PrivacyService
 from nvflare.security.security import FLAuthorizer
 
-from bridge.flare import meta, settings
+from bridge.common import meta
 from bridge.flare.job import FlowerJob
 from bridge.flare.policy import PartPolicy
 from bridge.flare.submissions import JobPolicy, watch_submissions
-from bridge.flower import fab
+from bridge.job import fab, settings
 from tests.unit.test_contents import APP, Files, exported, zipped
 
 SECURITY = {

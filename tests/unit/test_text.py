@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge import events
-from bridge.text import one_line, shown
-from bridge.told import Told
+from bridge.common import events
+from bridge.common.log_limit import LogLimit
+from bridge.common.text import one_line, shown
 
 
 def test_whatever_a_terminal_acts_on_is_shown_as_its_code() -> None:
@@ -37,7 +37,7 @@ def test_one_line_is_one_and_short() -> None:
 
 
 def test_a_site_causes_so_many_lines(caplog: pytest.LogCaptureFixture) -> None:
-    told = Told(most=3)
+    told = LogLimit(most=3)
     for site in ("a", "b"):
         for number in range(10):
             told.warn(logging.getLogger("x"), site, "%s: %d", site, number)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from nvflare.apis.signal import Signal
 
-from bridge.flare import settings
-from bridge.flare.controller import Arrivals, Events, FlowerController
-from bridge.flower import versions
-from bridge.flower.superlink import RunFailed
-from bridge.loop import LoopThread
+from bridge.common import versions
+from bridge.common.loop import LoopThread
+from bridge.job import settings
+from bridge.server.controller import FlowerController, JobEventLog, SiteReadiness
+from bridge.server.superlink import RunFailed
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_an_unsupported_flower_is_refused_with_the_range_that_works(wrong: str) 
 def test_a_flower_that_nobody_has_tried_runs_plain_with_a_warning(new: str) -> None:
     newest = versions.GENERATIONS[-1]
     row = versions.generation(new)
-    assert not row.prompt and newest.prompt
+    assert not row.fast_path and newest.fast_path
     assert (row.fleet, row.control, row.superlink) == (newest.fleet, newest.control, newest.superlink)
     assert f"flwr {new} is newer than those that Flowerbed knows (1.34 to 1.43)" in str(versions.newer(new))
     assert versions.mismatch("site-1", new, "1.42.0") is None
@@ -70,7 +70,7 @@ def test_the_jobs_log_says_once_that_its_flower_is_new(
     # No further than that: nothing else is there.
     monkeypatch.setattr(settings, "read", lambda root: (_ for _ in ()).throw(RunFailed("far enough")))
     monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: None)
-    made._loop, made._events = LoopThread("test"), Events(tmp_path / "events.jsonl")
+    made._loop, made._events = LoopThread("test"), JobEventLog(tmp_path / "events.jsonl")
     engine = SimpleNamespace(
         get_clients=list, get_workspace=lambda: SimpleNamespace(get_run_dir=lambda job: str(tmp_path))
     )
@@ -86,7 +86,7 @@ def test_the_jobs_log_says_once_that_its_flower_is_new(
 @pytest.mark.parametrize("verb", ["check", "export", "submit"])
 def test_it_is_refused_at_submit_without_a_module_of_it(verb: str) -> None:
     script = (
-        "import sys; sys.modules['flwr'] = None; from bridge.flower import versions;"
+        "import sys; sys.modules['flwr'] = None; from bridge.common import versions;"
         "versions.installed = lambda: '1.30.0'; from bridge.flare.console.__main__ import main;"
         f'sys.exit(main(\'{{"verb": "{verb}"}}\'))'
     )
@@ -116,7 +116,7 @@ def test_another_fleet_api_is_refused_and_both_are_named() -> None:
 def controller(monkeypatch: pytest.MonkeyPatch, min_sites: int) -> FlowerController:
     monkeypatch.setattr(versions, "installed", lambda: "1.41.0")
     made = FlowerController(min_sites=min_sites)
-    made._arrivals = Arrivals(lambda event: None, None)
+    made._readiness = SiteReadiness(lambda event: None, None)
     return made
 
 
@@ -125,8 +125,8 @@ def test_a_job_without_enough_sites_that_fit_fails_and_names_both(monkeypatch: p
         made = controller(monkeypatch, min_sites=2)
         waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
         await asyncio.sleep(0)
-        assert made._admit("site-1", "1.41.3") is None
-        assert made._admit("site-2", "1.39.0") is not None
+        assert made._check_compatible("site-1", "1.41.3") is None
+        assert made._check_compatible("site-2", "1.39.0") is not None
         with pytest.raises(RunFailed, match=r"site-2 has flwr 1\.39\.0 .* server has flwr 1\.41\.0"):
             async with asyncio.timeout(5):
                 await waiting
@@ -137,12 +137,12 @@ def test_a_job_without_enough_sites_that_fit_fails_and_names_both(monkeypatch: p
 def test_a_job_with_enough_sites_that_fit_starts_without_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         made = controller(monkeypatch, min_sites=1)
-        assert made._arrivals is not None
-        made._arrivals.here.add("site-1")
+        assert made._readiness is not None
+        made._readiness.ready.add("site-1")
         waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
         await asyncio.sleep(0)
         assert not waiting.done()
-        made._admit("site-2", "1.39.0")
+        made._check_compatible("site-2", "1.39.0")
         async with asyncio.timeout(5):
             await waiting
 

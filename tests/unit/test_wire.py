@@ -9,8 +9,8 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 
-from bridge.flower import wire
-from bridge.relay import Request
+from bridge.fleet import wire
+from bridge.relay.calls import Request
 
 PUSHED: dict[str, Any] = {
     "node": Node(node_id=1),

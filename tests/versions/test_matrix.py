@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bridge.flower import wire
-from bridge.flower.superlink import RunEnd
-from bridge.flower.versions import Transport
+from bridge.common.versions import Transport
+from bridge.fleet import wire
+from bridge.server.superlink import RunEnd
 from scripts import core, data
 from tests.driver import Outcome
 from tests.versions.conftest import must

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge import job_options
+from bridge.common import job_options, versions
+from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
 from bridge.flare.console import archive
 from bridge.flare.console.call import Call, ConsoleError
-from bridge.flower import fab, versions
-from bridge.flower.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.job import fab
 
 FOLDER = "job"
 """The folder in which a job goes to the server, whatever its own name is."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridge import events
-from bridge.flare import news
-from bridge.flare.channel import EVENTS_FILE, EVENTS_TOPIC
+from bridge.common import events
 from bridge.flare.console.call import Call, ConsoleError, Session, Unreachable
 from bridge.flare.console.jobs import POLL, downloading, kept
+from bridge.job import news
+from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
 
 ANSWER_WITHIN = 10.0
 """Seconds for an answer, beyond those for which the server may keep the question."""

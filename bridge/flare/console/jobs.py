@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge.flare import meta as keys
+from bridge.common import meta as keys
 from bridge.flare.console import archive
 from bridge.flare.console.call import Call, ConsoleError, Session
 

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bridge.common import versions
+from bridge.common.app import BadApp
 from bridge.flare.console import apps, follow, jobs, logs
 from bridge.flare.console.call import Call, ConsoleError, Gone
-from bridge.flower import versions
-from bridge.flower.app import BadApp
 
 log = logging.getLogger(__name__)
 

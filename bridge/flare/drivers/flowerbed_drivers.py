@@ -55,19 +55,19 @@ _ws_init = WsConnection.__init__
 _context = net_utils.get_ssl_context
 
 
-def _mind_tcp(self: Any) -> None:
+def _keepalive_over_tcp(self: Any) -> None:
     """`SocketConnection._set_tcp_no_delay`, which is called for each new connection."""
     _no_delay(self)
-    mind(self.sock)
+    set_keepalive(self.sock)
 
 
-def _mind_http(self: Any, websocket: Any, *args: Any) -> None:
+def _keepalive_over_http(self: Any, websocket: Any, *args: Any) -> None:
     """`WsConnection.__init__`."""
     _ws_init(self, websocket, *args)
-    mind(websocket.get_extra_info("socket"))
+    set_keepalive(websocket.get_extra_info("socket"))
 
 
-def mind(sock: Any) -> None:
+def set_keepalive(sock: Any) -> None:
     """Let the kernel find out that a TCP connection is dead."""
     if getattr(sock, "family", None) not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -183,8 +183,8 @@ def _shake_hands(self: Any) -> None:
 def install() -> None:
     """Change nvflare's drivers, in this process."""
     changes: list[tuple[Any, str, Any]] = [
-        (SocketConnection, "_set_tcp_no_delay", _mind_tcp),
-        (WsConnection, "__init__", _mind_http),
+        (SocketConnection, "_set_tcp_no_delay", _keepalive_over_tcp),
+        (WsConnection, "__init__", _keepalive_over_http),
         (tcp_driver.TcpStreamServer, "get_request", _accept),
         (ConnectionHandler, "handle", _shake_hands),
         (net_utils, "get_ssl_context", _context_that_checks),

@@ -1,0 +1,103 @@
+"""How much lies in folders, and a watch that says when that is too much."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at a running job's files."""
+
+LOOK_SHARE = 20
+"""A look that takes long is followed by a pause so many times as long: looks must not keep it busy."""
+
+LEAST = 4096
+"""Bytes that a file or folder takes at least: so their number is bounded too."""
+
+JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+"""FLARE's ids of jobs, which name their folders."""
+
+
+def used(folder: Path, enough: float = float("inf")) -> int:
+    """Bytes on disk of all that lies in a folder; counting ends when there is more than `enough`.
+
+    Links are not followed. What goes away meanwhile is not counted. A folder that an app has closed to its
+    owner is opened again, and one whose path is too long to be looked at counts as more than enough.
+    """
+    size, waiting = 0, [os.fspath(folder)]
+    opened: set[str] = set()
+    while waiting and size <= enough:
+        path = waiting.pop()
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                    except OSError as error:
+                        if error.errno == errno.ENAMETOOLONG:
+                            raise
+                        continue
+                    # Its length too: a file may have holes, and none in the archive. Of a hard link each
+                    # name counts.
+                    size += max(LEAST, found.st_blocks * 512, found.st_size)
+                    if size > enough:
+                        break
+        except PermissionError:
+            if path not in opened:
+                opened.add(path)
+                waiting.append(path)
+                with contextlib.suppress(OSError):
+                    Path(path).chmod(0o700)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return size if enough == float("inf") else int(enough) + 1
+    return size
+
+
+class DiskWatch:
+    """Looks at folders from a thread of its own; says once when there is more in them than there may be."""
+
+    def __init__(self, folders: Iterable[Path], limit: int, too_much: Callable[[str], None]) -> None:
+        """Args of the watch.
+
+        Args:
+            folders: are looked at together; they need not exist yet.
+            limit: bytes.
+            too_much: is told the reason, on the watch's thread.
+        """
+        self._folders = tuple(folders)
+        self._limit = limit
+        self._too_much = too_much
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="files", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._end.set()
+
+    def _run(self) -> None:
+        pause = LOOK_EVERY
+        while not self._end.wait(pause):
+            before = time.monotonic()
+            size = 0
+            for folder in self._folders:
+                size += used(folder, self._limit - size)
+            if size > self._limit:
+                self._too_much(
+                    f"its files are more than {self._limit / 2**20:,.0f} MB, the limit of this participant "
+                    "(limits.job_files in project.yml)"
+                )
+                return
+            pause = max(LOOK_EVERY, LOOK_SHARE * (time.monotonic() - before))

@@ -1,0 +1,33 @@
+"""Lines in a log that a site can cause: each site gets so many, and then no more are written."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+LINES_LOGGED = 200
+"""Lines of one kind that one site can cause in one job. Later ones are counted only: a hostile site may cause
+as many as it likes, and neither a log nor the audit log must drown in them."""
+
+
+class LogLimit:
+    """Counts the lines of one kind, by site."""
+
+    def __init__(self, most: int = LINES_LOGGED) -> None:
+        self._most = most
+        self.counts: Counter[str] = Counter()
+
+    def may_tell(self, site: str) -> bool:
+        """Count one more; return whether it may still be told."""
+        self.counts[site] += 1
+        return self.counts[site] <= self._most
+
+    def note(self, site: str) -> str:
+        """What belongs to the line that was just counted: empty, or that it is the last one."""
+        last = self.counts[site] == self._most
+        return f" (the {self._most}th of this kind from this site; no more are logged)" if last else ""
+
+    def warn(self, log: logging.Logger, site: str, text: str, *args: object) -> None:
+        """Write a warning, if this site may still cause one."""
+        if self.may_tell(site):
+            log.warning(text + "%s", *args, self.note(site))

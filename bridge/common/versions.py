@@ -1,0 +1,223 @@
+"""Which flwr versions work, and what differs between them: one table, one row for what is alike.
+
+Read in each version's `--help`, `superlink/cli/flower_superlink.py`, `supernode/cli/flower_supernode.py`
+and `proto/`. What does not differ from 1.34 on: the twelve calls of the Fleet API and their messages, those
+of the Control API that are used here (so also the query of a run's status), and the variables in
+`environment.py`. This module imports nothing of flwr, so that it can tell what is wrong with any version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+Minor = tuple[int, int]
+
+VERSION_LIMIT = 40
+"""Characters of a version that are read of what a site sends; the longest of flwr's has 15."""
+
+
+class Transport(enum.Enum):
+    """How an API is spoken."""
+
+    HTTP = "HTTP"
+    """Protobuf over HTTP/1.1. All APIs of a SuperLink that are spoken so share one port."""
+    GRPC = "gRPC"
+    """Each API has a port of its own."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The minor versions from `first` to `last`."""
+
+    first: Minor
+    last: Minor
+    fleet: Transport
+    """What a SuperNode speaks with its SuperLink: it must be the same on both sides of a job."""
+    control: Transport
+    superlink: str
+    """flower-superlink's flags for its ports, by name (see `Ports`)."""
+    supernode: str
+    """flower-supernode's flags for the port of its own Runtime API."""
+    fast_path: bool = False
+    """Whether its programs can be run without their waits (`long_poll.py`, `fork_server.py`), and its SuperNode
+    inside another process (`inline.py`): that leans on how they are made. The others wait as Flower does."""
+    unasked: bool = False
+    """Whether a ClientApp may send its ServerApp what replies to nothing. Before, a ServerApp took that for
+    one more reply."""
+
+
+GENERATIONS = (
+    Generation(
+        first=(1, 34),
+        last=(1, 34),
+        fleet=Transport.GRPC,
+        control=Transport.GRPC,
+        superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
+        "--serverappio-api-address 127.0.0.1:{runtime}",
+        supernode="--clientappio-api-address 127.0.0.1:{runtime}",
+    ),
+    Generation(
+        first=(1, 35),
+        last=(1, 36),
+        fleet=Transport.GRPC,
+        control=Transport.GRPC,
+        superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
+        "--host 127.0.0.1 --port {http}",
+        supernode="--host 127.0.0.1 --port {runtime}",
+    ),
+    Generation(
+        first=(1, 37),
+        last=(1, 39),
+        fleet=Transport.GRPC,
+        control=Transport.HTTP,
+        superlink="--fleet-api-address 127.0.0.1:{fleet} --host 127.0.0.1 --port {http}",
+        supernode="--host 127.0.0.1 --port {runtime}",
+    ),
+    Generation(
+        first=(1, 40),
+        last=(1, 42),
+        fleet=Transport.HTTP,
+        control=Transport.HTTP,
+        superlink="--host 127.0.0.1 --port {http}",
+        supernode="--host 127.0.0.1 --port {runtime}",
+        fast_path=True,
+    ),
+    Generation(
+        first=(1, 43),
+        last=(1, 43),
+        fleet=Transport.HTTP,
+        control=Transport.HTTP,
+        superlink="--host 127.0.0.1 --port {http}",
+        supernode="--host 127.0.0.1 --port {runtime}",
+        fast_path=True,
+        unasked=True,
+    ),
+)
+"""From the oldest to the newest, without a gap."""
+
+NEWER = replace(GENERATIONS[-1], fast_path=False)
+"""What a flwr that is newer than all of them is taken for: it speaks as the newest does, and waits as Flower
+does, since nobody has read how it is made."""
+
+DISTRIBUTIONS = ("flwr", "flwr-nightly")
+"""The names under which Flower is published."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """A SuperLink's ports: the one of what is spoken over HTTP, and one for each API that may be gRPC."""
+
+    http: int
+    fleet: int
+    control: int
+    runtime: int
+
+    def of_fleet(self, generation: Generation) -> int:
+        """Where SuperNodes' calls go."""
+        return self.http if generation.fleet is Transport.HTTP else self.fleet
+
+    def of_control(self, generation: Generation) -> int:
+        """Where a run is started and followed."""
+        return self.http if generation.control is Transport.HTTP else self.control
+
+
+class UnsupportedFlower(Exception):
+    """This flwr does not speak what the relay carries; the text is for people."""
+
+
+def supported() -> str:
+    """The range that is known to work, for people."""
+    return f"{_text(GENERATIONS[0].first)} to {_text(GENERATIONS[-1].last)}"
+
+
+def installed() -> str:
+    """The version of this environment's flwr.
+
+    Raises:
+        UnsupportedFlower: there is none.
+    """
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    raise UnsupportedFlower(f"flwr is not installed here: expected {supported()}")
+
+
+def known_inside() -> str:
+    """The range of those that can be run without their waits, or inside another process, for people."""
+    known = [row for row in GENERATIONS if row.fast_path]
+    return f"{_text(known[0].first)} to {_text(known[-1].last)}"
+
+
+def require_fast_path(what: str) -> None:
+    """Raise `UnsupportedFlower` unless the installed flwr is one whose insides are known; `what`, for people,
+    leans on them."""
+    if not generation().fast_path:
+        raise UnsupportedFlower(
+            f"{what} does not work with flwr {installed()}: expected {known_inside()}. Leave the option out, "
+            "or install one of these in the image (images/requirements.txt)."
+        )
+
+
+def generation(version: str | None = None) -> Generation:
+    """Return the row of `version` (None: of the one that is installed), or `NEWER`.
+
+    Raises:
+        UnsupportedFlower: it is older than all of them, or no version.
+    """
+    version = installed() if version is None else version
+    minor = _minor(version)
+    for row in GENERATIONS:
+        if minor is not None and row.first <= minor <= row.last:
+            return row
+    if minor is not None and minor > GENERATIONS[-1].last:
+        return NEWER
+    raise UnsupportedFlower(
+        f"flwr {version} does not work here: expected {supported()}. "
+        "Install one of these in the image (images/requirements.txt)."
+    )
+
+
+def newer(version: str | None = None) -> str | None:
+    """The warning for a `version` (None: the installed one) that nobody has tried, if it is one."""
+    version = version or installed()
+    if generation(version) is not NEWER:
+        return None
+    return (
+        f"flwr {version[:VERSION_LIMIT]} is newer than those that Flowerbed knows ({supported()}). "
+        "The app runs, without Flowerbed's fast path: as slowly as in plain Flower."
+    )
+
+
+def mismatch(site: str, found: str, server: str) -> str | None:
+    """Say why a site with flwr `found` cannot work with a server that has flwr `server`, if it cannot.
+
+    Patch versions may differ, and minor versions of one Fleet API, as far as Flower itself allows that:
+    its SuperLinks take note of another minor version and refuse none (`reject_incompatible=False`).
+    """
+    found = found[:VERSION_LIMIT]
+    try:
+        theirs, ours = generation(found).fleet, generation(server).fleet
+    except UnsupportedFlower as wrong:
+        return f"{site} cannot take part: {wrong}"
+    if theirs is ours:
+        return None
+    return (
+        f"{site} has flwr {found} (Fleet API over {theirs.value}), the server has flwr {server} (Fleet API "
+        f"over {ours.value}); they cannot talk. Build both from one images/requirements.txt, or leave "
+        f"{site} out with --sites."
+    )
+
+
+def _minor(version: str) -> Minor | None:
+    try:
+        major, minor = version.split(".")[:2]
+        return int(major), int(minor)
+    except ValueError:
+        return None
+
+
+def _text(minor: Minor) -> str:
+    return f"{minor[0]}.{minor[1]}"

@@ -1,0 +1,385 @@
+"""The insides of the FLARE server's own process: all that `keeper` needs of them, in one place.
+
+FLARE 2.9.0 has no interface by which a running job takes a site back in, or by which a component learns
+that a site's job process has died before the whole job is failed for it. Read in nvflare 2.9.0
+`private/fed/server/{fed_server,server_engine,job_runner,admin}.py`; `tests/unit/test_internals.py` fails
+when one of the names that are used here changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.fl_constant import RunProcessKey, SystemComponents
+from nvflare.apis.job_def import ALL_SITES, SERVER_SITE_NAME, Job, JobMetaKey, RunStatus, new_job_id
+from nvflare.apis.job_scheduler_spec import DispatchInfo
+from nvflare.apis.workspace import Workspace
+from nvflare.app_opt.flower.defs import Constant as FlowerConstant
+from nvflare.fuel.common.exit_codes import ProcessExitCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.f3.message import Message
+from nvflare.private.admin_defs import MsgHeader
+from nvflare.private.admin_defs import ReturnCode as AdminCode
+from nvflare.private.defs import (
+    ERROR_MSG_PREFIX,
+    CellChannel,
+    CellChannelTopic,
+    CellMessageHeaderKeys,
+    ClientType,
+    JobFailureMsgKey,
+)
+from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
+from nvflare.private.fed.utils.fed_utils import extract_participants
+from nvflare.utils.job_launcher_utils import get_resource_manager_spec
+
+from bridge.common import events, meta
+from bridge.flare.revocation import Barred
+from bridge.job import news, wakeups
+from bridge.job.channel import EVENTS_FILE
+
+log = logging.getLogger(__name__)
+
+OUTCOME_WAIT = 15.0
+"""Seconds for which a job whose run has ended waits until its sites have ended too. FLARE's own 900 are for
+jobs whose truth is at the sites; a site that is gone would hold the job's end for as long."""
+
+APP_COMMAND_WITHIN = 5.0
+"""Seconds for the job's own process on the server to take note of a site's new token."""
+
+DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
+"""How a site's FLARE client reports a job process that was killed or crashed; it knows no difference."""
+
+
+SERVER = str(SERVER_SITE_NAME)
+"""What FLARE calls the server among the sites of a job."""
+
+NO_SITE = "this is a person's name, not a site's"
+"""What a console hears that would be a site. FLARE takes its word for what it is (nvflare 2.9.0
+`private/fed/server/client_manager.py`), and would hand it jobs."""
+
+DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
+"""FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
+
+
+class CannotStart(Exception):
+    """A site's part in a job could not be started; trying again may help."""
+
+
+class FlareServer:
+    """The FLARE server's process, as far as jobs and sites go. Its calls block: not for FLARE's threads."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._server = engine.server
+        self._runner = engine.job_runner
+        self._manager = engine.get_component(SystemComponents.JOB_MANAGER)
+
+    def watch(
+        self,
+        on_heartbeat: Callable[[str, str, frozenset[str]], None],
+        on_death: Callable[[str, str], None],
+    ) -> None:
+        """From now on, show every site's heartbeat and every job process that died at a site.
+
+        Both are called on FLARE's threads and must return soon.
+
+        Args:
+            on_heartbeat: is told the site, its token and the jobs that have a process there.
+            on_death: is told job and site. FLARE does not fail the job for it, as it would.
+        """
+        cell, server, runner = self._server.cell, self._server, self._runner
+
+        def heartbeat(request: Message) -> Message:
+            if _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
+                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+            reply = server.client_heartbeat(request)
+            if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
+                site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+                told = request.get_header(CellMessageHeaderKeys.JOB_IDS) or ()
+                try:
+                    jobs = frozenset(map(str, told))
+                    on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
+                except Exception:
+                    # The site must get its answer whatever becomes of its jobs.
+                    log.exception("%s's heartbeat could not be looked at", site)
+            return reply
+
+        def outcome(request: Message) -> Message:
+            client = server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
+            payload = request.payload
+            if client is not None and isinstance(payload, dict):
+                job = str(payload.get(JobFailureMsgKey.JOB_ID))
+                if payload.get(JobFailureMsgKey.CODE) in DIED:
+                    if self.ended_well(job) and self.owes_outcome(job, client.name):
+                        # The job's truth is its Flower run, which has ended; how a site's process
+                        # ended after that does not change it.
+                        runner.resolve_client_outcome(job, client.name)
+                        return make_reply(ReturnCode.OK, "", None)
+                    if self.runs(job) and client.name in self.participants(job):
+                        on_death(job, client.name)
+                        return make_reply(ReturnCode.OK, "", None)
+                    # Whoever has no part in the job has no say in it: FLARE drops such a report.
+            return server.process_job_failure(request)
+
+        def register(request: Message) -> Message:
+            kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
+            if kind != ClientType.ADMIN and _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
+                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+            return server.register_client(request)
+
+        channel = CellChannel.SERVER_MAIN
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.Register, cb=register)
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=heartbeat)
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=outcome)
+        # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported;
+        # and it forgets that a site owes a report while the job runs.
+        server._resolve_missing_client_outcome = lambda client, job, reason: (
+            None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
+        )
+        runner.client_outcome_wait_timeout = OUTCOME_WAIT
+        wakeups.wake_server_loops(self._engine, runner, self._manager)
+        news.install(self._engine)
+
+    # Jobs that run
+
+    def runs(self, job: str) -> bool:
+        """Whether the job's own process runs, and nobody has ended the job."""
+        running = self._runner.running_jobs.get(job)
+        return (
+            running is not None
+            and not running.run_aborted
+            and job in self._engine.run_processes
+            and job not in self._engine.exception_run_processes
+        )
+
+    def ended_well(self, job: str) -> bool:
+        """Whether the job's own process has ended by itself, and the job is about to be closed."""
+        return (
+            job in self._runner.running_jobs
+            and job not in self._engine.run_processes
+            and job not in self._engine.exception_run_processes
+        )
+
+    def tokens(self) -> dict[str, dict[str, str]]:
+        """Of each job that runs, the token with which each site takes part, by the site's name."""
+        processes = dict(self._engine.run_processes)
+        return {
+            job: {client.name: token for token, client in process[RunProcessKey.PARTICIPANTS].items()}
+            for job, process in processes.items()
+            if self.runs(job)
+        }
+
+    def participants(self, job: str) -> list[str]:
+        """The names of a job's sites; also while FLARE is just starting it."""
+        process = self._engine.run_processes.get(job) or {RunProcessKey.PARTICIPANTS: {}}
+        return sorted(client.name for client in process[RunProcessKey.PARTICIPANTS].values())
+
+    def known_jobs(self) -> set[str]:
+        """All jobs that run, start or are being closed."""
+        return {*self._engine.run_processes, *self._runner.running_jobs}
+
+    def owes_outcome(self, job: str, site: str) -> bool:
+        """Whether the site has not reported yet how its part in the job ended."""
+        return bool(self._runner.is_client_outcome_pending(job, site))
+
+    def forget_outcome(self, job: str, site: str) -> None:
+        """Do not wait any longer for the site's report."""
+        self._runner.resolve_client_outcome(job, site)
+
+    def bar(self, names: Barred) -> None:
+        """Let FLARE take whoever is in `names` for disabled, besides those whom it has disabled itself: no
+        registration, no heartbeat, no login."""
+        manager = self._server.client_manager
+        with manager.lock:
+            names.update(manager.disabled_clients)
+            names.here = manager.name_to_clients
+            manager.disabled_clients = names
+
+    def drop(self, names: Barred) -> None:
+        """Forget the tokens of registered sites that are in `names`."""
+        for token, client in list(self._server.client_manager.clients.items()):
+            if why := names.out(client.name):
+                log.warning("%s is removed, and its session closed: %s", client.name, why)
+                self._server.client_manager.remove_client(token)
+                self._server.remove_client_data(token)
+                self._server.admin_server.client_dead(token)
+
+    def put_out(self, job_id: str, site: str, why: str) -> bool:
+        """Let a site take no part any longer in a job that runs. A job with too few sites left fails.
+
+        Returns whether the job's process knows of it. If not, say it again.
+        """
+        engine, runner = self._engine, self._runner
+        job, process = runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
+        if job is None or process is None:
+            return True
+        left = {token: c for token, c in process[RunProcessKey.PARTICIPANTS].items() if c.name != site}
+        if len(left) < max(1, int(job.min_sites or 1)):
+            self.fail(job_id, f"{site} was put out of the job, and too few sites are left: {why}")
+            return True
+        process[RunProcessKey.PARTICIPANTS] = left
+        job.meta[JobMetaKey.JOB_CLIENTS] = [client.to_dict() for client in left.values()]
+        self.forget_outcome(job_id, site)
+        self.note(job_id, {meta.REMOVED: {**(self.known(job_id).get(meta.REMOVED) or {}), site: why}})
+        told = engine.send_app_command(job_id, meta.SITES_TOPIC, {meta.OUT: {site: why}}, APP_COMMAND_WITHIN)
+        return told is not None
+
+    def start_site(self, job_id: str, site: str, number: int) -> None:
+        """Start a site's part in a running job, as FLARE's job runner does when a job begins.
+
+        Args:
+            job_id: the job.
+            site: one of its participants.
+            number: counts the site's starts in this job; the site's executor is told.
+
+        Raises:
+            CannotStart: with the step that failed.
+        """
+        engine, runner = self._engine, self._runner
+        job, process = runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
+        client = engine.get_client_from_name(site)
+        if job is None or process is None or client is None:
+            raise CannotStart("the job has ended" if client else "the site is not registered")
+        if site not in self.participants(job_id):
+            raise CannotStart("it takes no part in this job")
+        others = [c for c in process[RunProcessKey.PARTICIPANTS].values() if c.name != site]
+        participants = [*others, client]
+        job.meta[meta.STARTS] = {**job.meta.get(meta.STARTS, {}), site: number}
+        job.meta[JobMetaKey.JOB_CLIENTS] = [c.to_dict() for c in participants]
+        app = _app_of(job, site)
+        wanted = get_resource_manager_spec(
+            {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}, site
+        )
+        with engine.new_context() as fl_ctx:
+            self._deploy(job, app, client, fl_ctx)
+            ok, token = engine.check_client_resources(job, {site: wanted}, fl_ctx).get(site, (False, ""))
+            if not ok:
+                raise CannotStart(f"the site has no resources for it: {token or 'no answer'}")
+            process[RunProcessKey.PARTICIPANTS] = {c.token: c for c in participants}
+            with runner.lock:
+                runner._pending_client_outcomes.setdefault(job_id, set()).add(site)
+            # The job's own process refuses a token that it does not know.
+            told = engine.send_app_command(job_id, meta.SITES_TOPIC, {}, APP_COMMAND_WITHIN)
+            if told is None:
+                raise CannotStart("the job's process does not answer")
+            replies = engine.start_client_job(job, {site: DispatchInfo(app, wanted, token)}, fl_ctx)
+        answer = replies[0].reply.body if replies and replies[0].reply else "no answer"
+        if not isinstance(answer, str) or answer == "no answer" or answer.startswith(ERROR_MSG_PREFIX):
+            raise CannotStart(f"start: {answer}")
+
+    def _deploy(self, job: Job, app: str, client: Client, fl_ctx: Any) -> None:
+        message = self._runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
+        admin = self._server.admin_server
+        reply = admin.send_requests_and_get_reply_dict({client.token: message}, admin.timeout)[client.token]
+        if reply is None or reply.get_header(MsgHeader.RETURN_CODE, AdminCode.OK) != AdminCode.OK:
+            raise CannotStart(f"deploy: {reply.body if reply else 'no answer'}")
+
+    def fail(self, job: str, reason: str) -> None:
+        """End a running job as failed."""
+        with self._engine.new_context() as fl_ctx:
+            self._manager.update_meta(job, {meta.REASON: reason}, fl_ctx)
+            self._runner.fail_run(job, ProcessExitCode.EXCEPTION, fl_ctx)
+
+    def process_was_lost(self, job: str) -> bool:
+        """Whether the job's own process ended without telling how its run went; to be asked while FLARE
+        closes the job."""
+        process = self._engine.exception_run_processes.get(job)
+        return process is not None and not process.get(RunProcessKey.PROCESS_FINISHED, False)
+
+    # Jobs in the store
+
+    def note(self, job: str, values: Mapping[str, Any]) -> None:
+        """Add `values` to what the store knows of a job."""
+        with self._engine.new_context() as fl_ctx:
+            self._manager.update_meta(job, dict(values), fl_ctx)
+
+    def known(self, job: str) -> dict[str, Any]:
+        """What the store knows of a job."""
+        with self._engine.new_context() as fl_ctx:
+            return dict(self._manager.get_job(job, fl_ctx).meta)
+
+    def refusals(self, job: str) -> dict[str, str]:
+        """Who did not take the job when it was handed out, the server (`SERVER`) or sites, and why."""
+        detail = self.known(job).get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ()
+        answers = dict(line.partition(": ")[::2] for line in detail)
+        return {
+            name: DEPLOY_ERRORS.get(said, said)
+            for name, answer in answers.items()
+            if (said := answer.removeprefix(f"{ERROR_MSG_PREFIX}: ")) not in ("", "OK")
+        }
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """What the store knows of each job that it takes for running."""
+        with self._engine.new_context() as fl_ctx:
+            jobs = self._manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx)
+        return [dict(job.meta) for job in jobs]
+
+    def how_its_run_ended(self, job: str) -> str | None:
+        """What the job's own process wrote down when its run had ended: a reason, empty if it completed; None
+        if it did not come to that. Of a job that FLARE has not closed."""
+        file = Path(Workspace(self._engine.args.workspace).get_run_dir(job)) / EVENTS_FILE
+        # A line that the process was killed in is no event.
+        last = next(iter(deque(events.read(file), maxlen=1)), {})
+        return str(last["reason"]) if last.get("event") == "run ended" else None
+
+    def end(self, job: str, status: RunStatus) -> None:
+        """End a job that the store takes for running, though nothing runs; keep its results."""
+        with self._engine.new_context() as fl_ctx:
+            try:
+                self._runner._save_workspace(fl_ctx, None, job)
+            except Exception:
+                log.exception("what job %s had done could not be stored", job)
+            self._manager.set_status(job, status, fl_ctx)
+
+    def clone(self, job: str, new: str, values: Mapping[str, Any]) -> None:
+        """Submit a job once more, under the same submitter's name, as job `new`."""
+        with self._engine.new_context() as fl_ctx:
+            if self._manager.get_job(new, fl_ctx) is not None:
+                return
+            old = self._manager.get_job(job, fl_ctx).meta
+            # The last is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
+            keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
+            kept = {str(key): value for key, value in old.items() if key in keys}
+            kept[JobMetaKey.CLONED_FROM.value] = job
+            self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)
+
+    def schedule_now(self, job: str) -> None:
+        """Let the scheduler look at a job at once; after a try that failed it waits 10 s and more."""
+        self.note(job, {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0})
+
+    def registered(self) -> set[str]:
+        """The names of all sites that the server counts in."""
+        return {client.name for client in self._engine.get_clients()}
+
+
+SUBMITTER = (
+    JobMetaKey.SUBMITTER_NAME.value,
+    JobMetaKey.SUBMITTER_ORG.value,
+    JobMetaKey.SUBMITTER_ROLE.value,
+)
+"""Whose job it is: FLARE's `clone_job` sets these anew, since there a person clones."""
+
+
+def new_id() -> str:
+    """An id for a job."""
+    return str(new_job_id())
+
+
+def _is_person(name: Any) -> bool:
+    """Whether a name is a person's: an e-mail address, which no site's is (`provisioning/checks.py`)."""
+    return "@" in str(name)
+
+
+def _app_of(job: Job, site: str) -> str:
+    """Which of the job's apps goes to a site."""
+    for app, participants in job.get_deployment().items():
+        names = extract_participants(participants)
+        if site in names or [name.upper() for name in names] == [ALL_SITES]:
+            return str(app)
+    raise CannotStart(f"the job has no app for {site}")

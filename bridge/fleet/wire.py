@@ -1,0 +1,169 @@
+"""The Fleet API on the wire: which requests there are, how each may be repeated, and which errors a
+SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.43).
+
+Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
+and `supernode/start_client_internal.py` (what a SuperNode makes of an error); flwr 1.34.0 and 1.39.0
+`proto/fleet.proto`, `client/grpc_rere_client/connection.py` and `supercore/retry/grpc_retry.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from google.protobuf.message import DecodeError
+
+from bridge.common.versions import Transport
+from bridge.relay.calls import Request, Response, Retry, Rule
+
+PREFIX, GRPC_PREFIX = "/v1/fleet/", "/flwr.proto.Fleet/"
+MEDIA_TYPE = "application/protobuf"
+
+REGISTER, ACTIVATE = "register-node", "activate-node"
+DEACTIVATE, UNREGISTER = "deactivate-node", "unregister-node"
+HEARTBEAT = "send-node-heartbeat"
+PULL, CONFIRM = "pull-messages", "confirm-message-received"
+PUSH, PUSH_OBJECT = "push-messages", "push-object"
+GET_RUN, GET_FAB, PULL_OBJECT = "get-run", "get-fab", "pull-object"
+
+REPEATS = {
+    # A second registration of the same key is refused (412) and ends the SuperNode.
+    REGISTER: Retry.AT_MOST_ONCE,
+    # A SuperNode does each of these once in its life; a node that is active cannot be activated (412).
+    ACTIVATE: Retry.AT_MOST_ONCE,
+    DEACTIVATE: Retry.AT_MOST_ONCE,
+    UNREGISTER: Retry.AT_MOST_ONCE,
+    HEARTBEAT: Retry.IDEMPOTENT,
+    # The SuperLink marks a message as delivered when it is pulled and never gives it out again.
+    PULL: Retry.UNTIL_CONFIRMED,
+    CONFIRM: Retry.IDEMPOTENT,
+    # Each execution opens a session of its own, to which the objects that follow belong.
+    PUSH: Retry.AT_MOST_ONCE,
+    # A second push of an object is answered `stored=False`, and the SuperNode drops its reply.
+    PUSH_OBJECT: Retry.AT_MOST_ONCE,
+    GET_RUN: Retry.IDEMPOTENT,
+    GET_FAB: Retry.IDEMPOTENT,
+    PULL_OBJECT: Retry.IDEMPOTENT,
+}
+"""Every call of the Fleet API, by the last part of its HTTP path."""
+
+PATHS = {
+    Transport.HTTP: {PREFIX + name: name for name in REPEATS},
+    Transport.GRPC: {GRPC_PREFIX + name.title().replace("-", ""): name for name in REPEATS},
+}
+"""The calls' names by their paths."""
+
+LEAVE_CALLS = frozenset({DEACTIVATE, UNREGISTER})
+"""The calls by which a SuperNode leaves; their answers are empty messages."""
+
+PUBLIC_KEY, SIGNATURE = "flwr-public-key", "flwr-signature"
+REQUEST_HEADERS = frozenset(
+    {
+        "content-type",
+        "flwr-package-name",
+        "flwr-package-version",
+        "flwr-component-name",
+        PUBLIC_KEY,
+        "flwr-timestamp",
+        SIGNATURE,
+    }
+)
+METADATA_PREFIX = "flwr-"
+"""What a gRPC SuperNode adds to a call, and a SuperLink to its answer, begins so."""
+
+RESPONSE_HEADERS = frozenset({"content-type"})
+
+CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
+"""Between forwarder and SuperLink: the id of a call that is to be carried out once, and the ids of earlier
+ones whose answers have arrived (`superlink_process.py`). No SuperNode's header of that name passes."""
+
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of the largest request that passes. Flower cuts arrays into chunks of 5 MiB
+(`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
+
+PASSED_ERRORS = frozenset({403})
+"""403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""
+
+FATAL_ON_ERROR = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
+"""Calls in which an error ends the SuperNode or leaves it alive and deaf."""
+
+
+def call_name(path: str, transport: Transport | None = None) -> str | None:
+    """Return the Fleet call that `path` names, or None if it names none (of `transport`, where given)."""
+    for spoken in Transport if transport is None else (transport,):
+        if name := PATHS[spoken].get(path):
+            return name
+    return None
+
+
+def may_pass(header: str) -> bool:
+    """Whether a header of a SuperNode's goes on to the SuperLink."""
+    return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
+
+
+def must_happen_once(path: str) -> bool:
+    """Whether the call that `path` names must not be carried out twice."""
+    name = call_name(path)
+    return name is not None and REPEATS[name] is not Retry.IDEMPOTENT
+
+
+def rule(request: Request) -> Rule:
+    """Say how `request` (a Fleet call) is to be carried.
+
+    Its signature covers only the timestamp and changes at every try, so the key is made from path,
+    body and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
+    or, by a confirmation, have it thrown away.
+    """
+    name = call_name(request.path)
+    assert name is not None
+    asker = dict(request.headers).get(PUBLIC_KEY, "")
+    released = _released_pull(asker, request.body) if name == CONFIRM else None
+    shows = _shown_pull(asker, request.body) if name == PULL_OBJECT else None
+    return Rule(REPEATS[name], _key(name, asker, request.body), released, shows)
+
+
+def map_error_for_supernode(request: Request, response: Response) -> Response:
+    """Turn a SuperLink's answer into one that neither ends a SuperNode nor makes a zombie of it.
+
+    Success and "run not running" pass. An error of the server's becomes 503 (over gRPC: UNAVAILABLE),
+    which is the one that a SuperNode retries. Another refusal passes where the SuperNode only drops the
+    one message it was about.
+    """
+    if response.status < 300 or response.status in PASSED_ERRORS:
+        return response
+    if response.status >= 500 or response.status == 401 or call_name(request.path) in FATAL_ON_ERROR:
+        return Response(503)
+    return response
+
+
+def _key(name: str, asker: str, body: bytes) -> str:
+    return f"{name}:{asker}:{hashlib.sha256(body).hexdigest()}"
+
+
+def _released_pull(asker: str, confirm_body: bytes) -> str | None:
+    """The key of the pull that brought the message which is being confirmed: the same node's.
+
+    A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
+    confirmation's.
+    """
+    try:
+        node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
+    except DecodeError:
+        return None  # The SuperLink will refuse it; nothing is released.
+    return _pull_of(asker, node)
+
+
+def _shown_pull(asker: str, object_body: bytes) -> tuple[str, bytes] | None:
+    """The key of the pull whose message the asked object may be part of, and the object's id: a message
+    comes with the ids of all its objects."""
+    try:
+        request = PullObjectRequest.FromString(object_body)
+    except DecodeError:
+        return None
+    return _pull_of(asker, request.node), request.object_id.encode()
+
+
+def _pull_of(asker: str, node: Node) -> str:
+    return _key(PULL, asker, PullMessagesRequest(node=node).SerializeToString())

@@ -1,0 +1,230 @@
+"""A ServerApp that gets everything in the order of the sites, and a record of what it sends and gets.
+
+Flower hands replies out as they come, and a mean over three or more sites then differs in its last bits from
+run to run; node ids, by which sites are sampled, are new in every run. So that two runs can be compared to
+the last bit, the ServerApp's process is told which node is whose (`PLAN_FILE`) and
+
+- is given nodes and replies in the order of the sites' places, and
+- begins with Python's and numpy's generators of random numbers seeded.
+
+Neither the app nor Flower's files are touched, and the same is done to a ServerApp of plain Flower: by
+`python -m bridge.flower.deterministic` in place of `flwr-serverapp`. Everything that passes is written down beside
+`PLAN_FILE`, as events like the observer's, with hashes: an `ArrayRecord`'s object id is the SHA-256 of what it
+holds (flwr 1.41 `supercore/inflatable/inflatable_object.py`, `get_object_id`).
+
+Leans on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`;
+`tests/unit/test_internals.py` guards it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from bridge.common.namespace_proxy import namespace_proxy
+from bridge.launch.environment import DETERMINISTIC
+from bridge.server.observe import ROUND, Event, Reply, reply_event, round_of_group
+
+PLAN_FILE, TRACE_FILE = "in_order.json", "in_order.jsonl"
+"""`{"seed": number, "sites": {node id: site}}`, the sites in their order; and the events."""
+
+SERVERAPP = "flwr-serverapp"
+
+GRID, CLIENT_MANAGER, SERVER = (
+    ("flwr.superlink.grid.http_grid", "HttpGrid"),
+    ("flwr.server.client_manager", "SimpleClientManager"),
+    "flwr.server.server",
+)
+CLIENT_CALLS = ("fit_clients", "evaluate_clients")
+"""In `SERVER`: each asks clients in as many threads and takes the replies as they come."""
+
+
+WAITS = (
+    "flwr.supercore.heartbeat",
+    "flwr.supercore.inflatable.inflatable_utils",
+    "flwr.supercore.retry.retry_invoker",
+)
+"""Each draws the length of its waits from Python's generator, as often as there are any: on a busy machine
+more often, and other sites would be sampled then. They get a generator of their own."""
+
+
+def write_plan(folder: Path, seed: int, sites: dict[int, str]) -> None:
+    """Write `PLAN_FILE` into `folder`: whose the nodes are, the sites in the order that is to be kept."""
+    told = {"seed": seed, "sites": {str(node): site for node, site in sites.items()}}
+    (folder / PLAN_FILE).write_text(json.dumps(told))
+
+
+def begin() -> None:
+    """Do all this in this process, if its environment asks for it."""
+    path = os.environ.get(DETERMINISTIC)
+    if path:
+        told = json.loads(Path(path).read_text())
+        sites = {int(node): str(site) for node, site in told["sites"].items()}
+        _seed(int(told["seed"]))
+        _put_in_order(sites)
+        _Record(Path(path).with_name(TRACE_FILE), sites).listen()
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    own = random.Random()
+    for name in WAITS:
+        module: Any = importlib.import_module(name)
+        module.random = namespace_proxy(random, uniform=own.uniform)
+    numpy: Any = importlib.import_module("numpy")
+    numpy.random.seed(seed % 2**32)
+
+
+def _put_in_order(sites: dict[int, str]) -> None:
+    places = {node: place for place, node in enumerate(sites)}
+
+    def place(node: int) -> tuple[int, int]:
+        return places.get(node, len(places)), node
+
+    grid: Any = getattr(importlib.import_module(GRID[0]), GRID[1])
+    get_nodes, send_and_receive = grid.get_nodes, grid.send_and_receive
+
+    def nodes_in_order(self: Any) -> list[Any]:
+        return sorted(get_nodes(self), key=lambda node: place(node.node_id))
+
+    def replies_in_order(self: Any, messages: Iterable[Message], **options: Any) -> list[Message]:
+        replies = send_and_receive(self, messages, **options)
+        return sorted(replies, key=lambda reply: place(reply.metadata.src_node_id))
+
+    grid.get_nodes, grid.send_and_receive = nodes_in_order, replies_in_order
+
+    # Legacy apps: clients are kept by their nodes' ids, and asked by one thread each.
+    manager: Any = getattr(importlib.import_module(CLIENT_MANAGER[0]), CLIENT_MANAGER[1])
+    register = manager.register
+
+    def register_in_order(self: Any, client: Any) -> Any:
+        done = register(self, client)
+        self.clients = dict(sorted(self.clients.items(), key=lambda item: place(int(item[0]))))
+        return done
+
+    manager.register = register_in_order
+    server: Any = importlib.import_module(SERVER)
+    for name in CLIENT_CALLS:
+        setattr(server, name, _results_in_order(getattr(server, name), place))
+
+
+def _results_in_order(
+    call: Callable[..., Any], place: Callable[[int], tuple[int, int]]
+) -> Callable[..., Any]:
+    def ordered(*args: Any, **options: Any) -> Any:
+        results, failures = call(*args, **options)
+        return sorted(results, key=lambda result: place(int(result[0].cid))), failures
+
+    return ordered
+
+
+class _Record:
+    """Writes down what passes the grid. Thread-safe: a legacy app has a thread for each client."""
+
+    def __init__(self, file: Path, sites: dict[int, str]) -> None:
+        self._file, self._sites = file, sites
+        self._lock = threading.Lock()
+        self._rounds: dict[str, int] = {}
+        """By message id."""
+        self._begun: set[int] = set()
+
+    def listen(self) -> None:
+        """Take note from now on."""
+        grid: Any = getattr(importlib.import_module(GRID[0]), GRID[1])
+        push, pull = grid.push_messages, grid.pull_messages
+
+        def pushed(of: Any, messages: Iterable[Message]) -> Any:
+            sent = list(messages)
+            events = [self._sent(message) for message in sent]
+            ids = push(of, sent)
+            with self._lock:
+                for message_id, event in zip(ids, events, strict=False):
+                    self._rounds[message_id] = event["round"]
+            return ids
+
+        def pulled(of: Any, *ids: Any, **by_name: Any) -> Any:
+            # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
+            replies = list(pull(of, *ids, **by_name))
+            for reply in replies:
+                self._got(reply)
+            return replies
+
+        grid.push_messages, grid.pull_messages = pushed, pulled
+
+    def _sent(self, message: Message) -> Event:
+        content = message.content if message.has_content() else RecordDict()
+        data = message.metadata
+        number = round_of_group(data.group_id) or _round(content)
+        with self._lock:
+            if number not in self._begun:
+                self._begun.add(number)
+                self._write({"event": "round", "round": number, "of": None, "t": time.time()})
+            event = {
+                "event": "sent",
+                "round": number,
+                "site": self._site(data.dst_node_id),
+                "kind": data.message_type.split(".")[0],
+                "parameters": parameters_of(content),
+            }
+            self._write(event)
+        return event
+
+    def _got(self, reply: Message) -> None:
+        data = reply.metadata
+        content = reply.content if reply.has_content() else RecordDict()
+        error = "" if reply.has_content() else reply.error.reason or f"error {reply.error.code}"
+        with self._lock:
+            kind, number = data.message_type.split(".")[0], self._rounds.get(data.reply_to_message_id, 0)
+            told = Reply(self._site(data.src_node_id), number, kind, "", error)
+            records = {
+                name: dict(record)
+                for name, record in content.items()
+                if isinstance(record, MetricRecord | ConfigRecord)
+            }
+            self._write({**reply_event(told, records), "parameters": parameters_of(content)})
+
+    def _site(self, node: int) -> str:
+        return self._sites.get(node, str(node))
+
+    def _write(self, event: Event) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def _round(content: RecordDict) -> int:
+    records = (record for record in content.values() if isinstance(record, ConfigRecord))
+    numbers = (record.get(ROUND) for record in records)
+    return next((number for number in numbers if type(number) is int), 0)
+
+
+def parameters_of(content: RecordDict) -> str | None:
+    """The SHA-256 (hexadecimal) of all arrays in a message, or None if it has none; of several records, the
+    SHA-256 of theirs in the order of their names."""
+    hashes = [content[name].object_id for name in sorted(content) if isinstance(content[name], ArrayRecord)]
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def main() -> None:
+    """Be `flwr-serverapp`, in order."""
+    sys.argv = [SERVERAPP, *sys.argv[1:]]
+    begin()
+    (entry,) = entry_points(group="console_scripts", name=SERVERAPP)
+    entry.load()()
+
+
+if __name__ == "__main__":
+    main()

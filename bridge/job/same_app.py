@@ -1,0 +1,148 @@
+"""A site runs the app that it has checked: the FAB that comes from the server is compared before it is used.
+
+FLARE verifies the submitter's signature over the site's own part of a job and asks the site's policy about
+it. But the SuperNode runs what the SuperLink hands out. Here the two meet: no SuperNode gets an app with
+another hash than that of the app in the site's part. Where the app is deployed on the server, the site's part
+has none: then the site's `allowed_apps` count, if it has any.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from flwr.proto.fab_pb2 import GetFabResponse
+from google.protobuf.message import DecodeError
+
+from bridge.common.app import BadApp
+from bridge.fleet import wire
+from bridge.job import fab
+from bridge.relay.calls import Call, JobOver, Link, Request, Response, Retry, Rule, SiteRelay
+
+log = logging.getLogger(__name__)
+
+PATH = "/flowerbed/other-app"
+"""The path of a call by which a site says that it takes no part: not one of Flower's, so no gateway lets it
+pass."""
+
+REASON_LIMIT = 2000
+"""Characters of a reason."""
+
+
+class Expected:
+    """Which app a site runs in one job."""
+
+    def __init__(self, site: str, brought: bytes | None, allowed: Sequence[str] | None) -> None:
+        """Args of the expectation.
+
+        Args:
+            site: its name.
+            brought: the FAB in its own part of the job; None: there is none.
+            allowed: the hashes of the deployed apps that it runs; None: all.
+        """
+        self._site = site
+        self._own = None if brought is None else fab.sha256(brought)
+        self._allowed = None if allowed is None else frozenset(allowed)
+
+    def objection(self, response: bytes) -> str:
+        """Why the app in a response to get-fab must not run here, for people; empty if it may."""
+        try:
+            handed = GetFabResponse.FromString(response).fab
+        except DecodeError:
+            return f"{self._site} was handed what is no app"
+        found = fab.sha256(handed.content)
+        if handed.hash_str != found:
+            return f"{self._site} was handed app {found} under the hash {_shown(handed.hash_str)}"
+        if self._own is not None:
+            if found == self._own:
+                return ""
+            return (
+                f"the server handed out {_name(handed.content)} with the hash {found}; the job as it was "
+                f"signed for {self._site} has {self._own}. Ask who runs the server"
+            )
+        if self._allowed is None or found in self._allowed:
+            return ""
+        listed = ", ".join(sorted(self._allowed)) or "none"
+        return (
+            f"{self._site} allows the deployed apps {listed}; the server handed out {_name(handed.content)} "
+            f"with the hash {found}. To allow it, add it to {self._site} in project.yml: "
+            f"allowed_apps: [{found}]"
+        )
+
+
+def _name(content: bytes) -> str:
+    try:
+        project = fab.read(content)["project"]
+        return f"app {_shown(project['name'])} {_shown(project['version'])}"
+    except (BadApp, KeyError, TypeError, AttributeError):
+        return "an app without a name"
+
+
+def _shown(text: object) -> str:
+    """At most a line's worth of a text that comes from a stranger."""
+    return re.sub(r"[^\w.+ -]", "?", str(text))[:80]
+
+
+class SameApp:
+    """A link (`relay.Link`) on which no other app passes than the expected one."""
+
+    def __init__(self, link: Link, expected: Expected, on_other: Callable[[str], None]) -> None:
+        """`on_other` is told the reason, the first time that another app comes."""
+        self._link = link
+        self._expected = expected
+        self._on_other = on_other
+        self._told = False
+
+    async def send(self, call: Call) -> Response:
+        """See `relay.Link`."""
+        response = await self._link.send(call)
+        if wire.call_name(call.request.path) != wire.GET_FAB or response.status != 200:
+            return response
+        reason = self._expected.objection(response.body)
+        if not reason:
+            return response
+        if not self._told:
+            self._told = True
+            self._on_other(reason)
+        return Response(403)
+
+    async def probe(self) -> None:
+        """See `relay.Link`."""
+        await self._link.probe()
+
+
+async def tell(caller: SiteRelay, reason: str) -> None:
+    """Let the server know that this site takes no part, and why; returns when it does."""
+    request = Request(PATH, (), json.dumps(reason[:REASON_LIMIT]).encode())
+    try:
+        while await caller.call(request, Rule(Retry.IDEMPOTENT, PATH)) is None:
+            pass
+    except JobOver:
+        pass
+
+
+def take(on_refused: Callable[[str, str], None]) -> Callable[[str, Request], Awaitable[Response]]:
+    """Return what carries out such a call at the server; `on_refused` is told site and reason."""
+
+    async def carry_out(site: str, request: Request) -> Response:
+        try:
+            reason = json.loads(request.body) if len(request.body) <= 8 * REASON_LIMIT else None
+        except (ValueError, RecursionError):
+            reason = None
+        if not isinstance(reason, str) or len(reason) > REASON_LIMIT:
+            return Response(400, (), b"expected a reason")
+        on_refused(site, "".join(c if c.isprintable() else "?" for c in reason))
+        return Response(200)
+
+    return carry_out
+
+
+def brought(custom: Path) -> bytes | None:
+    """The FAB in the folder `custom` of a participant's part of a job, if it has one."""
+    try:
+        return (custom / fab.NAME).read_bytes()
+    except FileNotFoundError:
+        return None

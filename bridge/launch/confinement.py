@@ -1,0 +1,128 @@
+"""What a job's Flower processes may do: the policies of `sandbox.py` that they get.
+
+There are two. One is for all of a job's processes at a participant: SuperNode or SuperLink, its SuperExec,
+its apps. A second, narrower one is for each process that runs an app's code (`fork_server.py` enters it). Such a
+process sees nothing of other processes, and can neither signal nor trace the SuperNode that started it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bridge
+from bridge.launch.sandbox import Policy, Ranges, top_folders
+
+TEMP = "tmp"
+"""The folder, in a job's own, that its processes have as TMPDIR and HOME."""
+
+APP_POLICY = "FLOWERBED_APP_POLICY"
+"""The variable that holds the policy of processes that run an app's code, as JSON."""
+
+SHARED, PROC = "/dev/shm", "/proc"
+
+DEVICES = (
+    "null",
+    "zero",
+    "full",
+    "random",
+    "urandom",
+    "nvidia*",
+    "dri",
+    "kfd",
+    "dxg",
+    "infiniband",
+)
+"""What of /dev an app may use: what every program needs, and accelerators. Not pts, ptmx and tty, where
+operators type, and not mqueue."""
+
+LAST_FIXED_PORT = 32767
+"""The last port that Linux does not give out by itself. All above may be another job's, or FLARE's own."""
+
+ANY_FREE: Ranges = ((0, 0),)
+"""To listen on a port that the kernel chooses."""
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """How one job's processes are confined here."""
+
+    on: bool = False
+    anywhere: bool = False
+    """Whether apps may connect to other machines."""
+    closed: tuple[int, ...] = ()
+    """Ports that are closed even then: the federation's own."""
+    ports: tuple[int, ...] = ()
+    """Ports of FLARE's that an app needs."""
+    readable: tuple[Path, ...] = ()
+    """Files of FLARE's that an app needs."""
+
+    def around(
+        self, work_dir: Path, home: Path, *, ports: Sequence[int], app_ports: Sequence[int]
+    ) -> tuple[Policy | None, dict[str, str]]:
+        """Return the policy of a job's Flower processes, and variables for them.
+
+        Args:
+            work_dir: where the app works.
+            home: Flower's own folder for this job (`environment.HOME`).
+            ports: where they connect to and listen.
+            app_ports: those of them that a process with an app's code connects to.
+        """
+        if not self.on:
+            return None, {}
+        temp = home.parent / TEMP
+        for folder in (work_dir, home, temp):
+            folder.mkdir(parents=True, exist_ok=True)
+        all_ports = (*ports, *self.ports)
+        readable = tuple(str(path) for path in (*program_folders(), *self.readable))
+        outer = Policy(
+            readable=(*readable, PROC),
+            writable=(str(work_dir), str(home), str(temp)),
+            devices=devices(),
+            shared=(SHARED,),
+            connect=self._connect(all_ports),
+            bind=(*ANY_FREE, *_each(all_ports)),
+            scoped=True,
+            filtered=True,
+        )
+        inner = outer._replace(
+            readable=readable,
+            own_process=True,
+            # The outer policy's filter stays: a second one would only cost time.
+            filtered=False,
+            # Where it may go anywhere, what the outer policy closes stays closed.
+            connect=None if self.anywhere else _each((*app_ports, *self.ports)),
+            bind=ANY_FREE,
+        )
+        return outer, {"TMPDIR": str(temp), "HOME": str(temp), APP_POLICY: inner.to_json()}
+
+    def _connect(self, ports: Sequence[int]) -> Ranges:
+        if not self.anywhere:
+            return _each(ports)
+        ranges, first = [], 1
+        for closed in sorted({port for port in self.closed if port <= LAST_FIXED_PORT}):
+            ranges.append((first, closed - 1))
+            first = closed + 1
+        ranges.append((first, LAST_FIXED_PORT))
+        return (*(r for r in ranges if r[0] <= r[1]), *_each(ports))
+
+
+UNCONFINED = Confinement()
+
+
+def devices(root: Path = Path("/dev")) -> tuple[str, ...]:
+    """Those of `DEVICES` that are there."""
+    return tuple(sorted(str(path) for name in DEVICES for path in root.glob(name)))
+
+
+def program_folders() -> tuple[Path, ...]:
+    """What programs and apps read: the container's own, and wherever this interpreter and the bridge are."""
+    # The folder that the bridge is in, and not only the bridge: Python lists it to find the bridge.
+    own = (Path(sys.prefix), Path(sys.base_prefix), Path(bridge.__file__).parents[1])
+    return (*map(Path, top_folders()), *own)
+
+
+def _each(ports: Sequence[int]) -> Ranges:
+    return tuple((port, port) for port in ports)

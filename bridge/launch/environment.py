@@ -1,0 +1,165 @@
+"""How Flower's programs are called: flags and variables that flwr 1.34 to 1.43 have in common.
+
+What differs between them stands in `versions.py`. Sources: `--help` of flower-superlink and
+flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_superlink.py`,
+`supercore/superexec/run_superexec.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import bridge
+from bridge.common.versions import Ports, generation
+
+HOME = "flwr"
+"""The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
+
+DETERMINISTIC = "FLOWERBED_IN_ORDER"
+"""The variable by which a ServerApp is asked to keep the sites' order (`deterministic.py`): a file's path."""
+
+DETERMINISTIC_MODULE = "bridge.flower.deterministic"
+"""What does it. By name, since few ServerApps need what it imports."""
+
+SUPERLINK_PROCESS = "bridge.flower.superlink_process"
+"""The module that runs flower-superlink. By name, since it imports what not every flwr has."""
+
+SUPERNODE_PROCESS = "bridge.flower.supernode_process"
+"""The same for flower-supernode."""
+
+FORK_SERVER_PROCESS = "bridge.flower.fork_server_process"
+"""The same for the template of a SuperNode that has no process of its own."""
+
+TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
+"""Seconds between two looks of a SuperExec for work: Flower's own is 1.0, and 0.01 the least that it takes.
+The second where a look is held until there is work (`long_poll.py`). (flwr 1.34 and 1.35 cannot be told.)"""
+
+
+EXTRA = "APP_"
+"""How the names begin of variables that a job may set. A list of what it may not set would never end: Python,
+the linker, OpenSSL, proxies, torch and many more take orders from variables, and some of these run code."""
+
+EXTRA_LIMIT = 32 * 1024
+"""Characters of one value."""
+
+NOT_WITHOUT_CODE = "extra_env: expected none, since the job brings no app; set keys of its run config instead"
+"""Why a job whose app is on the server may set no variables."""
+
+NO_EXTRA: Mapping[str, str] = {}
+"""A job that sets no variables."""
+
+_EXTRA_NAME = re.compile(rf"{EXTRA}[A-Z0-9_]{{1,100}}")
+
+
+def check_extra(extra: Mapping[str, str]) -> None:
+    """See whether a job may set these variables for its Flower processes.
+
+    Raises:
+        ValueError: one is no text, or does not begin with `EXTRA`.
+    """
+    for name, value in extra.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"extra_env {name!r}: expected a name and a text, found {value!r}")
+        if not _EXTRA_NAME.fullmatch(name):
+            raise ValueError(
+                f"extra_env {name[:100]!r}: expected a name that begins with {EXTRA}, such as {EXTRA}DEPTH, "
+                "in capital letters, digits and _"
+            )
+        if "\0" in value or len(value) > EXTRA_LIMIT:
+            raise ValueError(f"extra_env {name!r}: expected a text of at most {EXTRA_LIMIT} characters")
+
+
+def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]:
+    """Environment of every Flower process; `home` takes what Flower unpacks for this job, `extra` is what the
+    job sets (see `check_extra`)."""
+    return {
+        **extra,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(
+            TASK_HELD_INTERVAL if generation().fast_path else TASK_POLL_INTERVAL
+        ),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", ""), without=home.parent),
+    }
+
+
+def with_bridge(path: str, without: Path | None = None) -> str:
+    """A PYTHONPATH by which a process finds the bridge, before what `path` names.
+
+    Args:
+        path: another PYTHONPATH.
+        without: a job's folder, nothing below which is to be imported: its app may write there. (FLARE puts
+            the job's `custom` into the variable, nvflare 2.9.0 `job_launcher_utils.py`.)
+    """
+    folder = str(Path(bridge.__file__).parents[1])
+    others = (part for part in path.split(os.pathsep) if part not in ("", folder))
+    kept = (p for p in others if without is None or not Path(p).resolve().is_relative_to(without.resolve()))
+    return os.pathsep.join([folder, *kept])
+
+
+@dataclass(frozen=True)
+class Prefork:
+    """Whether apps' processes are copies of one that has imported much, and `modules` that they will need."""
+
+    on: bool = True
+    modules: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the launchers take."""
+        return [str(int(self.on)), ",".join(self.modules)]
+
+
+PREFORK = Prefork()
+"""They are copies, and nothing is known of what they need."""
+
+
+def superlink_command(ports: Ports, push_session: float, prefork: Prefork) -> list[str]:
+    """The SuperLink on loopback, its ServerApp a subprocess.
+
+    Args:
+        ports: where its APIs listen.
+        push_session: seconds for which an unfinished reply waits for its next object.
+        prefork: of its ServerApp.
+    """
+    program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session), *prefork.arguments]
+    return [*program, "--insecure", *_filled(generation().superlink, **vars(ports))]
+
+
+def supernode_command(
+    superlink_port: int, runtime_port: int, node_config: dict[str, str | int], prefork: Prefork
+) -> list[str]:
+    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's."""
+    row = generation()
+    launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *prefork.arguments]
+    config = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in node_config.items())
+    return [
+        *(launcher if row.fast_path else ["flower-supernode"]),
+        "--insecure",
+        "--superlink",
+        f"127.0.0.1:{superlink_port}",
+        *_filled(row.supernode, runtime=runtime_port),
+        "--node-config",
+        config,
+    ]
+
+
+def fork_server_command(descriptor: int) -> list[str]:
+    """The template of a SuperNode that has no process of its own; `descriptor` is its end of the channel."""
+    return ["python", "-P", "-m", FORK_SERVER_PROCESS, str(descriptor)]
+
+
+def superexec_command(runtime_port: int) -> list[str]:
+    """The SuperExec of a SuperNode that does not start its own; it ends with this process."""
+    address = ["--runtime-api-address", f"127.0.0.1:{runtime_port}"]
+    return ["flower-superexec", "--insecure", *address, "--parent-pid", str(os.getpid())]
+
+
+def _filled(flags: str, **ports: int) -> list[str]:
+    return flags.format_map(ports).split()

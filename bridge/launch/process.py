@@ -1,0 +1,230 @@
+"""A Flower process and all that it starts, confined, and ended together.
+
+Flower's programs leave their parent's process group (a SuperLink starts its SuperExec in a session of
+its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
+SuperExec that was killed. An app may start what it likes. So between this process and Flower's stands a
+reaper (`bridge/launch/reaper.py`), which confines them, ends all of them when it is told to, when the program
+ends, or when this process is killed. What a killed reaper leaves becomes this process's, which ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from bridge.launch import reaper, syscalls
+from bridge.launch.sandbox import Policy
+
+LAST_LINES = 200
+"""Lines of output that are kept, for the reason when a process ends badly."""
+
+COMM_LIMIT = 15
+"""Characters that Linux keeps of a process's name."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
+"""A line for each request that went well, several a second: nobody reads them."""
+_LINE_LIMIT = 1 << 20
+
+REAPER_GRACE = 1.5
+"""Seconds that the reaper has, beyond its own limits, to end."""
+
+QUIET_LOOKS = 10
+"""So often nothing must be found. A look goes through /proc, and misses whose parent ends meanwhile."""
+
+
+class FlowerProcess:
+    """One child process; its output goes line by line to a logger."""
+
+    def __init__(
+        self, name: str, pid: int, keeper: asyncio.subprocess.Process, *, filtered: bool = False
+    ) -> None:
+        self.name = name
+        self.last_lines: list[str] = []
+        self._pid = pid
+        self._reaper = keeper
+        self._filtered = filtered
+        self._code: int | None = None
+        self._log = logging.getLogger(f"bridge.{name}")
+        self._reader = asyncio.ensure_future(self._read())
+        self._follower = asyncio.ensure_future(self._follow())
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+        policy: Policy | None = None,
+    ) -> Self:
+        """Start `command` (a console script of this environment, without its folder) in `cwd`, confined by
+        `policy`; it gets the descriptors `pass_fds`, under the same numbers.
+
+        Flower finds its own programs by name, so this environment's folder comes first on PATH.
+
+        Raises:
+            RuntimeError: its reaper ended at once; the text is what it printed.
+        """
+        scripts = Path(sys.executable).parent
+        reaper.adopt()
+        keeper = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            reaper.__file__,
+            cwd=cwd,
+            env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", **env},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=_LINE_LIMIT,
+            pass_fds=pass_fds,
+        )
+        assert keeper.stdin is not None and keeper.stdout is not None and keeper.stderr is not None
+        request = {"command": [str(scripts / command[0]), *command[1:]], "policy": policy}
+        keeper.stdin.write(json.dumps(request).encode() + b"\n")
+        told = (await keeper.stdout.readline()).split()
+        if told[:1] != [b"pid"]:
+            printed = (await keeper.stderr.read()).decode(errors="replace")
+            raise RuntimeError(f"{name} could not be started:\n{printed}")
+        filtered = policy is not None and policy.filtered and syscalls.available()
+        return cls(name, int(told[1]), keeper, filtered=filtered)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        return self._code
+
+    def descendant(self, program: str) -> int | None:
+        """The id of a process that this one has started, itself or through others, and that runs `program`:
+        by its command line, or by its name if it is a copy of a template; None while there is none."""
+        for pid in reaper.descendants(self._reaper.pid):
+            with contextlib.suppress(OSError):
+                folder = Path(f"/proc/{pid}")
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                names = {Path(word.decode(errors="replace")).name for word in words[:2]}
+                names.add((folder / "comm").read_text().strip())
+                if {program, program[:COMM_LIMIT]} & names:
+                    return pid
+        return None
+
+    async def stop(self, grace: float) -> None:
+        """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
+        assert self._reaper.stdin is not None
+        with contextlib.suppress(OSError):
+            self._reaper.stdin.write(f"terminate {grace}\n".encode())
+            await self._reaper.stdin.drain()
+        # Not `wait_for`: the follower goes on should this be cancelled.
+        await asyncio.wait([self._follower], timeout=grace + reaper.WITHIN + REAPER_GRACE)
+        if not self._follower.done():
+            self._log.error("processes of it cannot be ended: they do not react to SIGKILL")
+            with contextlib.suppress(ProcessLookupError):
+                self._reaper.kill()
+        self._reaper.stdin.close()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        # What a killed reaper has left, and was not found, holds a pipe still.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAPER_GRACE):
+                await self._reaper.wait()
+
+    async def _follow(self) -> None:
+        """Hear of the process's end from its reaper, to the reaper's own end."""
+        assert self._reaper.stdout is not None
+        while line := await self._reaper.stdout.readline():
+            word, code = line.split()
+            assert word == b"exit"
+            self._code = int(code)
+        if self._code is None:
+            # The reaper was killed, and the process with it.
+            self._code = -signal.SIGKILL
+        # Not `wait`: that waits for all who write into the same pipe too, which is what is to be ended.
+        while self._reaper.returncode is None:
+            await asyncio.sleep(reaper.AGAIN)
+        if self._reaper.returncode:
+            await self._end_what_is_left()
+
+    async def _end_what_is_left(self) -> None:
+        """End what the reaper has left: the kernel, short of memory, or an operator has killed it."""
+        self._log.error("its reaper was killed. What it has left is looked for, and ended.")
+        own = reaper.own_filters()
+        dying, ended, quiet = {self._pid}, 0, 0
+        until = asyncio.get_running_loop().time() + reaper.WITHIN
+        while quiet < QUIET_LOOKS:
+            found = await asyncio.to_thread(reaper.left_behind, own)
+            if asyncio.get_running_loop().time() > until:
+                self._log.error("processes of it are left: %s", ", ".join(map(str, sorted(found))))
+                break
+            quiet = 0 if found else quiet + 1
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in found:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, number)
+            ended += len(found - dying)
+            dying = {pid for pid in dying | found if not _buried(pid)}
+            await asyncio.sleep(reaper.AGAIN)
+        if not self._filtered:
+            self._log.error("it was not confined, so processes of it may be left: they cannot be told apart.")
+        elif ended:
+            self._log.error("%d processes of it were ended", ended)
+
+    async def _read(self) -> None:
+        assert self._reaper.stderr is not None
+        while True:
+            try:
+                raw = await self._reaper.stderr.readline()
+            except ValueError:
+                continue  # A line over the limit: asyncio drops it and goes on.
+            if not raw:
+                return
+            line = strip_colour(raw.decode(errors="replace")).rstrip()
+            if _NOISE.search(line):
+                continue
+            self.last_lines.append(line)
+            del self.last_lines[:-LAST_LINES]
+            self._log.info("%s", line)
+
+
+def _buried(pid: int) -> bool:
+    """Whether a process that may be a child of this one has ended, and is no more to be waited for."""
+    with contextlib.suppress(OSError):
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    return False
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process has ended that need not be a child of ours."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def strip_colour(text: str) -> str:
+    """Remove terminal colours, which Flower prints into pipes too."""
+    return _COLOUR.sub("", text)

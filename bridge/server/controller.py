@@ -1,0 +1,492 @@
+"""The server's end of a job: SuperLink, forwarder, the Flower run, and the run's true end.
+
+A plain Controller, not TIE's: TIE starts the sites by two broadcast tasks that every site must
+answer within 10 s, stops the job at any failed message, panics after 90 s without one, and looks
+for the end every 2 s. Sites here start by themselves at START_RUN and the relay carries the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.apis.workspace import Workspace
+from nvflare.fuel.f3.cellnet.cell import Cell
+from nvflare.fuel.sec.audit import AuditService
+
+from bridge.common import disk, job_options, meta, versions
+from bridge.common.app import (
+    ROUNDS_KEY,
+    BadApp,
+    check_packages,
+    check_run_config,
+    deployed_app,
+    read_app,
+    run_config,
+)
+from bridge.common.loop import LoopThread
+from bridge.flare import job_store
+from bridge.fleet import wire
+from bridge.flower import deterministic
+from bridge.job import (
+    channel,
+    confining,
+    fab,
+    import_path,
+    metrics_relay,
+    news,
+    notes,
+    same_app,
+    settings,
+    teardown,
+)
+from bridge.launch import confinement, environment
+from bridge.relay.calls import Request, Response
+from bridge.server.forwarder import Forwarder
+from bridge.server.observe import Event, Observer
+from bridge.server.participants import Participants
+from bridge.server.superlink import RunEnd, RunFailed, SuperLink
+
+log = logging.getLogger(__name__)
+
+ABORT_CHECK = 0.2
+"""Seconds between two looks at FLARE's abort signal, which can only be polled."""
+
+
+class FlowerController(Controller):
+    """Runs one Flower app on one SuperLink."""
+
+    @job_options.takes(job_options.options(job_options.SERVER))
+    def __init__(self, **given: Any) -> None:
+        """`given`: the options of `JobOptions` that are the server's, from the job's file. By the name
+        `flower_app_path` FLARE knows a job whose app is deployed on the server, and asks each site's policy
+        for it (right `server-predeployed-flwr`)."""
+        super().__init__()
+        self.options = job_options.given_to(job_options.SERVER, given)
+        # FLARE writes a job's file from a component's attributes.
+        self.__dict__.update(self.options.arguments(job_options.SERVER))
+        self._overrides = dict(self.options.run_config or {}) | dict(
+            json.loads(unquote(pair)) for pair in self.options.run_config_quoted or ()
+        )
+        self._confinement = confinement.UNCONFINED
+        self._events: JobEventLog | None = None
+        self._cell: Cell | None = None
+        self._loop: LoopThread | None = None
+        self._forwarder: Forwarder | None = None
+        self._readiness: SiteReadiness | None = None
+        self._participants: Participants | None = None
+        self._link: channel.ServerLink | None = None
+        self._tracker: metrics_relay.MetricReceiver | None = None
+        self._superlink: SuperLink | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._fatal = ""
+        self._files: disk.DiskWatch | None = None
+        self._overfull = ""
+        self._gone: set[str] = set()
+        self._removals: set[asyncio.Future[None]] = set()
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE before `control_flow`: open the server's end of the link."""
+        # One line a forwarded request would drown FLARE's log.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+        import_path.without(run_dir)
+        self._loop = LoopThread("flowerbed")
+        self._events = JobEventLog(run_dir / channel.EVENTS_FILE)
+        self._readiness = SiteReadiness(self._emit, self._rounds(fl_ctx))
+        engine = fl_ctx.get_engine()
+        self._tracker = metrics_relay.MetricReceiver(
+            functools.partial(metrics_relay.fire, engine), self._refuse
+        )
+        self._forwarder = Forwarder(
+            self._readiness,
+            grace=self.options.grace,
+            on_refused=self._audit,
+            on_replaced=self._remove_node,
+            internal_routes={
+                metrics_relay.PATH: self._tracker.take,
+                same_app.PATH: same_app.take(self._site_left),
+            },
+        )
+        self._participants = Participants.of(engine)
+        self._cell = channel.cell_of(fl_ctx)
+        self._link = channel.ServerLink(
+            self._cell,
+            self._loop,
+            self._participants,
+            self._forwarder.answer,
+            self._forwarder.refuse,
+            self._check_compatible,
+        )
+        engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
+        engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Called by FLARE: run the app to its end. A failed run fails the job."""
+        assert self._loop is not None and self._events is not None
+        run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+        sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
+        reason = ""
+        try:
+            if warning := versions.newer():
+                log.warning("%s", warning)
+            limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
+            self._files = disk.DiskWatch([run_dir], limit, self._too_much)
+            self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))
+            run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
+            while not run.done():
+                if abort_signal.triggered or self._overfull:
+                    run.cancel()
+                concurrent.futures.wait([run], timeout=ABORT_CHECK)
+            run.result()
+        except concurrent.futures.CancelledError:
+            reason = self._overfull or self._fatal or meta.ABORTED
+            if self._overfull:
+                self.system_panic(reason, fl_ctx)
+        except (RunFailed, BadApp, versions.UnsupportedFlower, confining.NotConfined) as failure:
+            reason = str(failure)
+            self.system_panic(reason, fl_ctx)
+        except Exception as error:
+            log.exception("the job failed")
+            reason = f"{type(error).__name__}: {error}"
+            self.system_panic(reason, fl_ctx)
+        if self._files is not None:
+            self._files.close()
+        if self._tracker is not None:
+            self._tracker.close()
+            self._events.emit(metrics_relay.logged(self._tracker.taken))
+        self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
+        self._events.close()
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
+        that the job is over, until this process ends."""
+        teardown.skip_torch_import(self.communicator)
+
+    def process_result_of_unknown_task(
+        self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
+
+    async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
+        """Start SuperLink, wait for the sites, run the app, given as its FAB."""
+        assert self._forwarder is not None and self._readiness is not None
+        versions.generation()
+        extra_env = self.options.extra_env or {}
+        environment.check_extra(extra_env)
+        if extra_env and self.options.flower_app_path:
+            raise RunFailed(environment.NOT_WITHOUT_CODE)
+        work_dir = run_dir / "serverapp"
+        work_dir.mkdir()
+        try:
+            prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
+            self._superlink = await SuperLink.start(
+                work_dir,
+                run_dir / environment.HOME,
+                grace=self.options.grace,
+                prefork=prefork,
+                in_order=None if self.options.in_order is None else work_dir / deterministic.PLAN_FILE,
+                ready_within=self.options.superlink_ready_timeout,
+                extra_env=extra_env,
+                confinement=self._confinement,
+            )
+            self._forwarder.open(self._superlink.address, self._superlink.fleet)
+            await self._wait_for_sites(sites)
+            if self.options.in_order is not None:
+                deterministic.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
+            run_id = await self._superlink.start_run(app, self._overrides)
+            end = await self._finished(self._superlink, run_id, sites)
+            if end.sub_status != "completed":
+                raise RunFailed(_reason(end, self._superlink))
+        finally:
+            # The sites learn from the forwarder that the job is over; the SuperLink can go meanwhile.
+            await self._forwarder.close()
+            if self._superlink is not None:
+                self._stopping = asyncio.ensure_future(self._superlink.stop())
+
+    async def _finished(self, superlink: SuperLink, run_id: int, sites: list[str]) -> RunEnd:
+        """Wait for the run's end, as long as the sites are not silent and enough of them take part."""
+        assert self._readiness is not None
+        end = asyncio.ensure_future(superlink.finished(run_id))
+        too_few = asyncio.ensure_future(self._readiness.too_few(sites, self.options.min_sites))
+        left = self.options.progress_timeout
+        try:
+            while not end.done():
+                await asyncio.wait([end, too_few], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if too_few.done() and not end.done():
+                    raise RunFailed(self._readiness.why_incompatible())
+                if self.options.progress_timeout is not None:
+                    left = self._readiness.last_call + self.options.progress_timeout - time.monotonic()
+                    if left <= 0 and not end.done():
+                        raise RunFailed(
+                            f"no site has made a call for {self.options.progress_timeout:g} s, the job's "
+                            "progress_timeout. Look at the sites' logs."
+                        )
+            return end.result()
+        finally:
+            end.cancel()
+            too_few.cancel()
+            await asyncio.gather(end, too_few, return_exceptions=True)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
+        they and the SuperLink stop at the same time."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.CLIENT_DISCONNECTED:
+            self._gone.add(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            self._gone.discard(str(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)))
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
+            if self._gone:
+                gone = ", ".join(sorted(self._gone))
+                self._fatal += f"; out of reach for longer than {self.options.grace:.0f} s: {gone}"
+        if event_type == EventType.END_RUN and self._loop is not None:
+            teardown.shorten_shutdown_grace()
+            if self._stopping is not None:
+                self._loop.run(_done(self._stopping))
+            # What Flower unpacked of the app is no result, nor is what was temporary.
+            run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
+            for folder in (environment.HOME, confinement.TEMP):
+                job_store.remove(run_dir / folder)
+
+    def _check_compatible(self, site: str, flwr: str) -> str | None:
+        """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
+        assert self._readiness is not None
+        unfit = versions.mismatch(site, flwr, versions.installed())
+        if unfit is not None and site not in self._readiness.incompatible:
+            log.error("%s", unfit)
+            self._readiness.refused(site, unfit)
+        return unfit
+
+    def _emit(self, event: Event) -> None:
+        """An event of the observer's."""
+        assert self._events is not None and self._tracker is not None
+        self._events.emit(event)
+        if event["event"] == "reply" and not event["error"]:
+            self._tracker.add_reply(event)
+
+    def _too_much(self, reason: str) -> None:
+        """The job's files are more than they may be; `control_flow` sees it and ends the run."""
+        log.error("the job is ended: %s", reason)
+        self._overfull = f"the job was ended at the server: {reason}"
+
+    def _refuse(self, site: str, reason: str) -> None:
+        assert self._forwarder is not None
+        self._forwarder.refuse(site, reason)
+
+    def _audit(self, site: str, reason: str) -> None:
+        """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
+        AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
+
+    def _remove_node(self, site: str, node_id: int) -> None:
+        """A site's SuperNode was started anew, or the site was put out: the node must not be waited for."""
+        assert self._superlink is not None
+        log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
+        self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
+
+    async def _wait_for_sites(self, sites: list[str]) -> None:
+        readiness = self._readiness
+        assert readiness is not None
+        try:
+            async with asyncio.timeout(self.options.sites_within):
+                await readiness.all_of(sites, self.options.min_sites)
+        except TimeoutError:
+            missing = sorted(set(sites) - readiness.ready)
+            if len(readiness.ready) < self.options.min_sites:
+                raise RunFailed(
+                    f"only {len(readiness.ready)} of {self.options.min_sites} sites have a SuperNode after "
+                    f"{self.options.sites_within:.0f} s, missing: {', '.join(missing)}. Look at their "
+                    "logs, and at their clocks: Flower refuses a SuperNode whose clock is more than 5 s "
+                    "ahead."
+                ) from None
+            log.warning("the run starts without %s", ", ".join(missing))
+        if (
+            readiness.incompatible
+            and len(set(sites) - readiness.incompatible.keys()) < self.options.min_sites
+        ):
+            raise RunFailed(readiness.why_incompatible())
+
+    def _site_left(self, site: str, reason: str) -> None:
+        """A site takes no part any more: it got another app than it has checked, or its disk is full."""
+        assert self._readiness is not None and self._events is not None and self._forwarder is not None
+        if site in self._readiness.incompatible:
+            return
+        log.error("%s takes no part any more: %s", site, reason)
+        self._audit(site, reason)
+        self._events.emit({"event": "refused", "site": site, "reason": reason, "t": time.time()})
+        if self._cell is not None:
+            notes.send(self._cell, site, reason)
+        for node_id, name in self._forwarder.nodes().items():
+            if name == site and self._superlink is not None:
+                self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
+        self._readiness.refused(site, reason)
+
+    def _brought(self, fl_ctx: FLContext) -> bytes:
+        content = same_app.brought(Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())))
+        if content is None:
+            raise BadApp(
+                f"the job holds no app: expected custom/{fab.NAME}. Export it anew, if it is an old one."
+            )
+        return content
+
+    def _deployed(self, fl_ctx: FLContext) -> Path:
+        return deployed_app(Path(_workspace(fl_ctx).get_root_dir()), self.options.flower_app_path)
+
+    def _checked_app(self, fl_ctx: FLContext) -> bytes:
+        """The app, once more checked: who handed it in may have seen no more of it than its name."""
+        app = fab.build(self._deployed(fl_ctx)) if self.options.flower_app_path else self._brought(fl_ctx)
+        config = fab.read(app)
+        check_run_config(config, self._overrides)
+        check_packages(config)
+        return app
+
+    def _rounds(self, fl_ctx: FLContext) -> int | None:
+        """How many rounds the app will run, if it says so by the usual key."""
+        try:
+            config = (
+                read_app(self._deployed(fl_ctx))
+                if self.options.flower_app_path
+                else fab.read(self._brought(fl_ctx))
+            )
+        except BadApp:
+            return None  # Building the app will say what is wrong with it.
+        known = run_config(config) | self._overrides
+        rounds = known.get(ROUNDS_KEY)
+        return rounds if isinstance(rounds, int) else None
+
+    def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: events from a number on, if need be when there are some (`news.py`)."""
+        assert self._events is not None
+        found = self._events.since(news.since(data), min(news.seconds(data), news.SLICE))
+        return {news.EVENTS: found, "over": self._events.over}
+
+    def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
+        """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
+        asks for tokens once)."""
+        assert self._loop is not None and self._participants is not None
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        for site, why in ((data or {}).get(meta.OUT) or {}).items():
+            if site in self._participants.names():
+                continue  # Whoever may ask the job for its events could say so too.
+            self._loop.loop.call_soon_threadsafe(self._put_out, str(site), str(why))
+        return {}
+
+    def _put_out(self, site: str, why: str) -> None:
+        """A site was removed from the federation: the run goes on without it."""
+        assert self._readiness is not None and self._link is not None and self._forwarder is not None
+        log.warning("%s is put out of the job: %s", site, why)
+        self._audit(site, f"put out of the job: {why}")
+        self._readiness.refused(site, f"{site} was put out of the job: {why}")
+        self._readiness.ready.discard(site)
+        self._forwarder.put_out(site)
+        self._link.put_out(site, why)
+        self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
+
+
+class JobEventLog:
+    """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._events: list[Event] = []
+        self._news = threading.Condition()
+        self.over = False
+        """Whether there will be no more."""
+
+    def emit(self, event: Event) -> None:
+        """Add one event. It is told even if the file cannot take it."""
+        with self._news:
+            self._events.append(event)
+            self._news.notify_all()
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps(event) + "\n")
+            except OSError as error:
+                log.error("an event could not be written: %s", error)
+
+    def close(self) -> None:
+        """Keep nobody waiting any more."""
+        with self._news:
+            self.over = True
+            self._news.notify_all()
+
+    def since(self, number: int, wait: float = 0.0) -> list[Event]:
+        """The events from `number` (0: the first) on; if there are none, what comes in `wait` seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
+            return self._events[number:]
+
+
+class SiteReadiness(Observer):
+    """An observer that also knows which sites have an active Flower node."""
+
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
+        super().__init__(emit, rounds)
+        self.ready: set[str] = set()
+        self.incompatible: dict[str, str] = {}
+        """Sites that cannot take part, and why."""
+        self.last_call = time.monotonic()
+        """When a site has made a call last."""
+        self._changed = asyncio.Event()
+
+    def record(self, site: str, request: Request, response: Response) -> None:
+        """See `Observer.saw`."""
+        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+            self.ready.add(site)
+            self._changed.set()
+        self.last_call = time.monotonic()
+        super().record(site, request, response)
+
+    def refused(self, site: str, unfit: str) -> None:
+        """Wait no more for `site`."""
+        self.incompatible[site] = unfit
+        self._changed.set()
+
+    def why_incompatible(self) -> str:
+        """Why sites cannot take part, each in a line."""
+        return "\n".join(self.incompatible[site] for site in sorted(self.incompatible))
+
+    async def too_few(self, sites: list[str], min_sites: int) -> None:
+        """Wait until fewer than `min_sites` can take part."""
+        while len(set(sites) - self.incompatible.keys()) >= min_sites:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def all_of(self, sites: list[str], min_sites: int) -> None:
+        """Wait until every one of `sites` that can take part has an active node, or until fewer than
+        `min_sites` can."""
+        while not self.ready >= (fit := set(sites) - self.incompatible.keys()):
+            if self.incompatible and len(fit) < min_sites:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def _done(future: asyncio.Future[None]) -> None:
+    await future
+
+
+def _reason(end: RunEnd, superlink: SuperLink) -> str:
+    reason = f"the Flower run ended as {end.sub_status}: {end.details or 'no details'}"
+    traceback = superlink.traceback()
+    return f"{reason}\n{traceback}" if traceback else reason
+
+
+def _workspace(fl_ctx: FLContext) -> Workspace:
+    return fl_ctx.get_engine().get_workspace()

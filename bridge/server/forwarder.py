@@ -1,0 +1,208 @@
+"""The forwarder (LGC): replays the sites' requests to the SuperLink and brings back its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from bridge.common.log_limit import LINES_LOGGED, LogLimit
+from bridge.common.text import one_line
+from bridge.common.versions import Transport
+from bridge.fleet import wire
+from bridge.job import transports
+from bridge.relay.calls import RESPONSE_TIMEOUT, Call, CallLedger, JobOver, LinkFault, Request, Response
+from bridge.server.heartbeat import with_grace_interval
+from bridge.server.identity import IdentityError, Nodes
+from bridge.server.upstream import AnswerLost, NotReached, Upstream
+
+log = logging.getLogger(__name__)
+
+REFUSALS_TOLD = LINES_LOGGED
+"""Refusals of one site that are logged and told; and so many of the SuperLink's."""
+
+TRIES = 3
+"""How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
+
+
+class Watcher(Protocol):
+    """Is shown every exchange with the SuperLink after it took place; must not raise."""
+
+    def record(self, site: str, request: Request, response: Response) -> None:
+        """Take note of one exchange of `site`."""
+        ...
+
+
+Handler = Callable[[str, Request], Awaitable[Response]]
+"""Carries out a site's request that is not for the SuperLink. It may come twice."""
+
+
+class Forwarder:
+    """Answers the calls of all sites of one job. Lives on one event loop."""
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        *,
+        grace: float,
+        on_refused: Callable[[str, str], None] = lambda site, reason: None,
+        on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
+        internal_routes: Mapping[str, Handler] | None = None,
+    ) -> None:
+        """Args of the forwarder.
+
+        Args:
+            watcher: sees all that passes.
+            grace: seconds for which a site may be out of reach until the SuperLink gives its node up.
+            on_refused: is told site and reason when a call is malformed or does not speak for the site's
+                own node, for each site `REFUSALS_TOLD` times at most.
+            on_replaced: is told site and node id of a node that must not be waited for: the site has a new
+                SuperNode, or was put out.
+            internal_routes: by its path, what is answered here; a site's gateway lets no such path through.
+        """
+        self._watcher = watcher
+        self._grace = grace
+        self._fleet = Transport.HTTP
+        self._on_refused = on_refused
+        self._on_replaced = on_replaced
+        self._internal_routes = internal_routes or {}
+        self._ledger = CallLedger()
+        self._nodes = Nodes()
+        self._refusals: Counter[str] = Counter()
+        self._refused_by_superlink = LogLimit()
+        self._arrived: list[str] = []
+        self._upstream: Upstream | None = None
+        self._open = asyncio.Event()
+        self._out: set[str] = set()
+        self._over = False
+
+    def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
+        """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
+        calls that came before wait."""
+        self._fleet = fleet
+        self._upstream = transports.upstream(self._fleet, superlink)
+        self._open.set()
+
+    def nodes(self) -> dict[int, str]:
+        """The sites' Flower nodes that are registered: the sites' names, in their order, by node id."""
+        return self._nodes.ids()
+
+    def put_out(self, site: str) -> None:
+        """Let `site` take no part any longer: for it the job is over, and its Flower node is given up."""
+        self._out.add(site)
+        self._give_up_node(site)
+
+    def _give_up_node(self, site: str) -> None:
+        node = self._nodes.leave(site)
+        if node is not None:
+            self._on_replaced(site, node)
+
+    async def close(self) -> None:
+        """Tell every site from now on that the job is over."""
+        self._over = True
+        self._open.set()
+        if self._upstream is not None:
+            await self._upstream.close()
+
+    async def answer(self, site: str, call: Call) -> Response:
+        """Carry out one call of `site`.
+
+        Raises:
+            JobOver: the job has ended.
+            LinkFault: the SuperLink cannot be asked now; the site may try again.
+        """
+        if (handler := self._internal_routes.get(call.request.path)) is not None:
+            if self._over:
+                raise JobOver
+            return await self._ledger.answer(
+                site, call.id, call.done, lambda: handler(site, call.request), keep=False
+            )
+        if wire.call_name(call.request.path) is None:
+            # The gateway let it pass, so it is not the gateway that sent it.
+            self.refuse(site, f"asked for {call.request.path[:200]!r}")
+            return Response(404)
+        if len(call.request.body) > wire.BODY_LIMIT:
+            self.refuse(site, f"sent a body of {len(call.request.body)} bytes")
+            return Response(413)
+        if self._over:
+            raise JobOver
+        # The large answers, objects, are those that can be had again: they are not kept.
+        keep = wire.must_happen_once(call.request.path)
+        return await self._ledger.answer(
+            site, call.id, call.done, lambda: self._carry_out(site, call), keep=keep
+        )
+
+    async def _carry_out(self, site: str, call: Call) -> Response:
+        try:
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                await self._open.wait()
+        except TimeoutError:
+            raise LinkFault("the SuperLink is not ready yet") from None
+        if self._over or site in self._out:
+            raise JobOver
+        if wire.call_name(call.request.path, self._fleet) is None:
+            self.refuse(site, f"asked over another transport than {self._fleet.value}")
+            return Response(404)
+        try:
+            self._nodes.check(site, call.incarnation, call.request)
+        except IdentityError as refused:
+            self.refuse(site, str(refused))
+            return Response(403)
+        response = await self._ask(site, call)
+        if response.status >= 400:
+            self._refused_by_superlink.warn(
+                log,
+                site,
+                "SuperLink: %d to %s's %s: %s",
+                response.status,
+                site,
+                call.request.path,
+                one_line(response.body[:300].decode(errors="replace"), 300),
+            )
+        replaced = self._nodes.record(site, call.incarnation, call.request, response)
+        if replaced is not None:
+            self._on_replaced(site, replaced)
+        if site in self._out:  # It has been put out while the SuperLink answered.
+            self._give_up_node(site)
+            raise JobOver
+        self._watcher.record(site, call.request, response)
+        return response
+
+    def refuse(self, site: str, reason: str) -> None:
+        """Write down that a call of `site` is refused."""
+        self._refusals[site] += 1
+        if self._refusals[site] > REFUSALS_TOLD:
+            return
+        if self._refusals[site] == REFUSALS_TOLD:
+            reason += f" (refusal {REFUSALS_TOLD} of this site; no more are logged)"
+        log.warning("refused a call from %s: %s", site, reason)
+        self._on_refused(site, reason)
+
+    async def _ask(self, site: str, call: Call) -> Response:
+        """Send one call to the SuperLink; again, if its answer is lost with the connection."""
+        assert self._upstream is not None
+        request = with_grace_interval(call.request, self._grace)
+        headers = [(name, value) for name, value in request.headers if wire.may_pass(name)]
+        # A site chooses its calls' ids: they must not be another site's.
+        once = f"{site}/{call.id}" if wire.must_happen_once(request.path) else None
+        if once is not None:
+            headers += [(wire.CALL_HEADER, once), (wire.DONE_HEADER, " ".join(self._arrived))]
+            self._arrived.clear()
+        request = replace(request, headers=tuple(headers))
+        for number in range(1, TRIES + 1):
+            try:
+                response = await self._upstream.ask(request)
+            except (NotReached, AnswerLost) as error:
+                if self._over:
+                    raise JobOver from None
+                if isinstance(error, NotReached) or number == TRIES:
+                    raise LinkFault(f"the SuperLink did not answer: {error}") from None
+                log.warning("the SuperLink's answer to %s was lost: %s", request.path, error)
+            else:
+                if once is not None:
+                    self._arrived.append(once)
+                return response
+        raise AssertionError("the last try returns or raises")

@@ -1,0 +1,32 @@
+"""How long a SuperLink waits for a site that is out of reach.
+
+A SuperLink gives a node up when no heartbeat came for twice the interval that the last one named (flwr
+1.41.0 `common/constant.py`, HEARTBEAT_PATIENCE, and `server/superlink/linkstate/linkstate.py`). A SuperNode
+always names 30 s, and so its SuperLink waits a minute, while a link between hospitals may stall for
+longer. The interval is a field of the request, and a request's signature covers only its time: so it is
+set on the way. A SuperNode's own heartbeats go on as they are, every 20 s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
+
+from bridge.fleet import wire
+from bridge.relay.calls import Request
+from bridge.server.identity import MESSAGES
+
+SHORTEST, LONGEST = 60.0, float(HEARTBEAT_PATIENCE * HEARTBEAT_MAX_INTERVAL)
+"""Seconds of grace that can be had: Flower's own minute, below which a heartbeat that is a little late would
+count, and what a SuperLink takes (1.41: 3600)."""
+
+
+def with_grace_interval(request: Request, grace: float) -> Request:
+    """Return `request` with an interval that gives the node `grace` seconds, if it is one that names any."""
+    name = wire.call_name(request.path)
+    if name not in (wire.HEARTBEAT, wire.ACTIVATE):
+        return request
+    message = MESSAGES[name].FromString(request.body)
+    message.heartbeat_interval = max(grace / HEARTBEAT_PATIENCE, HEARTBEAT_MIN_INTERVAL)
+    return replace(request, body=message.SerializeToString())

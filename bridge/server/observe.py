@@ -1,0 +1,341 @@
+"""Read rounds, metrics and example counts from the Fleet messages that pass, without touching them.
+
+Flower sends a message as metadata (`push-messages`) and its content as a tree of objects
+(`push-object`), of which those that the SuperLink holds already are left out. The small objects are
+read here; arrays are not. A message's round is its group (legacy strategies), or stands in a record of
+settings that comes with it (Message-API strategies). Sources: flwr 1.41.0 `app/message/recorddict.py`,
+`metricrecord.py`, `compat/common/recorddict_compat.py` (record names of legacy apps),
+`serverapp/strategy/fedavg.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import time
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_id,
+    get_object_type_from_object_content,
+)
+
+from bridge.common.log_limit import LogLimit
+from bridge.common.text import one_line, shown
+from bridge.fleet import wire
+from bridge.relay.calls import Request, Response
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+OBJECT_LIMIT = 256 * 1024
+"""Bytes above which an object is not read: metrics are small, arrays are not metrics."""
+
+OBJECTS_KEPT, OBJECTS_KEPT_BYTES = 4096, 4 * 1024 * 1024
+"""Small objects of one site, and their bytes, that are remembered, since a later message may refer to one
+that is not sent again. What a site sends is not to push another's out, nor to fill the server's memory."""
+
+REPLIES_WAITING = 64
+"""Replies of one site that wait for their objects: a node has one or two at a time."""
+
+GIVEN_KEPT = 64
+"""Messages of one site whose round is still unknown, or of which a reply is still to come."""
+
+NUMBERS_LIMIT, NAME_LIMIT, KIND_LIMIT, TEXT_LIMIT = 1000, 150, 40, 2000
+"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an
+event takes from a site."""
+
+RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
+"""Records of one reply that are looked at, and characters of a record's name."""
+
+ID_LIMIT = 128
+"""Characters of a message's or an object's id: Flower's are hashes in hexadecimal digits."""
+
+EVENTS_LIMIT = 32 * 1024 * 1024
+"""Characters of all events of one site's replies in one job. Later ones are dropped: the server holds a job's
+events in memory."""
+
+EXAMPLES = ("num_examples", "num-examples")
+"""The example count's name in legacy and in Message-API replies."""
+
+MESSAGE = "message"
+"""The text of the status in a legacy reply."""
+
+ROUND = "server-round"
+"""The round's name in the settings that a Message-API strategy sends."""
+
+
+class _Objects:
+    """What the small objects of one site say, the latest of them."""
+
+    def __init__(self) -> None:
+        self._said: OrderedDict[str, tuple[int, Any]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, object_id: str) -> Any:
+        """What an object says, or None if it is not known."""
+        return self._said.get(object_id, (0, None))[1]
+
+    def keep(self, object_id: str, size: int, said: Any) -> None:
+        """Remember an object of `size` bytes."""
+        self._bytes += size - self._said.pop(object_id, (0, None))[0]
+        self._said[object_id] = (size, said)
+        while len(self._said) > OBJECTS_KEPT or self._bytes > OBJECTS_KEPT_BYTES:
+            self._bytes -= self._said.popitem(last=False)[1][0]
+
+
+@dataclass
+class _Given:
+    """A message to a site that does not say its round itself: its content will."""
+
+    root: str
+    t: float
+
+
+@dataclass
+class Reply:
+    """A site's reply to a message of a round; `root` is the object that has its records, for those who must
+    still find them; `error` is empty if it is a good one."""
+
+    site: str
+    round: int
+    kind: str
+    root: str
+    error: str
+
+
+class Observer:
+    """Turns the exchanges of one job into events; an unreadable one is skipped, never an error.
+
+    Events: `{"event": "round", "round", "of", "t"}` when the first message of a round is handed out, and
+    `{"event": "reply", "round", "site", "kind", "num_examples", "metrics", "error", "t"}` when a
+    site's reply has arrived; `t` is Unix time in seconds.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None = None) -> None:
+        """`rounds` is how many there will be, where that is known."""
+        self._emit = emit
+        self._of = rounds
+        self._rounds: set[int] = set()
+        self._given: defaultdict[str, OrderedDict[str, _Given]] = defaultdict(OrderedDict)
+        self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
+        self._replies: defaultdict[str, list[Reply]] = defaultdict(list)
+        self._emitted: Counter[str] = Counter()
+        self._told = LogLimit()
+
+    def record(self, site: str, request: Request, response: Response) -> None:
+        """Take note of one exchange between `site` and the SuperLink."""
+        if response.status != 200:
+            return
+        try:
+            self._read(site, request, response)
+        except Exception as error:
+            # The job must not feel that it is watched: whatever cannot be read is left out.
+            text = "could not read a %s of %s for its metrics: %s"
+            self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
+
+    def _read(self, site: str, request: Request, response: Response) -> None:
+        match wire.call_name(request.path):
+            case wire.PULL:
+                pulled = PullMessagesResponse.FromString(response.body)
+                for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+                    data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
+                    if not self._round_began(round_of_group(data.group_id), given.t):
+                        self._given[site][data.message_id] = given
+                        while len(self._given[site]) > GIVEN_KEPT:
+                            self._given[site].popitem(last=False)
+                        self._round_began(self._told_round(given), given.t)
+            case wire.PULL_OBJECT:
+                # Only what has no group is worth a look, and only the small objects of it.
+                if self._given[site] and len(response.body) <= OBJECT_LIMIT:
+                    content = PullObjectResponse.FromString(response.body).object_content
+                    asked = PullObjectRequest.FromString(request.body).object_id
+                    if get_object_id(content) == asked:
+                        self._keep(self._objects[site], asked, content)
+                        for given in self._given[site].values():
+                            self._round_began(self._told_round(given), given.t)
+            case wire.PUSH:
+                push = PushMessagesRequest.FromString(request.body)
+                for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
+                    data = message.metadata
+                    asked_by = self._given[site].pop(data.reply_to_message_id, None)
+                    number = round_of_group(data.group_id)
+                    if not number and asked_by:
+                        number = self._told_round(asked_by)
+                        self._round_began(number, asked_by.t)
+                    root = _record_dict_id(tree)
+                    if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
+                        continue
+                    # The site says the round, and only one that has begun can be meant.
+                    if number in self._rounds and self._is_new(site, data.message_id):
+                        kind = one_line(data.message_type.split(".")[0], KIND_LIMIT)
+                        reason = error_text(message.error.reason)
+                        self._replies[site].append(Reply(site, number, kind, root, reason))
+                        del self._replies[site][:-REPLIES_WAITING]
+                self._report(site)
+            case wire.PUSH_OBJECT:
+                pushed = PushObjectRequest.FromString(request.body)
+                content = pushed.object_content
+                # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
+                if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:
+                    self._keep(self._objects[site], pushed.object_id, content)
+                    # An object that two sites' replies have in common is sent once.
+                    for waiting in list(self._replies):
+                        self._report(waiting)
+
+    def _round_began(self, number: int, t: float) -> bool:
+        """Tell of a round's first message, handed out at `t`; returns whether it has a number."""
+        if number and number not in self._rounds:
+            self._rounds.add(number)
+            self._emit({"event": "round", "round": number, "of": self._of, "t": t})
+        return bool(number)
+
+    def _told_round(self, given: _Given) -> int:
+        """The round that a message's content tells, or 0 if it does not, or is not known yet."""
+        records = (self._find(object_id) for object_id in (self._find(given.root) or {}).values())
+        numbers = (record.get(ROUND) for record in records if record is not None)
+        return next((number for number in numbers if type(number) is int and 0 < number < 10**9), 0)
+
+    def _is_new(self, site: str, message_id: str) -> bool:
+        """Whether this reply is pushed for the first time: each makes one event."""
+        pushed = self._pushed[site]
+        if message_id in pushed:
+            return False
+        pushed[message_id] = None
+        if len(pushed) > OBJECTS_KEPT:
+            del pushed[next(iter(pushed))]
+        return True
+
+    def _keep(self, objects: _Objects, object_id: str, content: bytes) -> None:
+        kind = get_object_type_from_object_content(content)
+        if kind == "RecordDict":
+            objects.keep(object_id, len(content), _names(json.loads(get_object_body(content, RecordDict))))
+        elif kind == "MetricRecord":
+            objects.keep(object_id, len(content), _said(MetricRecord.inflate(content)))
+        elif kind == "ConfigRecord":
+            objects.keep(object_id, len(content), _said(ConfigRecord.inflate(content)))
+        elif kind == "ArrayRecord":
+            objects.keep(object_id, 0, {})
+
+    def _report(self, site: str) -> None:
+        waiting: list[Reply] = []
+        # First, so that a reply which cannot be read is not looked at again and again.
+        replies, self._replies[site] = self._replies[site], waiting
+        for reply in replies:
+            try:
+                records = self._records(reply)
+                if records is None:
+                    waiting.append(reply)
+                else:
+                    self._emit_bounded(reply_event(reply, records))
+            except Exception as error:
+                # One site's reply must not keep another's from being told.
+                what = one_line(repr(error), 300)
+                self._told.warn(log, site, "could not read a reply of %s: %s", site, what)
+
+    def _emit_bounded(self, event: Event) -> None:
+        site = event["site"]
+        if self._emitted[site] <= EVENTS_LIMIT:
+            self._emitted[site] += len(json.dumps(event))
+            self._emit(event)
+            if self._emitted[site] > EVENTS_LIMIT:
+                log.warning("%s: %d characters of events; no more are kept", site, EVENTS_LIMIT)
+
+    def _find(self, object_id: str) -> Any:
+        """What an object says, whoever sent it, or None if it is not known."""
+        found = (objects.get(object_id) for objects in self._objects.values())
+        return next((said for said in found if said is not None), None)
+
+    def _records(self, reply: Reply) -> dict[str, dict[str, Any]] | None:
+        """A reply's records by name, or None while one that may hold metrics is still to come."""
+        if reply.error:
+            return {}
+        names = self._find(reply.root)
+        if names is None:
+            return None
+        records = {name: self._find(object_id) for name, object_id in names.items()}
+        # A record of arrays may be too large to have been read; it holds no metrics.
+        found = {name: record for name, record in records.items() if record is not None}
+        missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
+        return None if missing else found
+
+
+def round_of_group(group: str) -> int:
+    """The number of the round that a message's group names, or 0."""
+    return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
+
+
+def error_text(text: str) -> str:
+    """What a site says of an error, in its lines, as it may be shown."""
+    return shown(text[:TEXT_LIMIT])[:TEXT_LIMIT]
+
+
+def _names(said: Any) -> dict[str, str]:
+    """The records of a RecordDict: names and ids."""
+    if not isinstance(said, dict):
+        raise ValueError("no RecordDict")
+    found = itertools.islice(said.items(), RECORDS_LIMIT)
+    return {
+        name: record_id
+        for name, record_id in found
+        if len(name) <= RECORD_NAME_LIMIT and isinstance(record_id, str) and len(record_id) <= ID_LIMIT
+    }
+
+
+def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a record: its single numbers, and the text of a legacy reply's status."""
+    values = {
+        name: value
+        for name, value in record.items()
+        if (isinstance(value, int | float) and not isinstance(value, bool)) or name == MESSAGE
+    }
+    return dict(itertools.islice(values.items(), NUMBERS_LIMIT + 1))
+
+
+def _record_dict_id(tree: ObjectTree) -> str:
+    """The message's one child is its RecordDict; a message that carries an error has none."""
+    return tree.children[0].object_id if tree.children else tree.object_id
+
+
+def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
+    """The event of a reply with these records, by name."""
+    values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
+    found = [values.pop(name) for name in EXAMPLES if name in values]
+    examples = found[0] if found and math.isfinite(found[0]) and abs(found[0]) < 2**63 else None
+    return {
+        "event": "reply",
+        "round": reply.round,
+        "site": reply.site,
+        "kind": reply.kind,
+        "num_examples": None if examples is None else int(examples),
+        "metrics": values,
+        "error": reply.error or _legacy_error(records),
+        "t": time.time(),
+    }
+
+
+def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    for name, record in records.items():
+        if name.endswith(".status"):
+            continue
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield one_line(key, NAME_LIMIT), value
+
+
+def _legacy_error(records: dict[str, dict[str, Any]]) -> str:
+    for name, record in records.items():
+        if name.endswith(".status") and record.get("code") not in (None, 0):
+            return error_text(str(record.get(MESSAGE) or f"status code {record['code']}"))
+    return ""

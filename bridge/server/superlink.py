@@ -1,0 +1,312 @@
+"""One job's SuperLink: start it, start the app's run on it, see the run's end, stop it.
+
+The run is started and followed through the Control API (`control.py`), as `flwr run` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListRunsRequest,
+    ListRunsResponse,
+    StartRunRequest,
+    StartRunResponse,
+    StreamLogsRequest,
+    UnregisterNodeRequest,
+    UnregisterNodeResponse,
+)
+from flwr.proto.fab_pb2 import Fab
+from google.protobuf.message import Message
+
+from bridge.common.job_options import ConfigValue
+from bridge.common.versions import Generation, Ports, Transport, generation
+from bridge.job import fab
+from bridge.launch import environment
+from bridge.launch.confinement import UNCONFINED, Confinement
+from bridge.launch.process import LAST_LINES, FlowerProcess, gone, strip_colour
+from bridge.server.control import ControlApiError, ControlApiUnanswered, control, listens
+
+log = logging.getLogger(__name__)
+serverapp_log = logging.getLogger("bridge.serverapp")
+
+READY_WITHIN = 60.0
+"""Seconds for a SuperLink to answer: it takes 2 on a quiet machine, far more on a loaded one."""
+
+STATUS_INTERVAL = 0.5
+"""Seconds until the run's status is asked for again, when its log ended but the run did not."""
+
+SERVERAPP = "flwr-serverapp"
+"""The program that runs a ServerApp (flwr 1.34 to 1.43)."""
+
+SERVERAPP_WITHIN = 60.0
+"""Seconds from a run's start until its ServerApp's process is there: below one on a quiet machine."""
+
+SERVERAPP_TOLD = 5.0
+"""Seconds from the end of the ServerApp's process until a run that has not ended counts as lost."""
+
+STOP_GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
+
+
+class RunFailed(Exception):
+    """The app's run did not start or did not complete; the text is the reason for people."""
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """A run's true end: `sub_status` is completed, failed or stopped."""
+
+    sub_status: str
+    details: str
+
+
+class SuperLink:
+    """A running SuperLink on loopback."""
+
+    def __init__(self, process: FlowerProcess, ports: Ports, row: Generation) -> None:
+        self.fleet = row.fleet
+        """What its Fleet API speaks."""
+        self._fleet_port = ports.of_fleet(row)
+        self.address = f"127.0.0.1:{self._fleet_port}"
+        """Where its Fleet API is."""
+        self.serverapp_lines: list[str] = []
+        self._log_seen = 0.0
+        self._process = process
+        self._control_api = control(row.control, ports.of_control(row))
+
+    @classmethod
+    async def start(
+        cls,
+        work_dir: Path,
+        home: Path,
+        *,
+        grace: float,
+        prefork: environment.Prefork = environment.PREFORK,
+        in_order: Path | None = None,
+        ready_within: float = READY_WITHIN,
+        extra_env: Mapping[str, str] = environment.NO_EXTRA,
+        confinement: Confinement = UNCONFINED,
+    ) -> SuperLink:
+        """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
+
+        Args:
+            work_dir: also the SuperLink's own.
+            home: for what Flower unpacks.
+            grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
+            prefork: of its ServerApp.
+            in_order: the file that will say which order its ServerApp is to keep (`deterministic.py`), if any.
+            ready_within: seconds for it to answer.
+            extra_env: what the job sets in its environment.
+            confinement: of SuperLink and ServerApp.
+
+        Raises:
+            RunFailed: it ended or stayed silent.
+        """
+        env = environment.variables(home, extra_env)
+        if in_order is not None:
+            env[environment.DETERMINISTIC] = str(in_order)
+        for last in (False, True):
+            ports = free_ports()
+            policy, confined = confinement.around(
+                work_dir, home, ports=astuple(ports), app_ports=(ports.http, ports.runtime)
+            )
+            process = await FlowerProcess.start(
+                "superlink",
+                environment.superlink_command(ports, grace, prefork),
+                cwd=work_dir,
+                env=env | confined,
+                policy=policy,
+            )
+            superlink = cls(process, ports, generation())
+            try:
+                await superlink._ready(ready_within)
+            except RunFailed as failed:
+                await superlink.stop()
+                # Between the choice and its use somebody else may take a port.
+                if last or are_free(ports):
+                    raise
+                log.warning("another program took a port of the SuperLink's, which starts again: %s", failed)
+            else:
+                break
+        return superlink
+
+    async def _ready(self, within: float) -> None:
+        try:
+            async with asyncio.timeout(within):
+                while not await self._answers():
+                    if self._process.returncode is not None:
+                        raise RunFailed(f"SuperLink ended with code {self._process.returncode} {self.tail()}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise RunFailed(f"SuperLink did not answer within {within:.0f} s {self.tail()}") from None
+
+    def tail(self) -> str:
+        """The end of what the SuperLink printed, for a reason's last lines."""
+        return "\n" + "\n".join(self._process.last_lines[-40:])
+
+    def traceback(self) -> str:
+        """The last Python traceback that the ServerApp or the SuperLink printed, or nothing."""
+        return last_traceback(self.serverapp_lines) or last_traceback(self._process.last_lines)
+
+    async def start_run(self, app: bytes, run_config: Mapping[str, ConfigValue]) -> int:
+        """Start the run of an app, which is given as its FAB and goes on as it is; return the run's id.
+
+        Raises:
+            RunFailed: the SuperLink refuses it.
+        """
+        request = StartRunRequest(
+            fab=Fab(hash_str=fab.sha256(app), content=app),
+            override_config=user_config_to_proto(dict(run_config)),
+        )
+        reply = StartRunResponse()
+        await self._control("start-run", request, reply)
+        if not reply.HasField("run_id"):
+            raise RunFailed(f"SuperLink did not start the run: {reply.note or 'it gave no reason'}")
+        return reply.run_id
+
+    async def finished(self, run_id: int) -> RunEnd:
+        """Wait for the run's end; it is known within half a second.
+
+        The SuperLink ends the run's log stream when the run is finished (flwr 1.41.0
+        `superlink/servicer/control/control_handlers.py`, `_stream_logs`, every 0.5 s).
+
+        Raises:
+            RunFailed: the SuperLink or the ServerApp ended first.
+        """
+        end = asyncio.ensure_future(self._end(run_id))
+        lost = asyncio.ensure_future(self._without_serverapp())
+        try:
+            await asyncio.wait([end, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                raise RunFailed(lost.result())
+            return end.result()
+        finally:
+            for task in (end, lost):
+                task.cancel()
+            await asyncio.gather(end, lost, return_exceptions=True)
+
+    async def _without_serverapp(self) -> str:
+        """Return, with the reason, when the run can have no ServerApp any more.
+
+        Without this the SuperLink would see it by a missing heartbeat, a minute later.
+        """
+        try:
+            async with asyncio.timeout(SERVERAPP_WITHIN):
+                while (pid := self._process.descendant(SERVERAPP)) is None:
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            return f"no ServerApp was started within {SERVERAPP_WITHIN:.0f} s {self.tail()}"
+        await gone(pid)
+        # One that ends by itself has told the SuperLink so before.
+        await asyncio.sleep(SERVERAPP_TOLD)
+        return f"the ServerApp was killed from outside (out of memory?) during the run {self.tail()}"
+
+    async def _end(self, run_id: int) -> RunEnd:
+        while True:
+            reply = ListRunsResponse()
+            try:
+                await self._follow_log(run_id)
+                await self._control("list-runs", ListRunsRequest(run_id=run_id), reply)
+            except ControlApiUnanswered:
+                if self._process.returncode is not None:
+                    raise RunFailed(
+                        f"SuperLink ended with code {self._process.returncode} during the run {self.tail()}"
+                    ) from None
+            else:
+                status = reply.run_dict[run_id].status
+                if status.status == "finished":
+                    return RunEnd(status.sub_status, status.details)
+            await asyncio.sleep(STATUS_INTERVAL)
+
+    async def remove_node(self, node_id: int) -> None:
+        """Remove a node that will not come back, so that the strategy no longer waits for it."""
+        try:
+            await self._control(
+                "unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse()
+            )
+        except (RunFailed, ControlApiUnanswered) as error:
+            # The SuperLink gives it up by itself after a minute without heartbeat.
+            log.warning("node %d could not be removed: %s", node_id, error)
+
+    async def stop(self) -> None:
+        """End SuperLink and ServerApp."""
+        await self._control_api.close()
+        await self._process.stop(STOP_GRACE)
+
+    async def _answers(self) -> bool:
+        """Whether both APIs that are used are served. Over HTTP they come together, over gRPC one by one."""
+        if not await self._control_api.answers():
+            return False
+        return self.fleet is Transport.HTTP or await listens(self._fleet_port)
+
+    async def _follow_log(self, run_id: int) -> None:
+        """Log what the ServerApp prints until the SuperLink ends the stream."""
+        request = StreamLogsRequest(run_id=run_id, after_timestamp=self._log_seen)
+        try:
+            async for frame in self._control_api.stream_logs(request):
+                self._log_seen = frame.latest_timestamp
+                self._printed(frame.log_output)
+        except ControlApiError as refused:
+            log.warning("the ServerApp's log cannot be had: %s", refused)
+
+    def _printed(self, text: str) -> None:
+        for line in strip_colour(text).splitlines():
+            serverapp_log.info("%s", line)
+            self.serverapp_lines.append(line)
+        del self.serverapp_lines[:-LAST_LINES]
+
+    async def _control(self, call: str, request: Message, reply: Message) -> None:
+        try:
+            await self._control_api.call(call, request, reply)
+        except ControlApiError as refused:
+            raise RunFailed(f"SuperLink refused {call} with {refused}") from None
+
+
+def last_traceback(lines: list[str]) -> str:
+    """Return the last Python traceback in `lines`, joined, or an empty string."""
+    starts = [
+        i for i, line in enumerate(lines) if line.lstrip().startswith("Traceback (most recent call last)")
+    ]
+    if not starts:
+        return ""
+    block = lines[starts[-1] :]
+    end = next(
+        (i for i, line in enumerate(block[1:], 1) if line and not line.startswith(" ")), len(block) - 1
+    )
+    return "\n".join(block[: end + 1])
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    return free_ports().http
+
+
+def free_ports() -> Ports:
+    """Four loopback ports that are free now, and differ."""
+    with contextlib.ExitStack() as probes:
+        # All are kept until the last is chosen: the kernel may give out one twice otherwise.
+        sockets = [probes.enter_context(socket.socket()) for _ in range(4)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return Ports(*(probe.getsockname()[1] for probe in sockets))
+
+
+def are_free(ports: Ports) -> bool:
+    """Whether nobody listens at any of these ports."""
+    try:
+        for port in astuple(ports):
+            with socket.socket() as probe:
+                # As servers do: connections that have ended a moment ago do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,321 @@
+"""A site's end of a job: gateway and SuperNode, from the run's start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.metrics_exchange.metrics_sender import (
+    ANALYTICS_BOOTSTRAP_ENV,
+    ANALYTICS_BOOTSTRAP_FILE,
+)
+from nvflare.fuel.common.exit_codes import ProcessExitCode
+
+from bridge.common import disk, job_options, meta, versions
+from bridge.common.loop import LoopThread
+from bridge.flare import job_store
+from bridge.job import (
+    channel,
+    confining,
+    fab,
+    import_path,
+    metrics_relay,
+    same_app,
+    settings,
+    teardown,
+    transports,
+    wakeups,
+)
+from bridge.launch import confinement, environment
+from bridge.relay.calls import SiteRelay
+from bridge.site.gateway import Gateway
+from bridge.site.gateway_grpc import GrpcGateway
+from bridge.site.supernode import SuperNode, check, start_supernode
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 5
+"""How often a SuperNode that ends by itself is started again in one job."""
+
+RESTART_FIRST = 0.5
+"""Seconds before the first new start; each further wait is twice as long."""
+
+LEAVE_WITHIN = 10.0
+"""Seconds for the server to take note that a site leaves, before its SuperNode is stopped all the same."""
+
+INCARNATIONS = RESTARTS + 1
+"""How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
+The server numbers the starts, so neither a clock nor anything in the site's container has a say."""
+
+
+class FlowerExecutor(Executor):
+    """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
+    that comes late or comes back needs nothing from the server to begin."""
+
+    @job_options.takes(job_options.options(job_options.SITE))
+    def __init__(self, **given: Any) -> None:
+        """`given`: the options of `JobOptions` that are a site's, from the job's file."""
+        super().__init__()
+        self.options = job_options.given_to(job_options.SITE, given)
+        # FLARE writes a job's file from a component's attributes.
+        self.__dict__.update(self.options.arguments(job_options.SITE))
+        self._confinement = confinement.UNCONFINED
+        self._loop: LoopThread | None = None
+        self._link: channel.SiteLink | None = None
+        self._caller: SiteRelay | None = None
+        self._points: metrics_relay.MetricUploader | None = None
+        self._gateway: Gateway | GrpcGateway | None = None
+        self._fleet = versions.Transport.HTTP
+        self._supernode: SuperNode | None = None
+        self._sees_connections = True
+        self._ending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._files: disk.DiskWatch | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._temporary: tuple[Path, ...] = ()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Called by FLARE for every event of the run."""
+        if event_type == EventType.START_RUN:
+            self._start(fl_ctx)
+        elif event_type == EventType.END_RUN:
+            self._stop()
+        elif event_type == ANALYTIC_EVENT_TYPE and self._points is not None:
+            # Of FLARE's MetricRelay, which has it from the app's writer.
+            self._points.put(from_shareable(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        """Called by FLARE for a task: there is none."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _start(self, fl_ctx: FLContext) -> None:
+        workspace = fl_ctx.get_engine().get_workspace()
+        run_dir = Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+        import_path.without(run_dir)
+        brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
+        bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
+        try:
+            self._fleet = versions.generation().fleet
+            if warning := versions.newer():
+                log.warning("%s", warning)
+            check(self.options.supernode)
+            environment.check_extra(self.options.extra_env or {})
+            if self.options.extra_env and brought is None:
+                raise ValueError(environment.NOT_WITHOUT_CODE)
+            root = Path(workspace.get_root_dir())
+            own = settings.read(root)
+            self._confinement = confining.confinement(root, bootstrap)
+        except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
+            self.system_panic(str(wrong), fl_ctx)
+            return
+        engine = fl_ctx.get_engine()
+        wakeups.wake_site_loop(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
+        site = fl_ctx.get_identity_name()
+        job_id = fl_ctx.get_job_id()
+        # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
+        sites = sorted(client.name for client in engine.get_clients())
+        config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
+        if site in sites:
+            config["partition-id"] = sites.index(site)
+        self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
+        self._loop = LoopThread("flowerbed")
+        self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
+        starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
+        # The app comes with the job, unless it is deployed on the server.
+        prefork = environment.Prefork(
+            self.options.warm, fab.imports(brought) if self.options.warm and brought else ()
+        )
+        expected = same_app.Expected(site, brought, own.allowed_apps)
+        self._points = metrics_relay.MetricUploader(self._loop.loop)
+        variables = {**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
+        self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
+        first = 1 + starts * INCARNATIONS
+        self._loop.run(self._begin(run_dir, config, prefork, variables, expected, first=first))
+
+    async def _begin(
+        self,
+        run_dir: Path,
+        config: dict[str, str | int],
+        prefork: environment.Prefork,
+        variables: dict[str, str],
+        expected: same_app.Expected,
+        *,
+        first: int,
+    ) -> None:
+        assert self._link is not None and self._points is not None
+        link = same_app.SameApp(
+            metrics_relay.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
+        )
+        self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
+        self._points.send_by(self._caller)
+        self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
+        await self._gateway.start()
+        work_dir = run_dir / "clientapp"
+        work_dir.mkdir(exist_ok=True)
+
+        async def start() -> SuperNode:
+            assert self._gateway is not None
+            home = run_dir / environment.HOME
+            supernode = await start_supernode(
+                self._gateway.port,
+                work_dir,
+                home,
+                config,
+                prefork,
+                self.options.supernode,
+                variables,
+                self._confinement,
+            )
+            self._sees_connections = await asyncio.to_thread(shows_connections, supernode.pid)
+            return supernode
+
+        self._supernode = await start()
+        self._watching = asyncio.ensure_future(self._watch(start))
+
+    def _is_supernode(self, port: int) -> bool:
+        """Whether the connection from `port` to the gateway is the SuperNode's that was started last."""
+        assert self._gateway is not None
+        if self._supernode is None:
+            return False
+        return not self._sees_connections or connects(self._supernode.pid, port, self._gateway.port)
+
+    async def _watch(self, start: Callable[[], Awaitable[SuperNode]]) -> None:
+        """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
+        assert self._supernode is not None and self._caller is not None
+        for number in range(RESTARTS):
+            reason = await self._supernode.ended()
+            log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
+            await self._supernode.stop(0)  # What it had started ends too: there is one node at a time.
+            await self._caller.start_over()
+            await asyncio.sleep(RESTART_FIRST * 2**number)
+            self._supernode = await start()
+        log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
+        # As if this process had crashed: the server's keeper begins anew with another, and fails the job in
+        # the end. (After a panic the site would only be missing.)
+        logging.shutdown()
+        os._exit(ProcessExitCode.EXCEPTION)
+
+    def _other_app(self, reason: str) -> None:
+        """The server hands out another app than this site has checked: take no part."""
+        log.error("this site takes no part any more: %s", reason)
+        self._leaving = asyncio.ensure_future(self._leave(reason))
+
+    async def _leave(self, reason: str) -> None:
+        """Say why, and stop the SuperNode while it can still take its leave. FLARE's part of the job idles
+        until the job's end: if it ended, FLARE would take the site for one that was lost."""
+        assert self._caller is not None
+        if self._watching is not None:
+            self._watching.cancel()
+        await same_app.tell(self._caller, reason)
+        if self._supernode is not None:
+            await self._supernode.stop(self.options.client_shutdown_timeout)
+
+    def _job_over(self) -> None:
+        """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
+        comes seconds later."""
+        log.info("the server says that the job is over")
+        self._ending = asyncio.ensure_future(self._end())
+
+    def _too_much(self, reason: str) -> None:
+        """This site's files of the job are more than they may be: its part ends."""
+        assert self._loop is not None
+        reason = f"this site's part in the job is ended: {reason}"
+        log.error("%s", reason)
+        with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over.
+            self._loop.loop.call_soon_threadsafe(self._begin_to_leave, reason)
+
+    def _begin_to_leave(self, reason: str) -> None:
+        if self._leaving is None and self._ending is None:
+            self._leaving = asyncio.ensure_future(self._leave_soon(reason))
+
+    async def _leave_soon(self, reason: str) -> None:
+        """Leave; and stop what fills the disk even if the server cannot be told now."""
+        leaving = asyncio.ensure_future(self._leave(reason))
+        try:
+            await asyncio.wait([leaving], timeout=LEAVE_WITHIN)
+            if not leaving.done() and self._supernode is not None:
+                await self._supernode.stop(self.options.client_shutdown_timeout)
+            await leaving
+        finally:
+            leaving.cancel()
+
+    def _stop(self) -> None:
+        if self._files is not None:
+            self._files.close()
+        if self._loop is None:
+            return
+        teardown.shorten_shutdown_grace()
+        self._loop.run(self._ended())
+        self._loop.close()
+        self._loop = None
+
+    async def _ended(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await self._ending
+
+    async def _end(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.gather(self._leaving, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._points is not None:
+            self._points.close()
+        if self._caller is not None:
+            await self._caller.close()
+        if self._supernode is not None:
+            await self._supernode.stop(self.options.client_shutdown_timeout)
+        if self._gateway is not None:
+            await self._gateway.stop()
+        if self._link is not None:
+            self._link.close()
+        # What was temporary, or unpacked of the app, ends with the job.
+        for folder in self._temporary:
+            await asyncio.to_thread(job_store.remove, folder)
+
+
+def connects(pid: int, own: int, other: int) -> bool:
+    """Whether a connection from port `own` to port `other` on loopback is of process `pid` itself, not of one
+    that it started or that runs beside it."""
+    try:
+        # Not "tcp4": gRPC's sockets are of both kinds, also to 127.0.0.1.
+        held = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False  # Ended, or hidden, though its connections were to be seen when it started.
+    return any(c.raddr and (c.laddr.port, c.raddr.port) == (own, other) for c in held)
+
+
+def shows_connections(pid: int) -> bool:
+    """Whether the kernel shows which connections process `pid` has, as it does by default for processes of
+    the same user. A security module may forbid it: then nothing tells the SuperNode from what runs beside it
+    until it has registered, and refusing would end every job there."""
+    try:
+        psutil.Process(pid).net_connections("tcp")
+    except psutil.AccessDenied:
+        log.warning(
+            "the kernel does not show the connections of process %d: whoever registers first is taken for "
+            "the SuperNode",
+            pid,
+        )
+        return False
+    except psutil.NoSuchProcess:
+        pass  # It ended, and will be started again.
+    return True

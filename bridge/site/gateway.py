@@ -1,0 +1,188 @@
+"""The gateway (LGS): an HTTP server on loopback that a SuperNode takes for its SuperLink.
+
+It lets Fleet calls pass, bounded in number and size, and hands them to a `relay.Caller`. What it cannot get
+answered in time becomes a 503, which a SuperNode retries for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, cast
+
+import uvicorn
+
+from bridge.common.versions import Transport
+from bridge.fleet import wire
+from bridge.relay.calls import Request, Response, SiteRelay
+from bridge.site.admission import UNAUTHENTICATED_BODY_LIMIT, AdmissionControl, IsSuperNode, TooManyRequests
+from bridge.site.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
+
+BODIES_AT_ONCE = 128 * 1024 * 1024
+"""Bytes of the SuperNode's requests in memory at once: two of the largest, or 25 chunks of 5 MiB, of which
+Flower sends two at a time. More are answered 503."""
+
+_CLOSE = (("connection", "close"),)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class _BadRequest(Exception):
+    """A request that goes no further. Its connection ends with the answer, since the rest of the request
+    may still be under way."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.response = Response(status, _CLOSE)
+
+
+class Gateway:
+    """Serves one SuperNode of one job on `127.0.0.1:port`."""
+
+    def __init__(self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._admission = AdmissionControl(caller, is_supernode)
+        self._refusals = Refusals()
+        self._bytes_left = BODIES_AT_ONCE
+        # Bound here, so that the port is known and taken before the SuperNode is started.
+        # The protocol is named, since asyncio takes Nagle's algorithm off such sockets only: with it, each
+        # answer's body waited some 40 ms for the acknowledgement of its headers.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        connection = functools.partial(
+            BoundedConnection, is_known=self._admission.owner.is_supernode, refusals=self._refusals
+        )
+        config = uvicorn.Config(
+            self._app,
+            interface="asgi3",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            http=cast(type[asyncio.Protocol], connection),
+            ws="none",
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            backlog=ACCEPTED_IN_A_TURN,
+            h11_max_incomplete_event_size=HEAD_LIMIT,
+        )
+        self._server = uvicorn.Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve from now on; returns when connections are accepted."""
+        self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+                raise RuntimeError("the gateway's HTTP server ended as soon as it was started")
+            await asyncio.sleep(0.01)
+        # asyncio takes one number for both; the queue may be longer than what a turn accepts.
+        self._socket.listen(ACCEPT_QUEUE)
+
+    async def stop(self) -> None:
+        """Close all connections and the port."""
+        # Whoever is still connected has been told that the job is over, or will see it now.
+        self._server.should_exit = self._server.force_exit = True
+        if self._serving is not None:
+            await self._serving
+        self._socket.close()
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            response = await self._answer(scope, receive)
+        except _BadRequest as refused:
+            self._refusals.add(str(refused))
+            response = refused.response
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status,
+                "headers": [
+                    *((name.encode(), value.encode()) for name, value in response.headers),
+                    (b"content-length", str(len(response.body)).encode()),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        headers = _check(scope)
+        known = self._admission.owner.is_supernode(scope["headers"])
+        size = _body_size(scope, wire.BODY_LIMIT if known else UNAUTHENTICATED_BODY_LIMIT)
+        if not known:
+            request = Request(scope["path"], headers, await _body(receive, size))
+            try:
+                return await self._admission.unauthenticated(request, scope["client"][1])
+            except TooManyRequests as crowded:
+                raise _BadRequest(503, str(crowded)) from None
+        if size > self._bytes_left:
+            raise _BadRequest(503, f"a body of {size} bytes, of which {self._bytes_left} may come now")
+        self._bytes_left -= size
+        try:
+            request = Request(scope["path"], headers, await _body(receive, size))
+            return await self._admission.supernode(request)
+        finally:
+            self._bytes_left += size
+
+
+def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
+    """The headers that are passed on, of a request that may pass."""
+    path: str = scope["path"]
+    # Compared as it was sent: no spelling of a path but Flower's own.
+    if (
+        wire.call_name(path, Transport.HTTP) is None
+        or scope["raw_path"] != path.encode()
+        or scope["query_string"]
+    ):
+        raise _BadRequest(404, f"{path[:200]!r}: only Flower's Fleet API passes here")
+    if scope["method"] != "POST":
+        raise _BadRequest(405, f"{scope['method'][:20]} {path}")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_LIMIT:
+        # h11 bounds only what it has to keep until the rest comes, not what comes at once.
+        raise _BadRequest(431, f"{path} with headers of more than {HEAD_LIMIT} bytes")
+    try:
+        kept = [
+            (name.decode("ascii"), value.decode("ascii"))
+            for name, value in scope["headers"]
+            if name.decode("latin-1") in wire.REQUEST_HEADERS
+        ]
+    except UnicodeDecodeError:
+        raise _BadRequest(400, f"{path} with a header that is not ASCII") from None
+    if len(dict(kept)) != len(kept):
+        raise _BadRequest(400, f"{path} with a header that stands twice")
+    if dict(kept).get("content-type") != wire.MEDIA_TYPE:
+        raise _BadRequest(415, f"{path} with content type {dict(kept).get('content-type')!r}")
+    return tuple(kept)
+
+
+def _body_size(scope: Scope, limit: int) -> int:
+    """The bytes of the body to come, which it must say and which must be allowed."""
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        # With a length beside it, two readers may find two bodies; and Flower sends none.
+        raise _BadRequest(400, f"{scope['path']} with a transfer encoding")
+    size = int(headers.get(b"content-length", b"0"))  # h11 lets digits through only, and one value only.
+    if size > limit:
+        raise _BadRequest(413, f"{scope['path']} with a body of {size} bytes, {limit} are allowed")
+    return size
+
+
+async def _body(receive: Receive, size: int) -> bytes:
+    """The whole body; h11 sees to it that it has `size` bytes."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _BadRequest(400, f"a body of {size} bytes that broke off")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)

@@ -1,0 +1,131 @@
+"""The gateway (LGS) over gRPC: a server on loopback that a SuperNode of flwr 1.34 to 1.39 takes for its
+SuperLink.
+
+Bytes pass as they are: it knows methods by name and no message. What cannot be answered in time becomes
+UNAVAILABLE, the one code that such a SuperNode retries, and for ever; any other would end it, or the message
+it was about (flwr 1.34.0 to 1.39.0 `supercore/retry/grpc_retry.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+
+from bridge.common.versions import Transport
+from bridge.fleet import grpc_form, wire
+from bridge.relay.calls import Request, Response, SiteRelay
+from bridge.site.admission import UNAUTHENTICATED_BODY_LIMIT, AdmissionControl, IsSuperNode, TooManyRequests
+from bridge.site.connection import Refusals
+
+CALLS_AT_ONCE = 64
+"""Calls on one connection, and calls of strangers on all of them, to more of which the answer is UNAVAILABLE
+at once. A SuperNode makes fewer than ten."""
+
+METADATA_LIMIT = 8 * 1024
+"""Bytes of a call's metadata: Flower's has about 500."""
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # Nobody else can listen on the port.
+    ("grpc.max_receive_message_length", wire.BODY_LIMIT),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", METADATA_LIMIT),
+    ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
+    ("grpc.max_concurrent_streams", CALLS_AT_ONCE),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # None: what arrives is as large as it seems.
+)
+
+
+class _BadGrpcRequest(Exception):
+    """A call that goes no further."""
+
+    def __init__(self, code: StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class GrpcGateway:
+    """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
+
+    def __init__(self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True) -> None:
+        """`is_supernode`: see `lanes.IsSuperNode`."""
+        self._admission = AdmissionControl(caller, is_supernode)
+        self._refusals = Refusals()
+        self._calls = 0
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._server.add_generic_rpc_handlers((_Fleet(self),))
+        self.port: int = self._server.add_insecure_port("127.0.0.1:0")
+
+    async def start(self) -> None:
+        """Serve from now on; returns when connections are accepted."""
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Close all connections and the port."""
+        await self._server.stop(None)
+
+    async def answer(self, method: str, body: bytes, context: Any) -> bytes:
+        """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
+        request = Request(method, grpc_form.headers_of(context.invocation_metadata()), body)
+        try:
+            response = await self._answer(request, _port(context.peer()))
+        except _BadGrpcRequest as refused:
+            self._refusals.add(f"{method}: {refused}")
+            await context.abort(refused.code, str(refused))
+        metadata = grpc_form.metadata_of(response.headers)
+        if response.status == 200:
+            context.set_trailing_metadata(metadata)
+            return response.body
+        code, message = grpc_form.code_of(response)
+        await context.abort(code, message, metadata)
+        raise AssertionError("abort raises")
+
+    async def _answer(self, request: Request, port: int) -> Response:
+        if len(dict(request.headers)) != len(request.headers):
+            raise _BadGrpcRequest(StatusCode.INVALID_ARGUMENT, "metadata that stands twice")
+        if self._admission.owner.is_supernode(
+            (key.encode(), value.encode()) for key, value in request.headers
+        ):
+            return await self._admission.supernode(request)
+        if len(request.body) > UNAUTHENTICATED_BODY_LIMIT:
+            raise _BadGrpcRequest(
+                StatusCode.RESOURCE_EXHAUSTED, f"a stranger's body of {len(request.body)} bytes"
+            )
+        if self._calls >= CALLS_AT_ONCE:
+            raise _BadGrpcRequest(StatusCode.UNAVAILABLE, "too many calls at once")
+        self._calls += 1
+        try:
+            return await self._admission.unauthenticated(request, port)
+        except TooManyRequests as crowded:
+            raise _BadGrpcRequest(StatusCode.UNAVAILABLE, str(crowded)) from None
+        finally:
+            self._calls -= 1
+
+    def refuse(self, method: str) -> None:
+        """Take note of a call to something else than the Fleet API."""
+        self._refusals.add(f"{method[:200]!r}: only Flower's Fleet API passes here")
+
+
+def _port(peer: str) -> int:
+    """The port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
+    return int(peer.rsplit(":", 1)[1])
+
+
+class _Fleet(grpc.GenericRpcHandler):
+    """Lets the Fleet API's calls pass, as raw bytes; gRPC answers others UNIMPLEMENTED."""
+
+    def __init__(self, gateway: GrpcGateway) -> None:
+        self._gateway = gateway
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Called by gRPC for each call: who answers it."""
+        method: str = handler_call_details.method
+        if wire.call_name(method, Transport.GRPC) is None:
+            self._gateway.refuse(method)
+            return None
+
+        async def answer(body: bytes, context: Any) -> bytes:
+            return await self._gateway.answer(method, body, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer)

@@ -1,0 +1,361 @@
+"""A SuperNode in a thread of this process: one process less, and the memory of its interpreter.
+
+flwr's SuperNode takes itself for the master of its process. Here it is told otherwise, by names in its own
+modules (flwr 1.40 to 1.43, read in 1.41.0; guarded by `tests/unit/test_internals.py`):
+
+- `register_signal_handlers`, which works in a main thread only, does nothing.
+- `flwr_exit`, and the SIGINT to itself with which a SuperNode answers a 401, end its thread.
+- A thread cannot be killed. So it ends by itself when it is told to: it makes no further call, and each of
+  its waits ends. What it is waiting for then, an answer of the gateway, is for the gateway's owner to end.
+- Its log goes where this process's log goes.
+
+Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
+since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
+this process is killed, and confines it. This process itself, and so the SuperNode's thread, is not confined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from bridge.common.loop import LoopThread
+from bridge.common.namespace_proxy import namespace_proxy
+from bridge.flower import fork_server
+from bridge.flower.supernode_process import LOOP, StateSignals
+from bridge.launch import environment
+from bridge.launch.confinement import UNCONFINED, Confinement
+from bridge.launch.process import FlowerProcess, gone
+from bridge.site.supernode import OWN_END
+
+log = logging.getLogger(__name__)
+
+API = "flwr.supernode.main"
+STATES, STORES = "flwr.supernode.nodestate", "flwr.supercore.object_store"
+CONNECTION, CLIENT = "flwr.supernode.fleet_http_connection", "flwr.supernode.fleet_http_client"
+RETRIES, RETRYING = "flwr.supercore.retry", "flwr.supercore.retry.http_retry"
+"""Where flwr 1.41 has a SuperNode's own server, what it keeps, and how it calls its SuperLink."""
+
+EXIT, SIGNALS = "flwr_exit", "register_signal_handlers"
+"""What would end or change the whole process, in whichever of flwr's modules."""
+
+STOPPED = "was stopped"
+"""Why a SuperNode ended that was told to."""
+
+ISOLATION = "process"
+"""What flower-supernode's option `--isolation` is called where it is not to start a SuperExec itself."""
+
+CHATTY = ("httpx", "alembic")
+"""What would write a line for each call and each import into this process's log."""
+
+API_END = 1.0
+"""Seconds for a SuperNode's own server to close its port; it takes some 0.1 s."""
+
+
+class Ended(SystemExit):
+    """Ends a SuperNode's thread, past every `except Exception` of Flower's; says why, for people.
+
+    Python lets threads end with a SystemExit without a word, and nothing else.
+    """
+
+
+class _Life:
+    """Whether a SuperNode's thread is to go on. All that the thread calls raises `Ended` if it is not."""
+
+    def __init__(self) -> None:
+        self.events = StateSignals()
+        self._reason = ""
+
+    def end(self, reason: str) -> None:
+        """Let the thread end, from any thread."""
+        self._reason = self._reason or reason
+        self.events.end()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been told to end."""
+        return self.events.over.is_set()
+
+    def check(self) -> None:
+        """Go on, or end here."""
+        if self.over:
+            raise Ended(self._reason)
+
+    def sleep(self, seconds: float) -> None:
+        """Take the place of the main loop's `time.sleep`."""
+        self.check()
+        self.events.sleep(seconds)
+        self.check()
+
+    def wait(self, seconds: float) -> None:
+        """Take the place of the wait between two tries of a call."""
+        log.warning("the SuperNode is not answered, next try in %.1f s", seconds)
+        self.events.over.wait(seconds)
+        self.check()
+
+    def refused(self, pid: int, number: int) -> None:
+        """Take the place of the `os.kill` by which a SuperNode that gets a 401 ends its process."""
+        self.end("was refused with 401")
+        self.check()
+
+    def client(self, kind: Any) -> type[Any]:
+        """Return a `FleetHttpClient` that makes no call when the thread is to end, and returns from none."""
+        life = self
+
+        class Client(kind):  # type: ignore[misc]
+            def _unary_unary(self, **call: Any) -> Any:
+                life.check()
+                answer = super()._unary_unary(**call)
+                life.check()
+                return answer
+
+        return Client
+
+
+def _exit(code: int, message: str | None = None, *_: Any, **__: Any) -> None:
+    """Take the place of `flwr_exit`."""
+    raise Ended(f"ended with Flower's code {code}: {message or 'no reason given'}")
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Take the place of `register_signal_handlers`."""
+
+
+def _take_over(life: _Life) -> None:
+    """Put the names that a thread can live with into flwr's modules."""
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    loop, connection, retrying = _module(LOOP), _module(CONNECTION), _module(RETRYING)
+    loop.time = namespace_proxy(time, sleep=life.sleep)
+    for module in (connection, retrying):
+        module.os = namespace_proxy(os, kill=life.refused)
+    connection.FleetHttpClient = life.client(_module(CLIENT).FleetHttpClient)
+
+    def make_invoker() -> Any:
+        invoker = _module(RETRIES).make_simple_http_retry_invoker()
+        invoker.wait_function = life.wait
+        return invoker
+
+    connection.make_simple_http_retry_invoker = make_invoker
+    _module(API)  # By now, all that would end the process has been imported.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("flwr."):
+            for own, ours in ((EXIT, _exit), (SIGNALS, _ignore)):
+                if own in vars(module):
+                    setattr(module, own, ours)
+    flower = logging.getLogger("flwr")
+    for handler in list(flower.handlers):
+        flower.removeHandler(handler)
+    flower.setLevel(logging.INFO)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+class InlineSuperNode:
+    """A SuperNode in a thread of this process, and what it has started. Lives on one event loop."""
+
+    def __init__(
+        self,
+        gateway_port: int,
+        work_dir: Path,
+        home: Path,
+        node_config: dict[str, str | int],
+        prefork: environment.Prefork,
+        extra_env: Mapping[str, str],
+        confinement: Confinement,
+    ) -> None:
+        """Nothing is started yet: see `start`."""
+        self._gateway = f"127.0.0.1:{gateway_port}"
+        self._work_dir = work_dir
+        self._node_config = node_config
+        self._prefork = prefork
+        # The port of its own server, which its processes ask, and may connect to.
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._port: int = self._socket.getsockname()[1]
+        self._policy, confined = confinement.around(
+            work_dir, home, ports=(self._port,), app_ports=(self._port,)
+        )
+        self._env = environment.variables(home, extra_env) | confined
+        self._life = _Life()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._superexec: asyncio.Future[int] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="supernode", daemon=True)
+        self._template: fork_server.ForkServer | None = None
+        self._processes: list[FlowerProcess] = []
+        self._starting = asyncio.Lock()
+
+    @classmethod
+    async def start(
+        cls,
+        gateway_port: int,
+        work_dir: Path,
+        home: Path,
+        node_config: dict[str, str | int],
+        prefork: environment.Prefork,
+        extra_env: Mapping[str, str] = environment.NO_EXTRA,
+        confinement: Confinement = UNCONFINED,
+    ) -> InlineSuperNode:
+        """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the
+        job sets in their environment, and confined."""
+        node = cls(gateway_port, work_dir, home, node_config, prefork, extra_env, confinement)
+        if prefork.on:
+            ours, its = fork_server.ends()
+            node._template = fork_server.ForkServer(ours)
+            with its:
+                descriptor = its.fileno()
+                await node._start_process(environment.fork_server_command(descriptor), pass_fds=[descriptor])
+        node._thread.start()
+        return node
+
+    @property
+    def pid(self) -> int:
+        """The id of this process: the SuperNode's connections are its."""
+        return os.getpid()
+
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people."""
+        lost = asyncio.ensure_future(self._without_superexec())
+        try:
+            watched: list[asyncio.Future[Any]] = [self._ended, lost]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            # Its SuperExec ends with it, and is seen to end first.
+            await asyncio.wait([self._ended], timeout=OWN_END)
+            return self._ended.result() if self._ended.done() else "lost its SuperExec"
+        finally:
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
+
+    async def stop(self, grace: float) -> None:
+        """End the thread and all that it has started. A thread that is still in a call after `grace` seconds
+        is left behind: it ends with that call, and makes no other."""
+        self._life.end(STOPPED)
+        async with self._starting:
+            stops = [process.stop(grace) for process in self._processes]
+        await asyncio.gather(*stops)
+        await asyncio.wait([self._ended], timeout=grace)
+        if not self._ended.done():
+            log.info("the SuperNode's thread has a call to end yet")
+        if self._template is not None:
+            self._template.close()
+
+    async def _without_superexec(self) -> None:
+        await gone(await asyncio.shield(self._superexec))
+
+    async def _start_process(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> int | None:
+        """Start a program; returns its process's id, or None when all is to end."""
+        async with self._starting:
+            if self._life.over:
+                return None
+            process = await FlowerProcess.start(
+                "supernode",
+                command,
+                cwd=self._work_dir,
+                env=self._env,
+                pass_fds=pass_fds,
+                policy=self._policy,
+            )
+            self._processes.append(process)
+            return process.pid
+
+    # In the thread:
+
+    def _run(self) -> None:
+        try:
+            self._live()
+            reason = "ended by itself"
+        except Ended as end:
+            reason = str(end)
+        except BaseException as wrong:
+            log.exception("the SuperNode failed")
+            reason = f"failed: {type(wrong).__name__}: {wrong}"
+        self._tell(self._ended, reason)
+
+    def _live(self) -> None:
+        """Be a SuperNode, until `Ended`."""
+        _take_over(self._life)
+        factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
+        self._life.events.watch(factory, self._preload)
+        with self._serving(factory), self._with_superexec(self._port):
+            _module(LOOP).start_client_internal(
+                state_factory=factory,
+                server_address=self._gateway,
+                node_config=self._node_config,
+                insecure=True,
+                isolation=ISOLATION,
+                runtime_dependency_install=False,
+            )
+
+    def _preload(self) -> None:
+        """The node is there: now the template has time for imports."""
+        if self._template is not None:
+            self._template.preload(self._prefork.modules)
+
+    @contextlib.contextmanager
+    def _serving(self, factory: Any) -> Iterator[None]:
+        """The SuperNode's own server, which its SuperExec and ClientApps ask; on a loop of its own, so that
+        the gateway need not wait for it."""
+        config = uvicorn.Config(
+            self._life.events.serve(_module(API).create_app(state_factory=factory)),
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+        )
+        server = uvicorn.Server(config)
+        loop = LoopThread("supernode-api")
+        try:
+            serving = loop.submit(server.serve([self._socket]))
+            while not server.started:
+                if serving.done():
+                    serving.result()
+                    raise RuntimeError("its HTTP server ended as soon as it was started")
+                time.sleep(0.01)
+            yield
+        finally:
+            self._life.events.end()
+            server.should_exit = server.force_exit = True
+            with contextlib.suppress(TimeoutError):
+                serving.result(API_END)
+            loop.close()
+
+    @contextlib.contextmanager
+    def _with_superexec(self, port: int) -> Iterator[None]:
+        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it."""
+        command = environment.superexec_command(port)
+        started = self._template.start(command, quiet=False) if self._template is not None else None
+        if started is not None:
+            pid: int | None = started.pid
+        else:
+            starting = self._start_process(fork_server.equivalent_command(command))
+            pid = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
+        if pid is None:
+            raise Ended(STOPPED)
+        descriptor = os.pidfd_open(pid)
+        try:
+            self._tell(self._superexec, pid)
+            self._life.check()
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+    def _tell(self, future: asyncio.Future[Any], result: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits.
+            self._loop.call_soon_threadsafe(future.set_result, result)

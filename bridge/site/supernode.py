@@ -1,0 +1,119 @@
+"""One site's SuperNode, a process of its own or a thread of this one, whose SuperLink is the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from bridge.common import versions
+from bridge.common.job_options import INLINE, PROCESS
+from bridge.flower.fork_server import SUPEREXEC
+from bridge.launch import environment
+from bridge.launch.confinement import UNCONFINED, Confinement
+from bridge.launch.process import FlowerProcess, gone
+from bridge.server.superlink import free_port
+
+SUPEREXEC_WITHIN = 30.0
+"""Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""
+
+OWN_END = 0.5
+"""Seconds for the end of a SuperNode itself to be seen after that of its SuperExec."""
+
+
+class SuperNode(Protocol):
+    """A SuperNode that runs, with all that it has started."""
+
+    @property
+    def pid(self) -> int:
+        """The id of the process that its connections belong to."""
+        ...
+
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """End it and all that it has started, by force after `grace` seconds."""
+        ...
+
+
+def check(kind: str) -> None:
+    """See whether a SuperNode of this `kind` can be had here.
+
+    Raises:
+        ValueError: there is no such kind.
+        UnsupportedFlower: the installed flwr does not allow it.
+    """
+    if kind not in (PROCESS, INLINE):
+        raise ValueError(f"supernode {kind!r}: expected {PROCESS!r} or {INLINE!r}")
+    if kind == INLINE:
+        versions.require_fast_path(f"a SuperNode inside FLARE's process (supernode {INLINE!r})")
+
+
+async def start_supernode(
+    gateway_port: int,
+    work_dir: Path,
+    home: Path,
+    node_config: dict[str, str | int],
+    prefork: environment.Prefork = environment.PREFORK,
+    kind: str = PROCESS,
+    extra_env: Mapping[str, str] = environment.NO_EXTRA,
+    confinement: Confinement = UNCONFINED,
+) -> SuperNode:
+    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the job
+    sets in their environment, and confined."""
+    if kind == INLINE:
+        # Here, since it leans on what not every flwr has.
+        from bridge.site.inline import InlineSuperNode
+
+        return await InlineSuperNode.start(
+            gateway_port, work_dir, home, node_config, prefork, extra_env, confinement
+        )
+    runtime_port = free_port()
+    policy, confined = confinement.around(
+        work_dir, home, ports=(gateway_port, runtime_port), app_ports=(runtime_port,)
+    )
+    return await SuperNodeProcess.start(
+        "supernode",
+        environment.supernode_command(gateway_port, runtime_port, node_config, prefork),
+        cwd=work_dir,
+        env=environment.variables(home, extra_env) | confined,
+        policy=policy,
+    )
+
+
+class SuperNodeProcess(FlowerProcess):
+    """A SuperNode that is a process of its own."""
+
+    async def ended(self) -> str:
+        """Wait until it can work no more; return why, for people.
+
+        One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts; but
+        for those that `supernode_process.py` runs, which end with it.
+        """
+        # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
+        watched = [asyncio.ensure_future(gone(self.pid))]
+        if not versions.generation().fast_path:
+            watched.append(asyncio.ensure_future(self._without_superexec()))
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OWN_END):
+                    while self.returncode is None:
+                        await asyncio.sleep(0.02)
+            code = self.returncode
+            return "lost its SuperExec" if code is None else f"ended with code {code}"
+        finally:
+            for task in watched:
+                task.cancel()
+            await asyncio.gather(*watched, return_exceptions=True)
+
+    async def _without_superexec(self) -> None:
+        async with asyncio.timeout(SUPEREXEC_WITHIN):
+            while (pid := self.descendant(SUPEREXEC)) is None:
+                await asyncio.sleep(0.2)
+        await gone(pid)

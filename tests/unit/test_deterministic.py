@@ -1,0 +1,129 @@
+"""A ServerApp's process that keeps the sites' order: Flower's own grid and client manager, no SuperLink."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from bridge.flower import deterministic
+from bridge.launch import environment
+
+NODES = {30: "site-1", 10: "site-2", 20: "site-3"}
+
+PROGRAM = """
+import json, random
+from types import SimpleNamespace
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.server import server
+from flwr.server.client_manager import SimpleClientManager
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+sent = {}
+def push(self, run_id, messages):
+    sent.update({m.metadata.message_id: m for m in messages})
+    return [m.metadata.message_id for m in messages]
+
+def pull(self, ids):
+    # As they come: not in the order of the sites.
+    asked = sorted((sent.pop(i) for i in ids), key=lambda m: m.metadata.dst_node_id)
+    replies = []
+    for m in asked:
+        node = m.metadata.dst_node_id
+        metrics = MetricRecord({"loss": node / 3, "num-examples": node})
+        arrays = ArrayRecord({"a": Array(np.full(3, node))})
+        replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=m))
+    return replies
+
+HttpGrid._try_push_messages, HttpGrid.pull_messages = push, pull
+HttpGrid.get_nodes = lambda self: [SimpleNamespace(node_id=n) for n in (10, 20, 30, 40)]
+def fit_clients(*args, **kwargs):
+    return [(SimpleNamespace(cid=str(n)), n) for n in (10, 20, 30)], ["failure"]
+server.fit_clients = fit_clients
+
+from bridge.flower import deterministic
+deterministic.begin()
+
+grid = HttpGrid("127.0.0.1:1", insecure=True, token="x")
+grid._run = SimpleNamespace(run_id=1)
+def message(node):
+    arrays, config = ArrayRecord({"a": Array(np.zeros(3))}), ConfigRecord({"server-round": 1})
+    return Message(RecordDict({"arrays": arrays, "config": config}), node, "train")
+replies = grid.send_and_receive([message(n) for n in (10, 20, 30)])
+manager = SimpleClientManager()
+for n in (40, 10, 20, 30):
+    manager.register(SimpleNamespace(cid=str(n)))
+print(json.dumps({
+    "nodes": list(grid.get_node_ids()),
+    "replies": [r.metadata.src_node_id for r in replies],
+    "clients": list(manager.clients),
+    "results": [r for _, r in server.fit_clients()[0]],
+    "failures": server.fit_clients()[1],
+    "random": [random.random(), np.random.rand()],
+}))
+"""
+
+
+def run(folder: Path, *, asked: bool = True) -> dict[str, object]:
+    """What the program finds."""
+    more = {environment.DETERMINISTIC: str(folder / deterministic.PLAN_FILE)} if asked else {}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | more, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path) -> None:
+    deterministic.write_plan(tmp_path, 7, NODES)
+
+    found = run(tmp_path)
+
+    # A node that nobody has told of comes last.
+    assert found["nodes"] == [30, 10, 20, 40]
+    assert found["clients"] == ["30", "10", "20", "40"]
+    assert found["replies"] == found["results"] == [30, 10, 20]
+    assert found["failures"] == ["failure"]
+
+    events = [json.loads(line) for line in (tmp_path / deterministic.TRACE_FILE).read_text().splitlines()]
+    assert [e["event"] for e in events] == ["round", *["sent"] * 3, *["reply"] * 3]
+    assert {(e["round"], e["site"], e["kind"]) for e in events[1:]} == {
+        (1, site, "train") for site in NODES.values()
+    }
+    assert len({e["parameters"] for e in events[1:4]}) == 1, "the same went to all"
+    assert len({e["parameters"] for e in events[4:]}) == 3
+    assert {e["site"]: (e["metrics"], e["num_examples"], e["error"]) for e in events[4:]} == {
+        site: ({"loss": node / 3}, node, "") for node, site in NODES.items()
+    }
+
+    deterministic.write_plan(tmp_path, 8, NODES)
+    other = run(tmp_path)
+    assert other["random"] != found["random"]
+    deterministic.write_plan(tmp_path, 7, NODES)
+    assert run(tmp_path) == found
+
+
+def test_nothing_is_done_where_nobody_asks(tmp_path: Path) -> None:
+    found = run(tmp_path, asked=False)
+    assert found["nodes"] == found["replies"] + [40] == [10, 20, 30, 40]  # type: ignore[operator]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_waits_do_not_change_what_is_drawn() -> None:
+    """A heartbeat, a retry: their lengths are random, and how many there are depends on the machine."""
+    program = (
+        "import importlib, random\n"
+        "from bridge.flower import deterministic\n"
+        "deterministic._seed(7)\n"
+        "for name in deterministic.WAITS: importlib.import_module(name).random.uniform(0, 1)\n"
+        "print(random.random())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == random.Random(7).random()
