@@ -1,4 +1,4 @@
-"""Two runs of one app side by side, to the last bit: from what `bridge/flower/deterministic.py` has recorded."""
+"""Two runs of one app side by side, to the last bit: from the records of `bridge/flower/deterministic.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What people see of an answer: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
 
 With `--format json` stdout is the object's, and tables go to stderr. No text of a site or an app is taken for
-markup or acts on the terminal: every cell passes `bridge.common.text`. Rich is imported by who shows something.
+markup or acts on the terminal: every cell passes `bridge.common.text`. Who shows something imports Rich.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ async def run_app(
     Args:
         sites: how many; they are site-1, site-2, and so on.
         data: a folder that the app may read beside its own.
-        seed: if given, of a ServerApp that keeps the sites' order and records what passes it (`deterministic.py`).
+        seed: if given, of a ServerApp that keeps the sites' order and records all (`deterministic.py`).
     """
     events: list[Event] = []
     observer = Arrivals(events.append)

@@ -1,1 +1,1 @@
-"""See docs/architecture."""
+"""What any part of Flowerbed may import, the verbs too. It imports neither FLARE nor Flower."""

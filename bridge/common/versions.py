@@ -42,8 +42,9 @@ class Generation:
     supernode: str
     """flower-supernode's flags for the port of its own Runtime API."""
     fast_path: bool = False
-    """Whether its programs can be run without their waits (`long_poll.py`, `fork_server.py`), and its SuperNode
-    inside another process (`inline.py`): that leans on how they are made. The others wait as Flower does."""
+    """Whether its programs can be run without their waits (`long_poll.py`, `fork_server.py`), and its
+    SuperNode inside another process (`inline.py`): that leans on how they are made. The others wait as Flower
+    does."""
     unasked: bool = False
     """Whether a ClientApp may send its ServerApp what replies to nothing. Before, a ServerApp took that for
     one more reply."""

@@ -1,1 +1,1 @@
-"""All that knows FLARE: controller, executor, channel, the job's folder, the console program."""
+"""Runs in FLARE's long-lived processes and in the console; also the job and the recipe."""

@@ -100,7 +100,7 @@ class FlowerJob(FedJob):
     def _fill_sites(self, options: JobOptions, code: list[FileSource]) -> None:
         for part in (
             FlowerExecutor(**options.arguments(job_options.SITE)),
-            # What an app's writers log goes to the executor; from there on it is the relay's (`metrics_relay.py`).
+            # What an app's writers log goes to the executor, and from there through `metrics_relay.py`.
             MetricRelay(fed_event=False),
             JobLogStreamer(target_parent_server=True),
             {"get_task_timeout": GET_TASK_WITHIN},

@@ -1,1 +1,1 @@
-"""See docs/architecture."""
+"""Flower's Fleet API, as both ends of the relay read it."""

@@ -1,1 +1,1 @@
-"""All that knows a Flower version: SuperLink, SuperNode, the wire's names, what passes on it."""
+"""Runs inside Flower's processes, from the app's environment. It imports nothing of FLARE."""

@@ -8,9 +8,9 @@ the last bit, the ServerApp's process is told which node is whose (`PLAN_FILE`) 
 - begins with Python's and numpy's generators of random numbers seeded.
 
 Neither the app nor Flower's files are touched, and the same is done to a ServerApp of plain Flower: by
-`python -m bridge.flower.deterministic` in place of `flwr-serverapp`. Everything that passes is written down beside
-`PLAN_FILE`, as events like the observer's, with hashes: an `ArrayRecord`'s object id is the SHA-256 of what it
-holds (flwr 1.41 `supercore/inflatable/inflatable_object.py`, `get_object_id`).
+`python -m bridge.flower.deterministic` in place of `flwr-serverapp`. Everything that passes is written down
+beside `PLAN_FILE`, as events like the observer's, with hashes: an `ArrayRecord`'s object id is the SHA-256 of
+what it holds (flwr 1.41 `supercore/inflatable/inflatable_object.py`, `get_object_id`).
 
 Leans on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`;
 `tests/unit/test_internals.py` guards it.

@@ -8,8 +8,8 @@ installed: never the app's own modules) is imported for the next ones too.
 It is switched off by itself where a copy would not be like a new process: where an import has started
 threads or has touched a GPU. Then, or when the template is gone, programs are started as Flower does it.
 
-`popen_replacement` stands in for `subprocess.Popen` in the modules by which flwr 1.40 to 1.43 starts its programs;
-`tests/unit/test_internals.py` guards that they do so.
+`popen_replacement` stands in for `subprocess.Popen` in the modules by which flwr 1.40 to 1.43 starts its
+programs; `tests/unit/test_internals.py` guards that they do so.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ the app has set is seen as soon as there."""
 RECHECK_SECONDS = 3.0
 """Seconds after which a question is put to the server again without a reason, where time alone may bring
 something: replies, since a node may be out of time, and a SuperNode's tasks, which its `gate` holds back. All
-else is looked for when the asker asks anew, after `MAX_POLL_SECONDS`: each look costs a SuperLink some 5 ms."""
+else is looked for when the asker asks again, after `MAX_POLL_SECONDS`: a look costs a SuperLink some 5 ms."""
 
 TINY = 64
 """Bytes; the answer "nothing" is shorter. Longer ones, objects of 5 MiB among them, are not parsed."""

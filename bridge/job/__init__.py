@@ -1,1 +1,1 @@
-"""See docs/architecture."""
+"""What FLARE's job processes share, at a site and at the server."""

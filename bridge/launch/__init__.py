@@ -1,1 +1,1 @@
-"""See docs/architecture."""
+"""Starts and confines Flower's processes. It imports neither FLARE nor Flower."""

@@ -1,1 +1,1 @@
-"""See docs/architecture."""
+"""Runs in FLARE's job process at the server."""

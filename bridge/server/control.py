@@ -43,7 +43,7 @@ class Control(Protocol):
         ...
 
     def stream_logs(self, request: StreamLogsRequest) -> AsyncIterator[StreamLogsResponse]:
-        """What the ServerApp prints, until the SuperLink ends it. Raises `ControlApiError` or `ControlApiUnanswered`."""
+        """What the ServerApp prints, until the SuperLink ends it. Raises as `call` does."""
         ...
 
     async def close(self) -> None:

@@ -102,7 +102,7 @@ class SuperLink:
             home: for what Flower unpacks.
             grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
             prefork: of its ServerApp.
-            in_order: the file that will say which order its ServerApp is to keep (`deterministic.py`), if any.
+            in_order: the plan that its ServerApp is to keep (`deterministic.py`), if any: a file's path.
             ready_within: seconds for it to answer.
             extra_env: what the job sets in its environment.
             confinement: of SuperLink and ServerApp.

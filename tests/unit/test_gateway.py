@@ -114,7 +114,7 @@ def test_everything_else_is_refused(method: str, path: str, headers: dict[str, s
 
 def test_a_body_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "BODY_LIMIT", 1000)
-    monkeypatch.setattr(gateway_module, "STRANGERS_BODY", 100)
+    monkeypatch.setattr(gateway_module, "UNAUTHENTICATED_BODY_LIMIT", 100)
 
     async def test() -> None:
         async with gateway(echo) as client:

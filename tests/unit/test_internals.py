@@ -325,7 +325,7 @@ def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
 
 
 def test_connection_overrides_what_uvicorn_calls() -> None:
-    """`bridge/site/connection.py`, read in uvicorn 0.49.0: hooks, and attributes that no documentation names."""
+    """`bridge/site/connection.py`, read in uvicorn 0.49.0: hooks, and undocumented attributes."""
     own = {name for name in vars(BoundedConnection) if not name.startswith("_")}
     assert own == {
         "connection_made",

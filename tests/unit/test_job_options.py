@@ -69,7 +69,10 @@ def test_a_component_takes_its_own_options_alone() -> None:
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    program = "import sys; import bridge.common.job_options; assert not {'nvflare', 'flwr', 'yaml'} & set(sys.modules)"
+    program = (
+        "import sys; import bridge.common.job_options; "
+        "assert not {'nvflare', 'flwr', 'yaml'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
