@@ -107,7 +107,7 @@ def test_a_folder_that_somebody_has_put_there_first_is_not_used(asked: Federatio
 KILL = """
 import os, signal
 for pid in filter(str.isdigit, os.listdir("/proc")):
-    if b"console.daemon" in open(f"/proc/{pid}/cmdline", "rb").read():
+    if int(pid) != os.getpid() and b"console.daemon" in open(f"/proc/{pid}/cmdline", "rb").read():
         os.kill(int(pid), signal.SIGKILL)
 """
 
