@@ -200,6 +200,10 @@ def _failure(console: str, code: int, errors: bytes) -> Failure:
 def _compose_failure(console: str, said: str) -> Failure:
     if "is not running" in said or "no container found" in said:
         return Failure(f"The federation is down (no console '{console}' runs): ./flowerbed up starts it.")
+    if PROGRAM[-1] in said:  # Python does not find it.
+        return Failure(
+            "The containers' images are older than this checkout. Run ./flowerbed build, then ./flowerbed up."
+        )
     if "no such service" in said:
         return Failure(
             f"The Compose file has no console '{console}', but project.yml has: it changed since. "

@@ -288,6 +288,7 @@ def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
             "./flowerbed provision",
         ),
         ("no such service: ann-bee\n", "./flowerbed provision, build and up"),
+        (f"python: can't open file '{console.PROGRAM[-1]}': [Errno 2]\n", "./flowerbed build, then"),
         ("", "it printed nothing"),
     ],
 )

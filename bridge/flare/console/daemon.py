@@ -62,7 +62,8 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 asker, _ = self._listener.accept()
                 self._take(asker)
-            self._sessions.close(idle_for=KEPT_IDLE)
+            # A server that does not answer keeps a farewell waiting.
+            threading.Thread(target=self._sessions.close, args=(KEPT_IDLE,), daemon=True).start()
         Path(client.SOCKET).unlink(missing_ok=True)
         # Whoever has connected meanwhile is sent to the next daemon.
         self._listener.setblocking(False)
