@@ -29,15 +29,26 @@ esac
 """A shell's, since it starts in no time."""
 NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."
 
+
+def versions(client: str = "20.10.24") -> str:
+    """What `docker version` answers in JSON."""
+    server = {"Version": "27.1.0", "Arch": "amd64"}
+    return json.dumps({"Client": {"Version": client}, "Server": server})
+
+
+def inspected(**labels: str) -> str:
+    """What `docker image inspect` answers."""
+    return json.dumps([{"Size": 1029000000, "Config": {"Labels": labels}}])
+
+
 HEALTHY = {
-    "version --format {{.Server": {"out": "27.1.0 amd64\n"},
-    "version --format {{.Client": {"out": "20.10.24\n"},
+    "version --format": {"out": versions()},
     "buildx version": {"code": 1, "err": "docker: 'buildx' is not a docker command.\n"},
     "compose version": {"out": "2.29.1\n"},
-    "image inspect": {"out": "1029000000\n"},
-    "image inspect --format {{.Id}} flowerbed-base": {"code": 1},
+    "image inspect": {"out": inspected()},
+    "image inspect flowerbed-base": {"code": 1},
     "image prune": {},
-    "info --format {{.DockerRootDir": {"out": "/\n"},
+    "info --format": {"out": json.dumps({"DockerRootDir": "/", "SystemTime": "2026-01-02T03:04:05Z"})},
 }
 """What an engine that is well, with Compose and a CLI that can build, answers."""
 
