@@ -96,9 +96,7 @@ def _end_jobs(*, force: bool) -> list[str]:
     """End the jobs that run, or refuse to; returns their ids."""
     try:
         service = console.service(None)
-        # One call only: each takes some 3 s to start.
-        words = ["end", "--within", str(END_WITHIN)] if force else ["list"]
-        answer = console.ask(service, *words)
+        answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")
     except core.Failure as failure:
         core.say(f"Whether a job runs could not be asked: {failure}")
         return []

@@ -22,7 +22,8 @@ NUMBERS_SHOWN = 20
 
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
     """Wait for the job's end."""
-    return follow(console.service(identity), job, timeout=timeout)
+    service = console.service(identity)
+    return follow(service, console.full_id(service, job), timeout=timeout)
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -36,11 +37,10 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
         Failure: when the job ended as anything but completed, with the reason.
     """
     events: list[dict[str, Any]] = []
-    words = ["wait", job] if timeout is None else ["wait", job, "--timeout", str(timeout)]
     try:
         with progress.Bar("rounds") as bar:
             lines = Progress(bar)
-            for event in console.stream(service, *words):
+            for event in console.stream(service, "wait", job=job, timeout=timeout):
                 events.append(event)
                 lines.tell(event)
     except KeyboardInterrupt:

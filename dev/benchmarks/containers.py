@@ -80,7 +80,8 @@ class Containers:
                     submit += ["--run-config", toml_words(work.config)] if work.config else []
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
-                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, "download", job]
+                request = json.dumps({"verb": "download", "job": job})
+                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, request]
                 tar = programs.call("download", download, within=deadline - time.monotonic(), cwd=root)
         except BaseException:
             self._keep_logs(folder)

@@ -404,7 +404,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = "compose exec -T admin python -P -m bridge.flare.console"
+ASK = f"compose exec -T admin {' '.join(console.PROGRAM)}"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},
@@ -417,8 +417,8 @@ def test_down_is_refused_while_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
-    docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "list"', out=json.dumps({"jobs": JOBS}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "end"', out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
     code, outcome, _ = flowerbed("down")
     assert code == 1 and outcome["jobs"] == ["j-1"]
@@ -435,7 +435,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", err='{"error": "the server cannot be reached"}\n', code=1)
+    docker.answer(f'{ASK} {{"verb": "list"', err='{"error": "the server cannot be reached"}\n', code=1)
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
@@ -457,9 +457,10 @@ def test_status_of_what_is_down_and_of_what_is_up(
 
     checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
     answers = {
-        "sites": {"server": "started", "sites": [{"name": "site-1", "last_seen_seconds": 3.2}]},
-        "list": {
-            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}]
+        "status": {
+            "server": "started",
+            "sites": [{"name": "site-1", "last_seen_seconds": 3.2}],
+            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}],
         },
     }
     monkeypatch.setattr(console, "service", lambda identity: "admin")
