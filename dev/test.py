@@ -94,7 +94,7 @@ def install() -> None:
 
 
 def end_federations() -> None:
-    """End those of workers that were ended themselves, as by Ctrl-C. (From /, so that Compose reads no file.)"""
+    """End those of workers that were ended themselves, as by Ctrl-C; from /, where Compose finds no file."""
     federations = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
     compose, root = engine.compose(), Path("/")
     listing = [*compose, "ls", "--all", "--quiet", "--filter", f"name=^{federations}"]
