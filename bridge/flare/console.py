@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from bridge.common import events, job_options, versions
 from bridge.common import meta as keys
 from bridge.common.app import DEPLOYED, ROUNDS_KEY, BadApp, check_packages, check_run_config, read_app
+from bridge.common.errors import FlowerbedError
 from bridge.job import fab, news
 from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
 
@@ -93,7 +94,7 @@ def _request(text: str) -> JobRequest:
     return JobRequest(**json.loads(text))
 
 
-class ConsoleError(Exception):
+class ConsoleError(FlowerbedError):
     """Ends the program with one JSON error."""
 
     def __init__(self, text: str, code: int = 1, **facts: Any) -> None:
@@ -102,7 +103,7 @@ class ConsoleError(Exception):
         self.facts = facts
 
 
-class Denied(Exception):
+class Denied(FlowerbedError):
     """The server does not let this identity do it; the text is FLARE's."""
 
 

@@ -34,11 +34,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from bridge.common.namespace_proxy import namespace_proxy
+from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
 from bridge.launch.environment import DETERMINISTIC
-from bridge.server.observe import ROUND, Event, Reply, reply_event, round_of_group
-
-PLAN_FILE, TRACE_FILE = "in_order.json", "in_order.jsonl"
-"""`{"seed": number, "sites": {node id: site}}`, the sites in their order; and the events."""
+from bridge.launch.plan import TRACE_FILE
 
 SERVERAPP = "flwr-serverapp"
 
@@ -58,12 +56,6 @@ WAITS = (
 )
 """Each draws the length of its waits from Python's generator, as often as there are any: on a busy machine
 more often, and other sites would be sampled then. They get a generator of their own."""
-
-
-def write_plan(folder: Path, seed: int, sites: dict[int, str]) -> None:
-    """Write `PLAN_FILE` into `folder`: whose the nodes are, the sites in the order that is to be kept."""
-    told = {"seed": seed, "sites": {str(node): site for node, site in sites.items()}}
-    (folder / PLAN_FILE).write_text(json.dumps(told))
 
 
 def begin() -> None:

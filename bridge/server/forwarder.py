@@ -13,11 +13,10 @@ from bridge.common.log_limit import LINES_LOGGED, LogLimit
 from bridge.common.text import one_line
 from bridge.common.versions import Transport
 from bridge.fleet import wire
-from bridge.job import transports
 from bridge.relay.calls import RESPONSE_TIMEOUT, Call, CallLedger, JobOver, LinkFault, Request, Response
 from bridge.server.heartbeat import with_grace_interval
 from bridge.server.identity import IdentityError, Nodes
-from bridge.server.upstream import AnswerLost, NotReached, Upstream
+from bridge.server.upstream import AnswerLost, NotReached, Upstream, upstream
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class Forwarder:
         """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
         calls that came before wait."""
         self._fleet = fleet
-        self._upstream = transports.upstream(self._fleet, superlink)
+        self._upstream = upstream(self._fleet, superlink)
         self._open.set()
 
     def nodes(self) -> dict[int, str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 
 from bridge.common import versions
+from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import Request, Response
 
@@ -73,25 +74,7 @@ IDS_KEPT = 100_000
 model of 100 GB has 20,000."""
 
 
-class Owner:
-    """The SuperNode that a gateway serves, told from strangers by the public key that it sends with each
-    call. Nobody else knows the key, which it makes when it starts and keeps in memory; the SuperLink checks
-    its signature (flwr 1.41.0 `superlink/routers/fleet/node_auth.py`)."""
-
-    def __init__(self) -> None:
-        self._key: bytes | None = None
-
-    def is_supernode(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request with these headers is the SuperNode's own."""
-        return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
-
-    def learn_key(self, request: Request, response: Response) -> None:
-        """Take note of an answer from the server: whom it lets register is the SuperNode."""
-        if wire.call_name(request.path) == wire.REGISTER and response.status == 200:
-            self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
-
-
-class IdentityError(Exception):
+class IdentityError(FlowerbedError):
     """This call does not speak for the site's own node; the text says why."""
 
 

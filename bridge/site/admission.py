@@ -7,12 +7,12 @@ key, get a lane of their own, however many they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
+from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import JobOver, Request, Response, SiteRelay
-from bridge.server.identity import Owner
 
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024
 """Bytes of a stranger's largest request: a SuperNode that registers sends less than 1 KiB. Times the
@@ -34,8 +34,26 @@ IsSuperNode = Callable[[int], bool]
 its place, neither before it nor when it was killed. It is asked in a thread."""
 
 
-class TooManyRequests(Exception):
+class TooManyRequests(FlowerbedError):
     """Too many calls of strangers are on their way; the text is for the log."""
+
+
+class Owner:
+    """The SuperNode that a gateway serves, told from strangers by the public key that it sends with each
+    call. Nobody else knows the key, which it makes when it starts and keeps in memory; the SuperLink checks
+    its signature (flwr 1.41.0 `superlink/routers/fleet/node_auth.py`)."""
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+
+    def is_supernode(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers is the SuperNode's own."""
+        return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
+
+    def learn_key(self, request: Request, response: Response) -> None:
+        """Take note of an answer from the server: whom it lets register is the SuperNode."""
+        if wire.call_name(request.path) == wire.REGISTER and response.status == 200:
+            self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
 
 
 class AdmissionControl:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import wire
 from bridge.relay.calls import Request, Response, SiteRelay
@@ -31,7 +32,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class _BadRequest(Exception):
+class _BadRequest(FlowerbedError):
     """A request that goes no further. Its connection ends with the answer, since the rest of the request
     may still be under way."""
 

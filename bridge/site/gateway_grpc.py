@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
 from bridge.relay.calls import Request, Response, SiteRelay
@@ -37,7 +38,7 @@ OPTIONS = (
 )
 
 
-class _BadGrpcRequest(Exception):
+class _BadGrpcRequest(FlowerbedError):
     """A call that goes no further."""
 
     def __init__(self, code: StatusCode, reason: str) -> None:

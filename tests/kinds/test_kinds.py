@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 
-from bridge.flower import deterministic
-from bridge.launch import reaper
+from bridge.launch import plan, reaper
 from bridge.server.superlink import RunEnd
 from scripts import core, differences
 from tests.driver import Outcome
@@ -219,7 +218,7 @@ def test_what_is_empty_and_what_is_many_comes_back_as_it_was(runs: dict[str, Run
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
     """What passed a ServerApp, without when, in an order that does not depend on it."""
-    events = [json.loads(line) for line in (folder / deterministic.TRACE_FILE).read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / plan.TRACE_FILE).read_text().splitlines()]
     for event in events:
         event.pop("t", None)
     return sorted(events, key=lambda event: json.dumps(event, sort_keys=True))

@@ -317,7 +317,7 @@ def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
     assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
     future = StreamFuture(1, task_handle=object())
     called: list[str] = []
-    future.add_done_callback(channel._release_buffers, future)
+    future.add_done_callback(channel.release_buffers, future)
     future.add_done_callback(called.append, "the other callback")
     future.set_result(b"body")
     assert called == ["the other callback"]
