@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts import core, images
+from scripts import app_packages, base_image, core, wheelhouse
 
 VERSIONS = core.HOUSE / "versions"
 
@@ -43,7 +43,7 @@ def python_with(*requirements: str) -> Path:
 
 def is_images_python() -> bool:
     """Whether this Python is the images', so that their wheels fit."""
-    return "{}.{}".format(*sys.version_info) == images.PYTHON
+    return "{}.{}".format(*sys.version_info) == base_image.PYTHON
 
 
 def torch() -> Path:
@@ -54,15 +54,15 @@ def torch() -> Path:
     """
     if not is_images_python():
         raise core.Failure(
-            f"The images' torch is for Python {images.PYTHON}, but flowerbed runs with "
+            f"The images' torch is for Python {base_image.PYTHON}, but flowerbed runs with "
             f"{sys.version_info[0]}.{sys.version_info[1]}."
         )
     folder = VERSIONS / "torch"
     if not (folder / "complete").is_file():
-        images.check_wheels()
+        app_packages.check_wheels()
         core.say("  unpacking torch for programs outside containers: once, about half a minute")
         shutil.rmtree(folder, ignore_errors=True)
-        wheels = ("--no-index", "--find-links", str(images.WHEELS), "--no-deps")
+        wheels = ("--no-index", "--find-links", str(wheelhouse.WHEELS), "--no-deps")
         install = [*core.pip("install"), *wheels, "--target", str(folder), *TORCH, *TORCH_TOO]
         _must("Unpacking torch", *install)
         mend = (

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scripts import core, engine, images
+from scripts import base_image, core, engine, wheelhouse
 
 REQUIREMENTS = core.ROOT / "requirements" / "test.txt"
 INSTALLED = Path(sys.prefix) / "installed-test.txt"
@@ -66,8 +66,8 @@ def run(
     if not quick:
         # What the tests' own checkout shares with this one; all else it makes for itself.
         engine.ensure()
-        images.ensure_base()
-        images.fill_wheelhouse(engine.ask().architecture)
+        base_image.ensure()
+        wheelhouse.fill(engine.ask().architecture)
         which = SLOW if faults else f"{SLOW} and (pick or not faults)"
         session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
     session.end_if_failed()

@@ -16,9 +16,10 @@ def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Abort the job."""
     ownership.check()
     service = console.service(identity)
-    status = str(console.ask(service, "abort", job)["status"])
+    job = console.full_id(service, job)
+    status = str(console.ask(service, "abort", job=job)["status"])
     if not status.startswith("FINISHED"):
-        events = list(console.stream(service, "wait", job, "--timeout", str(WITHIN)))
+        events = list(console.stream(service, "wait", job=job, timeout=WITHIN))
         status = str(events[-1]["status"])
     say(f"Job {job}: {status}. Its logs and what it had: ./flowerbed results {job}")
     return {"job_id": job, "status": status}

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, leftovers, ownership
+from scripts import app_packages, base_image, compose, core, engine, images, leftovers, ownership, wheelhouse
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
@@ -70,19 +70,19 @@ def build(
     start = time.monotonic()
     # What is wrong in the user's files comes before minutes of work.
     for app in apps:
-        images.lacking(app)
+        app_packages.lacking(app)
     engine.ensure()
     project, wanted = _wanted()
     ownership.check(project)
     runtime = images.runtime(project, TAG)
-    images.check_disk(first=fresh or not images.has(runtime))
-    base = images.ensure_base(renew=renew)
+    images.check_disk(first=fresh or not engine.has(runtime))
+    base = base_image.ensure(renew=renew)
     architecture = engine.ask().architecture
-    images.fill_wheelhouse(architecture)
-    packages = images.add_apps(apps, architecture, [images.MLFLOW_CLIENT] if mlflow else ())
+    wheelhouse.fill(architecture)
+    packages = app_packages.add_apps(apps, architecture, [app_packages.MLFLOW_CLIENT] if mlflow else ())
     if mlflow:
-        images.fetch_mlflow(architecture)
-    images.check_wheels()
+        app_packages.fetch_mlflow(architecture)
+    app_packages.check_wheels()
 
     built = [runtime]
     core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
@@ -98,8 +98,7 @@ def build(
     images.forget_old()
     leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
-    size = core.run([engine.docker(), "image", "inspect", "--format", "{{.Size}}", runtime])
-    megabytes = round(int(core.must(size, "docker image inspect")) / 1e6)
+    megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"{len(built)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
     return {

@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from scripts import app as apps
-from scripts import core, data, differences, engine, images, provision
+from scripts import base_image, core, data, differences, engine, images, provision, wheelhouse
 from scripts.build import TAG
 from scripts.options import RunConfig
 
@@ -141,8 +141,8 @@ def _check_data(folder: Path, sites: Sequence[str]) -> None:
 
 def _prepare() -> None:
     engine.ensure()
-    images.ensure_base()
-    images.fill_wheelhouse(engine.ask().architecture)
+    base_image.ensure()
+    wheelhouse.fill(engine.ask().architecture)
 
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:

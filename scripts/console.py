@@ -1,6 +1,6 @@
 """Ask the console program in a console container; the one place that knows how it is called.
 
-It runs under the FLARE identity of that container (`bridge/flare/console.py` says what it takes and
+It runs under the FLARE identity of that container (`bridge/flare/console/` says what it takes and
 gives). Needs the federation up; every function raises `Failure`, or `UsageError` where the console says so.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -21,11 +22,18 @@ from scripts.core import ROOT, Failure, UsageError, in_words, say
 CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
 """Bytes that are read at a time, and what a tar has beyond its files' sizes."""
 
+PAYLOAD, WATCH = "payload", "watch"
+"""What stdin is for: an app or a job, or to say that nobody listens any more (`client.py`)."""
+
 acting_as: dict[str, str] = {}
 """Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
 
-PROGRAM = ("python", "-P", "-m", "bridge.flare.console")
-"""-P: what lies in the container's working directory, a volume, is not imported."""
+PROGRAM = ("python", "-I", "-S", "/opt/flowerbed/bridge/flare/console/client.py")
+"""What hands a request to the console's daemon. -S leaves out all packages, so it starts fast. With -I
+nothing is imported from the container's working directory, which is a volume."""
+
+FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The form of a job's id, FLARE's."""
 
 
 def service(identity: str | None) -> str:
@@ -55,32 +63,41 @@ def _show(name: str, role: str) -> None:
         say(f"as {name} ({role})")
 
 
-def ask(console: str, *words: str, payload: bytes | None = None) -> dict[str, Any]:
+def full_id(console: str, job: str) -> str:
+    """The id of the job that a person means: by the whole id, its beginning, or `latest`.
+
+    Raises:
+        Misuse: there is no such job, or more than one.
+    """
+    return job if FULL_ID.fullmatch(job) else str(ask(console, "resolve", job=job)["job_id"])
+
+
+def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any) -> dict[str, Any]:
     """Run a verb that answers with one JSON object.
 
     Args:
         console: the Compose service.
-        payload: what goes to its stdin.
+        payload: the app or job that goes with it, as a tar.
     """
-    answer = _finished(console, words, payload).decode(errors="replace").strip().splitlines()
+    answer = _finished(console, verb, arguments, payload).decode(errors="replace").strip().splitlines()
     try:
         value = json.loads(answer[-1])
     except (IndexError, ValueError):
         value = None
     if not isinstance(value, dict):
         found = answer[-1] if answer else "nothing"
-        raise Failure(f"The console program's '{words[0]}' answered no JSON object but: {found}")
+        raise Failure(f"The console program's '{verb}' answered no JSON object but: {found}")
     return value
 
 
-def text(console: str, *words: str) -> str:
+def text(console: str, verb: str, **arguments: Any) -> str:
     """Run a verb that answers with text."""
-    return _finished(console, words, None).decode(errors="replace")
+    return _finished(console, verb, arguments, None).decode(errors="replace")
 
 
-def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
+def stream(console: str, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Run a verb that answers with JSON lines; yields each as it comes."""
-    with tempfile.TemporaryFile() as errors, _started(console, words, errors) as process:
+    with _listening(console, verb, arguments) as process:
         assert process.stdout is not None
         for line in process.stdout:
             try:
@@ -89,11 +106,19 @@ def stream(console: str, *words: str) -> Iterator[dict[str, Any]]:
                 continue  # A library's own printing; the protocol's lines are JSON objects.
             if isinstance(value, dict):
                 yield value
-        if process.wait():
-            raise _failure(console, process.returncode, _read(errors))
 
 
-def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | None = None) -> IO[bytes]:
+def stream_text(console: str, verb: str, **arguments: Any) -> Iterator[str]:
+    """Run a verb that answers with text; yields each line as it comes."""
+    with _listening(console, verb, arguments) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield line.decode(errors="replace")
+
+
+def fetch(
+    console: str, verb: str, payload: bytes | None = None, limit: int | None = None, **arguments: Any
+) -> IO[bytes]:
     """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
 
     Args:
@@ -103,7 +128,7 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
         given.write(payload or b"")
         given.seek(0)
-        command = _command(console, words)
+        command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
         with subprocess.Popen(
             command, cwd=ROOT, stdin=given, stdout=subprocess.PIPE, stderr=errors
         ) as process:
@@ -113,7 +138,7 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
                     process.terminate()
                     content.close()
                     most = in_words(limit)
-                    raise Failure(f"The console's '{words[0]}' sends more than {most}: none of it is kept.")
+                    raise Failure(f"The console's '{verb}' sends more than {most}: none of it is kept.")
                 content.write(chunk)
         if process.returncode:
             content.close()
@@ -122,31 +147,38 @@ def fetch(console: str, *words: str, payload: bytes | None = None, limit: int | 
     return content
 
 
-def _command(console: str, words: Sequence[str]) -> list[str]:
+def _command(console: str, verb: str, arguments: Mapping[str, Any], mode: str) -> list[str]:
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
-    return [*engine.compose(), "exec", "-T", console, *PROGRAM, *words]
+    request = json.dumps({"verb": verb, **arguments})
+    return [*engine.compose(), "exec", "-T", console, *PROGRAM, request, mode]
 
 
-def _finished(console: str, words: Sequence[str], payload: bytes | None) -> bytes:
-    process = subprocess.run(_command(console, words), cwd=ROOT, input=payload or b"", capture_output=True)
+def _finished(console: str, verb: str, arguments: Mapping[str, Any], payload: bytes | None) -> bytes:
+    command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
+    process = subprocess.run(command, cwd=ROOT, input=payload or b"", capture_output=True)
     if process.returncode:
         raise _failure(console, process.returncode, process.stderr)
     return process.stdout
 
 
 @contextmanager
-def _started(console: str, words: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    # stdin stays open while we listen: its end tells the console program that nobody listens any more.
-    process = subprocess.Popen(
-        _command(console, words), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
+def _listening(console: str, verb: str, arguments: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """A verb whose answer comes bit by bit; raises what it ended with when all is read."""
+    command = _command(console, verb, arguments, WATCH)
+    with tempfile.TemporaryFile() as errors:
+        # stdin stays open while we listen: its end tells the console that nobody listens any more.
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            try:
+                yield process
+            except BaseException:
                 process.terminate()
+                raise
+            code = process.wait()
+        if code:
+            raise _failure(console, code, _read(errors))
 
 
 def _read(file: IO[bytes]) -> bytes:
@@ -168,6 +200,10 @@ def _failure(console: str, code: int, errors: bytes) -> Failure:
 def _compose_failure(console: str, said: str) -> Failure:
     if "is not running" in said or "no container found" in said:
         return Failure(f"The federation is down (no console '{console}' runs): ./flowerbed up starts it.")
+    if PROGRAM[-1] in said:  # Python does not find it.
+        return Failure(
+            "The containers' images are older than this checkout. Run ./flowerbed build, then ./flowerbed up."
+        )
     if "no such service" in said:
         return Failure(
             f"The Compose file has no console '{console}', but project.yml has: it changed since. "

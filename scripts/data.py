@@ -18,8 +18,8 @@ import json
 import shutil
 import struct
 import tempfile
-import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from scripts import provision
+from scripts import progress, provision
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
 
@@ -35,6 +35,8 @@ DATA = ROOT / "data"
 ORIGINALS = HOUSE / "fashion-mnist"
 """The four files as published, kept so that a new split needs no new download."""
 PACKAGE = "dataset-fashion-mnist"
+PACKAGE_SIZE = 31e6
+"""Bytes, for a bar."""
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package puts its files."""
 ADDRESSES = (
@@ -213,10 +215,12 @@ def from_package(scratch: Path) -> str:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return f"Debian's package {PACKAGE}: no apt-get here"
     say(f"data: getting Debian's package {PACKAGE} (31 MB)")
-    got = command(["apt-get", "download", PACKAGE], cwd=scratch, timeout=600)
+    fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
+    got = fetch(cwd=scratch, timeout=600)
     if got.returncode:  # A fresh machine has no package lists; only root may get them.
         command(["apt-get", "update"], timeout=600)
-        got = command(["apt-get", "download", PACKAGE], cwd=scratch, timeout=600)
+        fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
+    got = fetch(cwd=scratch, timeout=600)
     if got.returncode:
         return f"Debian's package {PACKAGE}: {last_line(got.stderr)}"
     archive = next(scratch.glob("*.deb"))
@@ -233,22 +237,41 @@ def from_package(scratch: Path) -> str:
 
 def from_addresses(scratch: Path) -> str:
     """Download the files into `scratch` and check their MD5. Returns why not, or nothing."""
+    # Here, not above: it takes a while.
+    import httpx
+
     reasons = []
     for address in ADDRESSES:
         say(f"data: downloading from {address} (31 MB)")
         try:
             for name, md5 in MD5.items():
-                with urllib.request.urlopen(address + name, timeout=DOWNLOAD_SECONDS) as response:
-                    content: bytes = response.read()
+                content = _download(address + name)
                 found = hashlib.md5(content, usedforsecurity=False).hexdigest()
                 if found != md5:
                     raise ValueError(f"{name} has MD5 {found}, expected {md5}")
                 (scratch / name).write_bytes(content)
-        except (OSError, ValueError) as error:
+        except (httpx.HTTPError, OSError, ValueError) as error:
             reasons.append(f"{address}: {error}")
         else:
             return ""
     return "\n    ".join(reasons)
+
+
+def _download(address: str) -> bytes:
+    """What is at an address; shows its bytes arrive."""
+    import httpx
+
+    content = bytearray()
+    with (
+        httpx.stream("GET", address, timeout=DOWNLOAD_SECONDS, follow_redirects=True) as response,
+        progress.Bar(address.rpartition("/")[2], in_bytes=True) as bar,
+    ):
+        response.raise_for_status()
+        total = float(response.headers.get("Content-Length", 0)) or None
+        for part in response.iter_bytes():
+            content += part
+            bar.at(response.num_bytes_downloaded, total=total)
+    return bytes(content)
 
 
 def read_idx(path: Path) -> Bytes:

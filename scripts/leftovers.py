@@ -48,7 +48,7 @@ def tell(compose_file: Path, project: str, tag: str) -> list[str]:
     gone = sorted(volumes - set(known))
     for name in gone:
         image, remove = f"{project}-{name}:{tag}", [f"docker volume rm {project}_{name}"]
-        if core.run([engine.docker(), "image", "inspect", image]).returncode == 0:
+        if engine.has(image):
             remove.append(f"docker image rm {image}")
         core.say(f"{name} takes no part any more. Its key and data are still here: {' && '.join(remove)}")
     return gone

@@ -2,6 +2,7 @@
 
   ./flowerbed logs JOB                  the server's: SuperLink, ServerApp, the job's own errors
   ./flowerbed logs JOB --site site-1    a site's: SuperNode and ClientApp
+  ./flowerbed logs latest --follow --tail 20
 The containers' own logs (outside of any job) are `docker compose logs`.
 """
 
@@ -14,17 +15,32 @@ import typer
 
 from bridge.common.text import shown
 from scripts import console, core
-from scripts.options import As, Job
+from scripts.options import As, Job, duration
 
 
 def run(
     job: Job,
     site: Annotated[str, typer.Option(metavar="NAME", help="Whose: 'server', or a site's name.")] = "server",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the job has ended.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", metavar="N", min=0, help="Only the last N lines.")
+    ] = None,
+    since: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", parser=duration, help="Only lines of the last 90s, 5m or 1h."),
+    ] = None,
     identity: As = None,
 ) -> dict[str, Any]:
     """Fetch and print the log."""
-    log = console.text(console.service(identity), "logs", job, "--site", site)
-    if not core.as_json:
-        # To a file or another program as it is; at a terminal nothing in it may act.
-        print(shown(log) if sys.stdout.isatty() else log, end="", flush=True)
-    return {"job_id": job, "site": site, "log": log}
+    service = console.service(identity)
+    job = console.full_id(service, job)
+    wanted = {"site": site, "tail": tail, "since": since, "follow": follow}
+    log = []
+    for line in console.stream_text(service, "logs", job=job, **wanted):
+        log.append(line)
+        if not core.as_json:
+            # To a file or another program as it is; at a terminal nothing in it may act.
+            print(shown(line) if sys.stdout.isatty() else line, end="", flush=True)
+    return {"job_id": job, "site": site, "log": "".join(log)}

@@ -50,10 +50,9 @@ def _folders(project: str) -> set[str]:
     docker = engine.docker()
     words = ["ps", "--all", "--filter", f"label=com.docker.compose.project={project}"]
     containers = core.run([docker, *words, "--format", f'{{{{.Label "{WORKING_DIR}"}}}}'])
-    template = f'{{{{index .Config.Labels "{LABEL}"}}}}'
-    image = core.run([docker, "image", "inspect", "--format", template, f"{project}-runtime:dev"])
-    found = [process.stdout.decode().split("\n") for process in (containers, image) if not process.returncode]
-    return {line.strip() for lines in found for line in lines if line.strip().startswith("/")}
+    built_in = engine.label(f"{project}-runtime:dev", LABEL)
+    found = [built_in, *(containers.stdout.decode().split("\n") if not containers.returncode else ())]
+    return {line.strip() for line in found if line.strip().startswith("/")}
 
 
 def _is_another(folder: str) -> bool:

@@ -17,7 +17,7 @@ import yaml
 
 from provisioning import NOTE, checks, dotenv, state
 from provisioning.names import service_name
-from scripts import core
+from scripts import core, progress
 
 DEFAULT_PROJECT = core.ROOT / "project.yml"
 TIMEOUT = 300.0
@@ -139,7 +139,8 @@ def _certificates(project: str) -> dict[str, str]:
 def _nvflare(project: Path) -> list[str]:
     """Run `nvflare provision`, and return our builders' notes."""
     command = [sys.executable, "-m", "nvflare.cli", "--format", "json", "provision", "--force"]
-    process = core.run([*command, "-p", project.resolve()], timeout=TIMEOUT)
+    with progress.Bar("making certificates and kits"):
+        process = core.run([*command, "-p", project.resolve()], timeout=TIMEOUT)
     output = process.stderr.decode(errors="replace")
     if process.returncode == 0:
         mark = "INFO: " + NOTE

@@ -39,7 +39,8 @@ LISTED_LIMIT = 60
 
 def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Fetch the results and say what there is."""
-    outcome = collect(console.service(identity), job)
+    service = console.service(identity)
+    outcome = collect(service, console.full_id(service, job))
     tell(outcome)
     return outcome
 
@@ -56,7 +57,7 @@ def collect(service: str, job: str) -> dict[str, Any]:
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)
-    with console.fetch(service, "download", job, limit=room) as content:
+    with console.fetch(service, "download", limit=room, job=job) as content:
         try:
             summary = lay_out(content, job, fresh, room)
             draw(summary, fresh / "curves.png")

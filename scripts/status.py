@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from scripts import compose, console, core, engine, terminal
@@ -56,13 +55,11 @@ def status() -> dict[str, Any]:
         return {**outcome, "why": "The federation is down: ./flowerbed up starts it."}
     try:
         service = console.service(None)
-        with ThreadPoolExecutor() as side_by_side:  # Each takes some 2 s to start.
-            sites = side_by_side.submit(console.ask, service, "sites")
-            jobs = side_by_side.submit(console.ask, service, "list").result()["jobs"]
-            outcome["sites"] = sites.result()["sites"]
+        told = console.ask(service, "status")
     except core.Failure as failure:
         return {**outcome, "why": f"The server could not be asked: {failure}"}
-    outcome["jobs"] = [job for job in jobs if not str(job["status"]).startswith(ENDED)]
+    outcome["sites"] = told["sites"]
+    outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
 
 

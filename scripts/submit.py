@@ -11,7 +11,6 @@ The app stays as it is: what runs with `flwr run` runs here. It is checked befor
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -171,7 +170,7 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
         Failure, Misuse: with what the console program said; for missing packages, what adds them.
     """
     try:
-        answer = console.ask(service, "submit", json.dumps(request), payload=app.pack())
+        answer = console.ask(service, "submit", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
     say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
@@ -189,7 +188,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
     try:
-        content = console.fetch(service, "export", json.dumps(request), payload=app.pack())
+        content = console.fetch(service, "export", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
     fresh = folder.with_name(f".{folder.name}.new")

@@ -8,10 +8,10 @@ first where none runs. What runs already and is up to date stays as it is.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -21,10 +21,13 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, leftovers, ownership
+from scripts import compose, core, engine, leftovers, ownership, progress
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
+
+COMPOSE_WITHIN = 600.0
+"""Seconds for Compose to end by itself; it waits no longer than `WAIT_TIMEOUT` for health."""
 
 RECOVERED_WITHIN = 30.0
 """Seconds for a container that is not healthy to become so: a site finds a restarted server in half of it."""
@@ -86,7 +89,7 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
-    _start(str(config["name"]), start, tracking)
+    _start(str(config["name"]), start, tracking, len(config["services"]))
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
@@ -116,7 +119,7 @@ def _address(config: dict[str, Any], name: str) -> str:
 
 def _check_images(config: dict[str, Any]) -> None:
     names = sorted({service["image"] for service in config["services"].values()})
-    lost = [name for name in names if not images.has(name)]
+    lost = [name for name in names if not engine.has(name)]
     if lost:
         more = " --tracking mlflow" if any("-mlflow:" in name for name in lost) else ""
         raise core.Failure(f"There is no image {', '.join(lost)}: run ./flowerbed build{more}.")
@@ -162,31 +165,27 @@ def is_free(address: str, port: int) -> bool:
     return True
 
 
-def _start(project: str, start: float, profiles: Sequence[str]) -> None:
+def _start(project: str, start: float, profiles: Sequence[str], containers: int) -> None:
     """Run Compose, and tell each container's steps as they come."""
     words = [*compose.with_profiles(profiles), "--progress", "plain", "up", "--detach", "--remove-orphans"]
     words += ["--wait", "--wait-timeout", str(WAIT_TIMEOUT)]
-    process = subprocess.Popen(
-        [*engine.compose(), *words],
-        cwd=core.ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
-    said, told = [], set()
-    for line in process.stdout:
-        said.append(line)
-        step = STEP.match(line)
-        # A server is waited for by every site, and would be told as often.
-        if step and step.group() not in told:
-            told.add(step.group())
-            service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
-            core.say(f"  {time.monotonic() - start:5.1f} s  {service} {step['step'].lower()}")
-    if process.wait() and not _healthy_yet(time.monotonic() + RECOVERED_WITHIN):
-        _explain("".join(said))
+    told: set[str] = set()
+    healthy: set[str] = set()
+    with progress.Bar("starting", containers) as bar:
+
+        def tell(line: str) -> None:
+            step = STEP.match(line)
+            # A server is waited for by every site, and would be told as often.
+            if step and step.group() not in told:
+                told.add(step.group())
+                service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
+                core.say(f"  {time.monotonic() - start:5.1f} s  {service} {step['step'].lower()}")
+                healthy.update([service] if step["step"] == "Healthy" else [])
+                bar.at(len(healthy))
+
+        code, said = progress.follow([*engine.compose(), *words], tell, timeout=COMPOSE_WITHIN)
+    if code and not _healthy_yet(time.monotonic() + RECOVERED_WITHIN):
+        _explain(said)
 
 
 def _healthy_yet(deadline: float) -> bool:
@@ -209,9 +208,10 @@ def _explain(said: str) -> None:
         if container["State"] == "running" and health not in ("unhealthy", "starting"):
             continue
         name = container["Service"]
-        template = "{{if .State.Health}}{{range .State.Health.Log}}{{.Output}}{{end}}{{end}}"
-        checks = core.run([engine.docker(), "inspect", "--format", template, container["Name"]]).stdout
-        last = [line for line in checks.decode(errors="replace").splitlines() if line.strip()][-1:]
+        inspected = core.run([engine.docker(), "inspect", container["Name"]])
+        state = {} if inspected.returncode else json.loads(inspected.stdout)[0]["State"]
+        checks = "".join(entry["Output"] for entry in (state.get("Health") or {}).get("Log") or ())
+        last = [line for line in checks.splitlines() if line.strip()][-1:]
         log = compose.call(["logs", "--no-color", "--no-log-prefix", "--tail", "15", name])
         core.fail(
             f"Starting {name} ({health or container['State']}{': ' + last[0].strip() if last else ''})",

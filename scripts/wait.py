@@ -10,7 +10,7 @@ import textwrap
 from typing import Any
 
 from bridge.common.text import one_line
-from scripts import console, hints, summary
+from scripts import console, hints, progress, summary
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout
 
@@ -22,7 +22,8 @@ NUMBERS_SHOWN = 20
 
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
     """Wait for the job's end."""
-    return follow(console.service(identity), job, timeout=timeout)
+    service = console.service(identity)
+    return follow(service, console.full_id(service, job), timeout=timeout)
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -36,12 +37,12 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
         Failure: when the job ended as anything but completed, with the reason.
     """
     events: list[dict[str, Any]] = []
-    progress = Progress()
-    words = ["wait", job] if timeout is None else ["wait", job, "--timeout", str(timeout)]
     try:
-        for event in console.stream(service, *words):
-            events.append(event)
-            progress.tell(event)
+        with progress.Bar("rounds") as bar:
+            lines = Progress(bar)
+            for event in console.stream(service, "wait", job=job, timeout=timeout):
+                events.append(event)
+                lines.tell(event)
     except KeyboardInterrupt:
         say(
             f"\nNo longer waiting; job {job} goes on. Wait again: ./flowerbed wait {job}   "
@@ -74,7 +75,8 @@ class Progress:
     happened. The status that the job has when we begin to listen has no time: it may be an old one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bar: progress.Bar | None = None) -> None:
+        self._bar = bar or progress.Bar("rounds")
         self._start: float | None = None
         self._events: list[dict[str, Any]] = []
         self._open_round: int | None = None
@@ -101,6 +103,7 @@ class Progress:
         elif kind == "round":
             self._open_round = int(event["round"])
             of = f" of {event['of']}" if event.get("of") else ""
+            self._bar.at(self._open_round - 1, total=event.get("of"))
             self._say(event, f"round {event['round']}{of}")
         elif kind == "reply":
             self._say(event, f"  {event['site']:12s} {_reply(event)}")
@@ -121,6 +124,7 @@ class Progress:
         """The average, when no more replies of the round are to be expected."""
         if self._open_round is None:
             return
+        self._bar.at(self._open_round)
         for entry in summary.rounds_of(self._events):
             if entry["round"] == self._open_round and entry["metrics"]:
                 self._say(self._events[-1], f"  {'average':12s} {_numbers(entry['metrics'])}")

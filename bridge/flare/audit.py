@@ -1,11 +1,18 @@
-"""FLARE's audit log with a bound: the older half is one other file. For nvflare 2.9.0 `fuel/sec/audit.py`.
+"""FLARE's audit log with a bound, and without the same question again and again.
 
-FLARE opens the file once and keeps it. Several of its parts hold the `Auditor`, so it is not replaced; the
-open file that it writes to is. Each line goes in under the auditor's lock, so none is lost or torn.
+A console that waits for a job asks the same of the server over and over. The first time is a line, and then
+one an hour. A login, and what changes something, is a line each time. The older half of the log is one other
+file.
+
+For nvflare 2.9.0 `fuel/sec/audit.py`. FLARE opens the file once and keeps it. Several of its parts hold the
+`Auditor`, so it is not replaced; the open file that it writes to is. Each line goes in under the auditor's
+lock, so none is lost or torn.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +20,21 @@ from nvflare.fuel.sec.audit import AuditService
 
 OLDER = ".1"
 """What is added to the name of the older file."""
+
+
+QUESTION = re.compile(
+    r"\[E:[0-9a-f-]+\]\[T:[0-9 :.-]+\]"
+    r"(\[U:[\w.@ -]+\]\[A:(?:"
+    r"list_jobs(?: -d)?(?: [\w-]+)?|get_job_meta [\w-]+|get_job_log [\w-]+ [\w.-]+|check_status server"
+    r"|app_command [\w-]+ flowerbed\.events)\])\n"
+)
+"""The line of a command that only asks for progress, with who asks for what."""
+
+WRITTEN_AGAIN = 3600.0
+"""Seconds after which the same question of the same person is a line again."""
+
+REMEMBERED = 10_000
+"""Questions that are remembered. With more, all are forgotten, and written once more."""
 
 
 class RotatingFile:
@@ -23,13 +45,25 @@ class RotatingFile:
         self._half = max(1, limit // 2)
         self._open: TextIO = file.open("a", encoding="utf-8", errors="backslashreplace")
         self._size = file.stat().st_size
+        self._asked: dict[str, float] = {}
 
     def write(self, text: str) -> int:
-        """Append; called under the auditor's lock."""
+        """Append, unless it is a question that was written lately; called under the auditor's lock."""
+        if (question := QUESTION.fullmatch(text)) and self._was_written(question[1]):
+            return len(text)
         if self._size and self._size + len(text) > self._half:
             self._rotate()
         self._size += len(text.encode(errors="backslashreplace"))
         return self._open.write(text)
+
+    def _was_written(self, question: str) -> bool:
+        now = time.monotonic()
+        if now - self._asked.get(question, float("-inf")) < WRITTEN_AGAIN:
+            return True
+        if len(self._asked) >= REMEMBERED:
+            self._asked.clear()
+        self._asked[question] = now
+        return False
 
     def flush(self) -> None:
         """Hand on to the system."""

@@ -28,7 +28,7 @@ from dev.benchmarks.marked import RunFailed
 from dev.benchmarks.plain import Plain
 from dev.benchmarks.processes import Processes
 from dev.benchmarks.timed import NoRounds, timed_copy
-from scripts import core, data, engine, images
+from scripts import core, data, engine, wheelhouse
 
 FOLDER = core.HOUSE / "bench"
 """Takes all that a benchmark makes; emptied at its start. Runs that failed stay there with their logs."""
@@ -207,7 +207,7 @@ def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes)
     core.say("Preparing the quickstart's data and torch")
     try:
         data.prepare(DATA_SITES, data=FOLDER / "data", originals=data.fetch)
-        images.fill_wheelhouse(platform_of_wheels())
+        wheelhouse.fill(platform_of_wheels())
         return environments.torch()
     except core.Failure as failure:
         for app, name in cells:
@@ -218,7 +218,7 @@ def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes)
 
 def platform_of_wheels() -> str:
     """This machine, in the words of the engine."""
-    words = {machine: name for name, machine in images.MACHINES.items()}
+    words = {machine: name for name, machine in wheelhouse.MACHINES.items()}
     return words.get(platform.machine(), platform.machine())
 
 

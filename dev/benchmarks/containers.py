@@ -13,7 +13,7 @@ from dev.benchmarks.marked import Programs
 from dev.benchmarks.meter import SERVER, Meter
 from dev.benchmarks.setups import Measured, Work, measured_job, toml_words
 from dev.scratch_federation import ScratchFederation, make
-from scripts import console, core, engine, images
+from scripts import base_image, console, core, engine, wheelhouse
 
 PROJECT = "flowerbedbench"
 """Compose's name for it, and the first part of its images' names."""
@@ -38,8 +38,8 @@ class Containers:
     def prepare(self) -> None:
         """Build the images of a copy of the checkout, with as many sites as any app needs."""
         engine.ensure()
-        images.ensure_base()
-        images.fill_wheelhouse(engine.ask().architecture)
+        base_image.ensure()
+        wheelhouse.fill(engine.ask().architecture)
         sites = [f"site-{number}" for number in range(1, MOST_SITES + 1)]
         for site in sites:
             # Compose mounts each of them, also where an app needs no data.
@@ -80,7 +80,8 @@ class Containers:
                     submit += ["--run-config", toml_words(work.config)] if work.config else []
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
-                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, "download", job]
+                request = json.dumps({"verb": "download", "job": job})
+                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, request]
                 tar = programs.call("download", download, within=deadline - time.monotonic(), cwd=root)
         except BaseException:
             self._keep_logs(folder)

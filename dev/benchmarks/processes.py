@@ -84,17 +84,24 @@ class Processes:
             kit = {"FLOWERBED_WORKSPACE": str(folder / ADMIN)}
             with Meter(programs.needles()) as meter:
                 options = {"min_sites": work.sites, "run_config": work.host_config}
-                submit = [*console, "submit", json.dumps({"options": options})]
+                submit = [*console, json.dumps({"verb": "submit", "options": options})]
                 app = apps.read(work.app).pack()
                 left = deadline - time.monotonic()
                 said = programs.call("submit", submit, within=left, stdin=app, env=kit)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
                 left = deadline - time.monotonic()
-                said = programs.call("wait", [*console, "wait", job], within=left, env=kit)
+                said = programs.call(
+                    "wait", [*console, json.dumps({"verb": "wait", "job": job})], within=left, env=kit
+                )
             end = json.loads(said.splitlines()[-1])
             if end.get("status") != COMPLETED:
                 raise RunFailed(f"the job ended as {end.get('status')}: {end.get('reason')}")
-            tar = programs.call("download", [*console, "download", job], within=RESULTS_WITHIN, env=kit)
+            tar = programs.call(
+                "download",
+                [*console, json.dumps({"verb": "download", "job": job})],
+                within=RESULTS_WITHIN,
+                env=kit,
+            )
         return measured_job(tar, folder / "results", work, meter)
 
     def _lay_out(self, name: str, folder: Path) -> None:

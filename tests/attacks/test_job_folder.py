@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from scripts.console import PAYLOAD, PROGRAM
 from tests.federation import Federation
 
-CONSOLE = ("python", "-P", "-m", "bridge.flare.console", "submit")
+CONSOLE = (*PROGRAM, json.dumps({"verb": "submit"}), PAYLOAD)
 
 
 def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from dev.scratch_federation import Project
+from scripts.console import PROGRAM
 from tests.attacks import hostile
 from tests.federation import Federation
 
@@ -66,11 +68,19 @@ def revoke(project: Project) -> None:
     project["participants"] = [entry for entry in project["participants"] if entry["name"] not in gone]
 
 
+def ask_daemon(console: str) -> subprocess.CompletedProcess[str]:
+    """Ask for the jobs by the session that a console's daemon has open."""
+    command = ["docker", "exec", console, *PROGRAM, json.dumps({"verb": "list"})]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+
 def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, project: str) -> None:
     job = long_job(larger)
     stolen = hostile.act(larger, "site-3", "tell(stolen(WORDS[0]))", job)
     larger.edit(revoke)
     site_3, member = larger.container("site-3"), larger.container("member")
+    larger.must("jobs", "--as", "member")  # A session that stays open, in the console's daemon.
+    assert ask_daemon(member).returncode == 0
     began = time.monotonic()
     larger.must("provision")
     told = time.monotonic()
@@ -83,6 +93,8 @@ def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, proje
     answers = hostile.act_in(site_3, connect, *words)
     assert answers == hostile.NO_CONNECTION or all(isinstance(answer, str) for answer in answers.values())
     assert hostile.act_in(member, "Impostor(); tell('in')") != "in"
+    answer = ask_daemon(member)
+    assert answer.returncode == 1 and not answer.stdout, answer
     completes_without(larger, job, "site-3")
     audit = "\n".join(hostile.audit(larger))
     for name in ("site-3", "member@flowerbed.example"):

@@ -55,6 +55,7 @@ def test_no_certificate_is_refused(federation: Federation) -> None:
 
 
 CONNECT = """
+import socket
 host = socket.gethostbyname("server") if WORDS[0] == "address" else "server"
 Impostor(dict.fromkeys(("token", "signature", "ssid"), ""), host=host)
 tell("connected")

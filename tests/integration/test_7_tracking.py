@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tests.federation import NOTHING, Federation, left_over
 from tests.integration.boards import Board, MLflow, Points, TensorBoard, count, counted, logged
 from tests.integration.many_jobs import open_to_others, statuses, submit
 
-APP = "pytorch-tracking"
+APP, LIGHT = ROOT / "apps" / "pytorch-tracking", ROOT / "tests" / "apps" / "curves"
+"""Log the same curves; the second does not train. Folder and app have the same name."""
 SITES = ["site-1", "site-2", "site-3"]
 TAGS = ["train/accuracy", "train/loss", "validation/accuracy", "validation/loss"]
 ROUNDS = 3
@@ -50,12 +52,11 @@ def boards(larger: Federation) -> Iterator[dict[str, Board]]:
         larger.compose("--profile", name, "rm", "--stop", "--force", name)
 
 
-def begin(federation: Federation, board: Board, sites: Sequence[str] = SITES) -> str:
-    """Hand in the app that logs its curves; returns the job's id."""
+def begin(federation: Federation, app: Path, board: Board, sites: Sequence[str] = SITES) -> str:
+    """Hand in an app that logs its curves; returns the job's id."""
     words = ["--sites", ",".join(sites), "--rounds", str(ROUNDS), "--tracking", board.kind]
     config = f"min-available-clients={len(sites)}"
-    app = str(ROOT / "apps" / APP)
-    return str(federation.must("submit", app, *words, "--run-config", config)["job_id"])
+    return str(federation.must("submit", str(app), *words, "--run-config", config)["job_id"])
 
 
 def bootstraps(federation: Federation, job: str, sites: Sequence[str] = SITES) -> list[tuple[str, str]]:
@@ -80,6 +81,7 @@ def quoted(program: str) -> str:
 class Watched:
     """A job, and what was seen of it while it ran."""
 
+    app: str
     board: Board
     sites: list[str]
     job: str
@@ -89,10 +91,10 @@ class Watched:
 
     def look(self, federation: Federation, shown: Page) -> bool:
         """Look at it, once each site's app has logged something; returns whether it has."""
-        points = self.board.points(APP, self.job)
+        points = self.board.points(self.app, self.job)
         if not all(logged(points).get(site) for site in self.sites):
             return False
-        address, words = self.board.shown(APP, self.job, self.sites[0])
+        address, words = self.board.shown(self.app, self.job, self.sites[0])
         shown.open(address, *words)
         shown.picture(PICTURES / f"{self.board.kind}.png")
         self.status = statuses(federation)[self.job]
@@ -102,11 +104,11 @@ class Watched:
 
 
 RUNS = {
-    "tensorboard": ("tensorboard", ["site-2", "site-3", "site-4"]),
-    "tensorboard, line cut": ("tensorboard", SITES),
-    "mlflow, line cut": ("mlflow", SITES),
+    "tensorboard": (APP, "tensorboard", ["site-2", "site-3", "site-4"]),
+    "tensorboard, line cut": (LIGHT, "tensorboard", SITES),
+    "mlflow, line cut": (LIGHT, "mlflow", SITES),
 }
-"""What is tracked, at once: by board and sites. The line that is cut is site-1's."""
+"""What is tracked, at once: by app, board and sites. The line that is cut is site-1's."""
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +119,11 @@ def watched(larger: Federation, boards: dict[str, Board]) -> dict[str, Watched]:
     # The browser first: where it is cold, a job would be over before it shows anything.
     with page() as shown:
         shown.open("about:blank")
+        with ThreadPoolExecutor() as pool:
+            begun = pool.map(lambda run: begin(larger, run[0], boards[run[1]], run[2]), RUNS.values())
         runs = {
-            name: Watched(boards[kind], sites, begin(larger, boards[kind], sites))
-            for name, (kind, sites) in RUNS.items()
+            name: Watched(app.name, boards[kind], sites, job)
+            for (name, (app, kind, sites)), job in zip(RUNS.items(), begun, strict=True)
         }
         unseen = list(runs.values())
 
@@ -152,7 +156,7 @@ def test_every_point_arrives_once_and_is_seen_while_the_job_runs(
         assert not re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-", content.replace(run.job, ""))
     outcome = larger.must("wait", run.job, timeout=600)
     assert outcome["status"] == "FINISHED:COMPLETED"
-    points = counted(run.board, APP, run.job, ALL, within=SHOWN_WITHIN)
+    points = counted(run.board, run.app, run.job, ALL, within=SHOWN_WITHIN)
     assert sorted(points) == run.sites
     for site, tags in logged(points).items():
         assert sorted(tags) == TAGS, site
@@ -220,12 +224,12 @@ def test_an_aborted_job_leaves_its_curves_and_nothing_else(
     larger: Federation, boards: dict[str, Board]
 ) -> None:
     board = boards["tensorboard"]
-    job = begin(larger, board)
-    counted(board, APP, job, 1, within=200)
+    job = begin(larger, LIGHT, board)
+    counted(board, LIGHT.name, job, 1, within=200)
     larger.must("abort", job)
     until(lambda: statuses(larger)[job].startswith("FINISHED"), 60)
     assert statuses(larger)[job] == "FINISHED:ABORTED"
-    assert 0 < count(logged(board.points(APP, job))) < ALL
+    assert 0 < count(logged(board.points(LIGHT.name, job))) < ALL
     until(lambda: bootstraps(larger, job) == [], 10)
     assert left_over(larger) == NOTHING
 

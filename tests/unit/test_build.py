@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, images, leftovers
+from scripts import app_packages, apt, base_image, core, images, leftovers, wheelhouse
 from scripts.__main__ import main
-from tests.unit.faking import Checkout, Program
+from tests.unit.faking import Checkout, Program, inspected
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -29,13 +29,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.setattr(core, "ROOT", root)
-    monkeypatch.setattr(images, "WHEELS", house / "wheels")
-    monkeypatch.setattr(images, "WHEELS_STAMP", house / "wheels.stamp")
-    monkeypatch.setattr(images, "APPS", house / "apps")
-    monkeypatch.setattr(images, "MLFLOW", house / "mlflow")
-    images.WHEELS.mkdir(parents=True)
-    images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
-    (images.WHEELS / images.LOCK).touch()
+    monkeypatch.setattr(wheelhouse, "WHEELS", house / "wheels")
+    monkeypatch.setattr(wheelhouse, "WHEELS_STAMP", house / "wheels.stamp")
+    monkeypatch.setattr(app_packages, "APPS", house / "apps")
+    monkeypatch.setattr(app_packages, "MLFLOW", house / "mlflow")
+    wheelhouse.WHEELS.mkdir(parents=True)
+    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("amd64"))
+    (wheelhouse.WHEELS / wheelhouse.LOCK).touch()
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     program.answer("build")
     return program
@@ -131,7 +131,7 @@ def test_a_disk_that_is_nearly_full(
     # From nothing it takes more.
     monkeypatch.setattr(images, "free_gb", lambda path: 3.0)
     assert flowerbed("build")[0] == 0
-    docker.answer("image inspect --format {{.Id}} flowerbed-runtime:dev", code=1)
+    docker.answer("image inspect flowerbed-runtime:dev", code=1)
     assert flowerbed("build")[1]["needed_gb"] == images.FIRST_BUILD_GB
 
 
@@ -143,10 +143,9 @@ def test_a_disk_that_becomes_full(checkout: Checkout, docker: Program, flowerbed
 
 NONE = {"code": 1}
 REAL, STAND_IN = (
-    "image inspect --format {{.Id}} python:3.11-slim",
-    "image inspect --format {{.Id}} flowerbed-base",
+    "image inspect python:3.11-slim",
+    "image inspect flowerbed-base",
 )
-LABEL = 'image inspect --format {{index .Config.Labels "org.flowerbed.stand-in"}} python:3.11-slim'
 
 
 def bases(docker: Program) -> set[str]:
@@ -157,9 +156,9 @@ def bases(docker: Program) -> set[str]:
 def test_an_old_stand_in_no_longer_shadows_the_real_base(
     checkout: Checkout, docker: Program, flowerbed: Run
 ) -> None:
-    docker.answer(LABEL, out="bookworm\n")
+    docker.answer(REAL, out=inspected(**{base_image.STAND_IN_LABEL: "bookworm"}))
     tagged = str(docker.folder / "tagged")
-    docker.answer(STAND_IN, needs=tagged)
+    docker.answer(STAND_IN, needs=tagged, out=inspected())
     docker.answer("tag python:3.11-slim flowerbed-base:bookworm", creates=tagged)
     docker.answer("image rm python:3.11-slim")
     assert flowerbed("build")[0] == 0
@@ -175,10 +174,10 @@ def test_a_base_is_made_under_its_own_name_and_made_anew_when_asked_for(
 
     def make() -> None:
         made.append(1)
-        docker.answer(STAND_IN)
+        docker.answer(STAND_IN, out=inspected())
 
     monkeypatch.setattr(apt, "is_possible", lambda: True)
-    monkeypatch.setattr(images, "_make_base", make)
+    monkeypatch.setattr(base_image, "_make_base", make)
     docker.answer(REAL, **NONE)
     docker.answer(STAND_IN, **NONE)
     docker.answer("pull", code=1, err="no such host\n")
@@ -194,7 +193,7 @@ def test_the_real_base_is_pulled_again_when_asked_for_and_never_replaced(
     checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apt, "is_possible", lambda: True)
-    monkeypatch.setattr(images, "_make_base", lambda: pytest.fail("a stand-in is no newer version"))
+    monkeypatch.setattr(base_image, "_make_base", lambda: pytest.fail("a stand-in is no newer version"))
     docker.answer("pull")
     assert flowerbed("build")[1]["base"] == "present"
     assert not any(call.startswith("pull") for call in docker.calls)
@@ -229,45 +228,45 @@ def downloads(docker: Program, monkeypatch: pytest.MonkeyPatch) -> list[list[str
     """An empty wheelhouse, and a pip that puts one wheel there for each call."""
     calls: list[list[str]] = []
 
-    def download(architecture: str, folder: Path, options: Any) -> None:
+    def download(architecture: str, folder: Path, options: Any, *size: Any) -> None:
         calls.append(list(options))
         wheel(folder, "torch-2.13.0+cpu" if len(calls) % 2 == 0 else "nvflare-2.9.0", "filelock")
 
-    images.WHEELS_STAMP.unlink()
-    monkeypatch.setattr(images, "_download", download)
+    wheelhouse.WHEELS_STAMP.unlink()
+    monkeypatch.setattr(wheelhouse, "download", download)
     return calls
 
 
 def test_a_full_wheelhouse_is_not_filled_again(docker: Program, downloads: list[list[str]]) -> None:
-    assert images.fill_wheelhouse("amd64") == 2
-    assert {path.name for path in images.WHEELS.iterdir()} == {
+    assert wheelhouse.fill("amd64") == 2
+    assert {path.name for path in wheelhouse.WHEELS.iterdir()} == {
         "nvflare-2.9.0-py3-none-any.whl",
         "torch-2.13.0+cpu-py3-none-any.whl",
-        images.LOCK,
+        wheelhouse.LOCK,
     }
-    assert images.fill_wheelhouse("amd64") == 0 and len(downloads) == 2
+    assert wheelhouse.fill("amd64") == 0 and len(downloads) == 2
     assert "--require-hashes" in downloads[0] and "--require-hashes" not in downloads[1]
     # For other requirements, or another machine, the old wheels are asked first.
-    images.fill_wheelhouse("arm64")
-    assert downloads[2][downloads[2].index("--find-links") + 1] == str(images.WHEELS)
+    wheelhouse.fill("arm64")
+    assert downloads[2][downloads[2].index("--find-links") + 1] == str(wheelhouse.WHEELS)
 
 
 def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
     docker: Program, downloads: list[list[str]]
 ) -> None:
-    images.fill_wheelhouse("amd64")
-    lock = (images.WHEELS / images.LOCK).read_text()
+    wheelhouse.fill("amd64")
+    lock = (wheelhouse.WHEELS / wheelhouse.LOCK).read_text()
     assert "torch==2.13.0+cpu --hash=sha256:" in lock
-    images.check_wheels()
-    torch = images.WHEELS / "torch-2.13.0+cpu-py3-none-any.whl"
+    app_packages.check_wheels()
+    torch = wheelhouse.WHEELS / "torch-2.13.0+cpu-py3-none-any.whl"
     good = torch.read_bytes()
     torch.write_bytes(good + b"!")
-    wheel(images.APPS / "wheels", "evil-1.0")
+    wheel(app_packages.APPS / "wheels", "evil-1.0")
     with pytest.raises(core.Failure, match=torch.name.replace("+", r"\+")):
-        images.check_wheels()
+        app_packages.check_wheels()
     torch.write_bytes(good)
     with pytest.raises(core.Failure, match="evil") as failure:
-        images.check_wheels()
+        app_packages.check_wheels()
     assert failure.value.facts == {"wheels": ["evil-1.0-py3-none-any.whl"]}
 
 
@@ -275,17 +274,17 @@ def test_a_wheelhouse_without_hashes_gets_them_without_fetching(
     docker: Program, downloads: list[list[str]]
 ) -> None:
     """An earlier version wrote none."""
-    images.fill_wheelhouse("amd64")
-    (images.WHEELS / images.LOCK).unlink()
-    assert not images.wheels_are_complete("amd64")
-    assert images.fill_wheelhouse("amd64") == 0 and len(downloads) == 2
-    images.check_wheels()
+    wheelhouse.fill("amd64")
+    (wheelhouse.WHEELS / wheelhouse.LOCK).unlink()
+    assert not wheelhouse.is_complete("amd64")
+    assert wheelhouse.fill("amd64") == 0 and len(downloads) == 2
+    app_packages.check_wheels()
 
 
 def test_wheels_survive_a_fill_that_is_killed(
     docker: Program, downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images.fill_wheelhouse("amd64")
+    wheelhouse.fill("amd64")
     rename = Path.rename
 
     def killed(path: Path, target: Path) -> Path:
@@ -295,35 +294,37 @@ def test_wheels_survive_a_fill_that_is_killed(
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        images.fill_wheelhouse("arm64")
+        wheelhouse.fill("arm64")
     monkeypatch.setattr(Path, "rename", rename)
-    images.fill_wheelhouse("arm64")
+    wheelhouse.fill("arm64")
     # The old ones were there again, and were asked first.
-    assert downloads[4][downloads[4].index("--find-links") + 1] == str(images.WHEELS)
+    assert downloads[4][downloads[4].index("--find-links") + 1] == str(wheelhouse.WHEELS)
 
 
 def test_torch_for_cuda_is_refused(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    images.WHEELS_STAMP.unlink()
+    wheelhouse.WHEELS_STAMP.unlink()
     needs = ("filelock", "nvidia-cublas==13.1 ; platform_system == 'Linux'")
-    monkeypatch.setattr(images, "_download", lambda a, folder, o: wheel(folder, "torch-2.13.0", *needs))
+    monkeypatch.setattr(
+        wheelhouse, "download", lambda a, folder, o, size: wheel(folder, "torch-2.13.0", *needs)
+    )
     with pytest.raises(core.Failure, match="CUDA build") as failure:
-        images.fill_wheelhouse("amd64")
-    assert images.TORCH_CPU_INDEX in str(failure.value)
-    assert not images.wheels_are_complete("amd64")
+        wheelhouse.fill("amd64")
+    assert wheelhouse.TORCH_CPU_INDEX in str(failure.value)
+    assert not wheelhouse.is_complete("amd64")
 
 
 def test_where_torch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    assert images._torch_sources() == ["--extra-index-url", images.TORCH_CPU_INDEX]
+    assert wheelhouse.torch_sources() == ["--extra-index-url", wheelhouse.TORCH_CPU_INDEX]
     monkeypatch.setenv("PIP_FIND_LINKS", "/somewhere")
-    assert images._torch_sources() == []
+    assert wheelhouse.torch_sources() == []
 
 
 def test_an_unknown_machine_is_named() -> None:
     with pytest.raises(core.Failure, match="riscv64: expected amd64 or arm64"):
-        images._download("riscv64", Path("/nonexistent"), [])
+        wheelhouse.download("riscv64", Path("/nonexistent"), [])
 
 
 # What apps need on top
@@ -342,7 +343,7 @@ def app(tmp_path: Path) -> Callable[..., Path]:
 
 def test_only_what_the_image_lacks(app: Callable[..., Path]) -> None:
     folder = app("flwr[simulation]>=1.26", "Torch", "tqdm>=4", "tomli; python_version < '3.10'")
-    assert images.lacking(folder) == ["tqdm>=4"]
+    assert app_packages.lacking(folder) == ["tqdm>=4"]
 
 
 def test_what_contradicts_the_image_is_refused_before_any_work(
@@ -376,20 +377,20 @@ def test_apps_add_up_and_stay(
 ) -> None:
     asked: list[list[str]] = []
 
-    def download(architecture: str, folder: Path, options: list[str]) -> None:
+    def download(architecture: str, folder: Path, options: list[str], *size: Any) -> None:
         asked.append(options)
         wheel(folder, "tqdm-4.70")
         wheel(folder, "numpy-2.4.6")
 
-    monkeypatch.setattr(images, "_download", download)
-    wheel(images.WHEELS, "numpy-2.4.6")
-    images._lock(images.WHEELS, images.WHEELS.glob("*.whl"))
+    monkeypatch.setattr(wheelhouse, "download", download)
+    wheel(wheelhouse.WHEELS, "numpy-2.4.6")
+    wheelhouse.write_lock(wheelhouse.WHEELS, wheelhouse.WHEELS.glob("*.whl"))
     assert flowerbed("build", "--app", str(app("tqdm")))[1]["packages"] == ["tqdm"]
     assert flowerbed("build", "--app", str(app("einops")))[1]["packages"] == ["einops", "tqdm"]
     assert flowerbed("build")[1]["packages"] == ["einops", "tqdm"]
     assert len(asked) == 2 and asked[1][-2:] == ["einops", "tqdm"]
     assert "--constraint" in asked[0], "the image's own packages must stay as they are"
-    assert (images.APPS / "requirements.txt").read_text() == "einops\ntqdm\n"
-    wheels = images.APPS / "wheels"
-    assert {path.name for path in wheels.iterdir()} == {"tqdm-4.70-py3-none-any.whl", images.LOCK}
-    assert (wheels / images.LOCK).read_text().startswith("tqdm==4.70 --hash=sha256:")
+    assert (app_packages.APPS / "requirements.txt").read_text() == "einops\ntqdm\n"
+    wheels = app_packages.APPS / "wheels"
+    assert {path.name for path in wheels.iterdir()} == {"tqdm-4.70-py3-none-any.whl", wheelhouse.LOCK}
+    assert (wheels / wheelhouse.LOCK).read_text().startswith("tqdm==4.70 --hash=sha256:")

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
-import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bridge.flare import console
-from bridge.flare.console import ConsoleError
+from bridge.flare.console import apps as console
+from bridge.flare.console import archive
+from bridge.flare.console.call import ConsoleError
 from bridge.job import fab
 from scripts import app as apps
 from tests.attacks.test_job_folder import FOLDERS, named, tar
+from tests.unit.asking import Asked
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"
-
-
-def given(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
 
 
 class Session:
@@ -43,62 +35,41 @@ class Session:
         return "j-1"
 
 
-@pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Session:
-    found = Session()
-
-    @contextlib.contextmanager
-    def log_in() -> Iterator[Session]:
-        yield found
-
-    monkeypatch.setattr(console, "_session", log_in)
-    return found
+def submit(content: bytes, session: Session) -> Asked:
+    call = Asked(session, content)
+    console.submit(call)
+    return call
 
 
-def submit() -> None:
-    console._submit(argparse.Namespace(request=console.JobRequest()))
-
-
-def test_a_job_goes_from_one_folder_whatever_its_name_is(
-    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given(monkeypatch, tar(named("my-job_1.2")))
-    submit()
+def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
+    session = Session()
+    call = submit(tar(named("my-job_1.2")), session)
     assert [Path(folder).name for folder in session.submitted] == [console.FOLDER]
-    assert json.loads(capsys.readouterr().out) == {"job_id": "j-1", "sites": ["site-1"]}
+    assert call.lines == [{"job_id": "j-1", "sites": ["site-1"]}]
 
 
-def test_a_flower_that_nobody_has_tried_is_told_of(
-    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flower_that_nobody_has_tried_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
-    given(monkeypatch, tar(named("my-job")))
-    submit()
-    assert "flwr 1.44.0 is newer" in json.loads(capsys.readouterr().out)["warning"]
+    call = submit(tar(named("my-job")), Session())
+    assert "flwr 1.44.0 is newer" in call.lines[0]["warning"]
 
 
 @pytest.mark.parametrize("what", FOLDERS)
-def test_a_folder_that_leads_elsewhere_is_refused(
-    session: Session, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    given(monkeypatch, FOLDERS[what])
+def test_a_folder_that_leads_elsewhere_is_refused(what: str) -> None:
+    session = Session()
     with pytest.raises(ConsoleError, match="expected") as stopped:
-        submit()
+        submit(FOLDERS[what], session)
     assert stopped.value.code == 2 and session.submitted == []
 
 
-def test_too_much_is_refused_before_it_is_written(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "INPUT_LIMIT", 1000)
-    given(monkeypatch, tar(named("x"), (tarfile.TarInfo("large"), b"x" * 1001)))
+def test_too_much_is_refused_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "INPUT_LIMIT", 1000)
     with pytest.raises(ConsoleError, match="at most 1000 bytes"):
-        submit()
+        submit(tar(named("x"), (tarfile.TarInfo("large"), b"x" * 1001)), Session())
 
 
-def test_the_hash_is_that_of_what_a_job_carries(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_hash_is_that_of_what_a_job_carries() -> None:
     """The host sends only the files that Flower takes: of them it makes the same bundle as of the folder."""
-    given(monkeypatch, apps.read(APP).pack())
-    console._hash(argparse.Namespace())
-    answer = json.loads(capsys.readouterr().out)
-    assert answer == {"hash": fab.sha256(fab.build(APP)), "app": "numpy-add", "version": "1.0.0"}
+    call = Asked(payload=apps.read(APP).pack())
+    console.hash(call)
+    assert call.lines == [{"hash": fab.sha256(fab.build(APP)), "app": "numpy-add", "version": "1.0.0"}]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +221,15 @@ def test_fetch_names_every_source_that_failed(tmp_path: Path, monkeypatch: pytes
 def test_a_download_with_another_checksum_is_refused(
     originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "ADDRESSES", (f"file://{originals}/",))
+    serve = partial(SimpleHTTPRequestHandler, directory=originals)
     (tmp_path / "scratch").mkdir()
-    assert "expected 8d4fb7e6c68d591d4c3dfef9ec88bf0d" in data.from_addresses(tmp_path / "scratch")
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server, ThreadPoolExecutor() as pool:
+        pool.submit(server.serve_forever)
+        address = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(data, "ADDRESSES", (address, f"{address}nowhere/"))
+        reasons = data.from_addresses(tmp_path / "scratch")
+        server.shutdown()
+    assert "expected 8d4fb7e6c68d591d4c3dfef9ec88bf0d" in reasons and "404" in reasons
 
 
 def test_only_clients_are_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

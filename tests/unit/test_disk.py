@@ -27,6 +27,7 @@ from nvflare.private.stream_runner import HeaderKey, ObjectStreamer
 from bridge.common import disk
 from bridge.flare import audit, housekeeping, log_receiver
 from bridge.job import settings
+from bridge.job.channel import EVENTS_TOPIC
 
 JOB, OTHER_JOB, NO_JOB = (f"{number:08d}-0000-4000-8000-000000000000" for number in (1, 2, 3))
 
@@ -294,3 +295,38 @@ def test_streams_and_logs_of_a_site_are_bounded_and_so_are_threads(
         server.streamer._end_tx(tx, ReturnCode.TIMEOUT, FLContext())
     # Those that have ended make room.
     assert server.stream(b"x") == [ReturnCode.OK] * 2
+
+
+# The audit log: repeated questions
+
+
+def test_polling_is_one_line_and_what_changes_something_is_one_each_time(
+    auditor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit.bound(10**9)
+    questions = (
+        "list_jobs -d",
+        f"get_job_meta {JOB}",
+        f"app_command {JOB} {EVENTS_TOPIC}",
+        "check_status server",
+    )
+    others = (f"abort_job {JOB}", f"app_command {JOB} another", "_cert_login ann@x.example", "list_jobs; rm")
+    for _ in range(50):
+        for action in (*questions, *others):
+            for user in ("ann@x.example", "ben@x.example"):
+                AuditService.add_event(user, action)
+    lines = (tmp_path / "audit.log").read_text().splitlines()
+    assert len(lines) == 2 * len(questions) + 50 * 2 * len(others)
+    before = time.monotonic()
+    monkeypatch.setattr(audit, "time", SimpleNamespace(monotonic=lambda: before + audit.WRITTEN_AGAIN + 1))
+    AuditService.add_event("ann@x.example", "list_jobs -d")
+    assert len((tmp_path / "audit.log").read_text().splitlines()) == len(lines) + 1
+
+
+def test_a_line_that_looks_like_a_question_but_says_more_is_written(auditor: Any, tmp_path: Path) -> None:
+    audit.bound(10**9)
+    for _ in range(2):
+        AuditService.add_event("ann@x.example", "list_jobs -d", msg="refused")
+        AuditService.add_event("ann][A:list_jobs -d]", "list_jobs -d")
+        AuditService.add_event("ann@x.example", "list_jobs -d]\n[E:1]")
+    assert (tmp_path / "audit.log").read_text().count("list_jobs") == 8

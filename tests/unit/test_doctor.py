@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, doctor, engine, images, provision, results
+from scripts import apt, core, doctor, engine, images, provision, results, wheelhouse
 from scripts.__main__ import main
-from tests.unit.faking import Authority, Checkout, Program
+from tests.unit.faking import Authority, Checkout, Program, versions
 
 READ_ENGINE_CLOCK = doctor._engine_clock
 Examine = Callable[[], tuple[int, dict[str, dict[str, str]], str]]
@@ -32,12 +32,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(core, "ROOT", root)
     for name, value in {"WHEELS": root / "wheels", "WHEELS_STAMP": root / "wheels.stamp"}.items():
-        monkeypatch.setattr(images, name, value)
+        monkeypatch.setattr(wheelhouse, name, value)
     people = [{"name": name} for name in ("server", "site-1", "admin@x.example")]
     content = {"name": "flowerbed", "participants": people}
     monkeypatch.setattr(provision, "load", lambda project: content)
     monkeypatch.setattr(doctor, "_engine_clock", time.time)
-    docker.answer("image inspect --format {{index .Config.Labels", out="\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,9 +63,9 @@ def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
-    images.WHEELS.mkdir()
-    images.WHEELS_STAMP.write_text(images._wheels_stamp("amd64"))
-    (images.WHEELS / images.LOCK).touch()
+    wheelhouse.WHEELS.mkdir()
+    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("amd64"))
+    (wheelhouse.WHEELS / wheelhouse.LOCK).touch()
     code, found, told = examine()
     assert code == 0 and levels(found) == {}, told
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
@@ -75,7 +74,7 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
 
 
 def test_no_engine(checkout: Checkout, examine: Examine) -> None:
-    checkout.docker.answer("version --format {{.Server", needs="/nonexistent")
+    checkout.docker.answer("version --format", needs="/nonexistent")
     code, found, told = examine()
     assert code == 1 and levels(found) == {"engine": "fail"}
     assert "Cannot connect" in found["engine"]["found"] and "./flowerbed up" in found["engine"]["mend"]
@@ -96,10 +95,10 @@ def test_nothing_at_all(checkout: Checkout, examine: Examine, monkeypatch: pytes
     [
         ("compose version", {"out": "2.10.2\n"}, "compose", "fail", "2.10.2, 2.20 or newer"),
         ("compose version", {"code": 1}, "compose", "fail", "no plugin"),
-        ("version --format {{.Client", {"out": "26.1.5\n"}, "builder", "fail", "BuildKit"),
-        ("image inspect --format {{.Id}} python:3.11-slim", {"code": 1}, "base image", "warn", "no python"),
+        ("version --format", {"out": versions("26.1.5")}, "builder", "fail", "BuildKit"),
+        ("image inspect python:3.11-slim", {"code": 1}, "base image", "warn", "no python"),
         (
-            "image inspect --format {{.Id}} flowerbed-admin:dev",
+            "image inspect flowerbed-admin:dev",
             {"code": 1},
             "images",
             "warn",
@@ -125,8 +124,8 @@ def test_what_the_engine_lacks(
 
 def test_wheels_that_are_not_all_there(checkout: Checkout, examine: Examine) -> None:
     assert examine()[1]["wheels"]["level"] == "warn"
-    images.WHEELS.mkdir()
-    images.WHEELS_STAMP.write_text(images._wheels_stamp("arm64"))
+    wheelhouse.WHEELS.mkdir()
+    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("arm64"))
     assert examine()[1]["wheels"]["level"] == "warn", "another machine's are of no use"
 
 
@@ -277,7 +276,7 @@ def test_how_clocks_are_read(checkout: Checkout) -> None:
     checkout.docker.answer("exec flowerbed-site-1-1 date +%s.%N", out="1700000000.123456789\n")
     assert doctor._clock_of("flowerbed-site-1-1") == pytest.approx(1700000000.123, abs=0.001)
     # As the engine prints it, with nine digits of the second.
-    checkout.docker.answer("info --format {{.SystemTime", out="2023-11-14T22:13:20.123456789Z\n")
+    checkout.docker.answer("info --format", out='{"SystemTime": "2023-11-14T22:13:20.123456789Z"}')
     assert READ_ENGINE_CLOCK() == pytest.approx(1700000000.123, abs=0.001)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from scripts import apt, console, core, engine, up
 from scripts.__main__ import main
-from tests.unit.faking import HEALTHY, Checkout, Program
+from tests.unit.faking import HEALTHY, Checkout, Program, versions
 
 DEAD = {"needs": "/nonexistent"}
 """An engine that does not answer."""
@@ -88,14 +88,14 @@ def test_no_engine_and_no_right_to_install_one(bare: Path, flowerbed: Run) -> No
 
 def test_an_engine_that_is_not_started_and_no_right_to(bare: Path, docker: Program) -> None:
     Program(bare, "dockerd", {})
-    docker.answer("version --format {{.Server", **DEAD)
+    docker.answer("version --format", **DEAD)
     with pytest.raises(core.Failure, match="starting it takes root: sudo systemctl start docker"):
         engine.ensure()
 
 
 def test_a_user_who_may_not_use_the_engine(docker: Program) -> None:
     problem = "permission denied while trying to connect to the Docker daemon socket"
-    docker.answer("version --format {{.Server", err=problem, code=1)
+    docker.answer("version --format", err=problem, code=1)
     with pytest.raises(core.Failure, match=r"refuses this user: permission denied[^$]*group docker"):
         engine.ensure()
 
@@ -105,7 +105,7 @@ def test_an_engine_elsewhere_is_not_replaced_by_one_here(
 ) -> None:
     monkeypatch.setattr(apt, "is_root", lambda: True)
     monkeypatch.setenv("DOCKER_HOST", "tcp://far.example:2376")
-    docker.answer("version --format {{.Server", **DEAD)
+    docker.answer("version --format", **DEAD)
     with pytest.raises(core.Failure, match=r"tcp://far\.example:2376 does not answer"):
         engine.ensure()
 
@@ -163,7 +163,7 @@ def root_without_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_without_a_service_manager_the_engine_is_started_detached(root_without_systemd: Path) -> None:
     up = root_without_systemd / "up"
     docker = Program(root_without_systemd)
-    docker.answer("version --format {{.Server", out="20.10.24 amd64\n", needs=str(up))
+    docker.answer("version --format", out=versions().replace("27.1.0", "20.10.24"), needs=str(up))
     Program(root_without_systemd, "dockerd", {"": {"creates": str(up), "out": "listening\n", "sleep": 60}})
     assert engine.ensure()["engine"] == "20.10.24"
     pid = int(engine.PID_FILE.read_text())
@@ -172,7 +172,7 @@ def test_without_a_service_manager_the_engine_is_started_detached(root_without_s
 
 
 def test_an_engine_that_does_not_start_shows_its_log(root_without_systemd: Path) -> None:
-    Program(root_without_systemd).answer("version --format {{.Server", **DEAD)
+    Program(root_without_systemd).answer("version --format", **DEAD)
     Program(root_without_systemd, "dockerd", {"": {"err": "no space for iptables\n", "code": 1}})
     with pytest.raises(core.Failure, match="no space for iptables"):
         engine.ensure()
@@ -254,7 +254,7 @@ def test_of_several_clis_the_one_that_can_build_is_taken(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    Program(first, answers={**HEALTHY, "version --format {{.Client": {"out": "28.2.2\n"}})
+    Program(first, answers={**HEALTHY, "version --format": {"out": versions("28.2.2")}})
     Program(second)
     monkeypatch.setenv("PATH", f"{first}{os.pathsep}{second}")
     assert engine.builder() == ([str(second / "docker"), "build"], {"DOCKER_BUILDKIT": "1"})
@@ -268,7 +268,7 @@ def test_buildx_builds_with_the_engines_own_builder(docker: Program) -> None:
 
 
 def test_no_buildkit_and_no_way_to_get_it(docker: Program) -> None:
-    docker.answer("version --format {{.Client", out="26.1.5\n")
+    docker.answer("version --format", out=versions("26.1.5"))
     with pytest.raises(core.Failure, match="Install the package docker-buildx"):
         engine.builder()
 
@@ -288,7 +288,7 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
 
 
 def test_before_building_the_verb_is_named(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
-    docker.answer("image inspect --format {{.Id}} flowerbed-site-1:dev", code=1)
+    docker.answer("image inspect flowerbed-site-1:dev", code=1)
     code, outcome, _ = flowerbed("up")
     assert (code, outcome) == (1, {"error": "There is no image flowerbed-site-1:dev: run ./flowerbed build."})
     docker.answer("compose config", code=1, err='"FLOWERBED_TAG": no images yet, run ./flowerbed build\n')
@@ -337,7 +337,7 @@ def test_without_mlflows_image_the_verb_is_named(checkout: Checkout, docker: Pro
     config = json.loads(docker.answers["compose config"]["out"])
     config["services"]["mlflow"] = {"image": "flowerbed-mlflow:dev"}
     docker.answer("compose --profile mlflow config", out=json.dumps(config))
-    docker.answer("image inspect --format {{.Id}} flowerbed-mlflow:dev", code=1)
+    docker.answer("image inspect flowerbed-mlflow:dev", code=1)
     code, outcome, _ = flowerbed("up", "--tracking", "mlflow")
     assert code == 1 and "run ./flowerbed build --tracking mlflow" in outcome["error"]
 
@@ -369,7 +369,8 @@ def test_up_shows_why_a_container_is_not_healthy(
         checkout.running(**{"server": "healthy", "site-1": "unhealthy"})
         return flowerbed(*words)
 
-    docker.answer("inspect --format", out="not registered with the server\n")
+    log = {"Log": [{"Output": "not registered with the server\n"}]}
+    docker.answer("inspect", out=json.dumps([{"State": {"Health": log}}]))
     docker.answer("compose logs", out="certificate verify failed\n")
     code, outcome, _ = at_last("up")
     assert code == 1
@@ -403,7 +404,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = "compose exec -T admin python -P -m bridge.flare.console"
+ASK = f"compose exec -T admin {' '.join(console.PROGRAM)}"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},
@@ -416,8 +417,8 @@ def test_down_is_refused_while_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", out=json.dumps({"jobs": JOBS}) + "\n")
-    docker.answer(f"{ASK} end", out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "list"', out=json.dumps({"jobs": JOBS}) + "\n")
+    docker.answer(f'{ASK} {{"verb": "end"', out=json.dumps({"jobs": JOBS[:2], "left": []}) + "\n")
     checkout.running(server="healthy", admin="")
     code, outcome, _ = flowerbed("down")
     assert code == 1 and outcome["jobs"] == ["j-1"]
@@ -434,7 +435,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     docker.answer("compose --profile * down")
-    docker.answer(f"{ASK} list", err='{"error": "the server cannot be reached"}\n', code=1)
+    docker.answer(f'{ASK} {{"verb": "list"', err='{"error": "the server cannot be reached"}\n', code=1)
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
@@ -442,7 +443,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
 
 
 def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
-    docker.answer("version --format {{.Server", **DEAD)
+    docker.answer("version --format", **DEAD)
     assert flowerbed("down")[0] == 0
     assert flowerbed("down", "--volumes", "--yes")[0] == 1
 
@@ -456,9 +457,10 @@ def test_status_of_what_is_down_and_of_what_is_up(
 
     checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
     answers = {
-        "sites": {"server": "started", "sites": [{"name": "site-1", "last_seen_seconds": 3.2}]},
-        "list": {
-            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}]
+        "status": {
+            "server": "started",
+            "sites": [{"name": "site-1", "last_seen_seconds": 3.2}],
+            "jobs": [{"job_id": "a", "status": "RUNNING"}, {"job_id": "b", "status": "FINISHED:COMPLETED"}],
         },
     }
     monkeypatch.setattr(console, "service", lambda identity: "admin")
@@ -468,14 +470,14 @@ def test_status_of_what_is_down_and_of_what_is_up(
     assert [job["job_id"] for job in outcome["jobs"]] == ["a"]
     assert "registered, last heard 3 s ago" in told and "a    RUNNING" in told
 
-    docker.answer("version --format {{.Server", **DEAD)
+    docker.answer("version --format", **DEAD)
     code, outcome, _ = flowerbed("status")
     assert code == 0 and "No Docker engine answers" in outcome["why"]
 
 
 def test_a_verb_does_not_wait_for_a_hanging_engine(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "ANSWER_TIMEOUT", 0.5)
-    docker.answer("version --format {{.Server", sleep=30)
+    docker.answer("version --format", sleep=30)
     start = time.monotonic()
     with pytest.raises(core.Failure, match="did not end within"):
         engine.ask()

@@ -85,12 +85,12 @@ ACTS = "\nHOW_OFTEN = FlowerController(patience=4).options.patience\n"
 
 SHOWN = textwrap.dedent(
     """
-    import argparse, inspect, io, json, sys, tarfile
+    import inspect, io, json, sys
     from pathlib import Path
-    from types import SimpleNamespace
 
     from bridge import FlowerRecipe
-    from bridge.flare import console; from bridge.server import controller
+    from bridge.server import controller
+    from bridge.flare.console.apps import make_job
     from bridge.flare.contents import of_part
     from bridge.server.controller import FlowerController
     from scripts import app as apps, submit
@@ -110,8 +110,7 @@ SHOWN = textwrap.dedent(
     submit.provision.site_names = lambda: ["site-1"]
     request = submit.job_request(app, {"patience": 7})
     into = Path(sys.argv[2])
-    sys.stdin = SimpleNamespace(buffer=io.BytesIO(app.pack()))
-    folder = console._make_job(console.JobRequest(**request), app.folder, into, 1)
+    folder = make_job(app.folder, into, request["options"], deployed="", default_min_sites=1)
     file = folder / "app" / "config" / "config_fed_server.json"
     (workflow,) = json.loads(file.read_text())["workflows"]
     told["file"] = workflow["args"]["patience"]

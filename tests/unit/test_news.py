@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,12 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.message import Message
 from nvflare.private.fed.server.server_engine import ServerEngine
 
-from bridge.flare import console
+from bridge.flare.console import follow as following
+from bridge.flare.console.call import ConsoleError
 from bridge.job import news
 from bridge.job.channel import EVENTS_TOPIC
 from bridge.server.controller import JobEventLog
+from tests.unit.asking import Asked
 
 JOB = "job"
 
@@ -147,6 +148,7 @@ class Session:
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine, self.clock = engine, clock
+        self.call = Asked(self, sleep=clock.sleep)
         self.lines = 0
         self.status = "RUNNING"
 
@@ -195,48 +197,39 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     watch = SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep, time=lambda: clock.now)
-    monkeypatch.setattr(console, "time", watch)
+    monkeypatch.setattr(following, "time", watch)
     yield clock
 
 
 def follow(session: Session, timeout: float) -> float:
     """Follow for so long; returns the audit lines that this makes in an hour."""
-    args = SimpleNamespace(job=JOB, timeout=timeout)
     began = session.clock.now
-    with contextlib.suppress(console.ConsoleError):
-        console._follow(session, args, began + timeout, console._Told(began=began))  # type: ignore[arg-type]
+    with contextlib.suppress(ConsoleError):
+        following.follow(session.call, JOB, began + timeout, following.Watched(began=began))
     return session.lines * 3600 / (session.clock.now - began)
 
 
-def test_an_hour_of_waiting_writes_few_lines(
-    engine: Engine, clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_hour_of_waiting_writes_few_lines(engine: Engine, clock: Clock) -> None:
     """Before, a line came every quarter of a second: 14,400 in an hour."""
     session = Session(engine, clock)
     clock.plan = [(1000.0 + 60 * n, lambda: engine.events.emit({"event": "round"})) for n in range(1, 60)]
     assert follow(session, 3600) < 600
-    assert capsys.readouterr().out.count('"round"') == 59
+    assert session.call.text.count('"round"') == 59
 
 
-def test_a_job_with_news_all_the_time_writes_no_flood(
-    engine: Engine, clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_with_news_all_the_time_writes_no_flood(engine: Engine, clock: Clock) -> None:
     session = Session(engine, clock)
     engine.events.since = lambda number, wait=0.0: [{"event": "x"}]  # type: ignore[method-assign]
     assert follow(session, 3600) < 2200
 
 
-def test_a_job_that_waits_for_its_turn_writes_few_lines(
-    engine: Engine, clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_that_waits_for_its_turn_writes_few_lines(engine: Engine, clock: Clock) -> None:
     session = Session(engine, clock)
     session.status = "SUBMITTED"
     assert follow(session, 3600) < 900
 
 
-def test_news_is_told_at_once_and_the_end_too(
-    engine: Engine, clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_news_is_told_at_once_and_the_end_too(engine: Engine, clock: Clock) -> None:
     session = Session(engine, clock)
     told_at: list[float] = []
 
@@ -247,17 +240,15 @@ def test_news_is_told_at_once_and_the_end_too(
     for at in (5.0, 100.0, 400.0):
         clock.plan.append((1000.0 + at, lambda: engine.events.emit({"event": "round", "t": clock.now})))
     clock.plan.append((1500.0, end))
-    original = console._say
+    write = session.call.write
 
-    def say(value: dict[str, Any]) -> None:
+    def note(line: bytes) -> None:
         told_at.append(clock.now)
-        original(value)
+        write(line)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "_say", say)
-        args = SimpleNamespace(job=JOB, timeout=None)
-        console._follow(session, args, None, console._Told(began=clock.now))  # type: ignore[arg-type]
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    session.call.write = note
+    following.follow(session.call, JOB, None, following.Watched(began=clock.now))
+    said = session.call.lines
     late = [at - value["t"] for at, value in zip(told_at, said, strict=True) if value["event"] == "round"]
     assert len(late) == 3 and max(late) < 1
     assert said[-1]["event"] == "end" and clock.now < 1510

@@ -12,12 +12,12 @@ import pytest
 
 from scripts import apt, core, engine, ownership
 from scripts.__main__ import main
-from tests.unit.faking import Checkout, Program
+from tests.unit.faking import Checkout, Program, inspected
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 CONTAINERS = "ps --all --filter label=com.docker.compose.project=flowerbed"
-IMAGE = f'image inspect --format {{{{index .Config.Labels "{ownership.LABEL}"}}}} flowerbed-runtime:dev'
+IMAGE = "image inspect flowerbed-runtime:dev"
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ def flowerbed(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_the_second_is_refused_with_the_firsts_folder(
     docker: Program, first: Path, flowerbed: Run, verb: str, found_by: str
 ) -> None:
-    docker.answer(found_by, out=f"{first}\n{first}\n")
+    image = inspected(**{ownership.LABEL: str(first)})
+    docker.answer(found_by, out=image if found_by == IMAGE else f"{first}\n{first}\n")
     code, outcome = flowerbed(*verb.split())
     assert code == 1 and outcome["folder"] == str(first)
     assert "another `name:` in project.yml" in outcome["error"] and str(core.ROOT) in outcome["error"]
@@ -72,7 +73,7 @@ def test_ours_and_one_that_is_gone_keep_nobody_out(docker: Program, flowerbed: R
     link = tmp_path / "link"
     link.symlink_to(core.ROOT)
     docker.answer(CONTAINERS, out=f"{core.ROOT}\n{link}\n{tmp_path / 'moved'}\n")
-    docker.answer(IMAGE, out="<no value>\n")
+    docker.answer(IMAGE, out=inspected())
     assert flowerbed("up")[0] == 0
 
 

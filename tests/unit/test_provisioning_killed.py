@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from provisioning import state
+from tests.unit.forked import SHORT_KEYS
 from tests.unit.test_provisioning import PROD, STATE, again, age, checkout, done, edit, plain, replace, verb
 
 __all__ = ["again", "plain"]  # Fixtures, for pytest to find.
@@ -21,7 +22,9 @@ WORKSPACE = "workspace/flowerbed"
 
 SITE = "\n  - {name: site-9, type: client, org: flowerbed}\nbuilders:"
 
-PROGRAM = """
+PROGRAM = (
+    SHORT_KEYS
+    + """
 import json, os, shutil, signal, sys
 sys.path.insert(0, os.getcwd())
 from nvflare.tool.cli_output import set_output_format
@@ -71,6 +74,7 @@ def run(kill_at):
 for line in sys.stdin:
     print(json.dumps(run(int(line))), flush=True)
 """
+)
 
 
 class Runs:

@@ -439,6 +439,6 @@ def test_an_archive_of_too_many_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "TAR_MORE", 0)
-    monkeypatch.setattr(console, "_command", lambda service, words: ["sh", "-c", "yes"])
+    monkeypatch.setattr(console, "_command", lambda *words: ["sh", "-c", "yes"])
     with pytest.raises(Failure, match="sends more than 3 MB"):
-        console.fetch("admin", "download", "j-1", limit=3 * 2**20)
+        console.fetch("admin", "download", limit=3 * 2**20, job="j-1")

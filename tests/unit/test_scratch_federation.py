@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +60,18 @@ def test_what_fails_in_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Failure, match="no-such-thing"):
         ScratchFederation(tmp_path, 0).compose("up")
     assert ScratchFederation(tmp_path, 0).compose("up", check=False) == ""
+
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+for file in pathlib.Path("scripts").glob("[a-z]*.py"):
+    importlib.import_module(f"scripts.{file.stem}")
+print(*sorted(name for name in sys.modules if name.split(".")[0] in ("dev", "tests")))
+"""
+
+
+def test_what_users_run_imports_no_developers_tool() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import shutil
@@ -16,11 +15,12 @@ from typing import Any
 import pytest
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
-from bridge.flare import console as inside
+from bridge.flare.console import follow as inside
 from scripts import app as apps
 from scripts import build, compose, console, data, engine, provision, results, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
+from tests.unit.asking import Asked
 
 APP = ROOT / "tests" / "apps" / "numpy-add"
 
@@ -39,8 +39,12 @@ FAKE = """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
 words = sys.argv[1:]
-program = words.index("bridge.flare.console")
-answer = json.loads((here / "answers.json").read_text())[words[program + 1]]
+program = next(number for number, word in enumerate(words) if word.endswith("/console/client.py"))
+request = json.loads(words[program + 1])
+if request["verb"] == "resolve":
+    print(json.dumps({"job_id": request["job"]}))
+    sys.exit()
+answer = json.loads((here / "answers.json").read_text())[request["verb"]]
 stdin = sys.stdin.buffer.read() if answer.get("reads") else b""
 number = len(list(here.glob("stdin-*")))
 (here / f"stdin-{number}").write_bytes(stdin)
@@ -70,6 +74,9 @@ class Fake:
     def calls(self) -> list[list[str]]:
         file = self.folder / "calls"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def request(self, number: int) -> dict[str, Any]:
+        return dict(json.loads(self.calls[number][7]))
 
     def stdin(self, number: int = 0) -> bytes:
         return (self.folder / f"stdin-{number}").read_bytes()
@@ -137,9 +144,10 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
     assert "./flowerbed wait j-1" in told
     [words] = fake.calls
     # -P: nothing is imported from the container's working directory, which is a volume.
-    assert words[:7] == ["exec", "-T", "ann-bee", "python", "-P", "-m", "bridge.flare.console"]
-    assert words[7] == "submit"
-    assert json.loads(words[8]) == {
+    assert words[:7] == ["exec", "-T", "ann-bee", "python", "-I", "-S", console.PROGRAM[-1]]
+    assert words[8:] == ["payload"]
+    assert json.loads(words[7]) == {
+        "verb": "submit",
         "deployed": "",
         "options": {
             "name": "job",
@@ -178,9 +186,8 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
         "submit", "--deployed", "adding", "--rounds", 5, "--run-config", "array-size=7"
     )
     assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
-    assert fake.calls[0][7] == "submit"
     options = {"run_config": {"array-size": 7}, "rounds": 5}
-    assert json.loads(fake.calls[0][8]) == {"deployed": "adding", "options": options}
+    assert fake.request(0) == {"verb": "submit", "deployed": "adding", "options": options}
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert tar.getnames() == ["pyproject.toml"]
 
@@ -281,6 +288,7 @@ def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
             "./flowerbed provision",
         ),
         ("no such service: ann-bee\n", "./flowerbed provision, build and up"),
+        (f"python: can't open file '{console.PROGRAM[-1]}': [Errno 2]\n", "./flowerbed build, then"),
         ("", "it printed nothing"),
     ],
 )
@@ -315,7 +323,7 @@ def test_a_job_folder_is_exported_and_submitted_as_it_is(fake: Fake, flowerbed: 
     folder = tmp_path / "jobs" / "mine"
     assert flowerbed("submit", APP, "--export", folder, "--rounds", 2)[1]["folder"] == str(folder)
     assert (folder / "app" / "config" / "config_fed_server.json").is_file()
-    assert fake.calls[0][7] == "export" and json.loads(fake.calls[0][8])["options"] == {"rounds": 2}
+    assert fake.request(0) == {"verb": "export", "deployed": "", "options": {"rounds": 2}}
     assert flowerbed("submit", APP, "--export", folder)[0] == 0, "an earlier export may be replaced"
 
     assert flowerbed("submit", folder)[1]["job_id"] == "j-2"
@@ -389,14 +397,12 @@ class Session:
 
 
 @pytest.mark.parametrize("denied", [True, False])
-def test_what_the_server_does_not_allow_is_said_once(
-    denied: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inside, "POLL", 0.0)
     session = Session(AuthorizationError("not authorized") if denied else RuntimeError("starting"))
-    inside._follow(session, argparse.Namespace(job="j-1"), None, inside._Told())
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    refusals = [event["reason"] for event in events if event["event"] == "no progress"]
+    call = Asked(session)
+    inside.wait(call, "j-1")
+    refusals = [event["reason"] for event in call.lines if event["event"] == "no progress"]
     assert refusals == (["not authorized"] if denied else [])
     assert session.asked == (1 if denied else 3)
 
@@ -460,13 +466,14 @@ def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS))
     code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
     assert code == 1 and "before its end" in outcome["error"]
-    assert fake.calls[0][7:] == ["wait", "j-1", "--timeout", "5.0"]
+    assert fake.request(0) == {"verb": "wait", "job": "j-1", "timeout": 5.0}
+    assert fake.calls[0][8] == "watch"
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_so(
     fake: Fake, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*words: str) -> Any:
+    def interrupted(*words: str, **arguments: Any) -> Any:
         yield PROGRESS[0]
         raise KeyboardInterrupt
 
@@ -564,7 +571,17 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     fake.answer("logs", out="one\ntwo\n")
     assert main(["logs", "j-1", "--site", "site-1"]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
-    assert fake.calls[0][7:] == ["logs", "j-1", "--site", "site-1"]
+    wanted = {"site": "site-1", "tail": None, "since": None, "follow": False}
+    assert fake.request(0) == {"verb": "logs", "job": "j-1", **wanted}
+
+
+def test_logs_hands_on_how_much_is_wanted(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("logs", out="one\ntwo\n")
+    code, outcome, _ = flowerbed("logs", "latest", "-f", "--tail", 20, "--since", "5m")
+    assert (code, outcome["log"]) == (0, "one\ntwo\n")
+    wanted = {"site": "server", "tail": 20, "since": 300.0, "follow": True}
+    assert fake.request(0) == {"verb": "logs", "job": "latest", **wanted}
+    assert flowerbed("logs", "j-1", "--tail", -1)[0] == 2
 
 
 def test_wait_for_a_job_that_runs_already_counts_from_its_first_round(fake: Fake, flowerbed: Run) -> None:
@@ -631,10 +648,9 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert code == 0
     data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
     assert steps == ["engine", "provision", "build", data_step, "up"]
-    assert fake.calls[0][7] == "submit"
     options = {"run_config": {"min-available-clients": 2}, "rounds": 2}
-    assert json.loads(fake.calls[0][8])["options"] == options
-    assert fake.calls[1][7:] == ["wait", "j-1"]
+    assert fake.request(0) == {"verb": "submit", "deployed": "", "options": options}
+    assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7
 
@@ -657,7 +673,7 @@ def test_hash_prints_what_the_console_makes_of_the_app(
     fake.answer("hash", reads=True, out='{"hash": "ab12", "app": "numpy-add", "version": "1.0.0"}\n')
     code, outcome, _ = flowerbed("hash", APP)
     assert (code, outcome) == (0, {"hash": "ab12", "app": "numpy-add", "version": "1.0.0", **ANN})
-    assert fake.calls[0][7:] == ["hash"]
+    assert fake.request(0) == {"verb": "hash"}
     capsys.readouterr()
     assert main(["hash", str(APP)]) == 0 and capsys.readouterr().out == "ab12\n"
     (tmp_path / "meta.json").write_text('{"name": "x"}')

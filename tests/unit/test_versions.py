@@ -87,8 +87,8 @@ def test_the_jobs_log_says_once_that_its_flower_is_new(
 def test_it_is_refused_at_submit_without_a_module_of_it(verb: str) -> None:
     script = (
         "import sys; sys.modules['flwr'] = None; from bridge.common import versions;"
-        "versions.installed = lambda: '1.30.0'; from bridge.flare import console;"
-        f"sys.exit(console.main(['{verb}']))"
+        "versions.installed = lambda: '1.30.0'; from bridge.flare.console.__main__ import main;"
+        f'sys.exit(main(\'{{"verb": "{verb}"}}\'))'
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

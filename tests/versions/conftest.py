@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dev import environments
-from scripts import core, images
+from scripts import base_image, core
 
 RUN_WITHIN = 300.0
 """Seconds for one command in such an environment."""
@@ -26,7 +26,7 @@ def python_with() -> Callable[[str], Path]:
 def torch() -> Path:
     """A folder for PYTHONPATH with torch."""
     if not environments.is_images_python():
-        pytest.skip(f"the wheelhouse is for the images' Python, which is {images.PYTHON}")
+        pytest.skip(f"the wheelhouse is for the images' Python, which is {base_image.PYTHON}")
     return environments.torch()
 
 

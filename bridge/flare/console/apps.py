@@ -1,0 +1,128 @@
+"""The verbs that take an app: look at it, make a job of it, hand it in."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bridge.common import job_options, versions
+from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.flare.console import archive
+from bridge.flare.console.call import ConsoleCall, ConsoleError
+from bridge.job import fab
+
+FOLDER = "job"
+"""The folder in which a job goes to the server, whatever its own name is."""
+
+_making = threading.Lock()
+"""FLARE's job API is not for two threads."""
+
+
+def check(call: ConsoleCall) -> None:
+    """See whether an app can run in this image."""
+    versions.generation()
+    with archive.unpacked(call) as app:
+        config = read_app(app)
+        check_packages(config)
+        project = config.get("project", {})
+        call.say({"ok": True, "app": project.get("name", ""), "version": project.get("version", "")})
+
+
+def hash(call: ConsoleCall) -> None:
+    """Say by which hash sites know an app: that of the FAB which a job of it carries."""
+    with archive.unpacked(call) as app:
+        content = fab.build(app)
+    project = fab.read(content).get("project", {})
+    name, version = project.get("name", ""), project.get("version", "")
+    call.say({"hash": fab.sha256(content), "app": name, "version": version})
+
+
+def export(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
+    """Answer with the job's folder."""
+    versions.generation()
+    with archive.unpacked(call) as app, tempfile.TemporaryDirectory() as into:
+        archive.send(call, make_job(app, Path(into), options or {}, deployed=deployed, default_min_sites=1))
+
+
+def submit(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
+    """Hand an app in as a job, or a job's folder as it is."""
+    options = options or {}
+    versions.generation()
+    with archive.unpacked(call) as folder, tempfile.TemporaryDirectory() as into:
+        with call.session() as session:
+            here = {client.name for client in session.get_system_info().client_info}
+        if (folder / "meta.json").exists():
+            job = Path(shutil.copytree(folder, Path(into) / FOLDER))
+        else:
+            fewest = max(1, len(here))
+            job = make_job(folder, Path(into), options, deployed=deployed, default_min_sites=fewest)
+        wanted = _wanted(job)
+        unknown = set(options.get("sites") or ()) - here
+        if unknown:
+            raise ConsoleError(
+                f"no site {', '.join(sorted(unknown))} is registered; "
+                f"registered are: {', '.join(sorted(here)) or 'none'}",
+                2,
+            )
+        if wanted > len(here):
+            raise ConsoleError(
+                f"the job asks for {wanted} sites, but {len(here)} are registered"
+                f"{': ' + ', '.join(sorted(here)) if here else ''}",
+                2,
+            )
+        with call.session() as session:
+            answer = {"job_id": session.submit_job(str(job)), "sites": sorted(here)}
+        call.say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
+
+
+def make_job(
+    app: Path, into: Path, options: Mapping[str, Any], *, deployed: str, default_min_sites: int
+) -> Path:
+    """Check the app against this image and write its job folder; returns the folder.
+
+    Args:
+        app: the app's folder; of one that is on the server, only its pyproject.toml is there.
+        options: fields of `JobOptions`, as far as they are given.
+        deployed: the name of the app's folder on the server; empty: the job brings the app.
+        default_min_sites: the fewest sites, where neither they nor the sites are given.
+    """
+    # Here, since with an unsupported flwr it need not import.
+    from bridge.flare.job import FlowerJob
+
+    config = read_app(app)
+    check_packages(config)
+    options = {**job_options.submit_defaults(), **options}
+    options.setdefault("name", config.get("project", {}).get("name", "flower-app"))
+    options.setdefault("min_sites", len(options.get("sites") or ()) or default_min_sites)
+    rounds = {} if options.get("rounds") is None else {ROUNDS_KEY: options["rounds"]}
+    check_run_config(config, {**(options.get("run_config") or {}), **rounds})
+    if deployed:
+        options["flower_app_path"] = f"{DEPLOYED}/{deployed}"
+    with _making:
+        try:
+            job = FlowerJob(None if deployed else app, **options)
+        except (TypeError, ValueError) as error:
+            raise ConsoleError(str(error), 2) from None
+        job.export_job(str(into))
+    return into / str(job.name)
+
+
+def _wanted(job: Path) -> int:
+    """The fewest sites of a job. Its name is looked at too: FLARE, and people, take it for a name."""
+    try:
+        meta = json.loads((job / "meta.json").read_text())
+        name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConsoleError(f"the job's meta.json is broken: {error}", 2) from None
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+        raise ConsoleError(
+            f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
+            2,
+        )
+    return wanted

@@ -1,0 +1,191 @@
+"""Hand one request to the console's daemon and pass on its answer: `python -I -S client.py REQUEST [MODE]`.
+
+Only the standard library, and little of it: this runs for each verb. It starts the daemon if none answers, or
+if the one that did has ended. MODE is `payload` where the app or job comes through stdin, and `watch` where
+the end of stdin means that nobody listens any more.
+
+The daemon listens on a Unix socket in a folder that only this user can enter. Each end looks who the other
+is. A request is a line: `p` or `-` (with payload or without), then JSON. The answer is frames: a letter, four
+bytes of length, and the content.
+"""
+
+# pathlib takes longer to import than all the rest.
+# ruff: noqa: PTH102, PTH123
+
+from __future__ import annotations
+
+import _thread
+import fcntl
+import json
+import os
+import select
+import socket
+import stat
+import struct
+import subprocess
+import sys
+
+from bridge.common.errors import FlowerbedError
+
+FOLDER = os.environ.get("FLOWERBED_CONSOLE") or f"/tmp/flowerbed-console-{os.geteuid()}"
+"""Not in the volume, which a second container of this identity may share."""
+
+SOCKET, LOCK, START_LOG = (f"{FOLDER}/{name}" for name in ("socket", "lock", "start.log"))
+
+DAEMON = "bridge.flare.console.daemon"
+
+START_WITHIN = 60.0
+"""Seconds for the daemon to import FLARE and listen; seen: 2 on a quiet machine."""
+
+GO, AGAIN, OUT, ERR, EXIT = b"g", b"r", b"o", b"e", b"x"
+"""The frames: the request is taken, ask another daemon, two kinds of output, and the exit code."""
+
+HEAD = struct.Struct(">cI")
+CHUNK = 256 * 1024
+TRIES = 3
+
+
+class Trouble(FlowerbedError):
+    """There is no daemon to ask; the text is for people."""
+
+
+def own_folder() -> str:
+    """The folder of the socket, which is made if it is not there.
+
+    Raises:
+        Trouble: somebody else may enter it.
+    """
+    try:
+        os.mkdir(FOLDER, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Trouble(f"the console's folder {FOLDER} cannot be made: {error}") from None
+    found = os.lstat(FOLDER)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise Trouble(f"expected {FOLDER} to be a folder that only user {os.geteuid()} can enter")
+    return FOLDER
+
+
+def is_own(peer: socket.socket) -> bool:
+    """Whether the process at the other end is of the same user."""
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return bool(user == os.geteuid())
+
+
+def main(request: str, mode: str = "") -> int:
+    """Ask; returns the exit code."""
+    try:
+        for _ in range(TRIES):
+            code = _talk(_connected(), request, mode)
+            if code is not None:
+                return code
+        raise Trouble("the console's daemon ends as soon as it is asked")
+    except Trouble as trouble:
+        print(json.dumps({"error": str(trouble)}), file=sys.stderr)
+        return 1
+    except (BrokenPipeError, KeyboardInterrupt):
+        return 130
+
+
+def _connected() -> socket.socket:
+    own_folder()
+    if found := _connect():
+        return found
+    # Of two verbs that start at once, the second waits and finds the daemon of the first.
+    with open(LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if found := _connect():
+            return found
+        _start()
+        if found := _connect():
+            return found
+    raise Trouble("the console's daemon does not answer")
+
+
+def _connect() -> socket.socket | None:
+    daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        daemon.connect(SOCKET)
+    except (FileNotFoundError, ConnectionRefusedError):
+        daemon.close()
+        return None
+    if not is_own(daemon):
+        raise Trouble(f"{SOCKET} is another user's")
+    return daemon
+
+
+def _start() -> None:
+    """Start the daemon and wait until it listens."""
+    with open(START_LOG, "wb") as log:
+        # -P: what lies in the working directory, a volume, is not imported.
+        daemon = subprocess.Popen(
+            [sys.executable, "-P", "-m", DAEMON],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert daemon.stdout is not None
+    with daemon.stdout as said:
+        ready, _, _ = select.select([said], [], [], START_WITHIN)
+        if not ready or not said.read(1):
+            daemon.kill()
+            with open(START_LOG, encoding="utf-8", errors="replace") as log_text:
+                last = (log_text.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise Trouble(f"the console's daemon has not started: {last}")
+
+
+def _talk(daemon: socket.socket, request: str, mode: str) -> int | None:
+    """Hand the request over and pass on the answer; returns the exit code. None: this daemon ends."""
+    with daemon, daemon.makefile("rb") as answer:
+        try:
+            daemon.sendall((b"p" if mode == "payload" else b"-") + request.encode() + b"\n")
+            kind, _ = _frame(answer)
+        except (BrokenPipeError, ConnectionResetError, EOFError):
+            return None  # It has ended before it took the request.
+        if kind != GO:
+            return None
+        if mode == "payload":
+            _send_payload(daemon)
+        elif mode == "watch":
+            _thread.start_new_thread(_leave_with_stdin, ())
+        try:
+            while (frame := _frame(answer))[0] != EXIT:
+                out = sys.stderr if frame[0] == ERR else sys.stdout
+                out.buffer.write(frame[1])
+                out.buffer.flush()
+        except (ConnectionResetError, EOFError):
+            raise Trouble("the console's daemon has ended in the middle of an answer. Try again.") from None
+        return int(frame[1])
+
+
+def _frame(answer: object) -> tuple[bytes, bytes]:
+    head = answer.read(HEAD.size)  # type: ignore[attr-defined]
+    if len(head) < HEAD.size:
+        raise EOFError
+    kind, size = HEAD.unpack(head)
+    content = answer.read(size)  # type: ignore[attr-defined]
+    if len(content) < size:
+        raise EOFError
+    return kind, content
+
+
+def _send_payload(daemon: socket.socket) -> None:
+    try:
+        while chunk := os.read(0, CHUNK):
+            daemon.sendall(chunk)
+        daemon.shutdown(socket.SHUT_WR)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # It wants no more; its answer says why.
+
+
+def _leave_with_stdin() -> None:
+    while os.read(0, CHUNK):
+        pass
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,214 @@
+"""The verb `wait`: a job's events as they come, until it has ended. The server may restart meanwhile."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge.common import events
+from bridge.common.errors import FlowerbedError
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Session, Unreachable
+from bridge.flare.console.jobs import POLL, downloading, kept
+from bridge.job import news
+from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
+
+ANSWER_WITHIN = 10.0
+"""Seconds for an answer, beyond those for which the server may keep the question."""
+
+BACK_WITHIN = 60.0
+"""Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
+
+NOT_STARTED = "FINISHED:FAILED_TO_RUN"
+"""The status of a job that too many of its sites, or the server, have refused."""
+
+NOTED_WITHIN = 3.0
+"""Seconds after that status in which the server notes the reason beside it: a few hundredths of one."""
+
+NEWS_WITHIN = 15.0
+"""Seconds for which the server may keep a question after a job's events until there are some (`news.py`)."""
+
+LISTENERS = 6
+"""Verbs that let the server keep their question, at a time. Each has a session to itself meanwhile, and some
+have to be left for the others (`sessions.MOST`). A further one asks every `GATHERED` seconds."""
+
+GATHERED = 2.0
+"""Seconds to which the pause between two answers grows in five minutes, where there is news all the time."""
+
+QUEUED = 5.0
+"""Seconds to which the pause grows while a job waits for its turn."""
+
+STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
+"""Seconds between two questions after the status of a job that runs: at first, and later."""
+
+RUN_ENDED = "run ended"
+"""The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
+
+_listening = threading.BoundedSemaphore(LISTENERS)
+
+
+class Denied(FlowerbedError):
+    """The server does not let this identity do it; the text is FLARE's."""
+
+
+@dataclass
+class Watched:
+    """What was told of a job so far."""
+
+    status: str = ""
+    events: int = 0
+    refused: set[str] = field(default_factory=set)
+    contact: float | None = None
+    """When the server answered last, by the monotonic clock."""
+    began: float = field(default_factory=time.monotonic)
+    denied: bool = False
+    """Whether this identity may not ask the running job for its events."""
+
+    def tell(self, call: ConsoleCall, event: dict[str, Any]) -> None:
+        """Tell an event; of a site that refused only once, since job and keeper both know of it."""
+        if event.get("event") == "refused":
+            if event["site"] in self.refused:
+                return
+            self.refused.add(event["site"])
+        call.say(event)
+
+
+def wait(call: ConsoleCall, job: str, timeout: float | None = None) -> None:
+    """Tell the job's events; give up after `timeout` seconds."""
+    told = Watched()
+    deadline = None if timeout is None else told.began + timeout
+    while True:
+        try:
+            return follow(call, job, deadline, told)
+        except Unreachable:
+            if told.contact is None or time.monotonic() - told.contact > BACK_WITHIN:
+                raise
+        call.pause(POLL)
+
+
+def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
+    """Tell what was not told yet, to the job's end or the deadline (by the monotonic clock)."""
+    while not _tell_status(call, job, told).startswith("FINISHED"):
+        if told.status == "RUNNING" and not told.denied:
+            _tell_news(call, job, deadline, told)
+        if deadline is not None and time.monotonic() > deadline:
+            within = deadline - told.began
+            raise ConsoleError(f"job {job} has not ended within {within:.0f} s: it is {told.status}")
+        if told.status != "RUNNING" or told.denied:
+            call.pause(_pause(told, QUEUED, deadline))
+    reason = ""
+    for number, event in enumerate(_final_events(call, job)):
+        if number >= told.events:
+            told.tell(call, event)
+        if event.get("event") == RUN_ENDED:
+            reason = event.get("reason", "")
+    noted = _noted(call, job, told)
+    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    noted["reason"] = noted["reason"] or reason
+    call.say({"event": "end", "status": told.status, "t": time.time(), **noted})
+
+
+def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
+    with call.session() as session:
+        meta = session.get_job_meta(job)
+    told.contact = time.monotonic()
+    now = str(meta.get("status"))
+    if now != told.status and not now.startswith("FINISHED"):
+        submitted = meta.get("submit_time")
+        call.say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
+    told.status = now
+    if now != NOT_STARTED:  # There, it is the reason.
+        for site, why in kept(meta)["refused"].items():
+            told.tell(call, {"event": "refused", "site": site, "reason": why, "t": time.time()})
+    return now
+
+
+def _noted(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
+    """What the server has noted of an ended job. It comes just after the status."""
+    noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
+    while True:
+        with call.session() as session:
+            noted = kept(session.get_job_meta(job))
+        if noted["reason"] or time.monotonic() >= noted_by:
+            return noted
+        call.pause(POLL)
+
+
+def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
+    """Tell a running job's events as they come; return when its status is worth a question."""
+    asked = time.monotonic()
+    every = STATUS_EVERY if asked - told.began > STATUS_EVERY else STATUS_FIRST
+    while True:
+        before = time.monotonic()
+        longest = NEWS_WITHIN if deadline is None else min(NEWS_WITHIN, max(0.0, deadline - before))
+        try:
+            found = _new_events(call, job, told.events, longest)
+        except Denied as denied:
+            told.denied = True
+            call.say({"event": "no progress", "reason": str(denied), "t": time.time()})
+            return
+        for event in found or ():
+            told.events += 1
+            told.tell(call, event)
+        now = time.monotonic()
+        told.contact = told.contact if found is None else now
+        # Not at once again, whatever comes; but what waited for news has paused already.
+        call.pause(_pause(told, GATHERED, deadline) - (0.0 if found else now - before))
+        if found is None or now - asked > every or (deadline is not None and now > deadline):
+            return
+
+
+def _pause(told: Watched, most: float, deadline: float | None) -> float:
+    """Seconds until the next question: a person who has just begun to watch gets answers sooner."""
+    watched = time.monotonic() - told.began
+    pause = min(most, POLL + most * watched / 300)
+    return pause if deadline is None else min(pause, max(POLL / 5, deadline - time.monotonic()))
+
+
+def _new_events(call: ConsoleCall, job: str, since: int, longest: float) -> list[dict[str, Any]] | None:
+    """The running job's events from number `since` on: when there are some, or after `longest` seconds. None
+    while its process starts or ends.
+
+    Raises:
+        Denied: they are not for this identity.
+    """
+    may_wait = _listening.acquire(blocking=False)
+    try:
+        with call.session() as session:
+            reply = _ask_for_events(session, job, since, longest if may_wait else 0.0)
+    finally:
+        if may_wait:
+            _listening.release()
+    if isinstance(reply, Denied):
+        raise reply
+    if reply is None:
+        return None
+    return list(reply.get(news.EVENTS, [])) or (None if reply.get("over") else [])
+
+
+def _ask_for_events(session: Session, job: str, since: int, wait: float) -> dict[str, Any] | Denied | None:
+    from nvflare.fuel.flare_api import api_spec
+
+    session.set_timeout(wait + ANSWER_WITHIN)
+    try:
+        return dict(session.do_app_command(job, EVENTS_TOPIC, {news.SINCE: since, news.WAIT: wait}))
+    except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
+        return Denied(str(error))
+    except Exception:
+        return None  # The job's status, asked for next, tells what matters.
+    finally:
+        session.unset_timeout()
+
+
+def _final_events(call: ConsoleCall, job: str) -> list[dict[str, Any]]:
+    """All events of an ended job, from its stored workspace."""
+    with tempfile.TemporaryDirectory() as folder, downloading, call.session() as session:
+        try:
+            location = session.download_job_result(job, folder)
+        except Exception:
+            return []  # A job that never ran has no workspace.
+        files = sorted(Path(location or folder).rglob(EVENTS_FILE))
+        return list(events.read(files[0])) if files else []

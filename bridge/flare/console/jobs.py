@@ -1,0 +1,156 @@
+"""The verbs that ask for jobs, end them, and fetch what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bridge.common import meta as keys
+from bridge.flare.console import archive
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
+
+RUNNING = ("DISPATCHED", "RUNNING")
+"""The status of a job that has processes."""
+
+POLL = 0.5
+"""Seconds between two questions, at the least."""
+
+LATEST = "latest"
+"""Stands for the job that was submitted last."""
+
+MATCHES_SHOWN = 10
+"""Jobs that are listed where a prefix fits several."""
+
+downloading = threading.Lock()
+"""FLARE puts what it downloads into one folder a job, whoever asks."""
+
+
+def listed(call: ConsoleCall) -> None:
+    """Say which jobs there are."""
+    with call.session() as session:
+        call.say({"jobs": [_entry(job) for job in session.list_jobs(detailed=True)]})
+
+
+def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "job_id": job.get("job_id"),
+        "name": job.get("job_name") or job.get("name"),
+        "status": job.get("status"),
+        "submit_time": job.get("submit_time"),
+        "duration": job.get("duration"),
+        "submitter": job.get("submitter_name"),
+        **kept(job),
+    }
+
+
+def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the server has noted of a job: its reason, who refused it, which jobs repeat which."""
+    return {
+        "reason": meta.get(keys.REASON, ""),
+        "refused": meta.get(keys.REFUSED) or {},
+        "retry_of": meta.get(keys.RETRY_OF),
+        "retried_as": meta.get(keys.RETRIED_AS),
+        "retries_left": int(meta.get(keys.RETRIES) or 0),
+    }
+
+
+def resolve(call: ConsoleCall, job: str) -> None:
+    """Say the id of the job that is meant: by `latest`, or by the beginning of its id."""
+    with call.session() as session:
+        if job == LATEST:
+            found = session.list_jobs(detailed=True)
+            if not found:
+                raise ConsoleError("there is no job yet. Hand one in: ./flowerbed submit APP", 2)
+            newest = max(found, key=lambda entry: float(entry.get("submit_time") or 0))
+            call.say({"job_id": newest.get("job_id")})
+            return
+        found = session.list_jobs(detailed=True, id_prefix=job)
+    if not found:
+        raise ConsoleError(f"no such job: {job}. The jobs there are: ./flowerbed jobs", 2)
+    exact = [entry for entry in found if entry.get("job_id") == job]
+    if len(found) > 1 and not exact:
+        raise ConsoleError(_ambiguous(job, found), 2, jobs=[entry.get("job_id") for entry in found])
+    call.say({"job_id": (exact or found)[0].get("job_id")})
+
+
+def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
+    lines = [f"  {job.get('job_id')}  {job.get('job_name')}  {job.get('status')}" for job in found]
+    more = f"\n  and {len(lines) - MATCHES_SHOWN} more" if len(lines) > MATCHES_SHOWN else ""
+    shown = "\n".join(lines[:MATCHES_SHOWN])
+    return f"{len(found)} jobs' ids begin with {prefix}; give more of one:\n{shown}{more}"
+
+
+def status(call: ConsoleCall) -> None:
+    """Say which sites are registered, and which jobs there are."""
+    with call.session() as session:
+        info = session.get_system_info()
+        jobs = session.list_jobs(detailed=True)
+    now = time.time()
+    known = [
+        {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
+        for c in info.client_info
+    ]
+    server = str(info.server_info.status)
+    call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
+
+
+def abort(call: ConsoleCall, job: str) -> None:
+    """End a job."""
+    with call.session() as session:
+        session.abort_job(job)
+        call.say({"job_id": job, "status": session.get_job_meta(job).get("status")})
+
+
+def end(call: ConsoleCall, within: float) -> None:
+    """Abort all jobs that run, and wait until they have ended; say which there were, and which are left."""
+    deadline = time.monotonic() + within
+    asked: set[str] = set()
+    with call.session() as session:
+        jobs = _unfinished(session)
+        while (left := [job["job_id"] for job in _unfinished(session) if job["status"] in RUNNING]) and (
+            time.monotonic() < deadline
+        ):
+            for job in set(left) - asked:
+                # FLARE may be too busy, or the job just starting: then it is asked again.
+                with contextlib.suppress(Exception):
+                    session.abort_job(job)
+                    asked.add(job)
+            call.pause(POLL)
+    call.say({"jobs": jobs, "left": left})
+
+
+def _unfinished(session: Session) -> list[dict[str, Any]]:
+    return [
+        {"job_id": job.get("job_id"), "name": job.get("name"), "status": str(job.get("status"))}
+        for job in session.list_jobs(detailed=True)
+        if not str(job.get("status")).startswith("FINISHED")
+    ]
+
+
+def download(call: ConsoleCall, job: str) -> None:
+    """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar."""
+    with downloading, tempfile.TemporaryDirectory() as folder:
+        with call.session() as session:
+            meta = session.get_job_meta(job)
+            if not str(meta.get("status", "")).startswith("FINISHED"):
+                raise ConsoleError(
+                    f"job {job} has not ended: it is {meta.get('status')}. "
+                    f"Wait for it: ./flowerbed wait {job}"
+                )
+            location = Path(session.download_job_result(job, folder) or folder)
+            logs = session.get_job_logs(job, target="all")["logs"]
+        out = Path(folder) / "out"
+        (out / "logs").mkdir(parents=True)
+        (out / "meta.json").write_text(json.dumps(meta))
+        for site, text in logs.items():
+            (out / "logs" / f"{site}.log").write_text(text)
+        workspace = location / "workspace"
+        if workspace.is_dir():
+            workspace.rename(out / "workspace")
+        archive.send(call, out)

@@ -1,0 +1,77 @@
+"""The verb `logs`: a job's log, or its end, and what is added to it as long as the job runs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from bridge.flare.console.call import ConsoleCall, ConsoleError
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a log that is followed. Each brings the whole log."""
+
+STAMP = len("2026-01-31 12:00:00")
+"""Characters at the beginning of a line of FLARE's that say when it was written."""
+
+
+def logs(
+    call: ConsoleCall,
+    job: str,
+    site: str = "server",
+    tail: int | None = None,
+    since: float | None = None,
+    follow: bool = False,
+) -> None:
+    """Answer with the log as text.
+
+    Args:
+        job: the job's id.
+        site: the log of the job at the server (`server`), or at a site.
+        tail: only so many of the last lines.
+        since: only lines of the last so many seconds. A line without a time goes with the one before it.
+        follow: go on with what is added until the job has ended.
+    """
+    ended = _has_ended(call, job) if follow else True
+    text = _log(call, job, site, ended=ended)
+    shown = text if since is None else written_since(text, datetime.now() - timedelta(seconds=since))
+    if tail is not None:
+        shown = "".join(shown.splitlines(keepends=True)[-tail:]) if tail > 0 else ""
+    call.write(shown.encode())
+    at = len(text)
+    while not ended:
+        call.pause(LOOK_EVERY)
+        # In this order: what is added between the two questions is not missed.
+        ended = _has_ended(call, job)
+        text = _log(call, job, site, ended=ended)
+        # A log that is shorter was begun anew.
+        call.write(text[at if len(text) >= at else 0 :].encode())
+        at = len(text)
+
+
+def _has_ended(call: ConsoleCall, job: str) -> bool:
+    with call.session() as session:
+        return str(session.get_job_meta(job).get("status")).startswith("FINISHED")
+
+
+def _log(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
+    with call.session() as session:
+        reply = session.get_job_logs(job, target=site)
+    text = reply["logs"].get(site)
+    if text is None:
+        if not ended:
+            return ""  # The job has not begun there.
+        reason = reply.get("unavailable", {}).get(site) or "FLARE has none"
+        raise ConsoleError(f"there is no log of {site} for job {job}: {reason}")
+    return str(text)
+
+
+def written_since(text: str, moment: datetime) -> str:
+    """The lines of a log from a moment on."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        try:
+            written = datetime.fromisoformat(line[:STAMP])
+        except ValueError:
+            continue
+        if written >= moment:
+            return "".join(lines[number:])
+    return ""

@@ -1,0 +1,144 @@
+"""Sessions of FLARE's that stay open, and its errors in words for people.
+
+FLARE's `Session` (nvflare 2.9.0 `fuel/flare_api/flare_api.py`) is not for two threads: the time for an answer
+is a field of it, and its downloads share a folder. So a verb has a session to itself while it asks, and then
+lays it back. Of a session that was idle the server is asked first whether it knows it, which costs some
+milliseconds and no line in the audit log. After a restart of the server, or once it has expired, the verb
+logs in again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bridge.flare.console.call import ConsoleError, Session, Unreachable
+
+WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
+"""The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
+
+CONNECT_WITHIN = 15.0
+"""Seconds to reach the server and log in."""
+
+CHECK_WITHIN = 2.0
+"""Seconds for the server to say whether it knows a session."""
+
+MOST = 8
+"""Sessions at a time. Each is a connection and some 20 threads; a further verb waits for its turn."""
+
+KEPT_IDLE = 600.0
+"""Seconds for which a session is kept that nobody uses. FLARE's server ends it after 1800."""
+
+
+class OpenSessions:
+    """Those of this process. Thread-safe."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._free = threading.BoundedSemaphore(most)
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Session, float]] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Session]:
+        """See `call.Sessions.one`."""
+        with self._free, flare_errors():
+            session = self._known() or log_in()
+            try:
+                yield session
+            except ConsoleError as error:
+                self._lay_back(session, lost=isinstance(error, Unreachable))
+                raise
+            except BaseException as error:
+                self._lay_back(session, lost=isinstance(told(error), Unreachable))
+                raise
+            self._lay_back(session, lost=False)
+
+    def close(self, idle_for: float = 0.0) -> None:
+        """Log out where nobody has asked for so long."""
+        now = time.monotonic()
+        with self._lock:
+            old = [session for session, since in self._idle if now - since >= idle_for]
+            self._idle = [(session, since) for session, since in self._idle if now - since < idle_for]
+        for session in old:
+            with contextlib.suppress(Exception):
+                session.close()
+
+    def _known(self) -> Session | None:
+        """One that is idle and that the server still knows."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                session, _ = self._idle.pop()
+            if is_known(session):
+                return session
+            _give_up(session)
+
+    def _lay_back(self, session: Session, *, lost: bool) -> None:
+        if lost:
+            _give_up(session)
+            return
+        with self._lock:
+            self._idle.append((session, time.monotonic()))
+
+
+def log_in() -> Session:
+    """A new session of this container's identity."""
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
+    return new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN)
+
+
+def is_known(session: Session) -> bool:
+    """Whether the server still has this session."""
+    from nvflare.fuel.hci.client.api_status import APIStatus
+    from nvflare.fuel.hci.proto import InternalCommands, ProtoKey
+
+    if session.api.closed or session.api.shutdown_received:
+        return False
+    session.set_timeout(CHECK_WITHIN)
+    try:
+        answer = session.api.server_execute(InternalCommands.CHECK_SESSION)
+    except Exception:
+        return False
+    finally:
+        session.unset_timeout()
+    return bool(answer.get(ProtoKey.STATUS) == APIStatus.SUCCESS)
+
+
+def _give_up(session: Session) -> None:
+    """Close it without a word to the server, which does not answer or does not know it. Not here: FLARE takes
+    its time for that."""
+    threading.Thread(target=session.api.close, name="session-close", daemon=True).start()
+
+
+@contextlib.contextmanager
+def flare_errors() -> Iterator[None]:
+    """Turn FLARE's exceptions into one error for people."""
+    try:
+        yield
+    except Exception as error:
+        raise told(error) from None
+
+
+def told(error: BaseException) -> BaseException:
+    """What is raised in the place of an exception of FLARE's."""
+    from nvflare.fuel.flare_api import api_spec
+
+    if isinstance(error, ConsoleError) or not isinstance(error, Exception):
+        return error
+    if isinstance(error, api_spec.NoConnection):
+        return Unreachable(f"the server cannot be reached: {error}. Is the federation up? ./flowerbed status")
+    if isinstance(error, api_spec.AuthorizationError | api_spec.AuthenticationError):
+        return ConsoleError(f"refused by the server: {error}", denied=True)
+    if isinstance(error, api_spec.JobNotFound):
+        return ConsoleError(f"{error}. The jobs there are: ./flowerbed jobs", 2)
+    if isinstance(error, api_spec.InvalidJobDefinition):
+        return ConsoleError(f"refused by the server: {error}", 2)
+    return Unreachable(f"FLARE: {type(error).__name__}: {error}")

@@ -1,0 +1,169 @@
+"""How far something is that takes more than a moment: a bar on a terminal's stderr, lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from bridge.common.text import one_line
+from scripts import core
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks at what a download has written: pip and apt tell nobody."""
+LINE_EVERY = 10.0
+"""Seconds between two lines of bytes, where there is no bar."""
+TEXT_LIMIT = 60
+"""Characters beside a bar."""
+LINE_LIMIT = 200
+
+
+def at_terminal() -> bool:
+    """Whether a bar can be drawn."""
+    return sys.stderr.isatty()
+
+
+class Bar:
+    """Shows how far something is while it runs, as a context.
+
+    Args:
+        title: what is done.
+        total: how much there is to do, if it is known.
+        in_bytes: whether that is bytes.
+    """
+
+    def __init__(self, title: str, total: float | None = None, *, in_bytes: bool = False) -> None:
+        self._title, self._total, self._in_bytes = title, total, in_bytes
+        self._drawn: tuple[Progress, TaskID] | None = None
+        self._told, self._said = time.monotonic(), ""
+
+    def __enter__(self) -> Self:
+        if at_terminal():
+            drawn = _drawing(self._in_bytes)
+            self._drawn = drawn, drawn.add_task(self._title, total=self._total, what="")
+            drawn.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._drawn:
+            self._drawn[0].stop()
+
+    def at(self, done: float, what: str = "", total: float | None = None) -> None:
+        """Say how far it is, and with `what`, which is a line of its own where no bar is."""
+        self._total = total or self._total
+        if self._drawn:
+            drawn, task = self._drawn
+            drawn.update(task, completed=done, total=self._total, what=one_line(what, TEXT_LIMIT))
+        elif what and what != self._said:
+            self._said = what
+            core.say(
+                f"  {done:.0f}{f' of {self._total:.0f}' if self._total else ''}: {one_line(what, LINE_LIMIT)}"
+            )
+        elif self._in_bytes and time.monotonic() - self._told > LINE_EVERY:
+            self._told = time.monotonic()
+            core.say(f"  {core.in_words(done)}{f' of {core.in_words(self._total)}' if self._total else ''}")
+
+
+def _drawing(in_bytes: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    far: list[Any] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    # No markup: what stands there may be a tool's or an app's.
+    title, what = (TextColumn(text, markup=False) for text in ("  {task.description}", "{task.fields[what]}"))
+    columns = [SpinnerColumn(), title, BarColumn(bar_width=24), *far, TimeElapsedColumn(), what]
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def of_files(
+    command: Sequence[str | os.PathLike[str]],
+    folder: Path,
+    title: str,
+    total: float | None = None,
+    **options: Any,
+) -> Any:
+    """Run a command that fetches files into `folder`, and show their bytes; else like `core.run`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="flowerbed-") as scratch,
+        Bar(title, total, in_bytes=True) as bar,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        env = {**(options.pop("env", None) or {}), "TMPDIR": scratch}
+        running = pool.submit(core.run, command, env=env, **options)
+        while not wait([running], timeout=LOOK_EVERY).done:
+            bar.at(_size(folder) + _size(Path(scratch)))
+        return running.result()
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue  # Moved meanwhile.
+    return size
+
+
+def follow(
+    command: Sequence[str], tell: Callable[[str], None], *, timeout: float, env: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command at the root, and tell each line of its outputs as it comes; returns its code and all.
+
+    Raises:
+        core.Failure: it took longer than `timeout` seconds.
+    """
+    said: list[str] = []
+    late = threading.Event()
+    with subprocess.Popen(
+        command,
+        cwd=core.ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout, end)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line)
+                tell(line)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            timer.cancel()
+    if late.is_set():
+        raise core.Failure(f"'{' '.join(command)}' did not end within {timeout:.0f} s.")
+    return process.returncode, "".join(said)

@@ -1,0 +1,1 @@
+"""Curves as `apps/pytorch-tracking` logs them, without torch."""

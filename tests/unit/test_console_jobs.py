@@ -1,0 +1,107 @@
+"""Which job is meant, and how much of its log is wanted."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bridge.flare.console import jobs, logs
+from bridge.flare.console.call import ConsoleError
+from tests.unit.asking import Asked
+
+IDS = ("aa11", "aa22", "bb33")
+
+
+class Session:
+    """A server with jobs, whose log grows at each look."""
+
+    def __init__(self) -> None:
+        self.jobs = [
+            {"job_id": job, "job_name": "add", "status": "RUNNING", "submit_time": str(time)}
+            for job, time in zip(IDS, (10, 300, 20), strict=True)
+        ]
+        self.log: list[str] = []
+        self.statuses = ["RUNNING"]
+        self.at: str | None = ""
+
+    def list_jobs(self, detailed: bool, id_prefix: str = "") -> list[dict[str, Any]]:
+        return [job for job in self.jobs if str(job["job_id"]).startswith(id_prefix)]
+
+    def get_job_meta(self, job: str) -> dict[str, Any]:
+        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+
+    def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
+        self.at = self.log.pop(0) if self.log else self.at
+        return {"logs": {} if self.at is None else {target: self.at}}
+
+
+def resolved(job: str, session: Session | None = None) -> str:
+    call = Asked(session or Session())
+    jobs.resolve(call, job)
+    return str(call.lines[0]["job_id"])
+
+
+def test_a_beginning_that_fits_one_job_is_enough() -> None:
+    assert resolved("b") == "bb33" and resolved("aa2") == "aa22" and resolved("aa11") == "aa11"
+
+
+def test_latest_is_the_job_that_was_submitted_last() -> None:
+    assert resolved("latest") == "aa22"
+    none = Session()
+    none.jobs = []
+    with pytest.raises(ConsoleError, match="there is no job yet"):
+        resolved("latest", none)
+
+
+def test_a_beginning_that_fits_several_is_an_error_that_lists_them() -> None:
+    with pytest.raises(ConsoleError, match="2 jobs' ids begin with aa") as failed:
+        resolved("aa")
+    assert failed.value.code == 2 and failed.value.facts == {"jobs": ["aa11", "aa22"]}
+    assert "aa11  add  RUNNING" in str(failed.value) and "bb33" not in str(failed.value)
+
+
+def test_a_beginning_that_fits_none_says_where_the_jobs_are() -> None:
+    with pytest.raises(ConsoleError, match=r"no such job: c.*flowerbed jobs"):
+        resolved("c")
+
+
+def read(session: Session, **options: Any) -> str:
+    call = Asked(session, sleep=lambda seconds: None)
+    logs.logs(call, "aa11", **options)
+    return call.text
+
+
+def test_the_end_of_a_log() -> None:
+    for tail, text in ((2, "2\n3\n"), (0, ""), (9, "1\n2\n3\n")):
+        session = Session()
+        session.log = ["1\n2\n3\n"]
+        assert read(session, tail=tail) == text
+
+
+def test_the_lines_of_the_last_seconds() -> None:
+    now = datetime.now()
+    stamps = [f"{now - timedelta(seconds=ago):%Y-%m-%d %H:%M:%S},123" for ago in (500, 100, 10)]
+    session = Session()
+    session.log = [f"{stamps[0]} - old\n  more of it\n{stamps[1]} - new\n  of it\n{stamps[2]} - last\n"]
+    assert read(session, since=200.0) == f"{stamps[1]} - new\n  of it\n{stamps[2]} - last\n"
+    assert read(session, since=200.0, tail=1) == f"{stamps[2]} - last\n"
+    assert read(session, since=1.0) == ""
+
+
+def test_a_log_is_followed_to_the_end_of_its_job() -> None:
+    session = Session()
+    session.statuses = ["RUNNING", "RUNNING", "RUNNING", "FINISHED:COMPLETED"]
+    session.log = ["one\n", "one\ntwo\n", "one\ntwo\n", "one\ntwo\nthree\n"]
+    assert read(session, follow=True) == "one\ntwo\nthree\n"
+    session.statuses, session.log = ["RUNNING", "FINISHED:COMPLETED"], ["one\ntwo\n", "one\ntwo\nthree\n"]
+    assert read(session, follow=True, tail=1) == "two\nthree\n"
+
+
+def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_an_error() -> None:
+    session = Session()
+    session.at = None
+    session.statuses = ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
+    with pytest.raises(ConsoleError, match="there is no log of site-1 for job aa11"):
+        read(session, follow=True, site="site-1")

@@ -1,0 +1,93 @@
+"""Progress: a bar at a terminal, lines elsewhere; of steps, of bytes, of rounds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import core, images, progress, wait
+
+
+@pytest.fixture
+def at_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "at_terminal", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_without_a_terminal_each_step_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Bar("building") as bar:
+        bar.at(1, "FROM \x1b[2Jx", total=3)
+        bar.at(1, "FROM \x1b[2Jx")
+        bar.at(2, "RUN pip")
+        bar.at(3)
+    assert capsys.readouterr().err == "  1 of 3: FROM \\x1b[2Jx\n  2 of 3: RUN pip\n"
+
+
+def test_without_a_terminal_bytes_are_told_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress.Bar("fetching", 4 * 1024**2, in_bytes=True) as bar:
+        bar.at(1024**2)
+        monkeypatch.setattr(progress, "LINE_EVERY", -1.0)
+        bar.at(2 * 1024**2)
+    assert capsys.readouterr().err == "  2 MB of 4 MB\n"
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_a_terminal_gets_a_bar_without_markup_and_lines_above_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Bar("building [red]x", 12) as bar:
+        bar.at(3, "RUN [bold]pip[/bold]")
+        core.say("a line [red]above[/red]")
+    said = capsys.readouterr().err
+    assert "building [red]x" in said and "3/12" in said and "RUN [bold]pip[/bold]" in said
+    assert "a line [red]above[/red]" in said
+
+
+def test_bytes_of_a_download_are_seen_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(progress, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(progress.Bar, "at", lambda bar, done: seen.append(done))
+    program = (
+        "import pathlib, sys, tempfile, time; d = pathlib.Path(tempfile.mkdtemp()) / 'x'; "
+        "d.write_bytes(b'x' * 10);"
+        "time.sleep(0.5); d.rename(sys.argv[1]); time.sleep(0.5)"
+    )
+    done = progress.of_files([sys.executable, "-c", program, str(tmp_path / "x")], tmp_path, "x", timeout=60)
+    assert done.returncode == 0 and (tmp_path / "x").exists()
+    assert 10 in seen and max(seen) == 10, "in pip's own folder, and where it goes"
+
+
+def test_a_program_is_followed_line_by_line() -> None:
+    lines: list[str] = []
+    program = "import sys; print('a', flush=True); print('b', file=sys.stderr); sys.exit(3)"
+    code, said = progress.follow([sys.executable, "-c", program], lines.append, timeout=60)
+    assert (code, said, lines) == (3, "a\nb\n", ["a\n", "b\n"])
+    with pytest.raises(core.Failure, match="did not end within"):
+        progress.follow([sys.executable, "-c", "import time; time.sleep(60)"], lines.append, timeout=0.2)
+
+
+def test_steps_of_a_build_are_read_from_buildkit() -> None:
+    found = images.STEP.match("#11 [runtime  3/12] RUN pip install --no-index x")
+    assert found and found.group("stage", "number", "of", "what") == (
+        "runtime",
+        "3",
+        "12",
+        "RUN pip install --no-index x",
+    )
+    assert images.STEP.match("#5 [2/4] COPY . .") and not images.STEP.match(
+        "#1 [internal] load build definition"
+    )
+
+
+def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(progress.Bar, "at", lambda bar, done, what="", total=None: seen.append((done, total)))
+    lines = wait.Progress(progress.Bar("rounds"))
+    for number in (1, 2):
+        lines.tell({"event": "round", "round": number, "of": 2, "t": 1.0})
+    lines.tell({"event": "end", "status": "FINISHED:COMPLETED", "t": 2.0})
+    assert seen == [(0, 2), (1, None), (1, 2), (2, None)]
