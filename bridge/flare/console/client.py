@@ -25,8 +25,6 @@ import struct
 import subprocess
 import sys
 
-from bridge.common.errors import FlowerbedError
-
 FOLDER = os.environ.get("FLOWERBED_CONSOLE") or f"/tmp/flowerbed-console-{os.geteuid()}"
 """Not in the volume, which a second container of this identity may share."""
 
@@ -45,7 +43,7 @@ CHUNK = 256 * 1024
 TRIES = 3
 
 
-class Trouble(FlowerbedError):
+class Trouble(Exception):
     """There is no daemon to ask; the text is for people."""
 
 
