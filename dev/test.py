@@ -12,6 +12,7 @@ build and run federations of their own: one that runs from this checkout is left
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
 IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 """How the slow ones are divided among two workers (`tests/conftest.py`)."""
+END_WITHIN = 120.0
+"""Seconds for the end of a federation that a test has left: it takes 10."""
 NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
@@ -69,7 +72,10 @@ def run(
         base_image.ensure()
         wheelhouse.fill(engine.ask().architecture)
         which = SLOW if faults else f"{SLOW} and (pick or not faults)"
-        session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
+        try:
+            session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
+        finally:
+            end_federations()
     session.end_if_failed()
     if not session.tests_ran:
         raise core.Failure("No test ran: none matches.", steps=session.steps)
@@ -85,6 +91,16 @@ def install() -> None:
     command = [*core.pip("install"), "--require-hashes", "--requirement", str(REQUIREMENTS)]
     core.must(core.run(command, timeout=INSTALL_TIMEOUT), "Installing requirements/test.txt")
     shutil.copyfile(REQUIREMENTS, INSTALLED)
+
+
+def end_federations() -> None:
+    """End those of workers that were ended themselves, as by Ctrl-C; from /, where Compose finds no file."""
+    federations = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
+    compose, root = engine.compose(), Path("/")
+    listing = [*compose, "ls", "--all", "--quiet", "--filter", f"name=^{federations}"]
+    for name in core.run(listing, cwd=root, timeout=END_WITHIN).stdout.decode().split():
+        down = ["--project-name", name, "down", "--volumes", "--remove-orphans"]
+        core.run([*compose, *down], cwd=root, timeout=END_WITHIN)
 
 
 class Session:

@@ -153,7 +153,7 @@ def copy_of_checkout(
     folder: str,
     name: str,
     more_sites: Sequence[str] = (),
-    health_interval: int = 2,
+    health_interval: int = 4,
     scheme: str = "",
     max_jobs: int = 0,
     change: Callable[[Project], object] | None = None,

@@ -63,9 +63,20 @@ def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> Non
     assert left_over(federation) == NOTHING
 
 
-@pytest.mark.parametrize("identity", ["admin", "lead"])
-def test_project_admin_and_lead_may_submit(federation: Federation, identity: str) -> None:
-    job = federation.submit("numpy-add", "--rounds", "1", "--as", identity)
+SUBMITTERS = ("admin", "lead")
+
+
+@pytest.fixture(scope="module")
+def submitted(federation: Federation) -> dict[str, str]:
+    """A job of each, at once."""
+    return {who: federation.submit("numpy-add", "--rounds", "1", "--as", who) for who in SUBMITTERS}
+
+
+@pytest.mark.parametrize("identity", SUBMITTERS)
+def test_project_admin_and_lead_may_submit(
+    federation: Federation, submitted: dict[str, str], identity: str
+) -> None:
+    job = submitted[identity]
     jobs = {entry["job_id"]: entry["submitter"] for entry in federation.must("jobs")["jobs"]}
     assert jobs[job].startswith(identity)
     federation.must("wait", job, "--as", identity)

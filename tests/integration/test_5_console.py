@@ -50,7 +50,7 @@ def test_submit_list_download_by_hand(federation: Federation) -> None:
             if "FINISHED:COMPLETED" in (console.before or ""):
                 break
             assert time.monotonic() < deadline, console.before
-            time.sleep(2)
+            time.sleep(0.5)
         console.expect("> ")
         console.sendline(f"download_job {job}")
         console.expect("(?i)download")
