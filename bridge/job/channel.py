@@ -31,7 +31,8 @@ from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common.errors import FlowerbedError
-from bridge.relay.calls import Call, JobOver, LinkFault, Request
+from bridge.fleet import wire
+from bridge.relay.calls import Call, JobOver, LinkFault
 
 CHANNEL = "flowerbed"
 CALL, ANSWER, QUESTION, RUNNING = "call", "answer", "question", "running"
@@ -139,9 +140,8 @@ def read_call(message: Message) -> Call:
     body = message.payload if message.payload is not None else b""
     if not isinstance(body, (bytes, bytearray, memoryview)):
         raise BadCall(f"a message with a {type(body).__name__} for a body")
-    return Call(
-        call_id, Request(path, tuple((k, v) for k, v in headers), bytes(body)), tuple(done), incarnation
-    )
+    request = wire.FleetCall(path, tuple((k, v) for k, v in headers), bytes(body))
+    return Call(call_id, request, tuple(done), incarnation)
 
 
 def json_list(message: Message, header: str, limit: int) -> list[Any]:

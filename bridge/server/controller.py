@@ -448,7 +448,7 @@ class SiteReadiness(Observer):
 
     def record(self, site: str, request: Request, response: Response) -> None:
         """See `Observer.saw`."""
-        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+        if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
             self.ready.add(site)
             self._changed.set()
         self.last_call = time.monotonic()

@@ -93,8 +93,12 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     node = Node(node_id=1234567890123456789)
     confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
     pull = PullMessagesRequest(node=node).SerializeToString()
-    assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
-    assert wire._released_pull("key", b"\xff\xff") is None
+
+    def released(body: bytes) -> str | None:
+        return wire._released_pull("key", wire.FleetCall(wire.PREFIX + wire.CONFIRM, (), body))
+
+    assert released(confirm) == wire._key(wire.PULL, "key", pull)
+    assert released(b"\xff\xff") is None
 
 
 def test_a_removed_nodes_unfinished_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
