@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 
 def read(path: Path) -> dict[str, str]:
     """Return the file's keys and values; empty when there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}
 
 
 def write(path: Path, values: Mapping[str, str]) -> None:

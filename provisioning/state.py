@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.common.errors import FlowerbedError
+
 FILE, PREVIOUS = "cert.json", "cert.json.previous"
 LOCK = "lock"
 
 
-class Unreadable(Exception):
+class Unreadable(FlowerbedError):
     """The file is damaged; the text says what to do."""
 
 

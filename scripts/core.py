@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.text import one_line, shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ as_json = False
 """Whether this call was given `--format json`: then only the JSON object goes to stdout."""
 
 
-class Failure(Exception):
+class Failure(FlowerbedError):
     """The work could not be done: exit code 1.
 
     The text says what was expected, what was found and what to do; `facts` go into the JSON object.

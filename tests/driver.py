@@ -28,13 +28,16 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 from bridge.common import versions
 from bridge.common.job_options import INLINE, PROCESS, ConfigValue
 from bridge.fleet import wire
-from bridge.flower import deterministic, fast_path
-from bridge.job import fab, transports
+from bridge.fleet.replies import Event
+from bridge.flower import fast_path
+from bridge.job import fab
+from bridge.launch import plan
 from bridge.launch.confinement import Confinement
 from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
 from bridge.server.forwarder import Forwarder
-from bridge.server.observe import Event, Observer
+from bridge.server.observe import Observer
 from bridge.server.superlink import RunEnd, SuperLink
+from bridge.site import transports
 from bridge.site.supernode import SuperNode, start_supernode
 from tests.lossy import lossy_proxy
 
@@ -147,7 +150,7 @@ async def run_app(
     fast = FastPath()
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
-    order = None if seed is None else work_dir / deterministic.PLAN_FILE
+    order = None if seed is None else work_dir / plan.PLAN_FILE
     confined = Confinement(on=True, readable=(data,) if data else ())
     superlink = await SuperLink.start(
         work_dir, work_dir / "server", grace=60, in_order=order, confinement=confined
@@ -173,7 +176,7 @@ async def run_app(
             while len(observer.here) < len(nodes):
                 await asyncio.sleep(0.05)
         if seed is not None:
-            deterministic.write_plan(work_dir, seed, forwarder.nodes())
+            plan.write_plan(work_dir, seed, forwarder.nodes())
         began = time.monotonic()
         run = await superlink.start_run(fab.build(app), run_config)
         async with asyncio.timeout(RUN_WITHIN):

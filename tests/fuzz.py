@@ -40,11 +40,14 @@ from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common import events
 from bridge.fleet import wire
+from bridge.fleet.replies import Event
+from bridge.fleet.wire import MESSAGES
 from bridge.job import channel, metrics_relay
 from bridge.relay.calls import Call, Request, Response, SiteRelay
+from bridge.server import metric_receiver
 from bridge.server.forwarder import Forwarder
-from bridge.server.identity import MESSAGES
-from bridge.server.observe import Event, Observer
+from bridge.server.link import ServerLink
+from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.site.gateway import Gateway
 from scripts import summary, wait
@@ -308,13 +311,11 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
         body = body[:at] + draw(st.binary(max_size=8)) + body[at + draw(st.integers(0, 4)) :]
     headers: dict[str, Any] = {
         CellMessageHeaderKeys.CLIENT_NAME: site,
-        channel._CALL: draw(st.sampled_from([f"{n:x}" for n in range(40)])),
-        channel._PATH: wire.PREFIX + name,
-        channel._SITE_HEADERS: json.dumps([[wire.PUBLIC_KEY, base64.b64encode(key).decode()]]),
-        channel._DONE: json.dumps(
-            draw(st.lists(st.sampled_from([f"{n:x}" for n in range(40)]), max_size=40))
-        ),
-        channel._INCARNATION: draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 2])),
+        channel.CALL_ID: draw(st.sampled_from([f"{n:x}" for n in range(40)])),
+        channel.PATH: wire.PREFIX + name,
+        channel.SITE_HEADERS: json.dumps([[wire.PUBLIC_KEY, base64.b64encode(key).decode()]]),
+        channel.DONE: json.dumps(draw(st.lists(st.sampled_from([f"{n:x}" for n in range(40)]), max_size=40))),
+        channel.INCARNATION: draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 2])),
     }
     odd = st.one_of(
         st.none(),
@@ -355,7 +356,7 @@ class ForwarderTarget:
         forwarder._upstream = self
         forwarder._open.set()
         # The link itself is not used: what it does with a message is what `_tell` asks.
-        link = channel.ServerLink(
+        link = ServerLink(
             cast(Any, self),
             cast(Any, self),
             Participants(dict, None, lambda: None),
@@ -365,15 +366,15 @@ class ForwarderTarget:
         )
         for site in sorted(SITES):
             for name in (wire.REGISTER, wire.ACTIVATE, wire.PULL):
-                assert (await self._tell(link, _honest(site, name)))[channel._STATUS] == 200
+                assert (await self._tell(link, _honest(site, name)))[channel.STATUS] == 200
         for message in messages:
             answer = await self._tell(link, message)
-            status = answer[channel._STATUS]
+            status = answer[channel.STATUS]
             assert status in (200, 400, 403, 404, 413), status
         # Neither site can have spoilt it for the other, nor for itself.
         for site in sorted(SITES):
-            if not any(m.get_header(channel._INCARNATION) == 2 for m in messages):
-                status = (await self._tell(link, _honest(site, wire.HEARTBEAT)))[channel._STATUS]
+            if not any(m.get_header(channel.INCARNATION) == 2 for m in messages):
+                status = (await self._tell(link, _honest(site, wire.HEARTBEAT)))[channel.STATUS]
                 assert status == 200, (site, refusals)
         for site, reason in refusals:
             assert len(site) < 100 and len(reason) < 1000, (site[:100], reason[:300])
@@ -381,9 +382,9 @@ class ForwarderTarget:
         await forwarder.close()
 
     @staticmethod
-    async def _tell(link: channel.ServerLink, message: FlareMessage) -> dict[str, Any]:
+    async def _tell(link: ServerLink, message: FlareMessage) -> dict[str, Any]:
         answer, _ = await link._outcome(message)
-        assert channel._OVER not in answer and channel._FAULT not in answer
+        assert channel.OVER not in answer and channel.FAULT not in answer
         return answer
 
     @property
@@ -454,11 +455,11 @@ def _honest(site: str, name: str) -> FlareMessage:
     return FlareMessage(
         {
             CellMessageHeaderKeys.CLIENT_NAME: site,
-            channel._CALL: f"honest-{name}-{number}",
-            channel._PATH: wire.PREFIX + name,
-            channel._SITE_HEADERS: json.dumps([[wire.PUBLIC_KEY, base64.b64encode(KEYS[site]).decode()]]),
-            channel._DONE: "[]",
-            channel._INCARNATION: 1,
+            channel.CALL_ID: f"honest-{name}-{number}",
+            channel.PATH: wire.PREFIX + name,
+            channel.SITE_HEADERS: json.dumps([[wire.PUBLIC_KEY, base64.b64encode(KEYS[site]).decode()]]),
+            channel.DONE: "[]",
+            channel.INCARNATION: 1,
         },
         message.SerializeToString(),
     )
@@ -515,7 +516,9 @@ class PointsTarget:
         """Send one input and check what becomes of it."""
         lines, head = value
         fired: list[DXO] = []
-        tracker = metrics_relay.MetricReceiver(lambda site, dxo: fired.append(dxo), lambda site, reason: None)
+        tracker = metric_receiver.MetricReceiver(
+            lambda site, dxo: fired.append(dxo), lambda site, reason: None
+        )
         for first in (b'["s", 0]', head):
             request = Request(metrics_relay.PATH, (), b"\n".join([first, *lines]))
             status = self._loop.run_until_complete(tracker.take("site-1", request)).status

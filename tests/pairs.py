@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from bridge.flower import deterministic
-from bridge.launch import reaper
+from bridge.launch import plan, reaper
 from bridge.server.superlink import RunEnd
 from scripts import core, differences
 from tests.driver import Outcome
@@ -145,7 +144,7 @@ def check_equal(kind: Kind, runs: Runs) -> Outcome:
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
     """What passed a ServerApp, without when, in an order that does not depend on it."""
-    events = [json.loads(line) for line in (folder / deterministic.TRACE_FILE).read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / plan.TRACE_FILE).read_text().splitlines()]
     for event in events:
         event.pop("t", None)
     return sorted(events, key=lambda event: json.dumps(event, sort_keys=True))

@@ -12,6 +12,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
 
 ROUNDS_KEY = "num-server-rounds"
@@ -22,7 +23,7 @@ DEPLOYED = "local/custom"
 to /apps. The place is FLARE's own (nvflare 2.9.0 `app_opt/flower/path_utils.py`)."""
 
 
-class BadApp(Exception):
+class BadApp(FlowerbedError):
     """The folder is not a Flower app that can be run here; the text is for people."""
 
     def __init__(self, text: str, **facts: Any) -> None:

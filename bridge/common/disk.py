@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,9 @@ LOOK_SHARE = 20
 
 LEAST = 4096
 """Bytes that a file or folder takes at least: so their number is bounded too."""
+
+SWEEP_WITHIN = 600.0
+"""Seconds for one program that walks over a job's files."""
 
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 """FLARE's ids of jobs, which name their folders."""
@@ -101,3 +105,20 @@ class DiskWatch:
                 )
                 return
             pause = max(LOOK_EVERY, LOOK_SHARE * (time.monotonic() - before))
+
+
+def run_command(*command: str) -> bytes:
+    """Run a program on a folder of an app's, for `SWEEP_WITHIN` at most, and return what it prints."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEEP_WITHIN, check=False
+        ).stdout
+    except subprocess.TimeoutExpired:
+        log.error("%s took more than %.0f s, and was ended", command[0], SWEEP_WITHIN)
+        return b""
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that an app has written, however closed or nested it is, if it is there at all."""
+    run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
+    run_command("rm", "-rf", "--one-file-system", "--", str(folder))

@@ -13,6 +13,8 @@ import enum
 from dataclasses import dataclass, replace
 from importlib import metadata
 
+from bridge.common.errors import FlowerbedError
+
 Minor = tuple[int, int]
 
 VERSION_LIMIT = 40
@@ -125,7 +127,7 @@ class Ports:
         return self.http if generation.control is Transport.HTTP else self.control
 
 
-class UnsupportedFlower(Exception):
+class UnsupportedFlower(FlowerbedError):
     """This flwr does not speak what the relay carries; the text is for people."""
 
 

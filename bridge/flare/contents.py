@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from bridge.common import meta
 from bridge.common.app import DEPLOYED, BadApp
+from bridge.common.errors import FlowerbedError
 from bridge.job import fab
 from bridge.launch import environment
 
@@ -88,7 +89,7 @@ _KEY = re.compile(r"[a-z][a-z_]{0,63}")
 _DEPLOYED_APP = re.compile(rf"{DEPLOYED}/[^/{{}}\\\0]{{1,255}}")
 
 
-class Unfit(ValueError):
+class Unfit(FlowerbedError, ValueError):
     """The job is refused; the text is for people."""
 
 

@@ -39,6 +39,7 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from bridge.common import events, meta
+from bridge.common.errors import FlowerbedError
 from bridge.flare.revocation import Barred
 from bridge.job import news, wakeups
 from bridge.job.channel import EVENTS_FILE
@@ -67,7 +68,7 @@ DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
 """FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
 
 
-class CannotStart(Exception):
+class CannotStart(FlowerbedError):
     """A site's part in a job could not be started; trying again may help."""
 
 

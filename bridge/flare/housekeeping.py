@@ -21,9 +21,8 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
-from bridge.common.disk import JOB_ID
+from bridge.common.disk import JOB_ID, remove
 from bridge.flare import audit
-from bridge.flare.job_store import remove
 from bridge.job import settings
 
 log = logging.getLogger(__name__)

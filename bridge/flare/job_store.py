@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import subprocess
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -20,13 +19,12 @@ from typing import Any
 
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 
+from bridge.common import disk
+
 log = logging.getLogger(__name__)
 
 DEEPEST = 64
 """Levels of folders in a job's results; what lies deeper is removed."""
-
-SWEEP_WITHIN = 600.0
-"""Seconds for one program that walks over a job's files."""
 
 NAMES_TOLD = 5
 """Names in the line about what was removed."""
@@ -56,22 +54,12 @@ def sweep(folder: Path) -> None:
     """
     beyond = ["-mindepth", str(DEEPEST + 1)]
     odd = ["-mindepth", "1", "-not", "-type", "f", "-not", "-type", "d"]
-    _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
-    _run("find", str(folder), *beyond, "-delete")
-    removed = _run("find", str(folder), *odd, "-print0", "-delete").split(b"\0")[:-1]
+    disk.run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
+    disk.run_command("find", str(folder), *beyond, "-delete")
+    removed = disk.run_command("find", str(folder), *odd, "-print0", "-delete").split(b"\0")[:-1]
     if removed:
         names = ", ".join(repr(Path(os.fsdecode(name)).name[:60]) for name in removed[:NAMES_TOLD])
         log.warning("%d links, pipes or devices are not part of the results: %s", len(removed), names)
-
-
-def _run(*command: str) -> bytes:
-    try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEEP_WITHIN, check=False
-        ).stdout
-    except subprocess.TimeoutExpired:
-        log.error("%s took more than %.0f s, and was ended", command[0], SWEEP_WITHIN)
-        return b""
 
 
 def pack(folders: list[Path], archive: Path) -> None:
@@ -111,9 +99,3 @@ def _add(target: zipfile.ZipFile, path: Path, name: Path) -> None:
         with target.open(entry, "w", force_zip64=True) as part:
             while block := source.read(1 << 20):
                 part.write(block)
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder that an app has written, however closed or nested it is, if it is there at all."""
-    _run("chmod", "-R", "--quiet", "u+rwX", str(folder))
-    _run("rm", "-rf", "--one-file-system", "--", str(folder))

@@ -35,12 +35,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from bridge.common.namespace_proxy import namespace_proxy
+from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
 from bridge.flower import replaced
 from bridge.launch.environment import DETERMINISTIC
-from bridge.server.observe import ROUND, Event, Reply, reply_event, round_of_group
-
-PLAN_FILE, TRACE_FILE = "in_order.json", "in_order.jsonl"
-"""`{"seed": number, "sites": {node id: site}}`, the sites in their order; and the events."""
+from bridge.launch.plan import TRACE_FILE
 
 SERVERAPP = "flwr-serverapp"
 
@@ -48,12 +46,6 @@ WAITS = "flwr.supercore."
 """How the names of the modules begin that draw the length of their waits from Python's generator, as often as
 there are any: on a busy machine more often, and other sites would be sampled then. They get a generator of
 their own."""
-
-
-def write_plan(folder: Path, seed: int, sites: dict[int, str]) -> None:
-    """Write `PLAN_FILE` into `folder`: whose the nodes are, the sites in the order that is to be kept."""
-    told = {"seed": seed, "sites": {str(node): site for node, site in sites.items()}}
-    (folder / PLAN_FILE).write_text(json.dumps(told))
 
 
 def begin() -> None:
@@ -89,7 +81,7 @@ def _place(places: Mapping[int, int], node: int) -> tuple[int, int]:
 def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]:
     """A grid that gives nodes and replies in the order of the sites, and notes what passes."""
 
-    class Grid(kind):  # type: ignore[misc]
+    class OrderedGrid(kind):  # type: ignore[misc]
         def get_nodes(self) -> list[Any]:
             return sorted(super().get_nodes(), key=lambda node: _place(places, node.node_id))
 
@@ -99,7 +91,7 @@ def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]
 
         def push_messages(self, messages: Iterable[Message]) -> Any:
             sent = list(messages)
-            return record.sent(sent, lambda: super(Grid, self).push_messages(sent))
+            return record.sent(sent, lambda: super(OrderedGrid, self).push_messages(sent))
 
         def pull_messages(self, *ids: Any, **by_name: Any) -> list[Message]:
             # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
@@ -108,7 +100,7 @@ def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]
                 record.got(reply)
             return replies
 
-    return Grid
+    return OrderedGrid
 
 
 def _put_clients_in_order(places: Mapping[int, int]) -> None:

@@ -25,10 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge.common.errors import FlowerbedError
+from bridge.common.ports import free_port
 from bridge.flower import deterministic
+from bridge.launch import plan
 from bridge.launch.environment import DETERMINISTIC, with_bridge
 from bridge.launch.process import strip_colour
-from bridge.server.superlink import free_port
 
 READY_WITHIN = 60.0
 """Seconds for the SuperLink to answer, and then for each SuperNode to register; each takes 2 to 6."""
@@ -47,7 +49,7 @@ DATA = Path("/data")
 """Holds one folder a site, if the app reads any; each SuperNode's is its node config's `data-dir`."""
 
 
-class PlainRunFailed(Exception):
+class PlainRunFailed(FlowerbedError):
     """The run did not come to its end; the text says why."""
 
 
@@ -99,7 +101,7 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         ordered = {
             "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{env['PATH']}",
             "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
-            DETERMINISTIC: str(folder / deterministic.PLAN_FILE),
+            DETERMINISTIC: str(folder / plan.PLAN_FILE),
         }
         start("superlink", ["flower-superlink", *loopback, str(port)], ordered)
         wait_for("the SuperLink", lambda: _listens(port))
@@ -113,14 +115,14 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
             start(site, command, {})
             node = wait_for(f"{site}'s SuperNode", functools.partial(_registered, folder / f"{site}.log"))
             nodes[node] = site
-        deterministic.write_plan(folder, int(spec["seed"]), nodes)
+        plan.write_plan(folder, int(spec["seed"]), nodes)
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
         if spec["run_config"]:
             command += ["--run-config", spec["run_config"]]
         done = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=False)
         if done.returncode:
             raise PlainRunFailed(f"flwr run ended with code {done.returncode}")
-        record = folder / deterministic.TRACE_FILE
+        record = folder / plan.TRACE_FILE
         if not record.is_file():
             raise PlainRunFailed("the ServerApp sent no message to any node")
         return record

@@ -25,7 +25,7 @@ FLUSHED_WITHIN = 4.0
 def prompt_grid(kind: Any, sending: threading.Lock) -> type[Any]:
     """Return a grid that asks for replies at once, and holds `sending` while it sends a part of the log."""
 
-    class Grid(kind):  # type: ignore[misc]
+    class PromptGrid(kind):  # type: ignore[misc]
         def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
             missing = {message_id for message_id in self.push_messages(messages) if message_id}
             deadline = None if timeout is None else time.time() + timeout
@@ -44,7 +44,7 @@ def prompt_grid(kind: Any, sending: threading.Lock) -> type[Any]:
         def _runtime_client(self) -> Any:
             return _Client(super()._runtime_client, sending)
 
-    return Grid
+    return PromptGrid
 
 
 class _Client:

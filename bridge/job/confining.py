@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from bridge.common.errors import FlowerbedError
 from bridge.job import settings
 from bridge.launch import sandbox, syscalls
 from bridge.launch.confinement import UNCONFINED, Confinement
@@ -16,7 +17,7 @@ CONFIGS = ("startup/fed_server.json", "startup/fed_client.json")
 """The files of a kit that name the server's port."""
 
 
-class NotConfined(Exception):
+class NotConfined(FlowerbedError):
     """This participant runs an app only if it is confined, and the kernel cannot do that; for people."""
 
 

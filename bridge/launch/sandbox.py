@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[2]))
+from bridge.common.errors import FlowerbedError
 from bridge.launch import syscalls
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -122,7 +123,7 @@ class Policy(NamedTuple):
         return cls(*json.loads(text))
 
 
-class SandboxError(OSError):
+class SandboxError(FlowerbedError, OSError):
     """The kernel refuses a policy that it should know."""
 
 

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bridge.common.errors import FlowerbedError
+
 log = logging.getLogger(__name__)
 
 RESPONSE_TIMEOUT = 25.0
@@ -106,11 +108,11 @@ class Call:
     incarnation: int = 1
 
 
-class LinkFault(Exception):
+class LinkFault(FlowerbedError):
     """The call may or may not have arrived; the answer did not. Trying again is safe."""
 
 
-class JobOver(Exception):
+class JobOver(FlowerbedError):
     """The job has ended: no call will ever be answered again."""
 
 

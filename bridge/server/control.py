@@ -15,6 +15,7 @@ import httpx
 from flwr.proto.control_pb2 import StreamLogsRequest, StreamLogsResponse
 from google.protobuf.message import Message
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 
 CALL_WITHIN = 30.0
@@ -23,11 +24,11 @@ CALL_WITHIN = 30.0
 _HEADERS = {"content-type": "application/protobuf"}
 
 
-class ControlApiError(Exception):
+class ControlApiError(FlowerbedError):
     """The SuperLink does not do what was asked; the text is its reason."""
 
 
-class ControlApiUnanswered(Exception):
+class ControlApiUnanswered(FlowerbedError):
     """No answer came."""
 
 

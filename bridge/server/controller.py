@@ -40,9 +40,8 @@ from bridge.common.app import (
     run_config,
 )
 from bridge.common.loop import LoopThread
-from bridge.flare import job_store
 from bridge.fleet import wire
-from bridge.flower import deterministic
+from bridge.fleet.replies import Event
 from bridge.job import (
     channel,
     confining,
@@ -55,10 +54,12 @@ from bridge.job import (
     settings,
     teardown,
 )
-from bridge.launch import confinement, environment
+from bridge.launch import confinement, environment, plan
 from bridge.relay.calls import Request, Response
+from bridge.server import metric_receiver
 from bridge.server.forwarder import Forwarder
-from bridge.server.observe import Event, Observer
+from bridge.server.link import ServerLink
+from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 
@@ -90,8 +91,8 @@ class FlowerController(Controller):
         self._forwarder: Forwarder | None = None
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
-        self._link: channel.ServerLink | None = None
-        self._tracker: metrics_relay.MetricReceiver | None = None
+        self._link: ServerLink | None = None
+        self._tracker: metric_receiver.MetricReceiver | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
@@ -110,8 +111,8 @@ class FlowerController(Controller):
         self._events = JobEventLog(run_dir / channel.EVENTS_FILE)
         self._readiness = SiteReadiness(self._emit, self._rounds(fl_ctx))
         engine = fl_ctx.get_engine()
-        self._tracker = metrics_relay.MetricReceiver(
-            functools.partial(metrics_relay.fire, engine), self._refuse
+        self._tracker = metric_receiver.MetricReceiver(
+            functools.partial(metric_receiver.fire, engine), self._refuse
         )
         self._forwarder = Forwarder(
             self._readiness,
@@ -125,7 +126,7 @@ class FlowerController(Controller):
         )
         self._participants = Participants.of(engine)
         self._cell = channel.cell_of(fl_ctx)
-        self._link = channel.ServerLink(
+        self._link = ServerLink(
             self._cell,
             self._loop,
             self._participants,
@@ -169,7 +170,7 @@ class FlowerController(Controller):
             self._files.close()
         if self._tracker is not None:
             self._tracker.close()
-            self._events.emit(metrics_relay.logged(self._tracker.taken))
+            self._events.emit(metric_receiver.logged(self._tracker.taken))
         self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
         self._events.close()
 
@@ -200,7 +201,7 @@ class FlowerController(Controller):
                 run_dir / environment.HOME,
                 grace=self.options.grace,
                 prefork=prefork,
-                in_order=None if self.options.in_order is None else work_dir / deterministic.PLAN_FILE,
+                in_order=None if self.options.in_order is None else work_dir / plan.PLAN_FILE,
                 ready_within=self.options.superlink_ready_timeout,
                 extra_env=extra_env,
                 confinement=self._confinement,
@@ -208,7 +209,7 @@ class FlowerController(Controller):
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._wait_for_sites(sites)
             if self.options.in_order is not None:
-                deterministic.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
+                plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self._overrides)
             end = await self._finished(self._superlink, run_id, sites)
             if end.sub_status != "completed":
@@ -263,7 +264,7 @@ class FlowerController(Controller):
             # What Flower unpacked of the app is no result, nor is what was temporary.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             for folder in (environment.HOME, confinement.TEMP):
-                job_store.remove(run_dir / folder)
+                disk.remove(run_dir / folder)
 
     def _check_compatible(self, site: str, flwr: str) -> str | None:
         """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
@@ -447,7 +448,7 @@ class SiteReadiness(Observer):
 
     def record(self, site: str, request: Request, response: Response) -> None:
         """See `Observer.saw`."""
-        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
+        if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
             self.ready.add(site)
             self._changed.set()
         self.last_call = time.monotonic()

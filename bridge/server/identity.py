@@ -18,52 +18,20 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.fab_pb2 import GetFabRequest
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    DeactivateNodeRequest,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-    PushMessagesResponse,
-    RegisterNodeFleetRequest,
-    UnregisterNodeFleetRequest,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
     ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
 )
-from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 
 from bridge.common import versions
+from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import Request, Response
-
-MESSAGES: dict[str, Any] = {
-    wire.REGISTER: RegisterNodeFleetRequest,
-    wire.ACTIVATE: ActivateNodeRequest,
-    wire.DEACTIVATE: DeactivateNodeRequest,
-    wire.UNREGISTER: UnregisterNodeFleetRequest,
-    wire.HEARTBEAT: SendNodeHeartbeatRequest,
-    wire.PULL: PullMessagesRequest,
-    wire.CONFIRM: ConfirmMessageReceivedRequest,
-    wire.PUSH: PushMessagesRequest,
-    wire.PUSH_OBJECT: PushObjectRequest,
-    wire.GET_RUN: GetRunRequest,
-    wire.GET_FAB: GetFabRequest,
-    wire.PULL_OBJECT: PullObjectRequest,
-}
-
 
 MESSAGES_KEPT = 4096
 """Messages to one node that are remembered, to know its replies by."""
@@ -73,25 +41,7 @@ IDS_KEPT = 100_000
 model of 100 GB has 20,000."""
 
 
-class Owner:
-    """The SuperNode that a gateway serves, told from strangers by the public key that it sends with each
-    call. Nobody else knows the key, which it makes when it starts and keeps in memory; the SuperLink checks
-    its signature (flwr 1.41.0 `superlink/routers/fleet/node_auth.py`)."""
-
-    def __init__(self) -> None:
-        self._key: bytes | None = None
-
-    def is_supernode(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request with these headers is the SuperNode's own."""
-        return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
-
-    def learn_key(self, request: Request, response: Response) -> None:
-        """Take note of an answer from the server: whom it lets register is the SuperNode."""
-        if wire.call_name(request.path) == wire.REGISTER and response.status == 200:
-            self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
-
-
-class IdentityError(Exception):
+class IdentityError(FlowerbedError):
     """This call does not speak for the site's own node; the text says why."""
 
 
@@ -147,12 +97,13 @@ class Nodes:
 
     def check(self, site: str, incarnation: int, request: Request) -> None:
         """Raise `IdentityError` unless `request` may come from `site`."""
-        name = wire.call_name(request.path)
+        call = wire.fleet_call(request)
+        name = call.name
         assert name is not None
         try:
-            message = MESSAGES[name].FromString(request.body)
+            message = call.message
         except DecodeError:
-            raise IdentityError(f"the body of {name} is no {MESSAGES[name].__name__}") from None
+            raise IdentityError(f"the body of {name} is no {wire.MESSAGES[name].__name__}") from None
         key = _public_key(name, request)
         if name in (wire.REGISTER, wire.ACTIVATE) and message.public_key != key:
             raise IdentityError(f"{name} for a key that is not the caller's")
@@ -179,9 +130,10 @@ class Nodes:
         registration replaces one."""
         if response.status != 200:
             return None
-        match wire.call_name(request.path):
+        call = wire.fleet_call(request)
+        match call.name:
             case wire.REGISTER:
-                key = RegisterNodeFleetRequest.FromString(request.body).public_key
+                key = call.message.public_key
                 before = self._nodes.get(site)
                 if before is not None and before.public_key == key:
                     return None
@@ -192,7 +144,7 @@ class Nodes:
                 if (
                     node and _public_key(name, request) == node.public_key
                 ):  # Else a new SuperNode has come meanwhile.
-                    _note(name, node, request, response)
+                    _note(node, call, response)
         return None
 
 
@@ -258,13 +210,13 @@ def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None
         raise IdentityError(f"{name} of a second reply to one message")
 
 
-def _note(name: str, node: _Node, request: Request, response: Response) -> None:
+def _note(node: _Node, call: wire.FleetCall, response: Response) -> None:
     """Remember what the SuperLink's answer gives to `node`."""
-    match name:
+    match call.name:
         case wire.ACTIVATE:
-            node.node_id = ActivateNodeResponse.FromString(response.body).node_id
+            node.node_id = call.answered(response).node_id
         case wire.PULL:
-            pulled = PullMessagesResponse.FromString(response.body)
+            pulled = call.answered(response)
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=False):
                 data = message.metadata
                 node.received[data.message_id] = _Received(
@@ -273,11 +225,11 @@ def _note(name: str, node: _Node, request: Request, response: Response) -> None:
             while len(node.received) > MESSAGES_KEPT:
                 del node.received[next(iter(node.received))]
         case wire.PUSH:
-            reply = PushMessagesRequest.FromString(request.body).messages_list[0].metadata
+            reply = call.message.messages_list[0].metadata
             if (received := node.received.get(reply.reply_to_message_id)) is not None:
                 received.reply = reply.message_id
                 received.objects = frozenset()  # What was needed for the reply has been fetched.
-            pushed = PushMessagesResponse.FromString(response.body)
+            pushed = call.answered(response)
             node.sessions[pushed.session_id] = _Session(reply.run_id, frozenset(pushed.objects_to_push))
             while (
                 len(node.sessions) > 1 and sum(len(s.objects) + 1 for s in node.sessions.values()) > IDS_KEPT

@@ -13,16 +13,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import time
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_id,
@@ -30,16 +28,28 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from bridge.common.log_limit import LogLimit
-from bridge.common.text import one_line, shown
+from bridge.common.text import one_line
 from bridge.fleet import wire
+from bridge.fleet.replies import (
+    KIND_LIMIT,
+    MESSAGE,
+    NUMBERS_LIMIT,
+    ROUND,
+    Event,
+    Reply,
+    error_text,
+    reply_event,
+    round_of_group,
+)
 from bridge.relay.calls import Request, Response
 
 log = logging.getLogger(__name__)
 
-Event = dict[str, Any]
-
 OBJECT_LIMIT = 256 * 1024
 """Bytes above which an object is not read: metrics are small, arrays are not metrics."""
+
+AROUND_OBJECT = 4096
+"""Bytes of a request around its object, at most: node, run, session and the object's id."""
 
 OBJECTS_KEPT, OBJECTS_KEPT_BYTES = 4096, 4 * 1024 * 1024
 """Small objects of one site, and their bytes, that are remembered, since a later message may refer to one
@@ -51,10 +61,6 @@ REPLIES_WAITING = 64
 GIVEN_KEPT = 64
 """Messages of one site whose round is still unknown, or of which a reply is still to come."""
 
-NUMBERS_LIMIT, NAME_LIMIT, KIND_LIMIT, TEXT_LIMIT = 1000, 150, 40, 2000
-"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an
-event takes from a site."""
-
 RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
 """Records of one reply that are looked at, and characters of a record's name."""
 
@@ -64,15 +70,6 @@ ID_LIMIT = 128
 EVENTS_LIMIT = 32 * 1024 * 1024
 """Characters of all events of one site's replies in one job. Later ones are dropped: the server holds a job's
 events in memory."""
-
-EXAMPLES = ("num_examples", "num-examples")
-"""The example count's name in legacy and in Message-API replies."""
-
-MESSAGE = "message"
-"""The text of the status in a legacy reply."""
-
-ROUND = "server-round"
-"""The round's name in the settings that a Message-API strategy sends."""
 
 
 class _Objects:
@@ -102,18 +99,6 @@ class _Given:
     t: float
 
 
-@dataclass
-class Reply:
-    """A site's reply to a message of a round; `root` is the object that has its records, for those who must
-    still find them; `error` is empty if it is a good one."""
-
-    site: str
-    round: int
-    kind: str
-    root: str
-    error: str
-
-
 class Observer:
     """Turns the exchanges of one job into events; an unreadable one is skipped, never an error.
 
@@ -139,16 +124,16 @@ class Observer:
         if response.status != 200:
             return
         try:
-            self._read(site, request, response)
+            self._read(site, wire.fleet_call(request), response)
         except Exception as error:
             # The job must not feel that it is watched: whatever cannot be read is left out.
             text = "could not read a %s of %s for its metrics: %s"
             self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
 
-    def _read(self, site: str, request: Request, response: Response) -> None:
-        match wire.call_name(request.path):
+    def _read(self, site: str, request: wire.FleetCall, response: Response) -> None:
+        match request.name:
             case wire.PULL:
-                pulled = PullMessagesResponse.FromString(response.body)
+                pulled = request.answered(response)
                 for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                     data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
                     if not self._round_began(round_of_group(data.group_id), given.t):
@@ -160,13 +145,13 @@ class Observer:
                 # Only what has no group is worth a look, and only the small objects of it.
                 if self._given[site] and len(response.body) <= OBJECT_LIMIT:
                     content = PullObjectResponse.FromString(response.body).object_content
-                    asked = PullObjectRequest.FromString(request.body).object_id
+                    asked = request.message.object_id
                     if get_object_id(content) == asked:
                         self._keep(self._objects[site], asked, content)
                         for given in self._given[site].values():
                             self._round_began(self._told_round(given), given.t)
             case wire.PUSH:
-                push = PushMessagesRequest.FromString(request.body)
+                push = request.message
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
                     asked_by = self._given[site].pop(data.reply_to_message_id, None)
@@ -184,8 +169,8 @@ class Observer:
                         self._replies[site].append(Reply(site, number, kind, root, reason))
                         del self._replies[site][:-REPLIES_WAITING]
                 self._report(site)
-            case wire.PUSH_OBJECT:
-                pushed = PushObjectRequest.FromString(request.body)
+            case wire.PUSH_OBJECT if len(request.body) <= OBJECT_LIMIT + AROUND_OBJECT:
+                pushed = request.message
                 content = pushed.object_content
                 # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
                 if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:
@@ -271,16 +256,6 @@ class Observer:
         return None if missing else found
 
 
-def round_of_group(group: str) -> int:
-    """The number of the round that a message's group names, or 0."""
-    return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
-
-
-def error_text(text: str) -> str:
-    """What a site says of an error, in its lines, as it may be shown."""
-    return shown(text[:TEXT_LIMIT])[:TEXT_LIMIT]
-
-
 def _names(said: Any) -> dict[str, str]:
     """The records of a RecordDict: names and ids."""
     if not isinstance(said, dict):
@@ -306,36 +281,3 @@ def _said(record: Mapping[str, Any]) -> dict[str, Any]:
 def _record_dict_id(tree: ObjectTree) -> str:
     """The message's one child is its RecordDict; a message that carries an error has none."""
     return tree.children[0].object_id if tree.children else tree.object_id
-
-
-def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
-    """The event of a reply with these records, by name."""
-    values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
-    found = [values.pop(name) for name in EXAMPLES if name in values]
-    examples = found[0] if found and math.isfinite(found[0]) and abs(found[0]) < 2**63 else None
-    return {
-        "event": "reply",
-        "round": reply.round,
-        "site": reply.site,
-        "kind": reply.kind,
-        "num_examples": None if examples is None else int(examples),
-        "metrics": values,
-        "error": reply.error or _legacy_error(records),
-        "t": time.time(),
-    }
-
-
-def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    for name, record in records.items():
-        if name.endswith(".status"):
-            continue
-        for key, value in record.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield one_line(key, NAME_LIMIT), value
-
-
-def _legacy_error(records: dict[str, dict[str, Any]]) -> str:
-    for name, record in records.items():
-        if name.endswith(".status") and record.get("code") not in (None, 0):
-            return error_text(str(record.get(MESSAGE) or f"status code {record['code']}"))
-    return ""

@@ -6,9 +6,7 @@ The run is started and followed through the Control API (`control.py`), as `flwr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -26,7 +24,10 @@ from flwr.proto.control_pb2 import (
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
+from bridge.common.ports import are_free
+from bridge.common.ports import free_ports as choose_ports
 from bridge.common.versions import Generation, Ports, Transport, generation
 from bridge.job import fab
 from bridge.launch import environment
@@ -56,7 +57,7 @@ STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
 
 
-class RunFailed(Exception):
+class RunFailed(FlowerbedError):
     """The app's run did not start or did not complete; the text is the reason for people."""
 
 
@@ -131,7 +132,7 @@ class SuperLink:
             except RunFailed as failed:
                 await superlink.stop()
                 # Between the choice and its use somebody else may take a port.
-                if last or are_free(ports):
+                if last or are_free(astuple(ports)):
                     raise
                 log.warning("another program took a port of the SuperLink's, which starts again: %s", failed)
             else:
@@ -284,29 +285,6 @@ def last_traceback(lines: list[str]) -> str:
     return "\n".join(block[: end + 1])
 
 
-def free_port() -> int:
-    """A loopback port that is free now."""
-    return free_ports().http
-
-
 def free_ports() -> Ports:
     """Four loopback ports that are free now, and differ."""
-    with contextlib.ExitStack() as probes:
-        # All are kept until the last is chosen: the kernel may give out one twice otherwise.
-        sockets = [probes.enter_context(socket.socket()) for _ in range(4)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return Ports(*(probe.getsockname()[1] for probe in sockets))
-
-
-def are_free(ports: Ports) -> bool:
-    """Whether nobody listens at any of these ports."""
-    try:
-        for port in astuple(ports):
-            with socket.socket() as probe:
-                # As servers do: connections that have ended a moment ago do not count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
-    except OSError:
-        return False
-    return True
+    return Ports(*choose_ports(4))

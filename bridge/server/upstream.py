@@ -9,6 +9,8 @@ import grpc
 import httpx
 from grpc import StatusCode
 
+from bridge.common.errors import FlowerbedError
+from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
 from bridge.relay.calls import Request, Response
 
@@ -17,11 +19,11 @@ CONNECT_TIMEOUT = 5.0
 would carry out the call twice, and one that dies closes the connection."""
 
 
-class NotReached(Exception):
+class NotReached(FlowerbedError):
     """The request has not reached the SuperLink."""
 
 
-class AnswerLost(Exception):
+class AnswerLost(FlowerbedError):
     """The request may have reached the SuperLink; its answer did not come."""
 
 
@@ -104,3 +106,8 @@ class GrpcUpstream:
         """See `Upstream`."""
         self._closed = True
         await self._channel.close()
+
+
+def upstream(transport: Transport, address: str) -> Upstream:
+    """The way to the SuperLink whose Fleet API is at `address` (host:port)."""
+    return HttpUpstream(address) if transport is Transport.HTTP else GrpcUpstream(address)

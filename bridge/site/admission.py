@@ -7,12 +7,12 @@ key, get a lane of their own, however many they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
+from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import JobOver, Request, Response, SiteRelay
-from bridge.server.identity import Owner
 
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024
 """Bytes of a stranger's largest request: a SuperNode that registers sends less than 1 KiB. Times the
@@ -34,8 +34,26 @@ IsSuperNode = Callable[[int], bool]
 its place, neither before it nor when it was killed. It is asked in a thread."""
 
 
-class TooManyRequests(Exception):
+class TooManyRequests(FlowerbedError):
     """Too many calls of strangers are on their way; the text is for the log."""
+
+
+class Owner:
+    """The SuperNode that a gateway serves, told from strangers by the public key that it sends with each
+    call. Nobody else knows the key, which it makes when it starts and keeps in memory; the SuperLink checks
+    its signature (flwr 1.41.0 `superlink/routers/fleet/node_auth.py`)."""
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+
+    def is_supernode(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request with these headers is the SuperNode's own."""
+        return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
+
+    def learn_key(self, request: Request, response: Response) -> None:
+        """Take note of an answer from the server: whom it lets register is the SuperNode."""
+        if wire.fleet_call(request).name == wire.REGISTER and response.status == 200:
+            self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
 
 
 class AdmissionControl:
@@ -62,7 +80,7 @@ class AdmissionControl:
             response = await answer
         except JobOver:
             # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
-            return Response(200 if wire.call_name(request.path) in wire.LEAVE_CALLS else 503, _PROTOBUF)
+            return Response(200 if wire.fleet_call(request).name in wire.LEAVE_CALLS else 503, _PROTOBUF)
         if response is None:
             return Response(503)
         return wire.map_error_for_supernode(request, response)
@@ -70,8 +88,9 @@ class AdmissionControl:
     async def _unauthenticated(self, request: Request, port: int) -> Response | None:
         """Carry a stranger's call, in its turn. Like any call it goes on when it takes too long: it may be
         the SuperNode's registration, which must not be made twice."""
-        rule = wire.rule(request)
-        registers = wire.call_name(request.path) == wire.REGISTER
+        request = wire.fleet_call(request)
+        rule = request.rule
+        registers = wire.fleet_call(request).name == wire.REGISTER
         # Who registers is told by its connection: nobody's may join another's before that is known.
         key = f"{port}:{rule.key}" if registers else rule.key
         call = self._strangers.get(key)
@@ -98,7 +117,7 @@ class AdmissionControl:
             return response
 
     async def _call(self, request: Request) -> Response | None:
-        response = await self._caller.call(request, wire.rule(request))
+        response = await self._caller.call(request, wire.fleet_call(request).rule)
         if response is not None:
             self.owner.learn_key(request, response)
         return response

@@ -27,23 +27,22 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge.common import disk, job_options, meta, versions
 from bridge.common.loop import LoopThread
-from bridge.flare import job_store
 from bridge.job import (
     channel,
     confining,
     fab,
     import_path,
-    metrics_relay,
     same_app,
     settings,
     teardown,
-    transports,
     wakeups,
 )
 from bridge.launch import confinement, environment
 from bridge.relay.calls import SiteRelay
+from bridge.site import metric_uploader, transports
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
+from bridge.site.link import SiteLink
 from bridge.site.supernode import SuperNode, check, start_supernode
 
 log = logging.getLogger(__name__)
@@ -75,9 +74,9 @@ class FlowerExecutor(Executor):
         self.__dict__.update(self.options.arguments(job_options.SITE))
         self._confinement = confinement.UNCONFINED
         self._loop: LoopThread | None = None
-        self._link: channel.SiteLink | None = None
+        self._link: SiteLink | None = None
         self._caller: SiteRelay | None = None
-        self._points: metrics_relay.MetricUploader | None = None
+        self._points: metric_uploader.MetricUploader | None = None
         self._gateway: Gateway | GrpcGateway | None = None
         self._fleet = versions.Transport.HTTP
         self._supernode: SuperNode | None = None
@@ -135,14 +134,14 @@ class FlowerExecutor(Executor):
             config["partition-id"] = sites.index(site)
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
-        self._link = channel.SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
+        self._link = SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
         prefork = environment.Prefork(
             self.options.warm, fab.imports(brought) if self.options.warm and brought else ()
         )
         expected = same_app.Expected(site, brought, own.allowed_apps)
-        self._points = metrics_relay.MetricUploader(self._loop.loop)
+        self._points = metric_uploader.MetricUploader(self._loop.loop)
         variables = {**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
         self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
         first = 1 + starts * INCARNATIONS
@@ -160,7 +159,7 @@ class FlowerExecutor(Executor):
     ) -> None:
         assert self._link is not None and self._points is not None
         link = same_app.SameApp(
-            metrics_relay.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
+            metric_uploader.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
         )
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
@@ -289,7 +288,7 @@ class FlowerExecutor(Executor):
             self._link.close()
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
-            await asyncio.to_thread(job_store.remove, folder)
+            await asyncio.to_thread(disk.remove, folder)
 
 
 def connects(pid: int, own: int, other: int) -> bool:

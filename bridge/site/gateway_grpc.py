@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from grpc import StatusCode
 
+from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
 from bridge.relay.calls import Request, Response, SiteRelay
@@ -37,7 +38,7 @@ OPTIONS = (
 )
 
 
-class _BadGrpcRequest(Exception):
+class _BadGrpcRequest(FlowerbedError):
     """A call that goes no further."""
 
     def __init__(self, code: StatusCode, reason: str) -> None:
@@ -67,7 +68,7 @@ class GrpcGateway:
 
     async def answer(self, method: str, body: bytes, context: Any) -> bytes:
         """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
-        request = Request(method, grpc_form.headers_of(context.invocation_metadata()), body)
+        request = wire.FleetCall(method, grpc_form.headers_of(context.invocation_metadata()), body)
         try:
             response = await self._answer(request, _port(context.peer()))
         except _BadGrpcRequest as refused:
@@ -121,7 +122,7 @@ class _Fleet(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
         """Called by gRPC for each call: who answers it."""
         method: str = handler_call_details.method
-        if wire.call_name(method, Transport.GRPC) is None:
+        if method not in wire.PATHS[Transport.GRPC]:
             self._gateway.refuse(method)
             return None
 

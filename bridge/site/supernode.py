@@ -10,11 +10,11 @@ from typing import Protocol
 
 from bridge.common import versions
 from bridge.common.job_options import INLINE, PROCESS
+from bridge.common.ports import free_port
 from bridge.flower.fork_server import SUPEREXEC
 from bridge.launch import environment
 from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import FlowerProcess, gone
-from bridge.server.superlink import free_port
 
 SUPEREXEC_WITHIN = 30.0
 """Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""

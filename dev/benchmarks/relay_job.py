@@ -19,9 +19,11 @@ from bridge.common.loop import LoopThread
 from bridge.job import channel
 from bridge.relay.calls import SiteRelay
 from bridge.server.forwarder import Forwarder
+from bridge.server.link import ServerLink
 from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.site.gateway import Gateway
+from bridge.site.link import SiteLink
 
 PORT_FILE = "gateway.port"
 """In the job's folder at a site: where its gateway listens."""
@@ -44,9 +46,7 @@ class RelayController(Controller):
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
         cell = channel.cell_of(fl_ctx)
         participants = Participants.of(fl_ctx.get_engine())
-        channel.ServerLink(
-            cell, loop, participants, forwarder.answer, forwarder.refuse, lambda site, flwr: None
-        )
+        ServerLink(cell, loop, participants, forwarder.answer, forwarder.refuse, lambda site, flwr: None)
         loop.loop.call_soon_threadsafe(forwarder.open, self.address)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
@@ -67,7 +67,7 @@ class RelayExecutor(Executor):
             return
         loop = LoopThread("flowerbed")
         job = fl_ctx.get_job_id()
-        link = channel.SiteLink(channel.cell_of(fl_ctx), job, versions.installed(), loop.loop)
+        link = SiteLink(channel.cell_of(fl_ctx), job, versions.installed(), loop.loop)
         workspace: Workspace = fl_ctx.get_engine().get_workspace()
         file = Path(workspace.get_run_dir(job)) / PORT_FILE
         part = file.with_suffix(".part")
@@ -81,7 +81,7 @@ class RelayExecutor(Executor):
         return Shareable()
 
 
-async def _serve(link: channel.SiteLink) -> int:
+async def _serve(link: SiteLink) -> int:
     gateway = Gateway(SiteRelay(link))
     await gateway.start()
     return gateway.port

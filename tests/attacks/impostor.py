@@ -43,8 +43,9 @@ from nvflare.private.defs import ClientType
 from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.fed_utils import fobs_initialize
 
-from bridge.job.channel import NotAdmitted, SiteLink
+from bridge.job.channel import NotAdmitted
 from bridge.relay.calls import Call, JobOver, LinkFault, Request
+from bridge.site.link import SiteLink
 
 WORDS = sys.argv[1:]
 """What the test has given the attack."""

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bridge.flare.console.call import Call
+from bridge.flare.console.call import ConsoleCall
 from bridge.flare.console.sessions import flare_errors
 
 
-class Asked(Call):
+class Asked(ConsoleCall):
     """Notes the answer."""
 
     def __init__(

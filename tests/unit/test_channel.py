@@ -17,15 +17,19 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from bridge.common.loop import LoopThread
 from bridge.job import channel
 from bridge.relay.calls import Call, JobOver, LinkFault, Request, Response
+from bridge.server import link as server_link
+from bridge.server.link import ServerLink
 from bridge.server.participants import Participants
+from bridge.site import link as site_link
+from bridge.site.link import SiteLink
 
 GOOD: dict[str, Any] = {
     CellMessageHeaderKeys.CLIENT_NAME: "site-1",
-    channel._CALL: "0a1b",
-    channel._PATH: "/v1/fleet/get-run",
-    channel._SITE_HEADERS: json.dumps([["content-type", "x"]]),
-    channel._DONE: json.dumps(["0a1a"]),
-    channel._INCARNATION: 1,
+    channel.CALL_ID: "0a1b",
+    channel.PATH: "/v1/fleet/get-run",
+    channel.SITE_HEADERS: json.dumps([["content-type", "x"]]),
+    channel.DONE: json.dumps(["0a1a"]),
+    channel.INCARNATION: 1,
 }
 WRONG: tuple[Any, ...] = (None, b"bytes", [], {}, 1.5)
 
@@ -44,15 +48,15 @@ def test_a_call_arrives_as_it_was_sent() -> None:
     ("changed", "payload"),
     [
         *(({key: value}, b"") for key in GOOD for value in WRONG),
-        *(({channel._CALL: value}, b"") for value in ("", "a" * 65, "a b", "a\r\nx: y", "é")),
-        *(({channel._INCARNATION: value}, b"") for value in (0, -1, "1")),
+        *(({channel.CALL_ID: value}, b"") for value in ("", "a" * 65, "a b", "a\r\nx: y", "é")),
+        *(({channel.INCARNATION: value}, b"") for value in (0, -1, "1")),
         *(
             ({key: value}, b"")
-            for key in (channel._DONE, channel._SITE_HEADERS)
+            for key in (channel.DONE, channel.SITE_HEADERS)
             for value in ("", "{}", "1", "[1]", "[" * 100_000, "[[1, 2]]", '"a"', "x" * 300_000)
         ),
         *(
-            ({channel._SITE_HEADERS: json.dumps([pair])}, b"")
+            ({channel.SITE_HEADERS: json.dumps([pair])}, b"")
             for pair in (["a"], ["a", "b", "c"], ["a", "b\r\nc: d"], ["a", "é"], ["a\0", "b"])
         ),
         *(({}, payload) for payload in (10**12, "text", [b"a"], {"a": 1}, 1.5)),
@@ -66,7 +70,7 @@ def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any],
 
     headers = {key: value for key, value in (GOOD | changed).items() if value is not None}
     reply = _outcome(Message(headers, payload), answer, lambda site, reason: told.append((site, reason)))
-    assert reply[channel._STATUS] == 400
+    assert reply[channel.STATUS] == 400
     assert len(told) == 1 and len(told[0][1]) < 200
     if CellMessageHeaderKeys.CLIENT_NAME not in changed:
         assert told[0][0] == "site-1"
@@ -76,15 +80,13 @@ def test_a_fault_is_no_refusal() -> None:
     async def answer(site: str, call: Call) -> Response:
         raise LinkFault("later")
 
-    assert _outcome(Message(GOOD, b""), answer, _never)[channel._FAULT] == "later"
+    assert _outcome(Message(GOOD, b""), answer, _never)[channel.FAULT] == "later"
 
 
-def _outcome(message: Message, answer: channel.Answer, refuse: channel.Refuse) -> dict[str, Any]:
+def _outcome(message: Message, answer: server_link.Answer, refuse: server_link.Refuse) -> dict[str, Any]:
     loop = LoopThread("test")
     try:
-        link = channel.ServerLink(
-            cast(Any, Cells().server), loop, ANYBODY, answer, refuse, lambda site, flwr: None
-        )
+        link = ServerLink(cast(Any, Cells().server), loop, ANYBODY, answer, refuse, lambda site, flwr: None)
         headers, _ = loop.run(link._outcome(message))
         return headers
     finally:
@@ -161,14 +163,14 @@ CALL = Call("c1", Request("/v1/fleet/get-run", (), b"question"))
 
 
 def linked(
-    answer: channel.Answer,
-    test: Callable[[Cells, channel.SiteLink], Coroutine[Any, Any, None]],
-    admit: channel.Admit = lambda site, flwr: None,
+    answer: server_link.Answer,
+    test: Callable[[Cells, SiteLink], Coroutine[Any, Any, None]],
+    admit: server_link.Admit = lambda site, flwr: None,
 ) -> Cells:
     """Run `test` with both ends of a link."""
     cells, loop = Cells(), LoopThread("test")
-    channel.ServerLink(cast(Any, cells.server), loop, ANYBODY, answer, _never, admit)
-    link = channel.SiteLink(cast(Any, cells.site), "job", "1.41.0", loop.loop)
+    ServerLink(cast(Any, cells.server), loop, ANYBODY, answer, _never, admit)
+    link = SiteLink(cast(Any, cells.site), "job", "1.41.0", loop.loop)
     try:
         loop.run(test(cells, link), timeout=10)
         link.close()
@@ -183,9 +185,9 @@ async def echo(site: str, call: Call) -> Response:
 
 @pytest.mark.parametrize("lost", [channel.CALL, channel.ANSWER])
 def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(site_link, "ASK_EVERY", 0.01)
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         cells.lose = [lost]
         with pytest.raises(LinkFault, match="lost"):
             await link.send(CALL)
@@ -196,15 +198,15 @@ def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a slow server nor a question that is not answered is a loss."""
-    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
-    monkeypatch.setattr(channel, "ASK_SELDOM", 0.01)
-    monkeypatch.setattr(channel, "ASK_AGAIN", 0.01)
+    monkeypatch.setattr(site_link, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(site_link, "ASK_SELDOM", 0.01)
+    monkeypatch.setattr(site_link, "ASK_AGAIN", 0.01)
 
     async def slow(site: str, call: Call) -> Response:
         await asyncio.sleep(0.3)
         return Response(200)
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         cells.lose = [channel.QUESTION, channel.RUNNING, channel.QUESTION]
         assert (await link.send(CALL)).status == 200
 
@@ -214,14 +216,14 @@ def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "ASK_EVERY", 0.02)
-    monkeypatch.setattr(channel, "ASK_SELDOM", 60.0)
+    monkeypatch.setattr(site_link, "ASK_EVERY", 0.02)
+    monkeypatch.setattr(site_link, "ASK_SELDOM", 60.0)
 
     async def slow(site: str, call: Call) -> Response:
         await asyncio.sleep(2 if call.id == CALL.id else 0)
         return Response(200)
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         held = asyncio.ensure_future(link.send(CALL))
         await asyncio.sleep(1)
         # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s; without that there would be some 45.
@@ -236,9 +238,9 @@ def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.Mon
 
 
 def test_nothing_is_sent_when_no_call_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(site_link, "ASK_EVERY", 0.01)
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         await link.send(CALL)
         await asyncio.sleep(0.1)
         assert cells.sent == [channel.CALL, channel.ANSWER]
@@ -247,7 +249,7 @@ def test_nothing_is_sent_when_no_call_is_open(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_out_of_reach_is_a_fault_at_once_and_a_probe_says_when_it_is_back() -> None:
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         cells.unreachable = True
         with pytest.raises(LinkFault, match="unreachable"):
             await link.send(CALL)
@@ -261,7 +263,7 @@ def test_the_end_of_the_job_ends_a_call() -> None:
     async def over(site: str, call: Call) -> Response:
         raise JobOver
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         with pytest.raises(JobOver):
             await link.send(CALL)
 
@@ -277,7 +279,7 @@ def test_a_site_says_its_version_and_for_one_that_does_not_fit_the_job_is_over(
         asked.append((site, flwr))
         return "the versions differ" if len(asked) > 1 else None
 
-    async def test(cells: Cells, link: channel.SiteLink) -> None:
+    async def test(cells: Cells, link: SiteLink) -> None:
         assert (await link.send(CALL)).status == 200
         with pytest.raises(JobOver):
             await link.send(CALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -131,3 +132,18 @@ def test_completion_knows_verbs_and_options() -> None:
             [sys.executable, "-m", "scripts"], cwd=ROOT, env=environment, capture_output=True, text=True
         )
         assert wanted in done.stdout.split(), done.stderr
+
+
+PAGE = (ROOT / "docs" / "reference" / "verbs.md").read_text()
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_reference_names_every_option_and_no_other(name: str) -> None:
+    found = re.search(rf"^\*\*`{name}`\*\*(.*?)(?=^\*\*`|^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, "a paragraph that begins with the verb"
+    ours = {word for param in verb(name).params for word in param.opts if word.startswith("--")}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", found[1]))
+    assert ours - {"--format"} <= named
+    # A page may speak of another verb's option; in its own line it may not.
+    usage = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", found[1].partition(":")[0]))
+    assert usage <= ours

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridge.flower import deterministic
+from bridge.launch import plan
 from scripts import compare, compare_picture, core, differences
 from scripts.app import App
 
@@ -156,7 +156,7 @@ def test_nothing_is_drawn_of_an_app_without_metrics(tmp_path: Path) -> None:
 
 
 def test_a_serverapp_is_told_whose_the_nodes_are(tmp_path: Path) -> None:
-    deterministic.write_plan(tmp_path, 7, {22: "site-1", 11: "site-2"})
-    told = json.loads((tmp_path / deterministic.PLAN_FILE).read_text())
+    plan.write_plan(tmp_path, 7, {22: "site-1", 11: "site-2"})
+    told = json.loads((tmp_path / plan.PLAN_FILE).read_text())
     assert told == {"seed": 7, "sites": {"22": "site-1", "11": "site-2"}}
     assert list(told["sites"]) == ["22", "11"]

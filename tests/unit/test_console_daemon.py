@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bridge.flare.console import client, sessions
-from bridge.flare.console.call import Call, ConsoleError, Gone, Unreachable
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Gone, Unreachable
 from bridge.flare.console.sessions import OpenSessions
 from bridge.job import fab
 from scripts import app as apps
@@ -249,7 +249,7 @@ def test_a_session_that_has_failed_is_not_used_again(made: list[Session]) -> Non
 
 def test_a_verb_for_which_nobody_waits_any_more_ends(made: list[Session]) -> None:
     gone = threading.Event()
-    call = Call(OpenSessions(), lambda data: None, None, gone)  # type: ignore[arg-type]
+    call = ConsoleCall(OpenSessions(), lambda data: None, None, gone)  # type: ignore[arg-type]
     threading.Timer(0.05, gone.set).start()
     with pytest.raises(Gone):
         call.pause(30)

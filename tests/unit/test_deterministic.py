@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bridge.flower import deterministic
-from bridge.launch import environment
+from bridge.launch import environment, plan
 
 NODES = {30: "site-1", 10: "site-2", 20: "site-3"}
 
@@ -83,7 +82,7 @@ print(json.dumps({
 
 def run(folder: Path, *, asked: bool = True) -> dict[str, object]:
     """What the program finds."""
-    more = {environment.DETERMINISTIC: str(folder / deterministic.PLAN_FILE)} if asked else {}
+    more = {environment.DETERMINISTIC: str(folder / plan.PLAN_FILE)} if asked else {}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=os.environ | more, capture_output=True, text=True, check=False
     )
@@ -93,7 +92,7 @@ def run(folder: Path, *, asked: bool = True) -> dict[str, object]:
 
 
 def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path) -> None:
-    deterministic.write_plan(tmp_path, 7, NODES)
+    plan.write_plan(tmp_path, 7, NODES)
 
     found = run(tmp_path)
 
@@ -103,7 +102,7 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
     assert found["replies"] == found["results"] == [30, 10, 20]
     assert found["failures"] == ["failure"]
 
-    events = [json.loads(line) for line in (tmp_path / deterministic.TRACE_FILE).read_text().splitlines()]
+    events = [json.loads(line) for line in (tmp_path / plan.TRACE_FILE).read_text().splitlines()]
     assert [e["event"] for e in events] == ["round", *["sent"] * 3, *["reply"] * 3]
     assert {(e["round"], e["site"], e["kind"]) for e in events[1:]} == {
         (1, site, "train") for site in NODES.values()
@@ -114,10 +113,10 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
         site: ({"loss": node / 3}, node, "") for node, site in NODES.items()
     }
 
-    deterministic.write_plan(tmp_path, 8, NODES)
+    plan.write_plan(tmp_path, 8, NODES)
     other = run(tmp_path)
     assert other["random"] != found["random"]
-    deterministic.write_plan(tmp_path, 7, NODES)
+    plan.write_plan(tmp_path, 7, NODES)
     assert run(tmp_path) == found
 
 

@@ -47,3 +47,10 @@ def test_two_that_write_at_once_both_write(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: dotenv.write(file, {f"K{n}": str(n)}), range(40)))
     assert dotenv.read(file) == {f"K{n}": str(n) for n in range(40)}
+
+
+def test_it_is_read_as_compose_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert dotenv.read(file) == {}
+    file.write_text("# mine\nexport A='[::1]'  # an address\nB = two words\nC=\nD\n")
+    assert dotenv.read(file) == {"A": "[::1]", "B": "two words", "C": ""}

@@ -165,7 +165,7 @@ def test_a_superlinks_ports_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *error: object) -> None:
             taken.discard(self.port)
 
-    monkeypatch.setattr("bridge.server.superlink.socket.socket", Probe)
+    monkeypatch.setattr("bridge.common.ports.socket.socket", Probe)
     assert len(set(astuple(free_ports()))) == 4
 
 

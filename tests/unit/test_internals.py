@@ -78,8 +78,12 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     node = Node(node_id=1234567890123456789)
     confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
     pull = PullMessagesRequest(node=node).SerializeToString()
-    assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
-    assert wire._released_pull("key", b"\xff\xff") is None
+
+    def released(body: bytes) -> str | None:
+        return wire._released_pull("key", wire.FleetCall(wire.PREFIX + wire.CONFIRM, (), body))
+
+    assert released(confirm) == wire._key(wire.PULL, "key", pull)
+    assert released(b"\xff\xff") is None
 
 
 def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
@@ -200,7 +204,7 @@ def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
     assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
     future = StreamFuture(1, task_handle=object())
     called: list[str] = []
-    future.add_done_callback(channel._release_buffers, future)
+    future.add_done_callback(channel.release_buffers, future)
     future.add_done_callback(called.append, "the other callback")
     future.set_result(b"body")
     assert called == ["the other callback"]

@@ -105,7 +105,7 @@ import encodings.cp437, os, shutil, sys, zipfile
 from pathlib import Path
 from tests.unit.test_job_store import HONEST, stored
 from bridge.common import disk
-from bridge.flare.job_store import remove
+from bridge.common.disk import remove
 os.chown({str(job.parent)!r}, 10001, 10001)
 for path in [*Path({str(job.parent)!r}).rglob('*')]: os.chown(path, 10001, 10001)
 os.setgid(10001); os.setuid(10001)

@@ -26,7 +26,8 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo
 from bridge.fleet import wire
 from bridge.job import metrics_relay
 from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
-from bridge.server import trackers
+from bridge.server import metric_receiver, trackers
+from bridge.site import metric_uploader
 
 PUSH = Request(wire.PREFIX + wire.PUSH, (), b"reply")
 
@@ -70,7 +71,7 @@ class Fired:
 class TrackerLink:
     """A link that brings points to a tracker, and says in which order everything came."""
 
-    def __init__(self, tracker: metrics_relay.MetricReceiver) -> None:
+    def __init__(self, tracker: metric_receiver.MetricReceiver) -> None:
         self.tracker = tracker
         self.came: list[str] = []
         self.losses = 0
@@ -99,11 +100,11 @@ def fired() -> Fired:
 
 
 @pytest.fixture
-def tracker(fired: Fired) -> metrics_relay.MetricReceiver:
-    return metrics_relay.MetricReceiver(fired, lambda site, reason: fired.refused.append(reason))
+def tracker(fired: Fired) -> metric_receiver.MetricReceiver:
+    return metric_receiver.MetricReceiver(fired, lambda site, reason: fired.refused.append(reason))
 
 
-def put(waiting: metrics_relay.MetricUploader, *dxos: DXO) -> None:
+def put(waiting: metric_uploader.MetricUploader, *dxos: DXO) -> None:
     """As FLARE's relay does: from another thread."""
 
     def put_all() -> None:
@@ -116,10 +117,10 @@ def put(waiting: metrics_relay.MetricUploader, *dxos: DXO) -> None:
 
 
 async def begun(
-    tracker: metrics_relay.MetricReceiver,
-) -> tuple[metrics_relay.MetricUploader, TrackerLink, SiteRelay]:
-    waiting, link = metrics_relay.MetricUploader(asyncio.get_running_loop()), TrackerLink(tracker)
-    caller = SiteRelay(metrics_relay.MetricsBeforeReplies(link, waiting))
+    tracker: metric_receiver.MetricReceiver,
+) -> tuple[metric_uploader.MetricUploader, TrackerLink, SiteRelay]:
+    waiting, link = metric_uploader.MetricUploader(asyncio.get_running_loop()), TrackerLink(tracker)
+    caller = SiteRelay(metric_uploader.MetricsBeforeReplies(link, waiting))
     waiting.send_by(caller)
     return waiting, link, caller
 
@@ -147,14 +148,14 @@ def test_mlflows_parameters_and_texts_are_carried_too() -> None:
 @pytest.mark.parametrize("value", ["x" * metrics_relay.POINT_LIMIT, b"bytes"])
 def test_what_is_too_large_or_no_text_is_left_out(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     kind = AnalyticsDataType.TEXT if isinstance(value, str) else AnalyticsDataType.IMAGE
-    metrics_relay.MetricUploader(asyncio.new_event_loop()).put(create_analytic_dxo("note", value, kind))
+    metric_uploader.MetricUploader(asyncio.new_event_loop()).put(create_analytic_dxo("note", value, kind))
     assert "not tracked: note" in caplog.text
 
 
 @pytest.mark.parametrize("losses", [0, 1, 3])
 @on_a_loop
 async def test_all_arrive_once_and_in_order_whatever_is_lost(
-    tracker: metrics_relay.MetricReceiver, fired: Fired, losses: int
+    tracker: metric_receiver.MetricReceiver, fired: Fired, losses: int
 ) -> None:
     waiting, link, _ = await begun(tracker)
     link.losses = losses
@@ -169,7 +170,7 @@ async def test_all_arrive_once_and_in_order_whatever_is_lost(
 
 
 @on_a_loop
-async def test_no_reply_overtakes_a_point(tracker: metrics_relay.MetricReceiver) -> None:
+async def test_no_reply_overtakes_a_point(tracker: metric_receiver.MetricReceiver) -> None:
     waiting, link, caller = await begun(tracker)
     link.up.clear()
     put(waiting, scalar(1))
@@ -185,7 +186,7 @@ async def test_no_reply_overtakes_a_point(tracker: metrics_relay.MetricReceiver)
 
 @on_a_loop
 async def test_a_supernode_that_dies_loses_no_point(
-    tracker: metrics_relay.MetricReceiver, fired: Fired
+    tracker: metric_receiver.MetricReceiver, fired: Fired
 ) -> None:
     waiting, link, caller = await begun(tracker)
     link.up.clear()
@@ -199,7 +200,7 @@ async def test_a_supernode_that_dies_loses_no_point(
 
 
 @on_a_loop
-async def test_the_end_waits_for_no_point(tracker: metrics_relay.MetricReceiver) -> None:
+async def test_the_end_waits_for_no_point(tracker: metric_receiver.MetricReceiver) -> None:
     waiting, link, caller = await begun(tracker)
     link.up.clear()
     put(waiting, scalar(1))
@@ -213,7 +214,7 @@ async def test_the_end_waits_for_no_point(tracker: metrics_relay.MetricReceiver)
 
 @on_a_loop
 async def test_a_site_that_starts_anew_begins_a_new_stream(
-    tracker: metrics_relay.MetricReceiver, fired: Fired
+    tracker: metric_receiver.MetricReceiver, fired: Fired
 ) -> None:
     for _ in range(2):
         waiting, _, _ = await begun(tracker)
@@ -239,7 +240,7 @@ async def test_a_site_that_starts_anew_begins_a_new_stream(
 )
 @on_a_loop
 async def test_a_call_that_brings_no_points_is_refused(
-    tracker: metrics_relay.MetricReceiver, fired: Fired, body: bytes
+    tracker: metric_receiver.MetricReceiver, fired: Fired, body: bytes
 ) -> None:
     response = await tracker.take("site-1", Request(metrics_relay.PATH, (), body))
     tracker.close()
@@ -248,7 +249,7 @@ async def test_a_call_that_brings_no_points_is_refused(
 
 
 @on_a_loop
-async def test_one_bad_point_spoils_no_other(tracker: metrics_relay.MetricReceiver, fired: Fired) -> None:
+async def test_one_bad_point_spoils_no_other(tracker: metric_receiver.MetricReceiver, fired: Fired) -> None:
     lines = [
         metrics_relay.encode(scalar(1)),
         b'["t", "text", "SCALAR", "TORCH_TENSORBOARD", {}]',
@@ -265,7 +266,7 @@ async def test_one_bad_point_spoils_no_other(tracker: metrics_relay.MetricReceiv
 
 
 def test_replies_become_points_and_nothing_raises(
-    tracker: metrics_relay.MetricReceiver, fired: Fired
+    tracker: metric_receiver.MetricReceiver, fired: Fired
 ) -> None:
     event = {"event": "reply", "round": 2, "site": "site-1", "kind": "train", "num_examples": 10}
     tracker.add_reply({**event, "metrics": {"loss": 0.5}, "error": ""})
@@ -292,8 +293,8 @@ def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
         hang.wait()
 
     monkeypatch.setattr(metrics_relay, "WAITING", 5)
-    monkeypatch.setattr(metrics_relay, "TAKEN_WITHIN", 0.2)
-    tracker = metrics_relay.MetricReceiver(fire, lambda site, reason: None)
+    monkeypatch.setattr(metric_receiver, "TAKEN_WITHIN", 0.2)
+    tracker = metric_receiver.MetricReceiver(fire, lambda site, reason: None)
     for number in range(20):
         tracker._put("site-1", scalar(number), 100)
     tracker.close()
@@ -304,7 +305,7 @@ def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
 
 
 class Engine:
-    """As much of FLARE's engine as receivers and `metrics_relay.fire` ask for."""
+    """As much of FLARE's engine as receivers and `metric_receiver.fire` ask for."""
 
     def __init__(self, run_dir: Path, receiver: trackers._Receiver) -> None:
         meta = {"name": "my job/é", "job_id": "0123456789"}
@@ -347,7 +348,7 @@ class Inner:
 def run_through(engine: Engine) -> None:
     with engine.new_context() as fl_ctx:
         engine.fire_event("_start_run", fl_ctx)
-    metrics_relay.fire(engine, "site-1", scalar(1))
+    metric_receiver.fire(engine, "site-1", scalar(1))
 
 
 def test_tensorboards_files_are_shown_at_once_and_are_results_after(
@@ -372,7 +373,7 @@ def test_a_job_without_its_tracker_says_so_once(tmp_path: Path, caplog: pytest.L
     engine = Engine(tmp_path, receiver)
     assert importlib.util.find_spec("mlflow") is None, "this test is of a job without MLflow's client"
     run_through(engine)
-    metrics_relay.fire(engine, "site-1", scalar(2))
+    metric_receiver.fire(engine, "site-1", scalar(2))
     with engine.new_context() as fl_ctx:
         engine.fire_event("_end_run", fl_ctx)
     assert caplog.text.count("the job is not tracked") == 1
@@ -403,7 +404,7 @@ def test_no_gateway_lets_points_through() -> None:
 
 
 def test_what_is_told_of_the_points() -> None:
-    told = metrics_relay.logged({"b": 1, "a": 2})
+    told = metric_receiver.logged({"b": 1, "a": 2})
     # As every event has, and whoever shows progress expects.
     assert abs(told.pop("t") - time.time()) < 60
     assert json.dumps(told) == '{"event": "tracked", "points": {"a": 2, "b": 1}}'
@@ -490,7 +491,7 @@ def scalars(tag: str, values: dict[str, float]) -> bytes:
     return json.dumps([tag, values, "SCALARS", "TORCH_TENSORBOARD", {"global_step": 1}]).encode()
 
 
-def sent(tracker: metrics_relay.MetricReceiver, *lines: bytes, site: str = "site-1") -> Response:
+def sent(tracker: metric_receiver.MetricReceiver, *lines: bytes, site: str = "site-1") -> Response:
     body = b"\n".join([json.dumps([uuid.uuid4().hex, 0]).encode(), *lines])
     return asyncio.run(tracker.take(site, Request(metrics_relay.PATH, (), body)))
 
@@ -503,8 +504,8 @@ def test_one_point_makes_a_handful_of_threads_and_files(
     board: tuple[trackers.TensorBoard, Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The review's trigger: 4,000 keys of add_scalars in one point of 64 KiB made 4,000 threads."""
-    tracker = metrics_relay.MetricReceiver(
-        functools.partial(metrics_relay.fire, board[1]), lambda site, reason: None
+    tracker = metric_receiver.MetricReceiver(
+        functools.partial(metric_receiver.fire, board[1]), lambda site, reason: None
     )
     before = threading.active_count()
     for site in ("site-1", "site-2"):
@@ -523,8 +524,8 @@ def test_one_point_makes_a_handful_of_threads_and_files(
 
 
 def test_a_job_has_a_bound_on_runs_whatever_its_sites(board: tuple[trackers.TensorBoard, Engine]) -> None:
-    tracker = metrics_relay.MetricReceiver(
-        functools.partial(metrics_relay.fire, board[1]), lambda site, reason: None
+    tracker = metric_receiver.MetricReceiver(
+        functools.partial(metric_receiver.fire, board[1]), lambda site, reason: None
     )
     for number in range(20):
         sent(tracker, scalars("x", {f"t{i}": 1.0 for i in range(20)}), site=f"site-{number}")
@@ -557,8 +558,8 @@ def test_no_tag_and_no_key_leads_out_of_the_folder(
     board: tuple[trackers.TensorBoard, Engine], tmp_path: Path, name: str
 ) -> None:
     """The review's second trigger: a key made a folder named like FLARE's configuration file."""
-    tracker = metrics_relay.MetricReceiver(
-        functools.partial(metrics_relay.fire, board[1]), lambda site, reason: None
+    tracker = metric_receiver.MetricReceiver(
+        functools.partial(metric_receiver.fire, board[1]), lambda site, reason: None
     )
     good = scalars("good", {"a/b": 1.0, "c": 2.0})
     path = json.dumps(["t", "text", "TEXT", "MLFLOW", {"path": name}]).encode()
@@ -573,12 +574,12 @@ def test_no_tag_and_no_key_leads_out_of_the_folder(
 
 
 def test_tags_have_a_bound_for_each_site_and_the_rest_goes_on(
-    tracker: metrics_relay.MetricReceiver,
+    tracker: metric_receiver.MetricReceiver,
     fired: Fired,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics_relay, "SITE_TAGS", 50)
+    monkeypatch.setattr(metric_receiver, "SITE_TAGS", 50)
     lines = [metrics_relay.encode(scalar(n, f"tag {n}")) for n in range(300)]
     for _ in range(2):
         sent(tracker, *lines)
@@ -591,9 +592,9 @@ def test_tags_have_a_bound_for_each_site_and_the_rest_goes_on(
 
 
 def test_tags_have_a_bound_for_the_job(
-    tracker: metrics_relay.MetricReceiver, fired: Fired, monkeypatch: pytest.MonkeyPatch
+    tracker: metric_receiver.MetricReceiver, fired: Fired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_relay, "JOB_TAGS", 100)
+    monkeypatch.setattr(metric_receiver, "JOB_TAGS", 100)
     for number in range(30):
         sent(tracker, *(metrics_relay.encode(scalar(n)) for n in range(3)), site=f"s{number}")
         sent(tracker, *(metrics_relay.encode(scalar(n, f"t{n}")) for n in range(9)), site=f"s{number}")
@@ -634,7 +635,7 @@ def test_a_point_without_its_form_is_not_taken(point: list[Any]) -> None:
     assert len(str(error.value)) < 300 and str(error.value).isprintable()
 
 
-def test_a_call_brings_so_many_points(tracker: metrics_relay.MetricReceiver, fired: Fired) -> None:
+def test_a_call_brings_so_many_points(tracker: metric_receiver.MetricReceiver, fired: Fired) -> None:
     line = metrics_relay.encode(scalar(1))
     assert sent(tracker, *[line] * metrics_relay.AT_ONCE).status == 200
     assert sent(tracker, *[line] * (metrics_relay.AT_ONCE + 1)).status == 400
@@ -651,7 +652,7 @@ def test_a_site_that_floods_costs_no_other_sites_points(monkeypatch: pytest.Monk
         go.wait()
         fired(site, dxo)
 
-    tracker = metrics_relay.MetricReceiver(fire, lambda site, reason: None)
+    tracker = metric_receiver.MetricReceiver(fire, lambda site, reason: None)
     text = json.dumps(["t", "x" * 5000, "TEXT", "TORCH_TENSORBOARD", {}]).encode()
     sent(tracker, *[text] * 400)
     sent(tracker, metrics_relay.encode(scalar(1)), site="site-2")

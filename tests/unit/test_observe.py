@@ -19,10 +19,11 @@ from flwr.proto.message_pb2 import (
 )
 from google.protobuf.message import Message as Protobuf
 
-from bridge.fleet import wire
+from bridge.fleet import replies, wire
+from bridge.fleet.replies import Event
 from bridge.relay.calls import Request, Response
 from bridge.server import observe
-from bridge.server.observe import Event, Observer
+from bridge.server.observe import Observer
 
 METRICS = MetricRecord({"loss": 0.5, "num-examples": 7})
 CONTENT = RecordDict({"metrics": METRICS})
@@ -154,10 +155,10 @@ def test_names_kinds_and_errors_come_as_text_and_short() -> None:
     pushes_reply(observer, "site-2", kind="train", error="first\nsecond\x1b[2K" + "e" * 9000)
     reply, failed = events[1:]
     for name in [*reply["metrics"], reply["kind"]]:
-        assert name.isprintable() and len(name) <= observe.NAME_LIMIT, name
+        assert name.isprintable() and len(name) <= replies.NAME_LIMIT, name
     assert any(name.startswith(r"loss\x1b]52;c;aGk=\x07") for name in reply["metrics"])
-    assert len(reply["kind"]) <= observe.KIND_LIMIT
-    assert failed["error"].startswith("first\nsecond\\x1b[2K") and len(failed["error"]) <= observe.TEXT_LIMIT
+    assert len(reply["kind"]) <= replies.KIND_LIMIT
+    assert failed["error"].startswith("first\nsecond\\x1b[2K") and len(failed["error"]) <= replies.TEXT_LIMIT
 
 
 def test_metrics_are_bounded_in_number() -> None:
@@ -165,7 +166,7 @@ def test_metrics_are_bounded_in_number() -> None:
     observer = Observer(events.append)
     begins(observer)
     replies_with(observer, MetricRecord({f"m{number}": 1.0 for number in range(4000)}))
-    assert len(events[1]["metrics"]) == observe.NUMBERS_LIMIT
+    assert len(events[1]["metrics"]) == replies.NUMBERS_LIMIT
 
 
 @pytest.mark.parametrize("examples", [math.nan, math.inf, 1e300])

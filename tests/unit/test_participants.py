@@ -16,6 +16,7 @@ from bridge.common.loop import LoopThread
 from bridge.job import channel
 from bridge.relay.calls import Call, Response
 from bridge.server import participants
+from bridge.server.link import ServerLink
 from bridge.server.participants import Participants
 from tests.unit.test_channel import Cells
 
@@ -107,7 +108,7 @@ class Link:
         self.answers: list[Message] = []
         self.answered: list[str] = []
         self.hold = asyncio.Event()
-        self.link = channel.ServerLink(
+        self.link = ServerLink(
             cast(Any, self.cells.server),
             self.loop,
             job.participants,
@@ -128,7 +129,7 @@ class Link:
         """Whether a frame passes."""
         ours = {StreamHeaderKey.CHANNEL: channel.CHANNEL, StreamHeaderKey.TOPIC: channel.CALL}
         frame = Message(
-            {**headers, channel._TRY: "n1", StreamHeaderKey.SEQUENCE: 0, **ours, **(stream or {})}
+            {**headers, channel.TRY_ID: "n1", StreamHeaderKey.SEQUENCE: 0, **ours, **(stream or {})}
         )
         return self.cells.server.check(frame) is None
 
@@ -148,7 +149,7 @@ def test_a_stranger_is_told_403_and_nothing_is_made_of_its_frames() -> None:
         stranger = SITE_1 | NOT_ADMITTED["a member"]
         assert not link.frame(stranger)
         link.settle()
-        assert [answer.get_header(channel._STATUS) for answer in link.answers] == [403]
+        assert [answer.get_header(channel.STATUS) for answer in link.answers] == [403]
         assert [site for site, _ in link.refused] == ["member@flowerbed.example"]
         # A further piece needs no answer, a question gets none.
         assert not link.frame(stranger, {StreamHeaderKey.SEQUENCE: 1})
@@ -187,7 +188,7 @@ def test_a_site_that_has_come_back_is_let_in_and_strangers_cause_no_questions() 
         link.settle()
         assert job.asked == 1
         # It tries again, as it does after any fault of the link.
-        assert link.answers[-1].get_header(channel._FAULT)
+        assert link.answers[-1].get_header(channel.FAULT)
         assert link.frame(again) and not link.frame(SITE_1)
     finally:
         link.loop.close()
@@ -219,16 +220,16 @@ def test_a_site_that_is_put_out_meanwhile_gets_no_answer_but_403() -> None:
         link.loop.loop.call_soon_threadsafe(link.link.put_out, "site-1", "it was removed")
         link.settle()
         (answer,) = link.answers
-        assert answer.get_header(channel._STATUS) == 403 and not answer.payload
+        assert answer.get_header(channel.STATUS) == 403 and not answer.payload
     finally:
         link.loop.close()
 
 
 _CALL_HEADERS = {
-    channel._TRY: "n1",
-    channel._CALL: "c1",
-    channel._PATH: "/v1/fleet/pull-messages",
-    channel._SITE_HEADERS: "[]",
-    channel._DONE: "[]",
-    channel._INCARNATION: 1,
+    channel.TRY_ID: "n1",
+    channel.CALL_ID: "c1",
+    channel.PATH: "/v1/fleet/pull-messages",
+    channel.SITE_HEADERS: "[]",
+    channel.DONE: "[]",
+    channel.INCARNATION: 1,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bridge.flare.console.call import Call
+from bridge.flare.console.call import ConsoleCall
 from bridge.flare.console.sessions import OpenSessions
 from bridge.flare.console.verbs import answer
 
@@ -25,7 +25,7 @@ def main(request: str) -> int:
         print(line.decode(), end="", file=sys.stderr)
 
     try:
-        return answer(Call(sessions, write, sys.stdin.buffer), request, tell_error)
+        return answer(ConsoleCall(sessions, write, sys.stdin.buffer), request, tell_error)
     except KeyboardInterrupt:
         return 130
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 from bridge.common import job_options, versions
 from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
 from bridge.flare.console import archive
-from bridge.flare.console.call import Call, ConsoleError
+from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.job import fab
 
 FOLDER = "job"
@@ -24,7 +24,7 @@ _making = threading.Lock()
 """FLARE's job API is not for two threads."""
 
 
-def check(call: Call) -> None:
+def check(call: ConsoleCall) -> None:
     """See whether an app can run in this image."""
     versions.generation()
     with archive.unpacked(call) as app:
@@ -34,7 +34,7 @@ def check(call: Call) -> None:
         call.say({"ok": True, "app": project.get("name", ""), "version": project.get("version", "")})
 
 
-def hash(call: Call) -> None:
+def hash(call: ConsoleCall) -> None:
     """Say by which hash sites know an app: that of the FAB which a job of it carries."""
     with archive.unpacked(call) as app:
         content = fab.build(app)
@@ -43,14 +43,14 @@ def hash(call: Call) -> None:
     call.say({"hash": fab.sha256(content), "app": name, "version": version})
 
 
-def export(call: Call, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
+def export(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
     """Answer with the job's folder."""
     versions.generation()
     with archive.unpacked(call) as app, tempfile.TemporaryDirectory() as into:
         archive.send(call, make_job(app, Path(into), options or {}, deployed=deployed, default_min_sites=1))
 
 
-def submit(call: Call, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
+def submit(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
     """Hand an app in as a job, or a job's folder as it is."""
     options = options or {}
     versions.generation()

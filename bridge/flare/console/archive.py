@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from bridge.flare.console.call import Call, ConsoleError
+from bridge.flare.console.call import ConsoleCall, ConsoleError
 
 INPUT_LIMIT = 256 * 1024 * 1024
 """Bytes of all files of an app or a job: four times what the host's side sends."""
 
 
 @contextlib.contextmanager
-def unpacked(call: Call) -> Iterator[Path]:
+def unpacked(call: ConsoleCall) -> Iterator[Path]:
     """The folder that came with a request: files and folders only, nothing outside it.
 
     Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
@@ -38,11 +38,11 @@ def unpacked(call: Call) -> Iterator[Path]:
 
 
 class _Out:
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: ConsoleCall) -> None:
         self.write = call.write
 
 
-def send(call: Call, folder: Path) -> None:
+def send(call: ConsoleCall, folder: Path) -> None:
     """Answer with what is in a folder."""
     with tarfile.open(fileobj=_Out(call), mode="w|") as tar:  # type: ignore[call-overload]
         for path in sorted(folder.iterdir()):

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import IO, Any, Protocol
 
+from bridge.common.errors import FlowerbedError
+
 Session = Any
 """One of FLARE's (`nvflare.fuel.flare_api.flare_api.Session`)."""
 
 
-class ConsoleError(Exception):
+class ConsoleError(FlowerbedError):
     """Ends a verb with one JSON error."""
 
     def __init__(self, text: str, code: int = 1, **facts: Any) -> None:
@@ -25,7 +27,7 @@ class Unreachable(ConsoleError):
     """The server does not answer, or has lost the session."""
 
 
-class Gone(Exception):
+class Gone(FlowerbedError):
     """Nobody waits for the answer any longer."""
 
 
@@ -37,7 +39,7 @@ class Sessions(Protocol):
         ...
 
 
-class Call:
+class ConsoleCall:
     """A request in progress."""
 
     def __init__(

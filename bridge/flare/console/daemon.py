@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from bridge.flare.console import client
-from bridge.flare.console.call import Call
+from bridge.flare.console.call import ConsoleCall
 from bridge.flare.console.sessions import KEPT_IDLE, WORKSPACE, OpenSessions
 from bridge.flare.console.verbs import answer
 
@@ -112,7 +112,7 @@ class Daemon:
         gone = threading.Event()
         if line[:1] != b"p":
             threading.Thread(target=_watch, args=(reader, gone), name="watch", daemon=True).start()
-        call = Call(self._sessions, lambda data: _send(asker, client.OUT, data), reader, gone)
+        call = ConsoleCall(self._sessions, lambda data: _send(asker, client.OUT, data), reader, gone)
         code = answer(call, line[1:], lambda text: _send(asker, client.ERR, text))
         while line[:1] == b"p" and reader.read(client.CHUNK):
             pass  # What the verb has left of the payload: the asker sends it all before it listens.

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import events
-from bridge.flare.console.call import Call, ConsoleError, Session, Unreachable
+from bridge.common.errors import FlowerbedError
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Session, Unreachable
 from bridge.flare.console.jobs import POLL, downloading, kept
 from bridge.job import news
 from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
@@ -49,7 +50,7 @@ RUN_ENDED = "run ended"
 _listening = threading.BoundedSemaphore(LISTENERS)
 
 
-class Denied(Exception):
+class Denied(FlowerbedError):
     """The server does not let this identity do it; the text is FLARE's."""
 
 
@@ -66,7 +67,7 @@ class Watched:
     denied: bool = False
     """Whether this identity may not ask the running job for its events."""
 
-    def tell(self, call: Call, event: dict[str, Any]) -> None:
+    def tell(self, call: ConsoleCall, event: dict[str, Any]) -> None:
         """Tell an event; of a site that refused only once, since job and keeper both know of it."""
         if event.get("event") == "refused":
             if event["site"] in self.refused:
@@ -75,7 +76,7 @@ class Watched:
         call.say(event)
 
 
-def wait(call: Call, job: str, timeout: float | None = None) -> None:
+def wait(call: ConsoleCall, job: str, timeout: float | None = None) -> None:
     """Tell the job's events; give up after `timeout` seconds."""
     told = Watched()
     deadline = None if timeout is None else told.began + timeout
@@ -88,7 +89,7 @@ def wait(call: Call, job: str, timeout: float | None = None) -> None:
         call.pause(POLL)
 
 
-def follow(call: Call, job: str, deadline: float | None, told: Watched) -> None:
+def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
     """Tell what was not told yet, to the job's end or the deadline (by the monotonic clock)."""
     while not _tell_status(call, job, told).startswith("FINISHED"):
         if told.status == "RUNNING" and not told.denied:
@@ -110,7 +111,7 @@ def follow(call: Call, job: str, deadline: float | None, told: Watched) -> None:
     call.say({"event": "end", "status": told.status, "t": time.time(), **noted})
 
 
-def _tell_status(call: Call, job: str, told: Watched) -> str:
+def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     with call.session() as session:
         meta = session.get_job_meta(job)
     told.contact = time.monotonic()
@@ -125,7 +126,7 @@ def _tell_status(call: Call, job: str, told: Watched) -> str:
     return now
 
 
-def _noted(call: Call, job: str, told: Watched) -> dict[str, Any]:
+def _noted(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
     """What the server has noted of an ended job. It comes just after the status."""
     noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     while True:
@@ -136,7 +137,7 @@ def _noted(call: Call, job: str, told: Watched) -> dict[str, Any]:
         call.pause(POLL)
 
 
-def _tell_news(call: Call, job: str, deadline: float | None, told: Watched) -> None:
+def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
     """Tell a running job's events as they come; return when its status is worth a question."""
     asked = time.monotonic()
     every = STATUS_EVERY if asked - told.began > STATUS_EVERY else STATUS_FIRST
@@ -167,7 +168,7 @@ def _pause(told: Watched, most: float, deadline: float | None) -> float:
     return pause if deadline is None else min(pause, max(POLL / 5, deadline - time.monotonic()))
 
 
-def _new_events(call: Call, job: str, since: int, longest: float) -> list[dict[str, Any]] | None:
+def _new_events(call: ConsoleCall, job: str, since: int, longest: float) -> list[dict[str, Any]] | None:
     """The running job's events from number `since` on: when there are some, or after `longest` seconds. None
     while its process starts or ends.
 
@@ -202,7 +203,7 @@ def _ask_for_events(session: Session, job: str, since: int, wait: float) -> dict
         session.unset_timeout()
 
 
-def _final_events(call: Call, job: str) -> list[dict[str, Any]]:
+def _final_events(call: ConsoleCall, job: str) -> list[dict[str, Any]]:
     """All events of an ended job, from its stored workspace."""
     with tempfile.TemporaryDirectory() as folder, downloading, call.session() as session:
         try:

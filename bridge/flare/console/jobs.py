@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.common import meta as keys
 from bridge.flare.console import archive
-from bridge.flare.console.call import Call, ConsoleError, Session
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
@@ -31,7 +31,7 @@ downloading = threading.Lock()
 """FLARE puts what it downloads into one folder a job, whoever asks."""
 
 
-def listed(call: Call) -> None:
+def listed(call: ConsoleCall) -> None:
     """Say which jobs there are."""
     with call.session() as session:
         call.say({"jobs": [_entry(job) for job in session.list_jobs(detailed=True)]})
@@ -60,7 +60,7 @@ def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve(call: Call, job: str) -> None:
+def resolve(call: ConsoleCall, job: str) -> None:
     """Say the id of the job that is meant: by `latest`, or by the beginning of its id."""
     with call.session() as session:
         if job == LATEST:
@@ -86,7 +86,7 @@ def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
     return f"{len(found)} jobs' ids begin with {prefix}; give more of one:\n{shown}{more}"
 
 
-def status(call: Call) -> None:
+def status(call: ConsoleCall) -> None:
     """Say which sites are registered, and which jobs there are."""
     with call.session() as session:
         info = session.get_system_info()
@@ -100,14 +100,14 @@ def status(call: Call) -> None:
     call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
 
 
-def abort(call: Call, job: str) -> None:
+def abort(call: ConsoleCall, job: str) -> None:
     """End a job."""
     with call.session() as session:
         session.abort_job(job)
         call.say({"job_id": job, "status": session.get_job_meta(job).get("status")})
 
 
-def end(call: Call, within: float) -> None:
+def end(call: ConsoleCall, within: float) -> None:
     """Abort all jobs that run, and wait until they have ended; say which there were, and which are left."""
     deadline = time.monotonic() + within
     asked: set[str] = set()
@@ -133,7 +133,7 @@ def _unfinished(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def download(call: Call, job: str) -> None:
+def download(call: ConsoleCall, job: str) -> None:
     """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar."""
     with downloading, tempfile.TemporaryDirectory() as folder:
         with call.session() as session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from bridge.flare.console.call import Call, ConsoleError
+from bridge.flare.console.call import ConsoleCall, ConsoleError
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a log that is followed. Each brings the whole log."""
@@ -14,7 +14,7 @@ STAMP = len("2026-01-31 12:00:00")
 
 
 def logs(
-    call: Call,
+    call: ConsoleCall,
     job: str,
     site: str = "server",
     tail: int | None = None,
@@ -47,12 +47,12 @@ def logs(
         at = len(text)
 
 
-def _has_ended(call: Call, job: str) -> bool:
+def _has_ended(call: ConsoleCall, job: str) -> bool:
     with call.session() as session:
         return str(session.get_job_meta(job).get("status")).startswith("FINISHED")
 
 
-def _log(call: Call, job: str, site: str, *, ended: bool) -> str:
+def _log(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
     with call.session() as session:
         reply = session.get_job_logs(job, target=site)
     text = reply["logs"].get(site)

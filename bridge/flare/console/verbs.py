@@ -11,7 +11,7 @@ from typing import Any
 from bridge.common import versions
 from bridge.common.app import BadApp
 from bridge.flare.console import apps, follow, jobs, logs
-from bridge.flare.console.call import Call, ConsoleError, Gone
+from bridge.flare.console.call import ConsoleCall, ConsoleError, Gone
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
 }
 
 
-def answer(call: Call, request: str | bytes, tell_error: Callable[[bytes], None]) -> int:
+def answer(call: ConsoleCall, request: str | bytes, tell_error: Callable[[bytes], None]) -> int:
     """Do what a request asks for; returns the exit code.
 
     Args:
@@ -61,7 +61,7 @@ def answer(call: Call, request: str | bytes, tell_error: Callable[[bytes], None]
     return 0
 
 
-def _read(call: Call, request: str | bytes) -> tuple[Callable[..., None], dict[str, Any]]:
+def _read(call: ConsoleCall, request: str | bytes) -> tuple[Callable[..., None], dict[str, Any]]:
     try:
         arguments = json.loads(request)
         verb = VERBS[arguments.pop("verb")]

@@ -1,10 +1,9 @@
-"""The relay's two ends, for what the installed flwr speaks."""
+"""The gateway for what the installed flwr speaks."""
 
 from __future__ import annotations
 
 from bridge.common.versions import Transport
 from bridge.relay.calls import SiteRelay
-from bridge.server.upstream import GrpcUpstream, HttpUpstream, Upstream
 from bridge.site.admission import IsSuperNode
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
@@ -17,8 +16,3 @@ def gateway(
     if transport is Transport.HTTP:
         return Gateway(caller, is_supernode)
     return GrpcGateway(caller, is_supernode)
-
-
-def upstream(transport: Transport, address: str) -> Upstream:
-    """The way to the SuperLink whose Fleet API is at `address` (host:port)."""
-    return HttpUpstream(address) if transport is Transport.HTTP else GrpcUpstream(address)

@@ -1,0 +1,85 @@
+"""A reply of a site as an event: its round, its metrics, its number of examples, its error.
+
+The observer at the server makes events so, and so does a ServerApp that records what passes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.common.text import one_line, shown
+
+Event = dict[str, Any]
+
+NUMBERS_LIMIT, NAME_LIMIT, KIND_LIMIT, TEXT_LIMIT = 1000, 150, 40, 2000
+"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an
+event takes from a site."""
+
+EXAMPLES = ("num_examples", "num-examples")
+"""The example count's name in legacy and in Message-API replies."""
+
+MESSAGE = "message"
+"""The text of the status in a legacy reply."""
+
+ROUND = "server-round"
+"""The round's name in the settings that a Message-API strategy sends."""
+
+
+@dataclass
+class Reply:
+    """A site's reply to a message of a round; `root` is the object that has its records, for those who must
+    still find them; `error` is empty if it is a good one."""
+
+    site: str
+    round: int
+    kind: str
+    root: str
+    error: str
+
+
+def round_of_group(group: str) -> int:
+    """The number of the round that a message's group names, or 0."""
+    return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
+
+
+def error_text(text: str) -> str:
+    """What a site says of an error, in its lines, as it may be shown."""
+    return shown(text[:TEXT_LIMIT])[:TEXT_LIMIT]
+
+
+def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
+    """The event of a reply with these records, by name."""
+    values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
+    found = [values.pop(name) for name in EXAMPLES if name in values]
+    examples = found[0] if found and math.isfinite(found[0]) and abs(found[0]) < 2**63 else None
+    return {
+        "event": "reply",
+        "round": reply.round,
+        "site": reply.site,
+        "kind": reply.kind,
+        "num_examples": None if examples is None else int(examples),
+        "metrics": values,
+        "error": reply.error or _legacy_error(records),
+        "t": time.time(),
+    }
+
+
+def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    for name, record in records.items():
+        if name.endswith(".status"):
+            continue
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield one_line(key, NAME_LIMIT), value
+
+
+def _legacy_error(records: dict[str, dict[str, Any]]) -> str:
+    for name, record in records.items():
+        if name.endswith(".status") and record.get("code") not in (None, 0):
+            return error_text(str(record.get(MESSAGE) or f"status code {record['code']}"))
+    return ""

@@ -1,0 +1,140 @@
+"""Which folder may import which: the folder of a file of `bridge/` says in which process it runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BOTH_ENDS = {"relay", "fleet", "launch", "common"}
+MAY_IMPORT = {
+    "common": set(),
+    "relay": {"common"},
+    "fleet": {"relay", "common"},
+    "launch": {"common"},
+    "flower": BOTH_ENDS,
+    "job": BOTH_ENDS,
+    "site": {*BOTH_ENDS, "job", "flower"},
+    "server": {*BOTH_ENDS, "job"},
+    "flare": {*BOTH_ENDS, "job", "site", "server"},
+}
+"""What else of the bridge a folder may import. A site may import `flower`: its SuperNode may be inside."""
+
+WITHOUT = {
+    "common": {"nvflare", "flwr"},
+    "relay": {"nvflare", "flwr"},
+    "launch": {"nvflare", "flwr"},
+    "fleet": {"nvflare"},
+    "flower": {"nvflare"},
+}
+ALONE = {"bridge.flare.console.client"}
+"""Programs that import nothing of ours: each call of a verb would pay for it."""
+
+PRODUCT = ("bridge", "scripts", "provisioning")
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """All modules below these folders, by name."""
+    found = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules(*PRODUCT)
+
+
+def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
+    """The modules that a file imports, in functions too unless only those `at_import` are asked for."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if at_import and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_of_the_bridge_imports_what_it_may(folder: str) -> None:
+    allowed = {f"bridge.{other}" for other in (folder, *MAY_IMPORT[folder])}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(f"bridge/{folder}").values()
+        for name in imports(path)
+        if (name.startswith("bridge.") and ".".join(name.split(".")[:2]) not in allowed)
+        or name.split(".")[0] in {*WITHOUT.get(folder, ()), "scripts", "provisioning", "dev"}
+    ]
+    assert not wrong
+
+
+def test_every_folder_of_the_bridge_has_a_rule() -> None:
+    folders = {path.parent.name for path in (ROOT / "bridge").glob("*/__init__.py")}
+    assert folders == set(MAY_IMPORT)
+    assert [path.name for path in (ROOT / "bridge").glob("*.py")] == ["__init__.py"]
+
+
+def test_verbs_and_builders_import_of_the_bridge_what_is_common() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules("scripts", "provisioning").values()
+        for name in imports(path)
+        if name.split(".")[0] == "bridge" and not name.startswith("bridge.common")
+    ]
+    assert not wrong
+    assert not [
+        name
+        for path in modules("provisioning").values()
+        for name in imports(path)
+        if name.startswith("scripts")
+    ]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {
+        name: {other for other in imports(path, at_import=True) if other in MODULES and other != name}
+        for name, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(f"a circle of imports: {' > '.join(error.args[1])}") from None
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_our_errors_have_one_base_class() -> None:
+    wrong = [
+        f"{module}.{node.name}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any(
+            ast.unparse(base) in ("Exception", "ValueError", "RuntimeError", "OSError") for base in node.bases
+        )
+        and not any("FlowerbedError" in ast.unparse(base) for base in node.bases)
+        and node.name != "FlowerbedError"
+        and module not in ALONE
+    ]
+    assert not wrong
