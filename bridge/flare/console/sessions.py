@@ -95,9 +95,7 @@ def log_in() -> Session:
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
     user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
-    return new_secure_session(
-        user, str(WORKSPACE), timeout=CONNECT_WITHIN, auto_login_max_tries=LOGIN_TRIES
-    )
+    return new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN, auto_login_max_tries=LOGIN_TRIES)
 
 
 def is_known(session: Session) -> bool:
