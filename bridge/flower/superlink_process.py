@@ -37,7 +37,8 @@ from bridge.fleet import wire
 from bridge.flower import fork_server, replaced
 from bridge.flower.link_state import lasting
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
-from bridge.relay.calls import CallLedger, LinkFault, Response
+from bridge.relay.call_ledger import CallLedger
+from bridge.relay.calls import LinkFault, Response
 
 log = logging.getLogger("flwr")
 

@@ -38,12 +38,6 @@ CHANNEL = "flowerbed"
 CALL, ANSWER, QUESTION, RUNNING = "call", "answer", "question", "running"
 """Topics: to the server a call or a question, to the site an answer or which calls are being carried out."""
 
-EVENTS_TOPIC = "flowerbed.events"
-"""The app command by which a console asks a running job for its events."""
-
-EVENTS_FILE = "events.jsonl"
-"""The file with all of them, in the job's folder on the server."""
-
 HEADERS_LIMIT = 32 * 1024
 """Characters of a call's headers: the gateway lets half of it through."""
 

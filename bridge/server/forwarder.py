@@ -12,7 +12,8 @@ from bridge.common.log_limit import LINES_LOGGED, LogLimit
 from bridge.common.text import one_line
 from bridge.common.versions import Transport
 from bridge.fleet import wire
-from bridge.relay.calls import RESPONSE_TIMEOUT, Call, CallLedger, JobOver, LinkFault, Request, Response
+from bridge.relay.call_ledger import CallLedger
+from bridge.relay.calls import RESPONSE_TIMEOUT, Call, JobOver, LinkFault, Request, Response
 from bridge.server.heartbeat import with_grace_interval
 from bridge.server.identity import IdentityError, Nodes
 from bridge.server.upstream import AnswerLost, NotReached, Upstream, upstream

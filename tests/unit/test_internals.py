@@ -57,7 +57,7 @@ from bridge.common.versions import Transport
 from bridge.flare import flare_server
 from bridge.fleet import wire
 from bridge.flower import long_poll
-from bridge.job import channel, teardown, wakeups
+from bridge.job import channel, patches
 from bridge.server import heartbeat
 from bridge.site.connection import BoundedConnection
 from dev.benchmarks import clock, plain, processes
@@ -95,15 +95,15 @@ def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(import_module(wakeups.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
-    loop = inspect.getsource(import_module(wakeups.SITES_LOOP))
+    assert inspect.getsource(import_module(patches.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
+    loop = inspect.getsource(import_module(patches.SITES_LOOP))
     assert "time.sleep(task_fetch_interval)" in loop and "self.run_abort_signal.trigger(True)" in loop
     assert "fl_ctx.set_prop(ReservedKey.RUN_ABORT_SIGNAL, self.run_abort_signal" in loop
     assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
     assert callable(JobRunner.resolve_client_outcome)
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
         assert callable(method)
-    ours, woken = wakeups.Wakeup("tests.unit.faking"), []
+    ours, woken = patches.Wakeup("tests.unit.faking"), []
 
     def sleep() -> None:
         for seconds in (0, 60, 60):
@@ -334,7 +334,7 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
     assert run["shutdown_grace_time"].default == 3
     monkeypatch.setattr(MainProcessMonitor, "_start_shutdown", MainProcessMonitor._start_shutdown)
     monkeypatch.setattr(MainProcessMonitor, "_cleanup_cbs", [(lambda: None, (), {})])
-    teardown.shorten_shutdown_grace()
+    patches.shorten_shutdown_grace()
     began = time.monotonic()
     MainProcessMonitor._start_shutdown(3, 3)
     assert time.monotonic() - began < 1.5
@@ -346,11 +346,11 @@ def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
 
 def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
     source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
-    assert f"from {teardown.TENSORS} import" in source
+    assert f"from {patches.TENSORS} import" in source
     communicator = WFCommServer()
-    teardown.skip_torch_import(communicator)
+    patches.skip_torch_import(communicator)
     communicator.finalize_run(FLContext())
-    assert teardown.TENSORS not in sys.modules
+    assert patches.TENSORS not in sys.modules
 
 
 def test_flower_logs_the_lines_that_the_benchmark_times() -> None:
