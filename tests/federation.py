@@ -80,6 +80,9 @@ class Federation(ScratchFederation):
         return process.stdout
 
 
+REGISTERED_WITHIN = 60.0
+"""Seconds for all sites to find a server that has been made anew."""
+
 PARTICIPANTS = ("server", "site-1", "site-2")
 FLOWER = (
     "flower-",
@@ -239,6 +242,11 @@ def larger(federation: Federation) -> Federation:
     federation.must("data")
     federation.must("build")
     federation.must("up")
+    # The server's container is a new one: the sites that were there find it when they next ask.
+    deadline = time.monotonic() + REGISTERED_WITHIN
+    while sorted(str(site["name"]) for site in federation.must("status")["sites"]) != federation.sites:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     for certificate in before.rglob("*.crt"):
         now = federation.kits / certificate.relative_to(before)
         assert now.read_bytes() == certificate.read_bytes(), certificate

@@ -41,11 +41,11 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from bridge.common import events
 from bridge.fleet import wire
 from bridge.fleet.replies import Event
+from bridge.fleet.wire import MESSAGES
 from bridge.job import channel, metrics_relay
 from bridge.relay.calls import Call, Request, Response, SiteRelay
 from bridge.server import metric_receiver
 from bridge.server.forwarder import Forwarder
-from bridge.server.identity import MESSAGES
 from bridge.server.link import ServerLink
 from bridge.server.observe import Observer
 from bridge.server.participants import Participants

@@ -30,6 +30,12 @@ STARTS = "flowerbed_starts"
 SITES_TOPIC = "flowerbed.sites"
 """The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
 
+EVENTS_TOPIC = "flowerbed.events"
+"""The app command by which a console asks a running job for its events."""
+
+EVENTS_FILE = "events.jsonl"
+"""The file with all of them, in the job's folder on the server."""
+
 OUT = "out"
 """Of that app command: the sites that take no part any longer, and why, by name."""
 

@@ -40,9 +40,9 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 from bridge.common import events, meta
 from bridge.common.errors import FlowerbedError
+from bridge.common.meta import EVENTS_FILE
 from bridge.flare.revocation import Barred
-from bridge.job import news, wakeups
-from bridge.job.channel import EVENTS_FILE
+from bridge.job import news, patches
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class FlareServer:
             None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
         )
         runner.client_outcome_wait_timeout = OUTCOME_WAIT
-        wakeups.wake_server_loops(self._engine, runner, self._manager)
+        patches.wake_server_loops(self._engine, runner, self._manager)
         news.install(self._engine)
 
     # Jobs that run

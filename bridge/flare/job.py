@@ -31,7 +31,7 @@ from bridge.site.executor import FlowerExecutor
 
 TASK_REQUEST_INTERVAL = 5.0
 """Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
-the job's end the site is told (`wakeups.py`): only if that is lost does it learn of it so."""
+the job's end the site is told (`patches.py`): only if that is lost does it learn of it so."""
 
 GET_TASK_WITHIN = 10.0
 """Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when

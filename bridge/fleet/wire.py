@@ -8,11 +8,27 @@ and `supernode/start_client_internal.py` (what a SuperNode makes of an error); f
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
-from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 
 from bridge.common.versions import Transport
@@ -55,6 +71,29 @@ PATHS = {
 }
 """The calls' names by their paths."""
 
+MESSAGES: dict[str, Any] = {
+    REGISTER: RegisterNodeFleetRequest,
+    ACTIVATE: ActivateNodeRequest,
+    DEACTIVATE: DeactivateNodeRequest,
+    UNREGISTER: UnregisterNodeFleetRequest,
+    HEARTBEAT: SendNodeHeartbeatRequest,
+    PULL: PullMessagesRequest,
+    CONFIRM: ConfirmMessageReceivedRequest,
+    PUSH: PushMessagesRequest,
+    PUSH_OBJECT: PushObjectRequest,
+    GET_RUN: GetRunRequest,
+    GET_FAB: GetFabRequest,
+    PULL_OBJECT: PullObjectRequest,
+}
+"""What each call asks."""
+
+RESPONSES: dict[str, Any] = {
+    ACTIVATE: ActivateNodeResponse,
+    PULL: PullMessagesResponse,
+    PUSH: PushMessagesResponse,
+}
+"""What is answered, of the calls whose answers are read."""
+
 LEAVE_CALLS = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
 
@@ -90,6 +129,49 @@ FATAL_ON_ERROR = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
 """Calls in which an error ends the SuperNode or leaves it alive and deaf."""
 
 
+@dataclass(frozen=True)
+class FleetCall(Request):
+    """A request that knows which Fleet call it is: its name is looked up once, its body is parsed once.
+
+    The gateway makes it of what a SuperNode sends, and the channel's reader of what a site sends.
+    """
+
+    @functools.cached_property
+    def name(self) -> str | None:
+        """The Fleet call's name, or None if the path names none."""
+        return call_name(self.path)
+
+    @functools.cached_property
+    def message(self) -> Any:
+        """What the body says, for the reader's eyes only: others read it too. Raises `DecodeError`."""
+        return MESSAGES[str(self.name)].FromString(self.body)
+
+    def answered(self, response: Response) -> Any:
+        """What the body of `response` says; parsed once. Raises `DecodeError`."""
+        known = self.__dict__.get("_answered")
+        if known is None or known[0] is not response:
+            known = response, RESPONSES[str(self.name)].FromString(response.body)
+            self.__dict__["_answered"] = known
+        return known[1]
+
+    @property
+    def must_happen_once(self) -> bool:
+        """Whether it must not be carried out twice."""
+        return self.name is not None and REPEATS[self.name] is not Retry.IDEMPOTENT
+
+    @functools.cached_property
+    def rule(self) -> Rule:
+        """How it is to be carried; see `rule`."""
+        return rule(self)
+
+
+def fleet_call(request: Request) -> FleetCall:
+    """The call that `request` is: itself, if it is one already."""
+    if isinstance(request, FleetCall):
+        return request
+    return FleetCall(request.path, request.headers, request.body)
+
+
 def call_name(path: str, transport: Transport | None = None) -> str | None:
     """Return the Fleet call that `path` names, or None if it names none (of `transport`, where given)."""
     for spoken in Transport if transport is None else (transport,):
@@ -103,12 +185,6 @@ def may_pass(header: str) -> bool:
     return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
 
 
-def must_happen_once(path: str) -> bool:
-    """Whether the call that `path` names must not be carried out twice."""
-    name = call_name(path)
-    return name is not None and REPEATS[name] is not Retry.IDEMPOTENT
-
-
 def rule(request: Request) -> Rule:
     """Say how `request` (a Fleet call) is to be carried.
 
@@ -116,12 +192,12 @@ def rule(request: Request) -> Rule:
     body and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
     or, by a confirmation, have it thrown away.
     """
-    name = call_name(request.path)
-    assert name is not None
-    asker = dict(request.headers).get(PUBLIC_KEY, "")
-    released = _released_pull(asker, request.body) if name == CONFIRM else None
-    shows = _shown_pull(asker, request.body) if name == PULL_OBJECT else None
-    return Rule(REPEATS[name], _key(name, asker, request.body), released, shows)
+    call = fleet_call(request)
+    assert call.name is not None
+    asker = dict(call.headers).get(PUBLIC_KEY, "")
+    released = _released_pull(asker, call) if call.name == CONFIRM else None
+    shows = _shown_pull(asker, call) if call.name == PULL_OBJECT else None
+    return Rule(REPEATS[call.name], _key(call.name, asker, call.body), released, shows)
 
 
 def map_error_for_supernode(request: Request, response: Response) -> Response:
@@ -133,7 +209,7 @@ def map_error_for_supernode(request: Request, response: Response) -> Response:
     """
     if response.status < 300 or response.status in PASSED_ERRORS:
         return response
-    if response.status >= 500 or response.status == 401 or call_name(request.path) in FATAL_ON_ERROR:
+    if response.status >= 500 or response.status == 401 or fleet_call(request).name in FATAL_ON_ERROR:
         return Response(503)
     return response
 
@@ -142,24 +218,24 @@ def _key(name: str, asker: str, body: bytes) -> str:
     return f"{name}:{asker}:{hashlib.sha256(body).hexdigest()}"
 
 
-def _released_pull(asker: str, confirm_body: bytes) -> str | None:
+def _released_pull(asker: str, confirm: FleetCall) -> str | None:
     """The key of the pull that brought the message which is being confirmed: the same node's.
 
     A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
     confirmation's.
     """
     try:
-        node = ConfirmMessageReceivedRequest.FromString(confirm_body).node
+        node = confirm.message.node
     except DecodeError:
         return None  # The SuperLink will refuse it; nothing is released.
     return _pull_of(asker, node)
 
 
-def _shown_pull(asker: str, object_body: bytes) -> tuple[str, bytes] | None:
+def _shown_pull(asker: str, pull: FleetCall) -> tuple[str, bytes] | None:
     """The key of the pull whose message the asked object may be part of, and the object's id: a message
     comes with the ids of all its objects."""
     try:
-        request = PullObjectRequest.FromString(object_body)
+        request = pull.message
     except DecodeError:
         return None
     return _pull_of(asker, request.node), request.object_id.encode()

@@ -45,7 +45,8 @@ from bridge.common.namespace_proxy import namespace_proxy
 from bridge.fleet import wire
 from bridge.flower import fork_server
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
-from bridge.relay.calls import CallLedger, LinkFault, Response
+from bridge.relay.call_ledger import CallLedger
+from bridge.relay.calls import LinkFault, Response
 
 PROGRAM = "flower-superlink"
 

@@ -31,17 +31,12 @@ from nvflare.fuel.f3.streaming.stream_types import StreamFuture
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common.errors import FlowerbedError
-from bridge.relay.calls import Call, JobOver, LinkFault, Request
+from bridge.fleet import wire
+from bridge.relay.calls import Call, JobOver, LinkFault
 
 CHANNEL = "flowerbed"
 CALL, ANSWER, QUESTION, RUNNING = "call", "answer", "question", "running"
 """Topics: to the server a call or a question, to the site an answer or which calls are being carried out."""
-
-EVENTS_TOPIC = "flowerbed.events"
-"""The app command by which a console asks a running job for its events."""
-
-EVENTS_FILE = "events.jsonl"
-"""The file with all of them, in the job's folder on the server."""
 
 HEADERS_LIMIT = 32 * 1024
 """Characters of a call's headers: the gateway lets half of it through."""
@@ -139,9 +134,8 @@ def read_call(message: Message) -> Call:
     body = message.payload if message.payload is not None else b""
     if not isinstance(body, (bytes, bytearray, memoryview)):
         raise BadCall(f"a message with a {type(body).__name__} for a body")
-    return Call(
-        call_id, Request(path, tuple((k, v) for k, v in headers), bytes(body)), tuple(done), incarnation
-    )
+    request = wire.FleetCall(path, tuple((k, v) for k, v in headers), bytes(body))
+    return Call(call_id, request, tuple(done), incarnation)
 
 
 def json_list(message: Message, header: str, limit: int) -> list[Any]:

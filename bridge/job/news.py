@@ -21,7 +21,7 @@ from nvflare.fuel.f3.cellnet.defs import ReturnCode as CellReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.private.defs import CellChannel, new_cell_message
 
-from bridge.job.channel import EVENTS_TOPIC
+from bridge.common.meta import EVENTS_TOPIC
 
 SINCE, WAIT, EVENTS = "since", "wait", "events"
 """What the app command is told: the number of the first event that is wanted, and how many seconds it may

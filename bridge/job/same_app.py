@@ -99,7 +99,7 @@ class SameApp:
     async def send(self, call: Call) -> Response:
         """See `relay.Link`."""
         response = await self._link.send(call)
-        if wire.call_name(call.request.path) != wire.GET_FAB or response.status != 200:
+        if wire.fleet_call(call.request).name != wire.GET_FAB or response.status != 200:
             return response
         reason = self._expected.objection(response.body)
         if not reason:

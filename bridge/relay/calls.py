@@ -1,9 +1,8 @@
 """The relay's rules: what becomes of a request when the link, the answer or the asker is lost.
 
-Two halves meet over a `Link`. On the site, `SiteRelay` carries a request over the link until it is
-answered, joins a repeated request to the call in flight, and keeps an answer for as long as the
-asker may not have it. On the server, `CallLedger` sees to it that one call is carried out once, however
-often the link delivers it. This module knows neither FLARE nor Flower.
+Two halves meet over a `Link`. On the site, `SiteRelay` carries a request over the link until it is answered.
+A repeated request joins the call in flight. A response is kept until the caller is known to have it. On the
+server, `CallLedger` (`call_ledger.py`) carries each call out once. Neither FLARE nor Flower is known here.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import enum
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,19 +33,9 @@ known, the less time the job loses."""
 MAX_CACHED_RESPONSES = 4096
 """How many small answers of calls that must not be repeated are kept for a late repetition."""
 
-MAX_UNCONFIRMED_RESPONSES = 256
-"""How many answers the server keeps for one site when that site never says that it has them."""
-
-MAX_UNCONFIRMED_BYTES = 32 * 1024 * 1024
-"""Bytes of these answers. What must not be carried out twice has small ones: the largest are messages with
-the ids of their objects."""
-
 MAX_REPLAYS = 3
 """How often a held answer is given again to an asker that had it and asks all the same: it cannot make
 anything of it, and would get no other."""
-
-MAX_CONCURRENT_CALLS = 64
-"""Calls of one site that the server carries out at once; its other half sends 16."""
 
 
 @dataclass(frozen=True)
@@ -322,83 +311,3 @@ class SiteRelay:
 
 def _succeeded(task: asyncio.Future[Response]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
-
-
-@dataclass
-class _CallsOfSite:
-    running: dict[str, asyncio.Task[Response]] = field(default_factory=dict)
-    waiting: dict[str, asyncio.Future[Response]] = field(default_factory=dict)
-    """By call, the one try that still waits for its answer."""
-    done: OrderedDict[str, Response] = field(default_factory=OrderedDict)
-
-    @property
-    def bytes_kept(self) -> int:
-        return sum(len(response.body) for response in self.done.values())
-
-
-class CallLedger:
-    """The server's half: one call, one execution, one answer. Lives on one event loop."""
-
-    def __init__(self, running_at_once: int = MAX_CONCURRENT_CALLS) -> None:
-        """`running_at_once` bounds the calls of one site that are being carried out."""
-        self._running_at_once = running_at_once
-        self._sites: dict[str, _CallsOfSite] = {}
-
-    @property
-    def bytes_kept(self) -> int:
-        """Bytes of answers that are kept until their site says that it has them."""
-        return sum(calls.bytes_kept for calls in self._sites.values())
-
-    async def answer(
-        self,
-        site: str,
-        call_id: str,
-        done: Sequence[str],
-        work: Callable[[], Awaitable[Response]],
-        *,
-        keep: bool = True,
-    ) -> Response:
-        """Return the answer of `site`'s call `call_id`, carrying it out by `work` if it is new.
-
-        A repetition joins the execution in flight or is answered from memory. If `work` raises, or without
-        `keep`, nothing is kept: the next try carries it out again.
-
-        Raises:
-            LinkFault: a later try waits for the answer instead, or too many calls of the site are running.
-        """
-        calls = self._sites.setdefault(site, _CallsOfSite())
-        for gone in done:
-            calls.done.pop(gone, None)
-        kept = calls.done.get(call_id)
-        if kept is not None:
-            return kept
-        task = calls.running.get(call_id)
-        if task is None:
-            if len(calls.running) >= self._running_at_once:
-                raise LinkFault(f"{self._running_at_once} calls of {site} are being carried out")
-            task = asyncio.ensure_future(work())
-            calls.running[call_id] = task
-            task.add_done_callback(lambda t: self._finished(calls, call_id, t, keep))
-        # The site tries again when it has given an earlier try up: that one's body need not be kept for it.
-        if (earlier := calls.waiting.get(call_id)) is not None:
-            earlier.cancel()
-        waiting = calls.waiting[call_id] = asyncio.shield(task)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            if calls.waiting.get(call_id) is waiting:
-                raise
-            raise LinkFault("a later try waits for the answer") from None
-        finally:
-            if calls.waiting.get(call_id) is waiting:
-                del calls.waiting[call_id]
-
-    @staticmethod
-    def _finished(calls: _CallsOfSite, call_id: str, task: asyncio.Task[Response], keep: bool) -> None:
-        calls.running.pop(call_id, None)
-        if keep and _succeeded(task):
-            calls.done[call_id] = task.result()
-            while len(calls.done) > 1 and (
-                len(calls.done) > MAX_UNCONFIRMED_RESPONSES or calls.bytes_kept > MAX_UNCONFIRMED_BYTES
-            ):
-                calls.done.popitem(last=False)

@@ -12,9 +12,8 @@ import concurrent.futures
 import functools
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -30,17 +29,8 @@ from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common import disk, job_options, meta, versions
-from bridge.common.app import (
-    ROUNDS_KEY,
-    BadApp,
-    check_packages,
-    check_run_config,
-    deployed_app,
-    read_app,
-    run_config,
-)
+from bridge.common.app import BadApp
 from bridge.common.loop import LoopThread
-from bridge.fleet import wire
 from bridge.fleet.replies import Event
 from bridge.job import (
     channel,
@@ -50,17 +40,18 @@ from bridge.job import (
     metrics_relay,
     news,
     notes,
+    patches,
     same_app,
     settings,
-    teardown,
 )
 from bridge.launch import confinement, environment, plan
-from bridge.relay.calls import Request, Response
 from bridge.server import metric_receiver
+from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
+from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
-from bridge.server.observe import Observer
 from bridge.server.participants import Participants
+from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 
 log = logging.getLogger(__name__)
@@ -108,8 +99,8 @@ class FlowerController(Controller):
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
-        self._events = JobEventLog(run_dir / channel.EVENTS_FILE)
-        self._readiness = SiteReadiness(self._emit, self._rounds(fl_ctx))
+        self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
+        self._readiness = SiteReadiness(self._emit, self._app(fl_ctx).rounds())
         engine = fl_ctx.get_engine()
         self._tracker = metric_receiver.MetricReceiver(
             functools.partial(metric_receiver.fire, engine), self._refuse
@@ -134,7 +125,7 @@ class FlowerController(Controller):
             self._forwarder.refuse,
             self._check_compatible,
         )
-        engine.register_app_command(channel.EVENTS_TOPIC, self._tell_events)
+        engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
@@ -149,7 +140,7 @@ class FlowerController(Controller):
             limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
             self._files = disk.DiskWatch([run_dir], limit, self._too_much)
             self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))
-            run = self._loop.submit(self._run(self._checked_app(fl_ctx), run_dir, sites))
+            run = self._loop.submit(self._run(self._app(fl_ctx).checked(), run_dir, sites))
             while not run.done():
                 if abort_signal.triggered or self._overfull:
                     run.cancel()
@@ -177,7 +168,7 @@ class FlowerController(Controller):
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
         that the job is over, until this process ends."""
-        teardown.skip_torch_import(self.communicator)
+        patches.skip_torch_import(self.communicator)
 
     def process_result_of_unknown_task(
         self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
@@ -207,7 +198,7 @@ class FlowerController(Controller):
                 confinement=self._confinement,
             )
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
-            await self._wait_for_sites(sites)
+            await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self._overrides)
@@ -258,7 +249,7 @@ class FlowerController(Controller):
                 gone = ", ".join(sorted(self._gone))
                 self._fatal += f"; out of reach for longer than {self.options.grace:.0f} s: {gone}"
         if event_type == EventType.END_RUN and self._loop is not None:
-            teardown.shorten_shutdown_grace()
+            patches.shorten_shutdown_grace()
             if self._stopping is not None:
                 self._loop.run(_done(self._stopping))
             # What Flower unpacked of the app is no result, nor is what was temporary.
@@ -301,28 +292,6 @@ class FlowerController(Controller):
         log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
         self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
-    async def _wait_for_sites(self, sites: list[str]) -> None:
-        readiness = self._readiness
-        assert readiness is not None
-        try:
-            async with asyncio.timeout(self.options.sites_within):
-                await readiness.all_of(sites, self.options.min_sites)
-        except TimeoutError:
-            missing = sorted(set(sites) - readiness.ready)
-            if len(readiness.ready) < self.options.min_sites:
-                raise RunFailed(
-                    f"only {len(readiness.ready)} of {self.options.min_sites} sites have a SuperNode after "
-                    f"{self.options.sites_within:.0f} s, missing: {', '.join(missing)}. Look at their "
-                    "logs, and at their clocks: Flower refuses a SuperNode whose clock is more than 5 s "
-                    "ahead."
-                ) from None
-            log.warning("the run starts without %s", ", ".join(missing))
-        if (
-            readiness.incompatible
-            and len(set(sites) - readiness.incompatible.keys()) < self.options.min_sites
-        ):
-            raise RunFailed(readiness.why_incompatible())
-
     def _site_left(self, site: str, reason: str) -> None:
         """A site takes no part any more: it got another app than it has checked, or its disk is full."""
         assert self._readiness is not None and self._events is not None and self._forwarder is not None
@@ -338,38 +307,11 @@ class FlowerController(Controller):
                 self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
         self._readiness.refused(site, reason)
 
-    def _brought(self, fl_ctx: FLContext) -> bytes:
-        content = same_app.brought(Path(_workspace(fl_ctx).get_app_custom_dir(fl_ctx.get_job_id())))
-        if content is None:
-            raise BadApp(
-                f"the job holds no app: expected custom/{fab.NAME}. Export it anew, if it is an old one."
-            )
-        return content
-
-    def _deployed(self, fl_ctx: FLContext) -> Path:
-        return deployed_app(Path(_workspace(fl_ctx).get_root_dir()), self.options.flower_app_path)
-
-    def _checked_app(self, fl_ctx: FLContext) -> bytes:
-        """The app, once more checked: who handed it in may have seen no more of it than its name."""
-        app = fab.build(self._deployed(fl_ctx)) if self.options.flower_app_path else self._brought(fl_ctx)
-        config = fab.read(app)
-        check_run_config(config, self._overrides)
-        check_packages(config)
-        return app
-
-    def _rounds(self, fl_ctx: FLContext) -> int | None:
-        """How many rounds the app will run, if it says so by the usual key."""
-        try:
-            config = (
-                read_app(self._deployed(fl_ctx))
-                if self.options.flower_app_path
-                else fab.read(self._brought(fl_ctx))
-            )
-        except BadApp:
-            return None  # Building the app will say what is wrong with it.
-        known = run_config(config) | self._overrides
-        rounds = known.get(ROUNDS_KEY)
-        return rounds if isinstance(rounds, int) else None
+    def _app(self, fl_ctx: FLContext) -> JobApp:
+        workspace = _workspace(fl_ctx)
+        custom = Path(workspace.get_app_custom_dir(fl_ctx.get_job_id()))
+        deployed = self.options.flower_app_path
+        return JobApp(custom, Path(workspace.get_root_dir()), deployed, self._overrides)
 
     def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
         """The app command: events from a number on, if need be when there are some (`news.py`)."""
@@ -398,85 +340,6 @@ class FlowerController(Controller):
         self._forwarder.put_out(site)
         self._link.put_out(site, why)
         self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
-
-
-class JobEventLog:
-    """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._events: list[Event] = []
-        self._news = threading.Condition()
-        self.over = False
-        """Whether there will be no more."""
-
-    def emit(self, event: Event) -> None:
-        """Add one event. It is told even if the file cannot take it."""
-        with self._news:
-            self._events.append(event)
-            self._news.notify_all()
-            try:
-                with self._file.open("a") as file:
-                    file.write(json.dumps(event) + "\n")
-            except OSError as error:
-                log.error("an event could not be written: %s", error)
-
-    def close(self) -> None:
-        """Keep nobody waiting any more."""
-        with self._news:
-            self.over = True
-            self._news.notify_all()
-
-    def since(self, number: int, wait: float = 0.0) -> list[Event]:
-        """The events from `number` (0: the first) on; if there are none, what comes in `wait` seconds."""
-        with self._news:
-            self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
-            return self._events[number:]
-
-
-class SiteReadiness(Observer):
-    """An observer that also knows which sites have an active Flower node."""
-
-    def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
-        super().__init__(emit, rounds)
-        self.ready: set[str] = set()
-        self.incompatible: dict[str, str] = {}
-        """Sites that cannot take part, and why."""
-        self.last_call = time.monotonic()
-        """When a site has made a call last."""
-        self._changed = asyncio.Event()
-
-    def record(self, site: str, request: Request, response: Response) -> None:
-        """See `Observer.saw`."""
-        if response.status == 200 and wire.call_name(request.path) == wire.ACTIVATE:
-            self.ready.add(site)
-            self._changed.set()
-        self.last_call = time.monotonic()
-        super().record(site, request, response)
-
-    def refused(self, site: str, unfit: str) -> None:
-        """Wait no more for `site`."""
-        self.incompatible[site] = unfit
-        self._changed.set()
-
-    def why_incompatible(self) -> str:
-        """Why sites cannot take part, each in a line."""
-        return "\n".join(self.incompatible[site] for site in sorted(self.incompatible))
-
-    async def too_few(self, sites: list[str], min_sites: int) -> None:
-        """Wait until fewer than `min_sites` can take part."""
-        while len(set(sites) - self.incompatible.keys()) >= min_sites:
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def all_of(self, sites: list[str], min_sites: int) -> None:
-        """Wait until every one of `sites` that can take part has an active node, or until fewer than
-        `min_sites` can."""
-        while not self.ready >= (fit := set(sites) - self.incompatible.keys()):
-            if self.incompatible and len(fit) < min_sites:
-                return
-            self._changed.clear()
-            await self._changed.wait()
 
 
 async def _done(future: asyncio.Future[None]) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from bridge.common.log_limit import LINES_LOGGED, LogLimit
 from bridge.common.text import one_line
 from bridge.common.versions import Transport
 from bridge.fleet import wire
-from bridge.relay.calls import RESPONSE_TIMEOUT, Call, CallLedger, JobOver, LinkFault, Request, Response
+from bridge.relay.call_ledger import CallLedger
+from bridge.relay.calls import RESPONSE_TIMEOUT, Call, JobOver, LinkFault, Request, Response
 from bridge.server.heartbeat import with_grace_interval
 from bridge.server.identity import IdentityError, Nodes
 from bridge.server.upstream import AnswerLost, NotReached, Upstream, upstream
@@ -119,7 +119,8 @@ class Forwarder:
             return await self._ledger.answer(
                 site, call.id, call.done, lambda: handler(site, call.request), keep=False
             )
-        if wire.call_name(call.request.path) is None:
+        request = wire.fleet_call(call.request)
+        if request.name is None:
             # The gateway let it pass, so it is not the gateway that sent it.
             self.refuse(site, f"asked for {call.request.path[:200]!r}")
             return Response(404)
@@ -129,12 +130,12 @@ class Forwarder:
         if self._over:
             raise JobOver
         # The large answers, objects, are those that can be had again: they are not kept.
-        keep = wire.must_happen_once(call.request.path)
+        keep = request.must_happen_once
         return await self._ledger.answer(
-            site, call.id, call.done, lambda: self._carry_out(site, call), keep=keep
+            site, call.id, call.done, lambda: self._carry_out(site, call, request), keep=keep
         )
 
-    async def _carry_out(self, site: str, call: Call) -> Response:
+    async def _carry_out(self, site: str, call: Call, request: wire.FleetCall) -> Response:
         try:
             async with asyncio.timeout(RESPONSE_TIMEOUT):
                 await self._open.wait()
@@ -142,15 +143,15 @@ class Forwarder:
             raise LinkFault("the SuperLink is not ready yet") from None
         if self._over or site in self._out:
             raise JobOver
-        if wire.call_name(call.request.path, self._fleet) is None:
+        if request.path not in wire.PATHS[self._fleet]:
             self.refuse(site, f"asked over another transport than {self._fleet.value}")
             return Response(404)
         try:
-            self._nodes.check(site, call.incarnation, call.request)
+            self._nodes.check(site, call.incarnation, request)
         except IdentityError as refused:
             self.refuse(site, str(refused))
             return Response(403)
-        response = await self._ask(site, call)
+        response = await self._ask(site, call, request)
         if response.status >= 400:
             self._refused_by_superlink.warn(
                 log,
@@ -158,16 +159,16 @@ class Forwarder:
                 "SuperLink: %d to %s's %s: %s",
                 response.status,
                 site,
-                call.request.path,
+                request.path,
                 one_line(response.body[:300].decode(errors="replace"), 300),
             )
-        replaced = self._nodes.record(site, call.incarnation, call.request, response)
+        replaced = self._nodes.record(site, call.incarnation, request, response)
         if replaced is not None:
             self._on_replaced(site, replaced)
         if site in self._out:  # It has been put out while the SuperLink answered.
             self._give_up_node(site)
             raise JobOver
-        self._watcher.record(site, call.request, response)
+        self._watcher.record(site, request, response)
         return response
 
     def refuse(self, site: str, reason: str) -> None:
@@ -180,17 +181,17 @@ class Forwarder:
         log.warning("refused a call from %s: %s", site, reason)
         self._on_refused(site, reason)
 
-    async def _ask(self, site: str, call: Call) -> Response:
+    async def _ask(self, site: str, call: Call, asked: wire.FleetCall) -> Response:
         """Send one call to the SuperLink; again, if its answer is lost with the connection."""
         assert self._upstream is not None
-        request = with_grace_interval(call.request, self._grace)
+        request = with_grace_interval(asked, self._grace)
         headers = [(name, value) for name, value in request.headers if wire.may_pass(name)]
         # A site chooses its calls' ids: they must not be another site's.
-        once = f"{site}/{call.id}" if wire.must_happen_once(request.path) else None
+        once = f"{site}/{call.id}" if asked.must_happen_once else None
         if once is not None:
             headers += [(wire.CALL_HEADER, once), (wire.DONE_HEADER, " ".join(self._arrived))]
             self._arrived.clear()
-        request = replace(request, headers=tuple(headers))
+        request = Request(request.path, tuple(headers), request.body)
         for number in range(1, TRIES + 1):
             try:
                 response = await self._upstream.ask(request)

@@ -9,13 +9,13 @@ set on the way. A SuperNode's own heartbeats go on as they are, every 20 s.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
 
 from bridge.fleet import wire
 from bridge.relay.calls import Request
-from bridge.server.identity import MESSAGES
 
 SHORTEST, LONGEST = 60.0, float(HEARTBEAT_PATIENCE * HEARTBEAT_MAX_INTERVAL)
 """Seconds of grace that can be had: Flower's own minute, below which a heartbeat that is a little late would
@@ -24,9 +24,9 @@ count, and what a SuperLink takes (1.41: 3600)."""
 
 def with_grace_interval(request: Request, grace: float) -> Request:
     """Return `request` with an interval that gives the node `grace` seconds, if it is one that names any."""
-    name = wire.call_name(request.path)
-    if name not in (wire.HEARTBEAT, wire.ACTIVATE):
+    call = wire.fleet_call(request)
+    if call.name not in (wire.HEARTBEAT, wire.ACTIVATE):
         return request
-    message = MESSAGES[name].FromString(request.body)
+    message = copy.copy(call.message)
     message.heartbeat_interval = max(grace / HEARTBEAT_PATIENCE, HEARTBEAT_MIN_INTERVAL)
     return replace(request, body=message.SerializeToString())

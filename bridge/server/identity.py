@@ -23,48 +23,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.fab_pb2 import GetFabRequest
-from flwr.proto.fleet_pb2 import (
-    ActivateNodeRequest,
-    ActivateNodeResponse,
-    DeactivateNodeRequest,
-    PullMessagesRequest,
-    PullMessagesResponse,
-    PushMessagesRequest,
-    PushMessagesResponse,
-    RegisterNodeFleetRequest,
-    UnregisterNodeFleetRequest,
-)
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
     ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
 )
-from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 
 from bridge.common import versions
 from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import Request, Response
-
-MESSAGES: dict[str, Any] = {
-    wire.REGISTER: RegisterNodeFleetRequest,
-    wire.ACTIVATE: ActivateNodeRequest,
-    wire.DEACTIVATE: DeactivateNodeRequest,
-    wire.UNREGISTER: UnregisterNodeFleetRequest,
-    wire.HEARTBEAT: SendNodeHeartbeatRequest,
-    wire.PULL: PullMessagesRequest,
-    wire.CONFIRM: ConfirmMessageReceivedRequest,
-    wire.PUSH: PushMessagesRequest,
-    wire.PUSH_OBJECT: PushObjectRequest,
-    wire.GET_RUN: GetRunRequest,
-    wire.GET_FAB: GetFabRequest,
-    wire.PULL_OBJECT: PullObjectRequest,
-}
-
 
 MESSAGES_KEPT = 4096
 """Messages to one node that are remembered, to know its replies by."""
@@ -130,12 +97,13 @@ class Nodes:
 
     def check(self, site: str, incarnation: int, request: Request) -> None:
         """Raise `IdentityError` unless `request` may come from `site`."""
-        name = wire.call_name(request.path)
+        call = wire.fleet_call(request)
+        name = call.name
         assert name is not None
         try:
-            message = MESSAGES[name].FromString(request.body)
+            message = call.message
         except DecodeError:
-            raise IdentityError(f"the body of {name} is no {MESSAGES[name].__name__}") from None
+            raise IdentityError(f"the body of {name} is no {wire.MESSAGES[name].__name__}") from None
         key = _public_key(name, request)
         if name in (wire.REGISTER, wire.ACTIVATE) and message.public_key != key:
             raise IdentityError(f"{name} for a key that is not the caller's")
@@ -162,9 +130,10 @@ class Nodes:
         registration replaces one."""
         if response.status != 200:
             return None
-        match wire.call_name(request.path):
+        call = wire.fleet_call(request)
+        match call.name:
             case wire.REGISTER:
-                key = RegisterNodeFleetRequest.FromString(request.body).public_key
+                key = call.message.public_key
                 before = self._nodes.get(site)
                 if before is not None and before.public_key == key:
                     return None
@@ -175,7 +144,7 @@ class Nodes:
                 if (
                     node and _public_key(name, request) == node.public_key
                 ):  # Else a new SuperNode has come meanwhile.
-                    _note(name, node, request, response)
+                    _note(node, call, response)
         return None
 
 
@@ -241,13 +210,13 @@ def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None
         raise IdentityError(f"{name} of a second reply to one message")
 
 
-def _note(name: str, node: _Node, request: Request, response: Response) -> None:
+def _note(node: _Node, call: wire.FleetCall, response: Response) -> None:
     """Remember what the SuperLink's answer gives to `node`."""
-    match name:
+    match call.name:
         case wire.ACTIVATE:
-            node.node_id = ActivateNodeResponse.FromString(response.body).node_id
+            node.node_id = call.answered(response).node_id
         case wire.PULL:
-            pulled = PullMessagesResponse.FromString(response.body)
+            pulled = call.answered(response)
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=False):
                 data = message.metadata
                 node.received[data.message_id] = _Received(
@@ -256,11 +225,11 @@ def _note(name: str, node: _Node, request: Request, response: Response) -> None:
             while len(node.received) > MESSAGES_KEPT:
                 del node.received[next(iter(node.received))]
         case wire.PUSH:
-            reply = PushMessagesRequest.FromString(request.body).messages_list[0].metadata
+            reply = call.message.messages_list[0].metadata
             if (received := node.received.get(reply.reply_to_message_id)) is not None:
                 received.reply = reply.message_id
                 received.objects = frozenset()  # What was needed for the reply has been fetched.
-            pushed = PushMessagesResponse.FromString(response.body)
+            pushed = call.answered(response)
             node.sessions[pushed.session_id] = _Session(reply.run_id, frozenset(pushed.objects_to_push))
             while (
                 len(node.sessions) > 1 and sum(len(s.objects) + 1 for s in node.sessions.values()) > IDS_KEPT

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_id,
@@ -48,6 +47,9 @@ log = logging.getLogger(__name__)
 
 OBJECT_LIMIT = 256 * 1024
 """Bytes above which an object is not read: metrics are small, arrays are not metrics."""
+
+AROUND_OBJECT = 4096
+"""Bytes of a request around its object, at most: node, run, session and the object's id."""
 
 OBJECTS_KEPT, OBJECTS_KEPT_BYTES = 4096, 4 * 1024 * 1024
 """Small objects of one site, and their bytes, that are remembered, since a later message may refer to one
@@ -122,16 +124,16 @@ class Observer:
         if response.status != 200:
             return
         try:
-            self._read(site, request, response)
+            self._read(site, wire.fleet_call(request), response)
         except Exception as error:
             # The job must not feel that it is watched: whatever cannot be read is left out.
             text = "could not read a %s of %s for its metrics: %s"
             self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
 
-    def _read(self, site: str, request: Request, response: Response) -> None:
-        match wire.call_name(request.path):
+    def _read(self, site: str, request: wire.FleetCall, response: Response) -> None:
+        match request.name:
             case wire.PULL:
-                pulled = PullMessagesResponse.FromString(response.body)
+                pulled = request.answered(response)
                 for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                     data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
                     if not self._round_began(round_of_group(data.group_id), given.t):
@@ -143,13 +145,13 @@ class Observer:
                 # Only what has no group is worth a look, and only the small objects of it.
                 if self._given[site] and len(response.body) <= OBJECT_LIMIT:
                     content = PullObjectResponse.FromString(response.body).object_content
-                    asked = PullObjectRequest.FromString(request.body).object_id
+                    asked = request.message.object_id
                     if get_object_id(content) == asked:
                         self._keep(self._objects[site], asked, content)
                         for given in self._given[site].values():
                             self._round_began(self._told_round(given), given.t)
             case wire.PUSH:
-                push = PushMessagesRequest.FromString(request.body)
+                push = request.message
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
                     data = message.metadata
                     asked_by = self._given[site].pop(data.reply_to_message_id, None)
@@ -167,8 +169,8 @@ class Observer:
                         self._replies[site].append(Reply(site, number, kind, root, reason))
                         del self._replies[site][:-REPLIES_WAITING]
                 self._report(site)
-            case wire.PUSH_OBJECT:
-                pushed = PushObjectRequest.FromString(request.body)
+            case wire.PUSH_OBJECT if len(request.body) <= OBJECT_LIMIT + AROUND_OBJECT:
+                pushed = request.message
                 content = pushed.object_content
                 # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
                 if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:

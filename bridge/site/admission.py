@@ -52,7 +52,7 @@ class Owner:
 
     def learn_key(self, request: Request, response: Response) -> None:
         """Take note of an answer from the server: whom it lets register is the SuperNode."""
-        if wire.call_name(request.path) == wire.REGISTER and response.status == 200:
+        if wire.fleet_call(request).name == wire.REGISTER and response.status == 200:
             self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
 
 
@@ -80,7 +80,7 @@ class AdmissionControl:
             response = await answer
         except JobOver:
             # A SuperNode that says good-bye need not be kept waiting for a SuperLink that is gone.
-            return Response(200 if wire.call_name(request.path) in wire.LEAVE_CALLS else 503, _PROTOBUF)
+            return Response(200 if wire.fleet_call(request).name in wire.LEAVE_CALLS else 503, _PROTOBUF)
         if response is None:
             return Response(503)
         return wire.map_error_for_supernode(request, response)
@@ -88,8 +88,9 @@ class AdmissionControl:
     async def _unauthenticated(self, request: Request, port: int) -> Response | None:
         """Carry a stranger's call, in its turn. Like any call it goes on when it takes too long: it may be
         the SuperNode's registration, which must not be made twice."""
-        rule = wire.rule(request)
-        registers = wire.call_name(request.path) == wire.REGISTER
+        request = wire.fleet_call(request)
+        rule = request.rule
+        registers = wire.fleet_call(request).name == wire.REGISTER
         # Who registers is told by its connection: nobody's may join another's before that is known.
         key = f"{port}:{rule.key}" if registers else rule.key
         call = self._strangers.get(key)
@@ -116,7 +117,7 @@ class AdmissionControl:
             return response
 
     async def _call(self, request: Request) -> Response | None:
-        response = await self._caller.call(request, wire.rule(request))
+        response = await self._caller.call(request, wire.fleet_call(request).rule)
         if response is not None:
             self.owner.learn_key(request, response)
         return response

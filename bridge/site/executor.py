@@ -32,10 +32,9 @@ from bridge.job import (
     confining,
     fab,
     import_path,
+    patches,
     same_app,
     settings,
-    teardown,
-    wakeups,
 )
 from bridge.launch import confinement, environment
 from bridge.relay.calls import SiteRelay
@@ -124,7 +123,7 @@ class FlowerExecutor(Executor):
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
-        wakeups.wake_site_loop(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
+        patches.wake_site_loop(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
@@ -259,7 +258,7 @@ class FlowerExecutor(Executor):
             self._files.close()
         if self._loop is None:
             return
-        teardown.shorten_shutdown_grace()
+        patches.shorten_shutdown_grace()
         self._loop.run(self._ended())
         self._loop.close()
         self._loop = None

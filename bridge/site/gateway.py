@@ -17,7 +17,7 @@ import uvicorn
 from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import wire
-from bridge.relay.calls import Request, Response, SiteRelay
+from bridge.relay.calls import Response, SiteRelay
 from bridge.site.admission import UNAUTHENTICATED_BODY_LIMIT, AdmissionControl, IsSuperNode, TooManyRequests
 from bridge.site.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
 
@@ -120,7 +120,7 @@ class Gateway:
         known = self._admission.owner.is_supernode(scope["headers"])
         size = _body_size(scope, wire.BODY_LIMIT if known else UNAUTHENTICATED_BODY_LIMIT)
         if not known:
-            request = Request(scope["path"], headers, await _body(receive, size))
+            request = wire.FleetCall(scope["path"], headers, await _body(receive, size))
             try:
                 return await self._admission.unauthenticated(request, scope["client"][1])
             except TooManyRequests as crowded:
@@ -129,7 +129,7 @@ class Gateway:
             raise _BadRequest(503, f"a body of {size} bytes, of which {self._bytes_left} may come now")
         self._bytes_left -= size
         try:
-            request = Request(scope["path"], headers, await _body(receive, size))
+            request = wire.FleetCall(scope["path"], headers, await _body(receive, size))
             return await self._admission.supernode(request)
         finally:
             self._bytes_left += size
@@ -139,11 +139,7 @@ def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
     """The headers that are passed on, of a request that may pass."""
     path: str = scope["path"]
     # Compared as it was sent: no spelling of a path but Flower's own.
-    if (
-        wire.call_name(path, Transport.HTTP) is None
-        or scope["raw_path"] != path.encode()
-        or scope["query_string"]
-    ):
+    if path not in wire.PATHS[Transport.HTTP] or scope["raw_path"] != path.encode() or scope["query_string"]:
         raise _BadRequest(404, f"{path[:200]!r}: only Flower's Fleet API passes here")
     if scope["method"] != "POST":
         raise _BadRequest(405, f"{scope['method'][:20]} {path}")

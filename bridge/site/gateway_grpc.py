@@ -68,7 +68,7 @@ class GrpcGateway:
 
     async def answer(self, method: str, body: bytes, context: Any) -> bytes:
         """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
-        request = Request(method, grpc_form.headers_of(context.invocation_metadata()), body)
+        request = wire.FleetCall(method, grpc_form.headers_of(context.invocation_metadata()), body)
         try:
             response = await self._answer(request, _port(context.peer()))
         except _BadGrpcRequest as refused:
@@ -122,7 +122,7 @@ class _Fleet(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
         """Called by gRPC for each call: who answers it."""
         method: str = handler_call_details.method
-        if wire.call_name(method, Transport.GRPC) is None:
+        if method not in wire.PATHS[Transport.GRPC]:
             self._gateway.refuse(method)
             return None
 

@@ -135,7 +135,7 @@ class MetricsBeforeReplies:
 
     async def send(self, call: Call) -> Response:
         """See `relay.Link`."""
-        if wire.call_name(call.request.path) == wire.PUSH:
+        if wire.fleet_call(call.request).name == wire.PUSH:
             await self._points.delivered()
         return await self._link.send(call)
 

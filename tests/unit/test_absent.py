@@ -8,8 +8,8 @@ import pytest
 
 from bridge.flare import job_supervisor
 from bridge.flare.job_supervisor import JobSupervisor
-from bridge.server.controller import FlowerController, SiteReadiness
 from bridge.server.forwarder import Forwarder
+from bridge.server.readiness import SiteReadiness
 from scripts.wait import Progress
 from tests import absent
 from tests.unit.test_grpc import _Blind
@@ -39,10 +39,9 @@ def test_a_site_that_leaves_and_one_that_cannot_start_are_logged(
 
 
 def test_a_site_that_is_not_waited_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    controller = FlowerController(min_sites=1, sites_within=1)
-    controller._readiness = SiteReadiness(lambda event: None, None)
-    controller._readiness.ready.add("site-1")
-    asyncio.run(controller._wait_for_sites(["site-1", "site-2"]))
+    readiness = SiteReadiness(lambda event: None, None)
+    readiness.ready.add("site-1")
+    asyncio.run(readiness.enough(["site-1", "site-2"], 1, 1))
     assert f"{absent.STARTS_WITHOUT} site-2" in caplog.text
 
 

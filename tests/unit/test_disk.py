@@ -25,9 +25,9 @@ from nvflare.fuel.sec.audit import AuditService
 from nvflare.private.stream_runner import HeaderKey, ObjectStreamer
 
 from bridge.common import disk
+from bridge.common.meta import EVENTS_TOPIC
 from bridge.flare import audit, housekeeping, log_receiver
 from bridge.job import settings
-from bridge.job.channel import EVENTS_TOPIC
 
 JOB, OTHER_JOB, NO_JOB = (f"{number:08d}-0000-4000-8000-000000000000" for number in (1, 2, 3))
 

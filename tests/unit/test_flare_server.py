@@ -22,7 +22,7 @@ from nvflare.private.defs import (
 
 from bridge.common import meta
 from bridge.flare.flare_server import CannotStart, FlareServer
-from bridge.job import wakeups
+from bridge.job import patches
 
 
 class Flare:
@@ -30,7 +30,7 @@ class Flare:
     registered, as is site-3."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wakeups, "wake_server_loops", lambda *words: None)
+        monkeypatch.setattr(patches, "wake_server_loops", lambda *words: None)
         self.clients = {f"t{n}": Client(f"site-{n}", f"t{n}") for n in (1, 2, 3)}
         self.callbacks: dict[str, Any] = {}
         self.passed_on: list[str] = []

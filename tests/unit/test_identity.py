@@ -33,10 +33,11 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 
 from bridge.fleet import wire
+from bridge.fleet.wire import MESSAGES
 from bridge.relay.calls import Call, LinkFault, Request, Response
 from bridge.server import identity
 from bridge.server.forwarder import Forwarder
-from bridge.server.identity import MESSAGES, IdentityError, Nodes
+from bridge.server.identity import IdentityError, Nodes
 
 KEY, OTHER = b"key of the SuperNode", b"another key"
 OK = Response(200)

@@ -71,7 +71,7 @@ from bridge.flower import (
     superlink_process,
     supernode_process,
 )
-from bridge.job import channel, teardown, wakeups
+from bridge.job import channel, patches
 from bridge.server import heartbeat
 from bridge.site import inline
 from bridge.site.connection import BoundedConnection
@@ -93,8 +93,12 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     node = Node(node_id=1234567890123456789)
     confirm = ConfirmMessageReceivedRequest(node=node, run_id=5, message_object_id="abc").SerializeToString()
     pull = PullMessagesRequest(node=node).SerializeToString()
-    assert wire._released_pull("key", confirm) == wire._key(wire.PULL, "key", pull)
-    assert wire._released_pull("key", b"\xff\xff") is None
+
+    def released(body: bytes) -> str | None:
+        return wire._released_pull("key", wire.FleetCall(wire.PREFIX + wire.CONFIRM, (), body))
+
+    assert released(confirm) == wire._key(wire.PULL, "key", pull)
+    assert released(b"\xff\xff") is None
 
 
 def test_a_removed_nodes_unfinished_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,15 +151,15 @@ def test_template_finds_how_flower_starts_its_programs() -> None:
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(import_module(wakeups.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
-    loop = inspect.getsource(import_module(wakeups.SITES_LOOP))
+    assert inspect.getsource(import_module(patches.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
+    loop = inspect.getsource(import_module(patches.SITES_LOOP))
     assert "time.sleep(task_fetch_interval)" in loop and "self.run_abort_signal.trigger(True)" in loop
     assert "fl_ctx.set_prop(ReservedKey.RUN_ABORT_SIGNAL, self.run_abort_signal" in loop
     assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
     assert callable(JobRunner.resolve_client_outcome)
     for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
         assert callable(method)
-    ours, woken = wakeups.Wakeup("tests.unit.faking"), []
+    ours, woken = patches.Wakeup("tests.unit.faking"), []
 
     def sleep() -> None:
         for seconds in (0, 60, 60):
@@ -447,7 +451,7 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
     assert run["shutdown_grace_time"].default == 3
     monkeypatch.setattr(MainProcessMonitor, "_start_shutdown", MainProcessMonitor._start_shutdown)
     monkeypatch.setattr(MainProcessMonitor, "_cleanup_cbs", [(lambda: None, (), {})])
-    teardown.shorten_shutdown_grace()
+    patches.shorten_shutdown_grace()
     began = time.monotonic()
     MainProcessMonitor._start_shutdown(3, 3)
     assert time.monotonic() - began < 1.5
@@ -459,11 +463,11 @@ def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
 
 def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
     source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
-    assert f"from {teardown.TENSORS} import" in source
+    assert f"from {patches.TENSORS} import" in source
     communicator = WFCommServer()
-    teardown.skip_torch_import(communicator)
+    patches.skip_torch_import(communicator)
     communicator.finalize_run(FLContext())
-    assert teardown.TENSORS not in sys.modules
+    assert patches.TENSORS not in sys.modules
 
 
 def test_flower_logs_the_lines_that_the_benchmark_times() -> None:

@@ -18,11 +18,11 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.message import Message
 from nvflare.private.fed.server.server_engine import ServerEngine
 
+from bridge.common.meta import EVENTS_TOPIC
 from bridge.flare.console import follow as following
 from bridge.flare.console.call import ConsoleError
 from bridge.job import news
-from bridge.job.channel import EVENTS_TOPIC
-from bridge.server.controller import JobEventLog
+from bridge.server.event_log import JobEventLog
 from tests.unit.asking import Asked
 
 JOB = "job"

@@ -24,7 +24,8 @@ from bridge.common.app import BadApp
 from bridge.fleet import wire
 from bridge.launch import environment
 from bridge.relay.calls import Request, Response
-from bridge.server.controller import FlowerController, SiteReadiness
+from bridge.server.controller import FlowerController
+from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed
 from scripts.core import ROOT
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from bridge.relay import calls
-from bridge.relay.calls import Call, CallLedger, JobOver, LinkFault, Request, Response, Retry, Rule, SiteRelay
+from bridge.relay import call_ledger, calls
+from bridge.relay.call_ledger import CallLedger
+from bridge.relay.calls import Call, JobOver, LinkFault, Request, Response, Retry, Rule, SiteRelay
 
 REQUEST = Request("/v1/fleet/x", (), b"question")
 
@@ -318,7 +319,7 @@ def test_a_new_asker_gets_nothing_that_was_for_the_old_one() -> None:
 
 
 def test_a_ledger_runs_and_keeps_a_bounded_number_of_calls_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MAX_UNCONFIRMED_BYTES", 100)
+    monkeypatch.setattr(call_ledger, "MAX_UNCONFIRMED_BYTES", 100)
 
     async def test() -> None:
         ledger = CallLedger(running_at_once=3)

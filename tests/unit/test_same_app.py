@@ -15,7 +15,8 @@ from bridge.fleet import wire
 from bridge.job import fab, same_app
 from bridge.job.same_app import Expected, SameApp
 from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
-from bridge.server.controller import FlowerController, SiteReadiness
+from bridge.server.controller import FlowerController
+from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed
 
 APP = Path(__file__).parents[1] / "apps" / "numpy-add"

@@ -18,7 +18,9 @@ from nvflare.apis.signal import Signal
 from bridge.common import versions
 from bridge.common.loop import LoopThread
 from bridge.job import settings
-from bridge.server.controller import FlowerController, JobEventLog, SiteReadiness
+from bridge.server.controller import FlowerController
+from bridge.server.event_log import JobEventLog
+from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunFailed
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +125,9 @@ def controller(monkeypatch: pytest.MonkeyPatch, min_sites: int) -> FlowerControl
 def test_a_job_without_enough_sites_that_fit_fails_and_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         made = controller(monkeypatch, min_sites=2)
-        waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
+        assert made._readiness is not None
+        enough = made._readiness.enough(["site-1", "site-2"], made.options.min_sites, 60)
+        waiting = asyncio.ensure_future(enough)
         await asyncio.sleep(0)
         assert made._check_compatible("site-1", "1.41.3") is None
         assert made._check_compatible("site-2", "1.39.0") is not None
@@ -139,7 +143,9 @@ def test_a_job_with_enough_sites_that_fit_starts_without_the_other(monkeypatch: 
         made = controller(monkeypatch, min_sites=1)
         assert made._readiness is not None
         made._readiness.ready.add("site-1")
-        waiting = asyncio.ensure_future(made._wait_for_sites(["site-1", "site-2"]))
+        assert made._readiness is not None
+        enough = made._readiness.enough(["site-1", "site-2"], made.options.min_sites, 60)
+        waiting = asyncio.ensure_future(enough)
         await asyncio.sleep(0)
         assert not waiting.done()
         made._check_compatible("site-2", "1.39.0")

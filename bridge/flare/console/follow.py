@@ -11,10 +11,10 @@ from typing import Any
 
 from bridge.common import events
 from bridge.common.errors import FlowerbedError
+from bridge.common.meta import EVENTS_FILE, EVENTS_TOPIC
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session, Unreachable
 from bridge.flare.console.jobs import POLL, downloading, kept
 from bridge.job import news
-from bridge.job.channel import EVENTS_FILE, EVENTS_TOPIC
 
 ANSWER_WITHIN = 10.0
 """Seconds for an answer, beyond those for which the server may keep the question."""

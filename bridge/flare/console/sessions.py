@@ -23,7 +23,10 @@ WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 """The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
 
 CONNECT_WITHIN = 15.0
-"""Seconds to reach the server and log in."""
+"""Seconds to reach the server."""
+
+LOGIN_TRIES = 3
+"""Questions for a login. FLARE waits 5 s for each answer, and asks 15 times by itself."""
 
 CHECK_WITHIN = 2.0
 """Seconds for the server to say whether it knows a session."""
@@ -92,7 +95,7 @@ def log_in() -> Session:
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
     user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
-    return new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN)
+    return new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN, auto_login_max_tries=LOGIN_TRIES)
 
 
 def is_known(session: Session) -> bool:

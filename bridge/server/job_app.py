@@ -1,0 +1,59 @@
+"""The app of a job, at the server: the one that the job brings, or one that is deployed there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.common.app import (
+    ROUNDS_KEY,
+    BadApp,
+    check_packages,
+    check_run_config,
+    deployed_app,
+    read_app,
+    run_config,
+)
+from bridge.common.job_options import ConfigValue
+from bridge.job import fab, same_app
+
+
+@dataclass(frozen=True)
+class JobApp:
+    """Where the app is, and what its run config is to be."""
+
+    custom: Path
+    """The job's folder with the app that it brings."""
+    root: Path
+    """FLARE's workspace."""
+    deployed: str
+    """The path of an app that is deployed there, or nothing."""
+    overrides: dict[str, ConfigValue]
+
+    def checked(self) -> bytes:
+        """The app, once more checked: who handed it in may have seen no more of it than its name."""
+        app = fab.build(self._deployed()) if self.deployed else self._brought()
+        config = fab.read(app)
+        check_run_config(config, self.overrides)
+        check_packages(config)
+        return app
+
+    def rounds(self) -> int | None:
+        """How many rounds the app will run, if it says so by the usual key."""
+        try:
+            config = read_app(self._deployed()) if self.deployed else fab.read(self._brought())
+        except BadApp:
+            return None  # Building the app will say what is wrong with it.
+        rounds = (run_config(config) | self.overrides).get(ROUNDS_KEY)
+        return rounds if isinstance(rounds, int) else None
+
+    def _deployed(self) -> Path:
+        return deployed_app(self.root, self.deployed)
+
+    def _brought(self) -> bytes:
+        content = same_app.brought(self.custom)
+        if content is None:
+            raise BadApp(
+                f"the job holds no app: expected custom/{fab.NAME}. Export it anew, if it is an old one."
+            )
+        return content

@@ -1,0 +1,79 @@
+"""Which sites of a job are ready, and which cannot take part."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from bridge.fleet import wire
+from bridge.fleet.replies import Event
+from bridge.relay.calls import Request, Response
+from bridge.server.observe import Observer
+from bridge.server.superlink import RunFailed
+
+log = logging.getLogger(__name__)
+
+
+class SiteReadiness(Observer):
+    """An observer that also knows which sites have an active Flower node."""
+
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
+        super().__init__(emit, rounds)
+        self.ready: set[str] = set()
+        self.incompatible: dict[str, str] = {}
+        """Sites that cannot take part, and why."""
+        self.last_call = time.monotonic()
+        """When a site has made a call last."""
+        self._changed = asyncio.Event()
+
+    def record(self, site: str, request: Request, response: Response) -> None:
+        """See `Observer.record`."""
+        if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
+            self.ready.add(site)
+            self._changed.set()
+        self.last_call = time.monotonic()
+        super().record(site, request, response)
+
+    def refused(self, site: str, unfit: str) -> None:
+        """Wait no more for `site`."""
+        self.incompatible[site] = unfit
+        self._changed.set()
+
+    def why_incompatible(self) -> str:
+        """Why sites cannot take part, each in a line."""
+        return "\n".join(self.incompatible[site] for site in sorted(self.incompatible))
+
+    async def too_few(self, sites: list[str], min_sites: int) -> None:
+        """Wait until fewer than `min_sites` can take part."""
+        while len(set(sites) - self.incompatible.keys()) >= min_sites:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def all_of(self, sites: list[str], min_sites: int) -> None:
+        """Wait until every one of `sites` that can take part has an active node, or until fewer than
+        `min_sites` can."""
+        while not self.ready >= (fit := set(sites) - self.incompatible.keys()):
+            if self.incompatible and len(fit) < min_sites:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def enough(self, sites: list[str], min_sites: int, within: float) -> None:
+        """Wait for the sites, `within` seconds at most. Raises `RunFailed` if fewer than `min_sites` are
+        there then."""
+        try:
+            async with asyncio.timeout(within):
+                await self.all_of(sites, min_sites)
+        except TimeoutError:
+            missing = ", ".join(sorted(set(sites) - self.ready))
+            if len(self.ready) < min_sites:
+                raise RunFailed(
+                    f"only {len(self.ready)} of {min_sites} sites have a SuperNode after {within:.0f} s, "
+                    f"missing: {missing}. Look at their logs, and at their clocks: Flower refuses a "
+                    "SuperNode whose clock is more than 5 s ahead."
+                ) from None
+            log.warning("the run starts without %s", missing)
+        if self.incompatible and len(set(sites) - self.incompatible.keys()) < min_sites:
+            raise RunFailed(self.why_incompatible())
