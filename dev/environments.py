@@ -6,6 +6,7 @@ the environment of the verbs does not have.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -39,6 +40,16 @@ def python_with(*requirements: str) -> Path:
         _must("Installing packages", *pip, "--python", str(python), *words, *requirements)
         (folder / "complete").touch()
     return python
+
+
+def newest(package: str) -> str:
+    """The newest version of `package` on the index, early ones too; or pip's reason why there is none."""
+    words = ["--dry-run", "--ignore-installed", "--no-deps", "--pre", "--report", "-", package]
+    done = core.run([*core.pip("install"), *words], timeout=INSTALL_WITHIN)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return f"no {package} can be had: {said[-1] if said else 'pip gave no reason'}"
+    return str(json.loads(done.stdout)["install"][0]["metadata"]["version"])
 
 
 def is_images_python() -> bool:

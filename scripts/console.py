@@ -90,11 +90,6 @@ def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any)
     return value
 
 
-def text(console: str, verb: str, **arguments: Any) -> str:
-    """Run a verb that answers with text."""
-    return _finished(console, verb, arguments, None).decode(errors="replace")
-
-
 def stream(console: str, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Run a verb that answers with JSON lines; yields each as it comes."""
     with _listening(console, verb, arguments) as process:

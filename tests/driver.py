@@ -15,7 +15,10 @@ import asyncio
 import contextlib
 import datetime
 import json
+import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +29,7 @@ from bridge.common import versions
 from bridge.common.job_options import INLINE, PROCESS, ConfigValue
 from bridge.fleet import wire
 from bridge.fleet.replies import Event
+from bridge.flower import fast_path
 from bridge.job import fab
 from bridge.launch import plan
 from bridge.launch.confinement import Confinement
@@ -36,6 +40,10 @@ from bridge.server.superlink import RunEnd, SuperLink
 from bridge.site import transports
 from bridge.site.supernode import SuperNode, start_supernode
 from tests.lossy import lossy_proxy
+
+FAST = {fast_path.HELD: 3, fast_path.WOKEN: 2, fast_path.COPIED: 3, fast_path.ASKED: 1}
+"""In how many processes each part of the fast path works with two sites: SuperLink and two SuperNodes hold
+pulls, both SuperNodes sleep, and all three start an app's processes."""
 
 RUN_WITHIN = 240.0
 """Seconds for the run of a small app: it takes 15 to 30 on a quiet machine."""
@@ -87,6 +95,10 @@ class Outcome:
     """Processes that outlive the run."""
     notice: float
     """Seconds from the run's end until it was known."""
+    seconds: float
+    """Of the run."""
+    fast: dict[str, int]
+    """How many processes have logged that a part of the fast path works, or does not."""
 
     def never_lost(self) -> dict[str, set[str]]:
         """By place, the calls whose answer should have been lost and was not. Those by which a SuperNode
@@ -101,6 +113,21 @@ class Outcome:
             for event in self.events
             if event["event"] == "reply"
         }
+
+
+class FastPath(logging.Handler):
+    """Counts the lines of `fast_path.py`, of this process and of those that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+        logging.getLogger("bridge").setLevel(logging.INFO)
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _, prefix, part = record.getMessage().partition(fast_path.PREFIX)
+        if prefix:
+            self.seen[part] += 1
 
 
 async def run_app(
@@ -120,6 +147,7 @@ async def run_app(
         seed: if given, of a ServerApp that keeps the sites' order and records all (`deterministic.py`).
     """
     events: list[Event] = []
+    fast = FastPath()
     observer = Arrivals(events.append)
     forwarder = Forwarder(observer, grace=60)
     order = None if seed is None else work_dir / plan.PLAN_FILE
@@ -149,9 +177,11 @@ async def run_app(
                 await asyncio.sleep(0.05)
         if seed is not None:
             plan.write_plan(work_dir, seed, forwarder.nodes())
+        began = time.monotonic()
         run = await superlink.start_run(fab.build(app), run_config)
         async with asyncio.timeout(RUN_WITHIN):
             end = await superlink.finished(run)
+        seconds = time.monotonic() - began
         noticed = datetime.datetime.now(datetime.UTC)
         runs = ListRunsResponse()
         await superlink._control("list-runs", ListRunsRequest(run_id=run), runs)
@@ -172,7 +202,9 @@ async def run_app(
     }
     notice = (noticed - finished).total_seconds()
     left = left_of(work_dir)
-    return Outcome(end, events, lost, str(work_dir), superlink.traceback(), left, notice)
+    return Outcome(
+        end, events, lost, str(work_dir), superlink.traceback(), left, notice, seconds, dict(fast.seen)
+    )
 
 
 def left_of(work_dir: Path) -> list[str]:

@@ -52,7 +52,8 @@ REPEATS = {
     DEACTIVATE: Retry.AT_MOST_ONCE,
     UNREGISTER: Retry.AT_MOST_ONCE,
     HEARTBEAT: Retry.IDEMPOTENT,
-    # The SuperLink marks a message as delivered when it is pulled and never gives it out again.
+    # Up to flwr 1.42 the SuperLink marks a message as delivered when it is pulled, and never gives it out
+    # again. From 1.43 on it does so when it is confirmed: then this only saves a call.
     PULL: Retry.UNTIL_CONFIRMED,
     CONFIRM: Retry.IDEMPOTENT,
     # Each execution opens a session of its own, to which the objects that follow belong.

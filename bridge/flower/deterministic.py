@@ -12,12 +12,13 @@ Neither the app nor Flower's files are touched, and the same is done to a Server
 beside `PLAN_FILE`, as events like the observer's, with hashes: an `ArrayRecord`'s object id is the SHA-256 of
 what it holds (flwr 1.41 `supercore/inflatable/inflatable_object.py`, `get_object_id`).
 
-Leans on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`;
-`tests/unit/test_internals.py` guards it.
+Leans on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`
+(`replaced.py`).
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import importlib
 import json
@@ -26,7 +27,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from bridge.common.namespace_proxy import namespace_proxy
 from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
+from bridge.flower import replaced
 from bridge.launch.environment import DETERMINISTIC
 from bridge.launch.plan import TRACE_FILE
 
 SERVERAPP = "flwr-serverapp"
 
-GRID, CLIENT_MANAGER, SERVER = (
-    ("flwr.superlink.grid.http_grid", "HttpGrid"),
-    ("flwr.server.client_manager", "SimpleClientManager"),
-    "flwr.server.server",
-)
-CLIENT_CALLS = ("fit_clients", "evaluate_clients")
-"""In `SERVER`: each asks clients in as many threads and takes the replies as they come."""
-
-
-WAITS = (
-    "flwr.supercore.heartbeat",
-    "flwr.supercore.inflatable.inflatable_utils",
-    "flwr.supercore.retry.retry_invoker",
-)
-"""Each draws the length of its waits from Python's generator, as often as there are any: on a busy machine
-more often, and other sites would be sampled then. They get a generator of their own."""
+WAITS = "flwr.supercore."
+"""How the names of the modules begin that draw the length of their waits from Python's generator, as often as
+there are any: on a busy machine more often, and other sites would be sampled then. They get a generator of
+their own."""
 
 
 def begin() -> None:
@@ -65,61 +55,76 @@ def begin() -> None:
         told = json.loads(Path(path).read_text())
         sites = {int(node): str(site) for node, site in told["sites"].items()}
         _seed(int(told["seed"]))
-        _put_in_order(sites)
-        _Record(Path(path).with_name(TRACE_FILE), sites).listen()
+        places = {node: place for place, node in enumerate(sites)}
+        record = _Record(Path(path).with_name(TRACE_FILE), sites)
+        replaced.replace(replaced.GRID, lambda kind: _ordered(kind, places, record))
+        _put_clients_in_order(places)
 
 
 def _seed(seed: int) -> None:
     random.seed(seed)
-    own = random.Random()
-    for name in WAITS:
-        module: Any = importlib.import_module(name)
-        module.random = namespace_proxy(random, uniform=own.uniform)
+    own, uniform = random.Random(), random.uniform
+
+    def apart(a: float, b: float) -> float:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        return (own.uniform if caller.startswith(WAITS) else uniform)(a, b)
+
+    random.uniform = apart
     numpy: Any = importlib.import_module("numpy")
     numpy.random.seed(seed % 2**32)
 
 
-def _put_in_order(sites: dict[int, str]) -> None:
-    places = {node: place for place, node in enumerate(sites)}
-
-    def place(node: int) -> tuple[int, int]:
-        return places.get(node, len(places)), node
-
-    grid: Any = getattr(importlib.import_module(GRID[0]), GRID[1])
-    get_nodes, send_and_receive = grid.get_nodes, grid.send_and_receive
-
-    def nodes_in_order(self: Any) -> list[Any]:
-        return sorted(get_nodes(self), key=lambda node: place(node.node_id))
-
-    def replies_in_order(self: Any, messages: Iterable[Message], **options: Any) -> list[Message]:
-        replies = send_and_receive(self, messages, **options)
-        return sorted(replies, key=lambda reply: place(reply.metadata.src_node_id))
-
-    grid.get_nodes, grid.send_and_receive = nodes_in_order, replies_in_order
-
-    # Legacy apps: clients are kept by their nodes' ids, and asked by one thread each.
-    manager: Any = getattr(importlib.import_module(CLIENT_MANAGER[0]), CLIENT_MANAGER[1])
-    register = manager.register
-
-    def register_in_order(self: Any, client: Any) -> Any:
-        done = register(self, client)
-        self.clients = dict(sorted(self.clients.items(), key=lambda item: place(int(item[0]))))
-        return done
-
-    manager.register = register_in_order
-    server: Any = importlib.import_module(SERVER)
-    for name in CLIENT_CALLS:
-        setattr(server, name, _results_in_order(getattr(server, name), place))
+def _place(places: Mapping[int, int], node: int) -> tuple[int, int]:
+    return places.get(node, len(places)), node
 
 
-def _results_in_order(
-    call: Callable[..., Any], place: Callable[[int], tuple[int, int]]
-) -> Callable[..., Any]:
-    def ordered(*args: Any, **options: Any) -> Any:
-        results, failures = call(*args, **options)
-        return sorted(results, key=lambda result: place(int(result[0].cid))), failures
+def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]:
+    """A grid that gives nodes and replies in the order of the sites, and notes what passes."""
 
-    return ordered
+    class OrderedGrid(kind):  # type: ignore[misc]
+        def get_nodes(self) -> list[Any]:
+            return sorted(super().get_nodes(), key=lambda node: _place(places, node.node_id))
+
+        def send_and_receive(self, messages: Iterable[Message], **options: Any) -> list[Message]:
+            replies = super().send_and_receive(messages, **options)
+            return sorted(replies, key=lambda reply: _place(places, reply.metadata.src_node_id))
+
+        def push_messages(self, messages: Iterable[Message]) -> Any:
+            sent = list(messages)
+            return record.sent(sent, lambda: super(OrderedGrid, self).push_messages(sent))
+
+        def pull_messages(self, *ids: Any, **by_name: Any) -> list[Message]:
+            # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
+            replies = list(super().pull_messages(*ids, **by_name))
+            for reply in replies:
+                record.got(reply)
+            return replies
+
+    return OrderedGrid
+
+
+def _put_clients_in_order(places: Mapping[int, int]) -> None:
+    """Legacy apps: clients are kept by their nodes' ids, and asked by one thread each."""
+
+    def in_order(register: Callable[..., Any]) -> Callable[..., Any]:
+        def register_in_order(self: Any, client: Any) -> Any:
+            done = register(self, client)
+            self.clients = dict(sorted(self.clients.items(), key=lambda item: _place(places, int(item[0]))))
+            return done
+
+        return register_in_order
+
+    def place(future: concurrent.futures.Future[Any]) -> tuple[int, int]:
+        failed = future.exception() is not None
+        return (len(places) + 1, 0) if failed else _place(places, int(future.result()[0].cid))
+
+    def wait(*args: Any, **options: Any) -> tuple[list[Any], Any]:
+        done, not_done = concurrent.futures.wait(*args, **options)
+        return sorted(done, key=place), not_done
+
+    replaced.replace(replaced.REGISTER_CLIENT, in_order)
+    futures = namespace_proxy(concurrent.futures, wait=wait)
+    replaced.replace(replaced.FUTURES, lambda _: namespace_proxy(concurrent, futures=futures))
 
 
 class _Record:
@@ -132,28 +137,14 @@ class _Record:
         """By message id."""
         self._begun: set[int] = set()
 
-    def listen(self) -> None:
-        """Take note from now on."""
-        grid: Any = getattr(importlib.import_module(GRID[0]), GRID[1])
-        push, pull = grid.push_messages, grid.pull_messages
-
-        def pushed(of: Any, messages: Iterable[Message]) -> Any:
-            sent = list(messages)
-            events = [self._sent(message) for message in sent]
-            ids = push(of, sent)
-            with self._lock:
-                for message_id, event in zip(ids, events, strict=False):
-                    self._rounds[message_id] = event["round"]
-            return ids
-
-        def pulled(of: Any, *ids: Any, **by_name: Any) -> Any:
-            # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
-            replies = list(pull(of, *ids, **by_name))
-            for reply in replies:
-                self._got(reply)
-            return replies
-
-        grid.push_messages, grid.pull_messages = pushed, pulled
+    def sent(self, messages: list[Message], push: Callable[[], Any]) -> Any:
+        """Note messages that `push` sends; returns their ids."""
+        events = [self._sent(message) for message in messages]
+        ids = list(push())
+        with self._lock:
+            for message_id, event in zip(ids, events, strict=False):
+                self._rounds[message_id] = event["round"]
+        return ids
 
     def _sent(self, message: Message) -> Event:
         content = message.content if message.has_content() else RecordDict()
@@ -173,7 +164,8 @@ class _Record:
             self._write(event)
         return event
 
-    def _got(self, reply: Message) -> None:
+    def got(self, reply: Message) -> None:
+        """Note a reply, or what was said unasked."""
         data = reply.metadata
         content = reply.content if reply.has_content() else RecordDict()
         error = "" if reply.has_content() else reply.error.reason or f"error {reply.error.code}"

@@ -8,8 +8,8 @@ installed: never the app's own modules) is imported for the next ones too.
 It is switched off by itself where a copy would not be like a new process: where an import has started
 threads or has touched a GPU. Then, or when the template is gone, programs are started as Flower does it.
 
-`popen_replacement` stands in for `subprocess.Popen` in the modules by which flwr 1.40 to 1.43 starts its
-programs; `tests/unit/test_internals.py` guards that they do so.
+Our launchers start the SuperExec by it (`starter`). That starts the apps' processes by an executor of ours
+(`fork_executor`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bridge.common.namespace_proxy import namespace_proxy
-from bridge.flower import serverapp
+from bridge.flower import fast_path, replaced, serverapp
 from bridge.launch import sandbox
 from bridge.launch.confinement import APP_POLICY
 from bridge.launch.environment import DETERMINISTIC, DETERMINISTIC_MODULE
@@ -45,12 +44,8 @@ log = logging.getLogger("flwr")
 SUPEREXEC, CLIENTAPP, SERVERAPP = "flower-superexec", "flwr-clientapp", "flwr-serverapp"
 """The programs that can be copies. The first starts the other two."""
 
-LAUNCHERS = {
-    "flower-superexec": "flwr.supercore.superexec.executor.subprocess_executor",
-    "flower-superlink": "flwr.superlink.cli.flower_superlink",
-    "flower-supernode": "flwr.supernode.start_client_internal",
-}
-"""Which module of flwr 1.41 starts the others, by program: each does it by its `subprocess.Popen`."""
+ISOLATION, PROCESS = "--isolation", "process"
+"""The option by which SuperLink and SuperNode leave the start of a SuperExec to us."""
 
 COMMAND_LIMIT = 1 << 16
 """Bytes of one request to the template; a command is some hundred."""
@@ -121,20 +116,44 @@ class ForkServer:
             self._channel.sendall(json.dumps({"modules": [name for name in modules if name]}).encode())
 
 
-def popen_replacement(template: ForkServer | None, started: Callable[[str, int], None]) -> Callable[..., Any]:
-    """Return what stands in for `subprocess.Popen`: starts what can be a copy as a copy, all else as ever.
-    `started` is told each program and its process's id."""
+def starter(template: ForkServer | None) -> Callable[..., Any]:
+    """Return what starts one of Flower's programs: as a copy of the template, or as a new interpreter."""
 
-    def start(command: Sequence[str], **options: Any) -> Any:
-        process: Any = None
-        if template is not None and command[0] in (SUPEREXEC, CLIENTAPP, SERVERAPP):
-            process = template.start(command, quiet=options.get("stdout") == subprocess.DEVNULL)
-        if process is None:
-            process = subprocess.Popen(equivalent_command(command), **options)
-        started(command[0], process.pid)
-        return process
+    def start(command: Sequence[str], *, quiet: bool = False) -> Any:
+        process = None if template is None else template.start(command, quiet=quiet)
+        if process is not None:
+            return process
+        output = subprocess.DEVNULL if quiet else None
+        return subprocess.Popen(equivalent_command(command), stdout=output, stderr=output)
 
     return start
+
+
+def superexec_command(runtime_port: int) -> list[str]:
+    """The SuperExec of a server on loopback; it ends with this process."""
+    address = ["--runtime-api-address", f"127.0.0.1:{runtime_port}"]
+    return [SUPEREXEC, "--insecure", *address, PARENT, str(os.getpid())]
+
+
+def fork_executor(start: Callable[..., Any]) -> Any:
+    """An executor (flwr 1.41 `supercore/superexec/executor/types.py`) whose processes `start` starts. The
+    rest is Flower's own for subprocesses."""
+    flower: Any = importlib.import_module("flwr.supercore.superexec.executor")
+    constant: Any = importlib.import_module("flwr.supercore.constant")
+
+    class ForkExecutor(flower.SubprocessExecutor):  # type: ignore[misc]
+        def launch(self, spec: Any) -> Any:
+            program = constant.TASK_TYPE_TO_COMMAND[spec.task_type]
+            address = constant.TASK_TYPE_TO_APPIO_API_ADDRESS_ARG[spec.task_type]
+            command = [program, address, spec.runtime_api_address, "--token", spec.token]
+            if program not in (CLIENTAPP, SERVERAPP) or not spec.insecure or spec.runtime_dependency_install:
+                return super().launch(spec)
+            if spec.parent_pid is not None:
+                command += [PARENT, str(spec.parent_pid)]
+            start([*command, "--insecure"], quiet=spec.suppress_output)
+            return flower.LaunchResult.accepted()
+
+    return ForkExecutor()
 
 
 def equivalent_command(command: Sequence[str]) -> list[str]:
@@ -142,14 +161,6 @@ def equivalent_command(command: Sequence[str]) -> list[str]:
     if command[0] in (SUPEREXEC, SERVERAPP) or (command[0] == CLIENTAPP and APP_POLICY in os.environ):
         return [sys.executable, "-P", "-m", "bridge.flower.fork_server", *command]
     return list(command)
-
-
-def launch_by(
-    template: ForkServer | None, program: str, started: Callable[[str, int], None] = lambda program, pid: None
-) -> None:
-    """Let this process, which runs `program`, start the others by `template` (None: as new interpreters)."""
-    module: Any = importlib.import_module(LAUNCHERS[program])
-    module.subprocess = namespace_proxy(subprocess, Popen=popen_replacement(template, started))
 
 
 def start_fork_server(programs: Iterable[str]) -> ForkServer:
@@ -252,6 +263,8 @@ class _ForkServerLoop:
                 os._exit(1)
         its.close()
         os.close(told)
+        if program != SUPEREXEC:
+            fast_path.tell(fast_path.COPIED)
         if program == SUPEREXEC:
             self._channels[ours.fileno()] = ours
             self._poll.register(ours, select.EPOLLIN)
@@ -378,7 +391,8 @@ def run_program(program: str, template: ForkServer | None, entry: Callable[[], A
     """Run one of Flower's programs in this process, to its end; returns its exit code."""
     watch_parent()
     if program == SUPEREXEC:
-        launch_by(template, SUPEREXEC)
+        executor = fork_executor(starter(template))
+        replaced.replace(replaced.GET_EXECUTOR, lambda _: lambda *_args, **_options: executor)
     elif program == SERVERAPP:
         serverapp.take_out_waits()
         if DETERMINISTIC in os.environ:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from bridge.flower import fast_path
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -159,6 +161,7 @@ class LongPollMiddleware:
             request.append(await receive())
         deadline = time.monotonic() + hold.seconds
         answer: list[Message] = []
+        woken = False
         while True:
             # Before the question, so that no change after it is missed.
             changed = self._changes.setdefault(hold.until, asyncio.Event())
@@ -170,9 +173,12 @@ class LongPollMiddleware:
             try:
                 async with asyncio.timeout(min(max(left, 0.0), hold.again)):
                     await changed.wait()
+                woken = True
             except TimeoutError:
                 if answer and time.monotonic() >= deadline:
                     break  # It is "nothing" still; whoever asks anew is the next look.
+        if woken and not _is_nothing(hold, answer):
+            fast_path.tell(fast_path.HELD)
         for message in answer:
             await send(message)
 

@@ -1,20 +1,14 @@
-"""flwr-serverapp without its waits. They are flwr 1.41's, guarded by `tests/unit/test_internals.py`."""
+"""flwr-serverapp without its waits. They are flwr 1.41's (`replaced.py`)."""
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
+from collections.abc import Iterable
 from queue import Queue
 from typing import Any
 
-from bridge.common.namespace_proxy import namespace_proxy
-
-GRID, RUN = "flwr.superlink.grid.http_grid", "flwr.superlink.runtime.run_serverapp"
-"""Where a ServerApp asks for replies, and where it ends."""
-
-CLIENT = ("flwr.supercore.runtime", "RuntimeHttpClient")
-"""By what it sends its log."""
+from bridge.flower import fast_path, replaced
 
 BETWEEN_PULLS = 0.01
 """Seconds that are left of a ServerApp's 3 between two questions for replies. Each question is held at the
@@ -28,19 +22,49 @@ FLUSHED_WITHIN = 4.0
 """Seconds for the log at the ServerApp's end, as Flower has it: 3 for the queue and 1 for what was taken."""
 
 
+def prompt_grid(kind: Any, sending: threading.Lock) -> type[Any]:
+    """Return a grid that asks for replies at once, and holds `sending` while it sends a part of the log."""
+
+    class PromptGrid(kind):  # type: ignore[misc]
+        def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
+            missing = {message_id for message_id in self.push_messages(messages) if message_id}
+            deadline = None if timeout is None else time.time() + timeout
+            replies: list[Any] = []
+            while deadline is None or time.time() < deadline:
+                found = list(self.pull_messages(missing))
+                replies += found
+                missing -= {reply.metadata.reply_to_message_id for reply in found}
+                if not missing:
+                    break
+                fast_path.tell(fast_path.ASKED)
+                time.sleep(BETWEEN_PULLS)
+            return replies
+
+        @property
+        def _runtime_client(self) -> Any:
+            return _Client(super()._runtime_client, sending)
+
+    return PromptGrid
+
+
+class _Client:
+    """A runtime client of Flower's that shows when it sends a part of the log."""
+
+    def __init__(self, client: Any, sending: threading.Lock) -> None:
+        self._client, self._sending = client, sending
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PushLogs(self, *args: Any, **options: Any) -> Any:  # noqa: N802
+        """See Flower's."""
+        with self._sending:
+            return self._client.PushLogs(*args, **options)
+
+
 def take_out_waits() -> None:
     """Let this process's ServerApp ask for replies at once, and end when its log has been sent."""
-    grid: Any = importlib.import_module(GRID)
-    grid.time = namespace_proxy(time, sleep=lambda seconds: time.sleep(BETWEEN_PULLS))
-    run: Any = importlib.import_module(RUN)
-    module, name = CLIENT
-    client: Any = getattr(importlib.import_module(module), name)
     sending = threading.Lock()
-    push_logs = client.PushLogs
-
-    def push(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with sending:
-            return push_logs(self, *args, **kwargs)
 
     def flush_logs(log_queue: Queue[str | None]) -> bool:
         """Wait until the log has been sent; Flower waits a second longer, in case that it is under way."""
@@ -52,4 +76,5 @@ def take_out_waits() -> None:
                 return True
         return False
 
-    client.PushLogs, run.flush_logs = push, flush_logs
+    replaced.replace(replaced.GRID, lambda kind: prompt_grid(kind, sending))
+    replaced.replace(replaced.FLUSH_LOGS, lambda _: flush_logs)

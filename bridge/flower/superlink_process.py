@@ -11,61 +11,44 @@ registration or push of the same object is refused. If the connection breaks bet
 and its answer, nobody could tell. So the forwarder puts an id on such a call, and a call with an id is
 carried out once: a repetition gets the same answer.
 
-**A reply has as long as a site may be away.** flwr 1.41 drops a reply of which no object came for 180 s
-(`supercore/constant.py`, OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs.
-
-**The reply of a node that is removed is given up.** A ServerApp waits for the rest of a reply whose node was
-killed while it sent it; flwr 1.41 lets it wait until that time is over, whatever became of the node.
+**A reply has as long as a site may be away**, and ends with its node (`link_state.py`).
 
 **Pulls are held** until there is something (`long_poll.py`), for SuperNodes as for the ServerApp.
 
-The first leans on `uvicorn.run` and `grpc.server` being how a SuperLink serves; the second on that
-constant's place: both are so in flwr 1.34 to 1.43. The third leans on how the state in memory holds replies,
-in flwr 1.41. `tests/unit/test_internals.py` and `tests/versions` guard them.
+Where the Fleet API is HTTP, the SuperLink is Flower's FastAPI app, with our middleware, lifespan and uvicorn
+server. Where it is gRPC, it is Flower's program, which serves by `grpc.server`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import logging
 import sys
-import threading
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import uvicorn
 
 from bridge.common import versions
 from bridge.common.loop import LoopThread
-from bridge.common.namespace_proxy import namespace_proxy
 from bridge.fleet import wire
-from bridge.flower import fork_server
+from bridge.flower import fork_server, replaced
+from bridge.flower.link_state import lasting
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
 from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import LinkFault, Response
 
+log = logging.getLogger("flwr")
+
 PROGRAM = "flower-superlink"
 
-PUSH_SESSIONS = ("flwr.supercore.corestate.in_memory_corestate", "OBJECT_PUSH_SESSION_TTL_SECONDS")
-"""Where flwr 1.41 keeps the seconds after which it drops an unfinished reply."""
+COMMAND, API = "flwr.superlink.cli.flower_superlink", "flwr.superlink.main"
+"""Where flwr has the program and its FastAPI app."""
 
-
-LINK_STATE = ("flwr.server.superlink.linkstate.in_memory_linkstate", "InMemoryLinkState")
-"""Where flwr 1.41 keeps nodes, replies, and which of these are unfinished."""
-
-
-LOG_STREAM = ("flwr.superlink.servicer.control.control_handlers", "LOG_STREAM_INTERVAL")
-"""Where flwr 1.41 keeps the seconds between two looks at a run whose log is streamed: 0.5."""
-
-LOG_STREAM_INTERVAL = 2.0
-"""What they are set to: it is woken by what it looks for, but not by a run that runs out of time."""
-
-LOGGED = ("add_task_log", "finish_task", "stop_run")
-"""What of the state in memory makes such a look find something."""
+LOG_STREAM_INTERVAL = 0.05
+"""Seconds between two looks at a run whose log is streamed; each takes some 0.1 ms."""
 
 
 class IdempotencyMiddleware:
@@ -142,100 +125,92 @@ async def _whole(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def lengthen_push_sessions(seconds: float) -> None:
-    """Let an unfinished reply wait so long for its next object."""
-    module, constant = PUSH_SESSIONS
-    setattr(import_module(module), constant, seconds)
+class Server(uvicorn.Server):
+    """Ends at once: what is held is let go of."""
+
+    def __init__(self, config: uvicorn.Config, holding: LongPollMiddleware) -> None:
+        super().__init__(config)
+        self._holding = holding
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Called by uvicorn for a signal."""
+        self._holding.release()
+        super().handle_exit(sig, frame)
 
 
-def give_up_replies_of_removed_nodes() -> None:
-    """Let a node's removal end the wait for what it had begun to send: the ServerApp gets an error for it."""
-    module, name = LINK_STATE
-    state = getattr(import_module(module), name)
-    if not hasattr(state, "_cleanup_push_session"):
-        return  # An older flwr knows no unfinished replies.
-    store, delete_node = state.store_message_and_object_tree, state.delete_node
+def lifespan(command: Any, start: Callable[[list[str]], Any]) -> type[Any]:
+    """Return Flower's lifespan with a SuperExec that `start` starts; Flower itself ends it."""
 
-    def store_and_remember(self: Any, message: Any, object_tree: Any, session_id: str) -> Any:
-        # Here, since a reply that the ServerApp has begun to fetch is forgotten but for its objects.
-        self._object_push_sessions[session_id].node_id = message.metadata.src_node_id
-        return store(self, message, object_tree, session_id)
+    class Lifespan(command.SuperLinkLifespan):  # type: ignore[misc]
+        superexec_process: Any
 
-    def delete(self: Any, owner_aid: str, node_id: int) -> None:
-        delete_node(self, owner_aid, node_id)
-        with self._lock_object_push_sessions:
-            for session in self._object_push_sessions.values():
-                if getattr(session, "node_id", None) == node_id:
-                    session.expires_at = datetime.now(UTC)
+        def startup(self) -> None:
+            super().startup()
+            if self.superexec_process is None:
+                self.superexec_process = start(fork_server.superexec_command(self.config.port))
 
-    state.store_message_and_object_tree, state.delete_node = store_and_remember, delete
+    return Lifespan
 
 
-def wake_log_streams() -> None:
-    """Let the stream of a run's log, which ends with the run, notice both at once instead of looking."""
-    name, constant = LOG_STREAM
-    module, changed = import_module(name), threading.Event()
-    setattr(module, constant, LOG_STREAM_INTERVAL)
+def composed(start: Callable[[list[str]], Any] | None) -> Server:
+    """Return the SuperLink that the command line names.
 
-    def sleep(seconds: float) -> None:
-        changed.wait(seconds)
-        changed.clear()
-
-    module.time = namespace_proxy(time, sleep=sleep)  # type: ignore[attr-defined]
-    state = getattr(import_module(LINK_STATE[0]), LINK_STATE[1])
-    for method in LOGGED:
-        setattr(state, method, _then(getattr(state, method), changed.set))
+    `start` starts its SuperExec, without waits. With None it starts one itself, and waits as Flower does.
+    """
+    command, api = import_module(COMMAND), import_module(API)
+    kind = command.SuperLinkLifespan if start is None else lifespan(command, start)
+    config = command._parse_superlink_lifespan_config()
+    holding = LongPollMiddleware(api.create_app(config, kind), SUPERLINK_HOLDS if start is not None else {})
+    logs = command.get_uvicorn_log_config(command.console_handler.level)
+    app = IdempotencyMiddleware(holding)
+    return Server(uvicorn.Config(app, host=config.host, port=config.port, log_config=logs), holding)
 
 
-def _then(method: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def both(*args: Any, **options: Any) -> Any:
-        try:
-            return method(*args, **options)
-        finally:
-            after()
-
-    return both
-
-
-def main(arguments: list[str]) -> None:
-    """Run flower-superlink in this process; it ends the process itself."""
-    grace, warm, modules, *options = arguments
-    start = fork_server.load(PROGRAM)
-    if versions.generation().fast_path:
-        forked = (
-            fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.SERVERAPP))
-            if warm == "1"
-            else None
-        )
-        fork_server.launch_by(forked, PROGRAM)
-        if forked is not None:
-            forked.preload(modules.split(","))
-        wake_log_streams()
-    fork_server.name_process(PROGRAM)
-    lengthen_push_sessions(float(grace))
-    give_up_replies_of_removed_nodes()
-    serve, exits = uvicorn.run, uvicorn.Server.handle_exit
-
-    def serve_once(app: App, **options: Any) -> None:
-        holding = LongPollMiddleware(app, SUPERLINK_HOLDS if versions.generation().fast_path else {})
-
-        def handle_exit(server: uvicorn.Server, *signal: Any) -> None:
-            holding.release()
-            exits(server, *signal)
-
-        uvicorn.Server.handle_exit = handle_exit  # type: ignore[assignment, method-assign]
-        serve(IdempotencyMiddleware(holding), **options)
-
-    uvicorn.run = cast(Any, serve_once)
+def answer_once_over_grpc() -> None:
+    """Let every gRPC server of this process carry out a call with an id once."""
     make_server = grpc.server
 
     def make_server_once(*args: Any, interceptors: Any = None, **options: Any) -> Any:
         return make_server(*args, interceptors=(IdempotencyInterceptor(), *(interceptors or ())), **options)
 
     grpc.server = make_server_once
+
+
+def main(arguments: list[str]) -> None:
+    """Run flower-superlink in this process; it ends the process itself."""
+    grace, warm, modules, *options = arguments
+    row = versions.generation()
+    run = fork_server.load(PROGRAM)
+    replaced.replace(replaced.LINK_STATE, lambda state: lasting(state, float(grace)))
     sys.argv = [PROGRAM, *options]
-    start()
+    if row.fleet is versions.Transport.GRPC:
+        fork_server.name_process(PROGRAM)
+        answer_once_over_grpc()
+        run()
+        return
+    start = None
+    if row.fast_path:
+        forked = (
+            fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.SERVERAPP))
+            if warm == "1"
+            else None
+        )
+        if forked is not None:
+            forked.preload(modules.split(","))
+        start = fork_server.starter(forked)
+        replaced.replace(replaced.LOG_STREAM_INTERVAL, lambda _: LOG_STREAM_INTERVAL)
+        sys.argv += [fork_server.ISOLATION, fork_server.PROCESS]
+    fork_server.name_process(PROGRAM)
+    try:
+        server = composed(start)
+    except (ImportError, AttributeError, TypeError) as changed:
+        if row is not versions.NEWER:
+            raise
+        log.warning("this flwr is made otherwise, so it runs as it is, without answers kept: %r", changed)
+        run()
+    else:
+        server.run()
+        sys.exit(0 if server.started else 1)
 
 
 if __name__ == "__main__":

@@ -155,11 +155,5 @@ def fork_server_command(descriptor: int) -> list[str]:
     return ["python", "-P", "-m", FORK_SERVER_PROCESS, str(descriptor)]
 
 
-def superexec_command(runtime_port: int) -> list[str]:
-    """The SuperExec of a SuperNode that does not start its own; it ends with this process."""
-    address = ["--runtime-api-address", f"127.0.0.1:{runtime_port}"]
-    return ["flower-superexec", "--insecure", *address, "--parent-pid", str(os.getpid())]
-
-
 def _filled(flags: str, **ports: int) -> list[str]:
     return flags.format_map(ports).split()

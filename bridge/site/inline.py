@@ -1,12 +1,12 @@
 """A SuperNode in a thread of this process: one process less, and the memory of its interpreter.
 
-flwr's SuperNode takes itself for the master of its process. Here it is told otherwise, by names in its own
-modules (flwr 1.40 to 1.43, read in 1.41.0; guarded by `tests/unit/test_internals.py`):
+flwr's SuperNode takes itself for the master of its process. Here it is told otherwise (flwr 1.40 to 1.43):
 
-- `register_signal_handlers`, which works in a main thread only, does nothing.
-- `flwr_exit`, and the SIGINT to itself with which a SuperNode answers a 401, end its thread.
+- Its loop sets no signal handlers (`replaced.py`), which works in a main thread only.
+- What ends the process, `flwr_exit`, first calls exit handlers: one of ours ends the thread there.
 - A thread cannot be killed. So it ends by itself when it is told to: it makes no further call, and each of
   its waits ends. What it is waiting for then, an answer of the gateway, is for the gateway's owner to end.
+  Its client (`_Life.client`) sees to both, and to a 401, after which a SuperNode would end its process.
 - Its log goes where this process's log goes.
 
 Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
@@ -21,21 +21,23 @@ import contextlib
 import importlib
 import logging
 import os
+import random
+import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvicorn
+import httpx
 
-from bridge.common.loop import LoopThread
 from bridge.common.namespace_proxy import namespace_proxy
-from bridge.flower import fork_server
-from bridge.flower.supernode_process import LOOP, StateSignals
+from bridge.fleet.wire import HEARTBEAT, LEAVE_CALLS, call_name
+from bridge.flower import fork_server, replaced
+from bridge.flower.supernode_api import Events, serving
+from bridge.flower.supernode_process import LOOP
 from bridge.launch import environment
 from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import FlowerProcess, gone
@@ -43,26 +45,23 @@ from bridge.site.supernode import OWN_END
 
 log = logging.getLogger(__name__)
 
-API = "flwr.supernode.main"
-STATES, STORES = "flwr.supernode.nodestate", "flwr.supercore.object_store"
-CONNECTION, CLIENT = "flwr.supernode.fleet_http_connection", "flwr.supernode.fleet_http_client"
-RETRIES, RETRYING = "flwr.supercore.retry", "flwr.supercore.retry.http_retry"
-"""Where flwr 1.41 has a SuperNode's own server, what it keeps, and how it calls its SuperLink."""
-
-EXIT, SIGNALS = "flwr_exit", "register_signal_handlers"
-"""What would end or change the whole process, in whichever of flwr's modules."""
+CLIENT = "flwr.supernode.fleet_http_client"
+"""Where flwr has what calls the SuperLink."""
 
 STOPPED = "was stopped"
 """Why a SuperNode ended that was told to."""
 
-ISOLATION = "process"
-"""What flower-supernode's option `--isolation` is called where it is not to start a SuperExec itself."""
+REFUSED, UNAVAILABLE = 401, frozenset({502, 503, 504})
+"""The statuses after which a SuperNode ends, and those after which it tries again."""
+
+RETRY_FIRST, RETRY_LAST = 1.0, 20.0
+"""Seconds between two tries of a call, at most: the first wait and the longest, as in Flower."""
 
 CHATTY = ("httpx", "alembic")
 """What would write a line for each call and each import into this process's log."""
 
-API_END = 1.0
-"""Seconds for a SuperNode's own server to close its port; it takes some 0.1 s."""
+_EXIT = re.compile(r"Exit Code: (\d+)\n(.*?)(?:\n\n|$)", re.DOTALL)
+"""What Flower logs before it ends its process."""
 
 
 class Ended(SystemExit):
@@ -72,12 +71,26 @@ class Ended(SystemExit):
     """
 
 
-class _Life:
-    """Whether a SuperNode's thread is to go on. All that the thread calls raises `Ended` if it is not."""
+class _Life(logging.Handler):
+    """Whether a SuperNode's thread is to go on. All that the thread calls raises `Ended` if it is not.
+
+    As a handler of Flower's log it knows Flower's last words.
+    """
 
     def __init__(self) -> None:
-        self.events = StateSignals()
+        super().__init__(logging.INFO)
+        self.events = Events()
         self._reason = ""
+        self._last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep why Flower is about to end its process."""
+        if found := _EXIT.match(record.getMessage()):
+            self._last = f"ended with Flower's code {found[1]}: {found[2]}"
+
+    def exit(self) -> None:
+        """Be an exit handler of Flower's: the process goes on, and the thread ends."""
+        raise Ended(self._last or "ended by Flower")
 
     def end(self, reason: str) -> None:
         """Let the thread end, from any thread."""
@@ -100,66 +113,58 @@ class _Life:
         self.events.sleep(seconds)
         self.check()
 
-    def wait(self, seconds: float) -> None:
-        """Take the place of the wait between two tries of a call."""
-        log.warning("the SuperNode is not answered, next try in %.1f s", seconds)
-        self.events.over.wait(seconds)
-        self.check()
-
-    def refused(self, pid: int, number: int) -> None:
-        """Take the place of the `os.kill` by which a SuperNode that gets a 401 ends its process."""
-        self.end("was refused with 401")
-        self.check()
-
     def client(self, kind: Any) -> type[Any]:
-        """Return a `FleetHttpClient` that makes no call when the thread is to end, and returns from none."""
+        """Return a `FleetHttpClient` that makes no call when the thread is to end, returns from none, and
+        tries again until then."""
         life = self
 
         class Client(kind):  # type: ignore[misc]
-            def _unary_unary(self, **call: Any) -> Any:
-                life.check()
-                answer = super()._unary_unary(**call)
-                life.check()
-                return answer
+            def _unary_unary(self, *, path: str, **call: Any) -> Any:
+                longest = RETRY_FIRST
+                while True:
+                    life.check()
+                    try:
+                        answer = super()._unary_unary(path=path, **call)
+                    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                        life.failed(path, error)
+                    else:
+                        life.check()
+                        return answer
+                    wait = random.uniform(0, longest)
+                    longest = min(2 * longest, RETRY_LAST)
+                    log.warning("the SuperNode is not answered, next try in %.1f s", wait)
+                    life.events.over.wait(wait)
 
         return Client
 
-
-def _exit(code: int, message: str | None = None, *_: Any, **__: Any) -> None:
-    """Take the place of `flwr_exit`."""
-    raise Ended(f"ended with Flower's code {code}: {message or 'no reason given'}")
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    """Take the place of `register_signal_handlers`."""
+    def failed(self, path: str, error: httpx.HTTPError) -> None:
+        """Return if a call is to be made again, and raise otherwise."""
+        self.check()
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        if status == REFUSED:
+            self.end("was refused with 401")
+            self.check()
+        once = call_name(path) in {HEARTBEAT, *LEAVE_CALLS}
+        if once or (status is not None and status not in UNAVAILABLE):
+            raise error
 
 
 def _take_over(life: _Life) -> None:
-    """Put the names that a thread can live with into flwr's modules."""
+    """Let this process's SuperNode be one that a thread can be."""
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    loop, connection, retrying = _module(LOOP), _module(CONNECTION), _module(RETRYING)
-    loop.time = namespace_proxy(time, sleep=life.sleep)
-    for module in (connection, retrying):
-        module.os = namespace_proxy(os, kill=life.refused)
-    connection.FleetHttpClient = life.client(_module(CLIENT).FleetHttpClient)
-
-    def make_invoker() -> Any:
-        invoker = _module(RETRIES).make_simple_http_retry_invoker()
-        invoker.wait_function = life.wait
-        return invoker
-
-    connection.make_simple_http_retry_invoker = make_invoker
-    _module(API)  # By now, all that would end the process has been imported.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("flwr."):
-            for own, ours in ((EXIT, _exit), (SIGNALS, _ignore)):
-                if own in vars(module):
-                    setattr(module, own, ours)
+    replaced.replace(replaced.LOOP_TIME, lambda _: namespace_proxy(time, sleep=life.sleep))
+    # Made of Flower's own: by that name there may be an earlier thread's.
+    client = life.client(_module(CLIENT).FleetHttpClient)
+    replaced.replace(replaced.FLEET_CLIENT, lambda _: client)
+    replaced.replace(replaced.SIGNAL_HANDLERS, lambda _: lambda *_args, **_options: None)
+    # Before Flower sets its watchdog, which ends the process.
+    _module("flwr.supercore.exit").add_exit_handler(life.exit, run_before_force_exit=True)
     flower = logging.getLogger("flwr")
     for handler in list(flower.handlers):
         flower.removeHandler(handler)
     flower.setLevel(logging.INFO)
+    flower.addHandler(life)
 
 
 def _module(name: str) -> Any:
@@ -289,15 +294,14 @@ class InlineSuperNode:
     def _live(self) -> None:
         """Be a SuperNode, until `Ended`."""
         _take_over(self._life)
-        factory = _module(STATES).NodeStateFactory(_module(STORES).ObjectStoreFactory())
-        self._life.events.watch(factory, self._preload)
-        with self._serving(factory), self._with_superexec(self._port):
+        factory = self._life.events.factory(self._preload)
+        with serving(self._life.events, factory, self._socket), self._with_superexec(self._port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
                 server_address=self._gateway,
                 node_config=self._node_config,
                 insecure=True,
-                isolation=ISOLATION,
+                isolation=fork_server.PROCESS,
                 runtime_dependency_install=False,
             )
 
@@ -307,37 +311,9 @@ class InlineSuperNode:
             self._template.preload(self._prefork.modules)
 
     @contextlib.contextmanager
-    def _serving(self, factory: Any) -> Iterator[None]:
-        """The SuperNode's own server, which its SuperExec and ClientApps ask; on a loop of its own, so that
-        the gateway need not wait for it."""
-        config = uvicorn.Config(
-            self._life.events.serve(_module(API).create_app(state_factory=factory)),
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            lifespan="off",
-        )
-        server = uvicorn.Server(config)
-        loop = LoopThread("supernode-api")
-        try:
-            serving = loop.submit(server.serve([self._socket]))
-            while not server.started:
-                if serving.done():
-                    serving.result()
-                    raise RuntimeError("its HTTP server ended as soon as it was started")
-                time.sleep(0.01)
-            yield
-        finally:
-            self._life.events.end()
-            server.should_exit = server.force_exit = True
-            with contextlib.suppress(TimeoutError):
-                serving.result(API_END)
-            loop.close()
-
-    @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:
         """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it."""
-        command = environment.superexec_command(port)
+        command = fork_server.superexec_command(port)
         started = self._template.start(command, quiet=False) if self._template is not None else None
         if started is not None:
             pid: int | None = started.pid

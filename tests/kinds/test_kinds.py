@@ -9,41 +9,18 @@ places, and in plain Flower (`bridge/flower/plain.py`). Both have the same seed 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 
-from bridge.launch import plan, reaper
-from bridge.server.superlink import RunEnd
-from scripts import core, differences
-from tests.driver import Outcome
-from tests.versions.conftest import must
-
-APPS = core.ROOT / "tests" / "apps"
-SEED = 7
-"""Of the ServerApps."""
+from scripts import differences
+from tests.pairs import Kind, Runs, check_equal, pairs, recorded
 
 AT_ONCE = 3
 """Runs at a time: most of each is waiting."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An app and how it is run."""
-
-    app: str
-    sites: int = 2
-    config: dict[str, int | float | str] = field(default_factory=dict)
-    writes: str = ""
-    """A file that the ServerApp writes, if any."""
 
 
 # Those that take longest come first.
@@ -68,93 +45,17 @@ KINDS = {
     "mods": Kind("mod-chain"),
 }
 
-PLAIN = """
-import json, sys
-from pathlib import Path
-from bridge.flower import plain
-app, folder, spec = sys.argv[1:]
-try:
-    plain.run(Path(app), Path(folder), json.loads(spec))
-except plain.Failed as failed:
-    sys.exit(str(failed))
-"""
-
-AS_IN_THE_IMAGES = ("env", "FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1")
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Of one kind."""
-
-    relayed: Future[Outcome]
-    plain: Future[Path]
-    """The folder in which its ServerApp ran."""
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Runs]]:
     """All runs, each in a process of its own: a run's children are then that run's only."""
-    pool = ThreadPoolExecutor(AT_ONCE)
-
-    def relayed(kind: Kind, folder: Path) -> Outcome:
-        words = (str(folder), str(APPS / kind.app), json.dumps(kind.config))
-        more = (f"--sites={kind.sites}", f"--seed={SEED}")
-        said = json.loads(must(sys.executable, "-m", "tests.driver", *words, *more))
-        del said["version"]
-        return Outcome(**said | {"end": RunEnd(**said["end"])})
-
-    def plain(kind: Kind, folder: Path) -> Path:
-        spec = {
-            "sites": [f"site-{number}" for number in range(1, kind.sites + 1)],
-            "seed": SEED,
-            "run_config": " ".join(f"{key}={json.dumps(value)}" for key, value in kind.config.items()),
-            "data": False,
-        }
-        words = (str(APPS / kind.app), str(folder), json.dumps(spec))
-        # What a run that was given up has started ends with it.
-        request = {"command": [*AS_IN_THE_IMAGES, sys.executable, "-c", PLAIN, *words], "policy": None}
-        printed = folder / "printed.txt"
-        with (
-            printed.open("wb") as output,
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", reaper.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,
-            ) as keeper,
-        ):
-            assert keeper.stdin is not None and keeper.stdout is not None
-            keeper.stdin.write(json.dumps(request).encode() + b"\n")
-            keeper.stdin.flush()
-            said = keeper.stdout.read().split()
-        assert said[-2:] == [b"exit", b"0"], printed.read_text()
-        return folder
-
-    make = tmp_path_factory.mktemp
-    yield {
-        name: Runs(
-            plain=pool.submit(plain, kind, make("plain")), relayed=pool.submit(relayed, kind, make("relayed"))
-        )
-        for name, kind in KINDS.items()
-    }
-    pool.shutdown(cancel_futures=True)
+    with pairs(KINDS, tmp_path_factory, AT_ONCE) as running:
+        yield running
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_as_in_plain_flower(runs: dict[str, Runs], name: str) -> None:
-    outcome, plain = runs[name].relayed.result(), runs[name].plain.result()
-
-    assert outcome.end == RunEnd("completed", ""), outcome.traceback
-    assert outcome.never_lost() == {}
-    assert outcome.left == []
-    one, other = recorded(plain), recorded(Path(outcome.work_dir))
-    assert differences.first(differences.rounds(one), differences.rounds(other)) is None
-    # That is what `compare` looks at; this is all that passed, and who was asked.
-    assert one == other
-    assert {event["event"] for event in one} == {"round", "sent", "reply"}
-    if file := KINDS[name].writes:
-        assert (plain / file).read_bytes() == (Path(outcome.work_dir) / file).read_bytes()
+    check_equal(KINDS[name], runs[name])
 
 
 def test_each_strategy_makes_something_else_of_the_same(runs: dict[str, Runs]) -> None:
@@ -214,14 +115,6 @@ def test_the_answers_are_those_of_all_data_in_one_place(runs: dict[str, Runs]) -
 def test_what_is_empty_and_what_is_many_comes_back_as_it_was(runs: dict[str, Runs]) -> None:
     found = json.loads((runs["many arrays and none"].plain.result() / "same.json").read_text())
     assert found == {"nothing": 1, "empty records": 1, "records of nothing": 1, "many arrays": 1}
-
-
-def recorded(folder: Path) -> list[dict[str, Any]]:
-    """What passed a ServerApp, without when, in an order that does not depend on it."""
-    events = [json.loads(line) for line in (folder / plan.TRACE_FILE).read_text().splitlines()]
-    for event in events:
-        event.pop("t", None)
-    return sorted(events, key=lambda event: json.dumps(event, sort_keys=True))
 
 
 def rounds(runs: dict[str, Runs], name: str) -> list[dict[str, Any]]:

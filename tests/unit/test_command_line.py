@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import typer
 
-from scripts import options
+from scripts import down, options
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -147,3 +149,23 @@ def test_the_reference_names_every_option_and_no_other(name: str) -> None:
     # A page may speak of another verb's option; in its own line it may not.
     usage = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", found[1].partition(":")[0]))
     assert usage <= ours
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+def test_down_asks_before_it_removes_volumes(
+    answer: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[bool] = []
+    stdin = io.StringIO(answer)
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+    def stop(*, volumes: bool, force: bool) -> dict[str, Any]:
+        removed.append(volumes)
+        return {}
+
+    monkeypatch.setattr(down, "down", stop)
+    assert main(["down", "--volumes"]) == code
+    said = capsys.readouterr()
+    assert "Remove the volumes? [y/N]" in said.err and said.out == ""
+    assert removed == ([True] if code == 0 else [])

@@ -14,14 +14,17 @@ from bridge.launch import environment, plan
 NODES = {30: "site-1", 10: "site-2", 20: "site-3"}
 
 PROGRAM = """
-import json, random
+import json, random, time
 from types import SimpleNamespace
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.server import server
 from flwr.server.client_manager import SimpleClientManager
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.common import Code
 from flwr.superlink.grid.http_grid import HttpGrid
+from importlib import import_module
+run_serverapp = import_module("flwr.superlink.runtime.run_serverapp")
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 sent = {}
@@ -42,14 +45,20 @@ def pull(self, ids):
 
 HttpGrid._try_push_messages, HttpGrid.pull_messages = push, pull
 HttpGrid.get_nodes = lambda self: [SimpleNamespace(node_id=n) for n in (10, 20, 30, 40)]
-def fit_clients(*args, **kwargs):
-    return [(SimpleNamespace(cid=str(n)), n) for n in (10, 20, 30)], ["failure"]
-server.fit_clients = fit_clients
+class Client:
+    def __init__(self, node):
+        self.cid = str(node)
+    def fit(self, ins, timeout, group_id):
+        time.sleep(random_of_the_thread.uniform(0, 0.02))
+        if self.cid == "40":
+            raise ValueError("failure")
+        return SimpleNamespace(status=SimpleNamespace(code=Code.OK), node=int(self.cid))
+random_of_the_thread = random.Random()
 
 from bridge.flower import deterministic
 deterministic.begin()
 
-grid = HttpGrid("127.0.0.1:1", insecure=True, token="x")
+grid = run_serverapp.HttpGrid("127.0.0.1:1", insecure=True, token="x")
 grid._run = SimpleNamespace(run_id=1)
 def message(node):
     arrays, config = ArrayRecord({"a": Array(np.zeros(3))}), ConfigRecord({"server-round": 1})
@@ -58,12 +67,14 @@ replies = grid.send_and_receive([message(n) for n in (10, 20, 30)])
 manager = SimpleClientManager()
 for n in (40, 10, 20, 30):
     manager.register(SimpleNamespace(cid=str(n)))
+asked = [(Client(n), None) for n in (40, 10, 20, 30)]
+results, failures = server.fit_clients(asked, None, None, 1)
 print(json.dumps({
     "nodes": list(grid.get_node_ids()),
     "replies": [r.metadata.src_node_id for r in replies],
     "clients": list(manager.clients),
-    "results": [r for _, r in server.fit_clients()[0]],
-    "failures": server.fit_clients()[1],
+    "results": [result.node for _, result in results],
+    "failures": [str(failure) for failure in failures],
     "random": [random.random(), np.random.rand()],
 }))
 """
@@ -121,7 +132,10 @@ def test_waits_do_not_change_what_is_drawn() -> None:
         "import importlib, random\n"
         "from bridge.flower import deterministic\n"
         "deterministic._seed(7)\n"
-        "for name in deterministic.WAITS: importlib.import_module(name).random.uniform(0, 1)\n"
+        "for name in ('supercore.heartbeat', 'supercore.inflatable.inflatable_utils',\n"
+        "             'supercore.retry.retry_invoker'):\n"
+        "    module = importlib.import_module('flwr.' + name)\n"
+        "    exec('random.uniform(0, 1)', vars(module))\n"
         "print(random.random())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -32,7 +32,7 @@ from bridge.server import superlink as superlink_module
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink, free_ports
 from bridge.site.inline import InlineSuperNode
 from bridge.site.supernode import SuperNode, SuperNodeProcess, start_supernode
-from tests.driver import Outcome, left_of, run_app
+from tests.driver import FAST, Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -62,6 +62,10 @@ def test_rounds_and_metrics_were_read_on_the_way(outcome: Outcome) -> None:
         for site in ("site-1", "site-2")
         for kind, metrics in (("train", {"train_loss": 1.0}), ("evaluate", {"loss": 1.0, "mean": 1.0}))
     }
+
+
+def test_the_fast_path_works(outcome: Outcome) -> None:
+    assert outcome.fast == FAST
 
 
 def test_no_process_is_left(outcome: Outcome) -> None:
@@ -203,7 +207,8 @@ async def _answer(status: int, reader: asyncio.StreamReader, writer: asyncio.Str
 )
 def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str) -> None:
     """Neither a 401 nor an exit of Flower's nor a SuperExec's death ends this process, and a thread that
-    would try for ever ends when it is told to, with all that it has started."""
+    would try for ever ends when it is told to, with all that it has started. Signals stay this process's."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     before = {thread.name for thread in threading.enumerate()}
 
     async def test() -> str:
@@ -220,6 +225,7 @@ def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str
         return why
 
     assert asyncio.run(test()).startswith(reason)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     for thread in threading.enumerate():
         if thread.name.startswith(("asyncio-waitpid", "supernode")):
             thread.join(5)  # The first is asyncio's. The last step of both may come after the loop's.

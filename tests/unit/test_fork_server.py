@@ -35,7 +35,7 @@ def program():
 
 fork_server.load = lambda name: program
 forked = fork_server.start_fork_server([fork_server.CLIENTAPP])
-started = fork_server.popen_replacement(forked, lambda *_: None)
+started = fork_server.starter(forked)
 os.environ["PATH"] = os.getcwd()
 for number in range(int(sys.argv[2])):
     if number == 1:

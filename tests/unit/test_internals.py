@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import sys
 import threading
 import time
@@ -15,18 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.common.constant import ISOLATION_MODE_PROCESS
 from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.server import server
-from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
-from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.supernode import start_client_internal
-from flwr.supernode.nodestate import NodeStateFactory
-from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from nvflare.apis.app_validation import AppValidationKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
@@ -63,17 +56,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bridge.common.versions import Transport
 from bridge.flare import flare_server
 from bridge.fleet import wire
-from bridge.flower import (
-    deterministic,
-    fork_server,
-    long_poll,
-    serverapp,
-    superlink_process,
-    supernode_process,
-)
+from bridge.flower import long_poll
 from bridge.job import channel, patches
 from bridge.server import heartbeat
-from bridge.site import inline
 from bridge.site.connection import BoundedConnection
 from dev.benchmarks import clock, plain, processes
 from provisioning import harden
@@ -101,53 +86,12 @@ def test_a_confirmation_releases_the_pull_of_the_same_node() -> None:
     assert released(b"\xff\xff") is None
 
 
-def test_a_removed_nodes_unfinished_reply_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """flwr 1.41 `in_memory_linkstate.py`; on the class itself, so that the next test finds it as it was."""
-    for name in ("delete_node", "store_message_and_object_tree"):
-        monkeypatch.setattr(InMemoryLinkState, name, getattr(InMemoryLinkState, name))
-    monkeypatch.setattr(InMemoryLinkState, "store_message_res", lambda self, message: "as it were")
-    superlink_process.give_up_replies_of_removed_nodes()
-    state = InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory().store())
-    gone, other = (state.create_node("us", "us", key, 30.0) for key in (b"1", b"2"))
-    for node in (gone, other):
-        state.activate_node(node, 30.0)
-        reply = SimpleNamespace(metadata=SimpleNamespace(src_node_id=node, reply_to_message_id="task"))
-        tree = ObjectTree(object_id=f"{node:064x}")
-        state.store_message_and_object_tree(reply, tree, state.start_session(run_id=1))
-    state.delete_node("us", gone)
-    # As the ServerApp asks, again and again: gone for good, and not there yet.
-    assert state.get_object(1, f"{gone:064x}") is None
-    assert state.get_object(1, f"{other:064x}") == b""
-
-
-def test_superlink_process_finds_what_it_changes() -> None:
-    module, constant = superlink_process.PUSH_SESSIONS
-    assert getattr(import_module(module), constant) == 180
-    assert f"timedelta(seconds={constant})" in inspect.getsource(import_module(module))
-    assert "uvicorn.run(" in inspect.getsource(import_module("flwr.superlink.cli.flower_superlink"))
-
-    module, constant = superlink_process.LOG_STREAM
-    assert getattr(import_module(module), constant) == 0.5
-    assert f"time.sleep({constant})" in inspect.getsource(import_module(module))
-    module, name = superlink_process.LINK_STATE
-    assert all(hasattr(getattr(import_module(module), name), method) for method in superlink_process.LOGGED)
-
-
 def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
     """flwr 1.41 `supercore/protobuf/translation.py`."""
     known = {path for method, path in PROTOBUF_REQUEST_TYPES if method == "POST"}
     assert {*long_poll.SUPERLINK_HOLDS, *long_poll.SUPERNODE_HOLDS, *long_poll.CHANGES} <= known
     exec_loop = inspect.getsource(import_module("flwr.supercore.superexec.run_superexec"))
     assert "time.sleep(task_poll_interval)" in exec_loop
-
-
-def test_template_finds_how_flower_starts_its_programs() -> None:
-    for program, module in fork_server.LAUNCHERS.items():
-        assert "subprocess.Popen(" in inspect.getsource(import_module(module)), program
-    for program in (fork_server.SUPEREXEC, fork_server.CLIENTAPP, fork_server.SERVERAPP):
-        assert callable(fork_server.load(program))
-    executor = inspect.getsource(import_module(fork_server.LAUNCHERS[fork_server.SUPEREXEC]))
-    assert "TASK_TYPE_TO_COMMAND[spec.task_type]," in executor
 
 
 def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
@@ -176,67 +120,6 @@ def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
     began = time.monotonic()
     ours.sleep(0.2)
     assert time.monotonic() - began >= 0.2
-
-
-def test_supernode_process_finds_the_loop_and_the_state() -> None:
-    loop = inspect.getsource(import_module(supernode_process.LOOP))
-    assert loop.count("time.sleep(3)") == 1 and loop.count("time.sleep(0.5)") == 2
-    assert loop.count("time.sleep") == 3
-    factory = NodeStateFactory(ObjectStoreFactory())
-    state, store = factory.state(), factory.objectstore_factory.store()
-    assert state is factory.state() and store is factory.objectstore_factory.store()
-    assert isinstance(state, InMemoryNodeState)
-    for method in (state.create_task, state.store_message, state.finish_task, store.put):
-        assert callable(method)
-    # In this order: a task is there before its message, which is there before its objects.
-    steps = ("state.create_task(", "state.store_message(message)\n\n        try", "= pull_objects(")
-    moments = [loop.index(step) for step in steps]
-    assert moments == sorted(moments)
-    assert state.task_token_store == {}
-    command = inspect.getsource(import_module(supernode_process.COMMAND))
-    assert "uvicorn.Config(" in command
-    assert "start_client_internal(\n        state_factory=state_factory," in command
-
-
-def test_inline_finds_what_would_end_or_change_its_process() -> None:
-    loop, connection, retrying, client = (
-        inspect.getsource(import_module(name))
-        for name in (supernode_process.LOOP, inline.CONNECTION, inline.RETRYING, inline.CLIENT)
-    )
-    # Called by these names, which a module's own can be put over.
-    assert "    register_signal_handlers(\n" in loop and "flwr_exit(" in loop and "flwr_exit(" in connection
-    for source in (connection, retrying):
-        assert source.count("os.kill(os.getpid(), signal.SIGINT)") == 1
-    assert "with FleetHttpClient.from_server_address(" in connection
-    assert "retry_invoker = make_simple_http_retry_invoker()" in connection
-    assert client.count("self._unary_unary(\n            path=") == len(wire.REPEATS)
-    assert callable(import_module(inline.RETRIES).make_simple_http_retry_invoker().wait_function)
-    # Nothing else that a SuperNode runs ends its process, or sets a signal.
-    ends = re.compile(r"os\.kill|os\._exit|sys\.exit|raise_signal|signal\.signal\(|atexit")
-    folder = Path(inspect.getfile(import_module("flwr"))).parent
-    found = {
-        str(path.relative_to(folder)): len(ends.findall(path.read_text()))
-        for part in ("supernode", "supercore/retry", "supercore/object_store", "supercore/protobuf")
-        for path in (folder / part).rglob("*.py")
-    }
-    assert {path: number for path, number in found.items() if number} == {
-        "supernode/fleet_http_connection.py": 1,
-        "supercore/retry/http_retry.py": 1,
-        "supercore/retry/grpc_retry.py": 3,  # That is not used with HTTP.
-    }
-    # Without a SuperExec of its own it does the same.
-    assert loop.count("isolation == ISOLATION_MODE_SUBPROCESS") == 2
-    assert inline.ISOLATION == ISOLATION_MODE_PROCESS
-    starts = inspect.signature(import_module(supernode_process.LOOP).start_client_internal).parameters
-    assert {"state_factory", "server_address", "node_config", "insecure", "isolation"} <= set(starts)
-    assert "state_factory" in inspect.signature(import_module(inline.API).create_app).parameters
-
-
-def test_serverapp_finds_the_waits_that_it_takes_out() -> None:
-    assert inspect.getsource(import_module(serverapp.GRID)).count("time.sleep(3)") == 1
-    assert "flush_logs(log_queue)" in inspect.getsource(import_module(serverapp.RUN))
-    module, name = serverapp.CLIENT
-    assert callable(getattr(import_module(module), name).PushLogs)
 
 
 def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:
@@ -504,22 +387,6 @@ def test_drivers_change_what_flare_uses() -> None:
     assert "context = get_ssl_context(params, ssl_server=False)" in source["drivers.tcp_driver"]
     assert "context.wrap_socket(sock)" in source["drivers.tcp_driver"]
     assert "net_utils.get_ssl_context(self.connector.params, False)" in source["drivers.aio_http_driver"]
-
-
-def test_in_order_finds_what_it_puts_in_order() -> None:
-    """flwr 1.41: the ServerApp's grid, and what legacy apps ask clients by."""
-    for name in deterministic.WAITS:
-        assert "random.uniform(" in inspect.getsource(import_module(name)), name
-    grid = getattr(import_module(deterministic.GRID[0]), deterministic.GRID[1])
-    assert "self.get_nodes()" in inspect.getsource(grid.get_node_ids)
-    sending = inspect.getsource(grid.send_and_receive)
-    assert "self.push_messages(messages)" in sending and "self.pull_messages(" in sending
-    manager = getattr(import_module(deterministic.CLIENT_MANAGER[0]), deterministic.CLIENT_MANAGER[1])
-    assert "list(self.clients)" in inspect.getsource(manager.sample)
-    module = import_module(deterministic.SERVER)
-    for name in deterministic.CLIENT_CALLS:
-        assert f"= {name}(" in inspect.getsource(module.Server)
-        assert "results, failures" in inspect.getsource(getattr(module, name))
 
 
 def test_points_come_from_flares_relay_and_go_to_flares_receivers() -> None:

@@ -1,14 +1,16 @@
-"""An environment for each older flwr (`dev/environments.py`)."""
+"""An environment for each other flwr (`dev/environments.py`)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bridge.common import versions
 from dev import environments
 from scripts import base_image, core
 
@@ -18,8 +20,13 @@ RUN_WITHIN = 300.0
 
 @pytest.fixture(scope="session")
 def python_with() -> Callable[[str], Path]:
-    """Gives, for a version of flwr, the Python of an environment that has it."""
-    return lambda version: environments.python_with(f"flwr=={version}")
+    """Gives, for a version of flwr, the Python of an environment that has it: the tests' own, if it has."""
+
+    def python(version: str) -> Path:
+        own = versions.installed() == version
+        return Path(sys.executable) if own else environments.python_with(f"flwr=={version}")
+
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
 """The apps on other flwr versions: real SuperLink and SuperNodes of that version over the lossy relay.
 
 Each in an environment of its own, without FLARE and without containers (`tests/driver.py`). flwr 1.41 is
-what all other tests run on.
+what all other tests run on. `test_nightly.py` is the same for the next one.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,16 @@ from bridge.common.versions import Transport
 from bridge.fleet import wire
 from bridge.server.superlink import RunEnd
 from scripts import core, data
-from tests.driver import Outcome
+from tests.driver import FAST, Outcome
 from tests.versions.conftest import must
 
 EVERYTHING_GRPC, FLEET_GRPC = "1.34.0", "1.39.0"
-OLDER, PROMPT = (EVERYTHING_GRPC, FLEET_GRPC), ("1.40.0", "1.42.0")
-VERSIONS = (*OLDER, *PROMPT)
-"""The second two run without their waits, as 1.41 does, and speak HTTP."""
+OLDER, PROMPT = (EVERYTHING_GRPC, FLEET_GRPC), ("1.40.0", "1.41.0", "1.42.0")
+UNTRIED = "1.99.0"
+"""This environment's flwr says that it is this one."""
+
+VERSIONS = (*OLDER, *PROMPT, UNTRIED)
+"""`PROMPT` run without their waits. They speak HTTP."""
 
 NUMPY, QUICKSTART = "tests/apps/numpy-add", "apps/pytorch-quickstart"
 
@@ -50,18 +55,28 @@ def outcomes(
         QUICKSTART: {"num-server-rounds": 1, "data-dir": str(images)},
     }
     wanted = [(version, NUMPY) for version in VERSIONS] + [(version, QUICKSTART) for version in OLDER]
-    pythons = {version: python_with(version) for version in VERSIONS}
+    pythons = {version: python_with(version) for version in VERSIONS if version != UNTRIED}
+    pythons[UNTRIED] = Path(sys.executable)
+    paths = dict.fromkeys(VERSIONS, torch) | {UNTRIED: says(images / "untried", UNTRIED)}
     pool = ThreadPoolExecutor(AT_ONCE)
 
     def run(version: str, app: str) -> Outcome:
         work_dir = tmp_path_factory.mktemp("run")
         words = (str(work_dir), str(core.ROOT / app), json.dumps(configs[app]), "--data", str(images))
-        said = json.loads(must(str(pythons[version]), "-m", "tests.driver", *words, path=torch))
+        said = json.loads(must(str(pythons[version]), "-m", "tests.driver", *words, path=paths[version]))
         assert said.pop("version") == version
         return Outcome(**said | {"end": RunEnd(**said["end"])})
 
     yield {(version, app): pool.submit(run, version, app) for version, app in wanted}
     pool.shutdown(cancel_futures=True)
+
+
+def says(folder: Path, version: str) -> Path:
+    """Write a folder for PYTHONPATH by which flwr is that `version`: where confined processes may read."""
+    (told := folder / f"flwr-{version}.dist-info").mkdir(parents=True)
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: flwr\nVersion: {version}\n")
+    (told / "entry_points.txt").write_text(str(metadata.distribution("flwr").read_text("entry_points.txt")))
+    return folder
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -82,6 +97,11 @@ def test_the_numpy_app_adds_up(outcomes: Outcomes, version: str) -> None:
     }
     assert 0 <= outcome.notice < 2
     assert outcome.left == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_fast_path_is_where_it_is_said_to_be(outcomes: Outcomes, version: str) -> None:
+    assert outcomes[version, NUMPY].result().fast == (FAST if version in PROMPT else {})
 
 
 @pytest.mark.parametrize("version", OLDER)

@@ -1,0 +1,119 @@
+"""Every name inside flwr that Flowerbed replaces. All else goes by Flower's seams: `create_app`, the lifespan
+class, the `Executor` protocol, `--isolation process`, the factories' public fields, exit handlers.
+
+Each is replaced in the process that needs it, and in no file. `tests/unit/test_replaced.py` has for each a
+test of what it does, so that a Flower in which one no longer bites is noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a module of flwr, with dots where it is one of a class."""
+
+    module: str
+    name: str
+    read_in: str
+    """The versions in which it was read."""
+    why: str
+
+
+LINK_STATE = Name(
+    "flwr.server.superlink.linkstate.linkstate_factory",
+    "InMemoryLinkState",
+    "1.34 to 1.43",
+    "Its unfinished replies end after 180 s, however long a site may be away, and outlive a removed node. "
+    "The factory makes it by this name, before a lifespan is there.",
+)
+LOG_STREAM_INTERVAL = Name(
+    "flwr.superlink.servicer.control.control_handlers",
+    "LOG_STREAM_INTERVAL",
+    "1.40 to 1.43",
+    "The stream of a run's log, which ends with the run, looks for both every 0.5 s.",
+)
+GET_EXECUTOR = Name(
+    "flwr.supercore.superexec.run_superexec",
+    "get_executor",
+    "1.40 to 1.43",
+    "A SuperExec takes no other executor than those it knows; ours starts processes by a fork.",
+)
+LOOP_TIME = Name(
+    "flwr.supernode.start_client_internal",
+    "time",
+    "1.40 to 1.43",
+    "The SuperNode's loop sleeps 3 s after a pull, and 0.5 s between two looks for a reply.",
+)
+GRID = Name(
+    "flwr.superlink.runtime.run_serverapp",
+    "HttpGrid",
+    "1.40 to 1.43",
+    "It sleeps 3 s between two questions for replies. In order, it also sorts and records them.",
+)
+FLUSH_LOGS = Name(
+    "flwr.superlink.runtime.run_serverapp",
+    "flush_logs",
+    "1.40 to 1.43",
+    "It sleeps a second at the end, in case that a part of the log is under way.",
+)
+FLEET_CLIENT = Name(
+    "flwr.supernode.fleet_http_connection",
+    "FleetHttpClient",
+    "1.40 to 1.43",
+    "Inline: after a 401 it ends the whole process, and it tries for ever, where a thread must end.",
+)
+SIGNAL_HANDLERS = Name(
+    "flwr.supernode.start_client_internal",
+    "register_signal_handlers",
+    "1.40 to 1.43",
+    "Inline: signals are FLARE's, and a thread may set no handler.",
+)
+FUTURES = Name(
+    "flwr.server.server",
+    "concurrent",
+    "1.40 to 1.43",
+    "In order: a legacy app's results come out of a set of futures.",
+)
+REGISTER_CLIENT = Name(
+    "flwr.server.client_manager",
+    "SimpleClientManager.register",
+    "1.40 to 1.43",
+    "In order: a legacy app's clients are sampled in the order in which they came.",
+)
+
+ALL = (
+    LINK_STATE,
+    LOG_STREAM_INTERVAL,
+    GET_EXECUTOR,
+    LOOP_TIME,
+    GRID,
+    FLUSH_LOGS,
+    FLEET_CLIENT,
+    SIGNAL_HANDLERS,
+    FUTURES,
+    REGISTER_CLIENT,
+)
+
+
+def replace(name: Name, make: Callable[[Any], Any]) -> None:
+    """Put what `make` makes of it in the place of what has this name. A Flower that has no such name goes
+    without, and the log says so."""
+    *path, last = name.name.split(".")
+    try:
+        owner = functools.reduce(getattr, path, importlib.import_module(name.module))
+        original = getattr(owner, last)
+    except (ImportError, AttributeError):
+        log.warning(
+            "this flwr has no %s in %s, so that it stays as it is. %s", name.name, name.module, name.why
+        )
+        return
+    setattr(owner, last, make(original))

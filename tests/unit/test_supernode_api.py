@@ -1,0 +1,70 @@
+"""The SuperNode's state and store tell what happens to them: a ClientApp starts when its message is there."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import TaskType
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+from bridge.flower import fast_path, supernode_api
+from bridge.flower.long_poll import OBJECTS, TASKS
+from bridge.flower.supernode_api import Events
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who was woken."""
+    found: list[str] = []
+    monkeypatch.setattr(Events, "changed", lambda self, *what: found.extend(what))
+    return found
+
+
+def task(state: Any) -> None:
+    assert state.create_task(task_type=TaskType.CLIENT_APP, run_id=1, fab_hash="a") is not None
+
+
+@pytest.mark.parametrize("store", ["store_message", "store_messages"])
+def test_a_clientapp_starts_after_its_message_is_there(store: str, told: list[str]) -> None:
+    """By either name: the second is the loop's from flwr 1.43 on."""
+    events, active = Events(), []
+    factory = events.factory(lambda: active.append(True))
+    state = factory.state()
+    assert isinstance(state, InMemoryNodeState) and state is factory.state()
+    assert events.may_start()
+    state.set_node_id(5)
+    assert active == [True] and state.get_node_id() == 5
+    task(state)
+    assert not events.may_start()
+    kind = type(state).__mro__[1]
+    original = getattr(kind, store)
+    setattr(kind, store, lambda self, message: None)  # What it does with it is Flower's.
+    try:
+        getattr(state, store)([])
+    finally:
+        setattr(kind, store, original)
+    assert told == [TASKS] and events.may_start()
+
+
+def test_an_object_wakes_those_who_wait_for_it(told: list[str]) -> None:
+    store = Events().factory().objectstore_factory.store()
+    record = ConfigRecord({"a": 1})
+    store.preregister(1, ObjectTree(object_id=record.object_id))
+    store.put(record.object_id, record.deflate())
+    assert told == [OBJECTS] and store.get(record.object_id) == record.deflate()
+
+
+def test_a_state_that_no_longer_tells_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supernode_api, "READY_WITHIN", 0.0)
+    monkeypatch.setattr(fast_path, "_told", set())
+    events = Events()
+    task(events.factory().state())
+    with caplog.at_level(logging.INFO, "flwr"):
+        assert events.may_start() and events.may_start()
+    assert caplog.text.count(fast_path.UNSTORED) == 1
