@@ -34,3 +34,40 @@ def test_every_attack_names_a_test() -> None:
     for table in re.findall(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", PAGE, re.MULTILINE):
         for row in table.splitlines():
             assert TEST.search(row.rsplit("|", 2)[1]), row
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "") for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        if not other.exists() or (anchor and other.suffix == ".md" and anchor not in anchors(other)):
+            wrong.append(target)
+    assert not wrong
+
+
+def test_files_that_pages_name_exist() -> None:
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(
+            r"`((?:bridge|scripts|provisioning|dev|tests|images)/[\w/]+\.py)", page.read_text()
+        )
+    }
+    assert not sorted(pair for pair in named if not (ROOT / pair[1]).is_file())
+    walks = (ROOT / "docs" / "architecture" / "walks.md").read_text()
+    files = re.findall(r"`((?:site|server|relay|job)/\w+\.py)", walks)
+    assert len(files) > 8 and all((ROOT / "bridge" / name).is_file() for name in files)

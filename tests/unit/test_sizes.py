@@ -16,7 +16,7 @@ LARGER = {
     "bridge/flare/flare_server.py FlareServer": 285,
     "bridge/flare/flare_server.py watch": 65,
     "bridge/flare/recipe.py __init__": 91,
-    "bridge/flower/fork_server.py": 438,
+    "bridge/flower/fork_server.py": 452,
     "bridge/flower/plain.py run": 83,
     "bridge/server/controller.py FlowerController": 280,
 }
