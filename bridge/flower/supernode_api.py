@@ -169,6 +169,9 @@ def serving(events: Events, factory: Any, listening: socket.socket) -> Iterator[
         lifespan="off",
     )
     server = uvicorn.Server(config)
+    # Its connections inherit that. asyncio sets it only where a socket names its protocol. Without it, head
+    # and body of an answer are 40 ms apart.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = LoopThread("supernode-api")
     try:
         running = loop.submit(server.serve([listening]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 import pytest
@@ -56,6 +57,19 @@ def test_an_object_wakes_those_who_wait_for_it(told: list[str]) -> None:
     store.preregister(1, ObjectTree(object_id=record.object_id))
     store.put(record.object_id, record.deflate())
     assert told == [OBJECTS] and store.get(record.object_id) == record.deflate()
+
+
+def test_its_servers_answers_are_not_held_back_by_the_kernel() -> None:
+    """Without it each answer took 40 ms more: a quarter of a second a round."""
+    events = Events()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        supernode_api.serving(events, events.factory(), listening),
+    ):
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with socket.create_connection(listening.getsockname()) as asking:
+            asking.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert asking.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_state_that_no_longer_tells_is_told_of(
