@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -119,11 +120,11 @@ def of_files(
 
 def _size(folder: Path) -> int:
     size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue  # Moved meanwhile.
+    # `os.walk` passes over a folder that is gone meanwhile. `rglob` does not.
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += (Path(base) / name).stat().st_size
     return size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from scripts import compose, console, core, engine, terminal
@@ -39,8 +40,10 @@ def status() -> dict[str, Any]:
     answer = engine.ask()
     if answer.problem:
         return {**outcome, "why": f"No Docker engine answers ({answer.problem}): ./flowerbed up starts it."}
-    expected = compose.config(tag="any")["services"]
-    found = {c["Service"]: c for c in compose.containers({"FLOWERBED_TAG": "any"})}
+    with ThreadPoolExecutor() as side_by_side:  # Compose takes a tenth of a second to begin.
+        containers = side_by_side.submit(compose.containers, {"FLOWERBED_TAG": "any"})
+        expected = compose.config(tag="any")["services"]
+    found = {c["Service"]: c for c in containers.result()}
     outcome["containers"] = [
         {
             "service": name,

@@ -11,50 +11,36 @@ from __future__ import annotations
 import io
 import json
 import re
-import stat
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from bridge.common import meta
 from bridge.common.app import DEPLOYED, BadApp
-from bridge.common.errors import FlowerbedError
+from bridge.flare.job_files import (
+    CLIENT_CONFIG,
+    CONFIG,
+    CUSTOM,
+    META,
+    NAME,
+    NO_ZIP,
+    SERVER_CONFIG,
+    Files,
+    Unfit,
+    folder_files,
+    foreign,
+    zip_files,
+)
 from bridge.job import fab
 from bridge.launch import environment
 
-SERVER_CONFIG, CLIENT_CONFIG = "config_fed_server.json", "config_fed_client.json"
 SIGNATURES = frozenset({".__nvfl_sig.json", ".__nvfl_submitter.crt"})
 """What FLARE's console puts into every folder of a job (nvflare 2.9.0 `lighter/tool_consts.py`)."""
 
-META = "meta.json"
-CONFIG, CUSTOM = "config", "custom"
-"""The two folders of a part. By the second, FLARE knows that it brings code."""
-
 TEXT_LIMIT = 4 * 1024 * 1024
 """Bytes of a configuration file or of a folder's signatures: 10,000 sites' fit in."""
-
-ENTRIES = 20_000
-"""Files and folders in one job: 1,500 parts."""
-
-UNPACKED_LIMIT = 2 * 1024**3
-"""Bytes of all files in one job. Each part has the app, which is 10 MB at most."""
-
-NO_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    OSError,
-)
-"""What Python's reader of zips raises for bytes that are none."""
 
 CONTROLLER, EXECUTOR = "bridge.server.controller.FlowerController", "bridge.site.executor.FlowerExecutor"
 COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
@@ -84,13 +70,8 @@ META_KEYS = frozenset(
 )
 """What a job's meta may say. Not `launcher_spec`, which chooses images and commands."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 _KEY = re.compile(r"[a-z][a-z_]{0,63}")
 _DEPLOYED_APP = re.compile(rf"{DEPLOYED}/[^/{{}}\\\0]{{1,255}}")
-
-
-class Unfit(FlowerbedError, ValueError):
-    """The job is refused; the text is for people."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +96,7 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(zipped) if isinstance(zipped, bytes) else zipped) as archive:
-            return _job(_zip_files(archive, folder))
+            return _job(zip_files(archive, folder))
     except Unfit:
         raise
     except NO_ZIP as error:
@@ -129,96 +110,13 @@ def of_part(folder: Path, *, server: bool) -> Contents:
         Unfit: it holds what it may not.
     """
     try:
-        files = dict(_folder_files(folder))
+        files = dict(folder_files(folder))
     except OSError as error:
         raise Unfit(f"the job's part cannot be read: {error}") from None
     part = _part(folder.name, files)
     if server:
         _check_server(part)
     return part
-
-
-Files = Mapping[str, Callable[[int], bytes]]
-"""By its path, how a file is read: at most so many bytes of it."""
-
-
-def _zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
-    if not _NAME.fullmatch(folder):
-        raise Unfit(f"the job's folder is called {folder!r}: expected letters, digits, '.', '_' and '-'")
-    entries = archive.infolist()
-    if len(entries) > ENTRIES:
-        raise Unfit(f"the job holds {len(entries)} files and folders, {ENTRIES} are allowed")
-    if (size := sum(entry.file_size for entry in entries)) > UNPACKED_LIMIT:
-        raise Unfit(f"the job holds {size} bytes, {UNPACKED_LIMIT} are allowed")
-    _see_no_two([entry.filename.rstrip("/") for entry in entries])
-    files = {}
-    for entry in entries:
-        kind, name = stat.S_IFMT(entry.external_attr >> 16), entry.filename
-        if entry.orig_filename != name or not name.isascii() or not name.isprintable() or "\\" in name:
-            raise Unfit(f"the job holds a file with an odd name: {entry.orig_filename[:200]!r}")
-        if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-            raise Unfit(f"the job holds {name[:200]!r}, which is a link or no file")
-        path = name.removeprefix(f"{folder}/")
-        if path == name:
-            raise Unfit(f"the job holds {name[:200]!r}, outside its folder {folder!r}")
-        if entry.is_dir():
-            parts = path.removesuffix("/").split("/") if path else []
-            if parts and not _NAME.fullmatch(parts[0]):
-                raise _foreign(name)
-            _check_folder(parts)
-        else:
-            files[path] = partial(_read_entry, archive, entry)
-    return files
-
-
-def _folder_files(folder: Path, prefix: str = "") -> Iterable[tuple[str, Callable[[int], bytes]]]:
-    for path in sorted(folder.iterdir()):
-        name = prefix + path.name
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            _check_folder(["", *name.split("/")])
-            yield from _folder_files(path, f"{name}/")
-        elif stat.S_ISREG(mode):
-            yield name, partial(_read_file, path)
-        else:
-            raise Unfit(f"the job holds {name!r}, which is a link or no file")
-
-
-def _see_no_two(names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name.casefold() in seen:
-            raise Unfit(f"the job holds {name[:200]!r} twice, or in two spellings")
-        seen.add(name.casefold())
-
-
-def _check_folder(parts: list[str]) -> None:
-    """A folder of a job: its parts, each with the two folders that a part may have."""
-    if len(parts) > 2 or (len(parts) == 2 and parts[1] not in (CONFIG, CUSTOM)):
-        raise _foreign("/".join(part for part in parts if part) + "/")
-
-
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:
-    return _read(archive.open(entry), limit)
-
-
-def _read_file(path: Path, limit: int) -> bytes:
-    return _read(path.open("rb"), limit)
-
-
-def _read(file: IO[bytes], limit: int) -> bytes:
-    with file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise Unfit(f"the job holds a file of more than {limit} bytes: {getattr(file, 'name', '')}")
-    return content
-
-
-def _foreign(name: str) -> Unfit:
-    return Unfit(
-        f"the job holds {name[:200]!r}: expected {META}, {CONFIG}/{SERVER_CONFIG}, {CONFIG}/{CLIENT_CONFIG} "
-        f"and the app as {CUSTOM}/{fab.NAME}, nothing else. Make it by ./flowerbed submit --export."
-    )
 
 
 def _job(files: Files) -> Contents:
@@ -228,7 +126,7 @@ def _job(files: Files) -> Contents:
         if slash:
             parts.setdefault(app, {})[rest] = read
         elif path not in {META, *SIGNATURES}:
-            raise _foreign(path)
+            raise foreign(path)
     if META not in files:
         raise Unfit(f"the job has no {META}")
     places = _check_meta(_parsed(META, files[META](TEXT_LIMIT)))
@@ -268,7 +166,7 @@ def _part(app: str, files: Files) -> Contents:
             CUSTOM: SIGNATURES | {fab.NAME},
         }.get(folder)
         if allowed is None or name not in allowed:
-            raise _foreign(f"{app}/{path}")
+            raise foreign(f"{app}/{path}")
         if name in SIGNATURES:
             files[path](TEXT_LIMIT)
     if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
@@ -279,7 +177,7 @@ def _part(app: str, files: Files) -> Contents:
             raise Unfit(f"{app}/{CUSTOM}/{fab.NAME}: {error}") from None
         content = fab.sha256(app_file)
     elif any(path.startswith(f"{CUSTOM}/") for path in files):
-        raise _foreign(f"{app}/{CUSTOM}/")
+        raise foreign(f"{app}/{CUSTOM}/")
     deployed = ""
     for name in (SERVER_CONFIG, CLIENT_CONFIG):
         if (read := files.get(f"{CONFIG}/{name}")) is not None:
@@ -310,7 +208,7 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
     foreign = sorted(set(content) - META_KEYS)
     if foreign:
         raise Unfit(f"{META} has {', '.join(foreign)[:200]!r}: expected {', '.join(sorted(META_KEYS))}")
-    if not isinstance(content.get("name"), str) or not _NAME.fullmatch(content["name"]):
+    if not isinstance(content.get("name"), str) or not NAME.fullmatch(content["name"]):
         raise Unfit(f"{META}: expected a name of letters, digits, '.', '_' and '-'")
     resources = content.get("resource_spec") or {}
     if not isinstance(resources, dict) or not all(
@@ -326,7 +224,7 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
         raise Unfit(f"{META}: expected a deploy_map")
     found = {}
     for app, sites in places.items():
-        if not _NAME.fullmatch(app) or app.casefold() in (META, *SIGNATURES):
+        if not NAME.fullmatch(app) or app.casefold() in (META, *SIGNATURES):
             raise Unfit(f"{META}: a part cannot be called {app[:200]!r}")
         if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
             raise Unfit(f"{META}: expected deploy_map to list the names of sites")

@@ -21,18 +21,12 @@ from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.apis.workspace import Workspace
 from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.fuel.common.exit_codes import ProcessExitCode
-from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
-from nvflare.fuel.f3.cellnet.utils import make_reply
-from nvflare.fuel.f3.message import Message
 from nvflare.private.admin_defs import MsgHeader
 from nvflare.private.admin_defs import ReturnCode as AdminCode
 from nvflare.private.defs import (
     ERROR_MSG_PREFIX,
     CellChannel,
     CellChannelTopic,
-    CellMessageHeaderKeys,
-    ClientType,
-    JobFailureMsgKey,
 )
 from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.utils.fed_utils import extract_participants
@@ -42,6 +36,7 @@ from bridge.common import events, meta
 from bridge.common.errors import FlowerbedError
 from bridge.common.meta import EVENTS_FILE
 from bridge.flare.revocation import Barred
+from bridge.flare.site_messages import SiteMessages
 from bridge.job import news, patches
 
 log = logging.getLogger(__name__)
@@ -53,16 +48,9 @@ jobs whose truth is at the sites; a site that is gone would hold the job's end f
 APP_COMMAND_WITHIN = 5.0
 """Seconds for the job's own process on the server to take note of a site's new token."""
 
-DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
-"""How a site's FLARE client reports a job process that was killed or crashed; it knows no difference."""
-
 
 SERVER = str(SERVER_SITE_NAME)
 """What FLARE calls the server among the sites of a job."""
-
-NO_SITE = "this is a person's name, not a site's"
-"""What a console hears that would be a site. FLARE takes its word for what it is (nvflare 2.9.0
-`private/fed/server/client_manager.py`), and would hand it jobs."""
 
 DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
 """FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
@@ -96,48 +84,11 @@ class FlareServer:
         """
         cell, server, runner = self._server.cell, self._server, self._runner
 
-        def heartbeat(request: Message) -> Message:
-            if _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
-                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
-            reply = server.client_heartbeat(request)
-            if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
-                site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-                told = request.get_header(CellMessageHeaderKeys.JOB_IDS) or ()
-                try:
-                    jobs = frozenset(map(str, told))
-                    on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
-                except Exception:
-                    # The site must get its answer whatever becomes of its jobs.
-                    log.exception("%s's heartbeat could not be looked at", site)
-            return reply
-
-        def outcome(request: Message) -> Message:
-            client = server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
-            payload = request.payload
-            if client is not None and isinstance(payload, dict):
-                job = str(payload.get(JobFailureMsgKey.JOB_ID))
-                if payload.get(JobFailureMsgKey.CODE) in DIED:
-                    if self.ended_well(job) and self.owes_outcome(job, client.name):
-                        # The job's truth is its Flower run, which has ended; how a site's process
-                        # ended after that does not change it.
-                        runner.resolve_client_outcome(job, client.name)
-                        return make_reply(ReturnCode.OK, "", None)
-                    if self.runs(job) and client.name in self.participants(job):
-                        on_death(job, client.name)
-                        return make_reply(ReturnCode.OK, "", None)
-                    # Whoever has no part in the job has no say in it: FLARE drops such a report.
-            return server.process_job_failure(request)
-
-        def register(request: Message) -> Message:
-            kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
-            if kind != ClientType.ADMIN and _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
-                return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
-            return server.register_client(request)
-
+        told = SiteMessages(self, server, runner, on_heartbeat, on_death)
         channel = CellChannel.SERVER_MAIN
-        cell.register_request_cb(channel=channel, topic=CellChannelTopic.Register, cb=register)
-        cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=heartbeat)
-        cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=outcome)
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.Register, cb=told.register)
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=told.heartbeat)
+        cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=told.outcome)
         # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported;
         # and it forgets that a site owes a report while the job runs.
         server._resolve_missing_client_outcome = lambda client, job, reason: (
@@ -370,11 +321,6 @@ SUBMITTER = (
 def new_id() -> str:
     """An id for a job."""
     return str(new_job_id())
-
-
-def _is_person(name: Any) -> bool:
-    """Whether a name is a person's: an e-mail address, which no site's is (`provisioning/checks.py`)."""
-    return "@" in str(name)
 
 
 def _app_of(job: Job, site: str) -> str:

@@ -21,18 +21,17 @@ class NotConfined(FlowerbedError):
     """This participant runs an app only if it is confined, and the kernel cannot do that; for people."""
 
 
-def confinement(workspace: Path, bootstrap: Path | None = None) -> Confinement:
+def confinement(here: settings.Settings, workspace: Path, bootstrap: Path | None = None) -> Confinement:
     """Return how a job is confined here, and write that into the job's log.
 
     Args:
+        here: what the operator has decided.
         workspace: FLARE's.
         bootstrap: the file by which an app's writers find FLARE's MetricRelay, if there is one.
 
     Raises:
         NotConfined: see there.
-        ValueError: the settings are broken.
     """
-    here = settings.read(workspace)
     if here.sandbox == settings.OFF:
         log.info("sandbox: off, so apps are not confined")
         return UNCONFINED

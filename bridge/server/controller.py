@@ -137,9 +137,9 @@ class FlowerController(Controller):
         try:
             if warning := versions.newer():
                 log.warning("%s", warning)
-            limit = settings.read(settings.workspace_of(fl_ctx)).limits.job_files
-            self._files = disk.DiskWatch([run_dir], limit, self._too_much)
-            self._confinement = confining.confinement(Path(_workspace(fl_ctx).get_root_dir()))
+            own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
+            self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
+            self._confinement = confining.confinement(own, root)
             run = self._loop.submit(self._run(self._app(fl_ctx).checked(), run_dir, sites))
             while not run.done():
                 if abort_signal.triggered or self._overfull:

@@ -118,7 +118,7 @@ class FlowerExecutor(Executor):
                 raise ValueError(environment.NOT_WITHOUT_CODE)
             root = Path(workspace.get_root_dir())
             own = settings.read(root)
-            self._confinement = confining.confinement(root, bootstrap)
+            self._confinement = confining.confinement(own, root, bootstrap)
         except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return

@@ -16,8 +16,8 @@ import pytest
 
 from bridge.common.job_options import ConfigValue
 from bridge.flare import contents
-from bridge.flare.contents import Unfit
 from bridge.flare.job import FlowerJob
+from bridge.flare.job_files import Unfit
 from bridge.job import fab
 from bridge.server.controller import FlowerController
 

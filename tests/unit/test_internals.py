@@ -313,7 +313,7 @@ def test_flare_asks_for_custom_code_only_in_a_sites_own_part_of_a_job() -> None:
 
 
 def test_a_job_process_that_was_killed_is_reported_as_an_exception() -> None:
-    """nvflare 2.9.0 `client_executor.py`: what `flare_server.DIED` goes by."""
+    """nvflare 2.9.0 `client_executor.py`: what `site_messages.DIED` goes by."""
     source = inspect.getsource(JobExecutor._wait_child_process_finish)
     assert "return_code = ProcessExitCode.EXCEPTION" in source
     assert "return_code = ProcessExitCode.INFRASTRUCTURE_ERROR" in source

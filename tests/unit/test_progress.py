@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,20 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         lines.tell({"event": "round", "round": number, "of": 2, "t": 1.0})
     lines.tell({"event": "end", "status": "FINISHED:COMPLETED", "t": 2.0})
     assert seen == [(0, 2), (1, None), (1, 2), (2, None)]
+
+
+def test_folders_that_go_while_they_are_counted_do_not_end_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stays").write_bytes(b"12345")
+    (tmp_path / "goes").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path).name == "goes":
+            (tmp_path / "goes").rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert progress._size(tmp_path) == 5
+    assert not (tmp_path / "goes").exists()

@@ -488,6 +488,10 @@ def test_rules_for_all_ports_take_milliseconds() -> None:
             os._exit(1)
 
 
+def _confined(workspace: Path, *bootstrap: Path) -> Confinement:
+    return confining.confinement(settings.read(workspace), workspace, *bootstrap)
+
+
 def _workspace(folder: Path, **content: Any) -> Path:
     (folder / "local").mkdir()
     (folder / "startup").mkdir()
@@ -506,9 +510,9 @@ def test_required_refuses_where_the_kernel_gives_less(
     workspace = _workspace(tmp_path, sandbox="required", egress="server")
     if refused:
         with pytest.raises(confining.NotConfined, match=r"signals .Linux 6\.12.*best-effort"):
-            confining.confinement(workspace)
+            _confined(workspace)
     else:
-        assert confining.confinement(workspace) == Confinement(on=True, closed=(8002,))
+        assert _confined(workspace) == Confinement(on=True, closed=(8002,))
 
 
 def test_required_refuses_where_the_kernel_has_no_filters(
@@ -517,7 +521,7 @@ def test_required_refuses_where_the_kernel_has_no_filters(
     monkeypatch.setattr(sandbox, "abi", lambda: 7)
     monkeypatch.setattr(syscalls, "available", lambda: False)
     with pytest.raises(confining.NotConfined, match=r"cannot confine: system calls .seccomp filters"):
-        confining.confinement(_workspace(tmp_path, sandbox="required"))
+        _confined(_workspace(tmp_path, sandbox="required"))
 
 
 def test_best_effort_goes_on_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +558,7 @@ def test_best_effort_takes_what_there_is_and_says_so(
     bootstrap.write_text(json.dumps({"connect_url": "tcp://localhost:40001"}))
     workspace = _workspace(tmp_path, sandbox="best-effort", egress="any")
     with caplog.at_level(logging.INFO):
-        found = confining.confinement(workspace, bootstrap)
+        found = _confined(workspace, bootstrap)
     assert found == Confinement(True, anywhere=True, closed=(8002,), ports=(40001,), readable=(bootstrap,))
     assert caplog.messages == [
         "sandbox: best-effort confines files, TCP ports (Landlock ABI 5), system calls (seccomp), and cannot "
@@ -564,6 +568,6 @@ def test_best_effort_takes_what_there_is_and_says_so(
 
 def test_off_confines_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert confining.confinement(_workspace(tmp_path, sandbox="off")) is UNCONFINED
+        assert _confined(_workspace(tmp_path, sandbox="off")) is UNCONFINED
     assert caplog.messages == ["sandbox: off, so apps are not confined"]
     assert UNCONFINED.around(tmp_path, tmp_path, ports=(), app_ports=()) == (None, {})

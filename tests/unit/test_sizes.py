@@ -12,9 +12,6 @@ FILE, FUNCTION, CLASS = 400, 60, 250
 """Lines."""
 
 LARGER = {
-    "bridge/flare/contents.py": 444,
-    "bridge/flare/flare_server.py FlareServer": 285,
-    "bridge/flare/flare_server.py watch": 65,
     "bridge/flare/recipe.py __init__": 91,
     "bridge/flower/fork_server.py": 452,
     "bridge/flower/plain.py run": 83,

@@ -1,0 +1,91 @@
+"""What sites send to the FLARE server's own process, handled as FLARE does and where it must be otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nvflare.fuel.common.exit_codes import ProcessExitCode
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.f3.message import Message
+from nvflare.private.defs import (
+    CellMessageHeaderKeys,
+    ClientType,
+    JobFailureMsgKey,
+)
+
+if TYPE_CHECKING:
+    from bridge.flare.flare_server import FlareServer
+
+log = logging.getLogger(__name__)
+
+DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
+"""How a site's FLARE client reports a job process that was killed or crashed; it knows no difference."""
+
+NO_SITE = "this is a person's name, not a site's"
+"""What a console hears that would be a site. FLARE takes its word for what it is (nvflare 2.9.0
+`private/fed/server/client_manager.py`), and would hand it jobs."""
+
+
+class SiteMessages:
+    """FLARE's handlers of what sites send to the server's own process, with what FLARE's lack."""
+
+    def __init__(
+        self,
+        flare: FlareServer,
+        server: Any,
+        runner: Any,
+        on_heartbeat: Callable[[str, str, frozenset[str]], None],
+        on_death: Callable[[str, str], None],
+    ) -> None:
+        """See `FlareServer.watch`."""
+        self._flare, self._server, self._runner = flare, server, runner
+        self._on_heartbeat, self._on_death = on_heartbeat, on_death
+
+    def heartbeat(self, request: Message) -> Message:
+        """Refuse a person's, and show a site's."""
+        site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+        if _is_person(site):
+            return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+        reply: Message = self._server.client_heartbeat(request)
+        if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
+            told = request.get_header(CellMessageHeaderKeys.JOB_IDS) or ()
+            try:
+                jobs = frozenset(map(str, told))
+                self._on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
+            except Exception:
+                # The site must get its answer whatever becomes of its jobs.
+                log.exception("%s's heartbeat could not be looked at", site)
+        return reply
+
+    def outcome(self, request: Message) -> Message:
+        """Keep a job from being failed for a process that died at a site."""
+        client = self._server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
+        payload, flare = request.payload, self._flare
+        if client is not None and isinstance(payload, dict):
+            job = str(payload.get(JobFailureMsgKey.JOB_ID))
+            if payload.get(JobFailureMsgKey.CODE) in DIED:
+                if flare.ended_well(job) and flare.owes_outcome(job, client.name):
+                    # The job's truth is its Flower run, which has ended; how a site's process
+                    # ended after that does not change it.
+                    self._runner.resolve_client_outcome(job, client.name)
+                    return make_reply(ReturnCode.OK, "", None)
+                if flare.runs(job) and client.name in flare.participants(job):
+                    self._on_death(job, client.name)
+                    return make_reply(ReturnCode.OK, "", None)
+                # Whoever has no part in the job has no say in it: FLARE drops such a report.
+        return self._server.process_job_failure(request)
+
+    def register(self, request: Message) -> Message:
+        """Let no person register as a site."""
+        kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
+        if kind != ClientType.ADMIN and _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
+            return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+        return self._server.register_client(request)
+
+
+def _is_person(name: Any) -> bool:
+    """Whether a name is a person's: an e-mail address, which no site's is (`provisioning/checks.py`)."""
+    return "@" in str(name)
