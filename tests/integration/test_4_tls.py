@@ -82,8 +82,8 @@ def test_no_tls_is_refused(federation: Federation) -> None:
 
 
 def test_another_ca_is_refused(federation: Federation, tmp_path: Path) -> None:
-    shutil.copytree(federation.root / "provisioning", tmp_path / "provisioning")
-    shutil.copytree(federation.root / "compose", tmp_path / "compose")
+    for folder in ("provisioning", "bridge", "compose"):
+        shutil.copytree(federation.root / folder, tmp_path / folder)
     shutil.copy(federation.root / "project.yml", tmp_path)
     nvflare = Path(sys.executable).parent / "nvflare"
     command = [str(nvflare), "provision", "-p", "project.yml", "--force"]
