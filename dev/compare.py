@@ -24,18 +24,16 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
+from dev import differences, scratch_federation
+from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
-from scripts import base_image, core, data, differences, engine, images, provision, wheelhouse
+from scripts import base_image, core, data, engine, images, provision, wheelhouse
 from scripts.build import TAG
 from scripts.options import RunConfig
-
-if TYPE_CHECKING:
-    # Of the verbs, only this one needs a developers' tool, and only when it runs.
-    from dev.scratch_federation import ScratchFederation
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
@@ -147,8 +145,6 @@ def _prepare() -> None:
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
     """A federation of its own with these sites, its images built and nothing started."""
-    from dev import scratch_federation
-
     core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
     if divide:
         data.fetch()
@@ -243,7 +239,7 @@ def _report(
 ) -> dict[str, Any]:
     """Write the report, the records and the picture; returns the report."""
     # Here, not above: it takes a second.
-    from scripts import compare_picture
+    from dev import compare_picture
 
     one, other = differences.rounds(plain), differences.rounds(federated)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
