@@ -13,7 +13,6 @@ FILE, FUNCTION, CLASS = 400, 60, 250
 
 LARGER = {
     "bridge/flare/recipe.py __init__": 91,
-    "bridge/flower/fork_server.py": 452,
     "bridge/flower/plain.py run": 83,
     "bridge/server/controller.py FlowerController": 280,
 }
