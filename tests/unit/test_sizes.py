@@ -12,7 +12,6 @@ FILE, FUNCTION, CLASS = 400, 60, 250
 """Lines."""
 
 LARGER = {
-    "bridge/flare/recipe.py __init__": 91,
     "bridge/flower/plain.py run": 83,
 }
 """What is larger still, and its lines. A number here may only become smaller."""
