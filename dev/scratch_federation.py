@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import pathspec
 import yaml
 
+from bridge.common.ports import free_port
 from provisioning import dotenv
 from provisioning.checks import HARDEN
 from scripts.core import ROOT, Failure
@@ -127,14 +127,6 @@ def builder(project: Project, path: str) -> dict[str, Any]:
     (found,) = (entry for entry in project["builders"] if entry["path"] == path)
     arguments: dict[str, Any] = found.setdefault("args", {})
     return arguments
-
-
-def free_port() -> int:
-    """A port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def make(

@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common.errors import FlowerbedError
-from bridge.common.ports import free_port
+from bridge.common.ports import free_port, listens
 from bridge.flower import deterministic
 from bridge.launch import plan
 from bridge.launch.environment import DETERMINISTIC, with_bridge
@@ -118,7 +117,7 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
             DETERMINISTIC: str(folder / plan.PLAN_FILE),
         }
         programs.start("superlink", ["flower-superlink", *LOOPBACK, str(port)], ordered)
-        programs.wait_for("the SuperLink", lambda: _listens(port))
+        programs.wait_for("the SuperLink", lambda: listens(port))
         plan.write_plan(folder, int(spec["seed"]), _start_supernodes(programs, folder, port, spec))
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
         if spec["run_config"]:
@@ -172,11 +171,6 @@ def _with_serverapp(folder: Path) -> Path:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {deterministic.__name__} "$@"\n')
     program.chmod(0o755)
     return folder
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main() -> None:
