@@ -28,6 +28,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from bridge.common.app import ROUNDS_KEY
+from bridge.launch import plan
 from dev import differences, scratch_federation
 from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
@@ -50,9 +52,6 @@ BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
 """Seconds, of which each takes a small part: only so that nothing hangs for ever."""
 
 Events = list[dict[str, Any]]
-
-RECORD = "in_order.jsonl"
-"""What `bridge/flower/deterministic.py` writes beside the ServerApp's own files."""
 
 
 def run(
@@ -84,7 +83,7 @@ def run(
     if SEED_KEY in found.config:
         pairs.insert(0, f"{SEED_KEY}={seed}")
     config = apps.run_config(found, pairs, rounds)
-    config += [] if rounds is None else [f"{apps.ROUNDS_KEY}={rounds}"]
+    config += [] if rounds is None else [f"{ROUNDS_KEY}={rounds}"]
     if data is not None:
         _check_data(data, names)
     core.HOUSE.mkdir(exist_ok=True)
@@ -213,7 +212,7 @@ def _federated(
         words += [f"--run-config={pair}" for pair in config]
         job = federation.must(*words, f"--in-order={seed}", timeout=JOB_WITHIN, shown=True)
         results = Path(federation.must("results", str(job["job_id"]))["folder"])
-        record = results / "serverapp" / RECORD
+        record = results / "serverapp" / plan.TRACE_FILE
         if not record.is_file():
             raise core.Failure("The ServerApp sent no message to any site: there is nothing to compare.")
         return [json.loads(line) for line in record.read_text().splitlines()]
