@@ -21,7 +21,7 @@ import yaml
 
 from bridge.common.ports import free_port
 from provisioning import dotenv
-from provisioning.checks import HARDEN
+from provisioning.checks import HARDEN, STATIC_FILES
 from scripts.core import ROOT, Failure
 
 COMPOSE = "docker compose"
@@ -174,10 +174,6 @@ def make(
 def set_scheme(project: Project, scheme: str) -> None:
     """Let a project's connections speak another scheme."""
     builder(project, STATIC_FILES)["scheme"] = scheme
-
-
-STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
-"""FLARE's builder that writes the scheme into the kits."""
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -28,9 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bridge.launch.confinement import APP_POLICY
-
-SUPEREXEC, CLIENTAPP, SERVERAPP = "flower-superexec", "flwr-clientapp", "flwr-serverapp"
-"""The programs that can be copies. The first starts the other two."""
+from bridge.launch.environment import CLIENTAPP, SERVERAPP, SUPEREXEC
 
 ISOLATION, PROCESS = "--isolation", "process"
 """The option by which SuperLink and SuperNode leave the start of a SuperExec to us."""

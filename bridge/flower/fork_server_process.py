@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge.flower import fast_path, programs
-from bridge.flower.fork_server import CLIENTAPP, COMMAND_LIMIT, SUPEREXEC, ForkServer, ends
+from bridge.flower.fork_server import COMMAND_LIMIT, ForkServer, ends
+from bridge.launch.environment import CLIENTAPP, SUPEREXEC
 
 log = logging.getLogger("flwr")
 

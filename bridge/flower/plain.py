@@ -28,7 +28,7 @@ from bridge.common.errors import FlowerbedError
 from bridge.common.ports import free_port, listens
 from bridge.flower import deterministic
 from bridge.launch import plan
-from bridge.launch.environment import DETERMINISTIC, with_bridge
+from bridge.launch.environment import DETERMINISTIC, SERVERAPP, with_bridge
 from bridge.launch.process import strip_colour
 
 READY_WITHIN = 60.0
@@ -167,7 +167,7 @@ def _with_serverapp(folder: Path) -> Path:
     """Make a folder in which a SuperExec, which starts programs by their names (flwr 1.41.0
     `supercore/superexec/executor/subprocess_executor.py`), finds the ServerApp that keeps the order."""
     folder.mkdir()
-    program = folder / deterministic.SERVERAPP
+    program = folder / SERVERAPP
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {deterministic.__name__} "$@"\n')
     program.chmod(0o755)
     return folder

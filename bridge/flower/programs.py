@@ -20,18 +20,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from bridge.flower import replaced, serverapp
-from bridge.flower.fork_server import (
-    CLIENTAPP,
-    PARENT,
-    SERVERAPP,
-    SUPEREXEC,
-    ForkServer,
-    fork_executor,
-    starter,
-)
+from bridge.flower.fork_server import PARENT, ForkServer, fork_executor, starter
 from bridge.launch import sandbox
 from bridge.launch.confinement import APP_POLICY
-from bridge.launch.environment import DETERMINISTIC, DETERMINISTIC_MODULE
+from bridge.launch.environment import CLIENTAPP, DETERMINISTIC, DETERMINISTIC_MODULE, SERVERAPP, SUPEREXEC
 
 PR_SET_NAME = 15
 """The option of `prctl` for a process's name. (/proc is read-only to confined ones.)"""

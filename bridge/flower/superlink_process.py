@@ -37,6 +37,7 @@ from bridge.fleet import wire
 from bridge.flower import fork_server, fork_server_process, programs, replaced
 from bridge.flower.link_state import lasting
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
+from bridge.launch.environment import SERVERAPP, SUPEREXEC
 from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import LinkFault, Response
 
@@ -190,7 +191,7 @@ def main(arguments: list[str]) -> None:
         return
     start = None
     if row.fast_path:
-        copied = fork_server.SUPEREXEC, fork_server.SERVERAPP
+        copied = SUPEREXEC, SERVERAPP
         forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
         if forked is not None:
             forked.preload(modules.split(","))

@@ -21,6 +21,7 @@ SCRIPT = """
 import json, os, random, sys, time
 from pathlib import Path
 from bridge.flower import fork_server, fork_server_process, programs
+from bridge.launch.environment import CLIENTAPP
 
 def program():
     import numpy
@@ -34,13 +35,13 @@ def program():
     sys.exit(3)
 
 programs.load = lambda name: program
-forked = fork_server_process.start_fork_server([fork_server.CLIENTAPP])
+forked = fork_server_process.start_fork_server([CLIENTAPP])
 started = fork_server.starter(forked)
 os.environ["PATH"] = os.getcwd()
 for number in range(int(sys.argv[2])):
     if number == 1:
         forked.preload(sys.argv[1].split(","))
-    process = started([fork_server.CLIENTAPP, str(number)])
+    process = started([CLIENTAPP, str(number)])
     process.wait()
     time.sleep(0.3)
 print(json.dumps({"copies": type(process).__name__ == "ForkedProcess"}))
