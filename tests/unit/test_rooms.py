@@ -36,6 +36,9 @@ ALONE = {"bridge.flare.console.client"}
 """Programs that import nothing of ours: each call of a verb would pay for it."""
 
 PRODUCT = ("bridge", "scripts", "provisioning")
+ALIKE = 80
+"""Characters of a function, without its name and docstring, that may stand twice."""
+
 OURS = {*PRODUCT, "dev", "tests", "images"}
 MAY_USE = {
     "provisioning": {"bridge"},
@@ -155,6 +158,19 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(module)
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_two_functions_are_written_alike() -> None:
+    """Code that two sides of a wall need is shared, not copied. (A line or two may be.)"""
+    places: dict[str, list[str]] = {}
+    for module, path in modules(*PRODUCT, "dev").items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                told = ast.get_docstring(node) is not None
+                body = "\n".join(ast.unparse(statement) for statement in node.body[told:])
+                if len(body) > ALIKE:
+                    places.setdefault(body, []).append(f"{module}.{node.name}")
+    assert not [found for found in places.values() if len(found) > 1]
 
 
 def test_our_errors_have_one_base_class() -> None:
