@@ -45,6 +45,9 @@ FAST = {fast_path.HELD: 3, fast_path.WOKEN: 2, fast_path.COPIED: 3, fast_path.AS
 """In how many processes each part of the fast path works with two sites: SuperLink and two SuperNodes hold
 pulls, both SuperNodes sleep, and all three start an app's processes."""
 
+SOMETIMES = {fast_path.WOKEN}
+"""A SuperNode whose reply is there when it looks need not sleep: on a busy machine, one may never."""
+
 RUN_WITHIN = 240.0
 """Seconds for the run of a small app: it takes 15 to 30 on a quiet machine."""
 
@@ -99,6 +102,15 @@ class Outcome:
     """Of the run."""
     fast: dict[str, int]
     """How many processes have logged that a part of the fast path works, or does not."""
+
+    def slow(self) -> set[str]:
+        """What of the fast path has not worked, or has said that it does not."""
+        missed = {
+            part
+            for part, processes in FAST.items()
+            if self.fast.get(part, 0) < (1 if part in SOMETIMES else processes)
+        }
+        return missed | (self.fast.keys() - FAST.keys())
 
     def never_lost(self) -> dict[str, set[str]]:
         """By place, the calls whose answer should have been lost and was not. Those by which a SuperNode

@@ -77,9 +77,9 @@ def ask_daemon(console: str) -> subprocess.CompletedProcess[str]:
 def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, project: str) -> None:
     job = long_job(larger)
     stolen = hostile.act(larger, "site-3", "tell(stolen(WORDS[0]))", job)
+    larger.must("jobs", "--as", "member")  # A session that stays open, in the console's daemon.
     larger.edit(revoke)
     site_3, member = larger.container("site-3"), larger.container("member")
-    larger.must("jobs", "--as", "member")  # A session that stays open, in the console's daemon.
     assert ask_daemon(member).returncode == 0
     began = time.monotonic()
     larger.must("provision")

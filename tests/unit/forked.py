@@ -10,7 +10,10 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 SHORT_KEYS = """
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -65,9 +68,20 @@ PRELOADED = (
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    """The process that is copied; it ends when this one does, since its stdin ends then."""
+    """The process that is copied."""
     command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(PRELOADED)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """End it with the tests of a file that imports this: others look for what they have left running."""
+    yield
+    if _server.cache_info().currsize:
+        with _server() as server:
+            assert server.stdin is not None
+            server.stdin.close()
+        _server.cache_clear()
 
 
 def run(cwd: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

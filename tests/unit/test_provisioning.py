@@ -30,6 +30,9 @@ from bridge.job import settings
 from provisioning import dotenv
 from provisioning.checks import HARDEN
 from tests.unit import forked
+from tests.unit.forked import ended
+
+__all__ = ["ended"]  # A fixture, for pytest to find.
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("project.yml", "compose.yaml", "compose", "provisioning", "scripts", "dev")

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from provisioning import state
-from tests.unit.forked import SHORT_KEYS
+from tests.unit.forked import SHORT_KEYS, ended
 from tests.unit.test_provisioning import PROD, STATE, again, age, checkout, done, edit, plain, replace, verb
 
-__all__ = ["again", "plain"]  # Fixtures, for pytest to find.
+__all__ = ["again", "ended", "plain"]  # Fixtures, for pytest to find.
 
 WORKSPACE = "workspace/flowerbed"
 
