@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +19,9 @@ from typing import Any
 import pathspec
 import yaml
 
+from bridge.common.ports import free_port
 from provisioning import dotenv
-from provisioning.checks import HARDEN
+from provisioning.checks import HARDEN, STATIC_FILES
 from scripts.core import ROOT, Failure
 
 COMPOSE = "docker compose"
@@ -129,14 +129,6 @@ def builder(project: Project, path: str) -> dict[str, Any]:
     return arguments
 
 
-def free_port() -> int:
-    """A port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def make(
     folder: str,
     name: str,
@@ -182,10 +174,6 @@ def make(
 def set_scheme(project: Project, scheme: str) -> None:
     """Let a project's connections speak another scheme."""
     builder(project, STATIC_FILES)["scheme"] = scheme
-
-
-STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
-"""FLARE's builder that writes the scheme into the kits."""
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from typing import Any
 from provisioning.names import service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
+"""FLARE's builder that writes the scheme into the kits."""
 HARDEN = "provisioning.harden.HardenBuilder"
 
 BUILDERS = (

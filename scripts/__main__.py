@@ -34,12 +34,9 @@ PANELS = {
 }
 """The verbs, in the order in which `--help` shows them."""
 
-DEVELOPERS = ("bench", "test")
-"""The verbs whose modules are in `dev`."""
-
 VERBS = {
-    name: f"{'dev' if name in DEVELOPERS else 'scripts'}.{name}"
-    for names in PANELS.values()
+    name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name}"
+    for panel, names in PANELS.items()
     for name in names
 }
 """The module of each verb."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import pathspec
 
+from bridge.common.app import FAB_LIMIT, JOB_NAME, ROUNDS_KEY, decoded
+from bridge.common.app import run_config as own_config
 from bridge.common.job_options import ConfigValue
 from scripts.core import ROOT, UsageError
 
@@ -25,18 +27,14 @@ NAMES = frozenset({"LICENSE", ".gitignore"})
 """With SUFFIXES: all that Flower's own bundle takes from an app (flwr 1.26 – 1.42), so all that is sent."""
 NEVER = frozenset({".git", ".flwr", ".venv", "__pycache__", ".ipynb_checkpoints", "node_modules"})
 """Folders that are never part of an app, whether .gitignore names them or not (nor is any other venv)."""
-MOST_BYTES = 10 * 1024 * 1024
-"""Of all files together, compressed: the limit of Flower's own bundle (FAB_MAX_SIZE)."""
+MOST_BYTES = FAB_LIMIT
+"""Of all files together, compressed."""
 MOST_JOB_BYTES = 64 * 1024 * 1024
 """Of an exported job folder; its app is within MOST_BYTES, the rest is a few small files of FLARE's."""
 TIME = 946_684_800
 """Of every packed file: 2000-01-01, since FLARE zips the job and zip knows no time before 1980."""
 DEPLOYED = ROOT / "deployed"
 """The apps that the server has, and that jobs may name; the server's container sees it at /apps."""
-JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-"""What a job may be called."""
-ROUNDS_KEY = "num-server-rounds"
-"""The run config key that Flower's templates read the number of rounds from; `--rounds` sets it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def read(folder: Path) -> App:
         reference = _key(project, ("tool", "flwr", "app", "components", component), shown)
         _check_reference(component, reference, trees, shown)
     _check_size(files, shown)
-    return App(folder, name, version, flatten(project["tool"]["flwr"]["app"].get("config", {})), files)
+    return App(folder, name, version, own_config(project), files)
 
 
 def read_deployed(name: str) -> App:
@@ -174,8 +172,8 @@ def _read_job(folder: Path) -> App:
 
 def _read_toml(path: Path, shown: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return decoded(path.read_bytes())
+    except ValueError as error:
         raise UsageError(f"{shown}/pyproject.toml is not valid TOML: {error}.") from error
 
 
@@ -249,17 +247,6 @@ def _check_size(files: Mapping[str, Path], shown: Path) -> None:
 
 def _mib(size: int) -> str:
     return f"{size / 1024 / 1024:.1f} MiB"
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A run config with nested tables as dotted keys, which is how Flower's apps read it."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> list[str]:

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bridge.common.meta import LATEST
 from scripts import core
-
-LATEST = "latest"
-"""Stands for the job that was submitted last."""
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 """Seconds of what may stand behind a duration's number."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bridge.common.events import read
+from bridge.common.meta import EVENTS_FILE
 from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.checks import size
@@ -120,7 +121,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
                 (workspace / name).rename(folder / name)
         try:
             meta = json.loads((Path(scratch) / "meta.json").read_text())
-            events = list(read(workspace / "events.jsonl"))
+            events = list(read(workspace / EVENTS_FILE))
         except (OSError, ValueError) as error:
             raise Failure(f"The result of job {job} is incomplete: {error}. Try again.") from error
     summary = summarize(job, meta, events)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bridge.common.meta import REASON, REFUSED, RETRIED_AS
 from scripts import hints
 
 Event = Mapping[str, Any]
@@ -116,7 +117,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
     submitted, ended = job_times(meta)
     rounds = rounds_of(events)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
-    reason = str(meta.get("flowerbed_reason") or "") or next(
+    reason = str(meta.get(REASON) or "") or next(
         (str(e.get("reason") or "") for e in reversed(events) if e.get("event") == "run ended"), ""
     )
     return {
@@ -124,8 +125,8 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "app": meta.get("job_name") or meta.get("name"),
         "status": meta.get("status"),
         "reason": hints.with_hint(reason, events),
-        "retried_as": meta.get("flowerbed_retried_as"),
-        "refused": meta.get("flowerbed_refused") or {},
+        "retried_as": meta.get(RETRIED_AS),
+        "refused": meta.get(REFUSED) or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,
         # How many points the app has logged at each site, with FLARE's writers.

@@ -18,7 +18,8 @@ import pytest
 
 from bridge.launch import plan, reaper
 from bridge.server.superlink import RunEnd
-from scripts import core, differences
+from dev import differences
+from scripts import core
 from tests.driver import Outcome
 from tests.versions.conftest import must
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -17,6 +18,12 @@ from bridge.common.job_options import ConfigValue
 
 ROUNDS_KEY = "num-server-rounds"
 """By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
+
+FAB_LIMIT = 10 * 1024 * 1024
+"""Bytes of the largest app bundle that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
+
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What a job may be called."""
 
 DEPLOYED = "local/custom"
 """Where in a FLARE server's workspace the apps lie that its operator has put there; in the container it leads
@@ -43,11 +50,19 @@ def read_app(app: Path) -> dict[str, Any]:
         raise BadApp("expected a Flower app, but it has no pyproject.toml") from None
 
 
+def decoded(pyproject: bytes) -> dict[str, Any]:
+    """Return the content of a pyproject.toml; raises `ValueError` if it is no TOML."""
+    try:
+        return tomllib.loads(pyproject.decode())
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
 def parse(pyproject: bytes) -> dict[str, Any]:
     """Return the content of an app's pyproject.toml as a dict; raises `BadApp` as `read_app` does."""
     try:
-        config = tomllib.loads(pyproject.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        config = decoded(pyproject)
+    except ValueError as error:
         raise BadApp(f"pyproject.toml is broken: {error}") from None
     if not isinstance(config.get("project", {}), dict):
         raise BadApp("pyproject.toml: expected project to be a table")

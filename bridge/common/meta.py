@@ -41,3 +41,6 @@ OUT = "out"
 
 REMOVED = "flowerbed_removed"
 """The sites that were put out of the job while it ran, and why, by name."""
+
+LATEST = "latest"
+"""Stands, where a job's id is asked for, for the one that was submitted last."""

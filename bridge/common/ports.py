@@ -22,6 +22,12 @@ def free_ports(number: int) -> list[int]:
         return [probe.getsockname()[1] for probe in sockets]
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens at this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def are_free(ports: Iterable[int]) -> bool:
     """Whether nobody listens at any of these ports."""
     try:

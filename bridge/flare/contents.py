@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bridge.common import meta
-from bridge.common.app import DEPLOYED, BadApp
+from bridge.common.app import DEPLOYED, FAB_LIMIT, BadApp
 from bridge.flare.job_files import (
     CLIENT_CONFIG,
     CONFIG,
@@ -170,7 +170,7 @@ def _part(app: str, files: Files) -> Contents:
         if name in SIGNATURES:
             files[path](TEXT_LIMIT)
     if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
-        app_file = brought(fab.LIMIT)
+        app_file = brought(FAB_LIMIT)
         try:
             fab.read(app_file)
         except BadApp as error:

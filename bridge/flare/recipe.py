@@ -40,9 +40,37 @@ NO_EFFECT = {
 }
 """Arguments that mean nothing here: FLARE's default, and why."""
 
+NOTHING_IS_INSTALLED = (
+    "expected False, found True. Nothing is installed while a job runs: sites run what is in their images. "
+    "Put the app's packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this "
+    "environment."
+)
+
 
 class FlowerRecipe(Recipe):  # type: ignore[misc]
-    """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`."""
+    """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`.
+
+    Those of FLARE's arguments that are not told here have no effect; a warning says so if one is set.
+
+    Args:
+        flower_content: the Flower app's folder.
+        flower_app_path: instead of it, an app that is deployed on the server: `local/custom/NAME`.
+        name: the job's name.
+        min_clients: the fewest sites with which the job may run.
+        mandatory_clients: sites without which the job does not start.
+        superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's own 60.
+        configure_task_timeout: together with the next, if that is more than Flowerbed's own 60, seconds
+            for all sites' SuperNodes to appear.
+        start_task_timeout: see there.
+        max_client_op_interval: if it is set and `grace` is not, that is the grace.
+        progress_timeout: seconds without a call from any site after which the job fails; at least 60.
+        client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job
+            is over; FLARE's default, 5, stands for Flowerbed's own 0.5.
+        extra_env: variables for SuperLink, SuperNodes and apps.
+        run_config: overrides of the app's configuration.
+        allow_runtime_dependency_installation: has to be false.
+        options: those of `JobOptions` that are marked for the recipe.
+    """
 
     @job_options.takes(job_options.of_recipe())
     def __init__(
@@ -64,32 +92,9 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         extra_env: dict[str, str] | None = None,
         run_config: dict[str, ConfigValue] | None = None,
         allow_runtime_dependency_installation: bool = False,
-        *,
-        grace: float | None = None,
         **options: Any,
     ) -> None:
-        """Make the recipe. Those of FLARE's arguments that are not told here have no effect; a warning says
-        so if one is set.
-
-        Args:
-            flower_content: the Flower app's folder.
-            flower_app_path: instead of it, an app that is deployed on the server: `local/custom/NAME`.
-            name: the job's name.
-            min_clients: the fewest sites with which the job may run.
-            mandatory_clients: sites without which the job does not start.
-            superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's own 60.
-            configure_task_timeout: together with the next, if that is more than Flowerbed's own 60, seconds
-                for all sites' SuperNodes to appear.
-            start_task_timeout: see there.
-            max_client_op_interval: if it is set and `grace` is not, that is the grace.
-            progress_timeout: seconds without a call from any site after which the job fails; at least 60.
-            client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job
-                is over; FLARE's default, 5, stands for Flowerbed's own 0.5.
-            extra_env: variables for SuperLink, SuperNodes and apps.
-            run_config: overrides of the app's configuration.
-            allow_runtime_dependency_installation: has to be false.
-            grace: as in `JobOptions`.
-            options: those of `JobOptions` that are marked for the recipe.
+        """Make the recipe; the class says what the arguments mean.
 
         Raises:
             BadApp: the folder is no Flower app, or has no such configuration.
@@ -97,19 +102,14 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             UnsupportedFlower: the installed flwr does not allow an inline SuperNode.
         """
         if allow_runtime_dependency_installation:
-            raise ValueError(
-                "allow_runtime_dependency_installation: expected False, found True. Nothing is installed "
-                "while a job runs: sites run what is in their images. Put the app's "
-                "packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this environment."
-            )
+            raise ValueError(f"allow_runtime_dependency_installation: {NOTHING_IS_INSTALLED}")
         if bool(flower_content) == bool(flower_app_path):
             raise ValueError("expected either flower_content or flower_app_path, found both or neither")
         _tell_what_has_no_effect(
             {"database": database, "per_msg_timeout": per_msg_timeout, "tx_timeout": tx_timeout}
         )
-        if grace is None:
-            by_flare = max_client_op_interval != CLIENT_OP_INTERVAL
-            grace = max_client_op_interval if by_flare else DEFAULTS.grace
+        if options.get("grace") is None:
+            options["grace"] = _or(DEFAULTS.grace, max_client_op_interval, CLIENT_OP_INTERVAL)
         if foreign := sorted(set(options) - {option.name for option in job_options.of_recipe()}):
             raise TypeError(f"FlowerRecipe got unexpected arguments: {', '.join(foreign)}")
         # FLARE looks at these for what could be a password.
@@ -123,14 +123,11 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             run_config=run_config,
             min_sites=min_clients,
             mandatory=mandatory_clients,
-            grace=grace,
             superlink_ready_timeout=max(DEFAULTS.superlink_ready_timeout, superlink_ready_timeout),
             sites_within=max(DEFAULTS.sites_within, configure_task_timeout + start_task_timeout),
             progress_timeout=progress_timeout,
-            client_shutdown_timeout=(
-                DEFAULTS.client_shutdown_timeout
-                if client_shutdown_timeout == SHUTDOWN_TIMEOUT
-                else client_shutdown_timeout
+            client_shutdown_timeout=_or(
+                DEFAULTS.client_shutdown_timeout, client_shutdown_timeout, SHUTDOWN_TIMEOUT
             ),
             extra_env=extra_env,
             **options,
@@ -162,6 +159,11 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             _see_that_all_run_at_once(env)
         # FLARE's processes are started by this one, in other folders.
         os.environ["PYTHONPATH"] = environment.with_bridge(os.environ.get("PYTHONPATH", ""))
+
+
+def _or(ours: float, given: float, flares: float) -> float:
+    """What is given, if it is not FLARE's own default; else ours."""
+    return ours if given == flares else given
 
 
 def _tell_what_has_no_effect(given: Mapping[str, Any]) -> None:

@@ -37,10 +37,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from bridge.common.namespace_proxy import namespace_proxy
 from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
 from bridge.flower import replaced
-from bridge.launch.environment import DETERMINISTIC
+from bridge.launch.environment import DETERMINISTIC, SERVERAPP
 from bridge.launch.plan import TRACE_FILE
-
-SERVERAPP = "flwr-serverapp"
 
 WAITS = "flwr.supercore."
 """How the names of the modules begin that draw the length of their waits from Python's generator, as often as

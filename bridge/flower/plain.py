@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common.errors import FlowerbedError
-from bridge.common.ports import free_port
+from bridge.common.ports import free_port, listens
 from bridge.flower import deterministic
 from bridge.launch import plan
-from bridge.launch.environment import DETERMINISTIC, with_bridge
+from bridge.launch.environment import DETERMINISTIC, SERVERAPP, with_bridge
 from bridge.launch.process import strip_colour
 
 READY_WITHIN = 60.0
@@ -45,12 +44,51 @@ REGISTERED = re.compile(r"SuperNode ID: (\d+)")
 """What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "plain"
+LOOPBACK = ("--insecure", "--host", "127.0.0.1", "--port")
 DATA = Path("/data")
 """Holds one folder a site, if the app reads any; each SuperNode's is its node config's `data-dir`."""
 
 
 class PlainRunFailed(FlowerbedError):
     """The run did not come to its end; the text says why."""
+
+
+class Programs:
+    """Flower's programs, each with a log in one folder."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._env = env
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, command: Sequence[str], more: Mapping[str, str] | None = None) -> None:
+        """Start one, with `more` variables."""
+        with (self._folder / f"{name}.log").open("wb") as log:
+            env = {**self._env, **(more or {})}
+            self._started.append(subprocess.Popen(command, cwd=self._folder, env=env, stdout=log, stderr=log))
+
+    def wait_for(self, what: str, there: Callable[[], Any]) -> Any:
+        """Wait until `there` returns something, as long as all of them run."""
+        until = time.monotonic() + READY_WITHIN
+        while not (found := there()):
+            for program in self._started:
+                if program.poll() is not None:
+                    raise PlainRunFailed(
+                        f"{program.args!r} ended with code {program.returncode}, before {what}"
+                    )
+            if time.monotonic() > until:
+                raise PlainRunFailed(f"waited {READY_WITHIN:.0f} s for {what}")
+            time.sleep(POLL)
+        return found
+
+    def stop(self) -> None:
+        """End them all."""
+        for program in self._started:
+            program.terminate()
+        for program in self._started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(STOP_GRACE)
+            program.kill()
 
 
 def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
@@ -61,7 +99,7 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
             (whether to name folders of it).
 
     Raises:
-        Failed: with the reason.
+        PlainRunFailed: with the reason.
     """
     port, home = free_port(), folder / "home"
     home.mkdir()
@@ -69,53 +107,18 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         f'[superlink]\ndefault = "{CONNECTION}"\n\n'
         f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    programs: list[subprocess.Popen[bytes]] = []
-    env = {
-        **os.environ,
-        "FLWR_HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-
-    def start(name: str, command: Sequence[str], more: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        with (folder / f"{name}.log").open("wb") as log:
-            programs.append(
-                subprocess.Popen(command, cwd=folder, env={**env, **more}, stdout=log, stderr=log)
-            )
-        return programs[-1]
-
-    def wait_for(what: str, there: Callable[[], Any]) -> Any:
-        until = time.monotonic() + READY_WITHIN
-        while not (found := there()):
-            for program in programs:
-                if program.poll() is not None:
-                    raise PlainRunFailed(
-                        f"{program.args!r} ended with code {program.returncode}, before {what}"
-                    )
-            if time.monotonic() > until:
-                raise PlainRunFailed(f"waited {READY_WITHIN:.0f} s for {what}")
-            time.sleep(POLL)
-        return found
-
-    loopback = ("--insecure", "--host", "127.0.0.1", "--port")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {**os.environ, "FLWR_HOME": str(home), "PATH": path}
+    programs = Programs(folder, env)
     try:
         ordered = {
-            "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{env['PATH']}",
+            "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{path}",
             "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", "")),
             DETERMINISTIC: str(folder / plan.PLAN_FILE),
         }
-        start("superlink", ["flower-superlink", *loopback, str(port)], ordered)
-        wait_for("the SuperLink", lambda: _listens(port))
-        nodes: dict[int, str] = {}
-        for place, site in enumerate(spec["sites"]):
-            config = {"client-name": site, "partition-id": place, "num-partitions": len(spec["sites"])}
-            if spec["data"]:
-                config["data-dir"] = str(DATA / site)
-            command = ["flower-supernode", *loopback, str(free_port())]
-            command += ["--superlink", f"127.0.0.1:{port}", "--node-config", _words(config)]
-            start(site, command, {})
-            node = wait_for(f"{site}'s SuperNode", functools.partial(_registered, folder / f"{site}.log"))
-            nodes[node] = site
-        plan.write_plan(folder, int(spec["seed"]), nodes)
+        programs.start("superlink", ["flower-superlink", *LOOPBACK, str(port)], ordered)
+        programs.wait_for("the SuperLink", lambda: listens(port))
+        plan.write_plan(folder, int(spec["seed"]), _start_supernodes(programs, folder, port, spec))
         command = ["flwr", "run", str(app), CONNECTION, "--stream"]
         if spec["run_config"]:
             command += ["--run-config", spec["run_config"]]
@@ -130,12 +133,24 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         logs = (f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in folder.glob("*.log"))
         raise PlainRunFailed("\n".join([*logs, str(failed)])) from None
     finally:
-        for program in programs:
-            program.terminate()
-        for program in programs:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                program.wait(STOP_GRACE)
-            program.kill()
+        programs.stop()
+
+
+def _start_supernodes(
+    programs: Programs, folder: Path, superlink: int, spec: Mapping[str, Any]
+) -> dict[int, str]:
+    """Start the sites' SuperNodes, one after the other; returns the sites by node id."""
+    nodes: dict[int, str] = {}
+    for place, site in enumerate(spec["sites"]):
+        config = {"client-name": site, "partition-id": place, "num-partitions": len(spec["sites"])}
+        if spec["data"]:
+            config["data-dir"] = str(DATA / site)
+        command = ["flower-supernode", *LOOPBACK, str(free_port())]
+        command += ["--superlink", f"127.0.0.1:{superlink}", "--node-config", _words(config)]
+        programs.start(site, command)
+        registered = functools.partial(_registered, folder / f"{site}.log")
+        nodes[programs.wait_for(f"{site}'s SuperNode", registered)] = site
+    return nodes
 
 
 def _words(config: Mapping[str, str | int]) -> str:
@@ -152,15 +167,10 @@ def _with_serverapp(folder: Path) -> Path:
     """Make a folder in which a SuperExec, which starts programs by their names (flwr 1.41.0
     `supercore/superexec/executor/subprocess_executor.py`), finds the ServerApp that keeps the order."""
     folder.mkdir()
-    program = folder / deterministic.SERVERAPP
+    program = folder / SERVERAPP
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {deterministic.__name__} "$@"\n')
     program.chmod(0o755)
     return folder
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main() -> None:

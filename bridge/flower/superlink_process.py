@@ -34,9 +34,10 @@ import uvicorn
 from bridge.common import versions
 from bridge.common.loop import LoopThread
 from bridge.fleet import wire
-from bridge.flower import fork_server, replaced
+from bridge.flower import fork_server, fork_server_process, programs, replaced
 from bridge.flower.link_state import lasting
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
+from bridge.launch.environment import SERVERAPP, SUPEREXEC
 from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import LinkFault, Response
 
@@ -180,27 +181,24 @@ def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
     grace, warm, modules, *options = arguments
     row = versions.generation()
-    run = fork_server.load(PROGRAM)
+    run = programs.load(PROGRAM)
     replaced.replace(replaced.LINK_STATE, lambda state: lasting(state, float(grace)))
     sys.argv = [PROGRAM, *options]
     if row.fleet is versions.Transport.GRPC:
-        fork_server.name_process(PROGRAM)
+        programs.name_process(PROGRAM)
         answer_once_over_grpc()
         run()
         return
     start = None
     if row.fast_path:
-        forked = (
-            fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.SERVERAPP))
-            if warm == "1"
-            else None
-        )
+        copied = SUPEREXEC, SERVERAPP
+        forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
         if forked is not None:
             forked.preload(modules.split(","))
         start = fork_server.starter(forked)
         replaced.replace(replaced.LOG_STREAM_INTERVAL, lambda _: LOG_STREAM_INTERVAL)
         sys.argv += [fork_server.ISOLATION, fork_server.PROCESS]
-    fork_server.name_process(PROGRAM)
+    programs.name_process(PROGRAM)
     try:
         server = composed(start)
     except (ImportError, AttributeError, TypeError) as changed:

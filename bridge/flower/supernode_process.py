@@ -21,8 +21,9 @@ import time
 from typing import Any
 
 from bridge.common.namespace_proxy import namespace_proxy
-from bridge.flower import fork_server, replaced
+from bridge.flower import fork_server, fork_server_process, programs, replaced
 from bridge.flower.supernode_api import Events, serving
+from bridge.launch.environment import CLIENTAPP, SUPEREXEC
 
 PROGRAM = "flower-supernode"
 COMMAND = "flwr.supernode.cli.flower_supernode"
@@ -47,10 +48,9 @@ def main(arguments: list[str]) -> None:
     command: Any = importlib.import_module(COMMAND)
     loop: Any = importlib.import_module(LOOP)
     # Before there is a second thread.
-    forked = (
-        fork_server.start_fork_server((fork_server.SUPEREXEC, fork_server.CLIENTAPP)) if warm == "1" else None
-    )
-    fork_server.name_process(PROGRAM)
+    copied = SUPEREXEC, CLIENTAPP
+    forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
+    programs.name_process(PROGRAM)
     sys.argv = [PROGRAM, *options]
     config = command._parse_supernode_lifespan_config()
     events = Events()

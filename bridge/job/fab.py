@@ -21,9 +21,6 @@ from bridge.common.app import BadApp
 NAME = "app.fab"
 """The file's name in a job."""
 
-LIMIT = 10 * 1024 * 1024
-"""Bytes of the largest FAB that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
-
 PYPROJECT_LIMIT = 256 * 1024
 """Bytes of an app's pyproject.toml. FLARE's server reads it of every job: a longer one of nested lists would
 take its memory and its time."""

@@ -1,7 +1,7 @@
 """What a job's Flower processes may do: the policies of `sandbox.py` that they get.
 
 There are two. One is for all of a job's processes at a participant: SuperNode or SuperLink, its SuperExec,
-its apps. A second, narrower one is for each process that runs an app's code (`fork_server.py` enters it). It
+its apps. A second, narrower one is for each process that runs an app's code (`programs.py` enters it). It
 sees nothing of other processes, and can neither signal nor trace the SuperNode that started it.
 """
 

@@ -19,6 +19,9 @@ from bridge.common.versions import Ports, generation
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
 
+SUPEREXEC, CLIENTAPP, SERVERAPP = "flower-superexec", "flwr-clientapp", "flwr-serverapp"
+"""The programs that run apps (flwr 1.34 to 1.43). The first starts the other two."""
+
 DETERMINISTIC = "FLOWERBED_IN_ORDER"
 """The variable by which a ServerApp is asked to keep the sites' order (`deterministic.py`): a file's path."""
 

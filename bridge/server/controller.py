@@ -25,8 +25,6 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.workspace import Workspace
-from nvflare.fuel.f3.cellnet.cell import Cell
-from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common import disk, job_options, meta, versions
 from bridge.common.app import BadApp
@@ -39,13 +37,13 @@ from bridge.job import (
     import_path,
     metrics_relay,
     news,
-    notes,
     patches,
     same_app,
     settings,
 )
 from bridge.launch import confinement, environment, plan
-from bridge.server import metric_receiver
+from bridge.server import departures, metric_receiver
+from bridge.server.departures import Departures
 from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
 from bridge.server.job_app import JobApp
@@ -77,12 +75,11 @@ class FlowerController(Controller):
         )
         self._confinement = confinement.UNCONFINED
         self._events: JobEventLog | None = None
-        self._cell: Cell | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
-        self._link: ServerLink | None = None
+        self._departures: Departures | None = None
         self._tracker: metric_receiver.MetricReceiver | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
@@ -90,7 +87,6 @@ class FlowerController(Controller):
         self._files: disk.DiskWatch | None = None
         self._overfull = ""
         self._gone: set[str] = set()
-        self._removals: set[asyncio.Future[None]] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE before `control_flow`: open the server's end of the link."""
@@ -105,25 +101,26 @@ class FlowerController(Controller):
         self._tracker = metric_receiver.MetricReceiver(
             functools.partial(metric_receiver.fire, engine), self._refuse
         )
-        self._forwarder = Forwarder(
+        cell = channel.cell_of(fl_ctx)
+        self._departures = Departures(cell, self._readiness, self._emit)
+        self._departures.forwarder = self._forwarder = Forwarder(
             self._readiness,
             grace=self.options.grace,
-            on_refused=self._audit,
-            on_replaced=self._remove_node,
+            on_refused=departures.audit,
+            on_replaced=self._departures.remove_node,
             internal_routes={
                 metrics_relay.PATH: self._tracker.take,
-                same_app.PATH: same_app.take(self._site_left),
+                same_app.PATH: same_app.take(self._departures.left),
             },
         )
         self._participants = Participants.of(engine)
-        self._cell = channel.cell_of(fl_ctx)
-        self._link = ServerLink(
-            self._cell,
+        self._departures.link = ServerLink(
+            cell,
             self._loop,
             self._participants,
             self._forwarder.answer,
             self._forwarder.refuse,
-            self._check_compatible,
+            self._readiness.unfit,
         )
         engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
@@ -177,7 +174,7 @@ class FlowerController(Controller):
 
     async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
-        assert self._forwarder is not None and self._readiness is not None
+        assert self._forwarder is not None and self._readiness is not None and self._departures is not None
         versions.generation()
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
@@ -187,7 +184,7 @@ class FlowerController(Controller):
         work_dir.mkdir()
         try:
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
-            self._superlink = await SuperLink.start(
+            self._departures.superlink = self._superlink = await SuperLink.start(
                 work_dir,
                 run_dir / environment.HOME,
                 grace=self.options.grace,
@@ -257,15 +254,6 @@ class FlowerController(Controller):
             for folder in (environment.HOME, confinement.TEMP):
                 disk.remove(run_dir / folder)
 
-    def _check_compatible(self, site: str, flwr: str) -> str | None:
-        """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
-        assert self._readiness is not None
-        unfit = versions.mismatch(site, flwr, versions.installed())
-        if unfit is not None and site not in self._readiness.incompatible:
-            log.error("%s", unfit)
-            self._readiness.refused(site, unfit)
-        return unfit
-
     def _emit(self, event: Event) -> None:
         """An event of the observer's."""
         assert self._events is not None and self._tracker is not None
@@ -282,31 +270,6 @@ class FlowerController(Controller):
         assert self._forwarder is not None
         self._forwarder.refuse(site, reason)
 
-    def _audit(self, site: str, reason: str) -> None:
-        """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
-        AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
-
-    def _remove_node(self, site: str, node_id: int) -> None:
-        """A site's SuperNode was started anew, or the site was put out: the node must not be waited for."""
-        assert self._superlink is not None
-        log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
-        self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
-
-    def _site_left(self, site: str, reason: str) -> None:
-        """A site takes no part any more: it got another app than it has checked, or its disk is full."""
-        assert self._readiness is not None and self._events is not None and self._forwarder is not None
-        if site in self._readiness.incompatible:
-            return
-        log.error("%s takes no part any more: %s", site, reason)
-        self._audit(site, reason)
-        self._events.emit({"event": "refused", "site": site, "reason": reason, "t": time.time()})
-        if self._cell is not None:
-            notes.send(self._cell, site, reason)
-        for node_id, name in self._forwarder.nodes().items():
-            if name == site and self._superlink is not None:
-                self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
-        self._readiness.refused(site, reason)
-
     def _app(self, fl_ctx: FLContext) -> JobApp:
         workspace = _workspace(fl_ctx)
         custom = Path(workspace.get_app_custom_dir(fl_ctx.get_job_id()))
@@ -322,24 +285,13 @@ class FlowerController(Controller):
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
         """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
         asks for tokens once)."""
-        assert self._loop is not None and self._participants is not None
+        assert self._loop is not None and self._participants is not None and self._departures is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
         for site, why in ((data or {}).get(meta.OUT) or {}).items():
             if site in self._participants.names():
                 continue  # Whoever may ask the job for its events could say so too.
-            self._loop.loop.call_soon_threadsafe(self._put_out, str(site), str(why))
+            self._loop.loop.call_soon_threadsafe(self._departures.put_out, str(site), str(why))
         return {}
-
-    def _put_out(self, site: str, why: str) -> None:
-        """A site was removed from the federation: the run goes on without it."""
-        assert self._readiness is not None and self._link is not None and self._forwarder is not None
-        log.warning("%s is put out of the job: %s", site, why)
-        self._audit(site, f"put out of the job: {why}")
-        self._readiness.refused(site, f"{site} was put out of the job: {why}")
-        self._readiness.ready.discard(site)
-        self._forwarder.put_out(site)
-        self._link.put_out(site, why)
-        self._emit({"event": "removed", "site": site, "reason": why, "t": time.time()})
 
 
 async def _done(future: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from bridge.common import versions
 from bridge.fleet import wire
 from bridge.fleet.replies import Event
 from bridge.relay.calls import Request, Response
@@ -39,7 +40,16 @@ class SiteReadiness(Observer):
     def refused(self, site: str, unfit: str) -> None:
         """Wait no more for `site`."""
         self.incompatible[site] = unfit
+        self.ready.discard(site)
         self._changed.set()
+
+    def unfit(self, site: str, flwr: str) -> str | None:
+        """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
+        unfit = versions.mismatch(site, flwr, versions.installed())
+        if unfit is not None and site not in self.incompatible:
+            log.error("%s", unfit)
+            self.refused(site, unfit)
+        return unfit
 
     def why_incompatible(self) -> str:
         """Why sites cannot take part, each in a line."""

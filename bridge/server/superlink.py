@@ -44,9 +44,6 @@ READY_WITHIN = 60.0
 STATUS_INTERVAL = 0.5
 """Seconds until the run's status is asked for again, when its log ended but the run did not."""
 
-SERVERAPP = "flwr-serverapp"
-"""The program that runs a ServerApp (flwr 1.34 to 1.43)."""
-
 SERVERAPP_WITHIN = 60.0
 """Seconds from a run's start until its ServerApp's process is there: below one on a quiet machine."""
 
@@ -201,7 +198,7 @@ class SuperLink:
         """
         try:
             async with asyncio.timeout(SERVERAPP_WITHIN):
-                while (pid := self._process.descendant(SERVERAPP)) is None:
+                while (pid := self._process.descendant(environment.SERVERAPP)) is None:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             return f"no ServerApp was started within {SERVERAPP_WITHIN:.0f} s {self.tail()}"

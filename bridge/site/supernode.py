@@ -11,7 +11,6 @@ from typing import Protocol
 from bridge.common import versions
 from bridge.common.job_options import INLINE, PROCESS
 from bridge.common.ports import free_port
-from bridge.flower.fork_server import SUPEREXEC
 from bridge.launch import environment
 from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import FlowerProcess, gone
@@ -114,6 +113,6 @@ class SuperNodeProcess(FlowerProcess):
 
     async def _without_superexec(self) -> None:
         async with asyncio.timeout(SUPEREXEC_WITHIN):
-            while (pid := self.descendant(SUPEREXEC)) is None:
+            while (pid := self.descendant(environment.SUPEREXEC)) is None:
                 await asyncio.sleep(0.2)
         await gone(pid)

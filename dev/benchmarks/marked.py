@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -174,9 +173,3 @@ def having(mark: bytes) -> list[int]:
             if mark in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found
-
-
-def listens(port: int) -> bool:
-    """Whether somebody answers on a port of this machine."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dev.benchmarks.marked import Programs, listens
+from bridge.common.ports import free_port, listens
+from dev.benchmarks.marked import Programs
 from dev.benchmarks.meter import SERVER, Meter
 from dev.benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
-from dev.scratch_federation import free_port
 
 READY_WITHIN = 60.0
 """Seconds for a SuperLink to answer, and then for all SuperNodes to register; 16 of them take 20."""

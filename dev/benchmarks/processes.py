@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from dev.benchmarks.marked import Programs, RunFailed, listens
+from bridge.common.ports import free_port, listens
+from dev.benchmarks.marked import Programs, RunFailed
 from dev.benchmarks.meter import SERVER, Meter
 from dev.benchmarks.setups import HERE, Measured, Work, environment, measured_job
-from dev.scratch_federation import free_port, make, participant
+from dev.scratch_federation import make, participant
 from provisioning import dotenv
 from provisioning.harden import WORKSPACE
 from scripts import app as apps

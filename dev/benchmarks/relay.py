@@ -27,9 +27,10 @@ import psutil
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.job_config.api import FedJob
 
+from bridge.common.ports import free_port
 from dev.benchmarks.relay_ends import Block, superlink, supernode
 from dev.benchmarks.relay_job import PORT_FILE, RelayController, RelayExecutor
-from dev.scratch_federation import Project, edit, free_port, participant, set_scheme
+from dev.scratch_federation import Project, edit, participant, set_scheme
 from provisioning.checks import SCHEMES
 from provisioning.harden import CLASSES, DRIVERS, WORKSPACE
 from scripts import core

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from nvflare.lighter import provision
 
-from dev.scratch_federation import free_port
+from bridge.common.ports import free_port
 from scripts.core import ROOT
 from tests import cells
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.scratch_federation import free_port
+from bridge.common.ports import free_port
 from scripts.core import ROOT
 from tests.browser import Page, page
 from tests.faults.jobs import until

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import compare, core
+from dev import compare
+from scripts import core
 from scripts.core import ROOT
 from tests.federation import Federation
 

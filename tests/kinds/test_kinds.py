@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 
-from scripts import differences
+from dev import differences
 from tests.pairs import Kind, Runs, check_equal, pairs, recorded
 
 AT_ONCE = 3

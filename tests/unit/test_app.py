@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.common.app import ROUNDS_KEY
 from scripts import app as apps
 from scripts.core import ROOT, UsageError
 
@@ -63,9 +64,7 @@ def test_reads_name_version_and_flat_config(folder: Path) -> None:
 def test_reads_every_app_of_this_repository(path: Path) -> None:
     app = apps.read(path)
     assert app.name == path.name
-    assert (apps.ROUNDS_KEY in app.config) == (
-        path.name not in ("analytics", "echo", "trespasser", "unasked")
-    )
+    assert (ROUNDS_KEY in app.config) == (path.name not in ("analytics", "echo", "trespasser", "unasked"))
 
 
 def test_packs_what_flower_bundles_and_nothing_else(folder: Path) -> None:

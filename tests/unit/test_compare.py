@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from bridge.launch import plan
-from scripts import compare, compare_picture, core, differences
+from dev import compare, compare_picture, differences
+from scripts import core
 from scripts.app import App
 
 SITES = ("site-1", "site-2")

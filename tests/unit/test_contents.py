@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bridge.common.app import FAB_LIMIT
 from bridge.common.job_options import ConfigValue
 from bridge.flare import contents
 from bridge.flare.job import FlowerJob
@@ -181,7 +182,7 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
     "the same in capitals": (added("app/Config/config_fed_server.json", b"{}"), "two spellings"),
     "a hidden file": (added("app/config/.pth"), r"config/\.pth"),
     "a large configuration": (added(SERVER, b" " * (contents.TEXT_LIMIT + 1)), "more than 4194304 bytes"),
-    "a large app": (added("app/custom/app.fab", b"\0" * (fab.LIMIT + 1)), "more than"),
+    "a large app": (added("app/custom/app.fab", b"\0" * (FAB_LIMIT + 1)), "more than"),
     "large signatures": (
         added("app/.__nvfl_sig.json", b" " * (contents.TEXT_LIMIT + 1)),
         "more than 4194304 bytes",

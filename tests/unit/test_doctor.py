@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bridge.common.ports import free_port
 from scripts import apt, core, doctor, engine, images, provision, results, wheelhouse
 from scripts.__main__ import main
 from tests.unit.faking import Authority, Checkout, Program, versions
@@ -37,10 +38,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     content = {"name": "flowerbed", "participants": people}
     monkeypatch.setattr(provision, "load", lambda project: content)
     monkeypatch.setattr(doctor, "_engine_clock", time.time)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return Checkout(root, docker, port)
+    return Checkout(root, docker, free_port())
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
 from nvflare.fuel.f3.message import Message, MessageReceiver
 
+from bridge.common.ports import free_port
 from tests.silent import silent
 from tests.unit.faking import Authority
 
@@ -63,9 +64,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     authority = Authority()
     for name, role in (("server", "server"), ("site-1", "client"), ("site-2", "client")):
         authority.kit(tmp_path / name, role)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"{request.param}://127.0.0.1:{probe.getsockname()[1]}"
+    return f"{request.param}://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

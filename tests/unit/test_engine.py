@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bridge.common.ports import free_port
 from scripts import apt, console, core, engine, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program, versions
@@ -54,7 +55,7 @@ def docker(bare: Path) -> Program:
 @pytest.fixture
 def checkout(docker: Program) -> Checkout:
     """And a federation that is provisioned and built, and does not run."""
-    return Checkout(core.ROOT, docker, port=_free_port())
+    return Checkout(core.ROOT, docker, port=free_port())
 
 
 @pytest.fixture
@@ -67,12 +68,6 @@ def flowerbed(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, json.loads(captured.out.splitlines()[-1]), captured.err
 
     return call
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # Finding an engine

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from bridge.flower import fork_server
+from bridge.flower import fork_server_process
 
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, os, random, sys, time
 from pathlib import Path
-from bridge.flower import fork_server
+from bridge.flower import fork_server, fork_server_process, programs
+from bridge.launch.environment import CLIENTAPP
 
 def program():
     import numpy
@@ -33,14 +34,14 @@ def program():
     print(json.dumps(say), flush=True)
     sys.exit(3)
 
-fork_server.load = lambda name: program
-forked = fork_server.start_fork_server([fork_server.CLIENTAPP])
+programs.load = lambda name: program
+forked = fork_server_process.start_fork_server([CLIENTAPP])
 started = fork_server.starter(forked)
 os.environ["PATH"] = os.getcwd()
 for number in range(int(sys.argv[2])):
     if number == 1:
         forked.preload(sys.argv[1].split(","))
-    process = started([fork_server.CLIENTAPP, str(number)])
+    process = started([CLIENTAPP, str(number)])
     process.wait()
     time.sleep(0.3)
 print(json.dumps({"copies": type(process).__name__ == "ForkedProcess"}))
@@ -59,7 +60,7 @@ def test_an_odd_report_of_a_process_ends_nothing(said: bytes) -> None:
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     with ours, theirs:
-        serving = fork_server._ForkServerLoop(ours, {})
+        serving = fork_server_process._ForkServerLoop(ours, {})
         serving._reports[read] = bytearray()
         serving._poll.register(read, select.EPOLLIN)
         os.write(write, said)

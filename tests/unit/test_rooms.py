@@ -36,6 +36,18 @@ ALONE = {"bridge.flare.console.client"}
 """Programs that import nothing of ours: each call of a verb would pay for it."""
 
 PRODUCT = ("bridge", "scripts", "provisioning")
+ALIKE = 80
+"""Characters of a function, without its name and docstring, that may stand twice."""
+
+OURS = {*PRODUCT, "dev", "tests", "images"}
+MAY_USE = {
+    "provisioning": {"bridge"},
+    "images": {"bridge"},
+    "scripts": {"bridge", "provisioning"},
+    "dev": {"bridge", "provisioning", "scripts"},
+    "tests": OURS,
+}
+"""What of ours a folder beside the bridge may import. The command line imports verbs of `dev` by name."""
 
 
 def modules(*folders: str) -> dict[str, Path]:
@@ -49,6 +61,7 @@ def modules(*folders: str) -> dict[str, Path]:
 
 
 MODULES = modules(*PRODUCT)
+EVERYWHERE = MODULES | modules("dev", "tests")
 
 
 def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
@@ -61,7 +74,7 @@ def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole in MODULES else node.module
+                yield whole if whole in EVERYWHERE else node.module
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if at_import and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -104,10 +117,33 @@ def test_verbs_and_builders_import_of_the_bridge_what_is_common() -> None:
     ]
 
 
+@pytest.mark.parametrize("folder", MAY_USE)
+def test_a_folder_beside_the_bridge_imports_what_it_may(folder: str) -> None:
+    """A test may use all, an app (a test's, a benchmark's) nothing of ours."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules(folder).values()
+        for name in imports(path)
+        if (room := name.split(".")[0]) in OURS
+        and room not in ({folder, *MAY_USE[folder]} if "apps" not in path.parts else ())
+    ]
+    assert not wrong
+
+
+def test_what_tests_share_imports_no_test() -> None:
+    shared = {name: path for name, path in modules("tests").items() if not path.name.startswith("test_")}
+    assert not [
+        f"{module} imports {name}"
+        for module, path in shared.items()
+        for name in imports(path)
+        if name.startswith("tests.") and name.split(".")[-1].startswith("test_")
+    ]
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = {
-        name: {other for other in imports(path, at_import=True) if other in MODULES and other != name}
-        for name, path in MODULES.items()
+        name: {other for other in imports(path, at_import=True) if other in EVERYWHERE and other != name}
+        for name, path in EVERYWHERE.items()
     }
     try:
         TopologicalSorter(graph).prepare()
@@ -122,6 +158,19 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(module)
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_two_functions_are_written_alike() -> None:
+    """Code that two sides of a wall need is shared, not copied. (A line or two may be.)"""
+    places: dict[str, list[str]] = {}
+    for module, path in modules(*PRODUCT, "dev").items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                told = ast.get_docstring(node) is not None
+                body = "\n".join(ast.unparse(statement) for statement in node.body[told:])
+                if len(body) > ALIKE:
+                    places.setdefault(body, []).append(f"{module}.{node.name}")
+    assert not [found for found in places.values() if len(found) > 1]
 
 
 def test_our_errors_have_one_base_class() -> None:

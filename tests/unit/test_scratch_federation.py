@@ -13,7 +13,7 @@ import yaml
 from dev import scratch_federation
 from dev.scratch_federation import ScratchFederation, builder, participant
 from provisioning import dotenv
-from provisioning.checks import HARDEN
+from provisioning.checks import HARDEN, STATIC_FILES
 from scripts.core import ROOT, Failure
 
 
@@ -47,7 +47,7 @@ def test_its_project_is_what_is_asked_for(release: Path) -> None:
     project = yaml.safe_load((made.root / "project.yml").read_text())
     assert project["name"] == "flowerbedother"
     assert participant(project, "site-3") == {"name": "site-3", "type": "client", "org": "flowerbed"}
-    assert builder(project, scratch_federation.STATIC_FILES)["scheme"] == "grpc"
+    assert builder(project, STATIC_FILES)["scheme"] == "grpc"
     assert builder(project, HARDEN) == {"max_jobs": 2}
     assert dotenv.read(made.root / ".env") == {"FLOWERBED_PORT": str(made.port), "A": "b"}
     # The user's own is as it was.

@@ -129,8 +129,8 @@ def test_a_job_without_enough_sites_that_fit_fails_and_names_both(monkeypatch: p
         enough = made._readiness.enough(["site-1", "site-2"], made.options.min_sites, 60)
         waiting = asyncio.ensure_future(enough)
         await asyncio.sleep(0)
-        assert made._check_compatible("site-1", "1.41.3") is None
-        assert made._check_compatible("site-2", "1.39.0") is not None
+        assert made._readiness.unfit("site-1", "1.41.3") is None
+        assert made._readiness.unfit("site-2", "1.39.0") is not None
         with pytest.raises(RunFailed, match=r"site-2 has flwr 1\.39\.0 .* server has flwr 1\.41\.0"):
             async with asyncio.timeout(5):
                 await waiting
@@ -143,12 +143,11 @@ def test_a_job_with_enough_sites_that_fit_starts_without_the_other(monkeypatch: 
         made = controller(monkeypatch, min_sites=1)
         assert made._readiness is not None
         made._readiness.ready.add("site-1")
-        assert made._readiness is not None
         enough = made._readiness.enough(["site-1", "site-2"], made.options.min_sites, 60)
         waiting = asyncio.ensure_future(enough)
         await asyncio.sleep(0)
         assert not waiting.done()
-        made._check_compatible("site-2", "1.39.0")
+        made._readiness.unfit("site-2", "1.39.0")
         async with asyncio.timeout(5):
             await waiting
 

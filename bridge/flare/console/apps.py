@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import job_options, versions
-from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.common.app import DEPLOYED, JOB_NAME, ROUNDS_KEY, check_packages, check_run_config, read_app
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.job import fab
@@ -120,7 +119,7 @@ def _wanted(job: Path) -> int:
         name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
     except (ValueError, TypeError, AttributeError) as error:
         raise ConsoleError(f"the job's meta.json is broken: {error}", 2) from None
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+    if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
         raise ConsoleError(
             f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
             2,

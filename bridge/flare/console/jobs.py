@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import meta as keys
+from bridge.common.meta import LATEST
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
 
@@ -20,9 +21,6 @@ RUNNING = ("DISPATCHED", "RUNNING")
 
 POLL = 0.5
 """Seconds between two questions, at the least."""
-
-LATEST = "latest"
-"""Stands for the job that was submitted last."""
 
 MATCHES_SHOWN = 10
 """Jobs that are listed where a prefix fits several."""

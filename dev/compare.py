@@ -24,18 +24,18 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
+from bridge.common.app import ROUNDS_KEY
+from bridge.launch import plan
+from dev import differences, scratch_federation
+from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
-from scripts import base_image, core, data, differences, engine, images, provision, wheelhouse
+from scripts import base_image, core, data, engine, images, provision, wheelhouse
 from scripts.build import TAG
 from scripts.options import RunConfig
-
-if TYPE_CHECKING:
-    # Of the verbs, only this one needs a developers' tool, and only when it runs.
-    from dev.scratch_federation import ScratchFederation
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
@@ -52,9 +52,6 @@ BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
 """Seconds, of which each takes a small part: only so that nothing hangs for ever."""
 
 Events = list[dict[str, Any]]
-
-RECORD = "in_order.jsonl"
-"""What `bridge/flower/deterministic.py` writes beside the ServerApp's own files."""
 
 
 def run(
@@ -86,7 +83,7 @@ def run(
     if SEED_KEY in found.config:
         pairs.insert(0, f"{SEED_KEY}={seed}")
     config = apps.run_config(found, pairs, rounds)
-    config += [] if rounds is None else [f"{apps.ROUNDS_KEY}={rounds}"]
+    config += [] if rounds is None else [f"{ROUNDS_KEY}={rounds}"]
     if data is not None:
         _check_data(data, names)
     core.HOUSE.mkdir(exist_ok=True)
@@ -147,8 +144,6 @@ def _prepare() -> None:
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
     """A federation of its own with these sites, its images built and nothing started."""
-    from dev import scratch_federation
-
     core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
     if divide:
         data.fetch()
@@ -217,7 +212,7 @@ def _federated(
         words += [f"--run-config={pair}" for pair in config]
         job = federation.must(*words, f"--in-order={seed}", timeout=JOB_WITHIN, shown=True)
         results = Path(federation.must("results", str(job["job_id"]))["folder"])
-        record = results / "serverapp" / RECORD
+        record = results / "serverapp" / plan.TRACE_FILE
         if not record.is_file():
             raise core.Failure("The ServerApp sent no message to any site: there is nothing to compare.")
         return [json.loads(line) for line in record.read_text().splitlines()]
@@ -243,7 +238,7 @@ def _report(
 ) -> dict[str, Any]:
     """Write the report, the records and the picture; returns the report."""
     # Here, not above: it takes a second.
-    from scripts import compare_picture
+    from dev import compare_picture
 
     one, other = differences.rounds(plain), differences.rounds(federated)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

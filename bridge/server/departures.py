@@ -1,0 +1,70 @@
+"""How a site leaves a job that runs: by itself, or since the federation has put it out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from nvflare.fuel.f3.cellnet.cell import Cell
+from nvflare.fuel.sec.audit import AuditService
+
+from bridge.fleet.replies import Event
+from bridge.job import notes
+from bridge.server.forwarder import Forwarder
+from bridge.server.link import ServerLink
+from bridge.server.readiness import SiteReadiness
+from bridge.server.superlink import SuperLink
+
+log = logging.getLogger(__name__)
+
+
+def audit(site: str, reason: str) -> None:
+    """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
+    AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
+
+
+class Departures:
+    """Tells all parts of a job, as far as they are there, that a site takes no part any more."""
+
+    def __init__(self, cell: Cell, readiness: SiteReadiness, emit: Callable[[Event], None]) -> None:
+        self._cell = cell
+        self._readiness = readiness
+        self._emit = emit
+        self._removals: set[asyncio.Future[None]] = set()
+        self.forwarder: Forwarder | None = None
+        self.link: ServerLink | None = None
+        self.superlink: SuperLink | None = None
+
+    def left(self, site: str, reason: str) -> None:
+        """A site has said so: it got another app than it has checked, or its disk is full."""
+        assert self.forwarder is not None
+        if site in self._readiness.incompatible:
+            return
+        log.error("%s takes no part any more: %s", site, reason)
+        self._out("refused", site, reason, audited=reason, why=reason)
+        notes.send(self._cell, site, reason)
+        for node_id, name in self.forwarder.nodes().items():
+            if name == site and self.superlink is not None:
+                self.remove_node(site, node_id)
+
+    def put_out(self, site: str, why: str) -> None:
+        """A site was removed from the federation: the run goes on without it."""
+        assert self.link is not None and self.forwarder is not None
+        log.warning("%s is put out of the job: %s", site, why)
+        said = f"put out of the job: {why}"
+        self._out("removed", site, why, audited=said, why=f"{site} was {said}")
+        self.forwarder.put_out(site)
+        self.link.put_out(site, why)
+
+    def _out(self, event: str, site: str, reason: str, *, audited: str, why: str) -> None:
+        audit(site, audited)
+        self._readiness.refused(site, why)
+        self._emit({"event": event, "site": site, "reason": reason, "t": time.time()})
+
+    def remove_node(self, site: str, node_id: int) -> None:
+        """A site's SuperNode was started anew, or the site is out: the node must not be waited for."""
+        assert self.superlink is not None
+        log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
+        self._removals.add(asyncio.ensure_future(self.superlink.remove_node(node_id)))

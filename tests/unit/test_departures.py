@@ -1,0 +1,82 @@
+"""A site leaves a job that runs, by itself or since it is put out: each part of the job learns of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+from nvflare.fuel.sec.audit import AuditService
+
+from bridge.job import notes
+from bridge.server.departures import Departures
+from bridge.server.readiness import SiteReadiness
+
+SITE, OTHER = "site-1", "site-2"
+
+
+class Job:
+    """The parts of a job that departures speak to, as far as the test looks at them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.audited: list[tuple[str, str]] = []
+        self.noted: list[tuple[str, str]] = []
+        self.readiness = SiteReadiness(lambda event: None, None)
+        self.readiness.ready.update({SITE, OTHER})
+        self.departures = Departures(Mock(), self.readiness, self.events.append)
+        self.forwarder = self.departures.forwarder = Mock(nodes=lambda: {1: SITE, 2: OTHER})
+        self.link = self.departures.link = Mock()
+        self.superlink = self.departures.superlink = Mock(remove_node=AsyncMock())
+        monkeypatch.setattr(notes, "send", lambda cell, site, reason: self.noted.append((site, reason)))
+        monkeypatch.setattr(
+            AuditService, "add_event", lambda user, action, msg: self.audited.append((user, msg))
+        )
+
+    def run(self, deed: Callable[[], None]) -> None:
+        """Do something where a loop runs, as the job does it."""
+
+        async def doing() -> None:
+            deed()
+            await asyncio.sleep(0)
+
+        asyncio.run(doing())
+
+    def told(self) -> list[tuple[str, str, str]]:
+        """Kind, site and reason of each event."""
+        return [(event["event"], event["site"], event["reason"]) for event in self.events]
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job with two sites that are ready."""
+    return Job(monkeypatch)
+
+
+def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> None:
+    for reason in ("its disk is full", "once more"):
+        job.run(lambda reason=reason: job.departures.left(SITE, reason))  # type: ignore[misc]
+    assert job.told() == [("refused", SITE, "its disk is full")]
+    assert job.audited == job.noted == [(SITE, "its disk is full")]
+    job.superlink.remove_node.assert_awaited_once_with(1)
+    assert job.readiness.ready == {OTHER} and job.readiness.why_incompatible() == "its disk is full"
+    # Its link stays: its own call that says so is to be answered.
+    job.link.put_out.assert_not_called()
+
+
+def test_a_site_may_leave_before_there_is_a_superlink(job: Job) -> None:
+    job.departures.superlink = None
+    job.run(lambda: job.departures.left(SITE, "its disk is full"))
+    assert job.told() and not job.superlink.remove_node.called
+
+
+def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
+    job.run(lambda: job.departures.put_out(SITE, "it was disabled"))
+    assert job.told() == [("removed", SITE, "it was disabled")]
+    assert job.audited == [(SITE, "put out of the job: it was disabled")]
+    assert job.readiness.ready == {OTHER}
+    assert job.readiness.why_incompatible() == f"{SITE} was put out of the job: it was disabled"
+    job.forwarder.put_out.assert_called_once_with(SITE)
+    job.link.put_out.assert_called_once_with(SITE, "it was disabled")
