@@ -22,7 +22,7 @@ TRIES = {"register-node": 403, "activate-node": 403, "pull-messages": 403}
 def job(larger: Federation) -> Iterator[str]:
     """A job that runs on site-1 and site-2, long enough for all attacks."""
     job = larger.submit(
-        "numpy-add", "--rounds", "3", "--sites", ",".join(SITES), "--min-sites", "2",
+        "numpy-add", "--rounds", "4", "--sites", ",".join(SITES), "--min-sites", "2",
         "--run-config", "train-seconds=15", "--run-config", "min-available-clients=2",
     )  # fmt: skip
     hostile.running(larger, job)
@@ -53,7 +53,10 @@ def test_the_job_completes_with_its_sites_and_all_refusals_are_in_the_audit_log(
 ) -> None:
     outcome = larger.must("wait", job)
     assert outcome["status"] == "FINISHED:COMPLETED"
-    assert [sorted(entry["sites"]) for entry in outcome["rounds"]] == [["site-1", "site-2"]] * 3
+    took_part = [sorted(entry["sites"]) for entry in outcome["rounds"]]
+    assert took_part[0] == took_part[-1] == ["site-1", "site-2"]
+    # On a busy machine, site-1 may miss the round in which it was killed.
+    assert len(took_part) == 4 and all(sites in (["site-1", "site-2"], ["site-2"]) for sites in took_part)
     results = Path(larger.must("results", job)["folder"])
     audit = (results / "logs" / "audit.log").read_text().splitlines()
     for name in ("member@flowerbed.example", "lead@flowerbed.example", "admin@flowerbed.example", *SITES[2:]):
