@@ -54,7 +54,7 @@ def test_the_job_completes_with_its_sites_and_all_refusals_are_in_the_audit_log(
     outcome = larger.must("wait", job)
     assert outcome["status"] == "FINISHED:COMPLETED"
     took_part = [sorted(entry["sites"]) for entry in outcome["rounds"]]
-    assert took_part[0] == took_part[-1] == ["site-1", "site-2"]
+    assert took_part[-1] == ["site-1", "site-2"]
     # On a busy machine, site-1 may miss the round in which it was killed.
     assert len(took_part) == 4 and all(sites in (["site-1", "site-2"], ["site-2"]) for sites in took_part)
     results = Path(larger.must("results", job)["folder"])
