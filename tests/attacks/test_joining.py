@@ -55,8 +55,9 @@ def test_the_job_completes_with_its_sites_and_all_refusals_are_in_the_audit_log(
     assert outcome["status"] == "FINISHED:COMPLETED"
     took_part = [sorted(entry["sites"]) for entry in outcome["rounds"]]
     assert took_part[-1] == ["site-1", "site-2"]
-    # On a busy machine, site-1 may miss the round in which it was killed.
-    assert len(took_part) == 4 and all(sites in (["site-1", "site-2"], ["site-2"]) for sites in took_part)
+    # site-1 may miss the round in which it was killed, as in tests/faults/test_site_lost.py: no other.
+    missed = [sites for sites in took_part if sites != ["site-1", "site-2"]]
+    assert len(took_part) == 4 and missed in ([], [["site-2"]])
     results = Path(larger.must("results", job)["folder"])
     audit = (results / "logs" / "audit.log").read_text().splitlines()
     for name in ("member@flowerbed.example", "lead@flowerbed.example", "admin@flowerbed.example", *SITES[2:]):
