@@ -2,7 +2,7 @@
 
 A verb is one module with a docstring (its help, whose first line is the summary) and a function `run`. The
 function's parameters are what the verb takes, as Typer reads them. It returns the object that `--format json`
-prints, and fails by raising `core.Failure` or `core.Misuse`.
+prints, and fails by raising `core.Failure` or `core.UsageError`.
 """
 
 from __future__ import annotations

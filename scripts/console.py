@@ -40,7 +40,7 @@ def service(identity: str | None) -> str:
     """The Compose service of the console that `--as` names (an e-mail address or the part before the @).
 
     Raises:
-        Misuse: when project.yml is wrong or has no such participant of type admin.
+        UsageError: when project.yml is wrong or has no such participant of type admin.
     """
     project = provision.DEFAULT_PROJECT
     people = [p for p in provision.load(project)["participants"] if p["type"] == "admin"]
@@ -67,7 +67,7 @@ def full_id(console: str, job: str) -> str:
     """The id of the job that a person means: by the whole id, its beginning, or `latest`.
 
     Raises:
-        Misuse: there is no such job, or more than one.
+        UsageError: there is no such job, or more than one.
     """
     return job if FULL_ID.fullmatch(job) else str(ask(console, "resolve", job=job)["job_id"])
 

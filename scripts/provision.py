@@ -46,7 +46,7 @@ def provision(project: Path = DEFAULT_PROJECT) -> dict[str, Any]:
         to the root.
 
     Raises:
-        core.Misuse: the file is missing or wrong.
+        core.UsageError: the file is missing or wrong.
         core.Failure: FLARE could not do it.
     """
     content = load(project)
@@ -78,7 +78,7 @@ def load(project: Path) -> dict[str, Any]:
     """Read and check a project file.
 
     Raises:
-        core.Misuse: with every error found, and for broken YAML the line.
+        core.UsageError: with every error found, and for broken YAML the line.
     """
     from nvflare.lighter.utils import load_yaml_include
 
@@ -108,7 +108,7 @@ def site_names() -> list[str]:
     """The names of the sites in project.yml, in its order.
 
     Raises:
-        Misuse: when the file is missing, wrong, or names no site.
+        UsageError: when the file is missing, wrong, or names no site.
     """
     names = [p["name"] for p in load(DEFAULT_PROJECT)["participants"] if p["type"] == "client"]
     if not names:
