@@ -80,15 +80,16 @@ def load(project: Path) -> dict[str, Any]:
     Raises:
         core.UsageError: with every error found, and for broken YAML the line.
     """
-    from nvflare.lighter.utils import load_yaml_include
-
     try:
         text = project.read_text()
     except OSError as error:
         raise core.UsageError(f"{project} cannot be read: {error.strerror}. Name it with -p FILE.") from None
     try:
         content = yaml.safe_load(text)
-        if isinstance(content, dict):
+        if isinstance(content, dict) and "include" in text:
+            # Here, since FLARE takes longer to import than most verbs to run.
+            from nvflare.lighter.utils import load_yaml_include
+
             content = load_yaml_include(str(project.parent), content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
