@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pathspec
-
 from bridge.common.app import (
     FAB_LIMIT,
     JOB_NAME,
@@ -146,13 +144,13 @@ def read_deployed(name: str) -> App:
 def collect(folder: Path) -> dict[str, bytes]:
     """The files that are sent, by path from the folder: what Flower bundles, less .gitignore's."""
     ignored = folder / ".gitignore"
-    lines = ignored.read_text(errors="replace").splitlines() if ignored.is_file() else []
-    rules = pathspec.GitIgnoreSpec.from_lines(lines)
-    return {
-        name: path.read_bytes()
-        for name, path in _walk(folder)
-        if (path.suffix in SUFFIXES or name in NAMES) and not rules.match_file(name)
-    }
+    files = {n: path for n, path in _walk(folder) if path.suffix in SUFFIXES or n in NAMES}
+    if ignored.is_file():
+        import pathspec  # Here, since it takes a while, and not every app has such a file.
+
+        rules = pathspec.GitIgnoreSpec.from_lines(ignored.read_text(errors="replace").splitlines())
+        files = {name: path for name, path in files.items() if not rules.match_file(name)}
+    return {name: path.read_bytes() for name, path in files.items()}
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:

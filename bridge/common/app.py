@@ -7,11 +7,8 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from packaging.requirements import InvalidRequirement, Requirement
 
 from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
@@ -223,6 +220,11 @@ def check_packages(config: Mapping[str, Any]) -> None:
 
     Sites install nothing at run time, so what is missing in the image is missing for good.
     """
+    # Here, since the verbs on the host need them not, and they take a while.
+    from importlib import metadata
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
     missing = []
     for line in config.get("project", {}).get("dependencies", []):
         try:
