@@ -2,7 +2,7 @@
 
 A verb is one module with a docstring (its help, whose first line is the summary) and a function `run`. The
 function's parameters are what the verb takes, as Typer reads them. It returns the object that `--format json`
-prints, and fails by raising `core.Failure` or `core.Misuse`.
+prints, and fails by raising `core.Failure` or `core.UsageError`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib
 import inspect
 import json
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,6 +101,8 @@ def _help(docstring: str) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import tomllib  # Here, since no verb needs it.
+
         content = tomllib.loads((HOME / "pyproject.toml").read_text())
         print(f"flowerbed {content['project']['version']}")
         raise typer.Exit

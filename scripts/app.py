@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -11,16 +10,24 @@ import tarfile
 import tomllib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pathspec
-
-from bridge.common.app import FAB_LIMIT, JOB_NAME, ROUNDS_KEY, decoded
+from bridge.common.app import (
+    FAB_LIMIT,
+    JOB_NAME,
+    PYPROJECT,
+    ROUNDS_KEY,
+    BadApp,
+    check_code,
+    check_run_config,
+    parse,
+)
 from bridge.common.app import run_config as own_config
 from bridge.common.job_options import ConfigValue
-from scripts.core import ROOT, UsageError
+from scripts.core import ROOT, UsageError, in_words
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
@@ -44,27 +51,28 @@ class App:
     Attributes:
         name: [project].name, or the job's name.
         version: [project].version; empty for a job folder.
-        config: the run config's defaults, nested keys joined with dots; empty for a job folder.
+        pyproject: what its pyproject.toml says; empty for a job folder.
         files: what is sent, by path from the folder.
         ready: True for a job folder, which is submitted as it is.
-        deployed: True for an app that the server has already: only its pyproject.toml is sent, for the
-            console to look at.
     """
 
     folder: Path
     name: str
     version: str
-    config: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    pyproject: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     ready: bool = False
-    deployed: bool = False
+
+    @property
+    def config(self) -> dict[str, ConfigValue]:
+        """The run config's defaults, nested keys joined with dots; empty for a job folder."""
+        return own_config(self.pyproject)
 
     def pack(self) -> bytes:
         """All files as a tar, the same bytes for the same content."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for name, path in sorted(self.files.items()):
-                content = path.read_bytes()
+            for name, content in sorted(self.files.items()):
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode, entry.mtime = len(content), 0o644, TIME
                 tar.addfile(entry, io.BytesIO(content))
@@ -75,7 +83,7 @@ def read(folder: Path) -> App:
     """Read and check an app's folder, or a job folder.
 
     Raises:
-        Misuse: when something in it would keep it from running; the text names file and line.
+        UsageError: when something in it would keep it from running; the text names file and line.
     """
     shown = folder
     folder = folder.expanduser().resolve()
@@ -96,23 +104,28 @@ def read(folder: Path) -> App:
         raise UsageError(
             f"{shown}/.gitignore excludes pyproject.toml itself, so there would be no app to send."
         )
-    project = _read_toml(folder / "pyproject.toml", shown)
-    name = _key(project, ("project", "name"), shown)
-    version = _key(project, ("project", "version"), shown)
-    _key(project, ("tool", "flwr", "app", "publisher"), shown)
-    trees = {path: _parse(file, f"{shown}/{path}") for path, file in files.items() if path.endswith(".py")}
-    for component in ("serverapp", "clientapp"):
-        reference = _key(project, ("tool", "flwr", "app", "components", component), shown)
-        _check_reference(component, reference, trees, shown)
+    with _checked():
+        config = parse(files[PYPROJECT], f"{shown}/")
+        check_code(config, files, f"{shown}/")
     _check_size(files, shown)
-    return App(folder, name, version, own_config(project), files)
+    project = config["project"]
+    return App(folder, project["name"].strip(), project["version"].strip(), config, files)
+
+
+@contextmanager
+def _checked(what: str = "") -> Iterator[None]:
+    """Say that what is wrong with an app is the user's, and in which option it was asked for."""
+    try:
+        yield
+    except BadApp as bad:
+        raise UsageError(f"{what}{bad}.", **bad.facts) from bad
 
 
 def read_deployed(name: str) -> App:
     """Read and check an app that is deployed on the server, by the name of its folder.
 
     Raises:
-        Misuse: as `read`, and where there is none of that name.
+        UsageError: as `read`, and where there is none of that name.
     """
     folder = DEPLOYED / name
     known = sorted(file.parent.name for file in DEPLOYED.glob("*/pyproject.toml"))
@@ -124,19 +137,20 @@ def read_deployed(name: str) -> App:
             f"{folder} is a link, and the server's container cannot follow it: put a copy there."
         )
     app = read(folder)
-    return replace(app, files={"pyproject.toml": app.files["pyproject.toml"]}, deployed=True)
+    # The console looks at it.
+    return replace(app, files={PYPROJECT: app.files[PYPROJECT]})
 
 
-def collect(folder: Path) -> dict[str, Path]:
+def collect(folder: Path) -> dict[str, bytes]:
     """The files that are sent, by path from the folder: what Flower bundles, less .gitignore's."""
     ignored = folder / ".gitignore"
-    lines = ignored.read_text(errors="replace").splitlines() if ignored.is_file() else []
-    rules = pathspec.GitIgnoreSpec.from_lines(lines)
-    return {
-        name: path
-        for name, path in _walk(folder)
-        if (path.suffix in SUFFIXES or name in NAMES) and not rules.match_file(name)
-    }
+    files = {n: path for n, path in _walk(folder) if path.suffix in SUFFIXES or n in NAMES}
+    if ignored.is_file():
+        import pathspec  # Here, since it takes a while, and not every app has such a file.
+
+        rules = pathspec.GitIgnoreSpec.from_lines(ignored.read_text(errors="replace").splitlines())
+        files = {name: path for name, path in files.items() if not rules.match_file(name)}
+    return {name: path.read_bytes() for name, path in files.items()}
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -165,88 +179,23 @@ def _read_job(folder: Path) -> App:
     size = sum(path.stat().st_size for path in files.values())
     if size > MOST_JOB_BYTES:
         raise UsageError(
-            f"The job folder {folder} holds {_mib(size)}: expected at most {_mib(MOST_JOB_BYTES)}."
+            f"The job folder {folder} holds {in_words(size)}: expected at most {in_words(MOST_JOB_BYTES)}."
         )
-    return App(folder, str(name), "", files=files, ready=True)
+    content = {name: path.read_bytes() for name, path in files.items()}
+    return App(folder, name, "", files=content, ready=True)
 
 
-def _read_toml(path: Path, shown: Path) -> dict[str, Any]:
-    try:
-        return decoded(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{shown}/pyproject.toml is not valid TOML: {error}.") from error
-
-
-def _key(project: Mapping[str, Any], keys: Sequence[str], shown: Path) -> str:
-    value: Any = project
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    found = "it is missing" if value is None else f"found {value!r}"
-    table = ".".join(keys[:-1])
-    raise UsageError(f'{shown}/pyproject.toml: expected [{table}] to have {keys[-1]} = "..."; {found}.')
-
-
-def _parse(path: Path, shown: str) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes(), filename=shown)
-    except SyntaxError as error:
-        line = f"\n    {error.text.strip()}" if error.text else ""
-        raise UsageError(f"{shown}, line {error.lineno}: syntax error: {error.msg}{line}") from error
-    except ValueError as error:
-        raise UsageError(f"{shown} is not Python source: {error}") from error
-
-
-def _check_reference(component: str, reference: str, trees: Mapping[str, ast.Module], shown: Path) -> None:
-    where = f'{shown}/pyproject.toml: {component} = "{reference}"'
-    match = re.fullmatch(r"([\w.]+):([\w.]+)", reference)
-    if not match:
-        raise UsageError(f'{where}: expected "module:attribute", such as "myapp.server_app:app".')
-    module, attribute = match[1], match[2].split(".")[0]
-    stem = module.replace(".", "/")
-    path = next((p for p in (f"{stem}.py", f"{stem}/__init__.py") if p in trees), None)
-    if path is None:
-        raise UsageError(
-            f"{where}: there is no {stem}.py in the app (or .gitignore excludes it). "
-            f"The app's modules: {', '.join(sorted(trees)) or 'none'}."
-        )
-    names = set(_top_level(trees[path].body))
-    if attribute not in names and "*" not in names:
-        raise UsageError(f"{where}: {path} defines no '{attribute}' at its top level.")
-
-
-def _top_level(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Names that running these statements binds; `*` for a star import, which can bind any."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
-        elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
-            for name in ("body", "orelse", "finalbody"):
-                yield from _top_level(getattr(node, name, []))
-            for handler in getattr(node, "handlers", []):
-                yield from _top_level(handler.body)
-
-
-def _check_size(files: Mapping[str, Path], shown: Path) -> None:
-    sizes = {name: len(zlib.compress(path.read_bytes())) for name, path in files.items()}
+def _check_size(files: Mapping[str, bytes], shown: Path) -> None:
+    sizes = {name: len(zlib.compress(content)) for name, content in files.items()}
     total = sum(sizes.values())
     if total > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
-        listed = ", ".join(f"{name} ({_mib(sizes[name])})" for name in largest)
+        listed = ", ".join(f"{name} ({in_words(sizes[name])})" for name in largest)
         raise UsageError(
-            f"{shown} is too large: {_mib(total)} compressed, but Flower bundles {_mib(MOST_BYTES)} at most. "
-            f"Largest: {listed}. Name what is no part of it in its .gitignore; data belongs on the sites."
+            f"{shown} is too large: {in_words(total)} compressed, but Flower bundles at most "
+            f"{in_words(MOST_BYTES)}. Largest: {listed}. Name what is no part of it in its .gitignore. "
+            "Data belongs on the sites."
         )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f} MiB"
 
 
 def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> list[str]:
@@ -258,7 +207,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
         rounds: what `--rounds` asks for; only checked here.
 
     Raises:
-        Misuse: for an unknown key or something that is no `key=value`.
+        UsageError: for an unknown key or something that is no `key=value`.
     """
     overrides: list[str] = []
     for text in given:
@@ -266,7 +215,8 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
         if not pairs or re.sub(r"([^\s=]+)=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip():
             raise UsageError(f"--run-config '{text}': expected key=value, several with spaces between them.")
         for key, value in pairs:
-            _known(app, key, f"--run-config {key}")
+            with _checked("--run-config: "):
+                check_run_config(app.pyproject, [key])
             try:
                 tomllib.loads(f"value = {value}")
             except tomllib.TOMLDecodeError:
@@ -275,7 +225,8 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> lis
     if rounds is not None:
         if rounds < 1:
             raise UsageError(f"--rounds {rounds}: expected at least 1.")
-        _known(app, ROUNDS_KEY, "--rounds")
+        with _checked(f"--rounds sets {ROUNDS_KEY}: "):
+            check_run_config(app.pyproject, [ROUNDS_KEY])
         if any(o.startswith(ROUNDS_KEY + "=") for o in overrides):
             raise UsageError(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
     return overrides
@@ -285,7 +236,7 @@ def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
     """The overrides that `run_config` returns, by key.
 
     Raises:
-        Misuse: a value is of a kind that no run config has, such as a list or a date.
+        UsageError: a value is of a kind that no run config has, such as a list or a date.
     """
     found: dict[str, ConfigValue] = {}
     for pair in overrides:
@@ -295,12 +246,3 @@ def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
             raise UsageError(f"--run-config {key}: expected true, false, a number or a text, found {text}.")
         found[key] = value
     return found
-
-
-def _known(app: App, key: str, option: str) -> None:
-    if key not in app.config:
-        what = "" if key in option else f" sets {key}, which"
-        raise UsageError(
-            f"{option}{what or ':'} is not in the app's [tool.flwr.app.config], and Flower takes no other. "
-            f"It has: {', '.join(app.config) or 'nothing'}."
-        )

@@ -31,7 +31,7 @@ def lacking(app: Path) -> list[str]:
     simulation runs in an image.
 
     Raises:
-        core.Misuse: no such file, not TOML, no valid requirement, or one that contradicts the image.
+        core.UsageError: no such file, not TOML, no valid requirement, or one that contradicts the image.
     """
     file = app / "pyproject.toml"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,6 +15,15 @@ TIMEOUT = 60.0
 """Seconds for a call that only reads."""
 
 PROVISION = "Nothing is provisioned yet: run ./flowerbed provision and build (or ./flowerbed quickstart)."
+PROJECT = "COMPOSE_PROJECT_NAME"
+LABEL = "com.docker.compose"
+CONTAINER = f"""\
+{{"Service": {{{{json (.Label "{LABEL}.service")}}}}, "Name": {{{{json .Names}}}}, \
+"State": {{{{json .State}}}}, "Status": {{{{json .Status}}}}}}"""
+"""What `docker ps` prints of a container, in a line."""
+HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
+"""In the Status."""
+
 BUILD = "There are no images yet: run ./flowerbed build."
 
 
@@ -54,17 +64,30 @@ def with_profiles(profiles: Sequence[str]) -> list[str]:
     return [word for profile in profiles for word in ("--profile", profile)]
 
 
-def containers(env: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """All containers of the federation, stopped ones too, as `docker compose ps` describes them.
+def project() -> str:
+    """The federation's name, as Compose takes it; empty where nothing is provisioned."""
+    return os.environ.get(PROJECT) or dotenv.read(core.ROOT / ".env").get(PROJECT, "")
 
-    Args:
-        env: additions to the environment; FLOWERBED_TAG, where there need not be images.
+
+def container(service: str) -> str:
+    """The name that Compose gives to a service's container."""
+    return f"{project()}-{service}-1"
+
+
+def containers() -> list[dict[str, str]]:
+    """All containers of the federation, stopped ones too: Service, Name, State, and Health if it is checked.
+
+    The engine is asked. Compose knows no more, and takes a tenth of a second to read its files.
     """
-    output = call(["ps", "--all", "--format", "json"], env=env).decode()
-    # Compose before 2.21 prints one list, later ones an object a line.
-    values = [json.loads(line) for line in output.splitlines() if line.strip()]
-    found = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-    return [value for value in found if value.get("Service")]
+    filters = [f"--filter=label={LABEL}.{key}" for key in (f"project={project()}", "oneoff=False")]
+    process = core.run([engine.docker(), "ps", "--all", "--format", CONTAINER, *filters], timeout=TIMEOUT)
+    if process.returncode:
+        explain("docker ps", process.stderr.decode(errors="replace"))
+    found = [json.loads(line) for line in process.stdout.splitlines()]
+    for value in found:
+        health = HEALTH.search(value.pop("Status"))
+        value["Health"] = health[1] if health else ""
+    return found
 
 
 def explain(purpose: str, said: str) -> NoReturn:

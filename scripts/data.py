@@ -156,7 +156,7 @@ def divide(labels: dict[str, Bytes], sites: int, alpha: float | None, seed: int)
     images look like its training images.
 
     Raises:
-        Misuse: when no draw leaves every site its fewest images.
+        UsageError: when no draw leaves every site its fewest images.
     """
     rng = np.random.default_rng(seed)
     for _ in range(DRAWS):

@@ -113,7 +113,7 @@ def examine() -> Iterator[Finding]:
     yield from check_data(config)
     if alive:
         yield check_images(config)
-        containers = compose.containers({"FLOWERBED_TAG": "any"})
+        containers = compose.containers()
         yield from check_ports(config, {c["Service"] for c in containers if c["State"] == "running"})
         running = {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
         yield check_clocks(list(running.values()))

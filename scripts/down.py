@@ -77,7 +77,7 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     ownership.check()
     # Any tag will do to stop what runs: it goes by the containers' labels.
     env = {"FLOWERBED_TAG": "any"}
-    running = sorted(c["Service"] for c in compose.containers(env) if c["State"] == "running")
+    running = sorted(c["Service"] for c in compose.containers() if c["State"] == "running")
     aborted = _end_jobs(force=force) if running else []
     # Profiles: also what shows the curves.
     words = ["--profile", "*", "down", "--remove-orphans", *(["--volumes"] if volumes else [])]

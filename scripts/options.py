@@ -34,7 +34,7 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
     """The names in `A,B`, of those that are known.
 
     Raises:
-        Misuse: there is none, or one that is not known.
+        UsageError: there is none, or one that is not known.
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found or not set(found) <= set(known):
@@ -77,7 +77,7 @@ def check_watch() -> None:
     """Refuse `--watch` with `--format json`, which promises one object.
 
     Raises:
-        Misuse: both are given.
+        UsageError: both are given.
     """
     if core.as_json:
         raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")

@@ -10,8 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from provisioning import dotenv
-from scripts import core, engine
+from scripts import compose, core, engine
 
 LABEL = "org.flowerbed.home"
 """On a project's runtime image, which goes to no other machine: the folder that it was built from."""
@@ -29,11 +28,7 @@ def check(project: str = "") -> None:
     Raises:
         core.Failure: with that one's folder, and what to do.
     """
-    name = (
-        project
-        or os.environ.get("COMPOSE_PROJECT_NAME")
-        or dotenv.read(core.ROOT / ".env").get("COMPOSE_PROJECT_NAME", "")
-    )
+    name = project or compose.project()
     for folder in sorted(_folders(name)) if name and shutil.which("docker") else ():
         if _is_another(folder):
             raise core.Failure(

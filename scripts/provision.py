@@ -46,7 +46,7 @@ def provision(project: Path = DEFAULT_PROJECT) -> dict[str, Any]:
         to the root.
 
     Raises:
-        core.Misuse: the file is missing or wrong.
+        core.UsageError: the file is missing or wrong.
         core.Failure: FLARE could not do it.
     """
     content = load(project)
@@ -78,17 +78,18 @@ def load(project: Path) -> dict[str, Any]:
     """Read and check a project file.
 
     Raises:
-        core.Misuse: with every error found, and for broken YAML the line.
+        core.UsageError: with every error found, and for broken YAML the line.
     """
-    from nvflare.lighter.utils import load_yaml_include
-
     try:
         text = project.read_text()
     except OSError as error:
         raise core.UsageError(f"{project} cannot be read: {error.strerror}. Name it with -p FILE.") from None
     try:
         content = yaml.safe_load(text)
-        if isinstance(content, dict):
+        if isinstance(content, dict) and "include" in text:
+            # Here, since FLARE takes longer to import than most verbs to run.
+            from nvflare.lighter.utils import load_yaml_include
+
             content = load_yaml_include(str(project.parent), content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -108,7 +109,7 @@ def site_names() -> list[str]:
     """The names of the sites in project.yml, in its order.
 
     Raises:
-        Misuse: when the file is missing, wrong, or names no site.
+        UsageError: when the file is missing, wrong, or names no site.
     """
     names = [p["name"] for p in load(DEFAULT_PROJECT)["participants"] if p["type"] == "client"]
     if not names:

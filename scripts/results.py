@@ -50,7 +50,7 @@ def collect(service: str, job: str) -> dict[str, Any]:
     """Write results/JOB anew; returns the summary with the folder's path under `folder`.
 
     Raises:
-        Failure, Misuse: the job is unknown or has not ended, or what came is no result.
+        Failure, UsageError: the job is unknown or has not ended, or what came is no result.
     """
     folder = RESULTS / job
     fresh = RESULTS / f".{job}.new"
@@ -74,7 +74,7 @@ def limit() -> int:
     """Bytes that results/ may hold.
 
     Raises:
-        Misuse: the setting is no size.
+        UsageError: the setting is no size.
     """
     said = os.environ.get(LIMIT) or dotenv.read(ROOT / ".env").get(LIMIT) or LIMIT_DEFAULT
     found = size(int(said) if said.isdigit() else said)

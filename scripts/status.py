@@ -37,33 +37,40 @@ def status() -> dict[str, Any]:
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
     if not compose.is_provisioned():
         return {**outcome, "why": compose.PROVISION}
-    answer = engine.ask()
-    if answer.problem:
-        return {**outcome, "why": f"No Docker engine answers ({answer.problem}): ./flowerbed up starts it."}
-    with ThreadPoolExecutor() as side_by_side:  # Compose takes a tenth of a second to begin.
-        containers = side_by_side.submit(compose.containers, {"FLOWERBED_TAG": "any"})
-        expected = compose.config(tag="any")["services"]
-    found = {c["Service"]: c for c in containers.result()}
+    # Docker and Compose take a moment to begin.
+    with ThreadPoolExecutor() as side_by_side:
+        resolved = side_by_side.submit(compose.config, tag="any")
+        answer = engine.ask()
+        if answer.problem:
+            why = f"No Docker engine answers ({answer.problem}): ./flowerbed up starts it."
+            return {**outcome, "why": why}
+        found = {c["Service"]: c for c in compose.containers()}
+        is_running = any(c["State"] == "running" for c in found.values())
+        server = side_by_side.submit(_ask_server) if is_running else None
+        expected = resolved.result()["services"]
     outcome["containers"] = [
         {
             "service": name,
             "state": found[name]["State"] if name in found else "absent",
-            "health": found[name].get("Health", "") if name in found else "",
+            "health": found[name]["Health"] if name in found else "",
         }
         for name in expected
     ]
     running = [c for c in outcome["containers"] if c["state"] == "running"]
     outcome["up"] = len(running) == len(expected) and all(c["health"] in ("", "healthy") for c in running)
-    if not running:
+    if server is None:
         return {**outcome, "why": "The federation is down: ./flowerbed up starts it."}
     try:
-        service = console.service(None)
-        told = console.ask(service, "status")
+        told = server.result()
     except core.Failure as failure:
         return {**outcome, "why": f"The server could not be asked: {failure}"}
     outcome["sites"] = told["sites"]
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
+
+
+def _ask_server() -> dict[str, Any]:
+    return console.ask(console.service(None), "status")
 
 
 def parts(outcome: dict[str, Any]) -> list[RenderableType]:

@@ -120,7 +120,7 @@ def job_request(
         export: whether the job's folder is to be written.
 
     Raises:
-        Misuse: a value is not allowed.
+        UsageError: a value is not allowed.
     """
     given = {name: value for name, value in given.items() if value not in (None, [])}
     if app.ready:
@@ -167,7 +167,7 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
     """Hand in an app; returns `{job_id, app, version}`.
 
     Raises:
-        Failure, Misuse: with what the console program said; for missing packages, what adds them.
+        Failure, UsageError: with what the console program said; for missing packages, what adds them.
     """
     try:
         answer = console.ask(service, "submit", app.pack(), **request)

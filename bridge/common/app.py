@@ -6,18 +6,30 @@ import ast
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from packaging.requirements import InvalidRequirement, Requirement
 
 from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
 
 ROUNDS_KEY = "num-server-rounds"
 """By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
+
+PYPROJECT = "pyproject.toml"
+
+COMPONENTS = ("tool", "flwr", "app", "components")
+REQUIRED = (
+    ("project", "name"),
+    ("project", "version"),
+    ("tool", "flwr", "app", "publisher"),
+    (*COMPONENTS, "serverapp"),
+    (*COMPONENTS, "clientapp"),
+)
+"""The keys of a pyproject.toml that Flower asks of every app; each is a text."""
+
+VALUE_LIMIT = 200
+"""Characters that an error shows of a value."""
 
 FAB_LIMIT = 10 * 1024 * 1024
 """Bytes of the largest app bundle that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
@@ -42,39 +54,106 @@ def read_app(app: Path) -> dict[str, Any]:
     """Return the app's pyproject.toml as a dict.
 
     Raises:
-        BadApp: there is none, it is broken, or it names no ServerApp and ClientApp.
+        BadApp: there is none, or it is not an app's (`parse`).
     """
     try:
-        return parse((app / "pyproject.toml").read_bytes())
+        return parse((app / PYPROJECT).read_bytes())
     except FileNotFoundError:
-        raise BadApp("expected a Flower app, but it has no pyproject.toml") from None
+        raise BadApp(f"expected a Flower app, but it has no {PYPROJECT}") from None
 
 
-def decoded(pyproject: bytes) -> dict[str, Any]:
-    """Return the content of a pyproject.toml; raises `ValueError` if it is no TOML."""
+def parse(pyproject: bytes, folder: str = "") -> dict[str, Any]:
+    """Return the content of an app's pyproject.toml as a dict.
+
+    Args:
+        pyproject: the file's content.
+        folder: the folder's name in an error, with a slash behind it.
+
+    Raises:
+        BadApp: it is no TOML, or lacks something that Flower asks of every app.
+    """
+    where = f"{folder}{PYPROJECT}"
     try:
-        return tomllib.loads(pyproject.decode())
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-
-
-def parse(pyproject: bytes) -> dict[str, Any]:
-    """Return the content of an app's pyproject.toml as a dict; raises `BadApp` as `read_app` does."""
-    try:
-        config = decoded(pyproject)
-    except ValueError as error:
-        raise BadApp(f"pyproject.toml is broken: {error}") from None
-    if not isinstance(config.get("project", {}), dict):
-        raise BadApp("pyproject.toml: expected project to be a table")
-    components: Any = config
-    for level in ("tool", "flwr", "app", "components"):
-        components = components.get(level, {})
-        if not isinstance(components, dict):
-            raise BadApp(f"pyproject.toml: expected {level} to be a table")
-    for part in ("serverapp", "clientapp"):
-        if not isinstance(components.get(part), str):
-            raise BadApp(f"pyproject.toml has no {part} in [tool.flwr.app.components]")
+        config = tomllib.loads(pyproject.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadApp(f"{where} is not valid TOML: {error}") from None
+    tables = {key: _table(config, key[:-1], where) for key in REQUIRED}
+    for key, table in tables.items():
+        value = table.get(key[-1])
+        if not isinstance(value, str) or not value.strip():
+            found = "it is missing" if value is None else f"found {repr(value)[:VALUE_LIMIT]}"
+            name = ".".join(key[:-1])
+            raise BadApp(f'{where}: expected [{name}] to have {key[-1]} = "..."; {found}')
     return config
+
+
+def _table(config: Mapping[str, Any], path: Sequence[str], where: str) -> Mapping[str, Any]:
+    found: Any = config
+    for level in path:
+        found = found.get(level, {})
+        if not isinstance(found, dict):
+            raise BadApp(f"{where}: expected {level} to be a table")
+    return dict(found)
+
+
+def check_code(config: Mapping[str, Any], files: Mapping[str, bytes], folder: str = "") -> None:
+    """See that each Python file can be parsed, and that ServerApp and ClientApp are where the app says.
+
+    Nothing is imported.
+
+    Args:
+        config: the app's pyproject.toml.
+        files: the app's, by path.
+        folder: the folder's name in an error, with a slash behind it.
+
+    Raises:
+        BadApp: with the file, and the line of a syntax error.
+    """
+    trees = {
+        path: _parsed(content, f"{folder}{path}") for path, content in files.items() if path.endswith(".py")
+    }
+    for component in ("serverapp", "clientapp"):
+        reference = config["tool"]["flwr"]["app"]["components"][component].strip()
+        where = f'{folder}{PYPROJECT}: {component} = "{reference}"'
+        match = re.fullmatch(r"([\w.]+):([\w.]+)", reference)
+        if not match:
+            raise BadApp(f'{where}: expected "module:attribute", such as "myapp.server_app:app"')
+        stem, attribute = match[1].replace(".", "/"), match[2].split(".")[0]
+        path = next((p for p in (f"{stem}.py", f"{stem}/__init__.py") if p in trees), None)
+        if path is None:
+            raise BadApp(
+                f"{where}: there is no {stem}.py in the app (or .gitignore excludes it). "
+                f"The app's modules: {', '.join(sorted(trees)) or 'none'}"
+            )
+        if not {attribute, "*"} & set(_top_level(trees[path].body)):
+            raise BadApp(f"{where}: {path} defines no '{attribute}' at its top level")
+
+
+def _parsed(source: bytes, shown: str) -> ast.Module:
+    try:
+        return ast.parse(source, filename=shown)
+    except SyntaxError as error:
+        line = f"\n    {error.text.strip()}" if error.text else ""
+        raise BadApp(f"{shown}, line {error.lineno}: syntax error: {error.msg}{line}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise BadApp(f"{shown} is not Python source: {error}") from error
+
+
+def _top_level(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Names that running these statements binds; `*` for a star import, which can bind any."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for name in ("body", "orelse", "finalbody"):
+                yield from _top_level(getattr(node, name, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _top_level(handler.body)
 
 
 def deployed_app(workspace: Path, flower_app_path: str) -> Path:
@@ -141,6 +220,11 @@ def check_packages(config: Mapping[str, Any]) -> None:
 
     Sites install nothing at run time, so what is missing in the image is missing for good.
     """
+    # Here, since the verbs on the host need them not, and they take a while.
+    from importlib import metadata
+
+    from packaging.requirements import InvalidRequirement, Requirement
+
     missing = []
     for line in config.get("project", {}).get("dependencies", []):
         try:
@@ -161,14 +245,13 @@ def check_packages(config: Mapping[str, Any]) -> None:
         raise BadApp("the image lacks packages that the app needs: " + ", ".join(missing), missing=missing)
 
 
-def check_run_config(config: Mapping[str, Any], overrides: Mapping[str, ConfigValue]) -> None:
-    """Raise `BadApp` unless every overridden key stands in the app's own configuration."""
+def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise `BadApp` unless every key stands in the app's own configuration: Flower takes no other."""
     known = run_config(config)
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
+    if unknown := sorted(set(keys) - set(known)):
         raise BadApp(
-            f"the app has no configuration key {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known)) or 'none'} ([tool.flwr.app.config] in pyproject.toml)"
+            f"the app has no configuration key {', '.join(unknown)}, and Flower takes no other. "
+            f"It has: {', '.join(known) or 'none'} ([tool.flwr.app.config] in {PYPROJECT})"
         )
 
 

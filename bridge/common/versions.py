@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import enum
 from dataclasses import dataclass, replace
-from importlib import metadata
 
 from bridge.common.errors import FlowerbedError
 
@@ -142,6 +141,9 @@ def installed() -> str:
     Raises:
         UnsupportedFlower: there is none.
     """
+    # Here, since the verbs on the host need it not, and it takes a while.
+    from importlib import metadata
+
     for name in DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

@@ -81,7 +81,14 @@ class Containers:
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)
                 job = str(json.loads(said.splitlines()[-1])["job_id"])
                 request = json.dumps({"verb": "download", "job": job})
-                download = [*engine.compose(), "exec", "-T", "admin", *console.PROGRAM, request]
+                download = [
+                    engine.docker(),
+                    "exec",
+                    "-i",
+                    self._federation.container("admin"),
+                    *console.PROGRAM,
+                    request,
+                ]
                 tar = programs.call("download", download, within=deadline - time.monotonic(), cwd=root)
         except BaseException:
             self._keep_logs(folder)

@@ -135,6 +135,13 @@ class Authority:
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
 
+def _up(health: str) -> str:
+    """What `docker ps` says of a container that runs."""
+    return (
+        f"Up 3 minutes ({'health: ' if health == 'starting' else ''}{health})" if health else "Up 3 minutes"
+    )
+
+
 class Checkout:
     """A root folder with a federation of a server, a site and an admin, as Compose resolves it."""
 
@@ -171,10 +178,10 @@ class Checkout:
     def running(self, **health: str) -> None:
         """Say which services run, and how healthy they are."""
         lines = [
-            {"Service": name, "Name": f"flowerbed-{name}-1", "State": "running", "Health": value}
+            {"Service": name, "Name": f"flowerbed-{name}-1", "State": "running", "Status": _up(value)}
             for name, value in health.items()
         ]
-        self.docker.answer("compose ps", out="".join(json.dumps(line) + "\n" for line in lines))
+        self.docker.answer("ps --all --format", out="".join(json.dumps(line) + "\n" for line in lines))
 
 
 Server = Callable[[Call], Awaitable[Response]]

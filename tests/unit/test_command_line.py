@@ -8,12 +8,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from scripts import down, options
+from scripts import down, options, provision
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -169,3 +170,21 @@ def test_down_asks_before_it_removes_volumes(
     said = capsys.readouterr()
     assert "Remove the volumes? [y/N]" in said.err and said.out == ""
     assert removed == ([True] if code == 0 else [])
+
+
+def test_reading_project_yml_imports_no_flare() -> None:
+    """Every verb that asks the federation reads it. FLARE takes longer to import than they take to answer."""
+    program = (
+        "import sys; from scripts import provision; provision.load(provision.DEFAULT_PROJECT); "
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "nvflare" not in done.stdout.split()
+
+
+def test_a_project_may_include_another_file(tmp_path: Path) -> None:
+    """As FLARE reads it."""
+    text = (ROOT / "project.yml").read_text()
+    (tmp_path / "more.yml").write_text("description: from there\n")
+    (tmp_path / "project.yml").write_text(text.replace("description: ", "include: more.yml\nbefore: ", 1))
+    assert provision.load(tmp_path / "project.yml")["description"] == "from there"

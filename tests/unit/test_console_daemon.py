@@ -202,6 +202,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
 
     monkeypatch.setattr(sessions, "log_in", log_in)
     monkeypatch.setattr(sessions, "is_known", lambda session: session.known)
+    monkeypatch.setattr(sessions, "FRESH", 0.0)
     return opened
 
 
@@ -234,6 +235,17 @@ def test_a_session_that_the_server_has_forgotten_is_opened_anew(made: list[Sessi
     made[0].known = False  # The server has restarted, or the session has expired.
     with pool.one() as session:
         assert session is made[1]
+
+
+def test_a_session_that_has_just_answered_is_not_asked_for(
+    made: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "FRESH", 60.0)
+    monkeypatch.setattr(sessions, "is_known", lambda session: pytest.fail("a question too many"))
+    pool = OpenSessions()
+    for _ in range(2):
+        with pool.one() as session:
+            assert session is made[0]
 
 
 def test_a_session_that_has_failed_is_not_used_again(made: list[Session]) -> None:

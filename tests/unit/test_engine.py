@@ -399,7 +399,7 @@ def test_down_keeps_volumes_unless_told_otherwise(
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --volumes"
 
 
-ASK = f"compose exec -T admin {' '.join(console.PROGRAM)}"
+ASK = f"exec -i flowerbed-admin-1 {' '.join(console.PROGRAM)}"
 JOBS = [
     {"job_id": "j-1", "name": "mine", "status": "RUNNING"},
     {"job_id": "j-2", "name": "next", "status": "SUBMITTED"},

@@ -200,13 +200,19 @@ def test_the_recipe_takes_the_arguments_of_flares_own(tmp_path: Path) -> None:
     assert meta["mandatory_clients"] == ["a"] and meta["deploy_map"] == {"app": ["@ALL"]}
 
 
+NAMED = "[project]\nname='x'\nversion='1'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "no pyproject.toml"),
-        ("[project\n", "broken"),
-        ("[project]\nname='x'\n", "no serverapp"),
-        ("[tool.flwr.app.components]\nserverapp='a:b'\n", "no clientapp"),
+        ("[project\n", "not valid TOML"),
+        ("[project]\nname='x'\n", r"\[project\] to have version .* missing"),
+        (NAMED, r"\[tool\.flwr\.app\] to have publisher"),
+        (NAMED + "[tool.flwr.app]\npublisher='x'\n", "to have serverapp .* missing"),
+        (NAMED + "[tool.flwr.app]\npublisher='x'\ncomponents.serverapp='a:b'\n", "to have clientapp"),
+        (NAMED + "[tool.flwr.app]\npublisher=[1]\n", r"publisher .*found \[1\]"),
     ],
 )
 def test_a_folder_that_is_no_app_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
@@ -227,8 +233,8 @@ def test_missing_packages_are_all_named() -> None:
 
 
 def test_an_unknown_configuration_key_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadApp, match=r"no configuration key rounds; it has .*num-server-rounds"):
-        check_run_config(read_app(APP), {"rounds": 3})
+    with pytest.raises(BadApp, match=r"no configuration key rounds, .*It has: .*num-server-rounds"):
+        check_run_config(read_app(APP), ["rounds"])
 
 
 def test_nested_configuration_is_flattened_as_flower_does() -> None:

@@ -35,10 +35,15 @@ PROJECT = {
 }
 
 # Plays docker: notes how it was called and answers as answers.json says for the console's verb.
-FAKE = """
+FAKE = (
+    f"#!{sys.executable}"
+    + """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
 words = sys.argv[1:]
+if words[0] == "compose":
+    print((here / "config.json").read_text())
+    sys.exit()
 program = next(number for number, word in enumerate(words) if word.endswith("/console/client.py"))
 request = json.loads(words[program + 1])
 if request["verb"] == "resolve":
@@ -56,6 +61,7 @@ sys.stdout.write(answer.get("out", ""))
 sys.stderr.write(answer.get("err", ""))
 sys.exit(answer.get("code", 0))
 """
+)
 
 
 class Fake:
@@ -65,6 +71,12 @@ class Fake:
         self.folder = folder
         self.answers: dict[str, dict[str, Any]] = {}
         (folder / "docker.py").write_text(FAKE)
+        (folder / "docker.py").chmod(0o755)
+        self.services("lead", "ann-bee")
+
+    def services(self, *names: str) -> None:
+        """Say what is in the Compose file."""
+        (self.folder / "config.json").write_text(json.dumps({"services": {name: {} for name in names}}))
 
     def answer(self, verb: str, **answer: Any) -> None:
         self.answers[verb] = answer
@@ -87,7 +99,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     folder = tmp_path / "fake"
     folder.mkdir()
     monkeypatch.setattr(compose, "is_provisioned", lambda: True)
-    monkeypatch.setattr(engine, "compose", lambda: [sys.executable, str(folder / "docker.py")])
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "mine")
+    monkeypatch.setattr(engine, "docker", lambda: str(folder / "docker.py"))
     monkeypatch.setattr(provision, "load", lambda project: PROJECT)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     return Fake(folder)
@@ -144,7 +157,7 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
     assert "./flowerbed wait j-1" in told
     [words] = fake.calls
     # -P: nothing is imported from the container's working directory, which is a volume.
-    assert words[:7] == ["exec", "-T", "ann-bee", "python", "-I", "-S", console.PROGRAM[-1]]
+    assert words[:7] == ["exec", "-i", "mine-ann-bee-1", "python", "-I", "-S", console.PROGRAM[-1]]
     assert words[8:] == ["payload"]
     assert json.loads(words[7]) == {
         "verb": "submit",
@@ -232,7 +245,7 @@ def test_submit_prints_nothing_but_the_job_id(fake: Fake, capsys: pytest.Capture
 def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, service: str) -> None:
     fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
     assert flowerbed("submit", APP, "--as", identity)[0] == 0
-    assert fake.calls[0][2] == service
+    assert fake.calls[0][2] == f"mine-{service}-1"
 
 
 @pytest.mark.parametrize(
@@ -278,16 +291,12 @@ def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
 @pytest.mark.parametrize(
     ("said", "text"),
     [
-        ('service "admin" is not running\n', "./flowerbed up starts it"),
+        ("Error response from daemon: container 5f9c is not running\n", "./flowerbed up starts it"),
+        ("Error response from daemon: No such container: mine-ann-bee-1\n", "./flowerbed up starts it"),
         (
             "Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n",
             "./flowerbed up starts it",
         ),
-        (
-            "required variable FLOWERBED_COMPOSE is missing a value: nothing is provisioned yet: run\n",
-            "./flowerbed provision",
-        ),
-        ("no such service: ann-bee\n", "./flowerbed provision, build and up"),
         (f"python: can't open file '{console.PROGRAM[-1]}': [Errno 2]\n", "./flowerbed build, then"),
         ("", "it printed nothing"),
     ],
@@ -297,6 +306,13 @@ def test_submit_while_the_federation_is_down(fake: Fake, flowerbed: Run, said: s
     code, outcome, _ = flowerbed("submit", APP)
     assert code == 1
     assert text in outcome["error"]
+
+
+def test_a_console_that_was_not_provisioned(fake: Fake, flowerbed: Run) -> None:
+    fake.services("lead")
+    fake.answer("submit", code=1, err="Error response from daemon: No such container: mine-ann-bee-1\n")
+    code, outcome, _ = flowerbed("submit", APP)
+    assert code == 1 and "./flowerbed provision, build and up" in outcome["error"]
 
 
 def test_submit_before_anything_is_provisioned(

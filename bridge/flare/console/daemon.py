@@ -8,6 +8,7 @@ process of another user is turned away.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -34,6 +35,9 @@ TIDY_EVERY = 30.0
 REQUEST_LIMIT = 1024 * 1024
 """Bytes of a request, without its payload."""
 
+FOR_SUBMIT = ("bridge.flare.job", "flwr.cli.build")
+"""What a job is made with. They take half a second to import: after the first answer, so no verb waits."""
+
 WAITING = 64
 """Connections that may wait to be taken."""
 
@@ -54,6 +58,7 @@ class Daemon:
         self._lock = threading.Lock()
         self._at_work = 0
         self._asked = time.monotonic()
+        self._ready = threading.Thread(target=_get_ready, name="get-ready", daemon=True)
 
     def serve(self) -> None:
         """Answer until nobody has asked for a while, or the kit has changed; then remove the socket."""
@@ -100,6 +105,8 @@ class Daemon:
             with self._lock:
                 self._at_work -= 1
                 self._asked = time.monotonic()
+                if self._ready.ident is None:
+                    self._ready.start()
 
     def _answer(self, asker: socket.socket, reader: IO[bytes]) -> None:
         line = reader.readline(REQUEST_LIMIT)
@@ -119,6 +126,13 @@ class Daemon:
         _send(asker, client.EXIT, str(code).encode())
         # It ends the watch.
         asker.shutdown(socket.SHUT_RDWR)
+
+
+def _get_ready() -> None:
+    for name in FOR_SUBMIT:
+        # With a flwr that is too old it need not import. The verb says so.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def _watch(reader: IO[bytes], gone: threading.Event) -> None:

@@ -34,6 +34,9 @@ CHECK_WITHIN = 2.0
 MOST = 8
 """Sessions at a time. Each is a connection and some 20 threads; a further verb waits for its turn."""
 
+FRESH = 1.0
+"""Seconds for which an answer proves that the server knows the session: a verb may ask several things."""
+
 KEPT_IDLE = 600.0
 """Seconds for which a session is kept that nobody uses. FLARE's server ends it after 1800."""
 
@@ -77,8 +80,8 @@ class OpenSessions:
             with self._lock:
                 if not self._idle:
                     return None
-                session, _ = self._idle.pop()
-            if is_known(session):
+                session, since = self._idle.pop()
+            if time.monotonic() - since < FRESH or is_known(session):
                 return session
             _give_up(session)
 
