@@ -1,5 +1,9 @@
-"""One app over the lossy relay (`tests/driver.py`) and in plain Flower (`bridge/flower/plain.py`): each in a
-process of its own, with the same seed and order of the sites, and with the Python that is given."""
+"""Apps over the lossy relay (`tests/driver.py`) and in plain Flower (`bridge/flower/plain.py`), with the same
+seed and order of the sites, and with the Python that is given.
+
+Over the relay each has a SuperLink and SuperNodes of its own. In plain Flower those with as many sites share
+them, one run after the other: importing Flower is most of what a SuperLink or SuperNode spends.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,15 +32,22 @@ SEED = 7
 """Of the ServerApps."""
 
 PLAIN = """
-import json, sys
+import json, shutil, sys, tempfile
 from pathlib import Path
 from bridge.flower import plain
-app, folder, spec = sys.argv[1:]
-try:
-    plain.run(Path(app), Path(folder), json.loads(spec))
-except plain.Failed as failed:
-    sys.exit(str(failed))
+folder, spec, runs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+with plain.federation(folder, spec) as run_app:
+    for app, run_config, place in runs:
+        before = set(folder.iterdir())
+        try:
+            run_app(Path(app), run_config)
+        except plain.PlainRunFailed as failed:
+            print(app, failed, file=sys.stderr)
+            place = tempfile.mkdtemp()
+        for made in set(folder.iterdir()) - before:
+            shutil.move(made, place)
 """
+"""What a ServerApp has written goes from the shared folder to its run's own, if the run has succeeded."""
 
 AS_IN_THE_IMAGES = ("env", "FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1")
 
@@ -60,8 +71,16 @@ class Runs:
     """Of one kind."""
 
     relayed: Future[Outcome]
-    plain: Future[Path]
-    """The folder in which its ServerApp ran."""
+    group: Future[Path]
+    """Of those in plain Flower with as many sites: the file with what all of them printed."""
+    folder: Path
+    """What its ServerApp wrote in plain Flower is moved here."""
+
+    def plain(self) -> Path:
+        """The folder with what its ServerApp wrote in plain Flower, once it has run."""
+        printed = self.group.result()
+        assert (self.folder / plan.TRACE_FILE).is_file(), printed.read_text()
+        return self.folder
 
 
 @contextmanager
@@ -87,49 +106,63 @@ def pairs(
         del said["version"]
         return Outcome(**said | {"end": RunEnd(**said["end"])})
 
-    def plain(kind: Kind, folder: Path) -> Path:
-        spec = {
-            "sites": [f"site-{number}" for number in range(1, kind.sites + 1)],
-            "seed": SEED,
-            "run_config": " ".join(f"{key}={json.dumps(value)}" for key, value in kind.config.items()),
-            "data": False,
-        }
-        words = (str(APPS / kind.app), str(folder), json.dumps(spec))
-        # What a run that was given up has started ends with it.
-        request = {"command": [*AS_IN_THE_IMAGES, python, "-c", PLAIN, *words], "policy": None}
+    def plain(sites: int, folders: Mapping[str, Path]) -> Path:
+        spec = {"sites": [f"site-{number}" for number in range(1, sites + 1)], "seed": SEED, "data": False}
+        runs = [(str(APPS / kinds[name].app), _words(kinds[name]), str(to)) for name, to in folders.items()]
+        folder = make.mktemp("plain")
+        words = (str(folder), json.dumps(spec), json.dumps(runs))
         env = os.environ | ({} if packages is None else {"PYTHONPATH": f"{core.ROOT}:{packages}"})
-        printed = folder / "printed.txt"
-        with (
-            printed.open("wb") as output,
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", reaper.__file__],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,
-            ) as keeper,
-        ):
-            assert keeper.stdin is not None and keeper.stdout is not None
-            keeper.stdin.write(json.dumps(request).encode() + b"\n")
-            keeper.stdin.flush()
-            said = keeper.stdout.read().split()
-        assert said[-2:] == [b"exit", b"0"], printed.read_text()
-        return folder
+        printed = make.mktemp("printed") / "printed.txt"
+        _must_reaped([*AS_IN_THE_IMAGES, python, "-c", PLAIN, *words], env, printed)
+        return printed
 
+    folders: dict[int, dict[str, Path]] = {}
+    for name, kind in kinds.items():
+        folders.setdefault(kind.sites, {})[name] = make.mktemp("plain-run")
+    # The largest first: it takes longest.
+    groups = {
+        sites: pool.submit(plain, sites, folders[sites])
+        for sites in sorted(folders, key=lambda sites: -len(folders[sites]))
+    }
     yield {
         name: Runs(
-            plain=pool.submit(plain, kind, make.mktemp("plain")),
             relayed=pool.submit(relayed, kind, make.mktemp("relayed")),
+            group=groups[kind.sites],
+            folder=folders[kind.sites][name],
         )
         for name, kind in kinds.items()
     }
     pool.shutdown(cancel_futures=True)
 
 
+def _must_reaped(command: Sequence[str], env: Mapping[str, str], printed: Path) -> None:
+    """Run a command that has to succeed. What a run that was given up has started ends with this process."""
+    with (
+        printed.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", reaper.__file__],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+        ) as keeper,
+    ):
+        assert keeper.stdin is not None and keeper.stdout is not None
+        keeper.stdin.write(json.dumps({"command": command, "policy": None}).encode() + b"\n")
+        keeper.stdin.flush()
+        said = keeper.stdout.read().split()
+    assert said[-2:] == [b"exit", b"0"], printed.read_text()
+
+
+def _words(kind: Kind) -> str:
+    """Its run config as `flwr run` takes it."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in kind.config.items())
+
+
 def check_equal(kind: Kind, runs: Runs) -> Outcome:
     """Both completed, an answer of every kind was lost, and all that passed the ServerApps is the same."""
-    outcome, plain = runs.relayed.result(), runs.plain.result()
+    outcome, plain = runs.relayed.result(), runs.plain()
     assert outcome.end == RunEnd("completed", ""), outcome.traceback
     assert outcome.never_lost() == {}
     assert outcome.left == []

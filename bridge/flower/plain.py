@@ -20,7 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,19 @@ class Programs:
             program.kill()
 
 
-def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
-    """Run `app`, with all that is written in `folder`; returns the record's file.
+@contextlib.contextmanager
+def federation(folder: Path, spec: Mapping[str, Any]) -> Iterator[Callable[[Path, str], Path]]:
+    """Have a SuperLink and SuperNodes run, with all that is written in `folder`.
 
     Args:
-        spec: `sites` in their order, `seed`, `run_config` (overrides, as `flwr run` takes them), `data`
-            (whether to name folders of it).
+        spec: `sites` in their order, `seed`, `data` (whether to name folders of it).
+
+    Yields:
+        A function that runs an app with run config overrides, as `flwr run` takes them. It returns the
+        record's file. The next run adds to that file, unless it was moved.
 
     Raises:
-        PlainRunFailed: with the reason.
+        PlainRunFailed: they do not start, or, from the function, the run does not come to its end.
     """
     port, home = free_port(), folder / "home"
     home.mkdir()
@@ -110,6 +114,19 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     env = {**os.environ, "FLWR_HOME": str(home), "PATH": path}
     programs = Programs(folder, env)
+
+    def run_app(app: Path, run_config: str) -> Path:
+        command = ["flwr", "run", str(app), CONNECTION, "--stream"]
+        if run_config:
+            command += ["--run-config", run_config]
+        done = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise PlainRunFailed(f"flwr run ended with code {done.returncode}")
+        record = folder / plan.TRACE_FILE
+        if not record.is_file():
+            raise PlainRunFailed("the ServerApp sent no message to any node")
+        return record
+
     try:
         ordered = {
             "PATH": f"{_with_serverapp(folder / 'bin')}{os.pathsep}{path}",
@@ -119,21 +136,25 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
         programs.start("superlink", ["flower-superlink", *LOOPBACK, str(port)], ordered)
         programs.wait_for("the SuperLink", lambda: listens(port))
         plan.write_plan(folder, int(spec["seed"]), _start_supernodes(programs, folder, port, spec))
-        command = ["flwr", "run", str(app), CONNECTION, "--stream"]
-        if spec["run_config"]:
-            command += ["--run-config", spec["run_config"]]
-        done = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr, check=False)
-        if done.returncode:
-            raise PlainRunFailed(f"flwr run ended with code {done.returncode}")
-        record = folder / plan.TRACE_FILE
-        if not record.is_file():
-            raise PlainRunFailed("the ServerApp sent no message to any node")
-        return record
+        yield run_app
     except PlainRunFailed as failed:
         logs = (f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in folder.glob("*.log"))
         raise PlainRunFailed("\n".join([*logs, str(failed)])) from None
     finally:
         programs.stop()
+
+
+def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
+    """Run `app` in a federation of its own; returns the record's file.
+
+    Args:
+        spec: as for `federation`, and `run_config`.
+
+    Raises:
+        PlainRunFailed: with the reason.
+    """
+    with federation(folder, spec) as run_app:
+        return run_app(app, spec["run_config"])
 
 
 def _start_supernodes(

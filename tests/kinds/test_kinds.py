@@ -98,13 +98,13 @@ def test_a_site_knows_how_often_it_was_drawn(runs: dict[str, Runs]) -> None:
 
 
 def test_the_loop_ends_when_the_model_is_good_enough(runs: dict[str, Runs]) -> None:
-    losses = json.loads((runs["own loop that stops early"].plain.result() / "losses.json").read_text())
+    losses = json.loads((runs["own loop that stops early"].plain() / "losses.json").read_text())
     # From 0 to 0.75 to 1.125, where one site wants 1 and the other 2; of 20 rounds.
     assert losses == [0.8125, 0.390625]
 
 
 def test_the_answers_are_those_of_all_data_in_one_place(runs: dict[str, Runs]) -> None:
-    found = json.loads((runs["analytics"].plain.result() / "analytics.json").read_text())
+    found = json.loads((runs["analytics"].plain() / "analytics.json").read_text())
     data = np.concatenate([np.random.default_rng([42, s]).normal(s, 1.0, 100 + 50 * s) for s in (0, 1)])
     counts, edges = np.histogram(data, bins=8)
     assert found["count"] == 250
@@ -113,10 +113,10 @@ def test_the_answers_are_those_of_all_data_in_one_place(runs: dict[str, Runs]) -
 
 
 def test_what_is_empty_and_what_is_many_comes_back_as_it_was(runs: dict[str, Runs]) -> None:
-    found = json.loads((runs["many arrays and none"].plain.result() / "same.json").read_text())
+    found = json.loads((runs["many arrays and none"].plain() / "same.json").read_text())
     assert found == {"nothing": 1, "empty records": 1, "records of nothing": 1, "many arrays": 1}
 
 
 def rounds(runs: dict[str, Runs], name: str) -> list[dict[str, Any]]:
     """The rounds in plain Flower, as `differences.rounds` has them."""
-    return differences.rounds(recorded(runs[name].plain.result()))
+    return differences.rounds(recorded(runs[name].plain()))
