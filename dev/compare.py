@@ -40,6 +40,9 @@ from scripts.options import RunConfig
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
 
+PLAIN = Path(__file__).with_name("plain_flower.py")
+"""What runs plain Flower in a container: no image has it."""
+
 LOCK = core.HOUSE / "compare.lock"
 
 MOST_SITES = 9
@@ -171,7 +174,7 @@ def _plain(federation: ScratchFederation, app: apps.App, spec: dict[str, Any]) -
         *(engine.docker(), "run", "--rm", "--interactive", "--init", "--name", name, "--network", "none"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--volume", f"{Path(source).parent}:/data:ro", "--entrypoint", "python"),
-        *(images.runtime(PROJECT, TAG), "-P", "-m", "bridge.flower.plain", json.dumps(spec)),
+        *(images.runtime(PROJECT, TAG), "-P", "-c", PLAIN.read_text(), json.dumps(spec)),
     ]
     try:
         process = subprocess.Popen(
