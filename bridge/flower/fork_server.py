@@ -95,11 +95,11 @@ class ForkServer:
             self._channel.sendall(json.dumps({"modules": [name for name in modules if name]}).encode())
 
 
-def starter(template: ForkServer | None) -> Callable[..., Any]:
+def starter(fork_server: ForkServer | None) -> Callable[..., Any]:
     """Return what starts one of Flower's programs: as a copy of the template, or as a new interpreter."""
 
     def start(command: Sequence[str], *, quiet: bool = False) -> Any:
-        process = None if template is None else template.start(command, quiet=quiet)
+        process = None if fork_server is None else fork_server.start(command, quiet=quiet)
         if process is not None:
             return process
         output = subprocess.DEVNULL if quiet else None

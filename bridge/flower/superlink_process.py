@@ -179,7 +179,7 @@ def answer_once_over_grpc() -> None:
 
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
-    grace, warm, modules, *options = arguments
+    grace, prefork, modules, *options = arguments
     row = versions.generation()
     run = programs.load(PROGRAM)
     replaced.replace(replaced.LINK_STATE, lambda state: lasting(state, float(grace)))
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> None:
     start = None
     if row.fast_path:
         copied = SUPEREXEC, SERVERAPP
-        forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
+        forked = fork_server_process.start_fork_server(copied) if prefork == "1" else None
         if forked is not None:
             forked.preload(modules.split(","))
         start = fork_server.starter(forked)

@@ -31,7 +31,7 @@ from bridge.launch.process import FlowerProcess
 from bridge.server import superlink as superlink_module
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink, free_ports
 from bridge.site.inline import InlineSuperNode
-from bridge.site.supernode import SuperNode, SuperNodeProcess, start_supernode
+from bridge.site.supernode import SuperNode, SuperNodeProcess, SuperNodeSetup, start_supernode
 from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -176,7 +176,7 @@ def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
 
     async def test() -> str:
         # Nobody answers at its gateway: it starts its SuperExec before it looks.
-        process = await start_supernode(free_ports().http, tmp_path, tmp_path / "home", {})
+        process = await start_supernode(SuperNodeSetup(free_ports().http, tmp_path, tmp_path / "home", {}))
         try:
             async with asyncio.timeout(30):
                 while (found := superexec(process)) is None:
@@ -215,7 +215,7 @@ def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str
         superlink = await asyncio.start_server(functools.partial(_answer, status), "127.0.0.1", 0)
         port = superlink.sockets[0].getsockname()[1]
         home, cold = tmp_path / "home", environment.Prefork(on=False)
-        node = await start_supernode(port, tmp_path, home, {"partition-id": 0}, cold, INLINE)
+        node = await start_supernode(SuperNodeSetup(port, tmp_path, home, {"partition-id": 0}, cold), INLINE)
         assert isinstance(node, InlineSuperNode) and node.pid == os.getpid()
         async with asyncio.timeout(20), superlink:
             if status == 503:
