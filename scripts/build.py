@@ -13,7 +13,6 @@ the bridge or a new kit, only the last layers are made again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,61 +48,38 @@ def run(
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer anew.")] = False,
 ) -> dict[str, Any]:
-    """Build as the command line asks."""
-    return build(app or (), mlflow=tracking == "mlflow", fresh=no_cache, renew=pull)
-
-
-def build(
-    apps: Sequence[Path] = (), *, mlflow: bool = False, fresh: bool = False, renew: bool = False
-) -> dict[str, Any]:
     """Build the runtime image and every participant's.
-
-    Args:
-        apps: folders of Flower apps whose packages go into the runtime image.
-        mlflow: also MLflow's image, and its client into the runtime.
-        fresh: use nothing from the builder's cache.
-        renew: pull the base image again, or make its stand-in anew.
 
     Returns:
         tag, images, base (present, pulled or made), packages (what apps need on top), runtime_mb and seconds.
     """
     start = time.monotonic()
+    apps, mlflow = app or [], tracking == "mlflow"
     # What is wrong in the user's files comes before minutes of work.
-    for app in apps:
-        app_packages.lacking(app)
+    for folder in apps:
+        app_packages.lacking(folder)
     engine.ensure()
-    project, wanted = _wanted()
+    config = compose.config(tag=TAG, profiles=["elsewhere"])
+    project, wanted = str(config["name"]), images.participants(config, TAG)
     ownership.check(project)
     runtime = images.runtime(project, TAG)
-    images.check_disk(first=fresh or not engine.has(runtime))
-    base = base_image.ensure(renew=renew)
-    architecture = engine.ask().architecture
-    wheelhouse.fill(architecture)
-    packages = app_packages.add_apps(apps, architecture, [app_packages.MLFLOW_CLIENT] if mlflow else ())
-    if mlflow:
-        app_packages.fetch_mlflow(architecture)
-    app_packages.check_wheels()
-
-    built = [runtime]
+    images.check_disk(first=no_cache or not engine.has(runtime))
+    base, packages = _fetch(apps, mlflow=mlflow, renew=pull)
     core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
-    _tell(runtime, images.build("runtime", runtime, fresh=fresh))
-    for image in wanted:
-        name = f"{image.name}:{TAG}"
-        _tell(name, images.build("participant", name, kit=image.kit))
-        built.append(name)
-    if mlflow:
-        name = f"{project}-mlflow:{TAG}"
-        _tell(name, images.build("mlflow", name, fresh=fresh))
-        built.append(name)
+    steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
+    steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
+    for target, name, kit in steps:
+        took = images.build(target, name, kit=kit, fresh=no_cache and not kit)
+        core.say(f"  {name} in {took:.1f} s")
     images.forget_old()
     leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"{len(built)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
+    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
     return {
         "tag": TAG,
-        "images": built,
+        "images": [name for _, name, _ in steps],
         "base": base,
         "packages": packages,
         "runtime_mb": megabytes,
@@ -111,11 +87,13 @@ def build(
     }
 
 
-def _wanted() -> tuple[str, list[images.Image]]:
-    """The project's name, and the participants that Compose will start."""
-    config = compose.config(tag=TAG, profiles=["elsewhere"])
-    return str(config["name"]), images.participants(config, TAG)
-
-
-def _tell(image: str, seconds: float) -> None:
-    core.say(f"  {image} in {seconds:.1f} s")
+def _fetch(apps: list[Path], *, mlflow: bool, renew: bool) -> tuple[str, list[str]]:
+    """Get the base image and all wheels; returns how the base came, and what apps need on top."""
+    base = base_image.ensure(renew=renew)
+    architecture = engine.ask().architecture
+    wheelhouse.fill(architecture)
+    packages = app_packages.add_apps(apps, architecture, [app_packages.MLFLOW_CLIENT] if mlflow else ())
+    if mlflow:
+        app_packages.fetch_mlflow(architecture)
+    app_packages.check_wheels()
+    return base, packages

@@ -7,7 +7,6 @@ gives). Needs the federation up; every function raises `Failure`, or `UsageError
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -79,7 +78,8 @@ def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any)
         console: the Compose service.
         payload: the app or job that goes with it, as a tar.
     """
-    answer = _finished(console, verb, arguments, payload).decode(errors="replace").strip().splitlines()
+    with _answer(console, verb, arguments, payload or b"") as out:
+        answer = out.read().decode(errors="replace").strip().splitlines()
     try:
         value = json.loads(answer[-1])
     except (IndexError, ValueError):
@@ -92,27 +92,24 @@ def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any)
 
 def stream(console: str, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
     """Run a verb that answers with JSON lines; yields each as it comes."""
-    with _listening(console, verb, arguments) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue  # A library's own printing; the protocol's lines are JSON objects.
-            if isinstance(value, dict):
-                yield value
+    for line in stream_text(console, verb, **arguments):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # A library's own printing; the protocol's lines are JSON objects.
+        if isinstance(value, dict):
+            yield value
 
 
 def stream_text(console: str, verb: str, **arguments: Any) -> Iterator[str]:
     """Run a verb that answers with text; yields each line as it comes."""
-    with _listening(console, verb, arguments) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with _answer(console, verb, arguments) as out:
+        for line in out:
             yield line.decode(errors="replace")
 
 
 def fetch(
-    console: str, verb: str, payload: bytes | None = None, limit: int | None = None, **arguments: Any
+    console: str, verb: str, payload: bytes = b"", limit: int | None = None, **arguments: Any
 ) -> IO[bytes]:
     """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
 
@@ -120,66 +117,54 @@ def fetch(
         limit: bytes that are taken; more is a `Failure`.
     """
     content = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
-        given.write(payload or b"")
-        given.seek(0)
-        command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
-        with subprocess.Popen(
-            command, cwd=ROOT, stdin=given, stdout=subprocess.PIPE, stderr=errors
-        ) as process:
-            assert process.stdout is not None
-            while chunk := process.stdout.read(CHUNK):
+    try:
+        with _answer(console, verb, arguments, payload) as out:
+            while chunk := out.read(CHUNK):
                 if limit is not None and content.tell() + len(chunk) > limit + TAR_MORE:
-                    process.terminate()
-                    content.close()
                     most = in_words(limit)
                     raise Failure(f"The console's '{verb}' sends more than {most}: none of it is kept.")
                 content.write(chunk)
-        if process.returncode:
-            content.close()
-            raise _failure(console, process.returncode, _read(errors))
+    except BaseException:
+        content.close()
+        raise
     content.seek(0)
     return content
 
 
-def _command(console: str, verb: str, arguments: Mapping[str, Any], mode: str) -> list[str]:
+@contextmanager
+def _answer(
+    console: str, verb: str, arguments: Mapping[str, Any], payload: bytes | None = None
+) -> Iterator[IO[bytes]]:
+    """What the console program answers, as it comes; raises what it ended with when all is read.
+
+    Args:
+        payload: what goes with the request. None: stdin says, by its end, that nobody listens any more.
+    """
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
-    request = json.dumps({"verb": verb, **arguments})
+    request, mode = (
+        json.dumps({"verb": verb, **arguments}),
+        PAYLOAD if payload else "" if payload == b"" else WATCH,
+    )
     # Not `docker compose exec`, which takes a tenth of a second to read its files.
-    return [engine.docker(), "exec", "-i", compose.container(console), *PROGRAM, request, mode]
-
-
-def _finished(console: str, verb: str, arguments: Mapping[str, Any], payload: bytes | None) -> bytes:
-    command = _command(console, verb, arguments, "" if payload is None else PAYLOAD)
-    process = subprocess.run(command, cwd=ROOT, input=payload or b"", capture_output=True)
-    if process.returncode:
-        raise _failure(console, process.returncode, process.stderr)
-    return process.stdout
-
-
-@contextmanager
-def _listening(console: str, verb: str, arguments: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """A verb whose answer comes bit by bit; raises what it ended with when all is read."""
-    command = _command(console, verb, arguments, WATCH)
-    with tempfile.TemporaryFile() as errors:
-        # stdin stays open while we listen: its end tells the console that nobody listens any more.
+    command = [engine.docker(), "exec", "-i", compose.container(console), *PROGRAM, request, mode]
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
+        given.write(payload or b"")
+        given.seek(0)
+        stdin = subprocess.PIPE if payload is None else given
         with subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            command, cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=errors
         ) as process:
+            assert process.stdout is not None
             try:
-                yield process
+                yield process.stdout
             except BaseException:
                 process.terminate()
                 raise
             code = process.wait()
         if code:
-            raise _failure(console, code, _read(errors))
-
-
-def _read(file: IO[bytes]) -> bytes:
-    file.seek(0, os.SEEK_SET)
-    return file.read()
+            errors.seek(0)
+            raise _failure(console, code, errors.read())
 
 
 def _failure(console: str, code: int, errors: bytes) -> Failure:

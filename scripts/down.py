@@ -34,28 +34,7 @@ def run(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing volumes.")] = False,
 ) -> dict[str, Any]:
-    """Stop it."""
-    if volumes and not yes:
-        _ask()
-    return down(volumes=volumes, force=force)
-
-
-def _ask() -> None:
-    if not sys.stdin.isatty():
-        raise core.UsageError(
-            "--volumes removes all jobs and their results: without a terminal it needs --yes."
-        )
-    core.say("This removes the server's job store, with the results of all jobs that you have not fetched.")
-    if not typer.confirm("Remove the volumes?", err=True):
-        raise core.Failure("Nothing was stopped or removed.")
-
-
-def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     """Stop and remove the containers and the network.
-
-    Args:
-        volumes: and the volumes.
-        force: end the jobs that run.
 
     Returns:
         stopped (the services that ran), aborted (the jobs that were), volumes (whether they were removed) and
@@ -64,6 +43,8 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     Raises:
         core.Failure: a job runs, and `force` is not set.
     """
+    if volumes and not yes:
+        _ask()
     start = time.monotonic()
     if not compose.is_provisioned():
         core.say("Nothing is provisioned, so nothing runs.")
@@ -90,6 +71,16 @@ def down(*, volumes: bool = False, force: bool = False) -> dict[str, Any]:
     if volumes:
         core.say("The volumes are removed.")
     return {"stopped": running, "aborted": aborted, "volumes": volumes, "seconds": seconds}
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise core.UsageError(
+            "--volumes removes all jobs and their results: without a terminal it needs --yes."
+        )
+    core.say("This removes the server's job store, with the results of all jobs that you have not fetched.")
+    if not typer.confirm("Remove the volumes?", err=True):
+        raise core.Failure("Nothing was stopped or removed.")
 
 
 def _end_jobs(*, force: bool) -> list[str]:

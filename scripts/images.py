@@ -16,6 +16,8 @@ LABEL = "org.flowerbed.image"
 DOCKERFILE = "images/Dockerfile"
 STEP = re.compile(r"#\d+ \[(?:(?P<stage>[\w-]+) +)?(?P<number>\d+)/(?P<of>\d+)\] (?P<what>.*)")
 """A line of BuildKit's plain progress that begins a step."""
+OPTIONS = re.compile(r"--[a-z]+=\S+ ")
+"""Of a step: they are long, and say less than what comes behind them."""
 
 FIRST_BUILD_GB = 5.0
 """Free disk that a build from nothing takes: the image 1.0, the builder's own copy 1.1, the wheels and their
@@ -103,7 +105,7 @@ def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> flo
             if step := STEP.match(line):
                 steps[step["stage"] or ""] = int(step["number"]), int(step["of"])
                 done, total = map(sum, zip(*steps.values(), strict=True))
-                bar.at(done, step["what"], total)
+                bar.at(done, OPTIONS.sub("", step["what"]), total)
 
         code, said = progress.follow([*words, "."], tell, env=env, timeout=BUILD_TIMEOUT)
     if code:

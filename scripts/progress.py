@@ -90,12 +90,15 @@ def _drawing(in_bytes: bool) -> Progress:
         TimeElapsedColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
     far: list[Any] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    # No markup: what stands there may be a tool's or an app's.
-    title, what = (TextColumn(text, markup=False) for text in ("  {task.description}", "{task.fields[what]}"))
-    columns = [SpinnerColumn(), title, BarColumn(bar_width=24), *far, TimeElapsedColumn(), what]
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    # No markup: what stands there may be a tool's or an app's. It takes what the others leave of the line.
+    title = TextColumn("  {task.description}", markup=False)
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    what = TextColumn("{task.fields[what]}", markup=False, table_column=rest)
+    columns = [SpinnerColumn(), title, BarColumn(bar_width=20), *far, TimeElapsedColumn(), what]
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 def of_files(

@@ -33,11 +33,6 @@ def run(
         typer.Option("-p", "--project", metavar="FILE", help="Who takes part.", show_default="project.yml"),
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
-    """Provision as the command line asks."""
-    return provision(project)
-
-
-def provision(project: Path = DEFAULT_PROJECT) -> dict[str, Any]:
     """Provision a project file and tell the user what was kept, issued anew and added.
 
     Returns:

@@ -47,10 +47,10 @@ def run(
 
     step("A Docker engine with Compose", engine.ensure)
     ownership.check(str(provision.load(provision.DEFAULT_PROJECT).get("name", "")))
-    step("Certificates and startup kits", provision.provision)
-    step("Images", build.build)
+    step("Certificates and startup kits", provision.run)
+    step("Images", build.run)
     step("Fashion-MNIST, a part for each site", divide)
-    step("The federation: server, sites, consoles", up.up)
+    step("The federation: server, sites, consoles", up.run)
     service = console.service(None)
 
     def train() -> str:

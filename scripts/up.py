@@ -57,15 +57,7 @@ def run(
         ),
     ] = None,
 ) -> dict[str, Any]:
-    """Start it."""
-    return up([tool.value for tool in tracking or ()])
-
-
-def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
     """Start the federation and wait until it is healthy.
-
-    Args:
-        tracking: those of `TRACKING` that are to be started too.
 
     Returns:
         services (health or state by name), tracking (address by name, of all that run) and seconds.
@@ -83,19 +75,20 @@ def up(tracking: Sequence[str] = ()) -> dict[str, Any]:
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
     _check_address()
     # One that runs goes on running.
-    tracking = sorted({*tracking, *(c["Service"] for c in compose.containers() if c["Service"] in TRACKING)})
-    config = compose.config(profiles=tracking)
+    running = {c["Service"] for c in compose.containers()}
+    shown_by = sorted({*(tracking or ()), *running.intersection(TRACKING)})
+    config = compose.config(profiles=shown_by)
     ownership.check(str(config["name"]))
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
-    _start(str(config["name"]), start, tracking, len(config["services"]))
+    _start(str(config["name"]), start, shown_by, len(config["services"]))
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
     env = dotenv.read(core.ROOT / ".env")
     leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
-    addresses = {name: _address(config, name) for name in tracking}
+    addresses = {name: _address(config, name) for name in shown_by}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")
     return {"services": services, "tracking": addresses, "seconds": seconds}

@@ -9,12 +9,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
-from scripts import down, options, provision
+from scripts import compose, options, provision
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -156,20 +155,20 @@ def test_the_reference_names_every_option_and_no_other(name: str) -> None:
 def test_down_asks_before_it_removes_volumes(
     answer: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    removed: list[bool] = []
+    begun: list[str] = []
     stdin = io.StringIO(answer)
     monkeypatch.setattr(stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", stdin)
 
-    def stop(*, volumes: bool, force: bool) -> dict[str, Any]:
-        removed.append(volumes)
-        return {}
+    def is_provisioned() -> bool:
+        begun.append("down")
+        return False
 
-    monkeypatch.setattr(down, "down", stop)
+    monkeypatch.setattr(compose, "is_provisioned", is_provisioned)
     assert main(["down", "--volumes"]) == code
     said = capsys.readouterr()
     assert "Remove the volumes? [y/N]" in said.err and said.out == ""
-    assert removed == ([True] if code == 0 else [])
+    assert begun == (["down"] if code == 0 else [])
 
 
 def test_reading_project_yml_imports_no_flare() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ def test_a_terminal_gets_a_bar_without_markup_and_lines_above_it(capsys: pytest.
     said = capsys.readouterr().err
     assert "building [red]x" in said and "3/12" in said and "RUN [bold]pip[/bold]" in said
     assert "a line [red]above[/red]" in said
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_a_long_step_takes_what_the_rest_leaves_of_the_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress.Bar("building mine-runtime:dev") as bar:
+        bar.at(7, "RUN " + "x" * 60, total=18)
+    lines = [re.sub(r"\x1b\[[0-9;?]*\w", "", line) for line in capsys.readouterr().err.splitlines()]
+    drawn = next(line for line in lines if "7/18" in line)
+    assert re.search(r"━ +7/18 0:00:\d\d RUN x+…$", drawn), drawn
+    assert len(drawn) <= 80
 
 
 def test_bytes_of_a_download_are_seen_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

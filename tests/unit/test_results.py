@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scripts import console, core, curves, results, summary
+from scripts import compose, console, core, curves, engine, results, summary
 from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0
@@ -439,6 +439,9 @@ def test_an_archive_of_too_many_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "TAR_MORE", 0)
-    monkeypatch.setattr(console, "_command", lambda *words: ["sh", "-c", "yes"])
+    monkeypatch.setattr(compose, "is_provisioned", lambda: True)
+    (tmp_path / "docker").write_text("#!/bin/sh\nexec yes\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setattr(engine, "docker", lambda: str(tmp_path / "docker"))
     with pytest.raises(Failure, match="sends more than 3 MB"):
         console.fetch("admin", "download", limit=3 * 2**20, job="j-1")

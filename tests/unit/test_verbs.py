@@ -642,9 +642,9 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     done: list[str] = []
     monkeypatch.setattr(results, "RESULTS", ROOT / "results")
     monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
-    monkeypatch.setattr(provision, "provision", lambda: done.append("provision"))
-    monkeypatch.setattr(build, "build", lambda: done.append("build"))
-    monkeypatch.setattr(up, "up", lambda: done.append("up"))
+    monkeypatch.setattr(provision, "run", lambda: done.append("provision"))
+    monkeypatch.setattr(build, "run", lambda: done.append("build"))
+    monkeypatch.setattr(up, "run", lambda: done.append("up"))
     monkeypatch.setattr(data, "prepare", lambda sites, **options: done.append(f"data {sites} {options}"))
     monkeypatch.setattr(data, "table", lambda manifest: "")
     monkeypatch.setattr(results, "tell", lambda outcome: None)
@@ -677,7 +677,7 @@ def test_quickstart_stops_at_the_first_step_that_fails(
     def full() -> None:
         raise Failure("the disk is full")
 
-    monkeypatch.setattr(build, "build", full)
+    monkeypatch.setattr(build, "run", full)
     code, outcome, _ = flowerbed("quickstart")
     assert (code, outcome) == (1, {"error": "the disk is full"})
     assert steps == ["engine", "provision"] and fake.calls == []
