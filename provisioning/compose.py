@@ -73,10 +73,8 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         for path in left:
             shutil.rmtree(path)
         if left:
-            note(
-                ctx,
-                f"removed {', '.join(sorted(p.name for p in left))}, which an earlier run left half done.",
-            )
+            names = ", ".join(sorted(path.name for path in left))
+            note(ctx, f"removed {names}, which an earlier run left half done.")
         wip.mkdir(exist_ok=True)
         ctx[CtxKey.WIP] = str(wip)
 

@@ -75,7 +75,8 @@ SHUTDOWN = Name(
     "nvflare.fuel.f3.mpm",
     "MainProcessMonitor._start_shutdown",
     "2.9.0",
-    "A job's process sleeps 3 s before its last clean-up, and the job's end waits for it (`ending.py`).",
+    "A job's process sleeps 3 s before its last clean-up, and the job's end waits for it (`ending.py`). "
+    "Without this each job ends 2.8 s later.",
 )
 """`test_internals.py`."""
 
