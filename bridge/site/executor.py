@@ -52,6 +52,10 @@ TASK_REQUEST_INTERVAL = 5.0
 """Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
 the job's end the site is told: only if that is lost does it learn of it so."""
 
+LAST_TASK_REQUEST_INTERVAL = 0.3
+"""The same once the server has told the relay that the job is over. In FLARE's simulator a site learns of its
+job's end by such a question only."""
+
 END_CHECK = 0.1
 """Seconds between two looks at FLARE's signal that the run is over, which can only be polled."""
 
@@ -91,7 +95,7 @@ class FlowerExecutor(Executor):
         if event_type == EventType.START_RUN:
             self._start(fl_ctx)
         elif event_type == EventType.AFTER_PULL_TASK:
-            _rest(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
+            self._rest(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         elif event_type == EventType.END_RUN:
             self._stop()
         elif event_type == ANALYTIC_EVENT_TYPE and self._points is not None:
@@ -103,6 +107,15 @@ class FlowerExecutor(Executor):
     ) -> Shareable:
         """Called by FLARE for a task: there is none."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _rest(self, run_over: Signal) -> None:
+        """FLARE has asked the server for a task, and there is none: keep it from asking again for a while,
+        unless the run is over (nvflare 2.9.0 `private/fed/client/client_runner.py`, `_try_run`)."""
+        began = time.monotonic()
+        while not run_over.triggered and time.monotonic() - began < (
+            TASK_REQUEST_INTERVAL if self._ending is None else LAST_TASK_REQUEST_INTERVAL
+        ):
+            time.sleep(END_CHECK)
 
     def _start(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_engine().get_workspace()
@@ -282,14 +295,6 @@ class FlowerExecutor(Executor):
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
             await asyncio.to_thread(disk.remove, folder)
-
-
-def _rest(run_over: Signal) -> None:
-    """FLARE has asked the server for a task, and there is none: keep it from asking again for a while, unless
-    the run is over (nvflare 2.9.0 `private/fed/client/client_runner.py`, `_try_run`)."""
-    until = time.monotonic() + TASK_REQUEST_INTERVAL
-    while not run_over.triggered and time.monotonic() < until:
-        time.sleep(END_CHECK)
 
 
 def connects(pid: int, own: int, other: int) -> bool:

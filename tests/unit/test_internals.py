@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -122,6 +123,15 @@ def test_a_site_rests_between_two_questions_after_a_task_until_the_run_is_over()
     signal.trigger(True)
     rests.join(1)
     assert not rests.is_alive()
+    # The simulator tells nobody: there a question has to find out, as soon as the relay knows of the end.
+    assert "topic != ReservedTopic.END_RUN" in inspect.getsource(
+        import_module("nvflare.private.fed.simulator.simulator_server")
+    )
+    signal.reset()
+    executor._ending = Mock()
+    began = time.monotonic()
+    executor.handle_event(EventType.AFTER_PULL_TASK, context)
+    assert time.monotonic() - began < 1
 
 
 def test_flares_scheduler_asks_the_store_for_jobs_that_were_not_scheduled(
