@@ -1,10 +1,10 @@
 """flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break,
 and without its waits.
 
-    python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS WARM MODULES [what flower-superlink takes]
+    python -m bridge.flower.superlink_process PUSH_SESSION PREFORK MODULES [what flower-superlink takes]
 
-WARM is 1 or 0: with 1 its ServerApp is a copy of a template (`fork_server.py`), which imports MODULES, names
-with commas between them, while the SuperLink starts.
+PUSH_SESSION is in seconds. PREFORK is 1 or 0: with 1 its ServerApp is a copy of a fork server
+(`fork_server.py`), which imports MODULES, names with commas between them, while the SuperLink starts.
 
 **Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
 registration or push of the same object is refused. If the connection breaks between the SuperLink's act

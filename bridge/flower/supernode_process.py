@@ -1,9 +1,9 @@
 """flower-supernode, without its waits, its ClientApps copies of a template.
 
-    python -m bridge.flower.supernode_process WARM MODULES [what flower-supernode takes]
+    python -m bridge.flower.supernode_process PREFORK MODULES [what flower-supernode takes]
 
-WARM is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with commas
-between them, that the template imports at once.
+PREFORK is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with
+commas between them, that the fork server imports at once.
 
 It is Flower's loop with a state, a server and a SuperExec of ours (`supernode_api.py`, `fork_server.py`), as
 `flower-supernode --isolation process` leaves them to others.
