@@ -1,4 +1,4 @@
-"""One of Flower's programs in this process: a copy of the template, or an interpreter of its own.
+"""One of Flower's programs in this process: a copy of the fork server, or an interpreter of its own.
 
 python -P -m bridge.flower.programs PROGRAM [what it takes]
 """

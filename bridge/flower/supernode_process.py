@@ -1,4 +1,4 @@
-"""flower-supernode, without its waits, its ClientApps copies of a template.
+"""flower-supernode, without its waits, its ClientApps copies of a fork server.
 
     python -m bridge.flower.supernode_process PREFORK MODULES [what flower-supernode takes]
 

@@ -9,8 +9,8 @@ flwr's SuperNode takes itself for the master of its process. Here it is told oth
   Its client (`_Life.client`) sees to both, and to a 401, after which a SuperNode would end its process.
 - Its log goes where this process's log goes.
 
-Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
-since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
+Its ClientApps are processes of their own as ever; the fork server that they are copies of is a new
+interpreter, since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
 this process is killed, and confines it. This process itself, and so the SuperNode's thread, is not confined.
 """
 
@@ -279,13 +279,13 @@ class InlineSuperNode:
             )
 
     def _preload(self) -> None:
-        """The node is there: now the template has time for imports."""
+        """The node is there: now the fork server has time for imports."""
         if self._fork_server is not None:
             self._fork_server.preload(self._setup.prefork.modules)
 
     @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:
-        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it."""
+        """Start the SuperExec, as a copy of the fork server or else as a new interpreter, and end it."""
         command = fork_server.superexec_command(port)
         started = self._fork_server.start(command, quiet=False) if self._fork_server is not None else None
         if started is not None:

@@ -1,4 +1,4 @@
-"""A program that is a copy of the template is like a new process, and has what was imported before."""
+"""A program that is a copy of the fork server is like a new process, and has what was imported before."""
 
 from __future__ import annotations
 
