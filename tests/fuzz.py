@@ -605,8 +605,10 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
     """
     errors = Errors()
     logging.getLogger().addHandler(errors)
-    logging.getLogger("bridge").setLevel(logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.ERROR)
+    quiet = [logging.getLogger(name) for name in ("bridge", "httpx")]
+    levels = [logger.level for logger in quiet]
+    for logger in quiet:
+        logger.setLevel(logging.ERROR)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _, context: errors.seen.append(str(context)))
     target = TARGETS[name](loop)
@@ -633,6 +635,8 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
         target.end()
         loop.close()
         logging.getLogger().removeHandler(errors)
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
     return ran
 
 
