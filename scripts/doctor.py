@@ -1,4 +1,4 @@
-"""Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
+"""Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
 ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each

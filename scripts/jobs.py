@@ -1,7 +1,7 @@
-"""List the jobs of this federation, the newest first.
+"""List all jobs, the newest first.
 
-./flowerbed jobs | grep RUNNING    a table, also for other programs
-./flowerbed jobs --watch           again and again, until Ctrl-C
+./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
+./flowerbed jobs --watch           keep showing it, until Ctrl-C
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
     if jobs:
         terminal.show(table(jobs))
     else:
-        say("No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
+        say("No jobs yet. Submit one: ./flowerbed submit apps/pytorch-quickstart")
     return {"jobs": jobs}
 
 

@@ -1,11 +1,11 @@
-"""Fetch an ended job's results into results/JOB: summary, curves, ServerApp's files and logs.
+"""Download an ended job's results to results/JOB: summary, curves, the ServerApp's files, logs.
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
-  results/JOB/curves.png     loss and accuracy by round, every site and the average
-  results/JOB/serverapp/     what the ServerApp wrote in its working directory (a model, say)
-  results/JOB/tb_events/     what TensorBoard shows of the job, a folder a site
+  results/JOB/curves.png     loss and accuracy by round, of each site and on average
+  results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
+  results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
-A job that failed or was aborted has results too: as far as it came.
+A job that failed or was aborted has results too, up to where it got.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show how the federation is: its containers, the sites that the server knows, the jobs that run."""
+"""Show the containers, the registered sites and the running jobs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Wait for a job's end and show its progress by round and site.
+"""Wait for a job to end, and show its progress by round and site.
 
-Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting, not the job.
+The exit code is 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C stops the waiting, not the job.
 """
 
 from __future__ import annotations

@@ -133,8 +133,14 @@ class FastPath(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
+        self._level = logging.getLogger("bridge").level
         logging.getLogger("bridge").setLevel(logging.INFO)
         logging.getLogger().addHandler(self)
+
+    def end(self) -> None:
+        """Leave logging as it was."""
+        logging.getLogger().removeHandler(self)
+        logging.getLogger("bridge").setLevel(self._level)
 
     def emit(self, record: logging.LogRecord) -> None:
         _, prefix, part = record.getMessage().partition(fast_path.PREFIX)
@@ -207,6 +213,7 @@ async def run_app(
             await gateway.stop()
         for proxy in (behind_superlink, *before_nodes):
             await proxy.stop()
+        fast.end()
     lost = {
         "behind the SuperLink": sorted(behind_superlink.lost),
         **{f"on the link of {link.site}": sorted(link.lost) for link in links},

@@ -85,63 +85,64 @@ def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
     assert asyncio.run(test()) == []
 
 
-@pytest.mark.parametrize(
-    ("program", "ends"),
-    [("flwr-serverapp", "ServerApp was killed"), ("flower-superlink", "SuperLink ended with code -9")],
-)
-def test_a_run_whose_process_is_killed_is_lost_within_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ends: str
+def first_taken(monkeypatch: pytest.MonkeyPatch, other: socket.socket, times: int) -> list[Ports]:
+    """Have the first ports that are chosen, so many `times`, be those of `other`; returns what is chosen."""
+    chosen: list[Ports] = []
+    # It does not listen: whoever asks there hears at once that this is not the SuperLink.
+    other.bind(("127.0.0.1", 0))
+
+    def ports() -> Ports:
+        found = free_ports()
+        if len(chosen) < times:
+            port = other.getsockname()[1]
+            found = replace(found, http=port, control=port, fleet=port)
+        chosen.append(found)
+        return found
+
+    monkeypatch.setattr(superlink_module, "free_ports", ports)
+    return chosen
+
+
+def test_a_superlink_starts_again_for_a_taken_port_and_tells_within_seconds_who_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.server.superlink.SERVERAPP_TOLD", 0.5)
+    app = fab.build(APPS / "numpy-add")
+
+    async def killed(superlink: SuperLink, program: str, ends: str) -> None:
+        # No SuperNode comes: the ServerApp waits for two.
+        run = asyncio.ensure_future(superlink.finished(await superlink.start_run(app, {})))
+        while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # By now it is known to `finished` too.
+        os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
+        with pytest.raises(RunFailed, match=ends):
+            async with asyncio.timeout(5):
+                await run
 
     async def test() -> None:
-        superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
+        with socket.socket() as other:
+            chosen = first_taken(monkeypatch, other, 1)
+            superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
         try:
-            # No SuperNode comes: the ServerApp waits for two.
-            app = fab.build(APPS / "numpy-add")
-            run = asyncio.ensure_future(superlink.finished(await superlink.start_run(app, {})))
-            while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)  # By now it is known to `finished` too.
-            os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
-            with pytest.raises(RunFailed, match=ends):
-                async with asyncio.timeout(5):
-                    await run
+            assert len(chosen) == 2 and superlink.address == f"127.0.0.1:{chosen[1].http}"
+            await killed(superlink, "flwr-serverapp", "ServerApp was killed")
+            await killed(superlink, "flower-superlink", "SuperLink ended with code -9")
         finally:
             await superlink.stop()
 
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_superlink_whose_port_is_taken_is_started_once_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+def test_a_superlink_whose_port_is_taken_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: list[Ports] = []
-    # It does not listen: whoever asks there hears at once that this is not the SuperLink.
+    """One that ends as Flower's does then, which the test before this has seen."""
+    monkeypatch.setattr(environment, "superlink_command", lambda *_: ["false"])
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-
-        def ports() -> Ports:
-            found = free_ports()
-            if len(chosen) < times:
-                port = other.getsockname()[1]
-                found = replace(found, http=port, control=port, fleet=port)
-            chosen.append(found)
-            return found
-
-        monkeypatch.setattr(superlink_module, "free_ports", ports)
-
-        async def test() -> None:
-            superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
-            assert superlink.address == f"127.0.0.1:{chosen[-1].http}"
-            await superlink.stop()
-
-        if times == 1:
-            asyncio.run(test())
-        else:
-            with pytest.raises(RunFailed, match="SuperLink ended with code"):
-                asyncio.run(test())
+        chosen = first_taken(monkeypatch, other, 2)
+        with pytest.raises(RunFailed, match="SuperLink ended with code"):
+            asyncio.run(SuperLink.start(tmp_path, tmp_path / "home", grace=60))
     assert len(chosen) == 2
 
 

@@ -66,7 +66,7 @@ def checkout(to: Path) -> Path:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("*.pyc.*"))  # Half written.
         else:
             to.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, to / part)

@@ -65,7 +65,7 @@ def resolve(call: ConsoleCall, job: str) -> None:
         if job == LATEST:
             found = session.list_jobs(detailed=True)
             if not found:
-                raise ConsoleError("there is no job yet. Hand one in: ./flowerbed submit APP", 2)
+                raise ConsoleError("there is no job yet. Submit one: ./flowerbed submit APP", 2)
             newest = max(found, key=lambda entry: float(entry.get("submit_time") or 0))
             call.say({"job_id": newest.get("job_id")})
             return
