@@ -138,7 +138,7 @@ def check_engine(answer: engine.Answer) -> Finding:
 def check_compose() -> Finding:
     """Is the plugin there and new enough?"""
     version = engine.compose_version()
-    if engine.has_compose():
+    if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
     wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
