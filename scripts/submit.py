@@ -91,8 +91,10 @@ def run(
     if not core.as_json:
         print(job, flush=True)
     if follow:
-        return {**outcome, **wait.follow(service, job, timeout=timeout)}
-    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
+        outcome |= wait.follow(service, job, timeout=timeout)
+        wait.tell_results(outcome)
+        return outcome
+    say(f"  progress: ./flowerbed wait {job[: wait.SHORT]}   then: ./flowerbed results {job[: wait.SHORT]}")
     return outcome
 
 
