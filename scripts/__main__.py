@@ -76,7 +76,7 @@ def verb(name: str) -> click.Command:
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=SETTINGS)
     app.command(name, help=_help(module.__doc__ or ""))(module.run)
     command = typer.main.get_command(app)
-    text = "json: one JSON object on the last line of stdout; text for people goes to stderr."
+    text = "With json, the last line of stdout is one JSON object, and all else goes to stderr."
     choice = click.Choice(["text", "json"])
     # `main` looks for it before anything is parsed.
     option = TyperOption(
@@ -112,13 +112,13 @@ app = typer.Typer(cls=Verbs, name="flowerbed", rich_markup_mode="rich", context_
 
 
 @app.callback(
-    epilog="New here? ./flowerbed quickstart goes from nothing to a trained model. "
-    "What a verb does and takes: ./flowerbed VERB --help",
+    epilog="New here? Run ./flowerbed quickstart: it goes from nothing to a trained model. "
+    "For help with a verb: ./flowerbed VERB --help",
     subcommand_metavar="VERB [ARGS]...",
 )
 def flowerbed(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one this is.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers."""
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{who}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
     except click.ClickException as error:
-        text = f"{error.format_message()}\n  What it takes: ./{who} --help"
+        text = f"{error.format_message()}\n  Help: ./{who} --help"
         say(f"{who}: {text}")
         outcome, code = {"error": text}, UsageError.exit_code
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Stop a job on the server and all sites, and return when it has ended."""
+"""Abort a job on the server and all sites, and return when it has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
+"""Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
 ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each
@@ -42,7 +42,7 @@ Level = Literal["ok", "warn", "fail"]
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
-SANDBOX = "/opt/flowerbed/bridge/flower/sandbox.py"
+SANDBOX = "/opt/flowerbed/bridge/launch/sandbox.py"
 """What tells in a container how far apps can be confined there."""
 EXPIRY_WARN_DAYS = 30.0
 """A certificate that ends sooner is warned of."""
@@ -138,7 +138,7 @@ def check_engine(answer: engine.Answer) -> Finding:
 def check_compose() -> Finding:
     """Is the plugin there and new enough?"""
     version = engine.compose_version()
-    if engine.has_compose():
+    if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
     wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
@@ -359,7 +359,9 @@ def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Findi
     command = [engine.docker(), "exec", container, "python", "-I", "-S", SANDBOX]
     process = core.run(command, timeout=engine.ANSWER_TIMEOUT)
     if process.returncode:
-        yield Finding("sandbox", "warn", f"{name} cannot tell", "./flowerbed build, then ./flowerbed up")
+        why = (process.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        found = f"{name}: could not determine how far apps are confined ({why})"
+        yield Finding("sandbox", "warn", found, "./flowerbed build, then ./flowerbed up")
         return
     told = json.loads(process.stdout)
     if not told["missing"]:

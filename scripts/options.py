@@ -26,7 +26,7 @@ def duration(text: str) -> float:
 def job_id(text: str) -> str:
     """The value of JOB. It also names a folder of results, so it must not lead out of it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise typer.BadParameter(f"'{text}' is no job id (./flowerbed jobs lists them)")
+        raise typer.BadParameter(f"'{text}' is not a job id (./flowerbed jobs lists them)")
     return text
 
 
@@ -47,7 +47,7 @@ As = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="Whose FLARE identity to use: the part before the @ of an admin in project.yml "
+        help="Act as this admin of project.yml, named by the part of the address before the @ "
         "(default: the project_admin).",
     ),
 ]
@@ -57,7 +57,7 @@ Job = Annotated[
     typer.Argument(
         metavar="JOB",
         parser=job_id,
-        help=f"The job's id, as submit and jobs print it; or its first letters; or '{LATEST}'.",
+        help=f"The job's id, the first letters of it, or '{LATEST}'.",
     ),
 ]
 
@@ -66,11 +66,11 @@ Timeout = Annotated[
     typer.Option(
         metavar="TIME",
         parser=duration,
-        help="Give up waiting after so long, such as 90, 90s, 5m or 1h; the job goes on (exit code 1).",
+        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on (exit code 1).",
     ),
 ]
 
-Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
 
 
 def check_watch() -> None:
@@ -85,5 +85,7 @@ def check_watch() -> None:
 
 RunConfig = Annotated[
     list[str] | None,
-    typer.Option(metavar="K=V", help="Override the app's run config, as for `flwr run`; may be repeated."),
+    typer.Option(
+        metavar="K=V", help="Override the app's run config, as for `flwr run`. May be given more than once."
+    ),
 ]

@@ -1,8 +1,8 @@
-"""Make or renew the certificates and startup kits of everybody in project.yml.
+"""Make or renew the certificates and startup kits of all participants in project.yml.
 
-Runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
-adding a site leaves the others' kits as they are. The kits come to lie in workspace/PROJECT/prod_NN; .env
-names the one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
+It runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
+a new site leaves the other kits as they are. The kits are in workspace/PROJECT/prod_NN, and .env names the
+one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ WRONG_USE = 4
 def run(
     project: Annotated[
         Path,
-        typer.Option("-p", "--project", metavar="FILE", help="Who takes part.", show_default="project.yml"),
+        typer.Option(
+            "-p",
+            "--project",
+            metavar="FILE",
+            help="The file that says who takes part.",
+            show_default="project.yml",
+        ),
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
     """Provision a project file and tell the user what was kept, issued anew and added.

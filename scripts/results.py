@@ -1,11 +1,11 @@
-"""Fetch an ended job's results into results/JOB: summary, curves, ServerApp's files and logs.
+"""Download an ended job's results to results/JOB: summary, curves, the ServerApp's files, logs.
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
-  results/JOB/curves.png     loss and accuracy by round, every site and the average
-  results/JOB/serverapp/     what the ServerApp wrote in its working directory (a model, say)
-  results/JOB/tb_events/     what TensorBoard shows of the job, a folder a site
+  results/JOB/curves.png     loss and accuracy by round, of each site and on average
+  results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
+  results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
-A job that failed or was aborted has results too: as far as it came.
+A job that failed or was aborted has results too, up to where it got.
 """
 
 from __future__ import annotations
@@ -146,11 +146,7 @@ def tell(outcome: dict[str, Any]) -> None:
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
-        last = outcome["rounds"][-1]
-        found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
-        shown_values = [f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20)]
-        values = ", ".join(shown_values)
-        say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
+        say(f"  {_last_round(outcome['rounds'])}")
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     if outcome["reason"]:
@@ -166,6 +162,27 @@ def tell(outcome: dict[str, Any]) -> None:
     ):
         if path.exists():
             say(f"  {shown / path.name}  ({what})")
+
+
+def _last_round(rounds: list[dict[str, Any]]) -> str:
+    """The last round that has numbers; where none has, how far the last one came."""
+    last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
+    failed = [
+        name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
+    ]
+    round_ = f"round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
+    if not last["metrics"] and failed:
+        return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
+    found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
+    values = ", ".join(f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20))
+    some = f" ({len(failed)} failed)" if failed else ""
+    return (
+        f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values or 'no metrics'}"
+    )
+
+
+def _sites(number: int) -> str:
+    return f"{number} site{'' if number == 1 else 's'}"
 
 
 def _listing(folder: Path) -> str:

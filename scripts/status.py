@@ -1,4 +1,4 @@
-"""Show how the federation is: its containers, the sites that the server knows, the jobs that run."""
+"""Show the containers, the registered sites and the running jobs."""
 
 from __future__ import annotations
 
@@ -96,5 +96,7 @@ def _remark(outcome: dict[str, Any]) -> str:
 
 def _look() -> terminal.Seen:
     outcome = status()
+    # Not what changes without an event: seconds, and how long a job has taken.
     facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
+    facts["jobs"] = [(job["job_id"], job["status"]) for job in outcome["jobs"]]
     return facts, [*parts(outcome), terminal.cell(_remark(outcome))]

@@ -1,11 +1,11 @@
-"""Hand in a Flower app (or an exported job folder) as a FLARE job; prints the job's id.
+"""Submit a Flower app, or an exported job folder, as a FLARE job. Prints the job's id.
 
   ./flowerbed submit apps/pytorch-quickstart
-  ./flowerbed submit apps/pytorch-quickstart --rounds 5 --run-config "learning-rate=0.01 batch-size=64" --wait
+  ./flowerbed submit my-app --rounds 5 --run-config "learning-rate=0.01" --wait
   ./flowerbed submit my-app --sites site-1,site-3 --as lead
-  ./flowerbed submit --deployed my-app --rounds 5    an app in the server's folder deployed/: no code travels
-  ./flowerbed submit my-app --export jobs/my-job     write the job folder instead, for FLARE's own submit_job
-The app stays as it is: what runs with `flwr run` runs here. It is checked before anything is sent.
+  ./flowerbed submit --deployed my-app              run an app that the server has
+  ./flowerbed submit my-app --export jobs/my-job    write a job folder for FLARE
+An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent.
 """
 
 from __future__ import annotations
@@ -55,30 +55,28 @@ def _parameter(option: Option) -> inspect.Parameter:
 def run(
     app: Annotated[
         Path | None,
-        typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml."),
+        typer.Argument(metavar="APP", help="The folder of a Flower app, with its pyproject.toml."),
     ] = None,
     deployed: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Instead, an app that the server has already, in the folder deployed/: the job brings no "
-            "code, and runs also where that is forbidden.",
+            help="Run an app from the server's folder deployed/ instead of APP. The job brings no code, so "
+            "it also runs on sites that forbid custom code.",
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--wait", help="Show the progress until the job has ended.")
+        bool, typer.Option("--wait", help="Wait for the job to end, and show its progress.")
     ] = False,
     timeout: Timeout = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--export", metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."
-        ),
+        typer.Option("--export", metavar="DIR", help="Write the job folder to DIR and submit nothing."),
     ] = None,
     identity: As = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """Check, pack and hand in the app; wait if asked to."""
+    """Check, pack and submit the app; wait if asked to."""
     for option in job_options.of_submit():
         if option.is_switch:
             given[option.name] = not option.default if given[option.name] else None
@@ -93,8 +91,10 @@ def run(
     if not core.as_json:
         print(job, flush=True)
     if follow:
-        return {**outcome, **wait.follow(service, job, timeout=timeout)}
-    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
+        outcome |= wait.follow(service, job, timeout=timeout)
+        wait.tell_results(outcome)
+        return outcome
+    say(f"  progress: ./flowerbed wait {job[: wait.SHORT]}   then: ./flowerbed results {job[: wait.SHORT]}")
     return outcome
 
 
@@ -201,7 +201,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
     fresh.rename(folder)
     say(f"Job folder of {app.name}: {folder}")
     say(
-        "  hand it in with ./flowerbed submit, or, if it is in jobs/, in the admin console: "
+        "  submit it with ./flowerbed submit, or, if it is in jobs/, in the admin console: "
         f"submit_job {folder.name}"
     )
     return {"app": app.name, "version": app.version, "folder": str(folder)}

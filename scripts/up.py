@@ -1,9 +1,9 @@
 """Start the federation, and return when every container is healthy.
 
-Healthy means: the server answers on its port, and each site is registered with it. Starts the Docker engine
-first where none runs. What runs already and is up to date stays as it is.
+A server is healthy when it answers on its port, and a site when it is registered with the server. Docker is
+started first if it does not run. Containers that run and are up to date are left alone.
 
-  ./flowerbed up --tracking tensorboard    and TensorBoard, where the curves of every job are shown
+  ./flowerbed up --tracking tensorboard    also start TensorBoard, for the curves of all jobs
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(
     tracking: Annotated[
         list[Tracking] | None,
         typer.Option(
-            help="Start this too: it shows the curves of jobs on a port of this machine; may be given twice."
+            help="Also start this: it shows the curves of jobs on a port of this machine. May be given twice."
         ),
     ] = None,
 ) -> dict[str, Any]:

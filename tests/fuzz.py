@@ -479,7 +479,8 @@ _NUMBERS = st.one_of(
 )
 _ANYTHING = st.recursive(
     st.one_of(st.none(), _NUMBERS, _TAGS),
-    lambda part: st.lists(part, max_size=3) | st.dictionaries(_TAGS, part),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(_TAGS, part, max_size=4),
+    max_leaves=12,
 )
 _points = st.tuples(
     _TAGS | _ANYTHING,

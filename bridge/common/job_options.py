@@ -90,6 +90,11 @@ class Option:
             return ""
         if not _is_a(value, self.type):
             return f"{value!r}: expected {_NAMES[self.type]}"
+        if (
+            self.type is Sequence
+            and (twice := next((v for v in value if value.count(v) > 1), None)) is not None
+        ):
+            return f"{','.join(value)}: {twice} is named twice"
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
         low = self.at_least is not None and value < self.at_least
@@ -119,11 +124,11 @@ class JobOptions:
         "`server-predeployed-flwr`",
     )
     rounds: int | None = _option(
-        None, "sets num-server-rounds of the app's run config", JOB, flag="--rounds", metavar="N", at_least=1
+        None, "set num-server-rounds in the app's run config", JOB, flag="--rounds", metavar="N", at_least=1
     )
     run_config: Mapping[str, ConfigValue] | None = _option(
         None,
-        "overrides the app's run config, as for `flwr run`",
+        "override the app's run config, as for `flwr run`",
         SERVER,
         more="In a job's file: keys of `[tool.flwr.app.config]` with dots; true, false, numbers or text",
         flag="--run-config",
@@ -146,7 +151,7 @@ class JobOptions:
     mandatory: Sequence[str] | None = _option(None, "the sites without which the job does not start", JOB)
     min_sites: int = _option(
         1,
-        "the fewest sites with which the job may run",
+        "the fewest sites that the job needs",
         SERVER,
         JOB,
         more="The run starts when all are there, or with these `sites_within` after the job's start. A site "
@@ -158,7 +163,7 @@ class JobOptions:
     )
     grace: float = _option(
         900.0,
-        "seconds for which a site may be out of reach before it is given up",
+        "seconds that a site may be out of reach before it is given up",
         SERVER,
         flag="--grace",
         metavar="TIME",
@@ -171,7 +176,7 @@ class JobOptions:
     )
     retries: int = _option(
         0,
-        "how often the job is submitted again by itself, should the server restart while it runs",
+        "how often the job is submitted again if the server restarts while it runs",
         JOB,
         flag="--retries",
         metavar="N",
@@ -186,13 +191,13 @@ class JobOptions:
         SITE,
         more="See [no waiting](../design.md#no-waiting)",
         flag="--cold",
-        flag_help="start a new interpreter for every message, as plain Flower does: slower, with the same "
+        flag_help="start a new interpreter for each message, as plain Flower does. Slower, with the same "
         "results",
         recipe=True,
     )
     supernode: str = _option(
         PROCESS,
-        "the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
+        "run the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
         more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
         "the same results, and needs flwr 1.40 to 1.43",
@@ -202,8 +207,8 @@ class JobOptions:
     )
     in_order: int | None = _option(
         None,
-        "a seed: the ServerApp gets its replies in the sites' order and seeded random numbers, and what "
-        "passes it is recorded",
+        "give the ServerApp its replies in the order of the sites, and random numbers from this seed, and "
+        "record what passes it",
         SERVER,
         more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.43, "
         "another one is refused",
@@ -213,7 +218,7 @@ class JobOptions:
     )
     tracking: str = _option(
         NO_TRACKING,
-        "where the curves go, of what the app logs with FLARE's writers and of every reply",
+        "where to send the curves of each reply, and of what the app logs with FLARE's writers",
         JOB,
         more="See [tracking](../how-to/tracking.md)",
         flag="--tracking",

@@ -10,8 +10,9 @@ flwr's SuperNode takes itself for the master of its process. Here it is told oth
 - Its log goes where this process's log goes.
 
 Its ClientApps are processes of their own as ever; the fork server that they are copies of is a new
-interpreter, since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
-this process is killed, and confines it. This process itself, and so the SuperNode's thread, is not confined.
+interpreter, since a process with threads cannot be forked. Each process has its reaper (`process.py`), which
+ends it when this process is killed, and confines it. This process itself, and so the SuperNode's thread, is
+not confined.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
             ["submit", "--in-ordr", "3"],
             "flowerbed submit: No such option '--in-ordr'. Did you mean '--in-order'?\n",
         ),
-        (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  What it takes: ./flowerbed wait --help\n"),
+        (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  Help: ./flowerbed wait --help\n"),
         (["jobs", "--format", "xml"], "'xml' is not one of 'text', 'json'."),
         (["wait", "x", "--timeout", "5x"], "'5x': expected a time such as 90, 90s, 5m or 1h."),
         ([], "./flowerbed --help"),

@@ -421,7 +421,7 @@ def test_down_is_refused_while_a_job_runs(
     assert not any(call.startswith("compose down") for call in docker.calls)
     code, outcome, told = flowerbed("down", "--force")
     assert code == 0 and outcome["aborted"] == ["j-1"]
-    assert "kept until ./flowerbed up: j-2 (next)" in told
+    assert "kept until the next ./flowerbed up: j-2 (next)" in told
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --timeout 5"
 
 
@@ -434,7 +434,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
-    assert "could not be asked: the server cannot be reached" in told
+    assert "could not be asked whether a job runs: the server cannot be reached" in told
 
 
 def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:

@@ -22,8 +22,11 @@ from nvflare.private.fed.server.client_manager import ClientManager
 
 from bridge.common.meta import REVOKED_FILE
 from bridge.flare import flare_server, revocation, site_messages
-from bridge.flare.drivers import flowerbed_drivers
 from bridge.flare.revocation import Revoked
+from tests.unit.connecting import driver
+
+flowerbed_drivers = driver("flowerbed_drivers")
+Admitting: Any = flowerbed_drivers.Admitting
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +146,7 @@ def test_each_of_flares_drivers_looks_who_connects(scheme: str) -> None:
     assert "Admitting" in {kind.__name__ for kind in driver_mgr.find_driver_class(scheme).__mro__}
 
 
-class Driver(flowerbed_drivers.Admitting):
+class Driver(Admitting):  # type: ignore[misc]
     """One of FLARE's, without a network."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,20 @@ def test_a_terminal_gets_colour_and_its_own_width(capsys: pytest.CaptureFixture[
     assert LONG not in out
 
 
+@pytest.mark.usefixtures("colour")
+def test_a_narrow_terminal_gets_a_job_on_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = "648f14d7-8a30-48e3-a009-47780c2c7a14"
+    facts = {**JOBS[0], "job_id": job, "name": "numpy-add", "duration": "0:03:36.1", "reason": "x" * 9}
+    monkeypatch.setattr(console, "ask", lambda *words: {"jobs": [facts]})
+    main(["jobs"])
+    head, line = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert head.split() == ["JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "WHY"]
+    assert line.split() == ["648f14d7", "RUNNING", "numpy-add", *line.split()[3:5], "0:03:36", "x" * 9]
+
+
 def test_nothing_in_a_table_is_markup(capsys: pytest.CaptureFixture[str]) -> None:
     main(["jobs"])
     assert MARKUP in capsys.readouterr().out
@@ -126,7 +141,8 @@ def test_watching_the_status_does_not_tell_of_seconds(
         looks.append(1.0 * len(looks))
         if len(looks) == 4:
             raise KeyboardInterrupt
-        return {**STATUS, "sites": [{"name": "site-1", "last_seen_seconds": looks[-1]}]}
+        job = {**JOBS[0], "duration": f"0:00:0{looks[-1]:.0f}"}
+        return {**STATUS, "sites": [{"name": "site-1", "last_seen_seconds": looks[-1]}], "jobs": [job]}
 
     monkeypatch.setattr(status, "status", look)
     monkeypatch.setattr(terminal, "WATCH_EVERY", 0.0)
