@@ -36,7 +36,7 @@ PROJECT = {
 
 # Plays docker: notes how it was called and answers as answers.json says for the console's verb.
 FAKE = (
-    f"#!{sys.executable}"
+    f"#!{sys.executable} -IS"
     + """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
