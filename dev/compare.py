@@ -35,7 +35,6 @@ from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
 from scripts import base_image, core, data, engine, images, provision, wheelhouse
 from scripts.build import TAG
-from scripts.options import RunConfig
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
@@ -69,7 +68,13 @@ def run(
             "app has one.",
         ),
     ] = 42,
-    run_config: RunConfig = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="K=V",
+            help="Override the app's run config, as for `flwr run`. May be given more than once.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A folder a site in it (default: Fashion-MNIST, divided)."),
