@@ -108,7 +108,7 @@ def examine() -> Iterator[Finding]:
     if isinstance(config, Finding):
         yield config
         return
-    yield check_project(config)
+    yield check_project()
     yield from check_kits(config)
     yield from check_data(config)
     if alive:
@@ -199,20 +199,20 @@ def _config() -> dict[str, Any] | Finding:
         return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it anew")
 
 
-def check_project(config: dict[str, Any]) -> Finding:
-    """Is project.yml right, and is it what was provisioned?"""
+def check_project() -> Finding:
+    """Is project.yml right, is it what was provisioned, and can nobody take part who is not in it?"""
     try:
         project = provision.load(provision.DEFAULT_PROJECT)
+        changes, left = provision.changes(), provision.still_valid(project)
     except core.Failure as failure:
         return Finding("project.yml", "fail", str(failure), "correct it, then ./flowerbed provision")
-    wanted = {participant["name"] for participant in project["participants"]}
-    has = {Path(service["build"]["args"]["KIT"]).name for service in config["services"].values()}
-    if wanted == has and project["name"] == config["name"]:
-        return Finding("project.yml", "ok", f"{project['name']}: {len(wanted)} participants")
-    changes = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
-    changes += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
-    found = f"changed since it was provisioned ({'; '.join(changes) or 'its name'})"
-    return Finding("project.yml", "warn", found, "./flowerbed provision, build and up")
+    if changes:
+        return Finding("project.yml", "warn", changes, "./flowerbed provision, build and up")
+    if left:
+        who = ", ".join(left)
+        found = f"{who} can still take part: not in the file, but with a certificate that is valid"
+        return Finding("project.yml", "warn", found, f"revoked: [{who}] there, then ./flowerbed provision")
+    return Finding("project.yml", "ok", f"{project['name']}: {len(project['participants'])} participants")
 
 
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:

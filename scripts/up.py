@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
-from scripts import compose, core, engine, leftovers, ownership, progress
+from scripts import compose, core, engine, leftovers, ownership, progress, provision
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -86,6 +86,7 @@ def run(
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    provision.tell_changes()
     env = dotenv.read(core.ROOT / ".env")
     leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
     addresses = {name: _address(config, name) for name in shown_by}
