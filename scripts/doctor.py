@@ -138,7 +138,7 @@ def check_engine(answer: engine.Answer) -> Finding:
 def check_compose() -> Finding:
     """Is the plugin there and new enough?"""
     version = engine.compose_version()
-    if engine.has_compose():
+    if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
     wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
@@ -182,11 +182,9 @@ def check_wheels(architecture: str) -> Finding:
 
 def check_images(config: dict[str, Any]) -> Finding:
     """Is everybody's image built?"""
-    names = sorted(service["image"] for service in config["services"].values())
-    lost = [name for name in names if not engine.has(name)]
-    if lost:
+    if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
-    return Finding("images", "ok", f"{len(names)} built")
+    return Finding("images", "ok", f"{len(config['services'])} built")
 
 
 def _config() -> dict[str, Any] | Finding:
@@ -258,17 +256,15 @@ def check_data(config: dict[str, Any]) -> Iterator[Finding]:
 
 def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
     """Is the published port free, or ours?"""
-    for name, service in config["services"].items():
-        for port in service.get("ports", []):
-            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
-            where = f"{address}:{number}"
-            if name in running:
-                yield Finding("port", "ok", f"{where} is the {name}'s")
-            elif engine.is_remote() or up.is_free(address, number):
-                yield Finding("port", "ok", f"{where} is free for the {name}")
-            else:
-                mend = "stop the program that has it (ss -ltnp), or write FLOWERBED_PORT=another into .env"
-                yield Finding("port", "fail", f"{where} is taken by another program", mend)
+    for name, address, number in up.ports(config):
+        where = f"{address}:{number}"
+        if name in running:
+            yield Finding("port", "ok", f"{where} is the {name}'s")
+        elif engine.is_remote() or up.is_free(address, number):
+            yield Finding("port", "ok", f"{where} is free for the {name}")
+        else:
+            mend = f"stop the program that has it (ss -ltnp), or write {up.port_key(name)}=another into .env"
+            yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
 def check_clocks(containers: list[str]) -> Finding:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from itertools import islice
@@ -25,7 +24,7 @@ from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.checks import size
 from scripts import console, curves
-from scripts.core import ROOT, Failure, UsageError, in_words, say, unpack
+from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
@@ -53,20 +52,12 @@ def collect(service: str, job: str) -> dict[str, Any]:
         Failure, UsageError: the job is unknown or has not ended, or what came is no result.
     """
     folder = RESULTS / job
-    fresh = RESULTS / f".{job}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)
-    with console.fetch(service, "download", limit=room, job=job) as content:
-        try:
-            summary = lay_out(content, job, fresh, room)
-            draw(summary, fresh / "curves.png")
-            # An older copy is only given up for a whole new one.
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with console.fetch(service, "download", limit=room, job=job) as content, replaced(folder) as fresh:
+        summary = lay_out(content, job, fresh, room)
+        draw(summary, fresh / "curves.png")
     return {**summary, "folder": str(folder)}
 
 

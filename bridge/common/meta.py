@@ -1,4 +1,5 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta, and one app command."""
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta and in the list of who is
+revoked, and two app commands."""
 
 from __future__ import annotations
 
@@ -51,6 +52,10 @@ REMOVED = "flowerbed_removed"
 
 LATEST = "latest"
 """Stands, where a job's id is asked for, for the one that was submitted last."""
+
+REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
+"""The file that says who is revoked: the names are a list under this key. Provisioning writes it, and FLARE's
+processes that others connect to read it."""
 
 
 def times(meta: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:

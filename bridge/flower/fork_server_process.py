@@ -35,9 +35,9 @@ MODULES_LIMIT = 1 << 20
 
 
 def start_fork_server(names: Iterable[str]) -> ForkServer:
-    """Start a template that can become any of the programs `names`.
+    """Start a fork server that can become any of the programs `names`.
 
-    To be called before this process has more than one thread; what it has imported, the template has.
+    To be called before this process has more than one thread; what it has imported, the fork server has.
     """
     entries = {name: programs.load(name) for name in names}
     ours, its = ends()
@@ -49,12 +49,12 @@ def start_fork_server(names: Iterable[str]) -> ForkServer:
 
 
 def serve(channel: socket.socket, names: Iterable[str]) -> NoReturn:
-    """Be a template of these programs to the launcher at the other end of `channel`, until that is gone."""
+    """Be a fork server of these programs to the launcher at the other end of `channel`, until it is gone."""
     _ForkServerLoop(channel, {name: programs.load(name) for name in names}).run()
 
 
 class _ForkServerLoop:
-    """The template's own side: one thread, which forks when it is asked to."""
+    """The fork server's own side: one thread, which forks when it is asked to."""
 
     def __init__(self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]]) -> None:
         self._entries = entries
@@ -69,7 +69,7 @@ class _ForkServerLoop:
 
     def run(self) -> NoReturn:
         """Serve until the launcher is gone."""
-        programs.name_process("flwr-template")
+        programs.name_process("flwr-forkserver")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = 0
         try:
@@ -226,7 +226,7 @@ def _begin_anew() -> None:
 
 
 def _report(told: int, known: set[str]) -> None:
-    """Tell the template what this process has imported of what is installed, in the order of the imports."""
+    """Tell the fork server what this process has imported of what is installed, in the imports' order."""
     installed = tuple(
         {str(Path(path)) for path in sys.path if "site-packages" in path or "/lib/python" in path}
     )

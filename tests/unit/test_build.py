@@ -37,6 +37,8 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("amd64"))
     (wheelhouse.WHEELS / wheelhouse.LOCK).touch()
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
+    # `test_where_torch_is_looked_for` asks pip itself, which takes as long as all the rest of a test.
+    monkeypatch.setattr(wheelhouse, "torch_sources", lambda: ["--torch-from-here"])
     program.answer("build")
     return program
 
@@ -300,6 +302,7 @@ def test_wheels_survive_a_fill_that_is_killed(
     wheelhouse.fill("arm64")
     # The old ones were there again, and were asked first.
     assert downloads[4][downloads[4].index("--find-links") + 1] == str(wheelhouse.WHEELS)
+    assert ["--torch-from-here" in options for options in downloads] == [False, True] * 3
 
 
 def test_torch_for_cuda_is_refused(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import queue
 import socket
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from nvflare.lighter.impl.cert import CertBuilder, _CertState
 from nvflare.lighter.utils import serialize_cert, serialize_pri_key, verify_cert_chain
 
 from provisioning.certificates import CertificateBuilder
-from tests.unit.test_drivers import End
+from tests.unit.connecting import End, driver
 
-importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+driver("flowerbed_drivers")
 
 Issue = Callable[[CertBuilder, Participant], tuple[rsa.RSAPrivateKey, x509.Certificate]]
 

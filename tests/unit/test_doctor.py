@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -298,3 +300,10 @@ def test_a_remote_engine_is_not_measured_here(
     (checkout.root / "data" / "site-1").rmdir()
     assert engine.is_remote() and images.storage() is None
     assert "data" not in examine()[1]
+
+
+def test_a_container_says_how_full_it_is_without_flare() -> None:
+    """It is a process for each container: FLARE takes most of a second to import."""
+    program = "import sys, bridge.flare.usage; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "nvflare" not in done.stdout.split()

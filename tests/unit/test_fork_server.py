@@ -1,4 +1,4 @@
-"""A program that is a copy of the template is like a new process, and has what was imported before."""
+"""A program that is a copy of the fork server is like a new process, and has what was imported before."""
 
 from __future__ import annotations
 
@@ -55,8 +55,12 @@ echo '{"argv": ["new"]}'
 @pytest.mark.parametrize(
     "said", [b"5", b"[[1]]", b"null", b"{", b"\xff", b"[" * 50_000], ids=lambda said: repr(said[:8])
 )
-def test_an_odd_report_of_a_process_ends_nothing(said: bytes) -> None:
+def test_an_odd_report_of_a_process_ends_nothing(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An app's code may write into the pipe on which its process tells what it has imported."""
+    imported: list[Any] = []
+    monkeypatch.setattr(
+        fork_server_process._ForkServerLoop, "_import", lambda _, names: imported.extend(names)
+    )
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     with ours, theirs:
@@ -67,6 +71,9 @@ def test_an_odd_report_of_a_process_ends_nothing(said: bytes) -> None:
         os.close(write)
         while read in serving._reports:
             serving._hear(read)
+    assert imported == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(read)
 
 
 def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], str]:

@@ -36,7 +36,7 @@ PROJECT = {
 
 # Plays docker: notes how it was called and answers as answers.json says for the console's verb.
 FAKE = (
-    f"#!{sys.executable}"
+    f"#!{sys.executable} -IS"
     + """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -257,7 +257,7 @@ def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, serv
         ([APP, "--retries", "101"], "--retries 101: expected 0 to 100"),
         ([APP, "--run-config", "array-size=[1]"], "--run-config array-size: expected true, false, a number"),
         ([APP, "--run-config", "x=1"], "It has: num-server-rounds"),
-        ([APP, "--sites", "site-1,site-9"], "no site site-9. It has: site-1, site-2"),
+        ([APP, "--sites", "site-1,site-9"], "--sites: there is no site-9. There are: site-1, site-2"),
         ([APP, "--sites", "site-1,site-2,site-1"], "--sites site-1,site-2,site-1: site-1 is named twice."),
         ([APP, "--min-sites", "3"], "expected 1 to 2"),
         ([APP, "--sites", "site-1", "--min-sites", "2"], "expected 1 to 1"),
