@@ -213,12 +213,12 @@ def from_package(scratch: Path) -> str:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return f"Debian's package {PACKAGE}: no apt-get here"
     say(f"data: getting Debian's package {PACKAGE} (31 MB)")
-    fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
-    got = fetch(cwd=scratch, timeout=600)
+    words = ["apt-get", "download", PACKAGE]
+    fetch = partial(progress.of_files, words, scratch, PACKAGE, PACKAGE_SIZE, cwd=scratch, timeout=600)
+    got = fetch()
     if got.returncode:  # A fresh machine has no package lists; only root may get them.
         command(["apt-get", "update"], timeout=600)
-        fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
-    got = fetch(cwd=scratch, timeout=600)
+        got = fetch()
     if got.returncode:
         return f"Debian's package {PACKAGE}: {last_line(got.stderr)}"
     archive = next(scratch.glob("*.deb"))

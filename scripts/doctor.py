@@ -108,7 +108,7 @@ def examine() -> Iterator[Finding]:
     if isinstance(config, Finding):
         yield config
         return
-    yield check_project(config)
+    yield check_project()
     yield from check_kits(config)
     yield from check_data(config)
     if alive:
@@ -182,11 +182,9 @@ def check_wheels(architecture: str) -> Finding:
 
 def check_images(config: dict[str, Any]) -> Finding:
     """Is everybody's image built?"""
-    names = sorted(service["image"] for service in config["services"].values())
-    lost = [name for name in names if not engine.has(name)]
-    if lost:
+    if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
-    return Finding("images", "ok", f"{len(names)} built")
+    return Finding("images", "ok", f"{len(config['services'])} built")
 
 
 def _config() -> dict[str, Any] | Finding:
@@ -199,20 +197,20 @@ def _config() -> dict[str, Any] | Finding:
         return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it anew")
 
 
-def check_project(config: dict[str, Any]) -> Finding:
-    """Is project.yml right, and is it what was provisioned?"""
+def check_project() -> Finding:
+    """Is project.yml right, is it what was provisioned, and can nobody take part who is not in it?"""
     try:
         project = provision.load(provision.DEFAULT_PROJECT)
+        changes, left = provision.changes(), provision.still_valid(project)
     except core.Failure as failure:
         return Finding("project.yml", "fail", str(failure), "correct it, then ./flowerbed provision")
-    wanted = {participant["name"] for participant in project["participants"]}
-    has = {Path(service["build"]["args"]["KIT"]).name for service in config["services"].values()}
-    if wanted == has and project["name"] == config["name"]:
-        return Finding("project.yml", "ok", f"{project['name']}: {len(wanted)} participants")
-    changes = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
-    changes += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
-    found = f"changed since it was provisioned ({'; '.join(changes) or 'its name'})"
-    return Finding("project.yml", "warn", found, "./flowerbed provision, build and up")
+    if changes:
+        return Finding("project.yml", "warn", changes, "./flowerbed provision, build and up")
+    if left:
+        who = ", ".join(left)
+        found = f"{who} can still take part: not in the file, but with a certificate that is valid"
+        return Finding("project.yml", "warn", found, f"revoked: [{who}] there, then ./flowerbed provision")
+    return Finding("project.yml", "ok", f"{project['name']}: {len(project['participants'])} participants")
 
 
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
@@ -258,17 +256,15 @@ def check_data(config: dict[str, Any]) -> Iterator[Finding]:
 
 def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
     """Is the published port free, or ours?"""
-    for name, service in config["services"].items():
-        for port in service.get("ports", []):
-            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
-            where = f"{address}:{number}"
-            if name in running:
-                yield Finding("port", "ok", f"{where} is the {name}'s")
-            elif engine.is_remote() or up.is_free(address, number):
-                yield Finding("port", "ok", f"{where} is free for the {name}")
-            else:
-                mend = "stop the program that has it (ss -ltnp), or write FLOWERBED_PORT=another into .env"
-                yield Finding("port", "fail", f"{where} is taken by another program", mend)
+    for name, address, number in up.ports(config):
+        where = f"{address}:{number}"
+        if name in running:
+            yield Finding("port", "ok", f"{where} is the {name}'s")
+        elif engine.is_remote() or up.is_free(address, number):
+            yield Finding("port", "ok", f"{where} is free for the {name}")
+        else:
+            mend = f"stop the program that has it (ss -ltnp), or write {up.port_key(name)}=another into .env"
+            yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
 def check_clocks(containers: list[str]) -> Finding:

@@ -105,9 +105,10 @@ def test_who_takes_no_part_any_more_is_named_with_what_is_left(
     docker.answer("image inspect flowerbed-site-8:dev", code=1)
     file = core.ROOT / "workspace" / "flowerbed" / "prod_00" / "compose.yaml"
     file.write_text("volumes: {server: {}, site-1: {}, mlflow: {}}\n")
+    (core.ROOT / "data" / "site-8").mkdir(parents=True)
     assert leftovers.tell(file, "flowerbed", "dev") == ["site-8", "site-9"]
     said = capsys.readouterr().err.splitlines()
-    assert said[0].endswith("docker volume rm flowerbed_site-8")
+    assert said[0].endswith("docker volume rm flowerbed_site-8 && rm -r data/site-8")
     assert said[1].endswith("docker volume rm flowerbed_site-9 && docker image rm flowerbed-site-9:dev")
     assert not any("rm" in call.split()[:2] for call in docker.calls), "they are named, not removed"
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
+from provisioning import state
 from scripts import apt, core, doctor, engine, images, provision, results, wheelhouse
 from scripts.__main__ import main
 from tests.unit.faking import Authority, Checkout, Program, versions
@@ -176,6 +177,18 @@ def test_a_project_that_changed_since(
     code, found, _ = examine()
     assert code == 0 and found["project.yml"]["level"] == "warn"
     assert "new: site-9" in found["project.yml"]["found"]
+
+    known: dict[str, Any] = {"root_cert": ""}
+    for name, days in (("site-2", 9), ("site-3", 9), ("site-4", -9)):
+        checkout.authority.kit(checkout.root / name, days=days)
+        known[name] = {"cert": (checkout.root / name / "startup" / "client.crt").read_text()}
+    monkeypatch.setattr(state, "read", lambda folder: known)
+    now = {"name": "flowerbed", "participants": [*people[:2], people[3]], "revoked": ["site-3"]}
+    monkeypatch.setattr(provision, "load", lambda project: now)
+    code, found, _ = examine()
+    assert code == 0 and found["project.yml"]["level"] == "warn"
+    assert "site-2 can still take part" in found["project.yml"]["found"]
+    assert "revoked: [site-2]" in found["project.yml"]["mend"]
 
     def wrong(project: Path) -> None:
         raise core.UsageError("project.yml line 3: this is not YAML")
