@@ -104,7 +104,8 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         if allow_runtime_dependency_installation:
             raise ValueError(f"allow_runtime_dependency_installation: {NOTHING_IS_INSTALLED}")
         if bool(flower_content) == bool(flower_app_path):
-            raise ValueError("expected either flower_content or flower_app_path, found both or neither")
+            found = "both" if flower_content else "neither"
+            raise ValueError(f"expected either flower_content or flower_app_path, found {found}")
         _tell_what_has_no_effect(
             {"database": database, "per_msg_timeout": per_msg_timeout, "tx_timeout": tx_timeout}
         )
