@@ -40,6 +40,9 @@ VERBS = {
 }
 """The module of each verb."""
 
+WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "hash", "status")
+"""Verbs that leave no file in the checkout, so none is looked for that has to be given to its owner."""
+
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 FORMAT = "--format"
 INTERRUPTED = 130
@@ -161,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
             outcome = {**outcome, "as": dict(identity)}
         if core.as_json:
             print(json.dumps(outcome), flush=True)
-    core.give_back()
+    if not words or words[0] not in WRITE_NOTHING:
+        core.give_back()
     return code
 
 

@@ -1,4 +1,4 @@
-"""Build the images: one runtime for all, and on top of it a small image for each participant.
+"""Build one runtime image for all, and a small image for each participant.
 
 It first gets what is missing: Docker, the base image (pulled, or made from Debian packages where no registry
 answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/
@@ -19,7 +19,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from provisioning import dotenv
-from scripts import app_packages, base_image, compose, core, engine, images, leftovers, ownership, wheelhouse
+from scripts import (
+    app_packages,
+    base_image,
+    compose,
+    core,
+    engine,
+    images,
+    leftovers,
+    ownership,
+    provision,
+    wheelhouse,
+)
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
@@ -69,11 +80,11 @@ def run(
     steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:
-        took = images.build(target, name, kit=kit, fresh=no_cache and not kit)
-        core.say(f"  {name} in {took:.1f} s")
+        core.say(f"  {name} in {images.build(target, name, kit=kit, fresh=no_cache and not kit):.1f} s")
     images.forget_old()
     leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
+    provision.tell_changes()
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")

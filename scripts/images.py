@@ -82,6 +82,12 @@ def participants(config: dict[str, Any], tag: str) -> list[Image]:
     return [Image(name, kit) for name, kit in sorted(found.items())]
 
 
+def lost(config: dict[str, Any]) -> list[str]:
+    """The images of a resolved Compose file that the engine has not."""
+    names = sorted({service["image"] for service in config["services"].values()})
+    return [name for name in names if not engine.has(name)]
+
+
 def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> float:
     """Build one stage of the Dockerfile under a name. Returns the seconds it took.
 

@@ -37,8 +37,10 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
         UsageError: there is none, or one that is not known.
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found or not set(found) <= set(known):
-        raise core.UsageError(f"{option}: expected some of {','.join(known)}; found {text!r}")
+    if not found:
+        raise core.UsageError(f"{option} {text!r}: expected names with commas between, such as {known[0]}.")
+    if unknown := [name for name in found if name not in known]:
+        raise core.UsageError(f"{option}: there is no {', '.join(unknown)}. There are: {', '.join(known)}.")
     return found
 
 
@@ -81,11 +83,3 @@ def check_watch() -> None:
     """
     if core.as_json:
         raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")
-
-
-RunConfig = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="K=V", help="Override the app's run config, as for `flwr run`. May be given more than once."
-    ),
-]

@@ -1,4 +1,4 @@
-"""Download an ended job's results to results/JOB: summary, curves, the ServerApp's files, logs.
+"""Download an ended job's results to results/JOB.
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
   results/JOB/curves.png     loss and accuracy by round, of each site and on average
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from itertools import islice
@@ -25,7 +24,7 @@ from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.checks import size
 from scripts import console, curves
-from scripts.core import ROOT, Failure, UsageError, in_words, say, unpack
+from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
@@ -53,20 +52,12 @@ def collect(service: str, job: str) -> dict[str, Any]:
         Failure, UsageError: the job is unknown or has not ended, or what came is no result.
     """
     folder = RESULTS / job
-    fresh = RESULTS / f".{job}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)
-    with console.fetch(service, "download", limit=room, job=job) as content:
-        try:
-            summary = lay_out(content, job, fresh, room)
-            draw(summary, fresh / "curves.png")
-            # An older copy is only given up for a whole new one.
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with console.fetch(service, "download", limit=room, job=job) as content, replaced(folder) as fresh:
+        summary = lay_out(content, job, fresh, room)
+        draw(summary, fresh / "curves.png")
     return {**summary, "folder": str(folder)}
 
 
@@ -146,11 +137,7 @@ def tell(outcome: dict[str, Any]) -> None:
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
-        last = outcome["rounds"][-1]
-        found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
-        shown_values = [f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20)]
-        values = ", ".join(shown_values)
-        say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
+        say(f"  {_last_round(outcome['rounds'])}")
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     if outcome["reason"]:
@@ -166,6 +153,27 @@ def tell(outcome: dict[str, Any]) -> None:
     ):
         if path.exists():
             say(f"  {shown / path.name}  ({what})")
+
+
+def _last_round(rounds: list[dict[str, Any]]) -> str:
+    """The last round that has numbers; where none has, how far the last one came."""
+    last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
+    failed = [
+        name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
+    ]
+    round_ = f"round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
+    if not last["metrics"] and failed:
+        return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
+    found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
+    values = ", ".join(f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20))
+    some = f" ({len(failed)} failed)" if failed else ""
+    return (
+        f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values or 'no metrics'}"
+    )
+
+
+def _sites(number: int) -> str:
+    return f"{number} site{'' if number == 1 else 's'}"
 
 
 def _listing(folder: Path) -> str:

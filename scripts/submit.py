@@ -11,7 +11,6 @@ An app that runs with `flwr run` runs here without an edit. It is checked before
 from __future__ import annotations
 
 import inspect
-import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from bridge.common import job_options
 from bridge.common.job_options import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import Failure, UsageError, say, unpack
-from scripts.options import As, Timeout, duration
+from scripts.core import Failure, UsageError, replaced, say, unpack
+from scripts.options import As, Timeout, duration, names
 
 
 def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,8 +90,10 @@ def run(
     if not core.as_json:
         print(job, flush=True)
     if follow:
-        return {**outcome, **wait.follow(service, job, timeout=timeout)}
-    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
+        outcome |= wait.follow(service, job, timeout=timeout)
+        wait.tell_results(outcome)
+        return outcome
+    say(f"  progress: ./flowerbed wait {job[: wait.SHORT]}   then: ./flowerbed results {job[: wait.SHORT]}")
     return outcome
 
 
@@ -133,7 +134,7 @@ def job_request(
     if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
         options["run_config"] = apps.values(overrides)
     if "sites" in given:
-        options["sites"] = _known_sites(given["sites"])
+        options["sites"] = names(given["sites"], "--sites", provision.site_names())
     for option in job_options.of_submit():
         if option.name in options and (problem := option.problem(options[option.name])):
             raise UsageError(f"{option.flag} {problem}.")
@@ -144,21 +145,6 @@ def job_request(
             f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
         )
     return {"deployed": deployed, "options": options}
-
-
-def _known_sites(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UsageError(
-            f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
-        )
-    known = provision.site_names()
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(
-            f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}."
-        )
-    return names
 
 
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,14 +175,9 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         content = console.fetch(service, "export", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    fresh.chmod(0o755)  # the consoles read jobs/ as another user, whatever the umask here
-    with content, tarfile.open(fileobj=content) as tar:
+    with content, tarfile.open(fileobj=content) as tar, replaced(folder) as fresh:
+        fresh.chmod(0o755)  # The consoles read jobs/ as another user, whatever the umask here.
         unpack(tar, fresh, for_consoles=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
     say(f"Job folder of {app.name}: {folder}")
     say(
         "  submit it with ./flowerbed submit, or, if it is in jobs/, in the admin console: "

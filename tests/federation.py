@@ -64,7 +64,7 @@ class Federation(ScratchFederation):
     def processes(self, service: str, check: bool = True) -> list[str]:
         """Names and command lines of all processes in a container, as the engine tells them.
 
-        The name of a template's copy says what it is, in 15 letters. Its command line is the template's.
+        The name of a fork server's copy says what it is, in 15 letters. Its command line is the other's.
         """
         table = self._docker("top", self._name(service), "-ww", "-eo", "pid,comm,args", check=check)
         lines = [line.partition(" ")[2].strip() for line in table.splitlines()[1:]]

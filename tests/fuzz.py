@@ -353,7 +353,7 @@ class ForwarderTarget:
         forwarder = Forwarder(
             observer, grace=900, on_refused=lambda site, reason: refusals.append((site, reason))
         )
-        forwarder._upstream = self
+        forwarder._upstream = cast(Any, self)
         forwarder._open.set()
         # The link itself is not used: what it does with a message is what `_tell` asks.
         link = ServerLink(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,18 @@ NAME = "app.fab"
 
 UNPACKED_LIMIT = 256 * 1024 * 1024
 """Bytes of all files in it: text shrinks to a tenth, and a bomb to a thousandth."""
+
+NO_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
+"""What Python's reader of zips raises for bytes that are none."""
 
 
 def files(content: bytes) -> dict[str, bytes]:
@@ -42,15 +55,7 @@ def opened(content: bytes) -> Iterator[zipfile.ZipFile]:
             if size > UNPACKED_LIMIT:
                 raise BadApp(f"{NAME} holds {size} bytes, {UNPACKED_LIMIT} are allowed")
             yield archive
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-    ) as error:
+    except NO_ZIP as error:
         raise BadApp(f"{NAME} is no Flower App Bundle: {error}") from None
 
 

@@ -90,6 +90,11 @@ class Option:
             return ""
         if not _is_a(value, self.type):
             return f"{value!r}: expected {_NAMES[self.type]}"
+        if (
+            self.type is Sequence
+            and (twice := next((v for v in value if value.count(v) > 1), None)) is not None
+        ):
+            return f"{','.join(value)}: {twice} is named twice"
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
         low = self.at_least is not None and value < self.at_least

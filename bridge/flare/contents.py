@@ -25,7 +25,6 @@ from bridge.flare.job_files import (
     CUSTOM,
     META,
     NAME,
-    NO_ZIP,
     SERVER_CONFIG,
     Files,
     Unfit,
@@ -99,7 +98,7 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
             return _job(zip_files(archive, folder))
     except Unfit:
         raise
-    except NO_ZIP as error:
+    except fab.NO_ZIP as error:
         raise Unfit(f"the job is no zip that can be read: {error}") from None
 
 

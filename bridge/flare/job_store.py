@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from bridge.common import disk
 
 log = logging.getLogger(__name__)
 
+WAIT = 5.0
+"""Seconds for which FLARE's scheduler waits for a job. So long may the server's end take it, too."""
+
 DEEPEST = 64
 """Levels of folders in a job's results; what lies deeper is removed."""
 
@@ -32,6 +36,40 @@ NAMES_TOLD = 5
 
 class JobStore(FilesystemStorage):  # type: ignore[misc]
     """FLARE's `FilesystemStorage`, which keeps files and folders of a job and nothing else."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Args: FLARE's."""
+        super().__init__(*args, **options)
+        self._news = threading.Condition()
+        self._stored = 0
+
+    def create_object(self, uri: str, data: Any, meta: Any, overwrite_existing: bool = False) -> None:
+        """See `FilesystemStorage`: a job is handed in."""
+        super().create_object(uri, data, meta, overwrite_existing)
+        self._tell()
+
+    def clone_object(self, from_uri: str, to_uri: str, meta: Any, overwrite_existing: bool = False) -> None:
+        """See `FilesystemStorage`: a job is handed in once more."""
+        super().clone_object(from_uri, to_uri, meta, overwrite_existing)
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._news:
+            self._stored += 1
+            self._news.notify_all()
+
+    def list_objects(self, path: str, without_tag: str | None = None) -> list[str]:
+        """See `FilesystemStorage`. FLARE's scheduler asks each second for jobs `without_tag`. It has its
+        answer when there is one, which may then start at once."""
+        with self._news:
+            stored = self._stored
+        found: list[str] = super().list_objects(path, without_tag)
+        if without_tag is None or found:
+            return found
+        with self._news:
+            if not self._news.wait_for(lambda: self._stored != stored, timeout=WAIT):
+                return found
+        return list(super().list_objects(path, without_tag))
 
     def update_object(self, uri: str, data: Any, component_name: str = "data") -> Any:
         """See `FilesystemStorage`. A list names the folders that become one archive."""

@@ -6,7 +6,7 @@ and in which nothing of any app has ever run (`fork_server_process.py`). What th
 not its own is imported there once. It is read in the app's bundle, and no process of an app is asked.
 
 It is switched off by itself where a copy would not be like a new process: where an import has started
-threads or has touched a GPU. Then, or when the template is gone, programs are started as Flower does it.
+threads or has touched a GPU. Then, or when the fork server is gone, programs are started as Flower does it.
 
 Our launchers start the SuperExec by it (`starter`). That starts the apps' processes by an executor of ours
 (`fork_executor`).
@@ -35,7 +35,7 @@ ISOLATION, PROCESS = "--isolation", "process"
 """The option by which SuperLink and SuperNode leave the start of a SuperExec to us."""
 
 COMMAND_LIMIT = 1 << 16
-"""Bytes of one request to the template; a command is some hundred."""
+"""Bytes of one request to the fork server; a command is some hundred."""
 
 LATE = ("httpcore",)
 """What Flower's programs import when they first ask their server (flwr 1.40 to 1.43, by httpx)."""
@@ -48,7 +48,7 @@ PARENT = "--parent-pid"
 
 
 class ForkedProcess:
-    """A process that the template has started: as much of a `subprocess.Popen` as Flower uses."""
+    """A process that the fork server has started: as much of a `subprocess.Popen` as Flower uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -59,7 +59,7 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; its exit code is the template's to know. Raises `TimeoutExpired`."""
+        """Wait for its end; its exit code is the fork server's to know. Raises `TimeoutExpired`."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -74,18 +74,18 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The way to a template: asks it to start programs."""
+    """The way to a fork server: asks it to start programs."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Let the template end."""
+        """Let the fork server end."""
         self._channel.close()
 
     def start(self, command: Sequence[str], *, quiet: bool) -> ForkedProcess | None:
-        """Start `command`, its output thrown away if `quiet`; None if the template does not do that."""
+        """Start `command`, its output thrown away if `quiet`; None if the fork server does not do that."""
         request = json.dumps({"command": list(command), "quiet": quiet}).encode()
         with self._lock:
             try:
@@ -110,11 +110,11 @@ class ForkServer:
         self.preload(bundle.imports(content))
 
 
-def starter(template: ForkServer | None) -> Callable[..., Any]:
-    """Return what starts one of Flower's programs: as a copy of the template, or as a new interpreter."""
+def starter(fork_server: ForkServer | None) -> Callable[..., Any]:
+    """Return what starts one of Flower's programs: as a copy of the fork server, or as a new interpreter."""
 
     def start(command: Sequence[str], *, quiet: bool = False) -> Any:
-        process = None if template is None else template.start(command, quiet=quiet)
+        process = None if fork_server is None else fork_server.start(command, quiet=quiet)
         if process is not None:
             return process
         output = subprocess.DEVNULL if quiet else None
@@ -158,5 +158,5 @@ def equivalent_command(command: Sequence[str]) -> list[str]:
 
 
 def ends() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of the way to a template: the launcher's, for `ForkServer`, and its own."""
+    """Return both ends of the way to a fork server: the launcher's, for `ForkServer`, and its own."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

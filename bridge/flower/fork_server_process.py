@@ -27,16 +27,16 @@ from typing import Any, NoReturn
 from bridge.flower import fast_path, programs
 from bridge.flower.fork_server import COMMAND_LIMIT, ForkServer, ends
 from bridge.launch import sandbox
-from bridge.launch.confinement import TEMPLATE_POLICY
+from bridge.launch.confinement import FORK_SERVER_POLICY
 from bridge.launch.environment import CLIENTAPP, SUPEREXEC
 
 log = logging.getLogger("flwr")
 
 
 def start_fork_server(names: Iterable[str]) -> ForkServer:
-    """Start a template that can become any of the programs `names`.
+    """Start a fork server that can become any of the programs `names`.
 
-    To be called before this process has more than one thread; what it has imported, the template has.
+    To be called before this process has more than one thread; what it has imported, the fork server has.
     """
     entries = {name: programs.load(name) for name in names}
     ours, its = ends()
@@ -48,12 +48,12 @@ def start_fork_server(names: Iterable[str]) -> ForkServer:
 
 
 def serve(channel: socket.socket, names: Iterable[str]) -> NoReturn:
-    """Be a template of these programs to the launcher at the other end of `channel`, until that is gone."""
+    """Be a fork server of these programs to the launcher at the other end of `channel`, until it is gone."""
     _ForkServerLoop(channel, {name: programs.load(name) for name in names}).run()
 
 
 class _ForkServerLoop:
-    """The template's own side: one thread, which forks when it is asked to."""
+    """The fork server's own side: one thread, which forks when it is asked to."""
 
     def __init__(self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]]) -> None:
         self._entries = entries
@@ -67,12 +67,12 @@ class _ForkServerLoop:
 
     def run(self) -> NoReturn:
         """Serve until the launcher is gone."""
-        programs.name_process("flwr-template")
+        programs.name_process("flwr-forkserver")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = 0
         try:
             # Before anything is imported for an app: see `confinement.py`.
-            if policy := os.environ.pop(TEMPLATE_POLICY, ""):
+            if policy := os.environ.pop(FORK_SERVER_POLICY, ""):
                 sandbox.enter(sandbox.Policy.from_json(policy))
             self._serve()
         except BaseException:

@@ -12,9 +12,9 @@ from typing import Any
 
 from bridge.common import app as apps
 from bridge.common.app import BadApp
-from bridge.common.bundle import NAME, UNPACKED_LIMIT, files, imports, opened
+from bridge.common.bundle import NAME, NO_ZIP, UNPACKED_LIMIT, files, imports, opened
 
-__all__ = ["NAME", "UNPACKED_LIMIT", "build", "files", "imports", "read", "sha256"]
+__all__ = ["NAME", "NO_ZIP", "UNPACKED_LIMIT", "build", "files", "imports", "read", "sha256"]
 
 PYPROJECT_LIMIT = 256 * 1024
 """Bytes of an app's pyproject.toml. FLARE's server reads it of every job: a longer one of nested lists would

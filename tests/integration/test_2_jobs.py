@@ -110,7 +110,7 @@ def test_results_and_logs_of_an_unknown_job(federation: Federation) -> None:
     for verb in ("results", "logs", "wait", "abort"):
         outcome = federation.verb(verb, "00000000-0000-0000-0000-000000000000")
         assert outcome.code == 2, verb
-        assert "no such job" in outcome.value["error"]
+        assert "To list jobs:" in outcome.value["error"]
 
 
 def test_three_jobs_at_once_and_two_that_wait(federation: Federation) -> None:

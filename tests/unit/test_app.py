@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempP
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(fileobj=io.BytesIO(apps.read(folder).pack())) as tar:
         tar.extractall(unpacked)
-    shutil.make_archive(str(unpacked), "zip", unpacked)
+    zipped = shutil.make_archive(str(unpacked), "zip", unpacked)
+    with zipfile.ZipFile(zipped) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names == set(apps.read(folder).files)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scripts import compose, options, provision
+from scripts import compose, core, options, provision
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -187,3 +187,14 @@ def test_a_project_may_include_another_file(tmp_path: Path) -> None:
     (tmp_path / "more.yml").write_text("description: from there\n")
     (tmp_path / "project.yml").write_text(text.replace("description: ", "include: more.yml\nbefore: ", 1))
     assert provision.load(tmp_path / "project.yml")["description"] == "from there"
+
+
+@pytest.mark.parametrize(("name", "looks"), [("jobs", 0), ("up", 1)])
+def test_only_a_verb_that_may_write_looks_for_files_of_roots(
+    name: str, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkout of 2 GB, all of which root looks at, an answer would take seconds."""
+    asked: list[str] = []
+    monkeypatch.setattr(core, "give_back", lambda: asked.append(name))
+    main([name, "--no-such-option"])
+    assert len(asked) == looks

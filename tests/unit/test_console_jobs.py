@@ -56,14 +56,19 @@ def test_latest_is_the_job_that_was_submitted_last() -> None:
 
 
 def test_a_beginning_that_fits_several_is_an_error_that_lists_them() -> None:
-    with pytest.raises(ConsoleError, match="2 jobs' ids begin with aa") as failed:
+    with pytest.raises(ConsoleError, match=r"'aa' is ambiguous\. It matches 2 jobs") as failed:
         resolved("aa")
     assert failed.value.code == 2 and failed.value.facts == {"jobs": ["aa11", "aa22"]}
-    assert "aa11  add  RUNNING" in str(failed.value) and "bb33" not in str(failed.value)
+    assert "aa11  add  RUNNING  submitted 1970-01-01 00:00:10 UTC" in str(failed.value)
+    assert "bb33" not in str(failed.value)
+    named = Session()
+    named.jobs = [{"job_id": job, "name": "sum", "status": "RUNNING"} for job in IDS]
+    with pytest.raises(ConsoleError, match="aa11  sum  RUNNING"):
+        resolved("aa", named)
 
 
 def test_a_beginning_that_fits_none_says_where_the_jobs_are() -> None:
-    with pytest.raises(ConsoleError, match=r"no such job: c.*flowerbed jobs"):
+    with pytest.raises(ConsoleError, match=r"No job c\. .*flowerbed jobs"):
         resolved("c")
 
 

@@ -11,7 +11,7 @@ import pytest
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.job import notes
-from bridge.server.departures import Departures
+from bridge.server.departures import Departures, NodeRemover
 from bridge.server.readiness import SiteReadiness
 
 SITE, OTHER = "site-1", "site-2"
@@ -26,10 +26,11 @@ class Job:
         self.noted: list[tuple[str, str]] = []
         self.readiness = SiteReadiness(lambda event: None, None)
         self.readiness.ready.update({SITE, OTHER})
-        self.departures = Departures(Mock(), self.readiness, self.events.append)
-        self.forwarder = self.departures.forwarder = Mock(nodes=lambda: {1: SITE, 2: OTHER})
-        self.link = self.departures.link = Mock()
-        self.superlink = self.departures.superlink = Mock(remove_node=AsyncMock())
+        self.forwarder, self.link = Mock(nodes=lambda: {1: SITE, 2: OTHER}), Mock()
+        self.superlink, self.remover = Mock(remove_node=AsyncMock()), NodeRemover()
+        self.departures = Departures(
+            Mock(), self.readiness, self.events.append, self.forwarder, self.link, self.remover
+        )
         monkeypatch.setattr(notes, "send", lambda cell, site, reason: self.noted.append((site, reason)))
         monkeypatch.setattr(
             AuditService, "add_event", lambda user, action, msg: self.audited.append((user, msg))
@@ -56,6 +57,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> None:
+    job.remover.open(job.superlink)
     for reason in ("its disk is full", "once more"):
         job.run(lambda reason=reason: job.departures.left(SITE, reason))  # type: ignore[misc]
     assert job.told() == [("refused", SITE, "its disk is full")]
@@ -67,7 +69,6 @@ def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> 
 
 
 def test_a_site_may_leave_before_there_is_a_superlink(job: Job) -> None:
-    job.departures.superlink = None
     job.run(lambda: job.departures.left(SITE, "its disk is full"))
     assert job.told() and not job.superlink.remove_node.called
 

@@ -1,4 +1,4 @@
-"""A program that is a copy of the template is like a new process, and has what was imported before."""
+"""A program that is a copy of the fork server is like a new process, and has what was imported before."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ import ctypes, json, os, socket, sys
 from pathlib import Path
 from bridge.flower import fork_server_process, programs
 from bridge.launch import sandbox
-from bridge.launch.confinement import APP_POLICY, TEMPLATE_POLICY, Confinement
+from bridge.launch.confinement import APP_POLICY, FORK_SERVER_POLICY, Confinement
 from bridge.launch.environment import CLIENTAPP
 
 # As in a container: no capabilities, also for root.
@@ -111,7 +111,7 @@ sandbox.enter(outer)
 
 def program():
     own = Path("/proc/self/status").read_text() != ""
-    print(json.dumps({"own": own, "left": TEMPLATE_POLICY in os.environ}))
+    print(json.dumps({"own": own, "left": FORK_SERVER_POLICY in os.environ}))
 
 programs.load = lambda name: program
 forked = fork_server_process.start_fork_server([CLIENTAPP])

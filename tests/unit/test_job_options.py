@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_PATIENCE
 
 from bridge.common import job_options
 from bridge.common.job_options import JobOptions
 from bridge.flare import contents
-from bridge.server import heartbeat
 from dev import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def test_every_option_is_acted_on_by_somebody_and_none_has_the_name_of_a_compone
 
 def test_the_bounds_of_the_grace_are_flowers() -> None:
     (grace,) = (option for option in job_options.options() if option.name == "grace")
-    assert (grace.at_least, grace.at_most) == (heartbeat.SHORTEST, heartbeat.LONGEST)
+    assert (grace.at_least, grace.at_most) == (60, HEARTBEAT_PATIENCE * HEARTBEAT_MAX_INTERVAL)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_state_that_no_longer_tells_is_told_of(
     assert caplog.text.count(fast_path.UNSTORED) == 1
 
 
-def test_the_template_hears_of_an_app_before_it_runs() -> None:
+def test_the_fork_server_hears_of_an_app_before_it_runs() -> None:
     """It is read in the bundle that the loop stores: no process of the app says what it imports."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -103,7 +103,7 @@ def test_the_template_hears_of_an_app_before_it_runs() -> None:
     assert asked == [*fork_server.LATE, "email", "email.charset", "email.nothing", "numpy"]
 
 
-def test_what_a_template_is_asked_for_fits() -> None:
+def test_what_a_fork_server_is_asked_for_fits() -> None:
     """A longer request would be cut, and end it."""
     ours, its = fork_server.ends()
     with its:

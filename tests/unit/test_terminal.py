@@ -97,8 +97,16 @@ def test_status_is_two_tables_and_its_remark_goes_to_stderr(
     out = capsys.readouterr().out
     assert "site-1   running  unhealthy  registered, last heard 3 s ago\n" in out
     assert f"\n\nJOB  STATUS   NAME\na    RUNNING  {LONG}\n" in out
+    site_3 = {"name": "site-3", "last_seen_seconds": 7.0, "in_project": False}
+    changed = "project.yml has changed: ./flowerbed provision"
+    more = {**STATUS, "sites": [*STATUS["sites"], site_3], "jobs": [], "changed": changed}
+    monkeypatch.setattr(status, "status", lambda: more)
+    assert main(["status"]) == 0
+    told = capsys.readouterr()
+    assert "site-3   -        -          registered, not in project.yml, last heard 7 s ago\n" in told.out
+    assert told.err == f"{changed}\nNo jobs are running.\n"
     monkeypatch.setattr(
-        status, "status", lambda: {**STATUS, "containers": [], "jobs": [], "why": "It is down."}
+        status, "status", lambda: {**STATUS, "containers": [], "sites": [], "jobs": [], "why": "It is down."}
     )
     assert main(["status"]) == 0
     assert capsys.readouterr() == ("", "It is down.\n")

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def resolve(call: ConsoleCall, job: str) -> None:
             return
         found = session.list_jobs(detailed=True, id_prefix=job)
     if not found:
-        raise ConsoleError(f"no such job: {job}. The jobs there are: ./flowerbed jobs", 2)
+        raise ConsoleError(f"No job {job}. To list jobs: ./flowerbed jobs", 2)
     exact = [entry for entry in found if entry.get("job_id") == job]
     if len(found) > 1 and not exact:
         raise ConsoleError(_ambiguous(job, found), 2, jobs=[entry.get("job_id") for entry in found])
@@ -78,10 +79,16 @@ def resolve(call: ConsoleCall, job: str) -> None:
 
 
 def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
-    lines = [f"  {job.get('job_id')}  {job.get('job_name')}  {job.get('status')}" for job in found]
+    newest = sorted((_entry(job) for job in found), key=lambda job: -float(job["submit_time"] or 0))
+    lines = [f"  {job['job_id']}  {job['name']}  {job['status']}  {_when(job)}" for job in newest]
     more = f"\n  and {len(lines) - MATCHES_SHOWN} more" if len(lines) > MATCHES_SHOWN else ""
     shown = "\n".join(lines[:MATCHES_SHOWN])
-    return f"{len(found)} jobs' ids begin with {prefix}; give more of one:\n{shown}{more}"
+    return f"'{prefix}' is ambiguous. It matches {len(found)} jobs; add more characters:\n{shown}{more}"
+
+
+def _when(job: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(float(job["submit_time"] or 0), UTC)
+    return f"submitted {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def status(call: ConsoleCall) -> None:
