@@ -38,12 +38,15 @@ is free. The last two have federations of their own."""
 
 LONGEST = (
     "flower",
-    "provisioning",
-    "provisioning_killed",
-    "deterministic",
-    "drivers",
     "gateway",
+    "drivers",
+    "provisioning",
+    "deterministic",
+    "fuzz",
+    "reaper",
     "certificates",
+    "provisioning_killed",
+    "verbs",
 )
 """Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone in the end."""
 
