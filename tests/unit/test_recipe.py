@@ -247,10 +247,8 @@ def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
 
 
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
-    for arguments, found in (
-        ({}, "neither"),
-        ({"flower_content": APP, "flower_app_path": "local/custom/x"}, "both"),
-    ):
+    both: dict[str, Any] = {"flower_content": APP, "flower_app_path": "local/custom/x"}
+    for arguments, found in (({}, "neither"), (both, "both")):
         with pytest.raises(ValueError, match=f"either flower_content or flower_app_path, found {found}"):
             FlowerRecipe(**arguments)
     with pytest.raises(BadApp, match="/nope does not exist: expected the folder of a Flower app"):
