@@ -142,10 +142,8 @@ def _answer(
     """
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
-    request, mode = (
-        json.dumps({"verb": verb, **arguments}),
-        PAYLOAD if payload else "" if payload == b"" else WATCH,
-    )
+    request = json.dumps({"verb": verb, **arguments})
+    mode = WATCH if payload is None else PAYLOAD if payload else ""
     # Not `docker compose exec`, which takes a tenth of a second to read its files.
     command = [engine.docker(), "exec", "-i", compose.container(console), *PROGRAM, request, mode]
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:

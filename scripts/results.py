@@ -1,4 +1,4 @@
-"""Download an ended job's results to results/JOB: summary, curves, the ServerApp's files, logs.
+"""Download an ended job's results to results/JOB.
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
   results/JOB/curves.png     loss and accuracy by round, of each site and on average

@@ -213,6 +213,8 @@ def _imported(source: bytes) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
+            # What is imported from a package may be a module of it, which is no attribute before.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
