@@ -1,4 +1,4 @@
-"""Build the images: one runtime for all, and on top of it a small image for each participant.
+"""Build one runtime image for all, and a small image for each participant.
 
 It first gets what is missing: Docker, the base image (pulled, or made from Debian packages where no registry
 answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/

@@ -1,8 +1,9 @@
-"""Divide Fashion-MNIST over the sites: each gets its part in data/SITE, in the dataset's own format.
+"""Divide Fashion-MNIST over the sites: each gets its part in data/SITE.
 
-The images come from Debian's package dataset-fashion-mnist where apt works, else from the addresses that
-torchvision uses. No image goes to two sites. The same sites, alpha and seed give the same parts, and a
-second run changes nothing. Fashion-MNIST files that did not come from here are never touched.
+The parts are in the dataset's own format. The images come from Debian's package dataset-fashion-mnist where
+apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
+and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
+here are never touched.
 
   ./flowerbed data                 after adding a site to project.yml
   ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven

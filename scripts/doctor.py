@@ -48,7 +48,7 @@ EXPIRY_WARN_DAYS = 30.0
 """A certificate that ends sooner is warned of."""
 NEAR = 0.8
 """What part of a limit is warned of."""
-USAGE_WITHIN, USAGE_AT_ONCE = 20.0, 4
+USAGE_WITHIN, AT_ONCE = 20.0, 4
 """Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
 ROOMY = 2.0
 """How many times what a build needs has to be free, not to be warned."""
@@ -269,7 +269,9 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
 
 def check_clocks(containers: list[str]) -> Finding:
     """Do the containers' clocks agree with this machine's? The engine's own, where none runs."""
-    skews = {name: _skew(partial(_clock_of, name)) for name in containers}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        read = pool.map(lambda name: _skew(partial(_clock_of, name)), containers)
+        skews = dict(zip(containers, read, strict=True))
     skews = skews or {"the engine": _skew(_engine_clock)}
     name = max(skews, key=lambda name: abs(skews[name]))
     skew = skews[name]
@@ -288,7 +290,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         for name, container in running.items()
         if name in config["services"] and "console" not in (config["services"][name].get("command") or ())
     }
-    with ThreadPoolExecutor(max_workers=USAGE_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = dict(zip(asked, pool.map(_usage_of, asked.values()), strict=True))
     near: list[str] = []
     for name, usage in answers.items():
@@ -338,10 +340,11 @@ def _usage_of(container: str) -> dict[str, Any] | None:
 
 def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
     """How far are apps confined? A line for each server and site in `running`, containers by service."""
-    with contextlib.suppress(core.Failure):  # `check_project` tells.
-        for participant in provision.load(provision.DEFAULT_PROJECT)["participants"]:
-            if container := running.get(service_name(participant["name"])):
-                yield from check_sandbox(participant, container)
+    with contextlib.suppress(core.Failure), ThreadPoolExecutor(AT_ONCE) as pool:  # `check_project` tells.
+        participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
+        asked = [(item, running.get(service_name(item["name"]))) for item in participants]
+        for found in pool.map(lambda pair: list(check_sandbox(*pair)) if pair[1] else [], asked):
+            yield from found
 
 
 def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Finding]:

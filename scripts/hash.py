@@ -1,9 +1,9 @@
-"""Print an app's hash, for a site's `allowed_apps`: that of the bundle (FAB) which Flower builds.
+"""Print an app's hash, for a site's `allowed_apps` in project.yml.
 
   ./flowerbed hash my-app
   ./flowerbed hash deployed/my-app
-Sites compare it with the hash of the app that a job brings. The federation must be up: Flower builds the
-bundle in a console's container.
+It is the hash of the bundle (FAB) that Flower builds of the app. Sites compare it with that of the app that a
+job brings. The federation must be up: Flower builds the bundle in a console's container.
 """
 
 from __future__ import annotations

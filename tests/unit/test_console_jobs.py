@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,14 @@ class Session:
         self.log: list[str] = []
         self.statuses = ["RUNNING"]
         self.at: str | None = ""
+        self.sites: list[str] = []
 
     def list_jobs(self, detailed: bool, id_prefix: str = "") -> list[dict[str, Any]]:
         return [job for job in self.jobs if str(job["job_id"]).startswith(id_prefix)]
 
     def get_job_meta(self, job: str) -> dict[str, Any]:
-        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"status": status, "flowerbed_sites": self.sites}
 
     def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
         self.at = self.log.pop(0) if self.log else self.at
@@ -110,3 +113,23 @@ def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_a
     session.statuses = ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
     with pytest.raises(ConsoleError, match="there is no log of site-1 for job aa11"):
         read(session, follow=True, site="site-1")
+
+
+def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -> None:
+    session = Session()
+    session.at, session.sites = None, ["site-1", "site-2"]
+    for follow in (True, False):
+        with pytest.raises(
+            ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
+        ):
+            read(session, follow=follow, site="site-9")
+
+
+def test_sites_come_in_order() -> None:
+    clients = [SimpleNamespace(name=name, last_connect_time=0.0) for name in ("site-2", "site-1")]
+    session = Session()
+    info = SimpleNamespace(client_info=clients, server_info=SimpleNamespace(status="started"))
+    session.get_system_info = lambda: info  # type: ignore[attr-defined]
+    call = Asked(session)
+    jobs.status(call)
+    assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]
