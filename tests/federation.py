@@ -264,7 +264,8 @@ def docker_setup() -> list[str]:
 
 @pytest.fixture(scope="session")
 def docker_cleanup() -> list[str]:
-    return ["down --volumes --remove-orphans"]
+    # The volume of MLflow's, which tests of tracking start, is only known with its profile.
+    return ["--profile mlflow down --volumes --remove-orphans"]
 
 
 @pytest.fixture(scope="session")
