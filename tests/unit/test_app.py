@@ -222,7 +222,7 @@ def test_run_config_values_are_toml(folder: Path) -> None:
         (
             ["learning=1"],
             None,
-            r"--run-config: unknown configuration key learning.*app has: num-server-rounds, name, optimizer\.lr",
+            r"--run-config: unknown .* key learning.*app has: num-server-rounds, name, optimizer\.lr",
         ),
         (["name"], None, r"--run-config 'name': expected key=value"),
         (["name=1 stray"], None, r"expected key=value"),
