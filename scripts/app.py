@@ -17,7 +17,6 @@ from typing import Any
 
 from bridge.common.app import (
     FAB_LIMIT,
-    JOB_NAME,
     PYPROJECT,
     ROUNDS_KEY,
     BadApp,
@@ -26,7 +25,7 @@ from bridge.common.app import (
     parse,
 )
 from bridge.common.app import run_config as own_config
-from bridge.common.job_options import ConfigValue
+from bridge.common.job_options import JOB_NAME, ConfigValue
 from scripts.core import ROOT, UsageError, in_words
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})

@@ -65,9 +65,12 @@ class Bar:
     def at(self, done: float, what: str = "", total: float | None = None) -> None:
         """Say how far it is, and with `what`, which is a line of its own where no bar is."""
         self._total = total or self._total
+        if self._total and done > self._total:
+            self._total = None  # It was a guess.
         if self._drawn:
             drawn, task = self._drawn
-            drawn.update(task, completed=done, total=self._total, what=one_line(what, TEXT_LIMIT))
+            drawn.tasks[0].total = self._total  # `update` takes None for no change.
+            drawn.update(task, completed=done, what=one_line(what, TEXT_LIMIT))
         elif what and what != self._said:
             self._said = what
             core.say(

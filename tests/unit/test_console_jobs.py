@@ -6,6 +6,7 @@ import io
 import tarfile
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +29,14 @@ class Session:
         self.log: list[str] = []
         self.statuses = ["RUNNING"]
         self.at: str | None = ""
+        self.sites: list[str] = []
 
     def list_jobs(self, detailed: bool, id_prefix: str = "") -> list[dict[str, Any]]:
         return [job for job in self.jobs if str(job["job_id"]).startswith(id_prefix)]
 
     def get_job_meta(self, job: str) -> dict[str, Any]:
-        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"status": status, "flowerbed_sites": self.sites}
 
     def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
         self.at = self.log.pop(0) if self.log else self.at
@@ -153,3 +156,23 @@ def test_who_reads_slowly_holds_up_nobody_else(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(call, "write", write)
     assert downloaded(call) and held and not any(held)
+
+
+def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -> None:
+    session = Session()
+    session.at, session.sites = None, ["site-1", "site-2"]
+    for follow in (True, False):
+        with pytest.raises(
+            ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
+        ):
+            read(session, follow=follow, site="site-9")
+
+
+def test_sites_come_in_order() -> None:
+    clients = [SimpleNamespace(name=name, last_connect_time=0.0) for name in ("site-2", "site-1")]
+    session = Session()
+    info = SimpleNamespace(client_info=clients, server_info=SimpleNamespace(status="started"))
+    session.get_system_info = lambda: info  # type: ignore[attr-defined]
+    call = Asked(session)
+    jobs.status(call)
+    assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]

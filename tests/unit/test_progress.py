@@ -124,3 +124,17 @@ def test_folders_that_go_while_they_are_counted_do_not_end_a_download(
     monkeypatch.setattr(os, "scandir", scandir)
     assert progress._size(tmp_path) == 5
     assert not (tmp_path / "goes").exists()
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_a_total_that_was_a_guess_is_dropped_when_it_is_passed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress.Bar("fetching", 200e6, in_bytes=True) as bar:
+        bar.at(303.8e6)
+    assert "200.0" not in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(progress, "at_terminal", lambda: False)
+    monkeypatch.setattr(progress, "LINE_EVERY", -1.0)
+    with progress.Bar("fetching", 200.0, in_bytes=True) as bar:
+        bar.at(303.0)
+    assert capsys.readouterr().err == "  303 bytes\n"

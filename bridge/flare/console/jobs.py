@@ -103,7 +103,7 @@ def status(call: ConsoleCall) -> None:
     now = time.time()
     known = [
         {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
-        for c in info.client_info
+        for c in sorted(info.client_info, key=lambda client: str(client.name))
     ]
     server = str(info.server_info.status)
     call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
