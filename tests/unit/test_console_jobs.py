@@ -162,6 +162,7 @@ def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -
     session = Session()
     session.at, session.sites = None, ["site-1", "site-2"]
     for follow in (True, False):
+        session.statuses = ["RUNNING", "FINISHED:COMPLETED"]
         with pytest.raises(
             ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
         ):
