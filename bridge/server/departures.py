@@ -60,7 +60,7 @@ class Departures:
         remover: NodeRemover,
         sites: Collection[str],
     ) -> None:
-        """Args: the parts that are told, and `sites`, the names of those that took part at the job's start."""
+        """Args: the parts that are told; `sites`, the names of those that took part at the start."""
         self._cell = cell
         self._readiness = readiness
         self._emit = emit

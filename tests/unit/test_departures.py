@@ -94,7 +94,7 @@ def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
     forged = f"{SITE}][A:x]\n[U:admin][A:abort_job"
     job.run(lambda: job.departures.put_out(forged, "it was disabled"))
     job.run(lambda: job.departures.put_out("site-9", "it was disabled"))
-    assert job.told() == job.audited == []
+    assert not job.told() and not job.audited
     job.link.put_out.assert_not_called()
     job.run(lambda: job.departures.put_out(SITE, "gone\n  FINISHED:COMPLETED\x1b[2J" + "x" * 1000))
     ((_, _, reason),) = job.told()

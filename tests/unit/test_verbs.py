@@ -650,13 +650,16 @@ def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.Mon
     call = Asked(session)
     inside.wait(call, "j-1")
     assert call.lines[-1]["t"] is None
-    told = inside.Watched()
     for status in ("SUBMITTED", "RUNNING"):
         monkeypatch.setattr(
             session, "get_job_meta", lambda job, s=status: {**META, "status": s}, raising=False
         )
+        told = inside.Watched()
         inside._tell_status(call, "j-1", told)
     assert [event["t"] for event in call.lines[-2:]] == [100.0, 104.0]
+    monkeypatch.setattr(session, "get_job_meta", lambda job: {**META, "status": "APPROVED"}, raising=False)
+    inside._tell_status(call, "j-1", told)
+    assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
