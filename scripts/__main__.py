@@ -43,6 +43,9 @@ VERBS = {
 WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "hash", "status")
 """Verbs that leave no file in the checkout, so none is looked for that has to be given to its owner."""
 
+MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs", "help": "--help"}
+"""What other tools call it."""
+
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 FORMAT = "--format"
 INTERRUPTED = 130
@@ -62,6 +65,8 @@ class Verbs(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, and import it."""
+        if args and args[0] in MEANT:
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{MEANT[args[0]]}'?", ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, verb(name) if name and command else command, rest
 
@@ -136,6 +141,9 @@ def _acting_as() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
+    if not words:
+        main(["--help"])
+        return UsageError.exit_code
     core.as_json = _wants_json(words)
     _acting_as().clear()
     who = f"flowerbed {words[0]}" if words and words[0] in VERBS else "flowerbed"

@@ -49,17 +49,13 @@ def service(identity: str | None) -> str:
     else:
         name = service_name(identity if "@" in identity else f"{identity}@")
     if name in consoles:
-        _show(next(p["name"] for p in people if service_name(p["name"]) == name), str(consoles[name]))
+        who = next(p["name"] for p in people if service_name(p["name"]) == name)
+        acting_as.update({"name": who, "role": str(consoles[name])})
+        if identity is not None:
+            say(f"as {who} ({consoles[name]})")
         return str(name)
     wanted = f"--as {identity}: no such admin" if identity else "No admin with the role project_admin"
     raise UsageError(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
-
-
-def _show(name: str, role: str) -> None:
-    """Say once under whose identity the federation is asked."""
-    if not acting_as:
-        acting_as.update({"name": name, "role": role})
-        say(f"as {name} ({role})")
 
 
 def full_id(console: str, job: str) -> str:
@@ -173,6 +169,8 @@ def _failure(console: str, code: int, errors: bytes) -> Failure:
         message = str(facts.pop("error"))
     except (IndexError, ValueError, KeyError, TypeError, AttributeError):
         return _docker_failure(console, said)
+    if facts.get("denied") and acting_as:
+        message += f" (as {acting_as['name']}, {acting_as['role']})"
     return (UsageError if code == 2 else Failure)(message, **facts)
 
 

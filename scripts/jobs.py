@@ -34,9 +34,10 @@ COLUMNS = {
 
 def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
     """Ask FLARE for its jobs and show them."""
-    service = console.service(identity)
     if watch:
         check_watch()
+    service = console.service(identity)
+    if watch:
         terminal.watch(lambda: _look(service))
     jobs = newest_first(service)
     if jobs:

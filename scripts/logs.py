@@ -15,7 +15,7 @@ import typer
 
 from bridge.common.text import shown
 from scripts import console, core
-from scripts.options import As, Job, duration
+from scripts.options import As, Job, count, duration
 
 
 def run(
@@ -27,7 +27,8 @@ def run(
         bool, typer.Option("--follow", "-f", help="Keep printing what is added, until the job ends.")
     ] = False,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", metavar="N", min=0, help="Show only the last N lines.")
+        int | None,
+        typer.Option("--tail", "-n", metavar="N", parser=count, help="Show only the last N lines."),
     ] = None,
     since: Annotated[
         float | None,

@@ -23,6 +23,13 @@ def duration(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
+def count(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdecimal():
+        raise typer.BadParameter(f"'{text}': expected a whole number, 0 or more.")
+    return int(text)
+
+
 def job_id(text: str) -> str:
     """The value of JOB. It also names a folder of results, so it must not lead out of it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
@@ -82,4 +89,4 @@ def check_watch() -> None:
         UsageError: both are given.
     """
     if core.as_json:
-        raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")
+        raise core.UsageError("--watch cannot be combined with --format json: it never ends with an object.")

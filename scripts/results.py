@@ -133,7 +133,6 @@ def draw(summary: dict[str, Any], picture: Path) -> None:
 def tell(outcome: dict[str, Any]) -> None:
     """Say what the results are and where."""
     folder = Path(outcome["folder"])
-    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
@@ -144,15 +143,18 @@ def tell(outcome: dict[str, Any]) -> None:
         lines = outcome["reason"].splitlines()
         for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
             say(f"  {one_line(line, TEXT_LIMIT)}")
-    for path, what in (
-        (folder / "curves.png", "loss and accuracy by round, every site and the average"),
-        (folder / "summary.json", "status, metrics and times"),
-        (folder / "serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
-        (folder / "tb_events", "for TensorBoard"),
-        (folder / "logs", _listing(folder / "logs")),
+    # As the user's own programs find it, in whichever folder they are.
+    here = Path.cwd()
+    say(f"  in {folder.relative_to(here) if folder.is_relative_to(here) else folder}:")
+    for name, what in (
+        ("curves.png", "loss and accuracy by round, every site and the average"),
+        ("summary.json", "status, metrics and times"),
+        ("serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
+        ("tb_events", "for TensorBoard"),
+        ("logs", _listing(folder / "logs")),
     ):
-        if path.exists():
-            say(f"  {shown / path.name}  ({what})")
+        if (folder / name).exists():
+            say(f"    {name:12s}  {what}")
 
 
 def _last_round(rounds: list[dict[str, Any]]) -> str:

@@ -79,6 +79,8 @@ def run(
     for option in job_options.of_submit():
         if option.is_switch:
             given[option.name] = not option.default if given[option.name] else None
+    if timeout is not None and not follow:
+        raise UsageError("--timeout: expected --wait with it.")
     chosen = _chosen(app, deployed)
     request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
@@ -157,7 +159,9 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
         answer = console.ask(service, "submit", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
-    say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
+    named = request.get("options", {}).get("name", app.name)
+    said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
+    say(f"{said} as {service}: job {answer['job_id']}")
     if warning := answer.get("warning"):
         say(f"  Note: {warning}")
     return {"job_id": answer["job_id"], "app": app.name, "version": app.version}

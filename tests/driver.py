@@ -136,6 +136,7 @@ class FastPath(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
+        fast_path._told.clear()  # An earlier run of this process, or a test, may have told it.
         self._level = logging.getLogger("bridge").level
         logging.getLogger("bridge").setLevel(logging.INFO)
         logging.getLogger().addHandler(self)

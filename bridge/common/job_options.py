@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ PROCESS, INLINE = "process", "inline"
 """The kinds of SuperNode: a process, or a thread of FLARE's process of the job."""
 
 TENSORBOARD, MLFLOW, NO_TRACKING = "tensorboard", "mlflow", "none"
+
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What a job may be called."""
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -95,6 +99,8 @@ class Option:
             and (twice := next((v for v in value if value.count(v) > 1), None)) is not None
         ):
             return f"{','.join(value)}: {twice} is named twice"
+        if self.name == "name" and value and not JOB_NAME.fullmatch(value):
+            return f"{value!r}: expected letters, digits, '.', '_' and '-', with a letter or digit first"
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
         low = self.at_least is not None and value < self.at_least

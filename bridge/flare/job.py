@@ -19,7 +19,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.job_config.file_source import FileSource
 
 from bridge.common import job_options, meta, versions
-from bridge.common.app import ROUNDS_KEY, check_run_config, read_app
+from bridge.common.app import ROUNDS_KEY, check_code, check_run_config, read_app
 from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.contents import BUILT
 from bridge.job import fab
@@ -116,7 +116,9 @@ class FlowerJob(FedJob):
         folder = tempfile.mkdtemp(prefix="flowerbed-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / fab.NAME
-        file.write_bytes(fab.build(app))
+        content = fab.build(app)
+        check_code(read_app(app), fab.files(content), f"{app}/")
+        file.write_bytes(content)
         return FileSource(str(file), app_folder_type="custom")
 
     def simulator_run(self, *args: Any, **options: Any) -> Any:

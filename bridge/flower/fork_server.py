@@ -2,8 +2,8 @@
 
 Flower starts a new interpreter for every message: importing flwr takes one to two seconds, torch some more.
 Here each message still has a fresh process of its own, but it begins as a copy of one in which that is done,
-and in which nothing of any app has ever run (`fork_server_process.py`). What the first of an app's processes
-has imported (of what is installed: never the app's own modules) is imported for the next ones too.
+and in which nothing of any app has ever run (`fork_server_process.py`). What the app's code imports that is
+not its own is imported there once. It is read in the app's bundle, and no process of an app is asked.
 
 It is switched off by itself where a copy would not be like a new process: where an import has started
 threads or has touched a GPU. Then, or when the fork server is gone, programs are started as Flower does it.
@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from bridge.common import bundle
 from bridge.launch.confinement import APP_POLICY
 from bridge.launch.environment import CLIENTAPP, SERVERAPP, SUPEREXEC
 
@@ -35,6 +36,12 @@ ISOLATION, PROCESS = "--isolation", "process"
 
 COMMAND_LIMIT = 1 << 16
 """Bytes of one request to the fork server; a command is some hundred."""
+
+LATE = ("httpcore",)
+"""What Flower's programs import when they first ask their server (flwr 1.40 to 1.43, by httpx)."""
+
+NAMES_AT_ONCE, NAME_LIMIT = 100, 100
+"""Modules in a request, and characters of each: six bytes each at most, as JSON has them."""
 
 PARENT = "--parent-pid"
 """Flower's option for the process with which a program is to end."""
@@ -91,8 +98,16 @@ class ForkServer:
 
     def preload(self, modules: Iterable[str]) -> None:
         """Let it import modules, as far as they are there; what is asked for meanwhile waits."""
+        names = [name for name in (*LATE, *modules) if 0 < len(name) <= NAME_LIMIT]
         with self._lock, contextlib.suppress(OSError):
-            self._channel.sendall(json.dumps({"modules": [name for name in modules if name]}).encode())
+            for first in range(0, len(names), NAMES_AT_ONCE):
+                asked = {"modules": names[first : first + NAMES_AT_ONCE]}
+                self._channel.sendall(json.dumps(asked).encode())
+
+    def preload_app(self, content: bytes) -> None:
+        """Let it import what the code of an app imports that is not the app's own, given as its FAB. The
+        code is read, not run."""
+        self.preload(bundle.imports(content))
 
 
 def starter(fork_server: ForkServer | None) -> Callable[..., Any]:

@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
         if forked is not None:
             forked.preload(modules.split(","))
 
-    factory = events.factory(preload)
+    # An app that comes with the job is known before. One that is deployed at the server comes with the run.
+    factory = events.factory(preload, (lambda _: None) if forked is None else forked.preload_app)
     with serving(events, factory, socket.create_server((config.host, config.port))):
         end_with_superexec(fork_server.starter(forked)(fork_server.superexec_command(config.port)).pid)
         loop.start_client_internal(

@@ -300,7 +300,8 @@ class Communicator(WFCommServer):  # type: ignore[misc]
 
 
 def _reason(end: RunEnd, superlink: SuperLink) -> str:
-    reason = f"the Flower run ended as {end.sub_status}: {end.details or 'no details'}"
+    ended = "was stopped" if end.sub_status == "stopped" else end.sub_status
+    reason = f"the Flower run {ended}: {end.details or 'no details'}"
     traceback = superlink.traceback()
     return f"{reason}\n{traceback}" if traceback else reason
 

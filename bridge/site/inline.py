@@ -268,7 +268,7 @@ class InlineSuperNode:
     def _live(self) -> None:
         """Be a SuperNode, until `Ended`."""
         _take_over(self._life)
-        factory = self._life.events.factory(self._preload)
+        factory = self._life.events.factory(self._preload, self._preload_app)
         with serving(self._life.events, factory, self._socket), self._with_superexec(self._port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
@@ -283,6 +283,11 @@ class InlineSuperNode:
         """The node is there: now the fork server has time for imports."""
         if self._fork_server is not None:
             self._fork_server.preload(self._setup.prefork.modules)
+
+    def _preload_app(self, content: bytes) -> None:
+        """An app is there, which may be one that is deployed at the server."""
+        if self._fork_server is not None:
+            self._fork_server.preload_app(content)
 
     @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:

@@ -44,6 +44,11 @@ def test_every_parameter_has_help(name: str) -> None:
     assert not lacking
 
 
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
 def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     version = capsys.readouterr().out.removeprefix("flowerbed ").strip()
@@ -61,7 +66,8 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
         (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  Help: ./flowerbed wait --help\n"),
         (["jobs", "--format", "xml"], "'xml' is not one of 'text', 'json'."),
         (["wait", "x", "--timeout", "5x"], "'5x': expected a time such as 90, 90s, 5m or 1h."),
-        ([], "./flowerbed --help"),
+        (["stop", "j-1"], "No such command 'stop'. Did you mean 'abort'?\n"),
+        (["help"], "Did you mean '--help'?\n"),
     ],
 )
 def test_wrong_use_is_one_error_and_code_2(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +29,14 @@ class Session:
         self.log: list[str] = []
         self.statuses = ["RUNNING"]
         self.at: str | None = ""
+        self.sites: list[str] = []
 
     def list_jobs(self, detailed: bool, id_prefix: str = "") -> list[dict[str, Any]]:
         return [job for job in self.jobs if str(job["job_id"]).startswith(id_prefix)]
 
     def get_job_meta(self, job: str) -> dict[str, Any]:
-        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"status": status, "flowerbed_sites": self.sites}
 
     def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
         self.at = self.log.pop(0) if self.log else self.at
@@ -110,3 +116,63 @@ def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_a
     session.statuses = ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
     with pytest.raises(ConsoleError, match="there is no log of site-1 for job aa11"):
         read(session, follow=True, site="site-1")
+
+
+class Ended(Session):
+    """A job that has ended, whose results FLARE puts into one folder, whoever asks."""
+
+    def __init__(self, folder: Path, *logs: str) -> None:
+        super().__init__()
+        self.statuses = ["FINISHED:COMPLETED"]
+        self._folder, self._logs = folder, logs
+
+    def download_job_result(self, job: str, folder: str) -> str:
+        assert jobs.downloading.locked()
+        (self._folder / "workspace").mkdir()
+        return str(self._folder)
+
+    def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
+        return {"logs": dict.fromkeys(self._logs, "a line")}
+
+
+def downloaded(call: Asked) -> list[str]:
+    jobs.download(call, "aa11")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(call.said))) as tar:
+        return [name for name in tar.getnames() if "logs/" in name]
+
+
+def test_a_log_without_a_sites_name_is_left_out(tmp_path: Path) -> None:
+    session = Ended(tmp_path, "server", "site-1", "../../out", "/x", "n" * 255, "")
+    assert [Path(name).name for name in downloaded(Asked(session))] == ["server.log", "site-1.log"]
+
+
+def test_who_reads_slowly_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Asked(Ended(tmp_path, "server"))
+    held = []
+
+    def write(data: bytes) -> None:
+        held.append(jobs.downloading.locked())
+        call.said.append(data)
+
+    monkeypatch.setattr(call, "write", write)
+    assert downloaded(call) and held and not any(held)
+
+
+def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -> None:
+    session = Session()
+    session.at, session.sites = None, ["site-1", "site-2"]
+    for follow in (True, False):
+        with pytest.raises(
+            ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
+        ):
+            read(session, follow=follow, site="site-9")
+
+
+def test_sites_come_in_order() -> None:
+    clients = [SimpleNamespace(name=name, last_connect_time=0.0) for name in ("site-2", "site-1")]
+    session = Session()
+    info = SimpleNamespace(client_info=clients, server_info=SimpleNamespace(status="started"))
+    session.get_system_info = lambda: info  # type: ignore[attr-defined]
+    call = Asked(session)
+    jobs.status(call)
+    assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from bridge.common.meta import SITES
 from bridge.flare.console.call import ConsoleCall, ConsoleError
+
+SERVER = "server"
+"""Stands, beside the names of sites, for the server's own log."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a log that is followed. Each brings the whole log."""
@@ -16,7 +20,7 @@ STAMP = len("2026-01-31 12:00:00")
 def logs(
     call: ConsoleCall,
     job: str,
-    site: str = "server",
+    site: str = SERVER,
     tail: int | None = None,
     since: float | None = None,
     follow: bool = False,
@@ -55,8 +59,11 @@ def _has_ended(call: ConsoleCall, job: str) -> bool:
 def _log(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
     with call.session() as session:
         reply = session.get_job_logs(job, target=site)
-    text = reply["logs"].get(site)
+        text = reply["logs"].get(site)
+        known = [SERVER, *(session.get_job_meta(job).get(SITES) or ())] if text is None else []
     if text is None:
+        if len(known) > 1 and site not in known:
+            raise ConsoleError(f"No site '{site}' in this job. There are: {', '.join(known)}.")
         if not ended:
             return ""  # The job has not begun there.
         reason = reply.get("unavailable", {}).get(site) or "FLARE has none"
