@@ -72,7 +72,7 @@ def full_id(console: str, job: str) -> str:
 
 
 def an_id(said: object) -> str:
-    """The id that the server has said. One that was taken over could say a path, which `results` would replace.
+    """The id that the server has said. One that was taken over could say a path: `results` would replace it.
 
     Raises:
         Failure: it is none.
