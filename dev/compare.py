@@ -35,10 +35,12 @@ from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
 from scripts import base_image, core, data, engine, images, provision, wheelhouse
 from scripts.build import TAG
-from scripts.options import RunConfig
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""
+
+PLAIN = Path(__file__).with_name("plain_flower.py")
+"""What runs plain Flower in a container: no image has it."""
 
 LOCK = core.HOUSE / "compare.lock"
 
@@ -66,7 +68,13 @@ def run(
             "app has one.",
         ),
     ] = 42,
-    run_config: RunConfig = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="K=V",
+            help="Override the app's run config, as for `flwr run`. May be given more than once.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A folder a site in it (default: Fashion-MNIST, divided)."),
@@ -171,7 +179,7 @@ def _plain(federation: ScratchFederation, app: apps.App, spec: dict[str, Any]) -
         *(engine.docker(), "run", "--rm", "--interactive", "--init", "--name", name, "--network", "none"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--volume", f"{Path(source).parent}:/data:ro", "--entrypoint", "python"),
-        *(images.runtime(PROJECT, TAG), "-P", "-m", "bridge.flower.plain", json.dumps(spec)),
+        *(images.runtime(PROJECT, TAG), "-P", "-c", PLAIN.read_text(), json.dumps(spec)),
     ]
     try:
         process = subprocess.Popen(

@@ -51,8 +51,17 @@ class ScratchFederation:
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
         """Run `flowerbed WORDS --format json` in it; `shown`: what it tells people, they see at once."""
-        process = subprocess.run(
-            [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"],
+        process = self.run_verb([*words, "--format", "json"], timeout, shown)
+        lines = process.stdout.strip().splitlines()
+        value = json.loads(lines[-1]) if lines else {}
+        return Outcome(process.returncode, value, value.get("error", "") if shown else process.stderr)
+
+    def run_verb(
+        self, words: Sequence[str], timeout: float, shown: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `flowerbed WORDS`; `shown`: what it tells people is not kept."""
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "scripts", *words],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(self.root)},
             text=True,
@@ -61,9 +70,6 @@ class ScratchFederation:
             timeout=timeout,
             check=False,
         )
-        lines = process.stdout.strip().splitlines()
-        value = json.loads(lines[-1]) if lines else {}
-        return Outcome(process.returncode, value, value.get("error", "") if shown else process.stderr)
 
     def must(self, *words: str, timeout: float = 300, shown: bool = False) -> dict[str, Any]:
         """Run a verb that has to succeed; returns its JSON object. Raises `Failure` with what it said."""

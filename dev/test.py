@@ -17,7 +17,9 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +37,8 @@ QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test, before it counts as hanging."""
 QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
+SLOW_FOLDERS = ("attacks", "faults", "integration", "kinds", "processes", "versions")
+"""Below `tests`. They hold no quick test, and each worker would import them first."""
 IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 """How the slow ones are divided among two workers (`tests/conftest.py`)."""
 END_WITHIN = 120.0
@@ -62,9 +66,11 @@ def run(
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, be it a test's, is what its author would write.
-        session.step("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
+        session.begin("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
+    ignored = [f"--ignore=tests/{folder}" for folder in SLOW_FOLDERS]
     chosen = [*(["-k", only] if only else []), *(words or ())]
-    session.pytest("quick tests", ["-m", QUICK, f"--timeout={QUICK_TIMEOUT}", *chosen])
+    session.pytest("quick tests", ["-m", QUICK, *ignored, f"--timeout={QUICK_TIMEOUT}", *chosen])
+    session.end_begun()
     session.end_if_failed()
     if not quick:
         # What the tests' own checkout shares with this one; all else it makes for itself.
@@ -113,18 +119,41 @@ class Session:
         self.env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.steps: list[dict[str, Any]] = []
         self.tests_ran = False
+        self.beside = ThreadPoolExecutor()
+        self.begun: dict[str, Future[tuple[subprocess.CompletedProcess[str], float]]] = {}
 
     def step(self, name: str, words: list[str]) -> int:
         """Run a tool of the environment, its output shown; returns its exit code."""
         core.say(f"\n== {name}")
         self.output.flush()
+        return self._done(name, *self._run(words, stdout=self.output))
+
+    def begin(self, name: str, words: list[str]) -> None:
+        """Run a tool beside the next step; `end_begun` shows what it prints."""
+        self.begun[name] = self.beside.submit(self._run, words, stdout=PIPE, stderr=STDOUT)
+
+    def end_begun(self) -> None:
+        """Wait for the tools that run beside, and show what each has printed."""
+        for name, begun in self.begun.items():
+            core.say(f"\n== {name}")
+            process, seconds = begun.result()
+            self.output.write(process.stdout)
+            self.output.flush()
+            self._done(name, process, seconds)
+        self.begun.clear()
+
+    def _run(self, words: list[str], **outputs: Any) -> tuple[subprocess.CompletedProcess[str], float]:
+        """How it ended, and the seconds that it took."""
         start = time.monotonic()
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(
-            command, cwd=core.ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=self.output, check=False
+        process = subprocess.run(
+            command, cwd=core.ROOT, env=self.env, stdin=subprocess.DEVNULL, text=True, check=False, **outputs
         )
-        code, seconds = done.returncode, round(time.monotonic() - start, 1)
-        self.steps.append({"step": name, "exit_code": code, "seconds": seconds})
+        return process, time.monotonic() - start
+
+    def _done(self, name: str, process: subprocess.CompletedProcess[str], seconds: float) -> int:
+        code = process.returncode
+        self.steps.append({"step": name, "exit_code": code, "seconds": round(seconds, 1)})
         return code
 
     def pytest(self, name: str, words: list[str]) -> None:

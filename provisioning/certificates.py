@@ -9,6 +9,7 @@ everybody's, is readable by all and written in place at every run.
 from __future__ import annotations
 
 import datetime
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         certificate = x509.load_pem_x509_certificate(pem.encode())
         expected = set(_names(participant))
         if _sans(certificate) != expected:
-            return f"it is now for {', '.join(sorted(_text(name) for name in expected))}"
+            return f"it is now for {', '.join(sorted(str(name.value) for name in expected))}"
         org = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
         if [attribute.value for attribute in org] != [participant.org]:
             return f"org is now {participant.org}"
@@ -215,18 +216,7 @@ def _certificate(
 
 
 def _usage(*allowed: str) -> x509.KeyUsage:
-    usages = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    return x509.KeyUsage(**{usage: usage in allowed for usage in usages})
+    return x509.KeyUsage(**{usage: usage in allowed for usage in inspect.signature(x509.KeyUsage).parameters})
 
 
 def _has_usage(certificate: x509.Certificate) -> bool:
@@ -244,7 +234,3 @@ def _names(participant: Participant) -> list[x509.GeneralName]:
 
 def _sans(certificate: x509.Certificate) -> set[x509.GeneralName]:
     return set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-
-
-def _text(name: x509.GeneralName) -> str:
-    return str(name.value)

@@ -191,16 +191,12 @@ def _policy(entry: Entry) -> Iterator[str]:
     yield from _misspelt(entry.who, entry.properties, POLICY_KEYS)
     if ELSEWHERE in entry.properties and entry.type == "server":
         yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
-    if not isinstance(entry.properties.get(ELSEWHERE, False), bool):
-        found = _kind(entry.properties[ELSEWHERE])
-        yield f"{entry.who}: expected {ELSEWHERE} to be true or false; found {found}."
+    yield from _switch(entry, ELSEWHERE)
     for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS):
         if key in entry.properties and entry.type not in ("server", "client"):
             yield f"{entry.who}: {key} is for the server and for sites; leave it out."
             return
-    if not isinstance(entry.properties.get(CUSTOM_CODE, True), bool):
-        found = _kind(entry.properties[CUSTOM_CODE])
-        yield f"{entry.who}: expected {CUSTOM_CODE} to be true or false; found {found}."
+    yield from _switch(entry, CUSTOM_CODE)
     for key, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
         value = entry.properties.get(key, choices[0])
         if key == SANDBOX and value is False:
@@ -209,6 +205,12 @@ def _policy(entry: Entry) -> Iterator[str]:
             yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {_kind(value)}."
     yield from _allowed_apps(entry)
     yield from _limits(entry)
+
+
+def _switch(entry: Entry, key: str) -> Iterator[str]:
+    value = entry.properties.get(key, True)
+    if not isinstance(value, bool):
+        yield f"{entry.who}: expected {key} to be true or false; found {_kind(value)}."
 
 
 def _allowed_apps(entry: Entry) -> Iterator[str]:
@@ -244,11 +246,8 @@ def size(value: Any) -> int | None:
     """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
     if type(value) is int:
         return value if value > 0 else None
-    found = (
-        re.fullmatch(r"([1-9][0-9]*) ?([KMGT]?)B?", value.strip(), re.IGNORECASE)
-        if isinstance(value, str)
-        else None
-    )
+    text = value.strip() if isinstance(value, str) else ""
+    found = re.fullmatch(r"([1-9][0-9]*) ?([KMGT]?)B?", text, re.IGNORECASE)
     return int(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else None
 
 

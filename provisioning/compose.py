@@ -73,10 +73,8 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         for path in left:
             shutil.rmtree(path)
         if left:
-            note(
-                ctx,
-                f"removed {', '.join(sorted(p.name for p in left))}, which an earlier run left half done.",
-            )
+            names = ", ".join(sorted(path.name for path in left))
+            note(ctx, f"removed {names}, which an earlier run left half done.")
         wip.mkdir(exist_ok=True)
         ctx[CtxKey.WIP] = str(wip)
 
@@ -146,15 +144,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         "volumes": [f"{name}:/workspace"],
     }
     if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
-        service["volumes"].append(
-            {
-                "type": "bind",
-                "source": f"./{(prod.parent / revocation.FOLDER).as_posix()}",
-                "target": "/policy",
-                "read_only": True,
-                "bind": {"create_host_path": False},
-            }
-        )
+        service["volumes"].append(_shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
     if participant.type == ParticipantType.SERVER:
         port = participant.get_prop("fed_learn_port", 8002)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
@@ -165,24 +155,21 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     elif not networks.is_elsewhere(upstream):
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
     if participant.type == ParticipantType.CLIENT:
-        service["volumes"].append(
-            {
-                "type": "bind",
-                "source": f"${{FLOWERBED_DATA:-./data}}/{name}",
-                "target": "/data",
-                "read_only": True,
-                # An empty folder, made by the engine, would look like a site without data.
-                "bind": {"create_host_path": False},
-            }
-        )
+        service["volumes"].append(_shown(f"${{FLOWERBED_DATA:-./data}}/{name}", "/data"))
     return service
+
+
+def _shown(source: str, target: str) -> dict[str, Any]:
+    """A folder of the machine, to read. It has to be there: an empty one, made by the engine, would look like
+    a site without data."""
+    bind = {"type": "bind", "source": source, "target": target, "read_only": True}
+    return bind | {"bind": {"create_host_path": False}}
 
 
 def _same(old: Path, new: Path, compose: str) -> bool:
     """Whether two prod folders hold the same kits with the same rights, and the old one this Compose file."""
-    if not (old / FILE).is_file() or (old / FILE).read_text() != compose:
-        return False
-    return _kits(old) == _kits(new)
+    here = (old / FILE).read_text() if (old / FILE).is_file() else None
+    return here == compose and _kits(old) == _kits(new)
 
 
 def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:

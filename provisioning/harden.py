@@ -41,26 +41,28 @@ CLASSES = (
 """The components of the bridge's jobs that FLARE's own list lacks: a job without code of its own may use only
 what is on the list."""
 
-JOB_SUPERVISOR = "bridge.flare.job_supervisor.JobSupervisor"
-"""A component of the server's own process."""
+COMPONENTS = {
+    ParticipantType.SERVER: {
+        "flowerbed_keeper": "bridge.flare.job_supervisor.JobSupervisor",
+        "flowerbed_policy": "bridge.flare.submissions.JobPolicy",
+        "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
+    },
+    ParticipantType.CLIENT: {
+        "flowerbed_policy": "bridge.flare.policy.CodePolicy",
+        "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
+    },
+}
+"""Our components of FLARE's own process of the server, and of a site's. Each says what FLARE lacks."""
 
-JOB_STORE = "bridge.flare.job_store.JobStore"
-"""What takes the place of FLARE's job store."""
+INSTEAD = {
+    # In the job store, FLARE's own follows the links that an app leaves in its results.
+    "nvflare.app_common.storages.filesystem_storage.FilesystemStorage": "bridge.flare.job_store.JobStore",
+    "nvflare.app_common.logging.job_log_receiver.JobLogReceiver": "bridge.flare.log_receiver.LogReceiver",
+}
+"""Components of FLARE's server, and what takes their places."""
 
-HOUSEKEEPER = "bridge.flare.housekeeping.Housekeeper"
-"""A component of the own process of the server and of each site."""
-
-LOG_RECEIVER, FLARES_LOG_RECEIVER = (
-    "bridge.flare.log_receiver.LogReceiver",
-    "nvflare.app_common.logging.job_log_receiver.JobLogReceiver",
-)
-"""What takes the logs that sites stream, ours in the place of FLARE's."""
-
-POLICY = "bridge.flare.policy.CodePolicy"
-"""A component of each site's client: see there."""
-
-JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
-"""A component of the server's process, and one that FLARE asks at server and sites about each job's part."""
+PART_POLICY = "bridge.flare.policy.PartPolicy"
+"""What FLARE asks at server and sites about each job's part (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
 
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
@@ -164,36 +166,40 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         """Edit what FLARE's builders wrote, then close the kits to others."""
         for participant in project.get_all_participants():
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
-            if participant.type == ParticipantType.SERVER:
-                _edit(local / "resources.json.default", _keep_store_in_volume)
-                _edit(local / "resources.json.default", _keep_jobs)
-                _edit(local / "resources.json.default", _bound_logs)
-                _edit(local / "resources.json.default", _look_into_jobs)
-                _edit(local / "resources.json.default", self._bound_jobs)
-                _edit(local / "resources.json.default", _set_heartbeat_timeout)
-                _edit(startup / "fed_server.json", _set_engine_check_interval)
-                _edit(local / "authorization.json.default", _show_submitters_their_jobs)
-            if participant.type in (ParticipantType.SERVER, ParticipantType.CLIENT):
+            if participant.type in COMPONENTS:
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
-                _edit(local / "resources.json.default", _allow_bridge)
-                _edit(local / "resources.json.default", _keep_house)
-                _edit(local / "resources.json.default", partial(_look_at_parts, participant.type))
-                _edit(local / "authorization.json.default", _allow_deployed_apps)
-                _edit(local / "authorization.json.default", _leave_operating_to_operators)
-                if not participant.get_prop(CUSTOM_CODE, True):
-                    _edit(local / "authorization.json.default", _forbid_custom_code)
-            if participant.type == ParticipantType.CLIENT:
-                _edit(local / "resources.json.default", _install_code_policy)
+                _edit(local / "resources.json.default", partial(self._resources, participant.type))
+                byoc = participant.get_prop(CUSTOM_CODE, True)
+                _edit(local / "authorization.json.default", partial(_rights, participant.type, byoc=byoc))
+            if participant.type == ParticipantType.SERVER:
+                _edit(
+                    startup / "fed_server.json",
+                    lambda kit: kit["servers"][0].update(check_engine_frequency=JOB_PROCESS_CHECK),
+                )
             if participant.type == ParticipantType.ADMIN:
-                _edit(startup / "fed_admin.json", _log_in_by_certificate)
+                # The console asks for the user's name otherwise, and takes only the one in the certificate.
+                _edit(startup / "fed_admin.json", lambda kit: kit["admin"].update(uid_source="cert"))
             else:
                 _edit(local / "comm_config.json", _configure_transport)
-                _edit(local / "comm_config.json", _listen_high)
             _lock(Path(ctx.get_ws_dir(participant)))
 
-    def _bound_jobs(self, resources: dict[str, Any]) -> None:
-        components = {component["id"]: component for component in resources["components"]}
-        components["job_scheduler"]["args"]["max_jobs"] = self.max_jobs
+    def _resources(self, kind: str, resources: dict[str, Any]) -> None:
+        """The components of FLARE's own process of a server or site."""
+        if kind == ParticipantType.SERVER:
+            resources["servers"][0]["heart_beat_timeout"] = UNHEARD
+            # FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing.
+            store = f"{WORKSPACE}/store"
+            resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{store}/snapshots"
+            for component in resources["components"]:
+                component["path"] = INSTEAD.get(component["path"], component["path"])
+            components = {component["id"]: component for component in resources["components"]}
+            components["job_manager"]["args"]["uri_root"] = f"{store}/jobs"
+            components["job_scheduler"]["args"]["max_jobs"] = self.max_jobs
+        ours = COMPONENTS[kind]
+        resources["components"] += [{"id": name, "path": path, "args": {}} for name, path in ours.items()]
+        resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
+        more = (*CLASSES, *ours.values(), PART_POLICY, *(INSTEAD.values() if kind == "server" else ()))
+        resources["class_allow_list"] = [*resources["class_allow_list"], *more]
 
 
 def _settings(participant: Participant) -> dict[str, Any]:
@@ -240,48 +246,27 @@ def _edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _keep_store_in_volume(resources: dict[str, Any]) -> None:
-    """FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing."""
-    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{WORKSPACE}/store/snapshots"
-    components = {component["id"]: component for component in resources["components"]}
-    components["job_manager"]["args"]["uri_root"] = f"{WORKSPACE}/store/jobs"
-    # FLARE's own follows the links that an app leaves in its results.
-    components["job_store"]["path"] = JOB_STORE
-    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_STORE]
-
-
-def _set_heartbeat_timeout(resources: dict[str, Any]) -> None:
-    resources["servers"][0]["heart_beat_timeout"] = UNHEARD
-
-
-def _keep_jobs(resources: dict[str, Any]) -> None:
-    """Take sites back into their jobs, and end jobs whose process is gone: FLARE does neither."""
-    resources["components"].append({"id": "flowerbed_keeper", "path": JOB_SUPERVISOR, "args": {}})
-    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_SUPERVISOR]
-
-
-def _keep_house(resources: dict[str, Any]) -> None:
-    """Remove what jobs leave in the workspace, and bound the audit log: FLARE does neither."""
-    resources["components"].append({"id": "flowerbed_housekeeper", "path": HOUSEKEEPER, "args": {}})
-    resources["class_allow_list"] = [*resources["class_allow_list"], HOUSEKEEPER]
-
-
-def _bound_logs(resources: dict[str, Any]) -> None:
-    for component in resources["components"]:
-        if component["path"] == FLARES_LOG_RECEIVER:
-            component["path"] = LOG_RECEIVER
-    resources["class_allow_list"] = [*resources["class_allow_list"], LOG_RECEIVER]
-
-
-def _allow_bridge(resources: dict[str, Any]) -> None:
-    resources["class_allow_list"] = [*resources["class_allow_list"], *CLASSES]
-
-
-def _allow_deployed_apps(policy: dict[str, Any]) -> None:
-    """Who may bring code may run what is on the server too; FLARE's default lets only a project_admin."""
-    for rights in policy["permissions"].values():
-        if isinstance(rights, dict) and BYOC in rights:
+def _rights(kind: str, policy: dict[str, Any], *, byoc: bool) -> None:
+    """Who may do what at a server or site."""
+    for role, rights in policy["permissions"].items():
+        if not isinstance(rights, dict):
+            continue
+        if kind == ParticipantType.SERVER and "download_job" in rights:
+            # FLARE's default names no right to read a job's log, nor to ask a running job for its events, so
+            # that only a project_admin may.
+            rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
+            rights[AdminCommandNames.APP_COMMAND] = rights["download_job"]
+        if BYOC in rights:
+            # Who may bring code may run what is on the server too; FLARE's default lets only a project_admin.
             rights[DEPLOYED] = rights[BYOC]
+        # FLARE's default lets a lead stop, restart and remove sites, and read files there and on the server,
+        # where they are of its own organization: in most projects everywhere. Submitting jobs needs none of
+        # it. Who is removed, and who comes back, is for a project_admin alone.
+        if role == SUBMITTERS:
+            rights |= {CommandCategory.OPERATE: "none", CommandCategory.SHELL_COMMANDS: "none"}
+        rights |= dict.fromkeys(MEMBERSHIP, "none")
+    if not byoc:
+        _forbid_custom_code(policy)
 
 
 def _forbid_custom_code(policy: dict[str, Any]) -> None:
@@ -294,64 +279,15 @@ def _forbid_custom_code(policy: dict[str, Any]) -> None:
         policy["permissions"][role] = {**known, BYOC: "none"}
 
 
-def _install_code_policy(resources: dict[str, Any]) -> None:
-    resources["components"].append({"id": "flowerbed_policy", "path": POLICY, "args": {}})
-    resources["class_allow_list"] = [*resources["class_allow_list"], POLICY]
-
-
-def _look_into_jobs(resources: dict[str, Any]) -> None:
-    resources["components"].append({"id": "flowerbed_policy", "path": JOB_POLICY, "args": {}})
-    resources["class_allow_list"] = [*resources["class_allow_list"], JOB_POLICY]
-
-
-def _look_at_parts(kind: str, resources: dict[str, Any]) -> None:
-    """FLARE's own place for it (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
-    resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
-    resources["class_allow_list"] = [*resources["class_allow_list"], PART_POLICY]
-
-
-def _set_engine_check_interval(config: dict[str, Any]) -> None:
-    config["servers"][0]["check_engine_frequency"] = JOB_PROCESS_CHECK
-
-
-def _show_submitters_their_jobs(policy: dict[str, Any]) -> None:
-    """FLARE's default policy names no right to read a job's log, nor to ask a running job for its events, so
-    that only a project_admin may."""
-    for rights in policy["permissions"].values():
-        if isinstance(rights, dict) and "download_job" in rights:
-            rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
-            rights[AdminCommandNames.APP_COMMAND] = rights["download_job"]
-
-
-def _leave_operating_to_operators(policy: dict[str, Any]) -> None:
-    """FLARE's default policy lets a lead stop, restart and remove sites, and read files there and on the
-    server, where they are of its own organization: in most projects everywhere. Submitting jobs needs none of
-    it. Who is removed, and who comes back, is for a project_admin alone."""
-    for role, rights in policy["permissions"].items():
-        if isinstance(rights, dict):
-            if role == SUBMITTERS:
-                rights |= {CommandCategory.OPERATE: "none", CommandCategory.SHELL_COMMANDS: "none"}
-            rights |= dict.fromkeys(MEMBERSHIP, "none")
-
-
-def _log_in_by_certificate(config: dict[str, Any]) -> None:
-    """The console asks for the user's name otherwise, and takes only the one in the certificate."""
-    config["admin"]["uid_source"] = "cert"
-
-
-def _listen_high(config: dict[str, Any]) -> None:
-    """Let FLARE's listeners on loopback have ports that no app may connect to, whatever its egress
-    (`bridge/launch/confinement.py`). FLARE's own choice is from 1025 on."""
-    config.setdefault(
-        "internal", {"scheme": "tcp", "resources": {"host": "localhost", "ports": INTERNAL_PORTS}}
-    )
-
-
 def _configure_transport(config: dict[str, Any]) -> None:
     config["comm_driver_path"] = DRIVERS
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
     config["streaming_send_timeout"] = SEND_WITHIN
     config["grpc"] = {"options": [list(option) for option in GRPC_OPTIONS.items()]}
+    # On loopback FLARE listens at ports that no app may connect to, whatever its egress
+    # (`bridge/launch/confinement.py`). FLARE's own choice is from 1025 on.
+    resources = {"host": "localhost", "ports": INTERNAL_PORTS}
+    config.setdefault("internal", {"scheme": "tcp", "resources": resources})
 
 
 def _lock(kit: Path) -> None:

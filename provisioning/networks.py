@@ -101,7 +101,8 @@ def of_project(project: Project) -> Networks:
             joined[name] = {}
             names = {"aliases": [*aliases[other.name]]} if aliases[other.name] else {}
             result.joined.setdefault(service_name(other.name), {})[name] = names
-        if participant not in linked or _may_go_out(participant):
+        may_go_out = participant.get_prop(EGRESS, EGRESSES[0]) != EGRESSES[0]
+        if participant not in linked or (may_go_out and participant.type == ParticipantType.CLIENT):
             joined[OUTSIDE] = {}
     for other in project.get_relays():
         # Whoever dials it from another machine comes by a published port, which needs a way out.
@@ -114,11 +115,6 @@ def of_project(project: Project) -> Networks:
     if any(OUTSIDE in networks for networks in result.joined.values()):
         result.defined[OUTSIDE] = {"driver_opts": {"com.docker.network.bridge.enable_icc": "false"}}
     return result
-
-
-def _may_go_out(participant: Participant) -> bool:
-    is_site = participant.type == ParticipantType.CLIENT
-    return bool(is_site and participant.get_prop(EGRESS, EGRESSES[0]) != EGRESSES[0])
 
 
 def _aliases(listener: Participant) -> list[str]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 from provisioning import note
+from provisioning.state import write_whole
 
 FOLDER = "policy"
 """Below the project's workspace, where no prod_NN comes and goes. The Compose file mounts it at `/policy`."""
-
-FILE = "revoked.json"
-"""What the containers read (`bridge/flare/revocation.py`)."""
 
 
 def write(ctx: object, workspace: Path, names: Sequence[str]) -> None:
@@ -21,24 +19,18 @@ def write(ctx: object, workspace: Path, names: Sequence[str]) -> None:
     folder = workspace / FOLDER
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
-    file = folder / FILE
+    file = folder / REVOKED_FILE
     before = _read(file)
-    beside = folder / f".{FILE}.{os.getpid()}"
-    with beside.open("w") as text:
-        json.dump({"revoked": sorted(set(names))}, text, indent=2)
-        text.write("\n")
-        text.flush()
-        os.fsync(text.fileno())
-    beside.chmod(0o644)
-    beside.rename(file)
+    text = json.dumps({REVOKED_KEY: sorted(set(names))}, indent=2) + "\n"
+    write_whole(file, text.encode(), 0o644)
     for name in sorted(set(names) - before):
-        note(ctx, f"{name} is revoked: a federation that is up puts it out within half a minute.")
+        note(ctx, f"{name} is revoked: a federation that is up will disconnect it within 30 s.")
     for name in sorted(before - set(names)):
         note(ctx, f"{name} is no longer revoked.")
 
 
 def _read(file: Path) -> set[str]:
     try:
-        return set(json.loads(file.read_text())["revoked"])
+        return set(json.loads(file.read_text())[REVOKED_KEY])
     except (OSError, ValueError, KeyError, TypeError):
         return set()

@@ -52,15 +52,17 @@ def save(folder: Path, content: Mapping[str, Any]) -> bool:
         path.chmod(0o600)
         return False
     if path.exists():
-        _replace(folder / PREVIOUS, path.read_bytes())
-    _replace(path, json.dumps(content).encode())
+        write_whole(folder / PREVIOUS, path.read_bytes(), 0o600)
+    write_whole(path, json.dumps(content).encode(), 0o600)
     return True
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is never there in part, whatever ends this process or the machine."""
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,12 @@ VERBS = {
 }
 """The module of each verb."""
 
+WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "hash", "status")
+"""Verbs that leave no file in the checkout, so none is looked for that has to be given to its owner."""
+
+MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs", "help": "--help"}
+"""What other tools call it."""
+
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 FORMAT = "--format"
 INTERRUPTED = 130
@@ -59,6 +66,8 @@ class Verbs(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, and import it."""
+        if args and args[0] in MEANT:
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{MEANT[args[0]]}'?", ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, verb(name) if name and command else command, rest
 
@@ -76,7 +85,7 @@ def verb(name: str) -> click.Command:
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=SETTINGS)
     app.command(name, help=_help(module.__doc__ or ""))(module.run)
     command = typer.main.get_command(app)
-    text = "json: one JSON object on the last line of stdout; text for people goes to stderr."
+    text = "With json, the last line of stdout is one JSON object, and all else goes to stderr."
     choice = click.Choice(["text", "json"])
     # `main` looks for it before anything is parsed.
     option = TyperOption(
@@ -112,13 +121,13 @@ app = typer.Typer(cls=Verbs, name="flowerbed", rich_markup_mode="rich", context_
 
 
 @app.callback(
-    epilog="New here? ./flowerbed quickstart goes from nothing to a trained model. "
-    "What a verb does and takes: ./flowerbed VERB --help",
+    epilog="New here? Run ./flowerbed quickstart: it goes from nothing to a trained model. "
+    "For help with a verb: ./flowerbed VERB --help",
     subcommand_metavar="VERB [ARGS]...",
 )
 def flowerbed(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one this is.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Runs Flower apps, unchanged, on NVIDIA FLARE, across sites, in containers."""
@@ -133,6 +142,11 @@ def _acting_as() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
+    # Nobody else may write what a verb makes: kits, .env, results. More than that is the user's to say.
+    os.umask(os.umask(0o022) | 0o022)
+    if not words:
+        main(["--help"])
+        return UsageError.exit_code
     core.as_json = _wants_json(words)
     _acting_as().clear()
     who = f"flowerbed {words[0]}" if words and words[0] in VERBS else "flowerbed"
@@ -146,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{who}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
     except click.ClickException as error:
-        text = f"{error.format_message()}\n  What it takes: ./{who} --help"
+        text = f"{error.format_message()}\n  Help: ./{who} --help"
         say(f"{who}: {text}")
         outcome, code = {"error": text}, UsageError.exit_code
     except OSError as error:
@@ -161,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
             outcome = {**outcome, "as": dict(identity)}
         if core.as_json:
             print(json.dumps(outcome), flush=True)
-    core.give_back()
+    if not words or words[0] not in WRITE_NOTHING:
+        core.give_back()
     return code
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from bridge.common.app import (
     FAB_LIMIT,
-    JOB_NAME,
     PYPROJECT,
     ROUNDS_KEY,
     BadApp,
@@ -26,7 +25,7 @@ from bridge.common.app import (
     parse,
 )
 from bridge.common.app import run_config as own_config
-from bridge.common.job_options import ConfigValue
+from bridge.common.job_options import JOB_NAME, ConfigValue
 from scripts.core import ROOT, UsageError, in_words
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
@@ -193,8 +192,8 @@ def _check_size(files: Mapping[str, bytes], shown: Path) -> None:
         listed = ", ".join(f"{name} ({in_words(sizes[name])})" for name in largest)
         raise UsageError(
             f"{shown} is too large: {in_words(total)} compressed, but Flower bundles at most "
-            f"{in_words(MOST_BYTES)}. Largest: {listed}. Name what is no part of it in its .gitignore. "
-            "Data belongs on the sites."
+            f"{in_words(MOST_BYTES)}. Largest: {listed}. List files that do not belong to the app in its "
+            ".gitignore. Data belongs on the sites."
         )
 
 

@@ -1,13 +1,13 @@
-"""Build the images: a runtime that is the same for all, then one small image a participant with its kit.
+"""Build one runtime image for all, and a small image for each participant.
 
-Gets what is missing first: the engine, the base image (pulled, or made from Debian packages where no
-registry answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of
-the bridge or a new kit, only the last layers are made again.
+It first gets what is missing: Docker, the base image (pulled, or made from Debian packages where no registry
+answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/
+or a new kit, only the last layers are built again.
 
-  ./flowerbed build                  after provision, and after every edit of bridge/ or images/
-  ./flowerbed build --app my-app     also the packages that my-app/pyproject.toml asks for
-  ./flowerbed build --pull           with the newest base image
-  ./flowerbed build --tracking mlflow    also MLflow's server, in an image of its own, and its client
+  ./flowerbed build                      after provision, or an edit of bridge/ or images/
+  ./flowerbed build --app my-app         with the packages that my-app needs
+  ./flowerbed build --pull               with the newest base image
+  ./flowerbed build --tracking mlflow    with MLflow's image and its client
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from provisioning import dotenv
-from scripts import app_packages, base_image, compose, core, engine, images, leftovers, ownership, wheelhouse
+from scripts import (
+    app_packages,
+    base_image,
+    compose,
+    core,
+    engine,
+    images,
+    leftovers,
+    ownership,
+    provision,
+    wheelhouse,
+)
 
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
@@ -30,23 +41,23 @@ def run(
         list[Path] | None,
         typer.Option(
             metavar="APP",
-            help="Add the packages that a Flower app's pyproject.toml asks for; may be given more than once, "
-            "and later builds keep them (remove .flowerbed/apps to forget them).",
+            help="Add the packages that this app's pyproject.toml asks for. May be given more than once. "
+            "Later builds keep them; to forget them, remove .flowerbed/apps.",
         ),
     ] = None,
     tracking: Annotated[
         Literal["mlflow"] | None,
-        typer.Option(help="Build MLflow's image too (200 MB to fetch); TensorBoard needs no building."),
+        typer.Option(help="Build MLflow's image too (a download of 200 MB). TensorBoard needs none."),
     ] = None,
     pull: Annotated[
         bool,
         typer.Option(
             "--pull",
-            help="Pull the base image again, for the fixes that its packages have had; where none can be "
-            "pulled, its stand-in is made anew.",
+            help="Pull the base image again, for the fixes in its packages. Where no registry answers, make "
+            "it again from Debian packages.",
         ),
     ] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer anew.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
 ) -> dict[str, Any]:
     """Build the runtime image and every participant's.
 
@@ -65,15 +76,15 @@ def run(
     runtime = images.runtime(project, TAG)
     images.check_disk(first=no_cache or not engine.has(runtime))
     base, packages = _fetch(apps, mlflow=mlflow, renew=pull)
-    core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
+    core.say(f"  building {runtime} (about 40 s the first time)")
     steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:
-        took = images.build(target, name, kit=kit, fresh=no_cache and not kit)
-        core.say(f"  {name} in {took:.1f} s")
+        core.say(f"  {name} in {images.build(target, name, kit=kit, fresh=no_cache and not kit):.1f} s")
     images.forget_old()
     leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
+    provision.tell_changes()
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
     core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")

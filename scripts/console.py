@@ -34,6 +34,9 @@ nothing is imported from the container's working directory, which is a volume.""
 FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """The form of a job's id, FLARE's."""
 
+AN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+"""What can be taken for one that a server says: it becomes a folder's name here."""
+
 
 def service(identity: str | None) -> str:
     """The Compose service of the console that `--as` names (an e-mail address or the part before the @).
@@ -49,17 +52,13 @@ def service(identity: str | None) -> str:
     else:
         name = service_name(identity if "@" in identity else f"{identity}@")
     if name in consoles:
-        _show(next(p["name"] for p in people if service_name(p["name"]) == name), str(consoles[name]))
+        who = next(p["name"] for p in people if service_name(p["name"]) == name)
+        acting_as.update({"name": who, "role": str(consoles[name])})
+        if identity is not None:
+            say(f"as {who} ({consoles[name]})")
         return str(name)
     wanted = f"--as {identity}: no such admin" if identity else "No admin with the role project_admin"
     raise UsageError(f"{wanted} in {project.name}. There are: {', '.join(consoles) or 'none'}.")
-
-
-def _show(name: str, role: str) -> None:
-    """Say once under whose identity the federation is asked."""
-    if not acting_as:
-        acting_as.update({"name": name, "role": role})
-        say(f"as {name} ({role})")
 
 
 def full_id(console: str, job: str) -> str:
@@ -67,8 +66,20 @@ def full_id(console: str, job: str) -> str:
 
     Raises:
         UsageError: there is no such job, or more than one.
+        Failure: the server answers with what is no id.
     """
-    return job if FULL_ID.fullmatch(job) else str(ask(console, "resolve", job=job)["job_id"])
+    return job if FULL_ID.fullmatch(job) else an_id(ask(console, "resolve", job=job).get("job_id"))
+
+
+def an_id(said: object) -> str:
+    """The id that the server has said. One that was taken over could say a path: `results` would replace it.
+
+    Raises:
+        Failure: it is none.
+    """
+    if not isinstance(said, str) or not AN_ID.fullmatch(said):
+        raise Failure(f"The server says {str(said)[:200]!r}, which is no job's id. Nothing is done with it.")
+    return said
 
 
 def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any) -> dict[str, Any]:
@@ -142,10 +153,8 @@ def _answer(
     """
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
-    request, mode = (
-        json.dumps({"verb": verb, **arguments}),
-        PAYLOAD if payload else "" if payload == b"" else WATCH,
-    )
+    request = json.dumps({"verb": verb, **arguments})
+    mode = WATCH if payload is None else PAYLOAD if payload else ""
     # Not `docker compose exec`, which takes a tenth of a second to read its files.
     command = [engine.docker(), "exec", "-i", compose.container(console), *PROGRAM, request, mode]
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
@@ -175,6 +184,8 @@ def _failure(console: str, code: int, errors: bytes) -> Failure:
         message = str(facts.pop("error"))
     except (IndexError, ValueError, KeyError, TypeError, AttributeError):
         return _docker_failure(console, said)
+    if facts.get("denied") and acting_as:
+        message += f" (as {acting_as['name']}, {acting_as['role']})"
     return (UsageError if code == 2 else Failure)(message, **facts)
 
 

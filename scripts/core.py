@@ -6,10 +6,12 @@ import errno
 import os
 import pwd
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -124,6 +126,20 @@ def unpack(
             (folder / path).chmod(mode & ~(0o022 if for_consoles else umask))
         else:
             say(f"  left out: {one_line(member.name, NAME_LIMIT)}, which is neither a file nor a folder")
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder. It takes the place of `folder` when all is in it: an older one is kept until then."""
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def in_words(size: float) -> str:

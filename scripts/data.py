@@ -1,13 +1,12 @@
-"""Write each site's part of Fashion-MNIST to data/SITE, in the dataset's own file format.
+"""Divide Fashion-MNIST over the sites: each gets its part in data/SITE.
 
-The images come from Debian's package dataset-fashion-mnist where apt works, else from the
-addresses that torchvision downloads from. Every client in project.yml gets its own part of the
-training and of the test images; no image goes to two sites. Doing it again with the same sites,
-alpha and seed changes nothing; with others it writes the parts anew. A folder with Fashion-MNIST
-files that did not come from here is never touched.
+The parts are in the dataset's own format. The images come from Debian's package dataset-fashion-mnist where
+apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
+and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
+here are never touched.
 
   ./flowerbed data                 after adding a site to project.yml
-  ./flowerbed data --alpha 0.3     uneven classes by site: the smaller alpha, the more uneven
+  ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven
 """
 
 from __future__ import annotations
@@ -68,11 +67,11 @@ Alpha = Annotated[
     float | None,
     typer.Option(
         metavar="A",
-        help="Divide every class over the sites by a Dirichlet(A) draw (0.1: very uneven, 100: nearly even); "
-        "without it every site gets the same mix.",
+        help="Divide each class over the sites by a Dirichlet(A) draw: 0.1 is very uneven, 100 nearly even. "
+        "Without it every site gets the same mix.",
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of the random split.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="The seed of the random split.")]
 
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
@@ -215,12 +214,12 @@ def from_package(scratch: Path) -> str:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return f"Debian's package {PACKAGE}: no apt-get here"
     say(f"data: getting Debian's package {PACKAGE} (31 MB)")
-    fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
-    got = fetch(cwd=scratch, timeout=600)
+    words = ["apt-get", "download", PACKAGE]
+    fetch = partial(progress.of_files, words, scratch, PACKAGE, PACKAGE_SIZE, cwd=scratch, timeout=600)
+    got = fetch()
     if got.returncode:  # A fresh machine has no package lists; only root may get them.
         command(["apt-get", "update"], timeout=600)
-        fetch = partial(progress.of_files, ["apt-get", "download", PACKAGE], scratch, PACKAGE, PACKAGE_SIZE)
-    got = fetch(cwd=scratch, timeout=600)
+        got = fetch()
     if got.returncode:
         return f"Debian's package {PACKAGE}: {last_line(got.stderr)}"
     archive = next(scratch.glob("*.deb"))

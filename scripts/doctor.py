@@ -1,4 +1,4 @@
-"""Check everything that the federation stands on, and say how to mend what is wrong. Changes nothing.
+"""Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
 Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
 ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each
@@ -42,13 +42,13 @@ Level = Literal["ok", "warn", "fail"]
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
-SANDBOX = "/opt/flowerbed/bridge/flower/sandbox.py"
+SANDBOX = "/opt/flowerbed/bridge/launch/sandbox.py"
 """What tells in a container how far apps can be confined there."""
 EXPIRY_WARN_DAYS = 30.0
 """A certificate that ends sooner is warned of."""
 NEAR = 0.8
 """What part of a limit is warned of."""
-USAGE_WITHIN, USAGE_AT_ONCE = 20.0, 4
+USAGE_WITHIN, AT_ONCE = 20.0, 4
 """Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
 ROOMY = 2.0
 """How many times what a build needs has to be free, not to be warned."""
@@ -108,7 +108,7 @@ def examine() -> Iterator[Finding]:
     if isinstance(config, Finding):
         yield config
         return
-    yield check_project(config)
+    yield check_project()
     yield from check_kits(config)
     yield from check_data(config)
     if alive:
@@ -138,7 +138,7 @@ def check_engine(answer: engine.Answer) -> Finding:
 def check_compose() -> Finding:
     """Is the plugin there and new enough?"""
     version = engine.compose_version()
-    if engine.has_compose():
+    if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
     wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
@@ -182,11 +182,9 @@ def check_wheels(architecture: str) -> Finding:
 
 def check_images(config: dict[str, Any]) -> Finding:
     """Is everybody's image built?"""
-    names = sorted(service["image"] for service in config["services"].values())
-    lost = [name for name in names if not engine.has(name)]
-    if lost:
+    if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
-    return Finding("images", "ok", f"{len(names)} built")
+    return Finding("images", "ok", f"{len(config['services'])} built")
 
 
 def _config() -> dict[str, Any] | Finding:
@@ -199,20 +197,20 @@ def _config() -> dict[str, Any] | Finding:
         return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it anew")
 
 
-def check_project(config: dict[str, Any]) -> Finding:
-    """Is project.yml right, and is it what was provisioned?"""
+def check_project() -> Finding:
+    """Is project.yml right, is it what was provisioned, and can nobody take part who is not in it?"""
     try:
         project = provision.load(provision.DEFAULT_PROJECT)
+        changes, left = provision.changes(), provision.still_valid(project)
     except core.Failure as failure:
         return Finding("project.yml", "fail", str(failure), "correct it, then ./flowerbed provision")
-    wanted = {participant["name"] for participant in project["participants"]}
-    has = {Path(service["build"]["args"]["KIT"]).name for service in config["services"].values()}
-    if wanted == has and project["name"] == config["name"]:
-        return Finding("project.yml", "ok", f"{project['name']}: {len(wanted)} participants")
-    changes = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
-    changes += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
-    found = f"changed since it was provisioned ({'; '.join(changes) or 'its name'})"
-    return Finding("project.yml", "warn", found, "./flowerbed provision, build and up")
+    if changes:
+        return Finding("project.yml", "warn", changes, "./flowerbed provision, build and up")
+    if left:
+        who = ", ".join(left)
+        found = f"{who} can still take part: not in the file, but with a certificate that is valid"
+        return Finding("project.yml", "warn", found, f"revoked: [{who}] there, then ./flowerbed provision")
+    return Finding("project.yml", "ok", f"{project['name']}: {len(project['participants'])} participants")
 
 
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
@@ -258,22 +256,22 @@ def check_data(config: dict[str, Any]) -> Iterator[Finding]:
 
 def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
     """Is the published port free, or ours?"""
-    for name, service in config["services"].items():
-        for port in service.get("ports", []):
-            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
-            where = f"{address}:{number}"
-            if name in running:
-                yield Finding("port", "ok", f"{where} is the {name}'s")
-            elif engine.is_remote() or up.is_free(address, number):
-                yield Finding("port", "ok", f"{where} is free for the {name}")
-            else:
-                mend = "stop the program that has it (ss -ltnp), or write FLOWERBED_PORT=another into .env"
-                yield Finding("port", "fail", f"{where} is taken by another program", mend)
+    for name, address, number in up.ports(config):
+        where = f"{address}:{number}"
+        if name in running:
+            yield Finding("port", "ok", f"{where} is the {name}'s")
+        elif engine.is_remote() or up.is_free(address, number):
+            yield Finding("port", "ok", f"{where} is free for the {name}")
+        else:
+            mend = f"stop the program that has it (ss -ltnp), or write {up.port_key(name)}=another into .env"
+            yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
 def check_clocks(containers: list[str]) -> Finding:
     """Do the containers' clocks agree with this machine's? The engine's own, where none runs."""
-    skews = {name: _skew(partial(_clock_of, name)) for name in containers}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        read = pool.map(lambda name: _skew(partial(_clock_of, name)), containers)
+        skews = dict(zip(containers, read, strict=True))
     skews = skews or {"the engine": _skew(_engine_clock)}
     name = max(skews, key=lambda name: abs(skews[name]))
     skew = skews[name]
@@ -292,7 +290,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         for name, container in running.items()
         if name in config["services"] and "console" not in (config["services"][name].get("command") or ())
     }
-    with ThreadPoolExecutor(max_workers=USAGE_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = dict(zip(asked, pool.map(_usage_of, asked.values()), strict=True))
     near: list[str] = []
     for name, usage in answers.items():
@@ -308,7 +306,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         yield Finding("limits", "warn", "; ".join(near), mend)
     elif answers:
         store = sum(usage["store"] for usage in answers.values() if usage is not None)
-        found = f"nobody is near them; the job store has {core.in_words(store)}"
+        found = f"no participant is near its limits; the job store has {core.in_words(store)}"
         yield Finding("limits", "ok", found)
 
 
@@ -342,10 +340,11 @@ def _usage_of(container: str) -> dict[str, Any] | None:
 
 def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
     """How far are apps confined? A line for each server and site in `running`, containers by service."""
-    with contextlib.suppress(core.Failure):  # `check_project` tells.
-        for participant in provision.load(provision.DEFAULT_PROJECT)["participants"]:
-            if container := running.get(service_name(participant["name"])):
-                yield from check_sandbox(participant, container)
+    with contextlib.suppress(core.Failure), ThreadPoolExecutor(AT_ONCE) as pool:  # `check_project` tells.
+        participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
+        asked = [(item, running.get(service_name(item["name"]))) for item in participants]
+        for found in pool.map(lambda pair: list(check_sandbox(*pair)) if pair[1] else [], asked):
+            yield from found
 
 
 def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Finding]:
@@ -359,7 +358,9 @@ def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Findi
     command = [engine.docker(), "exec", container, "python", "-I", "-S", SANDBOX]
     process = core.run(command, timeout=engine.ANSWER_TIMEOUT)
     if process.returncode:
-        yield Finding("sandbox", "warn", f"{name} cannot tell", "./flowerbed build, then ./flowerbed up")
+        why = (process.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        found = f"{name}: could not determine how far apps are confined ({why})"
+        yield Finding("sandbox", "warn", found, "./flowerbed build, then ./flowerbed up")
         return
     told = json.loads(process.stdout)
     if not told["missing"]:

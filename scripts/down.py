@@ -1,8 +1,7 @@
-"""Stop the federation. Kits, images, data and results stay, and so do the volumes unless --volumes is given.
+"""Stop the federation. Kits, images, data, results and volumes stay.
 
-While a job runs, nothing is stopped, unless --force is given: then the job is ended as aborted first.
-The volumes hold what the containers wrote: the server's job store with the results of finished jobs, and
-the logs.
+While a job runs it stops nothing, unless --force is given, which aborts the job first. The volumes hold what
+the containers wrote: the logs, and the server's job store with the results of ended jobs.
 """
 
 from __future__ import annotations
@@ -28,11 +27,14 @@ RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
 
 
 def run(
-    force: Annotated[bool, typer.Option("--force", help="End the jobs that run, as aborted.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Abort the jobs that run.")] = False,
     volumes: Annotated[
-        bool, typer.Option("--volumes", help="Remove the volumes too: job store, results in it, logs.")
+        bool,
+        typer.Option(
+            "--volumes", help="Remove the volumes too: the logs, and the job store with its results."
+        ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing volumes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove the volumes without asking.")] = False,
 ) -> dict[str, Any]:
     """Stop and remove the containers and the network.
 
@@ -89,7 +91,7 @@ def _end_jobs(*, force: bool) -> list[str]:
         service = console.service(None)
         answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")
     except core.Failure as failure:
-        core.say(f"Whether a job runs could not be asked: {failure}")
+        core.say(f"The server could not be asked whether a job runs: {failure}")
         return []
     running = [job for job in answer["jobs"] if job["status"] in RUNNING]
     queued = [job for job in answer["jobs"] if job["status"] in QUEUED]
@@ -104,11 +106,11 @@ def _end_jobs(*, force: bool) -> list[str]:
         )
     if queued:
         names = ", ".join(f"{job['job_id']} ({job['name']})" for job in queued)
-        core.say(f"Not started yet, and kept until ./flowerbed up: {names}")
+        core.say(f"Not started yet, and kept until the next ./flowerbed up: {names}")
     ids = [job["job_id"] for job in running]
     if ids:
         core.say(f"Ended as aborted: {', '.join(ids)}")
         if answer["left"]:
             left = ", ".join(answer["left"])
-            core.say(f"Not ended within {END_WITHIN:.0f} s, and ended with the server: {left}")
+            core.say(f"Not ended within {END_WITHIN:.0f} s, so stopped with the server: {left}")
     return ids

@@ -1,8 +1,9 @@
-"""Print the hash by which sites know an app: that of the bundle (FAB) which Flower makes of it.
+"""Print an app's hash, for a site's `allowed_apps` in project.yml.
 
-  ./flowerbed hash my-app              what a job of this app carries, and what its sites compare
-  ./flowerbed hash deployed/my-app     for a site's `allowed_apps` in project.yml
-Flower runs in a console's container, as for `submit`: the federation has to be up.
+  ./flowerbed hash my-app
+  ./flowerbed hash deployed/my-app
+It is the hash of the bundle (FAB) that Flower builds of the app. Sites compare it with that of the app that a
+job brings. The federation must be up: Flower builds the bundle in a console's container.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scripts.options import As
 
 def run(
     app: Annotated[
-        Path, typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml.")
+        Path, typer.Argument(metavar="APP", help="The folder of a Flower app, with its pyproject.toml.")
     ],
     identity: As = None,
 ) -> dict[str, Any]:

@@ -82,6 +82,12 @@ def participants(config: dict[str, Any], tag: str) -> list[Image]:
     return [Image(name, kit) for name, kit in sorted(found.items())]
 
 
+def lost(config: dict[str, Any]) -> list[str]:
+    """The images of a resolved Compose file that the engine has not."""
+    names = sorted({service["image"] for service in config["services"].values()})
+    return [name for name in names if not engine.has(name)]
+
+
 def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> float:
     """Build one stage of the Dockerfile under a name. Returns the seconds it took.
 
@@ -99,13 +105,20 @@ def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> flo
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
     start = time.monotonic()
     steps: dict[str, tuple[int, int]] = {}
+    begun: dict[str, tuple[int, str, int]] = {}
     with progress.Bar(f"building {image}") as bar:
 
         def tell(line: str) -> None:
+            key, *said = line.split() or [""]
             if step := STEP.match(line):
                 steps[step["stage"] or ""] = int(step["number"]), int(step["of"])
                 done, total = map(sum, zip(*steps.values(), strict=True))
-                bar.at(done, OPTIONS.sub("", step["what"]), total)
+                begun[key] = done, OPTIONS.sub("", step["what"]), total
+            # Where a step is a line, there is none for what is cached. The builder's next line says so.
+            if key in begun and (progress.at_terminal() or not step):
+                at = begun.pop(key)
+                if said != ["CACHED"]:
+                    bar.at(*at)
 
         code, said = progress.follow([*words, "."], tell, env=env, timeout=BUILD_TIMEOUT)
     if code:

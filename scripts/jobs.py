@@ -1,7 +1,7 @@
-"""List the jobs of this federation, the newest first.
+"""List all jobs, the newest first.
 
-./flowerbed jobs | grep RUNNING    a table, also for other programs
-./flowerbed jobs --watch           again and again, until Ctrl-C
+./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
+./flowerbed jobs --watch           keep showing it, until Ctrl-C
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from scripts.options import As, Watch, check_watch
 if TYPE_CHECKING:
     from rich.table import Table
 
+NARROW = 110
+"""Columns of a terminal below which ids are cut to `SHORT_ID` letters, which is enough for JOB. Who has
+submitted, and in which second, is left out."""
+SHORT_ID = 8
+
 COLUMNS = {
     "JOB": "job_id",
     "STATUS": "status",
@@ -29,15 +34,16 @@ COLUMNS = {
 
 def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
     """Ask FLARE for its jobs and show them."""
-    service = console.service(identity)
     if watch:
         check_watch()
+    service = console.service(identity)
+    if watch:
         terminal.watch(lambda: _look(service))
     jobs = newest_first(service)
     if jobs:
         terminal.show(table(jobs))
     else:
-        say("No jobs yet. Hand one in: ./flowerbed submit apps/pytorch-quickstart")
+        say("No jobs yet. Submit one: ./flowerbed submit apps/pytorch-quickstart")
     return {"jobs": jobs}
 
 
@@ -56,18 +62,23 @@ def table(jobs: list[dict[str, Any]]) -> Table:
     """The jobs for a person, one a line."""
     jobs = [{**job, "reason": job.get("reason") or _refusals(job)} for job in jobs]
     columns = dict(COLUMNS)
+    if narrow := terminal.console().width < NARROW:
+        del columns["BY"]
     if not any(job["reason"] for job in jobs):
         del columns["WHY"]
-    rows = [[_cell(key, job.get(key)) for key in columns.values()] for job in jobs]
-    return terminal.table([*columns], rows, fold=("NAME", "SUBMITTED", "BY", "WHY"))
+    rows = [[_cell(key, job.get(key), narrow=narrow) for key in columns.values()] for job in jobs]
+    return terminal.table([*columns], rows, fold=("NAME", "BY", "WHY"))
 
 
 def _refusals(job: dict[str, Any]) -> str:
     return "; ".join(f"{site}: {why}" for site, why in sorted((job.get("refused") or {}).items()))
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(key: str, value: Any, *, narrow: bool) -> str:
     text = "-" if value in (None, "", "N/A") else str(value)
     if key == "submit_time":
-        return "-" if text == "-" else f"{datetime.fromtimestamp(float(text)):%Y-%m-%d %H:%M:%S}"
+        when = "%m-%d %H:%M" if narrow else "%Y-%m-%d %H:%M:%S"
+        return "-" if text == "-" else datetime.fromtimestamp(float(text)).strftime(when)
+    if key == "job_id" and narrow:
+        return text[:SHORT_ID]
     return text.split(".")[0] if key == "duration" else text

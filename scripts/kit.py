@@ -1,12 +1,12 @@
-"""Make a startup kit for FLARE's own tools on this machine; prints its folder.
+"""Make a startup kit for FLARE's own tools on this machine. Prints its folder.
 
-  ./flowerbed kit                                         the project_admin's
+  ./flowerbed kit                                         for the project_admin
   ./flowerbed kit --as lead
   nvflare job list --startup-kit "$(./flowerbed kit)"     FLARE's command line
   ProdEnv(startup_kit_location="...")                     FLARE's Python API
-The kits that provision makes dial the server by its name, which its containers and sites know. This one dials
-localhost and the port that is published here. It is made of links to the kit in use, and so of no further
-copy of the key: after another provision, make it anew.
+The kits of `provision` dial the server by a name that only containers and sites know. This one dials
+localhost and the published port. It links to the kit in use, so the key is not copied. After the next
+`provision`, make it again.
 """
 
 from __future__ import annotations

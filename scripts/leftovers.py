@@ -20,7 +20,7 @@ def forget_kits(compose_file: Path) -> list[str]:
     old = [path for path in used.parent.glob("prod_[0-9]*") if _number(path) < _number(used)]
     for path in sorted(old):
         shutil.rmtree(path)
-        core.say(f"  removed the kits of before, {path}, which no image has any more")
+        core.say(f"  removed the old kits {path}, which no image uses any more")
     return [path.name for path in old]
 
 
@@ -30,7 +30,7 @@ def _number(prod: Path) -> int:
 
 
 def tell(compose_file: Path, project: str, tag: str) -> list[str]:
-    """Say which participants of before still have a volume here, and an image with their key in it.
+    """Say which participants of before still have a volume, an image with their key or a folder of data.
 
     They are not removed: a volume may hold what somebody still wants.
 
@@ -50,5 +50,10 @@ def tell(compose_file: Path, project: str, tag: str) -> list[str]:
         image, remove = f"{project}-{name}:{tag}", [f"docker volume rm {project}_{name}"]
         if engine.has(image):
             remove.append(f"docker image rm {image}")
-        core.say(f"{name} takes no part any more. Its key and data are still here: {' && '.join(remove)}")
+        if (data := core.ROOT / "data" / name).is_dir():
+            remove.append(f"rm -r {data.relative_to(core.ROOT)}")
+        core.say(
+            f"{name} no longer takes part. Its key and data are still here. To remove them: "
+            + " && ".join(remove)
+        )
     return gone

@@ -2,8 +2,8 @@
 
   ./flowerbed logs JOB                  the server's: SuperLink, ServerApp, the job's own errors
   ./flowerbed logs JOB --site site-1    a site's: SuperNode and ClientApp
-  ./flowerbed logs latest --follow --tail 20
-The containers' own logs (outside of any job) are `docker compose logs`.
+  ./flowerbed logs latest --follow --tail 20    the newest job's, and what is added
+For what the containers log outside of jobs, use `docker compose logs`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,28 @@ import typer
 
 from bridge.common.text import shown
 from scripts import console, core
-from scripts.options import As, Job, duration
+from scripts.options import As, Job, count, duration
 
 
 def run(
     job: Job,
-    site: Annotated[str, typer.Option(metavar="NAME", help="Whose: 'server', or a site's name.")] = "server",
+    site: Annotated[
+        str, typer.Option(metavar="NAME", help="Show the log of this site, or of the server.")
+    ] = "server",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is added, until the job has ended.")
+        bool, typer.Option("--follow", "-f", help="Keep printing what is added, until the job ends.")
     ] = False,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", metavar="N", min=0, help="Only the last N lines.")
+        int | None,
+        typer.Option("--tail", "-n", metavar="N", parser=count, help="Show only the last N lines."),
     ] = None,
     since: Annotated[
         float | None,
-        typer.Option(metavar="TIME", parser=duration, help="Only lines of the last 90s, 5m or 1h."),
+        typer.Option(
+            metavar="TIME",
+            parser=duration,
+            help="Show only lines since this time ago, such as 90s, 5m or 1h.",
+        ),
     ] = None,
     identity: As = None,
 ) -> dict[str, Any]:

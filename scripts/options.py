@@ -23,10 +23,17 @@ def duration(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
+def count(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdecimal():
+        raise typer.BadParameter(f"'{text}': expected a whole number, 0 or more.")
+    return int(text)
+
+
 def job_id(text: str) -> str:
     """The value of JOB. It also names a folder of results, so it must not lead out of it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise typer.BadParameter(f"'{text}' is no job id (./flowerbed jobs lists them)")
+        raise typer.BadParameter(f"'{text}' is not a job id (./flowerbed jobs lists them)")
     return text
 
 
@@ -37,8 +44,10 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
         UsageError: there is none, or one that is not known.
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found or not set(found) <= set(known):
-        raise core.UsageError(f"{option}: expected some of {','.join(known)}; found {text!r}")
+    if not found:
+        raise core.UsageError(f"{option} {text!r}: expected names with commas between, such as {known[0]}.")
+    if unknown := [name for name in found if name not in known]:
+        raise core.UsageError(f"{option}: there is no {', '.join(unknown)}. There are: {', '.join(known)}.")
     return found
 
 
@@ -47,7 +56,7 @@ As = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="Whose FLARE identity to use: the part before the @ of an admin in project.yml "
+        help="Act as this admin of project.yml, named by the part of the address before the @ "
         "(default: the project_admin).",
     ),
 ]
@@ -57,7 +66,7 @@ Job = Annotated[
     typer.Argument(
         metavar="JOB",
         parser=job_id,
-        help=f"The job's id, as submit and jobs print it; or its first letters; or '{LATEST}'.",
+        help=f"The job's id, the first letters of it, or '{LATEST}'.",
     ),
 ]
 
@@ -66,11 +75,11 @@ Timeout = Annotated[
     typer.Option(
         metavar="TIME",
         parser=duration,
-        help="Give up waiting after so long, such as 90, 90s, 5m or 1h; the job goes on (exit code 1).",
+        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on (exit code 1).",
     ),
 ]
 
-Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
 
 
 def check_watch() -> None:
@@ -80,10 +89,4 @@ def check_watch() -> None:
         UsageError: both are given.
     """
     if core.as_json:
-        raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")
-
-
-RunConfig = Annotated[
-    list[str] | None,
-    typer.Option(metavar="K=V", help="Override the app's run config, as for `flwr run`; may be repeated."),
-]
+        raise core.UsageError("--watch cannot be combined with --format json: it never ends with an object.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts import compose, core, engine
@@ -44,9 +45,13 @@ def _folders(project: str) -> set[str]:
     """The folders that containers and image of a project come from, as the engine knows them."""
     docker = engine.docker()
     words = ["ps", "--all", "--filter", f"label=com.docker.compose.project={project}"]
-    containers = core.run([docker, *words, "--format", f'{{{{.Label "{WORKING_DIR}"}}}}'])
-    built_in = engine.label(f"{project}-runtime:dev", LABEL)
-    found = [built_in, *(containers.stdout.decode().split("\n") if not containers.returncode else ())]
+    with ThreadPoolExecutor(1) as beside:
+        built_in = beside.submit(engine.label, f"{project}-runtime:dev", LABEL)
+        containers = core.run([docker, *words, "--format", f'{{{{.Label "{WORKING_DIR}"}}}}'])
+    found = [
+        built_in.result(),
+        *(containers.stdout.decode().split("\n") if not containers.returncode else ()),
+    ]
     return {line.strip() for line in found if line.strip().startswith("/")}
 
 

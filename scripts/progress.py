@@ -65,9 +65,12 @@ class Bar:
     def at(self, done: float, what: str = "", total: float | None = None) -> None:
         """Say how far it is, and with `what`, which is a line of its own where no bar is."""
         self._total = total or self._total
+        if self._total and done > self._total:
+            self._total = None  # It was a guess.
         if self._drawn:
             drawn, task = self._drawn
-            drawn.update(task, completed=done, total=self._total, what=one_line(what, TEXT_LIMIT))
+            drawn.tasks[0].total = self._total  # `update` takes None for no change.
+            drawn.update(task, completed=done, what=one_line(what, TEXT_LIMIT))
         elif what and what != self._said:
             self._said = what
             core.say(
@@ -98,7 +101,7 @@ def _drawing(in_bytes: bool) -> Progress:
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     what = TextColumn("{task.fields[what]}", markup=False, table_column=rest)
     columns = [SpinnerColumn(), title, BarColumn(bar_width=20), *far, TimeElapsedColumn(), what]
-    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    return Progress(*columns, console=Console(stderr=True, soft_wrap=True), transient=True, expand=True)
 
 
 def of_files(

@@ -1,14 +1,17 @@
-"""Make or renew the certificates and startup kits of everybody in project.yml.
+"""Make or renew the certificates and startup kits of all participants in project.yml.
 
-Runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
-adding a site leaves the others' kits as they are. The kits come to lie in workspace/PROJECT/prod_NN; .env
-names the one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
+It runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
+a new site leaves the other kits as they are. The kits are in workspace/PROJECT/prod_NN, and .env names the
+one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +26,11 @@ DEFAULT_PROJECT = core.ROOT / "project.yml"
 TIMEOUT = 300.0
 """Seconds for all kits; a key takes about 0.1 s to make."""
 
+STILL_VALID = (
+    "{who} is no longer in project.yml, but its certificate is still valid and it can still take part. To "
+    "shut it out: name it under `revoked:` in project.yml (revoked: [{who}]) and provision again."
+)
+
 WRONG_USE = 4
 """The exit code of `nvflare provision` when what it was given is wrong."""
 
@@ -30,15 +38,21 @@ WRONG_USE = 4
 def run(
     project: Annotated[
         Path,
-        typer.Option("-p", "--project", metavar="FILE", help="Who takes part.", show_default="project.yml"),
+        typer.Option(
+            "-p",
+            "--project",
+            metavar="FILE",
+            help="The file that says who takes part.",
+            show_default="project.yml",
+        ),
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
     """Provision a project file and tell the user what was kept, issued anew and added.
 
     Returns:
         project, kits (participant to folder), participants (name, type, role, service), kept, reissued and
-        added (participants by what became of their certificate), and compose (the file); paths are relative
-        to the root.
+        added (participants by what became of their certificate), still_valid (who has one and takes no part)
+        and compose (the file); paths are relative to the root.
 
     Raises:
         core.UsageError: the file is missing or wrong.
@@ -60,11 +74,14 @@ def run(
         "kept": [n for n in names if n in before and before[n] == after[n]],
         "reissued": [n for n in names if n in before and before[n] != after[n]],
         "added": [n for n in names if n not in before],
+        "still_valid": still_valid(content),
         "compose": compose,
     }
     for line in lines:
         core.say(line)
     parts = [f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added") if outcome[key]]
+    for who in outcome["still_valid"]:
+        core.say(STILL_VALID.format(who=who))
     core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}). Next: ./flowerbed build")
     return outcome
 
@@ -112,6 +129,50 @@ def site_names() -> list[str]:
             f"{DEFAULT_PROJECT.name} names no participant of type client: expected at least one site."
         )
     return names
+
+
+def changes() -> str:
+    """How project.yml differs from what is provisioned, for people; empty: it names the same participants.
+
+    Raises:
+        UsageError: the file is missing or wrong.
+    """
+    project = load(DEFAULT_PROJECT)
+    wanted = {item["name"] for item in project["participants"]}
+    prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
+    has = {kit.name for kit in prod.iterdir() if kit.is_dir()}
+    if wanted == has and project["name"] == prod.parent.name:
+        return ""
+    found = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
+    found += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
+    return f"changed since it was provisioned ({'; '.join(found) or 'its name'})"
+
+
+def changes_in_words() -> str:
+    """The same as a sentence, with what to do. Also empty where project.yml is wrong: `doctor` tells."""
+    with contextlib.suppress(core.Failure):
+        if found := changes():
+            return f"project.yml has {found}: ./flowerbed provision, build and up"
+    return ""
+
+
+def tell_changes() -> None:
+    """Say it, if there is something to say."""
+    if found := changes_in_words():
+        core.say(found)
+
+
+def still_valid(project: Mapping[str, Any]) -> list[str]:
+    """Who has a certificate that is still good, but is neither in the project file nor revoked there."""
+    from cryptography import x509  # Here, since it takes a while, and most verbs need no certificate.
+
+    out = {item["name"] for item in project["participants"]} | set(project.get(checks.REVOKED) or ())
+    now = datetime.now(UTC)
+    return sorted(
+        name
+        for name, certificate in _certificates(project["name"]).items()
+        if name not in out and x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc > now
+    )
 
 
 def _participant(item: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""From nothing to a trained model: one command, and the federation stays up.
+"""Go from nothing to a trained model in one command. The federation stays up.
 
-Starts or installs the engine, makes certificates and images, divides Fashion-MNIST over the sites,
-starts the federation, trains apps/pytorch-quickstart on it and fetches the results with their curves.
-What is there already is kept, so that running it again is quick.
+It starts or installs Docker, makes certificates and images, divides Fashion-MNIST over the sites, starts the
+federation, trains apps/pytorch-quickstart and downloads the results. What is there already is kept, so a
+second run is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ APP = ROOT / "apps" / "pytorch-quickstart"
 
 
 def run(
-    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of training.")] = 3,
+    rounds: Annotated[int, typer.Option(metavar="N", help="How many rounds to train.")] = 3,
     alpha: data.Alpha = None,
     seed: data.Seed = 0,
 ) -> dict[str, Any]:

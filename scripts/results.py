@@ -1,18 +1,17 @@
-"""Fetch an ended job's results into results/JOB: summary, curves, ServerApp's files and logs.
+"""Download an ended job's results to results/JOB.
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
-  results/JOB/curves.png     loss and accuracy by round, every site and the average
-  results/JOB/serverapp/     what the ServerApp wrote in its working directory (a model, say)
-  results/JOB/tb_events/     what TensorBoard shows of the job, a folder a site
+  results/JOB/curves.png     loss and accuracy by round, of each site and on average
+  results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
+  results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
-A job that failed or was aborted has results too: as far as it came.
+A job that failed or was aborted has results too, up to where it got.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from itertools import islice
@@ -25,7 +24,7 @@ from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.checks import size
 from scripts import console, curves
-from scripts.core import ROOT, Failure, UsageError, in_words, say, unpack
+from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
 
@@ -52,21 +51,13 @@ def collect(service: str, job: str) -> dict[str, Any]:
     Raises:
         Failure, UsageError: the job is unknown or has not ended, or what came is no result.
     """
-    folder = RESULTS / job
-    fresh = RESULTS / f".{job}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
+    folder = RESULTS / console.an_id(job)
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)
-    with console.fetch(service, "download", limit=room, job=job) as content:
-        try:
-            summary = lay_out(content, job, fresh, room)
-            draw(summary, fresh / "curves.png")
-            # An older copy is only given up for a whole new one.
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with console.fetch(service, "download", limit=room, job=job) as content, replaced(folder) as fresh:
+        summary = lay_out(content, job, fresh, room)
+        draw(summary, fresh / "curves.png")
     return {**summary, "folder": str(folder)}
 
 
@@ -142,30 +133,49 @@ def draw(summary: dict[str, Any], picture: Path) -> None:
 def tell(outcome: dict[str, Any]) -> None:
     """Say what the results are and where."""
     folder = Path(outcome["folder"])
-    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
-        last = outcome["rounds"][-1]
-        found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
-        shown_values = [f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20)]
-        values = ", ".join(shown_values)
-        say(f"  round {last['round']}, average over {len(last['sites'])} sites: {values or 'no metrics'}")
+        say(f"  {_last_round(outcome['rounds'])}")
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     if outcome["reason"]:
         lines = outcome["reason"].splitlines()
         for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
             say(f"  {one_line(line, TEXT_LIMIT)}")
-    for path, what in (
-        (folder / "curves.png", "loss and accuracy by round, every site and the average"),
-        (folder / "summary.json", "status, metrics and times"),
-        (folder / "serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
-        (folder / "tb_events", "for TensorBoard"),
-        (folder / "logs", _listing(folder / "logs")),
+    # As the user's own programs find it, in whichever folder they are.
+    here = Path.cwd()
+    say(f"  in {folder.relative_to(here) if folder.is_relative_to(here) else folder}:")
+    for name, what in (
+        ("curves.png", "loss and accuracy by round, every site and the average"),
+        ("summary.json", "status, metrics and times"),
+        ("serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
+        ("tb_events", "for TensorBoard"),
+        ("logs", _listing(folder / "logs")),
     ):
-        if path.exists():
-            say(f"  {shown / path.name}  ({what})")
+        if (folder / name).exists():
+            say(f"    {name:12s}  {what}")
+
+
+def _last_round(rounds: list[dict[str, Any]]) -> str:
+    """The last round that has numbers; where none has, how far the last one came."""
+    last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
+    failed = [
+        name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
+    ]
+    round_ = f"round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
+    if not last["metrics"] and failed:
+        return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
+    found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
+    values = ", ".join(f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20))
+    some = f" ({len(failed)} failed)" if failed else ""
+    return (
+        f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values or 'no metrics'}"
+    )
+
+
+def _sites(number: int) -> str:
+    return f"{number} site{'' if number == 1 else 's'}"
 
 
 def _listing(folder: Path) -> str:

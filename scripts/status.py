@@ -1,11 +1,13 @@
-"""Show how the federation is: its containers, the sites that the server knows, the jobs that run."""
+"""Show the containers, the registered sites and the running jobs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from scripts import compose, console, core, engine, terminal
+from provisioning.names import service_name
+from scripts import compose, console, core, engine, provision, terminal
 from scripts.options import Watch, check_watch
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def run(watch: Watch = False) -> dict[str, Any]:
         terminal.watch(_look)
     outcome = status()
     terminal.show(*parts(outcome))
-    if remark := _remark(outcome):
+    for remark in _remarks(outcome):
         core.say(remark)
     return outcome
 
@@ -32,11 +34,13 @@ def status() -> dict[str, Any]:
 
     Returns:
         up (whether all containers run and none is unhealthy), why (what keeps it from being asked),
-        containers (service, state, health), sites (name, last_seen_seconds) and jobs (those not yet ended).
+        containers (service, state, health), sites (name, last_seen_seconds, in_project), jobs (those not yet
+        ended) and changed (how project.yml differs from what was provisioned).
     """
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
     if not compose.is_provisioned():
-        return {**outcome, "why": compose.PROVISION}
+        return {**outcome, "why": compose.PROVISION, "changed": ""}
+    outcome["changed"] = provision.changes_in_words()
     # Docker and Compose take a moment to begin.
     with ThreadPoolExecutor() as side_by_side:
         resolved = side_by_side.submit(compose.config, tag="any")
@@ -61,10 +65,10 @@ def status() -> dict[str, Any]:
     if server is None:
         return {**outcome, "why": "The federation is down: ./flowerbed up starts it."}
     try:
-        told = server.result()
+        told, in_project = server.result(), provision.site_names()
     except core.Failure as failure:
         return {**outcome, "why": f"The server could not be asked: {failure}"}
-    outcome["sites"] = told["sites"]
+    outcome["sites"] = [{**site, "in_project": site["name"] in in_project} for site in told["sites"]]
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
 
@@ -75,12 +79,13 @@ def _ask_server() -> dict[str, Any]:
 
 def parts(outcome: dict[str, Any]) -> list[RenderableType]:
     """The tables: who is there, and what runs."""
-    seen = {site["name"]: site.get("last_seen_seconds") for site in outcome["sites"]}
-    rows = []
-    for container in outcome["containers"]:
-        last = seen.get(container["service"])
-        heard = "" if last is None else f"registered, last heard {last:.0f} s ago"
-        rows.append([container["service"], container["state"], container["health"], heard])
+    seen = {service_name(site["name"]): site for site in outcome["sites"]}
+    rows = [
+        [c["service"], c["state"], c["health"], _heard(seen.pop(c["service"], None))]
+        for c in outcome["containers"]
+    ]
+    # Sites on other machines, and those that were taken out of project.yml.
+    rows += [[name, "-", "-", _heard(site)] for name, site in seen.items()]
     found: list[RenderableType] = []
     if rows:
         found.append(terminal.table(["SERVICE", "STATE", "HEALTH", "SITE"], rows))
@@ -90,11 +95,22 @@ def parts(outcome: dict[str, Any]) -> list[RenderableType]:
     return found
 
 
-def _remark(outcome: dict[str, Any]) -> str:
-    return str(outcome["why"]) or ("" if outcome["jobs"] else "No job runs.")
+def _heard(site: Mapping[str, Any] | None) -> str:
+    if site is None:
+        return ""
+    known = "registered" if site.get("in_project", True) else "registered, not in project.yml"
+    return f"{known}, last heard {site['last_seen_seconds']:.0f} s ago"
+
+
+def _remarks(outcome: dict[str, Any]) -> list[str]:
+    """What is said below the tables."""
+    why = str(outcome["why"]) or ("" if outcome["jobs"] else "No jobs are running.")
+    return [line for line in (outcome.get("changed", ""), why) if line]
 
 
 def _look() -> terminal.Seen:
     outcome = status()
+    # Not what changes without an event: seconds, and how long a job has taken.
     facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
-    return facts, [*parts(outcome), terminal.cell(_remark(outcome))]
+    facts["jobs"] = [(job["job_id"], job["status"]) for job in outcome["jobs"]]
+    return facts, [*parts(outcome), *map(terminal.cell, _remarks(outcome))]

@@ -1,17 +1,16 @@
-"""Hand in a Flower app (or an exported job folder) as a FLARE job; prints the job's id.
+"""Submit a Flower app, or an exported job folder, as a FLARE job. Prints the job's id.
 
   ./flowerbed submit apps/pytorch-quickstart
-  ./flowerbed submit apps/pytorch-quickstart --rounds 5 --run-config "learning-rate=0.01 batch-size=64" --wait
+  ./flowerbed submit my-app --rounds 5 --run-config "learning-rate=0.01" --wait
   ./flowerbed submit my-app --sites site-1,site-3 --as lead
-  ./flowerbed submit --deployed my-app --rounds 5    an app in the server's folder deployed/: no code travels
-  ./flowerbed submit my-app --export jobs/my-job     write the job folder instead, for FLARE's own submit_job
-The app stays as it is: what runs with `flwr run` runs here. It is checked before anything is sent.
+  ./flowerbed submit --deployed my-app              run an app that the server has
+  ./flowerbed submit my-app --export jobs/my-job    write a job folder for FLARE
+An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent.
 """
 
 from __future__ import annotations
 
 import inspect
-import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from bridge.common import job_options
 from bridge.common.job_options import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import Failure, UsageError, say, unpack
-from scripts.options import As, Timeout, duration
+from scripts.core import Failure, UsageError, replaced, say, unpack
+from scripts.options import As, Timeout, duration, names
 
 
 def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,33 +54,33 @@ def _parameter(option: Option) -> inspect.Parameter:
 def run(
     app: Annotated[
         Path | None,
-        typer.Argument(metavar="APP", help="A Flower app's folder, the one with pyproject.toml."),
+        typer.Argument(metavar="APP", help="The folder of a Flower app, with its pyproject.toml."),
     ] = None,
     deployed: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Instead, an app that the server has already, in the folder deployed/: the job brings no "
-            "code, and runs also where that is forbidden.",
+            help="Run an app from the server's folder deployed/ instead of APP. The job brings no code, so "
+            "it also runs on sites that forbid custom code.",
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--wait", help="Show the progress until the job has ended.")
+        bool, typer.Option("--wait", help="Wait for the job to end, and show its progress.")
     ] = False,
     timeout: Timeout = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--export", metavar="DIR", help="Write the FLARE job folder to DIR instead of submitting it."
-        ),
+        typer.Option("--export", metavar="DIR", help="Write the job folder to DIR and submit nothing."),
     ] = None,
     identity: As = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """Check, pack and hand in the app; wait if asked to."""
+    """Check, pack and submit the app; wait if asked to."""
     for option in job_options.of_submit():
         if option.is_switch:
             given[option.name] = not option.default if given[option.name] else None
+    if timeout is not None and not follow:
+        raise UsageError("--timeout: expected --wait with it.")
     chosen = _chosen(app, deployed)
     request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
@@ -93,8 +92,10 @@ def run(
     if not core.as_json:
         print(job, flush=True)
     if follow:
-        return {**outcome, **wait.follow(service, job, timeout=timeout)}
-    say(f"  progress: ./flowerbed wait {job}   then: ./flowerbed results {job}")
+        outcome |= wait.follow(service, job, timeout=timeout)
+        wait.tell_results(outcome)
+        return outcome
+    say(f"  progress: ./flowerbed wait {job[: wait.SHORT]}   then: ./flowerbed results {job[: wait.SHORT]}")
     return outcome
 
 
@@ -135,7 +136,7 @@ def job_request(
     if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
         options["run_config"] = apps.values(overrides)
     if "sites" in given:
-        options["sites"] = _known_sites(given["sites"])
+        options["sites"] = names(given["sites"], "--sites", provision.site_names())
     for option in job_options.of_submit():
         if option.name in options and (problem := option.problem(options[option.name])):
             raise UsageError(f"{option.flag} {problem}.")
@@ -148,21 +149,6 @@ def job_request(
     return {"deployed": deployed, "options": options}
 
 
-def _known_sites(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UsageError(
-            f"--sites {text!r}: expected the names of sites with commas between, such as site-1,site-2."
-        )
-    known = provision.site_names()
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(
-            f"--sites: project.yml has no site {', '.join(unknown)}. It has: {', '.join(known)}."
-        )
-    return names
-
-
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
     """Hand in an app; returns `{job_id, app, version}`.
 
@@ -173,10 +159,13 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
         answer = console.ask(service, "submit", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
-    say(f"Submitted {app.name} {app.version}".rstrip() + f" as {service}: job {answer['job_id']}")
+    job = console.an_id(answer.get("job_id"))
+    named = request.get("options", {}).get("name", app.name)
+    said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
+    say(f"{said} as {service}: job {job}")
     if warning := answer.get("warning"):
         say(f"  Note: {warning}")
-    return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
+    return {"job_id": job, "app": app.name, "version": app.version}
 
 
 def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,17 +180,12 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         content = console.fetch(service, "export", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    fresh.chmod(0o755)  # the consoles read jobs/ as another user, whatever the umask here
-    with content, tarfile.open(fileobj=content) as tar:
+    with content, tarfile.open(fileobj=content) as tar, replaced(folder) as fresh:
+        fresh.chmod(0o755)  # The consoles read jobs/ as another user, whatever the umask here.
         unpack(tar, fresh, for_consoles=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
     say(f"Job folder of {app.name}: {folder}")
     say(
-        "  hand it in with ./flowerbed submit, or, if it is in jobs/, in the admin console: "
+        "  submit it with ./flowerbed submit, or, if it is in jobs/, in the admin console: "
         f"submit_job {folder.name}"
     )
     return {"app": app.name, "version": app.version, "folder": str(folder)}

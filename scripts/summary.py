@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridge.common.meta import REASON, REFUSED, RETRIED_AS
+from bridge.common.meta import REASON, REFUSED, RETRIED_AS, times
 from scripts import hints
 
 Event = Mapping[str, Any]
@@ -82,7 +81,8 @@ def seconds_of(events: Sequence[Event], submitted: float | None, ended: float | 
     replies = [float(e["t"]) for e in events if e.get("event") == "reply"]
     begun = [starts[n] for n in sorted(starts)]
     last = max(replies, default=None)
-    ends = [*begun[1:], last]
+    # A round in which no reply has come is still open.
+    ends = [*begun[1:], last if last is not None and begun and last >= begun[-1] else None]
     return {
         "submit_to_first_round": _difference(submitted, begun[0] if begun else None),
         "rounds": [_difference(begin, end) for begin, end in zip(begun, ends, strict=False)],
@@ -95,26 +95,9 @@ def _difference(begin: float | None, end: float | None) -> float | None:
     return None if begin is None or end is None else round(end - begin, 2)
 
 
-def job_times(meta: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """When a job was submitted and when it ended (Unix time), from FLARE's job meta.
-
-    FLARE 2.9 keeps `submit_time` as Unix time, `start_time` as ISO 8601 and `duration` as str(timedelta).
-    """
-    submitted, ended = meta.get("submit_time"), None
-    try:
-        start = datetime.datetime.fromisoformat(str(meta.get("start_time")))
-        days, _, clock = str(meta.get("duration")).rpartition(" day")
-        hours, minutes, rest = clock.removeprefix("s").lstrip(", ").split(":")
-        took = float(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(rest)
-        ended = start.timestamp() + took
-    except ValueError:
-        pass  # A job that never started has neither.
-    return (float(submitted) if isinstance(submitted, int | float) else None), ended
-
-
 def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
     """What stands in summary.json."""
-    submitted, ended = job_times(meta)
+    submitted, _, ended = times(meta)
     rounds = rounds_of(events)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
     reason = str(meta.get(REASON) or "") or next(

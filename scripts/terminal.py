@@ -105,10 +105,11 @@ def watch(look: Callable[[], Seen]) -> NoReturn:
 
     out, before = console(), object()
     if out.is_terminal:
-        with Live(console=out, auto_refresh=False) as live:
+        # The first look may say something too, such as under whose identity.
+        with Live(Group(*look()[1]), console=out, auto_refresh=False) as live:
             while True:
-                live.update(Group(*look()[1]), refresh=True)
                 time.sleep(WATCH_EVERY)
+                live.update(Group(*look()[1]), refresh=True)
     while True:
         now, parts = look()
         if now != before:

@@ -1,9 +1,9 @@
 """Start the federation, and return when every container is healthy.
 
-Healthy means: the server answers on its port, and each site is registered with it. Starts the Docker engine
-first where none runs. What runs already and is up to date stays as it is.
+A server is healthy when it answers on its port, and a site when it is registered with the server. Docker is
+started first if it does not run. Containers that run and are up to date are left alone.
 
-  ./flowerbed up --tracking tensorboard    and TensorBoard, where the curves of every job are shown
+  ./flowerbed up --tracking tensorboard    also start TensorBoard, for the curves of all jobs
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
-from scripts import compose, core, engine, leftovers, ownership, progress
+from scripts import compose, core, engine, images, leftovers, ownership, progress, provision
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -53,7 +53,7 @@ def run(
     tracking: Annotated[
         list[Tracking] | None,
         typer.Option(
-            help="Start this too: it shows the curves of jobs on a port of this machine; may be given twice."
+            help="Also start this: it shows the curves of jobs on a port of this machine. May be given twice."
         ),
     ] = None,
 ) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def run(
     services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    provision.tell_changes()
     env = dotenv.read(core.ROOT / ".env")
     leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
     addresses = {name: _address(config, name) for name in shown_by}
@@ -105,15 +106,12 @@ def _check_address() -> None:
 
 
 def _address(config: dict[str, Any], name: str) -> str:
-    (port,) = config["services"][name]["ports"]
-    host = port.get("host_ip") or "0.0.0.0"
-    return f"http://{'localhost' if host in ('0.0.0.0', '127.0.0.1') else host}:{port['published']}"
+    address, number = next((address, number) for service, address, number in ports(config) if service == name)
+    return f"http://{'localhost' if address in ('0.0.0.0', '127.0.0.1') else address}:{number}"
 
 
 def _check_images(config: dict[str, Any]) -> None:
-    names = sorted({service["image"] for service in config["services"].values()})
-    lost = [name for name in names if not engine.has(name)]
-    if lost:
+    if lost := images.lost(config):
         more = " --tracking mlflow" if any("-mlflow:" in name for name in lost) else ""
         raise core.Failure(f"There is no image {', '.join(lost)}: run ./flowerbed build{more}.")
 
@@ -132,16 +130,25 @@ def _check_folders(config: dict[str, Any]) -> None:
 
 def _check_ports(config: dict[str, Any]) -> None:
     running = {c["Service"] for c in compose.containers() if c["State"] == "running"}
+    for name, address, number in ports(config):
+        if name not in running and not engine.is_remote() and not is_free(address, number):
+            raise core.Failure(
+                f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
+                f"which). Stop that, or write {port_key(name)}=another port into .env.",
+                port=number,
+            )
+
+
+def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """The published ports: each with its service and address."""
     for name, service in config["services"].items():
         for port in service.get("ports", []):
-            address, number = port.get("host_ip") or "0.0.0.0", int(port["published"])
-            if name not in running and not engine.is_remote() and not is_free(address, number):
-                key = f"FLOWERBED_{name.upper()}_PORT" if name in TRACKING else "FLOWERBED_PORT"
-                raise core.Failure(
-                    f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                    f"which). Stop that, or write {key}=another port into .env.",
-                    port=number,
-                )
+            yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
+
+
+def port_key(service: str) -> str:
+    """The setting for a service's published port."""
+    return f"FLOWERBED_{service.upper()}_PORT" if service in TRACKING else "FLOWERBED_PORT"
 
 
 def is_free(address: str, port: int) -> bool:

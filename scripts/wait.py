@@ -1,20 +1,28 @@
-"""Wait for a job's end and show its progress by round and site.
+"""Wait for a job to end, and show its progress by round and site.
 
-Exit code 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C ends the waiting, not the job.
+The exit code is 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C stops the waiting, not the job.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from typing import Any
 
+from bridge.common.meta import ABORTED
 from bridge.common.text import one_line
 from scripts import console, hints, progress, summary
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout
 
 COMPLETED = "FINISHED:COMPLETED"
+
+SHORT = 8
+"""Letters of a job's id in a command for a person: enough to know it by."""
+
+LINE_LIMIT = 10_000
+"""Characters of a line of progress: as many as `NUMBERS_SHOWN` with the longest names."""
 
 NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
@@ -23,7 +31,14 @@ NUMBERS_SHOWN = 20
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
     """Wait for the job's end."""
     service = console.service(identity)
-    return follow(service, console.full_id(service, job), timeout=timeout)
+    outcome = follow(service, console.full_id(service, job), timeout=timeout)
+    tell_results(outcome)
+    return outcome
+
+
+def tell_results(outcome: dict[str, Any]) -> None:
+    """Say how to get the results of a job that was waited for."""
+    say(f"  results: ./flowerbed results {outcome['job_id'][:SHORT]}")
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -44,10 +59,9 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
                 events.append(event)
                 lines.tell(event)
     except KeyboardInterrupt:
-        say(
-            f"\nNo longer waiting; job {job} goes on. Wait again: ./flowerbed wait {job}   "
-            f"End it: ./flowerbed abort {job}"
-        )
+        short = job[:SHORT]
+        say(f"\nNo longer waiting. Job {short} goes on.")
+        say(f"  wait again: ./flowerbed wait {short}\n  stop it: ./flowerbed abort {short}")
         raise
     end = events[-1] if events else {}
     if end.get("event") != "end":
@@ -60,19 +74,22 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     facts["refused"] = end.get("refused") or {}
     facts["rounds"] = summary.rounds_of(events)
     if status != COMPLETED:
-        # Moved in: no line of it can be taken for one of ours.
-        why = ":\n" + textwrap.indent(reason, "    ") + "\n" if reason else ".\n"
+        if status.endswith("ABORTED") and reason in ("", ABORTED):
+            ended = "was aborted.\n"
+        else:
+            # Moved in: no line of it can be taken for one of ours.
+            ended = f"ended as {status}" + (f":\n{textwrap.indent(reason, '    ')}\n" if reason else ".\n")
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
-        raise Failure(f"Job {job} ended as {status}{why}  {more}More: ./flowerbed logs {job}", **facts)
-    say(f"Job {job}: {status}." + (f"\n{textwrap.indent(reason, '    ')}" if reason else ""))
+        raise Failure(f"Job {job} {ended}  {more}Logs: ./flowerbed logs {job}", **facts)
+    if reason:
+        say(textwrap.indent(reason, "    "))
     return facts
 
 
 class Progress:
     """Tells people of a job's events, a line each, with the seconds since it was submitted.
 
-    Where no event says when that was (key `submitted`, Unix time), it counts from the first that has
-    happened. The status that the job has when we begin to listen has no time: it may be an old one.
+    Where no event says when that was (key `submitted`, Unix time), it counts from the first that has a time.
     """
 
     def __init__(self, bar: progress.Bar | None = None) -> None:
@@ -89,9 +106,7 @@ class Progress:
         self._events.append(event)
         if event.get("submitted"):
             self._start = float(event["submitted"])
-        if kind == "status" and len(self._events) == 1:
-            say(f"           {str(event['status']).lower()}")
-        elif kind == "status":
+        if kind == "status":
             self._say(event, str(event["status"]).lower())
         elif kind == "refused":
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
@@ -131,6 +146,11 @@ class Progress:
         self._open_round = None
 
     def _say(self, event: dict[str, Any], text: str) -> None:
+        # Of whatever an event holds: a second line would look like another event.
+        text = one_line(text, LINE_LIMIT)
+        if event["t"] is None:  # A job that never started, and that had ended before we asked.
+            say(f"           {text}")
+            return
         now = float(event["t"])
         self._start = now if self._start is None else self._start
         say(f"  {max(0.0, now - self._start):5.0f} s  {text}")
@@ -140,7 +160,11 @@ def _reply(event: dict[str, Any]) -> str:
     kind = one_line(str(event.get("kind")), summary.NAME_LIMIT)
     did = {"train": "trained  ", "evaluate": "evaluated"}.get(kind, kind)
     if event.get("error"):
-        return f"{did} FAILED: {one_line(str(event['error']), summary.TEXT_LIMIT)}"
+        # As Flower's SuperNode writes an exception.
+        error = re.sub(
+            r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", r"\1: \2", str(event["error"]), flags=re.DOTALL
+        )
+        return f"{did} FAILED: {one_line(error, summary.TEXT_LIMIT)}"
     on = f"   on {event['num_examples']} examples" if event.get("num_examples") is not None else ""
     return f"{did} {_numbers(event.get('metrics') or {})}{on}"
 

@@ -1,13 +1,16 @@
 """Which tests are slow, which of them need an engine, and which run side by side.
 
-Quick tests run in two workers, since half of their time is waiting; a file stays together (`--dist loadfile`:
-the groups of pytest-xdist 3.8 have no effect with pytest 9.2). The slow ones run in two workers as well, by
-the parts that `PARTS` names, each worker with a federation of its own: `--dist loadscope`, as
-`./flowerbed test` runs them. With `-n 0` they run one after the other, with one federation.
+Quick tests run in three workers, since some of their time is waiting. A file stays together (`--dist
+loadfile`: the groups of pytest-xdist 3.8 have no effect with pytest 9.2), and the longest come first
+(`LONGEST`). The slow ones run in two workers, by the parts that `PARTS` names, each worker with a federation
+of its own: `--dist loadscope`, as `./flowerbed test` runs them. With `-n 0` they run one after the other,
+with one federation.
 """
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ pytest_plugins = ["tests.federation"]
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"
 
-PROCESSES = ("kinds", "versions", "integration/test_0_python", "integration/test_8_bench")
+PROCESSES = ("kinds", "processes", "versions", "integration/test_0_python", "integration/test_8_bench")
 """Start real processes for minutes, and need no engine."""
 CONTAINERS = ("integration", "faults", "attacks")
 
@@ -32,6 +35,20 @@ PARTS = {
 }
 """What runs beside all other slow tests: the first while their images are made, the rest by whichever worker
 is free. The last two have federations of their own."""
+
+LONGEST = (
+    "flower",
+    "gateway",
+    "drivers",
+    "provisioning",
+    "deterministic",
+    "fuzz",
+    "reaper",
+    "certificates",
+    "provisioning_killed",
+    "verbs",
+)
+"""Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone in the end."""
 
 
 def part_of(test: str) -> str:
@@ -57,6 +74,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return Parts(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import stays to the end: looking for garbage in it takes a fifth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def below_tests(item: pytest.Item) -> str:
     """A test's file, by its path from here."""
     return item.path.relative_to(HERE).as_posix()
@@ -78,10 +105,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The parts begin in their order, after what shares one federation.
 
     In whatever order files are given, what asks for the larger federation comes after what expects two sites.
+    The longest quick files begin first.
     """
     order = ["shared federation", *PARTS]
+    longest = [f"unit/test_{name}.py" for name in LONGEST]
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
-        return "larger" in getattr(item, "fixturenames", ()), order.index(part_of(below_tests(item)))
+    def place(item: pytest.Item) -> tuple[bool, int, int]:
+        file = below_tests(item)
+        length = longest.index(file) if file in longest else len(longest)
+        return "larger" in getattr(item, "fixturenames", ()), order.index(part_of(file)), length
 
     items.sort(key=place)

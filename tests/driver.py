@@ -27,6 +27,7 @@ from flwr.proto.control_pb2 import ListRunsRequest, ListRunsResponse
 
 from bridge.common import versions
 from bridge.common.job_options import INLINE, PROCESS, ConfigValue
+from bridge.common.versions import Transport
 from bridge.fleet import wire
 from bridge.fleet.replies import Event
 from bridge.flower import fast_path
@@ -37,8 +38,10 @@ from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
 from bridge.server.forwarder import Forwarder
 from bridge.server.observe import Observer
 from bridge.server.superlink import RunEnd, SuperLink
-from bridge.site import transports
-from bridge.site.supernode import SuperNode, start_supernode
+from bridge.site.gateway import Gateway
+from bridge.site.gateway_grpc import GrpcGateway
+from bridge.site.supernode import SuperNode, SuperNodeSetup, start_supernode
+from dev import relayed
 from tests.lossy import lossy_proxy
 
 FAST = {fast_path.HELD: 3, fast_path.WOKEN: 2, fast_path.COPIED: 3, fast_path.ASKED: 1}
@@ -133,8 +136,15 @@ class FastPath(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
+        fast_path._told.clear()  # An earlier run of this process, or a test, may have told it.
+        self._level = logging.getLogger("bridge").level
         logging.getLogger("bridge").setLevel(logging.INFO)
         logging.getLogger().addHandler(self)
+
+    def end(self) -> None:
+        """Leave logging as it was."""
+        logging.getLogger().removeHandler(self)
+        logging.getLogger("bridge").setLevel(self._level)
 
     def emit(self, record: logging.LogRecord) -> None:
         _, prefix, part = record.getMessage().partition(fast_path.PREFIX)
@@ -171,7 +181,8 @@ async def run_app(
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
     links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
     callers = [SiteRelay(link) for link in links]
-    gateways = [transports.gateway(superlink.fleet, caller) for caller in callers]
+    gateway_kind = Gateway if superlink.fleet is Transport.HTTP else GrpcGateway
+    gateways = [gateway_kind(caller) for caller in callers]
     before_nodes = [lossy_proxy(superlink.fleet, gateway.port) for gateway in gateways]
     nodes: list[SuperNode] = []
     try:
@@ -182,7 +193,8 @@ async def run_app(
             config: dict[str, str | int] = {"partition-id": number, "name": "a b"}
             # One of each kind, where there are two.
             kind = INLINE if number == 1 and versions.generation().fast_path else PROCESS
-            nodes.append(await start_supernode(port, work_dir, home, config, kind=kind, confinement=confined))
+            setup = SuperNodeSetup(port, work_dir, home, config, confinement=confined)
+            nodes.append(await start_supernode(setup, kind))
         # As the controller does: a strategy that begins with one node may train with one.
         async with asyncio.timeout(RUN_WITHIN):
             while len(observer.here) < len(nodes):
@@ -199,14 +211,10 @@ async def run_app(
         await superlink._control("list-runs", ListRunsRequest(run_id=run), runs)
         finished = datetime.datetime.fromisoformat(runs.run_dict[run].finished_at)
     finally:
-        await forwarder.close()
-        for caller in callers:
-            await caller.close()
-        await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
-        for gateway in gateways:
-            await gateway.stop()
+        await relayed.close(forwarder, callers, nodes, superlink, gateways)
         for proxy in (behind_superlink, *before_nodes):
             await proxy.stop()
+        fast.end()
     lost = {
         "behind the SuperLink": sorted(behind_superlink.lost),
         **{f"on the link of {link.site}": sorted(link.lost) for link in links},

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,12 +21,17 @@ from dev import scratch_federation
 from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
 from provisioning import dotenv
 from scripts.core import ROOT, Failure
+from tests.forked_verbs import ForkedVerbs
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for it. Two checkouts whose tests run at the same time need two."""
 if (WORKER := os.environ.get("PYTEST_XDIST_WORKER", "gw0")) != "gw0":
     # The second lane has a federation of its own (`tests/conftest.py`).
     PROJECT += WORKER
+
+
+_verbs: dict[Path, ForkedVerbs] = {}
+"""By checkout."""
 
 
 class Federation(ScratchFederation):
@@ -36,19 +43,33 @@ class Federation(ScratchFederation):
         assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
         return outcome
 
+    def run_verb(
+        self, words: Sequence[str], timeout: float, shown: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """See there; in a copy of a process that has imported what verbs import."""
+        if shown or self.root == ROOT:
+            return super().run_verb(words, timeout, shown)
+        verbs = _verbs.get(self.root)
+        if verbs is None or not verbs.fits():
+            verbs = _verbs[self.root] = ForkedVerbs(self.root)
+        return verbs.run(words, timeout)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Start a verb as people do: in an interpreter of its own, its answer in a pipe."""
+        return subprocess.Popen(**self._new_interpreter(words), stdout=subprocess.PIPE)
+
     def shown(self, *words: str) -> str:
         """What a verb that succeeds shows to people, on both streams."""
-        process = subprocess.run(
-            [sys.executable, "-P", "-m", "scripts", *words],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=300,
-            check=True,
+        verb = self._new_interpreter(words)
+        done = subprocess.run(
+            **verb, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=True
         )
-        return process.stdout
+        return str(done.stdout)
+
+    def _new_interpreter(self, words: Sequence[str]) -> dict[str, Any]:
+        command = [sys.executable, "-P", "-m", "scripts", *words]
+        env = {**os.environ, "PYTHONPATH": str(self.root)}
+        return {"args": command, "cwd": self.root, "env": env, "text": True}
 
     def submit(self, app: str, *options: str) -> str:
         """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
@@ -64,7 +85,7 @@ class Federation(ScratchFederation):
     def processes(self, service: str, check: bool = True) -> list[str]:
         """Names and command lines of all processes in a container, as the engine tells them.
 
-        The name of a template's copy says what it is, in 15 letters. Its command line is the template's.
+        The name of a fork server's copy says what it is, in 15 letters. Its command line is the other's.
         """
         table = self._docker("top", self._name(service), "-ww", "-eo", "pid,comm,args", check=check)
         lines = [line.partition(" ")[2].strip() for line in table.splitlines()[1:]]
@@ -82,6 +103,9 @@ class Federation(ScratchFederation):
 
 REGISTERED_WITHIN = 60.0
 """Seconds for all sites to find a server that has been made anew."""
+
+SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
+"""Of the larger federation."""
 
 PARTICIPANTS = ("server", "site-1", "site-2")
 FLOWER = (
@@ -134,10 +158,28 @@ def with_limits(project: Project) -> None:
     participant(project, "site-1")["limits"] = {"job_files": "600MB"}
 
 
+def with_more(project: Project) -> None:
+    """What the tests need that need more of everything."""
+    more = yaml.safe_load(MORE)
+    allowed = [fab.sha256(fab.build(ROOT / app)) for app in VETTED]
+    next(entry for entry in more if entry["name"] == SITES[-1])["allowed_apps"] = allowed
+    project["participants"].extend(more)
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Federation:
-    """The copy: provisioned, with data and images, not yet started."""
-    return copy_of_checkout(PROJECT, PROJECT, change=with_limits)
+    """The copy: provisioned, with data and images, not yet started.
+
+    For attacks it is the larger one at once, if they come first. Else it grows (`larger`).
+    """
+    at_once = os.environ["PYTEST_CURRENT_TEST"].startswith("tests/attacks/")
+
+    def change(project: Project) -> None:
+        with_limits(project)
+        if at_once:
+            with_more(project)
+
+    return copy_of_checkout(PROJECT, PROJECT, change=change)
 
 
 @contextlib.contextmanager
@@ -156,7 +198,7 @@ def copy_of_checkout(
     folder: str,
     name: str,
     more_sites: Sequence[str] = (),
-    health_interval: int = 4,
+    health_interval: int = 8,
     scheme: str = "",
     max_jobs: int = 0,
     change: Callable[[Project], object] | None = None,
@@ -169,6 +211,9 @@ def copy_of_checkout(
     """
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     made = scratch_federation.make(folder, name, more_sites, settings, scheme, max_jobs)
+    if (verbs := _verbs.pop(made.root, None)) is not None:
+        # Of an earlier copy at this place.
+        verbs.close()
     federation = Federation(made.root, made.port)
     if change is not None:
         federation.edit(change)
@@ -231,12 +276,11 @@ def federation(checkout: Federation, docker_services: object) -> Iterator[Federa
 @pytest.fixture(scope="session")
 def larger(federation: Federation) -> Federation:
     """The same with three more sites and a member, from the first test on that asks for them; what was there
-    stays as it is."""
+    stays as it is. Where attacks came first it has them from its beginning."""
+    if federation.sites == SITES:
+        return federation
     before = federation.kits
-    more = yaml.safe_load(MORE)
-    allowed = [fab.sha256(fab.build(ROOT / app)) for app in VETTED]
-    next(entry for entry in more if entry["name"] == "site-5")["allowed_apps"] = allowed
-    federation.edit(lambda project: project["participants"].extend(more))
+    federation.edit(with_more)
     added = federation.must("provision")["added"]
     assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
     federation.must("data")

@@ -353,7 +353,7 @@ class ForwarderTarget:
         forwarder = Forwarder(
             observer, grace=900, on_refused=lambda site, reason: refusals.append((site, reason))
         )
-        forwarder._upstream = self
+        forwarder._upstream = cast(Any, self)
         forwarder._open.set()
         # The link itself is not used: what it does with a message is what `_tell` asks.
         link = ServerLink(
@@ -479,7 +479,8 @@ _NUMBERS = st.one_of(
 )
 _ANYTHING = st.recursive(
     st.one_of(st.none(), _NUMBERS, _TAGS),
-    lambda part: st.lists(part, max_size=3) | st.dictionaries(_TAGS, part),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(_TAGS, part, max_size=4),
+    max_leaves=12,
 )
 _points = st.tuples(
     _TAGS | _ANYTHING,
@@ -605,8 +606,10 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
     """
     errors = Errors()
     logging.getLogger().addHandler(errors)
-    logging.getLogger("bridge").setLevel(logging.ERROR)
-    logging.getLogger("httpx").setLevel(logging.ERROR)
+    quiet = [logging.getLogger(name) for name in ("bridge", "httpx")]
+    levels = [logger.level for logger in quiet]
+    for logger in quiet:
+        logger.setLevel(logging.ERROR)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _, context: errors.seen.append(str(context)))
     target = TARGETS[name](loop)
@@ -633,6 +636,8 @@ def fuzz(name: str, *, inputs: int, start: int) -> int:
         target.end()
         loop.close()
         logging.getLogger().removeHandler(errors)
+        for logger, level in zip(quiet, levels, strict=True):
+            logger.setLevel(level)
     return ran
 
 

@@ -1,4 +1,4 @@
-"""Apps over the lossy relay (`tests/driver.py`) and in plain Flower (`bridge/flower/plain.py`), with the same
+"""Apps over the lossy relay (`tests/driver.py`) and in plain Flower (`dev/plain_flower.py`), with the same
 seed and order of the sites, and with the Python that is given.
 
 Over the relay each has a SuperLink and SuperNodes of its own. In plain Flower those with as many sites share
@@ -34,7 +34,7 @@ SEED = 7
 PLAIN = """
 import json, shutil, sys, tempfile
 from pathlib import Path
-from bridge.flower import plain
+from dev import plain_flower as plain
 folder, spec, runs = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 with plain.federation(folder, spec) as run_app:
     for app, run_config, place in runs:

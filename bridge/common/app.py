@@ -34,9 +34,6 @@ VALUE_LIMIT = 200
 FAB_LIMIT = 10 * 1024 * 1024
 """Bytes of the largest app bundle that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
 
-JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-"""What a job may be called."""
-
 DEPLOYED = "local/custom"
 """Where in a FLARE server's workspace the apps lie that its operator has put there; in the container it leads
 to /apps. The place is FLARE's own (nvflare 2.9.0 `app_opt/flower/path_utils.py`)."""
@@ -59,7 +56,8 @@ def read_app(app: Path) -> dict[str, Any]:
     try:
         return parse((app / PYPROJECT).read_bytes())
     except FileNotFoundError:
-        raise BadApp(f"expected a Flower app, but it has no {PYPROJECT}") from None
+        found = f"holds no {PYPROJECT}" if app.is_dir() else "does not exist"
+        raise BadApp(f"{app} {found}: expected the folder of a Flower app") from None
 
 
 def parse(pyproject: bytes, folder: str = "") -> dict[str, Any]:
@@ -213,6 +211,8 @@ def _imported(source: bytes) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
+            # What is imported from a package may be a module of it, which is no attribute before.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
@@ -250,8 +250,8 @@ def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:
     known = run_config(config)
     if unknown := sorted(set(keys) - set(known)):
         raise BadApp(
-            f"the app has no configuration key {', '.join(unknown)}, and Flower takes no other. "
-            f"It has: {', '.join(known) or 'none'} ([tool.flwr.app.config] in {PYPROJECT})"
+            f"unknown configuration key {', '.join(unknown)}. The app has: {', '.join(known) or 'none'} "
+            f"([tool.flwr.app.config] in {PYPROJECT})"
         )
 
 

@@ -122,3 +122,14 @@ def remove(folder: Path) -> None:
     """Remove a folder that an app has written, however closed or nested it is, if it is there at all."""
     run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
     run_command("rm", "-rf", "--one-file-system", "--", str(folder))
+
+
+def jobs_of_processes() -> set[str]:
+    """The ids of all jobs that a process here has in its command line, as FLARE's job processes have."""
+    import psutil  # Here, since the host has none.
+
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.update(JOB_ID.findall(" ".join(process.cmdline())))
+    return found

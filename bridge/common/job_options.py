@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +24,18 @@ ConfigValue = bool | int | float | str
 SERVER, SITE, JOB = "server", "site", "job"
 """Who acts on an option: `FlowerController`, `FlowerExecutor`, or `FlowerJob`, which makes the folder."""
 
+HOUR = 3600
+
 PROCESS, INLINE = "process", "inline"
 """The kinds of SuperNode: a process, or a thread of FLARE's process of the job."""
 
 TENSORBOARD, MLFLOW, NO_TRACKING = "tensorboard", "mlflow", "none"
+
+VALUE_SHOWN = 40
+"""Characters of a value that is out of bounds."""
+
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What a job may be called."""
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -90,11 +100,21 @@ class Option:
             return ""
         if not _is_a(value, self.type):
             return f"{value!r}: expected {_NAMES[self.type]}"
+        if (
+            self.type is Sequence
+            and (twice := next((v for v in value if value.count(v) > 1), None)) is not None
+        ):
+            return f"{','.join(value)}: {twice} is named twice"
+        if self.name == "name" and value and not JOB_NAME.fullmatch(value):
+            return f"{value!r}: expected letters, digits, '.', '_' and '-', with a letter or digit first"
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{value!r}: expected a number that is finite"
         low = self.at_least is not None and value < self.at_least
         if low or (self.at_most is not None and value > self.at_most):
-            return f"{value:g}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
+            shown = f"{value:g}" if isinstance(value, float) else f"{value!r}"[:VALUE_SHOWN]
+            return f"{shown}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
         return ""
 
 
@@ -119,11 +139,11 @@ class JobOptions:
         "`server-predeployed-flwr`",
     )
     rounds: int | None = _option(
-        None, "sets num-server-rounds of the app's run config", JOB, flag="--rounds", metavar="N", at_least=1
+        None, "set num-server-rounds in the app's run config", JOB, flag="--rounds", metavar="N", at_least=1
     )
     run_config: Mapping[str, ConfigValue] | None = _option(
         None,
-        "overrides the app's run config, as for `flwr run`",
+        "override the app's run config, as for `flwr run`",
         SERVER,
         more="In a job's file: keys of `[tool.flwr.app.config]` with dots; true, false, numbers or text",
         flag="--run-config",
@@ -146,7 +166,7 @@ class JobOptions:
     mandatory: Sequence[str] | None = _option(None, "the sites without which the job does not start", JOB)
     min_sites: int = _option(
         1,
-        "the fewest sites with which the job may run",
+        "the fewest sites that the job needs",
         SERVER,
         JOB,
         more="The run starts when all are there, or with these `sites_within` after the job's start. A site "
@@ -158,7 +178,7 @@ class JobOptions:
     )
     grace: float = _option(
         900.0,
-        "seconds for which a site may be out of reach before it is given up",
+        "seconds that a site may be out of reach before it is given up",
         SERVER,
         flag="--grace",
         metavar="TIME",
@@ -171,7 +191,7 @@ class JobOptions:
     )
     retries: int = _option(
         0,
-        "how often the job is submitted again by itself, should the server restart while it runs",
+        "how often the job is submitted again if the server restarts while it runs",
         JOB,
         flag="--retries",
         metavar="N",
@@ -186,13 +206,13 @@ class JobOptions:
         SITE,
         more="See [no waiting](../design.md#no-waiting)",
         flag="--cold",
-        flag_help="start a new interpreter for every message, as plain Flower does: slower, with the same "
+        flag_help="start a new interpreter for each message, as plain Flower does. Slower, with the same "
         "results",
         recipe=True,
     )
     supernode: str = _option(
         PROCESS,
-        "the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
+        "run the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
         more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
         "the same results, and needs flwr 1.40 to 1.43",
@@ -202,8 +222,8 @@ class JobOptions:
     )
     in_order: int | None = _option(
         None,
-        "a seed: the ServerApp gets its replies in the sites' order and seeded random numbers, and what "
-        "passes it is recorded",
+        "give the ServerApp its replies in the order of the sites, and random numbers from this seed, and "
+        "record what passes it",
         SERVER,
         more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.43, "
         "another one is refused",
@@ -213,7 +233,7 @@ class JobOptions:
     )
     tracking: str = _option(
         NO_TRACKING,
-        "where the curves go, of what the app logs with FLARE's writers and of every reply",
+        "where to send the curves of each reply, and of what the app logs with FLARE's writers",
         JOB,
         more="See [tracking](../how-to/tracking.md)",
         flag="--tracking",
@@ -221,13 +241,18 @@ class JobOptions:
         submit_default=TENSORBOARD,
         recipe=True,
     )
-    superlink_ready_timeout: float = _option(60.0, "seconds for the SuperLink to answer", SERVER)
+    superlink_ready_timeout: float = _option(
+        60.0, "seconds for the SuperLink to answer", SERVER, at_least=0, at_most=HOUR, unit="seconds"
+    )
     sites_within: float = _option(
         60.0,
         # It takes 4 to 6 on a quiet machine.
         "seconds for all sites' SuperNodes to appear",
         SERVER,
         more="Then the run starts without those that are missing, if `min_sites` are there",
+        at_least=0,
+        at_most=24 * HOUR,
+        unit="seconds",
     )
     progress_timeout: float | None = _option(
         None,
@@ -235,6 +260,7 @@ class JobOptions:
         SERVER,
         # A SuperNode that has nothing to do makes a call every 20 to 30 s.
         at_least=60,
+        at_most=7 * 24 * HOUR,
         unit="seconds",
     )
     client_shutdown_timeout: float = _option(
@@ -242,6 +268,10 @@ class JobOptions:
         0.5,
         "seconds for SuperNode and ClientApp to end by themselves when the job is over",
         SITE,
+        # For so long what is deaf to it holds up the site.
+        at_least=0,
+        at_most=10,
+        unit="seconds",
     )
     extra_env: Mapping[str, str] | None = _option(
         None,
@@ -360,8 +390,11 @@ def given_to(user: str, given: Mapping[str, Any]) -> JobOptions:
 
     Raises:
         TypeError: one is given that is not this user's.
+        ValueError: a value is not of its type, or out of bounds.
     """
     foreign = sorted(set(given) - {option.name for option in options(user)})
     if foreign:
         raise TypeError(f"unexpected options of the {user}: {', '.join(foreign)}")
-    return JobOptions(**given)
+    made = JobOptions(**given)
+    made.check()
+    return made

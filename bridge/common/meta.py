@@ -1,4 +1,12 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta, and one app command."""
+"""The names by which the parts of the bridge know what stands in a FLARE job's meta and in the list of who is
+revoked, and two app commands."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 ABORTED = "aborted"
 """The reason of a job that somebody has ended."""
@@ -44,3 +52,21 @@ REMOVED = "flowerbed_removed"
 
 LATEST = "latest"
 """Stands, where a job's id is asked for, for the one that was submitted last."""
+
+REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
+"""The file that says who is revoked: the names are a list under this key. Provisioning writes it, and FLARE's
+processes that others connect to read it."""
+
+
+def times(meta: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """When a job was submitted, when it started and when it ended (Unix time); None: not yet, or not known.
+
+    FLARE 2.9 keeps `submit_time` as Unix time, `start_time` as ISO 8601 and `duration` as str(timedelta).
+    """
+    submitted, started, ended = meta.get("submit_time"), None, None
+    with contextlib.suppress(ValueError):  # A job that never started has neither.
+        started = datetime.fromisoformat(str(meta.get("start_time"))).timestamp()
+        days, _, clock = str(meta.get("duration")).rpartition(" day")
+        hours, minutes, rest = clock.removeprefix("s").lstrip(", ").split(":")
+        ended = started + float(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(rest)
+    return (float(submitted) if isinstance(submitted, int | float) else None), started, ended

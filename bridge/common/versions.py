@@ -1,4 +1,4 @@
-"""Which flwr versions work, and what differs between them: one table, one row for what is alike.
+"""Which flwr versions work, and what differs between them: each generation says what it changes.
 
 Read in each version's `--help`, `superlink/cli/flower_superlink.py`, `supernode/cli/flower_supernode.py`
 and `proto/`. What does not differ from 1.34 on: the twelve calls of the Fleet API and their messages, those
@@ -51,53 +51,41 @@ class Generation:
     one more reply."""
 
 
-GENERATIONS = (
-    Generation(
-        first=(1, 34),
-        last=(1, 34),
-        fleet=Transport.GRPC,
-        control=Transport.GRPC,
-        superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
-        "--serverappio-api-address 127.0.0.1:{runtime}",
-        supernode="--clientappio-api-address 127.0.0.1:{runtime}",
-    ),
-    Generation(
-        first=(1, 35),
-        last=(1, 36),
-        fleet=Transport.GRPC,
-        control=Transport.GRPC,
-        superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
-        "--host 127.0.0.1 --port {http}",
-        supernode="--host 127.0.0.1 --port {runtime}",
-    ),
-    Generation(
-        first=(1, 37),
-        last=(1, 39),
-        fleet=Transport.GRPC,
-        control=Transport.HTTP,
-        superlink="--fleet-api-address 127.0.0.1:{fleet} --host 127.0.0.1 --port {http}",
-        supernode="--host 127.0.0.1 --port {runtime}",
-    ),
-    Generation(
-        first=(1, 40),
-        last=(1, 42),
-        fleet=Transport.HTTP,
-        control=Transport.HTTP,
-        superlink="--host 127.0.0.1 --port {http}",
-        supernode="--host 127.0.0.1 --port {runtime}",
-        fast_path=True,
-    ),
-    Generation(
-        first=(1, 43),
-        last=(1, 43),
-        fleet=Transport.HTTP,
-        control=Transport.HTTP,
-        superlink="--host 127.0.0.1 --port {http}",
-        supernode="--host 127.0.0.1 --port {runtime}",
-        fast_path=True,
-        unasked=True,
-    ),
+_34 = Generation(
+    first=(1, 34),
+    last=(1, 34),
+    fleet=Transport.GRPC,
+    control=Transport.GRPC,
+    superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
+    "--serverappio-api-address 127.0.0.1:{runtime}",
+    supernode="--clientappio-api-address 127.0.0.1:{runtime}",
 )
+_35 = replace(
+    _34,
+    first=(1, 35),
+    last=(1, 36),
+    superlink="--fleet-api-address 127.0.0.1:{fleet} --control-api-address 127.0.0.1:{control} "
+    "--host 127.0.0.1 --port {http}",
+    supernode="--host 127.0.0.1 --port {runtime}",
+)
+_37 = replace(
+    _35,
+    first=(1, 37),
+    last=(1, 39),
+    control=Transport.HTTP,
+    superlink="--fleet-api-address 127.0.0.1:{fleet} --host 127.0.0.1 --port {http}",
+)
+_40 = replace(
+    _37,
+    first=(1, 40),
+    last=(1, 42),
+    fleet=Transport.HTTP,
+    superlink="--host 127.0.0.1 --port {http}",
+    fast_path=True,
+)
+_43 = replace(_40, first=(1, 43), last=(1, 43), unasked=True)
+
+GENERATIONS = (_34, _35, _37, _40, _43)
 """From the oldest to the newest, without a gap."""
 
 NEWER = replace(GENERATIONS[-1], fast_path=False)

@@ -18,6 +18,8 @@ from typing import TextIO
 
 from nvflare.fuel.sec.audit import AuditService
 
+from bridge.job import replaced
+
 OLDER = ".1"
 """What is added to the name of the older file."""
 
@@ -91,7 +93,6 @@ def bound(limit: int) -> bool:
     with auditor._lock:
         if auditor.audit_file is None or isinstance(auditor.audit_file, RotatingFile):
             return auditor.audit_file is not None
-        file = Path(auditor.audit_file.name)
         auditor.audit_file.close()
-        auditor.audit_file = RotatingFile(file, limit)
+        replaced.replace(replaced.AUDIT_FILE, lambda file: RotatingFile(Path(file.name), limit), of=auditor)
     return True

@@ -23,11 +23,7 @@ from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.private.admin_defs import MsgHeader
 from nvflare.private.admin_defs import ReturnCode as AdminCode
-from nvflare.private.defs import (
-    ERROR_MSG_PREFIX,
-    CellChannel,
-    CellChannelTopic,
-)
+from nvflare.private.defs import ERROR_MSG_PREFIX, CellChannel, CellChannelTopic
 from nvflare.private.fed.server.job_cmds import CLONED_META_KEYS
 from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
@@ -35,15 +31,11 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 from bridge.common import events, meta
 from bridge.common.errors import FlowerbedError
 from bridge.common.meta import EVENTS_FILE
-from bridge.flare.revocation import Barred
+from bridge.flare.revocation import DISABLED, REVOCATIONS, REVOKED
 from bridge.flare.site_messages import SiteMessages
-from bridge.job import news, patches
+from bridge.job import news, replaced
 
 log = logging.getLogger(__name__)
-
-OUTCOME_WAIT = 15.0
-"""Seconds for which a job whose run has ended waits until its sites have ended too. FLARE's own 900 are for
-jobs whose truth is at the sites; a site that is gone would hold the job's end for as long."""
 
 APP_COMMAND_WITHIN = 5.0
 """Seconds for the job's own process on the server to take note of a site's new token."""
@@ -89,13 +81,14 @@ class FlareServer:
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.Register, cb=told.register)
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.HEART_BEAT, cb=told.heartbeat)
         cell.register_request_cb(channel=channel, topic=CellChannelTopic.REPORT_JOB_FAILURE, cb=told.outcome)
-        # FLARE fails a job that has ended well if a site then restarts, or is given up, before it reported;
-        # and it forgets that a site owes a report while the job runs.
-        server._resolve_missing_client_outcome = lambda client, job, reason: (
-            None if self.runs(job) else runner.resolve_client_outcome(job, client.name)
-        )
-        runner.client_outcome_wait_timeout = OUTCOME_WAIT
-        patches.wake_server_loops(self._engine, runner, self._manager)
+
+        def resolve(client: Any, job: str, reason: str) -> None:
+            # FLARE fails a job that has ended well if a site then restarts, or is given up, before it
+            # reported; and it forgets that a site owes a report while the job runs.
+            if not self.runs(job):
+                runner.resolve_client_outcome(job, client.name)
+
+        replaced.replace(replaced.MISSING_OUTCOME, lambda _: resolve, of=server)
         news.install(self._engine)
 
     # Jobs that run
@@ -144,19 +137,16 @@ class FlareServer:
         """Do not wait any longer for the site's report."""
         self._runner.resolve_client_outcome(job, site)
 
-    def bar(self, names: Barred) -> None:
-        """Let FLARE take whoever is in `names` for disabled, besides those whom it has disabled itself: no
-        registration, no heartbeat, no login."""
-        manager = self._server.client_manager
-        with manager.lock:
-            names.update(manager.disabled_clients)
-            names.here = manager.name_to_clients
-            manager.disabled_clients = names
+    def out(self, site: str) -> str | None:
+        """Why a site is to be put out of where it is; None if it may stay."""
+        if REVOCATIONS.removed(site):
+            return REVOKED
+        return DISABLED if self._server.client_manager.is_client_disabled(site) else None
 
-    def drop(self, names: Barred) -> None:
-        """Forget the tokens of registered sites that are in `names`."""
+    def drop_removed(self) -> None:
+        """Forget the tokens of registered sites that were removed."""
         for token, client in list(self._server.client_manager.clients.items()):
-            if why := names.out(client.name):
+            if why := self.out(client.name):
                 log.warning("%s is removed, and its session closed: %s", client.name, why)
                 self._server.client_manager.remove_client(token)
                 self._server.remove_client_data(token)

@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
-from bridge.common.disk import JOB_ID, remove
+from bridge.common.disk import JOB_ID, jobs_of_processes, remove
 from bridge.flare import audit
 from bridge.job import settings
 
@@ -90,15 +89,6 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
     if removed:
         log.info("removed %d folders of jobs that have ended", len(removed))
     return removed
-
-
-def jobs_of_processes() -> set[str]:
-    """The ids of all jobs that a process here has in its command line, as FLARE's job processes have."""
-    found: set[str] = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            found.update(JOB_ID.findall(" ".join(process.cmdline())))
-    return found
 
 
 def _folders(place: Path) -> Iterator[Path]:

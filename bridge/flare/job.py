@@ -19,7 +19,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.job_config.file_source import FileSource
 
 from bridge.common import job_options, meta, versions
-from bridge.common.app import ROUNDS_KEY, check_run_config, read_app
+from bridge.common.app import ROUNDS_KEY, check_code, check_run_config, read_app
 from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.contents import BUILT
 from bridge.job import fab
@@ -29,9 +29,9 @@ from bridge.server.trackers import RECEIVERS
 from bridge.site import supernode
 from bridge.site.executor import FlowerExecutor
 
-TASK_REQUEST_INTERVAL = 5.0
-"""Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
-the job's end the site is told (`patches.py`): only if that is lost does it learn of it so."""
+TASK_REQUEST_INTERVAL = 0.1
+"""Seconds that FLARE sleeps before a site's job asks for a task. The executor makes it rest before, and knows
+when the run is over (`bridge/site/executor.py`)."""
 
 GET_TASK_WITHIN = 10.0
 """Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when
@@ -91,7 +91,6 @@ class FlowerJob(FedJob):
         self.to_server(FlowerController(**options.arguments(job_options.SERVER)))
         if options.tracking in RECEIVERS:
             self.to_server(RECEIVERS[options.tracking](), id="tracking")
-        # How often a site's job asks for a task, and so how soon it sees END_RUN (FLARE's own: 2 s).
         self.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL}})
         self.to_server({"dead_client_grace_period": max(0.0, options.grace - UNHEARD) + DEAD_AFTER_GRACE})
         for part in code:
@@ -117,7 +116,9 @@ class FlowerJob(FedJob):
         folder = tempfile.mkdtemp(prefix="flowerbed-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / fab.NAME
-        file.write_bytes(fab.build(app))
+        content = fab.build(app)
+        check_code(read_app(app), fab.files(content), f"{app}/")
+        file.write_bytes(content)
         return FileSource(str(file), app_folder_type="custom")
 
     def simulator_run(self, *args: Any, **options: Any) -> Any:

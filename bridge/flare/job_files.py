@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,18 +23,6 @@ ENTRIES = 20_000
 
 UNPACKED_LIMIT = 2 * 1024**3
 """Bytes of all files in one job. Each part has the app, which is 10 MB at most."""
-
-NO_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    OSError,
-)
-"""What Python's reader of zips raises for bytes that are none."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 

@@ -22,7 +22,6 @@ from nvflare.apis.utils.job_utils import get_event_job_id
 
 from bridge.common import meta
 from bridge.flare.flare_server import SERVER, CannotStart, FlareServer, new_id
-from bridge.flare.revocation import Barred
 
 log = logging.getLogger(__name__)
 
@@ -70,46 +69,48 @@ class JobSupervisor(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
-        self._parent: FlareServer | None = None
+        self._flare: FlareServer | None = None
         self._lock = threading.Lock()
         self._parts: dict[tuple[str, str], _Part] = {}
         self._seen: set[tuple[str, str]] = set()
         self._left: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, frozenset[str]] = {}
         self._began = time.monotonic()
-        self._barred = Barred()
         self._out: dict[tuple[str, str], str] = {}
         """Sites that a job's process is still to be told of, as put out."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the server's own process."""
         if event_type == EventType.SYSTEM_START:
-            self._parent = FlareServer(fl_ctx.get_engine())
-            self._parent.watch(self._heartbeat, self._died)
-            self._parent.bar(self._barred)
-            threading.Thread(target=self._keep_out, name="keeper", daemon=True).start()
+            self._flare = FlareServer(fl_ctx.get_engine())
+            self._server.watch(self._heartbeat, self._died)
+            threading.Thread(target=self._keep_out, name="job-supervisor", daemon=True).start()
             # Asked for now, since soon new jobs run; closed aside, since FLARE waits to finish its start.
-            work = (self._parent, self._parent.unfinished())
-            threading.Thread(target=self._close_unfinished, args=work, name="keeper").start()
-        elif self._parent is None:
+            unfinished = (self._server.unfinished(),)
+            threading.Thread(target=self._close_unfinished, args=unfinished, name="job-supervisor").start()
+        elif self._flare is None:
             return
         elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
-            self._hold(self._parent, fl_ctx)
+            self._hold(fl_ctx)
         elif event_type == EventType.JOB_STARTED:
             job = get_event_job_id(fl_ctx)
-            sites, refused = self._parent.participants(job), self._parent.refusals(job)
-            self._parent.note(job, {meta.SITES: sites, meta.REFUSED: refused})
+            sites, refused = self._server.participants(job), self._server.refusals(job)
+            self._server.note(job, {meta.SITES: sites, meta.REFUSED: refused})
         elif event_type == EventType.JOB_ABORTED:
-            self._not_started(self._parent, get_event_job_id(fl_ctx))
+            self._not_started(get_event_job_id(fl_ctx))
         elif event_type == EventType.JOB_COMPLETED:
-            self._closed(self._parent, get_event_job_id(fl_ctx))
+            self._closed(get_event_job_id(fl_ctx))
+
+    @property
+    def _server(self) -> FlareServer:
+        assert self._flare is not None
+        return self._flare
 
     # Sites that left a running job
 
     def _heartbeat(self, site: str, token: str, jobs: frozenset[str]) -> None:
         """A site lives. Does it take part in all jobs that it should?"""
-        assert self._parent is not None
-        running = self._parent.tokens()
+        running = self._server.tokens()
         for job, tokens in running.items():
             if site not in tokens:
                 continue
@@ -117,12 +118,12 @@ class JobSupervisor(FLComponent):
                 self._seen.add((job, token))
             elif tokens[site] != token:
                 self._start_again(job, site, "the site was restarted")
-            elif (job, token) in self._seen and self._parent.owes_outcome(job, site):
+            elif (job, token) in self._seen and self._server.owes_outcome(job, site):
                 # It has ended there, and the report of that was lost with the link.
                 self._start_again(job, site, "its job process is gone")
         with self._lock:
-            self._left[site] = jobs - self._parent.known_jobs()
-        self._release(self._parent)
+            self._left[site] = jobs - self._server.known_jobs()
+        self._release()
 
     def _died(self, job: str, site: str) -> None:
         """A site's job process was killed or crashed."""
@@ -144,17 +145,16 @@ class JobSupervisor(FLComponent):
             part.starting = True
             given_up = part.failures > RESTARTS
         work = (self._give_up, (job, site, why)) if given_up else (self._start, (job, site, why, part, wait))
-        threading.Thread(target=work[0], args=work[1], name="keeper", daemon=True).start()
+        threading.Thread(target=work[0], args=work[1], name="job-supervisor", daemon=True).start()
 
     def _start(self, job: str, site: str, why: str, part: _Part, wait: float) -> None:
-        assert self._parent is not None
         log.warning("%s left job %s: %s; start %d of %d", site, job, why, part.failures, RESTARTS)
         time.sleep(wait)
         try:
-            if not self._parent.runs(job):
-                self._parent.forget_outcome(job, site)
+            if not self._server.runs(job):
+                self._server.forget_outcome(job, site)
                 return
-            self._parent.start_site(job, site, part.number)
+            self._server.start_site(job, site, part.number)
             log.info("%s takes part in job %s again", site, job)
         except CannotStart as error:
             # The site's next heartbeat shows that it is not there, and the next try begins.
@@ -166,12 +166,11 @@ class JobSupervisor(FLComponent):
                 part.starting = False
 
     def _give_up(self, job: str, site: str, why: str) -> None:
-        assert self._parent is not None
         reason = (
             f"{site} left the job {RESTARTS + 1} times, and is not started again: {why}. Look at its log."
         )
         log.error("job %s: %s", job, reason)
-        self._parent.fail(job, reason)
+        self._server.fail(job, reason)
 
     # Sites and people who were removed
 
@@ -185,58 +184,57 @@ class JobSupervisor(FLComponent):
 
     def _look(self) -> None:
         """Put whoever was removed out of the jobs that run."""
-        assert self._parent is not None
-        self._parent.drop(self._barred)
-        running = self._parent.tokens()
+        self._server.drop_removed()
+        running = self._server.tokens()
         for job, tokens in running.items():
             for site in tokens:
-                if why := self._barred.out(site):
+                if why := self._server.out(site):
                     self._out[job, site] = why
         for (job, site), why in list(self._out.items()):
-            if job not in running or self._parent.put_out(job, site, why):
+            if job not in running or self._server.put_out(job, site, why):
                 del self._out[job, site]
 
     # Jobs that were refused
 
-    def _not_started(self, parent: FlareServer, job: str) -> None:
+    def _not_started(self, job: str) -> None:
         """FLARE has ended a job: give it a reason if it has not even begun."""
-        known = parent.known(job)
+        known = self._server.known(job)
         if known.get(JobMetaKey.STATUS) != RunStatus.FAILED_TO_RUN:
             return
-        refused = parent.refusals(job)
+        refused = self._server.refusals(job)
         reason = "; ".join(f"{who} refused the job: {why}" for who, why in sorted(refused.items()))
         if meta.NO_CUSTOM_CODE in refused.values():
             reason += ". " + ("Take" if SERVER in refused else TOO_FEW + "take") + DEPLOYED
-        parent.note(job, {meta.REFUSED: refused, meta.REASON: reason or NOT_STARTED})
+        self._server.note(job, {meta.REFUSED: refused, meta.REASON: reason or NOT_STARTED})
 
     # Jobs whose process is gone
 
-    def _closed(self, parent: FlareServer, job: str) -> None:
+    def _closed(self, job: str) -> None:
         """FLARE has closed a job: give it a reason if its own process could not."""
         with self._lock:
             for key in [key for key in self._parts if key[0] == job]:
                 del self._parts[key]
             self._seen = {key for key in self._seen if key[0] != job}
-        known = parent.known(job)
+        known = self._server.known(job)
         explained = meta.REASON in known or known.get(JobMetaKey.STATUS) == RunStatus.FINISHED_ABORTED
-        if not explained and parent.process_was_lost(job):
-            parent.note(job, {meta.REASON: LOST})
+        if not explained and self._server.process_was_lost(job):
+            self._server.note(job, {meta.REASON: LOST})
 
-    def _close_unfinished(self, parent: FlareServer, unfinished: list[dict[str, Any]]) -> None:
+    def _close_unfinished(self, unfinished: list[dict[str, Any]]) -> None:
         """The server has just started: no job that the store took for running does run."""
         for known in unfinished:
             job = str(known[JobMetaKey.JOB_ID])
             try:
-                self._close(parent, job, known)
+                self._close(job, known)
             except Exception:
                 log.exception("job %s, which ran when the server ended, could not be closed", job)
 
-    def _close(self, parent: FlareServer, job: str, known: dict[str, Any]) -> None:
-        told = parent.how_its_run_ended(job)
+    def _close(self, job: str, known: dict[str, Any]) -> None:
+        told = self._server.how_its_run_ended(job)
         if told is not None:
             # It had ended, and only FLARE had not closed it yet.
             status = ENDS.get(told, RunStatus.FINISHED_EXECUTION_EXCEPTION)
-            parent.end(job, status)
+            self._server.end(job, status)
             log.warning("job %s had ended when the server did: %s", job, status.value)
             return
         retries = int(known.get(meta.RETRIES) or 0)
@@ -244,12 +242,12 @@ class JobSupervisor(FLComponent):
         if retries > 0:
             # The new job's id is written first, so that a second restart right now makes no third job.
             noted[meta.RETRIED_AS] = known.get(meta.RETRIED_AS) or new_id()
-        parent.note(job, noted)
+        self._server.note(job, noted)
         if retries > 0:
             sites = known.get(meta.SITES) or []
             values = {meta.RETRIES: retries - 1, meta.RETRY_OF: job, meta.SITES: sites}
-            parent.clone(job, noted[meta.RETRIED_AS], values)
-        parent.end(job, RunStatus.FINISHED_ABNORMAL)
+            self._server.clone(job, noted[meta.RETRIED_AS], values)
+        self._server.end(job, RunStatus.FINISHED_ABNORMAL)
         again = noted.get(meta.RETRIED_AS)
         log.warning(
             "job %s ran when the server ended%s", job, f"; it is repeated as job {again}" if again else ""
@@ -257,14 +255,14 @@ class JobSupervisor(FLComponent):
 
     # Jobs that are submitted again
 
-    def _hold(self, parent: FlareServer, fl_ctx: FLContext) -> None:
+    def _hold(self, fl_ctx: FLContext) -> None:
         """A job is about to be scheduled: one that repeats another must not meet that one's processes."""
         known = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         if meta.RETRY_OF not in known:
             return
         job = str(known[JobMetaKey.JOB_ID])
         sites = frozenset(known.get(meta.SITES) or ())
-        reason = self._not_ready(parent, sites)
+        reason = self._not_ready(sites)
         with self._lock:
             if reason:
                 self._waiting[job] = sites
@@ -273,8 +271,8 @@ class JobSupervisor(FLComponent):
         if reason:
             fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, sticky=False)
 
-    def _not_ready(self, parent: FlareServer, sites: frozenset[str]) -> str:
-        here = parent.registered()
+    def _not_ready(self, sites: frozenset[str]) -> str:
+        here = self._server.registered()
         if time.monotonic() - self._began > RETRY_WAITS:
             return ""
         if absent := sites - here:
@@ -283,13 +281,13 @@ class JobSupervisor(FLComponent):
             busy = sorted(site for site in here & sites if self._left.get(site))
         return f"{', '.join(busy)} must first end what the restarted server left there" if busy else ""
 
-    def _release(self, parent: FlareServer) -> None:
+    def _release(self) -> None:
         """Let the scheduler look again at jobs that have nothing more to wait for."""
         with self._lock:
             waiting = dict(self._waiting)
         for job, sites in waiting.items():
-            if not self._not_ready(parent, sites):
+            if not self._not_ready(sites):
                 with self._lock:
                     if self._waiting.pop(job, None) is None:
                         continue
-                parent.schedule_now(job)
+                self._server.schedule_now(job)

@@ -15,9 +15,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from nvflare.fuel.utils import config_factory, config_service
-
-from bridge.common.namespace_proxy import namespace_proxy
+from bridge.common.replaced import namespace_proxy
+from bridge.job import replaced
 
 KIT = ("startup", "local")
 """The folders of a workspace that hold its kit."""
@@ -25,8 +24,8 @@ KIT = ("startup", "local")
 
 def install() -> None:
     """Let FLARE look for files by `walk`, in this process."""
-    for module in (config_factory, config_service):
-        module.os = namespace_proxy(os, walk=walk)
+    for name in (replaced.CONFIG_WALK, replaced.FILE_WALK):
+        replaced.replace(name, lambda _: namespace_proxy(os, walk=walk))
 
 
 def walk(top: Any, *arguments: Any, **options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:

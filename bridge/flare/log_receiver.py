@@ -29,10 +29,7 @@ from nvflare.apis.streaming import ObjectConsumer, StreamContext
 from nvflare.app_common.logging import job_log_receiver
 from nvflare.app_common.logging.constants import LIVE_LOG_TOPIC, Channels
 from nvflare.app_common.logging.job_log_receiver import JobLogReceiver
-from nvflare.app_common.streamers.log_streamer import (
-    LogChunkConsumerFactory,
-    dispatch_stream_done,
-)
+from nvflare.app_common.streamers.log_streamer import LogChunkConsumerFactory, dispatch_stream_done
 from nvflare.app_common.streamers.streamer_base import KEY_FILE_NAME, KEY_STREAM_DONE_CB
 
 from bridge.common import meta

@@ -40,6 +40,8 @@ NO_EFFECT = {
 }
 """Arguments that mean nothing here: FLARE's default, and why."""
 
+EITHER = "expected either flower_content or flower_app_path, found {found}"
+
 NOTHING_IS_INSTALLED = (
     "expected False, found True. Nothing is installed while a job runs: sites run what is in their images. "
     "Put the app's packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this "
@@ -104,7 +106,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         if allow_runtime_dependency_installation:
             raise ValueError(f"allow_runtime_dependency_installation: {NOTHING_IS_INSTALLED}")
         if bool(flower_content) == bool(flower_app_path):
-            raise ValueError("expected either flower_content or flower_app_path, found both or neither")
+            raise ValueError(EITHER.format(found="both" if flower_content else "neither"))
         _tell_what_has_no_effect(
             {"database": database, "per_msg_timeout": per_msg_timeout, "tx_timeout": tx_timeout}
         )

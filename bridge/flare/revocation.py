@@ -15,13 +15,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Container
 from pathlib import Path
+
+from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(os.environ.get("FLOWERBED_POLICY", "/policy"))
-FILE = "revoked.json"
 
 READ_EVERY = 1.0
 """Seconds from one look at the file to the next, when somebody asks."""
@@ -34,20 +34,20 @@ class Revoked:
     """The names in the file, and since when this process knows of each. Thread-safe."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self._file = folder / FILE
+        self._file = folder / REVOKED_FILE
         self._lock = threading.Lock()
         self._looked = float("-inf")
         self._stamp: object = None
         self._since: dict[str, float] = {}
         self._broken = ""
 
-    def why_not(self, name: str) -> str | None:
-        """Why `name` may not come in now; None if it may."""
+    def why_not(self, name: str, *, here: bool = False) -> str | None:
+        """Why `name` may not come in now, or not stay if it is `here`; None if it may."""
         with self._lock:
             self._look()
             if name in self._since:
                 return REVOKED
-            return self._broken or None
+            return None if here else self._broken or None
 
     def removed(self, name: str, for_at_least: float = 0.0) -> bool:
         """Whether `name` is in the file, and has been for some seconds. A file that breaks removes nobody."""
@@ -84,7 +84,7 @@ class Revoked:
 
 
 def _names(content: object) -> set[str]:
-    names = content.get("revoked") if isinstance(content, dict) else None
+    names = content.get(REVOKED_KEY) if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError('expected {"revoked": [NAME, ...]}')
     return set(names)
@@ -92,30 +92,3 @@ def _names(content: object) -> set[str]:
 
 REVOCATIONS = Revoked()
 """Those of this process."""
-
-
-class Barred(set[str]):
-    """Takes the place of FLARE's set of disabled clients (nvflare 2.9.0
-    `private/fed/server/client_manager.py`): registration, heartbeats and logins ask whether a name is in it.
-    Who is revoked is in it too. FLARE's own file holds only whom a project_admin has disabled, as before."""
-
-    def __init__(self, revoked: Revoked = REVOCATIONS) -> None:
-        super().__init__()
-        self._revoked = revoked
-        self.here: Container[str] = ()
-        """The names of the sites that are registered; they stay if the file breaks."""
-
-    def __contains__(self, name: object) -> bool:
-        if super().__contains__(name) or self._revoked.removed(str(name)):
-            return True
-        return name not in self.here and self._revoked.why_not(str(name)) is not None
-
-    def remove(self, name: str) -> None:
-        """FLARE's `enable_client`: it undoes `disable_client`, not `revoked:`."""
-        self.discard(name)
-
-    def out(self, name: str) -> str | None:
-        """Why `name` is to be put out of where it already is; None if it may stay."""
-        if self._revoked.removed(name):
-            return REVOKED
-        return DISABLED if super().__contains__(name) else None

@@ -10,11 +10,9 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
-from nvflare.private.defs import (
-    CellMessageHeaderKeys,
-    ClientType,
-    JobFailureMsgKey,
-)
+from nvflare.private.defs import CellMessageHeaderKeys, ClientType, JobFailureMsgKey
+
+from bridge.flare.revocation import REVOCATIONS
 
 if TYPE_CHECKING:
     from bridge.flare.flare_server import FlareServer
@@ -47,8 +45,8 @@ class SiteMessages:
     def heartbeat(self, request: Message) -> Message:
         """Refuse a person's, and show a site's."""
         site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-        if _is_person(site):
-            return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+        if why := NO_SITE if _is_person(site) else self._removed(site):
+            return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
         reply: Message = self._server.client_heartbeat(request)
         if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
             told = request.get_header(CellMessageHeaderKeys.JOB_IDS) or ()
@@ -79,11 +77,17 @@ class SiteMessages:
         return self._server.process_job_failure(request)
 
     def register(self, request: Message) -> Message:
-        """Let no person register as a site."""
+        """Let no person register as a site, and nobody who was removed as either."""
         kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
-        if kind != ClientType.ADMIN and _is_person(request.get_header(CellMessageHeaderKeys.CLIENT_NAME)):
-            return make_reply(ReturnCode.UNAUTHENTICATED, NO_SITE, None)
+        name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+        if why := NO_SITE if kind != ClientType.ADMIN and _is_person(name) else self._removed(name):
+            return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
         return self._server.register_client(request)
+
+    def _removed(self, name: Any) -> str | None:
+        """Why `name` may not come in, or not stay if it is registered."""
+        here = name in self._server.client_manager.name_to_clients
+        return REVOCATIONS.why_not(str(name), here=here)
 
 
 def _is_person(name: Any) -> bool:

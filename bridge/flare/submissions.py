@@ -20,14 +20,13 @@ from nvflare.apis.fl_constant import FLContextKey, RunProcessKey, SystemComponen
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey, RunStatus
 from nvflare.app_opt.flower.defs import Constant as FlowerConstant
-from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from bridge.common import meta
 from bridge.flare import contents
 from bridge.flare.flare_server import SERVER
 from bridge.flare.policy import may_bring_code
-from bridge.job import notes, settings
+from bridge.job import notes, replaced, settings
 
 log = logging.getLogger(__name__)
 
@@ -124,4 +123,4 @@ def watch_submissions(workspace: Path) -> None:
                 return False, str(refused), {}
             return valid, error, known
 
-    job_cmds.JobMetaValidator = Validator
+    replaced.replace(replaced.JOB_VALIDATOR, lambda _: Validator)

@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bridge.common.disk import JOB_ID, used
-from bridge.flare import housekeeping
+from bridge.common.disk import JOB_ID, jobs_of_processes, used
 from bridge.job import settings
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
@@ -30,7 +29,7 @@ def measure(workspace: Path) -> dict[str, Any]:
     disk = shutil.disk_usage(workspace)
     uses: list[dict[str, Any]] = []
     until = time.monotonic() + WITHIN
-    for job in sorted(housekeeping.jobs_of_processes()):
+    for job in sorted(jobs_of_processes()):
         if (workspace / job).is_dir() and time.monotonic() < until:
             what = f"files of job {job}"
             uses.append({"what": what, "used": used(workspace / job), "limit": limits.job_files})

@@ -44,56 +44,38 @@ PULL, CONFIRM = "pull-messages", "confirm-message-received"
 PUSH, PUSH_OBJECT = "push-messages", "push-object"
 GET_RUN, GET_FAB, PULL_OBJECT = "get-run", "get-fab", "pull-object"
 
-REPEATS = {
+CALLS: dict[str, tuple[Retry, Any, Any]] = {
     # A second registration of the same key is refused (412) and ends the SuperNode.
-    REGISTER: Retry.AT_MOST_ONCE,
+    REGISTER: (Retry.AT_MOST_ONCE, RegisterNodeFleetRequest, None),
     # A SuperNode does each of these once in its life; a node that is active cannot be activated (412).
-    ACTIVATE: Retry.AT_MOST_ONCE,
-    DEACTIVATE: Retry.AT_MOST_ONCE,
-    UNREGISTER: Retry.AT_MOST_ONCE,
-    HEARTBEAT: Retry.IDEMPOTENT,
+    ACTIVATE: (Retry.AT_MOST_ONCE, ActivateNodeRequest, ActivateNodeResponse),
+    DEACTIVATE: (Retry.AT_MOST_ONCE, DeactivateNodeRequest, None),
+    UNREGISTER: (Retry.AT_MOST_ONCE, UnregisterNodeFleetRequest, None),
+    HEARTBEAT: (Retry.IDEMPOTENT, SendNodeHeartbeatRequest, None),
     # Up to flwr 1.42 the SuperLink marks a message as delivered when it is pulled, and never gives it out
     # again. From 1.43 on it does so when it is confirmed: then this only saves a call.
-    PULL: Retry.UNTIL_CONFIRMED,
-    CONFIRM: Retry.IDEMPOTENT,
+    PULL: (Retry.UNTIL_CONFIRMED, PullMessagesRequest, PullMessagesResponse),
+    CONFIRM: (Retry.IDEMPOTENT, ConfirmMessageReceivedRequest, None),
     # Each execution opens a session of its own, to which the objects that follow belong.
-    PUSH: Retry.AT_MOST_ONCE,
+    PUSH: (Retry.AT_MOST_ONCE, PushMessagesRequest, PushMessagesResponse),
     # A second push of an object is answered `stored=False`, and the SuperNode drops its reply.
-    PUSH_OBJECT: Retry.AT_MOST_ONCE,
-    GET_RUN: Retry.IDEMPOTENT,
-    GET_FAB: Retry.IDEMPOTENT,
-    PULL_OBJECT: Retry.IDEMPOTENT,
+    PUSH_OBJECT: (Retry.AT_MOST_ONCE, PushObjectRequest, None),
+    GET_RUN: (Retry.IDEMPOTENT, GetRunRequest, None),
+    GET_FAB: (Retry.IDEMPOTENT, GetFabRequest, None),
+    PULL_OBJECT: (Retry.IDEMPOTENT, PullObjectRequest, None),
 }
-"""Every call of the Fleet API, by the last part of its HTTP path."""
+"""Every call of the Fleet API, by the last part of its HTTP path: how it may be repeated, what it asks, and
+what is answered, if that is read."""
+
+REPEATS = {name: retry for name, (retry, _, _) in CALLS.items()}
+MESSAGES = {name: asked for name, (_, asked, _) in CALLS.items()}
+RESPONSES = {name: answered for name, (_, _, answered) in CALLS.items() if answered}
 
 PATHS = {
     Transport.HTTP: {PREFIX + name: name for name in REPEATS},
     Transport.GRPC: {GRPC_PREFIX + name.title().replace("-", ""): name for name in REPEATS},
 }
 """The calls' names by their paths."""
-
-MESSAGES: dict[str, Any] = {
-    REGISTER: RegisterNodeFleetRequest,
-    ACTIVATE: ActivateNodeRequest,
-    DEACTIVATE: DeactivateNodeRequest,
-    UNREGISTER: UnregisterNodeFleetRequest,
-    HEARTBEAT: SendNodeHeartbeatRequest,
-    PULL: PullMessagesRequest,
-    CONFIRM: ConfirmMessageReceivedRequest,
-    PUSH: PushMessagesRequest,
-    PUSH_OBJECT: PushObjectRequest,
-    GET_RUN: GetRunRequest,
-    GET_FAB: GetFabRequest,
-    PULL_OBJECT: PullObjectRequest,
-}
-"""What each call asks."""
-
-RESPONSES: dict[str, Any] = {
-    ACTIVATE: ActivateNodeResponse,
-    PULL: PullMessagesResponse,
-    PUSH: PushMessagesResponse,
-}
-"""What is answered, of the calls whose answers are read."""
 
 LEAVE_CALLS = frozenset({DEACTIVATE, UNREGISTER})
 """The calls by which a SuperNode leaves; their answers are empty messages."""
@@ -162,8 +144,17 @@ class FleetCall(Request):
 
     @functools.cached_property
     def rule(self) -> Rule:
-        """How it is to be carried; see `rule`."""
-        return rule(self)
+        """How it is to be carried.
+
+        Its signature covers only the timestamp and changes at every try, so the key is made from path, body
+        and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
+        or, by a confirmation, have it thrown away.
+        """
+        assert self.name is not None
+        asker = dict(self.headers).get(PUBLIC_KEY, "")
+        released = _released_pull(asker, self) if self.name == CONFIRM else None
+        shows = _shown_pull(asker, self) if self.name == PULL_OBJECT else None
+        return Rule(REPEATS[self.name], _key(self.name, asker, self.body), released, shows)
 
 
 def fleet_call(request: Request) -> FleetCall:
@@ -184,21 +175,6 @@ def call_name(path: str, transport: Transport | None = None) -> str | None:
 def may_pass(header: str) -> bool:
     """Whether a header of a SuperNode's goes on to the SuperLink."""
     return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
-
-
-def rule(request: Request) -> Rule:
-    """Say how `request` (a Fleet call) is to be carried.
-
-    Its signature covers only the timestamp and changes at every try, so the key is made from path,
-    body and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
-    or, by a confirmation, have it thrown away.
-    """
-    call = fleet_call(request)
-    assert call.name is not None
-    asker = dict(call.headers).get(PUBLIC_KEY, "")
-    released = _released_pull(asker, call) if call.name == CONFIRM else None
-    shows = _shown_pull(asker, call) if call.name == PULL_OBJECT else None
-    return Rule(REPEATS[call.name], _key(call.name, asker, call.body), released, shows)
 
 
 def map_error_for_supernode(request: Request, response: Response) -> Response:

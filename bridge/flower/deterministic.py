@@ -34,7 +34,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from bridge.common.namespace_proxy import namespace_proxy
+from bridge.common.replaced import namespace_proxy
 from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
 from bridge.flower import replaced
 from bridge.launch.environment import DETERMINISTIC, SERVERAPP

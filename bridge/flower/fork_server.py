@@ -2,11 +2,11 @@
 
 Flower starts a new interpreter for every message: importing flwr takes one to two seconds, torch some more.
 Here each message still has a fresh process of its own, but it begins as a copy of one in which that is done,
-and in which nothing of any app has ever run (`fork_server_process.py`). What the first of an app's processes
-has imported (of what is installed: never the app's own modules) is imported for the next ones too.
+and in which nothing of any app has ever run (`fork_server_process.py`). What the app's code imports that is
+not its own is imported there once. It is read in the app's bundle, and no process of an app is asked.
 
 It is switched off by itself where a copy would not be like a new process: where an import has started
-threads or has touched a GPU. Then, or when the template is gone, programs are started as Flower does it.
+threads or has touched a GPU. Then, or when the fork server is gone, programs are started as Flower does it.
 
 Our launchers start the SuperExec by it (`starter`). That starts the apps' processes by an executor of ours
 (`fork_executor`).
@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from bridge.common import bundle
 from bridge.launch.confinement import APP_POLICY
 from bridge.launch.environment import CLIENTAPP, SERVERAPP, SUPEREXEC
 
@@ -34,14 +35,20 @@ ISOLATION, PROCESS = "--isolation", "process"
 """The option by which SuperLink and SuperNode leave the start of a SuperExec to us."""
 
 COMMAND_LIMIT = 1 << 16
-"""Bytes of one request to the template; a command is some hundred."""
+"""Bytes of one request to the fork server; a command is some hundred."""
+
+LATE = ("httpcore",)
+"""What Flower's programs import when they first ask their server (flwr 1.40 to 1.43, by httpx)."""
+
+NAMES_AT_ONCE, NAME_LIMIT = 100, 100
+"""Modules in a request, and characters of each: six bytes each at most, as JSON has them."""
 
 PARENT = "--parent-pid"
 """Flower's option for the process with which a program is to end."""
 
 
 class ForkedProcess:
-    """A process that the template has started: as much of a `subprocess.Popen` as Flower uses."""
+    """A process that the fork server has started: as much of a `subprocess.Popen` as Flower uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -52,7 +59,7 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; its exit code is the template's to know. Raises `TimeoutExpired`."""
+        """Wait for its end; its exit code is the fork server's to know. Raises `TimeoutExpired`."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -67,18 +74,18 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The way to a template: asks it to start programs."""
+    """The way to a fork server: asks it to start programs."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Let the template end."""
+        """Let the fork server end."""
         self._channel.close()
 
     def start(self, command: Sequence[str], *, quiet: bool) -> ForkedProcess | None:
-        """Start `command`, its output thrown away if `quiet`; None if the template does not do that."""
+        """Start `command`, its output thrown away if `quiet`; None if the fork server does not do that."""
         request = json.dumps({"command": list(command), "quiet": quiet}).encode()
         with self._lock:
             try:
@@ -91,15 +98,23 @@ class ForkServer:
 
     def preload(self, modules: Iterable[str]) -> None:
         """Let it import modules, as far as they are there; what is asked for meanwhile waits."""
+        names = [name for name in (*LATE, *modules) if 0 < len(name) <= NAME_LIMIT]
         with self._lock, contextlib.suppress(OSError):
-            self._channel.sendall(json.dumps({"modules": [name for name in modules if name]}).encode())
+            for first in range(0, len(names), NAMES_AT_ONCE):
+                asked = {"modules": names[first : first + NAMES_AT_ONCE]}
+                self._channel.sendall(json.dumps(asked).encode())
+
+    def preload_app(self, content: bytes) -> None:
+        """Let it import what the code of an app imports that is not the app's own, given as its FAB. The
+        code is read, not run."""
+        self.preload(bundle.imports(content))
 
 
-def starter(template: ForkServer | None) -> Callable[..., Any]:
-    """Return what starts one of Flower's programs: as a copy of the template, or as a new interpreter."""
+def starter(fork_server: ForkServer | None) -> Callable[..., Any]:
+    """Return what starts one of Flower's programs: as a copy of the fork server, or as a new interpreter."""
 
     def start(command: Sequence[str], *, quiet: bool = False) -> Any:
-        process = None if template is None else template.start(command, quiet=quiet)
+        process = None if fork_server is None else fork_server.start(command, quiet=quiet)
         if process is not None:
             return process
         output = subprocess.DEVNULL if quiet else None
@@ -143,5 +158,5 @@ def equivalent_command(command: Sequence[str]) -> list[str]:
 
 
 def ends() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of the way to a template: the launcher's, for `ForkServer`, and its own."""
+    """Return both ends of the way to a fork server: the launcher's, for `ForkServer`, and its own."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -26,18 +26,17 @@ from typing import Any, NoReturn
 
 from bridge.flower import fast_path, programs
 from bridge.flower.fork_server import COMMAND_LIMIT, ForkServer, ends
+from bridge.launch import sandbox
+from bridge.launch.confinement import FORK_SERVER_POLICY
 from bridge.launch.environment import CLIENTAPP, SUPEREXEC
 
 log = logging.getLogger("flwr")
 
-MODULES_LIMIT = 1 << 20
-"""Bytes of the names that a process reports; torch's are 60 KB."""
-
 
 def start_fork_server(names: Iterable[str]) -> ForkServer:
-    """Start a template that can become any of the programs `names`.
+    """Start a fork server that can become any of the programs `names`.
 
-    To be called before this process has more than one thread; what it has imported, the template has.
+    To be called before this process has more than one thread; what it has imported, the fork server has.
     """
     entries = {name: programs.load(name) for name in names}
     ours, its = ends()
@@ -49,12 +48,12 @@ def start_fork_server(names: Iterable[str]) -> ForkServer:
 
 
 def serve(channel: socket.socket, names: Iterable[str]) -> NoReturn:
-    """Be a template of these programs to the launcher at the other end of `channel`, until that is gone."""
+    """Be a fork server of these programs to the launcher at the other end of `channel`, until it is gone."""
     _ForkServerLoop(channel, {name: programs.load(name) for name in names}).run()
 
 
 class _ForkServerLoop:
-    """The template's own side: one thread, which forks when it is asked to."""
+    """The fork server's own side: one thread, which forks when it is asked to."""
 
     def __init__(self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]]) -> None:
         self._entries = entries
@@ -63,16 +62,18 @@ class _ForkServerLoop:
         self._launcher = channel
         self._children: dict[int, int] = {}
         """By pidfd, the process's id."""
-        self._reports: dict[int, bytearray] = {}
         self._poll.register(channel, select.EPOLLIN)
         self._unsafe = ""
 
     def run(self) -> NoReturn:
         """Serve until the launcher is gone."""
-        programs.name_process("flwr-template")
+        programs.name_process("flwr-forkserver")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = 0
         try:
+            # Before anything is imported for an app: see `confinement.py`.
+            if policy := os.environ.pop(FORK_SERVER_POLICY, ""):
+                sandbox.enter(sandbox.Policy.from_json(policy))
             self._serve()
         except BaseException:
             traceback.print_exc()
@@ -84,8 +85,6 @@ class _ForkServerLoop:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
                     self._reap(descriptor)
-                elif descriptor in self._reports:
-                    self._hear(descriptor)
                 elif not self._answer(descriptor):
                     return
 
@@ -113,15 +112,14 @@ class _ForkServerLoop:
         if program not in self._entries or (self._unsafe and program != SUPEREXEC):
             return 0
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        heard, told = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                self._become(command, quiet, its, told)
+                ours.close()
+                self._become(command, quiet, its)
             finally:
                 os._exit(1)
         its.close()
-        os.close(told)
         if program != SUPEREXEC:
             fast_path.tell(fast_path.COPIED)
         if program == SUPEREXEC:
@@ -131,16 +129,14 @@ class _ForkServerLoop:
             ours.close()
         child = os.pidfd_open(pid)
         self._children[child] = pid
-        self._reports[heard] = bytearray()
         self._poll.register(child, select.EPOLLIN)
-        self._poll.register(heard, select.EPOLLIN)
         return pid
 
-    def _become(self, command: list[str], quiet: bool, channel: socket.socket, told: int) -> NoReturn:
+    def _become(self, command: list[str], quiet: bool, channel: socket.socket) -> NoReturn:
         """In the new process: run the program as if it had been started."""
         for other in self._channels.values():
             other.close()
-        for descriptor in (*self._children, *self._reports):
+        for descriptor in self._children:
             os.close(descriptor)
         self._poll.close()
         program = command[0]
@@ -151,13 +147,10 @@ class _ForkServerLoop:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-        known = set(sys.modules)
         _begin_anew()
         sys.argv = command
         programs.confine(program)
         code = programs.run_program(program, ForkServer(channel), self._entries[program])
-        if program != SUPEREXEC:
-            _report(told, known)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -167,25 +160,10 @@ class _ForkServerLoop:
         os.close(descriptor)
         os.waitpid(self._children.pop(descriptor), 0)
 
-    def _hear(self, descriptor: int) -> None:
-        """What a process that has ended had imported."""
-        part = os.read(descriptor, 1 << 16)
-        told = self._reports[descriptor]
-        told += part
-        if part and len(told) <= MODULES_LIMIT:
-            return
-        self._poll.unregister(descriptor)
-        os.close(descriptor)
-        del self._reports[descriptor]
-        # An app's code may have written there too: only what is a list of names is one.
-        with contextlib.suppress(ValueError, RecursionError):
-            names = json.loads(bytes(told) or b"[]")
-            if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                self._import(names)
-
     def _import(self, modules: Iterable[str]) -> None:
-        """Import what the next processes will need."""
-        missing = [module for module in modules if module not in sys.modules]
+        """Import what the next processes will need. The launcher has read the names in the app's code: no
+        process of an app says any, since what imports them is less confined than an app."""
+        missing = [module for module in modules if module not in sys.modules and not _is_program(module)]
         for module in missing:
             if self._unsafe:
                 return
@@ -194,11 +172,18 @@ class _ForkServerLoop:
             with contextlib.suppress(BaseException):
                 importlib.import_module(module)
         if missing:
+            if "numpy" in sys.modules:
+                importlib.import_module("numpy.random")  # See `_begin_anew`.
             self._unsafe = _why_unsafe()
             if self._unsafe:
                 log.warning("ClientApps start as new interpreters from now on: %s", self._unsafe)
             gc.collect()
             gc.freeze()
+
+
+def _is_program(module: str) -> bool:
+    """Whether it is a program, which runs when it is imported: many do not ask for their name."""
+    return "__main__" in module.split(".")
 
 
 def _why_unsafe() -> str:
@@ -223,22 +208,6 @@ def _begin_anew() -> None:
         # Seeded from the system when it was imported: else each copy would draw the same numbers. (Python's
         # own generator sees to that itself, and torch's begins with the same seed in every process.)
         numpy.random.seed()
-
-
-def _report(told: int, known: set[str]) -> None:
-    """Tell the template what this process has imported of what is installed, in the order of the imports."""
-    installed = tuple(
-        {str(Path(path)) for path in sys.path if "site-packages" in path or "/lib/python" in path}
-    )
-    names = []
-    for name, module in list(sys.modules.items()):
-        origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
-        if name not in known and origin.startswith(installed):
-            names.append(name)
-    with contextlib.suppress(OSError):
-        data = json.dumps(names).encode()
-        while data:
-            data = data[os.write(told, data) :]
 
 
 def main(descriptor: str) -> None:

@@ -1,4 +1,4 @@
-"""One of Flower's programs in this process: a copy of the template, or an interpreter of its own.
+"""One of Flower's programs in this process: a copy of the fork server, or an interpreter of its own.
 
 python -P -m bridge.flower.programs PROGRAM [what it takes]
 """
@@ -41,11 +41,11 @@ def name_process(name: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def run_program(program: str, template: ForkServer | None, entry: Callable[[], Any]) -> int:
+def run_program(program: str, fork_server: ForkServer | None, entry: Callable[[], Any]) -> int:
     """Run one of Flower's programs in this process, to its end; returns its exit code."""
     watch_parent()
     if program == SUPEREXEC:
-        executor = fork_executor(starter(template))
+        executor = fork_executor(starter(fork_server))
         replaced.replace(replaced.GET_EXECUTOR, lambda _: lambda *_args, **_options: executor)
     elif program == SERVERAPP:
         serverapp.take_out_waits()

@@ -7,26 +7,14 @@ test of what it does, so that a Flower in which one no longer bites is noticed.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from bridge.common import replaced
+from bridge.common.replaced import Name
+
 log = logging.getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class Name:
-    """A name in a module of flwr, with dots where it is one of a class."""
-
-    module: str
-    name: str
-    read_in: str
-    """The versions in which it was read."""
-    why: str
-
 
 LINK_STATE = Name(
     "flwr.server.superlink.linkstate.linkstate_factory",
@@ -105,15 +93,11 @@ ALL = (
 
 
 def replace(name: Name, make: Callable[[Any], Any]) -> None:
-    """Put what `make` makes of it in the place of what has this name. A Flower that has no such name goes
-    without, and the log says so."""
-    *path, last = name.name.split(".")
+    """See `bridge.common.replaced.replace`. A Flower that has no such name goes without, and the log says
+    so."""
     try:
-        owner = functools.reduce(getattr, path, importlib.import_module(name.module))
-        original = getattr(owner, last)
+        replaced.replace(name, make)
     except (ImportError, AttributeError):
         log.warning(
             "this flwr has no %s in %s, so that it stays as it is. %s", name.name, name.module, name.why
         )
-        return
-    setattr(owner, last, make(original))

@@ -1,10 +1,10 @@
 """flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break,
 and without its waits.
 
-    python -m bridge.flower.superlink_process PUSH_SESSION_SECONDS WARM MODULES [what flower-superlink takes]
+    python -m bridge.flower.superlink_process PUSH_SESSION PREFORK MODULES [what flower-superlink takes]
 
-WARM is 1 or 0: with 1 its ServerApp is a copy of a template (`fork_server.py`), which imports MODULES, names
-with commas between them, while the SuperLink starts.
+PUSH_SESSION is in seconds. PREFORK is 1 or 0: with 1 its ServerApp is a copy of a fork server
+(`fork_server.py`), which imports MODULES, names with commas between them, while the SuperLink starts.
 
 **Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
 registration or push of the same object is refused. If the connection breaks between the SuperLink's act
@@ -179,7 +179,7 @@ def answer_once_over_grpc() -> None:
 
 def main(arguments: list[str]) -> None:
     """Run flower-superlink in this process; it ends the process itself."""
-    grace, warm, modules, *options = arguments
+    grace, prefork, modules, *options = arguments
     row = versions.generation()
     run = programs.load(PROGRAM)
     replaced.replace(replaced.LINK_STATE, lambda state: lasting(state, float(grace)))
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> None:
     start = None
     if row.fast_path:
         copied = SUPEREXEC, SERVERAPP
-        forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
+        forked = fork_server_process.start_fork_server(copied) if prefork == "1" else None
         if forked is not None:
             forked.preload(modules.split(","))
         start = fork_server.starter(forked)

@@ -105,13 +105,19 @@ class Events:
             return True
         return not self._receiving and not self._state.task_token_store
 
-    def factory(self, active: Callable[[], None] = lambda: None) -> Any:
-        """Return Flower's `NodeStateFactory`, whose state and store tell what happens to them. `active`
-        is called when the SuperLink has accepted the node."""
+    def factory(
+        self, active: Callable[[], None] = lambda: None, brought: Callable[[bytes], None] = lambda _: None
+    ) -> Any:
+        """Return Flower's `NodeStateFactory`, whose state and store tell what happens to them.
+
+        Args:
+            active: is called when the SuperLink has accepted the node.
+            brought: is given each FAB that is stored, before a process runs it.
+        """
         stores = _module(STORES).ObjectStoreFactory()
         stores.store_instance = _store(self)()
         states = _module(STATES).NodeStateFactory(stores)
-        self._state = states.state_instance = _state(self, active)(stores.store())
+        self._state = states.state_instance = _state(self, active, brought)(stores.store())
         return states
 
 
@@ -119,11 +125,16 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _state(events: Events, active: Callable[[], None]) -> type[Any]:
+def _state(events: Events, active: Callable[[], None], brought: Callable[[bytes], None]) -> type[Any]:
     class State(getattr(_module(STATE[0]), STATE[1])):  # type: ignore[misc]
         def set_node_id(self, node_id: int) -> None:
             super().set_node_id(node_id)
             active()
+
+        def store_fab(self, fab: Any) -> Any:
+            stored = super().store_fab(fab)
+            brought(fab.content)
+            return stored
 
         def create_task(self, *args: Any, **options: Any) -> Any:
             events.creating()

@@ -1,9 +1,9 @@
-"""flower-supernode, without its waits, its ClientApps copies of a template.
+"""flower-supernode, without its waits, its ClientApps copies of a fork server.
 
-    python -m bridge.flower.supernode_process WARM MODULES [what flower-supernode takes]
+    python -m bridge.flower.supernode_process PREFORK MODULES [what flower-supernode takes]
 
-WARM is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with commas
-between them, that the template imports at once.
+PREFORK is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with
+commas between them, that the fork server imports at once.
 
 It is Flower's loop with a state, a server and a SuperExec of ours (`supernode_api.py`, `fork_server.py`), as
 `flower-supernode --isolation process` leaves them to others.
@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any
 
-from bridge.common.namespace_proxy import namespace_proxy
+from bridge.common.replaced import namespace_proxy
 from bridge.flower import fork_server, fork_server_process, programs, replaced
 from bridge.flower.supernode_api import Events, serving
 from bridge.launch.environment import CLIENTAPP, SUPEREXEC
@@ -44,12 +44,12 @@ def end_with_superexec(pid: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run flower-supernode in this process; it ends the process itself."""
-    warm, modules, *options = arguments
+    prefork, modules, *options = arguments
     command: Any = importlib.import_module(COMMAND)
     loop: Any = importlib.import_module(LOOP)
     # Before there is a second thread.
     copied = SUPEREXEC, CLIENTAPP
-    forked = fork_server_process.start_fork_server(copied) if warm == "1" else None
+    forked = fork_server_process.start_fork_server(copied) if prefork == "1" else None
     programs.name_process(PROGRAM)
     sys.argv = [PROGRAM, *options]
     config = command._parse_supernode_lifespan_config()
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
         if forked is not None:
             forked.preload(modules.split(","))
 
-    factory = events.factory(preload)
+    # An app that comes with the job is known before. One that is deployed at the server comes with the run.
+    factory = events.factory(preload, (lambda _: None) if forked is None else forked.preload_app)
     with serving(events, factory, socket.create_server((config.host, config.port))):
         end_with_superexec(fork_server.starter(forked)(fork_server.superexec_command(config.port)).pid)
         loop.start_client_internal(

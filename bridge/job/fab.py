@@ -6,27 +6,19 @@ Flower builds it the same from the same files, byte for byte, and knows it by it
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bridge.common import app as apps
 from bridge.common.app import BadApp
+from bridge.common.bundle import NAME, NO_ZIP, UNPACKED_LIMIT, files, imports, opened
 
-NAME = "app.fab"
-"""The file's name in a job."""
+__all__ = ["NAME", "NO_ZIP", "UNPACKED_LIMIT", "build", "files", "imports", "read", "sha256"]
 
 PYPROJECT_LIMIT = 256 * 1024
 """Bytes of an app's pyproject.toml. FLARE's server reads it of every job: a longer one of nested lists would
 take its memory and its time."""
-
-UNPACKED_LIMIT = 256 * 1024 * 1024
-"""Bytes of all files in it: text shrinks to a tenth, and a bomb to a thousandth."""
 
 
 def build(app: Path) -> bytes:
@@ -50,44 +42,9 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def files(content: bytes) -> dict[str, bytes]:
-    """Return what is in a FAB, by path.
-
-    Raises:
-        BadApp: it is none, or holds too much.
-    """
-    with _opened(content) as archive:
-        # Of each no more than it says itself: that is what was counted.
-        return {
-            entry.filename: archive.open(entry).read(entry.file_size)
-            for entry in archive.infolist()
-            if not entry.is_dir()
-        }
-
-
-@contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > UNPACKED_LIMIT:
-                raise BadApp(f"{NAME} holds {size} bytes, {UNPACKED_LIMIT} are allowed")
-            yield archive
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-    ) as error:
-        raise BadApp(f"{NAME} is no Flower App Bundle: {error}") from None
-
-
 def read(content: bytes) -> dict[str, Any]:
     """Return the pyproject.toml of the app in a FAB as a dict; raises `BadApp` as `app.read_app` does."""
-    with _opened(content) as archive:
+    with opened(content) as archive:
         try:
             entry = archive.getinfo("pyproject.toml")
         except KeyError:
@@ -95,11 +52,3 @@ def read(content: bytes) -> dict[str, Any]:
         if entry.file_size > PYPROJECT_LIMIT:
             raise BadApp(f"{NAME}: pyproject.toml has more than {PYPROJECT_LIMIT} bytes")
         return apps.parse(archive.open(entry).read(PYPROJECT_LIMIT))
-
-
-def imports(content: bytes) -> tuple[str, ...]:
-    """Return the modules that the app in a FAB imports and that are not its own; none if it is no FAB."""
-    try:
-        return apps.imports(files(content))
-    except BadApp:
-        return ()

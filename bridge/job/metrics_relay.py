@@ -14,12 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nvflare.apis.analytix import (
-    AnalyticsData,
-    AnalyticsDataType,
-    LogWriterName,
-    TrackConst,
-)
+from nvflare.apis.analytix import AnalyticsData, AnalyticsDataType, LogWriterName, TrackConst
 from nvflare.apis.dxo import DXO
 
 from bridge.common.text import one_line

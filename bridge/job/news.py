@@ -22,6 +22,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.private.defs import CellChannel, new_cell_message
 
 from bridge.common.meta import EVENTS_TOPIC
+from bridge.job import replaced
 
 SINCE, WAIT, EVENTS = "since", "wait", "events"
 """What the app command is told: the number of the first event that is wanted, and how many seconds it may
@@ -53,7 +54,7 @@ def install(engine: Any) -> None:
         finally:
             free.release()
 
-    engine.send_app_command = send
+    replaced.replace(replaced.APP_COMMAND, lambda _: send, of=engine)
 
 
 def seconds(data: Any) -> float:

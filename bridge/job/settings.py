@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nvflare.apis.fl_constant import FLContextKey
-from nvflare.apis.fl_context import FLContext
+if TYPE_CHECKING:
+    from nvflare.apis.fl_context import FLContext
 
 FILE = "local/flowerbed.json"
 """The file, relative to FLARE's workspace."""
@@ -55,6 +55,9 @@ class Settings:
 
 def workspace_of(fl_ctx: FLContext) -> Path:
     """The FLARE workspace of this process, be it a long-lived one or a job's."""
+    # Here, since `usage.py` reads settings too, and FLARE takes long to import.
+    from nvflare.apis.fl_constant import FLContextKey
+
     root = fl_ctx.get_prop(FLContextKey.WORKSPACE_ROOT)
     if not root:
         engine = fl_ctx.get_engine()

@@ -1,8 +1,10 @@
 """What a job's Flower processes may do: the policies of `sandbox.py` that they get.
 
-There are two. One is for all of a job's processes at a participant: SuperNode or SuperLink, its SuperExec,
-its apps. A second, narrower one is for each process that runs an app's code (`programs.py` enters it). It
-sees nothing of other processes, and can neither signal nor trace the SuperNode that started it.
+There are three, each within the one before. The first is for all of a job's processes at a participant:
+SuperNode or SuperLink, its SuperExec, its apps. The second is for the fork server and all that it becomes
+(`fork_server_process.py` enters it). What it imports is the app's choice, and an import may do anything. So
+it can neither signal nor trace the SuperNode, and reaches only the ports that an app reaches. The third is
+for each process that runs an app's code (`programs.py` enters it). It sees nothing of other processes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ TEMP = "tmp"
 
 APP_POLICY = "FLOWERBED_APP_POLICY"
 """The variable that holds the policy of processes that run an app's code, as JSON."""
+
+FORK_SERVER_POLICY = "FLOWERBED_FORK_SERVER_POLICY"
+"""The variable that holds the policy of the process that is copied, as JSON."""
 
 SHARED, PROC = "/dev/shm", "/proc"
 
@@ -87,16 +92,18 @@ class Confinement:
             scoped=True,
             filtered=True,
         )
-        inner = outer._replace(
+        # The outer policy's filter stays: a second one would only cost time.
+        fork_server = outer._replace(
+            filtered=False, connect=self._connect((*app_ports, *self.ports)), bind=ANY_FREE
+        )
+        inner = fork_server._replace(
             readable=readable,
             own_process=True,
-            # The outer policy's filter stays: a second one would only cost time.
-            filtered=False,
             # Where it may go anywhere, what the outer policy closes stays closed.
             connect=None if self.anywhere else _each((*app_ports, *self.ports)),
-            bind=ANY_FREE,
         )
-        return outer, {"TMPDIR": str(temp), "HOME": str(temp), APP_POLICY: inner.to_json()}
+        policies = {FORK_SERVER_POLICY: fork_server.to_json(), APP_POLICY: inner.to_json()}
+        return outer, {"TMPDIR": str(temp), "HOME": str(temp), **policies}
 
     def _connect(self, ports: Sequence[int]) -> Ranges:
         if not self.anywhere:

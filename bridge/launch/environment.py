@@ -35,7 +35,7 @@ SUPERNODE_PROCESS = "bridge.flower.supernode_process"
 """The same for flower-supernode."""
 
 FORK_SERVER_PROCESS = "bridge.flower.fork_server_process"
-"""The same for the template of a SuperNode that has no process of its own."""
+"""The same for the fork server of a SuperNode that has no process of its own."""
 
 TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
 """Seconds between two looks of a SuperExec for work: Flower's own is 1.0, and 0.01 the least that it takes.
@@ -154,7 +154,7 @@ def supernode_command(
 
 
 def fork_server_command(descriptor: int) -> list[str]:
-    """The template of a SuperNode that has no process of its own; `descriptor` is its end of the channel."""
+    """The fork server of a SuperNode without a process of its own; `descriptor` is its end of the channel."""
     return ["python", "-P", "-m", FORK_SERVER_PROCESS, str(descriptor)]
 
 

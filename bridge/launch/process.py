@@ -115,7 +115,7 @@ class FlowerProcess:
 
     def descendant(self, program: str) -> int | None:
         """The id of a process that this one has started, itself or through others, and that runs `program`:
-        by its command line, or by its name if it is a copy of a template; None while there is none."""
+        by its command line, or by its name if it is a copy of a fork server; None while there is none."""
         for pid in reaper.descendants(self._reaper.pid):
             with contextlib.suppress(OSError):
                 folder = Path(f"/proc/{pid}")

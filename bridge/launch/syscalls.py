@@ -31,68 +31,45 @@ class Machine(NamedTuple):
     arch: int
     """The kernel's AUDIT_ARCH number."""
     numbers: dict[str, int]
-    """Of the system calls that are named here (Linux `unistd_64.h`)."""
+    """See `NUMBERS`."""
     foreign: tuple[tuple[int, int], ...] = ()
     """Ranges of numbers of another convention for the same calls: first and last."""
 
 
+NUMBERS = {
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "socket": (41, 198),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "socketpair": (53, 199),
+    "setsockopt": (54, 208),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "truncate": (76, 45),
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "mq_open": (240, 180),
+    "ioprio_set": (251, 30),
+    "inotify_add_watch": (254, 27),
+    "fanotify_init": (300, 262),
+    "prlimit64": (302, 261),
+    "sendmmsg": (307, 269),
+    "sched_setattr": (314, 274),
+    "seccomp": (317, 277),
+    "io_uring_setup": (425, 425),
+}
+"""Of the system calls that are named here, on x86_64 and aarch64 (Linux `unistd_64.h`)."""
+
 MACHINES = {
     "x86_64": Machine(
         0xC000003E,
-        {
-            "shmget": 29,
-            "shmat": 30,
-            "socket": 41,
-            "sendto": 44,
-            "sendmsg": 46,
-            "socketpair": 53,
-            "setsockopt": 54,
-            "semget": 64,
-            "msgget": 68,
-            "truncate": 76,
-            "setpriority": 141,
-            "sched_setparam": 142,
-            "sched_setscheduler": 144,
-            "mq_open": 240,
-            "ioprio_set": 251,
-            "inotify_add_watch": 254,
-            "fanotify_init": 300,
-            "prlimit64": 302,
-            "sendmmsg": 307,
-            "sched_setattr": 314,
-            "seccomp": 317,
-            "io_uring_setup": 425,
-        },
+        {name: numbers[0] for name, numbers in NUMBERS.items()},
         # x32's, which kernels before 5.4 take without its bit too.
         ((512, 547), (0x40000000, 0xFFFFFFFF)),
     ),
-    "aarch64": Machine(
-        0xC00000B7,
-        {
-            "inotify_add_watch": 27,
-            "ioprio_set": 30,
-            "truncate": 45,
-            "sched_setparam": 118,
-            "sched_setscheduler": 119,
-            "setpriority": 140,
-            "mq_open": 180,
-            "msgget": 186,
-            "semget": 190,
-            "shmget": 194,
-            "shmat": 196,
-            "socket": 198,
-            "socketpair": 199,
-            "sendto": 206,
-            "setsockopt": 208,
-            "sendmsg": 211,
-            "prlimit64": 261,
-            "fanotify_init": 262,
-            "sendmmsg": 269,
-            "sched_setattr": 274,
-            "seccomp": 277,
-            "io_uring_setup": 425,
-        },
-    ),
+    "aarch64": Machine(0xC00000B7, {name: numbers[1] for name, numbers in NUMBERS.items()}),
 }
 """By `os.uname().machine`."""
 

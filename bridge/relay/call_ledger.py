@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from bridge.relay.calls import LinkFault, Response
+from bridge.relay.calls import LinkFault, Response, succeeded
 
 MAX_UNCONFIRMED_RESPONSES = 256
 """How many answers the server keeps for one site when that site never says that it has them."""
@@ -18,10 +18,6 @@ the ids of their objects."""
 
 MAX_CONCURRENT_CALLS = 64
 """Calls of one site that the server carries out at once; its other half sends 16."""
-
-
-def _succeeded(task: asyncio.Future[Response]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
 
 
 @dataclass
@@ -96,7 +92,7 @@ class CallLedger:
     @staticmethod
     def _finished(calls: _CallsOfSite, call_id: str, task: asyncio.Task[Response], keep: bool) -> None:
         calls.running.pop(call_id, None)
-        if keep and _succeeded(task):
+        if keep and succeeded(task):
             calls.done[call_id] = task.result()
             while len(calls.done) > 1 and (
                 len(calls.done) > MAX_UNCONFIRMED_RESPONSES or calls.bytes_kept > MAX_UNCONFIRMED_BYTES

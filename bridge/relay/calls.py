@@ -162,7 +162,7 @@ class SiteRelay:
     @property
     def bytes_kept(self) -> int:
         """Bytes of answers that are kept beyond their call."""
-        finished = (p.done.result() for p in self._pending.values() if _succeeded(p.done))
+        finished = (p.done.result() for p in self._pending.values() if succeeded(p.done))
         held = (held.response for held in self._held.values())
         kept = (*self._once.values(), *held, *finished)
         return sum(len(response.body) for response in kept)
@@ -309,5 +309,6 @@ class SiteRelay:
         self._pending.clear()
 
 
-def _succeeded(task: asyncio.Future[Response]) -> bool:
+def succeeded(task: asyncio.Future[Response]) -> bool:
+    """Whether it has ended with a response."""
     return task.done() and not task.cancelled() and task.exception() is None

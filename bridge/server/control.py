@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import httpx
@@ -32,31 +32,6 @@ class ControlApiUnanswered(FlowerbedError):
     """No answer came."""
 
 
-class Control(Protocol):
-    """One SuperLink's Control API."""
-
-    async def answers(self) -> bool:
-        """Whether the SuperLink is there."""
-        ...
-
-    async def call(self, name: str, request: Message, reply: Message) -> None:
-        """Make the call and fill `reply`. Raises `ControlApiError` or `ControlApiUnanswered`."""
-        ...
-
-    def stream_logs(self, request: StreamLogsRequest) -> AsyncIterator[StreamLogsResponse]:
-        """What the ServerApp prints, until the SuperLink ends it. Raises as `call` does."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
-
-
-def control(transport: Transport, port: int) -> Control:
-    """The Control API on loopback; to be called on the event loop that will use it."""
-    return HttpControl(port) if transport is Transport.HTTP else GrpcControl(port)
-
-
 class HttpControl:
     """`POST /v1/control/...`, protobuf over HTTP."""
 
@@ -65,14 +40,14 @@ class HttpControl:
         self._client = httpx.AsyncClient(base_url=base, timeout=CALL_WITHIN, trust_env=False)
 
     async def answers(self) -> bool:
-        """See `Control`."""
+        """Whether the SuperLink is there."""
         try:
             return (await self._client.get("/health")).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def call(self, name: str, request: Message, reply: Message) -> None:
-        """See `Control`."""
+        """Make the call and fill `reply`. Raises `ControlApiError` or `ControlApiUnanswered`."""
         body = request.SerializeToString()
         try:
             response = await self._client.post(f"/v1/control/{name}", content=body, headers=_HEADERS)
@@ -83,8 +58,11 @@ class HttpControl:
         reply.ParseFromString(response.content)
 
     async def stream_logs(self, request: StreamLogsRequest) -> AsyncIterator[StreamLogsResponse]:
-        """See `Control`. Each frame is a big-endian length of 4 bytes and a message (flwr 1.41.0
-        `supercore/protobuf/framing.py`)."""
+        """What the ServerApp prints, until the SuperLink ends it. Raises as `call` does.
+
+        Each frame is a big-endian length of 4 bytes and a message (flwr 1.41.0
+        `supercore/protobuf/framing.py`).
+        """
         body = request.SerializeToString()
         try:
             async with self._client.stream(
@@ -103,7 +81,7 @@ class HttpControl:
             raise ControlApiUnanswered(repr(error)) from None
 
     async def close(self) -> None:
-        """See `Control`."""
+        """Close the connection."""
         await self._client.aclose()
 
 
@@ -117,11 +95,11 @@ class GrpcControl:
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
 
     async def answers(self) -> bool:
-        """See `Control`."""
+        """See `HttpControl`."""
         return await listens(self._port)
 
     async def call(self, name: str, request: Message, reply: Message) -> None:
-        """See `Control`."""
+        """See `HttpControl`."""
         rpc = self._channel.unary_unary(_method(name))
         try:
             body: bytes = await rpc(request.SerializeToString(), timeout=CALL_WITHIN)
@@ -130,7 +108,7 @@ class GrpcControl:
         reply.ParseFromString(body)
 
     async def stream_logs(self, request: StreamLogsRequest) -> AsyncIterator[StreamLogsResponse]:
-        """See `Control`."""
+        """See `HttpControl`."""
         rpc = self._channel.unary_stream(_method("stream-logs"))
         try:
             async for body in rpc(request.SerializeToString()):
@@ -139,8 +117,17 @@ class GrpcControl:
             raise _fault(error) from None
 
     async def close(self) -> None:
-        """See `Control`."""
+        """See `HttpControl`."""
         await self._channel.close()
+
+
+Control = HttpControl | GrpcControl
+"""One SuperLink's Control API."""
+
+
+def control(transport: Transport, port: int) -> Control:
+    """The Control API on loopback; to be called on the event loop that will use it."""
+    return HttpControl(port) if transport is Transport.HTTP else GrpcControl(port)
 
 
 async def listens(port: int) -> bool:

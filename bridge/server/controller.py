@@ -12,6 +12,7 @@ import concurrent.futures
 import functools
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,28 +23,20 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
+from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.apis.workspace import Workspace
 
 from bridge.common import disk, job_options, meta, versions
 from bridge.common.app import BadApp
 from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
-from bridge.job import (
-    channel,
-    confining,
-    fab,
-    import_path,
-    metrics_relay,
-    news,
-    patches,
-    same_app,
-    settings,
-)
+from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
 from bridge.launch import confinement, environment, plan
 from bridge.server import departures, metric_receiver
-from bridge.server.departures import Departures
+from bridge.server.departures import Departures, NodeRemover
 from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
 from bridge.server.job_app import JobApp
@@ -53,6 +46,9 @@ from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 
 log = logging.getLogger(__name__)
+
+TENSORS = "nvflare.app_opt.pt.tensor_downloader"
+"""FLARE's module that downloads tensors. It imports torch."""
 
 ABORT_CHECK = 0.2
 """Seconds between two looks at FLARE's abort signal, which can only be polled."""
@@ -80,6 +76,7 @@ class FlowerController(Controller):
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
         self._departures: Departures | None = None
+        self._remover = NodeRemover()
         self._tracker: metric_receiver.MetricReceiver | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
@@ -98,23 +95,18 @@ class FlowerController(Controller):
         self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
         self._readiness = SiteReadiness(self._emit, self._app(fl_ctx).rounds())
         engine = fl_ctx.get_engine()
-        self._tracker = metric_receiver.MetricReceiver(
-            functools.partial(metric_receiver.fire, engine), self._refuse
-        )
         cell = channel.cell_of(fl_ctx)
-        self._departures = Departures(cell, self._readiness, self._emit)
-        self._departures.forwarder = self._forwarder = Forwarder(
+        self._forwarder = Forwarder(
             self._readiness,
             grace=self.options.grace,
             on_refused=departures.audit,
-            on_replaced=self._departures.remove_node,
-            internal_routes={
-                metrics_relay.PATH: self._tracker.take,
-                same_app.PATH: same_app.take(self._departures.left),
-            },
+            on_replaced=self._remover.remove,
+        )
+        self._tracker = metric_receiver.MetricReceiver(
+            functools.partial(metric_receiver.fire, engine), self._forwarder.refuse
         )
         self._participants = Participants.of(engine)
-        self._departures.link = ServerLink(
+        link = ServerLink(
             cell,
             self._loop,
             self._participants,
@@ -122,6 +114,12 @@ class FlowerController(Controller):
             self._forwarder.refuse,
             self._readiness.unfit,
         )
+        sites = self._participants.names()
+        self._departures = Departures(
+            cell, self._readiness, self._emit, self._forwarder, link, self._remover, sites
+        )
+        self._forwarder.route(metrics_relay.PATH, self._tracker.take)
+        self._forwarder.route(same_app.PATH, same_app.take(self._departures.left))
         engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
@@ -165,7 +163,11 @@ class FlowerController(Controller):
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
         that the job is over, until this process ends."""
-        patches.skip_torch_import(self.communicator)
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """Called by FLARE with its own, when the job's file is read."""
+        kind = type(communicator)
+        super().set_communicator(Communicator() if kind is WFCommServer else communicator)
 
     def process_result_of_unknown_task(
         self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
@@ -174,7 +176,7 @@ class FlowerController(Controller):
 
     async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
-        assert self._forwarder is not None and self._readiness is not None and self._departures is not None
+        assert self._forwarder is not None and self._readiness is not None
         versions.generation()
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
@@ -184,7 +186,7 @@ class FlowerController(Controller):
         work_dir.mkdir()
         try:
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
-            self._departures.superlink = self._superlink = await SuperLink.start(
+            self._superlink = await SuperLink.start(
                 work_dir,
                 run_dir / environment.HOME,
                 grace=self.options.grace,
@@ -194,6 +196,7 @@ class FlowerController(Controller):
                 extra_env=extra_env,
                 confinement=self._confinement,
             )
+            self._remover.open(self._superlink)
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
@@ -246,9 +249,9 @@ class FlowerController(Controller):
                 gone = ", ".join(sorted(self._gone))
                 self._fatal += f"; out of reach for longer than {self.options.grace:.0f} s: {gone}"
         if event_type == EventType.END_RUN and self._loop is not None:
-            patches.shorten_shutdown_grace()
+            ending.shorten_shutdown_grace()
             if self._stopping is not None:
-                self._loop.run(_done(self._stopping))
+                self._loop.run(asyncio.wait_for(self._stopping, None))
             # What Flower unpacked of the app is no result, nor is what was temporary.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             for folder in (environment.HOME, confinement.TEMP):
@@ -265,10 +268,6 @@ class FlowerController(Controller):
         """The job's files are more than they may be; `control_flow` sees it and ends the run."""
         log.error("the job is ended: %s", reason)
         self._overfull = f"the job was ended at the server: {reason}"
-
-    def _refuse(self, site: str, reason: str) -> None:
-        assert self._forwarder is not None
-        self._forwarder.refuse(site, reason)
 
     def _app(self, fl_ctx: FLContext) -> JobApp:
         workspace = _workspace(fl_ctx)
@@ -294,12 +293,18 @@ class FlowerController(Controller):
         return {}
 
 
-async def _done(future: asyncio.Future[None]) -> None:
-    await future
+class Communicator(WFCommServer):  # type: ignore[misc]
+    """FLARE's, which at a job's end does not import torch to see that no tensors are under way (nvflare 2.9.0
+    `_cleanup_inflight_tensor_downloads`)."""
+
+    def _cleanup_inflight_tensor_downloads(self, fl_ctx: FLContext) -> None:
+        if TENSORS in sys.modules:
+            super()._cleanup_inflight_tensor_downloads(fl_ctx)
 
 
 def _reason(end: RunEnd, superlink: SuperLink) -> str:
-    reason = f"the Flower run ended as {end.sub_status}: {end.details or 'no details'}"
+    ended = "was stopped" if end.sub_status == "stopped" else end.sub_status
+    reason = f"the Flower run {ended}: {end.details or 'no details'}"
     traceback = superlink.traceback()
     return f"{reason}\n{traceback}" if traceback else reason
 

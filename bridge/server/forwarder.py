@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
-from bridge.common.log_limit import LINES_LOGGED, LogLimit
+from bridge.common.log_limit import LogLimit
 from bridge.common.text import one_line
 from bridge.common.versions import Transport
 from bridge.fleet import wire
@@ -16,23 +14,13 @@ from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import RESPONSE_TIMEOUT, Call, JobOver, LinkFault, Request, Response
 from bridge.server.heartbeat import with_grace_interval
 from bridge.server.identity import IdentityError, Nodes
+from bridge.server.observe import Observer
 from bridge.server.upstream import AnswerLost, NotReached, Upstream, upstream
 
 log = logging.getLogger(__name__)
 
-REFUSALS_TOLD = LINES_LOGGED
-"""Refusals of one site that are logged and told; and so many of the SuperLink's."""
-
 TRIES = 3
 """How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
-
-
-class Watcher(Protocol):
-    """Is shown every exchange with the SuperLink after it took place; must not raise."""
-
-    def record(self, site: str, request: Request, response: Response) -> None:
-        """Take note of one exchange of `site`."""
-        ...
 
 
 Handler = Callable[[str, Request], Awaitable[Response]]
@@ -44,39 +32,41 @@ class Forwarder:
 
     def __init__(
         self,
-        watcher: Watcher,
+        watcher: Observer,
         *,
         grace: float,
         on_refused: Callable[[str, str], None] = lambda site, reason: None,
         on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
-        internal_routes: Mapping[str, Handler] | None = None,
     ) -> None:
         """Args of the forwarder.
 
         Args:
-            watcher: sees all that passes.
+            watcher: is shown every exchange with the SuperLink after it took place.
             grace: seconds for which a site may be out of reach until the SuperLink gives its node up.
             on_refused: is told site and reason when a call is malformed or does not speak for the site's
-                own node, for each site `REFUSALS_TOLD` times at most.
+                own node, for each site as often as `LogLimit` lets it.
             on_replaced: is told site and node id of a node that must not be waited for: the site has a new
                 SuperNode, or was put out.
-            internal_routes: by its path, what is answered here; a site's gateway lets no such path through.
         """
         self._watcher = watcher
         self._grace = grace
         self._fleet = Transport.HTTP
         self._on_refused = on_refused
         self._on_replaced = on_replaced
-        self._internal_routes = internal_routes or {}
+        self._internal_routes: dict[str, Handler] = {}
         self._ledger = CallLedger()
         self._nodes = Nodes()
-        self._refusals: Counter[str] = Counter()
+        self._refusals = LogLimit()
         self._refused_by_superlink = LogLimit()
         self._arrived: list[str] = []
         self._upstream: Upstream | None = None
         self._open = asyncio.Event()
         self._out: set[str] = set()
         self._over = False
+
+    def route(self, path: str, handler: Handler) -> None:
+        """Answer calls of this path here, by `handler`. A site's gateway lets no such path through."""
+        self._internal_routes[path] = handler
 
     def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
         """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
@@ -173,13 +163,9 @@ class Forwarder:
 
     def refuse(self, site: str, reason: str) -> None:
         """Write down that a call of `site` is refused."""
-        self._refusals[site] += 1
-        if self._refusals[site] > REFUSALS_TOLD:
-            return
-        if self._refusals[site] == REFUSALS_TOLD:
-            reason += f" (refusal {REFUSALS_TOLD} of this site; no more are logged)"
-        log.warning("refused a call from %s: %s", site, reason)
-        self._on_refused(site, reason)
+        if self._refusals.may_tell(site):
+            log.warning("refused a call from %s: %s%s", site, reason, self._refusals.note(site))
+            self._on_refused(site, reason + self._refusals.note(site))
 
     async def _ask(self, site: str, call: Call, asked: wire.FleetCall) -> Response:
         """Send one call to the SuperLink; again, if its answer is lost with the connection."""

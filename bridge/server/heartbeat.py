@@ -12,14 +12,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from flwr.common.constant import HEARTBEAT_MAX_INTERVAL, HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
+from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, HEARTBEAT_PATIENCE
 
 from bridge.fleet import wire
 from bridge.relay.calls import Request
-
-SHORTEST, LONGEST = 60.0, float(HEARTBEAT_PATIENCE * HEARTBEAT_MAX_INTERVAL)
-"""Seconds of grace that can be had: Flower's own minute, below which a heartbeat that is a little late would
-count, and what a SuperLink takes (1.41: 3600)."""
 
 
 def with_grace_interval(request: Request, grace: float) -> Request:

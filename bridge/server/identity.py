@@ -23,9 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.message_pb2 import (
-    ObjectTree,
-)
+from flwr.proto.message_pb2 import ObjectTree
 from google.protobuf.message import DecodeError
 
 from bridge.common import versions

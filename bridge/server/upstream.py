@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 import grpc
 import httpx
@@ -27,18 +26,6 @@ class AnswerLost(FlowerbedError):
     """The request may have reached the SuperLink; its answer did not come."""
 
 
-class Upstream(Protocol):
-    """A SuperLink's Fleet API."""
-
-    async def ask(self, request: Request) -> Response:
-        """Send one request. Raises `NotReached` or `AnswerLost`."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connections; what is on its way ends as `AnswerLost`."""
-        ...
-
-
 class HttpUpstream:
     """The Fleet API over HTTP at `address` (host:port)."""
 
@@ -47,7 +34,12 @@ class HttpUpstream:
         self._client = httpx.AsyncClient(base_url=f"http://{address}", timeout=timeout, trust_env=False)
 
     async def ask(self, request: Request) -> Response:
-        """See `Upstream`."""
+        """Send one request.
+
+        Raises:
+            NotReached: it has not reached the SuperLink.
+            AnswerLost: it may have.
+        """
         headers = dict(request.headers)
         try:
             answer = await self._client.post(request.path, content=request.body, headers=headers)
@@ -62,7 +54,7 @@ class HttpUpstream:
         return Response(answer.status_code, kept, answer.content)
 
     async def close(self) -> None:
-        """See `Upstream`."""
+        """Close the connections; what is on its way ends as `AnswerLost`."""
         await self._client.aclose()
 
 
@@ -83,7 +75,7 @@ class GrpcUpstream:
         self._closed = False
 
     async def ask(self, request: Request) -> Response:
-        """See `Upstream`."""
+        """See `HttpUpstream`."""
         try:
             metadata = grpc_form.metadata_of(request.headers)
         except ValueError as error:
@@ -103,9 +95,13 @@ class GrpcUpstream:
             raise
 
     async def close(self) -> None:
-        """See `Upstream`."""
+        """See `HttpUpstream`."""
         self._closed = True
         await self._channel.close()
+
+
+Upstream = HttpUpstream | GrpcUpstream
+"""A SuperLink's Fleet API."""
 
 
 def upstream(transport: Transport, address: str) -> Upstream:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,14 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge.common import disk, job_options, meta, versions
 from bridge.common.loop import LoopThread
-from bridge.job import (
-    channel,
-    confining,
-    fab,
-    import_path,
-    patches,
-    same_app,
-    settings,
-)
+from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment
 from bridge.relay.calls import SiteRelay
-from bridge.site import metric_uploader, transports
+from bridge.site import metric_uploader
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
 from bridge.site.link import SiteLink
-from bridge.site.supernode import SuperNode, check, start_supernode
+from bridge.site.supernode import SuperNode, SuperNodeSetup, check, start_supernode
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +47,17 @@ RESTART_FIRST = 0.5
 
 LEAVE_WITHIN = 10.0
 """Seconds for the server to take note that a site leaves, before its SuperNode is stopped all the same."""
+
+TASK_REQUEST_INTERVAL = 5.0
+"""Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
+the job's end the site is told: only if that is lost does it learn of it so."""
+
+LAST_TASK_REQUEST_INTERVAL = 0.3
+"""The same once the server has told the relay that the job is over. In FLARE's simulator a site learns of its
+job's end by such a question only."""
+
+END_CHECK = 0.1
+"""Seconds between two looks at FLARE's signal that the run is over, which can only be polled."""
 
 INCARNATIONS = RESTARTS + 1
 """How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
@@ -90,6 +94,8 @@ class FlowerExecutor(Executor):
         """Called by FLARE for every event of the run."""
         if event_type == EventType.START_RUN:
             self._start(fl_ctx)
+        elif event_type == EventType.AFTER_PULL_TASK:
+            self._rest(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         elif event_type == EventType.END_RUN:
             self._stop()
         elif event_type == ANALYTIC_EVENT_TYPE and self._points is not None:
@@ -101,6 +107,15 @@ class FlowerExecutor(Executor):
     ) -> Shareable:
         """Called by FLARE for a task: there is none."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _rest(self, run_over: Signal) -> None:
+        """FLARE has asked the server for a task, and there is none: keep it from asking again for a while,
+        unless the run is over (nvflare 2.9.0 `private/fed/client/client_runner.py`, `_try_run`)."""
+        began = time.monotonic()
+        while not run_over.triggered and time.monotonic() - began < (
+            TASK_REQUEST_INTERVAL if self._ending is None else LAST_TASK_REQUEST_INTERVAL
+        ):
+            time.sleep(END_CHECK)
 
     def _start(self, fl_ctx: FLContext) -> None:
         workspace = fl_ctx.get_engine().get_workspace()
@@ -123,7 +138,6 @@ class FlowerExecutor(Executor):
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
-        patches.wake_site_loop(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
@@ -141,45 +155,38 @@ class FlowerExecutor(Executor):
         )
         expected = same_app.Expected(site, brought, own.allowed_apps)
         self._points = metric_uploader.MetricUploader(self._loop.loop)
-        variables = {**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)}
         self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
-        first = 1 + starts * INCARNATIONS
-        self._loop.run(self._begin(run_dir, config, prefork, variables, expected, first=first))
-
-    async def _begin(
-        self,
-        run_dir: Path,
-        config: dict[str, str | int],
-        prefork: environment.Prefork,
-        variables: dict[str, str],
-        expected: same_app.Expected,
-        *,
-        first: int,
-    ) -> None:
-        assert self._link is not None and self._points is not None
         link = same_app.SameApp(
             metric_uploader.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
         )
+
+        def setup(gateway_port: int) -> SuperNodeSetup:
+            return SuperNodeSetup(
+                gateway_port,
+                work_dir=run_dir / "clientapp",
+                home=run_dir / environment.HOME,
+                node_config=config,
+                prefork=prefork,
+                extra_env={**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)},
+                confinement=self._confinement,
+            )
+
+        self._loop.run(self._begin(link, setup, first=1 + starts * INCARNATIONS))
+
+    async def _begin(
+        self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], *, first: int
+    ) -> None:
+        assert self._points is not None
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
-        self._gateway = transports.gateway(self._fleet, self._caller, self._is_supernode)
+        kind = Gateway if self._fleet is versions.Transport.HTTP else GrpcGateway
+        self._gateway = kind(self._caller, self._is_supernode)
         await self._gateway.start()
-        work_dir = run_dir / "clientapp"
-        work_dir.mkdir(exist_ok=True)
+        node = setup(self._gateway.port)
+        node.work_dir.mkdir(exist_ok=True)
 
         async def start() -> SuperNode:
-            assert self._gateway is not None
-            home = run_dir / environment.HOME
-            supernode = await start_supernode(
-                self._gateway.port,
-                work_dir,
-                home,
-                config,
-                prefork,
-                self.options.supernode,
-                variables,
-                self._confinement,
-            )
+            supernode = await start_supernode(node, self.options.supernode)
             self._sees_connections = await asyncio.to_thread(shows_connections, supernode.pid)
             return supernode
 
@@ -258,7 +265,7 @@ class FlowerExecutor(Executor):
             self._files.close()
         if self._loop is None:
             return
-        patches.shorten_shutdown_grace()
+        ending.shorten_shutdown_grace()
         self._loop.run(self._ended())
         self._loop.close()
         self._loop = None

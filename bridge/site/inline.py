@@ -9,9 +9,10 @@ flwr's SuperNode takes itself for the master of its process. Here it is told oth
   Its client (`_Life.client`) sees to both, and to a 401, after which a SuperNode would end its process.
 - Its log goes where this process's log goes.
 
-Its ClientApps are processes of their own as ever; the template that they are copies of is a new interpreter,
-since a process with threads cannot be forked. Each process has its reaper (`process.py`), which ends it when
-this process is killed, and confines it. This process itself, and so the SuperNode's thread, is not confined.
+Its ClientApps are processes of their own as ever; the fork server that they are copies of is a new
+interpreter, since a process with threads cannot be forked. Each process has its reaper (`process.py`), which
+ends it when this process is killed, and confines it. This process itself, and so the SuperNode's thread, is
+not confined.
 """
 
 from __future__ import annotations
@@ -27,21 +28,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
 
-from bridge.common.namespace_proxy import namespace_proxy
+from bridge.common.replaced import namespace_proxy
 from bridge.fleet.wire import HEARTBEAT, LEAVE_CALLS, call_name
 from bridge.flower import fork_server, replaced
 from bridge.flower.supernode_api import Events, serving
 from bridge.flower.supernode_process import LOOP
 from bridge.launch import environment
-from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import FlowerProcess, gone
-from bridge.site.supernode import OWN_END
+from bridge.site.supernode import OWN_END, SuperNodeSetup
 
 log = logging.getLogger(__name__)
 
@@ -174,54 +173,29 @@ def _module(name: str) -> Any:
 class InlineSuperNode:
     """A SuperNode in a thread of this process, and what it has started. Lives on one event loop."""
 
-    def __init__(
-        self,
-        gateway_port: int,
-        work_dir: Path,
-        home: Path,
-        node_config: dict[str, str | int],
-        prefork: environment.Prefork,
-        extra_env: Mapping[str, str],
-        confinement: Confinement,
-    ) -> None:
+    def __init__(self, setup: SuperNodeSetup) -> None:
         """Nothing is started yet: see `start`."""
-        self._gateway = f"127.0.0.1:{gateway_port}"
-        self._work_dir = work_dir
-        self._node_config = node_config
-        self._prefork = prefork
+        self._setup = setup
         # The port of its own server, which its processes ask, and may connect to.
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._port: int = self._socket.getsockname()[1]
-        self._policy, confined = confinement.around(
-            work_dir, home, ports=(self._port,), app_ports=(self._port,)
-        )
-        self._env = environment.variables(home, extra_env) | confined
+        self._policy, self._env = setup.confined((self._port,), (self._port,))
         self._life = _Life()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._superexec: asyncio.Future[int] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="supernode", daemon=True)
-        self._template: fork_server.ForkServer | None = None
+        self._fork_server: fork_server.ForkServer | None = None
         self._processes: list[FlowerProcess] = []
         self._starting = asyncio.Lock()
 
     @classmethod
-    async def start(
-        cls,
-        gateway_port: int,
-        work_dir: Path,
-        home: Path,
-        node_config: dict[str, str | int],
-        prefork: environment.Prefork,
-        extra_env: Mapping[str, str] = environment.NO_EXTRA,
-        confinement: Confinement = UNCONFINED,
-    ) -> InlineSuperNode:
-        """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the
-        job sets in their environment, and confined."""
-        node = cls(gateway_port, work_dir, home, node_config, prefork, extra_env, confinement)
-        if prefork.on:
+    async def start(cls, setup: SuperNodeSetup) -> InlineSuperNode:
+        """See `start_supernode`."""
+        node = cls(setup)
+        if setup.prefork.on:
             ours, its = fork_server.ends()
-            node._template = fork_server.ForkServer(ours)
+            node._fork_server = fork_server.ForkServer(ours)
             with its:
                 descriptor = its.fileno()
                 await node._start_process(environment.fork_server_command(descriptor), pass_fds=[descriptor])
@@ -256,8 +230,8 @@ class InlineSuperNode:
         await asyncio.wait([self._ended], timeout=grace)
         if not self._ended.done():
             log.info("the SuperNode's thread has a call to end yet")
-        if self._template is not None:
-            self._template.close()
+        if self._fork_server is not None:
+            self._fork_server.close()
 
     async def _without_superexec(self) -> None:
         await gone(await asyncio.shield(self._superexec))
@@ -270,7 +244,7 @@ class InlineSuperNode:
             process = await FlowerProcess.start(
                 "supernode",
                 command,
-                cwd=self._work_dir,
+                cwd=self._setup.work_dir,
                 env=self._env,
                 pass_fds=pass_fds,
                 policy=self._policy,
@@ -294,27 +268,32 @@ class InlineSuperNode:
     def _live(self) -> None:
         """Be a SuperNode, until `Ended`."""
         _take_over(self._life)
-        factory = self._life.events.factory(self._preload)
+        factory = self._life.events.factory(self._preload, self._preload_app)
         with serving(self._life.events, factory, self._socket), self._with_superexec(self._port):
             _module(LOOP).start_client_internal(
                 state_factory=factory,
-                server_address=self._gateway,
-                node_config=self._node_config,
+                server_address=f"127.0.0.1:{self._setup.gateway_port}",
+                node_config=self._setup.node_config,
                 insecure=True,
                 isolation=fork_server.PROCESS,
                 runtime_dependency_install=False,
             )
 
     def _preload(self) -> None:
-        """The node is there: now the template has time for imports."""
-        if self._template is not None:
-            self._template.preload(self._prefork.modules)
+        """The node is there: now the fork server has time for imports."""
+        if self._fork_server is not None:
+            self._fork_server.preload(self._setup.prefork.modules)
+
+    def _preload_app(self, content: bytes) -> None:
+        """An app is there, which may be one that is deployed at the server."""
+        if self._fork_server is not None:
+            self._fork_server.preload_app(content)
 
     @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:
-        """Start the SuperExec, as a copy of the template or else as a new interpreter, and end it."""
+        """Start the SuperExec, as a copy of the fork server or else as a new interpreter, and end it."""
         command = fork_server.superexec_command(port)
-        started = self._template.start(command, quiet=False) if self._template is not None else None
+        started = self._fork_server.start(command, quiet=False) if self._fork_server is not None else None
         if started is not None:
             pid: int | None = started.pid
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from bridge.common.ports import free_port
 from bridge.launch import environment
 from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import FlowerProcess, gone
+from bridge.launch.sandbox import Policy
 
 SUPEREXEC_WITHIN = 30.0
 """Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""
@@ -52,36 +54,40 @@ def check(kind: str) -> None:
         versions.require_fast_path(f"a SuperNode inside FLARE's process (supernode {INLINE!r})")
 
 
-async def start_supernode(
-    gateway_port: int,
-    work_dir: Path,
-    home: Path,
-    node_config: dict[str, str | int],
-    prefork: environment.Prefork = environment.PREFORK,
-    kind: str = PROCESS,
-    extra_env: Mapping[str, str] = environment.NO_EXTRA,
-    confinement: Confinement = UNCONFINED,
-) -> SuperNode:
-    """Start a SuperNode against the gateway on loopback; its ClientApps run in `work_dir`, with what the job
-    sets in their environment, and confined."""
+@dataclass(frozen=True)
+class SuperNodeSetup:
+    """What a SuperNode is started with."""
+
+    gateway_port: int
+    work_dir: Path
+    """Where its ClientApps run."""
+    home: Path
+    """For what Flower unpacks."""
+    node_config: dict[str, str | int]
+    prefork: environment.Prefork = environment.PREFORK
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+    """What the job sets in the ClientApps' environment."""
+    confinement: Confinement = UNCONFINED
+
+    def confined(
+        self, ports: tuple[int, ...], app_ports: tuple[int, ...]
+    ) -> tuple[Policy | None, dict[str, str]]:
+        """The policy of its processes, and their environment; see `Confinement.around`."""
+        policy, confined = self.confinement.around(self.work_dir, self.home, ports=ports, app_ports=app_ports)
+        return policy, environment.variables(self.home, self.extra_env) | confined
+
+
+async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNode:
+    """Start a SuperNode against the gateway on loopback."""
     if kind == INLINE:
         # Here, since it leans on what not every flwr has.
         from bridge.site.inline import InlineSuperNode
 
-        return await InlineSuperNode.start(
-            gateway_port, work_dir, home, node_config, prefork, extra_env, confinement
-        )
-    runtime_port = free_port()
-    policy, confined = confinement.around(
-        work_dir, home, ports=(gateway_port, runtime_port), app_ports=(runtime_port,)
-    )
-    return await SuperNodeProcess.start(
-        "supernode",
-        environment.supernode_command(gateway_port, runtime_port, node_config, prefork),
-        cwd=work_dir,
-        env=environment.variables(home, extra_env) | confined,
-        policy=policy,
-    )
+        return await InlineSuperNode.start(setup)
+    port = free_port()
+    policy, env = setup.confined((setup.gateway_port, port), (port,))
+    command = environment.supernode_command(setup.gateway_port, port, setup.node_config, setup.prefork)
+    return await SuperNodeProcess.start("supernode", command, cwd=setup.work_dir, env=env, policy=policy)
 
 
 class SuperNodeProcess(FlowerProcess):

@@ -26,7 +26,8 @@ from bridge.server.forwarder import Forwarder
 from bridge.server.observe import Observer
 from bridge.server.superlink import SuperLink
 from bridge.site.gateway import Gateway, Receive, Scope, Send
-from bridge.site.supernode import start_supernode
+from bridge.site.supernode import SuperNodeSetup, start_supernode
+from dev import relayed
 
 APP = Path(__file__).parents[2] / "tests" / "apps" / "numpy-add"
 EVERY = 0.02
@@ -112,7 +113,8 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
             for number, gateway in enumerate(gateways):
                 await gateway.start()
                 home = work_dir / f"site-{number}"
-                nodes.append(await start_supernode(gateway.port, work_dir, home, {"partition-id": number}))
+                setup = SuperNodeSetup(gateway.port, work_dir, home, {"partition-id": number})
+                nodes.append(await start_supernode(setup))
             while Metered.calls < 8:
                 await asyncio.sleep(0.1)
             await asyncio.sleep(SETTLED)
@@ -127,12 +129,7 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
             assert end.sub_status == "completed", superlink.traceback()
             after = me.memory_info().rss
         finally:
-            await forwarder.close()
-            for caller in callers:
-                await caller.close()
-            await asyncio.gather(*(node.stop(0.5) for node in nodes), superlink.stop())
-            for gateway in gateways:
-                await gateway.stop()
+            await relayed.close(forwarder, callers, nodes, superlink, gateways)
     return {
         "idle": idle / MIB,
         **{f"peak_{name}": value / MIB for name, value in peak.items()},

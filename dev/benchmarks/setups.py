@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.common.meta import times
 from dev.benchmarks.marked import RunFailed
 from dev.benchmarks.meter import Meter
 from dev.benchmarks.report import JOB
 from dev.benchmarks.timed import Rounds, read_rounds
 from scripts import core
-from scripts.summary import job_times
 
 VARIABLES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -111,7 +111,7 @@ def measured_job(download: bytes, folder: Path, work: Work, meter: Meter) -> Mea
     with tarfile.open(fileobj=io.BytesIO(download)) as tar:
         core.unpack(tar, folder)
     found = measured(folder, work, meter)
-    submitted, ended = job_times(json.loads((folder / "meta.json").read_text()))
+    submitted, _, ended = times(json.loads((folder / "meta.json").read_text()))
     if submitted is None or ended is None:
         raise RunFailed("FLARE does not say when the job was submitted and when it ended")
     before, after = found.rounds.begins[0] - submitted, ended - found.rounds.end

@@ -71,11 +71,19 @@ def supernodes(container: str) -> list[str]:
 
 
 def registered(federation: Federation, site: str) -> None:
-    """Wait until a site that was restarted is there again."""
+    """Wait until a site is there again, after its restart or the server's.
+
+    Both must say so: the server lists for a while the one that it was before its restart.
+    """
+    healthy = ["docker", "exec", federation.container(site), "/opt/flowerbed/bin/healthcheck", "site"]
     deadline = time.monotonic() + 60
-    while site not in [str(known["name"]) for known in federation.must("status")["sites"]]:
+    while subprocess.run(healthy, capture_output=True).returncode or site not in _listed(federation):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+def _listed(federation: Federation) -> list[str]:
+    return [str(known["name"]) for known in federation.must("status")["sites"]]
 
 
 def audit(federation: Federation) -> list[str]:

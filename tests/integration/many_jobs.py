@@ -1,4 +1,4 @@
-"""Several jobs on one federation at a time, whatever the number of its sites."""
+"""Several jobs on one federation at a time."""
 
 from __future__ import annotations
 
@@ -6,49 +6,68 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.core import ROOT
 from tests.federation import Federation
 
-JOBS = (
-    (ROOT / "tests/apps/numpy-add", "num-server-rounds=2 train-seconds=10 min-available-clients={sites}"),
-    (ROOT / "tests/apps/client-state", "num-server-rounds=3 seconds=8 min-available-nodes={sites}"),
-    (ROOT / "apps/pytorch-quickstart", "num-server-rounds=1 min-available-clients={sites}"),
-)
-"""Three, each of another kind, that last long enough to meet."""
 
-WAITING = (
-    ROOT / "tests/apps/numpy-add",
-    "num-server-rounds=1 array-size={size} min-available-clients={sites}",
-)
-"""Handed in while the three run."""
+@dataclass(frozen=True)
+class Job:
+    """One of several at a time, and which sites it must have."""
+
+    app: Path
+    run_config: str
+    sites: tuple[str, ...]
+    deployed: bool = False
+    """The app is put on the server, and the job brings no code."""
+
+    def submit(self, federation: Federation) -> str:
+        """Hand it in; returns its id."""
+        if self.deployed:
+            shutil.copytree(self.app, federation.root / "deployed" / self.app.name, dirs_exist_ok=True)
+        sites = "--sites", ",".join(self.sites)
+        return submit(federation, self.app, self.run_config, *sites, deployed=self.deployed)
+
+
+NUMPY, STATE = ROOT / "tests/apps/numpy-add", ROOT / "tests/apps/client-state"
+QUICKSTART = ROOT / "apps/pytorch-quickstart"
 
 MEET_WITHIN = 120.0
 """Seconds until all three run: five sites' SuperNodes for each start on two cores."""
 
 
-def three_at_once_and_two_that_wait(
-    federation: Federation, sites: Sequence[str], deployed: bool = False
-) -> None:
+def three_at_once_and_two_that_wait(federation: Federation, all_sites: Sequence[str]) -> None:
     """Run them; each gives its own results, no port is opened, and what waited runs then.
 
-    `deployed`: the apps are put on the server, and the jobs bring no code.
+    The last of `all_sites` takes only apps that are deployed on the server. Jobs with such an app are on all
+    sites, and those that bring their code on the others.
     """
-    if deployed:
-        for app, _ in JOBS:
-            shutil.copytree(app, federation.root / "deployed" / app.name, dirs_exist_ok=True)
-    services = ("server", *sites)
+    everywhere, bringing = tuple(all_sites), tuple(all_sites[:-1])
+    five, four = len(everywhere), len(bringing)
+    # Three, each of another kind, that last long enough to meet.
+    running = (
+        Job(NUMPY, f"num-server-rounds=2 train-seconds=10 min-available-clients={four}", bringing),
+        Job(STATE, f"num-server-rounds=3 seconds=8 min-available-nodes={five}", everywhere, deployed=True),
+        Job(QUICKSTART, f"num-server-rounds=1 min-available-clients={five}", everywhere, deployed=True),
+    )
+    # Handed in while the three run.
+    late = (
+        Job(NUMPY, "num-server-rounds=1 array-size=20 min-available-clients=2", bringing[:2]),
+        Job(
+            NUMPY,
+            f"num-server-rounds=1 array-size=30 min-available-clients={five}",
+            everywhere,
+            deployed=True,
+        ),
+    )
+    services = ("server", *everywhere)
     before = {service: open_to_others(federation, service) for service in services}
-    number = len(sites)
     with ThreadPoolExecutor() as pool:
         # At once: on a busy machine the first would be over before the last is handed in.
-        configs = [(app, words.format(sites=number)) for app, words in JOBS]
-        apps = list(pool.map(lambda job: submit(federation, *job, deployed=deployed), configs))
-    app, words = WAITING
-    waiting = [
-        submit(federation, app, words.format(sites=number, size=size), deployed=deployed) for size in (20, 30)
-    ]
+        apps = list(pool.map(lambda job: job.submit(federation), running))
+    waiting = [job.submit(federation) for job in late]
     deadline = time.monotonic() + MEET_WITHIN
     while [(states := statuses(federation))[job] for job in apps] != ["RUNNING"] * len(apps):
         assert time.monotonic() < deadline, states
@@ -60,8 +79,8 @@ def three_at_once_and_two_that_wait(
     assert [line.split()[0] for line in published if "->" in line] == ["server"]
     found = {job: federation.must("wait", job, timeout=600) for job in (*apps, *waiting)}
     assert {entry["status"] for entry in found.values()} == {"FINISHED:COMPLETED"}
-    for entry in found.values():
-        assert all(sorted(part["sites"]) == list(sites) for part in entry["rounds"])
+    for wanted, entry in zip((*running, *late), found.values(), strict=True):
+        assert all(sorted(part["sites"]) == list(wanted.sites) for part in entry["rounds"])
     adding, counting, learning = (found[job]["rounds"] for job in apps)
     assert [part["metrics"]["mean"] for part in adding] == [1, 2]
     assert [part["metrics"]["trainings"] for part in counting] == [1, 2, 3]

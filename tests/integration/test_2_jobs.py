@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 
 import pytest
 
 from scripts.core import ROOT
 from tests.federation import NOTHING, PARTICIPANTS, Federation, left_over
-from tests.integration.many_jobs import open_to_others, statuses, three_at_once_and_two_that_wait
+from tests.integration.many_jobs import open_to_others, statuses
 
 
 def test_a_job_runs_and_leaves_no_process_and_opens_no_port(federation: Federation) -> None:
@@ -47,7 +48,7 @@ def test_a_client_that_raises_is_seen_by_site_and_in_its_log(federation: Federat
     assert sorted(only["sites"]) == ["site-1", "site-2"]
     for site, kinds in only["sites"].items():
         assert said in kinds["train"]["error"], site
-        assert f"FAILED: {kinds['train']['error']}"[:40] in outcome.text
+        assert f"{site}       trained   FAILED: RuntimeError: {said}\n" in outcome.text
         log = str(federation.must("logs", job, "--site", site)["log"])
         assert f"RuntimeError: {said}" in log and "in fit" in log, "not the app's own traceback"
     assert left_over(federation) == NOTHING
@@ -110,17 +111,29 @@ def test_results_and_logs_of_an_unknown_job(federation: Federation) -> None:
     for verb in ("results", "logs", "wait", "abort"):
         outcome = federation.verb(verb, "00000000-0000-0000-0000-000000000000")
         assert outcome.code == 2, verb
-        assert "no such job" in outcome.value["error"]
+        assert "To list jobs:" in outcome.value["error"]
 
 
-def test_three_jobs_at_once_and_two_that_wait(federation: Federation) -> None:
-    three_at_once_and_two_that_wait(federation, ["site-1", "site-2"])
+def next_with(lines: Iterable[str], words: str) -> str:
+    """What comes, up to the first line with these words."""
+    told = ""
+    for line in lines:
+        told += line
+        if words in line:
+            return told
+    raise AssertionError(f"no {words} in {told!r}")
 
 
-def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third(federation: Federation) -> None:
+def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third_whose_log_is_followed(
+    federation: Federation,
+) -> None:
     good = federation.submit("numpy-add", "--rounds", "2", "--run-config", "train-seconds=8")
     hangs = federation.submit("numpy-add", "--run-config", "train-seconds=600")
     fails = federation.submit("raises")
+    followed = federation.begin("logs", good, "--follow")
+    assert followed.stdout is not None
+    told = next_with(followed.stdout, "[ROUND 1]")
+    assert statuses(federation)[good] == "RUNNING", "its log came when it was over"
     assert federation.verb("wait", fails).value["status"] == "FINISHED:EXECUTION_EXCEPTION"
     assert federation.verb("wait", hangs, "--timeout", "2").code == 1
     federation.must("abort", hangs)
@@ -128,4 +141,7 @@ def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third(federation: Fe
     assert [entry["metrics"]["mean"] for entry in rounds] == [1, 2]
     assert [sorted(entry["sites"]) for entry in rounds] == [["site-1", "site-2"]] * 2
     assert federation.verb("wait", hangs).value["status"] == "FINISHED:ABORTED"
+    told += followed.communicate(timeout=60)[0]
+    assert followed.returncode == 0
+    assert "[ROUND 2]" in told and str(federation.must("logs", good)["log"]).startswith(told)
     assert left_over(federation) == NOTHING

@@ -13,10 +13,8 @@ import pytest
 
 from scripts.core import ROOT
 from tests import absent
-from tests.federation import Federation
+from tests.federation import SITES, Federation
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
-
-SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
 
 REFUSED = {"site-5": "its policy forbids custom code (right byoc)"}
 
@@ -91,5 +89,5 @@ def test_each_site_has_data_of_its_own(larger: Federation) -> None:
 
 @pytest.mark.timeout(900)
 def test_three_jobs_at_once_and_two_that_wait(larger: Federation) -> None:
-    three_at_once_and_two_that_wait(larger, SITES, deployed=True)
+    three_at_once_and_two_that_wait(larger, SITES)
     assert Path(larger.root / "data" / "site-3").is_dir()

@@ -2,7 +2,7 @@
 
 The apps are small, and written as Flower's documentation teaches it. Each runs twice, in real processes and
 without containers: over the relay (`tests/driver.py`), with an answer of every kind of call lost in three
-places, and in plain Flower (`bridge/flower/plain.py`). Both have the same seed and order of the sites.
+places, and in plain Flower (`dev/plain_flower.py`). Both have the same seed and order of the sites.
 `docs/reference/apps.md` is about these.
 """
 

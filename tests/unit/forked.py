@@ -25,38 +25,58 @@ rsa.generate_private_key = lambda public_exponent, key_size, backend=None: make(
 PROGRAM = (
     SHORT_KEYS
     + """
-import importlib, json, os, runpy, sys
+import importlib, json, os, runpy, subprocess, sys, tempfile
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
+
+def copy(cwd, module, arguments, out, err):
+    "Run a module in a copy of this process; return its exit code."
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
+        os.dup2(file, number)
+    os.chdir(cwd)
+    sys.path.insert(0, str(cwd))
+    sys.argv = [module, *arguments]
+    sys.stdin = open(0)
+    code = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+start = subprocess.run
+
+def run(words, **options):
+    "The verb starts FLARE as a program: that is a copy too."
+    if words[1:3] != ["-m", "nvflare.cli"]:
+        return start(words, **options)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        code = copy(options["cwd"], words[2], words[3:], out.fileno(), err.fileno())
+        said = [os.pread(file.fileno(), 10**7, 0) for file in (out, err)]
+    return subprocess.CompletedProcess(words, code, *said)
+
+subprocess.run = run
 for line in sys.stdin:
     cwd, module, arguments, out, err = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for path, number in ((os.devnull, 0), (out, 1), (err, 2)):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(cwd)
-        sys.path.insert(0, cwd)
-        sys.argv = [module, *arguments]
-        sys.stdin = open(0)
-        code = 1
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if code and not isinstance(end.code, int):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    with open(out, "wb") as out, open(err, "wb") as err:
+        code = copy(cwd, module, arguments, out.fileno(), err.fileno())
+    print(code, flush=True)
 """
 )
 
 PRELOADED = (
+    "dotenv",
     "typer.core",
     "rich.console",
     "nvflare.cli",

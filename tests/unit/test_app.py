@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempP
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(fileobj=io.BytesIO(apps.read(folder).pack())) as tar:
         tar.extractall(unpacked)
-    shutil.make_archive(str(unpacked), "zip", unpacked)
+    zipped = shutil.make_archive(str(unpacked), "zip", unpacked)
+    with zipfile.ZipFile(zipped) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names == set(apps.read(folder).files)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -218,7 +222,7 @@ def test_run_config_values_are_toml(folder: Path) -> None:
         (
             ["learning=1"],
             None,
-            r"--run-config: .*no configuration key learning.*It has: num-server-rounds, name, optimizer\.lr",
+            r"--run-config: unknown .* key learning.*app has: num-server-rounds, name, optimizer\.lr",
         ),
         (["name"], None, r"--run-config 'name': expected key=value"),
         (["name=1 stray"], None, r"expected key=value"),
@@ -234,6 +238,7 @@ def test_bad_run_config(folder: Path, given: list[str], rounds: int | None, erro
 def test_rounds_of_an_app_that_has_no_such_key(folder: Path) -> None:
     write(folder, "pyproject.toml", PYPROJECT.replace("num-server-rounds", "rounds"))
     with pytest.raises(
-        UsageError, match=r"--rounds sets num-server-rounds: .*no configuration key num.*It has: rounds"
+        UsageError,
+        match=r"--rounds sets num-server-rounds: .*unknown configuration key num.*The app has: rounds",
     ):
         apps.run_config(apps.read(folder), [], 2)

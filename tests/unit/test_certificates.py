@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import queue
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,9 +20,9 @@ from nvflare.lighter.impl.cert import CertBuilder, _CertState
 from nvflare.lighter.utils import serialize_cert, serialize_pri_key, verify_cert_chain
 
 from provisioning.certificates import CertificateBuilder
-from tests.unit.test_drivers import End
+from tests.unit.connecting import End, driver
 
-importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+driver("flowerbed_drivers")
 
 Issue = Callable[[CertBuilder, Participant], tuple[rsa.RSAPrivateKey, x509.Certificate]]
 
@@ -38,6 +38,18 @@ def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> Cer
     builder.persistent_state = _CertState(str(folder))
     builder._build_root("flowerbed", subject_org=None)
     return builder
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CertBuilder:
+    """One for all tests that need but one: its key takes a while."""
+    return authority(tmp_path_factory.mktemp("ours") / "state")
+
+
+@pytest.fixture(scope="module")
+def flares(tmp_path_factory: pytest.TempPathFactory) -> CertBuilder:
+    """As every federation had it before."""
+    return authority(tmp_path_factory.mktemp("flares") / "state", CertBuilder)
 
 
 def kit(
@@ -78,8 +90,7 @@ def is_ca(certificate: x509.Certificate) -> bool:
     return constraints.value.ca
 
 
-def test_a_ca_signs_certificates_and_has_a_key_for_ten_years(tmp_path: Path) -> None:
-    ca = authority(tmp_path / "state")
+def test_a_ca_signs_certificates_and_has_a_key_for_ten_years(ca: CertBuilder) -> None:
     assert usages(ca.root_cert) == {"key_cert_sign", "crl_sign"}
     assert is_ca(ca.root_cert)
     assert extension(ca.root_cert, x509.BasicConstraints).value.path_length == 0, "nobody below signs further"
@@ -88,8 +99,7 @@ def test_a_ca_signs_certificates_and_has_a_key_for_ten_years(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("type_", ["server", "client", "relay", "admin"])
-def test_a_certificate_is_for_its_role_and_signs_no_other(tmp_path: Path, type_: str) -> None:
-    ca = authority(tmp_path / "state")
+def test_a_certificate_is_for_its_role_and_signs_no_other(ca: CertBuilder, type_: str) -> None:
     name = "ann@flowerbed.example" if type_ == "admin" else "somebody"
     properties = {"admin": {"role": "lead"}, "server": {"default_host": name}}.get(type_, {})
     participant = Participant(type=type_, name=name, org="flowerbed", props=properties)
@@ -106,9 +116,8 @@ def test_a_certificate_is_for_its_role_and_signs_no_other(tmp_path: Path, type_:
     assert certificate.subject == flares.subject and certificate.issuer == flares.issuer
 
 
-def test_flares_message_cipher_takes_the_keys(tmp_path: Path) -> None:
+def test_flares_message_cipher_takes_the_keys(ca: CertBuilder) -> None:
     """It takes no others: the lengths of its fields are those of 2048 bits."""
-    ca = authority(tmp_path / "state")
     ends = []
     for type_, name in (("server", "server"), ("client", "site-1")):
         props = {"default_host": name} if type_ == "server" else {}
@@ -121,7 +130,7 @@ def test_flares_message_cipher_takes_the_keys(tmp_path: Path) -> None:
         assert other.decrypt(one.encrypt(b"a message", of_other), of_one) == b"a message"
 
 
-SCHEMES = pytest.mark.parametrize("scheme", ["grpc", "tcp", "http"])
+SCHEMES = ("grpc", "tcp", "http")
 
 
 def connects(listens: Path, asks: Path, scheme: str, *, within: float = 10) -> bool:
@@ -140,32 +149,37 @@ def connects(listens: Path, asks: Path, scheme: str, *, within: float = 10) -> b
     return True
 
 
-@SCHEMES
-@pytest.mark.parametrize(("ca_from", "server_from"), [(CertificateBuilder, OURS), (CertBuilder, FLARES)])
+def connected(*pairs: tuple[Path, Path]) -> list[tuple[str, Path, Path]]:
+    """Which of these listeners and askers connect within two seconds, over which scheme. All try at once."""
+    ways = [(scheme, listens, asks) for listens, asks in pairs for scheme in SCHEMES]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        tries = [pool.submit(connects, listens, asks, scheme, within=2) for scheme, listens, asks in ways]
+    return [way for way, attempt in zip(ways, tries, strict=True) if attempt.result()]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("ca_from", "server_from"), [("ca", OURS), ("flares", FLARES)])
 def test_everybody_connects(
-    tmp_path: Path, scheme: str, ca_from: type[CertBuilder], server_from: Issue
+    tmp_path: Path, request: pytest.FixtureRequest, scheme: str, ca_from: str, server_from: Issue
 ) -> None:
     """Also with a CA and a server of before."""
-    ca = authority(tmp_path / "state", ca_from)
+    ca: CertBuilder = request.getfixturevalue(ca_from)
     server = kit(tmp_path / "server", ca, "server", "server", issue=server_from)
     assert connects(server, kit(tmp_path / "site-1", ca, "client", "site-1"), scheme)
 
 
-@SCHEMES
-def test_a_sites_certificate_cannot_pose_as_the_server(tmp_path: Path, scheme: str) -> None:
+def test_a_sites_certificate_cannot_pose_as_the_server(tmp_path: Path, ca: CertBuilder) -> None:
     """Not even when it is for the very name that was dialled."""
-    ca = authority(tmp_path / "state")
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
     impostor = kit(tmp_path / "localhost", ca, "client", "localhost", files="server")
-    assert not connects(impostor, site, scheme, within=2)
+    assert connected((impostor, site)) == []
 
 
-@SCHEMES
-def test_nor_can_a_kit_of_another_ca(tmp_path: Path, scheme: str) -> None:
-    ca, other = authority(tmp_path / "state"), authority(tmp_path / "other")
+def test_nor_can_a_kit_of_another_ca(tmp_path: Path, ca: CertBuilder) -> None:
+    """Neither as the server nor as a site."""
+    other = authority(tmp_path / "other")
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
-    assert not connects(kit(tmp_path / "false" / "server", other, "server", "server"), site, scheme, within=2)
     server = kit(tmp_path / "server", ca, "server", "server")
-    assert not connects(
-        server, kit(tmp_path / "false" / "site-1", other, "client", "site-1"), scheme, within=2
-    )
+    false_server = kit(tmp_path / "false" / "server", other, "server", "server")
+    false_site = kit(tmp_path / "false" / "site-1", other, "client", "site-1")
+    assert connected((false_server, site), (server, false_site)) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scripts import compose, options, provision
+from scripts import compose, core, options, provision
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -44,6 +45,11 @@ def test_every_parameter_has_help(name: str) -> None:
     assert not lacking
 
 
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
 def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     version = capsys.readouterr().out.removeprefix("flowerbed ").strip()
@@ -58,10 +64,11 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
             ["submit", "--in-ordr", "3"],
             "flowerbed submit: No such option '--in-ordr'. Did you mean '--in-order'?\n",
         ),
-        (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  What it takes: ./flowerbed wait --help\n"),
+        (["wait"], "flowerbed wait: Missing argument 'JOB'.\n  Help: ./flowerbed wait --help\n"),
         (["jobs", "--format", "xml"], "'xml' is not one of 'text', 'json'."),
         (["wait", "x", "--timeout", "5x"], "'5x': expected a time such as 90, 90s, 5m or 1h."),
-        ([], "./flowerbed --help"),
+        (["stop", "j-1"], "No such command 'stop'. Did you mean 'abort'?\n"),
+        (["help"], "Did you mean '--help'?\n"),
     ],
 )
 def test_wrong_use_is_one_error_and_code_2(
@@ -126,6 +133,17 @@ def test_verbs_that_ask_import_little(name: str) -> None:
     assert not set(done.stdout.split()) & {"nvflare", "numpy", "docker", "httpx", "matplotlib"}
 
 
+@pytest.mark.parametrize(("given", "kept"), [(0, 0o022), (0o077, 0o077), (0o002, 0o022)])
+def test_nobody_else_may_write_what_a_verb_makes(given: int, kept: int) -> None:
+    """Under umask 000 kits, .env and Compose files were for everybody to write."""
+    before = os.umask(given)
+    try:
+        assert main(["--version"]) == 0
+        assert os.umask(0o022) == kept
+    finally:
+        os.umask(before)
+
+
 def test_completion_knows_verbs_and_options() -> None:
     for words, wanted in (("flowerbed st", "status"), ("flowerbed wait --ti", "--timeout")):
         environment = {"_FLOWERBED_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "1"}
@@ -187,3 +205,14 @@ def test_a_project_may_include_another_file(tmp_path: Path) -> None:
     (tmp_path / "more.yml").write_text("description: from there\n")
     (tmp_path / "project.yml").write_text(text.replace("description: ", "include: more.yml\nbefore: ", 1))
     assert provision.load(tmp_path / "project.yml")["description"] == "from there"
+
+
+@pytest.mark.parametrize(("name", "looks"), [("jobs", 0), ("up", 1)])
+def test_only_a_verb_that_may_write_looks_for_files_of_roots(
+    name: str, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkout of 2 GB, all of which root looks at, an answer would take seconds."""
+    asked: list[str] = []
+    monkeypatch.setattr(core, "give_back", lambda: asked.append(name))
+    main([name, "--no-such-option"])
+    assert len(asked) == looks

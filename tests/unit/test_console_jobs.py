@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +29,14 @@ class Session:
         self.log: list[str] = []
         self.statuses = ["RUNNING"]
         self.at: str | None = ""
+        self.sites: list[str] = []
 
     def list_jobs(self, detailed: bool, id_prefix: str = "") -> list[dict[str, Any]]:
         return [job for job in self.jobs if str(job["job_id"]).startswith(id_prefix)]
 
     def get_job_meta(self, job: str) -> dict[str, Any]:
-        return {"status": self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]}
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"status": status, "flowerbed_sites": self.sites}
 
     def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
         self.at = self.log.pop(0) if self.log else self.at
@@ -56,14 +62,19 @@ def test_latest_is_the_job_that_was_submitted_last() -> None:
 
 
 def test_a_beginning_that_fits_several_is_an_error_that_lists_them() -> None:
-    with pytest.raises(ConsoleError, match="2 jobs' ids begin with aa") as failed:
+    with pytest.raises(ConsoleError, match=r"'aa' is ambiguous\. It matches 2 jobs") as failed:
         resolved("aa")
     assert failed.value.code == 2 and failed.value.facts == {"jobs": ["aa11", "aa22"]}
-    assert "aa11  add  RUNNING" in str(failed.value) and "bb33" not in str(failed.value)
+    assert "aa11  add  RUNNING  submitted 1970-01-01 00:00:10 UTC" in str(failed.value)
+    assert "bb33" not in str(failed.value)
+    named = Session()
+    named.jobs = [{"job_id": job, "name": "sum", "status": "RUNNING"} for job in IDS]
+    with pytest.raises(ConsoleError, match="aa11  sum  RUNNING"):
+        resolved("aa", named)
 
 
 def test_a_beginning_that_fits_none_says_where_the_jobs_are() -> None:
-    with pytest.raises(ConsoleError, match=r"no such job: c.*flowerbed jobs"):
+    with pytest.raises(ConsoleError, match=r"No job c\. .*flowerbed jobs"):
         resolved("c")
 
 
@@ -99,9 +110,94 @@ def test_a_log_is_followed_to_the_end_of_its_job() -> None:
     assert read(session, follow=True, tail=1) == "two\nthree\n"
 
 
+def test_a_line_may_begin_with_any_time() -> None:
+    """A time with a zone cannot be compared with one without."""
+    session = Session()
+    session.log = ["2026-01-31T12+01:00 is a time\n2026-99-31 12:00:00\n9999-01-31 12:00:00,1 - last\n"]
+    assert read(session, since=60.0) == "9999-01-31 12:00:00,1 - last\n"
+
+
+def test_a_log_is_followed_when_flare_brings_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE brings the last 5 MiB: the text no longer grows, and its beginning goes."""
+    monkeypatch.setattr(logs, "KNOWN_BY", 4)
+    cut = "... output truncated to last 8 bytes ...\n"
+    session = Session()
+    session.statuses = [*["RUNNING"] * 4, "FINISHED:COMPLETED"]
+    session.log = [
+        "one\ntwo\n",
+        f"{cut}two\nthr\n",
+        f"{cut}thr\nfou\n",
+        f"{cut}fou\nfiv\n",
+        f"{cut}six\nsev\n",
+    ]
+    # Of the last look nothing is known: it is shown whole, and says that it is an end.
+    assert read(session, follow=True) == f"one\ntwo\nthr\nfou\nfiv\n{cut}six\nsev\n"
+    assert logs.added("one\ntwo\n", "new\n") == "new\n", "begun anew"
+
+
 def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_an_error() -> None:
     session = Session()
     session.at = None
     session.statuses = ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
     with pytest.raises(ConsoleError, match="there is no log of site-1 for job aa11"):
         read(session, follow=True, site="site-1")
+
+
+class Ended(Session):
+    """A job that has ended, whose results FLARE puts into one folder, whoever asks."""
+
+    def __init__(self, folder: Path, *logs: str) -> None:
+        super().__init__()
+        self.statuses = ["FINISHED:COMPLETED"]
+        self._folder, self._logs = folder, logs
+
+    def download_job_result(self, job: str, folder: str) -> str:
+        assert jobs.downloading.locked()
+        (self._folder / "workspace").mkdir()
+        return str(self._folder)
+
+    def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
+        return {"logs": dict.fromkeys(self._logs, "a line")}
+
+
+def downloaded(call: Asked) -> list[str]:
+    jobs.download(call, "aa11")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(call.said))) as tar:
+        return [name for name in tar.getnames() if "logs/" in name]
+
+
+def test_a_log_without_a_sites_name_is_left_out(tmp_path: Path) -> None:
+    session = Ended(tmp_path, "server", "site-1", "../../out", "/x", "n" * 255, "")
+    assert [Path(name).name for name in downloaded(Asked(session))] == ["server.log", "site-1.log"]
+
+
+def test_who_reads_slowly_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Asked(Ended(tmp_path, "server"))
+    held = []
+
+    def write(data: bytes) -> None:
+        held.append(jobs.downloading.locked())
+        call.said.append(data)
+
+    monkeypatch.setattr(call, "write", write)
+    assert downloaded(call) and held and not any(held)
+
+
+def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -> None:
+    session = Session()
+    session.at, session.sites = None, ["site-1", "site-2"]
+    for follow in (True, False):
+        with pytest.raises(
+            ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
+        ):
+            read(session, follow=follow, site="site-9")
+
+
+def test_sites_come_in_order() -> None:
+    clients = [SimpleNamespace(name=name, last_connect_time=0.0) for name in ("site-2", "site-1")]
+    session = Session()
+    info = SimpleNamespace(client_info=clients, server_info=SimpleNamespace(status="started"))
+    session.get_system_info = lambda: info  # type: ignore[attr-defined]
+    call = Asked(session)
+    jobs.status(call)
+    assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]

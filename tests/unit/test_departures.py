@@ -11,7 +11,7 @@ import pytest
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.job import notes
-from bridge.server.departures import Departures
+from bridge.server.departures import Departures, NodeRemover
 from bridge.server.readiness import SiteReadiness
 
 SITE, OTHER = "site-1", "site-2"
@@ -26,10 +26,17 @@ class Job:
         self.noted: list[tuple[str, str]] = []
         self.readiness = SiteReadiness(lambda event: None, None)
         self.readiness.ready.update({SITE, OTHER})
-        self.departures = Departures(Mock(), self.readiness, self.events.append)
-        self.forwarder = self.departures.forwarder = Mock(nodes=lambda: {1: SITE, 2: OTHER})
-        self.link = self.departures.link = Mock()
-        self.superlink = self.departures.superlink = Mock(remove_node=AsyncMock())
+        self.forwarder, self.link = Mock(nodes=lambda: {1: SITE, 2: OTHER}), Mock()
+        self.superlink, self.remover = Mock(remove_node=AsyncMock()), NodeRemover()
+        self.departures = Departures(
+            Mock(),
+            self.readiness,
+            self.events.append,
+            self.forwarder,
+            self.link,
+            self.remover,
+            (SITE, OTHER),
+        )
         monkeypatch.setattr(notes, "send", lambda cell, site, reason: self.noted.append((site, reason)))
         monkeypatch.setattr(
             AuditService, "add_event", lambda user, action, msg: self.audited.append((user, msg))
@@ -56,6 +63,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> None:
+    job.remover.open(job.superlink)
     for reason in ("its disk is full", "once more"):
         job.run(lambda reason=reason: job.departures.left(SITE, reason))  # type: ignore[misc]
     assert job.told() == [("refused", SITE, "its disk is full")]
@@ -67,7 +75,6 @@ def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> 
 
 
 def test_a_site_may_leave_before_there_is_a_superlink(job: Job) -> None:
-    job.departures.superlink = None
     job.run(lambda: job.departures.left(SITE, "its disk is full"))
     assert job.told() and not job.superlink.remove_node.called
 
@@ -80,3 +87,21 @@ def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
     assert job.readiness.why_incompatible() == f"{SITE} was put out of the job: it was disabled"
     job.forwarder.put_out.assert_called_once_with(SITE)
     job.link.put_out.assert_called_once_with(SITE, "it was disabled")
+
+
+def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
+    """Whoever may ask the job for its events could say it to the job, with any name and any reason."""
+    forged = f"{SITE}][A:x]\n[U:admin][A:abort_job"
+    job.run(lambda: job.departures.put_out(forged, "it was disabled"))
+    job.run(lambda: job.departures.put_out("site-9", "it was disabled"))
+    assert not job.told() and not job.audited
+    job.link.put_out.assert_not_called()
+    job.run(lambda: job.departures.put_out(SITE, "gone\n  FINISHED:COMPLETED\x1b[2J" + "x" * 1000))
+    ((_, _, reason),) = job.told()
+    assert reason.startswith("gone\\n  FINISHED:COMPLETED\\x1b[2Jxx") and len(reason) == 200
+    assert job.audited == [(SITE, f"put out of the job: {reason}")]
+
+
+def test_a_sites_own_reason_is_one_line_of_the_audit_log(job: Job) -> None:
+    job.run(lambda: job.departures.left(SITE, "its disk is full\n[U:admin][A:abort_job"))
+    assert job.audited == [(SITE, "its disk is full\\n[U:admin][A:abort_job")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -55,7 +54,19 @@ class Client:
         return SimpleNamespace(status=SimpleNamespace(code=Code.OK), node=int(self.cid))
 random_of_the_thread = random.Random()
 
+import os, sys
 from bridge.flower import deterministic
+
+# What is imported is the same for all: each run is a copy of this process.
+for line in sys.stdin:
+    if os.fork() == 0:
+        break
+    _, status = os.wait()
+    if status:
+        sys.exit(1)
+else:
+    sys.exit(0)
+os.environ.update(json.loads(line))
 deterministic.begin()
 
 grid = run_serverapp.HttpGrid("127.0.0.1:1", insecure=True, token="x")
@@ -76,25 +87,36 @@ print(json.dumps({
     "results": [result.node for _, result in results],
     "failures": [str(failure) for failure in failures],
     "random": [random.random(), np.random.rand()],
-}))
+}), flush=True)
 """
 
 
-def run(folder: Path, *, asked: bool = True) -> dict[str, object]:
-    """What the program finds."""
-    more = {environment.DETERMINISTIC: str(folder / plan.PLAN_FILE)} if asked else {}
+def run(*folders: Path | None) -> list[dict[str, object]]:
+    """What the program finds, by the plan in each folder, or where nobody asks for one."""
+    asked = [
+        {} if folder is None else {environment.DETERMINISTIC: str(folder / plan.PLAN_FILE)}
+        for folder in folders
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | more, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM],
+        input="".join(json.dumps(more) + "\n" for more in asked),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(folders)
     return found
 
 
 def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path) -> None:
-    plan.write_plan(tmp_path, 7, NODES)
+    first, other = tmp_path / "first", tmp_path / "other"
+    for folder, seed in ((first, 7), (other, 8)):
+        folder.mkdir()
+        plan.write_plan(folder, seed, NODES)
 
-    found = run(tmp_path)
+    found, with_another_seed, unasked = run(first, other, None)
 
     # A node that nobody has told of comes last.
     assert found["nodes"] == [30, 10, 20, 40]
@@ -102,7 +124,7 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
     assert found["replies"] == found["results"] == [30, 10, 20]
     assert found["failures"] == ["failure"]
 
-    events = [json.loads(line) for line in (tmp_path / plan.TRACE_FILE).read_text().splitlines()]
+    events = [json.loads(line) for line in (first / plan.TRACE_FILE).read_text().splitlines()]
     assert [e["event"] for e in events] == ["round", *["sent"] * 3, *["reply"] * 3]
     assert {(e["round"], e["site"], e["kind"]) for e in events[1:]} == {
         (1, site, "train") for site in NODES.values()
@@ -113,17 +135,13 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
         site: ({"loss": node / 3}, node, "") for node, site in NODES.items()
     }
 
-    plan.write_plan(tmp_path, 8, NODES)
-    other = run(tmp_path)
-    assert other["random"] != found["random"]
-    plan.write_plan(tmp_path, 7, NODES)
-    assert run(tmp_path) == found
+    assert with_another_seed["random"] != found["random"]
+    # In another process, whose sets have another order.
+    assert run(first) == [found]
 
-
-def test_nothing_is_done_where_nobody_asks(tmp_path: Path) -> None:
-    found = run(tmp_path, asked=False)
-    assert found["nodes"] == found["replies"] + [40] == [10, 20, 30, 40]  # type: ignore[operator]
-    assert list(tmp_path.iterdir()) == []
+    # Nothing is done where nobody asks.
+    assert unasked["nodes"] == unasked["replies"] + [40] == [10, 20, 30, 40]  # type: ignore[operator]
+    assert sorted(tmp_path.iterdir()) == [first, other]
 
 
 def test_waits_do_not_change_what_is_drawn() -> None:

@@ -108,7 +108,7 @@ def test_a_job_that_runs_is_never_touched(workspace: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.stdin.read()", "-n", running.name]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 10
-        while running.name not in housekeeping.jobs_of_processes() and time.monotonic() < deadline:
+        while running.name not in disk.jobs_of_processes() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert housekeeping.tidy(workspace, kept=0) == [gone]
         process.communicate()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
 
-TEST = re.compile(r"`((?:attacks|faults|integration|unit)/test_\w+\.py)(?:::(\w+))?`")
+TEST = re.compile(r"`((?:attacks|faults|integration|processes|unit)/test_\w+\.py)(?:::(\w+))?`")
 NAMED = sorted(set(TEST.findall(PAGE)))
 
 ROW = re.compile(r"^\| .* \|$", re.MULTILINE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
+from provisioning import state
 from scripts import apt, core, doctor, engine, images, provision, results, wheelhouse
 from scripts.__main__ import main
 from tests.unit.faking import Authority, Checkout, Program, versions
@@ -175,6 +178,18 @@ def test_a_project_that_changed_since(
     assert code == 0 and found["project.yml"]["level"] == "warn"
     assert "new: site-9" in found["project.yml"]["found"]
 
+    known: dict[str, Any] = {"root_cert": ""}
+    for name, days in (("site-2", 9), ("site-3", 9), ("site-4", -9)):
+        checkout.authority.kit(checkout.root / name, days=days)
+        known[name] = {"cert": (checkout.root / name / "startup" / "client.crt").read_text()}
+    monkeypatch.setattr(state, "read", lambda folder: known)
+    now = {"name": "flowerbed", "participants": [*people[:2], people[3]], "revoked": ["site-3"]}
+    monkeypatch.setattr(provision, "load", lambda project: now)
+    code, found, _ = examine()
+    assert code == 0 and found["project.yml"]["level"] == "warn"
+    assert "site-2 can still take part" in found["project.yml"]["found"]
+    assert "revoked: [site-2]" in found["project.yml"]["mend"]
+
     def wrong(project: Path) -> None:
         raise core.UsageError("project.yml line 3: this is not YAML")
 
@@ -233,7 +248,7 @@ def usage(**more: Any) -> dict[str, Any]:
         (usage(), "ok", "the job store has"),
         (usage(disk={"total": 100 * GB, "free": 15 * GB}), "warn", "its disk has 85 GB of 100 GB (85%)"),
         (usage(uses=[{"what": "files of job j", "used": 9, "limit": 10}]), "warn", "files of job j has"),
-        (usage(uses=[{"what": "files of job j", "used": 7, "limit": 10}]), "ok", "nobody"),
+        (usage(uses=[{"what": "files of job j", "used": 7, "limit": 10}]), "ok", "no participant"),
         (None, "warn", "could not be asked"),
     ],
 )
@@ -285,3 +300,10 @@ def test_a_remote_engine_is_not_measured_here(
     (checkout.root / "data" / "site-1").rmdir()
     assert engine.is_remote() and images.storage() is None
     assert "data" not in examine()[1]
+
+
+def test_a_container_says_how_full_it_is_without_flare() -> None:
+    """It is a process for each container: FLARE takes most of a second to import."""
+    program = "import sys, bridge.flare.usage; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "nvflare" not in done.stdout.split()

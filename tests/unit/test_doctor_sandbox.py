@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +41,20 @@ def test_it_says_what_is_missing(
     (finding,) = doctor.check_sandbox(participant, "c-1")
     assert (finding.level, finding.found) == (level, found)
     assert list(doctor.check_sandbox({"name": "a@b.c", "type": "admin"}, "c-1")) == []
+
+
+def test_the_program_that_it_asks_is_there_and_tells() -> None:
+    program = core.ROOT / doctor.SANDBOX.removeprefix("/opt/flowerbed/")
+    said = subprocess.run([sys.executable, "-I", "-S", program], capture_output=True, check=True).stdout
+    assert {"level", "missing"} <= set(json.loads(said))
+
+
+def test_why_nothing_is_known_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 2, b"", b"Python 3\nno such file\n")
+
+    monkeypatch.setattr(core, "run", run)
+    monkeypatch.setattr(engine, "docker", lambda: "docker")
+    (finding,) = doctor.check_sandbox({"name": "site-1", "type": "client"}, "c-1")
+    assert finding.level == "warn"
+    assert finding.found == "site-1: could not determine how far apps are confined (no such file)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio.constants
 import contextlib
-import importlib
 import os
 import queue
 import socket
@@ -13,49 +12,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from nvflare.fuel.f3.communicator import Communicator, Mode, load_comm_drivers
-from nvflare.fuel.f3.drivers.driver_params import DriverParams
-from nvflare.fuel.f3.endpoint import Endpoint, EndpointMonitor, EndpointState
-from nvflare.fuel.f3.message import Message, MessageReceiver
+from nvflare.fuel.f3.communicator import Mode, load_comm_drivers
+from nvflare.fuel.f3.message import Message
 
 from bridge.common.ports import free_port
 from tests.silent import silent
+from tests.unit.connecting import APP, End, driver
 from tests.unit.faking import Authority
 
-drivers = importlib.import_module("bridge.flare.drivers.flowerbed_drivers")  # As FLARE does.
+drivers = driver("flowerbed_drivers")
 
-APP = 7
 SIZES = (0, 1, 100, 3_000_000)
-
-
-class End(MessageReceiver, EndpointMonitor):  # type: ignore[misc]
-    """One end of a FLARE connection."""
-
-    def __init__(self, kit: Path, url: str, mode: Mode) -> None:
-        role = "server" if mode == Mode.PASSIVE else "client"
-        credentials = {
-            DriverParams.CA_CERT.value: str(kit / "startup" / "rootCA.pem"),
-            f"{role}_cert": str(kit / "startup" / f"{role}.crt"),
-            f"{role}_key": str(kit / "startup" / f"{role}.key"),
-            DriverParams.CONNECTION_SECURITY.value: "mtls",
-        }
-        self.came: queue.Queue[Message] = queue.Queue()
-        self.peers: queue.Queue[Endpoint] = queue.Queue()
-        self.communicator = Communicator(Endpoint(kit.name, conn_props=credentials))
-        self.communicator.register_message_receiver(APP, self)
-        self.communicator.register_monitor(self)
-        self.communicator.add_connector(url, mode, secure=True)
-        self.communicator.start()
-
-    def process_message(self, endpoint: Any, connection: Any, app_id: int, message: Message) -> None:
-        self.came.put(message)
-
-    def state_change(self, endpoint: Endpoint) -> None:
-        if endpoint.state == EndpointState.READY:
-            self.peers.put(endpoint)
 
 
 @pytest.fixture
@@ -155,11 +124,7 @@ def test_a_connection_that_says_nothing_is_closed(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asyncio.constants.SSL_HANDSHAKE_TIMEOUT == drivers.HANDSHAKE_WITHIN
-    # FLARE loads a copy of the module, unless another test came first; whichever is in use gets it.
-    load_comm_drivers()
-    for name, module in list(sys.modules.items()):
-        if name.endswith("flowerbed_drivers"):
-            monkeypatch.setattr(module, "HANDSHAKE_WITHIN", 0.5)
+    monkeypatch.setattr(drivers, "HANDSHAKE_WITHIN", 0.5)
     monkeypatch.setattr(asyncio.constants, "SSL_HANDSHAKE_TIMEOUT", 0.5)
     listener = End(tmp_path / "server", url, Mode.PASSIVE)
     deadline = time.monotonic() + 5
@@ -215,3 +180,9 @@ def test_a_server_with_a_certificate_of_another_authority_is_refused_though_the_
     finally:
         asker.communicator.stop()
         listener.communicator.stop()
+
+
+def test_flare_finds_what_is_loaded_and_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVFLARE_COMM_DRIVER_PATH", str(Path(drivers.__file__).parent))
+    load_comm_drivers()
+    assert [name for name in sys.modules if name.endswith("flowerbed_drivers")] == ["flowerbed_drivers"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
-from scripts import apt, console, core, engine, up
+from scripts import apt, console, core, engine, provision, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program, versions
 
@@ -56,6 +56,15 @@ def docker(bare: Path) -> Program:
 def checkout(docker: Program) -> Checkout:
     """And a federation that is provisioned and built, and does not run."""
     return Checkout(core.ROOT, docker, port=free_port())
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Who is in project.yml: who was provisioned."""
+    types = {"server": "server", "site-1": "client", "admin@x.example": "admin"}
+    people = [{"name": name, "type": kind} for name, kind in types.items()]
+    monkeypatch.setattr(provision, "load", lambda file: {"name": "flowerbed", "participants": people})
+    return people
 
 
 @pytest.fixture
@@ -277,7 +286,7 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
         assert code == 1 and "run ./flowerbed provision and build" in outcome["error"]
     assert flowerbed("status")[:2] == (
         0,
-        {"up": False, "why": outcome["error"], "containers": [], "sites": [], "jobs": []},
+        {"up": False, "why": outcome["error"], "containers": [], "sites": [], "jobs": [], "changed": ""},
     )
     assert flowerbed("down")[0] == 0
 
@@ -343,7 +352,9 @@ def test_a_site_without_data_is_named(checkout: Checkout, flowerbed: Run) -> Non
     assert code == 1 and "site-1 has no folder" in outcome["error"] and "./flowerbed data" in outcome["error"]
 
 
-def test_up_tells_each_step_once(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+def test_up_tells_each_step_once_and_what_of_project_yml_is_new(
+    checkout: Checkout, docker: Program, flowerbed: Run, project: list[dict[str, str]]
+) -> None:
     lines = [" Container flowerbed-server-1  Starting", " Container flowerbed-server-1  Started"]
     lines += [" Container flowerbed-server-1  Healthy"] * 2
     docker.answer("compose --progress plain up", err="\n".join(lines) + "\n")
@@ -352,6 +363,13 @@ def test_up_tells_each_step_once(checkout: Checkout, docker: Program, flowerbed:
     assert code == 0
     assert outcome["services"] == {"server": "healthy", "admin": "running"} and outcome["seconds"] >= 0
     assert told.count("server started") == told.count("server healthy") == 1
+    assert "project.yml" not in told
+    project.append({"name": "site-3", "type": "client"})
+    code, _, told = flowerbed("up")
+    changed = (
+        "project.yml has changed since it was provisioned (new: site-3): ./flowerbed provision, build and up"
+    )
+    assert code == 0 and changed in told
 
 
 def test_up_shows_why_a_container_is_not_healthy(
@@ -421,7 +439,7 @@ def test_down_is_refused_while_a_job_runs(
     assert not any(call.startswith("compose down") for call in docker.calls)
     code, outcome, told = flowerbed("down", "--force")
     assert code == 0 and outcome["aborted"] == ["j-1"]
-    assert "kept until ./flowerbed up: j-2 (next)" in told
+    assert "kept until the next ./flowerbed up: j-2 (next)" in told
     assert docker.calls[-1] == "compose --profile * down --remove-orphans --timeout 5"
 
 
@@ -434,7 +452,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
-    assert "could not be asked: the server cannot be reached" in told
+    assert "could not be asked whether a job runs: the server cannot be reached" in told
 
 
 def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
@@ -444,7 +462,11 @@ def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: 
 
 
 def test_status_of_what_is_down_and_of_what_is_up(
-    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+    checkout: Checkout,
+    docker: Program,
+    flowerbed: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    project: list[dict[str, str]],
 ) -> None:
     code, outcome, told = flowerbed("status")
     assert code == 0 and not outcome["up"] and "./flowerbed up starts it" in told
@@ -464,6 +486,13 @@ def test_status_of_what_is_down_and_of_what_is_up(
     assert code == 0 and outcome["up"] and not outcome["why"]
     assert [job["job_id"] for job in outcome["jobs"]] == ["a"]
     assert "registered, last heard 3 s ago" in told and "a    RUNNING" in told
+    assert outcome["sites"] == [{"name": "site-1", "last_seen_seconds": 3.2, "in_project": True}]
+    assert not outcome["changed"]
+    project[1]["name"] = "site-8"
+    code, outcome, told = flowerbed("status")
+    assert "changed since it was provisioned (new: site-8; gone: site-1): ./flowerbed provision" in told
+    assert outcome["changed"] in told
+    assert [site["in_project"] for site in outcome["sites"]] == [False]
 
     docker.answer("version --format", **DEAD)
     code, outcome, _ = flowerbed("status")

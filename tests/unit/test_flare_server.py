@@ -22,7 +22,6 @@ from nvflare.private.defs import (
 
 from bridge.common import meta
 from bridge.flare.flare_server import CannotStart, FlareServer
-from bridge.job import patches
 
 
 class Flare:
@@ -30,7 +29,6 @@ class Flare:
     registered, as is site-3."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(patches, "wake_server_loops", lambda *words: None)
         self.clients = {f"t{n}": Client(f"site-{n}", f"t{n}") for n in (1, 2, 3)}
         self.callbacks: dict[str, Any] = {}
         self.passed_on: list[str] = []
@@ -46,7 +44,8 @@ class Flare:
         )
         server = SimpleNamespace(
             cell=self,
-            client_manager=SimpleNamespace(clients=self.clients),
+            client_manager=SimpleNamespace(clients=self.clients, name_to_clients={}),
+            _resolve_missing_client_outcome=lambda client, job, reason: None,
             client_heartbeat=lambda request: self._pass_on("heartbeat"),
             register_client=lambda request: self._pass_on("register"),
             process_job_failure=lambda request: self._pass_on("report"),
@@ -61,11 +60,11 @@ class Flare:
             get_client_from_name=lambda name: next(c for c in self.clients.values() if c.name == name),
             send_app_command=self._command,
         )
-        self.parent = FlareServer(self.engine)
-        monkeypatch.setattr(self.parent, "known", lambda job: {})
-        monkeypatch.setattr(self.parent, "note", lambda *words: None)
-        monkeypatch.setattr(self.parent, "fail", lambda job, reason: self.failed.append((job, reason)))
-        self.parent.watch(
+        self.server = FlareServer(self.engine)
+        monkeypatch.setattr(self.server, "known", lambda job: {})
+        monkeypatch.setattr(self.server, "note", lambda *words: None)
+        monkeypatch.setattr(self.server, "fail", lambda job, reason: self.failed.append((job, reason)))
+        self.server.watch(
             lambda site, token, jobs: self.beats.append(site),
             lambda job, site: self.deaths.append((job, site)),
         )
@@ -138,12 +137,12 @@ def test_a_heartbeat_that_names_jobs_oddly_is_answered(flare: Flare) -> None:
 
 def test_a_stranger_is_not_started_in_a_job_for_all(flare: Flare) -> None:
     with pytest.raises(CannotStart, match="takes no part"):
-        flare.parent.start_site("j", "site-3", 1)
+        flare.server.start_site("j", "site-3", 1)
 
 
 def test_a_site_that_is_put_out_is_no_participant_and_the_jobs_process_is_told(flare: Flare) -> None:
-    assert flare.parent.put_out("j", "site-1", "why")
-    assert flare.parent.participants("j") == ["site-2"]
+    assert flare.server.put_out("j", "site-1", "why")
+    assert flare.server.participants("j") == ["site-2"]
     assert flare.sent == [("j", meta.SITES_TOPIC, {meta.OUT: {"site-1": "why"}})]
     flare.say(CellChannelTopic.REPORT_JOB_FAILURE, "site-1", "t1", DIED)
     assert not flare.deaths
@@ -151,5 +150,19 @@ def test_a_site_that_is_put_out_is_no_participant_and_the_jobs_process_is_told(f
 
 def test_a_job_with_too_few_sites_left_fails(flare: Flare) -> None:
     flare.engine.job_runner.running_jobs["j"].min_sites = 2
-    assert flare.parent.put_out("j", "site-1", "why")
+    assert flare.server.put_out("j", "site-1", "why")
     assert flare.failed == [("j", "site-1 was put out of the job, and too few sites are left: why")]
+
+
+def test_a_job_that_has_ended_well_does_not_fail_for_a_site_that_restarts_before_it_reported(
+    flare: Flare,
+) -> None:
+    """FLARE calls it when a site is given up, or comes back without the job (`replaced.MISSING_OUTCOME`)."""
+    resolved: list[tuple[str, str]] = []
+    flare.engine.job_runner.resolve_client_outcome = lambda job, site: resolved.append((job, site))
+    missing, site = flare.engine.server._resolve_missing_client_outcome, flare.clients["t1"]
+    missing(site, "j", "missing job on client")
+    assert not resolved, "while the job runs, the site still owes its report"
+    flare.engine.run_processes.clear()
+    missing(site, "j", "missing job on client")
+    assert resolved == [("j", "site-1")] and not flare.failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flwr.proto.fleet_pb2 import (
@@ -87,7 +87,7 @@ def at_the_server(counts: Counter[str]) -> list[Counter[str]]:
 
         forwarder = Forwarder(Observer(lambda event: None), grace=60)
         forwarder.open("127.0.0.1:1")
-        forwarder._upstream = SuperLink()
+        forwarder._upstream = cast(Any, SuperLink())
         for number, (asked, _) in enumerate(CALLS):
             counts.clear()
             call = Call(f"c{number}", wire.FleetCall(asked.path, asked.headers, asked.body))

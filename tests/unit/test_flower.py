@@ -9,13 +9,12 @@ import asyncio
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,12 @@ import pytest
 
 from bridge.common.app import BadApp
 from bridge.common.job_options import INLINE
-from bridge.common.versions import Ports
 from bridge.job import fab
 from bridge.launch import environment
 from bridge.launch.process import FlowerProcess
-from bridge.server import superlink as superlink_module
-from bridge.server.superlink import RunEnd, RunFailed, SuperLink, free_ports
+from bridge.server.superlink import RunEnd, free_ports
 from bridge.site.inline import InlineSuperNode
-from bridge.site.supernode import SuperNode, SuperNodeProcess, start_supernode
+from bridge.site.supernode import SuperNodeProcess, SuperNodeSetup, start_supernode
 from tests.driver import Outcome, left_of, run_app
 
 APPS = Path(__file__).parents[1] / "apps"
@@ -85,66 +82,6 @@ def test_stop_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
     assert asyncio.run(test()) == []
 
 
-@pytest.mark.parametrize(
-    ("program", "ends"),
-    [("flwr-serverapp", "ServerApp was killed"), ("flower-superlink", "SuperLink ended with code -9")],
-)
-def test_a_run_whose_process_is_killed_is_lost_within_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, ends: str
-) -> None:
-    monkeypatch.setattr("bridge.server.superlink.SERVERAPP_TOLD", 0.5)
-
-    async def test() -> None:
-        superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
-        try:
-            # No SuperNode comes: the ServerApp waits for two.
-            app = fab.build(APPS / "numpy-add")
-            run = asyncio.ensure_future(superlink.finished(await superlink.start_run(app, {})))
-            while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)  # By now it is known to `finished` too.
-            os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
-            with pytest.raises(RunFailed, match=ends):
-                async with asyncio.timeout(5):
-                    await run
-        finally:
-            await superlink.stop()
-
-    asyncio.run(test())
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_superlink_whose_port_is_taken_is_started_once_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    chosen: list[Ports] = []
-    # It does not listen: whoever asks there hears at once that this is not the SuperLink.
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-
-        def ports() -> Ports:
-            found = free_ports()
-            if len(chosen) < times:
-                port = other.getsockname()[1]
-                found = replace(found, http=port, control=port, fleet=port)
-            chosen.append(found)
-            return found
-
-        monkeypatch.setattr(superlink_module, "free_ports", ports)
-
-        async def test() -> None:
-            superlink = await SuperLink.start(tmp_path, tmp_path / "home", grace=60)
-            assert superlink.address == f"127.0.0.1:{chosen[-1].http}"
-            await superlink.stop()
-
-        if times == 1:
-            asyncio.run(test())
-        else:
-            with pytest.raises(RunFailed, match="SuperLink ended with code"):
-                asyncio.run(test())
-    assert len(chosen) == 2
-
-
 def test_a_superlinks_ports_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the kernel gives out the port again that was closed last."""
     taken: set[int] = set()
@@ -167,26 +104,6 @@ def test_a_superlinks_ports_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("bridge.common.ports.socket.socket", Probe)
     assert len(set(astuple(free_ports()))) == 4
-
-
-def test_a_supernode_ends_with_its_superexec(tmp_path: Path) -> None:
-    def superexec(supernode: SuperNode) -> psutil.Process | None:
-        below = psutil.Process(supernode.pid).children(recursive=True)
-        return next((process for process in below if process.name() == "flower-superexe"), None)
-
-    async def test() -> str:
-        # Nobody answers at its gateway: it starts its SuperExec before it looks.
-        process = await start_supernode(free_ports().http, tmp_path, tmp_path / "home", {})
-        try:
-            async with asyncio.timeout(30):
-                while (found := superexec(process)) is None:
-                    await asyncio.sleep(0.05)
-                found.kill()
-                return await process.ended()
-        finally:
-            await process.stop(0)
-
-    assert asyncio.run(test()) == "ended with code 1"
 
 
 async def _answer(status: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,7 +132,7 @@ def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str
         superlink = await asyncio.start_server(functools.partial(_answer, status), "127.0.0.1", 0)
         port = superlink.sockets[0].getsockname()[1]
         home, cold = tmp_path / "home", environment.Prefork(on=False)
-        node = await start_supernode(port, tmp_path, home, {"partition-id": 0}, cold, INLINE)
+        node = await start_supernode(SuperNodeSetup(port, tmp_path, home, {"partition-id": 0}, cold), INLINE)
         assert isinstance(node, InlineSuperNode) and node.pid == os.getpid()
         async with asyncio.timeout(20), superlink:
             if status == 503:

@@ -1,11 +1,8 @@
-"""A program that is a copy of the template is like a new process, and has what was imported before."""
+"""A program that is a copy of the fork server is like a new process, and has what was imported before."""
 
 from __future__ import annotations
 
 import json
-import os
-import select
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +10,31 @@ from typing import Any
 
 import pytest
 
-from bridge.flower import fork_server_process
+from bridge.launch import sandbox
 
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import json, os, random, sys, time
+import json, os, random, stat, sys, time
 from pathlib import Path
 from bridge.flower import fork_server, fork_server_process, programs
 from bridge.launch.environment import CLIENTAPP
 
+def attack():
+    "Name a module on every way out that this process has."
+    for number in range(3, 256):
+        try:
+            pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+            os.write(number, json.dumps(["planted"] if pipe else {"modules": ["planted"]}).encode())
+        except OSError:
+            pass
+    os.closerange(3, 256)
+
 def program():
     import numpy
-    known = "colorsys" in sys.modules, "mine" in sys.modules
+    known = "colorsys" in sys.modules, "mine" in sys.modules, "planted" in sys.modules
+    (Path.cwd() / "planted.py").write_text("")
+    attack()
     import colorsys
     import mine
     say = {"argv": sys.argv, "name": Path("/proc/self/comm").read_text().strip(), "known": known,
@@ -52,23 +61,6 @@ echo '{"argv": ["new"]}'
 """
 
 
-@pytest.mark.parametrize(
-    "said", [b"5", b"[[1]]", b"null", b"{", b"\xff", b"[" * 50_000], ids=lambda said: repr(said[:8])
-)
-def test_an_odd_report_of_a_process_ends_nothing(said: bytes) -> None:
-    """An app's code may write into the pipe on which its process tells what it has imported."""
-    ours, theirs = socket.socketpair()
-    read, write = os.pipe()
-    with ours, theirs:
-        serving = fork_server_process._ForkServerLoop(ours, {})
-        serving._reports[read] = bytearray()
-        serving._poll.register(read, select.EPOLLIN)
-        os.write(write, said)
-        os.close(write)
-        while read in serving._reports:
-            serving._hear(read)
-
-
 def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], str]:
     """Start a ClientApp some times; returns what each said, and what was logged."""
     (folder / "mine.py").write_text("")
@@ -85,16 +77,87 @@ def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], s
     return [json.loads(line) for line in process.stdout.splitlines()], process.stderr
 
 
-def test_copies_are_new_processes_that_know_what_was_imported_before(tmp_path: Path) -> None:
-    (first, second, end), said = run(tmp_path, "numpy", 2)
+def test_copies_are_new_processes_that_know_what_the_app_imports(tmp_path: Path) -> None:
+    (first, second, end), said = run(tmp_path, "numpy,colorsys", 2)
     assert said == "" and end == {"copies": True}
     assert (first["argv"], second["argv"]) == (["flwr-clientapp", "0"], ["flwr-clientapp", "1"])
     assert first["name"] == "flwr-clientapp" and first["marked"]
     assert first["pid"] != second["pid"]
-    # The second begins with what the first had imported of what is installed, not with the app's own.
-    assert (first["known"], second["known"]) == ([False, False], [True, False])
+    # The second begins with what the launcher has asked for meanwhile. What the first has imported, and what
+    # it has named on each of its descriptors, is not there.
+    assert (first["known"], second["known"]) == ([False, False, False], [True, False, False])
     # No two processes draw the same numbers.
     assert first["random"] != second["random"] and first["numpy"] != second["numpy"]
+
+
+OWN_WALL = """
+import ctypes, json, os, socket, sys
+from pathlib import Path
+from bridge.flower import fork_server_process, programs
+from bridge.launch import sandbox
+from bridge.launch.confinement import APP_POLICY, FORK_SERVER_POLICY, Confinement
+from bridge.launch.environment import CLIENTAPP
+
+# As in a container: no capabilities, also for root.
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+listening = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+gateway, runtime = (one.getsockname()[1] for one in listening)
+work = Path.cwd()
+confinement = Confinement(on=True, anywhere=sys.argv[1] == "True")
+home, ports = work.parent / "flwr", (gateway, runtime)
+outer, variables = confinement.around(work, home, ports=ports, app_ports=(runtime,))
+os.environ |= variables | {"PORTS": f"{gateway} {runtime}"}
+sandbox.enter(outer)
+
+def program():
+    own = Path("/proc/self/status").read_text() != ""
+    print(json.dumps({"own": own, "left": FORK_SERVER_POLICY in os.environ}))
+
+programs.load = lambda name: program
+forked = fork_server_process.start_fork_server([CLIENTAPP])
+forked.preload(["planted.__main__", "trespasser"])
+forked.start([CLIENTAPP], quiet=False).wait()
+print((work / "seen.json").read_text())
+"""
+
+TRESPASSER = """
+import json, os, signal, socket
+seen, parent = {}, os.getppid()
+def attempt(name, act):
+    try:
+        seen[name] = act() and None
+    except BaseException as error:
+        seen[name] = type(error).__name__
+for name in ("environ", "mem", "maps"):
+    attempt(name, lambda: open(f"/proc/{parent}/{name}", "rb").read(1))
+attempt("signal", lambda: os.kill(parent, 0))
+for name, port in zip(("gateway", "runtime"), os.environ["PORTS"].split()):
+    attempt(name, lambda: socket.create_connection(("127.0.0.1", int(port)), 2))
+open("seen.json", "w").write(json.dumps(seen))
+"""
+
+
+@pytest.mark.skipif(bool(sandbox.missing(sandbox.abi())), reason="an older kernel than Linux 6.12")
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_an_import_reaches_nothing_of_the_supernode(tmp_path: Path, anywhere: bool) -> None:
+    """An app chooses what it imports: something that is installed may run a file that the app has written."""
+    work = tmp_path / "work"
+    (work / "planted").mkdir(parents=True)
+    (work / "planted" / "__main__.py").write_text("open('ran', 'w')")
+    (work / "trespasser.py").write_text(TRESPASSER)
+    process = subprocess.run(
+        [sys.executable, "-c", OWN_WALL, str(anywhere)],
+        cwd=work,
+        env={"PYTHONPATH": f"{ROOT}:{work}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    app, seen = (json.loads(line) for line in process.stdout.splitlines())
+    assert app == {"own": True, "left": False}
+    reached = {name: None if name == "runtime" else "PermissionError" for name in seen}
+    assert seen == reached and len(seen) == 6
+    assert not (work / "ran").exists(), "a program that does not ask for its name"
 
 
 def test_where_an_import_starts_a_thread_new_interpreters_are_used(tmp_path: Path) -> None:

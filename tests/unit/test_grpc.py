@@ -23,6 +23,7 @@ from bridge.flower.superlink_process import IdempotencyInterceptor
 from bridge.relay.calls import Call, JobOver, LinkFault, Request, Response, SiteRelay
 from bridge.server.forwarder import Forwarder
 from bridge.server.identity import IdentityError, Nodes
+from bridge.server.observe import Observer
 from bridge.server.upstream import AnswerLost, GrpcUpstream
 from bridge.site import gateway_grpc
 from bridge.site.admission import UNAUTHENTICATED_AT_ONCE, UNAUTHENTICATED_BODY_LIMIT
@@ -35,7 +36,10 @@ METADATA = (("flwr-timestamp", "now"), ("flwr-signature-bin", b"\x00\xff"))
 KEY = (("flwr-public-key-bin", b"the SuperNode's key"),)
 
 
-class _Blind:
+class _Blind(Observer):
+    def __init__(self) -> None:
+        super().__init__(lambda event: None)
+
     def record(self, site: str, request: Request, response: Response) -> None:
         pass
 

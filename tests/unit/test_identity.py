@@ -38,6 +38,7 @@ from bridge.relay.calls import Call, LinkFault, Request, Response
 from bridge.server import identity
 from bridge.server.forwarder import Forwarder
 from bridge.server.identity import IdentityError, Nodes
+from bridge.server.observe import Observer
 
 KEY, OTHER = b"key of the SuperNode", b"another key"
 OK = Response(200)
@@ -287,7 +288,10 @@ def test_nothing_before_a_registration_and_nothing_malformed() -> None:
         nodes.check("site-1", 1, Request("/v1/fleet/push-messages", (), b"\xff\xff\xff"))
 
 
-class _Blind:
+class _Blind(Observer):
+    def __init__(self) -> None:
+        super().__init__(lambda event: None)
+
     def record(self, site: str, request: Request, response: Response) -> None:
         pass
 

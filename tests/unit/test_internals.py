@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -21,14 +24,19 @@ from flwr.server import server
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode import start_client_internal
 from nvflare.apis.app_validation import AppValidationKey
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.impl.wf_comm_server import WFCommServer
+from nvflare.apis.job_def import JobMetaKey
+from nvflare.apis.signal import Signal
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.drivers.driver_manager import DriverManager
 from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
@@ -40,6 +48,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.authenticator import validate_auth_headers
 from nvflare.private.fed.client import fed_client_base
 from nvflare.private.fed.client.client_executor import JobExecutor
+from nvflare.private.fed.client.fed_client import FederatedClient
 from nvflare.private.fed.server.admin import FedAdminServer
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.private.fed.server.fed_server import FederatedServer
@@ -54,12 +63,14 @@ from nvflare.tool.poc import poc_commands
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge.common.versions import Transport
-from bridge.flare import flare_server
+from bridge.flare import flare_server, job_store
 from bridge.fleet import wire
 from bridge.flower import long_poll
-from bridge.job import channel, patches
-from bridge.server import heartbeat
+from bridge.job import channel, ending
+from bridge.server import controller
+from bridge.server.controller import FlowerController
 from bridge.site.connection import BoundedConnection
+from bridge.site.executor import FlowerExecutor
 from dev.benchmarks import clock, plain, processes
 from provisioning import harden
 
@@ -94,39 +105,63 @@ def test_holding_names_calls_of_the_runtime_fleet_and_control_apis() -> None:
     assert "time.sleep(task_poll_interval)" in exec_loop
 
 
-def test_bell_ends_the_two_sleeps_of_flares_job_runner() -> None:
-    assert inspect.getsource(import_module(patches.SERVERS_LOOPS)).count("time.sleep(1.0)") == 2
-    loop = inspect.getsource(import_module(patches.SITES_LOOP))
+def test_a_site_rests_between_two_questions_after_a_task_until_the_run_is_over() -> None:
+    """nvflare 2.9.0 `private/fed/client`: what `executor._rest` goes by."""
+    loop = inspect.getsource(import_module("nvflare.private.fed.client.client_runner"))
     assert "time.sleep(task_fetch_interval)" in loop and "self.run_abort_signal.trigger(True)" in loop
+    assert "while not self.run_abort_signal.triggered" in loop
     assert "fl_ctx.set_prop(ReservedKey.RUN_ABORT_SIGNAL, self.run_abort_signal" in loop
-    assert "target=self.wait_for_complete," in inspect.getsource(ServerEngine)
-    assert callable(JobRunner.resolve_client_outcome)
-    for method in (SimpleJobDefManager.create, SimpleJobDefManager.clone):
-        assert callable(method)
-    ours, woken = patches.Wakeup("tests.unit.faking"), []
-
-    def sleep() -> None:
-        for seconds in (0, 60, 60):
-            ours.sleep(seconds)
-        woken.append(True)
-
-    sleeper = threading.Thread(target=sleep)
-    sleeper.start()
-    for _ in range(2):
-        time.sleep(0.05)
-        ours.notify()
-    sleeper.join(5)
-    assert woken == [True]
+    fetch = inspect.getsource(FederatedClient.fetch_task)
+    assert fetch.index("self.pull_task(") < fetch.index("fire_event(EventType.AFTER_PULL_TASK, self.handlers")
+    signal, context = Signal(), FLContext()
+    context.set_prop(ReservedKey.RUN_ABORT_SIGNAL, signal, private=True)
+    executor = FlowerExecutor()
+    rests = threading.Thread(target=executor.handle_event, args=(EventType.AFTER_PULL_TASK, context))
+    rests.start()
+    rests.join(0.5)
+    assert rests.is_alive()
+    signal.trigger(True)
+    rests.join(1)
+    assert not rests.is_alive()
+    # The simulator tells nobody: there a question has to find out, as soon as the relay knows of the end.
+    assert "topic != ReservedTopic.END_RUN" in inspect.getsource(
+        import_module("nvflare.private.fed.simulator.simulator_server")
+    )
+    signal.reset()
+    executor._ending = Mock()
     began = time.monotonic()
-    ours.sleep(0.2)
-    assert time.monotonic() - began >= 0.2
+    executor.handle_event(EventType.AFTER_PULL_TASK, context)
+    assert time.monotonic() - began < 1
+
+
+def test_flares_scheduler_asks_the_store_for_jobs_that_were_not_scheduled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvflare 2.9.0 `apis/impl/job_def_manager.py`: what `JobStore.list_objects` goes by."""
+    monkeypatch.setattr(job_store, "WAIT", 10.0)
+    store = job_store.JobStore("/")
+    manager = SimpleJobDefManager(uri_root=str(tmp_path / "jobs"))
+    monkeypatch.setattr(manager, "_get_job_store", lambda fl_ctx: store)
+    found: list[object] = []
+    asks = threading.Thread(target=lambda: found.extend(manager.get_jobs_to_schedule(FLContext())))
+    asks.start()
+    asks.join(0.3)
+    assert asks.is_alive(), "it has not waited"
+    (tmp_path / "job.zip").write_bytes(b"zip")
+    manager.create({JobMetaKey.JOB_NAME.value: "a"}, str(tmp_path / "job.zip"), FLContext())
+    asks.join(2)
+    assert len(found) == 1
+    assert "job_manager.get_jobs_to_schedule(fl_ctx)" in inspect.getsource(JobRunner.run)
+    # And nobody else has to wait.
+    began = time.monotonic()
+    manager.get_all_jobs(FLContext())
+    assert time.monotonic() - began < 1
 
 
 def test_heartbeat_a_node_is_given_up_after_twice_its_own_interval() -> None:
     state = import_module("flwr.server.superlink.linkstate.in_memory_linkstate").InMemoryLinkState
     for method in (state.acknowledge_node_heartbeat, state.activate_node):
         assert "HEARTBEAT_PATIENCE * heartbeat_interval" in inspect.getsource(method)
-    assert heartbeat.LONGEST == 3600
 
 
 def test_channel_cells_stream_blobs_and_tell_when_they_are_whole() -> None:
@@ -249,15 +284,15 @@ def test_parent_finds_what_it_uses_of_flares_server() -> None:
     heartbeat = inspect.getsource(FederatedServer.client_heartbeat)
     assert "CellMessageHeaderKeys.TOKEN" in heartbeat and "CellMessageHeaderKeys.CLIENT_NAME" in heartbeat
     assert "CellMessageHeaderKeys.JOB_IDS" in inspect.getsource(FederatedServer._sync_client_jobs)
-    # Registration, heartbeats and logins ask whether a name is in this set, which `Barred` replaces.
-    manager = inspect.getsource(ClientManager)
-    assert manager.count("client_name in self.disabled_clients") == 5
-    assert "self.is_client_disabled(client_name)" in inspect.getsource(ClientManager.authenticated_client)
+    # People log in by the same message as sites register.
+    assert "self.client_manager.authenticate(request, fl_ctx)" in inspect.getsource(
+        FederatedServer.register_client
+    )
+    assert callable(ClientManager.is_client_disabled)
     for owner, name in ((ClientManager, "remove_client"), (FederatedServer, "remove_client_data")):
         assert callable(getattr(owner, name))
     assert callable(FedAdminServer.client_dead)
     runner = JobRunner("")
-    assert runner.client_outcome_wait_timeout == 900.0
     assert runner.running_jobs == {} and runner._pending_client_outcomes == {}
     with runner.lock:
         pass
@@ -334,7 +369,7 @@ def test_teardown_shortens_the_last_sleep(monkeypatch: pytest.MonkeyPatch) -> No
     assert run["shutdown_grace_time"].default == 3
     monkeypatch.setattr(MainProcessMonitor, "_start_shutdown", MainProcessMonitor._start_shutdown)
     monkeypatch.setattr(MainProcessMonitor, "_cleanup_cbs", [(lambda: None, (), {})])
-    patches.shorten_shutdown_grace()
+    ending.shorten_shutdown_grace()
     began = time.monotonic()
     MainProcessMonitor._start_shutdown(3, 3)
     assert time.monotonic() - began < 1.5
@@ -344,13 +379,32 @@ def test_kits_keep_the_grpc_options_that_naming_any_replaces() -> None:
     assert set(GRPC_DEFAULT_OPTIONS) <= set(harden.GRPC_OPTIONS.items())
 
 
-def test_teardown_flares_communicator_imports_torch_at_its_end() -> None:
+def test_teardown_flares_communicator_imports_torch_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     source = inspect.getsource(WFCommServer._cleanup_inflight_tensor_downloads)
-    assert f"from {patches.TENSORS} import" in source
-    communicator = WFCommServer()
-    patches.skip_torch_import(communicator)
-    communicator.finalize_run(FLContext())
-    assert patches.TENSORS not in sys.modules
+    assert f"from {controller.TENSORS} import" in source
+    # FLARE hands over its own.
+    given = FlowerController()
+    given.set_communicator(WFCommServer())
+    assert given.communicator.controller is given
+    asked: list[str] = []
+    # Here there may be no torch: what counts is that it is not looked for.
+    looks = SimpleNamespace(find_spec=lambda name, path, target=None: asked.append(name))
+    monkeypatch.setattr(sys, "meta_path", [looks, *sys.meta_path])
+    given.communicator.finalize_run(FLContext())
+    assert not [name for name in asked if name.startswith(controller.TENSORS.rpartition(".")[0])]
+
+
+def test_a_variable_says_how_long_a_job_waits_for_its_sites() -> None:
+    """nvflare 2.9.0 `private/fed/server/job_runner.py`: `images/Dockerfile` sets it."""
+    variable = "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"
+    assert f"{variable}=15 " in (Path(__file__).parents[2] / "images" / "Dockerfile").read_text()
+    said = "from nvflare.private.fed.server.job_runner import JobRunner as R"
+    command = [sys.executable, "-c", f"{said}; print(R('').client_outcome_wait_timeout)"]
+    for environment, seconds in (({}, "900.0"), ({variable: "15"}, "15.0")):
+        run = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.strip() == seconds
 
 
 def test_flower_logs_the_lines_that_the_benchmark_times() -> None:
@@ -379,14 +433,14 @@ def test_drivers_change_what_flare_uses() -> None:
     assert (Path(__file__).parents[2] / in_image).is_file()
     connection = source["drivers.socket_conn"]
     assert "get_streaming_send_timeout(30.0)" in connection
-    assert "self._set_tcp_no_delay()" in connection and "class ConnectionHandler" in connection
+    assert "self._send_with_timeout(frame, self.send_timeout)" in connection
     # Else the listener would not shake hands in `accept`, and need not be kept from it.
     assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
-    assert "class WsConnection" in source["drivers.aio_http_driver"]
+    assert source["drivers.aio_http_driver"].count("await self._connection_handler(") == 2
     # Whose certificate is to be for the name that was dialled.
-    assert "context = get_ssl_context(params, ssl_server=False)" in source["drivers.tcp_driver"]
-    assert "context.wrap_socket(sock)" in source["drivers.tcp_driver"]
     assert "net_utils.get_ssl_context(self.connector.params, False)" in source["drivers.aio_http_driver"]
+    # When this fails, a driver can be had by its scheme, and none needs to be replaced.
+    assert "is already registered, ignored" in inspect.getsource(DriverManager.register)
 
 
 def test_points_come_from_flares_relay_and_go_to_flares_receivers() -> None:

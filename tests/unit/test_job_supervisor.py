@@ -93,7 +93,7 @@ def server() -> Server:
 def mine(server: Server, monkeypatch: pytest.MonkeyPatch) -> JobSupervisor:
     monkeypatch.setattr(job_supervisor, "RESTART_FIRST", 0.0)
     mine = JobSupervisor()
-    mine._parent = server  # type: ignore[assignment]
+    mine._flare = server  # type: ignore[assignment]
     return mine
 
 
@@ -155,7 +155,7 @@ def test_a_killed_servers_jobs_are_closed_and_repeated_under_one_id(
     server: Server, mine: JobSupervisor
 ) -> None:
     known = {"job_id": "old", meta.RETRIES: 2, meta.SITES: ["site-1"]}
-    mine._close_unfinished(server, [known, {"job_id": "other"}])  # type: ignore[arg-type]
+    mine._close_unfinished([known, {"job_id": "other"}])
     new = server.done[0][2][meta.RETRIED_AS]
     values = {meta.RETRIES: 1, meta.RETRY_OF: "old", meta.SITES: ["site-1"]}
     assert server.done == [
@@ -166,7 +166,7 @@ def test_a_killed_servers_jobs_are_closed_and_repeated_under_one_id(
         ("end", "other", RunStatus.FINISHED_ABNORMAL),
     ]
     # The server was killed again before it had ended the job.
-    mine._close_unfinished(server, [{**known, meta.RETRIED_AS: new}])  # type: ignore[arg-type]
+    mine._close_unfinished([{**known, meta.RETRIED_AS: new}])
     assert server.done[-2][:3] == ("clone", "old", new)
 
 
@@ -182,7 +182,7 @@ def test_a_job_whose_run_had_ended_gets_its_true_status(
     server: Server, mine: JobSupervisor, said: str, status: RunStatus
 ) -> None:
     server.said = {"j": said}
-    mine._close_unfinished(server, [{"job_id": "j", meta.RETRIES: 2}])  # type: ignore[arg-type]
+    mine._close_unfinished([{"job_id": "j", meta.RETRIES: 2}])
     assert server.done == [("end", "j", status)]
 
 
@@ -298,7 +298,7 @@ def test_whoever_is_removed_is_put_out_until_the_jobs_process_knows(
     monkeypatch.setattr(server, "put_out", put_out, raising=False)
     mine._look()
     assert not server.has_done_now("put_out")
-    mine._barred.add("site-1")  # As FLARE's disable_client does.
+    monkeypatch.setattr(server, "out", {"site-1": revocation.DISABLED}.get)
     mine._look()
     monkeypatch.setattr(server, "tokens", lambda: {"j": {}})
     mine._look()

@@ -174,9 +174,9 @@ async def test_no_reply_overtakes_a_point(tracker: metric_receiver.MetricReceive
     waiting, link, caller = await begun(tracker)
     link.up.clear()
     put(waiting, scalar(1))
-    reply = asyncio.ensure_future(caller.call(PUSH, wire.rule(PUSH)))
+    reply = asyncio.ensure_future(caller.call(PUSH, wire.fleet_call(PUSH).rule))
     pull = Request(wire.PREFIX + wire.PULL, (), b"")
-    asked = asyncio.ensure_future(caller.call(pull, wire.rule(pull)))
+    asked = asyncio.ensure_future(caller.call(pull, wire.fleet_call(pull).rule))
     await asyncio.sleep(0.05)
     link.up.set()
     assert await reply == Response(200) == await asked

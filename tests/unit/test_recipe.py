@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -115,10 +117,10 @@ def test_one_warning_names_what_has_no_effect(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "either flower_content or flower_app_path, found both or neither"),
+        ({}, "either flower_content or flower_app_path, found neither"),
         ({"flower_content": APP, "flower_app_path": "local/custom/x"}, "found both"),
         ({"flower_content": APP, "allow_runtime_dependency_installation": True}, "found True.*build --app"),
-        ({"flower_content": APP, "progress_timeout": 30.0}, "progress_timeout 30: expected at least 60"),
+        ({"flower_content": APP, "progress_timeout": 30.0}, "progress_timeout 30: expected 60 to"),
         ({"flower_content": APP, "max_client_op_interval": 10.0}, "grace 10: expected 60 to 3600"),
         ({"flower_content": APP, "extra_env": {"LD_PRELOAD": "x.so"}}, "extra_env 'LD_PRELOAD'"),
         ({"flower_content": APP, "extra_env": {"PYTHONPATH": "x"}}, "extra_env 'PYTHONPATH'"),
@@ -161,9 +163,10 @@ class TestEnvironments:
         assert os.environ["PYTHONPATH"] == str(ROOT)
 
     def test_the_app_has_to_find_its_packages_where_it_runs(self, tmp_path: Path) -> None:
-        project = (Path(APP) / "pyproject.toml").read_text()
-        (tmp_path / "pyproject.toml").write_text(project.replace('"numpy"', '"no-such-package"'))
-        recipe = FlowerRecipe(str(tmp_path))
+        app = Path(shutil.copytree(APP, tmp_path / "app"))
+        project = (app / "pyproject.toml").read_text()
+        (app / "pyproject.toml").write_text(project.replace('"numpy"', '"no-such-package"'))
+        recipe = FlowerRecipe(str(app))
         with pytest.raises(BadApp, match="no-such-package"):
             recipe.process_env(SimEnv(num_clients=2))
         recipe.process_env(ProdEnv(str(tmp_path)))
@@ -220,7 +223,8 @@ class _Running:
 
 @pytest.mark.parametrize("calls", [True, False])
 def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
-    controller = FlowerController(progress_timeout=0.2)
+    controller = FlowerController()
+    controller.options = dataclasses.replace(controller.options, progress_timeout=0.2)
 
     async def run() -> RunEnd:
         readiness = controller._readiness = SiteReadiness(lambda event: None, None)
@@ -242,3 +246,18 @@ def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
     else:
         with pytest.raises(RunFailed, match=r"no site has made a call for 0\.2 s"):
             asyncio.run(run())
+
+
+def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
+    both: dict[str, Any] = {"flower_content": APP, "flower_app_path": "local/custom/x"}
+    for arguments, found in (({}, "neither"), (both, "both")):
+        with pytest.raises(ValueError, match=f"either flower_content or flower_app_path, found {found}"):
+            FlowerRecipe(**arguments)
+    with pytest.raises(BadApp, match="/nope does not exist: expected the folder of a Flower app"):
+        FlowerRecipe(str(tmp_path / "nope"))
+    with pytest.raises(ValueError, match="name 'a b': expected letters, digits"):
+        FlowerRecipe(APP, name="a b")
+    app = Path(shutil.copytree(APP, tmp_path / "app"))
+    (app / "numpyadd" / "client_app.py").write_text("app = (\n")
+    with pytest.raises(BadApp, match=r"client_app\.py, line 1: syntax error"):
+        FlowerRecipe(str(app))

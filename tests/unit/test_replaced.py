@@ -27,9 +27,9 @@ from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from bridge.common.replaced import Name
 from bridge.flower import fork_server, replaced, serverapp, superlink_process
 from bridge.flower.link_state import lasting
-from bridge.flower.replaced import Name
 
 AWAY = 1000.0
 """Seconds that a site may be away; Flower's own are 180."""

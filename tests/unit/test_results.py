@@ -7,13 +7,15 @@ import json
 import math
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scripts import compose, console, core, curves, engine, results, summary
+from bridge.common.meta import times
+from scripts import compose, console, core, curves, engine, results, submit, summary
 from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0
@@ -115,12 +117,34 @@ def test_seconds() -> None:
     ],
 )
 def test_durations_as_flare_writes_them(duration: str, seconds: float) -> None:
-    assert summary.job_times({**META, "duration": duration}) == (START, START + 2 + seconds)
+    assert times({**META, "duration": duration}) == (START, START + 2, START + 2 + seconds)
 
 
 @pytest.mark.parametrize("meta", [{"start_time": "", "duration": "N/A"}, {}, {**META, "duration": "N/A"}])
 def test_a_job_that_never_started_has_no_times(meta: dict[str, Any]) -> None:
-    assert summary.job_times(meta)[1] is None
+    assert times(meta)[2] is None
+
+
+def test_a_round_that_was_begun_only_took_no_time() -> None:
+    events = [*EVENTS[:-1], {"event": "round", "round": 3, "t": START + 27}]
+    assert summary.seconds_of(events, START, START + 28)["rounds"] == [9.0, 13.0, None]
+
+
+@pytest.mark.parametrize(
+    ("events", "text"),
+    [
+        (EVENTS, "round 2, average over 2 sites: loss 0.7, accuracy 0.6"),
+        (
+            [*EVENTS, {"event": "round", "round": 3, "t": START + 27}],
+            "round 2 (last complete), average over 2",
+        ),
+        ([EVENTS[0]], "round 1, average over 0 sites: no metrics"),
+        ([EVENTS[0], *({**e, "error": "E"} for e in EVENTS[1:3])], "round 1: all 2 sites failed"),
+        ([EVENTS[0], EVENTS[1], {**EVENTS[2], "error": "E"}], "round 1, average over 1 site (1 failed): "),
+    ],
+)
+def test_the_last_round_with_numbers_is_told(events: list[dict[str, Any]], text: str) -> None:
+    assert results._last_round(summary.rounds_of(events)).startswith(text)
 
 
 def test_panels_are_loss_and_accuracy_with_their_training_twins() -> None:
@@ -445,3 +469,21 @@ def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(engine, "docker", lambda: str(tmp_path / "docker"))
     with pytest.raises(Failure, match="sends more than 3 MB"):
         console.fetch("admin", "download", limit=3 * 2**20, job="j-1")
+
+
+@pytest.mark.parametrize("said", ["/tmp/x", "..", "../x", "", "a/b", "-rf", None, 5, ["x"], "a" * 65, "j\n"])
+def test_a_server_chooses_no_folder_of_this_machine(
+    said: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was taken over may answer what it likes for a job's id."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(console, "ask", lambda *_, **__: {"job_id": said})
+    monkeypatch.setattr(console, "fetch", lambda *_, **__: pytest.fail("asked for it"))
+    with pytest.raises(Failure, match="no job's id"):
+        console.full_id("admin", "latest")
+    with pytest.raises(Failure, match="no job's id"):
+        results.collect("admin", said)  # type: ignore[arg-type]
+    app = SimpleNamespace(name="app", version="1", pack=lambda: b"")
+    with pytest.raises(Failure, match="no job's id"):
+        submit.submit("admin", app, {})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

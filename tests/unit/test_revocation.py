@@ -10,15 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.comm_error import CommError
+from nvflare.fuel.f3.communicator import driver_mgr
 from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
-from nvflare.fuel.f3.sfm.conn_manager import ConnManager
+from nvflare.fuel.f3.message import Message
+from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
 
-from bridge.flare import revocation
-from bridge.flare.drivers import flowerbed_revoked
-from bridge.flare.revocation import Barred, Revoked
+from bridge.common.meta import REVOKED_FILE
+from bridge.flare import flare_server, revocation, site_messages
+from bridge.flare.revocation import Revoked
+from tests.unit.connecting import driver
+
+flowerbed_drivers = driver("flowerbed_drivers")
+Admitting: Any = flowerbed_drivers.Admitting
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +37,7 @@ def _looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def revoke(folder: Path, *names: str) -> None:
     beside = folder / "beside"
     beside.write_text(json.dumps({"revoked": names}))
-    beside.rename(folder / revocation.FILE)
+    beside.rename(folder / REVOKED_FILE)
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -55,9 +63,9 @@ def test_a_broken_file_lets_nobody_new_in(
     revoke(tmp_path, "site-1")
     revoked = Revoked(tmp_path)
     assert revoked.why_not("site-2") is None
-    (tmp_path / revocation.FILE).unlink()
+    (tmp_path / REVOKED_FILE).unlink()
     if content is not None:
-        (tmp_path / revocation.FILE).write_text(content)
+        (tmp_path / REVOKED_FILE).write_text(content)
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             assert "Run ./flowerbed provision" in str(revoked.why_not("site-2"))
@@ -67,35 +75,46 @@ def test_a_broken_file_lets_nobody_new_in(
     assert revoked.why_not("site-2") is None
 
 
-def test_flare_takes_the_revoked_for_disabled(tmp_path: Path) -> None:
+def test_the_revoked_neither_register_nor_beat_nor_log_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tmp_path / "policy"
     policy.mkdir()
-    revoke(policy)
+    revoke(policy, "site-1", "lead@flowerbed.example")
+    for module in (site_messages, flare_server):
+        monkeypatch.setattr(module, "REVOCATIONS", Revoked(policy))
     manager = ClientManager("project")
     manager.set_disabled_clients_file(str(tmp_path / "disabled.json"))
-    barred = Barred(Revoked(policy))
-    barred.here = manager.name_to_clients
-    manager.disabled_clients = barred
     manager.disable_client("site-2")
+    server: Any = SimpleNamespace(
+        client_manager=manager,
+        client_heartbeat=lambda request: make_reply(ReturnCode.OK, "", None),
+        register_client=lambda request: make_reply(ReturnCode.OK, "", None),
+    )
+    engine: Any = SimpleNamespace(server=server, job_runner=None, get_component=lambda name: None)
+    flare = flare_server.FlareServer(engine)
+    told = site_messages.SiteMessages(flare, server, None, lambda *words: None, lambda *words: None)
+
+    def comes_in(name: str, kind: str = ClientType.REGULAR) -> list[bool]:
+        headers = {CellMessageHeaderKeys.CLIENT_NAME: name, CellMessageHeaderKeys.CLIENT_TYPE: kind}
+        asked = (told.register,) if kind == ClientType.ADMIN else (told.register, told.heartbeat)
+        answers = [call(Message(dict(headers), None)) for call in asked]
+        return [answer.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK for answer in answers]
+
     manager.name_to_clients["site-1"] = object()  # It is registered.
-    revoke(policy, "site-1", "lead@flowerbed.example")
-    for name in ("site-1", "site-2", "lead@flowerbed.example"):
-        assert manager.is_client_disabled(name)
-    assert not manager.is_client_disabled("site-3")
-    assert (barred.out("site-1"), barred.out("site-2"), barred.out("site-3")) == (
+    assert comes_in("site-1") == [False, False] and comes_in("site-3") == [True, True]
+    assert comes_in("lead@flowerbed.example", ClientType.ADMIN) == [False]
+    assert comes_in("admin@flowerbed.example", ClientType.ADMIN) == [True]
+    assert [flare.out(name) for name in ("site-1", "site-2", "site-3")] == [
         revocation.REVOKED,
         revocation.DISABLED,
         None,
-    )
-    # enable_client undoes what FLARE has done, and not what the operator has.
-    manager.enable_client("site-1")
-    manager.enable_client("site-2")
-    assert manager.is_client_disabled("site-1") and not manager.is_client_disabled("site-2")
-    assert json.loads((tmp_path / "disabled.json").read_text()) == {"disabled_clients": []}
+    ]
     # A broken file turns away only who is not there.
-    (policy / revocation.FILE).write_text("{")
+    (policy / REVOKED_FILE).write_text("{")
     manager.name_to_clients["site-3"] = object()
-    assert not manager.is_client_disabled("site-3") and manager.is_client_disabled("site-4")
+    assert comes_in("site-3") == [True, True] and comes_in("site-4") == [False, False]
+    assert flare.out("site-1") == revocation.REVOKED and flare.out("site-4") is None
 
 
 class Line:
@@ -105,14 +124,10 @@ class Line:
         self.closed = False
         params = {DriverParams.SCHEME.value: "stcp", DriverParams.SECURE.value: True}
         self.connector = SimpleNamespace(mode=mode, params=params)
-        self._name = name
-        self.conn = self
+        self.name = name
 
     def get_conn_properties(self) -> dict[str, Any]:
-        return {DriverParams.PEER_CN.value: self._name}
-
-    def get_name(self) -> str:
-        return self._name
+        return {DriverParams.PEER_CN.value: self.name}
 
     def close(self) -> None:
         self.closed = True
@@ -121,39 +136,49 @@ class Line:
 @pytest.fixture
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     revoke(tmp_path, "site-1")
-    monkeypatch.setattr(flowerbed_revoked, "REVOCATIONS", Revoked(tmp_path))
-    monkeypatch.setattr(flowerbed_revoked, "_update_endpoint", lambda *words: None)
+    monkeypatch.setattr(flowerbed_drivers, "REVOCATIONS", Revoked(tmp_path))
     return tmp_path
 
 
-def test_flare_asks_when_a_connection_says_who_it_is() -> None:
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs", "agrpc", "tcp", "stcp", "http", "https", "satcp"])
+def test_each_of_flares_drivers_looks_who_connects(scheme: str) -> None:
     # By its name: FLARE loads the folder's modules itself, beside the copy that this test imports.
-    assert ConnManager.update_endpoint.__qualname__ == flowerbed_revoked._check.__qualname__
-    assert ConnManager.update_endpoint.__module__.endswith("flowerbed_revoked")
+    assert "Admitting" in {kind.__name__ for kind in driver_mgr.find_driver_class(scheme).__mro__}
+
+
+class Driver(Admitting):  # type: ignore[misc]
+    """One of FLARE's, without a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.register_conn_monitor(SimpleNamespace(state_change=lambda conn: self.told.append(conn.name)))
+
+    listen = connect = shutdown = supported_transports = capabilities = get_urls = None
 
 
 def test_a_revoked_name_cannot_connect(policy: Path) -> None:
-    line, other = Line("site-1"), Line("site-2")
-    manager = SimpleNamespace(sfm_conns={"a": line, "b": other})
+    line, other, driver = Line("site-1"), Line("site-2"), Driver()
     with pytest.raises(CommError, match="site-1 may not connect"):
-        ConnManager.update_endpoint(manager, line, {})
-    assert line.closed
-    ConnManager.update_endpoint(manager, other, {})
-    assert not other.closed
+        driver.add_connection(line)
+    driver.close_connection(line)  # As gRPC's driver does in any case.
+    assert line.closed and not driver.connections and not driver.told
+    driver.add_connection(other)
+    assert not other.closed and driver.told == ["site-2"]
     # A site that dials looks at nobody.
-    ConnManager.update_endpoint(manager, Line("site-1", Mode.ACTIVE), {})
+    driver.add_connection(Line("site-1", Mode.ACTIVE))
 
 
 def test_a_connection_is_closed_when_its_name_is_revoked(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flowerbed_revoked, "CLOSE_AFTER", 0.1)
-    first, second = Line("site-2"), Line("site-3")
-    manager = SimpleNamespace(sfm_conns={"a": first, "b": second})
-    flowerbed_revoked.close_removed(manager)
+    monkeypatch.setattr(flowerbed_drivers, "CLOSE_AFTER", 0.1)
+    first, second, driver = Line("site-2"), Line("site-3"), Driver()
+    for line in (first, second):
+        driver.add_connection(line)
     revoke(policy, "site-1", "site-2")
-    flowerbed_revoked.close_removed(manager)
+    flowerbed_drivers.close_removed(driver)
     assert not first.closed, "it has had no time to hear that it is put out"
     time.sleep(0.15)
-    flowerbed_revoked.close_removed(manager)
+    flowerbed_drivers.close_removed(driver)
     assert first.closed and not second.closed

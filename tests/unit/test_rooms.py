@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -64,9 +65,20 @@ MODULES = modules(*PRODUCT)
 EVERYWHERE = MODULES | modules("dev", "tests")
 
 
-def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's code, read once."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path, *, at_import: bool = False) -> tuple[str, ...]:
     """The modules that a file imports, in functions too unless only those `at_import` are asked for."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    return tuple(_imports(path, at_import))
+
+
+def _imports(path: Path, at_import: bool) -> Iterator[str]:
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -154,7 +166,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(module)
     assert not {name: found for name, found in places.items() if len(found) > 1}
@@ -164,7 +176,7 @@ def test_no_two_functions_are_written_alike() -> None:
     """Code that two sides of a wall need is shared, not copied. (A line or two may be.)"""
     places: dict[str, list[str]] = {}
     for module, path in modules(*PRODUCT, "dev").items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 told = ast.get_docstring(node) is not None
                 body = "\n".join(ast.unparse(statement) for statement in node.body[told:])
@@ -177,7 +189,7 @@ def test_our_errors_have_one_base_class() -> None:
     wrong = [
         f"{module}.{node.name}"
         for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef)
         and any(
             ast.unparse(base) in ("Exception", "ValueError", "RuntimeError", "OSError") for base in node.bases

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import socket
+import zipfile
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-from bridge.flower import fast_path, supernode_api
+from bridge.flower import fast_path, fork_server, supernode_api
 from bridge.flower.long_poll import OBJECTS, TASKS
 from bridge.flower.supernode_api import Events
 
@@ -82,3 +86,27 @@ def test_a_state_that_no_longer_tells_is_told_of(
     with caplog.at_level(logging.INFO, "flwr"):
         assert events.may_start() and events.may_start()
     assert caplog.text.count(fast_path.UNSTORED) == 1
+
+
+def test_the_fork_server_hears_of_an_app_before_it_runs() -> None:
+    """It is read in the bundle that the loop stores: no process of the app says what it imports."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(
+            "mine/app.py", "import numpy\nfrom mine import x\nfrom email import charset, nothing\n"
+        )
+    ours, its = fork_server.ends()
+    with its:
+        state = Events().factory(lambda: None, fork_server.ForkServer(ours).preload_app).state()
+        state.store_fab(Fab(hash_str="", content=content.getvalue(), verifications={}))
+        asked = json.loads(its.recv(fork_server.COMMAND_LIMIT))["modules"]
+    assert asked == [*fork_server.LATE, "email", "email.charset", "email.nothing", "numpy"]
+
+
+def test_what_a_fork_server_is_asked_for_fits() -> None:
+    """A longer request would be cut, and end it."""
+    ours, its = fork_server.ends()
+    with its:
+        fork_server.ForkServer(ours).preload([*(f"{n:03}{chr(228) * 97}" for n in range(250)), "a" * 101])
+        asked = [json.loads(its.recv(fork_server.COMMAND_LIMIT))["modules"] for _ in range(3)]
+    assert sum(map(len, asked)) == 250 + len(fork_server.LATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,20 @@ def test_a_terminal_gets_colour_and_its_own_width(capsys: pytest.CaptureFixture[
     assert LONG not in out
 
 
+@pytest.mark.usefixtures("colour")
+def test_a_narrow_terminal_gets_a_job_on_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = "648f14d7-8a30-48e3-a009-47780c2c7a14"
+    facts = {**JOBS[0], "job_id": job, "name": "numpy-add", "duration": "0:03:36.1", "reason": "x" * 9}
+    monkeypatch.setattr(console, "ask", lambda *words: {"jobs": [facts]})
+    main(["jobs"])
+    head, line = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert head.split() == ["JOB", "STATUS", "NAME", "SUBMITTED", "TOOK", "WHY"]
+    assert line.split() == ["648f14d7", "RUNNING", "numpy-add", *line.split()[3:5], "0:03:36", "x" * 9]
+
+
 def test_nothing_in_a_table_is_markup(capsys: pytest.CaptureFixture[str]) -> None:
     main(["jobs"])
     assert MARKUP in capsys.readouterr().out
@@ -82,8 +97,16 @@ def test_status_is_two_tables_and_its_remark_goes_to_stderr(
     out = capsys.readouterr().out
     assert "site-1   running  unhealthy  registered, last heard 3 s ago\n" in out
     assert f"\n\nJOB  STATUS   NAME\na    RUNNING  {LONG}\n" in out
+    site_3 = {"name": "site-3", "last_seen_seconds": 7.0, "in_project": False}
+    changed = "project.yml has changed: ./flowerbed provision"
+    more = {**STATUS, "sites": [*STATUS["sites"], site_3], "jobs": [], "changed": changed}
+    monkeypatch.setattr(status, "status", lambda: more)
+    assert main(["status"]) == 0
+    told = capsys.readouterr()
+    assert "site-3   -        -          registered, not in project.yml, last heard 7 s ago\n" in told.out
+    assert told.err == f"{changed}\nNo jobs are running.\n"
     monkeypatch.setattr(
-        status, "status", lambda: {**STATUS, "containers": [], "jobs": [], "why": "It is down."}
+        status, "status", lambda: {**STATUS, "containers": [], "sites": [], "jobs": [], "why": "It is down."}
     )
     assert main(["status"]) == 0
     assert capsys.readouterr() == ("", "It is down.\n")
@@ -126,7 +149,8 @@ def test_watching_the_status_does_not_tell_of_seconds(
         looks.append(1.0 * len(looks))
         if len(looks) == 4:
             raise KeyboardInterrupt
-        return {**STATUS, "sites": [{"name": "site-1", "last_seen_seconds": looks[-1]}]}
+        job = {**JOBS[0], "duration": f"0:00:0{looks[-1]:.0f}"}
+        return {**STATUS, "sites": [{"name": "site-1", "last_seen_seconds": looks[-1]}], "jobs": [job]}
 
     monkeypatch.setattr(status, "status", look)
     monkeypatch.setattr(terminal, "WATCH_EVERY", 0.0)

@@ -36,7 +36,7 @@ PROJECT = {
 
 # Plays docker: notes how it was called and answers as answers.json says for the console's verb.
 FAKE = (
-    f"#!{sys.executable}"
+    f"#!{sys.executable} -IS"
     + """
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -109,8 +109,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 ANN: dict[str, Any] = {"as": {"name": "Ann.Bee@x.example", "role": "project_admin"}}
 """In what a verb gives that has asked the federation: as whom."""
 
-AS_ANN = "as Ann.Bee@x.example (project_admin)\n"
-
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 
@@ -155,6 +153,7 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
     )
     assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
     assert "./flowerbed wait j-1" in told
+    assert "Submitted numpy-add 1.0.0 under the name job as ann-bee: job j-1\n" in told
     [words] = fake.calls
     # -P: nothing is imported from the container's working directory, which is a volume.
     assert words[:7] == ["exec", "-i", "mine-ann-bee-1", "python", "-I", "-S", console.PROGRAM[-1]]
@@ -213,7 +212,7 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
         (["--deployed", "no-app"], "No app 'no-app' is deployed"),
         (["--deployed", "../deployed/adding"], "No app '../deployed/adding' is deployed"),
         (["--deployed", "link"], "link is a link"),
-        (["--deployed", "adding", "--run-config", "x=1"], "It has: num-server-rounds"),
+        (["--deployed", "adding", "--run-config", "x=1"], "The app has: num-server-rounds"),
     ],
 )
 def test_a_deployed_app_is_checked_where_it_lies(
@@ -256,8 +255,11 @@ def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, serv
         ([APP, "--grace", "5"], "--grace 5: expected 60 to 3600 seconds"),
         ([APP, "--retries", "101"], "--retries 101: expected 0 to 100"),
         ([APP, "--run-config", "array-size=[1]"], "--run-config array-size: expected true, false, a number"),
-        ([APP, "--run-config", "x=1"], "It has: num-server-rounds"),
-        ([APP, "--sites", "site-1,site-9"], "no site site-9. It has: site-1, site-2"),
+        ([APP, "--run-config", "x=1"], "The app has: num-server-rounds"),
+        ([APP, "--sites", "site-1,site-9"], "--sites: there is no site-9. There are: site-1, site-2"),
+        ([APP, "--sites", "site-1,site-2,site-1"], "--sites site-1,site-2,site-1: site-1 is named twice."),
+        ([APP, "--timeout", "5m"], "--timeout: expected --wait with it."),
+        ([APP, "--name", "a b"], "--name 'a b': expected letters, digits, '.', '_' and '-'"),
         ([APP, "--min-sites", "3"], "expected 1 to 2"),
         ([APP, "--sites", "site-1", "--min-sites", "2"], "expected 1 to 1"),
         ([APP, "--as", "eve"], "--as eve: no such admin in project.yml. There are: lead, ann-bee"),
@@ -284,8 +286,15 @@ def test_submit_of_an_app_whose_packages_are_missing(fake: Fake, flowerbed: Run)
 def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
     fake.answer("submit", reads=True, code=1, err=error("refused by the server: not authorized", denied=True))
     code, outcome, _ = flowerbed("submit", APP, "--as", "lead")
-    denied = {"error": "refused by the server: not authorized", "denied": True}
-    assert (code, outcome) == (1, {**denied, "as": {"name": "lead@x.example", "role": "lead"}})
+    text = "refused by the server: not authorized (as lead@x.example, lead)"
+    identity = {"name": "lead@x.example", "role": "lead"}
+    assert (code, outcome) == (1, {"error": text, "denied": True, "as": identity})
+
+
+def test_as_whom_is_said_where_somebody_chose(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("list", out=json.dumps({"jobs": []}) + "\n")
+    assert " as " not in f" {flowerbed('jobs')[2]}"
+    assert flowerbed("jobs", "--as", "lead")[2].startswith("as lead@x.example (lead)\n")
 
 
 @pytest.mark.parametrize(
@@ -365,7 +374,7 @@ def reply(site: str, kind: str, examples: int, t: float, **metrics: float) -> di
 
 
 PROGRESS = (
-    {"event": "status", "status": "SUBMITTED", "t": 103.0, "submitted": 100.0},
+    {"event": "status", "status": "SUBMITTED", "t": 100.0, "submitted": 100.0},
     {"event": "status", "status": "RUNNING", "t": 103.5},
     {"event": "round", "round": 1, "of": 1, "t": 104.0},
     reply("site-1", "train", 30, 107.0),
@@ -428,10 +437,11 @@ def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> 
     code, outcome, told = flowerbed("wait", "j-1")
     assert (code, outcome["status"]) == (0, "FINISHED:COMPLETED")
     assert outcome["rounds"][0]["metrics"]["accuracy"] == pytest.approx(0.9)
-    assert told.startswith(f"{AS_ANN}           submitted\n      4 s  running\n      4 s  round 1 of 1\n")
+    assert told.startswith("      0 s  submitted\n      4 s  running\n      4 s  round 1 of 1\n")
     assert "site-2       evaluated loss 0.5  accuracy 0.95   on 30 examples" in told
     assert "   10 s    average      loss 0.5  accuracy 0.9\n" in told
-    assert "   12 s  FINISHED:COMPLETED" in told
+    assert told.count("FINISHED:COMPLETED") == 1 and "   12 s  FINISHED:COMPLETED\n" in told
+    assert told.endswith("  results: ./flowerbed results j-1\n")
 
 
 def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed: Run) -> None:
@@ -440,9 +450,17 @@ def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed
 
 
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
-    failed = {**reply("site-1", "train", 1, 107.0), "error": "RuntimeError: on purpose"}
-    fake.answer("wait", out=lines(*PROGRESS[:3], failed, END))
-    assert "site-1       trained   FAILED: RuntimeError: on purpose\n" in flowerbed("wait", "j-1")[2]
+    for error in ("RuntimeError: on purpose", "<class 'some.module.RuntimeError'>:<'on purpose'>"):
+        failed = {**reply("site-1", "train", 1, 107.0), "error": error}
+        fake.answer("wait", out=lines(*PROGRESS[:3], failed, END))
+        assert "site-1       trained   FAILED: RuntimeError: on purpose\n" in flowerbed("wait", "j-1")[2]
+
+
+def test_an_aborted_job_is_said_to_be(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", out=lines(*PROGRESS, {**END, "status": "FINISHED:ABORTED", "reason": "aborted"}))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["status"], outcome["reason"]) == (1, "FINISHED:ABORTED", "aborted")
+    assert "Job j-1 was aborted.\n  Logs: ./flowerbed logs j-1\n" in told
 
 
 @pytest.mark.parametrize("status", ["FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABORTED", "FINISHED:ABNORMAL"])
@@ -496,7 +514,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(
     monkeypatch.setattr(console, "stream", interrupted)
     code, _, told = flowerbed("wait", "j-1")
     assert code == 130
-    assert "job j-1 goes on" in told and "./flowerbed wait j-1" in told
+    assert "Job j-1 goes on.\n  wait again: ./flowerbed wait j-1\n  stop it: ./flowerbed abort j-1\n" in told
 
 
 def test_submit_and_wait_in_one(fake: Fake, flowerbed: Run) -> None:
@@ -524,7 +542,7 @@ def test_jobs_newest_first(fake: Fake, flowerbed: Run) -> None:
     fake.answer("list", out=json.dumps({"jobs": [old, new]}) + "\n")
     code, outcome, told = flowerbed("jobs")
     assert code == 0 and [job["job_id"] for job in outcome["jobs"]] == ["b", "a"]
-    assert told.splitlines()[2].split() == ["b", "RUNNING", "x", "2026-01-02", "12:00:00", "0:00:41", "l"]
+    assert told.splitlines()[1].split() == ["b", "RUNNING", "x", "2026-01-02", "12:00:00", "0:00:41", "l"]
 
 
 def test_no_jobs_yet(fake: Fake, flowerbed: Run) -> None:
@@ -597,23 +615,60 @@ def test_logs_hands_on_how_much_is_wanted(fake: Fake, flowerbed: Run) -> None:
     assert (code, outcome["log"]) == (0, "one\ntwo\n")
     wanted = {"site": "server", "tail": 20, "since": 300.0, "follow": True}
     assert fake.request(0) == {"verb": "logs", "job": "latest", **wanted}
-    assert flowerbed("logs", "j-1", "--tail", -1)[0] == 2
+    for tail in (-1, "x"):
+        code, outcome, _ = flowerbed("logs", "j-1", "--tail", tail)
+        assert code == 2 and f"'{tail}': expected a whole number, 0 or more." in outcome["error"]
 
 
-def test_wait_for_a_job_that_runs_already_counts_from_its_first_round(fake: Fake, flowerbed: Run) -> None:
-    late = {"event": "status", "status": "RUNNING", "t": 109.5}
-    fake.answer("wait", out=lines(late, *PROGRESS[2:], END))
+def test_wait_for_a_job_that_runs_already_counts_from_when_it_was_submitted(
+    fake: Fake, flowerbed: Run
+) -> None:
+    fake.answer("wait", out=lines({**PROGRESS[1], "submitted": 100.0}, *PROGRESS[2:], END))
+    assert flowerbed("wait", "j-1")[2].startswith("      4 s  running\n      4 s  round 1 of 1\n")
+
+
+def test_wait_for_a_job_that_has_ended_says_when_it_did(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("wait", out=lines({"event": "submitted", "submitted": 100.0, "t": 100.0}, *PROGRESS[2:], END))
     told = flowerbed("wait", "j-1")[2]
-    assert told.startswith(
-        f"{AS_ANN}           running\n      0 s  round 1 of 1\n      3 s    site-1       trained"
+    assert told.startswith("      4 s  round 1 of 1\n") and "     12 s  FINISHED:COMPLETED\n" in told
+    fake.answer("wait", out=lines({**END, "t": None}))
+    assert "           FINISHED:COMPLETED\n" in flowerbed("wait", "j-1")[2]
+
+
+META = {"submit_time": 100.0, "start_time": "1970-01-01T00:01:44+00:00", "duration": "0:00:08.500000"}
+
+
+def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(RuntimeError("none"))
+    monkeypatch.setattr(
+        session, "get_job_meta", lambda job: {**META, "status": "FINISHED:COMPLETED"}, raising=False
     )
+    call = Asked(session)
+    inside.wait(call, "j-1")
+    assert [(event["event"], event["t"]) for event in call.lines] == [("submitted", 100.0), ("end", 112.5)]
+    monkeypatch.setattr(session, "get_job_meta", lambda job: {"status": "FINISHED:ABORTED"}, raising=False)
+    call = Asked(session)
+    inside.wait(call, "j-1")
+    assert call.lines[-1]["t"] is None
+    for status in ("SUBMITTED", "RUNNING"):
+        monkeypatch.setattr(
+            session, "get_job_meta", lambda job, s=status: {**META, "status": s}, raising=False
+        )
+        told = inside.Watched()
+        inside._tell_status(call, "j-1", told)
+    assert [event["t"] for event in call.lines[-2:]] == [100.0, 104.0]
+    monkeypatch.setattr(session, "get_job_meta", lambda job: {**META, "status": "APPROVED"}, raising=False)
+    inside._tell_status(call, "j-1", told)
+    assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
 def test_abort_returns_when_the_job_has_ended(fake: Fake, flowerbed: Run, status: str) -> None:
     fake.answer("abort", out=json.dumps({"job_id": "j-1", "status": status}) + "\n")
     fake.answer("wait", out=lines({**END, "status": "FINISHED:ABORTED"}))
-    assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED", **ANN}
+    _, outcome, told = flowerbed("abort", "j-1")
+    assert outcome == {"job_id": "j-1", "status": "FINISHED:ABORTED", **ANN}
+    assert ("had already ended (FINISHED:ABORTED). Nothing was stopped." in told) == (status != "RUNNING")
 
 
 def test_results_of_an_unknown_job(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ PUSHED: dict[str, Any] = {
 def key(asker: str = "somebody", body: bytes | None = None, **others: Any) -> str:
     """The key of a push of an object."""
     body = PushObjectRequest(**PUSHED | others).SerializeToString() if body is None else body
-    return wire.rule(Request(wire.PREFIX + wire.PUSH_OBJECT, ((wire.PUBLIC_KEY, asker),), body)).key
+    return wire.fleet_call(
+        Request(wire.PREFIX + wire.PUSH_OBJECT, ((wire.PUBLIC_KEY, asker),), body)
+    ).rule.key
 
 
 def test_a_push_of_the_same_object_is_the_same_call() -> None:
@@ -53,14 +55,16 @@ def test_a_pull_of_an_object_shows_that_the_message_arrived_in_which_it_is() -> 
     node, part = Node(node_id=1), "5f" * 32
     tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id=part)])
     answer = PullMessagesResponse(message_object_trees=[tree]).SerializeToString()
-    pull = wire.rule(Request(wire.PREFIX + wire.PULL, (), PullMessagesRequest(node=node).SerializeToString()))
+    pull = wire.fleet_call(
+        Request(wire.PREFIX + wire.PULL, (), PullMessagesRequest(node=node).SerializeToString())
+    ).rule
     for object_id, shown in (("ab" * 32, True), (part, True), ("77" * 32, False)):
         body = PullObjectRequest(node=node, run_id=2, object_id=object_id).SerializeToString()
-        shows = wire.rule(Request(wire.PREFIX + wire.PULL_OBJECT, (), body)).shows
+        shows = wire.FleetCall(wire.PREFIX + wire.PULL_OBJECT, (), body).rule.shows
         assert shows is not None and shows[0] == pull.key
         assert (shows[1] in answer) is shown
 
 
 def test_what_is_no_pull_of_an_object_shows_nothing() -> None:
-    assert wire.rule(Request(wire.PREFIX + wire.PULL_OBJECT, (), b"\xff\xff")).shows is None
-    assert wire.rule(Request(wire.PREFIX + wire.HEARTBEAT, (), b"")).shows is None
+    assert wire.FleetCall(wire.PREFIX + wire.PULL_OBJECT, (), b"\xff\xff").rule.shows is None
+    assert wire.FleetCall(wire.PREFIX + wire.HEARTBEAT, (), b"").rule.shows is None

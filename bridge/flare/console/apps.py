@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import job_options, versions
-from bridge.common.app import DEPLOYED, JOB_NAME, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.common.job_options import JOB_NAME
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.job import fab

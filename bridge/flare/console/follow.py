@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge.common import events
 from bridge.common.errors import FlowerbedError
-from bridge.common.meta import EVENTS_FILE, EVENTS_TOPIC
+from bridge.common.meta import EVENTS_FILE, EVENTS_TOPIC, times
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session, Unreachable
 from bridge.flare.console.jobs import POLL, downloading, kept
 from bridge.job import news
@@ -61,6 +61,8 @@ class Watched:
     status: str = ""
     events: int = 0
     refused: set[str] = field(default_factory=set)
+    ended: float | None = None
+    """When its end was seen (Unix time); None: it has not ended, or had before anybody watched."""
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
     began: float = field(default_factory=time.monotonic)
@@ -105,20 +107,27 @@ def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -
             told.tell(call, event)
         if event.get("event") == RUN_ENDED:
             reason = event.get("reason", "")
-    noted = _noted(call, job, told)
+    meta = _ended(call, job, told)
+    noted = kept(meta)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
     noted["reason"] = noted["reason"] or reason
-    call.say({"event": "end", "status": told.status, "t": time.time(), **noted})
+    call.say({"event": "end", "status": told.status, "t": times(meta)[2] or told.ended, **noted})
 
 
 def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     with call.session() as session:
         meta = session.get_job_meta(job)
     told.contact = time.monotonic()
-    now = str(meta.get("status"))
-    if now != told.status and not now.startswith("FINISHED"):
-        submitted = meta.get("submit_time")
-        call.say({"event": "status", "status": now, "submitted": submitted, "t": time.time()})
+    now, before = str(meta.get("status")), told.status
+    submitted, started, _ = times(meta)
+    if now != before and not now.startswith("FINISHED"):
+        # The first one may be an old one. A later one is told as it is seen: no line goes back in time.
+        at = None if before else {"SUBMITTED": submitted, "RUNNING": started}.get(now)
+        call.say({"event": "status", "status": now, "submitted": submitted, "t": at or time.time()})
+    elif now != before:
+        told.ended = time.time() if before else None
+        if not before:
+            call.say({"event": "submitted", "submitted": submitted, "t": submitted})
     told.status = now
     if now != NOT_STARTED:  # There, it is the reason.
         for site, why in kept(meta)["refused"].items():
@@ -126,14 +135,14 @@ def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     return now
 
 
-def _noted(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
-    """What the server has noted of an ended job. It comes just after the status."""
+def _ended(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
+    """An ended job's meta. What the server has noted there comes just after the status."""
     noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     while True:
         with call.session() as session:
-            noted = kept(session.get_job_meta(job))
-        if noted["reason"] or time.monotonic() >= noted_by:
-            return noted
+            meta = dict(session.get_job_meta(job))
+        if kept(meta)["reason"] or time.monotonic() >= noted_by:
+            return meta
         call.pause(POLL)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ POLL = 0.5
 
 MATCHES_SHOWN = 10
 """Jobs that are listed where a prefix fits several."""
+
+SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""The name of a participant, and so of its log's file. project.yml takes fewer."""
 
 downloading = threading.Lock()
 """FLARE puts what it downloads into one folder a job, whoever asks."""
@@ -64,13 +69,13 @@ def resolve(call: ConsoleCall, job: str) -> None:
         if job == LATEST:
             found = session.list_jobs(detailed=True)
             if not found:
-                raise ConsoleError("there is no job yet. Hand one in: ./flowerbed submit APP", 2)
+                raise ConsoleError("there is no job yet. Submit one: ./flowerbed submit APP", 2)
             newest = max(found, key=lambda entry: float(entry.get("submit_time") or 0))
             call.say({"job_id": newest.get("job_id")})
             return
         found = session.list_jobs(detailed=True, id_prefix=job)
     if not found:
-        raise ConsoleError(f"no such job: {job}. The jobs there are: ./flowerbed jobs", 2)
+        raise ConsoleError(f"No job {job}. To list jobs: ./flowerbed jobs", 2)
     exact = [entry for entry in found if entry.get("job_id") == job]
     if len(found) > 1 and not exact:
         raise ConsoleError(_ambiguous(job, found), 2, jobs=[entry.get("job_id") for entry in found])
@@ -78,10 +83,16 @@ def resolve(call: ConsoleCall, job: str) -> None:
 
 
 def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
-    lines = [f"  {job.get('job_id')}  {job.get('job_name')}  {job.get('status')}" for job in found]
+    newest = sorted((_entry(job) for job in found), key=lambda job: -float(job["submit_time"] or 0))
+    lines = [f"  {job['job_id']}  {job['name']}  {job['status']}  {_when(job)}" for job in newest]
     more = f"\n  and {len(lines) - MATCHES_SHOWN} more" if len(lines) > MATCHES_SHOWN else ""
     shown = "\n".join(lines[:MATCHES_SHOWN])
-    return f"{len(found)} jobs' ids begin with {prefix}; give more of one:\n{shown}{more}"
+    return f"'{prefix}' is ambiguous. It matches {len(found)} jobs; add more characters:\n{shown}{more}"
+
+
+def _when(job: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(float(job["submit_time"] or 0), UTC)
+    return f"submitted {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def status(call: ConsoleCall) -> None:
@@ -92,7 +103,7 @@ def status(call: ConsoleCall) -> None:
     now = time.time()
     known = [
         {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
-        for c in info.client_info
+        for c in sorted(info.client_info, key=lambda client: str(client.name))
     ]
     server = str(info.server_info.status)
     call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
@@ -133,22 +144,26 @@ def _unfinished(session: Session) -> list[dict[str, Any]]:
 
 def download(call: ConsoleCall, job: str) -> None:
     """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar."""
-    with downloading, tempfile.TemporaryDirectory() as folder:
-        with call.session() as session:
-            meta = session.get_job_meta(job)
-            if not str(meta.get("status", "")).startswith("FINISHED"):
-                raise ConsoleError(
-                    f"job {job} has not ended: it is {meta.get('status')}. "
-                    f"Wait for it: ./flowerbed wait {job}"
-                )
-            location = Path(session.download_job_result(job, folder) or folder)
-            logs = session.get_job_logs(job, target="all")["logs"]
-        out = Path(folder) / "out"
-        (out / "logs").mkdir(parents=True)
-        (out / "meta.json").write_text(json.dumps(meta))
-        for site, text in logs.items():
-            (out / "logs" / f"{site}.log").write_text(text)
-        workspace = location / "workspace"
-        if workspace.is_dir():
-            workspace.rename(out / "workspace")
+    with tempfile.TemporaryDirectory() as folder:
+        with downloading:
+            with call.session() as session:
+                meta = session.get_job_meta(job)
+                if not str(meta.get("status", "")).startswith("FINISHED"):
+                    raise ConsoleError(
+                        f"job {job} has not ended: it is {meta.get('status')}. "
+                        f"Wait for it: ./flowerbed wait {job}"
+                    )
+                location = Path(session.download_job_result(job, folder) or folder)
+                logs = session.get_job_logs(job, target="all")["logs"]
+            out = Path(folder) / "out"
+            (out / "logs").mkdir(parents=True)
+            (out / "meta.json").write_text(json.dumps(meta))
+            for site, text in logs.items():
+                if not SITE.fullmatch(site):
+                    continue  # It would be a path.
+                (out / "logs" / f"{site}.log").write_text(text)
+            workspace = location / "workspace"
+            if workspace.is_dir():
+                workspace.rename(out / "workspace")
+        # Who reads slowly holds up nobody else.
         archive.send(call, out)

@@ -1,20 +1,23 @@
-"""FLARE's TCP and HTTP connections, with an end to those that are dead. For nvflare 2.9.0.
+"""FLARE's drivers, with an end to dead connections and none for those who were removed. For nvflare 2.9.0.
 
 FLARE imports what lies in this folder before it opens its first connection, in each of its processes: the
-kits' `comm_driver_path` names it (`fuel/f3/communicator.py`, `load_comm_drivers`). Importing this module
-changes the drivers that FLARE has; on the wire everything stays as it is, so either end may be without it.
+kits' `comm_driver_path` names it (`fuel/f3/communicator.py`, `load_comm_drivers`). Importing this module puts
+subclasses of FLARE's drivers into their place. On the wire all stays as it is, so either end may be without.
 
-- A TCP listener of FLARE's shook hands over TLS while it accepted: one connection that said nothing kept out
-  everybody else. Now each does so in its own thread, within `HANDSHAKE_WITHIN`, and at most `HANDSHAKES` at
+- A TCP listener of FLARE's shakes hands over TLS while it accepts: one connection that says nothing keeps out
+  everybody else. Here each does so in its own thread, within `HANDSHAKE_WITHIN`, and at most `HANDSHAKES` at
   once. An HTTP listener, which has no threads, has the same limit of time.
-- A TCP connection could not send once its process had 1,024 files open, as `select` takes no higher number.
-  Now it asks `poll`.
-- Over TCP and HTTP whoever connected trusted every public authority of its machine besides the federation's.
-  Now it trusts the federation's only.
-- Over TCP and HTTP whoever connected took any certificate of the federation's CA for the server's, so that a
-  site between could have posed as it. Now the certificate must be for the name that was dialled, as in gRPC.
-- Over TCP and HTTP a dead line was found out when the kernel gave it up, after a quarter of an hour. Now it
+- A TCP connection cannot send once its process has 1,024 files open, as `select` takes no higher number. Here
+  it asks `poll`.
+- Over TCP and HTTP whoever connects trusts every public authority of its machine besides the federation's.
+  Here it trusts the federation's only.
+- Over TCP and HTTP whoever connects takes any certificate of the federation's CA for the server's, so that a
+  site between could pose as it. Here the certificate must be for the name that was dialled, as in gRPC.
+- Over TCP and HTTP a dead line is found out when the kernel gives it up, after a quarter of an hour. Here it
   is found out as by gRPC's keep-alive.
+- Whatever the scheme, a listener lets in nobody by mutual TLS whose name in the certificate is revoked
+  (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
+  later. Until then the site is put out of its jobs, and can hear so.
 
 `tests/unit/test_internals.py` fails when nvflare changes what is used here.
 """
@@ -23,18 +26,30 @@ from __future__ import annotations
 
 import asyncio.constants
 import collections
-import functools
 import logging
 import select
 import socket
 import ssl
 import threading
+import time
+import weakref
+from pathlib import Path
 from typing import Any
 
-from nvflare.fuel.f3.drivers import net_utils, socket_conn, tcp_driver
-from nvflare.fuel.f3.drivers.aio_http_driver import WsConnection
+from nvflare.fuel.f3 import drivers
+from nvflare.fuel.f3.cellnet.identity import is_mtls_connection
+from nvflare.fuel.f3.comm_error import CommError
+from nvflare.fuel.f3.communicator import driver_mgr
+from nvflare.fuel.f3.drivers import aio_http_driver, net_utils, tcp_driver
+from nvflare.fuel.f3.drivers.base_driver import BaseDriver
+from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
-from nvflare.fuel.f3.drivers.socket_conn import ConnectionHandler, SocketConnection
+from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
+from nvflare.fuel.sec.audit import AuditService
+
+from bridge.common.replaced import namespace_proxy
+from bridge.flare.revocation import REVOCATIONS, REVOKED
+from bridge.job import replaced
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +64,110 @@ LINE_CHECK, LINE_DEAD = 10, 20
 """Seconds without a byte until TCP asks whether the other end is there, and without an acknowledgement until
 the connection is dead: gRPC's are in the kits (`provisioning/harden.py`)."""
 
-_handle = ConnectionHandler.handle
-_no_delay = SocketConnection._set_tcp_no_delay
-_ws_init = WsConnection.__init__
-_context = net_utils.get_ssl_context
+CLOSE_AFTER = 5.0
+"""Seconds for which a connection stays open after its name was revoked."""
+
+LOOK_EVERY = 2.0
+"""Seconds from one look at the open connections to the next."""
+
+TOLD_EVERY = 3600.0
+"""Seconds from one line in the audit log about a name to the next: a site that was removed goes on trying."""
+
+# Those who were removed, whatever the scheme
+
+_listening: weakref.WeakSet[Admitting] = weakref.WeakSet()
+_lock = threading.Lock()
+_told: dict[str, float] = {}
 
 
-def _keepalive_over_tcp(self: Any) -> None:
-    """`SocketConnection._set_tcp_no_delay`, which is called for each new connection."""
-    _no_delay(self)
-    set_keepalive(self.sock)
+class Admitting(BaseDriver):  # type: ignore[misc]
+    """A driver that lets in nobody who was removed."""
+
+    def add_connection(self, conn: Any) -> None:
+        """Called by the driver for each new connection, before its first frame is read.
+
+        Raises:
+            CommError: it is closed, since the other end was removed.
+        """
+        name = _peer(conn)
+        if name is not None:
+            if why := REVOCATIONS.why_not(name):
+                _audit(name, f"connection refused: {why}")
+                conn.close()
+                raise CommError(CommError.BAD_DATA, f"{name} may not connect: {why}")
+            _watch(self)
+        super().add_connection(conn)
+
+    def close_connection(self, conn: Any) -> None:
+        """Called by the driver at a connection's end. One that was refused was never there."""
+        if conn.name in self.connections:
+            super().close_connection(conn)
 
 
-def _keepalive_over_http(self: Any, websocket: Any, *args: Any) -> None:
-    """`WsConnection.__init__`."""
-    _ws_init(self, websocket, *args)
-    set_keepalive(websocket.get_extra_info("socket"))
+def _peer(conn: Any) -> str | None:
+    """The name in the certificate of whoever has connected over mutual TLS to this process."""
+    connector = conn.connector
+    if connector.mode != Mode.PASSIVE or not is_mtls_connection(connector.params):
+        return None
+    name = (conn.get_conn_properties() or {}).get(DriverParams.PEER_CN.value)
+    return str(name) if name else None
+
+
+def _audit(name: str, text: str) -> None:
+    now = time.monotonic()
+    if now - _told.get(name, float("-inf")) > TOLD_EVERY:
+        _told[name] = now
+        AuditService.add_event(user=name, action="flower.revoked", msg=text)
+
+
+def _watch(driver: Admitting) -> None:
+    """Begin to look at the connections of a driver."""
+    with _lock:
+        if not _listening:
+            threading.Thread(target=_keep_closing, name="flowerbed-revoked", daemon=True).start()
+        _listening.add(driver)
+
+
+def _keep_closing() -> None:
+    while True:
+        time.sleep(LOOK_EVERY)
+        with _lock:
+            if not (listening := list(_listening)):
+                return
+        for driver in listening:
+            try:
+                close_removed(driver)
+            except Exception:
+                log.exception("the connections of those who were removed could not be looked at")
+
+
+def close_removed(driver: Admitting) -> None:
+    """Close the connections of those who were revoked a while ago."""
+    for conn in list(driver.connections.values()):
+        name = _peer(conn)
+        if name is not None and REVOCATIONS.removed(name, CLOSE_AFTER):
+            log.warning("closed a connection of %s: %s", name, REVOKED)
+            AuditService.add_event(user=name, action="flower.revoked", msg="connection closed")
+            conn.close()
+
+
+# TLS: whom who dials trusts
+
+
+class _Dialling(ssl.SSLContext):
+    """The context of who dials: the certificate has to be for the name that was dialled. FLARE says no."""
+
+    check_hostname = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+
+
+def _no_public_authority(purpose: ssl.Purpose) -> ssl.SSLContext:
+    """Take the place of `ssl.create_default_context`. FLARE adds the federation's CA and the certificate."""
+    if purpose == ssl.Purpose.SERVER_AUTH:
+        return _Dialling(ssl.PROTOCOL_TLS_CLIENT)
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+
+# TCP
 
 
 def set_keepalive(sock: Any) -> None:
@@ -81,43 +184,27 @@ def set_keepalive(sock: Any) -> None:
         sock.setsockopt(level, option, value)
 
 
-def _context_that_checks(params: dict[str, Any], ssl_server: bool) -> ssl.SSLContext | None:
-    """`get_ssl_context`; aiohttp names the host itself, FLARE's TCP driver does not."""
-    context: ssl.SSLContext | None = _context(params, ssl_server)
-    if context is not None and not ssl_server:
-        context.check_hostname = True
-        wrap = functools.partial(
-            ssl.SSLContext.wrap_socket, context, server_hostname=params[DriverParams.HOST.value]
-        )
-        context.wrap_socket = wrap  # type: ignore[method-assign]
-    return context
+class TcpConnection(SocketConnection):  # type: ignore[misc]
+    """FLARE's, which finds out that its line is dead, and sends whatever its file's number."""
 
+    def __init__(self, sock: Any, connector: Any, secure: bool) -> None:
+        super().__init__(sock, connector, secure)
+        set_keepalive(sock)
 
-class _Ssl:
-    """The module `ssl`, as `net_utils` sees it: a context begins with no authority at all."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(ssl, name)
-
-    @staticmethod
-    def create_default_context(purpose: ssl.Purpose) -> ssl.SSLContext:
-        """Return a context for one end; `net_utils` adds the federation's authority and the certificate."""
-        client = purpose == ssl.Purpose.SERVER_AUTH
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if client else ssl.PROTOCOL_TLS_SERVER)
-
-
-class _Select:
-    """The module `select`, as `socket_conn` sees it: for one socket that is to be written to."""
-
-    @staticmethod
-    def select(
-        readers: list[Any], writers: list[Any], errors: list[Any], timeout: float
-    ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Wait until the one of `writers` can be written to; the others are empty."""
-        (writer,) = writers
+    def _send_with_timeout(self, frame: Any, timeout_sec: float) -> None:
+        """As `SocketConnection`'s, with `poll`."""
+        view, deadline = memoryview(frame), time.monotonic() + timeout_sec
         poll = select.poll()
-        poll.register(writer, select.POLLOUT)
-        return [], writers if poll.poll(timeout * 1000) else [], []
+        poll.register(self.sock, select.POLLOUT)
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                said = f"send_frame timeout after {timeout_sec} seconds on {self.name}"
+                raise CommError(CommError.TIMEOUT, said)
+            sent = self.sock.send(view)
+            if sent <= 0:
+                raise CommError(CommError.CLOSED, f"Connection {self.name} is closed while sending")
+            view = view[sent:]
 
 
 class Handshakes:
@@ -155,49 +242,100 @@ class Handshakes:
 _handshakes = Handshakes(HANDSHAKES)
 
 
-def _accept(self: Any) -> Any:
-    """`TcpStreamServer.get_request`: the connection's own thread shakes hands."""
-    if not self.ssl_context:
-        return self.socket.accept()
-    self.socket.do_handshake_on_connect = False
-    connection, address = self.socket.accept()
-    _handshakes.begin(connection, address[0])
-    return connection, address
+class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
+    """FLARE's, whose connections shake hands in their own threads."""
 
+    request_queue_size = HANDSHAKES
+    """Whom the kernel keeps until they are accepted; with Python's own 5 a crowd is kept out."""
 
-def _shake_hands(self: Any) -> None:
-    """`ConnectionHandler.handle`."""
-    if isinstance(self.request, ssl.SSLSocket):
+    def get_request(self) -> Any:
+        """Called by `socketserver` for the next connection."""
+        if not self.ssl_context:
+            return self.socket.accept()
+        self.socket.do_handshake_on_connect = False
+        connection, address = self.socket.accept()
+        _handshakes.begin(connection, address[0])
+        return connection, address
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Called by `socketserver` in the connection's own thread."""
+        if isinstance(request, ssl.SSLSocket):
+            try:
+                request.settimeout(HANDSHAKE_WITHIN)
+                request.do_handshake()
+                request.settimeout(None)
+            except (OSError, ValueError) as error:
+                log.debug("no handshake with %s: %s", client_address, error)
+                return
+            finally:
+                _handshakes.end(request)
         try:
-            self.request.settimeout(HANDSHAKE_WITHIN)
-            self.request.do_handshake()
-            self.request.settimeout(None)
-        except (OSError, ValueError) as error:
-            log.debug("no handshake with %s: %s", self.client_address, error)
-            return
-        finally:
-            _handshakes.end(self.request)
-    _handle(self)
+            self.driver.carry(TcpConnection(request, self.connector, bool(self.ssl_context)))
+        except CommError as error:
+            log.warning("a connection from %s is closed: %s", client_address, error)
+
+
+class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
+    """FLARE's, with the listener and the connections of this module."""
+
+    def listen(self, connector: Any) -> None:
+        """See `Driver.listen`."""
+        self.connector = connector
+        self.server = TcpListener(self, connector)
+        self.server.serve_forever()
+
+    def connect(self, connector: Any) -> None:
+        """See `Driver.connect`."""
+        self.connector = connector
+        host = connector.params[DriverParams.HOST.value]
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        context = net_utils.get_ssl_context(connector.params, ssl_server=False)
+        if context:
+            sock = context.wrap_socket(sock, server_hostname=host)
+        sock.connect((host, int(connector.params[DriverParams.PORT.value])))
+        self.carry(TcpConnection(sock, connector, bool(context)))
+
+    def carry(self, connection: TcpConnection) -> None:
+        """Carry what comes over a connection, to its end."""
+        self.add_connection(connection)
+        connection.read_loop()
+        self.close_connection(connection)
+
+
+# HTTP
+
+
+class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
+    """FLARE's, which finds out that a line is dead."""
+
+    async def _connection_handler(self, websocket: Any) -> None:
+        """Called for each connection, at both ends."""
+        set_keepalive(websocket.get_extra_info("socket"))
+        await super()._connection_handler(websocket)
+
+
+OURS = {driver.__name__: driver for driver in (TcpDriver, AioHttpDriver)}
+"""Named as FLARE's, which it would register otherwise, and complain."""
+
+
+def _admitting(drivers: dict[str, Any]) -> dict[str, Any]:
+    """By scheme, each driver as one that lets in nobody who was removed."""
+    return {
+        scheme: OURS.get(kind.__name__) or type(kind.__name__, (Admitting, kind), {})
+        for scheme, kind in drivers.items()
+    }
 
 
 def install() -> None:
     """Change nvflare's drivers, in this process."""
-    changes: list[tuple[Any, str, Any]] = [
-        (SocketConnection, "_set_tcp_no_delay", _keepalive_over_tcp),
-        (WsConnection, "__init__", _keepalive_over_http),
-        (tcp_driver.TcpStreamServer, "get_request", _accept),
-        (ConnectionHandler, "handle", _shake_hands),
-        (net_utils, "get_ssl_context", _context_that_checks),
-        (tcp_driver, "get_ssl_context", _context_that_checks),
-        (net_utils, "ssl", _Ssl()),
-        (socket_conn, "select", _Select()),
-        # Whom the kernel keeps until they are accepted; with Python's own 5 a crowd is kept out.
-        (tcp_driver.TcpStreamServer, "request_queue_size", HANDSHAKES),
-        # Of asyncio's own, which aiohttp's listener goes by: it cannot be told another.
-        (asyncio.constants, "SSL_HANDSHAKE_TIMEOUT", HANDSHAKE_WITHIN),
-    ]
-    for owner, name, new in changes:
-        setattr(owner, name, new)
+    # FLARE's own come first; most often they are there already.
+    driver_mgr.search_folder(str(Path(drivers.__file__).parent), drivers.__package__)
+    replaced.replace(replaced.DRIVERS, _admitting)
+    replaced.replace(
+        replaced.TRUST, lambda _: namespace_proxy(ssl, create_default_context=_no_public_authority)
+    )
+    # Of asyncio's own, which aiohttp's listener goes by: it cannot be told another.
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_WITHIN  # type: ignore[misc]
 
 
 install()

@@ -1,11 +1,11 @@
 """Plain Flower in this container, without FLARE and without the relay, for `flowerbed compare`.
 
-    python -m bridge.flower.plain '{"sites": [...], "seed": N, "run_config": "k=v", "data": true}' < app.tar
+    python dev/plain_flower.py '{"sites": [...], "seed": N, "run_config": "k=v", "data": true}' < app.tar
 
 Runs SuperLink, a SuperNode for each site, and `flwr run`, as Flower's own guide starts them
 (https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html): its programs, its flags, its
-intervals. Only the ServerApp's process keeps the sites' order (`deterministic.py`). What was recorded goes to
-stdout, what the programs print to stderr; exit code 1 if the run did not complete.
+intervals. Only the ServerApp's process keeps the sites' order (`bridge/flower/deterministic.py`). What was
+recorded goes to stdout, what the programs print to stderr; exit code 1 if the run did not complete.
 """
 
 from __future__ import annotations

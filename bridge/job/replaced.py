@@ -1,0 +1,93 @@
+"""Every name inside FLARE that Flowerbed replaces. All else goes by FLARE's seams: components, subclasses
+that a configuration names, handlers of messages, events, variables.
+
+Recovery and security need these. Only `SHUTDOWN` is for speed. Each is replaced in the process that needs it,
+and in no file. A FLARE that lacks one is an error: a defence must not be missing without a word. The
+constants' docstrings say which test shows what each does.
+"""
+
+from __future__ import annotations
+
+from bridge.common.replaced import Name, replace
+
+__all__ = ["ALL", "replace"]
+
+CONFIG_WALK = Name(
+    "nvflare.fuel.utils.config_factory",
+    "os",
+    "2.9.0",
+    "It looks for its configuration in the whole workspace, where an app may write (`kit_search.py`).",
+)
+"""`test_kit_search.py`."""
+
+FILE_WALK = Name("nvflare.fuel.utils.config_service", "os", "2.9.0", CONFIG_WALK.why)
+"""`test_kit_search.py`."""
+
+JOB_VALIDATOR = Name(
+    "nvflare.private.fed.server.job_cmds",
+    "JobMetaValidator",
+    "2.9.0",
+    "Its event for a job that is handed in shows the job's meta, and not the files (`submissions.py`).",
+)
+"""`test_submissions.py`."""
+
+APP_COMMAND = Name(
+    "nvflare.private.fed.server.server_engine",
+    "ServerEngine.send_app_command",
+    "2.9.0",
+    "It holds the engine's lock until the job's process has answered, so that nobody may wait (`news.py`).",
+)
+"""`test_news.py`."""
+
+MISSING_OUTCOME = Name(
+    "nvflare.private.fed.server.fed_server",
+    "FederatedServer._resolve_missing_client_outcome",
+    "2.9.0",
+    "A job that has ended well fails if a site is then restarted before it reported (`flare_server.py`).",
+)
+"""`test_flare_server.py`."""
+
+AUDIT_FILE = Name(
+    "nvflare.fuel.sec.audit",
+    "Auditor.audit_file",
+    "2.9.0",
+    "The audit log has no bound, and each question of a console that waits is a line (`audit.py`).",
+)
+"""`test_disk.py`."""
+
+DRIVERS = Name(
+    "nvflare.fuel.f3.communicator",
+    "driver_mgr.drivers",
+    "2.9.0",
+    "It takes further drivers, but none for a scheme that it has one for (`drivers/flowerbed_drivers.py`).",
+)
+"""`test_drivers.py`, `test_revocation.py`."""
+
+TRUST = Name(
+    "nvflare.fuel.f3.drivers.net_utils",
+    "ssl",
+    "2.9.0",
+    "A connection over TCP or HTTP trusts every public authority (`drivers/flowerbed_drivers.py`).",
+)
+"""`test_drivers.py`."""
+
+SHUTDOWN = Name(
+    "nvflare.fuel.f3.mpm",
+    "MainProcessMonitor._start_shutdown",
+    "2.9.0",
+    "A job's process sleeps 3 s before its last clean-up, and the job's end waits for it (`ending.py`). "
+    "Without this each job ends 2.8 s later.",
+)
+"""`test_internals.py`."""
+
+ALL = (
+    CONFIG_WALK,
+    FILE_WALK,
+    JOB_VALIDATOR,
+    APP_COMMAND,
+    MISSING_OUTCOME,
+    AUDIT_FILE,
+    DRIVERS,
+    TRUST,
+    SHUTDOWN,
+)
