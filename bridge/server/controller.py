@@ -114,7 +114,10 @@ class FlowerController(Controller):
             self._forwarder.refuse,
             self._readiness.unfit,
         )
-        self._departures = Departures(cell, self._readiness, self._emit, self._forwarder, link, self._remover)
+        sites = self._participants.names()
+        self._departures = Departures(
+            cell, self._readiness, self._emit, self._forwarder, link, self._remover, sites
+        )
         self._forwarder.route(metrics_relay.PATH, self._tracker.take)
         self._forwarder.route(same_app.PATH, same_app.take(self._departures.left))
         engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)

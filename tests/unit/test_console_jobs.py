@@ -110,6 +110,31 @@ def test_a_log_is_followed_to_the_end_of_its_job() -> None:
     assert read(session, follow=True, tail=1) == "two\nthree\n"
 
 
+def test_a_line_may_begin_with_any_time() -> None:
+    """A time with a zone cannot be compared with one without."""
+    session = Session()
+    session.log = ["2026-01-31T12+01:00 is a time\n2026-99-31 12:00:00\n9999-01-31 12:00:00,1 - last\n"]
+    assert read(session, since=60.0) == "9999-01-31 12:00:00,1 - last\n"
+
+
+def test_a_log_is_followed_when_flare_brings_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE brings the last 5 MiB: the text no longer grows, and its beginning goes."""
+    monkeypatch.setattr(logs, "KNOWN_BY", 4)
+    cut = "... output truncated to last 8 bytes ...\n"
+    session = Session()
+    session.statuses = [*["RUNNING"] * 4, "FINISHED:COMPLETED"]
+    session.log = [
+        "one\ntwo\n",
+        f"{cut}two\nthr\n",
+        f"{cut}thr\nfou\n",
+        f"{cut}fou\nfiv\n",
+        f"{cut}six\nsev\n",
+    ]
+    # Of the last look nothing is known: it is shown whole, and says that it is an end.
+    assert read(session, follow=True) == f"one\ntwo\nthr\nfou\nfiv\n{cut}six\nsev\n"
+    assert logs.added("one\ntwo\n", "new\n") == "new\n", "begun anew"
+
+
 def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_an_error() -> None:
     session = Session()
     session.at = None

@@ -110,6 +110,20 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(0, 2), (1, None), (1, 2), (2, None)]
 
 
+def test_no_reason_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of a site that was put out nor of any other event."""
+    forged = "gone\n     21 s  FINISHED:COMPLETED"
+    lines = wait.Progress()
+    for event in (
+        {"event": "removed", "site": "site-3", "reason": forged, "t": 1.0},
+        {"event": "no progress", "reason": forged, "t": 1.0},
+        {"event": "refused", "site": forged, "reason": forged, "t": 1.0},
+        {"event": "end", "status": forged, "t": 1.0},
+    ):
+        lines.tell(event)
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
 def test_folders_that_go_while_they_are_counted_do_not_end_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
