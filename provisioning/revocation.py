@@ -24,7 +24,7 @@ def write(ctx: object, workspace: Path, names: Sequence[str]) -> None:
     text = json.dumps({REVOKED_KEY: sorted(set(names))}, indent=2) + "\n"
     write_whole(file, text.encode(), 0o644)
     for name in sorted(set(names) - before):
-        note(ctx, f"{name} is revoked: a federation that is up puts it out within half a minute.")
+        note(ctx, f"{name} is revoked: a federation that is up will disconnect it within 30 s.")
     for name in sorted(before - set(names)):
         note(ctx, f"{name} is no longer revoked.")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,8 @@ def _acting_as() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
+    # Nobody else may write what a verb makes: kits, .env, results. More than that is the user's to say.
+    os.umask(os.umask(0o022) | 0o022)
     if not words:
         main(["--help"])
         return UsageError.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 from scripts import console, ownership
 from scripts.core import say
 from scripts.options import As, Job
+from scripts.wait import SHORT
 
 WITHIN = 60.0
 """Seconds for the job to end on all sites; seen: 3 to 10."""
@@ -18,8 +19,11 @@ def run(job: Job, identity: As = None) -> dict[str, Any]:
     service = console.service(identity)
     job = console.full_id(service, job)
     status = str(console.ask(service, "abort", job=job)["status"])
-    if not status.startswith("FINISHED"):
+    if status.startswith("FINISHED"):
+        say(f"Job {job} had already ended ({status}). Nothing was stopped.")
+    else:
         events = list(console.stream(service, "wait", job=job, timeout=WITHIN))
         status = str(events[-1]["status"])
-    say(f"Job {job}: {status}. Its logs and what it had: ./flowerbed results {job}")
+        say(f"Job {job}: {status}.")
+    say(f"  results: ./flowerbed results {job[:SHORT]}")
     return {"job_id": job, "status": status}

@@ -192,8 +192,8 @@ def _check_size(files: Mapping[str, bytes], shown: Path) -> None:
         listed = ", ".join(f"{name} ({in_words(sizes[name])})" for name in largest)
         raise UsageError(
             f"{shown} is too large: {in_words(total)} compressed, but Flower bundles at most "
-            f"{in_words(MOST_BYTES)}. Largest: {listed}. Name what is no part of it in its .gitignore. "
-            "Data belongs on the sites."
+            f"{in_words(MOST_BYTES)}. Largest: {listed}. List files that do not belong to the app in its "
+            ".gitignore. Data belongs on the sites."
         )
 
 

@@ -76,7 +76,7 @@ def run(
     runtime = images.runtime(project, TAG)
     images.check_disk(first=no_cache or not engine.has(runtime))
     base, packages = _fetch(apps, mlflow=mlflow, renew=pull)
-    core.say(f"  building {runtime} (some 40 s when nothing of it is there)")
+    core.say(f"  building {runtime} (about 40 s the first time)")
     steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:

@@ -34,6 +34,9 @@ nothing is imported from the container's working directory, which is a volume.""
 FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """The form of a job's id, FLARE's."""
 
+AN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+"""What can be taken for one that a server says: it becomes a folder's name here."""
+
 
 def service(identity: str | None) -> str:
     """The Compose service of the console that `--as` names (an e-mail address or the part before the @).
@@ -63,8 +66,20 @@ def full_id(console: str, job: str) -> str:
 
     Raises:
         UsageError: there is no such job, or more than one.
+        Failure: the server answers with what is no id.
     """
-    return job if FULL_ID.fullmatch(job) else str(ask(console, "resolve", job=job)["job_id"])
+    return job if FULL_ID.fullmatch(job) else an_id(ask(console, "resolve", job=job).get("job_id"))
+
+
+def an_id(said: object) -> str:
+    """The id that the server has said. One that was taken over could say a path: `results` would replace it.
+
+    Raises:
+        Failure: it is none.
+    """
+    if not isinstance(said, str) or not AN_ID.fullmatch(said):
+        raise Failure(f"The server says {str(said)[:200]!r}, which is no job's id. Nothing is done with it.")
+    return said
 
 
 def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any) -> dict[str, Any]:

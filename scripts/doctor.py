@@ -306,7 +306,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         yield Finding("limits", "warn", "; ".join(near), mend)
     elif answers:
         store = sum(usage["store"] for usage in answers.values() if usage is not None)
-        found = f"nobody is near them; the job store has {core.in_words(store)}"
+        found = f"no participant is near its limits; the job store has {core.in_words(store)}"
         yield Finding("limits", "ok", found)
 
 

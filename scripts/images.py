@@ -105,13 +105,20 @@ def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> flo
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
     start = time.monotonic()
     steps: dict[str, tuple[int, int]] = {}
+    begun: dict[str, tuple[int, str, int]] = {}
     with progress.Bar(f"building {image}") as bar:
 
         def tell(line: str) -> None:
+            key, *said = line.split() or [""]
             if step := STEP.match(line):
                 steps[step["stage"] or ""] = int(step["number"]), int(step["of"])
                 done, total = map(sum, zip(*steps.values(), strict=True))
-                bar.at(done, OPTIONS.sub("", step["what"]), total)
+                begun[key] = done, OPTIONS.sub("", step["what"]), total
+            # Where a step is a line, there is none for what is cached. The builder's next line says so.
+            if key in begun and (progress.at_terminal() or not step):
+                at = begun.pop(key)
+                if said != ["CACHED"]:
+                    bar.at(*at)
 
         code, said = progress.follow([*words, "."], tell, env=env, timeout=BUILD_TIMEOUT)
     if code:

@@ -89,4 +89,4 @@ def check_watch() -> None:
         UsageError: both are given.
     """
     if core.as_json:
-        raise core.UsageError("--watch: expected no --format json, since it never ends with an object.")
+        raise core.UsageError("--watch cannot be combined with --format json: it never ends with an object.")

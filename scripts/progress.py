@@ -101,7 +101,7 @@ def _drawing(in_bytes: bool) -> Progress:
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     what = TextColumn("{task.fields[what]}", markup=False, table_column=rest)
     columns = [SpinnerColumn(), title, BarColumn(bar_width=20), *far, TimeElapsedColumn(), what]
-    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    return Progress(*columns, console=Console(stderr=True, soft_wrap=True), transient=True, expand=True)
 
 
 def of_files(

@@ -51,7 +51,7 @@ def collect(service: str, job: str) -> dict[str, Any]:
     Raises:
         Failure, UsageError: the job is unknown or has not ended, or what came is no result.
     """
-    folder = RESULTS / job
+    folder = RESULTS / console.an_id(job)
     room = limit() - used(without=folder)
     if room <= 0:
         raise _full(job)

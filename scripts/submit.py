@@ -159,12 +159,13 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
         answer = console.ask(service, "submit", app.pack(), **request)
     except Failure as failure:
         raise _advised(failure, app) from failure
+    job = console.an_id(answer.get("job_id"))
     named = request.get("options", {}).get("name", app.name)
     said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
-    say(f"{said} as {service}: job {answer['job_id']}")
+    say(f"{said} as {service}: job {job}")
     if warning := answer.get("warning"):
         say(f"  Note: {warning}")
-    return {"job_id": answer["job_id"], "app": app.name, "version": app.version}
+    return {"job_id": job, "app": app.name, "version": app.version}
 
 
 def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:

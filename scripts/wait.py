@@ -21,6 +21,9 @@ COMPLETED = "FINISHED:COMPLETED"
 SHORT = 8
 """Letters of a job's id in a command for a person: enough to know it by."""
 
+LINE_LIMIT = 10_000
+"""Characters of a line of progress: as many as `NUMBERS_SHOWN` with the longest names."""
+
 NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
 
@@ -143,6 +146,8 @@ class Progress:
         self._open_round = None
 
     def _say(self, event: dict[str, Any], text: str) -> None:
+        # Of whatever an event holds: a second line would look like another event.
+        text = one_line(text, LINE_LIMIT)
         if event["t"] is None:  # A job that never started, and that had ended before we asked.
             say(f"           {text}")
             return

@@ -250,8 +250,8 @@ def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:
     known = run_config(config)
     if unknown := sorted(set(keys) - set(known)):
         raise BadApp(
-            f"the app has no configuration key {', '.join(unknown)}, and Flower takes no other. "
-            f"It has: {', '.join(known) or 'none'} ([tool.flwr.app.config] in {PYPROJECT})"
+            f"unknown configuration key {', '.join(unknown)}. The app has: {', '.join(known) or 'none'} "
+            f"([tool.flwr.app.config] in {PYPROJECT})"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
@@ -23,10 +24,15 @@ ConfigValue = bool | int | float | str
 SERVER, SITE, JOB = "server", "site", "job"
 """Who acts on an option: `FlowerController`, `FlowerExecutor`, or `FlowerJob`, which makes the folder."""
 
+HOUR = 3600
+
 PROCESS, INLINE = "process", "inline"
 """The kinds of SuperNode: a process, or a thread of FLARE's process of the job."""
 
 TENSORBOARD, MLFLOW, NO_TRACKING = "tensorboard", "mlflow", "none"
+
+VALUE_SHOWN = 40
+"""Characters of a value that is out of bounds."""
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What a job may be called."""
@@ -103,9 +109,12 @@ class Option:
             return f"{value!r}: expected letters, digits, '.', '_' and '-', with a letter or digit first"
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{value!r}: expected a number that is finite"
         low = self.at_least is not None and value < self.at_least
         if low or (self.at_most is not None and value > self.at_most):
-            return f"{value:g}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
+            shown = f"{value:g}" if isinstance(value, float) else f"{value!r}"[:VALUE_SHOWN]
+            return f"{shown}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
         return ""
 
 
@@ -232,13 +241,18 @@ class JobOptions:
         submit_default=TENSORBOARD,
         recipe=True,
     )
-    superlink_ready_timeout: float = _option(60.0, "seconds for the SuperLink to answer", SERVER)
+    superlink_ready_timeout: float = _option(
+        60.0, "seconds for the SuperLink to answer", SERVER, at_least=0, at_most=HOUR, unit="seconds"
+    )
     sites_within: float = _option(
         60.0,
         # It takes 4 to 6 on a quiet machine.
         "seconds for all sites' SuperNodes to appear",
         SERVER,
         more="Then the run starts without those that are missing, if `min_sites` are there",
+        at_least=0,
+        at_most=24 * HOUR,
+        unit="seconds",
     )
     progress_timeout: float | None = _option(
         None,
@@ -246,6 +260,7 @@ class JobOptions:
         SERVER,
         # A SuperNode that has nothing to do makes a call every 20 to 30 s.
         at_least=60,
+        at_most=7 * 24 * HOUR,
         unit="seconds",
     )
     client_shutdown_timeout: float = _option(
@@ -253,6 +268,10 @@ class JobOptions:
         0.5,
         "seconds for SuperNode and ClientApp to end by themselves when the job is over",
         SITE,
+        # For so long what is deaf to it holds up the site.
+        at_least=0,
+        at_most=10,
+        unit="seconds",
     )
     extra_env: Mapping[str, str] | None = _option(
         None,
@@ -371,8 +390,11 @@ def given_to(user: str, given: Mapping[str, Any]) -> JobOptions:
 
     Raises:
         TypeError: one is given that is not this user's.
+        ValueError: a value is not of its type, or out of bounds.
     """
     foreign = sorted(set(given) - {option.name for option in options(user)})
     if foreign:
         raise TypeError(f"unexpected options of the {user}: {', '.join(foreign)}")
-    return JobOptions(**given)
+    made = JobOptions(**given)
+    made.check()
+    return made

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bridge.common import meta
+from bridge.common import job_options, meta
 from bridge.common.app import DEPLOYED, FAB_LIMIT, BadApp
 from bridge.flare.job_files import (
     CLIENT_CONFIG,
@@ -56,6 +56,9 @@ COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
 }
 """Beside controller and executor, the classes that a job's configuration may name, with their arguments."""
+
+NUMBER_LIMIT = 2**64
+"""No number of a job is larger: a seed may have 64 bits."""
 
 MAPS, LISTS = frozenset({"run_config", "extra_env"}), frozenset({"run_config_quoted", "events"})
 """The arguments that are no single value."""
@@ -218,6 +221,9 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
     retries = content.get(meta.RETRIES, 0)
     if type(retries) is not int or retries < 0:
         raise Unfit(f"{META}: expected {meta.RETRIES} to be a whole number")
+    (bounds,) = (option for option in job_options.options() if option.name == "retries")
+    if problem := bounds.problem(retries):
+        raise Unfit(f"{META}: {meta.RETRIES} {problem}")
     places = content.get("deploy_map")
     if not isinstance(places, dict) or not places:
         raise Unfit(f"{META}: expected a deploy_map")
@@ -267,6 +273,10 @@ def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code
     path = arguments.get("flower_app_path") or ""
     if path and (not isinstance(path, str) or not _DEPLOYED_APP.fullmatch(path)):
         raise Unfit(f"{where}: expected flower_app_path to be {DEPLOYED}/NAME, found {str(path)[:200]!r}")
+    try:
+        job_options.given_to(job_options.SERVER if name == SERVER_CONFIG else job_options.SITE, arguments)
+    except (TypeError, ValueError) as error:
+        raise Unfit(f"{where}: {str(error)[:200]}") from None
     return str(path)
 
 
@@ -308,7 +318,7 @@ def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset
         elif key in LISTS:
             good = value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
         else:
-            good = key not in BUILT and _is_value(value)
+            good = key not in BUILT and (value is None or isinstance(value, str) or _is_number(value))
         if not good:
             raise Unfit(f"{where}: {path}: expected no such argument {key[:60]!r}")
     return str(path)
@@ -329,7 +339,8 @@ def _see_no_references(where: str, value: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float)
+    # No NaN, nothing infinite, and nothing that is none as a float: all bounds let these pass.
+    return isinstance(value, bool | int | float) and abs(value) <= NUMBER_LIMIT
 
 
 def _is_setting(key: str, value: Any) -> bool:

@@ -31,6 +31,7 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 from bridge.common import events, meta
 from bridge.common.errors import FlowerbedError
 from bridge.common.meta import EVENTS_FILE
+from bridge.flare import log_receiver
 from bridge.flare.revocation import DISABLED, REVOCATIONS, REVOKED
 from bridge.flare.site_messages import SiteMessages
 from bridge.job import news, replaced
@@ -90,6 +91,7 @@ class FlareServer:
 
         replaced.replace(replaced.MISSING_OUTCOME, lambda _: resolve, of=server)
         news.install(self._engine)
+        log_receiver.show_logs_of_sites_alone()
 
     # Jobs that run
 

@@ -3,14 +3,21 @@
 nvflare 2.9.0 archives a job's folder by following links and opening whatever is there
 (`app_common/storages/filesystem_storage.py`, `_write_multi`). A link would bring a file of the server's into
 the results, its key for example. A named pipe would hold up FLARE's one thread that closes jobs, for ever. A
-folder without rights, or nested too deep, would make the archive fail each time.
+folder without rights, or nested too deep, would make the archive fail each time, and so would a name that is
+no UTF-8.
+
+And FLARE reads the whole archive into its server's memory to show a log (`private/fed/server/job_cmds.py`,
+`_read_stored_workspace_zip`). It takes any `NAME/log.txt` there for the log of a site of that name.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
 import os
 import stat
+import tempfile
 import threading
 import uuid
 import zipfile
@@ -18,9 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import WorkspaceConstants
+from nvflare.apis.storage import DATA, WORKSPACE, StorageException
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
+from nvflare.private.fed.server.job_cmds import JSON_LOG_FILE_NAME
 
 from bridge.common import disk
+from bridge.common.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +41,20 @@ WAIT = 5.0
 DEEPEST = 64
 """Levels of folders in a job's results; what lies deeper is removed."""
 
+MOST = 200_000
+"""Files and folders in a job's results: an archive's list of them is held in memory, 1 KB each."""
+
+LOGS = (WorkspaceConstants.LOG_FILE_NAME, JSON_LOG_FILE_NAME)
+"""The server's logs of a job, at the top of its folder, where no app may write."""
+
+LOG_END = 8 * 2**20
+"""Bytes of a log's end that the server reads: FLARE shows 5 MiB."""
+
 NAMES_TOLD = 5
 """Names in the line about what was removed."""
+
+NAME_TOLD = 200
+"""Characters of a name in the line about a file that cannot be read."""
 
 
 class JobStore(FilesystemStorage):  # type: ignore[misc]
@@ -71,6 +94,20 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
                 return found
         return list(super().list_objects(path, without_tag))
 
+    def get_data(self, uri: str, component_name: str = DATA) -> bytes:
+        """See `FilesystemStorage`. Of a job's results FLARE looks only for logs: they come without the
+        rest. A site's log is what the site has streamed, and a component of its own."""
+        if component_name != WORKSPACE:
+            content: bytes = super().get_data(uri, component_name)
+            return content
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "results.zip"
+            self.get_data_for_download(uri, component_name, str(archive))
+            try:
+                return logs_alone(archive)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise StorageException(f"the results cannot be read: {error}") from None
+
     def update_object(self, uri: str, data: Any, component_name: str = "data") -> Any:
         """See `FilesystemStorage`. A list names the folders that become one archive."""
         if not isinstance(data, list):
@@ -94,46 +131,75 @@ def sweep(folder: Path) -> None:
     odd = ["-mindepth", "1", "-not", "-type", "f", "-not", "-type", "d"]
     disk.run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
     disk.run_command("find", str(folder), *beyond, "-delete")
-    removed = disk.run_command("find", str(folder), *odd, "-print0", "-delete").split(b"\0")[:-1]
+    # Some names, and then a byte each: there may be millions.
+    some = 'find "$@" -print0 | head --bytes 65536'
+    found = disk.run_command("sh", "-c", some, "sh", str(folder), *odd).split(b"\0")[:-1]
+    removed = len(disk.run_command("find", str(folder), *odd, "-printf", "x", "-delete"))
     if removed:
-        names = ", ".join(repr(Path(os.fsdecode(name)).name[:60]) for name in removed[:NAMES_TOLD])
-        log.warning("%d links, pipes or devices are not part of the results: %s", len(removed), names)
+        names = ", ".join(repr(Path(os.fsdecode(name)).name[:60]) for name in found[:NAMES_TOLD])
+        log.warning("%d links, pipes or devices are not part of the results: %s", removed, names)
+
+
+def logs_alone(archive: Path) -> bytes:
+    """An archive of the server's logs in a job's results, each as long as it is looked at."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in LOGS:
+            try:
+                size = source.getinfo(name).file_size
+            except KeyError:
+                continue
+            with source.open(name) as log_file:
+                log_file.seek(max(0, size - LOG_END))
+                target.writestr(name, log_file.read(LOG_END))
+    return content.getvalue()
 
 
 def pack(folders: list[Path], archive: Path) -> None:
     """Write one zip with the files and folders below `folders`, as FLARE does: names from each of them on."""
     with zipfile.ZipFile(archive, "w") as target:
         for folder in folders:
-            for path in _entries(folder):
-                name = path.relative_to(folder)
+            for number, path in enumerate(_entries(folder)):
+                if number == MOST:
+                    log.warning("the results have more than %d files: the others are not part of them", MOST)
+                    break
+                name = member_name(path.relative_to(folder))
                 if path.is_dir() and not path.is_symlink():
-                    target.writestr(f"{name.as_posix()}/", b"")
+                    target.writestr(f"{name}/", b"")
                 else:
                     _add(target, path, name)
+
+
+def member_name(path: Path) -> str:
+    r"""A file's name in an archive. What no archive can hold, or none that FLARE unpacks, is as in an
+    address: bytes that are no UTF-8, and `\`, which FLARE takes for a separator."""
+    name = os.fsencode(path.as_posix()).replace(b"\\", b"%5c")
+    return name.decode("utf-8", "backslashreplace").replace("\\x", "%")
 
 
 def _entries(folder: Path) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+            for entry in sorted(itertools.islice(entries, MOST + 1), key=lambda entry: entry.name):
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(Path(entry.path))
                 if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
                     yield Path(entry.path)
 
 
-def _add(target: zipfile.ZipFile, path: Path, name: Path) -> None:
+def _add(target: zipfile.ZipFile, path: Path, name: str) -> None:
     """Add one file. It is looked at again once it is open: a process of the job may just be ending."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        log.warning("%s is not part of the results: %s", name, error)
+        why = error.strerror or type(error).__name__
+        log.warning("%s is not part of the results: %s", one_line(name, NAME_TOLD), why)
         return
     with os.fdopen(descriptor, "rb") as source:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return
-        entry = zipfile.ZipInfo.from_file(path, name.as_posix(), strict_timestamps=False)
+        entry = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
         with target.open(entry, "w", force_zip64=True) as part:
             while block := source.read(1 << 20):
                 part.write(block)

@@ -19,6 +19,7 @@ import logging
 import re
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from nvflare.apis.fl_constant import ReturnCode, RunProcessKey, SystemComponents
@@ -36,7 +37,7 @@ from bridge.common import meta
 from bridge.common.disk import JOB_ID
 from bridge.common.log_limit import LogLimit
 from bridge.common.text import one_line
-from bridge.job import settings
+from bridge.job import replaced, settings
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,22 @@ class _Nothing(ObjectConsumer):
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
     ) -> tuple[bool, Shareable]:
         return False, make_reply(ReturnCode.TASK_ABORTED)
+
+
+def show_logs_of_sites_alone() -> None:
+    """From now on, whoever may read a job's log is shown by a name the log of a site of that job, and no file
+    that another name leads to."""
+
+    def of_a_site(read: Callable[..., str | None]) -> Callable[..., str | None]:
+        def read_live(module: Any, engine: Any, job: str, name: str, *more: Any, **named: Any) -> str | None:
+            with engine.new_context() as fl_ctx:
+                if not takes_part(name, job, fl_ctx):
+                    return None
+            return read(module, engine, job, name, *more, **named)
+
+        return read_live
+
+    replaced.replace(replaced.LIVE_LOG, of_a_site)
 
 
 def takes_part(site: str, job: str, fl_ctx: FLContext) -> bool:

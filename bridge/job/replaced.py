@@ -39,6 +39,15 @@ APP_COMMAND = Name(
 )
 """`test_news.py`."""
 
+LIVE_LOG = Name(
+    "nvflare.private.fed.server.job_cmds",
+    "JobCommandModule._read_live_client_job_log",
+    "2.9.0",
+    "It shows `NAME/log.txt` in a job's folder to whoever may read the job's log, whatever the name, and "
+    "follows links, which a ServerApp may have made there (`log_receiver.py`).",
+)
+"""`test_disk.py`."""
+
 MISSING_OUTCOME = Name(
     "nvflare.private.fed.server.fed_server",
     "FederatedServer._resolve_missing_client_outcome",
@@ -85,6 +94,7 @@ ALL = (
     FILE_WALK,
     JOB_VALIDATOR,
     APP_COMMAND,
+    LIVE_LOG,
     MISSING_OUTCOME,
     AUDIT_FILE,
     DRIVERS,

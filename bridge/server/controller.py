@@ -114,7 +114,10 @@ class FlowerController(Controller):
             self._forwarder.refuse,
             self._readiness.unfit,
         )
-        self._departures = Departures(cell, self._readiness, self._emit, self._forwarder, link, self._remover)
+        sites = self._participants.names()
+        self._departures = Departures(
+            cell, self._readiness, self._emit, self._forwarder, link, self._remover, sites
+        )
         self._forwarder.route(metrics_relay.PATH, self._tracker.take)
         self._forwarder.route(same_app.PATH, same_app.take(self._departures.left))
         engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)
@@ -300,7 +303,8 @@ class Communicator(WFCommServer):  # type: ignore[misc]
 
 
 def _reason(end: RunEnd, superlink: SuperLink) -> str:
-    reason = f"the Flower run ended as {end.sub_status}: {end.details or 'no details'}"
+    ended = "was stopped" if end.sub_status == "stopped" else end.sub_status
+    reason = f"the Flower run {ended}: {end.details or 'no details'}"
     traceback = superlink.traceback()
     return f"{reason}\n{traceback}" if traceback else reason
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.sec.audit import AuditService
 
+from bridge.common.text import one_line
 from bridge.fleet.replies import Event
 from bridge.job import notes
 from bridge.server.forwarder import Forwarder
@@ -18,6 +19,9 @@ from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import SuperLink
 
 log = logging.getLogger(__name__)
+
+WHY_LIMIT = 200
+"""Characters of why the federation has put a site out."""
 
 
 def audit(site: str, reason: str) -> None:
@@ -54,13 +58,16 @@ class Departures:
         forwarder: Forwarder,
         link: ServerLink,
         remover: NodeRemover,
+        sites: Collection[str],
     ) -> None:
+        """Args: the parts that are told; `sites`, the names of those that took part at the start."""
         self._cell = cell
         self._readiness = readiness
         self._emit = emit
         self._forwarder = forwarder
         self._link = link
         self._remover = remover
+        self._sites = frozenset(sites)
 
     def left(self, site: str, reason: str) -> None:
         """A site has said so: it got another app than it has checked, or its disk is full."""
@@ -74,7 +81,14 @@ class Departures:
                 self._remover.remove(site, node_id)
 
     def put_out(self, site: str, why: str) -> None:
-        """A site was removed from the federation: the run goes on without it."""
+        """A site was removed from the federation: the run goes on without it.
+
+        The server's own process says so, and whoever may ask the job for its events could. So a name that is
+        no site's of this job counts for nothing, and what is said is one line.
+        """
+        if site not in self._sites:
+            return
+        why = one_line(why, WHY_LIMIT)
         log.warning("%s is put out of the job: %s", site, why)
         said = f"put out of the job: {why}"
         self._out("removed", site, why, audited=said, why=f"{site} was {said}")
@@ -82,6 +96,6 @@ class Departures:
         self._link.put_out(site, why)
 
     def _out(self, event: str, site: str, reason: str, *, audited: str, why: str) -> None:
-        audit(site, audited)
+        audit(site, one_line(audited, notes.REASON_LIMIT))
         self._readiness.refused(site, why)
         self._emit({"event": event, "site": site, "reason": reason, "t": time.time()})

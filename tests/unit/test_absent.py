@@ -27,7 +27,7 @@ def test_a_site_that_leaves_and_one_that_cannot_start_are_logged(
     monkeypatch.setattr(job_supervisor, "RESTART_FIRST", 0.0)
     mine, server = JobSupervisor(), Server()
     server.starts_fail = True
-    mine._parent = server  # type: ignore[assignment]
+    mine._flare = server  # type: ignore[assignment]
     mine._died("j", "site-1")
     assert server.has_done("start", "j", "site-1", 1)
     idle(mine)

@@ -222,7 +222,7 @@ def test_run_config_values_are_toml(folder: Path) -> None:
         (
             ["learning=1"],
             None,
-            r"--run-config: .*no configuration key learning.*It has: num-server-rounds, name, optimizer\.lr",
+            r"--run-config: unknown .* key learning.*app has: num-server-rounds, name, optimizer\.lr",
         ),
         (["name"], None, r"--run-config 'name': expected key=value"),
         (["name=1 stray"], None, r"expected key=value"),
@@ -238,6 +238,7 @@ def test_bad_run_config(folder: Path, given: list[str], rounds: int | None, erro
 def test_rounds_of_an_app_that_has_no_such_key(folder: Path) -> None:
     write(folder, "pyproject.toml", PYPROJECT.replace("num-server-rounds", "rounds"))
     with pytest.raises(
-        UsageError, match=r"--rounds sets num-server-rounds: .*no configuration key num.*It has: rounds"
+        UsageError,
+        match=r"--rounds sets num-server-rounds: .*unknown configuration key num.*The app has: rounds",
     ):
         apps.run_config(apps.read(folder), [], 2)

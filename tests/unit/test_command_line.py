@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,17 @@ def test_verbs_that_ask_import_little(name: str) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not set(done.stdout.split()) & {"nvflare", "numpy", "docker", "httpx", "matplotlib"}
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0, 0o022), (0o077, 0o077), (0o002, 0o022)])
+def test_nobody_else_may_write_what_a_verb_makes(given: int, kept: int) -> None:
+    """Under umask 000 kits, .env and Compose files were for everybody to write."""
+    before = os.umask(given)
+    try:
+        assert main(["--version"]) == 0
+        assert os.umask(0o022) == kept
+    finally:
+        os.umask(before)
 
 
 def test_completion_knows_verbs_and_options() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bridge.flare.console import client, sessions
+from bridge.flare.console import client, daemon, sessions
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Gone, Unreachable
 from bridge.flare.console.sessions import OpenSessions
 from bridge.job import fab
@@ -269,6 +269,24 @@ def test_a_verb_for_which_nobody_waits_any_more_ends(made: list[Session]) -> Non
         call.session()
 
 
+def test_what_jobs_are_made_with_is_imported_once_after_the_first_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready: list[str] = []
+    monkeypatch.setattr(daemon, "_get_ready", lambda: ready.append("imported"))
+    with socket.socket() as listener:
+        made = daemon.Daemon(listener, OpenSessions(), tmp_path)
+        assert not ready
+        for _ in range(2):
+            asker, taken = socket.socketpair()
+            with asker:
+                asker.sendall(b'-{"verb": "nothing"}\n')
+                made._serve_one(taken)
+                assert asker.recv(1000).startswith(client.GO)
+            made._ready.join(5)
+            assert ready == ["imported"]
+
+
 def test_a_watched_stdin_that_ends_ends_the_client(tmp_path: Path) -> None:
     """It is how `docker exec` tells that the verb on the host was interrupted."""
     listener = socket.socket(socket.AF_UNIX)
@@ -280,10 +298,10 @@ def test_a_watched_stdin_that_ends_ends_the_client(tmp_path: Path) -> None:
         env={**os.environ, "FLOWERBED_CONSOLE": str(tmp_path / "console")},
         stdin=subprocess.PIPE,
     )
-    daemon, _ = listener.accept()
-    assert daemon.recv(1000) == b'-{"verb": "wait"}\n'
-    daemon.sendall(client.HEAD.pack(client.GO, 0))
+    taken, _ = listener.accept()
+    assert taken.recv(1000) == b'-{"verb": "wait"}\n'
+    taken.sendall(client.HEAD.pack(client.GO, 0))
     assert process.stdin is not None and process.poll() is None
     process.stdin.close()
     assert process.wait(10) == 130
-    assert daemon.recv(1) == b"", "the daemon learns it"
+    assert taken.recv(1) == b"", "the daemon learns it"

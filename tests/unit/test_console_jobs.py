@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +110,31 @@ def test_a_log_is_followed_to_the_end_of_its_job() -> None:
     assert read(session, follow=True, tail=1) == "two\nthree\n"
 
 
+def test_a_line_may_begin_with_any_time() -> None:
+    """A time with a zone cannot be compared with one without."""
+    session = Session()
+    session.log = ["2026-01-31T12+01:00 is a time\n2026-99-31 12:00:00\n9999-01-31 12:00:00,1 - last\n"]
+    assert read(session, since=60.0) == "9999-01-31 12:00:00,1 - last\n"
+
+
+def test_a_log_is_followed_when_flare_brings_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE brings the last 5 MiB: the text no longer grows, and its beginning goes."""
+    monkeypatch.setattr(logs, "KNOWN_BY", 4)
+    cut = "... output truncated to last 8 bytes ...\n"
+    session = Session()
+    session.statuses = [*["RUNNING"] * 4, "FINISHED:COMPLETED"]
+    session.log = [
+        "one\ntwo\n",
+        f"{cut}two\nthr\n",
+        f"{cut}thr\nfou\n",
+        f"{cut}fou\nfiv\n",
+        f"{cut}six\nsev\n",
+    ]
+    # Of the last look nothing is known: it is shown whole, and says that it is an end.
+    assert read(session, follow=True) == f"one\ntwo\nthr\nfou\nfiv\n{cut}six\nsev\n"
+    assert logs.added("one\ntwo\n", "new\n") == "new\n", "begun anew"
+
+
 def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_an_error() -> None:
     session = Session()
     session.at = None
@@ -115,10 +143,51 @@ def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_a
         read(session, follow=True, site="site-1")
 
 
+class Ended(Session):
+    """A job that has ended, whose results FLARE puts into one folder, whoever asks."""
+
+    def __init__(self, folder: Path, *logs: str) -> None:
+        super().__init__()
+        self.statuses = ["FINISHED:COMPLETED"]
+        self._folder, self._logs = folder, logs
+
+    def download_job_result(self, job: str, folder: str) -> str:
+        assert jobs.downloading.locked()
+        (self._folder / "workspace").mkdir()
+        return str(self._folder)
+
+    def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
+        return {"logs": dict.fromkeys(self._logs, "a line")}
+
+
+def downloaded(call: Asked) -> list[str]:
+    jobs.download(call, "aa11")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(call.said))) as tar:
+        return [name for name in tar.getnames() if "logs/" in name]
+
+
+def test_a_log_without_a_sites_name_is_left_out(tmp_path: Path) -> None:
+    session = Ended(tmp_path, "server", "site-1", "../../out", "/x", "n" * 255, "")
+    assert [Path(name).name for name in downloaded(Asked(session))] == ["server.log", "site-1.log"]
+
+
+def test_who_reads_slowly_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Asked(Ended(tmp_path, "server"))
+    held = []
+
+    def write(data: bytes) -> None:
+        held.append(jobs.downloading.locked())
+        call.said.append(data)
+
+    monkeypatch.setattr(call, "write", write)
+    assert downloaded(call) and held and not any(held)
+
+
 def test_a_site_that_is_not_in_the_job_is_an_error_that_names_those_that_are() -> None:
     session = Session()
     session.at, session.sites = None, ["site-1", "site-2"]
     for follow in (True, False):
+        session.statuses = ["RUNNING", "FINISHED:COMPLETED"]
         with pytest.raises(
             ConsoleError, match=r"No site 'site-9' in this job\. There are: server, site-1, site-2"
         ):

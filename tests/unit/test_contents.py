@@ -253,6 +253,32 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
         "comm_driver_path",
     ),
     "text in the server's": (edited(SERVER, lambda c: c["server"].update(name="x")), "'server'"),
+    # Options that the participants cannot act on
+    "an option that there is not": (edited(CLIENT, argument(foo=1)), "unexpected options of the site: foo"),
+    "an option of the server's": (
+        edited(CLIENT, argument(grace=60)),
+        "unexpected options of the site: grace",
+    ),
+    "a time that is text": (
+        edited(SERVER, argument(sites_within="x")),
+        "sites_within 'x': expected a number",
+    ),
+    "a time without end": (
+        edited(CLIENT, argument(client_shutdown_timeout=86400)),
+        "client_shutdown_timeout 86400: expected 0 to 10 seconds",
+    ),
+    "a time that is none": (edited(SERVER, argument(grace=float("nan"))), "'grace'"),
+    "an infinite one": (edited(SERVER, argument(grace=float("inf"))), "'grace'"),
+    "one that no float holds": (edited(SERVER, argument(grace=10**400)), "'grace'"),
+    "one that is too long": (
+        edited(SERVER, argument(sites_within=1e15)),
+        "sites_within 1e\\+15: expected 0 to",
+    ),
+    "a setting that is none": (edited(CLIENT, lambda c: c.update(get_task_timeout=float("nan"))), "get_task"),
+    "retries without end": (
+        edited("meta.json", lambda m: m.update(flowerbed_retries=10**9)),
+        "flowerbed_retries 1000000000: expected 0 to 100",
+    ),
     # Variables
     "OpenSSL's variable": (
         edited(CLIENT, argument(extra_env={"OPENSSL_CONF": "../app_site-3/config/openssl.cnf"})),

@@ -29,7 +29,13 @@ class Job:
         self.forwarder, self.link = Mock(nodes=lambda: {1: SITE, 2: OTHER}), Mock()
         self.superlink, self.remover = Mock(remove_node=AsyncMock()), NodeRemover()
         self.departures = Departures(
-            Mock(), self.readiness, self.events.append, self.forwarder, self.link, self.remover
+            Mock(),
+            self.readiness,
+            self.events.append,
+            self.forwarder,
+            self.link,
+            self.remover,
+            (SITE, OTHER),
         )
         monkeypatch.setattr(notes, "send", lambda cell, site, reason: self.noted.append((site, reason)))
         monkeypatch.setattr(
@@ -81,3 +87,21 @@ def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
     assert job.readiness.why_incompatible() == f"{SITE} was put out of the job: it was disabled"
     job.forwarder.put_out.assert_called_once_with(SITE)
     job.link.put_out.assert_called_once_with(SITE, "it was disabled")
+
+
+def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
+    """Whoever may ask the job for its events could say it to the job, with any name and any reason."""
+    forged = f"{SITE}][A:x]\n[U:admin][A:abort_job"
+    job.run(lambda: job.departures.put_out(forged, "it was disabled"))
+    job.run(lambda: job.departures.put_out("site-9", "it was disabled"))
+    assert not job.told() and not job.audited
+    job.link.put_out.assert_not_called()
+    job.run(lambda: job.departures.put_out(SITE, "gone\n  FINISHED:COMPLETED\x1b[2J" + "x" * 1000))
+    ((_, _, reason),) = job.told()
+    assert reason.startswith("gone\\n  FINISHED:COMPLETED\\x1b[2Jxx") and len(reason) == 200
+    assert job.audited == [(SITE, f"put out of the job: {reason}")]
+
+
+def test_a_sites_own_reason_is_one_line_of_the_audit_log(job: Job) -> None:
+    job.run(lambda: job.departures.left(SITE, "its disk is full\n[U:admin][A:abort_job"))
+    assert job.audited == [(SITE, "its disk is full\\n[U:admin][A:abort_job")]

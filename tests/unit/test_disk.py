@@ -22,6 +22,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.logging import job_log_receiver
 from nvflare.app_common.streamers.streamer_base import KEY_DATA, KEY_DATA_SIZE, KEY_EOF, KEY_FILE_NAME
 from nvflare.fuel.sec.audit import AuditService
+from nvflare.private.fed.server.job_cmds import JobCommandModule
 from nvflare.private.stream_runner import HeaderKey, ObjectStreamer
 
 from bridge.common import disk
@@ -330,3 +331,30 @@ def test_a_line_that_looks_like_a_question_but_says_more_is_written(auditor: Any
         AuditService.add_event("ann][A:list_jobs -d]", "list_jobs -d")
         AuditService.add_event("ann@x.example", "list_jobs -d]\n[E:1]")
     assert (tmp_path / "audit.log").read_text().count("list_jobs") == 8
+
+
+@pytest.mark.parametrize("name", ["serverapp", "..", "../other", "/etc", "site-9", "site-1/../serverapp"])
+def test_by_no_name_of_a_site_another_file_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ServerApp may leave a link to the server's key, which FLARE would show as the log of a site."""
+    monkeypatch.setattr(
+        JobCommandModule, "_read_live_client_job_log", JobCommandModule._read_live_client_job_log
+    )
+    log_receiver.show_logs_of_sites_alone()
+    job = tmp_path / "job"
+    for folder in (job / "serverapp", job / "site-1", tmp_path / "other"):
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("a line")
+    (job / "serverapp" / "log.txt").unlink()
+    (tmp_path / "server.key").write_text("secret")
+    (job / "serverapp" / "log.txt").symlink_to(tmp_path / "server.key")
+    sites = {"t": SimpleNamespace(name="site-1")}
+    engine = SimpleNamespace(
+        run_processes={"job": {RunProcessKey.PARTICIPANTS: sites}},
+        get_workspace=lambda: SimpleNamespace(get_log_root=lambda job: str(tmp_path / job)),
+    )
+    manager = FLContextManager(engine=engine, identity_name="server", job_id="")
+    engine.new_context = manager.new_context
+    assert JobCommandModule()._read_live_client_job_log(engine, "job", name) is None
+    assert JobCommandModule()._read_live_client_job_log(engine, "job", "site-1") == "a line"

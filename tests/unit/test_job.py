@@ -233,7 +233,7 @@ def test_missing_packages_are_all_named() -> None:
 
 
 def test_an_unknown_configuration_key_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadApp, match=r"no configuration key rounds, .*It has: .*num-server-rounds"):
+    with pytest.raises(BadApp, match=r"unknown configuration key rounds\. The app has: .*num-server-rounds"):
         check_run_config(read_app(APP), ["rounds"])
 
 

@@ -55,7 +55,12 @@ def test_the_bounds_of_the_grace_are_flowers() -> None:
         ({"sites": "site-1"}, "sites 'site-1': expected a list of texts"),
         ({"run_config": ["a=1"]}, "expected a table"),
         ({"tracking": "wandb"}, "tracking 'wandb': expected tensorboard, mlflow, none"),
-        ({"progress_timeout": 1.0}, "progress_timeout 1: expected at least 60 seconds"),
+        ({"progress_timeout": 1.0}, "progress_timeout 1: expected 60 to 604800 seconds"),
+        ({"grace": float("nan")}, "grace nan: expected a number that is finite"),
+        ({"grace": float("inf")}, "grace inf: expected a number that is finite"),
+        ({"grace": 10**400}, "grace 1000000000000000000000000000000000000000: expected 60 to 3600"),
+        ({"sites_within": 1e308}, r"sites_within 1e\+308: expected 0 to 86400 seconds"),
+        ({"client_shutdown_timeout": 11}, "client_shutdown_timeout 11: expected 0 to 10 seconds"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_what_can(given: dict[str, Any], said: str) -> None:
@@ -66,6 +71,13 @@ def test_a_value_that_cannot_be_is_named_with_what_can(given: dict[str, Any], sa
 def test_a_component_takes_its_own_options_alone() -> None:
     with pytest.raises(TypeError, match="unexpected options of the server: supernode"):
         job_options.given_to(job_options.SERVER, {"supernode": "inline"})
+
+
+def test_a_component_takes_what_is_in_bounds() -> None:
+    """A job's file may hold anything: at the participants nobody but this looks at it."""
+    with pytest.raises(ValueError, match="sites_within 'x': expected a number"):
+        job_options.given_to(job_options.SERVER, {"sites_within": "x"})
+    assert all(o.at_most for o in job_options.options() if o.type is float), "each time has an end"
 
 
 def test_only_the_standard_library_is_imported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -12,7 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from nvflare.apis.storage import StorageException
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
+from nvflare.fuel.utils.zip_utils import unzip_all_from_file
+from nvflare.private.fed.server.job_cmds import JobCommandModule
 
 from bridge.common import disk
 from bridge.flare import job_store
@@ -142,3 +146,90 @@ def test_a_hole_counts_as_it_will_in_the_archive(job: Path) -> None:
         file.truncate(300_000_000)
     assert disk.used(job) > 300_000_000
     shutil.rmtree(job)
+
+
+MANY = """
+import resource, sys
+from bridge.flare.job_store import JobStore
+from nvflare.private.fed.server.job_cmds import JobCommandModule
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+content = JobStore(root_dir=sys.argv[1]).get_data("job", "workspace")
+module = JobCommandModule()
+print(module._extract_server_log_from_workspace_zip(content))
+print(module._extract_client_logs_from_workspace_zip(content))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 32 * 1024)
+"""
+
+
+def test_a_log_is_read_without_the_results(job: Path) -> None:
+    """FLARE reads the whole archive for it: a ServerApp with a file of holes ended the server by that."""
+    store = JobStore(root_dir=str(job.parent / "store"))
+    store.create_object("job", b"", {})
+    path = Path(store.update_object("job", [str(job)], "workspace"))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("serverapp/hole", "w", force_zip64=True) as hole:
+        for _ in range(150):
+            hole.write(bytes(1 << 20))
+    words = [sys.executable, "-P", "-c", MANY, str(job.parent / "store")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:3] == ["log", "{}", "True"], done
+
+
+def test_of_a_long_log_the_end_is_read(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_store, "LOG_END", 1000)
+    (job / "log.txt").write_text("first\n" + "x" * 5000 + "\nlast\n")
+    stored(job)
+    content = JobStore(root_dir=str(job.parent / "store")).get_data("job", "workspace")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = archive.read("log.txt")
+    assert len(found) == 1000 and found.endswith(b"x\nlast\n")
+
+
+def test_no_app_writes_the_log_of_a_site(job: Path) -> None:
+    """FLARE takes any `NAME/log.txt` in the results for it."""
+    for name in ("site-1", "n" * 255, "server"):
+        (job / "serverapp" / name).mkdir()
+        (job / "serverapp" / name / "log.txt").write_text("FORGED")
+    assert stored(job)["serverapp/site-1/log.txt"] == "FORGED", "it is a result all the same"
+    content = JobStore(root_dir=str(job.parent / "store")).get_data("job", "workspace")
+    module = JobCommandModule()
+    assert module._extract_client_logs_from_workspace_zip(content) == {}
+    assert module._extract_server_log_from_workspace_zip(content) == "log"
+
+
+def test_results_that_are_none_are_flares_error(job: Path) -> None:
+    store = JobStore(root_dir=str(job.parent / "store"))
+    store.create_object("job", b"", {})
+    with pytest.raises(StorageException, match="the results cannot be read"):
+        store.get_data("job", "workspace")
+    with pytest.raises(StorageException):
+        store.get_data("nothing", "workspace")
+    assert store.get_data("job") == b""
+
+
+def test_each_name_can_be_stored_and_unpacked(job: Path) -> None:
+    """One that is no UTF-8 kept its job running without end, and FLARE unpacks none with a backslash."""
+    folder = os.fsencode(job / "serverapp")
+    for name in (b"\xff\xfe", b"a\\..\\b", "\u00e4".encode(), b"a\nb"):
+        Path(os.fsdecode(folder + b"/" + name)).write_text("here")
+    found = stored(job)
+    assert {name for name, text in found.items() if text == "here"} == {
+        "serverapp/%ff%fe",
+        "serverapp/a%5c..%5cb",
+        "serverapp/\u00e4",
+        "serverapp/a\nb",
+    }
+    archive = next((job.parent / "store").rglob("workspace"))
+    (job.parent / "unpacked").mkdir()
+    unzip_all_from_file(str(archive), str(job.parent / "unpacked"))
+    assert (job.parent / "unpacked" / "serverapp" / "a%5c..%5cb").read_text() == "here"
+
+
+def test_files_without_end_are_left_out(
+    job: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_store, "MOST", 3)
+    for number in range(10):
+        (job / "serverapp" / f"{number}").touch()
+    with caplog.at_level(logging.WARNING):
+        assert len(stored(job)) == 3
+    assert "more than 3 files" in caplog.text

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import core, images, progress, wait
+from scripts import core, engine, images, progress, wait
 
 
 @pytest.fixture
@@ -109,6 +110,20 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(0, 2), (1, None), (1, 2), (2, None)]
 
 
+def test_no_reason_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of a site that was put out nor of any other event."""
+    forged = "gone\n     21 s  FINISHED:COMPLETED"
+    lines = wait.Progress()
+    for event in (
+        {"event": "removed", "site": "site-3", "reason": forged, "t": 1.0},
+        {"event": "no progress", "reason": forged, "t": 1.0},
+        {"event": "refused", "site": forged, "reason": forged, "t": 1.0},
+        {"event": "end", "status": forged, "t": 1.0},
+    ):
+        lines.tell(event)
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
 def test_folders_that_go_while_they_are_counted_do_not_end_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,3 +153,41 @@ def test_a_total_that_was_a_guess_is_dropped_when_it_is_passed(
     with progress.Bar("fetching", 200.0, in_bytes=True) as bar:
         bar.at(303.0)
     assert capsys.readouterr().err == "  303 bytes\n"
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_a_long_line_above_a_bar_stays_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    line = "  ".join(f"metric_{number} 0.5" for number in range(20))
+    with progress.Bar("rounds"):
+        core.say(line)
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_of_a_build_what_is_cached_is_no_line(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    said = [
+        "#1 [internal] load",
+        "#5 [runtime 1/3] FROM x",
+        "#6 [runtime 2/3] RUN a",
+        "#5 CACHED",
+        "",
+        "#6 0.1 hi",
+    ]
+    said += ["#7 [runtime 3/3] COPY b", "#7 DONE 0.1s", "#6 DONE 2s"]
+
+    def follow(command: list[str], tell: Callable[[str], None], **options: Any) -> tuple[int, str]:
+        for line in said:
+            tell(f"{line}\n")
+        return 0, ""
+
+    seen: list[str] = []
+    monkeypatch.setattr(progress, "follow", follow)
+    monkeypatch.setattr(progress, "at_terminal", lambda: terminal)
+    monkeypatch.setattr(progress.Bar, "__enter__", lambda bar: bar)
+    monkeypatch.setattr(progress.Bar, "at", lambda bar, done, what="", total=None: seen.append(what))
+    monkeypatch.setattr(engine, "builder", lambda: (["docker", "build"], {}))
+    images.build("runtime", "mine-runtime:dev")
+    assert seen == (["FROM x"] if terminal else []) + ["RUN a", "COPY b"]

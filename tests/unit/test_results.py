@@ -7,6 +7,7 @@ import json
 import math
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bridge.common.meta import times
-from scripts import compose, console, core, curves, engine, results, summary
+from scripts import compose, console, core, curves, engine, results, submit, summary
 from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0
@@ -468,3 +469,21 @@ def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(engine, "docker", lambda: str(tmp_path / "docker"))
     with pytest.raises(Failure, match="sends more than 3 MB"):
         console.fetch("admin", "download", limit=3 * 2**20, job="j-1")
+
+
+@pytest.mark.parametrize("said", ["/tmp/x", "..", "../x", "", "a/b", "-rf", None, 5, ["x"], "a" * 65, "j\n"])
+def test_a_server_chooses_no_folder_of_this_machine(
+    said: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was taken over may answer what it likes for a job's id."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(console, "ask", lambda *_, **__: {"job_id": said})
+    monkeypatch.setattr(console, "fetch", lambda *_, **__: pytest.fail("asked for it"))
+    with pytest.raises(Failure, match="no job's id"):
+        console.full_id("admin", "latest")
+    with pytest.raises(Failure, match="no job's id"):
+        results.collect("admin", said)  # type: ignore[arg-type]
+    app = SimpleNamespace(name="app", version="1", pack=lambda: b"")
+    with pytest.raises(Failure, match="no job's id"):
+        submit.submit("admin", app, {})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dev import test as steps
-from scripts.core import Failure
+from scripts.core import ROOT, Failure
+from tests.conftest import CONTAINERS, LONGEST, PROCESSES
 
 
 def test_what_runs_beside_is_shown_after_the_tests_and_its_failure_counts(
@@ -24,3 +25,13 @@ def test_what_runs_beside_is_shown_after_the_tests_and_its_failure_counts(
     ]
     with pytest.raises(Failure, match="Failed: types"):
         session.end_if_failed()
+
+
+def test_folders_that_the_quick_step_leaves_out_hold_slow_tests_alone() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == {"unit", *steps.SLOW_FOLDERS}
+    assert set(steps.SLOW_FOLDERS) <= {*PROCESSES, *CONTAINERS}
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / "unit" / f"test_{name}.py").is_file()] == []

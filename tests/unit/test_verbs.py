@@ -212,7 +212,7 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
         (["--deployed", "no-app"], "No app 'no-app' is deployed"),
         (["--deployed", "../deployed/adding"], "No app '../deployed/adding' is deployed"),
         (["--deployed", "link"], "link is a link"),
-        (["--deployed", "adding", "--run-config", "x=1"], "It has: num-server-rounds"),
+        (["--deployed", "adding", "--run-config", "x=1"], "The app has: num-server-rounds"),
     ],
 )
 def test_a_deployed_app_is_checked_where_it_lies(
@@ -255,7 +255,7 @@ def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, serv
         ([APP, "--grace", "5"], "--grace 5: expected 60 to 3600 seconds"),
         ([APP, "--retries", "101"], "--retries 101: expected 0 to 100"),
         ([APP, "--run-config", "array-size=[1]"], "--run-config array-size: expected true, false, a number"),
-        ([APP, "--run-config", "x=1"], "It has: num-server-rounds"),
+        ([APP, "--run-config", "x=1"], "The app has: num-server-rounds"),
         ([APP, "--sites", "site-1,site-9"], "--sites: there is no site-9. There are: site-1, site-2"),
         ([APP, "--sites", "site-1,site-2,site-1"], "--sites site-1,site-2,site-1: site-1 is named twice."),
         ([APP, "--timeout", "5m"], "--timeout: expected --wait with it."),
@@ -650,20 +650,24 @@ def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.Mon
     call = Asked(session)
     inside.wait(call, "j-1")
     assert call.lines[-1]["t"] is None
-    told = inside.Watched()
     for status in ("SUBMITTED", "RUNNING"):
         monkeypatch.setattr(
             session, "get_job_meta", lambda job, s=status: {**META, "status": s}, raising=False
         )
+        told = inside.Watched()
         inside._tell_status(call, "j-1", told)
     assert [event["t"] for event in call.lines[-2:]] == [100.0, 104.0]
+    inside._tell_status(call, "j-1", inside.Watched(status="SUBMITTED"))
+    assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
 def test_abort_returns_when_the_job_has_ended(fake: Fake, flowerbed: Run, status: str) -> None:
     fake.answer("abort", out=json.dumps({"job_id": "j-1", "status": status}) + "\n")
     fake.answer("wait", out=lines({**END, "status": "FINISHED:ABORTED"}))
-    assert flowerbed("abort", "j-1")[1] == {"job_id": "j-1", "status": "FINISHED:ABORTED", **ANN}
+    _, outcome, told = flowerbed("abort", "j-1")
+    assert outcome == {"job_id": "j-1", "status": "FINISHED:ABORTED", **ANN}
+    assert ("had already ended (FINISHED:ABORTED). Nothing was stopped." in told) == (status != "RUNNING")
 
 
 def test_results_of_an_unknown_job(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:

@@ -121,8 +121,8 @@ def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     now, before = str(meta.get("status")), told.status
     submitted, started, _ = times(meta)
     if now != before and not now.startswith("FINISHED"):
-        # The first one may be an old one.
-        at = {"SUBMITTED": submitted, "RUNNING": started}.get(now)
+        # The first one may be an old one. A later one is told as it is seen: no line goes back in time.
+        at = None if before else {"SUBMITTED": submitted, "RUNNING": started}.get(now)
         call.say({"event": "status", "status": now, "submitted": submitted, "t": at or time.time()})
     elif now != before:
         told.ended = time.time() if before else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 import threading
 import time
@@ -25,6 +26,9 @@ POLL = 0.5
 
 MATCHES_SHOWN = 10
 """Jobs that are listed where a prefix fits several."""
+
+SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""The name of a participant, and so of its log's file. project.yml takes fewer."""
 
 downloading = threading.Lock()
 """FLARE puts what it downloads into one folder a job, whoever asks."""
@@ -140,22 +144,26 @@ def _unfinished(session: Session) -> list[dict[str, Any]]:
 
 def download(call: ConsoleCall, job: str) -> None:
     """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar."""
-    with downloading, tempfile.TemporaryDirectory() as folder:
-        with call.session() as session:
-            meta = session.get_job_meta(job)
-            if not str(meta.get("status", "")).startswith("FINISHED"):
-                raise ConsoleError(
-                    f"job {job} has not ended: it is {meta.get('status')}. "
-                    f"Wait for it: ./flowerbed wait {job}"
-                )
-            location = Path(session.download_job_result(job, folder) or folder)
-            logs = session.get_job_logs(job, target="all")["logs"]
-        out = Path(folder) / "out"
-        (out / "logs").mkdir(parents=True)
-        (out / "meta.json").write_text(json.dumps(meta))
-        for site, text in logs.items():
-            (out / "logs" / f"{site}.log").write_text(text)
-        workspace = location / "workspace"
-        if workspace.is_dir():
-            workspace.rename(out / "workspace")
+    with tempfile.TemporaryDirectory() as folder:
+        with downloading:
+            with call.session() as session:
+                meta = session.get_job_meta(job)
+                if not str(meta.get("status", "")).startswith("FINISHED"):
+                    raise ConsoleError(
+                        f"job {job} has not ended: it is {meta.get('status')}. "
+                        f"Wait for it: ./flowerbed wait {job}"
+                    )
+                location = Path(session.download_job_result(job, folder) or folder)
+                logs = session.get_job_logs(job, target="all")["logs"]
+            out = Path(folder) / "out"
+            (out / "logs").mkdir(parents=True)
+            (out / "meta.json").write_text(json.dumps(meta))
+            for site, text in logs.items():
+                if not SITE.fullmatch(site):
+                    continue  # It would be a path.
+                (out / "logs" / f"{site}.log").write_text(text)
+            workspace = location / "workspace"
+            if workspace.is_dir():
+                workspace.rename(out / "workspace")
+        # Who reads slowly holds up nobody else.
         archive.send(call, out)

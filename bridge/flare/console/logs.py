@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 
 from bridge.common.meta import SITES
@@ -11,10 +12,13 @@ SERVER = "server"
 """Stands, beside the names of sites, for the server's own log."""
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at a log that is followed. Each brings the whole log."""
+"""Seconds between two looks at a log that is followed. Each brings all of it, or its last 5 MiB."""
 
-STAMP = len("2026-01-31 12:00:00")
-"""Characters at the beginning of a line of FLARE's that say when it was written."""
+STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+"""How a line of FLARE's begins: when it was written. An app's line may begin with another form."""
+
+KNOWN_BY = 1 << 16
+"""Characters of a log's end by which it is found again, once the log is longer than what FLARE brings."""
 
 
 def logs(
@@ -40,15 +44,25 @@ def logs(
     if tail is not None:
         shown = "".join(shown.splitlines(keepends=True)[-tail:]) if tail > 0 else ""
     call.write(shown.encode())
-    at = len(text)
     while not ended:
         call.pause(LOOK_EVERY)
         # In this order: what is added between the two questions is not missed.
         ended = _has_ended(call, job)
-        text = _log(call, job, site, ended=ended)
-        # A log that is shorter was begun anew.
-        call.write(text[at if len(text) >= at else 0 :].encode())
-        at = len(text)
+        before, text = text, _log(call, job, site, ended=ended)
+        call.write(added(before, text).encode())
+
+
+def added(before: str, text: str) -> str:
+    """What a log has now that it had not before.
+
+    All of it where the log was begun anew, or where more has come than FLARE brings: its first line says so
+    then. Where the same stands twice, it may be shown twice, and nothing is left out.
+    """
+    if text.startswith(before):
+        return text[len(before) :]
+    end = before[-KNOWN_BY:]
+    at = text.find(end)
+    return text if at < 0 else text[at + len(end) :]
 
 
 def _has_ended(call: ConsoleCall, job: str) -> bool:
@@ -75,8 +89,10 @@ def written_since(text: str, moment: datetime) -> str:
     """The lines of a log from a moment on."""
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
+        if (stamp := STAMP.match(line)) is None:
+            continue
         try:
-            written = datetime.fromisoformat(line[:STAMP])
+            written = datetime.fromisoformat(stamp[0])
         except ValueError:
             continue
         if written >= moment:
