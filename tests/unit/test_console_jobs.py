@@ -110,6 +110,14 @@ def test_a_log_is_followed_to_the_end_of_its_job() -> None:
     assert read(session, follow=True, tail=1) == "two\nthree\n"
 
 
+def test_a_log_that_is_away_for_a_moment_is_not_shown_twice() -> None:
+    """FLARE moves it into its store when the job ends."""
+    session = Session()
+    session.statuses = [*["RUNNING"] * 4, "FINISHED:COMPLETED"]
+    session.log = ["one\n", "", "one\ntwo\n", "one\n", "one\ntwo\nthree\n"]
+    assert read(session, follow=True) == "one\ntwo\nthree\n"
+
+
 def test_a_line_may_begin_with_any_time() -> None:
     """A time with a zone cannot be compared with one without."""
     session = Session()
