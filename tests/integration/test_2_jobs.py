@@ -141,7 +141,8 @@ def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third_whose_log_is_f
     assert [entry["metrics"]["mean"] for entry in rounds] == [1, 2]
     assert [sorted(entry["sites"]) for entry in rounds] == [["site-1", "site-2"]] * 2
     assert federation.verb("wait", hangs).value["status"] == "FINISHED:ABORTED"
-    told += followed.communicate(timeout=60)[0]
-    assert followed.returncode == 0
+    # Not `communicate`, which reads past what the iterator holds.
+    told += followed.stdout.read()
+    assert followed.wait(timeout=60) == 0
     assert "[ROUND 2]" in told and str(federation.must("logs", good)["log"]).startswith(told)
     assert left_over(federation) == NOTHING
