@@ -1,6 +1,6 @@
 """Which tests are slow, which of them need an engine, and which run side by side.
 
-Quick tests run in three workers, since some of their time is waiting. A file stays together (`--dist
+Quick tests run in four workers, since some of their time is waiting. A file stays together (`--dist
 loadfile`: the groups of pytest-xdist 3.8 have no effect with pytest 9.2), and the longest come first
 (`LONGEST`). The slow ones run in two workers, by the parts that `PARTS` names, each worker with a federation
 of its own: `--dist loadscope`, as `./flowerbed test` runs them. With `-n 0` they run one after the other,
