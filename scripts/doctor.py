@@ -104,6 +104,7 @@ def examine() -> Iterator[Finding]:
     running = {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
     yield from check_settings()
     yield from site_checks.check_data(config, running)
+    yield from site_checks.check_gpus(config, running)
     if alive:
         yield check_images(config)
         yield from check_ports(config, set(running))

@@ -123,6 +123,34 @@ def check_data(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterato
             yield Finding("data", "ok", f"a folder for each of {names}")
 
 
+def check_gpus(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterator[Finding]:
+    """Does each container that is to have GPUs see some?"""
+    for name, container in running.items():
+        if not _devices(config["services"].get(name, {})):
+            continue
+        command = [
+            engine.docker(),
+            "exec",
+            container,
+            "nvidia-smi",
+            "--query-gpu=name",
+            "--format=csv,noheader",
+        ]
+        process = core.run(command, timeout=WITHIN)
+        lines = process.stdout.decode(errors="replace").split("\n")
+        if found := [line.strip() for line in lines if line.strip()] if process.returncode == 0 else []:
+            yield Finding("gpus", "ok", f"{name}: {len(found)}, {', '.join(dict.fromkeys(found))}")
+        else:
+            why = (process.stderr + process.stdout).decode(errors="replace").strip().splitlines()
+            text = f"{name}: nvidia-smi finds none in its container ({why[-1] if why else 'it said nothing'})"
+            yield Finding("gpus", "fail", text, "look at the driver (nvidia-smi), then ./flowerbed up")
+
+
+def _devices(service: Mapping[str, Any]) -> Any:
+    resources = (service.get("deploy") or {}).get("resources") or {}
+    return (resources.get("reservations") or {}).get("devices")
+
+
 def lost_folders(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Services with the data folders that they do not have."""
     return [

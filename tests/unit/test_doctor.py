@@ -411,3 +411,24 @@ def test_a_look_finds_what_cannot_be_read(tmp_path: Path) -> None:
     first = {"first": f"{tmp_path}/open/link", "why": "No such file or directory"}
     assert found[folders[0]] == {"files": 1, "closed": 1, **first}
     assert found[folders[1]]["closed"] == 1 and found[folders[1]]["first"] == folders[1]
+
+
+@pytest.mark.parametrize(
+    ("answered", "level", "text"),
+    [
+        ({"out": "NVIDIA H100\nNVIDIA H100\n"}, "ok", "site-1: 2, NVIDIA H100"),
+        (
+            {"code": 127, "err": "nvidia-smi: not found"},
+            "fail",
+            "finds none in its container (nvidia-smi: not",
+        ),
+    ],
+)
+def test_a_container_that_is_to_have_gpus_sees_some(
+    checkout: Checkout, answered: dict[str, Any], level: str, text: str
+) -> None:
+    gpu = {"deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}}}
+    checkout.docker.answer("exec flowerbed-site-1-1 nvidia-smi", **answered)
+    running = {"site-1": "flowerbed-site-1-1", "site-2": "flowerbed-site-2-1"}
+    (found,) = site_checks.check_gpus({"services": {"site-1": gpu, "site-2": {}}}, running)
+    assert (found.level, text in found.found) == (level, True), found
