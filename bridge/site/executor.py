@@ -144,7 +144,7 @@ class FlowerExecutor(Executor):
         job_id = fl_ctx.get_job_id()
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
         sites = sorted(client.name for client in engine.get_clients())
-        config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
+        config = {**own.node_config, "client-name": site, "num-partitions": len(sites)}
         if site in sites:
             config["partition-id"] = sites.index(site)
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
