@@ -71,6 +71,11 @@ def workspace_of(fl_ctx: FLContext) -> Path:
     return Path(root)
 
 
+def provisioned(workspace: Path) -> bool:
+    """Whether this is the workspace of a participant with a kit, and not one of FLARE's simulator."""
+    return (workspace / FILE).is_file()
+
+
 def read(workspace: Path) -> Settings:
     """Return the settings of the participant whose FLARE workspace this is.
 
