@@ -17,6 +17,7 @@ from pathlib import Path
 import bridge
 from bridge.common.job_options import ConfigValue
 from bridge.common.versions import Ports, generation
+from bridge.launch import proxies
 
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
@@ -86,6 +87,8 @@ def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]
     job sets (see `check_extra`)."""
     return {
         **extra,
+        **proxies.direct(os.environ),
+        **proxies.unusable(os.environ),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
