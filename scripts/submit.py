@@ -20,7 +20,7 @@ import typer
 
 from bridge.common import job_options
 from bridge.common.app import job_name
-from bridge.common.job_options import Option
+from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
 from scripts.core import Failure, UsageError, replaced, say, unpack
