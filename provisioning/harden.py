@@ -15,7 +15,8 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
-from provisioning import note
+from bridge.common.site_settings import NODE_CONFIG, SHARE_LOGS, size
+from provisioning import note, site_files
 from provisioning.checks import (
     ALLOWED_APPS,
     CUSTOM_CODE,
@@ -25,7 +26,6 @@ from provisioning.checks import (
     SANDBOX,
     SIZES,
     problems_in_project,
-    size,
 )
 
 WORKSPACE = "/workspace"
@@ -60,6 +60,9 @@ INSTEAD = {
     "nvflare.app_common.logging.job_log_receiver.JobLogReceiver": "bridge.flare.log_receiver.LogReceiver",
 }
 """Components of FLARE's server, and what takes their places."""
+
+GPUS = "bridge.flare.gpus.SiteGPUs"
+"""What takes the place of FLARE's resource manager at a site. The consumer is FLARE's."""
 
 PART_POLICY = "bridge.flare.policy.PartPolicy"
 """What FLARE asks at server and sites about each job's part (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
@@ -149,7 +152,10 @@ class HardenBuilder(Builder):  # type: ignore[misc]
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
-        found = problems_in_project(project)
+        found = problems_in_project(project) or [
+            *site_files.problems_of(project),
+            *site_files.missing(project),
+        ]
         if found:
             # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
@@ -168,7 +174,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
             if participant.type in COMPONENTS:
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
-                _edit(local / "resources.json.default", partial(self._resources, participant.type))
+                _edit(local / "resources.json.default", partial(self._resources, participant))
                 byoc = participant.get_prop(CUSTOM_CODE, True)
                 _edit(local / "authorization.json.default", partial(_rights, participant.type, byoc=byoc))
             if participant.type == ParticipantType.SERVER:
@@ -183,8 +189,16 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "comm_config.json", _configure_transport)
             _lock(Path(ctx.get_ws_dir(participant)))
 
-    def _resources(self, kind: str, resources: dict[str, Any]) -> None:
+    def _resources(self, participant: Participant, resources: dict[str, Any]) -> None:
         """The components of FLARE's own process of a server or site."""
+        kind = participant.type
+        if kind == ParticipantType.CLIENT:
+            # Where the kit says nothing, a variable of the site's own may forbid it.
+            resources.pop("allow_log_streaming", None)
+            if participant.get_prop(SHARE_LOGS) is False:
+                resources["allow_log_streaming"] = False
+            (manager,) = (part for part in resources["components"] if part["id"] == "resource_manager")
+            manager.update(path=GPUS, args={})
         if kind == ParticipantType.SERVER:
             resources["servers"][0]["heart_beat_timeout"] = UNHEARD
             # FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing.
@@ -198,7 +212,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         ours = COMPONENTS[kind]
         resources["components"] += [{"id": name, "path": path, "args": {}} for name, path in ours.items()]
         resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
-        more = (*CLASSES, *ours.values(), PART_POLICY, *(INSTEAD.values() if kind == "server" else ()))
+        more = (*CLASSES, *ours.values(), PART_POLICY, *(INSTEAD.values() if kind == "server" else [GPUS]))
         resources["class_allow_list"] = [*resources["class_allow_list"], *more]
 
 
@@ -210,6 +224,7 @@ def _settings(participant: Participant) -> dict[str, Any]:
         EGRESS: participant.get_prop(EGRESS, EGRESSES[0]),
         CUSTOM_CODE: participant.get_prop(CUSTOM_CODE, True),
         ALLOWED_APPS: participant.get_prop(ALLOWED_APPS),
+        NODE_CONFIG: dict(participant.get_prop(NODE_CONFIG) or {}),
         LIMITS: {key: size(value) if key in SIZES else value for key, value in limits.items()},
     }
 
