@@ -43,7 +43,6 @@ from bridge.server.forwarder import Forwarder
 from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
 from bridge.server.outcomes import Outcomes
-from bridge.server.output import ServerAppOutput
 from bridge.server.participants import Participants
 from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
@@ -76,7 +75,6 @@ class FlowerController(Controller):
         )
         self._confinement = confinement.UNCONFINED
         self._events: JobEventLog | None = None
-        self._output: ServerAppOutput | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._readiness: SiteReadiness | None = None
@@ -100,7 +98,6 @@ class FlowerController(Controller):
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
         self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
-        self._output = ServerAppOutput(self._events.emit)
         self._readiness = SiteReadiness(self._emit, self._app(fl_ctx).rounds())
         engine = fl_ctx.get_engine()
         cell = channel.cell_of(fl_ctx)
@@ -189,7 +186,7 @@ class FlowerController(Controller):
 
     async def _run(self, app: bytes, place: WorkDir, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
-        assert self._forwarder and self._readiness and self._output and self._events
+        assert self._forwarder and self._readiness and self._events
         versions.generation()
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
@@ -208,7 +205,7 @@ class FlowerController(Controller):
                 extra_env=place.variables(extra_env),
                 confinement=self._confinement,
             )
-            self._superlink.on_printed = self._output.take
+            self._superlink.on_printed = self._events.output.take
             self._remover.open(self._superlink)
             self._forwarder.open(self._superlink.address, self._superlink.fleet)
             async with Phases(self._events.emit, self._readiness, sites):
@@ -220,7 +217,7 @@ class FlowerController(Controller):
             if reason := _reason(end, self._superlink, self._readiness.outcomes):
                 raise RunFailed(reason)
         finally:
-            self._output.close()
+            self._events.output.close()
             # The sites learn from the forwarder that the job is over; the SuperLink can go meanwhile.
             await self._forwarder.close()
             if self._superlink is not None:
@@ -278,8 +275,6 @@ class FlowerController(Controller):
         """An event of the observer's."""
         assert self._events is not None and self._tracker is not None
         self._events.emit(event)
-        if event["event"] == "round" and self._output is not None:
-            self._output.round_began()
         if event["event"] == "reply" and not event["error"]:
             self._tracker.add_reply(event)
 
