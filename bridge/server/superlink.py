@@ -26,6 +26,7 @@ from google.protobuf.message import Message
 
 from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
+from bridge.common.log_lines import log_lines
 from bridge.common.ports import are_free
 from bridge.common.ports import free_ports as choose_ports
 from bridge.common.versions import Generation, Ports, Transport, generation
@@ -269,10 +270,8 @@ class SuperLink:
             lines, rest = [*lines, rest], ""
         self._unfinished = rest
         whole = [line.rstrip("\r\n") for line in lines if line]
-        for line in whole:
-            serverapp_log.info("%s", line)
-        self.serverapp_lines += whole
-        del self.serverapp_lines[:-LAST_LINES]
+        log_lines(serverapp_log, whole)
+        self.serverapp_lines = [*self.serverapp_lines, *whole][-LAST_LINES:]
         if whole:
             self.on_printed(whole)
 
