@@ -202,11 +202,8 @@ class Observer:
         reply = Reply(site, number, kind, root, why, start, asked=given is not None)
         if given or not why:
             self.outcomes.came(kind)
-        if number:
-            self._replies[site].append(reply)
-            del self._replies[site][:-REPLIES_WAITING]
-        elif why:
-            self._tell(reply, {})
+        self._replies[site].append(reply)
+        del self._replies[site][:-REPLIES_WAITING]
 
     def _look_for_round(self, given: _Given, number: int = 0) -> None:
         """Find out of which round a message is, if it is not known, and tell of its round's first one."""
@@ -275,7 +272,8 @@ class Observer:
         event = {**reply_event(reply, records), "round": reply.round or None}
         if event["error"] and reply.asked:
             self.outcomes.failed(reply.site, reply.kind, event["round"], event["error"])
-        self._emit_bounded(event)
+        if reply.round or event["error"]:
+            self._emit_bounded(event)
 
     def _emit_bounded(self, event: Event) -> None:
         site = event["site"]
