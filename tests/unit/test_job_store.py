@@ -68,7 +68,7 @@ def test_it_says_what_a_job_takes_and_frees_it(job: Path) -> None:
     assert found == sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) > 100_000
     # It is looked up, not kept: what FLARE writes back is no older than what it reads.
     store.update_meta("job", {"status": "FINISHED:COMPLETED"}, replace=False)
-    store.update_object("job", b"x" * 50_000, "log_site-1")
+    store.update_object("job", b"x" * 50_000, "LOG_site-1")
     assert store.get_meta("job")[meta.STORED] > found + 49_000
     assert store.get_meta("job")["status"] == "FINISHED:COMPLETED"
     store.delete_object("job")
