@@ -6,6 +6,8 @@ is in a kit or an image: what it says goes into the Compose file, which then onl
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,9 +157,14 @@ def service(participant: Participant, project: Project) -> dict[str, Any]:
     counts = settings(item)
     groups = {folder.group for folder in site_settings.folders(counts.get(DATA)) if folder.group is not None}
     gids = {group: number for group in groups if (number := here.gid(group)) is not None}
-    return site_service.service(
-        counts, gids, own=tuple(_own(item).get(NODE_CONFIG) or ()), without_proxy=_own_hosts(project)
-    )
+    return site_service.service(counts, gids, without_proxy=_own_hosts(project))
+
+
+def mark(participant: _Participant) -> str:
+    """By which settings are known again, without telling them; empty where there are none."""
+    text = json.dumps(settings(participant), sort_keys=True, default=str)
+    # With a letter first, so that YAML takes it for no number.
+    return "" if text == "{}" else f"s{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _own_hosts(project: Project) -> list[str]:
