@@ -154,7 +154,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
         found = problems_in_project(project) or [
             *site_files.problems_of(project),
-            *site_files.missing(project),
+            *site_files.missing_of(project),
         ]
         if found:
             # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.

@@ -89,6 +89,16 @@ def problems(participants: Iterable[_Participant]) -> Iterator[str]:
             yield from (f"{participant['name']}: {problem}." for problem in _together(participant, own))
 
 
+def missing(participants: Iterable[_Participant]) -> list[str]:
+    """Return what server and sites of this machine name and is not there."""
+    return [
+        f"{item['name']}: {problem}."
+        for item in participants
+        if item.get("type") in (SERVER, SITE) and not item.get("elsewhere")
+        for problem in here.missing(settings(item), ROOT)
+    ]
+
+
 def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str]:
     """What only both together get wrong."""
     counts = site_settings.merged(participant, own)
@@ -136,14 +146,9 @@ def problems_of(project: Project) -> list[str]:
     return list(problems(_plain(project)))
 
 
-def missing(project: Project) -> list[str]:
-    """Return what participants of this machine name and is not there."""
-    return [
-        f"{item['name']}: {problem}."
-        for item in _plain(project)
-        if not item.get("elsewhere")
-        for problem in here.missing(settings(item), ROOT)
-    ]
+def missing_of(project: Project) -> list[str]:
+    """`missing`, of FLARE's project."""
+    return missing(_plain(project))
 
 
 def any_own(project: Project) -> bool:

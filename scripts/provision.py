@@ -63,6 +63,8 @@ def run(
         core.Failure: FLARE could not do it.
     """
     content = load(project)
+    if missing := site_files.missing(content["participants"]):
+        raise core.UsageError(_wrong(project, missing))
     name = content["name"]
     before = _certificates(name)
     lines = _nvflare(project)
@@ -117,8 +119,12 @@ def load(project: Path) -> dict[str, Any]:
         raise core.UsageError(f"{project}: this is not YAML: {error}.") from None
     found = checks.problems_in_file(content) or list(site_files.problems(content["participants"]))
     if found:
-        raise core.UsageError(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
+        raise core.UsageError(_wrong(project, found))
     return dict(content)
+
+
+def _wrong(project: Path, found: Sequence[str]) -> str:
+    return f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found)
 
 
 def site_names() -> list[str]:
