@@ -417,3 +417,20 @@ def test_a_round_that_trains_in_stages_is_one() -> None:
         ("round", None, 1),
         ("round", None, 2),
     ]
+
+
+def test_a_start_that_asks_other_sites_is_one_too() -> None:
+    """It trains after the round was evaluated."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for number, (site, kind) in enumerate(
+        [("site-1", "train"), ("site-1", "evaluate"), ("site-2", "train"), ("site-2", "evaluate")]
+    ):
+        gives(observer, site, f"{number}", kind, round_=1, created=number + 1.0)
+        answers(observer, site, f"{number}")
+    assert [(e.get("start", 1), e["kind"]) for e in events if e["event"] == "reply"] == [
+        (1, "train"),
+        (1, "evaluate"),
+        (2, "train"),
+        (2, "evaluate"),
+    ]
