@@ -145,14 +145,28 @@ def test_an_app_without_rounds_shows_what_happens_and_its_output(lookups: dict[s
     assert shown == sorted(shown)
 
 
-def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> None:
+def test_abort_ends_the_job_and_all_its_processes_and_remove_frees_what_it_took(
+    federation: Federation,
+) -> None:
     job = federation.submit("numpy-add", "--rounds", "100")
     while not any("flwr-clientapp" in p for p in federation.processes("site-1")):
         time.sleep(0.2)
+    runs = federation.verb("remove", job)
+    assert runs.code == 1 and "has not ended: it is RUNNING" in runs.text
     federation.must("abort", job)
     outcome = federation.verb("wait", job)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABORTED")
     assert left_over(federation) == NOTHING
+    stored = stored_bytes(federation)
+    freed = federation.must("remove", job)["freed_bytes"]
+    assert 10_000 < freed <= stored - stored_bytes(federation)
+    assert job not in [entry["job_id"] for entry in federation.must("jobs")["jobs"]]
+    assert federation.verb("remove", job).code == 2
+
+
+def stored_bytes(federation: Federation) -> int:
+    """What the server's store takes."""
+    return int(federation.exec("server", "du", "-sb", "/workspace/store").split()[0])
 
 
 SUBMITTERS = ("admin", "lead")
