@@ -18,8 +18,9 @@ from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.fuel.utils.zip_utils import unzip_all_from_file
 from nvflare.private.fed.server.job_cmds import JobCommandModule
 
-from bridge.common import disk
+from bridge.common import disk, meta
 from bridge.flare import job_store
+from bridge.flare.console import jobs
 from bridge.flare.job_store import JobStore
 
 
@@ -54,9 +55,45 @@ def stored(job: Path, store: FilesystemStorage | None = None) -> dict[str, str]:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"event": "x"}\n{"event": "run ended", "reason": "it\\nis over", "t": 1}\n', "it"),
+        ('{"event": "run ended", "reason": "\\u001b[2K", "t": 1}\n', r"\x1b[2K"),
+        ('{"event": "run ended", "reason": "aborted", "t": 1}\n', None),
+        ('{"event": "run ended", "reason": "", "t": 1}\n', None),
+        ("torn {", None),
+        (None, None),
+    ],
+)
+def test_what_a_job_said_of_its_end_is_noted(job: Path, lines: str | None, said: str | None) -> None:
+    if lines is not None:
+        (job / meta.EVENTS_FILE).write_text(lines)
+    store = JobStore(root_dir=str(job.parent / "store"))
+    assert "serverapp/model.npz" in stored(job, store)
+    assert store.get_meta("job").get(meta.SAID) == said
+    assert jobs._entry(store.get_meta("job"))["reason"] == (said or "")
+
+
 def test_files_come_as_flare_brings_them(job: Path) -> None:
     assert stored(job) == HONEST
     assert stored(job, FilesystemStorage(root_dir=str(job.parent / "store"))) == HONEST
+
+
+def test_it_says_what_a_job_takes_and_frees_it(job: Path) -> None:
+    root = job.parent / "store"
+    store = JobStore(root_dir=str(root))
+    (job / "serverapp" / "model").write_bytes(bytes(100_000))
+    stored(job, store)
+    found = store.get_meta("job")[meta.STORED]
+    assert found == sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) > 100_000
+    # It is looked up, not kept: what FLARE writes back is no older than what it reads.
+    store.update_meta("job", {"status": "FINISHED:COMPLETED"}, replace=False)
+    store.update_object("job", b"x" * 50_000, "LOG_site-1")
+    assert store.get_meta("job")[meta.STORED] > found + 49_000
+    assert store.get_meta("job")["status"] == "FINISHED:COMPLETED"
+    store.delete_object("job")
+    assert not [path for path in root.rglob("*") if path.is_file()]
 
 
 def test_no_link_brings_a_file_of_the_server(job: Path, caplog: pytest.LogCaptureFixture) -> None:
