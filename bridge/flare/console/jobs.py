@@ -45,6 +45,7 @@ def listed(call: ConsoleCall) -> None:
 
 
 def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
+    noted = kept(job)
     return {
         "job_id": job.get("job_id"),
         "name": job.get("job_name") or job.get("name"),
@@ -53,7 +54,8 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
         "duration": job.get("duration"),
         "submitter": job.get("submitter_name"),
         "stored_bytes": job.get(keys.STORED),
-        **kept(job),
+        **noted,
+        "reason": noted["reason"] or job.get(keys.SAID, ""),
     }
 
 
