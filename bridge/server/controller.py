@@ -29,8 +29,9 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.apis.workspace import Workspace
 
-from bridge.common import disk, job_options, meta, versions
+from bridge.common import app_environment, disk, job_options, meta, versions
 from bridge.common.app import BadApp
+from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
 from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
@@ -73,6 +74,8 @@ class FlowerController(Controller):
         self._events: JobEventLog | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
+        self._packages: AppEnvironment | None = None
+        self._unfit = ""
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
         self._departures: Departures | None = None
@@ -93,7 +96,13 @@ class FlowerController(Controller):
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
         self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
-        self._readiness = SiteReadiness(self._emit, self._app(fl_ctx).rounds())
+        app = self._app(fl_ctx)
+        try:
+            self._packages = app_environment.of_job(self.options.environment, app.config())
+            flwr = self._packages.flwr
+        except (NoEnvironment, versions.UnsupportedFlower) as missing:
+            self._unfit, flwr = str(missing), versions.supported()
+        self._readiness = SiteReadiness(self._emit, app.rounds(), flwr)
         engine = fl_ctx.get_engine()
         cell = channel.cell_of(fl_ctx)
         self._forwarder = Forwarder(
@@ -130,12 +139,14 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
-            if warning := versions.newer():
+            if self._packages is None:
+                raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
+            if warning := versions.newer(self._packages.flwr):
                 log.warning("%s", warning)
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
             self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
             self._confinement = confining.confinement(own, root)
-            run = self._loop.submit(self._run(self._app(fl_ctx).checked(), run_dir, sites))
+            run = self._loop.submit(self._run(self._app(fl_ctx).checked(self._packages), run_dir, sites))
             while not run.done():
                 if abort_signal.triggered or self._overfull:
                     run.cancel()
@@ -177,7 +188,6 @@ class FlowerController(Controller):
     async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
         assert self._forwarder is not None and self._readiness is not None
-        versions.generation()
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
         if extra_env and self.options.flower_app_path:
@@ -195,9 +205,12 @@ class FlowerController(Controller):
                 ready_within=self.options.superlink_ready_timeout,
                 extra_env=extra_env,
                 confinement=self._confinement,
+                packages=self._packages,
             )
             self._remover.open(self._superlink)
-            self._forwarder.open(self._superlink.address, self._superlink.fleet)
+            self._forwarder.open(
+                self._superlink.address, self._superlink.fleet, unasked=self._superlink.unasked
+            )
             await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())

@@ -26,7 +26,9 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 )
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
-from bridge.common import disk, job_options, meta, versions
+from bridge.common import app_environment, disk, job_options, meta, versions
+from bridge.common.app import BadApp
+from bridge.common.app_environment import NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment
@@ -123,18 +125,27 @@ class FlowerExecutor(Executor):
         import_path.without(run_dir)
         brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
         bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
+        packages, lacking = None, ""
         try:
-            self._fleet = versions.generation().fleet
-            if warning := versions.newer():
+            config = fab.read(brought) if brought is not None else None
+            packages = app_environment.of_job(self.options.environment, config)
+            self._fleet = packages.generation.fleet
+            if warning := versions.newer(packages.flwr):
                 log.warning("%s", warning)
-            check(self.options.supernode)
+            check(self.options.supernode, packages)
+        except NoEnvironment as missing:
+            lacking = f"{fl_ctx.get_identity_name()} takes no part: {missing}"
+        except (BadApp, versions.UnsupportedFlower, ValueError) as wrong:
+            self.system_panic(str(wrong), fl_ctx)
+            return
+        try:
             environment.check_extra(self.options.extra_env or {})
             if self.options.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
             root = Path(workspace.get_root_dir())
             own = settings.read(root)
             self._confinement = confining.confinement(own, root, bootstrap)
-        except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
+        except (confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
@@ -147,7 +158,8 @@ class FlowerExecutor(Executor):
             config["partition-id"] = sites.index(site)
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
-        self._link = SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
+        flwr = "" if packages is None else packages.flwr
+        self._link = SiteLink(channel.cell_of(fl_ctx), job_id, flwr, self._loop.loop)
         starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
         prefork = environment.Prefork(
@@ -160,6 +172,11 @@ class FlowerExecutor(Executor):
             metric_uploader.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
         )
 
+        first = 1 + starts * INCARNATIONS
+        if packages is None:
+            self._loop.run(self._decline(link, lacking, first=first))
+            return
+
         def setup(gateway_port: int) -> SuperNodeSetup:
             return SuperNodeSetup(
                 gateway_port,
@@ -169,9 +186,15 @@ class FlowerExecutor(Executor):
                 prefork=prefork,
                 extra_env={**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)},
                 confinement=self._confinement,
+                packages=packages,
             )
 
-        self._loop.run(self._begin(link, setup, first=1 + starts * INCARNATIONS))
+        self._loop.run(self._begin(link, setup, first=first))
+
+    async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
+        """Take no part: this site cannot run the app."""
+        self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
+        self._other_app(reason)
 
     async def _begin(
         self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], *, first: int
@@ -217,7 +240,8 @@ class FlowerExecutor(Executor):
         os._exit(ProcessExitCode.EXCEPTION)
 
     def _other_app(self, reason: str) -> None:
-        """The server hands out another app than this site has checked: take no part."""
+        """Take no part: the server hands out another app than this site has checked, or there is no environment
+        for it."""
         log.error("this site takes no part any more: %s", reason)
         self._leaving = asyncio.ensure_future(self._leave(reason))
 

@@ -1,0 +1,376 @@
+"""The environments of apps, on the host: resolved and installed by uv, each named by the hash of its lock.
+
+What an environment is stands in `bridge/common/app_environment.py`, how uv is called in `uv.py`. One is made in
+these steps:
+
+1. uv resolves what the app's pyproject.toml asks for into a lock with hashes: seconds, and no package is installed.
+2. The lock's hash is the name. If that environment is there, it serves this app too.
+3. uv installs the lock.
+4. What the app imports is imported once, in a container without network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.common import app_environment, versions
+from bridge.common.app import BadApp
+from bridge.common.app_environment import DESCRIPTION, LOCK, SYSTEM, VENV, AppEnvironment
+from scripts import app_imports, base_image, core, engine, images, progress, shared_objects, uv, wheelhouse
+from scripts import app as apps
+
+PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
+"""What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share environments."""
+
+CUDA = re.compile(r"^(nvidia-|cuda-|triton==)", re.MULTILINE)
+"""What torch's CUDA build asks for."""
+
+UNPACKED = 4.0
+"""Bytes on the disk for one byte of a wheel."""
+
+SPARE = 1e9
+"""Bytes that stay free on the disk."""
+
+IMAGES = core.ROOT / "images"
+
+APT = """
+mkdir -p /tmp/archives/partial
+apt-get update -q
+apt-get install -qy --no-install-recommends --download-only -o Dir::Cache::archives=/tmp/archives "$@"
+for file in /tmp/archives/*.deb; do dpkg-deb -x "$file" "$FOLDER"; done
+chown -R --reference="$FOLDER/.." "$FOLDER"
+"""
+"""Unpacks Debian packages, and what they need beside the base image, into a folder."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One line of a lock."""
+
+    name: str
+    version: str
+    size: int | None
+    """Bytes of its wheel, if the index says so."""
+    is_wheel: bool
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What an app's environment will be."""
+
+    app: apps.App
+    lock: str
+    packages: tuple[Package, ...]
+    python: str
+    gpu: bool
+    apt: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The environment's: the same for the same packages."""
+        content = json.dumps([self.lock, self.python, list(self.apt)])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def flwr(self) -> str:
+        """The version of Flower."""
+        return next((p.version for p in self.packages if p.name in versions.DISTRIBUTIONS), "")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all wheels, as far as they are known."""
+        return sum(package.size or 0 for package in self.packages)
+
+
+def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
+    """The environment that was made for an app, if there is one. Nothing is resolved."""
+    try:
+        return app_environment.find(app.pyproject, uv.ENVIRONMENTS, gpu=gpu)
+    except BadApp as bad:
+        raise core.UsageError(f"{app.folder}/{bad}.") from bad
+
+
+def prepare() -> None:
+    """Get what uv runs in: the base image, and uv itself."""
+    base_image.ensure()
+    wheelhouse.RUNTIME.fill(engine.ask().architecture)
+    uv.prepare()
+
+
+def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = ()) -> Resolved:
+    """Let uv find the packages that an app asks for. Needs `prepare`.
+
+    Raises:
+        core.UsageError: there are none that fit together; with uv's explanation.
+    """
+    try:
+        wanted = app_environment.requirements(app.pyproject)
+        python = _python(app_environment.requires_python(app.pyproject), app)
+    except BadApp as bad:
+        raise core.UsageError(f"{app.folder}/{bad}.") from bad
+    scratch = uv.ENVIRONMENTS / f".resolving-{app_environment.key(app.pyproject)[:12]}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        (scratch / "wanted.in").write_text("".join(f"{line}\n" for line in wanted))
+        # uv keeps what stands there already, as far as it fits.
+        (scratch / LOCK).write_text("".join(f"{line}\n" for line in preferred(gpu=gpu)))
+        backend = [] if gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
+        inside = f"{uv.MOUNTED}/{scratch.name}"
+        common = ["--python", python, "--no-header", "--quiet", *backend]
+        files = [f"{inside}/wanted.in", "--output-file", f"{inside}/{LOCK}", "--generate-hashes"]
+        done = uv.call(["pip", "compile", *files, "--no-annotate", *common])
+        if done.returncode:
+            raise core.UsageError(_no_lock(app, done.stdout))
+        lock = (scratch / LOCK).read_text()
+        if not gpu and CUDA.search(lock):
+            raise core.UsageError(_no_cpu_build(app, lock))
+        files = [f"{inside}/{LOCK}", "--output-file", f"{inside}/pylock.toml", "--format", "pylock.toml"]
+        done = uv.call(["pip", "compile", *files, "--no-deps", *common])
+        pylock = (scratch / "pylock.toml").read_text() if done.returncode == 0 else ""
+        return Resolved(app, lock, _packages(lock, pylock), python, gpu, tuple(sorted(apt)))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def preferred(*, gpu: bool) -> list[str]:
+    """What is taken where an app leaves it open."""
+    (flwr,) = re.findall(r"^flwr==[^ ]+", wheelhouse.RUNTIME.requirements.read_text(), re.MULTILINE)
+    return [flwr, *(line.split("+")[0] if gpu else line for line in PREFERRED)]
+
+
+def make(resolved: Resolved) -> dict[str, Any]:
+    """Install what was resolved, unless it is there; then it is the app's. Returns its description.
+
+    Raises:
+        core.Failure: a package cannot be had or built, or the disk is too small.
+        core.UsageError: the app imports what it does not ask for, or needs a library that is not there.
+    """
+    folder = uv.ENVIRONMENTS / resolved.name
+    described = folder / DESCRIPTION
+    facts: dict[str, Any] = json.loads(described.read_text()) if described.is_file() else {}
+    if not facts:
+        shutil.rmtree(folder, ignore_errors=True)
+        facts = _install(resolved, folder)
+    libraries = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in facts["libraries"]]
+    notes = _try(resolved, folder, libraries)
+    project, key = resolved.app, app_environment.key(resolved.app.pyproject)
+    facts["keys"] = sorted({*facts["keys"], key})
+    facts["apps"] = sorted({*facts["apps"], f"{project.name} {project.version}".strip()})
+    _describe(folder, facts)
+    # An earlier one that was made for the same stays, and is no more the app's.
+    for other in app_environment.every(uv.ENVIRONMENTS):
+        if other.name != resolved.name and key in other.facts["keys"] and other.facts["gpu"] == resolved.gpu:
+            rest = [known for known in other.facts["keys"] if known != key]
+            _describe(uv.ENVIRONMENTS / other.name, {**other.facts, "keys": rest})
+    for note in notes:
+        core.say(f"  Note: {note}")
+    return {"name": resolved.name, **facts}
+
+
+def remove(name: str) -> int:
+    """Remove an environment; returns the bytes that it took. What others share stays theirs."""
+    folder = uv.ENVIRONMENTS / name
+    # First the description: without it there is no environment.
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    size = size_of(folder)
+    shutil.rmtree(folder)
+    # Else its files would live on there. What another environment needs again is fetched again.
+    shutil.rmtree(uv.ENVIRONMENTS / uv.CACHE, ignore_errors=True)
+    uv.prepare()
+    return size
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
+    _check_disk(resolved)
+    start = time.monotonic()
+    total = len(resolved.packages)
+    core.say(f"  installing {total} packages ({core.in_words(resolved.size)} to fetch, if none is here)")
+    inside = f"{uv.MOUNTED}/{folder.name}"
+    folder.mkdir()
+    (folder / LOCK).write_text(resolved.lock)
+    libraries = _debian_packages(resolved.apt, folder) if resolved.apt else []
+    made = uv.call(["venv", "--quiet", "--python", resolved.python, f"{inside}/{VENV}"])
+    if made.returncode:
+        core.fail("Making an environment with uv", made.stdout)
+    interpreter = f"{inside}/{VENV}/bin/python"
+    words = ["pip", "sync", "--python", interpreter, "--compile-bytecode", f"{inside}/{LOCK}"]
+    words += [] if " @ " in resolved.lock else ["--require-hashes"]
+    words += [] if resolved.gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
+    with progress.Bar("installing", total) as bar:
+        done = uv.call(words, tell=lambda line: bar.at(0, line.strip()), compiler=resolved.apt or None)
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        if "No space left on device" in done.stdout:
+            raise core.Failure("The disk became full while packages were installed. Free some, and try again.")
+        core.fail(f"Installing the packages of {resolved.app.name} with uv", done.stdout)
+    packages = _site_packages(folder)
+    if (packages / "torchvision").is_dir():
+        mended = uv.python(
+            interpreter, IMAGES / "mend_torchvision.py", _as_mounted(packages, folder), writes=True
+        )
+        core.must(mended, "Making torchvision work")
+    size = size_of(folder)
+    core.say(f"  {total} packages, {core.in_words(size)}, in {time.monotonic() - start:.0f} s")
+    return {
+        "flwr": resolved.flwr,
+        "python": packages.parent.name.removeprefix("python"),
+        "architecture": engine.ask().architecture,
+        "gpu": resolved.gpu,
+        "apt": list(resolved.apt),
+        "libraries": libraries,
+        "packages": total,
+        "bytes": size,
+        "made": time.time(),
+        "apps": [],
+        "keys": [],
+    }
+
+
+def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
+    """Unpack Debian packages into the environment; returns its folders with libraries."""
+    target = folder / SYSTEM
+    target.mkdir()
+    script = f"FOLDER={_as_mounted(target, folder)}{APT}"
+    done = uv.as_root(script, *names)
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        core.fail(f"Fetching the Debian packages {', '.join(names)}", done.stderr.decode(errors="replace"))
+    folders = {path.parent for path in target.rglob("*.so*") if "python" not in path.as_posix()}
+    return sorted(path.relative_to(target).as_posix() for path in folders)
+
+
+def _try(resolved: Resolved, folder: Path, libraries: Sequence[str]) -> list[str]:
+    """Import what the app imports; returns what may be wrong. Raises `core.UsageError` for what is."""
+    modules = app_imports.of_app(resolved.app.pyproject, resolved.app.files)
+    variables = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
+    interpreter = f"{uv.MOUNTED}/{folder.name}/{VENV}/bin/python"
+    done = uv.python(interpreter, IMAGES / "try_imports.py", *modules, variables=variables)
+    failed = json.loads(core.must(done, f"Importing what {resolved.app.name} imports"))
+    notes, wrong = [], []
+    for module, kind, text in failed:
+        library = re.match(r"(lib\S+): cannot open shared object file", text)
+        absent = re.match(r"No module named '([^']+)'", text)
+        if library:
+            package = shared_objects.debian_package(library[1])
+            apt = " ".join(f"--apt {name}" for name in sorted({*resolved.apt, package}))
+            wrong.append(
+                f"{module} needs the system library {library[1]}, in Debian's package {package}. Name it: "
+                f"./flowerbed build --app {resolved.app.folder} {apt}"
+            )
+        elif kind == "ModuleNotFoundError" and absent and absent[1].split(".")[0] == module.split(".")[0]:
+            wrong.append(
+                f"the app imports {module}, and none of its packages has that. Add what brings it to "
+                f"dependencies in {resolved.app.folder}/pyproject.toml"
+            )
+        else:
+            notes.append(f"importing {module} fails here: {kind}: {text.splitlines()[0] if text else ''}")
+    if wrong:
+        raise core.UsageError("\n".join([*wrong[:-1], f"{wrong[-1]}."]))
+    notes += _missing_libraries(folder, libraries)
+    return notes
+
+
+def _missing_libraries(folder: Path, libraries: Sequence[str]) -> list[str]:
+    listed = uv.as_root("ldconfig -p | sed -n 's/^\\t\\([^ ]*\\) .*/\\1/p'").stdout.decode().split()
+    beside = [path.name for path in (folder / SYSTEM).rglob("*.so*")]
+    found = shared_objects.missing(_site_packages(folder), [*listed, *beside])
+    return [
+        f"{', '.join(sorted(owners))} has parts that need {library} (Debian's package "
+        f"{shared_objects.debian_package(library)}: --apt), which only matters if the app uses them"
+        for library, owners in sorted(found.items())
+    ]
+
+
+def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the description, at once: others may read it now."""
+    fresh = folder / f"{DESCRIPTION}.new"
+    fresh.write_text(json.dumps(dict(facts), indent=1) + "\n")
+    fresh.chmod(0o644)
+    fresh.replace(folder / DESCRIPTION)
+
+
+def _python(wanted: str, app: apps.App) -> str:
+    """The interpreter of the base image that an app takes: what uv is told.
+
+    Raises:
+        core.UsageError: it has none.
+    """
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        usual = SpecifierSet(wanted)
+    except InvalidSpecifier as error:
+        raise core.UsageError(f"{app.folder}/pyproject.toml: requires-python: {error}.") from None
+    # Whatever its last number is.
+    if not wanted or any(usual.contains(f"{base_image.PYTHON}.{patch}") for patch in range(30)):
+        return base_image.PYTHON
+    done = uv.call(["python", "find", "--no-project", wanted])
+    if done.returncode:
+        raise core.UsageError(
+            f"{app.folder}/pyproject.toml asks for Python {wanted}, and the base image {base_image.name()} has "
+            f"{base_image.PYTHON}. Build from an image that has both (FLOWERBED_BASE=IMAGE), or change "
+            "requires-python."
+        )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _no_lock(app: apps.App, said: str) -> str:
+    return f"The packages that {app.folder}/pyproject.toml asks for cannot be had together. uv says:\n{said.strip()}"
+
+
+def _no_cpu_build(app: apps.App, lock: str) -> str:
+    torch = next(iter(re.findall(r"^torch==([^ ]+)", lock, re.MULTILINE)), "")
+    return (
+        f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites with GPUs: "
+        "build --gpu. For the CPU build, show uv the way: UV_INDEX=https://download.pytorch.org/whl/cpu, or "
+        "UV_FIND_LINKS=FOLDER for a folder that has it."
+    )
+
+
+def _packages(lock: str, pylock: str) -> tuple[Package, ...]:
+    sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}
+    found = []
+    for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
+        wheels = sized.get(name, {}).get("wheels", [])
+        found.append(
+            Package(name, version, wheels[0].get("size") if wheels else None, bool(wheels) or not pylock)
+        )
+    return tuple(found)
+
+
+def _check_disk(resolved: Resolved) -> None:
+    needed = resolved.size * UNPACKED + SPARE
+    free = shutil.disk_usage(uv.ENVIRONMENTS).free
+    if free < needed:
+        raise core.Failure(
+            f"The disk is too small for the environment of {resolved.app.name}: it needs about "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps shows "
+            "which environments there are, and removes one.",
+            needed_gb=round(needed / 1e9, 1),
+            free_gb=round(images.free_gb(uv.ENVIRONMENTS), 1),
+        )
+
+
+def _site_packages(folder: Path) -> Path:
+    (packages,) = (folder / VENV).glob("lib/python3*/site-packages")
+    return packages
+
+
+def _as_mounted(path: Path, folder: Path) -> str:
+    """A path in an environment, as a container knows it."""
+    return f"{uv.MOUNTED}/{folder.name}/{path.relative_to(folder).as_posix()}"
