@@ -88,9 +88,13 @@ def run(
         raise core.UsageError(f"--sites {sites}: expected 1 to {MOST_SITES}.")
     names = [f"site-{number}" for number in range(1, sites + 1)]
     pairs = list(run_config or ())
+    if file := next((text for text in pairs if text.endswith(".toml")), None):
+        raise core.UsageError(
+            f"--run-config {file}: expected key=value, since `compare` sets keys beside yours."
+        )
     if SEED_KEY in found.config:
         pairs.insert(0, f"{SEED_KEY}={seed}")
-    config = apps.run_config(found, pairs, rounds)
+    config: list[str] = apps.run_config(found, pairs, rounds).get("run_config", [])
     config += [] if rounds is None else [f"{ROUNDS_KEY}={rounds}"]
     if data is not None:
         _check_data(data, names)

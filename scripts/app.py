@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import re
 import tarfile
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 
 from bridge.common.app import (
     FAB_LIMIT,
+    LEFT_OUT,
     PYPROJECT,
     ROUNDS_KEY,
     BadApp,
     check_code,
     check_run_config,
+    flat,
     parse,
 )
 from bridge.common.app import run_config as own_config
@@ -30,7 +33,23 @@ from scripts.core import ROOT, UsageError, in_words
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
-"""With SUFFIXES: all that Flower's own bundle takes from an app (flwr 1.26 – 1.42), so all that is sent."""
+"""With SUFFIXES: all that Flower looks at in an app (flwr 1.26 – 1.42), so all that is sent."""
+BUNDLED_NAMES = ("LICENSE",)
+"""Of NAMES, what its bundle takes."""
+OUTSIDE = frozenset(
+    {".flwr", "build", "eggs", ".eggs", "lib", "lib64", "parts", ".venv", "env", "venv", "ENV", "env.bak"}
+    | {"venv.bak"}
+)
+"""Folders at the top of an app that Flower bundles nothing of (flwr 1.41.0 `common/constant.py`,
+FAB_EXCLUDE_PATTERNS)."""
+TESTS = ("*_test.py", "test_*.py")
+"""Names of files that Flower bundles nowhere (see OUTSIDE)."""
+PATTERNS = ("fab-include", "fab-exclude")
+"""Keys of [tool.flwr.app] by which an app says itself what is bundled: lists of patterns as in .gitignore."""
+CONFIG_LIMIT = 64 * 1024
+"""Bytes of a TOML file for --run-config: it goes with the request, which the engine takes as one argument."""
+PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
+"""What Flower reads of --run-config (flwr 1.34 – 1.42 `common/config.py`, `parse_config_args`)."""
 NEVER = frozenset({".git", ".flwr", ".venv", "__pycache__", ".ipynb_checkpoints", "node_modules"})
 """Folders that are never part of an app, whether .gitignore names them or not (nor is any other venv)."""
 MOST_BYTES = FAB_LIMIT
@@ -105,10 +124,13 @@ def read(folder: Path) -> App:
         )
     with _checked():
         config = parse(files[PYPROJECT], f"{shown}/")
-        check_code(config, files, f"{shown}/")
-    _check_size(files, shown)
+        taken = bundled(files, config)
+        check_code(config, {name: files[name] for name in taken}, f"{shown}/")
+    _check_size({name: files[name] for name in taken}, shown)
+    # Flower, in the console, is to see by name what it will leave out: a pattern without a file is an error.
+    sent = {name: content if name in taken or name in NAMES else LEFT_OUT for name, content in files.items()}
     project = config["project"]
-    return App(folder, project["name"].strip(), project["version"].strip(), config, files)
+    return App(folder, project["name"].strip(), project["version"].strip(), config, sent)
 
 
 @contextmanager
@@ -141,15 +163,49 @@ def read_deployed(name: str) -> App:
 
 
 def collect(folder: Path) -> dict[str, bytes]:
-    """The files that are sent, by path from the folder: what Flower bundles, less .gitignore's."""
+    """The files that Flower looks at, by path from the folder, less .gitignore's."""
     ignored = folder / ".gitignore"
     files = {n: path for n, path in _walk(folder) if path.suffix in SUFFIXES or n in NAMES}
     if ignored.is_file():
-        import pathspec  # Here, since it takes a while, and not every app has such a file.
-
-        rules = pathspec.GitIgnoreSpec.from_lines(ignored.read_text(errors="replace").splitlines())
-        files = {name: path for name, path in files.items() if not rules.match_file(name)}
+        patterns = (line.strip() for line in ignored.read_text(errors="replace").splitlines())
+        rules = _matched([line for line in patterns if line and not line.startswith("#")], files)
+        files = {name: path for name, path in files.items() if name not in rules}
     return {name: path.read_bytes() for name, path in files.items()}
+
+
+def bundled(files: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Those of an app's files that Flower bundles, its pyproject.toml first.
+
+    Flower itself, in the console, says what is wrong with a pattern: here such ones count for nothing.
+
+    Args:
+        files: as `collect` returns them.
+        config: the app's pyproject.toml.
+    """
+    taken = [
+        name
+        for name in files
+        if (Path(name).suffix in SUFFIXES or name in BUNDLED_NAMES)
+        and name != PYPROJECT
+        and name.split("/")[0] not in OUTSIDE
+        and not any(fnmatch.fnmatchcase(Path(name).name, pattern) for pattern in TESTS)
+    ]
+    for key in PATTERNS:
+        patterns = config["tool"]["flwr"]["app"].get(key)
+        if isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns):
+            found = _matched(patterns, taken)
+            taken = [name for name in taken if (name in found) == (key == PATTERNS[0])]
+    return [PYPROJECT, *taken]
+
+
+def _matched(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names that patterns match, as in Flower (flwr 1.41.0 `cli/utils.py`, `build_pathspec`)."""
+    import pathspec  # Here, since it takes a while, and not every app needs it.
+
+    try:
+        return set(pathspec.PathSpec.from_lines("gitwildmatch", patterns).match_files(names))
+    except ValueError:
+        return set()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -197,51 +253,67 @@ def _check_size(files: Mapping[str, bytes], shown: Path) -> None:
         )
 
 
-def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> list[str]:
-    """The overrides of `--run-config` as `key=value` with TOML values, checked against the app.
+def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dict[str, Any]:
+    """What goes to the console of the overrides of `--run-config`: `run_config`, the texts as they are given,
+    or `run_config_file`, the content of a TOML file. Flower reads them there, and refuses what it refuses.
 
     Args:
-        given: each as Flower takes it, `key=value` or several with spaces between. A value that is no
-            TOML (a word without quotes) is taken as a string.
+        given: each as Flower takes it: `key=value`, several with spaces between, or one path of a TOML file.
         rounds: what `--rounds` asks for; only checked here.
 
     Raises:
-        UsageError: for an unknown key or something that is no `key=value`.
+        UsageError: for an unknown key, a file that cannot be read, or words that Flower would pass over.
     """
-    overrides: list[str] = []
-    for text in given:
-        pairs = re.findall(r"([^\s=]+)=('[^']*'|\"[^\"]*\"|\S+)", text)
-        if not pairs or re.sub(r"([^\s=]+)=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip():
-            raise UsageError(f"--run-config '{text}': expected key=value, several with spaces between them.")
-        for key, value in pairs:
-            with _checked("--run-config: "):
-                check_run_config(app.pyproject, [key])
-            try:
-                tomllib.loads(f"value = {value}")
-            except tomllib.TOMLDecodeError:
-                value = json.dumps(value)
-            overrides.append(f"{key}={value}")
+    keys: set[str] = set()
+    request: dict[str, Any] = {}
+    if len(given) == 1 and given[0].endswith(".toml"):
+        text = _toml(given[0])
+        keys = _keys(text)
+        request["run_config_file"] = text
+    elif given:
+        for text in given:
+            if not text.endswith(".toml"):
+                if stray := PAIR.sub("", text).strip():
+                    raise UsageError(
+                        f"--run-config '{text}': expected key=value, several with spaces between them, and "
+                        f"no space before or after the =; found '{stray}' beside."
+                    )
+                keys |= _keys("\n".join(f"{key} = {value}" for key, value in PAIR.findall(text)))
+        request["run_config"] = list(given)
+    with _checked("--run-config: "):
+        check_run_config(app.pyproject, keys)
     if rounds is not None:
         if rounds < 1:
             raise UsageError(f"--rounds {rounds}: expected at least 1.")
         with _checked(f"--rounds sets {ROUNDS_KEY}: "):
             check_run_config(app.pyproject, [ROUNDS_KEY])
-        if any(o.startswith(ROUNDS_KEY + "=") for o in overrides):
+        if ROUNDS_KEY in keys:
             raise UsageError(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
-    return overrides
+    return request
 
 
-def values(overrides: Sequence[str]) -> dict[str, ConfigValue]:
-    """The overrides that `run_config` returns, by key.
+def _toml(path: str) -> str:
+    """The content of a TOML file for --run-config."""
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"--run-config {path}: expected a TOML file: {error.strerror}. "
+            'A text that ends so needs quotes: key="name.toml".'
+        ) from None
+    if len(content) > CONFIG_LIMIT:
+        raise UsageError(
+            f"--run-config {path}: expected at most {in_words(CONFIG_LIMIT)}, found {in_words(len(content))}."
+        )
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--run-config {path}: expected UTF-8, as in all TOML: {error}.") from None
 
-    Raises:
-        UsageError: a value is of a kind that no run config has, such as a list or a date.
-    """
-    found: dict[str, ConfigValue] = {}
-    for pair in overrides:
-        key, _, text = pair.partition("=")
-        value = tomllib.loads(f"value = {text}")["value"]
-        if not isinstance(value, bool | int | float | str):
-            raise UsageError(f"--run-config {key}: expected true, false, a number or a text, found {text}.")
-        found[key] = value
-    return found
+
+def _keys(text: str) -> set[str]:
+    """The keys of TOML, nested ones with dots; none of what is no TOML, which Flower will say."""
+    try:
+        return set(flat(tomllib.loads(text)))
+    except (ValueError, RecursionError):
+        return set()

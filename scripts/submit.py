@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bridge.common import job_options
+from bridge.common.app import job_name
 from bridge.common.job_options import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
@@ -133,8 +134,7 @@ def job_request(
             )
         return {}
     options = dict(given)
-    if overrides := apps.run_config(app, given.get("run_config", []), given.get("rounds")):
-        options["run_config"] = apps.values(overrides)
+    run_config = apps.run_config(app, options.pop("run_config", []), given.get("rounds"))
     if "sites" in given:
         options["sites"] = names(given["sites"], "--sites", provision.site_names())
     for option in job_options.of_submit():
@@ -146,7 +146,7 @@ def job_request(
         raise UsageError(
             f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
         )
-    return {"deployed": deployed, "options": options}
+    return {"deployed": deployed, "options": options, **run_config}
 
 
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
     except Failure as failure:
         raise _advised(failure, app) from failure
     job = console.an_id(answer.get("job_id"))
-    named = request.get("options", {}).get("name", app.name)
+    named = app.name if app.ready else request["options"].get("name", job_name(app.name))
     said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
     say(f"{said} as {service}: job {job}")
     if warning := answer.get("warning"):

@@ -6,12 +6,13 @@ import ast
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridge.common.errors import FlowerbedError
-from bridge.common.job_options import ConfigValue
+from bridge.common.job_options import JOB_NAME, ConfigValue
 
 ROUNDS_KEY = "num-server-rounds"
 """By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
@@ -33,6 +34,9 @@ VALUE_LIMIT = 200
 
 FAB_LIMIT = 10 * 1024 * 1024
 """Bytes of the largest app bundle that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
+
+LEFT_OUT = b"\0 left out: Flower bundles no such file of this app \0"
+"""What goes to the console for a file that is to be known by name alone. No file of a bundle is so."""
 
 DEPLOYED = "local/custom"
 """Where in a FLARE server's workspace the apps lie that its operator has put there; in the container it leads
@@ -92,6 +96,13 @@ def _table(config: Mapping[str, Any], path: Sequence[str], where: str) -> Mappin
         if not isinstance(found, dict):
             raise BadApp(f"{where}: expected {level} to be a table")
     return dict(found)
+
+
+def job_name(app: str) -> str:
+    """What a job of the app `app` is called, where nothing is given. The name of an app may have letters of
+    any script, that of a job only those of ASCII (nvflare 2.9.0)."""
+    plain = unicodedata.normalize("NFKD", app).encode("ascii", "ignore").decode()
+    return plain if JOB_NAME.fullmatch(plain) else "flower-app"
 
 
 def check_code(config: Mapping[str, Any], files: Mapping[str, bytes], folder: str = "") -> None:

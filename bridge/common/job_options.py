@@ -143,7 +143,7 @@ class JobOptions:
     )
     run_config: Mapping[str, ConfigValue] | None = _option(
         None,
-        "override the app's run config, as for `flwr run`",
+        "override the app's run config, as for `flwr run`: pairs, or a TOML file",
         SERVER,
         more="In a job's file: keys of `[tool.flwr.app.config]` with dots; true, false, numbers or text",
         flag="--run-config",

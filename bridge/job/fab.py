@@ -7,11 +7,12 @@ Flower builds it the same from the same files, byte for byte, and knows it by it
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bridge.common import app as apps
-from bridge.common.app import BadApp
+from bridge.common.app import LEFT_OUT, BadApp
 from bridge.common.bundle import NAME, NO_ZIP, UNPACKED_LIMIT, files, imports, opened
 
 __all__ = ["NAME", "NO_ZIP", "UNPACKED_LIMIT", "build", "files", "imports", "read", "sha256"]
@@ -34,7 +35,32 @@ def build(app: Path) -> bytes:
         content: bytes = build_fab_from_disk(app)
     except Exception as error:
         raise BadApp(f"the app cannot be built: {error}") from error
+    if wrong := [name for name, found in files(content).items() if found == LEFT_OUT]:
+        raise BadApp(
+            f"the app cannot be built: this Flower bundles {', '.join(wrong)}, which was taken for a file "
+            "that it leaves out and was not sent. Take what is about it out of fab-include and fab-exclude."
+        )
     return content
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """See that Flower takes what an app's pyproject.toml says: name, configuration, format. No file is looked
+    at, as `build` does.
+
+    Raises:
+        BadApp: it does not; in its words.
+    """
+    from flwr.cli.utils import validate_project_name
+    from flwr.common.config import validate_config
+
+    try:
+        validate_project_name(str(config["project"]["name"]).strip(), "The Flower App [project].name")
+        sound, errors, _ = validate_config(dict(config), check_module=False)
+    except ValueError as error:
+        raise BadApp(f"the app cannot be built: {error}") from None
+    if not sound:
+        lines = "".join(f"\n- {line}" for line in errors)
+        raise BadApp(f"the app cannot be built: Invalid Flower App configuration:{lines}")
 
 
 def sha256(content: bytes) -> str:

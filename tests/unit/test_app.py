@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.common.app import ROUNDS_KEY
+from bridge.common.app import LEFT_OUT, ROUNDS_KEY, BadApp
+from bridge.job import fab
 from scripts import app as apps
 from scripts.core import ROOT, UsageError
 
@@ -209,11 +210,101 @@ def test_a_job_folder_with_a_broken_meta(tmp_path: Path) -> None:
         apps.read(tmp_path)
 
 
-def test_run_config_values_are_toml(folder: Path) -> None:
+def test_run_config_goes_to_the_console_as_it_is_given(folder: Path) -> None:
     app = apps.read(folder)
-    given = ["optimizer.lr=0.5 num-server-rounds=2", "name=some/word", "name='a b'", 'name="c"']
-    expected = ["optimizer.lr=0.5", "num-server-rounds=2", 'name="some/word"', "name='a b'", 'name="c"']
-    assert apps.run_config(app, given) == expected
+    assert apps.run_config(app, []) == {}
+    # The last is none of ours to refuse: Flower does, in its words.
+    given = [
+        "optimizer.lr=0.5 num-server-rounds=2",
+        "name='a b'",
+        '"name"="c"',
+        "",
+        "num-server-rounds=False",
+    ]
+    assert apps.run_config(app, given) == {"run_config": given}
+    mixed = ["name='a'", "more.toml"]
+    assert apps.run_config(app, mixed) == {"run_config": mixed}
+
+
+def test_run_config_of_a_file_goes_to_the_console_as_its_content(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    app = apps.read(folder)
+    file = tmp_path_factory.mktemp("elsewhere") / "mine.toml"
+    file.write_text('name = "k\u00f6ln"\n[optimizer]\nlr = 0.5\n')
+    assert apps.run_config(app, [str(file)], 2) == {"run_config_file": file.read_text()}
+    file.write_text("num-server-rounds = 3")
+    with pytest.raises(UsageError, match="both given"):
+        apps.run_config(app, [str(file)], 2)
+    for content, error in (
+        (b"learning = 1", r"unknown configuration key learning"),
+        (b"# " + b"x" * apps.CONFIG_LIMIT, r"mine\.toml: expected at most 64 KB, found 64 KB"),
+        (b'name = "\xff"', r"mine\.toml: expected UTF-8"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=error):
+            apps.run_config(app, [str(file)])
+    file.unlink()
+    with pytest.raises(UsageError, match=r"expected a TOML file: No such file.*needs quotes: key=\"name"):
+        apps.run_config(app, [str(file)])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        'fab-exclude = ["data/**", "mine/old.py", "lib/**"]',
+        'fab-include = ["mine/**", "data/small.json", "LICENSE"]',
+        'fab-include = ["**/*.py", "**/*.json"]\nfab-exclude = ["/data/*"]',
+    ],
+)
+def test_what_is_checked_and_sent_is_what_flower_bundles(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, more: str
+) -> None:
+    """The bundle of what is sent is the bundle of the folder, byte for byte."""
+    for name in ("data/small.json", "README.md", "LICENSE", "mine/LICENSE"):
+        write(folder, name, "{}")
+    # None of these is Python, and none is bundled.
+    for name in ("lib/a.py", "mine/test_a.py", "mine/a_test.py", "build/b.py", "venv/c.py", ".flwr/d.py"):
+        write(folder, name, "def (")
+    for name in ("mine/lib/a.py", "mine/venv/b.py", "mine/old.py"):
+        write(folder, name, "x = 1\n")
+    write(folder, "pyproject.toml", PYPROJECT.replace('publisher = "me"', f'publisher = "me"\n{more}'))
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    app = apps.read(folder)
+    with tarfile.open(fileobj=io.BytesIO(app.pack())) as tar:
+        tar.extractall(unpacked)
+    content = fab.build(folder)
+    assert fab.build(unpacked) == content
+    bundle = fab.files(content).keys() - {".info/CONTENT"}
+    assert set(apps.bundled(app.files, app.pyproject)) == bundle
+    by_name_alone = {name for name, found in app.files.items() if found == LEFT_OUT}
+    assert by_name_alone == app.files.keys() - bundle - apps.NAMES
+
+
+def test_what_an_app_excludes_is_neither_checked_nor_counted_nor_sent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, "old/broken.py", "def (")
+    write(folder, "old/table.json", json.dumps([i * 7919 % 10007 for i in range(20_000)]))
+    monkeypatch.setattr(apps, "MOST_BYTES", 10_000)
+    with pytest.raises(UsageError, match=r"old/broken\.py, line 1: syntax error"):
+        apps.read(folder)
+    write(
+        folder,
+        "pyproject.toml",
+        PYPROJECT.replace("[tool.flwr.app]", '[tool.flwr.app]\nfab-exclude = ["old/**"]'),
+    )
+    assert len(apps.read(folder).pack()) < 20_000
+    write(
+        folder,
+        "pyproject.toml",
+        PYPROJECT.replace("[tool.flwr.app]", '[tool.flwr.app]\nfab-exclude = ["gone/**"]'),
+    )
+    (folder / "old" / "broken.py").unlink()
+    (folder / "old" / "table.json").unlink()
+    with pytest.raises(BadApp, match='Pattern in "fab-exclude" did not match any files'):
+        fab.build(apps.read(folder).folder)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +316,8 @@ def test_run_config_values_are_toml(folder: Path) -> None:
             r"--run-config: unknown .* key learning.*app has: num-server-rounds, name, optimizer\.lr",
         ),
         (["name"], None, r"--run-config 'name': expected key=value"),
-        (["name=1 stray"], None, r"expected key=value"),
+        (["name=1 stray"], None, r"expected key=value.*found 'stray' beside"),
+        (["name = 1"], None, r"no space before or after the ="),
         ([], 0, r"--rounds 0: expected at least 1"),
         (["num-server-rounds=2"], 3, r"both given"),
     ],

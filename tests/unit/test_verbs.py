@@ -164,10 +164,10 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
         "options": {
             "name": "job",
             "rounds": 5,
-            "run_config": {"array-size": 7},
             "sites": ["site-2"],
             "min_sites": 1,
         },
+        "run_config": ["array-size=7"],
     }
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert "numpyadd/client_app.py" in tar.getnames()
@@ -198,8 +198,12 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
         "submit", "--deployed", "adding", "--rounds", 5, "--run-config", "array-size=7"
     )
     assert (code, outcome) == (0, {"job_id": "j-1", "app": "numpy-add", "version": "1.0.0", **ANN})
-    options = {"run_config": {"array-size": 7}, "rounds": 5}
-    assert fake.request(0) == {"verb": "submit", "deployed": "adding", "options": options}
+    assert fake.request(0) == {
+        "verb": "submit",
+        "deployed": "adding",
+        "options": {"rounds": 5},
+        "run_config": ["array-size=7"],
+    }
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
         assert tar.getnames() == ["pyproject.toml"]
 
@@ -254,7 +258,8 @@ def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, serv
         ([APP, "--rounds", "0"], "--rounds 0"),
         ([APP, "--grace", "5"], "--grace 5: expected 60 to 3600 seconds"),
         ([APP, "--retries", "101"], "--retries 101: expected 0 to 100"),
-        ([APP, "--run-config", "array-size=[1]"], "--run-config array-size: expected true, false, a number"),
+        ([APP, "--run-config", "array-size = 1"], "--run-config 'array-size = 1': expected key=value"),
+        ([APP, "--run-config", "/nowhere/a.toml"], "--run-config /nowhere/a.toml: expected a TOML file"),
         ([APP, "--run-config", "x=1"], "The app has: num-server-rounds"),
         ([APP, "--sites", "site-1,site-9"], "--sites: there is no site-9. There are: site-1, site-2"),
         ([APP, "--sites", "site-1,site-2,site-1"], "--sites site-1,site-2,site-1: site-1 is named twice."),
@@ -718,8 +723,8 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert code == 0
     data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
     assert steps == ["engine", "provision", "build", data_step, "up"]
-    options = {"run_config": {"min-available-clients": 2}, "rounds": 2}
-    assert fake.request(0) == {"verb": "submit", "deployed": "", "options": options}
+    request = {"options": {"rounds": 2}, "run_config": ["min-available-clients=2"]}
+    assert fake.request(0) == {"verb": "submit", "deployed": "", **request}
     assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7

@@ -6,15 +6,16 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridge.common import job_options, versions
-from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, read_app
+from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, job_name, read_app
 from bridge.common.job_options import JOB_NAME
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError
+from bridge.flare.console.run_config import overrides
 from bridge.job import fab
 
 FOLDER = "job"
@@ -43,17 +44,37 @@ def hash(call: ConsoleCall) -> None:
     call.say({"hash": fab.sha256(content), "app": name, "version": version})
 
 
-def export(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
-    """Answer with the job's folder."""
+def export(
+    call: ConsoleCall,
+    deployed: str = "",
+    options: Mapping[str, Any] | None = None,
+    run_config: Sequence[str] = (),
+    run_config_file: str | None = None,
+) -> None:
+    """Answer with the job's folder; the arguments are those of `submit`."""
     versions.generation()
+    options = _with_overrides(options, run_config, run_config_file)
     with archive.unpacked(call) as app, tempfile.TemporaryDirectory() as into:
-        archive.send(call, make_job(app, Path(into), options or {}, deployed=deployed, default_min_sites=1))
+        archive.send(call, make_job(app, Path(into), options, deployed=deployed, default_min_sites=1))
 
 
-def submit(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | None = None) -> None:
-    """Hand an app in as a job, or a job's folder as it is."""
-    options = options or {}
+def submit(
+    call: ConsoleCall,
+    deployed: str = "",
+    options: Mapping[str, Any] | None = None,
+    run_config: Sequence[str] = (),
+    run_config_file: str | None = None,
+) -> None:
+    """Hand an app in as a job, or a job's folder as it is.
+
+    Args:
+        deployed: the name of an app that the server has.
+        options: fields of `JobOptions`.
+        run_config: overrides of the app's run config, as `flwr run --run-config` takes them.
+        run_config_file: the content of a TOML file in their place.
+    """
     versions.generation()
+    options = _with_overrides(options, run_config, run_config_file)
     with archive.unpacked(call) as folder, tempfile.TemporaryDirectory() as into:
         with call.session() as session:
             here = {client.name for client in session.get_system_info().client_info}
@@ -81,6 +102,13 @@ def submit(call: ConsoleCall, deployed: str = "", options: Mapping[str, Any] | N
         call.say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
 
 
+def _with_overrides(
+    options: Mapping[str, Any] | None, given: Sequence[str], file: str | None
+) -> Mapping[str, Any]:
+    found = overrides(given, file) if given or file is not None else {}
+    return {**(options or {}), **({"run_config": found} if found else {})}
+
+
 def make_job(
     app: Path, into: Path, options: Mapping[str, Any], *, deployed: str, default_min_sites: int
 ) -> Path:
@@ -96,9 +124,10 @@ def make_job(
     from bridge.flare.job import FlowerJob
 
     config = read_app(app)
+    fab.check(config)
     check_packages(config)
     options = {**job_options.submit_defaults(), **options}
-    options.setdefault("name", config.get("project", {}).get("name", "flower-app"))
+    options.setdefault("name", job_name(config["project"]["name"].strip()))
     options.setdefault("min_sites", len(options.get("sites") or ()) or default_min_sites)
     rounds = {} if options.get("rounds") is None else {ROUNDS_KEY: options["rounds"]}
     check_run_config(config, {**(options.get("run_config") or {}), **rounds})
