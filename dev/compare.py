@@ -151,7 +151,7 @@ def _check_data(folder: Path, sites: Sequence[str]) -> None:
 def _prepare() -> None:
     engine.ensure()
     base_image.ensure()
-    wheelhouse.fill(engine.ask().architecture)
+    wheelhouse.RUNTIME.fill(engine.ask().architecture)
 
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:

@@ -24,6 +24,7 @@ DEAD = (
 UNCOMPILED = re.compile(r"/site-packages/setuptools/")
 """The source stays, bytecode is left out: neither FLARE nor Flower imports it."""
 
+
 def prune(packages: Path) -> None:
     """Remove what nobody imports or starts."""
     for pattern in DEAD:

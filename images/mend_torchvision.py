@@ -1,6 +1,7 @@
 """Makes `import torchvision` work where an index had only its CUDA build beside a CPU build of torch.
 
-Runs in a container, on an app's new environment (scripts/environments.py): python mend_torchvision.py SITE_PACKAGES
+Runs in a container, on an app's new environment (scripts/environments.py): python mend_torchvision.py
+SITE_PACKAGES
 """
 
 from __future__ import annotations

@@ -75,7 +75,9 @@ def _tell(resolved: Resolved) -> dict[str, Any]:
         core.say(f"  {package.name:{width}}  {package.version:14}  {size:>8}{built}".rstrip())
     unknown = sum(package.size is None for package in resolved.packages)
     more = f", and {unknown} whose size the index does not say" if unknown else ""
-    core.say(f"{len(largest)} packages, {core.in_words(resolved.size)} to fetch{more}. Nothing was installed.")
+    core.say(
+        f"{len(largest)} packages, {core.in_words(resolved.size)} to fetch{more}. Nothing was installed."
+    )
     return {
         "name": resolved.name,
         "flwr": resolved.flwr,

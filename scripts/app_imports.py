@@ -1,4 +1,5 @@
-"""What an app imports as soon as its ServerApp or ClientApp is imported: read in its code, which is not run."""
+"""What an app imports as soon as its ServerApp or ClientApp is imported: read in its code, which is not
+run."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any
 def of_app(pyproject: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
     """The modules that are not the app's own, in order.
 
-    An import inside a function, a `try` or an `if` counts for nothing: the app may do without it. Neither does a
-    file that neither ServerApp nor ClientApp imports.
+    An import inside a function, a `try` or an `if` counts for nothing: the app may do without it. Neither
+    does a file that neither ServerApp nor ClientApp imports.
 
     Args:
         pyproject: what the app's pyproject.toml says.

@@ -4,7 +4,8 @@ It first gets what is missing: Docker, the base image (pulled, or made from Debi
 answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/
 or a new kit, only the last layers are built again.
 
-With --app it makes the environment that an app runs in, and no image: the packages that its pyproject.toml asks for.
+With --app it makes the environment that an app runs in, and no image: the packages that its pyproject.toml
+asks for.
 
   ./flowerbed build                          after provision, or an edit of bridge/ or images/
   ./flowerbed build --app my-app             the environment of my-app
@@ -46,8 +47,8 @@ def run(
         list[Path] | None,
         typer.Option(
             metavar="APP",
-            help="Make the environment of this app: the packages that its pyproject.toml asks for. May be given "
-            "more than once. `./flowerbed apps` lists what there is.",
+            help="Make the environment of this app: the packages that its pyproject.toml asks for. May be "
+            "given more than once. `./flowerbed apps` lists what there is.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -60,8 +61,8 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="PACKAGE",
-            help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given more "
-            "than once.",
+            help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given "
+            "more than once.",
         ),
     ] = None,
     upgrade: Annotated[
@@ -131,7 +132,9 @@ def _fetch(*, mlflow: bool, renew: bool) -> str:
     wheelhouse.prepare()
     uv.prepare()
     wanted = [wheelhouse.RUNTIME]
-    wanted += [wheels for wheels in (wheelhouse.MLFLOW, wheelhouse.MLFLOW_CLIENT) if mlflow or wheels.is_there]
+    wanted += [
+        wheels for wheels in (wheelhouse.MLFLOW, wheelhouse.MLFLOW_CLIENT) if mlflow or wheels.is_there
+    ]
     for wheels in wanted:
         wheels.fill(architecture)
         wheels.check()

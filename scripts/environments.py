@@ -1,9 +1,10 @@
 """The environments of apps, on the host: resolved and installed by uv, each named by the hash of its lock.
 
-What an environment is stands in `bridge/common/app_environment.py`, how uv is called in `uv.py`. One is made in
-these steps:
+What an environment is stands in `bridge/common/app_environment.py`, how uv is called in `uv.py`. One is made
+in these steps:
 
-1. uv resolves what the app's pyproject.toml asks for into a lock with hashes: seconds, and no package is installed.
+1. uv resolves what the app's pyproject.toml asks for into a lock with hashes: seconds, and no package is
+   installed.
 2. The lock's hash is the name. If that environment is there, it serves this app too.
 3. uv installs the lock.
 4. What the app imports is imported once, in a container without network.
@@ -21,15 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from bridge.common import app_environment, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import DESCRIPTION, LOCK, SYSTEM, VENV, AppEnvironment
-from scripts import app_imports, base_image, core, engine, images, progress, shared_objects, uv, wheelhouse
 from scripts import app as apps
+from scripts import app_imports, base_image, core, engine, images, progress, shared_objects, uv, wheelhouse
 
 PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
-"""What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share environments."""
+"""What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share
+environments."""
 
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)", re.MULTILINE)
 """What torch's CUDA build asks for."""
@@ -211,12 +214,23 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
     words = ["pip", "sync", "--python", interpreter, "--compile-bytecode", f"{inside}/{LOCK}"]
     words += [] if " @ " in resolved.lock else ["--require-hashes"]
     words += [] if resolved.gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
-    with progress.Bar("installing", total) as bar:
-        done = uv.call(words, tell=lambda line: bar.at(0, line.strip()), compiler=resolved.apt or None)
+    with progress.Bar("installing") as bar:
+        came = 0
+
+        def tell(line: str) -> None:
+            nonlocal came
+            what = line.split(" ", 1)[0].strip()
+            came += what in ("Downloaded", "Built")
+            if what in ("Downloading", "Building", "Bytecode"):
+                bar.at(came, line.strip())
+
+        done = uv.call(words, tell=tell, compiler=resolved.apt or None)
     if done.returncode:
         shutil.rmtree(folder, ignore_errors=True)
         if "No space left on device" in done.stdout:
-            raise core.Failure("The disk became full while packages were installed. Free some, and try again.")
+            raise core.Failure(
+                "The disk became full while packages were installed. Free some, and try again."
+            )
         core.fail(f"Installing the packages of {resolved.app.name} with uv", done.stdout)
     packages = _site_packages(folder)
     if (packages / "torchvision").is_dir():
@@ -322,23 +336,24 @@ def _python(wanted: str, app: apps.App) -> str:
     done = uv.call(["python", "find", "--no-project", wanted])
     if done.returncode:
         raise core.UsageError(
-            f"{app.folder}/pyproject.toml asks for Python {wanted}, and the base image {base_image.name()} has "
-            f"{base_image.PYTHON}. Build from an image that has both (FLOWERBED_BASE=IMAGE), or change "
+            f"{app.folder}/pyproject.toml asks for Python {wanted}, and the base image {base_image.name()} "
+            f"has {base_image.PYTHON}. Build from an image that has both (FLOWERBED_BASE=IMAGE), or change "
             "requires-python."
         )
     return done.stdout.strip().splitlines()[-1]
 
 
 def _no_lock(app: apps.App, said: str) -> str:
-    return f"The packages that {app.folder}/pyproject.toml asks for cannot be had together. uv says:\n{said.strip()}"
+    asked = f"{app.folder}/pyproject.toml"
+    return f"The packages that {asked} asks for cannot be had together. uv says:\n{said.strip()}"
 
 
 def _no_cpu_build(app: apps.App, lock: str) -> str:
     torch = next(iter(re.findall(r"^torch==([^ ]+)", lock, re.MULTILINE)), "")
     return (
-        f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites with GPUs: "
-        "build --gpu. For the CPU build, show uv the way: UV_INDEX=https://download.pytorch.org/whl/cpu, or "
-        "UV_FIND_LINKS=FOLDER for a folder that has it."
+        f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites with "
+        "GPUs: build --gpu. For the CPU build, show uv the way: UV_INDEX=https://download.pytorch.org/whl/cpu, "
+        "or UV_FIND_LINKS=FOLDER for a folder that has it."
     )
 
 
@@ -347,10 +362,17 @@ def _packages(lock: str, pylock: str) -> tuple[Package, ...]:
     found = []
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
         wheels = sized.get(name, {}).get("wheels", [])
-        found.append(
-            Package(name, version, wheels[0].get("size") if wheels else None, bool(wheels) or not pylock)
-        )
+        size = _size_of(wheels[0]) if wheels else None
+        found.append(Package(name, version, size, bool(wheels) or not pylock))
     return tuple(found)
+
+
+def _size_of(wheel: Mapping[str, Any]) -> int | None:
+    """Bytes of a wheel: as the index says, or of the file if it is on this machine."""
+    if "size" in wheel:
+        return int(wheel["size"])
+    file = Path(unquote(str(wheel.get("url", "")).removeprefix("file://")))
+    return file.stat().st_size if file.is_file() else None
 
 
 def _check_disk(resolved: Resolved) -> None:
@@ -359,8 +381,8 @@ def _check_disk(resolved: Resolved) -> None:
     if free < needed:
         raise core.Failure(
             f"The disk is too small for the environment of {resolved.app.name}: it needs about "
-            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps shows "
-            "which environments there are, and removes one.",
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps "
+            "shows which environments there are, and removes one.",
             needed_gb=round(needed / 1e9, 1),
             free_gb=round(images.free_gb(uv.ENVIRONMENTS), 1),
         )

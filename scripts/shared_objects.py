@@ -1,4 +1,5 @@
-"""Which shared libraries the packages of an environment need, and nobody has: found in the files, nothing is run."""
+"""Which shared libraries the packages of an environment need, and nobody has: found in the files, nothing is
+run."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ PROVIDED = re.compile(
 
 
 def debian_package(library: str) -> str:
-    """The package that brings a library, as Debian's policy (8.1) makes its name: `libgomp.so.1` is `libgomp1`."""
+    """The package that brings a library, as Debian's policy (8.1) makes its name: `libgomp.so.1` is
+    `libgomp1`."""
     name = NAMES.get(library, library)
     name = re.sub(r"([0-9])\.so\.", r"\1-", name)
     name = re.sub(r"\.so(\.|$)", "", name)

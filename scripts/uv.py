@@ -1,10 +1,10 @@
 """uv, in a container of the base image: it resolves and installs for the images' Python and platform.
 
-What has to be built is built there too. The container sees uv's cache and the environments, and nothing else of
-this machine: no kit, no checkout. It has the network, and no root.
+What has to be built is built there too. The container sees uv's cache and the environments, and nothing else
+of this machine: no kit, no checkout. It has the network, and no root.
 
-uv reads nothing of pip's configuration. So what pip is told of indexes, here, uv is told too, and its own variables
-(UV_INDEX, UV_FIND_LINKS, ...) count before that.
+uv reads nothing of pip's configuration. So what pip is told of indexes, here, uv is told too, and its own
+variables (UV_INDEX, UV_FIND_LINKS, ...) count before that.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pathlib import Path
 from scripts import base_image, core, engine, images, progress, wheelhouse
 
 ENVIRONMENTS = core.HOUSE / "environments"
-"""All environments of apps, by name. Server and sites see this folder (`bridge/common/app_environment.py`)."""
+"""All environments of apps, by name. Server and sites see this folder
+(`bridge/common/app_environment.py`)."""
 
 MOUNTED = "/environments"
 """Where the container sees them, as those of the federation do: the folder's name stands in its programs."""
 
 CACHE = ".cache"
-"""uv's cache, in that folder: files of an environment are links to it, as far as the file system has such. Only
-the user who builds can read it."""
+"""uv's cache, in that folder: files of an environment are links to it, as far as the file system has such.
+Only the user who builds can read it."""
 
 PROGRAM = core.HOUSE / "uv"
 """The folder of the program, for the images' platform."""
@@ -60,9 +61,9 @@ PASSED_ON = re.compile(
 """The user's own variables that the container gets."""
 
 NEEDS_COMPILER = re.compile(
-    r"error: command '?(gcc|cc|c\+\+|g\+\+|x86_64-linux-gnu-gcc|aarch64-linux-gnu-gcc)|Python\.h|No such file or "
-    r"directory: '(gcc|cc|c\+\+|g\+\+|make)'|Git executable not found|Unknown compiler|CMAKE_C(XX)?_COMPILER|"
-    r"No CMAKE_C|C compiler|linker `cc` not found"
+    r"error: command '?(gcc|cc|c\+\+|g\+\+|x86_64-linux-gnu-gcc|aarch64-linux-gnu-gcc)|Python\.h"
+    r"|No such file or directory: '(gcc|cc|c\+\+|g\+\+|make)'|Git executable not found|Unknown compiler"
+    r"|CMAKE_C(XX)?_COMPILER|No CMAKE_C|C compiler|linker `cc` not found"
 )
 """How uv reads where the base image has not what a package is built with."""
 
@@ -96,11 +97,20 @@ def sources() -> Sources:
         # As pip: the newest of all indexes, whichever has it.
         found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     found |= {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name) and value}
-    named = (word.removeprefix("file://") for value in found.values() for word in re.split("[ ,]", value))
-    mounts = sorted({path for path in named if path.startswith("/") and Path(path).exists()})
+    words = (word for value in found.values() for word in re.split("[ ,]", value))
+    mounts = sorted({path for word in words for path in _local(word)})
     # Of two folders one in the other, the outer one is enough.
     mounts = [path for path in mounts if not any(path.startswith(f"{other}/") for other in mounts)]
     return Sources(found, tuple(mounts))
+
+
+def _local(word: str) -> list[str]:
+    """The path of this machine that a word names, if it does. An index's pages name files beside its
+    folder."""
+    path = Path(word.removeprefix("file://"))
+    if not path.is_absolute() or not path.exists():
+        return []
+    return [str(path.parent if word.startswith("file://") and path.parent != Path("/") else path)]
 
 
 def call(
@@ -111,15 +121,21 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """Run `uv WORDS` in a container; all that it prints is the answer's `stdout`.
 
-    Where a package is to be built and the base has no compiler or no git, it is run again in an image that has.
+    Where a package is to be built and the base has no compiler or no git, it is run again in an image that
+    has.
 
     Args:
         words: paths below `MOUNTED` are the container's.
         tell: is given each line that it prints.
-        compiler: the Debian packages that building takes, beside a compiler; None: try without an image of its own.
+        compiler: the Debian packages that building takes, beside a compiler; None: try without an image of
+            its own.
     """
     image = base_image.name() if compiler is None else compiler_image(compiler)
-    variables = {**sources().variables, "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", "UV_NO_PROGRESS": "1"}
+    told = dict(sources().variables)
+    if "compile" not in words:
+        # A lock is what it is.
+        told.pop("UV_CONSTRAINT", None)
+    variables = {**told, "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", "UV_NO_PROGRESS": "1"}
     command = [engine.docker(), "run", "--rm", "--network", "host", *_as_owner(), *_mounts(*sources().mounts)]
     # By name: what they hold may be a password, and others see command lines.
     command += [word for name in sorted(variables) for word in ("--env", name)]
@@ -147,7 +163,16 @@ def python(
 def as_root(script: str, *words: str) -> subprocess.CompletedProcess[bytes]:
     """Run a shell script in the base image as root, with the network: Debian's packages need both."""
     command = [engine.docker(), "run", "--rm", "--network", "host", *_mounts(*sources().mounts)]
-    command += ["--volume", f"{ENVIRONMENTS}:{MOUNTED}", base_image.name(), "sh", "-euc", script, "sh", *words]
+    command += [
+        "--volume",
+        f"{ENVIRONMENTS}:{MOUNTED}",
+        base_image.name(),
+        "sh",
+        "-euc",
+        script,
+        "sh",
+        *words,
+    ]
     return core.run(command, timeout=TIMEOUT)
 
 

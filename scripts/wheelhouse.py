@@ -1,8 +1,8 @@
 """The wheelhouses: every wheel that an image needs, in .flowerbed/wheels.
 
-A build of an image never uses the network: the host puts every wheel there first. So it is the same on a machine
-that has a registry, on one that has a mirror with a certificate of its own, and on one that has neither and was
-given the folder. What apps ask for is not here: see `scripts/environments.py`.
+A build of an image never uses the network: the host puts every wheel there first. So it is the same on a
+machine that has a registry, on one that has a mirror with a certificate of its own, and on one that has
+neither and was given the folder. What apps ask for is not here: see `scripts/environments.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """The engine's names of architectures, and the wheels'."""
 
 GLIBC = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
-"""Of the platform tags that may be fetched, newest first. pip has to be told each when it fetches for a Python that
-it does not run in."""
+"""Of the platform tags that may be fetched, newest first. pip has to be told each when it fetches for a
+Python that it does not run in."""
 
 STAMP = "complete"
 """Beside the wheels: what they were fetched for."""

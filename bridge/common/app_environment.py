@@ -79,8 +79,8 @@ def own() -> AppEnvironment:
 def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What an app's pyproject.toml asks for, in one spelling and order.
 
-    The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An app
-    that does not name flwr itself gets it.
+    The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An
+    app that does not name flwr itself gets it.
 
     Raises:
         BadApp: it is no list of requirements.

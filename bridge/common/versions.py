@@ -145,8 +145,8 @@ def known_inside() -> str:
 
 
 def require_fast_path(what: str, version: str | None = None) -> None:
-    """Raise `UnsupportedFlower` unless flwr `version` (None: the installed one) is one whose insides are known;
-    `what`, for people, leans on them."""
+    """Raise `UnsupportedFlower` unless flwr `version` (None: the installed one) is one whose insides are
+    known; `what`, for people, leans on them."""
     if not generation(version).fast_path:
         raise UnsupportedFlower(
             f"{what} does not work with flwr {version or installed()}: expected {known_inside()}. Leave the "
@@ -155,11 +155,11 @@ def require_fast_path(what: str, version: str | None = None) -> None:
 
 
 def require_same_minor(what: str, version: str) -> None:
-    """Raise `UnsupportedFlower` unless flwr `version` is the installed one, but for its last number; `what`, for
-    people, runs here and talks to it."""
+    """Raise `UnsupportedFlower` unless flwr `version` is the installed one, but for its last number; `what`,
+    for people, runs here and talks to it."""
     if _minor(version) != _minor(installed()):
         raise UnsupportedFlower(
-            f"{what} has flwr {installed()} and does not fit an app with flwr {version}. Leave the option out."
+            f"{what} has flwr {installed()}, and the app has flwr {version}. Leave the option out."
         )
 
 

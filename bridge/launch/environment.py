@@ -154,8 +154,8 @@ def supernode_command(
     prefork: Prefork,
     row: Generation,
 ) -> list[str]:
-    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's, and `row` its
-    Flower's."""
+    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's, and `row`
+    its Flower's."""
     launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *prefork.arguments]
     config = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in node_config.items())
     return [

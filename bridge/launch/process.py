@@ -74,7 +74,8 @@ class FlowerProcess:
         numbers.
 
         Args:
-            programs: the folder of the command's program, and of those that it starts (Flower finds its own by
+            programs: the folder of the command's program, and of those that it starts (Flower finds its own
+                by
                 name, so it comes first on PATH). None: this environment's.
 
         Raises:

@@ -127,8 +127,8 @@ class FlowerExecutor(Executor):
         bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
         packages, lacking = None, ""
         try:
-            config = fab.read(brought) if brought is not None else None
-            packages = app_environment.of_job(self.options.environment, config)
+            pyproject = fab.read(brought) if brought is not None else None
+            packages = app_environment.of_job(self.options.environment, pyproject)
             self._fleet = packages.generation.fleet
             if warning := versions.newer(packages.flwr):
                 log.warning("%s", warning)
@@ -240,8 +240,8 @@ class FlowerExecutor(Executor):
         os._exit(ProcessExitCode.EXCEPTION)
 
     def _other_app(self, reason: str) -> None:
-        """Take no part: the server hands out another app than this site has checked, or there is no environment
-        for it."""
+        """Take no part: the server hands out another app than this site has checked, or there is no
+        environment for it."""
         log.error("this site takes no part any more: %s", reason)
         self._leaving = asyncio.ensure_future(self._leave(reason))
 

@@ -43,7 +43,8 @@ class SuperNode(Protocol):
 
 
 def check(kind: str, packages: AppEnvironment | None = None) -> None:
-    """See whether a SuperNode of this `kind` can be had here, for an app in this environment (None: not known).
+    """See whether a SuperNode of this `kind` can be had here, for an app in this environment (None: not
+    known).
 
     Raises:
         ValueError: there is no such kind.

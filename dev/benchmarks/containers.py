@@ -39,7 +39,7 @@ class Containers:
         """Build the images of a copy of the checkout, with as many sites as any app needs."""
         engine.ensure()
         base_image.ensure()
-        wheelhouse.fill(engine.ask().architecture)
+        wheelhouse.RUNTIME.fill(engine.ask().architecture)
         sites = [f"site-{number}" for number in range(1, MOST_SITES + 1)]
         for site in sites:
             # Compose mounts each of them, also where an app needs no data.
