@@ -220,7 +220,7 @@ def _federated(
     """Run the app through the federation; returns the events."""
     federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
     try:
-        words = ["submit", str(app.folder.resolve()), "--wait", "--sites", ",".join(sites)]
+        words = ["submit", str(app.folder.resolve()), "--build", "--wait", "--sites", ",".join(sites)]
         words += [f"--run-config={pair}" for pair in config]
         job = federation.must(*words, f"--in-order={seed}", timeout=JOB_WITHIN, shown=True)
         results = Path(federation.must("results", str(job["job_id"]))["folder"])

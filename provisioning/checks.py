@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.common import site_settings
+from bridge.common.site_settings import kind_of, size
 from provisioning.names import service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
@@ -53,7 +55,7 @@ LIMITS = "limits"
 SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
 """What it may hold: sizes such as 20GB, and numbers."""
 
-POLICY_KEYS = (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE)
+POLICY_KEYS = (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, *site_settings.KEYS)
 """Our own keys of a participant."""
 
 REVOKED = "revoked"
@@ -97,10 +99,10 @@ class Entry:
 def problems_in_file(content: Any) -> list[str]:
     """Return what is wrong with the parsed content of a project.yml, one sentence each."""
     if not isinstance(content, dict):
-        return [f"expected a mapping with name, participants and builders; found {_kind(content)}."]
+        return [f"expected a mapping with name, participants and builders; found {kind_of(content)}."]
     participants = content.get("participants")
     if not isinstance(participants, list):
-        return [f"participants: expected a list; found {_kind(participants)}."]
+        return [f"participants: expected a list; found {kind_of(participants)}."]
     shape = [found for item in participants for found in _shape(item)]
     if shape:
         return shape
@@ -127,20 +129,14 @@ def problems(name: Any, entries: Sequence[Entry], builders: Any, revoked: Any = 
     ]
 
 
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return f"'{value}'" if value else "nothing"
-    return f"{type(value).__name__} {value!r}"
-
-
 def _shape(item: Any) -> Iterator[str]:
     if not isinstance(item, dict):
-        yield f"participants: expected a mapping with name, type and org; found {_kind(item)}."
+        yield f"participants: expected a mapping with name, type and org; found {kind_of(item)}."
         return
     who = item.get("name") or "one without a name"
     for key in ("name", "type", "org"):
         if not isinstance(item.get(key), str) or not item[key]:
-            yield f"participant {who}: expected '{key}' as text; found {_kind(item.get(key))}."
+            yield f"participant {who}: expected '{key}' as text; found {kind_of(item.get(key))}."
     if isinstance(item.get("type"), str) and item["type"] not in _NAMES:
         yield f"participant {who}: expected type {', '.join(_NAMES)}; found '{item['type']}'."
 
@@ -149,7 +145,7 @@ def _project(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not re.fullmatch(_PROJECT, name):
         yield (
             f"name: expected lower-case letters, digits, - and _ (it begins the name of every image, "
-            f"at most 63 characters); found {_kind(name)}."
+            f"at most 63 characters); found {kind_of(name)}."
         )
 
 
@@ -171,7 +167,7 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.who}: expected org in letters, digits and _; found '{entry.org}'."
         role = entry.properties.get("role")
         if entry.type == "admin" and role not in ROLES:
-            yield f"{entry.who}: expected role {', '.join(ROLES)}; found {_kind(role)}."
+            yield f"{entry.who}: expected role {', '.join(ROLES)}; found {kind_of(role)}."
         yield from _policy(entry)
         yield from _ports(entry)
     for name, times in Counter(entry.name for entry in entries).items():
@@ -192,7 +188,7 @@ def _policy(entry: Entry) -> Iterator[str]:
     if ELSEWHERE in entry.properties and entry.type == "server":
         yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
     yield from _switch(entry, ELSEWHERE)
-    for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS):
+    for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS, *site_settings.KEYS):
         if key in entry.properties and entry.type not in ("server", "client"):
             yield f"{entry.who}: {key} is for the server and for sites; leave it out."
             return
@@ -202,15 +198,17 @@ def _policy(entry: Entry) -> Iterator[str]:
         if key == SANDBOX and value is False:
             continue  # YAML reads a bare `off` so.
         if value not in choices:
-            yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {_kind(value)}."
+            yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {kind_of(value)}."
     yield from _allowed_apps(entry)
     yield from _limits(entry)
+    for problem in site_settings.problems(entry.properties, server=entry.type == "server"):
+        yield f"{entry.who}: {problem}."
 
 
 def _switch(entry: Entry, key: str) -> Iterator[str]:
     value = entry.properties.get(key, True)
     if not isinstance(value, bool):
-        yield f"{entry.who}: expected {key} to be true or false; found {_kind(value)}."
+        yield f"{entry.who}: expected {key} to be true or false; found {kind_of(value)}."
 
 
 def _allowed_apps(entry: Entry) -> Iterator[str]:
@@ -224,7 +222,7 @@ def _allowed_apps(entry: Entry) -> Iterator[str]:
     ):
         yield (
             f"{entry.who}: expected {ALLOWED_APPS} to be a list of SHA-256 hashes, as ./flowerbed hash APP "
-            f"prints them; found {_kind(value)}."
+            f"prints them; found {kind_of(value)}."
         )
 
 
@@ -233,29 +231,21 @@ def _limits(entry: Entry) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, dict) or not set(value) <= {*SIZES, *NUMBERS}:
-        yield f"{entry.who}: expected {LIMITS} to have {', '.join((*SIZES, *NUMBERS))}; found {_kind(value)}."
+        expected = ", ".join((*SIZES, *NUMBERS))
+        yield f"{entry.who}: expected {LIMITS} to have {expected}; found {kind_of(value)}."
         return
     for key, found in value.items():
         if key in SIZES and size(found) is None:
-            yield f"{entry.who}: expected {LIMITS}.{key} to be a size such as 20GB; found {_kind(found)}."
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a size such as 20GB; found {kind_of(found)}."
         if key in NUMBERS and (type(found) is not int or found < 1):
-            yield f"{entry.who}: expected {LIMITS}.{key} to be a whole number from 1; found {_kind(found)}."
-
-
-def size(value: Any) -> int | None:
-    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
-    if type(value) is int:
-        return value if value > 0 else None
-    text = value.strip() if isinstance(value, str) else ""
-    found = re.fullmatch(r"([1-9][0-9]*) ?([KMGT]?)B?", text, re.IGNORECASE)
-    return int(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else None
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a whole number from 1; found {kind_of(found)}."
 
 
 def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        yield f"{REVOKED}: expected a list of names of sites and people; found {_kind(value)}."
+        yield f"{REVOKED}: expected a list of names of sites and people; found {kind_of(value)}."
         return
     for name in value:
         if name in names:
@@ -266,7 +256,7 @@ def _ports(entry: Entry) -> Iterator[str]:
     if entry.type == "server":
         port = entry.properties.get("fed_learn_port", 8002)
         if not _is_port(port):
-            yield f"{entry.who}: expected fed_learn_port from 1 to 65535; found {_kind(port)}."
+            yield f"{entry.who}: expected fed_learn_port from 1 to 65535; found {kind_of(port)}."
         admin_port = entry.properties.get("admin_port", port)
         if admin_port != port:
             yield (
@@ -277,7 +267,7 @@ def _ports(entry: Entry) -> Iterator[str]:
         listening = entry.properties.get("listening_host")
         port = listening.get("port") if isinstance(listening, dict) else None
         if not _is_port(port):
-            yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535); found {_kind(port)}."
+            yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535); found {kind_of(port)}."
         if isinstance(listening, dict) and "scheme" in listening:
             yield from _scheme(f"{entry.who}: expected listening_host's scheme to be", listening["scheme"])
 
@@ -343,9 +333,9 @@ def _builders(builders: Any) -> Iterator[str]:
         jobs = arguments.get("max_jobs", 1)
         if path == HARDEN and (type(jobs) is not int or jobs < 1):
             expected = "builders: expected HardenBuilder's max_jobs to be a whole number from 1"
-            yield f"{expected}; found {_kind(jobs)}."
+            yield f"{expected}; found {kind_of(jobs)}."
 
 
 def _scheme(expected: str, found: Any) -> Iterator[str]:
     if found not in SCHEMES:
-        yield f"{expected} {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}; found {_kind(found)}."
+        yield f"{expected} {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}; found {kind_of(found)}."

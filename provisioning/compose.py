@@ -12,7 +12,9 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
-from provisioning import dotenv, networks, note, revocation
+from bridge.common.site_service import shown
+from bridge.common.site_settings import DATA_FOLDER
+from provisioning import dotenv, networks, note, revocation, site_files
 from provisioning.checks import REVOKED, TOOLS
 from provisioning.names import service_name
 from provisioning.state import Lock
@@ -91,12 +93,16 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
         draft = prod / f"{FILE}.new"
         draft.write_text(render(project, prod.relative_to(ROOT)))
+        if site_files.any_own(project):
+            # It has what only the site knows.
+            draft.chmod(0o600)
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
             shutil.rmtree(prod)
             note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
+        site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
         # Containers mount them; a missing source would stop them.
         for folder in ("jobs", "deployed", ".flowerbed/environments"):
@@ -144,26 +150,29 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         "volumes": [f"{name}:/workspace"],
     }
     if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
-        service["volumes"].append(_shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
+        service["volumes"].append(shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
     if participant.type == ParticipantType.SERVER:
         port = participant.get_prop("fed_learn_port", 8002)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
-        return service
+        return _given(service, participant, project)
     upstream = networks.upstream(participant, project)
     if networks.is_elsewhere(participant):
         service["profiles"] = [PROFILE]
     elif not networks.is_elsewhere(upstream):
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
     if participant.type == ParticipantType.CLIENT:
-        service["volumes"].append(_shown(f"${{FLOWERBED_DATA:-./data}}/{name}", "/data"))
+        return _given(service, participant, project)
     return service
 
 
-def _shown(source: str, target: str) -> dict[str, Any]:
-    """A folder of the machine, to read. It has to be there: an empty one, made by the engine, would look like
-    a site without data."""
-    bind = {"type": "bind", "source": source, "target": target, "read_only": True}
-    return bind | {"bind": {"create_host_path": False}}
+def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:
+    """A server's or site's part of the file with what it gives to apps."""
+    more = site_files.service(participant, project)
+    data = more.pop("volumes", [])
+    if not data and participant.type == ParticipantType.CLIENT:
+        data = [shown(f"${{FLOWERBED_DATA:-./data}}/{service['hostname']}", DATA_FOLDER)]
+    service["volumes"] += data
+    return service | more
 
 
 def _same(old: Path, new: Path, compose: str) -> bool:

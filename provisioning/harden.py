@@ -15,7 +15,8 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
-from provisioning import note
+from bridge.common.site_settings import NODE_CONFIG, SHARE_LOGS, size
+from provisioning import note, site_files
 from provisioning.checks import (
     ALLOWED_APPS,
     CUSTOM_CODE,
@@ -25,7 +26,6 @@ from provisioning.checks import (
     SANDBOX,
     SIZES,
     problems_in_project,
-    size,
 )
 
 WORKSPACE = "/workspace"
@@ -149,7 +149,10 @@ class HardenBuilder(Builder):  # type: ignore[misc]
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
-        found = problems_in_project(project)
+        found = problems_in_project(project) or [
+            *site_files.problems_of(project),
+            *site_files.missing(project),
+        ]
         if found:
             # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
@@ -168,7 +171,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
             if participant.type in COMPONENTS:
                 (local / SETTINGS).write_text(json.dumps(_settings(participant), indent=2) + "\n")
-                _edit(local / "resources.json.default", partial(self._resources, participant.type))
+                _edit(local / "resources.json.default", partial(self._resources, participant))
                 byoc = participant.get_prop(CUSTOM_CODE, True)
                 _edit(local / "authorization.json.default", partial(_rights, participant.type, byoc=byoc))
             if participant.type == ParticipantType.SERVER:
@@ -183,8 +186,14 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 _edit(local / "comm_config.json", _configure_transport)
             _lock(Path(ctx.get_ws_dir(participant)))
 
-    def _resources(self, kind: str, resources: dict[str, Any]) -> None:
+    def _resources(self, participant: Participant, resources: dict[str, Any]) -> None:
         """The components of FLARE's own process of a server or site."""
+        kind = participant.type
+        if kind == ParticipantType.CLIENT:
+            # Where the kit says nothing, a variable of the site's own may forbid it.
+            resources.pop("allow_log_streaming", None)
+            if participant.get_prop(SHARE_LOGS) is False:
+                resources["allow_log_streaming"] = False
         if kind == ParticipantType.SERVER:
             resources["servers"][0]["heart_beat_timeout"] = UNHEARD
             # FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing.
@@ -210,6 +219,7 @@ def _settings(participant: Participant) -> dict[str, Any]:
         EGRESS: participant.get_prop(EGRESS, EGRESSES[0]),
         CUSTOM_CODE: participant.get_prop(CUSTOM_CODE, True),
         ALLOWED_APPS: participant.get_prop(ALLOWED_APPS),
+        NODE_CONFIG: dict(participant.get_prop(NODE_CONFIG) or {}),
         LIMITS: {key: size(value) if key in SIZES else value for key, value in limits.items()},
     }
 

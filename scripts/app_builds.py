@@ -10,7 +10,7 @@ from typing import Any
 from bridge.common import versions
 from bridge.common.app_environment import AppEnvironment
 from scripts import app as apps
-from scripts import core, engine, environments
+from scripts import core, engine, environments, uv
 from scripts.environments import Resolved
 
 
@@ -33,7 +33,8 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
             raise core.UsageError(f"{app.folder} is a job folder: expected the folder of a Flower app.")
     engine.ensure()
     environments.prepare()
-    return [make_one(app, choice) for app in found]
+    with uv.alone():
+        return [make_one(app, choice) for app in found]
 
 
 def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
         core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
         return {"name": there.name, **there.facts}
     core.say(f"  resolving what {app.name} asks for")
-    resolved = environments.resolve(app, gpu=choice.gpu, apt=choice.apt or sorted(_apt(there)))
+    apt = choice.apt or sorted(_apt(there))
+    resolved = environments.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
     if choice.dry_run:
         return _tell(resolved)
     facts = environments.make(resolved)

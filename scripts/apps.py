@@ -27,7 +27,9 @@ def run(
     """Show what is there, or remove."""
     made = app_environment.every(uv.ENVIRONMENTS)
     if remove:
-        return {"removed": [_remove(one) for one in [_named(name, made) for name in remove]]}
+        wanted = [_named(name, made) for name in remove]
+        with uv.alone():
+            return {"removed": [_remove(one) for one in wanted]}
     if made:
         terminal.show(_table(made))
     else:

@@ -164,7 +164,7 @@ def fail(purpose: str, output: str) -> NoReturn:
     raise Failure(f"{purpose} failed:\n{tail or '    (it printed nothing)'}")
 
 
-WRITTEN = (".flowerbed", ".env", "workspace", "jobs", "deployed", "data", "results")
+WRITTEN = (".flowerbed", ".env", "workspace", "jobs", "deployed", "data", "results", "sites")
 """What verbs write below the root."""
 
 

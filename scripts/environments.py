@@ -19,7 +19,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -109,8 +109,14 @@ def prepare() -> None:
     uv.prepare()
 
 
-def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = ()) -> Resolved:
+def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes: bool = False) -> Resolved:
     """Let uv find the packages that an app asks for. Needs `prepare`.
+
+    Args:
+        app: the app.
+        gpu: whether torch's CUDA build is wanted.
+        apt: Debian packages that it needs.
+        sizes: whether those of the wheels are asked for too, though there is such an environment.
 
     Raises:
         core.UsageError: there are none that fit together; with uv's explanation.
@@ -137,10 +143,13 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = ()) -> Res
         lock = (scratch / LOCK).read_text()
         if not gpu and CUDA.search(lock):
             raise core.UsageError(_no_cpu_build(app, lock))
+        resolved = Resolved(app, lock, _packages(lock, ""), python, gpu, tuple(sorted(apt)))
+        if not sizes and (uv.ENVIRONMENTS / resolved.name / DESCRIPTION).is_file():
+            return resolved
         files = [f"{inside}/{LOCK}", "--output-file", f"{inside}/pylock.toml", "--format", "pylock.toml"]
         done = uv.call(["pip", "compile", *files, "--no-deps", *common])
         pylock = (scratch / "pylock.toml").read_text() if done.returncode == 0 else ""
-        return Resolved(app, lock, _packages(lock, pylock), python, gpu, tuple(sorted(apt)))
+        return replace(resolved, packages=_packages(lock, pylock))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -161,11 +170,13 @@ def make(resolved: Resolved) -> dict[str, Any]:
     folder = uv.ENVIRONMENTS / resolved.name
     described = folder / DESCRIPTION
     facts: dict[str, Any] = json.loads(described.read_text()) if described.is_file() else {}
+    notes: list[str] = []
     if not facts:
         shutil.rmtree(folder, ignore_errors=True)
         facts = _install(resolved, folder)
+        notes = _missing_libraries(folder)
     libraries = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in facts["libraries"]]
-    notes = _try(resolved, folder, libraries)
+    notes += _try(resolved, folder, libraries)
     project, key = resolved.app, app_environment.key(resolved.app.pyproject)
     facts["keys"] = sorted({*facts["keys"], key})
     facts["apps"] = sorted({*facts["apps"], f"{project.name} {project.version}".strip()})
@@ -295,11 +306,10 @@ def _try(resolved: Resolved, folder: Path, libraries: Sequence[str]) -> list[str
             notes.append(f"importing {module} fails here: {kind}: {text.splitlines()[0] if text else ''}")
     if wrong:
         raise core.UsageError("\n".join([*wrong[:-1], f"{wrong[-1]}."]))
-    notes += _missing_libraries(folder, libraries)
     return notes
 
 
-def _missing_libraries(folder: Path, libraries: Sequence[str]) -> list[str]:
+def _missing_libraries(folder: Path) -> list[str]:
     listed = uv.as_root("ldconfig -p | sed -n 's/^\\t\\([^ ]*\\) .*/\\1/p'").stdout.decode().split()
     beside = [path.name for path in (folder / SYSTEM).rglob("*.so*")]
     found = shared_objects.missing(_site_packages(folder), [*listed, *beside])
@@ -351,9 +361,9 @@ def _no_lock(app: apps.App, said: str) -> str:
 def _no_cpu_build(app: apps.App, lock: str) -> str:
     torch = next(iter(re.findall(r"^torch==([^ ]+)", lock, re.MULTILINE)), "")
     return (
-        f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites with "
-        "GPUs: build --gpu. For the CPU build, show uv the way: UV_INDEX=https://download.pytorch.org/whl/cpu, "
-        "or UV_FIND_LINKS=FOLDER for a folder that has it."
+        f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites "
+        "with GPUs: build --gpu. For the CPU build, show uv the way: "
+        "UV_INDEX=https://download.pytorch.org/whl/cpu, or UV_FIND_LINKS=FOLDER for a folder that has it."
     )
 
 

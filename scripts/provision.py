@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from provisioning import NOTE, checks, dotenv, state
+from provisioning import NOTE, checks, dotenv, site_files, state
 from provisioning.names import service_name
 from scripts import core, progress
 
@@ -111,7 +111,7 @@ def load(project: Path) -> dict[str, Any]:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise core.UsageError(f"{project}: this is not YAML: {error}.") from None
-    found = checks.problems_in_file(content)
+    found = checks.problems_in_file(content) or list(site_files.problems(content["participants"]))
     if found:
         raise core.UsageError(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
     return dict(content)

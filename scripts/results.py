@@ -20,9 +20,9 @@ from typing import IO, Any
 
 from bridge.common.events import read
 from bridge.common.meta import EVENTS_FILE
+from bridge.common.site_settings import size
 from bridge.common.text import one_line
 from provisioning import dotenv
-from provisioning.checks import size
 from scripts import console, curves
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 NAMES = {
@@ -63,8 +64,8 @@ def _needed(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             section = ELFFile(file).get_section_by_name(".dynamic")
-            for tag in section.iter_tags("DT_NEEDED") if section is not None else ():
-                yield tag.needed
+            if isinstance(section, DynamicSection):
+                yield from (str(tag.needed) for tag in section.iter_tags("DT_NEEDED"))
     except (ELFError, OSError):
         return  # A text, such as a linker script.
 

@@ -10,13 +10,15 @@ variables (UV_INDEX, UV_FIND_LINKS, ...) count before that.
 from __future__ import annotations
 
 import ast
+import contextlib
+import fcntl
 import functools
 import os
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +93,8 @@ def sources() -> Sources:
         left, _, right = line.partition("=")
         option = left.rsplit(".", 1)[-1]
         if option in FROM_PIP:
-            words = " ".join(str(ast.literal_eval(right)).split())
-            found[FROM_PIP[option]] = words.replace(" ", ",") if option == "find-links" else words
+            value = " ".join(str(ast.literal_eval(right)).split())
+            found[FROM_PIP[option]] = value.replace(" ", ",") if option == "find-links" else value
     if "UV_INDEX" in found:
         # As pip: the newest of all indexes, whichever has it.
         found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
@@ -199,6 +201,14 @@ def program() -> Path:
         fresh.chmod(0o755)
         fresh.replace(file)
     return file
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """From here to its end nobody else makes or removes an environment. `prepare` comes before it."""
+    with (ENVIRONMENTS / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def prepare() -> None:

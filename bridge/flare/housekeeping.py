@@ -2,7 +2,8 @@
 
 FLARE leaves each job's folder in the workspace of a site for ever, and in the server's when its process was
 killed, together with what it had on the way. Here only the newest of those that have ended stay
-(`limits.kept_jobs`). The results are not among them: they are in the server's job store. The audit log gets
+(`limits.kept_jobs`). The results are not among them: they are in the server's job store. As many of the
+folders stay that outlive jobs (`bridge/server/work_dir.py`), those that were used last. The audit log gets
 its bound too.
 """
 
@@ -20,6 +21,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
 
+from bridge.common import kept as lasting
 from bridge.common.disk import JOB_ID, jobs_of_processes, remove
 from bridge.flare import audit
 from bridge.job import settings
@@ -81,6 +83,13 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
         for _, folder in sorted(ended, reverse=True)[kept:]:
             remove(folder)
             removed.append(folder)
+    for folder in _unused(workspace, running, now)[kept:]:
+        log.warning(
+            "removed what an app kept in %s: other apps were used since", folder.relative_to(workspace)
+        )
+        remove(folder)
+        lasting.note(folder).unlink(missing_ok=True)
+        removed.append(folder)
     for folder in _folders(workspace / TRANSFER):
         with contextlib.suppress(OSError):
             if now - folder.stat().st_mtime > TRANSFER_KEPT:
@@ -89,6 +98,16 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
     if removed:
         log.info("removed %d folders of jobs that have ended", len(removed))
     return removed
+
+
+def _unused(workspace: Path, running: set[str], now: float) -> list[Path]:
+    """The folders of apps that outlive jobs, but for those that a job may be using; the newest first."""
+    found = [workspace / lasting.FOLDER]
+    for _ in range(lasting.DEPTH):
+        found = [folder for parent in found for folder in _folders(parent)]
+    used = {(workspace / job / lasting.OF_JOB).resolve() for job in running}
+    dated = [(lasting.used(folder), folder) for folder in found if folder.resolve() not in used]
+    return [folder for last, folder in sorted(dated, reverse=True) if now - last > UNTOUCHED]
 
 
 def _folders(place: Path) -> Iterator[Path]:

@@ -7,10 +7,14 @@ read-only. Where there is no such file, as in FLARE's simulator, nothing is rest
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bridge.common import site_settings
+from bridge.common.job_options import ConfigValue
 
 if TYPE_CHECKING:
     from nvflare.apis.fl_context import FLContext
@@ -51,6 +55,8 @@ class Settings:
     allowed_apps: tuple[str, ...] | None = None
     """The SHA-256 hashes of the deployed apps that this site runs; None: all of them."""
     limits: Limits = field(default_factory=Limits)
+    node_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    """What an app finds in its `context.node_config` here, beside our own keys."""
 
 
 def workspace_of(fl_ctx: FLContext) -> Path:
@@ -65,6 +71,11 @@ def workspace_of(fl_ctx: FLContext) -> Path:
     return Path(root)
 
 
+def provisioned(workspace: Path) -> bool:
+    """Whether this is the workspace of a participant with a kit, and not one of FLARE's simulator."""
+    return (workspace / FILE).is_file()
+
+
 def read(workspace: Path) -> Settings:
     """Return the settings of the participant whose FLARE workspace this is.
 
@@ -75,7 +86,7 @@ def read(workspace: Path) -> Settings:
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:
-        return Settings()
+        return Settings(node_config=_own_node_config())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}. Provision and build again.") from None
     if not isinstance(content, dict):
@@ -85,11 +96,26 @@ def read(workspace: Path) -> Settings:
         **{
             key: value
             for key, value in _known(Settings, content).items()
-            if key not in ("limits", "allowed_apps")
+            if key not in ("limits", "allowed_apps", site_settings.NODE_CONFIG)
         },
+        node_config={**(content.get(site_settings.NODE_CONFIG) or {}), **_own_node_config()},
         allowed_apps=None if apps is None else tuple(apps),
         limits=Limits(**_known(Limits, content.get("limits") or {})),
     )
+
+
+def _own_node_config() -> dict[str, Any]:
+    """What only the site knows: it is in the container's environment, and in no kit or image."""
+    text = os.environ.get(site_settings.NODE_CONFIG_VARIABLE, "")
+    try:
+        content = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{site_settings.NODE_CONFIG_VARIABLE}: expected a JSON object, found no JSON: {error}"
+        ) from None
+    if problem := next(site_settings.node_config_problems(content), ""):
+        raise ValueError(f"{site_settings.NODE_CONFIG_VARIABLE}: {problem}.")
+    return dict(content)
 
 
 def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class Confinement:
     """Ports of FLARE's that an app needs."""
     readable: tuple[Path, ...] = ()
     """Files of FLARE's that an app needs."""
+    writable: tuple[Path, ...] = ()
+    """Folders of the app's beside those of the job."""
 
     def around(
         self, work_dir: Path, home: Path, *, ports: Sequence[int], app_ports: Sequence[int]
@@ -84,7 +86,7 @@ class Confinement:
         readable = tuple(str(path) for path in (*program_folders(), *self.readable))
         outer = Policy(
             readable=(*readable, PROC),
-            writable=(str(work_dir), str(home), str(temp)),
+            writable=tuple(map(str, (work_dir, home, temp, *self.writable))),
             devices=devices(),
             shared=(SHARED,),
             connect=self._connect(all_ports),

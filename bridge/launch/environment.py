@@ -7,6 +7,7 @@ flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_su
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 import bridge
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
+from bridge.common.job_options import ConfigValue
 from bridge.common.versions import Generation, Ports
 
 HOME = "flwr"
@@ -53,6 +55,9 @@ EXTRA_LIMIT = 32 * 1024
 
 NOT_WITHOUT_CODE = "extra_env: expected none, since the job brings no app; set keys of its run config instead"
 """Why a job whose app is on the server may set no variables."""
+
+_MARKS = "\\\"'"
+"""What ends a text for Flower, or begins an escape."""
 
 NO_EXTRA: Mapping[str, str] = {}
 """A job that sets no variables."""
@@ -150,14 +155,14 @@ def superlink_command(ports: Ports, push_session: float, prefork: Prefork, row: 
 def supernode_command(
     superlink_port: int,
     runtime_port: int,
-    node_config: dict[str, str | int],
+    node_config: Mapping[str, ConfigValue],
     prefork: Prefork,
     row: Generation,
 ) -> list[str]:
     """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's, and `row`
     its Flower's."""
     launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *prefork.arguments]
-    config = " ".join(f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in node_config.items())
+    config = " ".join(f"{key}={_toml(value)}" for key, value in node_config.items())
     return [
         *(launcher if row.fast_path else ["flower-supernode"]),
         "--insecure",
@@ -167,6 +172,15 @@ def supernode_command(
         "--node-config",
         config,
     ]
+
+
+def _toml(value: ConfigValue) -> str:
+    """A value as Flower reads it: by TOML, after a pattern for which a text ends at its next quotation mark
+    (flwr 1.41.0 `common/config.py`, `parse_config_args`)."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = (c if c.isprintable() and c not in _MARKS else f"\\U{ord(c):08X}" for c in value)
+    return f'"{"".join(plain)}"'
 
 
 def fork_server_command(descriptor: int) -> list[str]:

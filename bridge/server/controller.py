@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -45,6 +46,7 @@ from bridge.server.link import ServerLink
 from bridge.server.participants import Participants
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
+from bridge.server.work_dir import WorkDir
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class FlowerController(Controller):
         self._stopping: asyncio.Future[None] | None = None
         self._fatal = ""
         self._files: disk.DiskWatch | None = None
+        self._work_dir: WorkDir | None = None
         self._overfull = ""
         self._gone: set[str] = set()
 
@@ -144,9 +147,12 @@ class FlowerController(Controller):
             if warning := versions.newer(self._packages.flwr):
                 log.warning("%s", warning)
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
-            self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
-            self._confinement = confining.confinement(own, root)
-            run = self._loop.submit(self._run(self._app(fl_ctx).checked(self._packages), run_dir, sites))
+            app = self._app(fl_ctx).checked(self._packages)
+            self._work_dir = WorkDir.of(_workspace(fl_ctx), fl_ctx.get_job_id(), app)
+            kept = self._work_dir.kept
+            self._files = disk.DiskWatch([run_dir, kept], own.limits.job_files, self._too_much)
+            self._confinement = replace(confining.confinement(own, root), writable=(kept,))
+            run = self._loop.submit(self._run(app, self._work_dir, sites))
             while not run.done():
                 if abort_signal.triggered or self._overfull:
                     run.cancel()
@@ -185,25 +191,24 @@ class FlowerController(Controller):
     ) -> None:
         """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
 
-    async def _run(self, app: bytes, run_dir: Path, sites: list[str]) -> None:
+    async def _run(self, app: bytes, place: WorkDir, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
         assert self._forwarder is not None and self._readiness is not None
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
         if extra_env and self.options.flower_app_path:
             raise RunFailed(environment.NOT_WITHOUT_CODE)
-        work_dir = run_dir / "serverapp"
-        work_dir.mkdir()
+        work_dir = place.make()
         try:
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
             self._superlink = await SuperLink.start(
                 work_dir,
-                run_dir / environment.HOME,
+                work_dir.parent / environment.HOME,
                 grace=self.options.grace,
                 prefork=prefork,
                 in_order=None if self.options.in_order is None else work_dir / plan.PLAN_FILE,
                 ready_within=self.options.superlink_ready_timeout,
-                extra_env=extra_env,
+                extra_env=place.variables(extra_env),
                 confinement=self._confinement,
                 packages=self._packages,
             )
@@ -269,6 +274,8 @@ class FlowerController(Controller):
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             for folder in (environment.HOME, confinement.TEMP):
                 disk.remove(run_dir / folder)
+            if self._work_dir is not None:
+                self._work_dir.close()
 
     def _emit(self, event: Event) -> None:
         """An event of the observer's."""
@@ -280,7 +287,7 @@ class FlowerController(Controller):
     def _too_much(self, reason: str) -> None:
         """The job's files are more than they may be; `control_flow` sees it and ends the run."""
         log.error("the job is ended: %s", reason)
-        self._overfull = f"the job was ended at the server: {reason}"
+        self._overfull = f"the job was ended at the server: {reason}. What is in ./kept counts too."
 
     def _app(self, fl_ctx: FLContext) -> JobApp:
         workspace = _workspace(fl_ctx)

@@ -31,7 +31,7 @@ from bridge.common.app import BadApp
 from bridge.common.app_environment import NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
-from bridge.launch import confinement, environment
+from bridge.launch import confinement, environment, working_folder
 from bridge.relay.calls import SiteRelay
 from bridge.site import metric_uploader
 from bridge.site.gateway import Gateway
@@ -78,6 +78,7 @@ class FlowerExecutor(Executor):
         # FLARE writes a job's file from a component's attributes.
         self.__dict__.update(self.options.arguments(job_options.SITE))
         self._confinement = confinement.UNCONFINED
+        self._provisioned = False
         self._loop: LoopThread | None = None
         self._link: SiteLink | None = None
         self._caller: SiteRelay | None = None
@@ -144,6 +145,7 @@ class FlowerExecutor(Executor):
                 raise ValueError(environment.NOT_WITHOUT_CODE)
             root = Path(workspace.get_root_dir())
             own = settings.read(root)
+            self._provisioned = settings.provisioned(root)
             self._confinement = confining.confinement(own, root, bootstrap)
         except (confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
@@ -153,7 +155,7 @@ class FlowerExecutor(Executor):
         job_id = fl_ctx.get_job_id()
         # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
         sites = sorted(client.name for client in engine.get_clients())
-        config: dict[str, str | int] = {"client-name": site, "num-partitions": len(sites)}
+        config = {**own.node_config, "client-name": site, "num-partitions": len(sites)}
         if site in sites:
             config["partition-id"] = sites.index(site)
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
@@ -207,6 +209,8 @@ class FlowerExecutor(Executor):
         await self._gateway.start()
         node = setup(self._gateway.port)
         node.work_dir.mkdir(exist_ok=True)
+        if self._provisioned:
+            working_folder.link_data(node.work_dir)
 
         async def start() -> SuperNode:
             supernode = await start_supernode(node, self.options.supernode)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
-from bridge.common.job_options import INLINE, PROCESS
+from bridge.common.job_options import INLINE, PROCESS, ConfigValue
 from bridge.common.ports import free_port
 from bridge.launch import environment
 from bridge.launch.confinement import UNCONFINED, Confinement
@@ -69,7 +69,7 @@ class SuperNodeSetup:
     """Where its ClientApps run."""
     home: Path
     """For what Flower unpacks."""
-    node_config: dict[str, str | int]
+    node_config: Mapping[str, ConfigValue]
     prefork: environment.Prefork = environment.PREFORK
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """What the job sets in the ClientApps' environment."""

@@ -75,7 +75,7 @@ class Containers:
             }
             with Programs(folder, {"PYTHONPATH": str(root)}) as programs:
                 with Meter({**needles, **programs.needles()}) as meter:
-                    submit = [*verbs, "submit", str(work.app), "--wait", "--format", "json"]
+                    submit = [*verbs, "submit", str(work.app), "--build", "--wait", "--format", "json"]
                     submit += ["--sites", ",".join(sites)]
                     submit += ["--run-config", toml_words(work.config)] if work.config else []
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)

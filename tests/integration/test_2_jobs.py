@@ -54,6 +54,32 @@ def test_a_client_that_raises_is_seen_by_site_and_in_its_log(federation: Federat
     assert left_over(federation) == NOTHING
 
 
+def test_an_app_finds_its_data_and_what_it_kept_where_it_works(federation: Federation) -> None:
+    for site in ("site-1", "site-2"):
+        table = federation.root / "data" / site / "mydata" / "table.csv"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text(site)
+        table.parent.chmod(0o755)
+        table.chmod(0o644)
+    runs = []
+    for _ in range(2):
+        job = federation.submit("working-folder")
+        assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
+        federation.must("results", job)
+        written = federation.root / "results" / job / "serverapp"
+        runs.append(json.loads((written / "found.json").read_text()))
+        assert sorted(path.name for path in written.iterdir()) == ["found.json", "own"]
+    assert [run["jobs"] for run in runs] == [1, 2], "the second does not find what the first has kept"
+    for run in runs:
+        assert run["same"] and run["others"] == "PermissionError"
+        assert sorted(seen["read mydata/table.csv"] for seen in run["sites"]) == ["site-1", "site-2"]
+        for seen in run["sites"]:
+            assert seen["read data/mydata/table.csv"] == seen["read mydata/table.csv"]
+            for path in ("mydata/new", "mydata/table.csv"):
+                assert seen[f"write {path}"] in ("OSError", "PermissionError"), path
+            assert seen["write own"] == seen["write data/own"] == "1"
+
+
 def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> None:
     job = federation.submit("numpy-add", "--rounds", "100")
     while not any("flwr-clientapp" in p for p in federation.processes("site-1")):

@@ -7,6 +7,7 @@ import importlib
 import ipaddress
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -446,6 +447,76 @@ def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     assert here["services"]["server"] == there["services"]["server"]
 
 
+GIVEN = """
+    egress: any
+    node_config: {db-url: "a$b", n: 3}
+    data: {images: /usr/share, tables: {folder: data/tables, group: 1234}}
+    environment: {HF_HUB_OFFLINE: 1}
+    hosts: {db.example: 10.0.0.5}
+    proxy: http://proxy.example:3128
+    shm_size: 2GB
+    memory: 3GB
+    cpus: 1.5
+"""
+OWN = """
+node_config: {n: 4, secret: "s3$cret"}
+env_file: sites/site-1.env
+share_logs: false
+"""
+
+
+@pytest.mark.usefixtures("compose_here")
+def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(again: Path) -> None:
+    edit(again, replace("name: site-1\n", f"name: site-1{GIVEN}"))
+    edit(again, replace("name: site-2\n", "name: site-2\n    share_logs: false\n"))
+    edit(again, replace("type: server\n", "type: server\n    data: /usr/share\n    shm_size: 1GB\n"))
+    tables = again / "data/tables"
+    tables.mkdir(parents=True)
+    tables.chmod(0o755)
+    template = again / "sites/site-1.yml"
+    assert set(yaml.safe_load(template.read_text()) or {}) == set(), "it is all comments"
+    assert stat.S_IMODE(template.stat().st_mode) == 0o600
+    template.write_text(OWN)
+    (again / "sites/site-1.env").write_text("DB_PASSWORD=hush\n")
+    prod = again / Path(done(again)["compose"]).parent
+    assert template.read_text() == OWN, "it is the site's own"
+
+    process = compose(again, "config", "--format", "json", FLOWERBED_TAG="t")
+    assert process.returncode == 0, process.stderr
+    content = json.loads(process.stdout)["services"]
+    site = content["site-1"]
+    mounts = {m["target"]: m["source"] for m in site["volumes"] if m.get("read_only")}
+    assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables)}
+    assert site["group_add"] == ["1234"]
+    # Compose doubles a $ of a value when it prints it.
+    variables = {name: value.replace("$$", "$") for name, value in site["environment"].items()}
+    assert json.loads(variables["FLOWERBED_NODE_CONFIG"]) == {"n": 4, "secret": "s3$cret"}
+    assert (variables["DB_PASSWORD"], variables["HF_HUB_OFFLINE"]) == ("hush", "1")
+    assert variables["no_proxy"] == "localhost,127.0.0.1,::1,server"
+    assert variables["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
+    assert [host.replace("=", ":") for host in site["extra_hosts"]] == ["db.example:10.0.0.5"]
+    assert [int(site[key]) for key in ("shm_size", "mem_limit", "memswap_limit")] == [
+        2 << 30,
+        3 << 30,
+        3 << 30,
+    ]
+    assert site["cpus"] == 1.5
+    assert {m["target"]: m["source"] for m in content["server"]["volumes"]}["/data"] == "/usr/share"
+    assert int(content["server"]["shm_size"]) == 1 << 30
+    assert {m["target"]: m["source"] for m in content["site-2"]["volumes"]}["/data"] == str(
+        again / "data/site-2"
+    )
+
+    assert settings.read(prod / "site-1").node_config == {"db-url": "a$b", "n": 3}
+    for site_name, expected in (("site-1", None), ("site-2", False)):
+        kit = json.loads((prod / site_name / "local/resources.json.default").read_text())
+        assert kit.get("allow_log_streaming") is expected
+    for file in (path for path in prod.rglob("*") if path.is_file() and path.name != "compose.yaml"):
+        assert not re.search(rb"s3\$cret|hush", file.read_bytes()), file
+    assert stat.S_IMODE((prod / "compose.yaml").stat().st_mode) == 0o600
+    assert "hush" not in (prod / "compose.yaml").read_text(), "it is read when a container starts"
+
+
 def test_env_keeps_other_lines(plain: Path) -> None:
     assert (plain / ".env").read_text().splitlines() == [
         "# mine",
@@ -778,6 +849,34 @@ BAD: dict[str, tuple[Edit, str]] = {
     "no kept jobs": (
         replace("name: site-2\n", "name: site-2\n    limits: {kept_jobs: 0}\n"),
         "site 'site-2': expected limits.kept_jobs to be a whole number from 1; found int 0",
+    ),
+    "a node config of a wrong type": (
+        replace("name: site-2\n", "name: site-2\n    node_config: {ids: [1, 2]}\n"),
+        "site 'site-2': expected node_config.ids to be a text, a whole number of 64 bits",
+    ),
+    "a key of ours in a node config": (
+        replace("name: site-2\n", "name: site-2\n    node_config: {client-name: me}\n"),
+        "site 'site-2': node_config: client-name, partition-id, num-partitions are set for each job",
+    ),
+    "a node config of the server": (
+        replace("type: server\n", "type: server\n    node_config: {a: 1}\n"),
+        "server 'server': node_config is for sites; leave it out",
+    ),
+    "data of a person": (
+        replace("role: lead\n", "role: lead\n    data: /srv\n"),
+        "admin 'lead@flowerbed.example': data is for the server and for sites",
+    ),
+    "a misspelt setting": (
+        replace("name: site-2\n", "name: site-2\n    enviroment: {A: 1}\n"),
+        "there is no key 'enviroment'; did you mean environment?",
+    ),
+    "data that is not there": (
+        replace("name: site-2\n", "name: site-2\n    data: /no/such/folder\n"),
+        "site-2: data: /no/such/folder is not there; make it, or correct the path.",
+    ),
+    "a proxy that cannot be reached": (
+        replace("name: site-2\n", "name: site-2\n    proxy: http://p:3128\n"),
+        "site-2: proxy needs egress: any in project.yml",
     ),
     "somebody who is revoked and takes part": (
         replace("\nbuilders:", "\nrevoked: [site-2]\nbuilders:"),

@@ -1,0 +1,106 @@
+"""What Compose is told for the settings of a site or of the server (`site_settings.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridge.common.job_options import ConfigValue
+from bridge.common.site_settings import (
+    CPUS,
+    DATA,
+    ENV_FILE,
+    ENVIRONMENT,
+    GPUS,
+    HOSTS,
+    MEMORY,
+    NODE_CONFIG,
+    NODE_CONFIG_VARIABLE,
+    PROXY,
+    SHARE_LOGS,
+    SHARE_LOGS_VARIABLE,
+    SHM_SIZE,
+    folders,
+    size,
+)
+
+
+def service(
+    settings: Mapping[str, Any],
+    gids: Mapping[str | int, int],
+    *,
+    own: Sequence[str],
+    without_proxy: Sequence[str],
+) -> dict[str, Any]:
+    """Return what stands in the participant's part of a Compose file for these settings.
+
+    Args:
+        settings: which have been checked.
+        gids: the number of each group that `data` names.
+        own: keys of the node config that only the site's own file has: they are in no kit.
+        without_proxy: hosts that are reached without the proxy: the federation's own.
+    """
+    content: dict[str, Any] = {}
+    named = folders(settings.get(DATA))
+    if named:
+        content["volumes"] = [shown(_path(item.source), item.target) for item in named]
+    if groups := sorted({gids[item.group] for item in named if item.group is not None}):
+        content["group_add"] = [str(gid) for gid in groups]
+    environment = {name: plain(_text(value)) for name, value in (settings.get(ENVIRONMENT) or {}).items()}
+    environment |= _proxied(settings[PROXY], without_proxy) if PROXY in settings else {}
+    if config := {key: settings[NODE_CONFIG][key] for key in own}:
+        environment[NODE_CONFIG_VARIABLE] = plain(json.dumps(config, sort_keys=True))
+    if settings.get(SHARE_LOGS) is False:
+        environment[SHARE_LOGS_VARIABLE] = "false"
+    if environment:
+        content["environment"] = environment
+    if ENV_FILE in settings:
+        files = settings[ENV_FILE]
+        content["env_file"] = [_path(path) for path in (files if isinstance(files, list) else [files])]
+    if SHM_SIZE in settings:
+        content["shm_size"] = size(settings[SHM_SIZE])
+    if MEMORY in settings:
+        content["mem_limit"] = content["memswap_limit"] = size(settings[MEMORY])
+    if CPUS in settings:
+        content["cpus"] = settings[CPUS]
+    if settings.get(HOSTS):
+        content["extra_hosts"] = [f"{name}:{address}" for name, address in settings[HOSTS].items()]
+    return content | (_devices(settings[GPUS]) if GPUS in settings else {})
+
+
+def shown(source: str, target: str) -> dict[str, Any]:
+    """A folder of the machine, to read. It has to be there: an empty one, made by the engine, would look like
+    a site without data."""
+    bind = {"type": "bind", "source": source, "target": target, "read_only": True}
+    return bind | {"bind": {"create_host_path": False}}
+
+
+def plain(text: str) -> str:
+    """A text in which Compose replaces nothing."""
+    return text.replace("$", "$$")
+
+
+def _path(path: str) -> str:
+    """A path in which a relative one cannot be taken for a volume's name."""
+    return plain(path if path.startswith("/") else f"./{path}")
+
+
+def _text(value: ConfigValue) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _proxied(proxy: str, without: Sequence[str]) -> dict[str, str]:
+    """By the names that programs look at: some take only those in small letters."""
+    direct = ",".join(dict.fromkeys(("localhost", "127.0.0.1", "::1", *without)))
+    values = {"http_proxy": plain(proxy), "https_proxy": plain(proxy), "no_proxy": direct}
+    return values | {name.upper(): value for name, value in values.items()}
+
+
+def _devices(gpus: Any) -> dict[str, Any]:
+    device: dict[str, Any] = {"driver": "nvidia", "capabilities": ["gpu", "compute", "utility"]}
+    if isinstance(gpus, list):
+        device["device_ids"] = [str(number) for number in gpus]
+    else:
+        device["count"] = gpus
+    return {"deploy": {"resources": {"reservations": {"devices": [device]}}}}

@@ -1,0 +1,293 @@
+"""What a site, or the server, gives to apps: the keys, and what may stand there.
+
+The same keys stand in `project.yml` and in the file that only the site has (`provisioning/site_files.py`).
+`site_service.py` says what Compose is told for them. Whether a folder, a group or a driver is there is asked
+by `provisioning/here.py`. Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+NODE_CONFIG, SHARE_LOGS = "node_config", "share_logs"
+DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE = "data", "environment", "env_file", "shm_size"
+GPUS, HOSTS, PROXY, CPUS, MEMORY = "gpus", "hosts", "proxy", "cpus", "memory"
+
+OF_SITES = (NODE_CONFIG, SHARE_LOGS)
+"""The keys that mean nothing at the server."""
+KEYS = (*OF_SITES, DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE, GPUS, HOSTS, PROXY, CPUS, MEMORY)
+
+MERGED = (NODE_CONFIG, ENVIRONMENT, HOSTS)
+"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""
+
+OURS = ("client-name", "partition-id", "num-partitions")
+"""Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
+
+NODE_CONFIG_VARIABLE = "FLOWERBED_NODE_CONFIG"
+"""The container's variable with the node config that only the site's file has. The rest is in the kit."""
+
+SHARE_LOGS_VARIABLE = "NVFLARE_ALLOW_LOG_STREAMING"
+"""FLARE's own, which counts where the kit's `resources.json` does not speak (nvflare 2.9.0
+`fuel/utils/config_service.py`)."""
+
+RESERVED = ("FLOWERBED_", "FLWR_", "NVFLARE_", "PYTHON", "LD_")
+"""How names of variables begin by which FLARE, Flower, Python and the linker are told what to do."""
+RESERVED_NAMES = ("PATH", "HOME", "TMPDIR", "BASH_ENV", "ENV")
+
+DATA_FOLDER = "/data"
+"""Where the data is in the container. Folders with names are below it."""
+
+ALL_GPUS = "all"
+HOST_GATEWAY = "host-gateway"
+"""Docker's word for the machine that the container runs on."""
+
+LAST_PORT = 32767
+"""The last port of another machine that an app may connect to (`bridge/launch/confinement.py`)."""
+
+EXPECTED = {
+    NODE_CONFIG: "keys, each with a text, a number, true or false",
+    ENVIRONMENT: "names of variables, each with a text or a number",
+    HOSTS: "names, each with an address, such as {db.example: 10.0.0.5}",
+    DATA: "a folder, {folder: PATH, group: GROUP}, or several of these by name",
+    ENV_FILE: "the path of a file, or a list of them",
+    GPUS: "all, a number of GPUs, or a list of their ids",
+    PROXY: "an address such as http://proxy.example:3128",
+    CPUS: "a number of cores above 0, such as 1.5",
+    SHM_SIZE: "a size such as 2GB",
+    MEMORY: "a size such as 16GB",
+}
+
+_CONFIG_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FOLDER_KEYS = {"folder", "group"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of the machine with data."""
+
+    source: str
+    target: str
+    """Where the container has it."""
+    group: str | int | None = None
+    """Who may read it: a group of the machine, or its number."""
+
+
+def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[str]:
+    """Return what is wrong with the values of our keys. Other keys do not count."""
+    for key in (key for key in KEYS if key in settings):
+        value = settings[key]
+        if server and key in OF_SITES:
+            yield f"{key} is for sites; leave it out"
+        elif value is not None:
+            yield from _CHECKS[key](key, value)
+
+
+def node_config_problems(value: Any) -> Iterator[str]:
+    """What is wrong with a node config."""
+    if not isinstance(value, Mapping):
+        yield f"expected {NODE_CONFIG} to have {EXPECTED[NODE_CONFIG]}; found {kind_of(value)}"
+        return
+    for key, item in value.items():
+        if not isinstance(key, str) or not _CONFIG_KEY.fullmatch(key):
+            expected = "keys of letters, digits, '_', '-' and '.'"
+            yield f"expected {NODE_CONFIG} to have {expected}; found {kind_of(key)}"
+        elif key in OURS:
+            yield f"{NODE_CONFIG}: {', '.join(OURS)} are set for each job; leave {key} out"
+        elif any(str(other).startswith(f"{key}.") for other in value):
+            yield f"{NODE_CONFIG}: {key} is a value and a table, since another key begins with {key}."
+        elif not _is_config_value(item):
+            expected = "a text, a whole number of 64 bits, a finite number, true or false"
+            yield f"expected {NODE_CONFIG}.{key} to be {expected}; found {kind_of(item)}"
+
+
+def kind_of(value: Any) -> str:
+    """A value for people."""
+    if value is None or isinstance(value, str):
+        return f"'{value[:200]}'" if value else "nothing"
+    return f"{type(value).__name__} {value!r}"[:200]
+
+
+def size(value: Any) -> int | None:
+    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
+    if type(value) is int:
+        return value if value > 0 else None
+    text = value.strip() if isinstance(value, str) else ""
+    read = re.fullmatch(r"([1-9][0-9]*) ?([KMGT]?)B?", text, re.IGNORECASE)
+    return int(read[1]) * 1024 ** " KMGT".index(read[2].upper() or " ") if read else None
+
+
+def folders(data: Any) -> list[Folder]:
+    """The folders that a value of `data` names, which has been checked."""
+    if data is None:
+        return []
+    if isinstance(data, str) or _is_one_folder(data):
+        return [_folder(data, DATA_FOLDER)]
+    return [_folder(item, f"{DATA_FOLDER}/{name}") for name, item in data.items()]
+
+
+def merged(project: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts at a site: what project.yml says, and over it what the site's own file says."""
+    result = {key: project[key] for key in KEYS if project.get(key) is not None}
+    for key in (key for key in KEYS if own.get(key) is not None):
+        result[key] = {**result.get(key, {}), **own[key]} if key in MERGED else own[key]
+    return result
+
+
+def _is_config_value(value: Any) -> bool:
+    if isinstance(value, bool | str):
+        return True
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _node_config(_: str, value: Any) -> Iterator[str]:
+    yield from node_config_problems(value)
+
+
+def _wrong(key: str, value: Any) -> str:
+    return f"expected {key} to be {EXPECTED[key]}; found {kind_of(value)}"
+
+
+def _switch(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, bool):
+        yield f"expected {key} to be true or false; found {kind_of(value)}"
+
+
+def _size(key: str, value: Any) -> Iterator[str]:
+    if size(value) is None:
+        yield _wrong(key, value)
+
+
+def _cpus(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        yield _wrong(key, value)
+
+
+def _gpus(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        good = bool(value) and all(isinstance(i, str) or (type(i) is int and i >= 0) for i in value)
+    else:
+        good = value == ALL_GPUS or (type(value) is int and value > 0)
+    if not good:
+        yield _wrong(key, value)
+
+
+def _data(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str) or _is_one_folder(value):
+        yield from _one_folder(key, value)
+    elif not isinstance(value, Mapping) or not value:
+        yield _wrong(key, value)
+    else:
+        for name, item in value.items():
+            if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
+                expected = "names of letters, digits, '.', '_' and '-'"
+                yield f"expected {key} to have {expected}; found {kind_of(name)}"
+            else:
+                yield from _one_folder(f"{key}.{name}", item)
+
+
+def _one_folder(where: str, value: Any) -> Iterator[str]:
+    path, group = (value, None) if isinstance(value, str) else (None, None)
+    if isinstance(value, Mapping) and set(value) <= _FOLDER_KEYS:
+        path, group = value.get("folder"), value.get("group")
+    if not isinstance(path, str) or not path or "\0" in path or path.startswith("~"):
+        expected = "a folder's path (without ~), or {folder: PATH, group: GROUP}"
+        yield f"expected {where} to be {expected}; found {kind_of(value)}"
+    elif isinstance(group, bool) or not isinstance(group, str | int | None) or group == "":
+        yield f"expected {where}.group to be a group's name or number; found {kind_of(group)}"
+    elif group in (0, "0", "root"):
+        yield f"{where}.group: root's would open more than the data; give the data a group"
+
+
+def _is_one_folder(value: Any) -> bool:
+    return isinstance(value, Mapping) and "folder" in value
+
+
+def _folder(item: Any, target: str) -> Folder:
+    if isinstance(item, str):
+        return Folder(item, target)
+    group = item.get("group")
+    return Folder(item["folder"], target, int(group) if str(group).isdigit() else group)
+
+
+def _environment(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield _wrong(key, value)
+        return
+    for name, item in value.items():
+        if problem := variable_problem(name):
+            yield f"{key}: {problem}"
+        elif not isinstance(item, str | int | float) or (isinstance(item, str) and "\0" in item):
+            yield f"expected {key}.{name} to be a text or a number; found {kind_of(item)}"
+
+
+def variable_problem(name: Any) -> str:
+    """Why a site may not set a variable of this name; empty: it may."""
+    if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+        return f"expected a variable's name in letters, digits and _; found {kind_of(name)}"
+    if name.startswith(RESERVED) or name in RESERVED_NAMES:
+        return f"{name} is not for apps: FLARE, Flower or Python take orders from it; leave it out"
+    if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        return f"{name}: use {PROXY}, which keeps the federation's own connections out of the proxy"
+    return ""
+
+
+def _env_file(key: str, value: Any) -> Iterator[str]:
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(item, str) and item for item in listed):
+        yield _wrong(key, value)
+
+
+def _hosts(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield _wrong(key, value)
+        return
+    for name, address in value.items():
+        if not isinstance(name, str) or not _HOST.fullmatch(name) or name == "localhost":
+            yield f"expected {key} to have names of hosts other than localhost; found {kind_of(name)}"
+        elif address != HOST_GATEWAY and not _is_address(address):
+            yield f"expected {key}.{name} to be an IP address or {HOST_GATEWAY}; found {kind_of(address)}"
+
+
+def _is_address(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
+
+
+def _proxy(key: str, value: Any) -> Iterator[str]:
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        port = parts.port if parts else None
+    except ValueError:
+        parts, port = None, None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        yield _wrong(key, value)
+    elif port > LAST_PORT:
+        yield f"{key}: an app may connect to ports 1 to {LAST_PORT} of other machines; found {port}"
+
+
+_CHECKS = {
+    NODE_CONFIG: _node_config,
+    SHARE_LOGS: _switch,
+    DATA: _data,
+    ENVIRONMENT: _environment,
+    ENV_FILE: _env_file,
+    SHM_SIZE: _size,
+    GPUS: _gpus,
+    HOSTS: _hosts,
+    PROXY: _proxy,
+    CPUS: _cpus,
+    MEMORY: _size,
+}

@@ -1,0 +1,75 @@
+"""What stands in an app's working directory before it starts: its participant's data, as links.
+
+A SuperNode that is started in a folder by hand finds there what lies in it. Its app reads `./table.csv` or
+`./data/table.csv`. Here each job has another folder, and the data is mounted read-only at one place. So each
+entry of that place is linked into the job's folder, and into `data` in it. `data` is a folder of the job's,
+not a link: an app may write there too. Through a link it writes nothing. The mount is read-only, and so is
+what the sandbox gives of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+DATA = Path("/data")
+"""Where a participant's container has its data."""
+
+NAME = "data"
+"""The folder, in the working directory, that has the data too."""
+
+MOST = 1000
+"""Entries that are linked one by one. Of more, such as images without folders, `data` is one link."""
+
+
+def link_data(work_dir: Path, data: Path = DATA, but: Collection[str] = ()) -> None:
+    """Let an app that works in `work_dir` find the data there; where there is none nothing happens.
+
+    Args:
+        work_dir: the job's own, in which no app has run yet.
+        data: the folder with the data.
+        but: names that are the job's own.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(data))
+    except OSError:
+        return  # This participant has no data.
+    folder = work_dir / NAME
+    if len(names) > MOST:
+        _link(folder, data)
+        log.info("the data has %d entries: %s/ in the working directory leads to them", len(names), NAME)
+        return
+    for name in names:
+        if name not in but:
+            _link(work_dir / name, data / name)
+    # A participant whose data has an entry `data` means that one by it.
+    if names and not os.path.lexists(folder):
+        folder.mkdir()
+        for name in names:
+            _link(folder / name, data / name)
+
+
+def unlink_data(work_dir: Path, data: Path = DATA) -> None:
+    """Take the links away again, from what an app leaves as its results."""
+    for folder in (work_dir / NAME, work_dir):
+        # An app may have put a link of its own there: what it leads to is nobody's to look at.
+        if folder.is_symlink():
+            continue
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in [entry for entry in entries if entry.is_symlink()]:
+                path = Path(entry.path)
+                if data in (target := path.readlink(), target.parent):
+                    path.unlink()
+        if folder.name == NAME:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only if the app has put nothing there.
+
+
+def _link(path: Path, target: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        path.symlink_to(target)

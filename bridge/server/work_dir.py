@@ -1,0 +1,84 @@
+"""Where a ServerApp works: a folder of its job, with the server's data and what its app keeps.
+
+What an app keeps outlives its jobs: checkpoints, for a job that is repeated or continues another. The folder
+is `kept/ORG/PUBLISHER/NAME` in FLARE's workspace, by the submitter's organization and by what the app's
+pyproject.toml says of itself. The ServerApp finds it as `./kept`, and by the variable `FLOWERBED_KEPT`. No
+other app's processes can read it (`confinement.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from nvflare.apis.job_def import JobMetaKey
+from nvflare.apis.workspace import Workspace
+
+from bridge.common import kept
+from bridge.job import fab, settings
+from bridge.launch import plan, working_folder
+
+LONGEST = 100
+"""Characters of a name that becomes a folder's. A longer one is cut, and gets its hash."""
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """One job's."""
+
+    path: Path
+    kept: Path
+    """The app's own folder, which outlives the job."""
+    provisioned: bool
+    """Whether there is a place for data."""
+
+    @classmethod
+    def of(cls, workspace: Workspace, job: str, app: bytes) -> WorkDir:
+        """Return that of a job whose app is given as its FAB; only the folder that outlives it is made."""
+        root = Path(workspace.get_root_dir())
+        folder = _kept(root, Path(workspace.get_job_meta_path(job)), app)
+        return cls(Path(workspace.get_run_dir(job)) / "serverapp", folder, settings.provisioned(root))
+
+    def make(self) -> Path:
+        """Make it, before any of the app's code runs."""
+        self.path.mkdir()
+        (self.path / kept.LINK).symlink_to(self.kept)
+        if self.provisioned:
+            working_folder.link_data(self.path, but=(plan.PLAN_FILE, plan.TRACE_FILE))
+        return self.path
+
+    def variables(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """What is set for the app's processes, beside what its job sets."""
+        return {**extra, kept.VARIABLE: str(self.kept)}
+
+    def close(self) -> None:
+        """Leave what the app has written, the job's results, and nothing else. No process of it is left."""
+        link = self.path / kept.LINK
+        if link.is_symlink():
+            link.unlink()
+        working_folder.unlink_data(self.path)
+
+
+def _kept(root: Path, job_meta: Path, app: bytes) -> Path:
+    org = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # FLARE's simulator has no submitter.
+        org = json.loads(job_meta.read_text()).get(JobMetaKey.SUBMITTER_ORG.value) or ""
+    config = fab.read(app)
+    folder = root / kept.FOLDER
+    for part in (org, config["tool"]["flwr"]["app"]["publisher"], config["project"]["name"]):
+        folder = folder / as_name(str(part))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept.note(folder).write_text(str(time.time()))
+    return folder
+
+
+def as_name(text: str) -> str:
+    """A folder's name for any text; no two texts have the same."""
+    safe = quote(text, safe="").replace(".", "%2E") or "%"
+    return safe if len(safe) <= LONGEST else f"{safe[:LONGEST]}~{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,121 @@
+"""Whether what a site's settings name is on this machine: folders, groups, files, a GPU's driver."""
+
+from __future__ import annotations
+
+import grp
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bridge.common.site_settings import DATA, ENV_FILE, GPUS, Folder, folders, variable_problem
+from provisioning import dotenv
+
+USER = 10001
+"""The user and the group of every container (`compose/container.yaml`)."""
+
+MAPPED = 100_000
+"""From here on users and groups are those of user namespaces: which of them a container has is not told by
+the number."""
+
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+"""One of them is there where NVIDIA's driver is: on Linux, and in WSL."""
+
+ACL = "system.posix_acl_access"
+
+
+def missing(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
+    """Return what is not there, or cannot be read, of what settings name. They have been checked.
+
+    Args:
+        root: which relative paths begin at.
+    """
+    for folder in folders(settings.get(DATA)):
+        yield from _group(folder)
+        yield from _folder(folder, root / folder.source)
+    files = settings.get(ENV_FILE) or []
+    for name in files if isinstance(files, list) else [files]:
+        yield from _env_file(name, root / name)
+    if GPUS in settings and is_local_linux() and not any(path.exists() for path in DRIVERS):
+        yield (
+            f"{GPUS}: expected NVIDIA's driver on this machine; found none ({DRIVERS[0]} is not there). "
+            f"Install it and the NVIDIA Container Toolkit, or leave {GPUS} out."
+        )
+
+
+def gid(group: str | int) -> int | None:
+    """The number of a group of this machine; None: it has none of that name."""
+    if isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
+
+
+def is_local_linux() -> bool:
+    """Whether the containers run on this very machine, so that what is here is there."""
+    host = os.environ.get("DOCKER_HOST", "")
+    return sys.platform == "linux" and (host == "" or host.startswith("unix://"))
+
+
+def _group(folder: Folder) -> Iterator[str]:
+    if folder.group is not None and gid(folder.group) is None:
+        yield (
+            f"{DATA}: expected group {folder.group} on this machine; found none of that name. "
+            f"`getent group` lists them; sudo groupadd {folder.group} makes it."
+        )
+
+
+def _folder(folder: Folder, path: Path) -> Iterator[str]:
+    if not is_local_linux():
+        return
+    where = f"{DATA}: {path}"
+    if path.is_symlink():
+        yield f"{where} is a link to {path.readlink()}; name the folder itself"
+    elif not path.exists():
+        yield f"{where} is not there; make it, or correct the path"
+    elif not path.is_dir():
+        yield f"{where} is a file; name the folder that it is in"
+    elif (number := gid(folder.group) if folder.group is not None else USER) is not None:
+        yield from _unreadable(where, path, number, has_group=folder.group is not None)
+
+
+def _unreadable(where: str, path: Path, number: int, *, has_group: bool) -> Iterator[str]:
+    """By the mode alone. Whether the files can be read is tried in the container (`scripts/readable.py`)."""
+    is_open, status = stat.S_IROTH | stat.S_IXOTH, path.stat()
+    if max(status.st_uid, status.st_gid) >= MAPPED or ACL in os.listxattr(path):
+        return
+    for who, shift in ((status.st_uid == USER, 6), (status.st_gid in (number, USER), 3), (True, 0)):
+        if who:
+            is_open = is_open << shift
+            break
+    if status.st_mode & is_open != is_open:
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, group {_group_name(status.st_gid)}"
+        todo = f"chgrp it to that group and chmod g+rx it: {path}"
+        if not has_group:
+            todo = f"name its group ({{folder: ..., group: {_group_name(status.st_gid)}}}), or chmod o+rx it"
+        yield f"{where} is not readable by the containers' user ({USER}; {mode}); {todo}"
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def _env_file(name: str, path: Path) -> Iterator[str]:
+    try:
+        names = dotenv.read(path) if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"{ENV_FILE}: {path} cannot be read: {error}"
+        return
+    if names is None:
+        yield f"{ENV_FILE}: {path} is not there; make it (chmod 600, lines NAME=value), or correct the path"
+        return
+    for variable in names:
+        if problem := variable_problem(variable):
+            yield f"{ENV_FILE} {name}: {problem}"

@@ -1,0 +1,182 @@
+"""The file that only a site has, `sites/NAME.yml`: settings over those of project.yml.
+
+It belongs to whoever runs the site. Provisioning writes it once, all comments, and never again. Nothing of it
+is in a kit or an image: what it says goes into the Compose file, which then only its owner can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from bridge.common import site_service, site_settings
+from bridge.common.errors import FlowerbedError
+from bridge.common.site_settings import DATA, NODE_CONFIG, PROXY
+from provisioning import here
+from provisioning.names import service_name
+
+if TYPE_CHECKING:
+    from nvflare.lighter.entity import Participant, Project
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = "sites"
+
+TEMPLATE = """\
+# What {name} gives to apps. This file is the site's own: no update changes it, and nothing of it is in a kit
+# or an image. What stands here goes before project.yml. All keys: docs/reference/project.md
+# After an edit: ./flowerbed provision, then ./flowerbed up
+#
+# data: {{folder: /srv/hospital, group: research}}   read-only at /data
+# data: {{images: /srv/images, tables: /srv/tables}} read-only at /data/images and /data/tables
+# environment: {{HF_HUB_OFFLINE: 1}}
+# env_file: /etc/flowerbed/{name}.env    for secrets: lines NAME=value, chmod 600
+# shm_size: 2GB                         for DataLoader workers
+# gpus: all
+# hosts: {{db.hospital.example: 10.0.0.5}}
+# proxy: http://proxy.example:3128      needs egress: any in project.yml
+# cpus: 4
+# memory: 16GB
+"""
+OF_SITES = """\
+# node_config: {db-url: "postgresql://db.hospital.example/flower", table-name: visits}
+# share_logs: false                     the server gets none of this site's logs
+"""
+
+SERVER, SITE = "server", "client"
+"""FLARE's types of a participant. (Its own constants take long to import.)"""
+
+_Participant = Mapping[str, Any]
+
+
+class _Unfit(FlowerbedError):
+    """The file is no YAML, or no mapping."""
+
+
+def path_of(name: str) -> Path:
+    """Where the file of a participant is."""
+    return ROOT / FOLDER / f"{name}.yml"
+
+
+def settings(participant: _Participant) -> dict[str, Any]:
+    """What counts for a participant, with its own file, which has been checked."""
+    return site_settings.merged(participant, _own(participant))
+
+
+def problems(participants: Iterable[_Participant]) -> Iterator[str]:
+    """Return what is wrong with the participants' own files, and with what comes of both."""
+    for participant in participants:
+        if participant.get("type") not in (SERVER, SITE):
+            continue
+        who = f"{FOLDER}/{participant['name']}.yml"
+        try:
+            own = _own(participant)
+        except _Unfit as error:
+            yield f"{who}: {error}."
+            continue
+        server = participant["type"] == SERVER
+        foreign = [str(key) for key in own if key not in site_settings.KEYS]
+        found = [f"there is no key {', '.join(foreign)}; expected {', '.join(site_settings.KEYS)}"] * bool(
+            foreign
+        )
+        found += site_settings.problems(own, server=server)
+        yield from (f"{who}: {problem}." for problem in found)
+        if not found:
+            yield from (f"{participant['name']}: {problem}." for problem in _together(participant, own))
+
+
+def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str]:
+    """What only both together get wrong."""
+    counts = site_settings.merged(participant, own)
+    if PROXY in counts and participant.get("egress") != "any":
+        yield f"{PROXY} needs egress: any in project.yml; found an app that may connect nowhere else"
+    if NODE_CONFIG in counts:
+        yield from site_settings.node_config_problems(counts[NODE_CONFIG])
+    for folder in site_settings.folders(counts.get(DATA)) if participant.get("elsewhere") else []:
+        if isinstance(folder.group, str):
+            yield (
+                f"{DATA}: expected the number of group {folder.group}, as the site is on another machine; "
+                f"`getent group {folder.group}` shows it there"
+            )
+
+
+def _own(participant: _Participant) -> dict[str, Any]:
+    path = path_of(participant["name"])
+    if participant.get("elsewhere"):
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise _Unfit(f"{line}this is not YAML: {error.problem or error.context}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _Unfit(f"it cannot be read: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise _Unfit(f"expected keys with values; found {site_settings.kind_of(content)}")
+    return content or {}
+
+
+# For the builders, which have FLARE's project
+
+
+def _plain(project: Project) -> list[_Participant]:
+    return [
+        {**p.props, "name": p.name, "type": p.type} for p in (project.get_server(), *project.get_clients())
+    ]
+
+
+def problems_of(project: Project) -> list[str]:
+    """`problems`, of FLARE's project."""
+    return list(problems(_plain(project)))
+
+
+def missing(project: Project) -> list[str]:
+    """Return what participants of this machine name and is not there."""
+    return [
+        f"{item['name']}: {problem}."
+        for item in _plain(project)
+        if not item.get("elsewhere")
+        for problem in here.missing(settings(item), ROOT)
+    ]
+
+
+def any_own(project: Project) -> bool:
+    """Whether somebody's own file says something."""
+    return any(_own(item) for item in _plain(project))
+
+
+def service(participant: Participant, project: Project) -> dict[str, Any]:
+    """What stands in a participant's part of the Compose file for its settings."""
+    (item,) = (item for item in _plain(project) if item["name"] == participant.name)
+    counts = settings(item)
+    groups = {folder.group for folder in site_settings.folders(counts.get(DATA)) if folder.group is not None}
+    gids = {group: number for group in groups if (number := here.gid(group)) is not None}
+    return site_service.service(
+        counts, gids, own=tuple(_own(item).get(NODE_CONFIG) or ()), without_proxy=_own_hosts(project)
+    )
+
+
+def _own_hosts(project: Project) -> list[str]:
+    """By which names the federation's own connections go."""
+    server = project.get_server()
+    names = [server.name, server.get_default_host(), *(server.get_prop("host_names") or [])]
+    names += [service_name(relay.name) for relay in project.get_relays()]
+    targets = [participant.get_connect_to() for participant in project.get_all_participants()]
+    return [*names, *(target.host for target in targets if target and target.host)]
+
+
+def write_templates(project: Project) -> None:
+    """Write the file of each participant of this machine that has none."""
+    for item in _plain(project):
+        path = path_of(item["name"])
+        if item.get("elsewhere") or path.exists() or path.is_symlink():
+            continue
+        path.parent.mkdir(exist_ok=True)
+        of_sites = OF_SITES if item["type"] == SITE else ""
+        # Only its owner reads it: there may be secrets in it one day.
+        path.touch(mode=0o600)
+        path.write_text(TEMPLATE.format(name=item["name"]) + of_sites)

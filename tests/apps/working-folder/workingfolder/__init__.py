@@ -1,0 +1,1 @@
+"""Data and checkpoints by relative paths, at the sites and at the server."""

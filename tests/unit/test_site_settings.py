@@ -1,0 +1,302 @@
+"""What a site gives to apps: what is refused, what Compose is told, what Flower reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.common.config import parse_config_args
+
+from bridge.common import site_service, site_settings
+from bridge.common.job_options import ConfigValue
+from bridge.job import settings
+from bridge.launch import environment
+from provisioning import here, site_files
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a list as a node config": ({"node_config": ["a"]}, "expected node_config to have keys, each with"),
+    "a list in a node config": ({"node_config": {"a": [1]}}, "expected node_config.a to be a text, a whole"),
+    "a date in a node config": ({"node_config": {"a": None}}, "expected node_config.a to be a text, a whole"),
+    "a number beyond 64 bits": ({"node_config": {"a": 2**63}}, "whole number of 64 bits"),
+    "a number without end": ({"node_config": {"a": float("inf")}}, "a finite number"),
+    "a key with a blank": ({"node_config": {"a b": 1}}, "keys of letters, digits"),
+    "one of our keys": ({"node_config": {"partition-id": 7}}, "leave partition-id out"),
+    "a key that is also a table": ({"node_config": {"a": 1, "a.b": 2}}, "a is a value and a table"),
+    "a number as data": ({"data": 5}, "expected data to be a folder, {folder: PATH, group: GROUP}"),
+    "no data": ({"data": {}}, "expected data to be a folder"),
+    "a home folder": ({"data": "~/x"}, "a folder's path (without ~)"),
+    "a data folder's name with a slash": ({"data": {"../a": "/x"}}, "expected data to have names of letters"),
+    "data of root's group": ({"data": {"folder": "/x", "group": "root"}}, "root's would open more"),
+    "data of a group that is true": ({"data": {"folder": "/x", "group": True}}, "a group's name or number"),
+    "an unknown key of data": ({"data": {"folder": "/x", "mode": 7}}, "{folder: PATH, group: GROUP}"),
+    "a list as environment": ({"environment": ["A=1"]}, "expected environment to be names of variables"),
+    "the linker's variable": ({"environment": {"LD_PRELOAD": "x"}}, "LD_PRELOAD is not for apps"),
+    "Python's variable": ({"environment": {"PYTHONPATH": "x"}}, "PYTHONPATH is not for apps"),
+    "a proxy as a variable": ({"environment": {"http_proxy": "x"}}, "http_proxy: use proxy"),
+    "a variable of no name": ({"environment": {"A-B": "x"}}, "a variable's name in letters"),
+    "a list as a variable": ({"environment": {"A": [1]}}, "expected environment.A to be a text"),
+    "a number as env_file": ({"env_file": 3}, "expected env_file to be the path of a file"),
+    "a size of a word": ({"shm_size": "much"}, "expected shm_size to be a size such as 2GB; found 'much'"),
+    "memory below nothing": ({"memory": -1}, "expected memory to be a size such as 16GB; found int -1"),
+    "half of no core": ({"cpus": 0}, "expected cpus to be a number of cores above 0"),
+    "no GPU": ({"gpus": 0}, "expected gpus to be all, a number of GPUs, or a list of their ids"),
+    "GPUs that are true": ({"gpus": True}, "expected gpus to be all"),
+    "a list of hosts": ({"hosts": ["a:1.2.3.4"]}, "expected hosts to be names, each with an address"),
+    "a host by a name": ({"hosts": {"db": "other"}}, "expected hosts.db to be an IP address or host-gateway"),
+    "loopback elsewhere": ({"hosts": {"localhost": "10.0.0.1"}}, "names of hosts other than localhost"),
+    "a proxy without a port": ({"proxy": "http://p"}, "expected proxy to be an address such as http://"),
+    "a proxy out of reach": ({"proxy": "http://p:40000"}, "may connect to ports 1 to 32767"),
+    "logs to some": ({"share_logs": "some"}, "expected share_logs to be true or false; found 'some'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_each_wrong_value_has_one_clear_error(case: str) -> None:
+    given, expected = WRONG[case]
+    (problem,) = site_settings.problems(given)
+    assert expected in problem
+
+
+def test_a_node_config_and_logs_are_no_servers() -> None:
+    found = list(site_settings.problems({"node_config": {"a": 1}, "share_logs": False}, server=True))
+    assert found == ["node_config is for sites; leave it out", "share_logs is for sites; leave it out"]
+
+
+RIGHT: dict[str, Any] = {
+    "node_config": {"db-url": "x", "n": 3, "f": 0.5, "b": True, "a.b": 1},
+    "data": {"images": "/srv/images", "tables": {"folder": "rel/tables", "group": "research"}},
+    "environment": {"HF_HUB_OFFLINE": 1, "NAME": "a$b", "ON": True},
+    "env_file": "secrets.env",
+    "shm_size": "2GB",
+    "gpus": "all",
+    "hosts": {"db.example": "10.0.0.5", "v6": "fd00::1", "here": "host-gateway"},
+    "proxy": "http://u:p@proxy.example:3128",
+    "cpus": 1.5,
+    "memory": "3 GB",
+    "share_logs": False,
+}
+
+
+def test_compose_is_told_each_of_them() -> None:
+    assert not list(site_settings.problems(RIGHT))
+    service = site_service.service(
+        RIGHT, {"research": 1234}, own=["n"], without_proxy=["server", "localhost"]
+    )
+    volumes = [(v["source"], v["target"], v["read_only"]) for v in service.pop("volumes")]
+    assert volumes == [("/srv/images", "/data/images", True), ("./rel/tables", "/data/tables", True)]
+    (device,) = service.pop("deploy")["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "capabilities": ["gpu", "compute", "utility"], "count": "all"}
+    variables = service.pop("environment")
+    for name in ("http_proxy", "HTTPS_PROXY"):
+        assert variables[name] == RIGHT["proxy"]
+    assert variables["no_proxy"] == variables["NO_PROXY"] == "localhost,127.0.0.1,::1,server"
+    assert variables["FLOWERBED_NODE_CONFIG"] == '{"n": 3}', "what the kit has stays out"
+    assert variables["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
+    assert (variables["HF_HUB_OFFLINE"], variables["NAME"], variables["ON"]) == ("1", "a$$b", "true")
+    assert service == {
+        "group_add": ["1234"],
+        "env_file": ["./secrets.env"],
+        "shm_size": 2 * 2**30,
+        "mem_limit": 3 * 2**30,
+        "memswap_limit": 3 * 2**30,
+        "cpus": 1.5,
+        "extra_hosts": ["db.example:10.0.0.5", "v6:fd00::1", "here:host-gateway"],
+    }
+
+
+def test_nothing_said_is_nothing_told() -> None:
+    assert site_service.service({}, {}, own=[], without_proxy=["server"]) == {}
+
+
+def test_gpus_by_number_and_by_id() -> None:
+    def device(gpus: Any) -> Any:
+        service = site_service.service({"gpus": gpus}, {}, own=[], without_proxy=[])
+        return service["deploy"]["resources"]["reservations"]["devices"][0]
+
+    assert device(2)["count"] == 2
+    assert device([0, "GPU-1"])["device_ids"] == ["0", "GPU-1"]
+
+
+def test_one_folder_is_all_of_data() -> None:
+    assert site_settings.folders("/x") == [site_settings.Folder("/x", "/data")]
+    one = site_settings.folders({"folder": "/x", "group": "77"})
+    assert one == [site_settings.Folder("/x", "/data", 77)]
+
+
+def test_the_sites_file_adds_to_the_projects_and_goes_before_it() -> None:
+    project = {
+        "name": "site-1",
+        "node_config": {"a": 1, "b": 2},
+        "data": "/x",
+        "cpus": 1,
+        "hosts": {"h": "1.1.1.1"},
+    }
+    own = {"node_config": {"b": 3}, "data": {"c": "/y"}, "hosts": None}
+    assert site_settings.merged(project, own) == {
+        "node_config": {"a": 1, "b": 3},
+        "data": {"c": "/y"},
+        "cpus": 1,
+        "hosts": {"h": "1.1.1.1"},
+    }
+
+
+def test_flower_reads_a_node_config_as_it_stands_there() -> None:
+    config: dict[str, ConfigValue] = {
+        "text": "postgresql://u:p@h/d?a=1&b='2' \"x\"",
+        "lines": "a\nb\t\\ \u2028 ü 😀",
+        "empty": "",
+        "file": "x.toml",
+        "n": -5,
+        "f": 1e16,
+        "yes": True,
+        "no": False,
+        "a.b": 1,
+        "client-name": "site-1",
+    }
+    command = environment.supernode_command(1, 2, config, environment.PREFORK)
+    assert parse_config_args([command[command.index("--node-config") + 1]]) == config
+
+
+def test_what_only_the_site_knows_goes_before_the_kit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / settings.FILE).write_text('{"node_config": {"a": 1, "b": "kit"}}')
+    assert settings.read(tmp_path).node_config == {"a": 1, "b": "kit"}
+    monkeypatch.setenv("FLOWERBED_NODE_CONFIG", '{"b": "own"}')
+    assert settings.read(tmp_path).node_config == {"a": 1, "b": "own"}
+    assert settings.read(tmp_path / "simulated").node_config == {"b": "own"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "found no JSON"),
+        ('{"a": [1]}', "expected node_config.a"),
+        ('{"client-name": "x"}', "leave client-name"),
+    ],
+)
+def test_a_broken_variable_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("FLOWERBED_NODE_CONFIG", text)
+    with pytest.raises(ValueError, match=f"FLOWERBED_NODE_CONFIG: .*{expected}"):
+        settings.read(tmp_path)
+
+
+# The site's own file
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(site_files, "ROOT", tmp_path)
+    (tmp_path / "sites").mkdir()
+    return tmp_path
+
+
+SITE = {"name": "site-1", "type": "client"}
+
+BAD_FILES = {
+    "no YAML": ("a: ]", "sites/site-1.yml: line 1: this is not YAML"),
+    "no keys": ("- a", "sites/site-1.yml: expected keys with values; found list"),
+    "an unknown key": ("datas: /x", "sites/site-1.yml: there is no key datas; expected node_config"),
+    "a wrong value": ("cpus: many", "sites/site-1.yml: expected cpus to be a number of cores"),
+    "a proxy where nothing is reached": (
+        "proxy: http://p:1",
+        "site-1: proxy needs egress: any in project.yml",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_sites_own_file_has_one_clear_error(root: Path, case: str) -> None:
+    text, expected = BAD_FILES[case]
+    (root / "sites/site-1.yml").write_text(text)
+    (problem,) = site_files.problems([SITE])
+    assert expected in problem
+
+
+def test_a_file_of_comments_says_nothing(root: Path) -> None:
+    (root / "sites/site-1.yml").write_text("# cpus: 4\n")
+    assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
+
+
+def test_a_proxy_is_fine_with_a_way_out(root: Path) -> None:
+    (root / "sites/site-1.yml").write_text("proxy: http://p:1\n")
+    assert not list(site_files.problems([{**SITE, "egress": "any"}]))
+
+
+def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
+    away = {**SITE, "elsewhere": True, "data": {"folder": "/x", "group": "research"}}
+    (problem,) = site_files.problems([away])
+    assert "expected the number of group research, as the site is on another machine" in problem
+
+
+# What is on this machine
+
+
+def missing(root: Path, **given: Any) -> list[str]:
+    assert not list(site_settings.problems(given))
+    return list(here.missing(given, root))
+
+
+def test_a_folder_has_to_be_there_and_to_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "file").touch()
+    assert missing(tmp_path, data={"a": "there", "b": str(tmp_path / "there")}) == []
+    (gone,) = missing(tmp_path, data="gone")
+    assert f"{tmp_path}/gone is not there; make it" in gone
+    (link,) = missing(tmp_path, data="link")
+    assert "is a link to there; name the folder itself" in link
+    (file,) = missing(tmp_path, data="file")
+    assert "is a file; name the folder that it is in" in file
+
+
+def test_a_closed_folder_needs_a_group(tmp_path: Path) -> None:
+    folder = tmp_path / "patients"
+    folder.mkdir()
+    folder.chmod(0o750)
+    number = folder.stat().st_gid
+    (closed,) = missing(tmp_path, data="patients")
+    assert "is not readable by the containers' user (10001; mode 0750, group" in closed
+    assert "name its group ({folder: ..., group:" in closed
+    (other,) = missing(tmp_path, data={"folder": "patients", "group": number + 1})
+    assert "chgrp it to that group and chmod g+rx it" in other
+    if os.geteuid() == 0:
+        os.chown(folder, 0, 4321)
+        assert missing(tmp_path, data={"folder": "patients", "group": 4321}) == []
+        folder.chmod(0o700)
+        assert len(missing(tmp_path, data={"folder": "patients", "group": 4321})) == 1
+        os.chown(folder, here.USER, 0)
+        assert missing(tmp_path, data="patients") == []
+
+
+def test_a_group_has_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    found = missing(tmp_path, data={"folder": "there", "group": "no-such-group"})
+    assert "expected group no-such-group on this machine; found none of that name" in found[0]
+
+
+def test_a_file_of_variables_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "good.env").write_text("DB_PASSWORD='x$y'\n")
+    (tmp_path / "bad.env").write_text("LD_PRELOAD=x\n")
+    assert missing(tmp_path, env_file="good.env") == []
+    (gone,) = missing(tmp_path, env_file=["good.env", "gone.env"])
+    assert "gone.env is not there; make it (chmod 600" in gone
+    (bad,) = missing(tmp_path, env_file="bad.env")
+    assert "env_file bad.env: LD_PRELOAD is not for apps" in bad
+
+
+def test_gpus_need_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(here, "DRIVERS", (tmp_path / "version",))
+    (none,) = missing(tmp_path, gpus="all")
+    assert "gpus: expected NVIDIA's driver on this machine; found none" in none
+    (tmp_path / "version").touch()
+    assert missing(tmp_path, gpus="all") == []
+    monkeypatch.setattr(here, "DRIVERS", (tmp_path / "none",))
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2376")
+    assert missing(tmp_path, gpus="all") == []
