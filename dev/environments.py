@@ -19,8 +19,18 @@ VERSIONS = core.HOUSE / "versions"
 INSTALL_WITHIN = 300.0
 """Seconds for Flower, FLARE and what they ask for (160 MB), or for torch: each took 20 to 40."""
 
-TORCH = ("pillow", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy") + (
-    "typing-extensions",
+TORCH = tuple(
+    [
+        "pillow",
+        "filelock",
+        "fsspec",
+        "jinja2",
+        "markupsafe",
+        "mpmath",
+        "networkx",
+        "sympy",
+        "typing-extensions",
+    ]
 )
 """What torch and torchvision ask for; numpy comes with Flower."""
 

@@ -65,7 +65,8 @@ def _needed(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             section = ELFFile(file).get_section_by_name(".dynamic")
             if isinstance(section, DynamicSection):
-                yield from (str(tag.needed) for tag in section.iter_tags("DT_NEEDED"))
+                # The attribute is there for a tag of this kind.
+                yield from (str(getattr(tag, "needed")) for tag in section.iter_tags("DT_NEEDED"))  # noqa: B009
     except (ELFError, OSError):
         return  # A text, such as a linker script.
 
