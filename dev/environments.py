@@ -32,7 +32,7 @@ TORCH = tuple(
         "typing-extensions",
     ]
 )
-"""What torch and torchvision ask for; numpy comes with Flower."""
+"""What torch and torchvision ask for; numpy and typing-extensions come with Flower."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where torch's CPU builds are."""
