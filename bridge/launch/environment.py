@@ -104,7 +104,10 @@ def variables(
             TASK_HELD_INTERVAL if packages.generation.fast_path else TASK_POLL_INTERVAL
         ),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", ""), without=home.parent),
+        # FLARE's own packages are in the variable too, and would come before the app's.
+        "PYTHONPATH": with_bridge(
+            "" if packages.name else os.environ.get("PYTHONPATH", ""), without=home.parent
+        ),
     }
 
 
