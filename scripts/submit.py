@@ -21,7 +21,7 @@ import typer
 from bridge.common import app_environment, job_options, versions
 from bridge.common.app import BadApp, job_name
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
-from bridge.common.job_options import Option
+from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
 from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack

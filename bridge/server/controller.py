@@ -100,14 +100,10 @@ class FlowerController(Controller):
         self._loop = LoopThread("flowerbed")
         self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
         app = self._app(fl_ctx)
-        try:
-            self._packages = app_environment.of_job(self.options.environment, app.config())
-            flwr = self._packages.flwr
-        except (NoEnvironment, versions.UnsupportedFlower) as missing:
-            self._unfit, flwr = str(missing), versions.supported()
+        self._packages, self._unfit = _packages(self.options.environment, app)
+        flwr = versions.supported() if self._packages is None else self._packages.flwr
         self._readiness = SiteReadiness(self._emit, app.rounds(), flwr)
-        engine = fl_ctx.get_engine()
-        cell = channel.cell_of(fl_ctx)
+        engine, cell = fl_ctx.get_engine(), channel.cell_of(fl_ctx)
         self._forwarder = Forwarder(
             self._readiness,
             grace=self.options.grace,
@@ -320,6 +316,14 @@ class Communicator(WFCommServer):  # type: ignore[misc]
     def _cleanup_inflight_tensor_downloads(self, fl_ctx: FLContext) -> None:
         if TENSORS in sys.modules:
             super()._cleanup_inflight_tensor_downloads(fl_ctx)
+
+
+def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str]:
+    """The environment of the job's app; or none, and why."""
+    try:
+        return app_environment.of_job(environment, app.config()), ""
+    except (NoEnvironment, versions.UnsupportedFlower) as missing:
+        return None, str(missing)
 
 
 def _reason(end: RunEnd, superlink: SuperLink) -> str:
