@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common.errors import FlowerbedError
-from bridge.common.job_options import JOB_NAME, ConfigValue
+from bridge.common.job_options import ConfigValue
+from bridge.common.option import JOB_NAME
 
 ROUNDS_KEY = "num-server-rounds"
 """By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
