@@ -176,7 +176,8 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         if named:
             made: AppEnvironment | None = app_environment.named(named, ENVIRONMENTS)
         else:
-            made = app_environment.find(app.pyproject, ENVIRONMENTS)
+            gpu = bool(request["options"].get("gpus"))
+            made = app_environment.find(app.pyproject, ENVIRONMENTS, gpu=gpu)
     except NoEnvironment as missing:
         raise UsageError(f"--environment {missing}. ./flowerbed apps shows which there are.") from None
     except BadApp as bad:

@@ -92,6 +92,18 @@ class JobOptions:
         metavar="N",
         submit_default_text="those of --sites, or all that are registered",
     )
+    gpus: int = _option(
+        0,
+        "how many GPUs the app needs at each site",
+        JOB,
+        more="A site with fewer refuses the job. Each job has its GPUs to itself. A job that asks for none "
+        "sees all that a site [gives](project.md#what-a-site-gives-to-apps)",
+        flag="--gpus",
+        metavar="N",
+        at_least=0,
+        at_most=64,
+        recipe=True,
+    )
     grace: float = _option(
         900.0,
         "seconds that a site may be out of reach before it is given up",

@@ -1,8 +1,4 @@
-"""One option of a job: what it is called, which values it takes, and how people are told.
-
-Which options there are stands in `job_options.py`. Only the standard library is imported: the host has no
-more.
-"""
+"""One option of a job, as all who show or check it see it. The options are in `job_options.py`."""
 
 from __future__ import annotations
 
@@ -17,6 +13,27 @@ VALUE_SHOWN = 40
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What a job may be called."""
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Sequence: "a list of texts",
+    Mapping: "a table",
+}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is Sequence:
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(isinstance(item, str) for item in value)
+        )
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
 
 
 @dataclass(frozen=True)
@@ -95,25 +112,3 @@ class Option:
             shown = f"{value:g}" if isinstance(value, float) else f"{value!r}"[:VALUE_SHOWN]
             return f"{shown}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
         return ""
-
-
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Sequence: "a list of texts",
-    Mapping: "a table",
-}
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if kind is Sequence:
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and all(isinstance(item, str) for item in value)
-        )
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float if kind is float else kind)

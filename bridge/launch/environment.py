@@ -19,6 +19,7 @@ from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
 from bridge.common.job_options import ConfigValue
 from bridge.common.versions import Generation, Ports
+from bridge.launch import proxies
 
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
@@ -97,6 +98,8 @@ def variables(
     return {
         **extra,
         **packages.variables,
+        **proxies.direct(os.environ),
+        **proxies.unusable(os.environ),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
