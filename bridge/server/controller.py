@@ -77,7 +77,6 @@ class FlowerController(Controller):
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
         self._packages: AppEnvironment | None = None
-        self._unfit = ""
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
         self._departures: Departures | None = None
@@ -85,7 +84,7 @@ class FlowerController(Controller):
         self._tracker: metric_receiver.MetricReceiver | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
-        self._fatal = ""
+        self._fatal = self._unfit = ""
         self._files: disk.DiskWatch | None = None
         self._work_dir: WorkDir | None = None
         self._overfull = ""
