@@ -67,7 +67,7 @@ def test_reads_name_version_and_flat_config(folder: Path) -> None:
 def test_reads_every_app_of_this_repository(path: Path) -> None:
     app = apps.read(path)
     assert app.name == path.name
-    without = ("analytics", "echo", "large-record", "trespasser", "unasked", "working-folder")
+    without = {"analytics", "echo", "large-record", "lookup", "trespasser", "unasked", "working-folder"}
     assert (ROUNDS_KEY in app.config) == (path.name not in without)
     assert any(line.startswith("flwr") for line in app_environment.requirements(app.pyproject))
 
