@@ -141,13 +141,17 @@ def make(resolved: Resolved) -> dict[str, Any]:
     folder = uv.ENVIRONMENTS / resolved.name
     described = folder / DESCRIPTION
     facts: dict[str, Any] = json.loads(described.read_text()) if described.is_file() else {}
-    notes: list[str] = []
-    if not facts:
+    if facts:
+        notes = _try(resolved, folder, facts["libraries"])
+    else:
         shutil.rmtree(folder, ignore_errors=True)
-        facts = _install(resolved, folder)
-        notes = _missing_libraries(folder)
-    libraries = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in facts["libraries"]]
-    notes += _try(resolved, folder, libraries)
+        try:
+            facts = _install(resolved, folder)
+            notes = _missing_libraries(folder) + _try(resolved, folder, facts["libraries"])
+        except BaseException:
+            # Without a description nobody would see it, and remove it.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     project, key = resolved.app, app_environment.key(resolved.app.pyproject)
     facts["keys"] = sorted({*facts["keys"], key})
     facts["apps"] = sorted({*facts["apps"], f"{project.name} {project.version}".strip()})
@@ -211,7 +215,6 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
 
         done = uv.call(words, tell=tell, compiler=resolved.apt or None)
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
         if "No space left on device" in done.stdout:
             raise core.Failure(
                 "The disk became full while packages were installed. Free some, and try again."
@@ -248,7 +251,6 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
     script = f"FOLDER={_as_mounted(target, folder)}{APT}"
     done = uv.as_root(script, *names)
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
         core.fail(f"Fetching the Debian packages {', '.join(names)}", done.stderr.decode(errors="replace"))
     folders = {path.parent for path in target.rglob("*.so*") if "python" not in path.as_posix()}
     return sorted(path.relative_to(target).as_posix() for path in folders)
@@ -257,7 +259,8 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
 def _try(resolved: Resolved, folder: Path, libraries: Sequence[str]) -> list[str]:
     """Import what the app imports; returns what may be wrong. Raises `core.UsageError` for what is."""
     modules = app_imports.of_app(resolved.app.pyproject, resolved.app.files)
-    variables = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
+    system = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in libraries]
+    variables = {"LD_LIBRARY_PATH": ":".join(system)} if system else {}
     interpreter = f"{uv.MOUNTED}/{folder.name}/{VENV}/bin/python"
     done = uv.python(interpreter, IMAGES / "try_imports.py", *modules, variables=variables)
     failed = json.loads(core.must(done, f"Importing what {resolved.app.name} imports"))
