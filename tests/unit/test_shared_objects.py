@@ -27,12 +27,12 @@ def elf(*needed: str) -> bytes:
         *(3, 62, 1, 0, 0, 64 + sum(map(len, parts)), 0, 64, 0, 0, 64, 4, 3),
     )
     sections = b"\0" * 64
-    for name, kind, where, size, link, entry in (
+    for title, kind, where, size, link, entry in (
         (1, 3, at[0], len(strings), 0, 0),
         (9, 6, at[1], len(dynamic), 1, 16),
         (18, 3, at[2], len(names), 0, 0),
     ):
-        sections += struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, where, size, link, 0, 1, entry)
+        sections += struct.pack("<IIQQQQIIQQ", title, kind, 0, 0, where, size, link, 0, 1, entry)
     return header + b"".join(parts) + sections
 
 
