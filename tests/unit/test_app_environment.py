@@ -131,9 +131,7 @@ def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes |
 
 
 def test_a_description_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    environment(tmp_path, NAME, APP)
-    with (tmp_path / NAME / DESCRIPTION).open("ab") as file:
-        file.truncate(1 << 40)  # Spaces of a file that has none of them.
+    environment(tmp_path, NAME, APP, notes="x" * app_environment.DESCRIPTION_LIMIT)
     with pytest.raises(NoEnvironment):
         app_environment.named(NAME, tmp_path)
 
