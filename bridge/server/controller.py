@@ -43,7 +43,9 @@ from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
 from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
+from bridge.server.outcomes import Outcomes
 from bridge.server.participants import Participants
+from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 from bridge.server.work_dir import WorkDir
@@ -175,6 +177,8 @@ class FlowerController(Controller):
         if self._tracker is not None:
             self._tracker.close()
             self._events.emit(metric_receiver.logged(self._tracker.taken))
+        if self._readiness is not None:
+            self._events.emit(self._readiness.outcomes.event())
         self._events.emit({"event": "run ended", "reason": reason, "t": time.time()})
         self._events.close()
 
@@ -194,7 +198,7 @@ class FlowerController(Controller):
 
     async def _run(self, app: bytes, place: WorkDir, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
-        assert self._forwarder is not None and self._readiness is not None
+        assert self._forwarder and self._readiness and self._events
         extra_env = self.options.extra_env or {}
         environment.check_extra(extra_env)
         if extra_env and self.options.flower_app_path:
@@ -213,18 +217,21 @@ class FlowerController(Controller):
                 confinement=self._confinement,
                 packages=self._packages,
             )
+            self._superlink.on_printed = self._events.output.take
             self._remover.open(self._superlink)
             self._forwarder.open(
                 self._superlink.address, self._superlink.fleet, unasked=self._superlink.unasked
             )
-            await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
+            async with Phases(self._events.emit, self._readiness, sites):
+                await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
             run_id = await self._superlink.start_run(app, self._overrides)
             end = await self._finished(self._superlink, run_id, sites)
-            if end.sub_status != "completed":
-                raise RunFailed(_reason(end, self._superlink))
+            if reason := _reason(end, self._superlink, self._readiness.outcomes):
+                raise RunFailed(reason)
         finally:
+            self._events.output.close()
             # The sites learn from the forwarder that the job is over; the SuperLink can go meanwhile.
             await self._forwarder.close()
             if self._superlink is not None:
@@ -323,11 +330,19 @@ class Communicator(WFCommServer):  # type: ignore[misc]
             super()._cleanup_inflight_tensor_downloads(fl_ctx)
 
 
-def _reason(end: RunEnd, superlink: SuperLink) -> str:
+def _reason(end: RunEnd, superlink: SuperLink, outcomes: Outcomes) -> str:
+    """Why the job has failed; empty if it has not. Where all replies of a kind failed, that is the cause, and
+    what the ServerApp says comes of it."""
+    replies = outcomes.reason()
+    if end.sub_status == "completed":
+        return f"the Flower run completed, but {replies}" if outcomes.lost() else ""
     ended = "was stopped" if end.sub_status == "stopped" else end.sub_status
     reason = f"the Flower run {ended}: {end.details or 'no details'}"
-    traceback = superlink.traceback()
-    return f"{reason}\n{traceback}" if traceback else reason
+    parts = [reason, superlink.traceback(), replies]
+    if outcomes.lost():
+        first, _, more = replies.partition("\n")
+        parts = [f"{first}, and then {reason}", more, superlink.traceback()]
+    return "\n".join(part for part in parts if part)
 
 
 def _workspace(fl_ctx: FLContext) -> Workspace:

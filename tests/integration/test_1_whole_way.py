@@ -122,11 +122,13 @@ def test_the_same_app_runs_with_plain_flower(federation: Federation) -> None:
     made = app_environment.find(read_app(app), environments)
     assert made is not None
     programs = app_environment.ROOT / made.name / app_environment.VENV / "bin"
-    command = f"docker run --rm --init --entrypoint {programs}/python --tmpfs /tmp:exec --env
-    FLWR_HOME=/tmp/flwr" mounts = [f"{app}:/app:ro", f"{federation.root}/data:/data:ro",
-    f"{environments}:{app_environment.ROOT}:ro"] said = subprocess.run(
+    command = "docker run --rm --init --tmpfs /tmp:exec --env FLWR_HOME=/tmp/flwr --entrypoint"
+    mounts = [f"{app}:/app:ro", f"{federation.root}/data:/data:ro"]
+    mounts.append(f"{environments}:{app_environment.ROOT}:ro")
+    said = subprocess.run(
         [
             *command.split(),
+            f"{programs}/python",
             "--env=HOME=/tmp",
             f"--env=PATH={programs}:/usr/local/bin:/usr/bin:/bin",
             *(f"--volume={mount}" for mount in mounts),

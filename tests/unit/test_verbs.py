@@ -461,6 +461,51 @@ def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
         assert "site-1       trained   FAILED: RuntimeError: on purpose\n" in flowerbed("wait", "j-1")[2]
 
 
+def test_wait_shows_what_happens_before_the_first_round(fake: Fake, flowerbed: Run) -> None:
+    phase = {"event": "phase", "phase": "sites", "ready": [], "missing": ["site-1", "site-2"], "t": 104.0}
+    again = {**phase, "ready": ["site-1"], "missing": ["site-2"], "t": 114.0}
+    runs = {**again, "phase": "run", "t": 120.0}
+    full = {**runs, "ready": ["site-1", "site-2"], "missing": []}
+    fake.answer("wait", out=lines(*PROGRESS[:2], phase, again, runs, full, END))
+    assert (
+        "      4 s  the SuperLink is ready, waiting for site-1, site-2\n"
+        "     14 s  the SuperLink is ready, waiting for site-2\n"
+        "     20 s  1 site ready, without site-2: the ServerApp starts\n"
+        "     20 s  2 sites ready: the ServerApp starts\n"
+    ) in flowerbed("wait", "j-1")[2]
+
+
+def test_wait_shows_the_output_of_an_app_without_rounds_and_what_failed(fake: Fake, flowerbed: Run) -> None:
+    output = {"event": "output", "lines": ["looking", "one\x1b[2K\n  9 s  FINISHED"], "t": 105.0}
+    failed = {**reply("site-1", "query", 1, 106.0), "round": None, "error": "no table here"}
+    first = {"kind": "query", "round": None, "error": "no table here"}
+    replies = {"event": "replies", "kinds": {"query": {"replies": 2, "failed": 1}}, "t": 107.0}
+    fake.answer(
+        "wait", out=lines(*PROGRESS[:2], output, failed, {**replies, "errors": {"site-1": first}}, END)
+    )
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert (code, outcome["replies"], outcome["errors"]) == (0, replies["kinds"], {"site-1": first})
+    assert (
+        "      5 s  | looking\n      5 s  | one\\x1b[2K\\n  9 s  FINISHED\n"
+        "      6 s    site-1       query FAILED: no table here\n"
+    ) in told
+    assert "   FINISHED:COMPLETED\n" not in told
+    assert "  1 of 2 query replies failed\n  site-1: no table here\n" in told
+
+
+def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: Run) -> None:
+    events = [{**event, "start": 2} for event in PROGRESS[2:]]
+    evaluation = {"event": "evaluation", "start": 2, "round": 1, "t": 110.0}
+    numbers = {"auc": 0.25, "each": [1.0, 2.0], "many": [0.5] * 9}
+    fake.answer("wait", out=lines(*PROGRESS, *events, {**evaluation, "metrics": numbers}, END))
+    _, outcome, told = flowerbed("wait", "j-1")
+    assert [entry.get("start", 1) for entry in outcome["rounds"]] == [1, 2]
+    assert outcome["central"] == [{"start": 2, "round": 1, "metrics": numbers}]
+    assert "  start 2, round 1 of 1\n" in told
+    shown = "auc 0.25  each [1, 2]  many [0.5, 0.5, 0.5, ..., 0.5] (9) (start 2, round 1)\n"
+    assert f"  server       evaluated {shown}" in told
+
+
 def test_an_aborted_job_is_said_to_be(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS, {**END, "status": "FINISHED:ABORTED", "reason": "aborted"}))
     code, outcome, told = flowerbed("wait", "j-1")
@@ -664,6 +709,31 @@ def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.Mon
     assert [event["t"] for event in call.lines[-2:]] == [100.0, 104.0]
     inside._tell_status(call, "j-1", inside.Watched(status="SUBMITTED"))
     assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
+
+
+def test_remove_names_each_job_once_and_says_what_was_freed(fake: Fake, flowerbed: Run) -> None:
+    ids = [f"0000000{n}-0000-0000-0000-000000000000" for n in (1, 2)]
+    fake.answer("remove", out=json.dumps({"removed": ids, "freed_bytes": 3 * 2**30}) + "\n")
+    code, outcome, told = flowerbed("remove", *ids, ids[0])
+    assert fake.request(0) == {"verb": "remove", "jobs": ids}
+    assert (code, outcome) == (0, {"removed": ids, "freed_bytes": 3 * 2**30, **ANN})
+    assert "Removed 2 jobs from the server's store: 3 GB freed. What is in results/ stays." in told
+
+
+def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("resolve", out='{"job_id": "j-1"}\n')
+    fake.answer("remove", code=1, err=error("job j-1 is not removed", removed=["j-0"], freed_bytes=5))
+    code, outcome, _ = flowerbed("remove", "j-1")
+    assert (code, outcome["removed"], outcome["freed_bytes"]) == (1, ["j-0"], 5)
+    assert flowerbed("remove")[0] == 2
+    assert flowerbed("remove", "../x")[0] == 2
+
+
+def test_jobs_says_what_is_stored(fake: Fake, flowerbed: Run) -> None:
+    job = {"job_id": "j-1", "name": "x", "status": "FINISHED:COMPLETED", "stored_bytes": 2 * 2**30}
+    fake.answer("list", out=lines({"jobs": [job]}))
+    _, outcome, told = flowerbed("jobs")
+    assert "STORED" in told and "2 GB" in told and outcome["jobs"][0]["stored_bytes"] == 2 * 2**30
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
