@@ -29,7 +29,7 @@ FOLDERS = ("examples", "baselines", "framework/e2e")
 NEEDS_CUDA = "would get the CUDA build"
 """What `environments.resolve` says where there is no CPU build of torch."""
 
-LONGEST = 160
+LONGEST = 260
 """Characters of what stops an app."""
 
 
@@ -126,7 +126,7 @@ def _first_line(said: str, folder: Path) -> str:
     """What counts of an error: what uv says, if it is uv's."""
     _, _, of_uv = said.partition("uv says:\n")
     words = " ".join((of_uv or said).replace(f"{folder}/", "").replace("|", "\\|").split())
-    words = words.removeprefix("× No solution found when resolving dependencies: ╰─▶ ")
+    words = words.removeprefix("error: No solution found when resolving dependencies cause: ")
     return words if len(words) <= LONGEST else f"{words[:LONGEST].rsplit(' ', 1)[0]} ..."
 
 
