@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bridge.common import job_options
-from bridge.common.job_options import Option
+from bridge.common.option import Option
 
 PAGES = ("docs/reference/job.md", "docs/reference/verbs.md")
 PLACE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end of options -->)", re.DOTALL)

@@ -61,6 +61,9 @@ INSTEAD = {
 }
 """Components of FLARE's server, and what takes their places."""
 
+GPUS = "bridge.flare.gpus.SiteGPUs"
+"""What takes the place of FLARE's resource manager at a site. The consumer is FLARE's."""
+
 PART_POLICY = "bridge.flare.policy.PartPolicy"
 """What FLARE asks at server and sites about each job's part (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
 
@@ -194,6 +197,8 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             resources.pop("allow_log_streaming", None)
             if participant.get_prop(SHARE_LOGS) is False:
                 resources["allow_log_streaming"] = False
+            (manager,) = (part for part in resources["components"] if part["id"] == "resource_manager")
+            manager.update(path=GPUS, args={})
         if kind == ParticipantType.SERVER:
             resources["servers"][0]["heart_beat_timeout"] = UNHEARD
             # FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing.
@@ -207,7 +212,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         ours = COMPONENTS[kind]
         resources["components"] += [{"id": name, "path": path, "args": {}} for name, path in ours.items()]
         resources["app_validator"] = {"path": PART_POLICY, "args": {"site_type": kind}}
-        more = (*CLASSES, *ours.values(), PART_POLICY, *(INSTEAD.values() if kind == "server" else ()))
+        more = (*CLASSES, *ours.values(), PART_POLICY, *(INSTEAD.values() if kind == "server" else [GPUS]))
         resources["class_allow_list"] = [*resources["class_allow_list"], *more]
 
 

@@ -28,7 +28,8 @@ from bridge.common.app import (
     parse,
 )
 from bridge.common.app import run_config as own_config
-from bridge.common.job_options import JOB_NAME, ConfigValue
+from bridge.common.job_options import ConfigValue
+from bridge.common.option import JOB_NAME
 from scripts.core import ROOT, UsageError, in_words
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})

@@ -100,4 +100,9 @@ def explain(purpose: str, said: str) -> NoReturn:
         raise core.Failure(
             "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor looks why."
         )
+    if "could not select device driver" in said:
+        raise core.Failure(
+            "The engine gives no GPU to containers, and project.yml has gpus for one: install the NVIDIA "
+            "Container Toolkit (sudo nvidia-ctk runtime configure --runtime=docker, then restart the engine)."
+        )
     core.fail(purpose, said)

@@ -1,8 +1,9 @@
 """Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
-Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; data;
-ports; the clocks of the containers; how far their kernel confines apps; disks that are near a limit. Each
-line is ok, warn (works, or a verb will see to it) or fail; exit code 1 if any fails.
+Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; what sites
+give to apps, and whether the containers' user can read their data; ports; the clocks of the containers; how
+far their kernel confines apps; disks that are near a limit. Each line is ok, warn (works, or a verb will see
+to it) or fail; exit code 1 if any fails.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
@@ -33,12 +33,12 @@ from scripts import (
     images,
     provision,
     results,
+    site_checks,
     terminal,
     up,
     wheelhouse,
 )
-
-Level = Literal["ok", "warn", "fail"]
+from scripts.findings import Finding, Level
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
@@ -52,16 +52,6 @@ USAGE_WITHIN, AT_ONCE = 20.0, 4
 """Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
 ROOMY = 2.0
 """How many times what a build needs has to be free, not to be warned."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, how it is, what was found, how to mend it (empty when ok)."""
-
-    check: str
-    level: Level
-    found: str
-    mend: str = ""
 
 
 def run() -> dict[str, Any]:
@@ -110,12 +100,14 @@ def examine() -> Iterator[Finding]:
         return
     yield check_project()
     yield from check_kits(config)
-    yield from check_data(config)
+    containers = compose.containers() if alive else []
+    running = {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
+    yield from check_settings()
+    yield from site_checks.check_data(config, running)
+    yield from site_checks.check_gpus(config, running)
     if alive:
         yield check_images(config)
-        containers = compose.containers()
-        yield from check_ports(config, {c["Service"] for c in containers if c["State"] == "running"})
-        running = {c["Service"]: c["Name"] for c in containers if c["State"] == "running"}
+        yield from check_ports(config, set(running))
         yield check_clocks(list(running.values()))
         yield from check_sandboxes(running)
         yield from check_usage(config, running)
@@ -213,6 +205,12 @@ def check_project() -> Finding:
     return Finding("project.yml", "ok", f"{project['name']}: {len(project['participants'])} participants")
 
 
+def check_settings() -> Iterator[Finding]:
+    """What do server and sites give to apps?"""
+    with contextlib.suppress(core.Failure):  # `check_project` tells.
+        yield from site_checks.check_settings(provision.load(provision.DEFAULT_PROJECT)["participants"])
+
+
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     """Does each kit hold together, and how long is it valid?"""
     ends: dict[str, datetime.datetime] = {}
@@ -234,24 +232,6 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
     else:
         yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
-
-
-def check_data(config: dict[str, Any]) -> Iterator[Finding]:
-    """Has each site its folder? Not asked where the folders are on another machine."""
-    if engine.is_remote():
-        return
-    folders = {
-        name: Path(volume["source"])
-        for name, service in config["services"].items()
-        for volume in service.get("volumes", [])
-        if volume["target"] == "/data"
-    }
-    lost = [name for name, folder in folders.items() if not folder.is_dir()]
-    if lost:
-        mend = "./flowerbed data, or put their data there"
-        yield Finding("data", "warn", f"no folder for {', '.join(lost)}", mend)
-    elif folders:
-        yield Finding("data", "ok", f"a folder for each of {', '.join(folders)}")
 
 
 def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:

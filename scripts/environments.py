@@ -97,9 +97,10 @@ class Resolved:
 def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
     """The environment that was made for an app, if there is one. Nothing is resolved."""
     try:
-        return app_environment.find(app.pyproject, uv.ENVIRONMENTS, gpu=gpu)
+        found = app_environment.find(app.pyproject, uv.ENVIRONMENTS, gpu=gpu)
     except BadApp as bad:
         raise core.UsageError(f"{app.folder}/{bad}.") from bad
+    return found if found is not None and found.facts["gpu"] == gpu else None
 
 
 def prepare() -> None:
@@ -217,6 +218,9 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
     inside = f"{uv.MOUNTED}/{folder.name}"
     folder.mkdir()
     (folder / LOCK).write_text(resolved.lock)
+    # For the containers' user too, whatever the umask is.
+    folder.chmod(0o755)
+    (folder / LOCK).chmod(0o644)
     libraries = _debian_packages(resolved.apt, folder) if resolved.apt else []
     made = uv.call(["venv", "--quiet", "--python", resolved.python, f"{inside}/{VENV}"])
     if made.returncode:
@@ -270,6 +274,7 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
     """Unpack Debian packages into the environment; returns its folders with libraries."""
     target = folder / SYSTEM
     target.mkdir()
+    target.chmod(0o755)
     script = f"FOLDER={_as_mounted(target, folder)}{APT}"
     done = uv.as_root(script, *names)
     if done.returncode:

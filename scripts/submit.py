@@ -21,7 +21,7 @@ import typer
 from bridge.common import app_environment, job_options, versions
 from bridge.common.app import BadApp, job_name
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
-from bridge.common.job_options import Option
+from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
 from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack
@@ -176,7 +176,8 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         if named:
             made: AppEnvironment | None = app_environment.named(named, ENVIRONMENTS)
         else:
-            made = app_environment.find(app.pyproject, ENVIRONMENTS)
+            gpu = bool(request["options"].get("gpus"))
+            made = app_environment.find(app.pyproject, ENVIRONMENTS, gpu=gpu)
     except NoEnvironment as missing:
         raise UsageError(f"--environment {missing}. ./flowerbed apps shows which there are.") from None
     except BadApp as bad:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
-from scripts import compose, core, engine, images, leftovers, ownership, progress, provision
+from scripts import compose, core, engine, images, leftovers, ownership, progress, provision, site_checks
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -83,7 +83,9 @@ def run(
     _check_folders(config)
     _check_ports(config)
     _start(str(config["name"]), start, shown_by, len(config["services"]))
-    services = {c["Service"]: c.get("Health") or c["State"] for c in compose.containers()}
+    containers = compose.containers()
+    services = {c["Service"]: c.get("Health") or c["State"] for c in containers}
+    _check_data(config, {c["Service"]: c["Name"] for c in containers if c["State"] == "running"})
     seconds = round(time.monotonic() - start, 1)
     core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
     provision.tell_changes()
@@ -123,9 +125,23 @@ def _check_folders(config: dict[str, Any]) -> None:
             if volume["type"] != "bind" or engine.is_remote() or Path(volume["source"]).is_dir():
                 continue
             what = f"{name} has no folder {volume['source']} ({volume['target']} inside)"
-            data = volume["target"] == "/data"
+            data = volume["target"] in site_checks.data_folders(service)
             advice = "run ./flowerbed data, or put its data there" if data else "make it"
             raise core.Failure(f"{what}: {advice}.")
+
+
+def _check_data(config: dict[str, Any], running: dict[str, str]) -> None:
+    """Before a job does, try to read the sites' data as the containers' user."""
+    try:
+        looks = [look for look in site_checks.read_data(config, running) if look.closed]
+    except core.Failure as failure:
+        core.say(f"  Whether apps can read the data could not be tried: {failure}")
+        return
+    for look in (look for look in looks if not look.is_shut):
+        core.say(f"  {look.found}. To let it: {look.mend}.")
+    if shut := [look for look in looks if look.is_shut]:
+        text = "\n".join(f"  {look.found}. To let it: {look.mend}." for look in shut)
+        raise core.Failure(f"All are up, but no app can read this data:\n{text}")
 
 
 def _check_ports(config: dict[str, Any]) -> None:

@@ -161,10 +161,28 @@ VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quick
 NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
-def with_limits(project: Project) -> None:
-    """What the shared federation has in project.yml so that a test can meet a limit."""
+GROUP = 4321
+"""Which may read the data of site-1. It needs no name."""
+
+OWN = """\
+node_config: {secret: only site-1 knows}
+env_file: sites/site-1.env
+"""
+"""What site-1 alone has in its own file."""
+
+
+def with_settings(project: Project) -> None:
+    """What the shared federation has in project.yml so that a test can meet a limit, and an app what its site
+    gives it."""
     participant(project, "server")["limits"] = {"log": "2MB", "job_files": "600MB"}
-    participant(project, "site-1")["limits"] = {"job_files": "600MB"}
+    participant(project, "site-1").update(
+        limits={"job_files": "600MB"},
+        node_config={"table": 'visits "of" all', "folds": 5},
+        data={"folder": "data/site-1", "group": GROUP},
+        environment={"SITE_COLOUR": "blue"},
+        hosts={"db.hospital.example": "10.20.30.40"},
+        shm_size="128MB",
+    )
 
 
 def with_more(project: Project) -> None:
@@ -184,7 +202,7 @@ def checkout() -> Federation:
     at_once = os.environ["PYTEST_CURRENT_TEST"].startswith("tests/attacks/")
 
     def change(project: Project) -> None:
-        with_limits(project)
+        with_settings(project)
         if at_once:
             with_more(project)
 
@@ -224,6 +242,9 @@ def copy_of_checkout(
         # Of an earlier copy at this place.
         verbs.close()
     federation = Federation(made.root, made.port)
+    (made.root / "sites").mkdir(exist_ok=True)
+    (made.root / "sites/site-1.yml").write_text(OWN)
+    (made.root / "sites/site-1.env").write_text("SITE_TOKEN=hush\n")
     if change is not None:
         federation.edit(change)
     _as_under_umask_077(federation)

@@ -151,12 +151,13 @@ def named(name: str, root: Path = ROOT) -> AppEnvironment:
 
 
 def find(config: Mapping[str, Any], root: Path = ROOT, *, gpu: bool = False) -> AppEnvironment | None:
-    """The environment that was made for what this app's pyproject.toml asks for, if there is one."""
+    """The environment that was made for what this app's pyproject.toml asks for, if there is one.
+
+    Of two, the one that was made for sites with GPUs or without them, as `gpu` says.
+    """
     wanted = key(config)
-    for made in every(root):
-        if wanted in made.facts.get("keys", ()) and bool(made.facts.get("gpu")) == gpu:
-            return made
-    return None
+    made = [one for one in every(root) if wanted in one.facts.get("keys", ())]
+    return min(made, key=lambda one: bool(one.facts.get("gpu")) != gpu, default=None)
 
 
 def every(root: Path = ROOT) -> list[AppEnvironment]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from bridge.common.option import Option
 
 ConfigValue = bool | int | float | str
 """A value of an app's run config."""
@@ -31,91 +31,7 @@ PROCESS, INLINE = "process", "inline"
 
 TENSORBOARD, MLFLOW, NO_TRACKING = "tensorboard", "mlflow", "none"
 
-VALUE_SHOWN = 40
-"""Characters of a value that is out of bounds."""
-
-JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-"""What a job may be called."""
-
 Made = TypeVar("Made", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option, as all who show or check it see it."""
-
-    name: str
-    type: Any
-    """`bool`, `int`, `float`, `str`, `Sequence` (of texts) or `Mapping`."""
-    default: Any
-    help: str
-    """One line without a full stop, for `--help` and the reference."""
-    users: frozenset[str]
-    more: str = ""
-    """What only the reference says: Markdown, after the help."""
-    flag: str = ""
-    """The option of `flowerbed submit`; empty: it has none, or asks for it in another way."""
-    flag_help: str = ""
-    """The help of that flag, where it says the opposite of the option."""
-    metavar: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-    submit_default: Any = None
-    """What `flowerbed submit` takes where nothing is given, if that is not `default`."""
-    submit_default_text: str = ""
-    """The same in words, where `submit` works it out."""
-    recipe: bool = False
-    """Whether `FlowerRecipe` takes it under this name, beside the arguments of FLARE's own recipe."""
-
-    @property
-    def bounds(self) -> str:
-        """The values that are allowed, for people; empty: all of the type."""
-        if self.choices:
-            return ", ".join(self.choices)
-        if self.at_least is not None and self.at_most is not None:
-            return f"{self.at_least:g} to {self.at_most:g}"
-        return "" if self.at_least is None else f"at least {self.at_least:g}"
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether its flag takes no value and sets the opposite of the default."""
-        return self.type is bool
-
-    @property
-    def help_text(self) -> str:
-        """The help of `--help`: with bounds and default."""
-        default = self.submit_default_text or self.submit_default or self.default
-        facts = [self.bounds] if self.bounds and not self.choices else []
-        if not self.is_switch and default is not None:
-            shown = f"{default:g}" if isinstance(default, float) else str(default)
-            facts += [f"default: {shown}"] if shown else []
-        text = self.flag_help or self.help
-        return f"{text} ({', '.join(facts)})" if facts else text
-
-    def problem(self, value: Any) -> str:
-        """What is wrong with a value, beginning with the value; empty: nothing."""
-        if value is None and self.default is None:
-            return ""
-        if not _is_a(value, self.type):
-            return f"{value!r}: expected {_NAMES[self.type]}"
-        if (
-            self.type is Sequence
-            and (twice := next((v for v in value if value.count(v) > 1), None)) is not None
-        ):
-            return f"{','.join(value)}: {twice} is named twice"
-        if self.name == "name" and value and not JOB_NAME.fullmatch(value):
-            return f"{value!r}: expected letters, digits, '.', '_' and '-', with a letter or digit first"
-        if self.choices:
-            return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"{value!r}: expected a number that is finite"
-        low = self.at_least is not None and value < self.at_least
-        if low or (self.at_most is not None and value > self.at_most):
-            shown = f"{value:g}" if isinstance(value, float) else f"{value!r}"[:VALUE_SHOWN]
-            return f"{shown}: expected {self.bounds}{f' {self.unit}' if self.unit else ''}"
-        return ""
 
 
 def _option(
@@ -175,6 +91,18 @@ class JobOptions:
         flag="--min-sites",
         metavar="N",
         submit_default_text="those of --sites, or all that are registered",
+    )
+    gpus: int = _option(
+        0,
+        "how many GPUs the app needs at each site",
+        JOB,
+        more="A site with fewer refuses the job. Each job has its GPUs to itself. A job that asks for none "
+        "sees all that a site [gives](project.md#what-a-site-gives-to-apps)",
+        flag="--gpus",
+        metavar="N",
+        at_least=0,
+        at_most=64,
+        recipe=True,
     )
     grace: float = _option(
         900.0,
@@ -312,28 +240,6 @@ class JobOptions:
             else value
             for name, value in plain.items()
         }
-
-
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Sequence: "a list of texts",
-    Mapping: "a table",
-}
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if kind is Sequence:
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and all(isinstance(item, str) for item in value)
-        )
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float if kind is float else kind)
 
 
 def options(user: str | None = None) -> list[Option]:

@@ -20,6 +20,9 @@ REFUSED = "flowerbed_refused"
 NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
 """Why a site, or the server, refuses a job that brings code."""
 
+NEVER = "never: "
+"""How a site's answer begins, when FLARE asks for what a job needs, if it will never have that."""
+
 RETRIES = "flowerbed_retries"
 """How often the job is submitted again by itself, should the server restart while it runs."""
 

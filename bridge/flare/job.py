@@ -46,6 +46,11 @@ DEAD_AFTER_GRACE = 30.0
 given the site up by then: a strategy that can go on has done so, and one that cannot would wait for ever."""
 
 
+EACH_SITE = "@default"
+"""What a job needs at each site that its `resource_spec` does not name (nvflare 2.9.0
+`utils/job_launcher_utils.py`, PORTABLE_RESOURCE_DEFAULT_KEY)."""
+
+
 class FlowerJob(FedJob):
     """A FLARE job that runs one Flower app."""
 
@@ -79,6 +84,8 @@ class FlowerJob(FedJob):
             mandatory_clients=list(mandatory) if mandatory else None,
             meta_props={meta.RETRIES: options.retries},
         )
+        if options.gpus:
+            self.job.add_resource_spec(EACH_SITE, {"num_of_gpus": options.gpus})
         # The bridge is in every image; it does not travel with the job.
         self.set_app_packages(["bridge"])
         # Sites get the app too: so FLARE asks each site's policy whether it allows custom code, and a site

@@ -94,8 +94,14 @@ class JobSupervisor(FLComponent):
             self._hold(fl_ctx)
         elif event_type == EventType.JOB_STARTED:
             job = get_event_job_id(fl_ctx)
-            sites, refused = self._server.participants(job), self._server.refusals(job)
-            self._server.note(job, {meta.SITES: sites, meta.REFUSED: refused})
+            sites = self._server.participants(job)
+            # Before it was handed out, some may have said that they lack what it needs.
+            lacks = {
+                s: why
+                for s, why in (self._server.known(job).get(meta.REFUSED) or {}).items()
+                if s not in sites
+            }
+            self._server.note(job, {meta.SITES: sites, meta.REFUSED: lacks | self._server.refusals(job)})
         elif event_type == EventType.JOB_ABORTED:
             self._not_started(get_event_job_id(fl_ctx))
         elif event_type == EventType.JOB_COMPLETED:

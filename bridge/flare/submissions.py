@@ -42,6 +42,30 @@ class JobPolicy(FLComponent):
             notes.receive(engine.server.cell, partial(_note_refusal, engine))
         elif event_type == EventType.BEFORE_CHECK_CLIENT_RESOURCES:
             self._look(fl_ctx)
+        elif event_type == EventType.AFTER_CHECK_CLIENT_RESOURCES:
+            self._refuse_what_is_nowhere(fl_ctx)
+
+    def _refuse_what_is_nowhere(self, fl_ctx: FLContext) -> None:
+        """Sites have answered whether they have what the job needs. FLARE takes one that never will for one
+        that is busy, and would let the job wait for hours."""
+        answers = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT) or {}
+        lacks = {
+            site: token.removeprefix(meta.NEVER)
+            for site, (enough, token) in answers.items()
+            if not enough and str(token).startswith(meta.NEVER)
+        }
+        if not lacks:
+            return
+        known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        needed = set(known.get(JobMetaKey.MANDATORY_CLIENTS.value) or ()) & set(lacks)
+        fewest = int(known.get(JobMetaKey.MIN_CLIENTS.value) or 1)
+        # A site that is busy may have it later.
+        if needed or len(answers) - len(lacks) < fewest:
+            reason = "; ".join(f"{site} refused the job: {why}" for site, why in sorted(lacks.items()))
+            self._refuse(known, {meta.REASON: reason, meta.REFUSED: lacks}, fl_ctx)
+        else:
+            manager = fl_ctx.get_engine().get_component(SystemComponents.JOB_MANAGER)
+            manager.update_meta(str(known[JobMetaKey.JOB_ID.value]), {meta.REFUSED: lacks}, fl_ctx)
 
     def _look(self, fl_ctx: FLContext) -> None:
         """A stored job is about to be scheduled: it may be a clone, or older than this version."""
@@ -67,9 +91,14 @@ class JobPolicy(FLComponent):
             mark(known, found)
             return
         fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, sticky=False)
-        job = str(known.get(JobMetaKey.JOB_ID.value))
         noted = {meta.REASON: f"{SERVER} refused the job: {reason}", meta.REFUSED: {SERVER: reason}}
-        log.error("job %s is refused: %s", job, reason)
+        self._refuse(known, noted, fl_ctx)
+
+    def _refuse(self, known: dict[str, Any], noted: dict[str, Any], fl_ctx: FLContext) -> None:
+        """End a job that has not begun."""
+        manager = fl_ctx.get_engine().get_component(SystemComponents.JOB_MANAGER)
+        job = str(known.get(JobMetaKey.JOB_ID.value))
+        log.error("job %s is refused: %s", job, noted[meta.REASON])
         try:
             manager.update_meta(job, noted, fl_ctx)
             manager.set_status(job, RunStatus.FAILED_TO_RUN, fl_ctx)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +103,12 @@ CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
 ones whose answers have arrived (`superlink_process.py`). No SuperNode's header of that name passes."""
 
 BODY_LIMIT = 64 * 1024 * 1024
-"""Bytes of the largest request that passes. Flower cuts arrays into chunks of 5 MiB
-(`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
+"""Bytes of the largest request that passes, but for one with an object (`OBJECT_LIMIT`). Flower cuts arrays
+into chunks of 5 MiB (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
+
+OBJECT_FIELD: int = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
+HEAD_LIMIT = 64 * 1024
+"""Bytes of a request with an object beside the object: node, run, session and the object's id, some 200."""
 
 PASSED_ERRORS = frozenset({403})
 """403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""
@@ -152,6 +157,8 @@ class FleetCall(Request):
         """
         assert self.name is not None
         asker = dict(self.headers).get(PUBLIC_KEY, "")
+        if self.stored is not None:
+            return Rule(REPEATS[self.name], f"{self.name}:{asker}:{self.stored.digest}")
         released = _released_pull(asker, self) if self.name == CONFIRM else None
         shows = _shown_pull(asker, self) if self.name == PULL_OBJECT else None
         return Rule(REPEATS[self.name], _key(self.name, asker, self.body), released, shows)
@@ -161,7 +168,68 @@ def fleet_call(request: Request) -> FleetCall:
     """The call that `request` is: itself, if it is one already."""
     if isinstance(request, FleetCall):
         return request
-    return FleetCall(request.path, request.headers, request.body)
+    return FleetCall(request.path, request.headers, request.body, request.stored)
+
+
+def whole_call(request: Request) -> FleetCall:
+    """The call that `request` is, with the fields of a large body beside its object.
+
+    Raises:
+        ValueError: a large body that is no object's.
+    """
+    if request.stored is None:
+        return fleet_call(request)
+    if call_name(request.path) != PUSH_OBJECT:
+        raise ValueError(f"{request.path[:200]!r} with {len(request.stored)} bytes")
+    head = head_of(request.stored.read, len(request.stored))
+    return FleetCall(request.path, request.headers, head, request.stored)
+
+
+def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
+    """A PushObjectRequest of `size` bytes without its object: a message of the same kind, as large as a
+    few ids. `read` gives bytes at an offset.
+
+    Nothing else is left out, so that the head says of node and run what the whole request says.
+
+    Raises:
+        ValueError: it is no such request, or has other large fields.
+    """
+    head, position = b"", 0
+    while position < size:
+        near = read(position, 20)
+        if not near:
+            break  # No more of it is there.
+        tag, length = _varint(near, 0)
+        kind = tag & 7
+        if kind == 2:
+            inner, length = _varint(near, length)
+            length += inner
+        elif kind == 0:
+            _, length = _varint(near, length)
+        elif kind in (1, 5):
+            length += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"a field of kind {kind}")
+        if (tag >> 3, kind) != (OBJECT_FIELD, 2):
+            if len(head) + length > HEAD_LIMIT:
+                raise ValueError(f"more than {HEAD_LIMIT} bytes beside the object")
+            head += read(position, length)
+        position += length
+    return head
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number in protobuf's form, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number that does not end")
 
 
 def call_name(path: str, transport: Transport | None = None) -> str | None:

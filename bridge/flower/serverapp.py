@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Iterable
@@ -48,7 +49,8 @@ def prompt_grid(kind: Any, sending: threading.Lock) -> type[Any]:
 
 
 class _Client:
-    """A runtime client of Flower's that shows when it sends a part of the log."""
+    """A runtime client of Flower's that shows when it sends a part of the log, and says why an object is
+    missing (`refused.py`)."""
 
     def __init__(self, client: Any, sending: threading.Lock) -> None:
         self._client, self._sending = client, sending
@@ -60,6 +62,14 @@ class _Client:
         """See Flower's."""
         with self._sending:
             return self._client.PushLogs(*args, **options)
+
+    def PullObject(self, request: Any) -> Any:  # noqa: N802
+        """See Flower's."""
+        answer = self._client.PullObject(request)
+        if not answer.object_found and answer.object_content:
+            error: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+            raise error.ObjectPullError(request.object_id, answer.object_content.decode(errors="replace"))
+        return answer
 
 
 def take_out_waits() -> None:

@@ -1,4 +1,4 @@
-"""flower-superlink, with three things mended that a stalled link or a site that dies would otherwise break,
+"""flower-superlink, with four things mended that a stalled link or a site that dies would otherwise break,
 and without its waits.
 
     python -m bridge.flower.superlink_process PUSH_SESSION PREFORK MODULES [what flower-superlink takes]
@@ -10,6 +10,8 @@ PUSH_SESSION is in seconds. PREFORK is 1 or 0: with 1 its ServerApp is a copy of
 registration or push of the same object is refused. If the connection breaks between the SuperLink's act
 and its answer, nobody could tell. So the forwarder puts an id on such a call, and a call with an id is
 carried out once: a repetition gets the same answer.
+
+**An object that cannot come** ends its reply with an error (`refused.py`).
 
 **A reply has as long as a site may be away**, and ends with its node (`link_state.py`).
 
@@ -37,6 +39,7 @@ from bridge.fleet import wire
 from bridge.flower import fork_server, fork_server_process, programs, replaced
 from bridge.flower.link_state import lasting
 from bridge.flower.long_poll import SUPERLINK_HOLDS, App, LongPollMiddleware, Receive, Scope, Send, ask
+from bridge.flower.refused import RefusedObjects
 from bridge.launch.environment import SERVERAPP, SUPEREXEC
 from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import LinkFault, Response
@@ -161,7 +164,8 @@ def composed(start: Callable[[list[str]], Any] | None) -> Server:
     command, api = import_module(COMMAND), import_module(API)
     kind = command.SuperLinkLifespan if start is None else lifespan(command, start)
     config = command._parse_superlink_lifespan_config()
-    holding = LongPollMiddleware(api.create_app(config, kind), SUPERLINK_HOLDS if start is not None else {})
+    inner = RefusedObjects(api.create_app(config, kind))
+    holding = LongPollMiddleware(inner, SUPERLINK_HOLDS if start is not None else {})
     logs = command.get_uvicorn_log_config(command.console_handler.level)
     app = IdempotencyMiddleware(holding)
     return Server(uvicorn.Config(app, host=config.host, port=config.port, log_config=logs), holding)

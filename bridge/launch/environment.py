@@ -19,6 +19,7 @@ from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
 from bridge.common.job_options import ConfigValue
 from bridge.common.versions import Generation, Ports
+from bridge.launch import proxies
 
 HOME = "flwr"
 """The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
@@ -97,6 +98,8 @@ def variables(
     return {
         **extra,
         **packages.variables,
+        **proxies.direct(os.environ),
+        **proxies.unusable(os.environ),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -104,7 +107,10 @@ def variables(
             TASK_HELD_INTERVAL if packages.generation.fast_path else TASK_POLL_INTERVAL
         ),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", ""), without=home.parent),
+        # FLARE's own packages are in the variable too, and would come before the app's.
+        "PYTHONPATH": with_bridge(
+            "" if packages.name else os.environ.get("PYTHONPATH", ""), without=home.parent
+        ),
     }
 
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from bridge.common.log_lines import log_lines
 from bridge.launch import reaper, syscalls
 from bridge.launch.sandbox import Policy
 
@@ -31,9 +32,20 @@ COMM_LIMIT = 15
 """Characters that Linux keeps of a process's name."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NOISE_MARK = "[uvicorn.access]"
 _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
 """A line for each request that went well, several a second: nobody reads them."""
 _LINE_LIMIT = 1 << 20
+"""Bytes of a line; what is longer is cut there."""
+_CHUNK = 1 << 18
+"""Bytes of output that are logged at once. That takes milliseconds, and nothing else goes on meanwhile."""
+
+GATHERED = 0.02
+"""Seconds for which more output is gathered where there is much: so often may a line be logged by itself."""
+
+LAST_OUTPUT = 1.0
+"""Seconds for what was printed until all of it is read, once no process is left. Only one that has got away
+can hold it up."""
 
 REAPER_GRACE = 1.5
 """Seconds that the reaper has, beyond its own limits, to end."""
@@ -55,6 +67,8 @@ class FlowerProcess:
         self._filtered = filtered
         self._code: int | None = None
         self._log = logging.getLogger(f"bridge.{name}")
+        self._over = asyncio.Event()
+        """The program has ended: what it has printed is wanted at once."""
         self._reader = asyncio.ensure_future(self._read())
         self._follower = asyncio.ensure_future(self._follow())
 
@@ -143,6 +157,8 @@ class FlowerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._reaper.kill()
         self._reaper.stdin.close()
+        self._over.set()
+        await asyncio.wait([self._reader], timeout=LAST_OUTPUT)
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         # What a killed reaper has left, and was not found, holds a pipe still.
@@ -156,6 +172,7 @@ class FlowerProcess:
         while line := await self._reaper.stdout.readline():
             word, code = line.split()
             assert word == b"exit"
+            self._over.set()
             self._code = int(code)
         if self._code is None:
             # The reaper was killed, and the process with it.
@@ -191,20 +208,28 @@ class FlowerProcess:
             self._log.error("%d processes of it were ended", ended)
 
     async def _read(self) -> None:
+        """Log what is printed, to the end of all who may print."""
         assert self._reaper.stderr is not None
-        while True:
-            try:
-                raw = await self._reaper.stderr.readline()
-            except ValueError:
-                continue  # A line over the limit: asyncio drops it and goes on.
-            if not raw:
-                return
-            line = strip_colour(raw.decode(errors="replace")).rstrip()
-            if _NOISE.search(line):
-                continue
-            self.last_lines.append(line)
-            del self.last_lines[:-LAST_LINES]
-            self._log.info("%s", line)
+        loop, logged, rest = asyncio.get_running_loop(), 0.0, b""
+        try:
+            while data := await self._reaper.stderr.read(_CHUNK):
+                *lines, rest = (rest + data).split(b"\n")
+                self._printed(lines)
+                rest = rest[:_LINE_LIMIT]
+                if loop.time() - logged < GATHERED and not self._over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(GATHERED):
+                            await self._over.wait()
+                logged = loop.time()
+        finally:
+            self._printed([rest] if rest else [])
+
+    def _printed(self, raw: Sequence[bytes]) -> None:
+        text = strip_colour(b"\n".join(raw).decode(errors="replace"))
+        lines = [line.rstrip() for line in text.split("\n")] if raw else []
+        lines = [line for line in lines if not (_NOISE_MARK in line and _NOISE.search(line))]
+        self.last_lines = [*self.last_lines, *lines][-LAST_LINES:]
+        log_lines(self._log, lines)
 
 
 def _buried(pid: int) -> bool:

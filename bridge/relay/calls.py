@@ -13,10 +13,11 @@ import logging
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from bridge.common.errors import FlowerbedError
+from bridge.relay.bodies import StoredBody
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Request:
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    stored: StoredBody | None = None
+    """The body, if it is large. Then `body` has no more than its fields but the object, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Response:
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    stored: StoredBody | None = None
+    """The body, if it is large; `body` is empty then."""
 
 
 class Retry(enum.Enum):
@@ -191,7 +196,7 @@ class SiteRelay:
             pending.done = asyncio.ensure_future(self._carry(pending))
             self._pending[rule.key] = pending
         # The same call, but its signature is younger: after a long fault, the older one has expired.
-        pending.request = request
+        pending.request = replace(request, stored=pending.request.stored)
         try:
             async with asyncio.timeout(self.answer_within):
                 response = await asyncio.shield(pending.done)

@@ -113,6 +113,7 @@ class FlowerController(Controller):
             grace=self.options.grace,
             on_refused=departures.audit,
             on_replaced=self._remover.remove,
+            folder=run_dir,
         )
         self._tracker = metric_receiver.MetricReceiver(
             functools.partial(metric_receiver.fire, engine), self._forwarder.refuse

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from bridge.common.log_limit import LogLimit
 from bridge.common.text import one_line
 from bridge.common.versions import Transport
 from bridge.fleet import wire
+from bridge.relay import parts
 from bridge.relay.call_ledger import CallLedger
 from bridge.relay.calls import RESPONSE_TIMEOUT, Call, JobOver, LinkFault, Request, Response
 from bridge.server.heartbeat import with_grace_interval
@@ -37,6 +39,7 @@ class Forwarder:
         grace: float,
         on_refused: Callable[[str, str], None] = lambda site, reason: None,
         on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
+        folder: Path | None = None,
     ) -> None:
         """Args of the forwarder.
 
@@ -47,6 +50,7 @@ class Forwarder:
                 own node, for each site as often as `LogLimit` lets it.
             on_replaced: is told site and node id of a node that must not be waited for: the site has a new
                 SuperNode, or was put out.
+            folder: where large objects lie on their way.
         """
         self._watcher = watcher
         self._grace = grace
@@ -55,6 +59,8 @@ class Forwarder:
         self._on_replaced = on_replaced
         self._internal_routes: dict[str, Handler] = {}
         self._ledger = CallLedger()
+        self._folder = folder
+        self._parts = parts.ServerParts(self._answer, folder)
         self._nodes = Nodes()
         self._refusals = LogLimit()
         self._refused_by_superlink = LogLimit()
@@ -78,7 +84,7 @@ class Forwarder:
         """
         self._fleet = fleet
         self._nodes.unasked = unasked
-        self._upstream = upstream(self._fleet, superlink)
+        self._upstream = upstream(self._fleet, superlink, self._folder)
         self._open.set()
 
     def nodes(self) -> dict[int, str]:
@@ -109,13 +115,22 @@ class Forwarder:
             JobOver: the job has ended.
             LinkFault: the SuperLink cannot be asked now; the site may try again.
         """
+        if self._over or (site in self._out and call.request.path in parts.PATHS):
+            raise JobOver
+        return await self._parts.answer(site, call)
+
+    async def _answer(self, site: str, call: Call) -> Response:
         if (handler := self._internal_routes.get(call.request.path)) is not None:
             if self._over:
                 raise JobOver
             return await self._ledger.answer(
                 site, call.id, call.done, lambda: handler(site, call.request), keep=False
             )
-        request = wire.fleet_call(call.request)
+        try:
+            request = wire.whole_call(call.request)
+        except ValueError as error:
+            self.refuse(site, f"sent a large body that is none of Flower's: {error}")
+            return Response(400)
         if request.name is None:
             # The gateway let it pass, so it is not the gateway that sent it.
             self.refuse(site, f"asked for {call.request.path[:200]!r}")
@@ -147,6 +162,8 @@ class Forwarder:
         except IdentityError as refused:
             self.refuse(site, str(refused))
             return Response(403)
+        if (reason := dict(request.headers).get(parts.REFUSED)) is not None:
+            self._watcher.refused(site, reason[: parts.REASON_LIMIT])
         response = await self._ask(site, call, request)
         if response.status >= 400:
             self._refused_by_superlink.warn(
@@ -178,12 +195,14 @@ class Forwarder:
         assert self._upstream is not None
         request = with_grace_interval(asked, self._grace)
         headers = [(name, value) for name, value in request.headers if wire.may_pass(name)]
+        if (reason := dict(request.headers).get(parts.REFUSED)) is not None:
+            headers.append((parts.REFUSED, reason[: parts.REASON_LIMIT]))
         # A site chooses its calls' ids: they must not be another site's.
         once = f"{site}/{call.id}" if asked.must_happen_once else None
         if once is not None:
             headers += [(wire.CALL_HEADER, once), (wire.DONE_HEADER, " ".join(self._arrived))]
             self._arrived.clear()
-        request = Request(request.path, tuple(headers), request.body)
+        request = Request(request.path, tuple(headers), request.body, asked.stored)
         for number in range(1, TRIES + 1):
             try:
                 response = await self._upstream.ask(request)

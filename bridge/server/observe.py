@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_id,
@@ -130,6 +130,12 @@ class Observer:
             text = "could not read a %s of %s for its metrics: %s"
             self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
 
+    def refused(self, site: str, reason: str) -> None:
+        """Take note that an object of the reply that `site` sends will not come, and why."""
+        for reply in self._replies[site][-1:]:
+            reply.error = error_text(reason)
+            self._report(site)
+
     def _read(self, site: str, request: wire.FleetCall, response: Response) -> None:
         match request.name:
             case wire.PULL:
@@ -169,7 +175,9 @@ class Observer:
                         self._replies[site].append(Reply(site, number, kind, root, reason))
                         del self._replies[site][:-REPLIES_WAITING]
                 self._report(site)
-            case wire.PUSH_OBJECT if len(request.body) <= OBJECT_LIMIT + AROUND_OBJECT:
+            case wire.PUSH_OBJECT if request.stored or len(request.body) > OBJECT_LIMIT + AROUND_OBJECT:
+                self._large(site, request)
+            case wire.PUSH_OBJECT:
                 pushed = request.message
                 content = pushed.object_content
                 # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
@@ -178,6 +186,16 @@ class Observer:
                     # An object that two sites' replies have in common is sent once.
                     for waiting in list(self._replies):
                         self._report(waiting)
+
+    def _large(self, site: str, request: wire.FleetCall) -> None:
+        """What is too large to be read holds no metrics to be waited for. An array's parts are many,
+        and no records."""
+        stored, body = request.stored, request.body
+        begin = body[:AROUND_OBJECT] if stored is None else stored.read(0, AROUND_OBJECT)
+        if b"ArrayChunk " not in begin:
+            head = wire.head_of(lambda at, many: body[at : at + many], len(body))
+            self._objects[site].keep(PushObjectRequest.FromString(head).object_id, 0, {})
+            self._report(site)
 
     def _round_began(self, number: int, t: float) -> bool:
         """Tell of a round's first message, handed out at `t`; returns whether it has a number."""

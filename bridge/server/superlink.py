@@ -28,6 +28,7 @@ from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
 from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
+from bridge.common.log_lines import log_lines
 from bridge.common.ports import are_free
 from bridge.common.ports import free_ports as choose_ports
 from bridge.common.versions import Generation, Ports, Transport
@@ -267,10 +268,9 @@ class SuperLink:
             log.warning("the ServerApp's log cannot be had: %s", refused)
 
     def _printed(self, text: str) -> None:
-        for line in strip_colour(text).splitlines():
-            serverapp_log.info("%s", line)
-            self.serverapp_lines.append(line)
-        del self.serverapp_lines[:-LAST_LINES]
+        lines = strip_colour(text).splitlines()
+        log_lines(serverapp_log, lines)
+        self.serverapp_lines = [*self.serverapp_lines, *lines][-LAST_LINES:]
 
     async def _control(self, call: str, request: Message, reply: Message) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import httpx
@@ -11,6 +13,7 @@ from grpc import StatusCode
 from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
+from bridge.relay.bodies import LARGE, PIECE, NoRoom, StoredBody
 from bridge.relay.calls import Request, Response
 
 CONNECT_TIMEOUT = 5.0
@@ -29,7 +32,9 @@ class AnswerLost(FlowerbedError):
 class HttpUpstream:
     """The Fleet API over HTTP at `address` (host:port)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, folder: Path | None = None) -> None:
+        """`folder`: where large answers lie meanwhile."""
+        self._folder = folder
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
         self._client = httpx.AsyncClient(base_url=f"http://{address}", timeout=timeout, trust_env=False)
 
@@ -41,8 +46,22 @@ class HttpUpstream:
             AnswerLost: it may have.
         """
         headers = dict(request.headers)
+        content: bytes | AsyncIterator[bytes] = request.body
+        if request.stored is not None:
+            content = request.stored.pieces()
+            headers["content-length"] = str(len(request.stored))
+        stored = None
         try:
-            answer = await self._client.post(request.path, content=request.body, headers=headers)
+            asked = self._client.build_request("POST", request.path, content=content, headers=headers)
+            answer = await self._client.send(asked, stream=True)
+            try:
+                size = int(answer.headers.get("content-length", "0"))
+                if answer.status_code == 200 and size > LARGE:
+                    stored = await self._stored(answer, size)
+                else:
+                    await answer.aread()
+            finally:
+                await answer.aclose()
         except httpx.ConnectError as error:
             raise NotReached(repr(error)) from None
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed.
@@ -51,7 +70,21 @@ class HttpUpstream:
         # next run of the garbage collector: up to 100 MiB.
         answer.stream = httpx.ByteStream(b"")
         kept = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
-        return Response(answer.status_code, kept, answer.content)
+        if isinstance(stored, NoRoom):
+            return Response(413, (), f"the server cannot send an object of {stored}".encode())
+        return Response(answer.status_code, kept, b"" if stored else answer.content, stored)
+
+    async def _stored(self, answer: httpx.Response, size: int) -> StoredBody | NoRoom:
+        """A large answer, on the disk as it comes."""
+        try:
+            body = await asyncio.to_thread(StoredBody, size, self._folder)
+        except NoRoom as full:
+            return full
+        offset = 0
+        async for piece in answer.aiter_raw(PIECE):
+            await asyncio.to_thread(body.write, offset, piece)
+            offset += len(piece)
+        return body
 
     async def close(self) -> None:
         """Close the connections; what is on its way ends as `AnswerLost`."""
@@ -70,7 +103,8 @@ class GrpcUpstream:
         ("grpc.max_reconnect_backoff_ms", 1000),
     )
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, folder: Path | None = None) -> None:
+        self._folder = folder
         self._channel = grpc.aio.insecure_channel(address, options=self.OPTIONS)
         self._closed = False
 
@@ -80,10 +114,21 @@ class GrpcUpstream:
             metadata = grpc_form.metadata_of(request.headers)
         except ValueError as error:
             return grpc_form.refusal(StatusCode.INVALID_ARGUMENT, str(error))
+        content, stored = request.body, request.stored
+        if stored is not None:
+            # gRPC knows no streams here: with these older Flowers a large object is whole in memory.
+            content = await asyncio.to_thread(stored.read, 0, len(stored))
         try:
-            call = self._channel.unary_unary(request.path)(request.body, metadata=metadata)
+            call = self._channel.unary_unary(request.path)(content, metadata=metadata)
             body: bytes = await call
-            return Response(200, grpc_form.headers_of(await call.trailing_metadata()), body)
+            kept = grpc_form.headers_of(await call.trailing_metadata())
+            if len(body) <= LARGE:
+                return Response(200, kept, body)
+            stored = await asyncio.to_thread(StoredBody, len(body), self._folder)
+            await asyncio.to_thread(stored.write, 0, body)
+            return Response(200, kept, b"", stored)
+        except NoRoom as full:
+            return grpc_form.refusal(StatusCode.RESOURCE_EXHAUSTED, f"cannot send an object of {full}")
         except grpc.aio.AioRpcError as error:
             if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
                 raise AnswerLost(f"{error.code().name}: {error.details()}") from None
@@ -104,6 +149,7 @@ Upstream = HttpUpstream | GrpcUpstream
 """A SuperLink's Fleet API."""
 
 
-def upstream(transport: Transport, address: str) -> Upstream:
-    """The way to the SuperLink whose Fleet API is at `address` (host:port)."""
-    return HttpUpstream(address) if transport is Transport.HTTP else GrpcUpstream(address)
+def upstream(transport: Transport, address: str, folder: Path | None = None) -> Upstream:
+    """The way to the SuperLink whose Fleet API is at `address` (host:port). Large answers lie in `folder`
+    meanwhile."""
+    return (HttpUpstream if transport is Transport.HTTP else GrpcUpstream)(address, folder)

@@ -33,6 +33,7 @@ from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment, working_folder
 from bridge.relay.calls import SiteRelay
+from bridge.relay.parts import SiteParts
 from bridge.site import metric_uploader
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
@@ -171,7 +172,9 @@ class FlowerExecutor(Executor):
         self._points = metric_uploader.MetricUploader(self._loop.loop)
         self._files = disk.DiskWatch([run_dir], own.limits.job_files, self._too_much)
         link = same_app.SameApp(
-            metric_uploader.MetricsBeforeReplies(self._link, self._points), expected, on_other=self._other_app
+            metric_uploader.MetricsBeforeReplies(SiteParts(self._link, run_dir), self._points),
+            expected,
+            on_other=self._other_app,
         )
 
         first = 1 + starts * INCARNATIONS
@@ -191,7 +194,7 @@ class FlowerExecutor(Executor):
                 packages=packages,
             )
 
-        self._loop.run(self._begin(link, setup, first=first))
+        self._loop.run(self._begin(link, setup, run_dir, first=first))
 
     async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
         """Take no part: this site cannot run the app."""
@@ -199,13 +202,13 @@ class FlowerExecutor(Executor):
         self._other_app(reason)
 
     async def _begin(
-        self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], *, first: int
+        self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], run_dir: Path, *, first: int
     ) -> None:
         assert self._points is not None
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
         kind = Gateway if self._fleet is versions.Transport.HTTP else GrpcGateway
-        self._gateway = kind(self._caller, self._is_supernode)
+        self._gateway = kind(self._caller, self._is_supernode, run_dir)
         await self._gateway.start()
         node = setup(self._gateway.port)
         node.work_dir.mkdir(exist_ok=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -17,13 +19,22 @@ import uvicorn
 from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import wire
+from bridge.relay.bodies import LARGE
 from bridge.relay.calls import Response, SiteRelay
 from bridge.site.admission import UNAUTHENTICATED_BODY_LIMIT, AdmissionControl, IsSuperNode, TooManyRequests
 from bridge.site.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT, BoundedConnection, Refusals
+from bridge.site.large import Headers, large_request
 
 BODIES_AT_ONCE = 128 * 1024 * 1024
 """Bytes of the SuperNode's requests in memory at once: two of the largest, or 25 chunks of 5 MiB, of which
 Flower sends two at a time. More are answered 503."""
+
+STORED_AT_ONCE = 4
+"""Large objects of the SuperNode on the disk at once, of which Flower sends two at a time, and again after
+25 s. More are answered 503."""
+
+GATHERED = 4 * 1024 * 1024
+"""Bytes of a large object that are gathered before they are written."""
 
 _CLOSE = (("connection", "close"),)
 
@@ -44,11 +55,15 @@ class _BadRequest(FlowerbedError):
 class Gateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`."""
 
-    def __init__(self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True) -> None:
-        """`is_supernode`: see `lanes.IsSuperNode`."""
+    def __init__(
+        self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True, folder: Path | None = None
+    ) -> None:
+        """`is_supernode`: see `admission.IsSuperNode`; `folder`: where large objects lie meanwhile."""
         self._admission = AdmissionControl(caller, is_supernode)
         self._refusals = Refusals()
         self._bytes_left = BODIES_AT_ONCE
+        self._folder = folder
+        self._stored = 0
         # Bound here, so that the port is known and taken before the SuperNode is started.
         # The protocol is named, since asyncio takes Nagle's algorithm off such sockets only: with it, each
         # answer's body waited some 40 ms for the acknowledgement of its headers.
@@ -103,22 +118,30 @@ class Gateway:
         except _BadRequest as refused:
             self._refusals.add(str(refused))
             response = refused.response
+        size = len(response.body if response.stored is None else response.stored)
         await send(
             {
                 "type": "http.response.start",
                 "status": response.status,
                 "headers": [
                     *((name.encode(), value.encode()) for name, value in response.headers),
-                    (b"content-length", str(len(response.body)).encode()),
+                    (b"content-length", str(size).encode()),
                 ],
             }
         )
+        if response.stored is not None:
+            async for piece in response.stored.pieces():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": response.body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         headers = _check(scope)
         known = self._admission.owner.is_supernode(scope["headers"])
-        size = _body_size(scope, wire.BODY_LIMIT if known else UNAUTHENTICATED_BODY_LIMIT)
+        object_comes = known and wire.call_name(scope["path"]) == wire.PUSH_OBJECT
+        limit = wire.BODY_LIMIT if known else UNAUTHENTICATED_BODY_LIMIT
+        size = _body_size(scope, sys.maxsize if object_comes else limit)
+        if object_comes and size > LARGE:
+            return await self._large(scope["path"], headers, receive, size)
         if not known:
             request = wire.FleetCall(scope["path"], headers, await _body(receive, size))
             try:
@@ -133,6 +156,19 @@ class Gateway:
             return await self._admission.supernode(request)
         finally:
             self._bytes_left += size
+
+    async def _large(self, path: str, headers: Headers, receive: Receive, size: int) -> Response:
+        """Answer a request with a large object: it goes on when all of it lies on the disk."""
+        if self._stored >= STORED_AT_ONCE:
+            raise _BadRequest(503, f"an object of {size} bytes, and {self._stored} others are on their way")
+        self._stored += 1
+        try:
+            request, reason = await large_request(path, headers, _gathered(receive, size), size, self._folder)
+        finally:
+            self._stored -= 1
+        if reason:
+            self._refusals.add(reason)
+        return await self._admission.supernode(request)
 
 
 def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
@@ -175,11 +211,26 @@ def _body_size(scope: Scope, limit: int) -> int:
 
 async def _body(receive: Receive, size: int) -> bytes:
     """The whole body; h11 sees to it that it has `size` bytes."""
-    parts: list[bytes] = []
+    return b"".join([piece async for piece in _pieces(receive, size)])
+
+
+async def _pieces(receive: Receive, size: int) -> AsyncIterator[bytes]:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _BadRequest(400, f"a body of {size} bytes that broke off")
-        parts.append(message.get("body", b""))
+        yield message.get("body", b"")
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return
+
+
+async def _gathered(receive: Receive, size: int) -> AsyncIterator[bytes]:
+    """The body in pieces of `GATHERED` bytes."""
+    parts, there = [], 0
+    async for piece in _pieces(receive, size):
+        parts.append(piece)
+        there += len(piece)
+        if there >= GATHERED:
+            yield b"".join(parts)
+            parts, there = [], 0
+    yield b"".join(parts)

@@ -8,6 +8,9 @@ it was about (flwr 1.34.0 to 1.39.0 `supercore/retry/grpc_retry.py`).
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,9 +19,12 @@ from grpc import StatusCode
 from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
+from bridge.relay.bodies import LARGE, PIECE
 from bridge.relay.calls import Request, Response, SiteRelay
+from bridge.relay.parts import OBJECT_LIMIT
 from bridge.site.admission import UNAUTHENTICATED_BODY_LIMIT, AdmissionControl, IsSuperNode, TooManyRequests
 from bridge.site.connection import Refusals
+from bridge.site.large import large_request
 
 CALLS_AT_ONCE = 64
 """Calls on one connection, and calls of strangers on all of them, to more of which the answer is UNAVAILABLE
@@ -29,7 +35,7 @@ METADATA_LIMIT = 8 * 1024
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # Nobody else can listen on the port.
-    ("grpc.max_receive_message_length", wire.BODY_LIMIT),
+    ("grpc.max_receive_message_length", OBJECT_LIMIT),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", METADATA_LIMIT),
     ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
@@ -49,9 +55,12 @@ class _BadGrpcRequest(FlowerbedError):
 class GrpcGateway:
     """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
 
-    def __init__(self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True) -> None:
-        """`is_supernode`: see `lanes.IsSuperNode`."""
+    def __init__(
+        self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True, folder: Path | None = None
+    ) -> None:
+        """`is_supernode`: see `admission.IsSuperNode`; `folder`: where large objects lie meanwhile."""
         self._admission = AdmissionControl(caller, is_supernode)
+        self._folder = folder
         self._refusals = Refusals()
         self._calls = 0
         self._server = grpc.aio.server(options=OPTIONS)
@@ -77,7 +86,8 @@ class GrpcGateway:
         metadata = grpc_form.metadata_of(response.headers)
         if response.status == 200:
             context.set_trailing_metadata(metadata)
-            return response.body
+            stored = response.stored
+            return response.body if stored is None else await asyncio.to_thread(stored.read, 0, len(stored))
         code, message = grpc_form.code_of(response)
         await context.abort(code, message, metadata)
         raise AssertionError("abort raises")
@@ -88,6 +98,16 @@ class GrpcGateway:
         if self._admission.owner.is_supernode(
             (key.encode(), value.encode()) for key, value in request.headers
         ):
+            if len(request.body) > LARGE and wire.call_name(request.path) == wire.PUSH_OBJECT:
+                request, reason = await large_request(
+                    request.path,
+                    request.headers,
+                    _cut(request.body),
+                    len(request.body),
+                    self._folder,
+                )
+                if reason:
+                    self._refusals.add(reason)
             return await self._admission.supernode(request)
         if len(request.body) > UNAUTHENTICATED_BODY_LIMIT:
             raise _BadGrpcRequest(
@@ -106,6 +126,11 @@ class GrpcGateway:
     def refuse(self, method: str) -> None:
         """Take note of a call to something else than the Fleet API."""
         self._refusals.add(f"{method[:200]!r}: only Flower's Fleet API passes here")
+
+
+async def _cut(body: bytes) -> AsyncIterator[bytes]:
+    for offset in range(0, len(body), PIECE):
+        yield body[offset : offset + PIECE]
 
 
 def _port(peer: str) -> int:

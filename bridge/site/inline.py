@@ -38,7 +38,7 @@ from bridge.fleet.wire import HEARTBEAT, LEAVE_CALLS, call_name
 from bridge.flower import fork_server, replaced
 from bridge.flower.supernode_api import Events, serving
 from bridge.flower.supernode_process import LOOP
-from bridge.launch import environment
+from bridge.launch import environment, proxies
 from bridge.launch.process import FlowerProcess, gone
 from bridge.site.supernode import OWN_END, SuperNodeSetup
 
@@ -150,6 +150,7 @@ class _Life(logging.Handler):
 
 def _take_over(life: _Life) -> None:
     """Let this process's SuperNode be one that a thread can be."""
+    os.environ.update(proxies.direct(os.environ) | proxies.unusable(os.environ))
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     replaced.replace(replaced.LOOP_TIME, lambda _: namespace_proxy(time, sleep=life.sleep))

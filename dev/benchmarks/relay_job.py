@@ -18,6 +18,7 @@ from bridge.common import versions
 from bridge.common.loop import LoopThread
 from bridge.job import channel
 from bridge.relay.calls import SiteRelay
+from bridge.relay.parts import SiteParts
 from bridge.server.forwarder import Forwarder
 from bridge.server.link import ServerLink
 from bridge.server.observe import Observer
@@ -82,6 +83,6 @@ class RelayExecutor(Executor):
 
 
 async def _serve(link: SiteLink) -> int:
-    gateway = Gateway(SiteRelay(link))
+    gateway = Gateway(SiteRelay(SiteParts(link)))
     await gateway.start()
     return gateway.port

@@ -66,7 +66,9 @@ def test_reads_name_version_and_flat_config(folder: Path) -> None:
 def test_reads_every_app_of_this_repository(path: Path) -> None:
     app = apps.read(path)
     assert app.name == path.name
-    assert (ROUNDS_KEY in app.config) == (path.name not in ("analytics", "echo", "trespasser", "unasked"))
+    assert (ROUNDS_KEY in app.config) == (
+        path.name not in ("analytics", "echo", "trespasser", "unasked", "working-folder")
+    )
 
 
 def test_packs_what_flower_bundles_and_nothing_else(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,19 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
-from provisioning import state
-from scripts import apt, core, doctor, engine, images, provision, results, wheelhouse
+from provisioning import site_files, state
+from scripts import (
+    apt,
+    core,
+    doctor,
+    engine,
+    images,
+    provision,
+    readable,
+    results,
+    site_checks,
+    wheelhouse,
+)
 from scripts.__main__ import main
 from tests.unit.faking import Authority, Checkout, Program, versions
 
@@ -307,3 +319,116 @@ def test_a_container_says_how_full_it_is_without_flare() -> None:
     program = "import sys, bridge.flare.usage; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "nvflare" not in done.stdout.split()
+
+
+# What sites give to apps
+
+
+def answer(**by_folder: object) -> str:
+    whole = {"files": 3, "closed": 0, "first": "", "why": ""}
+    return json.dumps({f"/{name}": {**whole, **dict(found)} for name, found in by_folder.items()})  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "text"),
+    [
+        ({}, "ok", "read as the containers' user: site-1"),
+        (
+            {"files": 0, "closed": 1, "first": "/data", "why": "Permission denied"},
+            "fail",
+            "site-1: user 10001 of its container cannot read",
+        ),
+        (
+            {"files": 9, "closed": 2, "first": "/data/a/x.csv", "why": "Permission denied"},
+            "warn",
+            "cannot read 2 of the files and folders of",
+        ),
+    ],
+)
+def test_data_is_read_as_the_containers_user(
+    checkout: Checkout,
+    examine: Examine,
+    monkeypatch: pytest.MonkeyPatch,
+    found: dict[str, object],
+    level: str,
+    text: str,
+) -> None:
+    monkeypatch.setattr(doctor, "_clock_of", lambda container: time.time())
+    checkout.running(**{"site-1": "healthy"})
+    checkout.docker.answer("exec --interactive flowerbed-site-1-1 python -I -S -", out=answer(data=found))
+    _, findings, _ = examine()
+    data = findings["data"]
+    assert data["level"] == level and text in data["found"]
+    if found:
+        place = str(found["first"]).replace("/data", str(checkout.root / "data/site-1"))
+        assert f"({place}: Permission denied)" in data["found"]
+        assert "chmod -R o+rX" in data["mend"] and "group: GROUP" in data["mend"]
+
+
+def test_settings_are_shown_without_their_secrets(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = {
+        "node_config": {"db-url": "hush", "n": 3},
+        "data": {"a": "/usr", "b": {"folder": "/usr/share", "group": 0o1234}},
+        "environment": {"TOKEN": "hush"},
+        "proxy": "http://me:hush@p.example:3128",
+        "share_logs": False,
+    }
+    gone = {"data": "/no/such/folder"}
+    people: list[dict[str, Any]] = [
+        {"name": "site-1", "type": "client", **given},
+        {"name": "site-2", "type": "client", **gone},
+        {"name": "site-3", "type": "client", "elsewhere": True, **gone},
+    ]
+    monkeypatch.setattr(provision, "load", lambda project: {"name": "flowerbed", "participants": people})
+    monkeypatch.setattr(provision, "changes", lambda: "")
+    monkeypatch.setattr(site_files, "ROOT", tmp_path)
+    _, found, told = examine()
+    assert found["settings"]["level"] == "fail"
+    assert "site-2: data: /no/such/folder is not there" in found["settings"]["found"]
+    assert "project.yml or sites/site-2.yml" in found["settings"]["mend"]
+    checks = list(site_checks.check_settings(people[:1]))
+    assert [check.found for check in checks] == [
+        "site-1: node_config db-url, n; share_logs false; data /usr at /data/a, /usr/share at /data/b (group "
+        "668); environment TOKEN; proxy p.example:3128"
+    ]
+    assert "hush" not in told and "site-3" not in found["settings"]["found"]
+
+
+def test_a_look_finds_what_cannot_be_read(tmp_path: Path) -> None:
+    """The very file that containers run, as it is run there."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/a.csv").write_text("x")
+    (tmp_path / "open/link").symlink_to("/nowhere/b.csv")
+    os.mkfifo(tmp_path / "open/pipe")
+    source = Path(readable.__file__).read_bytes()
+    folders = [str(tmp_path / name) for name in ("open", "gone")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-", *folders], input=source, capture_output=True, timeout=20, check=True
+    )
+    found = json.loads(done.stdout)
+    first = {"first": f"{tmp_path}/open/link", "why": "No such file or directory"}
+    assert found[folders[0]] == {"files": 1, "closed": 1, **first}
+    assert found[folders[1]]["closed"] == 1 and found[folders[1]]["first"] == folders[1]
+
+
+@pytest.mark.parametrize(
+    ("answered", "level", "text"),
+    [
+        ({"out": "NVIDIA H100\nNVIDIA H100\n"}, "ok", "site-1: 2, NVIDIA H100"),
+        (
+            {"code": 127, "err": "nvidia-smi: not found"},
+            "fail",
+            "finds none in its container (nvidia-smi: not",
+        ),
+    ],
+)
+def test_a_container_that_is_to_have_gpus_sees_some(
+    checkout: Checkout, answered: dict[str, Any], level: str, text: str
+) -> None:
+    gpu = {"deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}}}
+    checkout.docker.answer("exec flowerbed-site-1-1 nvidia-smi", **answered)
+    running = {"site-1": "flowerbed-site-1-1", "site-2": "flowerbed-site-2-1"}
+    (found,) = site_checks.check_gpus({"services": {"site-1": gpu, "site-2": {}}}, running)
+    assert (found.level, text in found.found) == (level, True), found

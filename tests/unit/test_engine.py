@@ -352,6 +352,25 @@ def test_a_site_without_data_is_named(checkout: Checkout, flowerbed: Run) -> Non
     assert code == 1 and "site-1 has no folder" in outcome["error"] and "./flowerbed data" in outcome["error"]
 
 
+@pytest.mark.parametrize(
+    ("first", "code", "text"),
+    [
+        ("/data", 1, "All are up, but no app can read this data:"),
+        ("/data/a.csv", 0, "cannot read 1 of the files and folders of"),
+    ],
+)
+def test_up_tries_whether_data_can_be_read(
+    checkout: Checkout, docker: Program, flowerbed: Run, first: str, code: int, text: str
+) -> None:
+    docker.answer("compose --progress plain up")
+    checkout.running(**{"site-1": "healthy"})
+    look = {"/data": {"files": 9, "closed": 1, "first": first, "why": "Permission denied"}}
+    docker.answer("exec --interactive flowerbed-site-1-1 python -I -S -", out=json.dumps(look))
+    found, _, told = flowerbed("up")
+    assert found == code and text in told and "Permission denied" in told
+    assert "site-1: user 10001 of its container" in told and "chmod -R o+rX" in told
+
+
 def test_up_tells_each_step_once_and_what_of_project_yml_is_new(
     checkout: Checkout, docker: Program, flowerbed: Run, project: list[dict[str, str]]
 ) -> None:

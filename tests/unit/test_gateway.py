@@ -125,7 +125,7 @@ def test_a_body_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
                 (HEADERS, 100, 200),
                 (HEADERS, 101, 413),
             ):
-                answer = await client.post("/v1/fleet/push-object", content=b"x" * size, headers=headers)
+                answer = await client.post("/v1/fleet/push-messages", content=b"x" * size, headers=headers)
                 assert answer.status_code == status
 
     asyncio.run(test())

@@ -47,6 +47,7 @@ BRIDGE = {
 TOOLS = {"tensorboard", "mlflow"}
 HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.log_receiver.LogReceiver"
 KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
+GPUS = "bridge.flare.gpus.SiteGPUs"
 JOB_STORE = "bridge.flare.job_store.JobStore"
 JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
 STATE = "workspace/flowerbed/state/cert.json"
@@ -177,7 +178,7 @@ def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, particip
     allowed = resources(plain, participant)
     own = {
         HOUSEKEEPER,
-        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY}),
+        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY, GPUS}),
     }
     listed = set(allowed["class_allow_list"])
     assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from flwr.common.config import parse_config_args
+from nvflare.apis.fl_constant import SystemConfigs
+from nvflare.app_common.logging.constants import is_log_streaming_allowed
+from nvflare.fuel.utils.config_service import ConfigService
 
 from bridge.common import site_service, site_settings
 from bridge.common.job_options import ConfigValue
@@ -184,6 +187,22 @@ def test_a_broken_variable_is_told(
     monkeypatch.setenv("FLOWERBED_NODE_CONFIG", text)
     with pytest.raises(ValueError, match=f"FLOWERBED_NODE_CONFIG: .*{expected}"):
         settings.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kit", "variable", "shares"),
+    [({}, None, True), ({"allow_log_streaming": False}, None, False), ({}, "false", False)],
+)
+def test_a_site_keeps_its_logs_by_the_kit_or_by_its_own_variable(
+    monkeypatch: pytest.MonkeyPatch, kit: dict[str, Any], variable: str | None, shares: bool
+) -> None:
+    """FLARE's own reading of both (nvflare 2.9.0 `app_common/logging/constants.py`)."""
+    monkeypatch.setattr(ConfigService, "_sections", {SystemConfigs.RESOURCES_CONF: kit})
+    monkeypatch.setattr(ConfigService, "_var_values", {})
+    monkeypatch.delenv(site_settings.SHARE_LOGS_VARIABLE, raising=False)
+    if variable:
+        monkeypatch.setenv(site_settings.SHARE_LOGS_VARIABLE, variable)
+    assert is_log_streaming_allowed() is shares
 
 
 # The site's own file

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.common import job_options, versions
 from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, job_name, read_app
-from bridge.common.job_options import JOB_NAME
+from bridge.common.option import JOB_NAME
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.flare.console.run_config import overrides

@@ -1,0 +1,250 @@
+"""A large body crosses the link in parts, so that neither end has all of it in memory.
+
+`SiteParts` wraps the site's link, `ServerParts` what answers at the server. A request's body is sent ahead,
+part by part, each a call of its own that may be repeated; the call itself then only names it. An answer's
+body stays at the server, from where the site fetches it. What a link that fails has brought is kept: the
+next try goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bridge.common.errors import FlowerbedError
+from bridge.relay.bodies import NoRoom, StoredBody
+from bridge.relay.calls import Call, Link, LinkFault, Request, Response
+
+PUT, GET = "/flowerbed/put-part", "/flowerbed/get-part"
+"""Paths of the calls that bring and fetch a part. A site's gateway lets no such path through."""
+PATHS = (PUT, GET)
+
+OF, OFFSET, SIZE = "flowerbed-of", "flowerbed-offset", "flowerbed-size"
+"""Headers: the call whose body it is, the part's place, and the whole body's bytes."""
+
+REFUSED = "flowerbed-refused"
+"""A call's header: why its large body does not come. The call has the rest of it."""
+
+REASON_LIMIT = 500
+"""Characters of that reason."""
+
+PART = 4 * 1024 * 1024
+"""Bytes of a part: about as large as the chunks in which arrays travel."""
+
+PARTS_AT_ONCE = 3
+"""Parts of one body on their way: while one is written, the next ones travel."""
+
+BODIES_KEPT = 4
+"""Bodies of one site, each way, that the server keeps; the oldest goes first. Flower sends two at a time."""
+
+OBJECT_LIMIT = 2**31 - 1
+"""Bytes of the largest body: no message of Flower's can be larger."""
+
+Answer = Callable[[str, Call], Awaitable[Response]]
+
+
+@dataclass
+class _Transfer:
+    """How far a call's bodies have come."""
+
+    sent: set[int] = field(default_factory=set)
+    """The offsets of the request's parts that the server has."""
+    answer: StoredBody | None = None
+    fetched: set[int] = field(default_factory=set)
+
+
+class SiteParts:
+    """A link (`relay.Link`) that carries large bodies over another one."""
+
+    def __init__(self, link: Link, folder: Path | None = None) -> None:
+        """`folder`: where large answers are put together."""
+        self._link = link
+        self._folder = folder
+        self._transfers: dict[str, _Transfer] = {}
+        self._incarnation = 0
+
+    async def send(self, call: Call) -> Response:
+        """See `relay.Link`."""
+        if call.incarnation != self._incarnation:
+            # The asker of the others has died, and they were given up with it.
+            self._incarnation = call.incarnation
+            self._transfers.clear()
+        transfer = self._transfers.setdefault(call.id, _Transfer())
+        kept = False
+        try:
+            return await self._carry(call, transfer)
+        except LinkFault:
+            kept = True
+            raise
+        finally:
+            if not kept:
+                self._transfers.pop(call.id, None)
+
+    async def _carry(self, call: Call, transfer: _Transfer) -> Response:
+        request = call.request
+        if (body := request.stored) is not None:
+            missing = [offset for offset in range(0, len(body), PART) if offset not in transfer.sent]
+
+            async def put(offset: int) -> None:
+                data = await asyncio.to_thread(body.read, offset, PART)
+                answer = await self._part(call, PUT, offset, len(body), data)
+                if answer.status != 200:
+                    raise _RefusedError(answer.body.decode(errors="replace") or f"status {answer.status}")
+                transfer.sent.add(offset)
+
+            try:
+                await _some_at_once(put, missing)
+            except _RefusedError as refused:
+                return await self._link.send(replace(call, request=refusal(request, str(refused))))
+            headers = (*request.headers, (SIZE, str(len(body))))
+            call = replace(call, request=replace(request, headers=headers, body=b"", stored=None))
+        response = await self._link.send(call)
+        if response.status == 410:
+            # The server has let go of the parts.
+            transfer.sent.clear()
+            raise LinkFault("the server no longer has the parts of this body")
+        size = dict(response.headers).get(SIZE)
+        return response if size is None else await self._fetched(call, transfer, response, int(size))
+
+    async def _fetched(self, call: Call, transfer: _Transfer, response: Response, size: int) -> Response:
+        body = transfer.answer
+        if body is None or len(body) != size:
+            transfer.fetched.clear()
+            try:
+                body = transfer.answer = await asyncio.to_thread(StoredBody, size, self._folder)
+            except NoRoom as full:
+                return Response(413, (), f"this site cannot take an object of {full}".encode())
+
+        async def get(offset: int) -> None:
+            part = await self._part(call, GET, offset, size)
+            if part.status != 200 or len(part.body) != min(PART, size - offset):
+                raise LinkFault("the server no longer has this answer")
+            await asyncio.to_thread(body.write, offset, part.body)
+            transfer.fetched.add(offset)
+
+        await _some_at_once(get, [o for o in range(0, size, PART) if o not in transfer.fetched])
+        headers = tuple(pair for pair in response.headers if pair[0] != SIZE)
+        return replace(response, headers=headers, stored=body)
+
+    async def _part(self, call: Call, path: str, offset: int, size: int, data: bytes = b"") -> Response:
+        headers = ((OF, call.id), (OFFSET, str(offset)), (SIZE, str(size)))
+        part_id = f"{call.id}-{offset // PART}"
+        return await self._link.send(Call(part_id, Request(path, headers, data), (), call.incarnation))
+
+    async def probe(self) -> None:
+        """See `relay.Link`."""
+        await self._link.probe()
+
+
+class _RefusedError(FlowerbedError):
+    """The server does not take a body; the text says why."""
+
+
+def refusal(request: Request, reason: str) -> Request:
+    """What is sent in place of a request with a large body, so that nobody waits for it."""
+    line = reason.encode("ascii", "replace").decode()[:REASON_LIMIT]
+    return Request(request.path, (*request.headers, (REFUSED, line)), request.body)
+
+
+async def _some_at_once(carry: Callable[[int], Awaitable[None]], offsets: Iterable[int]) -> None:
+    """Carry all parts, some at a time; the first that fails ends the others."""
+    left = iter(offsets)
+
+    async def one_after_the_other() -> None:
+        for offset in left:
+            await carry(offset)
+
+    carriers = [asyncio.ensure_future(one_after_the_other()) for _ in range(PARTS_AT_ONCE)]
+    try:
+        await asyncio.gather(*carriers)
+    finally:
+        for carrier in carriers:
+            carrier.cancel()
+        await asyncio.gather(*carriers, return_exceptions=True)
+
+
+class ServerParts:
+    """Puts large requests together, and keeps large answers until they have been fetched."""
+
+    def __init__(self, answer: Answer, folder: Path | None = None) -> None:
+        """`answer` carries out a call whose body is whole; `folder` is where bodies lie meanwhile."""
+        self._answer = answer
+        self._folder = folder
+        self._requests: dict[str, OrderedDict[str, _Request]] = {}
+        self._answers: dict[str, OrderedDict[str, StoredBody]] = {}
+
+    async def answer(self, site: str, call: Call) -> Response:
+        """Carry out one call of `site`; see `Forwarder.answer`."""
+        requests = self._requests.setdefault(site, OrderedDict())
+        answers = self._answers.setdefault(site, OrderedDict())
+        for gone in call.done:
+            requests.pop(gone, None)
+            answers.pop(gone, None)
+        headers = dict(call.request.headers)
+        if call.request.path == PUT:
+            return await self._put(requests, headers, call.request.body)
+        if call.request.path == GET:
+            return await _get(answers, headers)
+        if SIZE in headers:
+            put = requests.get(call.id)
+            if put is None or not put.whole or headers[SIZE] != str(len(put.body)):
+                return Response(410)
+            kept = tuple(pair for pair in call.request.headers if pair[0] != SIZE)
+            call = replace(call, request=Request(call.request.path, kept, b"", put.body))
+        response = await self._answer(site, call)
+        if response.stored is None:
+            return response
+        _keep(answers, call.id, response.stored)
+        headers_too = (*response.headers, (SIZE, str(len(response.stored))))
+        return replace(response, headers=headers_too, stored=None)
+
+    async def _put(
+        self, requests: OrderedDict[str, _Request], headers: dict[str, str], data: bytes
+    ) -> Response:
+        of, offset, size = headers.get(OF, ""), _number(headers.get(OFFSET)), _number(headers.get(SIZE))
+        put = requests.get(of)
+        if not 0 < size <= OBJECT_LIMIT or offset % PART or len(data) != min(PART, size - offset):
+            return Response(400)
+        if put is None or len(put.body) != size:
+            try:
+                # Nothing is awaited between the look and the entry: two first parts make one body.
+                put = _Request(StoredBody(size, self._folder))
+            except NoRoom as full:
+                return Response(507, (), f"the server cannot take an object of {full}".encode())
+            _keep(requests, of, put)
+        await asyncio.to_thread(put.body.write, offset, data)
+        put.there.add(offset)
+        return Response(200)
+
+
+@dataclass
+class _Request:
+    body: StoredBody
+    there: set[int] = field(default_factory=set)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.there) == -(-len(self.body) // PART)
+
+
+async def _get(answers: OrderedDict[str, StoredBody], headers: dict[str, str]) -> Response:
+    body, offset = answers.get(headers.get(OF, "")), _number(headers.get(OFFSET))
+    if body is None or offset < 0:
+        return Response(410)
+    return Response(200, (), await asyncio.to_thread(body.read, offset, PART))
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, body: Any) -> None:
+    kept[key] = body
+    kept.move_to_end(key)
+    while len(kept) > BODIES_KEPT:
+        kept.popitem(last=False)
+
+
+def _number(text: str | None) -> int:
+    """What a header says, -1 if it says no number."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else -1

@@ -1,0 +1,1 @@
+"""Every client says what its site gives it."""

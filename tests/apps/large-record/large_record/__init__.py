@@ -1,0 +1,1 @@
+"""A model that is no array: one record with many bytes."""

@@ -1,0 +1,22 @@
+"""A record of many bytes crosses FLARE both ways, within the containers' memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.federation import NOTHING, Federation, left_over
+
+MB = 10**6
+
+
+def test_a_record_of_100_mb_arrives_both_ways(federation: Federation) -> None:
+    """At two sites at once. Up to this size it was cut off at a site's gateway, and the job hung."""
+    job = federation.submit(
+        "large-record", "--run-config", "up=100", "--run-config", "down=100", "--run-config", "num-sites=2"
+    )
+    waited = federation.must("wait", job)
+    assert waited["status"] == "FINISHED:COMPLETED"
+    said = json.loads((Path(waited["results"]) / "said.json").read_text())
+    assert said["replies"] == [{"bytes": 100 * MB, "up": True, "down": True}] * 2
+    assert left_over(federation) == NOTHING

@@ -1,0 +1,83 @@
+"""One record of many bytes, with real Flower processes over the relay: it arrives, or the ServerApp is told.
+
+What crosses FLARE in parts is `tests/unit/test_parts.py`; the same in containers `tests/integration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bridge.job import fab
+from bridge.relay import bodies
+from bridge.relay.calls import SiteRelay
+from bridge.relay.parts import SiteParts
+from bridge.server.forwarder import Forwarder
+from bridge.server.observe import Observer
+from bridge.server.superlink import SuperLink
+from bridge.site.gateway import Gateway
+from bridge.site.supernode import SuperNode, SuperNodeSetup, start_supernode
+from dev import relayed
+from dev.benchmarks.memory import Straight
+
+APP = Path(__file__).parents[1] / "apps" / "large-record"
+MB = 10**6
+
+RELAY_LIMIT = 80 * 2**20
+"""Bytes that the relay's halves may take above the idle level; `docs/reliability.md` has what they took."""
+
+
+async def run(work_dir: Path, config: dict[str, Any], within: float) -> tuple[dict[str, Any], int]:
+    """Run the app. Returns what its ServerApp said, and the relay's bytes above the idle level."""
+    me = psutil.Process()
+    forwarder = Forwarder(Observer(lambda event: None), grace=900, folder=work_dir)
+    superlink = await SuperLink.start(work_dir, work_dir / "server", grace=900)
+    forwarder.open(superlink.address, superlink.fleet)
+    caller = SiteRelay(SiteParts(Straight(forwarder, "site-1"), work_dir))
+    gateway = Gateway(caller, folder=work_dir)
+    nodes: list[SuperNode] = []
+    peak = 0
+
+    async def sample() -> None:
+        nonlocal peak
+        while True:
+            memory = me.memory_info()
+            peak = max(peak, memory.rss - memory.shared)
+            await asyncio.sleep(0.05)
+
+    try:
+        await gateway.start()
+        setup = SuperNodeSetup(gateway.port, work_dir, work_dir / "site", {"partition-id": 0})
+        nodes.append(await start_supernode(setup))
+        before = me.memory_info()
+        sampling = asyncio.ensure_future(sample())
+        async with asyncio.timeout(within):
+            end = await superlink.finished(await superlink.start_run(fab.build(APP), config))
+        sampling.cancel()
+        assert end.sub_status == "completed", superlink.traceback()
+        said: dict[str, Any] = json.loads((work_dir / "said.json").read_text())
+        return said, peak - (before.rss - before.shared)
+    finally:
+        await relayed.close(forwarder, [caller], nodes, superlink, [gateway])
+
+
+def test_a_record_of_100_mb_arrives_in_both_directions_and_the_relay_stays_small(tmp_path: Path) -> None:
+    said, above_idle = asyncio.run(run(tmp_path, {"down": 100, "up": 100}, within=110))
+    assert said["replies"] == [{"bytes": 100 * MB, "up": True, "down": True}]
+    assert above_idle < RELAY_LIMIT
+
+
+def test_an_object_that_cannot_come_is_an_error_reply_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has no room for it. The app has set no time-out."""
+    monkeypatch.setattr(bodies, "DISK_LEFT", 2**60)
+    said, _ = asyncio.run(run(tmp_path, {"down": 1, "up": 20}, within=60))
+    (reply,) = said["replies"]
+    assert "this site cannot send an object of 20,0" in reply["error"]
+    assert "bytes, and the disk has room for 0" in reply["error"]
