@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scripts import app as apps
 from scripts import core, engine, environments, uv
-from scripts.environments import Resolved
+from scripts.locks import Resolved
 
 PAGE = core.ROOT / "docs" / "reference" / "apps.md"
 PLACE = re.compile(r"(<!-- Flower's apps -->\n).*?(<!-- end of Flower's apps -->)", re.DOTALL)

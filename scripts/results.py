@@ -2,6 +2,7 @@
 
   results/JOB/summary.json   status, metrics by round and site, and where the time went
   results/JOB/curves.png     loss and accuracy by round, of each site and on average
+  results/JOB/events.jsonl   all events of the job, as they came
   results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
   results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
@@ -26,7 +27,7 @@ from provisioning import dotenv
 from scripts import console, curves
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
-from scripts.summary import NAME_LIMIT, TEXT_LIMIT, summarize
+from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, summarize
 
 RESULTS = ROOT / "results"
 
@@ -113,6 +114,8 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
         try:
             meta = json.loads((Path(scratch) / "meta.json").read_text())
             events = list(read(workspace / EVENTS_FILE))
+            if (workspace / EVENTS_FILE).is_file():
+                (workspace / EVENTS_FILE).replace(folder / EVENTS_FILE)
         except (OSError, ValueError) as error:
             raise Failure(f"The result of job {job} is incomplete: {error}. Try again.") from error
     summary = summarize(job, meta, events)
@@ -139,6 +142,8 @@ def tell(outcome: dict[str, Any]) -> None:
         say(f"  {_last_round(outcome['rounds'])}")
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
+    for line in failures(outcome):
+        say(f"  {line}")
     if outcome["reason"]:
         lines = outcome["reason"].splitlines()
         for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
@@ -149,6 +154,7 @@ def tell(outcome: dict[str, Any]) -> None:
     for name, what in (
         ("curves.png", "loss and accuracy by round, every site and the average"),
         ("summary.json", "status, metrics and times"),
+        (EVENTS_FILE, "all events, as they came"),
         ("serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
         ("tb_events", "for TensorBoard"),
         ("logs", _listing(folder / "logs")),
@@ -163,7 +169,8 @@ def _last_round(rounds: list[dict[str, Any]]) -> str:
     failed = [
         name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
     ]
-    round_ = f"round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
+    start = f"start {last['start']}, " if "start" in last else ""
+    round_ = f"{start}round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
     if not last["metrics"] and failed:
         return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
     found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}

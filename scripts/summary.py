@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridge.common.meta import REASON, REFUSED, RETRIED_AS, times
+from bridge.common.meta import REFUSED, RETRIED_AS, noted_reason, times
+from bridge.common.text import bare_error, one_line
 from scripts import hints
 
 Event = Mapping[str, Any]
@@ -15,21 +17,25 @@ TRAIN, EVALUATE = "train", "evaluate"
 NAME_LIMIT, TEXT_LIMIT = 200, 2000
 """Characters of a name, and of a reason or error, in a line for people."""
 
+ERRORS_SHOWN = 5
+"""Sites whose first errors are shown to people."""
+
 
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
 
-    `metrics` are means over the sites, weighted by their numbers of examples. A training metric that
-    has an evaluation metric's name gets the prefix `train_`. `loss` is the evaluation's, else the
-    training's, else None.
+    `metrics` are means over the sites, weighted by their numbers of examples; a list's are of each of its
+    numbers. A training metric that has an evaluation metric's name gets the prefix `train_`. `loss` is the
+    evaluation's, else the training's, else None. Where an app counts its rounds anew, the later ones have
+    `start`: 2, 3, ...
     """
-    rounds: dict[int, dict[str, dict[str, dict[str, Any]]]] = {}
+    rounds: dict[tuple[int, int], dict[str, dict[str, dict[str, Any]]]] = {}
     for event in events:
         number = event.get("round")
         if event.get("event") == "round":
-            rounds.setdefault(int(event["round"]), {})
+            rounds.setdefault(place(event), {})
         elif event.get("event") == "reply" and number is not None:
-            sites = rounds.setdefault(int(number), {})
+            sites = rounds.setdefault(place(event), {})
             entry = {name: _finite(value) for name, value in (event.get("metrics") or {}).items()}
             if event.get("num_examples") is not None:
                 entry["num_examples"] = event["num_examples"]
@@ -37,33 +43,84 @@ def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
                 entry["error"] = event["error"]
             sites.setdefault(str(event["site"]), {})[str(event["kind"])] = entry
     result = []
-    for number, sites in sorted(rounds.items()):
+    for (start, number), sites in sorted(rounds.items()):
         evaluated, trained = _average(sites, EVALUATE), _average(sites, TRAIN)
         metrics = dict(evaluated)
         metrics.update({f"train_{n}" if n in evaluated else n: v for n, v in trained.items()})
         loss = next((metrics[n] for n in ("loss", "eval_loss", "train_loss") if n in metrics), None)
         result.append(
-            {"round": number, "loss": loss, "metrics": metrics, "sites": dict(sorted(sites.items()))}
+            _of_start(start)
+            | {"round": number, "loss": loss, "metrics": metrics, "sites": dict(sorted(sites.items()))}
         )
     return result
 
 
-def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, float]:
+def place(event: Event) -> tuple[int, int]:
+    """Where an event or a round stands: the number of its start, and of its round."""
+    return int(event.get("start") or 1), int(event["round"])
+
+
+def _of_start(start: int) -> dict[str, Any]:
+    return {"start": start} if start > 1 else {}
+
+
+def central_of(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """What the ServerApp has evaluated itself, in order: `{round, metrics}`; round 0 is before the first."""
+    found = {place(event): event["metrics"] for event in events if event.get("event") == "evaluation"}
+    return [
+        _of_start(start) | {"round": number, "metrics": {name: _finite(v) for name, v in metrics.items()}}
+        for (start, number), metrics in sorted(found.items())
+    ]
+
+
+def outcomes_of(events: Sequence[Event]) -> dict[str, Any]:
+    """How many replies of each kind came and failed, and each site's first error: `{replies, errors}`."""
+    told = next((e for e in reversed(events) if e.get("event") == "replies"), {})
+    return {"replies": told.get("kinds") or {}, "errors": told.get("errors") or {}}
+
+
+def failures(outcome: Mapping[str, Any]) -> list[str]:
+    """What failed, for people: a line for each kind of which some failed, and for each site's first error."""
+    lines = [
+        ("all " if counts["failed"] == counts["replies"] else f"{counts['failed']} of ")
+        + f"{counts['replies']} {one_line(kind, NAME_LIMIT)} replies failed"
+        for kind, counts in outcome["replies"].items()
+        if counts["failed"]
+    ]
+    for site, first in itertools.islice(outcome["errors"].items(), ERRORS_SHOWN):
+        at = f", round {first['round']}" if first.get("round") else ""
+        lines.append(f"{one_line(site, NAME_LIMIT)}{at}: {one_line(bare_error(first['error']), TEXT_LIMIT)}")
+    if (more := len(outcome["errors"]) - ERRORS_SHOWN) > 0:
+        lines.append(f"and {more} more sites: summary.json has all")
+    return lines
+
+
+def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, Any]:
     replies = [parts[kind] for parts in sites.values() if kind in parts and "error" not in parts[kind]]
     weights = [reply.get("num_examples") for reply in replies]
     known = [float(w) for w in weights if w is not None]
     if len(known) < len(replies) or sum(known) <= 0:
         known = [1.0] * len(replies)  # A site that does not say how many counts as much as any other.
     names = [n for n in (replies[0] if replies else {}) if n != "num_examples"]
-    return {
-        name: _finite(sum(w * r[name] for w, r in zip(known, replies, strict=True)) / sum(known))
-        for name in names
-        if all(r.get(name) is not None for r in replies)
-    }
+    means = {name: _mean(known, [reply.get(name) for reply in replies]) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _mean(weights: Sequence[float], values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of lists of the same length number by number; None where it has none."""
+    if all(isinstance(value, list) for value in values):
+        if len({len(value) for value in values}) > 1:
+            return None
+        return [_mean(weights, part) for part in zip(*values, strict=True)]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return _finite(sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights))
 
 
 def _finite(value: Any) -> Any:
     """None for a number that JSON cannot hold (NaN, infinity)."""
+    if isinstance(value, list):
+        return [_finite(number) for number in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -74,10 +131,10 @@ def seconds_of(events: Sequence[Event], submitted: float | None, ended: float | 
         submitted: when FLARE took the job, Unix time.
         ended: when FLARE set its last status, Unix time.
     """
-    starts: dict[int, float] = {}
+    starts: dict[tuple[int, int], float] = {}
     for event in events:
         if event.get("event") == "round":
-            starts.setdefault(int(event["round"]), float(event["t"]))
+            starts.setdefault(place(event), float(event["t"]))
     replies = [float(e["t"]) for e in events if e.get("event") == "reply"]
     begun = [starts[n] for n in sorted(starts)]
     last = max(replies, default=None)
@@ -100,7 +157,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
     submitted, _, ended = times(meta)
     rounds = rounds_of(events)
     # What the server knows goes before what the job's own process saw: it may have been told to stop.
-    reason = str(meta.get(REASON) or "") or next(
+    reason = noted_reason(meta) or next(
         (str(e.get("reason") or "") for e in reversed(events) if e.get("event") == "run ended"), ""
     )
     return {
@@ -108,10 +165,12 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "app": meta.get("job_name") or meta.get("name"),
         "status": meta.get("status"),
         "reason": hints.with_hint(reason, events),
+        **outcomes_of(events),
         "retried_as": meta.get(RETRIED_AS),
         "refused": meta.get(REFUSED) or {},
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,
+        "central": central_of(events),
         # How many points the app has logged at each site, with FLARE's writers.
         "tracked": next((e["points"] for e in events if e.get("event") == "tracked"), {}),
         "seconds": seconds_of(events, submitted, ended),

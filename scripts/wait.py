@@ -6,12 +6,11 @@ The exit code is 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C stops the
 from __future__ import annotations
 
 import itertools
-import re
 import textwrap
 from typing import Any
 
 from bridge.common.meta import ABORTED
-from bridge.common.text import one_line
+from bridge.common.text import bare_error, one_line
 from scripts import console, hints, progress, summary
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout
@@ -26,6 +25,13 @@ LINE_LIMIT = 10_000
 
 NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
+
+
+LIST_SHOWN = 5
+"""Numbers of a list in a line of progress."""
+
+NAMES_SHOWN = 10
+"""Sites that are named in one line."""
 
 
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
@@ -72,7 +78,9 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     again = end.get("retried_as")
     facts = {"job_id": job, "status": status, "reason": reason, "retried_as": again}
     facts["refused"] = end.get("refused") or {}
+    facts |= summary.outcomes_of(events)
     facts["rounds"] = summary.rounds_of(events)
+    facts["central"] = summary.central_of(events)
     if status != COMPLETED:
         if status.endswith("ABORTED") and reason in ("", ABORTED):
             ended = "was aborted.\n"
@@ -81,6 +89,8 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
             ended = f"ended as {status}" + (f":\n{textwrap.indent(reason, '    ')}\n" if reason else ".\n")
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
         raise Failure(f"Job {job} {ended}  {more}Logs: ./flowerbed logs {job}", **facts)
+    for line in summary.failures(facts):
+        say(f"  {line}")
     if reason:
         say(textwrap.indent(reason, "    "))
     return facts
@@ -96,7 +106,7 @@ class Progress:
         self._bar = bar or progress.Bar("rounds")
         self._start: float | None = None
         self._events: list[dict[str, Any]] = []
-        self._open_round: int | None = None
+        self._open_round: tuple[int, int] | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
         """Say what an event means; one of an unknown kind is passed over."""
@@ -115,22 +125,32 @@ class Progress:
             self._say(event, f"{event['site']} is put out of the job: {event['reason']}")
         elif kind == "no progress":
             self._say(event, f"no progress is shown before the job's end: {event['reason']}")
+        elif kind == "phase":
+            self._say(event, _phase(event))
+        elif kind == "output":
+            for line in event["lines"]:
+                self._say(event, f"| {line}")
         elif kind == "round":
-            self._open_round = int(event["round"])
+            self._open_round = summary.place(event)
             of = f" of {event['of']}" if event.get("of") else ""
-            self._bar.at(self._open_round - 1, total=event.get("of"))
-            self._say(event, f"round {event['round']}{of}")
+            self._bar.at(self._open_round[1] - 1, total=event.get("of"))
+            self._say(event, f"{_round(event)}{of}")
         elif kind == "reply":
             self._say(event, f"  {event['site']:12s} {_reply(event)}")
             if self._all_evaluated():
                 self._close_round()
+        elif kind == "evaluation":
+            at = "" if self._open_round == summary.place(event) else f" ({_round(event)})"
+            self._say(event, f"  {'server':12s} evaluated {_numbers(event['metrics'])}{at}")
         elif kind == "end":
             self._say(event, str(event["status"]))
 
     def _all_evaluated(self) -> bool:
         """Whether every site that has trained in the open round has evaluated too, as most apps let them."""
         replies = [
-            e for e in self._events if e.get("event") == "reply" and e.get("round") == self._open_round
+            e
+            for e in self._events
+            if e.get("event") == "reply" and e["round"] is not None and summary.place(e) == self._open_round
         ]
         trained = {e["site"] for e in replies if e["kind"] == summary.TRAIN}
         return bool(trained) and trained == {e["site"] for e in replies if e["kind"] == summary.EVALUATE}
@@ -139,9 +159,9 @@ class Progress:
         """The average, when no more replies of the round are to be expected."""
         if self._open_round is None:
             return
-        self._bar.at(self._open_round)
+        self._bar.at(self._open_round[1])
         for entry in summary.rounds_of(self._events):
-            if entry["round"] == self._open_round and entry["metrics"]:
+            if summary.place(entry) == self._open_round and entry["metrics"]:
                 self._say(self._events[-1], f"  {'average':12s} {_numbers(entry['metrics'])}")
         self._open_round = None
 
@@ -160,18 +180,44 @@ def _reply(event: dict[str, Any]) -> str:
     kind = one_line(str(event.get("kind")), summary.NAME_LIMIT)
     did = {"train": "trained  ", "evaluate": "evaluated"}.get(kind, kind)
     if event.get("error"):
-        # As Flower's SuperNode writes an exception.
-        error = re.sub(
-            r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", r"\1: \2", str(event["error"]), flags=re.DOTALL
-        )
-        return f"{did} FAILED: {one_line(error, summary.TEXT_LIMIT)}"
+        return f"{did} FAILED: {one_line(bare_error(str(event['error'])), summary.TEXT_LIMIT)}"
     on = f"   on {event['num_examples']} examples" if event.get("num_examples") is not None else ""
     return f"{did} {_numbers(event.get('metrics') or {})}{on}"
 
 
 def _numbers(metrics: dict[str, Any]) -> str:
     return "  ".join(
-        f"{one_line(name, summary.NAME_LIMIT)} {value:.4g}"
+        f"{one_line(name, summary.NAME_LIMIT)} {_value(value)}"
         for name, value in itertools.islice(metrics.items(), NUMBERS_SHOWN)
-        if isinstance(value, int | float)
+        if value is not None
     )
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, list):
+        return f"{value:.4g}"
+    shown = [f"{number:.4g}" if number is not None else "nan" for number in value]
+    if len(shown) > LIST_SHOWN:
+        shown[LIST_SHOWN - 2 : -1] = ["..."]
+    return f"[{', '.join(shown)}]" + (f" ({len(value)})" if len(value) > LIST_SHOWN else "")
+
+
+def _round(event: dict[str, Any]) -> str:
+    """Which round; where an app counts them anew, of which start."""
+    return (f"start {event['start']}, " if event.get("start") else "") + f"round {event['round']}"
+
+
+def _phase(event: dict[str, Any]) -> str:
+    """What happens before the first round."""
+    ready, missing = event["ready"], event["missing"]
+    if event["phase"] == "run":
+        without = f", without {_names(missing)}" if missing else ""
+        number = len(ready)
+        return f"{number} site{'' if number == 1 else 's'} ready{without}: the ServerApp starts"
+    waits = f"waiting for {_names(missing)}" if missing else "all sites are ready"
+    return f"the SuperLink is ready, {waits}"
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -37,6 +37,7 @@ from bridge.launch.confinement import Confinement
 from bridge.relay.calls import Call, LinkFault, Request, Response, SiteRelay
 from bridge.server.forwarder import Forwarder
 from bridge.server.observe import Observer
+from bridge.server.output import ServerAppOutput
 from bridge.server.superlink import RunEnd, SuperLink
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
@@ -178,6 +179,8 @@ async def run_app(
         work_dir, work_dir / "server", grace=60, in_order=order, confinement=confined
     )
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
+    output = ServerAppOutput(events.append)
+    superlink.on_printed = output.take
     forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
     links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
     callers = [SiteRelay(link) for link in links]
@@ -211,6 +214,7 @@ async def run_app(
         await superlink._control("list-runs", ListRunsRequest(run_id=run), runs)
         finished = datetime.datetime.fromisoformat(runs.run_dict[run].finished_at)
     finally:
+        output.close()
         await relayed.close(forwarder, callers, nodes, superlink, gateways)
         for proxy in (behind_superlink, *before_nodes):
             await proxy.stop()

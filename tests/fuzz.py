@@ -544,15 +544,27 @@ class PointsTarget:
         """Nothing is left between inputs."""
 
 
+_EVENTS = ["round", "reply", "evaluation", "output", "phase", "replies", "tracked", "run ended", "x"]
+_SITES = st.lists(st.sampled_from(["a", "b\n"])) | _ANYTHING
+_COUNTS = st.fixed_dictionaries({"replies": st.integers(0, 3), "failed": st.integers(0, 3)}) | _ANYTHING
+_ERROR = st.fixed_dictionaries({"kind": _TAGS, "round": st.none() | st.integers(0, 3), "error": _TAGS})
+
 _event_values = st.one_of(
     st.fixed_dictionaries(
-        {"event": st.sampled_from(["round", "reply", "tracked", "run ended", "x"]) | _ANYTHING},
+        {"event": st.sampled_from(_EVENTS) | _ANYTHING},
         optional={
             "round": st.integers(0, 3) | _ANYTHING,
             "site": st.sampled_from(["a", "b"]) | _ANYTHING,
             "kind": st.sampled_from(["train", "evaluate"]) | _ANYTHING,
             "num_examples": _NUMBERS | _ANYTHING,
-            "metrics": st.dictionaries(_TAGS, _NUMBERS) | _ANYTHING,
+            "start": st.integers(0, 3) | _ANYTHING,
+            "phase": st.sampled_from(["sites", "run"]) | _ANYTHING,
+            "ready": _SITES,
+            "missing": _SITES,
+            "lines": _SITES,
+            "kinds": st.dictionaries(_TAGS, _COUNTS) | _ANYTHING,
+            "errors": st.dictionaries(_TAGS, _ERROR | _ANYTHING) | _ANYTHING,
+            "metrics": st.dictionaries(_TAGS, _NUMBERS | st.lists(_NUMBERS)) | _ANYTHING,
             "error": _TAGS | _ANYTHING,
             "reason": _TAGS | _ANYTHING,
             "points": st.dictionaries(_TAGS, _NUMBERS) | _ANYTHING,
@@ -574,13 +586,15 @@ class EventsTarget:
     def run(self, lines: list[bytes]) -> None:
         """Read one input and check what becomes of it."""
         found = list(events.parse(line.decode(errors="replace") for line in lines))
-        json.dumps(summary.summarize("j", {}, found), allow_nan=False)
+        told = summary.summarize("j", {}, found)
+        json.dumps(told, allow_nan=False)
+        assert all("\n" not in line for line in summary.failures(told))
         progress = wait.Progress()
         said: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wait, "say", said.append)
             for event in found:
-                if event["event"] in ("round", "reply"):
+                if event["event"] in ("round", "reply", "evaluation", "output", "phase"):
                     progress.tell(event)
         for text in said:
             assert "\n" not in text, text

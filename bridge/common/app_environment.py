@@ -39,6 +39,22 @@ DESCRIPTION_LIMIT = 1 << 20
 """Bytes of a description that are read."""
 
 
+FACTS: Mapping[str, tuple[type, ...]] = {
+    "flwr": (str,),
+    "python": (str,),
+    "gpu": (bool,),
+    "apt": (list,),
+    "libraries": (list,),
+    "packages": (int,),
+    "bytes": (int,),
+    "made": (int, float),
+    "apps": (list,),
+    "keys": (list,),
+}
+"""What a description has, and of which types. The lists are of texts. What is described otherwise is no
+environment: code that a package was built with may have written it."""
+
+
 class NoEnvironment(BadApp):
     """There is no such environment here; the text is for people."""
 
@@ -91,14 +107,14 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     from packaging.utils import canonicalize_name
 
     lines = config.get("project", {}).get("dependencies", [])
-    if not isinstance(lines, list):
-        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list, found {lines!r}"[:300])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
     found, names = set(), set()
     for line in lines:
         try:
-            wanted = Requirement(str(line))
+            wanted = Requirement(line)
         except InvalidRequirement as error:
-            raise BadApp(f"{PYPROJECT}: {str(line)[:200]!r} is no requirement: {error}") from None
+            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: {str(error)[:500]}") from None
         wanted.name = canonicalize_name(wanted.name)
         if wanted.name in versions.DISTRIBUTIONS:
             wanted.extras.discard("simulation")
@@ -195,7 +211,12 @@ def _described(folder: Path) -> dict[str, Any] | None:
             facts = json.loads(file.read(DESCRIPTION_LIMIT))
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("flwr"), str) else None
+    if not isinstance(facts, dict) or any(
+        type(facts.get(name)) not in kinds for name, kinds in FACTS.items()
+    ):
+        return None
+    texts = (text for value in facts.values() if isinstance(value, list) for text in value)
+    return facts if all(isinstance(text, str) for text in texts) else None
 
 
 def _made(folder: Path, facts: Mapping[str, Any]) -> AppEnvironment:

@@ -4,6 +4,7 @@ revoked, and two app commands."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -59,6 +60,26 @@ LATEST = "latest"
 REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
 """The file that says who is revoked: the names are a list under this key. Provisioning writes it, and FLARE's
 processes that others connect to read it."""
+
+
+CANNOT_SCHEDULE = "FINISHED:CAN_NOT_SCHEDULE"
+"""FLARE's status of a job that it has tried to schedule too often, or that can never be."""
+
+GIVEN_UP = "exceeded max schedule count"
+"""How FLARE's schedule history says that it tries no more. What it met before is the reason."""
+
+
+def noted_reason(meta: Mapping[str, Any]) -> str:
+    """What the server has noted as the reason of a job's end; empty if nothing."""
+    if meta.get(REASON) or meta.get("status") != CANNOT_SCHEDULE:
+        return str(meta.get(REASON) or "")
+    # Each line is a time and what was met (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).
+    history = [str(line) for line in meta.get("schedule_history") or () if GIVEN_UP not in str(line)]
+    if not history:
+        return "FLARE could not schedule the job, and does not say why"
+    met = re.sub(r"^[0-9-]{10} [0-9:]{8}: ", "", history[-1])
+    times = f", tried {len(history)} times" if len(history) > 1 else ""
+    return f"FLARE could not schedule the job{times}: {met}"
 
 
 def times(meta: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:

@@ -30,6 +30,11 @@ def one_line(text: str, limit: int) -> str:
     return line if len(text) <= limit and len(line) <= limit else line[: limit - 1] + "…"
 
 
+def bare_error(text: str) -> str:
+    """An error as Python says it: Flower's SuperNode writes an exception as `<class '...'>:<'...'>`."""
+    return re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", r"\1: \2", text, flags=re.DOTALL)
+
+
 def _code(found: re.Match[str]) -> str:
     number = ord(found[0])
     return (

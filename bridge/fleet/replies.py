@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from bridge.common.text import one_line, shown
 
@@ -23,6 +23,9 @@ event takes from a site."""
 EXAMPLES = ("num_examples", "num-examples")
 """The example count's name in legacy and in Message-API replies."""
 
+LISTED_LIMIT = 10_000
+"""Numbers in all lists of one reply's metrics that an event takes."""
+
 MESSAGE = "message"
 """The text of the status in a legacy reply."""
 
@@ -32,14 +35,18 @@ ROUND = "server-round"
 
 @dataclass
 class Reply:
-    """A site's reply to a message of a round; `root` is the object that has its records, for those who must
-    still find them; `error` is empty if it is a good one."""
+    """A site's reply to a message of a round, or of none (0); `root` is the object that has its records, for
+    those who must still find them; `error` is empty if it is a good one."""
 
     site: str
     round: int
     kind: str
     root: str
     error: str
+    start: int = 1
+    """Which count of rounds it belongs to, where an app counts them more than once."""
+    asked: bool = True
+    """Whether it answers a message that is known. A site may also send one that nobody has asked for."""
 
 
 def round_of_group(group: str) -> int:
@@ -56,26 +63,43 @@ def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
     """The event of a reply with these records, by name."""
     values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
     found = [values.pop(name) for name in EXAMPLES if name in values]
-    examples = found[0] if found and math.isfinite(found[0]) and abs(found[0]) < 2**63 else None
+    examples = found[0] if found and is_number(found[0]) and math.isfinite(found[0]) else None
     return {
         "event": "reply",
+        **({"start": reply.start} if reply.start > 1 else {}),
         "round": reply.round,
         "site": reply.site,
         "kind": reply.kind,
-        "num_examples": None if examples is None else int(examples),
+        "num_examples": None if examples is None or abs(examples) >= 2**63 else int(examples),
         "metrics": values,
         "error": reply.error or _legacy_error(records),
         "t": time.time(),
     }
 
 
-def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number. A bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_metric(value: Any) -> bool:
+    """Whether a value can be a metric: a number, or a list of numbers."""
+    return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
+
+
+def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float | list[float]]]:
+    room = LISTED_LIMIT
     for name, record in records.items():
         if name.endswith(".status"):
             continue
         for key, value in record.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield one_line(key, NAME_LIMIT), value
+            if not is_metric(value):
+                continue
+            if isinstance(value, list):
+                if len(value) > room:
+                    continue
+                room -= len(value)
+            yield one_line(key, NAME_LIMIT), value
 
 
 def _legacy_error(records: dict[str, dict[str, Any]]) -> str:

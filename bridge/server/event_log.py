@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from bridge.fleet.replies import Event
+from bridge.server.output import ServerAppOutput
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +20,15 @@ class JobEventLog:
         self._file = file
         self._events: list[Event] = []
         self._news = threading.Condition()
+        self.output = ServerAppOutput(self.emit)
+        """Makes events of what the ServerApp prints."""
         self.over = False
         """Whether there will be no more."""
 
     def emit(self, event: Event) -> None:
         """Add one event. It is told even if the file cannot take it."""
+        if event["event"] == "round":
+            self.output.round_began()
         with self._news:
             self._events.append(event)
             self._news.notify_all()

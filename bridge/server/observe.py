@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse, PushObjectRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_id,
@@ -38,10 +38,13 @@ from bridge.fleet.replies import (
     Event,
     Reply,
     error_text,
+    is_metric,
     reply_event,
     round_of_group,
 )
 from bridge.relay.calls import Request, Response
+from bridge.server.outcomes import Outcomes
+from bridge.server.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ REPLIES_WAITING = 64
 """Replies of one site that wait for their objects: a node has one or two at a time."""
 
 GIVEN_KEPT = 64
-"""Messages of one site whose round is still unknown, or of which a reply is still to come."""
+"""Messages of one site to which a reply is still to come."""
 
 RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
 """Records of one reply that are looked at, and characters of a record's name."""
@@ -93,10 +96,14 @@ class _Objects:
 
 @dataclass
 class _Given:
-    """A message to a site that does not say its round itself: its content will."""
+    """A message to a site. Where it does not say its round itself (0), its content may."""
 
     root: str
+    kind: str
+    created: float
     t: float
+    round: int = 0
+    start: int = 1
 
 
 class Observer:
@@ -104,14 +111,16 @@ class Observer:
 
     Events: `{"event": "round", "round", "of", "t"}` when the first message of a round is handed out, and
     `{"event": "reply", "round", "site", "kind", "num_examples", "metrics", "error", "t"}` when a
-    site's reply has arrived; `t` is Unix time in seconds.
+    site's reply has arrived; `t` is Unix time in seconds. Where an app counts its rounds anew, both have
+    `start` from the second time on. A reply that is of no round makes an event if it is an error.
     """
 
     def __init__(self, emit: Callable[[Event], None], rounds: int | None = None) -> None:
         """`rounds` is how many there will be, where that is known."""
         self._emit = emit
         self._of = rounds
-        self._rounds: set[int] = set()
+        self._rounds = Rounds()
+        self.outcomes = Outcomes()
         self._given: defaultdict[str, OrderedDict[str, _Given]] = defaultdict(OrderedDict)
         self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
@@ -141,39 +150,26 @@ class Observer:
             case wire.PULL:
                 pulled = request.answered(response)
                 for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
-                    data, given = message.metadata, _Given(_record_dict_id(tree), time.time())
-                    if not self._round_began(round_of_group(data.group_id), given.t):
-                        self._given[site][data.message_id] = given
-                        while len(self._given[site]) > GIVEN_KEPT:
-                            self._given[site].popitem(last=False)
-                        self._round_began(self._told_round(given), given.t)
+                    data = message.metadata
+                    given = _Given(_record_dict_id(tree), _kind(data), data.created_at, time.time())
+                    self._given[site][data.message_id] = given
+                    while len(self._given[site]) > GIVEN_KEPT:
+                        self._given[site].popitem(last=False)
+                    self._look_for_round(given, round_of_group(data.group_id))
             case wire.PULL_OBJECT:
-                # Only what has no group is worth a look, and only the small objects of it.
-                if self._given[site] and len(response.body) <= OBJECT_LIMIT:
+                # Only of what has no group yet, and only the small objects of it.
+                unknown = [given for given in self._given[site].values() if not given.round]
+                if unknown and len(response.body) <= OBJECT_LIMIT:
                     content = PullObjectResponse.FromString(response.body).object_content
                     asked = request.message.object_id
                     if get_object_id(content) == asked:
                         self._keep(self._objects[site], asked, content)
-                        for given in self._given[site].values():
-                            self._round_began(self._told_round(given), given.t)
+                        for given in unknown:
+                            self._look_for_round(given)
             case wire.PUSH:
                 push = request.message
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
-                    data = message.metadata
-                    asked_by = self._given[site].pop(data.reply_to_message_id, None)
-                    number = round_of_group(data.group_id)
-                    if not number and asked_by:
-                        number = self._told_round(asked_by)
-                        self._round_began(number, asked_by.t)
-                    root = _record_dict_id(tree)
-                    if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
-                        continue
-                    # The site says the round, and only one that has begun can be meant.
-                    if number in self._rounds and self._is_new(site, data.message_id):
-                        kind = one_line(data.message_type.split(".")[0], KIND_LIMIT)
-                        reason = error_text(message.error.reason)
-                        self._replies[site].append(Reply(site, number, kind, root, reason))
-                        del self._replies[site][:-REPLIES_WAITING]
+                    self._replied(site, message, _record_dict_id(tree))
                 self._report(site)
             case wire.PUSH_OBJECT if request.stored or len(request.body) > OBJECT_LIMIT + AROUND_OBJECT:
                 self._large(site, request)
@@ -187,6 +183,38 @@ class Observer:
                     for waiting in list(self._replies):
                         self._report(waiting)
 
+    def _replied(self, site: str, message: Message, root: str) -> None:
+        """Take note of a reply; whatever it says of itself, it is one to what the site was given."""
+        data = message.metadata
+        given = self._given[site].pop(data.reply_to_message_id, None)
+        if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
+            return
+        if given:
+            self._look_for_round(given)
+        # Where it is not known any more, the site says the round, and only one that has begun can be meant.
+        number = given.round if given else round_of_group(data.group_id)
+        start = given.start if given else self._rounds.start
+        if (number and not self._rounds.begun(start, number)) or not self._is_new(site, data.message_id):
+            return
+        kind, error = given.kind if given else _kind(data), message.error
+        why = error_text(error.reason or (f"error code {error.code}" if error.code else ""))
+        # What is not known any more may be of any kind: it fails nothing.
+        reply = Reply(site, number, kind, root, why, start, asked=given is not None)
+        if given or not why:
+            self.outcomes.came(kind)
+        self._replies[site].append(reply)
+        del self._replies[site][:-REPLIES_WAITING]
+
+    def _look_for_round(self, given: _Given, number: int = 0) -> None:
+        """Find out of which round a message is, if it is not known, and tell of its round's first one."""
+        if given.round or not (number := number or self._told_round(given)):
+            return
+        given.round = number
+        given.start, is_first = self._rounds.take(number, given.kind, given.created)
+        if is_first:
+            start = {"start": given.start} if given.start > 1 else {}
+            self._emit({"event": "round", **start, "round": number, "of": self._of, "t": given.t})
+
     def _large(self, site: str, request: wire.FleetCall) -> None:
         """What is too large to be read holds no metrics to be waited for. An array's parts are many,
         and no records."""
@@ -196,13 +224,6 @@ class Observer:
             head = wire.head_of(lambda at, many: body[at : at + many], len(body))
             self._objects[site].keep(PushObjectRequest.FromString(head).object_id, 0, {})
             self._report(site)
-
-    def _round_began(self, number: int, t: float) -> bool:
-        """Tell of a round's first message, handed out at `t`; returns whether it has a number."""
-        if number and number not in self._rounds:
-            self._rounds.add(number)
-            self._emit({"event": "round", "round": number, "of": self._of, "t": t})
-        return bool(number)
 
     def _told_round(self, given: _Given) -> int:
         """The round that a message's content tells, or 0 if it does not, or is not known yet."""
@@ -241,11 +262,18 @@ class Observer:
                 if records is None:
                     waiting.append(reply)
                 else:
-                    self._emit_bounded(reply_event(reply, records))
+                    self._tell(reply, records)
             except Exception as error:
                 # One site's reply must not keep another's from being told.
                 what = one_line(repr(error), 300)
                 self._told.warn(log, site, "could not read a reply of %s: %s", site, what)
+
+    def _tell(self, reply: Reply, records: dict[str, dict[str, Any]]) -> None:
+        event = {**reply_event(reply, records), "round": reply.round or None}
+        if event["error"] and reply.asked:
+            self.outcomes.failed(reply.site, reply.kind, event["round"], event["error"])
+        if reply.round or event["error"]:
+            self._emit_bounded(event)
 
     def _emit_bounded(self, event: Event) -> None:
         site = event["site"]
@@ -287,13 +315,14 @@ def _names(said: Any) -> dict[str, str]:
 
 
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a record: its single numbers, and the text of a legacy reply's status."""
-    values = {
-        name: value
-        for name, value in record.items()
-        if (isinstance(value, int | float) and not isinstance(value, bool)) or name == MESSAGE
-    }
+    """What is kept of a record: its numbers and lists of numbers, and the text of a legacy reply's status."""
+    values = {name: value for name, value in record.items() if is_metric(value) or name == MESSAGE}
     return dict(itertools.islice(values.items(), NUMBERS_LIMIT + 1))
+
+
+def _kind(data: Metadata) -> str:
+    """A message's kind: `train` of `train.adapters`."""
+    return one_line(data.message_type.split(".")[0], KIND_LIMIT)
 
 
 def _record_dict_id(tree: ObjectTree) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -53,6 +53,9 @@ SERVERAPP_WITHIN = 60.0
 SERVERAPP_TOLD = 5.0
 """Seconds from the end of the ServerApp's process until a run that has not ended counts as lost."""
 
+UNFINISHED_LIMIT = 64 * 1024
+"""Characters of a line whose end the ServerApp has not printed yet."""
+
 STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
 
@@ -81,7 +84,10 @@ class SuperLink:
         self.address = f"127.0.0.1:{self._fleet_port}"
         """Where its Fleet API is."""
         self.serverapp_lines: list[str] = []
+        self.on_printed: Callable[[Sequence[str]], None] = lambda lines: None
+        """Is shown the ServerApp's lines as they come."""
         self._log_seen = 0.0
+        self._unfinished = ""
         self._process = process
         self._control_api = control(row.control, ports.of_control(row))
 
@@ -127,13 +133,10 @@ class SuperLink:
             policy, confined = confinement.around(
                 work_dir, home, ports=astuple(ports), app_ports=(ports.http, ports.runtime)
             )
+            command = environment.superlink_command(ports, grace, prefork, row)
+            env |= confined
             process = await FlowerProcess.start(
-                "superlink",
-                environment.superlink_command(ports, grace, prefork, row),
-                cwd=work_dir,
-                env=env | confined,
-                policy=policy,
-                programs=packages.programs,
+                "superlink", command, cwd=work_dir, env=env, policy=policy, programs=packages.programs
             )
             superlink = cls(process, ports, row)
             try:
@@ -264,13 +267,21 @@ class SuperLink:
             async for frame in self._control_api.stream_logs(request):
                 self._log_seen = frame.latest_timestamp
                 self._printed(frame.log_output)
+            self._printed("", over=True)
         except ControlApiError as refused:
             log.warning("the ServerApp's log cannot be had: %s", refused)
 
-    def _printed(self, text: str) -> None:
-        lines = strip_colour(text).splitlines()
-        log_lines(serverapp_log, lines)
-        self.serverapp_lines = [*self.serverapp_lines, *lines][-LAST_LINES:]
+    def _printed(self, text: str, *, over: bool = False) -> None:
+        """Take in a part of what the ServerApp prints. It may end within a line."""
+        *lines, rest = (self._unfinished + strip_colour(text)).splitlines(keepends=True) or [""]
+        if over or len(rest) > UNFINISHED_LIMIT or rest.endswith("\n"):
+            lines, rest = [*lines, rest], ""
+        self._unfinished = rest
+        whole = [line.rstrip("\r\n") for line in lines if line]
+        log_lines(serverapp_log, whole)
+        self.serverapp_lines = [*self.serverapp_lines, *whole][-LAST_LINES:]
+        if whole:
+            self.on_printed(whole)
 
     async def _control(self, call: str, request: Message, reply: Message) -> None:
         try:
@@ -279,18 +290,27 @@ class SuperLink:
             raise RunFailed(f"SuperLink refused {call} with {refused}") from None
 
 
+CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+"""What Python prints between the traceback of a cause and that of what came of it."""
+
+
 def last_traceback(lines: list[str]) -> str:
-    """Return the last Python traceback in `lines`, joined, or an empty string."""
+    """Return the last Python traceback in `lines`, joined, with those of its causes; or an empty string."""
     starts = [
         i for i, line in enumerate(lines) if line.lstrip().startswith("Traceback (most recent call last)")
     ]
     if not starts:
         return ""
-    block = lines[starts[-1] :]
-    end = next(
-        (i for i, line in enumerate(block[1:], 1) if line and not line.startswith(" ")), len(block) - 1
-    )
-    return "\n".join(block[: end + 1])
+    end = _end_of_traceback(lines, starts[-1])
+    begin = starts.pop()
+    while starts and any(CHAINED[0] in line or CHAINED[1] in line for line in lines[starts[-1] : begin]):
+        begin = starts.pop()
+    return "\n".join(lines[begin : end + 1])
+
+
+def _end_of_traceback(lines: list[str], start: int) -> int:
+    found = (i for i, line in enumerate(lines[start + 1 :], start + 1) if line and not line.startswith(" "))
+    return next(found, len(lines) - 1)
 
 
 def free_ports() -> Ports:

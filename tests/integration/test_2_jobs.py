@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
+from dev.scratch_federation import Outcome
 from scripts.core import ROOT
 from tests.federation import NOTHING, PARTICIPANTS, Federation, left_over
 from tests.integration.many_jobs import open_to_others, statuses
@@ -78,6 +80,69 @@ def test_an_app_finds_its_data_and_what_it_kept_where_it_works(federation: Feder
             for path in ("mydata/new", "mydata/table.csv"):
                 assert seen[f"write {path}"] in ("OSError", "PermissionError"), path
             assert seen["write own"] == seen["write data/own"] == "1"
+
+
+LOOKUPS = {
+    "one": ["--run-config", 'fails="0"'],
+    "all": ["--run-config", 'fails="0,1" seconds=4'],
+    "crash": ["--run-config", 'fails="0,1" needs-one=true'],
+}
+"""Runs of an app without rounds: at one site it has no answer, or at none."""
+
+
+@pytest.fixture(scope="module")
+def lookups(federation: Federation) -> dict[str, Outcome]:
+    """What is told of each, at once."""
+    jobs = {name: federation.submit("lookup", *options) for name, options in LOOKUPS.items()}
+    return {name: federation.verb("wait", job) for name, job in jobs.items()}
+
+
+def test_a_job_whose_replies_all_failed_does_not_end_well(lookups: dict[str, Outcome]) -> None:
+    """Flower says that its run completed."""
+    outcome = lookups["all"]
+    assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
+    assert outcome.value["reason"].splitlines() == [
+        "the Flower run completed, but every query reply failed, 2 of 2",
+        "site-1: RuntimeError: no table here",
+        "site-2: RuntimeError: no table here",
+    ]
+    assert outcome.value["replies"] == {"query": {"replies": 2, "failed": 2}}
+
+
+def test_a_job_with_one_good_reply_ends_well_and_names_the_others(
+    federation: Federation, lookups: dict[str, Outcome]
+) -> None:
+    outcome = lookups["one"]
+    assert (outcome.code, outcome.value["status"]) == (0, "FINISHED:COMPLETED")
+    told = "  1 of 2 query replies failed\n  site-1: RuntimeError: no table here\n"
+    assert told in outcome.text
+    job = outcome.value["job_id"]
+    found = federation.must("results", job)
+    assert found["replies"] == {"query": {"replies": 2, "failed": 1}}
+    assert sorted(found["errors"]) == ["site-1"]
+    kinds = [json.loads(line)["event"] for line in (Path(found["folder"]) / "events.jsonl").open()]
+    assert kinds[:2] == ["phase", "phase"] and kinds[-1] == "run ended"
+
+
+def test_the_cause_of_a_crash_stands_before_what_came_of_it(lookups: dict[str, Outcome]) -> None:
+    reason = lookups["crash"].value["reason"].splitlines()
+    assert reason[0].startswith("every query reply failed, 2 of 2, and then the Flower run failed: ")
+    assert "list index out of range" in reason[-1] and reason[1] == "site-1: RuntimeError: no table here"
+
+
+def test_an_app_without_rounds_shows_what_happens_and_its_output(lookups: dict[str, Outcome]) -> None:
+    text = lookups["all"].text
+    shown = [
+        text.index(line)
+        for line in (
+            "the SuperLink is ready, ",
+            "2 sites ready: the ServerApp starts\n",
+            "| looking for 2 sites\n",
+            "  site-1       query FAILED: RuntimeError: no table here\n",
+            "| answers: 0 of 2\n",
+        )
+    ]
+    assert shown == sorted(shown)
 
 
 def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> None:

@@ -14,7 +14,7 @@ from dev import flower_apps
 from dev.flower_apps import Found
 from scripts import app as apps
 from scripts import core, environments, uv
-from scripts.environments import Package, Resolved
+from scripts.locks import Package, Resolved
 
 PYPROJECT = """
 [project]

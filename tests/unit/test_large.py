@@ -175,7 +175,13 @@ async def asgi(app: Any, path: str, body: bytes, *headers: tuple[bytes, bytes]) 
 def test_a_refused_object_ends_its_reply_as_an_error() -> None:
     events: list[dict[str, Any]] = []
     observer = Observer(events.append)
-    observer._rounds.add(1)
+    observer._rounds.take(1, "train", 1.0)
     observer._replies["site-1"].append(Reply("site-1", 1, "train", "root", ""))
     observer.refused("site-1", "5 bytes are too many")
     assert [(event["site"], event["error"]) for event in events] == [("site-1", "5 bytes are too many")]
+    # It counts as one that failed, be it of a round or of none.
+    observer.outcomes.came("query")
+    observer._replies["site-1"].append(Reply("site-1", 0, "query", "root", ""))
+    observer.refused("site-1", "6 bytes")
+    assert observer.outcomes.lost() == ["query"]
+    assert [event["round"] for event in events] == [1, None]

@@ -215,3 +215,163 @@ def test_a_reply_with_thousands_of_records_is_looked_at_in_part() -> None:
     said = {f"r{number}": METRICS.object_id for number in range(5000)}
     assert len(observe._names(said)) == observe.RECORDS_LIMIT
     assert observe._names({"a": [1], "b" * 300: "id", "c": "i" * 300, "d": "id"}) == {"d": "id"}
+
+
+def gives(
+    observer: Observer,
+    site: str,
+    message_id: str,
+    kind: str,
+    *,
+    round_: int = 0,
+    created: float = 0.0,
+) -> None:
+    """A message is handed out; as the strategies of the Message API do, its settings name the round."""
+    content = RecordDict({"config": ConfigRecord({"server-round": round_} if round_ else {"x": 1})})
+    tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=content.object_id)])
+    data = Metadata(message_id=message_id, message_type=kind, created_at=created)
+    pulled = PullMessagesResponse(messages_list=[Message(metadata=data)], message_object_trees=[tree])
+    saw(observer, site, wire.PULL, PullMessagesRequest(), pulled)
+    for record in (content, *content.values()):
+        answer = PullObjectResponse(object_found=True, object_content=record.deflate())
+        saw(observer, site, wire.PULL_OBJECT, PullObjectRequest(object_id=record.object_id), answer)
+
+
+def answers(
+    observer: Observer, site: str, message_id: str, *, error: str = "", kind: str = "x", record: bool = True
+) -> None:
+    """A reply to it, an error or one with `METRICS`; without `record`, that is too large to be read."""
+    data = Metadata(message_id=f"to {message_id}", reply_to_message_id=message_id, message_type=kind)
+    failed = {"error": Error(code=2, reason=error)} if error else {}
+    tree = ObjectTree(
+        object_id="message", children=[] if error else [ObjectTree(object_id=CONTENT.object_id)]
+    )
+    push = PushMessagesRequest(messages_list=[Message(metadata=data, **failed)], message_object_trees=[tree])
+    saw(observer, site, wire.PUSH, push)
+    if not error and record:
+        for part in (CONTENT, METRICS):
+            pushes_object(observer, site, part.object_id, part.deflate())
+
+
+def test_lists_of_numbers_are_metrics_too() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, MetricRecord({"curve": [0.1, 0.2], "loss": 0.5, "none": []}))
+    assert events[1]["metrics"] == {"curve": [0.1, 0.2], "loss": 0.5, "none": []}
+
+
+def test_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "LISTED_LIMIT", 10)
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, MetricRecord({"a": [1.0] * 8, "b": [1.0] * 8, "c": 1.0, "d": [2.0] * 2}))
+    assert sorted(events[1]["metrics"]) == ["a", "c", "d"]
+
+
+def test_a_reply_of_no_round_is_told_where_it_failed() -> None:
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for site in ("site-1", "site-2"):
+        gives(observer, site, f"for {site}", "query")
+    answers(observer, "site-1", "for site-1", error="no table here")
+    answers(observer, "site-2", "for site-2")
+    assert [(e["event"], e["round"], e["site"], e["kind"], e["error"]) for e in events] == [
+        ("reply", None, "site-1", "query", "no table here")
+    ]
+    told = observer.outcomes.event()
+    assert told["kinds"] == {"query": {"replies": 2, "failed": 1}}
+    assert told["errors"] == {"site-1": {"kind": "query", "round": None, "error": "no table here"}}
+    assert observer.outcomes.lost() == []
+
+
+def test_a_kind_of_which_every_reply_failed_is_lost() -> None:
+    observer = Observer(lambda event: None)
+    for number, kind in ((1, "train"), (2, "evaluate"), (3, "train"), (4, "evaluate")):
+        for site in ("site-1", "site-2"):
+            message = f"{number} for {site}"
+            gives(observer, site, message, kind, round_=(number + 1) // 2, created=float(number))
+            answers(observer, site, message, error="" if kind == "evaluate" else f"error {number}")
+            # Its answer was lost: it comes again.
+            answers(observer, site, message, error="" if kind == "evaluate" else f"error {number}")
+    assert observer.outcomes.lost() == ["train"]
+    assert observer.outcomes.reason().splitlines() == [
+        "every train reply failed, 4 of 4",
+        "site-1, round 1: error 1",
+        "site-2, round 1: error 1",
+    ]
+
+
+def test_a_good_reply_that_is_too_large_to_be_read_is_no_failure() -> None:
+    observer = Observer(lambda event: None)
+    for site, error in (("site-1", "x"), ("site-2", "")):
+        gives(observer, site, f"for {site}", "train", round_=1, created=1.0)
+        answers(observer, site, f"for {site}", error=error, record=False)
+    assert observer.outcomes.lost() == []
+
+
+def test_a_site_fails_no_job_by_a_kind_that_nobody_asked_for() -> None:
+    """Nor by a message of its own that says it is an error."""
+    observer = Observer(lambda event: None)
+    for number, site in enumerate(("site-1", "site-2")):
+        gives(observer, site, f"for {site}", "train", round_=1, created=1.0)
+        answers(observer, site, f"for {site}", error="x" * (number == 0), kind="mine")
+    for number in range(5):
+        pushes_reply(observer, "site-1", kind=f"mine{number}", number=number, error="x")
+        data = Metadata(message_id=f"unasked {number}", message_type="train", group_id="1")
+        unasked = Message(metadata=data, error=Error(code=2, reason="x"))
+        saw(
+            observer,
+            "site-1",
+            wire.PUSH,
+            PushMessagesRequest(messages_list=[unasked], message_object_trees=[ObjectTree()]),
+        )
+    told = observer.outcomes.event()["kinds"]
+    assert told["train"] == {"replies": 2, "failed": 1}
+    assert observer.outcomes.lost() == []
+
+
+def test_rounds_that_are_counted_anew_are_all_told() -> None:
+    """Five starts of two rounds. One site is late: its messages of an old round begin nothing."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    now = 0.0
+    late: list[tuple[str, str, int, float]] = []
+    for fold in range(5):
+        for number in (1, 2):
+            for kind in ("train", "evaluate"):
+                now += 1
+                for site in ("site-1", "site-2"):
+                    # Made at the same time, nearly, in whichever order they are handed out.
+                    now += 0.001 if site == "site-1" else -0.0005
+                    message = f"{fold} {number} {kind} {site}"
+                    gives(observer, site, message, kind, round_=number, created=now)
+                    answers(observer, site, message)
+                late.append((f"late {fold} {number} {kind}", kind, number, now - 0.0001))
+        gives(observer, "site-3", late[0][0], late[0][1], round_=late[0][2], created=late[0][3])
+        answers(observer, "site-3", late.pop(0)[0])
+    begun = [(e.get("start", 1), e["round"]) for e in events if e["event"] == "round"]
+    assert begun == [(start, number) for start in range(1, 6) for number in (1, 2)]
+    told = [(e.get("start", 1), e["round"], e["kind"]) for e in events if e.get("site") == "site-2"]
+    assert told == [(s, r, kind) for s in range(1, 6) for r in (1, 2) for kind in ("train", "evaluate")]
+
+
+def test_a_round_that_trains_in_stages_is_one() -> None:
+    """As SecAgg+ does, with the round in the message's group."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for number, (round_, kind) in enumerate(
+        [(1, "train"), (1, "train"), (1, "train"), (1, "evaluate"), (2, "train"), (2, "train")]
+    ):
+        data = Metadata(
+            message_id=f"{number}", group_id=str(round_), message_type=kind, created_at=number + 1.0
+        )
+        pulled = PullMessagesResponse(
+            messages_list=[Message(metadata=data)], message_object_trees=[ObjectTree()]
+        )
+        saw(observer, "site-1", wire.PULL, PullMessagesRequest(), pulled)
+    assert [(e["event"], e.get("start"), e["round"]) for e in events] == [
+        ("round", None, 1),
+        ("round", None, 2),
+    ]

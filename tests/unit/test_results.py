@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bridge.common.meta import times
+from bridge.flare.console import jobs
 from scripts import compose, console, core, curves, engine, results, submit, summary
 from scripts.core import Failure, UsageError, unpack
 
@@ -177,6 +178,100 @@ def test_panels_follow_what_the_app_reports(
     assert curves.choose(summary.rounds_of(events)) == [curves.Panel(*panel) for panel in panels]
 
 
+AT_SERVER = [
+    {"event": "evaluation", "round": n, "metrics": {"accuracy": 0.5 + n / 10, "auc": [0.5]}, "t": START + n}
+    for n in (0, 1, 2)
+]
+
+SECOND = [
+    {**event, "start": 2} if event["event"] in ("round", "reply") else event
+    for event in [*EVENTS[:5], EVENTS[-1]]
+]
+"""A second start of one round."""
+
+
+def test_what_the_server_evaluates_has_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    told = summary.summarize("j-1", META, [*EVENTS, *AT_SERVER])
+    assert told["central"][1] == {"round": 1, "metrics": {"accuracy": 0.6, "auc": [0.5]}}
+    assert curves.draw(told, tmp_path / "curves.png")
+    accuracy = figures[0].axes[1]
+    lines = {line.get_label(): line for line in accuracy.lines}
+    assert np.asarray(lines["server"].get_xdata()).tolist() == [0, 1, 2]
+    assert np.asarray(lines["server"].get_ydata()).tolist() == [0.5, 0.6, 0.7]
+    # Where the sites say nothing like it, it has a panel beside theirs.
+    other = [{**event, "metrics": {"f1": 0.5}} for event in AT_SERVER]
+    panels = curves.choose(summary.rounds_of(EVENTS), summary.central_of(other))
+    assert panels[-1] == curves.Panel("F1", None, None, "f1")
+
+
+def test_rounds_that_are_counted_anew_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    told = summary.summarize("j-1", META, [*EVENTS[:-1], *SECOND])
+    assert [(entry.get("start"), entry["round"]) for entry in told["rounds"]] == [
+        (None, 1),
+        (None, 2),
+        (2, 1),
+    ]
+    assert len(told["seconds"]["rounds"]) == 3
+    assert curves.draw(told, tmp_path / "curves.png")
+    (average,) = [line for line in figures[0].axes[1].lines if line.get_label() == "average"]
+    # Nothing joins one start to the next.
+    assert str(np.asarray(average.get_xdata()).tolist()) == "[1.0, 2.0, nan, 4.0]"
+    labels = [label.get_text() for label in figures[0].axes[1].get_xticklabels()]
+    assert labels == ["start 1", "start 2"]
+
+
+def test_lists_are_averaged_number_by_number() -> None:
+    one, other = reply(1, "a", "evaluate", 1, 10), reply(1, "b", "evaluate", 1, 30)
+    one["metrics"] = {"curve": [1.0, math.nan], "odd": [1.0], "mixed": 1.0}
+    other["metrics"] = {"curve": [5.0, 1.0], "odd": [1.0, 2.0], "mixed": [1.0]}
+    (entry,) = summary.rounds_of([one, other])
+    assert entry["metrics"] == {"curve": [4.0, None]}
+    assert entry["sites"]["a"]["evaluate"]["curve"] == [1.0, None]
+
+
+OUTCOME = {
+    "event": "replies",
+    "kinds": {"query": {"replies": 2, "failed": 1}, "train": {"replies": 2, "failed": 2}},
+    "errors": {
+        "site-1": {"kind": "query", "round": None, "error": "<class 'RuntimeError'>:<'no table here'>"},
+        "site-2": {"kind": "train", "round": 3, "error": "first\nsecond"},
+    },
+    "t": START + 26,
+}
+
+
+def test_what_failed_is_in_the_summary_and_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps(event) + "\n" for event in [*EVENTS[:-1], OUTCOME, EVENTS[-1]])
+    send(monkeypatch, {**FILES, "workspace/events.jsonl": lines})
+    outcome = results.collect("admin", "j-1")
+    assert (outcome["replies"], outcome["errors"]) == (OUTCOME["kinds"], OUTCOME["errors"])
+    assert (folder / "events.jsonl").read_text() == lines
+    results.tell(outcome)
+    told = capsys.readouterr().err
+    assert (
+        "  1 of 2 query replies failed\n  all 2 train replies failed\n"
+        "  site-1: RuntimeError: no table here\n  site-2, round 3: first\\nsecond\n"
+    ) in told
+    assert "    events.jsonl  all events, as they came\n" in told
+
+
+def test_a_job_that_could_not_be_scheduled_says_why() -> None:
+    at = "2026-11-27 23:00:01: "
+    history = [f"{at}missing required site site-2"] * 3 + [f"{at}exceeded max schedule count 3"]
+    known = {"status": "FINISHED:CAN_NOT_SCHEDULE", "schedule_history": history}
+    why = "FLARE could not schedule the job, tried 3 times: missing required site site-2"
+    assert summary.summarize("j", known, [])["reason"] == jobs.kept(known)["reason"] == why
+    assert jobs.kept({**known, "schedule_history": None})["reason"].endswith("does not say why")
+    assert jobs.kept({**known, "flowerbed_reason": "x"})["reason"] == "x"
+    assert jobs.kept({**known, "status": "RUNNING"})["reason"] == ""
+
+
 def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     real = Figure.savefig
@@ -247,6 +342,7 @@ def test_a_folder_of_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {
         "summary.json",
+        "events.jsonl",
         "curves.png",
         "logs/audit.log",
         "logs/server.log",

@@ -55,7 +55,7 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
 def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What the server has noted of a job: its reason, who refused it, which jobs repeat which."""
     return {
-        "reason": meta.get(keys.REASON, ""),
+        "reason": keys.noted_reason(meta),
         "refused": meta.get(keys.REFUSED) or {},
         "retry_of": meta.get(keys.RETRY_OF),
         "retried_as": meta.get(keys.RETRIED_AS),

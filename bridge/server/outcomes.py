@@ -1,0 +1,72 @@
+"""How many of a job's replies failed, and why: by kind, and the first error of each site.
+
+Flower's run completes though every training has failed: its strategies go on with the replies that are good,
+be there any or none. So a job says how many there were, and one in which a kind of message had no good reply
+at all has failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from bridge.common.text import bare_error, one_line
+from bridge.fleet.replies import Event
+
+KINDS_KEPT = 32
+"""Kinds of messages that are told apart: Flower has train, evaluate and query."""
+
+SITES_TOLD = 5
+"""Sites whose first errors stand in a job's reason. The event has those of all."""
+
+ERROR_TOLD = 300
+"""Characters of an error in a job's reason."""
+
+
+class Outcomes:
+    """Counts a job's replies. Their kinds are those of the ServerApp's messages, not what a site says."""
+
+    def __init__(self) -> None:
+        self._replies: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._errors: dict[str, dict[str, Any]] = {}
+
+    def came(self, kind: str) -> None:
+        """A reply has come. It counts as a good one until `failed` says that it is not."""
+        if kind in self._replies or len(self._replies) < KINDS_KEPT:
+            self._replies[kind] += 1
+
+    def failed(self, site: str, kind: str, number: int | None, error: str) -> None:
+        """That reply of `site` is an error, in this round, if it is of a round."""
+        if kind in self._replies:
+            self._failed[kind] += 1
+        self._errors.setdefault(site, {"kind": kind, "round": number, "error": error})
+
+    def event(self) -> Event:
+        """The job's event that says so."""
+        kinds = {
+            kind: {"replies": count, "failed": self._failed[kind]}
+            for kind, count in sorted(self._replies.items())
+        }
+        errors = dict(sorted(self._errors.items()))
+        return {"event": "replies", "kinds": kinds, "errors": errors, "t": time.time()}
+
+    def lost(self) -> list[str]:
+        """The kinds of which there were replies, and not one good one."""
+        return sorted(kind for kind, count in self._replies.items() if self._failed[kind] == count)
+
+    def reason(self) -> str:
+        """What failed, a line for each kind and for each of the first sites; empty if nothing has."""
+        lines = [
+            f"every {kind} reply failed, {self._failed[kind]} of {self._replies[kind]}"
+            if kind in self.lost()
+            else f"{self._failed[kind]} of {self._replies[kind]} {kind} replies failed"
+            for kind in sorted(self._failed)
+        ]
+        for site, first in sorted(self._errors.items())[:SITES_TOLD]:
+            place = f"{site}, round {first['round']}" if first["round"] else site
+            lines.append(f"{place}: {one_line(bare_error(first['error']), ERROR_TOLD)}")
+        if (more := len(self._errors) - SITES_TOLD) > 0:
+            lines.append(f"and {more} more sites")
+        return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""What is read of a ServerApp's output: central evaluation, and the lines, as long as no rounds tell more.
+
+Flower's strategies evaluate the model at the server by a function of the app's, and say the result nowhere
+but in the log. Sources: flwr 1.41.0 `serverapp/strategy/strategy.py` (`start`), `server/server.py` (`fit`),
+`server/workflow/default_workflows.py`. `tests/kinds/test_told.py` fails when they say it otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bridge.common.text import shown
+from bridge.fleet.replies import NAME_LIMIT, NUMBERS_LIMIT, Event
+
+log = logging.getLogger(__name__)
+
+OURS = "fast path: "
+"""What our own lines in a ServerApp's output have (`bridge/flower/fast_path.py`)."""
+
+HELD = 3.0
+"""Seconds for which a ServerApp's first lines are held: by then most apps have begun a round."""
+
+HELD_LINES = 500
+"""Lines that are held meanwhile, the latest."""
+
+OUTPUT_LIMIT = 256 * 1024
+"""Characters of output that events take: the server holds a job's events in memory. The log has all of it."""
+
+LINE_LIMIT = 2000
+"""Characters of a line in an event."""
+
+READ_LIMIT = 32 * 1024
+"""Characters of a line that is read for metrics."""
+
+EVALUATIONS_LIMIT = 100_000
+"""Central evaluations of one job."""
+
+_EMPTY = re.compile(r"(?:INFO :)?\s*$")
+_START = re.compile(r"Starting \w+ strategy:|\[INIT\]$")
+_ROUND = re.compile(r"\[ROUND (\d{1,9})(?:/\d+)?\]$")
+_INITIAL = re.compile(r"Initial global evaluation results: (\{.*\})$")
+_GLOBAL = re.compile(r"└──> MetricRecord: (\{.*\})$")
+_LEGACY_INITIAL = re.compile(r"initial parameters \(loss, other metrics\): ([^,]+), (\{.*\})$")
+_LEGACY = re.compile(r"fit progress: \((\d{1,9}), ([^,]+), (\{.*\}), [^,]+\)$")
+
+_NUMBER = r"(?:np\.\w{1,20}\()?-?(?:\d{1,400}(?:\.\d{0,400})?(?:e[+-]?\d{1,4})?|nan|inf)\)?"
+_KEY = r"""(?:'([^'\\]{1,200})'|"([^"\\]{1,200})")"""
+_PAIR = re.compile(rf"{_KEY}: ({_NUMBER}|\[(?:{_NUMBER}(?:, {_NUMBER})*)?\])(?=[,}}])", re.ASCII)
+
+
+class ServerAppOutput:
+    """Makes events of the lines that one job's ServerApp prints. Lives on one event loop.
+
+    Events: `{"event": "evaluation", "round", "metrics", "t"}`, with `start` where an app counts its rounds
+    anew, and `{"event": "output", "lines", "t"}` as long as no round has begun.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+        self._start, self._round = 0, 0
+        self._evaluations = 0
+        self._held: list[str] = []
+        self._flush_at: asyncio.TimerHandle | None = None
+        self._passes = False
+        self._ended = False
+        self._taken = 0
+
+    def take(self, lines: Sequence[str]) -> None:
+        """Read the next lines."""
+        for line in lines:
+            try:
+                self._read(line[:READ_LIMIT])
+            except ValueError as error:
+                log.warning("a line of the ServerApp's could not be read for metrics: %s", error)
+        told = [shown(line[:LINE_LIMIT]) for line in lines if not _EMPTY.match(line) and OURS not in line]
+        if self._ended or not told:
+            return
+        self._held += told
+        del self._held[:-HELD_LINES]
+        if self._passes:
+            self._flush()
+        elif self._flush_at is None:
+            self._flush_at = asyncio.get_running_loop().call_later(HELD, self._flush)
+
+    def round_began(self) -> None:
+        """From now on rounds tell how far the app is."""
+        self._held.clear()
+        self.close()
+
+    def close(self) -> None:
+        """The run has ended."""
+        if not self._ended:
+            self._flush()
+        self._ended = True
+        if self._flush_at is not None:
+            self._flush_at.cancel()
+
+    def _flush(self) -> None:
+        self._passes = True
+        if self._ended or not self._held:
+            return
+        lines, self._held = self._held, []
+        self._taken += sum(map(len, lines))
+        if self._taken > OUTPUT_LIMIT:
+            self._ended, lines = True, ["... the rest is in the job's log"]
+        self._emit({"event": "output", "lines": lines, "t": time.time()})
+
+    def _read(self, line: str) -> None:
+        """Look for what Flower's strategies say of a central evaluation."""
+        if _START.search(line):
+            self._start, self._round = self._start + 1, 0
+        elif found := _ROUND.search(line):
+            self._round = int(found[1])
+        elif found := _INITIAL.search(line):
+            self._evaluated(0, dict(_metrics(found[1])))
+        elif found := _GLOBAL.search(line):
+            self._evaluated(self._round, dict(_metrics(found[1])))
+        elif found := _LEGACY_INITIAL.search(line):
+            self._evaluated(0, dict(_metrics(f"{{'loss': {found[1]}}}")) | dict(_metrics(found[2])))
+        elif found := _LEGACY.search(line):
+            loss = dict(_metrics(f"{{'loss': {found[2]}}}"))
+            self._evaluated(int(found[1]), loss | dict(_metrics(found[3])))
+
+    def _evaluated(self, number: int, metrics: dict[str, Any]) -> None:
+        if metrics and self._evaluations < EVALUATIONS_LIMIT:
+            self._evaluations += 1
+            start = {"start": self._start} if self._start > 1 else {}
+            event = {"event": "evaluation", **start, "round": number, "metrics": metrics}
+            self._emit({**event, "t": time.time()})
+
+
+def _metrics(text: str) -> Iterator[tuple[str, Any]]:
+    """The numbers, and lists of numbers, of a dictionary as Python writes it."""
+    for count, found in enumerate(_PAIR.finditer(text)):
+        if count == NUMBERS_LIMIT:
+            return
+        value = found[3]
+        listed = [_number(part) for part in value.strip("[]").split(", ") if part]
+        yield shown(found[1] or found[2])[:NAME_LIMIT], listed if value[0] == "[" else listed[0]
+
+
+def _number(text: str) -> float | int:
+    """A number as Python or numpy writes it."""
+    text = text.partition("(")[2].rstrip(")") or text
+    return int(text) if text.lstrip("-").isdigit() and len(text) < 19 else float(text)

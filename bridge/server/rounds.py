@@ -1,0 +1,69 @@
+"""Which rounds of a run have begun, also where an app counts them more than once.
+
+An app may call `strategy.start` again and again, for cross-validation say, and each call counts its rounds
+from 1. A late message of an old round is no new beginning: what tells them apart is when the ServerApp made
+the message, which Flower writes into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TRAIN, EVALUATE = "train", "evaluate"
+
+
+@dataclass
+class _Start:
+    """One count of rounds: from a call of `strategy.start` to the next."""
+
+    after: float
+    """When the last message before it was made, as far as it was seen."""
+    created: float
+    """When the message by which it was seen was made."""
+    first: tuple[int, str]
+    """That message's round and kind."""
+    begun: set[int] = field(default_factory=set)
+    evaluated: set[int] = field(default_factory=set)
+
+    def has(self, message: tuple[int, str], created: float) -> bool:
+        """Whether it is this one's message, if it is no later one's. Those to other sites are made moments
+        earlier or later than the one that was seen first."""
+        return created >= self.created or (created > self.after and message == self.first)
+
+
+class Rounds:
+    """The rounds that have begun, by the number of the start and their own. Starts count from 1."""
+
+    def __init__(self) -> None:
+        self._starts = [_Start(0.0, 0.0, (0, ""))]
+        self._number, self._created = 0, 0.0
+
+    @property
+    def start(self) -> int:
+        """The latest start."""
+        return len(self._starts)
+
+    def begun(self, start: int, number: int) -> bool:
+        """Whether this round has begun."""
+        return number in self._starts[start - 1].begun
+
+    def take(self, number: int, kind: str, created: float) -> tuple[int, bool]:
+        """Note a message of round `number` which the ServerApp made at `created`, by its clock.
+
+        Returns the start to which it belongs, and whether it is its round's first.
+        """
+        if created > self._created:
+            # A strategy evaluates after it has trained. What trains after that is another's first round.
+            again = number == self._number and kind == TRAIN and number in self._starts[-1].evaluated
+            if number < self._number or again:
+                self._starts.append(_Start(self._created, created, (number, kind)))
+            self._number, self._created = number, created
+        at = len(self._starts) - 1
+        while at and not self._starts[at].has((number, kind), created):
+            at -= 1
+        start = self._starts[at]
+        is_first = number not in start.begun
+        start.begun.add(number)
+        if kind == EVALUATE:
+            start.evaluated.add(number)
+        return at + 1, is_first
