@@ -11,7 +11,7 @@ from bridge.common import versions
 from bridge.common.app_environment import AppEnvironment
 from scripts import app as apps
 from scripts import core, engine, environments, uv
-from scripts.environments import Resolved
+from scripts.locks import Resolved
 
 
 @dataclass(frozen=True)

@@ -42,33 +42,37 @@ TAG = "dev"
 """Of every image; a built image replaces the one before."""
 
 
+Apps = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="APP",
+        help="Make the environment of this app: the packages that its pyproject.toml asks for. May be given "
+        "more than once. `./flowerbed apps` lists what there is.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --app: show what would be installed, and install nothing.")
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="With --app: the CUDA build of torch, for sites with GPUs.")]
+Apt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PACKAGE",
+        help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given "
+        "more than once.",
+    ),
+]
+Upgrade = Annotated[
+    bool, typer.Option("--upgrade", help="With --app: resolve again, though there is an environment.")
+]
+
+
 def run(
-    app: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="APP",
-            help="Make the environment of this app: the packages that its pyproject.toml asks for. May be "
-            "given more than once. `./flowerbed apps` lists what there is.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --app: show what would be installed, and install nothing.")
-    ] = False,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="With --app: the CUDA build of torch, for sites with GPUs.")
-    ] = False,
-    apt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PACKAGE",
-            help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given "
-            "more than once.",
-        ),
-    ] = None,
-    upgrade: Annotated[
-        bool,
-        typer.Option("--upgrade", help="With --app: resolve again, though there is an environment."),
-    ] = False,
+    app: Apps = None,
+    dry_run: DryRun = False,
+    gpu: Gpu = False,
+    apt: Apt = None,
+    upgrade: Upgrade = False,
     tracking: Annotated[
         Literal["mlflow"] | None,
         typer.Option(help="Build MLflow's image too (a download of 200 MB). TensorBoard needs none."),

@@ -12,30 +12,39 @@ in these steps:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 import time
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from bridge.common import app_environment, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import DESCRIPTION, LOCK, SYSTEM, VENV, AppEnvironment
 from scripts import app as apps
-from scripts import app_imports, base_image, core, engine, images, progress, shared_objects, uv, wheelhouse
+from scripts import (
+    app_imports,
+    base_image,
+    core,
+    engine,
+    images,
+    locks,
+    progress,
+    shared_objects,
+    uv,
+    wheelhouse,
+)
+from scripts.locks import Resolved
 
 PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
 """What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share
 environments."""
 
-CUDA = re.compile(r"^(nvidia-|cuda-|triton==)", re.MULTILINE)
-"""What torch's CUDA build asks for."""
+CUDA = re.compile(r"^nvidia-(cublas|cudnn)", re.MULTILINE)
+"""What torch's CUDA build asks for. XGBoost asks for nvidia-nccl-cu12, whatever it runs on."""
 
 UNPACKED = 4.0
 """Bytes on the disk for one byte of a wheel."""
@@ -53,45 +62,6 @@ for file in /tmp/archives/*.deb; do dpkg-deb -x "$file" "$FOLDER"; done
 chown -R --reference="$FOLDER/.." "$FOLDER"
 """
 """Unpacks Debian packages, and what they need beside the base image, into a folder."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """One line of a lock."""
-
-    name: str
-    version: str
-    size: int | None
-    """Bytes of its wheel, if the index says so."""
-    is_wheel: bool
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What an app's environment will be."""
-
-    app: apps.App
-    lock: str
-    packages: tuple[Package, ...]
-    python: str
-    gpu: bool
-    apt: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The environment's: the same for the same packages."""
-        content = json.dumps([self.lock, self.python, list(self.apt)])
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-    @property
-    def flwr(self) -> str:
-        """The version of Flower."""
-        return next((p.version for p in self.packages if p.name in versions.DISTRIBUTIONS), "")
-
-    @property
-    def size(self) -> int:
-        """Bytes of all wheels, as far as they are known."""
-        return sum(package.size or 0 for package in self.packages)
 
 
 def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
@@ -131,7 +101,7 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        (scratch / "wanted.in").write_text("".join(f"{line}\n" for line in wanted))
+        (scratch / "wanted.in").write_text("".join(f"{line}\n" for line in (*wanted, *_oldest(wanted))))
         # uv keeps what stands there already, as far as it fits.
         (scratch / LOCK).write_text("".join(f"{line}\n" for line in preferred(gpu=gpu)))
         backend = [] if gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
@@ -142,15 +112,15 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
         if done.returncode:
             raise core.UsageError(_no_lock(app, done.stdout))
         lock = (scratch / LOCK).read_text()
-        if not gpu and CUDA.search(lock):
-            raise core.UsageError(_no_cpu_build(app, lock))
-        resolved = Resolved(app, lock, _packages(lock, ""), python, gpu, tuple(sorted(apt)))
+        if not gpu and (torch := re.search(r"^torch==([^ +]+) ", lock, re.MULTILINE)) and CUDA.search(lock):
+            raise core.UsageError(_no_cpu_build(app, torch[1]))
+        resolved = Resolved(app, lock, locks.packages(lock, ""), python, gpu, tuple(sorted(apt)))
         if not sizes and (uv.ENVIRONMENTS / resolved.name / DESCRIPTION).is_file():
             return resolved
         files = [f"{inside}/{LOCK}", "--output-file", f"{inside}/pylock.toml", "--format", "pylock.toml"]
         done = uv.call(["pip", "compile", *files, "--no-deps", *common])
         pylock = (scratch / "pylock.toml").read_text() if done.returncode == 0 else ""
-        return replace(resolved, packages=_packages(lock, pylock))
+        return replace(resolved, packages=locks.packages(lock, pylock))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -171,13 +141,17 @@ def make(resolved: Resolved) -> dict[str, Any]:
     folder = uv.ENVIRONMENTS / resolved.name
     described = folder / DESCRIPTION
     facts: dict[str, Any] = json.loads(described.read_text()) if described.is_file() else {}
-    notes: list[str] = []
-    if not facts:
+    if facts:
+        notes = _try(resolved, folder, facts["libraries"])
+    else:
         shutil.rmtree(folder, ignore_errors=True)
-        facts = _install(resolved, folder)
-        notes = _missing_libraries(folder)
-    libraries = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in facts["libraries"]]
-    notes += _try(resolved, folder, libraries)
+        try:
+            facts = _install(resolved, folder)
+            notes = _missing_libraries(folder) + _try(resolved, folder, facts["libraries"])
+        except BaseException:
+            # Without a description nobody would see it, and remove it.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     project, key = resolved.app, app_environment.key(resolved.app.pyproject)
     facts["keys"] = sorted({*facts["keys"], key})
     facts["apps"] = sorted({*facts["apps"], f"{project.name} {project.version}".strip()})
@@ -241,7 +215,6 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
 
         done = uv.call(words, tell=tell, compiler=resolved.apt or None)
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
         if "No space left on device" in done.stdout:
             raise core.Failure(
                 "The disk became full while packages were installed. Free some, and try again."
@@ -278,7 +251,6 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
     script = f"FOLDER={_as_mounted(target, folder)}{APT}"
     done = uv.as_root(script, *names)
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
         core.fail(f"Fetching the Debian packages {', '.join(names)}", done.stderr.decode(errors="replace"))
     folders = {path.parent for path in target.rglob("*.so*") if "python" not in path.as_posix()}
     return sorted(path.relative_to(target).as_posix() for path in folders)
@@ -287,7 +259,8 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
 def _try(resolved: Resolved, folder: Path, libraries: Sequence[str]) -> list[str]:
     """Import what the app imports; returns what may be wrong. Raises `core.UsageError` for what is."""
     modules = app_imports.of_app(resolved.app.pyproject, resolved.app.files)
-    variables = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
+    system = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in libraries]
+    variables = {"LD_LIBRARY_PATH": ":".join(system)} if system else {}
     interpreter = f"{uv.MOUNTED}/{folder.name}/{VENV}/bin/python"
     done = uv.python(interpreter, IMAGES / "try_imports.py", *modules, variables=variables)
     failed = json.loads(core.must(done, f"Importing what {resolved.app.name} imports"))
@@ -360,34 +333,23 @@ def _python(wanted: str, app: apps.App) -> str:
 
 def _no_lock(app: apps.App, said: str) -> str:
     asked = f"{app.folder}/pyproject.toml"
-    return f"The packages that {asked} asks for cannot be had together. uv says:\n{said.strip()}"
+    oldest = f"flwr: {versions.OLDEST} or newer"
+    return f"The packages that {asked} asks for cannot be had together ({oldest}). uv says:\n{said.strip()}"
 
 
-def _no_cpu_build(app: apps.App, lock: str) -> str:
-    torch = next(iter(re.findall(r"^torch==([^ ]+)", lock, re.MULTILINE)), "")
+def _oldest(wanted: Sequence[str]) -> Iterator[str]:
+    """The Flower that has to be, else uv may go back to one that does not run here."""
+    for name in versions.DISTRIBUTIONS:
+        if any(re.match(rf"{name}(?![\w.-])", line) for line in wanted):
+            yield f"{name}>={versions.OLDEST}"
+
+
+def _no_cpu_build(app: apps.App, torch: str) -> str:
     return (
         f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites "
         "with GPUs: build --gpu. For the CPU build, show uv the way: "
         "UV_INDEX=https://download.pytorch.org/whl/cpu, or UV_FIND_LINKS=FOLDER for a folder that has it."
     )
-
-
-def _packages(lock: str, pylock: str) -> tuple[Package, ...]:
-    sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}
-    found = []
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
-        wheels = sized.get(name, {}).get("wheels", [])
-        size = _size_of(wheels[0]) if wheels else None
-        found.append(Package(name, version, size, bool(wheels) or not pylock))
-    return tuple(found)
-
-
-def _size_of(wheel: Mapping[str, Any]) -> int | None:
-    """Bytes of a wheel: as the index says, or of the file if it is on this machine."""
-    if "size" in wheel:
-        return int(wheel["size"])
-    file = Path(unquote(str(wheel.get("url", "")).removeprefix("file://")))
-    return file.stat().st_size if file.is_file() else None
 
 
 def _check_disk(resolved: Resolved) -> None:

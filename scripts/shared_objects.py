@@ -21,6 +21,9 @@ NAMES = {
     "libmagic.so.1": "libmagic1",
     "libgfortran.so.5": "libgfortran5",
     "libportaudio.so.2": "libportaudio2",
+    "libjpeg.so.62": "libjpeg62-turbo",
+    "libOpenCL.so.1": "ocl-icd-libopencl1",
+    "libxml2.so.2": "libxml2",
 }
 """Debian packages whose names do not follow from the library's, or are asked for often."""
 

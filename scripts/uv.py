@@ -89,12 +89,14 @@ def sources() -> Sources:
     """What the user's variables and pip's configuration say."""
     found = {}
     said = core.run([sys.executable, "-m", "pip", "config", "list"]).stdout.decode(errors="replace")
-    for line in said.splitlines():
-        left, _, right = line.partition("=")
-        option = left.rsplit(".", 1)[-1]
-        if option in FROM_PIP:
-            value = " ".join(str(ast.literal_eval(right)).split())
-            found[FROM_PIP[option]] = value.replace(" ", ",") if option == "find-links" else value
+    told = [line.partition("=")[::2] for line in said.splitlines()]
+    # pip lists by name, and means: a variable goes before a file, and in it a command before all commands.
+    for section in ("global", "download", "install", ":env:"):
+        for left, right in told:
+            option = left.removeprefix(f"{section}.")
+            if option in FROM_PIP and option != left:
+                value = " ".join(str(ast.literal_eval(right)).split())
+                found[FROM_PIP[option]] = value.replace(" ", ",") if option == "find-links" else value
     if "UV_INDEX" in found:
         # As pip: the newest of all indexes, whichever has it.
         found["UV_INDEX_STRATEGY"] = "unsafe-best-match"

@@ -39,6 +39,22 @@ DESCRIPTION_LIMIT = 1 << 20
 """Bytes of a description that are read."""
 
 
+FACTS: Mapping[str, tuple[type, ...]] = {
+    "flwr": (str,),
+    "python": (str,),
+    "gpu": (bool,),
+    "apt": (list,),
+    "libraries": (list,),
+    "packages": (int,),
+    "bytes": (int,),
+    "made": (int, float),
+    "apps": (list,),
+    "keys": (list,),
+}
+"""What a description has, and of which types. The lists are of texts. What is described otherwise is no
+environment: code that a package was built with may have written it."""
+
+
 class NoEnvironment(BadApp):
     """There is no such environment here; the text is for people."""
 
@@ -80,32 +96,44 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What an app's pyproject.toml asks for, in one spelling and order.
 
     The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An
-    app that does not name flwr itself gets it.
+    app that does not name flwr itself gets it. So does one that means the Flower beside it in its author's
+    checkout (`flwr @ {root:parent:uri}`, in Hatch's spelling), as Flower's own tests do.
 
     Raises:
-        BadApp: it is no list of requirements.
+        BadApp: it is no list of requirements, or names another folder in its author's checkout.
     """
     # Here, since many who import this module need it not, and it takes a while.
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
     lines = config.get("project", {}).get("dependencies", [])
-    if not isinstance(lines, list):
-        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list, found {lines!r}"[:300])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
     found, names = set(), set()
     for line in lines:
         try:
-            wanted = Requirement(str(line))
+            wanted = Requirement(line)
         except InvalidRequirement as error:
-            raise BadApp(f"{PYPROJECT}: {str(line)[:200]!r} is no requirement: {error}") from None
+            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: {str(error)[:500]}") from None
         wanted.name = canonicalize_name(wanted.name)
         if wanted.name in versions.DISTRIBUTIONS:
             wanted.extras.discard("simulation")
+            wanted.url = None if _is_in_checkout(wanted.url) else wanted.url
+        if _is_in_checkout(wanted.url):
+            raise BadApp(
+                f"{PYPROJECT}: {str(line)[:200]!r} means a folder beside the app, which is not there where "
+                "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
+            )
         names.add(wanted.name)
         found.add(str(wanted))
     if not names & set(versions.DISTRIBUTIONS):
         found.add(versions.DISTRIBUTIONS[0])
     return tuple(sorted(found))
+
+
+def _is_in_checkout(url: str | None) -> bool:
+    """Whether a direct reference stands for a folder on its author's machine, in Hatch's spelling."""
+    return url is not None and re.match(r"(file://)?\{(root|home)\b", url) is not None
 
 
 def requires_python(config: Mapping[str, Any]) -> str:
@@ -183,7 +211,12 @@ def _described(folder: Path) -> dict[str, Any] | None:
             facts = json.loads(file.read(DESCRIPTION_LIMIT))
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("flwr"), str) else None
+    if not isinstance(facts, dict) or any(
+        type(facts.get(name)) not in kinds for name, kinds in FACTS.items()
+    ):
+        return None
+    texts = (text for value in facts.values() if isinstance(value, list) for text in value)
+    return facts if all(isinstance(text, str) for text in texts) else None
 
 
 def _made(folder: Path, facts: Mapping[str, Any]) -> AppEnvironment:

@@ -133,13 +133,10 @@ class SuperLink:
             policy, confined = confinement.around(
                 work_dir, home, ports=astuple(ports), app_ports=(ports.http, ports.runtime)
             )
+            command = environment.superlink_command(ports, grace, prefork, row)
+            env |= confined
             process = await FlowerProcess.start(
-                "superlink",
-                environment.superlink_command(ports, grace, prefork, row),
-                cwd=work_dir,
-                env=env | confined,
-                policy=policy,
-                programs=packages.programs,
+                "superlink", command, cwd=work_dir, env=env, policy=policy, programs=packages.programs
             )
             superlink = cls(process, ports, row)
             try:

@@ -28,7 +28,8 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 
 from bridge.common import app_environment, disk, job_options, meta, versions
 from bridge.common.app import BadApp
-from bridge.common.app_environment import NoEnvironment
+from bridge.common.app_environment import AppEnvironment, NoEnvironment
+from bridge.common.job_options import ConfigValue
 from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment, working_folder
@@ -85,7 +86,6 @@ class FlowerExecutor(Executor):
         self._caller: SiteRelay | None = None
         self._points: metric_uploader.MetricUploader | None = None
         self._gateway: Gateway | GrpcGateway | None = None
-        self._fleet = versions.Transport.HTTP
         self._supernode: SuperNode | None = None
         self._sees_connections = True
         self._ending: asyncio.Task[None] | None = None
@@ -127,20 +127,9 @@ class FlowerExecutor(Executor):
         import_path.without(run_dir)
         brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
         bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
-        packages, lacking = None, ""
+        site = fl_ctx.get_identity_name()
         try:
-            pyproject = fab.read(brought) if brought is not None else None
-            packages = app_environment.of_job(self.options.environment, pyproject)
-            self._fleet = packages.generation.fleet
-            if warning := versions.newer(packages.flwr):
-                log.warning("%s", warning)
-            check(self.options.supernode, packages)
-        except NoEnvironment as missing:
-            lacking = f"{fl_ctx.get_identity_name()} takes no part: {missing}"
-        except (BadApp, versions.UnsupportedFlower, ValueError) as wrong:
-            self.system_panic(str(wrong), fl_ctx)
-            return
-        try:
+            packages, lacking = _packages(self.options, brought, site)
             environment.check_extra(self.options.extra_env or {})
             if self.options.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
@@ -148,17 +137,13 @@ class FlowerExecutor(Executor):
             own = settings.read(root)
             self._provisioned = settings.provisioned(root)
             self._confinement = confining.confinement(own, root, bootstrap)
-        except (confining.NotConfined, ValueError) as wrong:
+        except (BadApp, versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
-        site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
-        # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
         sites = sorted(client.name for client in engine.get_clients())
-        config = {**own.node_config, "client-name": site, "num-partitions": len(sites)}
-        if site in sites:
-            config["partition-id"] = sites.index(site)
+        config = {**own.node_config, **_place(site, sites)}
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
         flwr = "" if packages is None else packages.flwr
@@ -194,7 +179,7 @@ class FlowerExecutor(Executor):
                 packages=packages,
             )
 
-        self._loop.run(self._begin(link, setup, run_dir, first=first))
+        self._loop.run(self._begin(link, setup, packages.generation.fleet, run_dir, first=first))
 
     async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
         """Take no part: this site cannot run the app."""
@@ -202,12 +187,18 @@ class FlowerExecutor(Executor):
         self._other_app(reason)
 
     async def _begin(
-        self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], run_dir: Path, *, first: int
+        self,
+        link: same_app.SameApp,
+        setup: Callable[[int], SuperNodeSetup],
+        fleet: versions.Transport,
+        run_dir: Path,
+        *,
+        first: int,
     ) -> None:
         assert self._points is not None
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
-        kind = Gateway if self._fleet is versions.Transport.HTTP else GrpcGateway
+        kind = Gateway if fleet is versions.Transport.HTTP else GrpcGateway
         self._gateway = kind(self._caller, self._is_supernode, run_dir)
         await self._gateway.start()
         node = setup(self._gateway.port)
@@ -326,6 +317,28 @@ class FlowerExecutor(Executor):
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
             await asyncio.to_thread(disk.remove, folder)
+
+
+def _packages(
+    options: job_options.JobOptions, brought: bytes | None, site: str
+) -> tuple[AppEnvironment | None, str]:
+    """The environment of the job's app; or none, and why the site takes no part."""
+    pyproject = fab.read(brought) if brought is not None else None
+    try:
+        packages = app_environment.of_job(options.environment, pyproject)
+    except NoEnvironment as missing:
+        return None, f"{site} takes no part: {missing}"
+    if warning := versions.newer(packages.flwr):
+        log.warning("%s", warning)
+    check(options.supernode, packages)
+    return packages, ""
+
+
+def _place(site: str, sites: list[str]) -> dict[str, ConfigValue]:
+    """What an app is told of a site: the numbers that FLARE's own Flower integration gives, which are places
+    in the sorted list of `sites`."""
+    own: dict[str, ConfigValue] = {"client-name": site, "num-partitions": len(sites)}
+    return own | ({"partition-id": sites.index(site)} if site in sites else {})
 
 
 def connects(pid: int, own: int, other: int) -> bool:

@@ -111,7 +111,7 @@ async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNo
 class SuperNodeProcess(FlowerProcess):
     """A SuperNode that is a process of its own."""
 
-    ends_with_superexec = False
+    ends_with_superexec: bool = False
     """Whether it ends by itself when its SuperExec does."""
 
     async def ended(self) -> str:

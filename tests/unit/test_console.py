@@ -52,12 +52,6 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
     assert call.lines == [{"job_id": "j-1", "sites": ["site-1"]}]
 
 
-def test_a_flower_that_nobody_has_tried_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
-    call = submit(tar(named("my-job")), Session())
-    assert "flwr 1.44.0 is newer" in call.lines[0]["warning"]
-
-
 @pytest.mark.parametrize("what", FOLDERS)
 def test_a_folder_that_leads_elsewhere_is_refused(what: str) -> None:
     session = Session()

@@ -16,6 +16,7 @@ import pytest
 from nvflare.apis.signal import Signal
 
 from bridge.common import versions
+from bridge.common.app_environment import AppEnvironment
 from bridge.common.loop import LoopThread
 from bridge.job import settings
 from bridge.server.controller import FlowerController
@@ -68,7 +69,7 @@ def test_the_jobs_log_says_once_that_its_flower_is_new(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = controller(monkeypatch, min_sites=1)
-    monkeypatch.setattr(versions, "installed", lambda: "1.44.0")
+    made._packages = AppEnvironment("1.44.0", Path("/nowhere"), "0123456789ab")
     # No further than that: nothing else is there.
     monkeypatch.setattr(settings, "read", lambda root: (_ for _ in ()).throw(RunFailed("far enough")))
     monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: None)
