@@ -16,12 +16,12 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bridge.common import app_environment
+from bridge.common import app_environment, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import DESCRIPTION, LOCK, SYSTEM, VENV, AppEnvironment
 from scripts import app as apps
@@ -43,8 +43,8 @@ PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
 """What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share
 environments."""
 
-CUDA = re.compile(r"^(nvidia-|cuda-|triton==)", re.MULTILINE)
-"""What torch's CUDA build asks for."""
+CUDA = re.compile(r"^nvidia-(cublas|cudnn)", re.MULTILINE)
+"""What torch's CUDA build asks for. XGBoost asks for nvidia-nccl-cu12, whatever it runs on."""
 
 UNPACKED = 4.0
 """Bytes on the disk for one byte of a wheel."""
@@ -101,7 +101,7 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        (scratch / "wanted.in").write_text("".join(f"{line}\n" for line in wanted))
+        (scratch / "wanted.in").write_text("".join(f"{line}\n" for line in (*wanted, *_oldest(wanted))))
         # uv keeps what stands there already, as far as it fits.
         (scratch / LOCK).write_text("".join(f"{line}\n" for line in preferred(gpu=gpu)))
         backend = [] if gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
@@ -112,8 +112,8 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
         if done.returncode:
             raise core.UsageError(_no_lock(app, done.stdout))
         lock = (scratch / LOCK).read_text()
-        if not gpu and CUDA.search(lock):
-            raise core.UsageError(_no_cpu_build(app, lock))
+        if not gpu and (torch := re.search(r"^torch==([^ +]+) ", lock, re.MULTILINE)) and CUDA.search(lock):
+            raise core.UsageError(_no_cpu_build(app, torch[1]))
         resolved = Resolved(app, lock, locks.packages(lock, ""), python, gpu, tuple(sorted(apt)))
         if not sizes and (uv.ENVIRONMENTS / resolved.name / DESCRIPTION).is_file():
             return resolved
@@ -333,11 +333,18 @@ def _python(wanted: str, app: apps.App) -> str:
 
 def _no_lock(app: apps.App, said: str) -> str:
     asked = f"{app.folder}/pyproject.toml"
-    return f"The packages that {asked} asks for cannot be had together. uv says:\n{said.strip()}"
+    oldest = f"flwr: {versions.OLDEST} or newer"
+    return f"The packages that {asked} asks for cannot be had together ({oldest}). uv says:\n{said.strip()}"
 
 
-def _no_cpu_build(app: apps.App, lock: str) -> str:
-    torch = next(iter(re.findall(r"^torch==([^ ]+)", lock, re.MULTILINE)), "")
+def _oldest(wanted: Sequence[str]) -> Iterator[str]:
+    """The Flower that has to be, else uv may go back to one that does not run here."""
+    for name in versions.DISTRIBUTIONS:
+        if any(re.match(rf"{name}(?![\w.-])", line) for line in wanted):
+            yield f"{name}>={versions.OLDEST}"
+
+
+def _no_cpu_build(app: apps.App, torch: str) -> str:
     return (
         f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites "
         "with GPUs: build --gpu. For the CPU build, show uv the way: "

@@ -96,10 +96,11 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What an app's pyproject.toml asks for, in one spelling and order.
 
     The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An
-    app that does not name flwr itself gets it.
+    app that does not name flwr itself gets it. So does one that means the Flower beside it in its author's
+    checkout (`flwr @ {root:parent:uri}`, in Hatch's spelling), as Flower's own tests do.
 
     Raises:
-        BadApp: it is no list of requirements.
+        BadApp: it is no list of requirements, or names another folder in its author's checkout.
     """
     # Here, since many who import this module need it not, and it takes a while.
     from packaging.requirements import InvalidRequirement, Requirement
@@ -117,11 +118,22 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
         wanted.name = canonicalize_name(wanted.name)
         if wanted.name in versions.DISTRIBUTIONS:
             wanted.extras.discard("simulation")
+            wanted.url = None if _is_in_checkout(wanted.url) else wanted.url
+        if _is_in_checkout(wanted.url):
+            raise BadApp(
+                f"{PYPROJECT}: {str(line)[:200]!r} means a folder beside the app, which is not there where "
+                "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
+            )
         names.add(wanted.name)
         found.add(str(wanted))
     if not names & set(versions.DISTRIBUTIONS):
         found.add(versions.DISTRIBUTIONS[0])
     return tuple(sorted(found))
+
+
+def _is_in_checkout(url: str | None) -> bool:
+    """Whether a direct reference stands for a folder on its author's machine, in Hatch's spelling."""
+    return url is not None and re.match(r"(file://)?\{(root|home)\b", url) is not None
 
 
 def requires_python(config: Mapping[str, Any]) -> str:

@@ -88,6 +88,9 @@ _43 = replace(_40, first=(1, 43), last=(1, 43), unasked=True)
 GENERATIONS = (_34, _35, _37, _40, _43)
 """From the oldest to the newest, without a gap."""
 
+OLDEST = ".".join(map(str, GENERATIONS[0].first))
+"""The version from which on Flower works here."""
+
 NEWER = replace(GENERATIONS[-1], fast_path=False)
 """What a flwr that is newer than all of them is taken for: it speaks as the newest does, and waits as Flower
 does, since nobody has read how it is made."""
