@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +151,10 @@ def test_it_is_found_by_what_the_app_asks_for_and_its_kind(tmp_path: Path) -> No
     for gpu, name in ((False, NAME), (True, "cccccccccccc")):
         found = app_environment.find(config(APP), tmp_path, gpu=gpu)
         assert found is not None and found.name == name
+    # One of the other kind is better than none.
+    shutil.rmtree(tmp_path / "cccccccccccc")
+    found = app_environment.find(config(APP), tmp_path, gpu=True)
+    assert found is not None and found.name == NAME
     changed = config(APP)
     changed["project"]["dependencies"].append("pandas")
     assert app_environment.find(changed, tmp_path) is None
