@@ -28,7 +28,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 PANELS = {
     "Begin": ("quickstart", "doctor"),
-    "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "hash", "apps"),
+    "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
     "Federation": ("provision", "build", "data", "up", "status", "down", "kit"),
     "Developers": ("compare", "bench", "test"),
 }
@@ -41,10 +41,11 @@ VERBS = {
 }
 """The module of each verb."""
 
-WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "hash", "status")
+WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status")
 """Verbs that leave no file in the checkout, so none is looked for that has to be given to its owner."""
 
-MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs", "help": "--help"}
+MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs"}
+MEANT |= {"rm": "remove", "delete": "remove", "help": "--help"}
 """What other tools call it."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from scripts import console, terminal
-from scripts.core import say
+from scripts.core import in_words, say
 from scripts.options import As, Watch, check_watch
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NARROW = 110
 """Columns of a terminal below which ids are cut to `SHORT_ID` letters, which is enough for JOB. Who has
-submitted, and in which second, is left out."""
+submitted, in which second, and what the job takes in the server's store, is left out."""
 SHORT_ID = 8
 
 COLUMNS = {
@@ -28,6 +28,7 @@ COLUMNS = {
     "SUBMITTED": "submit_time",
     "TOOK": "duration",
     "BY": "submitter",
+    "STORED": "stored_bytes",
     "WHY": "reason",
 }
 
@@ -63,7 +64,9 @@ def table(jobs: list[dict[str, Any]]) -> Table:
     jobs = [{**job, "reason": job.get("reason") or _refusals(job)} for job in jobs]
     columns = dict(COLUMNS)
     if narrow := terminal.console().width < NARROW:
-        del columns["BY"]
+        del columns["BY"], columns["STORED"]
+    elif not any(job.get("stored_bytes") for job in jobs):
+        del columns["STORED"]
     if not any(job["reason"] for job in jobs):
         del columns["WHY"]
     rows = [[_cell(key, job.get(key), narrow=narrow) for key in columns.values()] for job in jobs]
@@ -79,6 +82,8 @@ def _cell(key: str, value: Any, *, narrow: bool) -> str:
     if key == "submit_time":
         when = "%m-%d %H:%M" if narrow else "%Y-%m-%d %H:%M:%S"
         return "-" if text == "-" else datetime.fromtimestamp(float(text)).strftime(when)
+    if key == "stored_bytes" and text != "-":
+        return in_words(int(text))
     if key == "job_id" and narrow:
         return text[:SHORT_ID]
     return text.split(".")[0] if key == "duration" else text

@@ -24,7 +24,7 @@ from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack
+from scripts.core import HOUSE, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
 
 ENVIRONMENTS = HOUSE / "environments"
@@ -167,7 +167,7 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         build: whether one is made where there is none.
 
     Raises:
-        Failure: there is none; with the command that makes it.
+        UsageError: there is none; with the command that makes it.
     """
     if app.ready:
         return dict(request)
@@ -189,7 +189,7 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
         made = app_environment.named(name, ENVIRONMENTS)
     if made is None:
-        raise Failure(
+        raise UsageError(
             f"No environment was made yet for what {app.name} asks for. Make it: ./flowerbed build --app "
             f"{app.folder}, or submit with --build.",
             missing=list(app_environment.requirements(app.pyproject)),

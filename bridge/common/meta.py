@@ -39,6 +39,9 @@ SITES = "flowerbed_sites"
 STARTS = "flowerbed_starts"
 """How often each site's part was started anew, by the site's name. A number that only the server writes."""
 
+STORED = "flowerbed_stored"
+"""Bytes that the job takes in the server's store. It is looked up when the meta is read (`job_store.py`)."""
+
 SITES_TOPIC = "flowerbed.sites"
 """The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
 

@@ -12,6 +12,7 @@ And FLARE reads the whole archive into its server's memory to show a log (`priva
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -30,7 +31,7 @@ from nvflare.apis.storage import DATA, WORKSPACE, StorageException
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.private.fed.server.job_cmds import JSON_LOG_FILE_NAME
 
-from bridge.common import disk
+from bridge.common import disk, meta
 from bridge.common.text import one_line
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,11 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
                 return found
         return list(super().list_objects(path, without_tag))
 
+    def get_meta(self, uri: str) -> dict[str, Any]:
+        """See `FilesystemStorage`; and how much the job takes here."""
+        found: dict[str, Any] = super().get_meta(uri)
+        return {**found, meta.STORED: stored(Path(self._object_path(uri)))}
+
     def get_data(self, uri: str, component_name: str = DATA) -> bytes:
         """See `FilesystemStorage`. Of a job's results FLARE looks only for logs: they come without the
         rest. A site's log is what the site has streamed, and a component of its own."""
@@ -120,6 +126,15 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
             return super().update_object(uri, str(archive), component_name)
         finally:
             archive.unlink(missing_ok=True)
+
+
+def stored(folder: Path) -> int:
+    """The bytes of what is stored of a job. The store keeps it in files without folders."""
+    size = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            size += entry.stat(follow_symlinks=False).st_size
+    return size
 
 
 def sweep(folder: Path) -> None:

@@ -50,10 +50,10 @@ def test_it_operates_nothing(larger: Federation, who: str) -> None:
     assert "site-4" in [str(site["name"]) for site in larger.must("status")["sites"]]
 
 
-def test_a_lead_reads_and_ends_no_job_of_others(larger: Federation) -> None:
+def test_a_lead_reads_ends_and_removes_no_job_of_others(larger: Federation) -> None:
     job = larger.submit("numpy-add", "--rounds", "1", "--sites", "site-1,site-2")
     larger.must("wait", job)
-    for verb in ("logs", "abort", "results"):
+    for verb in ("logs", "abort", "results", "remove"):
         outcome = larger.verb(verb, job, "--as", "lead")
         assert outcome.code == 1 and "not authorized" in outcome.text, (verb, outcome)
     # It may see that the job is there, and is told that it cannot see more.

@@ -145,14 +145,28 @@ def test_an_app_without_rounds_shows_what_happens_and_its_output(lookups: dict[s
     assert shown == sorted(shown)
 
 
-def test_abort_ends_the_job_and_all_its_processes(federation: Federation) -> None:
+def test_abort_ends_the_job_and_all_its_processes_and_remove_frees_what_it_took(
+    federation: Federation,
+) -> None:
     job = federation.submit("numpy-add", "--rounds", "100")
     while not any("flwr-clientapp" in p for p in federation.processes("site-1")):
         time.sleep(0.2)
+    runs = federation.verb("remove", job)
+    assert runs.code == 1 and "has not ended: it is RUNNING" in runs.text
     federation.must("abort", job)
     outcome = federation.verb("wait", job)
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:ABORTED")
     assert left_over(federation) == NOTHING
+    stored = stored_bytes(federation)
+    freed = federation.must("remove", job)["freed_bytes"]
+    assert 10_000 < freed <= stored - stored_bytes(federation)
+    assert job not in [entry["job_id"] for entry in federation.must("jobs")["jobs"]]
+    assert federation.verb("remove", job).code == 2
+
+
+def stored_bytes(federation: Federation) -> int:
+    """What the server's store takes."""
+    return int(federation.exec("server", "du", "-sb", "/workspace/store").split()[0])
 
 
 SUBMITTERS = ("admin", "lead")
@@ -180,7 +194,7 @@ def test_more_sites_than_there_are_is_refused(federation: Federation) -> None:
     assert "5" in outcome.value["error"] and "site-2" in outcome.value["error"]
 
 
-def test_a_missing_package_is_named_with_the_command_that_adds_it(
+def test_without_an_environment_submit_names_the_command_that_makes_it(
     federation: Federation, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     app = tmp_path_factory.mktemp("app")
@@ -193,7 +207,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(
     jobs = len(federation.must("jobs")["jobs"])
     outcome = federation.verb("submit", str(app))
     assert outcome.code == 2
-    assert outcome.value["missing"] == ["humanize>=4"]
+    assert outcome.value["missing"] == ["flwr>=1.26.0", "humanize>=4", "numpy"]
     assert f"./flowerbed build --app {app}" in outcome.value["error"]
     assert len(federation.must("jobs")["jobs"]) == jobs
 

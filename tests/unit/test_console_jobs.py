@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nvflare.fuel.flare_api import api_spec
 
+from bridge.common import meta as keys
 from bridge.flare.console import jobs, logs
 from bridge.flare.console.call import ConsoleError
 from tests.unit.asking import Asked
@@ -210,3 +212,44 @@ def test_sites_come_in_order() -> None:
     call = Asked(session)
     jobs.status(call)
     assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]
+
+
+class Store(Session):
+    """A server that removes jobs."""
+
+    def __init__(self, **statuses: str) -> None:
+        super().__init__()
+        self.stored = statuses
+
+    def get_job_meta(self, job: str) -> dict[str, Any]:
+        return {"status": self.stored[job], keys.STORED: 10}
+
+    def delete_job(self, job: str) -> None:
+        if job == "bad":
+            raise api_spec.AuthorizationError("user 'lead' is not authorized")
+        del self.stored[job]
+
+
+def test_ended_jobs_are_removed_and_it_is_said_what_is_freed() -> None:
+    session = Store(a="FINISHED:COMPLETED", b="FINISHED:ABORTED", c="RUNNING")
+    call = Asked(session)
+    jobs.remove(call, ["a", "b"])
+    assert call.lines == [{"removed": ["a", "b"], "freed_bytes": 20}] and [*session.stored] == ["c"]
+
+
+@pytest.mark.parametrize("status", ["SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING"])
+def test_no_job_is_removed_if_one_has_not_ended(status: str) -> None:
+    session = Store(a="FINISHED:COMPLETED", b=status)
+    with pytest.raises(
+        ConsoleError, match=f"job b has not ended: it is {status}. Nothing is removed.*abort b"
+    ):
+        jobs.remove(Asked(session), ["a", "b"])
+    assert [*session.stored] == ["a", "b"]
+
+
+def test_a_job_that_is_refused_ends_it_and_what_is_gone_is_said() -> None:
+    session = Store(a="FINISHED:COMPLETED", bad="FINISHED:COMPLETED", c="FINISHED:COMPLETED")
+    with pytest.raises(ConsoleError, match="job bad is not removed: refused by the server") as refused:
+        jobs.remove(Asked(session), ["a", "bad", "c"])
+    assert refused.value.facts == {"removed": ["a"], "freed_bytes": 10, "denied": True}
+    assert [*session.stored] == ["bad", "c"]

@@ -18,7 +18,7 @@ from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.fuel.utils.zip_utils import unzip_all_from_file
 from nvflare.private.fed.server.job_cmds import JobCommandModule
 
-from bridge.common import disk
+from bridge.common import disk, meta
 from bridge.flare import job_store
 from bridge.flare.job_store import JobStore
 
@@ -57,6 +57,22 @@ def stored(job: Path, store: FilesystemStorage | None = None) -> dict[str, str]:
 def test_files_come_as_flare_brings_them(job: Path) -> None:
     assert stored(job) == HONEST
     assert stored(job, FilesystemStorage(root_dir=str(job.parent / "store"))) == HONEST
+
+
+def test_it_says_what_a_job_takes_and_frees_it(job: Path) -> None:
+    root = job.parent / "store"
+    store = JobStore(root_dir=str(root))
+    (job / "serverapp" / "model").write_bytes(bytes(100_000))
+    stored(job, store)
+    found = store.get_meta("job")[meta.STORED]
+    assert found == sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) > 100_000
+    # It is looked up, not kept: what FLARE writes back is no older than what it reads.
+    store.update_meta("job", {"status": "FINISHED:COMPLETED"}, replace=False)
+    store.update_object("job", b"x" * 50_000, "LOG_site-1")
+    assert store.get_meta("job")[meta.STORED] > found + 49_000
+    assert store.get_meta("job")["status"] == "FINISHED:COMPLETED"
+    store.delete_object("job")
+    assert not [path for path in root.rglob("*") if path.is_file()]
 
 
 def test_no_link_brings_a_file_of_the_server(job: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -766,6 +766,31 @@ def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.Mon
     assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
 
 
+def test_remove_names_each_job_once_and_says_what_was_freed(fake: Fake, flowerbed: Run) -> None:
+    ids = [f"0000000{n}-0000-0000-0000-000000000000" for n in (1, 2)]
+    fake.answer("remove", out=json.dumps({"removed": ids, "freed_bytes": 3 * 2**30}) + "\n")
+    code, outcome, told = flowerbed("remove", *ids, ids[0])
+    assert fake.request(0) == {"verb": "remove", "jobs": ids}
+    assert (code, outcome) == (0, {"removed": ids, "freed_bytes": 3 * 2**30, **ANN})
+    assert "Removed 2 jobs from the server's store: 3 GB freed. What is in results/ stays." in told
+
+
+def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("resolve", out='{"job_id": "j-1"}\n')
+    fake.answer("remove", code=1, err=error("job j-1 is not removed", removed=["j-0"], freed_bytes=5))
+    code, outcome, _ = flowerbed("remove", "j-1")
+    assert (code, outcome["removed"], outcome["freed_bytes"]) == (1, ["j-0"], 5)
+    assert flowerbed("remove")[0] == 2
+    assert flowerbed("remove", "../x")[0] == 2
+
+
+def test_jobs_says_what_is_stored(fake: Fake, flowerbed: Run) -> None:
+    job = {"job_id": "j-1", "name": "x", "status": "FINISHED:COMPLETED", "stored_bytes": 2 * 2**30}
+    fake.answer("list", out=lines({"jobs": [job]}))
+    _, outcome, told = flowerbed("jobs")
+    assert "STORED" in told and "2 GB" in told and outcome["jobs"][0]["stored_bytes"] == 2 * 2**30
+
+
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED:ABORTED"])
 def test_abort_returns_when_the_job_has_ended(fake: Fake, flowerbed: Run, status: str) -> None:
     fake.answer("abort", out=json.dumps({"job_id": "j-1", "status": status}) + "\n")

@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from bridge.common import meta as keys
 from bridge.common.meta import LATEST
 from bridge.flare.console import archive
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
+from bridge.flare.console.sessions import told
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
@@ -48,6 +49,7 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
         "submit_time": job.get("submit_time"),
         "duration": job.get("duration"),
         "submitter": job.get("submitter_name"),
+        "stored_bytes": job.get(keys.STORED),
         **kept(job),
     }
 
@@ -61,6 +63,34 @@ def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
         "retried_as": meta.get(keys.RETRIED_AS),
         "retries_left": int(meta.get(keys.RETRIES) or 0),
     }
+
+
+def remove(call: ConsoleCall, jobs: Sequence[str]) -> None:
+    """Remove ended jobs from the server's store; say how many bytes that has freed.
+
+    Raises:
+        ConsoleError: one has not ended: then none is removed. Or the server refuses one: those before it
+            are gone (`removed`).
+    """
+    freed, removed = 0, list[str]()
+    with call.session() as session:
+        found = {job: session.get_job_meta(job) for job in jobs}
+        if going := [job for job in jobs if not str(found[job].get("status")).startswith("FINISHED")]:
+            status = found[going[0]].get("status")
+            raise ConsoleError(
+                f"job {going[0]} has not ended: it is {status}. Nothing is removed. "
+                f"End it first: ./flowerbed abort {going[0]}"
+            )
+        for job in jobs:
+            try:
+                session.delete_job(job)
+            except Exception as error:
+                refused = told(error)
+                gone = {"removed": removed, "freed_bytes": freed, **getattr(refused, "facts", {})}
+                raise ConsoleError(f"job {job} is not removed: {refused}", **gone) from None
+            removed.append(job)
+            freed += int(found[job].get(keys.STORED) or 0)
+    call.say({"removed": removed, "freed_bytes": freed})
 
 
 def resolve(call: ConsoleCall, job: str) -> None:

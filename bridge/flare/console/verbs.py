@@ -25,6 +25,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "status": jobs.status,
     "abort": jobs.abort,
     "end": jobs.end,
+    "remove": jobs.remove,
     "download": jobs.download,
     "wait": follow.wait,
     "logs": logs.logs,

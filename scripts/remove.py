@@ -1,0 +1,37 @@
+"""Remove ended jobs from the server's store, with their results and logs there.
+
+  ./flowerbed remove 3f2a9c1e b81c44d0    by the first letters of their ids
+What `results` has fetched into results/ stays. A job that has not ended is not removed: abort it first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from scripts import console, ownership
+from scripts.core import in_words, say
+from scripts.options import As, job_id
+
+
+def run(
+    jobs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="JOB...",
+            parser=job_id,
+            help="The jobs' ids, the first letters of them, or 'latest'.",
+        ),
+    ],
+    identity: As = None,
+) -> dict[str, Any]:
+    """Remove the jobs: all of them, or none."""
+    ownership.check()
+    service = console.service(identity)
+    named = list(dict.fromkeys(console.full_id(service, job) for job in jobs))
+    answer = console.ask(service, "remove", jobs=named)
+    freed = int(answer["freed_bytes"])
+    what = f"Removed job {named[0]}" if len(named) == 1 else f"Removed {len(named)} jobs"
+    say(f"{what} from the server's store: {in_words(freed)} freed. What is in results/ stays.")
+    return {"removed": named, "freed_bytes": freed}
