@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,9 +132,7 @@ def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes |
 
 
 def test_a_description_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    environment(tmp_path, NAME, APP)
-    with (tmp_path / NAME / DESCRIPTION).open("ab") as file:
-        file.truncate(1 << 40)  # Spaces of a file that has none of them.
+    environment(tmp_path, NAME, APP, notes="x" * app_environment.DESCRIPTION_LIMIT)
     with pytest.raises(NoEnvironment):
         app_environment.named(NAME, tmp_path)
 
@@ -152,6 +151,10 @@ def test_it_is_found_by_what_the_app_asks_for_and_its_kind(tmp_path: Path) -> No
     for gpu, name in ((False, NAME), (True, "cccccccccccc")):
         found = app_environment.find(config(APP), tmp_path, gpu=gpu)
         assert found is not None and found.name == name
+    # One of the other kind is better than none.
+    shutil.rmtree(tmp_path / "cccccccccccc")
+    found = app_environment.find(config(APP), tmp_path, gpu=True)
+    assert found is not None and found.name == NAME
     changed = config(APP)
     changed["project"]["dependencies"].append("pandas")
     assert app_environment.find(changed, tmp_path) is None

@@ -236,13 +236,18 @@ def test_what_cannot_be_resolved_is_said_in_uvs_words(played: Uv, app: Write) ->
     assert there() == []
 
 
-@pytest.mark.parametrize("package", ["nvidia-cublas==13.1", "triton==3.5", "cuda-bindings==13"])
+@pytest.mark.parametrize("package", ["nvidia-cublas==13.1", "nvidia-cudnn-cu12==9"])
 def test_the_cuda_build_is_refused_unless_it_is_asked_for(played: Uv, app: Write, package: str) -> None:
     played.lock = f"torch==2.13.0 \\\n    --hash=sha256:cc\n{package} \\\n    --hash=sha256:dd\n" + LOCK
     with pytest.raises(core.UsageError, match=r"CUDA build of torch 2\.13\.0") as refused:
         environments.resolve(app())
     assert "--gpu" in str(refused.value) and "UV_FIND_LINKS" in str(refused.value) and there() == []
     assert environments.resolve(app(), gpu=True).gpu
+
+
+def test_a_part_of_cuda_that_another_package_asks_for_is_no_cuda_build(played: Uv, app: Write) -> None:
+    played.lock = LOCK + "nvidia-nccl-cu12==2.28 \\\n    --hash=sha256:dd\n"
+    assert environments.resolve(app()).packages
 
 
 def test_where_torch_is_looked_for(played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +275,7 @@ def test_uv_is_given_what_is_asked_for_without_the_simulation(
 
     monkeypatch.setattr(uv, "call", call)
     environments.resolve(app("first", ["flwr[simulation]>=1.30", "Numpy"]))
-    # Older ones do not run here.
+    # And no Flower that is older than those that are known.
     assert given["wanted.in"] == "flwr>=1.30\nnumpy\nflwr>=1.34\n"
     # As far as the app leaves it open: what FLARE's own environment has, and one torch.
     assert given["lock.txt"].splitlines() == ["flwr==1.42.0", "torch==2.13.0+cpu", "torchvision==0.28.0"]

@@ -135,8 +135,8 @@ def test_apps_are_found_and_what_stops_one_is_told(index: Index, tmp_path: Path)
 
 
 def test_the_table_stands_between_its_marks() -> None:
-    flwr, torch = Package("flwr", "1.42.0", 10**6, True), Package("torch", "2.8.0", 1 << 30, True)
-    packages = (flwr, torch, Package("easydict", "1.1", None, False))
+    torch = Package("torch", "2.8.0", 1 << 30, True)
+    packages = (Package("flwr", "1.42.0", 10**6, True), torch, Package("easydict", "1.1", None, False))
     app = apps.App(Path("a"), "a", "1")
     every = [Found("examples/a", Resolved(app, "", packages, "3.11", True, ())), Found("b", None, "No way.")]
     page = "# Apps\n\n<!-- Flower's apps -->\nold\n<!-- end of Flower's apps -->\n\nMore\n"
