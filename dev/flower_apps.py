@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import app as apps
-from scripts import core, engine, environments, uv
+from scripts import core, engine, environments
 from scripts.locks import Resolved
 
 PAGE = core.ROOT / "docs" / "reference" / "apps.md"
@@ -98,8 +98,7 @@ def main(words: Sequence[str]) -> None:
     environments.prepare()
     every = []
     for folder in folders:
-        with uv.alone():
-            every.append(found := resolve(folder, Path(words[0]).resolve()))
+        every.append(found := resolve(folder, Path(words[0]).resolve()))
         made = found.resolved
         core.say(f"  {found.path}: {found.stopped or (made and f'flwr {made.flwr}, {len(made.packages)}')}")
     PAGE.write_text(filled(PAGE.read_text(), every))

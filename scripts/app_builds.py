@@ -42,7 +42,8 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
     there = environments.of_app(app, gpu=choice.gpu)
     if there is not None and not choice.upgrade and not choice.dry_run and set(choice.apt) <= _apt(there):
         core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
-        return {"name": there.name, **there.facts}
+        facts = environments.serve(app, uv.ENVIRONMENTS / there.name, there.facts)
+        return {"name": there.name, **facts}
     core.say(f"  resolving what {app.name} asks for")
     apt = choice.apt or sorted(_apt(there))
     resolved = environments.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)

@@ -43,7 +43,7 @@ PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
 """What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share
 environments."""
 
-CUDA = re.compile(r"^nvidia-(cublas|cudnn)", re.MULTILINE)
+CUDA = re.compile(r"^(nvidia-(?!nccl)|cuda-|triton==)", re.MULTILINE)
 """What torch's CUDA build asks for. XGBoost asks for nvidia-nccl-cu12, whatever it runs on."""
 
 UNPACKED = 4.0
@@ -142,28 +142,49 @@ def make(resolved: Resolved) -> dict[str, Any]:
     described = folder / DESCRIPTION
     facts: dict[str, Any] = json.loads(described.read_text()) if described.is_file() else {}
     if facts:
-        notes = _try(resolved, folder, facts["libraries"])
+        facts = serve(resolved.app, folder, facts)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             facts = _install(resolved, folder)
-            notes = _missing_libraries(folder) + _try(resolved, folder, facts["libraries"])
+            notes = _missing_libraries(folder)
+            facts = serve(resolved.app, folder, facts)
         except BaseException:
             # Without a description nobody would see it, and remove it.
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    project, key = resolved.app, app_environment.key(resolved.app.pyproject)
-    facts["keys"] = sorted({*facts["keys"], key})
-    facts["apps"] = sorted({*facts["apps"], f"{project.name} {project.version}".strip()})
-    _describe(folder, facts)
+        for note in notes:
+            core.say(f"  Note: {note}")
+    key = app_environment.key(resolved.app.pyproject)
     # An earlier one that was made for the same stays, and is no more the app's.
     for other in app_environment.every(uv.ENVIRONMENTS):
         if other.name != resolved.name and key in other.facts["keys"] and other.facts["gpu"] == resolved.gpu:
             rest = [known for known in other.facts["keys"] if known != key]
             _describe(uv.ENVIRONMENTS / other.name, {**other.facts, "keys": rest})
-    for note in notes:
-        core.say(f"  Note: {note}")
     return {"name": resolved.name, **facts}
+
+
+def serve(app: apps.App, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Let an environment be this app's too; returns its description.
+
+    What no app before has imported is imported now.
+
+    Raises:
+        core.UsageError: the app imports what it does not ask for, or needs a library that is not there.
+    """
+    known = facts.get("imports", ())
+    imported = app_imports.of_app(app.pyproject, app.files)
+    if new := [module for module in imported if module not in known]:
+        for note in _try(app, folder, facts, new):
+            core.say(f"  Note: {note}")
+    facts = {
+        **facts,
+        "imports": sorted({*known, *imported}),
+        "keys": sorted({*facts["keys"], app_environment.key(app.pyproject)}),
+        "apps": sorted({*facts["apps"], f"{app.name} {app.version}".strip()}),
+    }
+    _describe(folder, facts)
+    return facts
 
 
 def remove(name: str) -> int:
@@ -256,29 +277,28 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
     return sorted(path.relative_to(target).as_posix() for path in folders)
 
 
-def _try(resolved: Resolved, folder: Path, libraries: Sequence[str]) -> list[str]:
-    """Import what the app imports; returns what may be wrong. Raises `core.UsageError` for what is."""
-    modules = app_imports.of_app(resolved.app.pyproject, resolved.app.files)
-    system = [f"{uv.MOUNTED}/{resolved.name}/{SYSTEM}/{path}" for path in libraries]
+def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
+    """Import modules; returns what may be wrong. Raises `core.UsageError` for what is."""
+    system = [f"{uv.MOUNTED}/{folder.name}/{SYSTEM}/{path}" for path in facts["libraries"]]
     variables = {"LD_LIBRARY_PATH": ":".join(system)} if system else {}
     interpreter = f"{uv.MOUNTED}/{folder.name}/{VENV}/bin/python"
     done = uv.python(interpreter, IMAGES / "try_imports.py", *modules, variables=variables)
-    failed = json.loads(core.must(done, f"Importing what {resolved.app.name} imports"))
+    failed = json.loads(core.must(done, f"Importing what {app.name} imports"))
     notes, wrong = [], []
     for module, kind, text in failed:
         library = re.match(r"(lib\S+): cannot open shared object file", text)
         absent = re.match(r"No module named '([^']+)'", text)
         if library:
             package = shared_objects.debian_package(library[1])
-            apt = " ".join(f"--apt {name}" for name in sorted({*resolved.apt, package}))
+            apt = " ".join(f"--apt {name}" for name in sorted({*facts["apt"], package}))
             wrong.append(
                 f"{module} needs the system library {library[1]}, in Debian's package {package}. Name it: "
-                f"./flowerbed build --app {resolved.app.folder} {apt}"
+                f"./flowerbed build --app {app.folder} {apt}"
             )
         elif kind == "ModuleNotFoundError" and absent and absent[1].split(".")[0] == module.split(".")[0]:
             wrong.append(
                 f"the app imports {module}, and none of its packages has that. Add what brings it to "
-                f"dependencies in {resolved.app.folder}/pyproject.toml"
+                f"dependencies in {app.folder}/pyproject.toml"
             )
         else:
             notes.append(f"importing {module} fails here: {kind}: {text.splitlines()[0] if text else ''}")

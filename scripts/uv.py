@@ -62,12 +62,9 @@ PASSED_ON = re.compile(
 )
 """The user's own variables that the container gets."""
 
-NEEDS_COMPILER = re.compile(
-    r"error: command '?(gcc|cc|c\+\+|g\+\+|x86_64-linux-gnu-gcc|aarch64-linux-gnu-gcc)|Python\.h"
-    r"|No such file or directory: '(gcc|cc|c\+\+|g\+\+|make)'|Git executable not found|Unknown compiler"
-    r"|CMAKE_C(XX)?_COMPILER|No CMAKE_C|C compiler|linker `cc` not found"
-)
-"""How uv reads where the base image has not what a package is built with."""
+NOT_BUILT = re.compile(r"Failed to (download and )?build|Git executable not found")
+"""How uv reads where a package could not be built or got from git: for want of a compiler or of git, it may
+be, which each kind of package says in words of its own."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,7 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """Run `uv WORDS` in a container; all that it prints is the answer's `stdout`.
 
-    Where a package is to be built and the base has no compiler or no git, it is run again in an image that
-    has.
+    Where a package cannot be built, or got from git, it is run again in an image that has a compiler and git.
 
     Args:
         words: paths below `MOUNTED` are the container's.
@@ -147,7 +143,7 @@ def call(
     command += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "HOME=/tmp", "--env", "UV_PYTHON_DOWNLOADS=never"]
     command += ["--env", "UV_LINK_MODE=hardlink", image, "uv", *words]
     code, said = progress.follow(command, tell, env=variables, timeout=TIMEOUT)
-    if code and compiler is None and NEEDS_COMPILER.search(said):
+    if code and compiler is None and NOT_BUILT.search(said):
         return call(words, tell=tell, compiler=())
     return subprocess.CompletedProcess(command, code, said)
 

@@ -183,6 +183,24 @@ def test_apps_with_one_lock_share_and_a_changed_requirement_disturbs_nobody(play
     assert before == sorted(path.stat().st_ino for path in (uv.ENVIRONMENTS / name / "venv").rglob("*"))
 
 
+def test_what_another_app_of_an_environment_imports_is_tried_too(
+    played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = make(app())["name"]
+    second = app("second", code="import numpy\nimport requests.auth\napp = client = None\n")
+    played.failed_imports = [("requests.auth", "ModuleNotFoundError", "No module named 'requests'")]
+    code, answer, _ = build(capsys, "--app", second.folder)
+    assert code == 2 and "the app imports requests.auth" in answer["error"]
+    assert there() == [name], "the first app's is gone"
+    assert environments.of_app(app()).facts["apps"] == ["first 1.0.0"]  # type: ignore[union-attr]
+    played.failed_imports = []
+    tried = len(played.scripts)
+    for _ in range(2):
+        code, answer, _ = build(capsys, "--app", second.folder)
+        assert code == 0 and answer["environments"][0]["apps"] == ["first 1.0.0", "second 1.0.0"]
+    assert [words for _, words, _ in played.scripts[tried:]] == [("requests.auth",)]
+
+
 def test_a_newer_one_for_the_same_app_is_the_apps_from_then_on(played: Uv, app: Write) -> None:
     first = app()
     old = make(first)["name"]
