@@ -187,8 +187,11 @@ def config(app: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", ["supernode", "superlink"])
-def test_supernode_and_superlink_start_from_it(tmp_path: Path, part: str) -> None:
+def test_supernode_and_superlink_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     """And find the programs that they start there: Flower's own, by name."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/flares/own")
     environment(tmp_path, NAME, flwr="1.42.0", libraries=["lib"])
     made = app_environment.named(NAME, tmp_path)
     made.programs.mkdir(parents=True)
