@@ -61,7 +61,7 @@ def _look(service: str) -> terminal.Seen:
 
 def table(jobs: list[dict[str, Any]]) -> Table:
     """The jobs for a person, one a line."""
-    jobs = [{**job, "reason": job.get("reason") or _refusals(job)} for job in jobs]
+    jobs = [{**job, "reason": job.get("reason") or _refusals(job) or job.get("waits", "")} for job in jobs]
     columns = dict(COLUMNS)
     if narrow := terminal.console().width < NARROW:
         del columns["BY"], columns["STORED"]

@@ -24,7 +24,7 @@ from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import HOUSE, UsageError, replaced, say, unpack
+from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
 
 ENVIRONMENTS = HOUSE / "environments"
@@ -200,17 +200,36 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
 
 
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Hand in an app; returns `{job_id, app, version}`.
+    """Hand in an app; returns `{job_id, app, version}`, and `missing_sites` where some are.
 
     Raises:
         Failure, UsageError: with what the console program said.
     """
-    answer = console.ask(service, "submit", app.pack(), **request)
+    try:
+        answer = console.ask(service, "submit", app.pack(), **request)
+    except Failure as failure:
+        raise _advised(failure) from failure
     job = console.an_id(answer.get("job_id"))
     named = app.name if app.ready else request["options"].get("name", job_name(app.name))
+    sites = answer.get("sites") or []
+    missing = _missing(sites) if sites and not app.ready and "sites" not in request["options"] else []
+    if missing:
+        say(f"{_named(missing)} not registered: the job runs with {', '.join(sites)}")
+    for site, seconds in (answer.get("silent") or {}).items():
+        if site in (request.get("options", {}).get("sites") or sites):
+            say(f"{site} has not been heard of for {seconds:.0f} s: the job may have to wait for it")
     said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
     say(f"{said} as {service}: job {job}")
-    return {"job_id": job, "app": app.name, "version": app.version}
+    outcome = {"job_id": job, "app": app.name, "version": app.version}
+    return outcome | ({"missing_sites": missing} if missing else {})
+
+
+def _missing(registered: Sequence[str]) -> list[str]:
+    return [site for site in provision.site_names() if site not in registered]
+
+
+def _named(missing: Sequence[str]) -> str:
+    return f"{', '.join(missing)} of {provision.DEFAULT_PROJECT.name} {'is' if len(missing) == 1 else 'are'}"
 
 
 def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,3 +250,10 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         f"submit_job {folder.name}"
     )
     return {"app": app.name, "version": app.version, "folder": str(folder)}
+
+
+def _advised(failure: Failure) -> Failure:
+    """A failure of the console program, with the sites that are missing."""
+    if missing := _missing(failure.facts["registered"]) if "registered" in failure.facts else []:
+        return type(failure)(f"{failure}. {_named(missing)} not registered.", **failure.facts)
+    return failure

@@ -118,6 +118,8 @@ class Progress:
             self._start = float(event["submitted"])
         if kind == "status":
             self._say(event, str(event["status"]).lower())
+        elif kind == "waits":
+            self._say(event, str(event["reason"]))
         elif kind == "refused":
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")

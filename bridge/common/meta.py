@@ -15,6 +15,12 @@ ABORTED = "aborted"
 REASON = "flowerbed_reason"
 """Why the job failed, where its own process could not say so."""
 
+SAID = "flowerbed_said"
+"""What the job's own process said of its run's end, in one line: all of it is in the job's events."""
+
+SAID_LIMIT = 200
+"""Characters of that."""
+
 REFUSED = "flowerbed_refused"
 """The sites that do not take part since they refused the job, and why, by name."""
 

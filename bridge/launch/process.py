@@ -88,9 +88,8 @@ class FlowerProcess:
         numbers.
 
         Args:
-            programs: the folder of the command's program, and of those that it starts (Flower finds its own
-                by
-                name, so it comes first on PATH). None: this environment's.
+            programs: the folder of the command's program, and of those that it starts: Flower finds its own
+                by name, so it comes first on PATH. None: this environment's.
 
         Raises:
             RuntimeError: its reaper ended at once; the text is what it printed.

@@ -162,9 +162,14 @@ class Forwarder:
         except IdentityError as refused:
             self.refuse(site, str(refused))
             return Response(403)
-        if (reason := dict(request.headers).get(parts.REFUSED)) is not None:
+        reason = dict(request.headers).get(parts.REFUSED)
+        if reason is not None and request.name == wire.PUSH_OBJECT:
             self._watcher.refused(site, reason[: parts.REASON_LIMIT])
         response = await self._ask(site, call, request)
+        if request.name == wire.PULL_OBJECT and response.status == 413 and reason is None:
+            # Its object has no room here. That is no news for the SuperLink alone.
+            refused_here = parts.refusal(request, response.body.decode(errors="replace"))
+            response = await self._ask(site, call, wire.fleet_call(refused_here))
         if response.status >= 400:
             self._refused_by_superlink.warn(
                 log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from pathlib import Path
@@ -20,8 +21,10 @@ from bridge.launch import environment as flower
 from bridge.server import controller as server
 from bridge.server.controller import FlowerController
 from bridge.server.event_log import JobEventLog
+from bridge.server.superlink import RunFailed, SuperLink
 from bridge.site import executor as site
 from bridge.site.executor import FlowerExecutor
+from bridge.site.supernode import SuperNodeSetup, start_supernode
 from tests.unit.faking import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,6 +184,43 @@ def test_flowers_processes_get_its_variables(tmp_path: Path, monkeypatch: pytest
 
 def config(app: Path) -> dict[str, Any]:
     return fab.read(fab.build(app))
+
+
+@pytest.mark.parametrize("part", ["supernode", "superlink"])
+def test_supernode_and_superlink_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """And find the programs that they start there: Flower's own, by name."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/flares/own")
+    environment(tmp_path, NAME, flwr="1.42.0", libraries=["lib"])
+    made = app_environment.named(NAME, tmp_path)
+    made.programs.mkdir(parents=True)
+    (made.programs / "python").write_text('#!/bin/sh\nflower-superexec "$@"\n')
+    (made.programs / "flower-superexec").write_text(
+        f'#!/bin/sh\necho "$@" "$LD_LIBRARY_PATH" "$PYTHONPATH" > {tmp_path}/told.new\n'
+        f"mv {tmp_path}/told.new {tmp_path}/told\n"
+    )
+    for program in made.programs.iterdir():
+        program.chmod(0o755)
+    home = tmp_path / "job" / "home"
+    home.mkdir(parents=True)
+
+    async def start() -> None:
+        if part == "superlink":
+            with pytest.raises(RunFailed, match="SuperLink ended"):
+                await SuperLink.start(tmp_path, home, grace=60, packages=made)
+        else:
+            setup = SuperNodeSetup(1, work_dir=tmp_path, home=home, node_config={}, packages=made)
+            node = await start_supernode(setup)
+            async with asyncio.timeout(30):
+                await node.ended()
+            await node.stop(0)
+
+    asyncio.run(start())
+    told = (tmp_path / "told").read_text()
+    assert f"-P -m bridge.flower.{part}_process" in told and f"{tmp_path / NAME}/system/lib" in told
+    # Nothing of what FLARE imports: its packages would come before the app's.
+    assert told.split()[-1] == str(ROOT)
 
 
 # The environment of a job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +30,10 @@ class Session:
 
     def __init__(self) -> None:
         self.submitted: list[str] = []
+        self.heard = time.time()
 
     def get_system_info(self) -> Any:
-        return SimpleNamespace(client_info=[SimpleNamespace(name="site-1")])
+        return SimpleNamespace(client_info=[SimpleNamespace(name="site-1", last_connect_time=self.heard)])
 
     def submit_job(self, folder: str) -> str:
         self.submitted.append(folder)
@@ -50,6 +52,13 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
     call = submit(tar(named("my-job_1.2")), session)
     assert [Path(folder).name for folder in session.submitted] == [console.FOLDER]
     assert call.lines == [{"job_id": "j-1", "sites": ["site-1"]}]
+
+
+def test_a_site_that_is_silent_is_told_of() -> None:
+    session = Session()
+    session.heard -= 100
+    answer = submit(tar(named("my-job")), session).lines[0]
+    assert answer["sites"] == ["site-1"] and 100 <= answer["silent"]["site-1"] < 110
 
 
 @pytest.mark.parametrize("what", FOLDERS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bridge.common import readable
 from bridge.common.ports import free_port
 from provisioning import site_files, state
 from scripts import (
@@ -24,7 +25,6 @@ from scripts import (
     engine,
     images,
     provision,
-    readable,
     results,
     site_checks,
     wheelhouse,

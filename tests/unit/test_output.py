@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.client import Client
+from flwr.clientapp import client_app
 from flwr.server.server import Server
 from flwr.server.workflow import default_workflows
 from flwr.serverapp.strategy.strategy import Strategy
@@ -19,7 +21,7 @@ from flwr.serverapp.strategy.strategy import Strategy
 from bridge.common import events as stored
 from bridge.fleet.replies import Event
 from bridge.server import controller, output
-from bridge.server.outcomes import Outcomes
+from bridge.server.outcomes import ABSENT, Outcomes
 from bridge.server.output import ServerAppOutput
 from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
@@ -86,6 +88,11 @@ def test_flower_still_says_it_in_these_words() -> None:
     for legacy in (inspect.getsource(Server.fit), inspect.getsource(default_workflows)):
         assert '"[INIT]"' in legacy and '"initial parameters (loss, other metrics): %s, %s"' in legacy
         assert '"fit progress: (%s, %s, %s, %s)"' in legacy
+
+
+def test_flower_still_says_so_where_an_app_evaluates_nothing() -> None:
+    assert "No {category} function registered with name" in inspect.getsource(client_app)
+    assert ABSENT.search(Client().evaluate(None).status.message)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import base_image, core, engine, images, progress, uv
+from scripts import base_image, core, engine, images, progress, uv, wheelhouse
 
 SECRET = "hunter2"  # Not one.
 FIRST = "https://ann:hunter2@index.example/simple"
@@ -244,3 +245,20 @@ def test_debian_packages_are_in_the_image_that_builds(pip: Any, docker: Engine) 
 def test_the_cache_is_the_owners_and_the_environments_are_for_all() -> None:
     assert uv.ENVIRONMENTS.stat().st_mode & 0o777 == 0o755
     assert (uv.ENVIRONMENTS / uv.CACHE).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_program_is_taken_out_of_its_wheel_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheelhouse, "HOUSE", tmp_path / "wheels")
+    monkeypatch.setattr(uv, "PROGRAM", tmp_path / "uv")
+    wheelhouse.RUNTIME.folder.mkdir(parents=True)
+    wheel = wheelhouse.RUNTIME.folder / "uv-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("uv-1.0.data/scripts/uv", b"program")
+        archive.writestr("uv-1.0.data/scripts/uvx", b"another")
+    program = uv.program()
+    assert program.read_bytes() == b"program" and program.stat().st_mode & 0o777 == 0o755
+    inode = program.stat().st_ino
+    assert uv.program().stat().st_ino == inode
+    # With a newer one, that.
+    wheel.rename(wheel.with_name("uv-2.0-py3-none-any.whl"))
+    assert uv.program() != program

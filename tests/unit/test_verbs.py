@@ -190,6 +190,39 @@ def test_submit_tells_that_nobody_has_tried_the_apps_flower(
     assert told.count("flwr 1.44.0 is newer") == 1 and "warning" not in outcome
 
 
+def test_submit_names_who_is_missing_before_the_jobs_id(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-2"]}\n')
+    code, outcome, told = flowerbed("submit", APP)
+    missing = "site-1 of project.yml is not registered: the job runs with site-2\n"
+    assert code == 0 and outcome["missing_sites"] == ["site-1"]
+    assert told.index(missing) < told.index("job j-1")
+    # Who names the sites is told by an error, if one is missing.
+    _, outcome, told = flowerbed("submit", APP, "--sites", "site-2")
+    assert "missing_sites" not in outcome and "not registered" not in told
+    fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-1", "site-2"]}\n')
+    _, outcome, told = flowerbed("submit", APP)
+    assert "missing_sites" not in outcome and "not registered" not in told
+
+
+def test_submit_says_who_is_silent(fake: Fake, flowerbed: Run) -> None:
+    answer = {"job_id": "j-1", "sites": ["site-1", "site-2"], "silent": {"site-2": 96.4}}
+    fake.answer("submit", reads=True, out=lines(answer))
+    said = "site-2 has not been heard of for 96 s: the job may have to wait for it\n"
+    assert said in flowerbed("submit", APP)[2]
+    assert said in flowerbed("submit", APP, "--sites", "site-2")[2]
+    assert said not in flowerbed("submit", APP, "--sites", "site-1")[2]
+
+
+def test_submit_names_who_is_missing_when_they_are_too_few(fake: Fake, flowerbed: Run) -> None:
+    said = error("the job asks for 2 sites, but 1 are registered: site-1", registered=["site-1"])
+    fake.answer("submit", reads=True, code=2, err=said)
+    code, outcome, _ = flowerbed("submit", APP, "--min-sites", 2)
+    assert code == 2
+    assert outcome["error"].endswith("are registered: site-1. site-2 of project.yml is not registered.")
+
+
 @pytest.fixture
 def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The server's folder of apps, with two."""
@@ -295,7 +328,7 @@ def test_submit_of_an_app_without_an_environment_says_the_one_command(
 ) -> None:
     shutil.rmtree(tmp_path / "environments" / MADE)
     code, outcome, _ = flowerbed("submit", APP)
-    assert code == 1 and outcome["missing"] == ["flwr>=1.26.0", "numpy"]
+    assert code == 2 and outcome["missing"] == ["flwr>=1.26.0", "numpy"]
     assert f"./flowerbed build --app {APP}" in outcome["error"] and "--build" in outcome["error"]
     assert fake.calls == []
 
@@ -782,6 +815,16 @@ def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) ->
     assert (code, outcome["removed"], outcome["freed_bytes"]) == (1, ["j-0"], 5)
     assert flowerbed("remove")[0] == 2
     assert flowerbed("remove", "../x")[0] == 2
+
+
+def test_jobs_and_wait_say_for_whom_a_job_waits(fake: Fake, flowerbed: Run) -> None:
+    waits = "waits for site-2, not registered"
+    fake.answer("list", out=lines({"jobs": [{"job_id": "j-1", "status": "SUBMITTED", "waits": waits}]}))
+    _, outcome, told = flowerbed("jobs")
+    assert waits in told and outcome["jobs"][0]["waits"] == waits
+    events = [PROGRESS[0], {"event": "waits", "reason": waits, "t": 104.0}, END]
+    fake.answer("wait", out=lines(*events))
+    assert f"  {waits}\n" in flowerbed("wait", "j-1")[2]
 
 
 def test_jobs_says_what_is_stored(fake: Fake, flowerbed: Run) -> None:
