@@ -37,7 +37,7 @@ from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
 from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
 from bridge.launch import confinement, environment, plan
-from bridge.server import departures, metric_receiver
+from bridge.server import departures, metric_receiver, phases
 from bridge.server.departures import Departures, NodeRemover
 from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
@@ -45,7 +45,6 @@ from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
 from bridge.server.outcomes import Outcomes
 from bridge.server.participants import Participants
-from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 from bridge.server.work_dir import WorkDir
@@ -197,6 +196,7 @@ class FlowerController(Controller):
         extra_env = _extra_env(self.options)
         work_dir = place.make()
         try:
+            self._events.emit(phases.event("superlink"))
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
             self._superlink = superlink = await SuperLink.start(
                 work_dir,
@@ -212,7 +212,7 @@ class FlowerController(Controller):
             superlink.on_printed = self._events.output.take
             self._remover.open(superlink)
             self._forwarder.open(superlink.address, superlink.fleet, unasked=superlink.unasked)
-            async with Phases(self._events.emit, self._readiness, sites):
+            async with phases.Phases(self._events.emit, self._readiness, sites):
                 await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
