@@ -141,8 +141,6 @@ class FlowerController(Controller):
         try:
             if self._packages is None:
                 raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
-            if warning := versions.newer(self._packages.flwr):
-                log.warning("%s", warning)
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
             app = self._app(fl_ctx).checked(self._packages)
             self._work_dir = WorkDir.of(_workspace(fl_ctx), fl_ctx.get_job_id(), app)
@@ -323,9 +321,12 @@ class Communicator(WFCommServer):  # type: ignore[misc]
 def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str]:
     """The environment of the job's app; or none, and why."""
     try:
-        return app_environment.of_job(environment, app.config()), ""
+        found = app_environment.of_job(environment, app.config())
+        if warning := versions.newer(found.flwr):
+            log.warning("%s", warning)
     except (NoEnvironment, versions.UnsupportedFlower) as missing:
         return None, str(missing)
+    return found, ""
 
 
 def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:
