@@ -80,10 +80,16 @@ class Forwarder:
         """Answer calls of this path here, by `handler`. A site's gateway lets no such path through."""
         self._internal_routes[path] = handler
 
-    def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
-        """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
-        calls that came before wait."""
+    def open(self, superlink: str, fleet: Transport = Transport.HTTP, *, unasked: bool = False) -> None:
+        """Forward from now on to the SuperLink at `superlink` (host:port); calls that came before wait.
+
+        Args:
+            superlink: its address.
+            fleet: what its Fleet API speaks.
+            unasked: `Generation.unasked` of its Flower.
+        """
         self._fleet = fleet
+        self._nodes.unasked = unasked
         self._upstream = upstream(self._fleet, superlink, self._folder)
         self._open.set()
 

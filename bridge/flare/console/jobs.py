@@ -15,7 +15,7 @@ from typing import Any
 
 from bridge.common import meta as keys
 from bridge.common.meta import LATEST
-from bridge.flare.console import archive
+from bridge.flare.console import archive, waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
 from bridge.flare.console.sessions import told
 
@@ -38,7 +38,10 @@ downloading = threading.Lock()
 def listed(call: ConsoleCall) -> None:
     """Say which jobs there are."""
     with call.session() as session:
-        call.say({"jobs": [_entry(job) for job in session.list_jobs(detailed=True)]})
+        jobs = session.list_jobs(detailed=True)
+        wait = any(job.get("status") in waiting.WAITING for job in jobs)
+        sites = waiting.registered(session) if wait else {}
+    call.say({"jobs": [{**_entry(job), "waits": waiting.waits_for(job, sites)} for job in jobs]})
 
 
 def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
