@@ -434,3 +434,22 @@ def test_a_start_that_asks_other_sites_is_one_too() -> None:
         (2, "train"),
         (2, "evaluate"),
     ]
+
+
+@pytest.mark.parametrize("megabytes", [1, 10])
+def test_a_record_that_is_too_large_to_be_read_keeps_no_reply_from_being_told(megabytes: int) -> None:
+    """A ConfigRecord may be a model."""
+    large = ConfigRecord({"model": bytes(megabytes * 10**6)})
+    content = RecordDict({"config": large, "metrics": METRICS})
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    data = Metadata(message_id="reply", reply_to_message_id="message", group_id="1", message_type="train")
+    tree = ObjectTree(object_id="reply", children=[ObjectTree(object_id=content.object_id)])
+    push = PushMessagesRequest(messages_list=[Message(metadata=data)], message_object_trees=[tree])
+    saw(observer, "site-1", wire.PUSH, push)
+    for record in (content, METRICS):
+        pushes_object(observer, "site-1", record.object_id, record.deflate())
+    assert [event["event"] for event in events] == ["round"]
+    pushes_object(observer, "site-1", large.object_id, large.deflate())
+    assert [event["metrics"] for event in events[1:]] == [{"loss": 0.5}]
