@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +143,13 @@ class FlowerExecutor(Executor):
         engine = fl_ctx.get_engine()
         site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
-        # The numbers that FLARE's own Flower integration gives: places in the sorted list of sites.
-        sites = sorted(client.name for client in engine.get_clients())
-        config = {**own.node_config, "client-name": site, "num-partitions": len(sites)}
-        if site in sites:
-            config["partition-id"] = sites.index(site)
+        said = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        sites = [client.name for client in engine.get_clients()]
+        config = {**own.node_config, "client-name": site, **partition(site, sites, said.get(meta.LATE) or {})}
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
         self._link = SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
-        starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
+        starts = said.get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
         prefork = environment.Prefork(
             self.options.warm, fab.imports(brought) if self.options.warm and brought else ()
@@ -302,6 +300,16 @@ class FlowerExecutor(Executor):
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
             await asyncio.to_thread(disk.remove, folder)
+
+
+def partition(site: str, sites: Collection[str], late: Mapping[str, int]) -> dict[str, int]:
+    """The numbers that FLARE's own Flower integration gives: places in the sorted list of sites. A site that
+    came late has the next number, so that nobody else's changes, and counts as many as had one then."""
+    if site in late:
+        return {"num-partitions": late[site] + 1, "partition-id": late[site]}
+    first = sorted(set(sites) - late.keys())
+    number = {"partition-id": first.index(site)} if site in first else {}
+    return {"num-partitions": len(first), **number}
 
 
 def connects(pid: int, own: int, other: int) -> bool:
