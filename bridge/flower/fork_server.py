@@ -5,8 +5,9 @@ Here each message still has a fresh process of its own, but it begins as a copy 
 and in which nothing of any app has ever run (`fork_server_process.py`). What the app's code imports that is
 not its own is imported there once. It is read in the app's bundle, and no process of an app is asked.
 
-It is switched off by itself where a copy would not be like a new process: where an import has started
-threads or has touched a GPU. Then, or when the fork server is gone, programs are started as Flower does it.
+A module that would make copies unlike new processes, because its import starts threads or touches a GPU, is
+left to each of them. Where the fork server has threads itself, or is gone, programs are started as Flower
+does it.
 
 Our launchers start the SuperExec by it (`starter`). That starts the apps' processes by an executor of ours
 (`fork_executor`).

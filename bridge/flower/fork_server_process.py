@@ -158,32 +158,86 @@ class _ForkServerLoop:
     def _reap(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         os.close(descriptor)
-        os.waitpid(self._children.pop(descriptor), 0)
+        with contextlib.suppress(ChildProcessError):  # A child of the process that this one took over from.
+            os.waitpid(self._children.pop(descriptor), 0)
 
     def _import(self, modules: Iterable[str]) -> None:
         """Import what the next processes will need. The launcher has read the names in the app's code: no
-        process of an app says any, since what imports them is less confined than an app."""
+        process of an app says any, since what imports them is less confined than an app.
+
+        A copy does it, and takes this process's place if a copy of it is still like a new process. Else the
+        next one tries without the module that has changed that.
+        """
         missing = [module for module in modules if module not in sys.modules and not _is_program(module)]
-        for module in missing:
-            if self._unsafe:
+        if not missing or self._unsafe:
+            return
+        if why := _why_unsafe():
+            self._unsafe = why
+            log.warning("an app's processes start as new interpreters: %s", why)
+        while missing and not self._unsafe:
+            receiving, sending = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.close(receiving)
+                _take_over(missing, sending)
                 return
-            # What cannot be imported here (a name that is not there, a module that wants a main program) is
-            # the app's own affair.
-            with contextlib.suppress(BaseException):
-                importlib.import_module(module)
-        if missing:
-            if "numpy" in sys.modules:
-                importlib.import_module("numpy.random")  # See `_begin_anew`.
-            self._unsafe = _why_unsafe()
-            if self._unsafe:
-                log.warning("ClientApps start as new interpreters from now on: %s", self._unsafe)
-            gc.collect()
-            gc.freeze()
+            os.close(sending)
+            culprit, why = missing[0], ""
+            with os.fdopen(receiving) as told:
+                for line in told:
+                    culprit, _, why = line.strip().partition(" ")
+                    if why or culprit == SAFE:
+                        break
+            if culprit == SAFE:
+                _outlive(child)
+            os.waitpid(child, 0)
+            log.warning(
+                "%s is imported by each of the app's processes, and all else once: %s",
+                package := culprit.partition(".")[0],
+                why or "its import has ended the process",
+            )
+            missing = [module for module in missing if module.partition(".")[0] != package]
+
+
+SAFE = "."
+"""What a copy says when it has imported all it was to; before, it names each module."""
+
+
+def _take_over(modules: Iterable[str], said: int) -> None:
+    """In the copy: import `modules`, or end at the first that makes copies unlike new processes."""
+    for module in modules:
+        os.write(said, f"{module}\n".encode())
+        # What cannot be imported here (a name that is not there, a module that wants a main program) is the
+        # app's own affair.
+        with contextlib.suppress(BaseException):
+            importlib.import_module(module)
+        if why := _why_unsafe():
+            os.write(said, f"{module} {why}\n".encode())
+            os._exit(1)
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # See `_begin_anew`.
+    gc.collect()
+    gc.freeze()
+    os.write(said, f"{SAFE}\n".encode())
+    os.close(said)
+
+
+def _outlive(child: int) -> NoReturn:
+    """Leave the rest to a copy that has taken over; what was started before ends as this one's child."""
+    while os.wait()[0] != child:
+        pass
+    os._exit(0)
 
 
 def _is_program(module: str) -> bool:
     """Whether it is a program, which runs when it is imported: many do not ask for their name."""
     return "__main__" in module.split(".")
+
+
+SAFE_THREADS = frozenset({"jemalloc_bg_thd"})
+"""Threads of which a fork takes care: jemalloc locks all it has before one, and a copy begins without the
+thread (jemalloc 5 `background_thread_prefork0`, `background_thread_postfork_child`). pyarrow brings it, and
+pandas and datasets that."""
 
 
 def _why_unsafe() -> str:
@@ -193,12 +247,24 @@ def _why_unsafe() -> str:
         return "an import has initialised CUDA"
     if (threads := threading.active_count()) > 1:
         return f"an import has started {threads - 1} threads"
+    if not _native_threads():
+        return ""
     # A library that ends its threads before a fork, as OpenBLAS does, has none after one.
     if (trial := os.fork()) == 0:
         os._exit(0)
     os.waitpid(trial, 0)
-    native = len(list(Path("/proc/self/task").iterdir())) - 1
-    return f"an import has started {native} threads outside Python" if native else ""
+    native = ", ".join(_native_threads())
+    return f"an import has started threads outside Python ({native})" if native else ""
+
+
+def _native_threads() -> list[str]:
+    """The names of this process's threads, but for the first and for those that are safe."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if task.name != str(os.getpid()):
+                names.append((task / "comm").read_text().strip())
+    return [name for name in names if name not in SAFE_THREADS]
 
 
 def _begin_anew() -> None:

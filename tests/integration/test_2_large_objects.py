@@ -15,8 +15,8 @@ def test_a_record_of_100_mb_arrives_both_ways(federation: Federation) -> None:
     job = federation.submit(
         "large-record", "--run-config", "up=100", "--run-config", "down=100", "--run-config", "num-sites=2"
     )
-    waited = federation.must("wait", job)
-    assert waited["status"] == "FINISHED:COMPLETED"
-    said = json.loads((Path(waited["results"]) / "said.json").read_text())
+    assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
+    folder = Path(federation.must("results", job)["folder"])
+    said = json.loads((folder / "serverapp" / "said.json").read_text())
     assert said["replies"] == [{"bytes": 100 * MB, "up": True, "down": True}] * 2
     assert left_over(federation) == NOTHING

@@ -15,7 +15,7 @@ from bridge.launch import sandbox
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import json, os, random, stat, sys, time
+import json, os, random, stat, sys, threading, time
 from pathlib import Path
 from bridge.flower import fork_server, fork_server_process, programs
 from bridge.launch.environment import CLIENTAPP
@@ -44,7 +44,16 @@ def program():
     sys.exit(3)
 
 programs.load = lambda name: program
-forked = fork_server_process.start_fork_server([CLIENTAPP])
+if len(sys.argv) > 3:  # One that has a thread from its start.
+    ours, its = fork_server.ends()
+    if os.fork() == 0:
+        ours.close()
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        fork_server_process.serve(its, [CLIENTAPP])
+    its.close()
+    forked = fork_server.ForkServer(ours)
+else:
+    forked = fork_server_process.start_fork_server([CLIENTAPP])
 started = fork_server.starter(forked)
 os.environ["PATH"] = os.getcwd()
 for number in range(int(sys.argv[2])):
@@ -61,13 +70,13 @@ echo '{"argv": ["new"]}'
 """
 
 
-def run(folder: Path, modules: str, times: int) -> tuple[list[dict[str, Any]], str]:
+def run(folder: Path, modules: str, times: int, *more: str) -> tuple[list[dict[str, Any]], str]:
     """Start a ClientApp some times; returns what each said, and what was logged."""
     (folder / "mine.py").write_text("")
     (folder / "flwr-clientapp").write_text(NEW)
     (folder / "flwr-clientapp").chmod(0o755)
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, modules, str(times)],
+        [sys.executable, "-c", SCRIPT, modules, str(times), *more],
         cwd=folder,
         env={"PYTHONPATH": f"{ROOT}:{folder}", "MARK": "yes", "HOME": str(folder)},
         capture_output=True,
@@ -106,7 +115,7 @@ work = Path.cwd()
 confinement = Confinement(on=True, anywhere=sys.argv[1] == "True")
 home, ports = work.parent / "flwr", (gateway, runtime)
 outer, variables = confinement.around(work, home, ports=ports, app_ports=(runtime,))
-os.environ |= variables | {"PORTS": f"{gateway} {runtime}"}
+os.environ |= variables | {"PORTS": f"{gateway} {runtime}", "SUPERNODE": str(os.getpid())}
 sandbox.enter(outer)
 
 def program():
@@ -122,7 +131,7 @@ print((work / "seen.json").read_text())
 
 TRESPASSER = """
 import json, os, signal, socket
-seen, parent = {}, os.getppid()
+seen, parent = {}, int(os.environ["SUPERNODE"])
 def attempt(name, act):
     try:
         seen[name] = act() and None
@@ -160,10 +169,52 @@ def test_an_import_reaches_nothing_of_the_supernode(tmp_path: Path, anywhere: bo
     assert not (work / "ran").exists(), "a program that does not ask for its name"
 
 
-def test_where_an_import_starts_a_thread_new_interpreters_are_used(tmp_path: Path) -> None:
-    (tmp_path / "restless.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-    )
-    (first, second, end), said = run(tmp_path, "restless", 2)
+RESTLESS = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+OUTSIDE = """
+import ctypes
+routine = ctypes.CDLL(None).pause
+ctypes.CDLL(None).pthread_create(ctypes.byref(ctypes.c_ulong()), None, routine, None)
+"""
+"""Starts a thread of which Python knows nothing."""
+
+CAREFUL = """
+import os, pathlib
+for task in pathlib.Path("/proc/self/task").iterdir():
+    if task.name != str(os.getpid()):
+        (task / "comm").write_text("jemalloc_bg_thd")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (RESTLESS, "an import has started 1 threads"),
+        (OUTSIDE, "an import has started threads outside Python (flwr-forkserver"),
+        ("import os\nos._exit(3)", "its import has ended the process"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "its import has ended the process"),
+    ],
+)
+def test_a_module_that_a_copy_cannot_have_is_left_out_and_all_others_are_kept(
+    tmp_path: Path, code: str, why: str
+) -> None:
+    (tmp_path / "restless").mkdir()
+    (tmp_path / "restless" / "__init__.py").write_text(code)
+    (first, second, end), said = run(tmp_path, "restless.part,numpy,restless,colorsys", 2)
+    assert (first["argv"], second["argv"]) == (["flwr-clientapp", "0"], ["flwr-clientapp", "1"])
+    assert end == {"copies": True}
+    assert (first["known"][0], second["known"][0]) == (False, True)
+    assert f"restless is imported by each of the app's processes, and all else once: {why}" in said
+    assert said.count("restless is imported") == 1
+
+
+def test_threads_of_which_a_fork_takes_care_keep_nothing_out(tmp_path: Path) -> None:
+    """As the one that pandas and datasets bring: pyarrow's."""
+    (tmp_path / "careful.py").write_text(OUTSIDE + CAREFUL)
+    (_, second, end), said = run(tmp_path, "careful,colorsys", 2)
+    assert (second["known"][0], end, said) == (True, {"copies": True}, "")
+
+
+def test_where_a_fork_server_has_threads_itself_new_interpreters_are_used(tmp_path: Path) -> None:
+    (first, second, end), said = run(tmp_path, "colorsys", 2, "with a thread")
     assert (first["argv"], second, end) == (["flwr-clientapp", "0"], {"argv": ["new"]}, {"copies": False})
-    assert "start as new interpreters from now on: an import has started 1 thread" in said
+    assert "start as new interpreters: an import has started 1 thread" in said
