@@ -58,15 +58,8 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     larger.compose("restart", "--timeout", "2", "server")
     try:
         registered("site-1", "site-2", "site-3", "site-5")
-        sites = (
-            "--sites",
-            "site-1,site-2,site-4",
-            "--min-sites",
-            "2",
-            "--run-config",
-            "min-available-clients=2",
-        )
-        job = larger.submit("numpy-add", "--rounds", "60", *sites)
+        app, fewest = str(ROOT / "tests/apps/numpy-add"), ("--min-sites", "2")
+        job = str(larger.must("submit", app, "--rounds", "60", *fewest)["job_id"])
         while not any("flwr-clientapp" in p for p in larger.processes("site-1")):
             time.sleep(0.2)
         larger.compose("start", "site-4")
