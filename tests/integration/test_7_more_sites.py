@@ -58,8 +58,12 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     larger.compose("restart", "--timeout", "2", "server")
     try:
         registered("site-1", "site-2", "site-3", "site-5")
-        app, fewest = str(ROOT / "tests/apps/numpy-add"), ("--min-sites", "2")
-        job = str(larger.must("submit", app, "--rounds", "60", *fewest)["job_id"])
+        # A site takes some 12 s to come up and in; a round takes a second, and more on a busy machine.
+        app, lasting = (
+            str(ROOT / "tests/apps/numpy-add"),
+            ("--rounds", "24", "--run-config", "train-seconds=1"),
+        )
+        job = str(larger.must("submit", app, "--min-sites", "2", *lasting)["job_id"])
         while not any("flwr-clientapp" in p for p in larger.processes("site-1")):
             time.sleep(0.2)
         larger.compose("start", "site-4")
@@ -71,6 +75,7 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     took_part = ["site-4" in one["sites"] for one in outcome.value["rounds"]]
     assert not took_part[0] and took_part[-1]
     assert all({"site-1", "site-2"} <= set(one["sites"]) for one in outcome.value["rounds"])
+    assert [one["loss"] for one in outcome.value["rounds"]] == [float(n + 1) for n in range(24)]
     assert "site-4 came late, and takes part from now on" in outcome.text
 
 
