@@ -77,8 +77,10 @@ class ServerAppOutput:
                 self._read(line[:READ_LIMIT])
             except ValueError as error:
                 log.warning("a line of the ServerApp's could not be read for metrics: %s", error)
+        if self._ended:
+            return
         told = [shown(line[:LINE_LIMIT]) for line in lines if not _EMPTY.match(line) and OURS not in line]
-        if self._ended or not told:
+        if not told:
             return
         self._held += told
         del self._held[:-HELD_LINES]
