@@ -16,7 +16,7 @@ from nvflare.apis.fl_constant import SystemConfigs
 from nvflare.app_common.logging.constants import is_log_streaming_allowed
 from nvflare.fuel.utils.config_service import ConfigService
 
-from bridge.common import own_settings, site_service, site_settings
+from bridge.common import own_settings, site_service, site_settings, versions
 from bridge.common.job_options import ConfigValue
 from bridge.job import settings
 from bridge.launch import environment
@@ -160,7 +160,7 @@ def test_flower_reads_a_node_config_as_it_stands_there() -> None:
         "a.b": 1,
         "client-name": "site-1",
     }
-    command = environment.supernode_command(1, 2, config, environment.PREFORK)
+    command = environment.supernode_command(1, 2, config, environment.PREFORK, versions.generation())
     assert parse_config_args([command[command.index("--node-config") + 1]]) == config
 
 
@@ -237,6 +237,22 @@ def test_a_sites_own_file_has_one_clear_error(root: Path, case: str) -> None:
     (root / "sites/site-1.yml").write_text(text)
     (problem,) = site_files.problems([SITE])
     assert expected in problem
+
+
+def test_a_file_that_only_its_owner_reads_stops_nobody_but_provisioning(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "sites/site-1.yml"
+    file.write_text("cpus: 4\n")
+
+    def closed(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
+    (problem,) = site_files.missing([SITE])
+    assert problem == "sites/site-1.yml cannot be read by you; its owner is to provision."
 
 
 def test_a_file_of_comments_says_nothing(root: Path) -> None:
