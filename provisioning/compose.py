@@ -113,10 +113,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        # The consoles mount the one, the server the other; a missing source would stop them.
-        for folder in ("jobs", "deployed"):
+        # Containers mount them; a missing source would stop them.
+        for folder in ("jobs", "deployed", ".flowerbed/environments"):
             if not (ROOT / folder).exists():
-                (ROOT / folder).mkdir()
+                (ROOT / folder).mkdir(parents=True)
                 # For the containers' user too, whatever the umask is.
                 (ROOT / folder).chmod(0o755)
         dotenv.write(

@@ -198,7 +198,7 @@ def test_more_sites_than_there_are_is_refused(federation: Federation) -> None:
     assert "5" in outcome.value["error"] and "site-2" in outcome.value["error"]
 
 
-def test_a_missing_package_is_named_with_the_command_that_adds_it(
+def test_without_an_environment_submit_names_the_command_that_makes_it(
     federation: Federation, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     app = tmp_path_factory.mktemp("app")
@@ -211,7 +211,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(
     jobs = len(federation.must("jobs")["jobs"])
     outcome = federation.verb("submit", str(app))
     assert outcome.code == 2
-    assert outcome.value["missing"] == ["humanize>=4"]
+    assert outcome.value["missing"] == ["flwr>=1.26.0", "humanize>=4", "numpy"]
     assert f"./flowerbed build --app {app}" in outcome.value["error"]
     assert len(federation.must("jobs")["jobs"]) == jobs
 

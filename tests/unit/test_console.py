@@ -61,12 +61,6 @@ def test_a_site_that_is_silent_is_told_of() -> None:
     assert answer["sites"] == ["site-1"] and 100 <= answer["silent"]["site-1"] < 110
 
 
-def test_a_flower_that_nobody_has_tried_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
-    call = submit(tar(named("my-job")), Session())
-    assert "flwr 1.44.0 is newer" in call.lines[0]["warning"]
-
-
 @pytest.mark.parametrize("what", FOLDERS)
 def test_a_folder_that_leads_elsewhere_is_refused(what: str) -> None:
     session = Session()

@@ -524,7 +524,8 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     content = json.loads(process.stdout)["services"]
     site = content["site-1"]
     mounts = {m["target"]: m["source"] for m in site["volumes"] if m.get("read_only")}
-    assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables)}
+    made = str(again / ".flowerbed/environments")
+    assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables), "/environments": made}
     assert site["group_add"] == ["1234"]
     # Compose doubles a $ of a value when it prints it.
     variables = {name: value.replace("$$", "$") for name, value in site["environment"].items()}
@@ -643,10 +644,11 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
+    made = {"/environments": str(wide / ".flowerbed/environments")}
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
         "relay": {"relay-1": {"/policy": policy}},
-        "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
+        "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()

@@ -16,7 +16,7 @@ from nvflare.apis.fl_constant import SystemConfigs
 from nvflare.app_common.logging.constants import is_log_streaming_allowed
 from nvflare.fuel.utils.config_service import ConfigService
 
-from bridge.common import own_settings, site_service, site_settings
+from bridge.common import own_settings, site_service, site_settings, versions
 from bridge.common.job_options import ConfigValue
 from bridge.job import settings
 from bridge.launch import environment
@@ -160,7 +160,7 @@ def test_flower_reads_a_node_config_as_it_stands_there() -> None:
         "a.b": 1,
         "client-name": "site-1",
     }
-    command = environment.supernode_command(1, 2, config, environment.PREFORK)
+    command = environment.supernode_command(1, 2, config, environment.PREFORK, versions.generation())
     assert parse_config_args([command[command.index("--node-config") + 1]]) == config
 
 

@@ -100,8 +100,7 @@ def submit(
             )
         with call.session() as session:
             answer = {"job_id": session.submit_job(str(job)), "sites": [*here]}
-        answer |= {"silent": gone} if (gone := waiting.silent(here)) else {}
-        call.say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
+        call.say(answer | ({"silent": gone} if (gone := waiting.silent(here)) else {}))
 
 
 def _with_overrides(
@@ -127,7 +126,6 @@ def make_job(
 
     config = read_app(app)
     fab.check(config)
-    check_packages(config)
     options = {**job_options.submit_defaults(), **options}
     options.setdefault("name", job_name(config["project"]["name"].strip()))
     options.setdefault("min_sites", len(options.get("sites") or ()) or default_min_sites)
