@@ -56,9 +56,8 @@ class RefusedObjects:
             asked = _read("PullObjectRequest", _body(await _request(receive)))
             try:
                 await asyncio.to_thread(self._reply, asked, reason.decode("latin-1"))
-            except (
-                Exception
-            ):  # This flwr keeps its messages otherwise: the ServerApp waits as long as it likes.
+            except Exception:
+                # This flwr keeps its messages otherwise: then the ServerApp's own time-out counts.
                 log.exception("no error reply could be made")
             await _answer(send, 413, b"text/plain", reason)
         elif path == PULL and self._reasons:

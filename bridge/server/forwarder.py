@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 """How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
+
+LARGE_AT_ONCE = 1
+"""Large objects that are being handed to the SuperLink: each takes several times its size of memory there
+until it is stored."""
 
 
 Handler = Callable[[str, Request], Awaitable[Response]]
@@ -60,6 +65,7 @@ class Forwarder:
         self._internal_routes: dict[str, Handler] = {}
         self._ledger = CallLedger()
         self._folder = folder
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._parts = parts.ServerParts(self._answer, folder)
         self._nodes = Nodes()
         self._refusals = LogLimit()
@@ -165,7 +171,8 @@ class Forwarder:
         reason = dict(request.headers).get(parts.REFUSED)
         if reason is not None and request.name == wire.PUSH_OBJECT:
             self._watcher.refused(site, reason[: parts.REASON_LIMIT])
-        response = await self._ask(site, call, request)
+        async with contextlib.nullcontext() if request.stored is None else self._large:
+            response = await self._ask(site, call, request)
         if request.name == wire.PULL_OBJECT and response.status == 413 and reason is None:
             # Its object has no room here. That is no news for the SuperLink alone.
             refused_here = parts.refusal(request, response.body.decode(errors="replace"))
