@@ -151,7 +151,7 @@ def _check_data(folder: Path, sites: Sequence[str]) -> None:
 def _prepare() -> None:
     engine.ensure()
     base_image.ensure()
-    wheelhouse.fill(engine.ask().architecture)
+    wheelhouse.RUNTIME.fill(engine.ask().architecture)
 
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
@@ -220,7 +220,7 @@ def _federated(
     """Run the app through the federation; returns the events."""
     federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
     try:
-        words = ["submit", str(app.folder.resolve()), "--wait", "--sites", ",".join(sites)]
+        words = ["submit", str(app.folder.resolve()), "--build", "--wait", "--sites", ",".join(sites)]
         words += [f"--run-config={pair}" for pair in config]
         job = federation.must(*words, f"--in-order={seed}", timeout=JOB_WITHIN, shown=True)
         results = Path(federation.must("results", str(job["job_id"]))["folder"])

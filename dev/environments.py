@@ -12,16 +12,30 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts import app_packages, base_image, core, wheelhouse
+from scripts import base_image, core, environments, uv
 
 VERSIONS = core.HOUSE / "versions"
 
 INSTALL_WITHIN = 300.0
 """Seconds for Flower, FLARE and what they ask for (160 MB), or for torch: each took 20 to 40."""
 
-TORCH = ("torch", "torchvision", "pillow", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath")
-TORCH_TOO = ("networkx", "sympy", "typing-extensions")
-"""What the quickstart needs beside Flower; numpy comes with Flower."""
+TORCH = tuple(
+    [
+        "pillow",
+        "filelock",
+        "fsspec",
+        "jinja2",
+        "markupsafe",
+        "mpmath",
+        "networkx",
+        "sympy",
+        "typing-extensions",
+    ]
+)
+"""What torch and torchvision ask for; numpy and typing-extensions come with Flower."""
+
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""Where torch's CPU builds are."""
 
 
 def python_with(*requirements: str) -> Path:
@@ -64,10 +78,10 @@ def is_images_python() -> bool:
 
 
 def torch() -> Path:
-    """A folder for PYTHONPATH with torch, from the wheelhouse of the images and mended as in them.
+    """A folder for PYTHONPATH with the torch that apps get, and mended as for them.
 
     Raises:
-        core.Failure: this Python is not the images', or the wheelhouse lacks it.
+        core.Failure: this Python is not the images', or pip cannot get it.
     """
     if not is_images_python():
         raise core.Failure(
@@ -76,17 +90,13 @@ def torch() -> Path:
         )
     folder = VERSIONS / "torch"
     if not (folder / "complete").is_file():
-        app_packages.check_wheels()
-        core.say("  unpacking torch for programs outside containers: once, about half a minute")
+        core.say("  fetching torch for programs outside containers: once, about half a minute")
         shutil.rmtree(folder, ignore_errors=True)
-        wheels = ("--no-index", "--find-links", str(wheelhouse.WHEELS), "--no-deps")
-        install = [*core.pip("install"), *wheels, "--target", str(folder), *TORCH, *TORCH_TOO]
-        _must("Unpacking torch", *install)
-        mend = (
-            "import sys; from pathlib import Path; from images.finish_venv import mend_torchvision;"
-            "mend_torchvision(Path(sys.argv[1]))"
-        )
-        _must("Mending torchvision", sys.executable, "-c", mend, str(folder), path=folder)
+        index = [] if uv.sources().are_named else ["--extra-index-url", TORCH_CPU_INDEX]
+        wanted = [*environments.PREFERRED, *TORCH]
+        _must("Fetching torch", *core.pip("install"), "--no-deps", *index, "--target", str(folder), *wanted)
+        script = str(core.ROOT / "images" / "mend_torchvision.py")
+        _must("Mending torchvision", sys.executable, "-P", script, str(folder), path=folder)
         (folder / "complete").touch()
     return folder
 

@@ -22,11 +22,12 @@ import yaml
 from bridge.common.ports import free_port
 from provisioning import dotenv
 from provisioning.checks import HARDEN, STATIC_FILES
+from scripts import uv
 from scripts.core import ROOT, Failure
 
 COMPOSE = "docker compose"
 
-SHARED = ("wheels", "wheels.stamp", "apps", "mlflow", "fashion-mnist")
+SHARED = ("wheels", "uv", "fashion-mnist")
 """What a copy has of the checkout's .flowerbed."""
 
 Project = dict[str, Any]
@@ -195,7 +196,13 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _share(source: Path, target: Path) -> None:
-    """Link what was fetched once; the environment is the one that runs the tests."""
+    """Link what was fetched once; the environment is the one that runs the tests.
+
+    The environments of apps are this checkout's: whoever makes one makes it for all.
+    """
+    uv.prepare()
+    target.mkdir(exist_ok=True)
+    (target / uv.ENVIRONMENTS.name).symlink_to(uv.ENVIRONMENTS)
     for name in SHARED:
         for path in [source / name, *(source / name).rglob("*")]:
             if path.is_file():

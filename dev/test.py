@@ -76,7 +76,7 @@ def run(
         # What the tests' own checkout shares with this one; all else it makes for itself.
         engine.ensure()
         base_image.ensure()
-        wheelhouse.fill(engine.ask().architecture)
+        wheelhouse.RUNTIME.fill(engine.ask().architecture)
         which = SLOW if faults else f"{SLOW} and (pick or not faults)"
         try:
             session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
+ALONE = "elsewhere-{name}.yaml"
+"""The Compose file for the machine of one that runs elsewhere."""
 FRAGMENTS = {
     ParticipantType.SERVER: "server",
     ParticipantType.CLIENT: "site",
@@ -31,6 +34,9 @@ FRAGMENTS = {
 
 PROFILE = "elsewhere"
 """The Compose profile of those that run on another machine. `up` here leaves them out."""
+
+SETTINGS = "org.flowerbed.settings"
+"""The label, after that with the participant's name, by which `up` sees that its settings have changed."""
 
 HEADER = """\
 # Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
@@ -91,6 +97,9 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             )
         prod = Path(current).resolve()
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
+        for participant in filter(networks.is_elsewhere, _people(project)):
+            alone = prod / ALONE.format(name=service_name(participant.name))
+            alone.write_text(render_alone(participant, project, prod.relative_to(ROOT)))
         draft = prod / f"{FILE}.new"
         draft.write_text(render(project, prod.relative_to(ROOT)))
         if site_files.any_own(project):
@@ -104,10 +113,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        # The consoles mount the one, the server the other; a missing source would stop them.
-        for folder in ("jobs", "deployed"):
+        # Containers mount them; a missing source would stop them.
+        for folder in ("jobs", "deployed", ".flowerbed/environments"):
             if not (ROOT / folder).exists():
-                (ROOT / folder).mkdir()
+                (ROOT / folder).mkdir(parents=True)
                 # For the containers' user too, whatever the umask is.
                 (ROOT / folder).chmod(0o755)
         dotenv.write(
@@ -123,7 +132,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
 
 def render(project: Project, prod: Path) -> str:
     """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
-    people = [project.get_server(), *project.get_relays(), *project.get_clients(), *project.get_admins()]
+    people = _people(project)
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     joined = networks.of_project(project)
     content = {
@@ -135,6 +144,30 @@ def render(project: Project, prod: Path) -> str:
         "volumes": {name: {} for name in (*(service_name(p.name) for p in people), *TOOLS)},
         "networks": joined.defined,
     }
+    return _written(content)
+
+
+def render_alone(participant: Participant, project: Project, prod: Path) -> str:
+    """Return the Compose file of one that runs on another machine: nobody else's settings are in it."""
+    name, joined = service_name(participant.name), networks.of_project(project)
+    networked = joined.of(name)
+    service = _service(participant, project, prod)
+    del service["profiles"]
+    if participant.type == ParticipantType.CLIENT:
+        service = _given(service, participant, project)
+    content = {
+        "services": {name: service | networked},
+        "volumes": {name: {}},
+        "networks": {network: joined.defined[network] for network in networked.get("networks", {})},
+    }
+    return _written(content)
+
+
+def _people(project: Project) -> list[Participant]:
+    return [project.get_server(), *project.get_relays(), *project.get_clients(), *project.get_admins()]
+
+
+def _written(content: Mapping[str, Any]) -> str:
     text: str = yaml.safe_dump(content, sort_keys=False, width=200)
     return HEADER + text
 
@@ -160,7 +193,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         service["profiles"] = [PROFILE]
     elif not networks.is_elsewhere(upstream):
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
-    if participant.type == ParticipantType.CLIENT:
+    if participant.type == ParticipantType.CLIENT and not networks.is_elsewhere(participant):
         return _given(service, participant, project)
     return service
 
@@ -168,6 +201,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
 def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:
     """A server's or site's part of the file with what it gives to apps."""
     more = site_files.service(participant, project)
+    if mark := site_files.mark({**participant.props, "name": participant.name, "type": participant.type}):
+        service["labels"][SETTINGS] = mark
     data = more.pop("volumes", [])
     if not data and participant.type == ParticipantType.CLIENT:
         data = [shown(f"${{FLOWERBED_DATA:-./data}}/{service['hostname']}", DATA_FOLDER)]
@@ -185,5 +220,5 @@ def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:
     return {
         path.relative_to(prod).as_posix(): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in prod.rglob("*")
-        if path != prod / FILE
+        if path.parent != prod or path.is_dir()
     }

@@ -15,7 +15,7 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
-from bridge.common.site_settings import NODE_CONFIG, SHARE_LOGS, size
+from bridge.common.site_settings import NODE_CONFIG, size
 from provisioning import note, site_files
 from provisioning.checks import (
     ALLOWED_APPS,
@@ -154,7 +154,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
         found = problems_in_project(project) or [
             *site_files.problems_of(project),
-            *site_files.missing(project),
+            *site_files.missing_of(project),
         ]
         if found:
             # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.
@@ -193,10 +193,9 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         """The components of FLARE's own process of a server or site."""
         kind = participant.type
         if kind == ParticipantType.CLIENT:
-            # Where the kit says nothing, a variable of the site's own may forbid it.
-            resources.pop("allow_log_streaming", None)
-            if participant.get_prop(SHARE_LOGS) is False:
-                resources["allow_log_streaming"] = False
+            # `share_logs` is a variable of the container, which counts where the kit says nothing.
+            if resources.get("allow_log_streaming"):
+                del resources["allow_log_streaming"]
             (manager,) = (part for part in resources["components"] if part["id"] == "resource_manager")
             manager.update(path=GPUS, args={})
         if kind == ParticipantType.SERVER:

@@ -6,6 +6,9 @@ is in a kit or an image: what it says goes into the Compose file, which then onl
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +90,18 @@ def problems(participants: Iterable[_Participant]) -> Iterator[str]:
             yield from (f"{participant['name']}: {problem}." for problem in _together(participant, own))
 
 
+def missing(participants: Iterable[_Participant]) -> list[str]:
+    """Return what server and sites of this machine name and is not there."""
+    found = []
+    for item in participants:
+        if item.get("type") not in (SERVER, SITE) or item.get("elsewhere"):
+            continue
+        if (path := path_of(item["name"])).exists() and not os.access(path, os.R_OK):
+            found.append(f"{FOLDER}/{path.name} cannot be read by you; its owner is to provision.")
+        found += [f"{item['name']}: {problem}." for problem in here.missing(settings(item), ROOT)]
+    return found
+
+
 def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str]:
     """What only both together get wrong."""
     counts = site_settings.merged(participant, own)
@@ -108,7 +123,8 @@ def _own(participant: _Participant) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # It may be its owner's alone, who provisions (`missing`). Others still ask for jobs and their state.
         return {}
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
@@ -134,14 +150,9 @@ def problems_of(project: Project) -> list[str]:
     return list(problems(_plain(project)))
 
 
-def missing(project: Project) -> list[str]:
-    """Return what participants of this machine name and is not there."""
-    return [
-        f"{item['name']}: {problem}."
-        for item in _plain(project)
-        if not item.get("elsewhere")
-        for problem in here.missing(settings(item), ROOT)
-    ]
+def missing_of(project: Project) -> list[str]:
+    """`missing`, of FLARE's project."""
+    return missing(_plain(project))
 
 
 def any_own(project: Project) -> bool:
@@ -155,9 +166,14 @@ def service(participant: Participant, project: Project) -> dict[str, Any]:
     counts = settings(item)
     groups = {folder.group for folder in site_settings.folders(counts.get(DATA)) if folder.group is not None}
     gids = {group: number for group in groups if (number := here.gid(group)) is not None}
-    return site_service.service(
-        counts, gids, own=tuple(_own(item).get(NODE_CONFIG) or ()), without_proxy=_own_hosts(project)
-    )
+    return site_service.service(counts, gids, without_proxy=_own_hosts(project))
+
+
+def mark(participant: _Participant) -> str:
+    """By which settings are known again, without telling them; empty where there are none."""
+    text = json.dumps(settings(participant), sort_keys=True, default=str)
+    # With a letter first, so that YAML takes it for no number.
+    return "" if text == "{}" else f"s{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _own_hosts(project: Project) -> list[str]:
@@ -177,6 +193,4 @@ def write_templates(project: Project) -> None:
             continue
         path.parent.mkdir(exist_ok=True)
         of_sites = OF_SITES if item["type"] == SITE else ""
-        # Only its owner reads it: there may be secrets in it one day.
-        path.touch(mode=0o600)
         path.write_text(TEMPLATE.format(name=item["name"]) + of_sites)

@@ -28,7 +28,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 PANELS = {
     "Begin": ("quickstart", "doctor"),
-    "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash"),
+    "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
     "Federation": ("provision", "build", "data", "up", "status", "down", "kit"),
     "Developers": ("compare", "bench", "test"),
 }

@@ -4,10 +4,15 @@ It first gets what is missing: Docker, the base image (pulled, or made from Debi
 answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/
 or a new kit, only the last layers are built again.
 
-  ./flowerbed build                      after provision, or an edit of bridge/ or images/
-  ./flowerbed build --app my-app         with the packages that my-app needs
-  ./flowerbed build --pull               with the newest base image
-  ./flowerbed build --tracking mlflow    with MLflow's image and its client
+With --app it makes the environment that an app runs in, and no image: the packages that its pyproject.toml
+asks for.
+
+  ./flowerbed build                          after provision, or an edit of bridge/ or images/
+  ./flowerbed build --app my-app             the environment of my-app
+  ./flowerbed build --app my-app --dry-run   what would be in it, in seconds
+  ./flowerbed build --app my-app --apt libgomp1
+  ./flowerbed build --pull                   with the newest base image
+  ./flowerbed build --tracking mlflow        with MLflow's image and its client
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import typer
 
 from provisioning import dotenv
 from scripts import (
-    app_packages,
+    app_builds,
     base_image,
     compose,
     core,
@@ -29,6 +34,7 @@ from scripts import (
     leftovers,
     ownership,
     provision,
+    uv,
     wheelhouse,
 )
 
@@ -36,15 +42,37 @@ TAG = "dev"
 """Of every image; a built image replaces the one before."""
 
 
+Apps = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="APP",
+        help="Make the environment of this app: the packages that its pyproject.toml asks for. May be given "
+        "more than once. `./flowerbed apps` lists what there is.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --app: show what would be installed, and install nothing.")
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="With --app: the CUDA build of torch, for sites with GPUs.")]
+Apt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PACKAGE",
+        help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given "
+        "more than once.",
+    ),
+]
+Upgrade = Annotated[
+    bool, typer.Option("--upgrade", help="With --app: resolve again, though there is an environment.")
+]
+
+
 def run(
-    app: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="APP",
-            help="Add the packages that this app's pyproject.toml asks for. May be given more than once. "
-            "Later builds keep them; to forget them, remove .flowerbed/apps.",
-        ),
-    ] = None,
+    app: Apps = None,
+    dry_run: DryRun = False,
+    gpu: Gpu = False,
+    apt: Apt = None,
+    upgrade: Upgrade = False,
     tracking: Annotated[
         Literal["mlflow"] | None,
         typer.Option(help="Build MLflow's image too (a download of 200 MB). TensorBoard needs none."),
@@ -59,23 +87,27 @@ def run(
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
 ) -> dict[str, Any]:
-    """Build the runtime image and every participant's.
+    """Build the runtime image and every participant's, or the environments of apps.
 
     Returns:
-        tag, images, base (present, pulled or made), packages (what apps need on top), runtime_mb and seconds.
+        tag, images, base (present, pulled or made), runtime_mb and seconds. With --app: environments (their
+        descriptions) and seconds.
     """
     start = time.monotonic()
-    apps, mlflow = app or [], tracking == "mlflow"
-    # What is wrong in the user's files comes before minutes of work.
-    for folder in apps:
-        app_packages.lacking(folder)
+    if app:
+        made = app_builds.make(app, app_builds.Choice(dry_run, gpu, tuple(apt or ()), upgrade))
+        return {"environments": made, "seconds": round(time.monotonic() - start, 1)}
+    for option, given in (("--dry-run", dry_run), ("--gpu", gpu), ("--apt", apt), ("--upgrade", upgrade)):
+        if given:
+            raise core.UsageError(f"{option}: expected --app APP with it.")
+    mlflow = tracking == "mlflow"
     engine.ensure()
     config = compose.config(tag=TAG, profiles=["elsewhere"])
     project, wanted = str(config["name"]), images.participants(config, TAG)
     ownership.check(project)
     runtime = images.runtime(project, TAG)
     images.check_disk(first=no_cache or not engine.has(runtime))
-    base, packages = _fetch(apps, mlflow=mlflow, renew=pull)
+    base = _fetch(mlflow=mlflow, renew=pull)
     core.say(f"  building {runtime} (about 40 s the first time)")
     steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
@@ -92,19 +124,22 @@ def run(
         "tag": TAG,
         "images": [name for _, name, _ in steps],
         "base": base,
-        "packages": packages,
         "runtime_mb": megabytes,
         "seconds": seconds,
     }
 
 
-def _fetch(apps: list[Path], *, mlflow: bool, renew: bool) -> tuple[str, list[str]]:
-    """Get the base image and all wheels; returns how the base came, and what apps need on top."""
+def _fetch(*, mlflow: bool, renew: bool) -> str:
+    """Get the base image and all wheels; returns how the base came."""
     base = base_image.ensure(renew=renew)
     architecture = engine.ask().architecture
-    wheelhouse.fill(architecture)
-    packages = app_packages.add_apps(apps, architecture, [app_packages.MLFLOW_CLIENT] if mlflow else ())
-    if mlflow:
-        app_packages.fetch_mlflow(architecture)
-    app_packages.check_wheels()
-    return base, packages
+    wheelhouse.prepare()
+    uv.prepare()
+    wanted = [wheelhouse.RUNTIME]
+    wanted += [
+        wheels for wheels in (wheelhouse.MLFLOW, wheelhouse.MLFLOW_CLIENT) if mlflow or wheels.is_there
+    ]
+    for wheels in wanted:
+        wheels.fill(architecture)
+        wheels.check()
+    return base

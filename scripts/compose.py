@@ -24,6 +24,9 @@ CONTAINER = f"""\
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 """In the Status."""
 
+NO_GPU = "could not select device driver"
+"""What the engine says where it can give no GPU to a container (Docker 19.03 and newer)."""
+
 BUILD = "There are no images yet: run ./flowerbed build."
 
 
@@ -100,7 +103,7 @@ def explain(purpose: str, said: str) -> NoReturn:
         raise core.Failure(
             "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor looks why."
         )
-    if "could not select device driver" in said:
+    if NO_GPU in said:
         raise core.Failure(
             "The engine gives no GPU to containers, and project.yml has gpus for one: install the NVIDIA "
             "Container Toolkit (sudo nvidia-ctk runtime configure --runtime=docker, then restart the engine)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ STEP = re.compile(r"#\d+ \[(?:(?P<stage>[\w-]+) +)?(?P<number>\d+)/(?P<of>\d+)\]
 OPTIONS = re.compile(r"--[a-z]+=\S+ ")
 """Of a step: they are long, and say less than what comes behind them."""
 
-FIRST_BUILD_GB = 5.0
-"""Free disk that a build from nothing takes: the image 1.0, the builder's own copy 1.1, the wheels and their
-copy 0.6, the base 0.1, and room to work."""
+FIRST_BUILD_GB = 3.0
+"""Free disk that a build from nothing takes: the image 0.4, the builder's own copy 0.5, the wheels and their
+copy 0.2, the base 0.1, and room to work."""
 REBUILD_GB = 1.0
 """The same when the runtime image is there: participants are small."""
 BUILD_TIMEOUT = 1800.0
@@ -88,18 +89,29 @@ def lost(config: dict[str, Any]) -> list[str]:
     return [name for name in names if not engine.has(name)]
 
 
-def build(target: str, image: str, *, kit: str = "", fresh: bool = False) -> float:
+def build(
+    target: str,
+    image: str,
+    *,
+    kit: str = "",
+    fresh: bool = False,
+    network: str = "none",
+    arguments: Mapping[str, str] | None = None,
+) -> float:
     """Build one stage of the Dockerfile under a name. Returns the seconds it took.
 
     Args:
-        target: runtime or participant.
+        target: runtime, participant, mlflow or compiler.
         kit: the kit's folder, relative to the root.
         fresh: use nothing from the builder's cache.
+        network: none or host.
+        arguments: the stage's other build arguments.
     """
     words, env = engine.builder()
-    words += ["--network", "none", "--progress", "plain", "--file", DOCKERFILE, "--tag", image]
+    words += ["--network", network, "--progress", "plain", "--file", DOCKERFILE, "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
-    words += ["--build-arg", f"KIT={kit}"] if kit else []
+    for name, value in {**({"KIT": kit} if kit else {}), **(arguments or {})}.items():
+        words += ["--build-arg", f"{name}={value}"]
     words += ["--no-cache"] if fresh else []
     # Not on a participant's, which may go to another machine.
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []

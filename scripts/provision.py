@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,9 @@ STILL_VALID = (
     "{who} is no longer in project.yml, but its certificate is still valid and it can still take part. To "
     "shut it out: name it under `revoked:` in project.yml (revoked: [{who}]) and provision again."
 )
+
+SETTINGS = re.compile(r"org\.flowerbed\.participant: (\S+)\n +org\.flowerbed\.settings: (\w+)\n")
+"""In the Compose file: by whose settings it was written (`provisioning/compose.py`)."""
 
 WRONG_USE = 4
 """The exit code of `nvflare provision` when what it was given is wrong."""
@@ -59,6 +63,8 @@ def run(
         core.Failure: FLARE could not do it.
     """
     content = load(project)
+    if missing := site_files.missing(content["participants"]):
+        raise core.UsageError(_wrong(project, missing))
     name = content["name"]
     before = _certificates(name)
     lines = _nvflare(project)
@@ -113,8 +119,12 @@ def load(project: Path) -> dict[str, Any]:
         raise core.UsageError(f"{project}: this is not YAML: {error}.") from None
     found = checks.problems_in_file(content) or list(site_files.problems(content["participants"]))
     if found:
-        raise core.UsageError(f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found))
+        raise core.UsageError(_wrong(project, found))
     return dict(content)
+
+
+def _wrong(project: Path, found: Sequence[str]) -> str:
+    return f"{project} is wrong:\n" + "\n".join(f"  - {problem}" for problem in found)
 
 
 def site_names() -> list[str]:
@@ -132,7 +142,8 @@ def site_names() -> list[str]:
 
 
 def changes() -> str:
-    """How project.yml differs from what is provisioned, for people; empty: it names the same participants.
+    """How project.yml, or a site's own file, differs from what is provisioned, for people; empty: not at all,
+    as far as participants and what they give to apps go.
 
     Raises:
         UsageError: the file is missing or wrong.
@@ -141,11 +152,28 @@ def changes() -> str:
     wanted = {item["name"] for item in project["participants"]}
     prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
     has = {kit.name for kit in prod.iterdir() if kit.is_dir()}
-    if wanted == has and project["name"] == prod.parent.name:
+    others = _other_settings(project["participants"], prod / "compose.yaml")
+    if wanted == has and project["name"] == prod.parent.name and not others:
         return ""
     found = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
     found += [f"gone: {', '.join(sorted(has - wanted))}"] if has - wanted else []
+    found += [f"settings of {', '.join(others)}"] if others else []
     return f"changed since it was provisioned ({'; '.join(found) or 'its name'})"
+
+
+def _other_settings(participants: Sequence[Mapping[str, Any]], compose: Path) -> list[str]:
+    """Who gives other things to apps than what is provisioned, by project.yml or its own file."""
+    try:
+        text = compose.read_text()
+    except PermissionError:
+        return []  # It is its owner's alone, who is told.
+    had = dict(SETTINGS.findall(text))
+    kinds = (site_files.SERVER, site_files.SITE)
+    return [
+        item["name"]
+        for item in participants
+        if item.get("type") in kinds and site_files.mark(item) != had.get(item["name"], "")
+    ]
 
 
 def changes_in_words() -> str:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge.common import site_settings
+from bridge.common import readable, site_settings
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import here, site_files
-from scripts import core, engine, readable
+from scripts import core, engine
 from scripts.findings import Finding
 
 WITHIN = readable.WITHIN + 17.0

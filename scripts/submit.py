@@ -18,13 +18,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bridge.common import job_options
-from bridge.common.app import job_name
+from bridge.common import app_environment, job_options, versions
+from bridge.common.app import BadApp, job_name
+from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import Failure, UsageError, replaced, say, unpack
+from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
+
+ENVIRONMENTS = HOUSE / "environments"
+"""As `scripts/uv.py` has it, which takes a while to import."""
 
 
 def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +77,12 @@ def run(
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the job folder to DIR and submit nothing."),
     ] = None,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build", help="Make the app's environment first, if there is none (`build --app APP`)."
+        ),
+    ] = False,
     identity: As = None,
     **given: Any,
 ) -> dict[str, Any]:
@@ -86,6 +96,7 @@ def run(
     request = job_request(chosen, given, deployed=deployed or "", export=folder is not None)
     ownership.check()
     service = console.service(identity)
+    request = in_environment(chosen, request, build=build)
     if folder is not None:
         return export(service, chosen, folder, request)
     outcome = submit(service, chosen, request)
@@ -149,23 +160,76 @@ def job_request(
     return {"deployed": deployed, "options": options, **run_config}
 
 
-def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Hand in an app; returns `{job_id, app, version}`.
+def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = False) -> dict[str, Any]:
+    """A request that names the app's environment.
+
+    Args:
+        build: whether one is made where there is none.
 
     Raises:
-        Failure, UsageError: with what the console program said; for missing packages, what adds them.
+        UsageError: there is none; with the command that makes it.
+    """
+    if app.ready:
+        return dict(request)
+    named = request["options"].get("environment", "")
+    try:
+        if named:
+            made: AppEnvironment | None = app_environment.named(named, ENVIRONMENTS)
+        else:
+            gpu = bool(request["options"].get("gpus"))
+            made = app_environment.find(app.pyproject, ENVIRONMENTS, gpu=gpu)
+    except NoEnvironment as missing:
+        raise UsageError(f"--environment {missing}. ./flowerbed apps shows which there are.") from None
+    except BadApp as bad:
+        raise UsageError(f"{app.folder}/{bad}.") from None
+    if made is None and build:
+        # Here, since it takes a while to import, and is seldom needed.
+        from scripts import app_builds
+
+        name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
+        made = app_environment.named(name, ENVIRONMENTS)
+    if made is None:
+        raise UsageError(
+            f"No environment was made yet for what {app.name} asks for. Make it: ./flowerbed build --app "
+            f"{app.folder}, or submit with --build.",
+            missing=list(app_environment.requirements(app.pyproject)),
+        )
+    if warning := versions.newer(made.flwr):
+        say(f"  Note: {warning}")
+    return {**request, "options": {**request["options"], "environment": made.name}}
+
+
+def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Hand in an app; returns `{job_id, app, version}`, and `missing_sites` where some are.
+
+    Raises:
+        Failure, UsageError: with what the console program said.
     """
     try:
         answer = console.ask(service, "submit", app.pack(), **request)
     except Failure as failure:
-        raise _advised(failure, app) from failure
+        raise _advised(failure) from failure
     job = console.an_id(answer.get("job_id"))
     named = app.name if app.ready else request["options"].get("name", job_name(app.name))
+    sites = answer.get("sites") or []
+    missing = _missing(sites) if sites and not app.ready and "sites" not in request["options"] else []
+    if missing:
+        say(f"{_named(missing)} not registered: the job runs with {', '.join(sites)}")
+    for site, seconds in (answer.get("silent") or {}).items():
+        if site in (request.get("options", {}).get("sites") or sites):
+            say(f"{site} has not been heard of for {seconds:.0f} s: the job may have to wait for it")
     said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
     say(f"{said} as {service}: job {job}")
-    if warning := answer.get("warning"):
-        say(f"  Note: {warning}")
-    return {"job_id": job, "app": app.name, "version": app.version}
+    outcome = {"job_id": job, "app": app.name, "version": app.version}
+    return outcome | ({"missing_sites": missing} if missing else {})
+
+
+def _missing(registered: Sequence[str]) -> list[str]:
+    return [site for site in provision.site_names() if site not in registered]
+
+
+def _named(missing: Sequence[str]) -> str:
+    return f"{', '.join(missing)} of {provision.DEFAULT_PROJECT.name} {'is' if len(missing) == 1 else 'are'}"
 
 
 def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,10 +240,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         raise UsageError(
             f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
         )
-    try:
-        content = console.fetch(service, "export", app.pack(), **request)
-    except Failure as failure:
-        raise _advised(failure, app) from failure
+    content = console.fetch(service, "export", app.pack(), **request)
     with content, tarfile.open(fileobj=content) as tar, replaced(folder) as fresh:
         fresh.chmod(0o755)  # The consoles read jobs/ as another user, whatever the umask here.
         unpack(tar, fresh, for_consoles=True)
@@ -191,11 +252,8 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
     return {"app": app.name, "version": app.version, "folder": str(folder)}
 
 
-def _advised(failure: Failure, app: apps.App) -> Failure:
-    """A failure of the console program, with the command that mends it where there is one."""
-    if failure.facts.get("missing"):
-        command = f"./flowerbed build --app {app.folder}"
-        return type(failure)(
-            f"{failure}\n  Add them to the images: {command}, then ./flowerbed up", **failure.facts
-        )
+def _advised(failure: Failure) -> Failure:
+    """A failure of the console program, with the sites that are missing."""
+    if missing := _missing(failure.facts["registered"]) if "registered" in failure.facts else []:
+        return type(failure)(f"{failure}. {_named(missing)} not registered.", **failure.facts)
     return failure

@@ -200,7 +200,7 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
                 bar.at(len(healthy))
 
         code, said = progress.follow([*engine.compose(), *words], tell, timeout=COMPOSE_WITHIN)
-    if code and not _healthy_yet(time.monotonic() + RECOVERED_WITHIN):
+    if code and (compose.NO_GPU in said or not _healthy_yet(time.monotonic() + RECOVERED_WITHIN)):
         _explain(said)
 
 
@@ -219,6 +219,8 @@ def _healthy_yet(deadline: float) -> bool:
 
 def _explain(said: str) -> None:
     """Fail with what the first container that is not well has to say."""
+    if compose.NO_GPU in said:
+        compose.explain("docker compose up", said)
     for container in compose.containers():
         health = container.get("Health")
         if container["State"] == "running" and health not in ("unhealthy", "starting"):

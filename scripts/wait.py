@@ -27,6 +27,9 @@ NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
 
 
+STARTING = {"processes": "the job's processes start", "superlink": "the SuperLink starts"}
+"""Phases in which no site is waited for yet."""
+
 LIST_SHOWN = 5
 """Numbers of a list in a line of progress."""
 
@@ -105,6 +108,7 @@ class Progress:
     def __init__(self, bar: progress.Bar | None = None) -> None:
         self._bar = bar or progress.Bar("rounds")
         self._start: float | None = None
+        self._told = 0.0
         self._events: list[dict[str, Any]] = []
         self._open_round: tuple[int, int] | None = None
 
@@ -118,6 +122,8 @@ class Progress:
             self._start = float(event["submitted"])
         if kind == "status":
             self._say(event, str(event["status"]).lower())
+        elif kind == "waits":
+            self._say(event, str(event["reason"]))
         elif kind == "refused":
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")
@@ -173,7 +179,8 @@ class Progress:
         if event["t"] is None:  # A job that never started, and that had ended before we asked.
             say(f"           {text}")
             return
-        now = float(event["t"])
+        # What is known of a round later than it began, or of the server's clock, turns no time back.
+        now = self._told = max(float(event["t"]), self._told)
         self._start = now if self._start is None else self._start
         say(f"  {max(0.0, now - self._start):5.0f} s  {text}")
 
@@ -212,6 +219,8 @@ def _round(event: dict[str, Any]) -> str:
 def _phase(event: dict[str, Any]) -> str:
     """What happens before the first round."""
     ready, missing = event["ready"], event["missing"]
+    if event["phase"] in STARTING:
+        return STARTING[event["phase"]]
     if event["phase"] == "run":
         without = f", without {_names(missing)}" if missing else ""
         number = len(ready)

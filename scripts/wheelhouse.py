@@ -1,91 +1,135 @@
-"""The wheelhouse: every wheel that the runtime image needs, in .flowerbed/wheels.
+"""The wheelhouses: every wheel that an image needs, in .flowerbed/wheels.
 
-A build never uses the network: the host puts every wheel there first. So it is the same on a machine that has
-a registry, on one that has a mirror with a certificate of its own, and on one that has neither and was given
-the folder.
+A build of an image never uses the network: the host puts every wheel there first. So it is the same on a
+machine that has a registry, on one that has a mirror with a certificate of its own, and on one that has
+neither and was given the folder. What apps ask for is not here: see `scripts/environments.py`.
 """
 
 from __future__ import annotations
 
-import email
 import hashlib
 import re
 import shutil
-import sys
 import time
-import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-
-from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from scripts import base_image, core, progress
 
-REQUIREMENTS = core.ROOT / "images" / "requirements.txt"
-TORCH = core.ROOT / "images" / "requirements-torch.txt"
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where torch's CPU builds are; the plain index has CUDA builds of several GB under the same version."""
-WHEELS = core.HOUSE / "wheels"
-WHEELS_STAMP = core.HOUSE / "wheels.stamp"
-LOCK = "lock.txt"
-"""Beside wheels that are listed without hashes: the same with the hashes of what was fetched, for pip."""
+HOUSE = core.HOUSE / "wheels"
+
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """The engine's names of architectures, and the wheels'."""
+
 GLIBC = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
-"""Of the platform tags that may be fetched, newest first; torch asks for the newest. pip has to be told each
-when it fetches for a Python that it does not run in."""
-SIZES = (90e6, 200e6)
-"""Bytes of the wheels in REQUIREMENTS, and of torch's, for a bar."""
+"""Of the platform tags that may be fetched, newest first. pip has to be told each when it fetches for a
+Python that it does not run in."""
+
+STAMP = "complete"
+"""Beside the wheels: what they were fetched for."""
+
 DOWNLOAD_TIMEOUT = 1800.0
-"""Seconds for all wheels (290 MB)."""
+"""Seconds for all wheels of an image."""
 
 
-def is_complete(architecture: str) -> bool:
-    """Whether the wheelhouse is what the requirements say, for the engine's architecture."""
-    if not (WHEELS / LOCK).is_file() or not WHEELS_STAMP.is_file():
-        return False
-    return WHEELS_STAMP.read_text() == _stamp(architecture)
+@dataclass(frozen=True)
+class Wheelhouse:
+    """The wheels of one list of requirements, which has their hashes."""
+
+    name: str
+    size: float
+    """Bytes of all its wheels, for a bar."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the wheels are."""
+        return HOUSE / self.name
+
+    @property
+    def requirements(self) -> Path:
+        """The list."""
+        part = "" if self is RUNTIME else f"-{self.name}"
+        return core.ROOT / "images" / f"requirements{part}.txt"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was filled once, for whatever list."""
+        return (self.folder / STAMP).is_file()
+
+    def is_complete(self, architecture: str) -> bool:
+        """Whether it is what its list says, for the engine's architecture."""
+        stamp = self.folder / STAMP
+        return stamp.is_file() and stamp.read_text() == self._stamp(architecture)
+
+    def _stamp(self, architecture: str) -> str:
+        content = self.requirements.read_bytes() + architecture.encode()
+        return hashlib.sha256(content).hexdigest() + "\n"
+
+    def fill(self, architecture: str) -> int:
+        """Put every wheel of the list there. Returns how many were fetched.
+
+        What is there already is used again; with everything there the network is not touched.
+
+        Raises:
+            core.Failure: pip could not get one.
+        """
+        _recover(self.folder)
+        if self.is_complete(architecture):
+            return 0
+        start = time.monotonic()
+        old = {path.name for path in self.folder.glob("*.whl")}
+        fresh = self.folder.with_name(f"{self.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        core.say(f"  fetching the wheels of the {self.name} image ({core.in_words(self.size)} at most)")
+        # The list is complete; without --no-deps pip would add what it takes to be missing on this machine.
+        options = ["--no-deps", "--require-hashes", "--requirement", str(self.requirements)]
+        options += ["--find-links", str(self.folder)] if old else []
+        # How much has to be fetched is known only where nothing is there.
+        download(architecture, fresh, options, None if old else self.size)
+        (fresh / STAMP).write_text(self._stamp(architecture))
+        for path in fresh.iterdir():
+            # For the builder, whatever the umask here.
+            path.chmod(0o644)
+        fresh.chmod(0o755)
+        _put_in_place(self.folder, fresh)
+        wheels = {path.name for path in self.folder.glob("*.whl")}
+        core.say(
+            f"  {len(wheels)} wheels, {len(wheels - old)} of them new, in {time.monotonic() - start:.0f} s"
+        )
+        return len(wheels - old)
+
+    def check(self) -> None:
+        """Refuse wheels that are not those of the list. pip checks them once more in the build.
+
+        Raises:
+            core.Failure: with the names of the wheels.
+        """
+        hashes = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", self.requirements.read_text()))
+        wheels = sorted(self.folder.glob("*.whl"))
+        if foreign := [wheel.name for wheel in wheels if hash_of(wheel) not in hashes]:
+            raise core.Failure(
+                f"These wheels in {self.folder} are not what was fetched, or nobody fetched them: "
+                f"{', '.join(foreign)}. Remove them, and `./flowerbed build` fetches what is missing.",
+                wheels=foreign,
+            )
 
 
-def _stamp(architecture: str) -> str:
-    content = REQUIREMENTS.read_bytes() + TORCH.read_bytes() + architecture.encode()
-    return hashlib.sha256(content).hexdigest() + "\n"
+RUNTIME = Wheelhouse("runtime", 110e6)
+"""Of the runtime image."""
+
+MLFLOW = Wheelhouse("mlflow", 200e6)
+"""Of MLflow's own image."""
+
+MLFLOW_CLIENT = Wheelhouse("mlflow-client", 30e6)
+"""What a server's job needs to tell MLflow of its points, on top of the runtime image's."""
 
 
-def fill(architecture: str) -> int:
-    """Put every wheel that the runtime image needs into .flowerbed/wheels. Returns how many were fetched.
-
-    What is there already is used again; with everything there the network is not touched.
-
-    Raises:
-        core.Failure: pip could not get one, or got torch's CUDA build.
-    """
-    stamp = _stamp(architecture)
-    if WHEELS.is_dir() and not (WHEELS / LOCK).exists() and text_of(WHEELS_STAMP) == stamp:
-        # Filled by a version that wrote no hashes of torch's: they are what is there now.
-        write_lock(WHEELS, _unlisted(WHEELS))
-    if is_complete(architecture):
-        return 0
-    start = time.monotonic()
-    recover(WHEELS)
-    core.say("  filling the wheelhouse (290 MB when it is empty)")
-    old = {path.name for path in WHEELS.glob("*.whl")}
-    fresh = WHEELS.with_name("wheels.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    # The list is complete; without --no-deps pip would add what it takes to be missing on this machine.
-    options = ["--no-deps", *(["--find-links", str(WHEELS)] if old else [])]
-    # How much has to be fetched is known only where nothing is there.
-    sizes = (None, None) if old else SIZES
-    listed = [*options, "--require-hashes", "--requirement", str(REQUIREMENTS)]
-    download(architecture, fresh, listed, sizes[0])
-    download(architecture, fresh, [*options, *torch_sources(), "--requirement", str(TORCH)], sizes[1])
-    _refuse_cuda(fresh)
-    write_lock(fresh, _unlisted(fresh))
-    put_in_place(WHEELS, fresh)
-    write_anew(WHEELS_STAMP, stamp)
-    wheels = {path.name for path in WHEELS.glob("*.whl")}
-    core.say(f"  {len(wheels)} wheels, {len(wheels - old)} of them new, in {time.monotonic() - start:.0f} s")
-    return len(wheels - old)
+def prepare() -> None:
+    """Make the folders of all, since the builder mounts them."""
+    for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT):
+        wheels.folder.mkdir(parents=True, exist_ok=True)
+        wheels.folder.chmod(0o755)
 
 
 def hash_of(wheel: Path) -> str:
@@ -94,36 +138,8 @@ def hash_of(wheel: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hashes_in(text: str) -> set[str]:
-    """The hashes in a list of requirements."""
-    return set(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
-
-
-def _unlisted(folder: Path) -> list[Path]:
-    """The wheels whose hashes are not in REQUIREMENTS: torch's."""
-    listed = hashes_in(REQUIREMENTS.read_text())
-    return [wheel for wheel in folder.glob("*.whl") if hash_of(wheel) not in listed]
-
-
-def write_lock(folder: Path, wheels: Iterable[Path]) -> None:
-    """Write a folder's LOCK, and let the builder read what is there, whatever the umask here."""
-    lines = []
-    for wheel in sorted(wheels):
-        name, version, _, _ = parse_wheel_filename(wheel.name)
-        lines.append(f"{name}=={version} --hash=sha256:{hash_of(wheel)}\n")
-    (folder / LOCK).write_text("".join(lines))
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    folder.chmod(0o755)
-
-
-def text_of(file: Path) -> str:
-    """What a file holds; nothing where there is none."""
-    return file.read_text() if file.is_file() else ""
-
-
-def put_in_place(folder: Path, fresh: Path) -> None:
-    """Put a finished folder into another's place. Killed in between, `recover` finds the old one."""
+def _put_in_place(folder: Path, fresh: Path) -> None:
+    """Put a finished folder into another's place. Killed in between, `_recover` finds the old one."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -132,17 +148,11 @@ def put_in_place(folder: Path, fresh: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(folder: Path) -> None:
-    """Take the old folder again, if `put_in_place` was killed in between."""
+def _recover(folder: Path) -> None:
+    """Take the old folder again, if `_put_in_place` was killed in between."""
     old = folder.with_name(f"{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)
-
-
-def write_anew(file: Path, text: str) -> None:
-    """Write a file that copies of this checkout (`dev/scratch_federation.py`) share, for this one only."""
-    file.unlink(missing_ok=True)
-    file.write_text(text)
 
 
 def download(architecture: str, folder: Path, options: Iterable[str], total: float | None = None) -> None:
@@ -161,31 +171,3 @@ def download(architecture: str, folder: Path, options: Iterable[str], total: flo
     words = [*command, "--dest", str(folder), *options]
     process = progress.of_files(words, folder, "fetching", total, timeout=DOWNLOAD_TIMEOUT)
     core.must(process, "Fetching packages with pip")
-
-
-def torch_sources() -> list[str]:
-    """Options that lead pip to torch's CPU build; none where the user's pip is told already where to look."""
-    configured = core.run([sys.executable, "-m", "pip", "config", "list"]).stdout.decode(errors="replace")
-    if re.search(r"index[-_]url|find[-_]links", configured):
-        return []
-    return ["--extra-index-url", TORCH_CPU_INDEX]
-
-
-def _refuse_cuda(folder: Path) -> None:
-    (wheel,) = folder.glob("torch-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        needs = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    if any(line.lower().startswith(("nvidia-", "cuda-")) for line in needs):
-        raise core.Failure(
-            f"pip found torch's CUDA build ({wheel.name}), several GB with what it needs; the images take "
-            f"the CPU build. Show pip the way: PIP_EXTRA_INDEX_URL={TORCH_CPU_INDEX}, or "
-            "PIP_FIND_LINKS=FOLDER for a folder that has it."
-        )
-
-
-def image_packages() -> dict[str, str]:
-    """What the runtime image has without apps: version by canonical name."""
-    lines = [*REQUIREMENTS.read_text().splitlines(), *TORCH.read_text().splitlines()]
-    pins = (re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in lines)
-    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}

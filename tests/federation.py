@@ -107,6 +107,15 @@ REGISTERED_WITHIN = 60.0
 SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
 """Of the larger federation."""
 
+APPS = [
+    *sorted(path.parent for path in ROOT.glob("apps/*/pyproject.toml")),
+    # That one asks for a Flower that is not published.
+    *sorted(
+        path.parent for path in ROOT.glob("tests/apps/*/pyproject.toml") if path.parent.name != "unasked"
+    ),
+]
+"""The apps whose environments there are."""
+
 PARTICIPANTS = ("server", "site-1", "site-2")
 FLOWER = (
     "flower-",
@@ -248,6 +257,7 @@ def copy_of_checkout(
     try:
         federation.must("provision")
         federation.must("build", timeout=1800)
+        federation.must("build", *(word for app in APPS for word in ("--app", str(app))), timeout=1800)
     finally:
         os.umask(mask)
     return federation

@@ -228,9 +228,9 @@ def _imported(source: bytes) -> Iterator[str]:
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
-    """Raise `BadApp` unless every package that the app asks for is installed here.
+    """Raise `BadApp` unless every package that the app asks for is installed in this process's environment.
 
-    Sites install nothing at run time, so what is missing in the image is missing for good.
+    Nothing is installed at run time, so what is missing is missing for good.
     """
     # Here, since the verbs on the host need them not, and they take a while.
     from importlib import metadata
@@ -252,9 +252,13 @@ def check_packages(config: Mapping[str, Any]) -> None:
         else:
             # A local label such as +cpu says how a package was built, not which version it is.
             if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
-                missing.append(f"{line} (the image has {found})")
+                missing.append(f"{line} (there is {found})")
     if missing:
-        raise BadApp("the image lacks packages that the app needs: " + ", ".join(missing), missing=missing)
+        raise BadApp(
+            f"the app asks for packages that are not here: {', '.join(missing)}. In containers, make its "
+            "environment: ./flowerbed build --app APP. Elsewhere, install them where FLARE runs",
+            missing=missing,
+        )
 
 
 def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:

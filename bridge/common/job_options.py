@@ -177,6 +177,17 @@ class JobOptions:
         submit_default=TENSORBOARD,
         recipe=True,
     )
+    environment: str = _option(
+        "",
+        "the app's environment, by its name in `./flowerbed apps`",
+        SERVER,
+        SITE,
+        more="Empty: the one that was made for what the app's pyproject.toml asks for",
+        flag="--environment",
+        metavar="NAME",
+        submit_default_text="the one that was made for the app",
+        recipe=True,
+    )
     superlink_ready_timeout: float = _option(
         60.0, "seconds for the SuperLink to answer", SERVER, at_least=0, at_most=HOUR, unit="seconds"
     )

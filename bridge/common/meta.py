@@ -15,6 +15,12 @@ ABORTED = "aborted"
 REASON = "flowerbed_reason"
 """Why the job failed, where its own process could not say so."""
 
+SAID = "flowerbed_said"
+"""What the job's own process said of its run's end, in one line: all of it is in the job's events."""
+
+SAID_LIMIT = 200
+"""Characters of that."""
+
 REFUSED = "flowerbed_refused"
 """The sites that do not take part since they refused the job, and why, by name."""
 
@@ -23,6 +29,9 @@ NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
 
 NEVER = "never: "
 """How a site's answer begins, when FLARE asks for what a job needs, if it will never have that."""
+
+BUSY = "other jobs have them"
+"""What stands in such an answer if it will, once others have ended."""
 
 RETRIES = "flowerbed_retries"
 """How often the job is submitted again by itself, should the server restart while it runs."""

@@ -30,7 +30,6 @@ def service(
     settings: Mapping[str, Any],
     gids: Mapping[str | int, int],
     *,
-    own: Sequence[str],
     without_proxy: Sequence[str],
 ) -> dict[str, Any]:
     """Return what stands in the participant's part of a Compose file for these settings.
@@ -38,7 +37,6 @@ def service(
     Args:
         settings: which have been checked.
         gids: the number of each group that `data` names.
-        own: keys of the node config that only the site's own file has: they are in no kit.
         without_proxy: hosts that are reached without the proxy: the federation's own.
     """
     content: dict[str, Any] = {}
@@ -49,7 +47,7 @@ def service(
         content["group_add"] = [str(gid) for gid in groups]
     environment = {name: plain(_text(value)) for name, value in (settings.get(ENVIRONMENT) or {}).items()}
     environment |= _proxied(settings[PROXY], without_proxy) if PROXY in settings else {}
-    if config := {key: settings[NODE_CONFIG][key] for key in own}:
+    if config := settings.get(NODE_CONFIG):
         environment[NODE_CONFIG_VARIABLE] = plain(json.dumps(config, sort_keys=True))
     if settings.get(SHARE_LOGS) is False:
         environment[SHARE_LOGS_VARIABLE] = "false"

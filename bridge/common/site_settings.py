@@ -30,7 +30,8 @@ OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
 
 NODE_CONFIG_VARIABLE = "FLOWERBED_NODE_CONFIG"
-"""The container's variable with the node config that only the site's file has. The rest is in the kit."""
+"""The container's variable with the node config. The kit has what project.yml says, for whoever runs it
+without a container. What only the site's file says is in no kit."""
 
 SHARE_LOGS_VARIABLE = "NVFLARE_ALLOW_LOG_STREAMING"
 """FLARE's own, which counts where the kit's `resources.json` does not speak (nvflare 2.9.0

@@ -88,6 +88,9 @@ _43 = replace(_40, first=(1, 43), last=(1, 43), unasked=True)
 GENERATIONS = (_34, _35, _37, _40, _43)
 """From the oldest to the newest, without a gap."""
 
+OLDEST = ".".join(map(str, GENERATIONS[0].first))
+"""The version from which on Flower works here."""
+
 NEWER = replace(GENERATIONS[-1], fast_path=False)
 """What a flwr that is newer than all of them is taken for: it speaks as the newest does, and waits as Flower
 does, since nobody has read how it is made."""
@@ -144,13 +147,22 @@ def known_inside() -> str:
     return f"{_text(known[0].first)} to {_text(known[-1].last)}"
 
 
-def require_fast_path(what: str) -> None:
-    """Raise `UnsupportedFlower` unless the installed flwr is one whose insides are known; `what`, for people,
-    leans on them."""
-    if not generation().fast_path:
+def require_fast_path(what: str, version: str | None = None) -> None:
+    """Raise `UnsupportedFlower` unless flwr `version` (None: the installed one) is one whose insides are
+    known; `what`, for people, leans on them."""
+    if not generation(version).fast_path:
         raise UnsupportedFlower(
-            f"{what} does not work with flwr {installed()}: expected {known_inside()}. Leave the option out, "
-            "or install one of these in the image (images/requirements.txt)."
+            f"{what} does not work with flwr {version or installed()}: expected {known_inside()}. Leave the "
+            "option out, or let the app ask for one of these in its pyproject.toml."
+        )
+
+
+def require_same_minor(what: str, version: str) -> None:
+    """Raise `UnsupportedFlower` unless flwr `version` is the installed one, but for its last number; `what`,
+    for people, runs here and talks to it."""
+    if _minor(version) != _minor(installed()):
+        raise UnsupportedFlower(
+            f"{what} has flwr {installed()}, and the app has flwr {version}. Leave the option out."
         )
 
 
@@ -169,7 +181,7 @@ def generation(version: str | None = None) -> Generation:
         return NEWER
     raise UnsupportedFlower(
         f"flwr {version} does not work here: expected {supported()}. "
-        "Install one of these in the image (images/requirements.txt)."
+        "Let the app ask for one of these in its pyproject.toml."
     )
 
 
@@ -188,8 +200,11 @@ def mismatch(site: str, found: str, server: str) -> str | None:
     """Say why a site with flwr `found` cannot work with a server that has flwr `server`, if it cannot.
 
     Patch versions may differ, and minor versions of one Fleet API, as far as Flower itself allows that:
-    its SuperLinks take note of another minor version and refuse none (`reject_incompatible=False`).
+    its SuperLinks take note of another minor version and refuse none (`reject_incompatible=False`). A site
+    that says no version runs no Flower: it has something else to say.
     """
+    if not found:
+        return None
     found = found[:VERSION_LIMIT]
     try:
         theirs, ours = generation(found).fleet, generation(server).fleet
@@ -199,8 +214,8 @@ def mismatch(site: str, found: str, server: str) -> str | None:
         return None
     return (
         f"{site} has flwr {found} (Fleet API over {theirs.value}), the server has flwr {server} (Fleet API "
-        f"over {ours.value}); they cannot talk. Build both from one images/requirements.txt, or leave "
-        f"{site} out with --sites."
+        f"over {ours.value}); they cannot talk. Give both the same environment of the app "
+        f"(./flowerbed apps shows which there are), or leave {site} out with --sites."
     )
 
 

@@ -218,10 +218,10 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
         raise Unfit(f"{META}: expected a name of letters, digits, '.', '_' and '-'")
     resources = content.get("resource_spec") or {}
     if not isinstance(resources, dict) or not all(
-        isinstance(spec, dict) and all(_is_number(value) for value in spec.values())
+        isinstance(spec, dict) and all(_is_number(value) and value >= 0 for value in spec.values())
         for spec in resources.values()
     ):
-        raise Unfit(f"{META}: expected resource_spec to hold numbers for each site")
+        raise Unfit(f"{META}: expected resource_spec to hold numbers from 0 for each site")
     retries = content.get(meta.RETRIES, 0)
     if type(retries) is not int or retries < 0:
         raise Unfit(f"{META}: expected {meta.RETRIES} to be a whole number")

@@ -23,7 +23,7 @@ from bridge.common.app import ROUNDS_KEY, check_code, check_run_config, read_app
 from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.contents import BUILT
 from bridge.job import fab
-from bridge.launch import environment
+from bridge.launch import environment, plan
 from bridge.server.controller import FlowerController
 from bridge.server.trackers import RECEIVERS
 from bridge.site import supernode
@@ -158,8 +158,8 @@ def _checked(options: JobOptions, app: Path | None) -> JobOptions:
     """See what `FlowerJob` raises; return the options, with the rounds as a key of the run config."""
     supernode.check(options.supernode)
     options.check()
-    if options.in_order is not None:
-        versions.require_fast_path("a job whose ServerApp keeps the sites' order (in order)")
+    if options.in_order is not None and not options.environment:
+        versions.require_fast_path(plan.WHAT)
     extra_env = options.extra_env or {}
     environment.check_extra(extra_env)
     if (app is None) == (not options.flower_app_path):

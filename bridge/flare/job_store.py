@@ -22,6 +22,7 @@ import tempfile
 import threading
 import uuid
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from nvflare.apis.storage import DATA, WORKSPACE, StorageException
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.private.fed.server.job_cmds import JSON_LOG_FILE_NAME
 
-from bridge.common import disk, meta
+from bridge.common import disk, events, meta
 from bridge.common.text import one_line
 
 log = logging.getLogger(__name__)
@@ -123,9 +124,21 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
         archive = Path(f"{Path(data[0])}-{uuid.uuid4().hex}.zip")
         try:
             pack([Path(folder) for folder in data], archive)
-            return super().update_object(uri, str(archive), component_name)
+            location = super().update_object(uri, str(archive), component_name)
         finally:
             archive.unlink(missing_ok=True)
+        if said := said_of_its_end(Path(data[0])):
+            # So that a list of jobs need not read their results.
+            self.update_meta(uri, {meta.SAID: said}, replace=False)
+        return location
+
+
+def said_of_its_end(folder: Path) -> str:
+    """The first line of what the job's own process said of its run's end; empty if nothing, or that it was
+    aborted."""
+    last = next(iter(deque(events.read(folder / meta.EVENTS_FILE), maxlen=1)), {})
+    reason = str(last["reason"]) if last.get("event") == "run ended" else ""
+    return "" if reason == meta.ABORTED else one_line(reason.partition("\n")[0], meta.SAID_LIMIT)
 
 
 def stored(folder: Path) -> int:

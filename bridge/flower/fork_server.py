@@ -151,10 +151,10 @@ def fork_executor(start: Callable[..., Any]) -> Any:
     return ForkExecutor()
 
 
-def equivalent_command(command: Sequence[str]) -> list[str]:
-    """Return the command by which a new interpreter runs the same program as a copy would."""
+def equivalent_command(command: Sequence[str], python: str = sys.executable) -> list[str]:
+    """Return the command by which a new interpreter, `python`, runs the same program as a copy would."""
     if command[0] in (SUPEREXEC, SERVERAPP) or (command[0] == CLIENTAPP and APP_POLICY in os.environ):
-        return [sys.executable, "-P", "-m", "bridge.flower.programs", *command]
+        return [python, "-P", "-m", "bridge.flower.programs", *command]
     return list(command)
 
 

@@ -1,14 +1,20 @@
-"""An object that cannot come is missed at once, and with the reason.
+"""An object that cannot come is missed at once, and with the reason; in either direction.
 
 flwr 1.41 asks for each object of a reply until it is there. A site that cannot send one says so by a
 `push-object` with the reason in a header and without the object (`bridge/relay/parts.py`). From then on the
 ServerApp hears that there is no such object, which makes an error of the reply (flwr 1.41
 `superlink/grid/http_grid.py`, `pull_messages`). The reason stands where the object would: Flower does not
 look there, and our ServerApp does (`serverapp.py`).
+
+A site that cannot take an object of a message says so by a `pull-object` with such a header. Its SuperNode
+drops the message. So its reply is made here: an error, as a SuperNode makes one for an app that it cannot
+verify (`supernode/start_client_internal.py`, `FAB_VERIFICATION_ERROR`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
 from importlib import import_module
 from typing import Any
@@ -16,7 +22,9 @@ from typing import Any
 from bridge.flower.long_poll import App, Message, Receive, Scope, Send, ask
 from bridge.relay.parts import REFUSED
 
-PUSH, PULL = "/v1/fleet/push-object", "/v1/runtime/pull-object"
+log = logging.getLogger("flwr")
+
+PUSH, TAKE, PULL = "/v1/fleet/push-object", "/v1/fleet/pull-object", "/v1/runtime/pull-object"
 
 REASONS_KEPT = 1000
 """Objects whose reasons are remembered."""
@@ -28,8 +36,10 @@ SMALL = 1024
 class RefusedObjects:
     """The ASGI middleware, around a SuperLink and inside of what holds its pulls."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: Any) -> None:
+        """`app`: Flower's FastAPI app."""
+        self._app: App = app
+        self._server = app
         self._reasons: OrderedDict[str, str] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,10 +52,41 @@ class RefusedObjects:
             while len(self._reasons) > REASONS_KEPT:
                 self._reasons.popitem(last=False)
             await _answer(send, 413, b"text/plain", reason)
+        elif path == TAKE and reason is not None:
+            asked = _read("PullObjectRequest", _body(await _request(receive)))
+            try:
+                await asyncio.to_thread(self._reply, asked, reason.decode("latin-1"))
+            except Exception:
+                # This flwr keeps its messages otherwise: then the ServerApp's own time-out counts.
+                log.exception("no error reply could be made")
+            await _answer(send, 413, b"text/plain", reason)
         elif path == PULL and self._reasons:
             await self._pull(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _reply(self, asked: Any, reason: str) -> None:
+        """Answer each message to the node that has the object, in the node's place."""
+        app, objects = import_module("flwr.app"), import_module("flwr.supercore.inflatable.inflatable_object")
+        codes = import_module("flwr.common.constant").ErrorCode
+        state = self._server.state.linkstate_factory.state()
+        for message in list(state.message_ins_store.values()):
+            data = message.metadata
+            if (data.dst_node_id, data.run_id) != (asked.node.node_id, asked.run_id):
+                continue
+            if data.message_id in state.message_ins_id_to_message_res_id:
+                continue  # It has its reply.
+            tree = state.object_store.get_object_tree(data.message_id)
+            if asked.object_id not in {part.object_id for part in objects.iterate_object_tree(tree)}:
+                continue
+            reply = app.Message(app.Error(codes.MESSAGE_UNAVAILABLE, reason), reply_to=message)
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            session = state.start_session(asked.run_id)
+            stored, missing = state.store_message_and_object_tree(
+                reply, objects.get_object_tree(reply), session
+            )
+            if stored and missing:
+                state.store_object(asked.run_id, session, reply.object_id, reply.deflate())
 
     async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _request(receive)

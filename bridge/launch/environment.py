@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bridge
+from bridge.common import app_environment
+from bridge.common.app_environment import AppEnvironment
 from bridge.common.job_options import ConfigValue
-from bridge.common.versions import Ports, generation
+from bridge.common.versions import Generation, Ports
 from bridge.launch import proxies
 
 HOME = "flwr"
@@ -82,21 +84,33 @@ def check_extra(extra: Mapping[str, str]) -> None:
             raise ValueError(f"extra_env {name!r}: expected a text of at most {EXTRA_LIMIT} characters")
 
 
-def variables(home: Path, extra: Mapping[str, str] = NO_EXTRA) -> dict[str, str]:
-    """Environment of every Flower process; `home` takes what Flower unpacks for this job, `extra` is what the
-    job sets (see `check_extra`)."""
+def variables(
+    home: Path, extra: Mapping[str, str] = NO_EXTRA, packages: AppEnvironment | None = None
+) -> dict[str, str]:
+    """Environment of every Flower process.
+
+    Args:
+        home: takes what Flower unpacks for this job.
+        extra: what the job sets (see `check_extra`).
+        packages: the app's environment; None: this process's.
+    """
+    packages = packages or app_environment.own()
     return {
         **extra,
+        **packages.variables,
         **proxies.direct(os.environ),
         **proxies.unusable(os.environ),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(
-            TASK_HELD_INTERVAL if generation().fast_path else TASK_POLL_INTERVAL
+            TASK_HELD_INTERVAL if packages.generation.fast_path else TASK_POLL_INTERVAL
         ),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": with_bridge(os.environ.get("PYTHONPATH", ""), without=home.parent),
+        # FLARE's own packages are in the variable too, and would come before the app's.
+        "PYTHONPATH": with_bridge(
+            "" if packages.name else os.environ.get("PYTHONPATH", ""), without=home.parent
+        ),
     }
 
 
@@ -131,23 +145,28 @@ PREFORK = Prefork()
 """They are copies, and nothing is known of what they need."""
 
 
-def superlink_command(ports: Ports, push_session: float, prefork: Prefork) -> list[str]:
+def superlink_command(ports: Ports, push_session: float, prefork: Prefork, row: Generation) -> list[str]:
     """The SuperLink on loopback, its ServerApp a subprocess.
 
     Args:
         ports: where its APIs listen.
         push_session: seconds for which an unfinished reply waits for its next object.
         prefork: of its ServerApp.
+        row: its Flower's.
     """
     program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session), *prefork.arguments]
-    return [*program, "--insecure", *_filled(generation().superlink, **vars(ports))]
+    return [*program, "--insecure", *_filled(row.superlink, **vars(ports))]
 
 
 def supernode_command(
-    superlink_port: int, runtime_port: int, node_config: Mapping[str, ConfigValue], prefork: Prefork
+    superlink_port: int,
+    runtime_port: int,
+    node_config: Mapping[str, ConfigValue],
+    prefork: Prefork,
+    row: Generation,
 ) -> list[str]:
-    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's."""
-    row = generation()
+    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's, and `row`
+    its Flower's."""
     launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *prefork.arguments]
     config = " ".join(f"{key}={_toml(value)}" for key, value in node_config.items())
     return [

@@ -82,16 +82,19 @@ class FlowerProcess:
         env: Mapping[str, str],
         pass_fds: Sequence[int] = (),
         policy: Policy | None = None,
+        programs: Path | None = None,
     ) -> Self:
-        """Start `command` (a console script of this environment, without its folder) in `cwd`, confined by
-        `policy`; it gets the descriptors `pass_fds`, under the same numbers.
+        """Start `command` in `cwd`, confined by `policy`; it gets the descriptors `pass_fds`, under the same
+        numbers.
 
-        Flower finds its own programs by name, so this environment's folder comes first on PATH.
+        Args:
+            programs: the folder of the command's program, and of those that it starts: Flower finds its own
+                by name, so it comes first on PATH. None: this environment's.
 
         Raises:
             RuntimeError: its reaper ended at once; the text is what it printed.
         """
-        scripts = Path(sys.executable).parent
+        scripts = programs or Path(sys.executable).parent
         reaper.adopt()
         keeper = await asyncio.create_subprocess_exec(
             sys.executable,

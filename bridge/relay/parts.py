@@ -117,7 +117,8 @@ class SiteParts:
             try:
                 body = transfer.answer = await asyncio.to_thread(StoredBody, size, self._folder)
             except NoRoom as full:
-                return Response(413, (), f"this site cannot take an object of {full}".encode())
+                reason = f"this site cannot take an object of {full}"
+                return await self._link.send(replace(call, request=refusal(call.request, reason)))
 
         async def get(offset: int) -> None:
             part = await self._part(call, GET, offset, size)

@@ -30,13 +30,14 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.apis.workspace import Workspace
 
-from bridge.common import disk, job_options, meta, versions
+from bridge.common import app_environment, disk, job_options, meta, versions
 from bridge.common.app import BadApp
+from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
 from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
 from bridge.launch import confinement, environment, plan
-from bridge.server import departures, metric_receiver
+from bridge.server import departures, metric_receiver, phases
 from bridge.server.departures import Departures, NodeRemover
 from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
@@ -44,7 +45,6 @@ from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
 from bridge.server.outcomes import Outcomes
 from bridge.server.participants import Participants
-from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 from bridge.server.work_dir import WorkDir
@@ -77,6 +77,7 @@ class FlowerController(Controller):
         self._events: JobEventLog | None = None
         self._loop: LoopThread | None = None
         self._forwarder: Forwarder | None = None
+        self._packages: AppEnvironment | None = None
         self._readiness: SiteReadiness | None = None
         self._participants: Participants | None = None
         self._departures: Departures | None = None
@@ -84,7 +85,7 @@ class FlowerController(Controller):
         self._tracker: metric_receiver.MetricReceiver | None = None
         self._superlink: SuperLink | None = None
         self._stopping: asyncio.Future[None] | None = None
-        self._fatal = ""
+        self._fatal = self._unfit = ""
         self._files: disk.DiskWatch | None = None
         self._work_dir: WorkDir | None = None
         self._overfull = ""
@@ -98,9 +99,11 @@ class FlowerController(Controller):
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
         self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
-        self._readiness = SiteReadiness(self._emit, self._app(fl_ctx).rounds())
-        engine = fl_ctx.get_engine()
-        cell = channel.cell_of(fl_ctx)
+        app = self._app(fl_ctx)
+        self._packages, self._unfit = _packages(self.options.environment, app)
+        flwr = versions.supported() if self._packages is None else self._packages.flwr
+        self._readiness = SiteReadiness(self._emit, app.rounds(), flwr)
+        engine, cell = fl_ctx.get_engine(), channel.cell_of(fl_ctx)
         self._forwarder = Forwarder(
             self._readiness,
             grace=self.options.grace,
@@ -136,10 +139,10 @@ class FlowerController(Controller):
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         reason = ""
         try:
-            if warning := versions.newer():
-                log.warning("%s", warning)
+            if self._packages is None:
+                raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
-            app = self._app(fl_ctx).checked()
+            app = self._app(fl_ctx).checked(self._packages)
             self._work_dir = WorkDir.of(_workspace(fl_ctx), fl_ctx.get_job_id(), app)
             kept = self._work_dir.kept
             self._files = disk.DiskWatch([run_dir, kept], own.limits.job_files, self._too_much)
@@ -188,15 +191,12 @@ class FlowerController(Controller):
     async def _run(self, app: bytes, place: WorkDir, sites: list[str]) -> None:
         """Start SuperLink, wait for the sites, run the app, given as its FAB."""
         assert self._forwarder and self._readiness and self._events
-        versions.generation()
-        extra_env = self.options.extra_env or {}
-        environment.check_extra(extra_env)
-        if extra_env and self.options.flower_app_path:
-            raise RunFailed(environment.NOT_WITHOUT_CODE)
+        extra_env = _extra_env(self.options)
         work_dir = place.make()
         try:
+            self._events.emit(phases.event("superlink"))
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
-            self._superlink = await SuperLink.start(
+            self._superlink = superlink = await SuperLink.start(
                 work_dir,
                 work_dir.parent / environment.HOME,
                 grace=self.options.grace,
@@ -205,17 +205,18 @@ class FlowerController(Controller):
                 ready_within=self.options.superlink_ready_timeout,
                 extra_env=place.variables(extra_env),
                 confinement=self._confinement,
+                packages=self._packages,
             )
-            self._superlink.on_printed = self._events.output.take
-            self._remover.open(self._superlink)
-            self._forwarder.open(self._superlink.address, self._superlink.fleet)
-            async with Phases(self._events.emit, self._readiness, sites):
+            superlink.on_printed = self._events.output.take
+            self._remover.open(superlink)
+            self._forwarder.open(superlink.address, superlink.fleet, unasked=superlink.unasked)
+            async with phases.Phases(self._events.emit, self._readiness, sites):
                 await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
-            run_id = await self._superlink.start_run(app, self._overrides)
-            end = await self._finished(self._superlink, run_id, sites)
-            if reason := _reason(end, self._superlink, self._readiness.outcomes):
+            run_id = await superlink.start_run(app, self._overrides)
+            end = await self._finished(superlink, run_id, sites)
+            if reason := _reason(end, superlink, self._readiness.outcomes):
                 raise RunFailed(reason)
         finally:
             self._events.output.close()
@@ -316,6 +317,26 @@ class Communicator(WFCommServer):  # type: ignore[misc]
     def _cleanup_inflight_tensor_downloads(self, fl_ctx: FLContext) -> None:
         if TENSORS in sys.modules:
             super()._cleanup_inflight_tensor_downloads(fl_ctx)
+
+
+def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str]:
+    """The environment of the job's app; or none, and why."""
+    try:
+        found = app_environment.of_job(environment, app.config())
+        if warning := versions.newer(found.flwr):
+            log.warning("%s", warning)
+    except (NoEnvironment, versions.UnsupportedFlower) as missing:
+        return None, str(missing)
+    return found, ""
+
+
+def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:
+    """The variables that the job may set."""
+    extra_env = options.extra_env or {}
+    environment.check_extra(extra_env)
+    if extra_env and options.flower_app_path:
+        raise RunFailed(environment.NOT_WITHOUT_CODE)
+    return extra_env
 
 
 def _reason(end: RunEnd, superlink: SuperLink, outcomes: Outcomes) -> str:

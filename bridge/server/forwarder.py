@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 """How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
+
+LARGE_AT_ONCE = 1
+"""Large objects that are being handed to the SuperLink: each takes several times its size of memory there
+until it is stored."""
 
 
 Handler = Callable[[str, Request], Awaitable[Response]]
@@ -60,6 +65,7 @@ class Forwarder:
         self._internal_routes: dict[str, Handler] = {}
         self._ledger = CallLedger()
         self._folder = folder
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._parts = parts.ServerParts(self._answer, folder)
         self._nodes = Nodes()
         self._refusals = LogLimit()
@@ -74,10 +80,16 @@ class Forwarder:
         """Answer calls of this path here, by `handler`. A site's gateway lets no such path through."""
         self._internal_routes[path] = handler
 
-    def open(self, superlink: str, fleet: Transport = Transport.HTTP) -> None:
-        """Forward from now on to the SuperLink at `superlink` (host:port), whose Fleet API speaks `fleet`;
-        calls that came before wait."""
+    def open(self, superlink: str, fleet: Transport = Transport.HTTP, *, unasked: bool = False) -> None:
+        """Forward from now on to the SuperLink at `superlink` (host:port); calls that came before wait.
+
+        Args:
+            superlink: its address.
+            fleet: what its Fleet API speaks.
+            unasked: `Generation.unasked` of its Flower.
+        """
         self._fleet = fleet
+        self._nodes.unasked = unasked
         self._upstream = upstream(self._fleet, superlink, self._folder)
         self._open.set()
 
@@ -156,9 +168,15 @@ class Forwarder:
         except IdentityError as refused:
             self.refuse(site, str(refused))
             return Response(403)
-        if (reason := dict(request.headers).get(parts.REFUSED)) is not None:
+        reason = dict(request.headers).get(parts.REFUSED)
+        if reason is not None and request.name == wire.PUSH_OBJECT:
             self._watcher.refused(site, reason[: parts.REASON_LIMIT])
-        response = await self._ask(site, call, request)
+        async with contextlib.nullcontext() if request.stored is None else self._large:
+            response = await self._ask(site, call, request)
+        if request.name == wire.PULL_OBJECT and response.status == 413 and reason is None:
+            # Its object has no room here. That is no news for the SuperLink alone.
+            refused_here = parts.refusal(request, response.body.decode(errors="replace"))
+            response = await self._ask(site, call, wire.fleet_call(refused_here))
         if response.status >= 400:
             self._refused_by_superlink.warn(
                 log,

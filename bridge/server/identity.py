@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,6 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import ObjectTree
 from google.protobuf.message import DecodeError
 
-from bridge.common import versions
 from bridge.common.errors import FlowerbedError
 from bridge.fleet import wire
 from bridge.relay.calls import Request, Response
@@ -73,15 +71,10 @@ class _Node:
 class Nodes:
     """The nodes of one job's sites. A site's `incarnation` grows when its executor starts a new SuperNode."""
 
-    def __init__(self, unasked: bool | None = None) -> None:
-        """`unasked` is `Generation.unasked` of the SuperLink's flwr: the installed one's, if not given."""
-        if unasked is not None:
-            self._unasked = unasked
+    def __init__(self, unasked: bool = False) -> None:
+        self.unasked = unasked
+        """`Generation.unasked` of the SuperLink's Flower."""
         self._nodes: dict[str, _Node] = {}
-
-    @functools.cached_property
-    def _unasked(self) -> bool:
-        return versions.generation().unasked
 
     def ids(self) -> dict[int, str]:
         """Whose the nodes are: the sites' names, in their order, by node id."""
@@ -119,7 +112,7 @@ class Nodes:
             claimed = message.node.node_id if hasattr(message, "node") else message.node_id
             if claimed != node.node_id:
                 raise IdentityError(f"{name} for node {claimed}, and {site}'s is {node.node_id}")
-            _check_ids(name, message, node, unasked=self._unasked)
+            _check_ids(name, message, node, unasked=self.unasked)
         if key != node.public_key:
             raise IdentityError(f"{name} with a key that is not that of {site}'s node")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bridge.common.app import (
     ROUNDS_KEY,
@@ -14,6 +15,7 @@ from bridge.common.app import (
     read_app,
     run_config,
 )
+from bridge.common.app_environment import AppEnvironment
 from bridge.common.job_options import ConfigValue
 from bridge.job import fab, same_app
 
@@ -30,20 +32,34 @@ class JobApp:
     """The path of an app that is deployed there, or nothing."""
     overrides: dict[str, ConfigValue]
 
-    def checked(self) -> bytes:
-        """The app, once more checked: who handed it in may have seen no more of it than its name."""
+    def checked(self, packages: AppEnvironment) -> bytes:
+        """The app, once more checked: who handed it in may have seen no more of it than its name.
+
+        Args:
+            packages: the environment that it will run in.
+
+        Raises:
+            BadApp: it is none, or that environment lacks what it asks for.
+        """
         app = fab.build(self._deployed()) if self.deployed else self._brought()
         config = fab.read(app)
         check_run_config(config, self.overrides)
-        check_packages(config)
+        if not packages.name:
+            check_packages(config)
         return app
+
+    def config(self) -> dict[str, Any] | None:
+        """What the app's pyproject.toml says; None: it cannot be read, and `checked` will say why."""
+        try:
+            return read_app(self._deployed()) if self.deployed else fab.read(self._brought())
+        except BadApp:
+            return None
 
     def rounds(self) -> int | None:
         """How many rounds the app will run, if it says so by the usual key."""
-        try:
-            config = read_app(self._deployed()) if self.deployed else fab.read(self._brought())
-        except BadApp:
-            return None  # Building the app will say what is wrong with it.
+        config = self.config()
+        if config is None:
+            return None
         rounds = (run_config(config) | self.overrides).get(ROUNDS_KEY)
         return rounds if isinstance(rounds, int) else None
 

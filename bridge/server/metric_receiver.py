@@ -137,7 +137,11 @@ class MetricReceiver:
     def add_reply(self, event: Event) -> None:
         """Take in what the observer has read of a site's reply. Never raises: no job fails for a curve."""
         try:
-            values: dict[str, Any] = dict(event["metrics"])
+            # A list has no curve.
+            values: dict[str, Any] = {
+                name: value for name, value in event["metrics"].items() if not isinstance(value, list)
+            }
+            start = f"start-{event['start']}/" if "start" in event else ""
             if event["num_examples"] is not None:
                 values[metrics_relay.EXAMPLES] = event["num_examples"]
         except Exception as error:
@@ -152,7 +156,7 @@ class MetricReceiver:
             try:
                 self._add_value(
                     str(event["site"]),
-                    f"{metrics_relay.REPLIES}{event['kind']}/{name}",
+                    f"{metrics_relay.REPLIES}{start}{event['kind']}/{name}",
                     value,
                     event["round"],
                 )

@@ -67,6 +67,9 @@ GIVEN_KEPT = 64
 RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
 """Records of one reply that are looked at, and characters of a record's name."""
 
+TYPE_LIMIT = 200
+"""Characters of a message's type: the ServerApp's words."""
+
 ID_LIMIT = 128
 """Characters of a message's or an object's id: Flower's are hashes in hexadecimal digits."""
 
@@ -100,6 +103,9 @@ class _Given:
 
     root: str
     kind: str
+    type: str
+    grouped: bool
+    """Whether it has its round for its group."""
     created: float
     t: float
     round: int = 0
@@ -151,11 +157,11 @@ class Observer:
                 pulled = request.answered(response)
                 for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                     data = message.metadata
-                    given = _Given(_record_dict_id(tree), _kind(data), data.created_at, time.time())
+                    given = _given(data, _record_dict_id(tree))
                     self._given[site][data.message_id] = given
                     while len(self._given[site]) > GIVEN_KEPT:
                         self._given[site].popitem(last=False)
-                    self._look_for_round(given, round_of_group(data.group_id))
+                    self._look_for_round(site, given, round_of_group(data.group_id))
             case wire.PULL_OBJECT:
                 # Only of what has no group yet, and only the small objects of it.
                 unknown = [given for given in self._given[site].values() if not given.round]
@@ -165,7 +171,7 @@ class Observer:
                     if get_object_id(content) == asked:
                         self._keep(self._objects[site], asked, content)
                         for given in unknown:
-                            self._look_for_round(given)
+                            self._look_for_round(site, given)
             case wire.PUSH:
                 push = request.message
                 for message, tree in zip(push.messages_list, push.message_object_trees, strict=True):
@@ -190,12 +196,14 @@ class Observer:
         if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
             return
         if given:
-            self._look_for_round(given)
+            self._look_for_round(site, given)
         # Where it is not known any more, the site says the round, and only one that has begun can be meant.
         number = given.round if given else round_of_group(data.group_id)
         start = given.start if given else self._rounds.start
         if (number and not self._rounds.begun(start, number)) or not self._is_new(site, data.message_id):
             return
+        if given and number and not given.grouped:
+            self._rounds.answered(site, start, number, given.type)
         kind, error = given.kind if given else _kind(data), message.error
         why = error_text(error.reason or (f"error code {error.code}" if error.code else ""))
         # What is not known any more may be of any kind: it fails nothing.
@@ -205,12 +213,13 @@ class Observer:
         self._replies[site].append(reply)
         del self._replies[site][:-REPLIES_WAITING]
 
-    def _look_for_round(self, given: _Given, number: int = 0) -> None:
+    def _look_for_round(self, site: str, given: _Given, number: int = 0) -> None:
         """Find out of which round a message is, if it is not known, and tell of its round's first one."""
         if given.round or not (number := number or self._told_round(given)):
             return
         given.round = number
-        given.start, is_first = self._rounds.take(number, given.kind, given.created)
+        again = self._rounds.repeats(site, number, given.type)
+        given.start, is_first = self._rounds.take(number, given.kind, given.created, again)
         if is_first:
             start = {"start": given.start} if given.start > 1 else {}
             self._emit({"event": "round", **start, "round": number, "of": self._of, "t": given.t})
@@ -318,6 +327,12 @@ def _said(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a record: its numbers and lists of numbers, and the text of a legacy reply's status."""
     values = {name: value for name, value in record.items() if is_metric(value) or name == MESSAGE}
     return dict(itertools.islice(values.items(), NUMBERS_LIMIT + 1))
+
+
+def _given(data: Metadata, root: str) -> _Given:
+    grouped = bool(round_of_group(data.group_id))
+    kind = one_line(data.message_type, TYPE_LIMIT)
+    return _Given(root, _kind(data), kind, grouped, data.created_at, time.time())
 
 
 def _kind(data: Metadata) -> str:

@@ -7,12 +7,19 @@ at all has failed.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from typing import Any
 
 from bridge.common.text import bare_error, one_line
 from bridge.fleet.replies import Event
+
+EVALUATE = "evaluate"
+
+ABSENT = re.compile(r"No evaluate function registered|does not implement `evaluate`")
+"""How Flower says that a ClientApp, or a legacy client, evaluates nothing (flwr 1.41.0
+`clientapp/client_app.py`, `compat/client/client.py`)."""
 
 KINDS_KEPT = 32
 """Kinds of messages that are told apart: Flower has train, evaluate and query."""
@@ -30,6 +37,7 @@ class Outcomes:
     def __init__(self) -> None:
         self._replies: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._absent = 0
         self._errors: dict[str, dict[str, Any]] = {}
 
     def came(self, kind: str) -> None:
@@ -41,6 +49,7 @@ class Outcomes:
         """That reply of `site` is an error, in this round, if it is of a round."""
         if kind in self._replies:
             self._failed[kind] += 1
+        self._absent += bool(kind == EVALUATE and ABSENT.search(error))
         self._errors.setdefault(site, {"kind": kind, "round": number, "error": error})
 
     def event(self) -> Event:
@@ -53,8 +62,10 @@ class Outcomes:
         return {"event": "replies", "kinds": kinds, "errors": errors, "t": time.time()}
 
     def lost(self) -> list[str]:
-        """The kinds of which there were replies, and not one good one."""
-        return sorted(kind for kind, count in self._replies.items() if self._failed[kind] == count)
+        """The kinds of which there were replies, and not one good one. An app that evaluates nothing at its
+        sites, and whose strategy asks for it all the same, has lost nothing."""
+        lost = sorted(kind for kind, count in self._replies.items() if self._failed[kind] == count)
+        return [kind for kind in lost if kind != EVALUATE or self._absent < self._replies[kind]]
 
     def reason(self) -> str:
         """What failed, a line for each kind and for each of the first sites; empty if nothing has."""

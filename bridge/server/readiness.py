@@ -20,8 +20,10 @@ log = logging.getLogger(__name__)
 class SiteReadiness(Observer):
     """An observer that also knows which sites have an active Flower node."""
 
-    def __init__(self, emit: Callable[[Event], None], rounds: int | None) -> None:
+    def __init__(self, emit: Callable[[Event], None], rounds: int | None, flwr: str = "") -> None:
+        """`flwr` is the job's version of it; empty: this process's. Of the rest, see `Observer`."""
         super().__init__(emit, rounds)
+        self._flwr = flwr or versions.installed()
         self.ready: set[str] = set()
         self.late: set[str] = set()
         """Sites that were let in after the job's start."""
@@ -50,7 +52,7 @@ class SiteReadiness(Observer):
 
     def unfit(self, site: str, flwr: str) -> str | None:
         """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
-        unfit = versions.mismatch(site, flwr, versions.installed())
+        unfit = versions.mismatch(site, flwr, self._flwr)
         if unfit is not None and site not in self.incompatible:
             log.error("%s", unfit)
             self.refused(site, unfit)

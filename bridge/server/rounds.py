@@ -37,6 +37,7 @@ class Rounds:
     def __init__(self) -> None:
         self._starts = [_Start(0.0, 0.0, (0, ""))]
         self._number, self._created = 0, 0.0
+        self._answered: dict[str, tuple[int, int, set[str]]] = {}
 
     @property
     def start(self) -> int:
@@ -47,14 +48,33 @@ class Rounds:
         """Whether this round has begun."""
         return number in self._starts[start - 1].begun
 
-    def take(self, number: int, kind: str, created: float) -> tuple[int, bool]:
+    def answered(self, site: str, start: int, number: int, message_type: str) -> None:
+        """Note that `site` has answered a message of this type in this round: there should be no second one.
+
+        Not for a strategy that trains in stages, as SecAgg+ does: its messages have their round as group.
+        """
+        at, of, types = self._answered.get(site, (0, 0, set()))
+        self._answered[site] = start, number, {message_type, *(types if (at, of) == (start, number) else ())}
+
+    def repeats(self, site: str, number: int, message_type: str) -> bool:
+        """Whether `site` has answered such a message of the latest start already."""
+        start, of, types = self._answered.get(site, (0, 0, set()))
+        return (start, of) == (self.start, number) and message_type in types
+
+    def take(self, number: int, kind: str, created: float, again: bool = False) -> tuple[int, bool]:
         """Note a message of round `number` which the ServerApp made at `created`, by its clock.
+
+        Args:
+            number: the round's.
+            kind: the message's.
+            created: when it was made, in Unix time.
+            again: whether its site has answered the same already (`repeats`).
 
         Returns the start to which it belongs, and whether it is its round's first.
         """
         if created > self._created:
             # A strategy evaluates after it has trained. What trains after that is another's first round.
-            again = number == self._number and kind == TRAIN and number in self._starts[-1].evaluated
+            again |= number == self._number and kind == TRAIN and number in self._starts[-1].evaluated
             if number < self._number or again:
                 self._starts.append(_Start(self._created, created, (number, kind)))
             self._number, self._created = number, created

@@ -24,14 +24,16 @@ from flwr.proto.control_pb2 import (
 from flwr.proto.fab_pb2 import Fab
 from google.protobuf.message import Message
 
+from bridge.common import app_environment, versions
+from bridge.common.app_environment import AppEnvironment
 from bridge.common.errors import FlowerbedError
 from bridge.common.job_options import ConfigValue
 from bridge.common.log_lines import log_lines
 from bridge.common.ports import are_free
 from bridge.common.ports import free_ports as choose_ports
-from bridge.common.versions import Generation, Ports, Transport, generation
+from bridge.common.versions import Generation, Ports, Transport
 from bridge.job import fab
-from bridge.launch import environment
+from bridge.launch import environment, plan
 from bridge.launch.confinement import UNCONFINED, Confinement
 from bridge.launch.process import LAST_LINES, FlowerProcess, gone, strip_colour
 from bridge.server.control import ControlApiError, ControlApiUnanswered, control, listens
@@ -76,6 +78,8 @@ class SuperLink:
     def __init__(self, process: FlowerProcess, ports: Ports, row: Generation) -> None:
         self.fleet = row.fleet
         """What its Fleet API speaks."""
+        self.unasked = row.unasked
+        """Whether sites may send what replies to nothing."""
         self._fleet_port = ports.of_fleet(row)
         self.address = f"127.0.0.1:{self._fleet_port}"
         """Where its Fleet API is."""
@@ -99,6 +103,7 @@ class SuperLink:
         ready_within: float = READY_WITHIN,
         extra_env: Mapping[str, str] = environment.NO_EXTRA,
         confinement: Confinement = UNCONFINED,
+        packages: AppEnvironment | None = None,
     ) -> SuperLink:
         """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
 
@@ -111,26 +116,29 @@ class SuperLink:
             ready_within: seconds for it to answer.
             extra_env: what the job sets in its environment.
             confinement: of SuperLink and ServerApp.
+            packages: the environment that both run in; None: this process's.
 
         Raises:
             RunFailed: it ended or stayed silent.
+            UnsupportedFlower: its Flower cannot do what is asked for.
         """
-        env = environment.variables(home, extra_env)
+        packages = packages or app_environment.own()
+        row = packages.generation
+        env = environment.variables(home, extra_env, packages)
         if in_order is not None:
+            versions.require_fast_path(plan.WHAT, packages.flwr)
             env[environment.DETERMINISTIC] = str(in_order)
         for last in (False, True):
             ports = free_ports()
             policy, confined = confinement.around(
                 work_dir, home, ports=astuple(ports), app_ports=(ports.http, ports.runtime)
             )
+            command = environment.superlink_command(ports, grace, prefork, row)
+            env |= confined
             process = await FlowerProcess.start(
-                "superlink",
-                environment.superlink_command(ports, grace, prefork),
-                cwd=work_dir,
-                env=env | confined,
-                policy=policy,
+                "superlink", command, cwd=work_dir, env=env, policy=policy, programs=packages.programs
             )
-            superlink = cls(process, ports, generation())
+            superlink = cls(process, ports, row)
             try:
                 await superlink._ready(ready_within)
             except RunFailed as failed:

@@ -26,7 +26,9 @@ from nvflare.app_common.metrics_exchange.metrics_sender import (
 )
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 
-from bridge.common import disk, job_options, meta, versions
+from bridge.common import app_environment, disk, job_options, meta, versions
+from bridge.common.app import BadApp
+from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment, working_folder
@@ -83,7 +85,6 @@ class FlowerExecutor(Executor):
         self._caller: SiteRelay | None = None
         self._points: metric_uploader.MetricUploader | None = None
         self._gateway: Gateway | GrpcGateway | None = None
-        self._fleet = versions.Transport.HTTP
         self._supernode: SuperNode | None = None
         self._sees_connections = True
         self._ending: asyncio.Task[None] | None = None
@@ -125,11 +126,9 @@ class FlowerExecutor(Executor):
         import_path.without(run_dir)
         brought = same_app.brought(Path(workspace.get_app_custom_dir(fl_ctx.get_job_id())))
         bootstrap = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / ANALYTICS_BOOTSTRAP_FILE
+        site = fl_ctx.get_identity_name()
         try:
-            self._fleet = versions.generation().fleet
-            if warning := versions.newer():
-                log.warning("%s", warning)
-            check(self.options.supernode)
+            packages, lacking = _packages(self.options, brought, site)
             environment.check_extra(self.options.extra_env or {})
             if self.options.extra_env and brought is None:
                 raise ValueError(environment.NOT_WITHOUT_CODE)
@@ -137,18 +136,18 @@ class FlowerExecutor(Executor):
             own = settings.read(root)
             self._provisioned = settings.provisioned(root)
             self._confinement = confining.confinement(own, root, bootstrap)
-        except (versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
+        except (BadApp, versions.UnsupportedFlower, confining.NotConfined, ValueError) as wrong:
             self.system_panic(str(wrong), fl_ctx)
             return
         engine = fl_ctx.get_engine()
-        site = fl_ctx.get_identity_name()
         job_id = fl_ctx.get_job_id()
         said = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         sites = [client.name for client in engine.get_clients()]
         config = {**own.node_config, "client-name": site, **partition(site, sites, said.get(meta.LATE) or {})}
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
-        self._link = SiteLink(channel.cell_of(fl_ctx), job_id, versions.installed(), self._loop.loop)
+        flwr = "" if packages is None else packages.flwr
+        self._link = SiteLink(channel.cell_of(fl_ctx), job_id, flwr, self._loop.loop)
         starts = said.get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
         prefork = environment.Prefork(
@@ -163,6 +162,11 @@ class FlowerExecutor(Executor):
             on_other=self._other_app,
         )
 
+        first = 1 + starts * INCARNATIONS
+        if packages is None:
+            self._loop.run(self._decline(link, lacking, first=first))
+            return
+
         def setup(gateway_port: int) -> SuperNodeSetup:
             return SuperNodeSetup(
                 gateway_port,
@@ -172,17 +176,29 @@ class FlowerExecutor(Executor):
                 prefork=prefork,
                 extra_env={**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)},
                 confinement=self._confinement,
+                packages=packages,
             )
 
-        self._loop.run(self._begin(link, setup, run_dir, first=1 + starts * INCARNATIONS))
+        self._loop.run(self._begin(link, setup, packages.generation.fleet, run_dir, first=first))
+
+    async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
+        """Take no part: this site cannot run the app."""
+        self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
+        self._other_app(reason)
 
     async def _begin(
-        self, link: same_app.SameApp, setup: Callable[[int], SuperNodeSetup], run_dir: Path, *, first: int
+        self,
+        link: same_app.SameApp,
+        setup: Callable[[int], SuperNodeSetup],
+        fleet: versions.Transport,
+        run_dir: Path,
+        *,
+        first: int,
     ) -> None:
         assert self._points is not None
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._points.send_by(self._caller)
-        kind = Gateway if self._fleet is versions.Transport.HTTP else GrpcGateway
+        kind = Gateway if fleet is versions.Transport.HTTP else GrpcGateway
         self._gateway = kind(self._caller, self._is_supernode, run_dir)
         await self._gateway.start()
         node = setup(self._gateway.port)
@@ -222,7 +238,8 @@ class FlowerExecutor(Executor):
         os._exit(ProcessExitCode.EXCEPTION)
 
     def _other_app(self, reason: str) -> None:
-        """The server hands out another app than this site has checked: take no part."""
+        """Take no part: the server hands out another app than this site has checked, or there is no
+        environment for it."""
         log.error("this site takes no part any more: %s", reason)
         self._leaving = asyncio.ensure_future(self._leave(reason))
 
@@ -300,6 +317,21 @@ class FlowerExecutor(Executor):
         # What was temporary, or unpacked of the app, ends with the job.
         for folder in self._temporary:
             await asyncio.to_thread(disk.remove, folder)
+
+
+def _packages(
+    options: job_options.JobOptions, brought: bytes | None, site: str
+) -> tuple[AppEnvironment | None, str]:
+    """The environment of the job's app; or none, and why the site takes no part."""
+    pyproject = fab.read(brought) if brought is not None else None
+    try:
+        packages = app_environment.of_job(options.environment, pyproject)
+    except NoEnvironment as missing:
+        return None, f"{site} takes no part: {missing}"
+    if warning := versions.newer(packages.flwr):
+        log.warning("%s", warning)
+    check(options.supernode, packages)
+    return packages, ""
 
 
 def partition(site: str, sites: Collection[str], late: Mapping[str, int]) -> dict[str, int]:

@@ -249,6 +249,7 @@ class InlineSuperNode:
                 env=self._env,
                 pass_fds=pass_fds,
                 policy=self._policy,
+                programs=self._setup.packages.programs,
             )
             self._processes.append(process)
             return process.pid
@@ -298,7 +299,7 @@ class InlineSuperNode:
         if started is not None:
             pid: int | None = started.pid
         else:
-            starting = self._start_process(fork_server.equivalent_command(command))
+            starting = self._start_process(fork_server.equivalent_command(command, "python"))
             pid = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
         if pid is None:
             raise Ended(STOPPED)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bridge.common import versions
+from bridge.common import app_environment, versions
+from bridge.common.app_environment import AppEnvironment
 from bridge.common.job_options import INLINE, PROCESS, ConfigValue
 from bridge.common.ports import free_port
 from bridge.launch import environment
@@ -41,17 +42,22 @@ class SuperNode(Protocol):
         ...
 
 
-def check(kind: str) -> None:
-    """See whether a SuperNode of this `kind` can be had here.
+def check(kind: str, packages: AppEnvironment | None = None) -> None:
+    """See whether a SuperNode of this `kind` can be had here, for an app in this environment (None: not
+    known).
 
     Raises:
         ValueError: there is no such kind.
-        UnsupportedFlower: the installed flwr does not allow it.
+        UnsupportedFlower: its flwr, or this process's, does not allow it.
     """
     if kind not in (PROCESS, INLINE):
         raise ValueError(f"supernode {kind!r}: expected {PROCESS!r} or {INLINE!r}")
     if kind == INLINE:
-        versions.require_fast_path(f"a SuperNode inside FLARE's process (supernode {INLINE!r})")
+        what = f"a SuperNode inside FLARE's process (supernode {INLINE!r})"
+        versions.require_fast_path(what)
+        if packages is not None:
+            versions.require_fast_path(what, packages.flwr)
+            versions.require_same_minor(what, packages.flwr)
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,15 @@ class SuperNodeSetup:
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """What the job sets in the ClientApps' environment."""
     confinement: Confinement = UNCONFINED
+    packages: AppEnvironment = field(default_factory=app_environment.own)
+    """The environment that SuperNode and ClientApps run in."""
 
     def confined(
         self, ports: tuple[int, ...], app_ports: tuple[int, ...]
     ) -> tuple[Policy | None, dict[str, str]]:
         """The policy of its processes, and their environment; see `Confinement.around`."""
         policy, confined = self.confinement.around(self.work_dir, self.home, ports=ports, app_ports=app_ports)
-        return policy, environment.variables(self.home, self.extra_env) | confined
+        return policy, environment.variables(self.home, self.extra_env, self.packages) | confined
 
 
 async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNode:
@@ -86,12 +94,25 @@ async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNo
         return await InlineSuperNode.start(setup)
     port = free_port()
     policy, env = setup.confined((setup.gateway_port, port), (port,))
-    command = environment.supernode_command(setup.gateway_port, port, setup.node_config, setup.prefork)
-    return await SuperNodeProcess.start("supernode", command, cwd=setup.work_dir, env=env, policy=policy)
+    row = setup.packages.generation
+    command = environment.supernode_command(setup.gateway_port, port, setup.node_config, setup.prefork, row)
+    node = await SuperNodeProcess.start(
+        "supernode",
+        command,
+        cwd=setup.work_dir,
+        env=env,
+        policy=policy,
+        programs=setup.packages.programs,
+    )
+    node.ends_with_superexec = row.fast_path
+    return node
 
 
 class SuperNodeProcess(FlowerProcess):
     """A SuperNode that is a process of its own."""
+
+    ends_with_superexec: bool = False
+    """Whether it ends by itself when its SuperExec does."""
 
     async def ended(self) -> str:
         """Wait until it can work no more; return why, for people.
@@ -101,7 +122,7 @@ class SuperNodeProcess(FlowerProcess):
         """
         # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
         watched = [asyncio.ensure_future(gone(self.pid))]
-        if not versions.generation().fast_path:
+        if not self.ends_with_superexec:
             watched.append(asyncio.ensure_future(self._without_superexec()))
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)

@@ -207,7 +207,7 @@ def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes)
     core.say("Preparing the quickstart's data and torch")
     try:
         data.prepare(DATA_SITES, data=FOLDER / "data", originals=data.fetch)
-        wheelhouse.fill(platform_of_wheels())
+        wheelhouse.RUNTIME.fill(platform_of_wheels())
         return environments.torch()
     except core.Failure as failure:
         for app, name in cells:

@@ -39,7 +39,7 @@ class Containers:
         """Build the images of a copy of the checkout, with as many sites as any app needs."""
         engine.ensure()
         base_image.ensure()
-        wheelhouse.fill(engine.ask().architecture)
+        wheelhouse.RUNTIME.fill(engine.ask().architecture)
         sites = [f"site-{number}" for number in range(1, MOST_SITES + 1)]
         for site in sites:
             # Compose mounts each of them, also where an app needs no data.
@@ -75,7 +75,7 @@ class Containers:
             }
             with Programs(folder, {"PYTHONPATH": str(root)}) as programs:
                 with Meter({**needles, **programs.needles()}) as meter:
-                    submit = [*verbs, "submit", str(work.app), "--wait", "--format", "json"]
+                    submit = [*verbs, "submit", str(work.app), "--build", "--wait", "--format", "json"]
                     submit += ["--sites", ",".join(sites)]
                     submit += ["--run-config", toml_words(work.config)] if work.config else []
                     said = programs.call("submit", submit, within=deadline - time.monotonic(), cwd=root)

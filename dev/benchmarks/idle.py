@@ -88,7 +88,7 @@ def main() -> None:
     before = {service: processes(service) for service in ids}
     config = f"train-seconds={args.seconds + LONGER:.0f} min-available-clients={len(sites)}"
     words = ("--rounds", "1", "--run-config", config, "--supernode", args.supernode)
-    job_id = str(verb("submit", str(APP), *words)["job_id"])
+    job_id = str(verb("submit", str(APP), "--build", *words)["job_id"])
     until = time.monotonic() + JOB_BEGINS_WITHIN
     while not all("flwr-clientapp" in processes(site).values() for site in sites):
         if time.monotonic() > until:

@@ -66,7 +66,7 @@ def job(kind: str, *options: str) -> dict[str, dict[str, float]]:
     """Run one job; returns what its site's processes weigh in its first training."""
     config = f"train-seconds={TRAINING}"
     words = ("--rounds", "1", "--run-config", config, "--supernode", kind, *options)
-    job_id = str(verb("submit", str(APP), *words)["job_id"])
+    job_id = str(verb("submit", str(APP), "--build", *words)["job_id"])
     while "flwr-clientapp" not in processes().values():
         time.sleep(0.2)
     time.sleep(SETTLED)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.common import app_environment
+from bridge.common.app import read_app
 from dev.scratch_federation import Outcome
 from tests.federation import PROJECT, Federation
 
@@ -115,12 +117,20 @@ for process in processes:
 
 
 def test_the_same_app_runs_with_plain_flower(federation: Federation) -> None:
-    command = "docker run --rm --init --entrypoint python --tmpfs /tmp:exec --env FLWR_HOME=/tmp/flwr"
-    mounts = [f"{federation.root}/apps/pytorch-quickstart:/app:ro", f"{federation.root}/data:/data:ro"]
+    app = federation.root / "apps" / "pytorch-quickstart"
+    environments = federation.root / ".flowerbed" / "environments"
+    made = app_environment.find(read_app(app), environments)
+    assert made is not None
+    programs = app_environment.ROOT / made.name / app_environment.VENV / "bin"
+    command = "docker run --rm --init --tmpfs /tmp:exec --env FLWR_HOME=/tmp/flwr --entrypoint"
+    mounts = [f"{app}:/app:ro", f"{federation.root}/data:/data:ro"]
+    mounts.append(f"{environments}:{app_environment.ROOT}:ro")
     said = subprocess.run(
         [
             *command.split(),
+            f"{programs}/python",
             "--env=HOME=/tmp",
+            f"--env=PATH={programs}:/usr/local/bin:/usr/bin:/bin",
             *(f"--volume={mount}" for mount in mounts),
             f"{PROJECT}-runtime:dev",
             "-c",

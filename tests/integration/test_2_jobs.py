@@ -97,7 +97,9 @@ def lookups(federation: Federation) -> dict[str, Outcome]:
     return {name: federation.verb("wait", job) for name, job in jobs.items()}
 
 
-def test_a_job_whose_replies_all_failed_does_not_end_well(lookups: dict[str, Outcome]) -> None:
+def test_a_job_whose_replies_all_failed_does_not_end_well(
+    federation: Federation, lookups: dict[str, Outcome]
+) -> None:
     """Flower says that its run completed."""
     outcome = lookups["all"]
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
@@ -107,6 +109,8 @@ def test_a_job_whose_replies_all_failed_does_not_end_well(lookups: dict[str, Out
         "site-2: RuntimeError: no table here",
     ]
     assert outcome.value["replies"] == {"query": {"replies": 2, "failed": 2}}
+    listed = {job["job_id"]: job["reason"] for job in federation.must("jobs")["jobs"]}
+    assert listed[outcome.value["job_id"]] == outcome.value["reason"].splitlines()[0]
 
 
 def test_a_job_with_one_good_reply_ends_well_and_names_the_others(
@@ -194,7 +198,7 @@ def test_more_sites_than_there_are_is_refused(federation: Federation) -> None:
     assert "5" in outcome.value["error"] and "site-2" in outcome.value["error"]
 
 
-def test_a_missing_package_is_named_with_the_command_that_adds_it(
+def test_without_an_environment_submit_names_the_command_that_makes_it(
     federation: Federation, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     app = tmp_path_factory.mktemp("app")
@@ -207,7 +211,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(
     jobs = len(federation.must("jobs")["jobs"])
     outcome = federation.verb("submit", str(app))
     assert outcome.code == 2
-    assert outcome.value["missing"] == ["humanize>=4"]
+    assert outcome.value["missing"] == ["flwr>=1.26.0", "humanize>=4", "numpy"]
     assert f"./flowerbed build --app {app}" in outcome.value["error"]
     assert len(federation.must("jobs")["jobs"]) == jobs
 

@@ -72,12 +72,16 @@ def test_a_record_of_100_mb_arrives_in_both_directions_and_the_relay_stays_small
     assert above_idle < RELAY_LIMIT
 
 
+@pytest.mark.parametrize(
+    ("config", "who"),
+    [({"down": 1, "up": 20}, "this site cannot send"), ({"down": 20, "up": 1}, "the server cannot send")],
+)
 def test_an_object_that_cannot_come_is_an_error_reply_with_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, int], who: str
 ) -> None:
     """The disk has no room for it. The app has set no time-out."""
     monkeypatch.setattr(bodies, "DISK_LEFT", 2**60)
-    said, _ = asyncio.run(run(tmp_path, {"down": 1, "up": 20}, within=60))
+    said, _ = asyncio.run(run(tmp_path, config, within=60))
     (reply,) = said["replies"]
-    assert "this site cannot send an object of 20,0" in reply["error"]
+    assert f"{who} an object of 20,0" in reply["error"]
     assert "bytes, and the disk has room for 0" in reply["error"]

@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import shlex
+import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from bridge.common import app_environment
 from bridge.relay.calls import Call, Response
 
 SCRIPT = """\
@@ -133,6 +135,16 @@ class Authority:
         (startup / f"{role}.key").write_bytes(pem)
         (startup / f"{role}.crt").write_bytes(self._sign(folder.name, key, days).public_bytes(Encoding.PEM))
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
+
+
+def environment(root: Path, name: str = "0123456789ab", app: Path | None = None, **facts: Any) -> Path:
+    """Write the description of an app's environment into `root`, made for what `app` asks for."""
+    keys = [app_environment.key(tomllib.loads((app / "pyproject.toml").read_text()))] if app else []
+    known = {"flwr": "1.42.0", "python": "3.11", "gpu": False, "apt": [], "libraries": [], "packages": 3}
+    known |= {"bytes": 1000, "made": 1.0, "apps": [], "keys": keys, **facts}
+    (root / name).mkdir(parents=True, exist_ok=True)
+    (root / name / app_environment.DESCRIPTION).write_text(json.dumps(known))
+    return root / name
 
 
 def _up(health: str) -> str:

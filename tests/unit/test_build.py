@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import app_packages, apt, base_image, core, images, leftovers, wheelhouse
+from scripts import apt, base_image, core, images, leftovers, uv, wheelhouse
 from scripts.__main__ import main
+from scripts.wheelhouse import MLFLOW, MLFLOW_CLIENT, RUNTIME
 from tests.unit.faking import Checkout, Program, inspected
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+APP = """\
+[project]
+name = "wrong"
+version = "1"
+license = "Apache-2.0"
+dependencies = DEPENDENCIES
+[tool.flwr.app]
+publisher = "x"
+[tool.flwr.app.components]
+serverapp = "wrong.app:app"
+clientapp = "wrong.app:client"
+"""
+
+
+def complete(wheels: wheelhouse.Wheelhouse, architecture: str = "amd64") -> None:
+    """Say that all its wheels are there."""
+    wheels.folder.mkdir(parents=True, exist_ok=True)
+    (wheels.folder / wheelhouse.STAMP).write_text(wheels._stamp(architecture))
 
 
 @pytest.fixture
@@ -29,16 +48,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.setattr(core, "ROOT", root)
-    monkeypatch.setattr(wheelhouse, "WHEELS", house / "wheels")
-    monkeypatch.setattr(wheelhouse, "WHEELS_STAMP", house / "wheels.stamp")
-    monkeypatch.setattr(app_packages, "APPS", house / "apps")
-    monkeypatch.setattr(app_packages, "MLFLOW", house / "mlflow")
-    wheelhouse.WHEELS.mkdir(parents=True)
-    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("amd64"))
-    (wheelhouse.WHEELS / wheelhouse.LOCK).touch()
+    monkeypatch.setattr(wheelhouse, "HOUSE", house / "wheels")
+    monkeypatch.setattr(uv, "ENVIRONMENTS", house / "environments")
+    (root / "images").mkdir()
+    for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT):
+        wheels.requirements.write_text("")
+    complete(RUNTIME)
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
-    # `test_where_torch_is_looked_for` asks pip itself, which takes as long as all the rest of a test.
-    monkeypatch.setattr(wheelhouse, "torch_sources", lambda: ["--torch-from-here"])
     program.answer("build")
     return program
 
@@ -132,7 +148,7 @@ def test_a_disk_that_is_nearly_full(
     assert "nearly full" in outcome["error"] and "docker system prune" in outcome["error"]
     assert not builds(docker)
     # From nothing it takes more.
-    monkeypatch.setattr(images, "free_gb", lambda path: 3.0)
+    monkeypatch.setattr(images, "free_gb", lambda path: 2.0)
     assert flowerbed("build")[0] == 0
     docker.answer("image inspect flowerbed-runtime:dev", code=1)
     assert flowerbed("build")[1]["needed_gb"] == images.FIRST_BUILD_GB
@@ -216,114 +232,124 @@ def test_no_registry_and_no_right_to_make_a_base(checkout: Checkout, docker: Pro
     assert flowerbed("build")[1]["base"] == "pulled"
 
 
-# The wheelhouse
+# The wheelhouses
 
 
-def wheel(folder: Path, name: str, *needs: str) -> None:
+def wheel(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
-        text = "Metadata-Version: 2.1\n" + "".join(f"Requires-Dist: {need}\n" for need in needs)
-        archive.writestr(f"{name}.dist-info/METADATA", text)
+    path = folder / f"{name}-py3-none-any.whl"
+    path.write_text(name)
+    return path
 
 
 @pytest.fixture
-def downloads(docker: Program, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """An empty wheelhouse, and a pip that puts one wheel there for each call."""
+def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An empty wheelhouse for two wheels, and a pip that puts both there."""
     calls: list[list[str]] = []
+    known = [wheel(tmp_path / "index", name) for name in ("nvflare-2.9.0", "flwr-1.42.0")]
+    RUNTIME.requirements.write_text(
+        "".join(
+            f"{path.name.split('-')[0]}==1 \\\n    --hash=sha256:{wheelhouse.hash_of(path)}\n"
+            for path in known
+        )
+    )
 
     def download(architecture: str, folder: Path, options: Any, *size: Any) -> None:
         calls.append(list(options))
-        wheel(folder, "torch-2.13.0+cpu" if len(calls) % 2 == 0 else "nvflare-2.9.0", "filelock")
+        folder.mkdir()
+        for path in known:
+            shutil.copy(path, folder)
 
-    wheelhouse.WHEELS_STAMP.unlink()
+    shutil.rmtree(RUNTIME.folder)
     monkeypatch.setattr(wheelhouse, "download", download)
     return calls
 
 
-def test_a_full_wheelhouse_is_not_filled_again(docker: Program, downloads: list[list[str]]) -> None:
-    assert wheelhouse.fill("amd64") == 2
-    assert {path.name for path in wheelhouse.WHEELS.iterdir()} == {
+def test_a_full_wheelhouse_is_not_filled_again(downloads: list[list[str]]) -> None:
+    assert RUNTIME.fill("amd64") == 2
+    assert {path.name for path in RUNTIME.folder.iterdir()} == {
         "nvflare-2.9.0-py3-none-any.whl",
-        "torch-2.13.0+cpu-py3-none-any.whl",
-        wheelhouse.LOCK,
+        "flwr-1.42.0-py3-none-any.whl",
+        wheelhouse.STAMP,
     }
-    assert wheelhouse.fill("amd64") == 0 and len(downloads) == 2
-    assert "--require-hashes" in downloads[0] and "--require-hashes" not in downloads[1]
+    assert RUNTIME.fill("amd64") == 0 and len(downloads) == 1
+    assert "--require-hashes" in downloads[0] and "--no-deps" in downloads[0]
     # For other requirements, or another machine, the old wheels are asked first.
-    wheelhouse.fill("arm64")
-    assert downloads[2][downloads[2].index("--find-links") + 1] == str(wheelhouse.WHEELS)
+    RUNTIME.fill("arm64")
+    assert downloads[1][downloads[1].index("--find-links") + 1] == str(RUNTIME.folder)
+    RUNTIME.requirements.write_text(RUNTIME.requirements.read_text() + "# another\n")
+    assert not RUNTIME.is_complete("arm64")
 
 
 def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
-    docker: Program, downloads: list[list[str]]
+    downloads: list[list[str]],
 ) -> None:
-    wheelhouse.fill("amd64")
-    lock = (wheelhouse.WHEELS / wheelhouse.LOCK).read_text()
-    assert "torch==2.13.0+cpu --hash=sha256:" in lock
-    app_packages.check_wheels()
-    torch = wheelhouse.WHEELS / "torch-2.13.0+cpu-py3-none-any.whl"
-    good = torch.read_bytes()
-    torch.write_bytes(good + b"!")
-    wheel(app_packages.APPS / "wheels", "evil-1.0")
-    with pytest.raises(core.Failure, match=torch.name.replace("+", r"\+")):
-        app_packages.check_wheels()
-    torch.write_bytes(good)
+    RUNTIME.fill("amd64")
+    RUNTIME.check()
+    flwr = RUNTIME.folder / "flwr-1.42.0-py3-none-any.whl"
+    good = flwr.read_bytes()
+    flwr.write_bytes(good + b"!")
+    wheel(RUNTIME.folder, "evil-1.0")
+    with pytest.raises(core.Failure, match=flwr.name):
+        RUNTIME.check()
+    flwr.write_bytes(good)
     with pytest.raises(core.Failure, match="evil") as failure:
-        app_packages.check_wheels()
+        RUNTIME.check()
     assert failure.value.facts == {"wheels": ["evil-1.0-py3-none-any.whl"]}
 
 
-def test_a_wheelhouse_without_hashes_gets_them_without_fetching(
-    docker: Program, downloads: list[list[str]]
+def test_a_build_refuses_wheels_that_nobody_fetched(
+    checkout: Checkout, docker: Program, flowerbed: Run
 ) -> None:
-    """An earlier version wrote none."""
-    wheelhouse.fill("amd64")
-    (wheelhouse.WHEELS / wheelhouse.LOCK).unlink()
-    assert not wheelhouse.is_complete("amd64")
-    assert wheelhouse.fill("amd64") == 0 and len(downloads) == 2
-    app_packages.check_wheels()
+    wheel(RUNTIME.folder, "evil-1.0")
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and "evil-1.0" in outcome["error"] and not builds(docker)
+
+
+def test_each_image_has_a_list_and_wheels_of_its_own(docker: Program) -> None:
+    lists = [wheels.requirements.name for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT)]
+    assert lists == ["requirements.txt", "requirements-mlflow.txt", "requirements-mlflow-client.txt"]
+    assert len({wheels.folder for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT)}) == 3
+    complete(MLFLOW)
+    assert MLFLOW.is_there and not MLFLOW_CLIENT.is_there
+
+
+def test_what_mlflow_needs_is_fetched_when_asked_for_and_kept_up_from_then_on(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    def download(architecture: str, folder: Path, options: Any, *size: Any) -> None:
+        fetched.append(folder.name)
+        folder.mkdir()
+
+    monkeypatch.setattr(wheelhouse, "download", download)
+    assert flowerbed("build")[0] == 0 and fetched == []
+    assert flowerbed("build", "--tracking", "mlflow")[0] == 0
+    assert fetched == ["mlflow.new", "mlflow-client.new"]
+    MLFLOW_CLIENT.requirements.write_text("# a newer one\n")
+    assert flowerbed("build")[0] == 0
+    assert fetched[2:] == ["mlflow-client.new"]
 
 
 def test_wheels_survive_a_fill_that_is_killed(
-    docker: Program, downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheelhouse.fill("amd64")
+    RUNTIME.fill("amd64")
     rename = Path.rename
 
     def killed(path: Path, target: Path) -> Path:
-        if path.name == "wheels.new":
+        if path.name == "runtime.new":
             raise KeyboardInterrupt
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        wheelhouse.fill("arm64")
+        RUNTIME.fill("arm64")
     monkeypatch.setattr(Path, "rename", rename)
-    wheelhouse.fill("arm64")
+    RUNTIME.fill("arm64")
     # The old ones were there again, and were asked first.
-    assert downloads[4][downloads[4].index("--find-links") + 1] == str(wheelhouse.WHEELS)
-    assert ["--torch-from-here" in options for options in downloads] == [False, True] * 3
-
-
-def test_torch_for_cuda_is_refused(docker: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheelhouse.WHEELS_STAMP.unlink()
-    needs = ("filelock", "nvidia-cublas==13.1 ; platform_system == 'Linux'")
-    monkeypatch.setattr(
-        wheelhouse, "download", lambda a, folder, o, size: wheel(folder, "torch-2.13.0", *needs)
-    )
-    with pytest.raises(core.Failure, match="CUDA build") as failure:
-        wheelhouse.fill("amd64")
-    assert wheelhouse.TORCH_CPU_INDEX in str(failure.value)
-    assert not wheelhouse.is_complete("amd64")
-
-
-def test_where_torch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    assert wheelhouse.torch_sources() == ["--extra-index-url", wheelhouse.TORCH_CPU_INDEX]
-    monkeypatch.setenv("PIP_FIND_LINKS", "/somewhere")
-    assert wheelhouse.torch_sources() == []
+    assert downloads[2][downloads[2].index("--find-links") + 1] == str(RUNTIME.folder)
 
 
 def test_an_unknown_machine_is_named() -> None:
@@ -331,70 +357,43 @@ def test_an_unknown_machine_is_named() -> None:
         wheelhouse.download("riscv64", Path("/nonexistent"), [])
 
 
-# What apps need on top
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Callable[..., Path]:
-    def write(*dependencies: str) -> Path:
-        folder = tmp_path / "app"
-        folder.mkdir(exist_ok=True)
-        (folder / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n")
-        return folder
-
-    return write
-
-
-def test_only_what_the_image_lacks(app: Callable[..., Path]) -> None:
-    folder = app("flwr[simulation]>=1.26", "Torch", "tqdm>=4", "tomli; python_version < '3.10'")
-    assert app_packages.lacking(folder) == ["tqdm>=4"]
-
-
-def test_what_contradicts_the_image_is_refused_before_any_work(
-    checkout: Checkout, docker: Program, flowerbed: Run, app: Callable[..., Path]
-) -> None:
-    code, outcome, _ = flowerbed("build", "--app", str(app("torch==2.5.1")))
-    assert code == 2 and "asks for torch==2.5.1" in outcome["error"] and "2.13.0" in outcome["error"]
-    assert docker.calls == []
+# The environments of apps (the rest: test_environments.py)
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
         (None, "expected the folder of a Flower app"),
-        ("[project", "is not TOML"),
-        ("[project]\ndependencies = 3", "expected a list"),
-        ("[project]\ndependencies = ['a b']", "'a b' is no requirement"),
+        ("[project", "is not valid TOML"),
+        (APP.replace("DEPENDENCIES", "3"), "expected a list"),
+        (APP.replace("DEPENDENCIES", "['a b']"), "'a b' is no requirement"),
     ],
 )
-def test_a_wrong_pyproject_is_named(
-    checkout: Checkout, flowerbed: Run, tmp_path: Path, content: str | None, text: str
+def test_a_wrong_pyproject_is_named_before_any_work(
+    checkout: Checkout, docker: Program, flowerbed: Run, tmp_path: Path, content: str | None, text: str
 ) -> None:
+    folder = tmp_path / "app"
+    (folder / "wrong").mkdir(parents=True)
     if content is not None:
-        (tmp_path / "pyproject.toml").write_text(content)
-    code, outcome, _ = flowerbed("build", "--app", str(tmp_path))
+        (folder / "pyproject.toml").write_text(content)
+        (folder / "wrong" / "app.py").write_text("app = client = None\n")
+    code, outcome, _ = flowerbed("build", "--app", str(folder))
     assert code == 2 and text in outcome["error"] and "pyproject.toml" in outcome["error"]
+    assert not any(call.startswith("run") for call in docker.calls), "no package was asked for"
 
 
-def test_apps_add_up_and_stay(
-    checkout: Checkout, flowerbed: Run, app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_a_job_folder_has_no_environment(
+    checkout: Checkout, docker: Program, flowerbed: Run, tmp_path: Path
 ) -> None:
-    asked: list[list[str]] = []
+    (tmp_path / "meta.json").write_text('{"name": "x"}')
+    code, outcome, _ = flowerbed("build", "--app", str(tmp_path))
+    assert code == 2 and "is a job folder" in outcome["error"] and docker.calls == []
 
-    def download(architecture: str, folder: Path, options: list[str], *size: Any) -> None:
-        asked.append(options)
-        wheel(folder, "tqdm-4.70")
-        wheel(folder, "numpy-2.4.6")
 
-    monkeypatch.setattr(wheelhouse, "download", download)
-    wheel(wheelhouse.WHEELS, "numpy-2.4.6")
-    wheelhouse.write_lock(wheelhouse.WHEELS, wheelhouse.WHEELS.glob("*.whl"))
-    assert flowerbed("build", "--app", str(app("tqdm")))[1]["packages"] == ["tqdm"]
-    assert flowerbed("build", "--app", str(app("einops")))[1]["packages"] == ["einops", "tqdm"]
-    assert flowerbed("build")[1]["packages"] == ["einops", "tqdm"]
-    assert len(asked) == 2 and asked[1][-2:] == ["einops", "tqdm"]
-    assert "--constraint" in asked[0], "the image's own packages must stay as they are"
-    assert (app_packages.APPS / "requirements.txt").read_text() == "einops\ntqdm\n"
-    wheels = app_packages.APPS / "wheels"
-    assert {path.name for path in wheels.iterdir()} == {"tqdm-4.70-py3-none-any.whl", wheelhouse.LOCK}
-    assert (wheels / wheelhouse.LOCK).read_text().startswith("tqdm==4.70 --hash=sha256:")
+@pytest.mark.parametrize("words", [["--dry-run"], ["--gpu"], ["--apt", "libgomp1"], ["--upgrade"]])
+def test_what_is_for_an_environment_needs_an_app(
+    checkout: Checkout, docker: Program, flowerbed: Run, words: list[str]
+) -> None:
+    code, outcome, _ = flowerbed("build", *words)
+    assert code == 2 and outcome["error"].startswith(f"{words[0]}: expected --app APP")
+    assert docker.calls == []

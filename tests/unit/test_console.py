@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +30,10 @@ class Session:
 
     def __init__(self) -> None:
         self.submitted: list[str] = []
+        self.heard = time.time()
 
     def get_system_info(self) -> Any:
-        return SimpleNamespace(client_info=[SimpleNamespace(name="site-1")])
+        return SimpleNamespace(client_info=[SimpleNamespace(name="site-1", last_connect_time=self.heard)])
 
     def submit_job(self, folder: str) -> str:
         self.submitted.append(folder)
@@ -52,10 +54,11 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
     assert call.lines == [{"job_id": "j-1", "sites": ["site-1"]}]
 
 
-def test_a_flower_that_nobody_has_tried_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.common.versions.installed", lambda: "1.44.0")
-    call = submit(tar(named("my-job")), Session())
-    assert "flwr 1.44.0 is newer" in call.lines[0]["warning"]
+def test_a_site_that_is_silent_is_told_of() -> None:
+    session = Session()
+    session.heard -= 100
+    answer = submit(tar(named("my-job")), session).lines[0]
+    assert answer["sites"] == ["site-1"] and 100 <= answer["silent"]["site-1"] < 110
 
 
 @pytest.mark.parametrize("what", FOLDERS)

@@ -300,6 +300,10 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
         edited("meta.json", lambda m: m.update(resource_spec={"site-1": {"docker": {"image": "x"}}})),
         "resource_spec",
     ),
+    "a GPU with memory to spare": (
+        edited("meta.json", lambda m: m.update(resource_spec={"site-1": {"mem_per_gpu_in_GiB": -5}})),
+        "numbers from 0",
+    ),
     "a mark": (edited("meta.json", lambda m: m.update(byoc=False)), "'byoc'"),
     "a note of the server's": (edited("meta.json", lambda m: m.update(flowerbed_retry_of="x")), "retry_of"),
     "an id": (edited("meta.json", lambda m: m.update(job_id="x")), "job_id"),

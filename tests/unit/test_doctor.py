@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bridge.common import readable
 from bridge.common.ports import free_port
 from provisioning import site_files, state
 from scripts import (
@@ -24,12 +25,12 @@ from scripts import (
     engine,
     images,
     provision,
-    readable,
     results,
     site_checks,
     wheelhouse,
 )
 from scripts.__main__ import main
+from scripts.wheelhouse import RUNTIME
 from tests.unit.faking import Authority, Checkout, Program, versions
 
 READ_ENGINE_CLOCK = doctor._engine_clock
@@ -47,8 +48,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(core, "ROOT", root)
-    for name, value in {"WHEELS": root / "wheels", "WHEELS_STAMP": root / "wheels.stamp"}.items():
-        monkeypatch.setattr(wheelhouse, name, value)
+    monkeypatch.setattr(wheelhouse, "HOUSE", root / "wheels")
+    (root / "images").mkdir()
+    RUNTIME.requirements.touch()
     people = [{"name": name} for name in ("server", "site-1", "admin@x.example")]
     content = {"name": "flowerbed", "participants": people}
     monkeypatch.setattr(provision, "load", lambda project: content)
@@ -71,14 +73,18 @@ def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
     return call
 
 
+def fetched(architecture: str) -> None:
+    """Say that all wheels of the runtime image are there."""
+    RUNTIME.folder.mkdir(parents=True)
+    (RUNTIME.folder / wheelhouse.STAMP).write_text(RUNTIME._stamp(architecture))
+
+
 def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
     return {check: finding["level"] for check, finding in found.items() if finding["level"] != "ok"}
 
 
 def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
-    wheelhouse.WHEELS.mkdir()
-    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("amd64"))
-    (wheelhouse.WHEELS / wheelhouse.LOCK).touch()
+    fetched("amd64")
     code, found, told = examine()
     assert code == 0 and levels(found) == {}, told
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
@@ -137,8 +143,7 @@ def test_what_the_engine_lacks(
 
 def test_wheels_that_are_not_all_there(checkout: Checkout, examine: Examine) -> None:
     assert examine()[1]["wheels"]["level"] == "warn"
-    wheelhouse.WHEELS.mkdir()
-    wheelhouse.WHEELS_STAMP.write_text(wheelhouse._stamp("arm64"))
+    fetched("arm64")
     assert examine()[1]["wheels"]["level"] == "warn", "another machine's are of no use"
 
 

@@ -371,6 +371,15 @@ def test_up_tries_whether_data_can_be_read(
     assert "site-1: user 10001 of its container" in told and "chmod -R o+rX" in told
 
 
+def test_an_engine_that_gives_no_gpus_is_told(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+    said = 'Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]\n'
+    docker.answer("compose --progress plain up", err=said, code=1)
+    checkout.running(server="healthy")
+    code, outcome, _ = flowerbed("up")
+    assert code == 1 and "The engine gives no GPU to containers" in outcome["error"]
+    assert "nvidia-ctk runtime configure" in outcome["error"]
+
+
 def test_up_tells_each_step_once_and_what_of_project_yml_is_new(
     checkout: Checkout, docker: Program, flowerbed: Run, project: list[dict[str, str]]
 ) -> None:

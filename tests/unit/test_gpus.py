@@ -8,11 +8,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import Job
+from nvflare.apis.server_engine_spec import ServerEngineSpec
+from nvflare.app_common.job_schedulers import job_scheduler
 from nvflare.app_common.resource_consumers.gpu_resource_consumer import GPUResourceConsumer
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
@@ -176,5 +180,35 @@ def test_one_that_others_can_run_goes_on_and_the_site_is_named() -> None:
 
 def test_one_that_waits_for_a_busy_site_waits() -> None:
     busy = (False, "1 GPU wanted, and other jobs have them")
-    store, _ = answered({"site-1": busy, "site-2": (True, "t")})
+    store, job = answered(
+        {"site-1": busy, "site-2": (True, "t")}, schedule_count=9, schedule_history=["x"] * 50
+    )
     assert store.status == "" and store.noted == {}
+    # FLARE's scheduler counts this try too, waits twice as long after each, and gives up at ten.
+    assert job["schedule_count"] == 2 and len(job["schedule_history"]) == 20
+    _, job = answered({"site-1": (False, ""), "site-2": (True, "t")}, schedule_count=9)
+    assert job["schedule_count"] == 9, "that is FLARE's own affair"
+
+
+def test_flares_scheduler_goes_on_asking_for_it() -> None:
+    """FLARE's own one, as the server has it, with the events that it fires."""
+    known: dict[str, Any] = {"job_id": "j", "min_clients": 1, "submit_time": 1.0}
+    job = Job("j", {"num_of_gpus": 1}, {"app": ["site-1"]}, known, min_sites=1)
+    engine = MagicMock(spec=ServerEngineSpec)
+    engine.get_clients.return_value = [SimpleNamespace(name="site-1")]
+    engine.check_client_resources.return_value = {"site-1": (False, "1 GPU wanted, and other jobs have them")}
+    context = FLContext()
+    context.get_engine = lambda *_, **__: engine
+    engine.new_context.return_value.__enter__.return_value = context
+    engine.fire_event.side_effect = lambda event, fl_ctx: (
+        JobPolicy().handle_event(event, fl_ctx) if event == EventType.AFTER_CHECK_CLIENT_RESOURCES else None
+    )
+    scheduler = job_scheduler.DefaultJobScheduler(max_jobs=3)
+    for number in range(15):
+        known["last_schedule_time"] = 0.0
+        assert scheduler.schedule_job(MagicMock(), [job], context) == (None, None)
+        assert known["schedule_count"] == min(number + 1, 3), "the next try is 40 s later at most"
+    assert (
+        engine.check_client_resources.call_count == 15
+        and "other jobs have them" in known["schedule_history"][-1]
+    )

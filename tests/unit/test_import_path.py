@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.common.app_environment import AppEnvironment
 from bridge.job import import_path
 from bridge.launch import environment
 
@@ -32,3 +33,13 @@ def test_flowers_processes_have_neither(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(inherited))
     found = environment.variables(tmp_path / "job" / "flwr")["PYTHONPATH"].split(os.pathsep)
     assert found == [str(Path(import_path.__file__).parents[2]), "/opt/venv"]
+
+
+def test_in_an_environment_of_its_own_an_app_imports_nothing_of_flares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLARE names its own site-packages in the variable: an app with another Flower would get FLARE's."""
+    monkeypatch.setenv("PYTHONPATH", "/opt/venv/lib/python3.11/site-packages")
+    packages = AppEnvironment("1.34.0", tmp_path, "0123456789ab")
+    found = environment.variables(tmp_path / "job" / "flwr", packages=packages)
+    assert found["PYTHONPATH"] == str(Path(import_path.__file__).parents[2])

@@ -77,7 +77,7 @@ from provisioning import harden
 
 def test_the_versions_are_the_ones_that_were_read() -> None:
     assert version("nvflare") == "2.9.0"
-    assert version("flwr") == "1.41.0"
+    assert version("flwr") == "1.42.0"
 
 
 def test_wire_knows_every_fleet_call() -> None:

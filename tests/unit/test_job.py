@@ -228,7 +228,7 @@ def test_missing_packages_are_all_named() -> None:
         check_packages({"project": {"dependencies": wanted}})
     missing = refused.value.facts["missing"]
     assert missing[0] == "no-such-package>=1"
-    assert missing[1].startswith("flwr>=99 (the image has 1.")
+    assert missing[1].startswith("flwr>=99 (there is 1.")
     assert len(missing) == 2
 
 

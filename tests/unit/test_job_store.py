@@ -20,6 +20,7 @@ from nvflare.private.fed.server.job_cmds import JobCommandModule
 
 from bridge.common import disk, meta
 from bridge.flare import job_store
+from bridge.flare.console import jobs
 from bridge.flare.job_store import JobStore
 
 
@@ -52,6 +53,26 @@ def stored(job: Path, store: FilesystemStorage | None = None) -> dict[str, str]:
     assert not list(job.parent.glob("*.zip")), "the archive was moved"
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"event": "x"}\n{"event": "run ended", "reason": "it\\nis over", "t": 1}\n', "it"),
+        ('{"event": "run ended", "reason": "\\u001b[2K", "t": 1}\n', r"\x1b[2K"),
+        ('{"event": "run ended", "reason": "aborted", "t": 1}\n', None),
+        ('{"event": "run ended", "reason": "", "t": 1}\n', None),
+        ("torn {", None),
+        (None, None),
+    ],
+)
+def test_what_a_job_said_of_its_end_is_noted(job: Path, lines: str | None, said: str | None) -> None:
+    if lines is not None:
+        (job / meta.EVENTS_FILE).write_text(lines)
+    store = JobStore(root_dir=str(job.parent / "store"))
+    assert "serverapp/model.npz" in stored(job, store)
+    assert store.get_meta("job").get(meta.SAID) == said
+    assert jobs._entry(store.get_meta("job"))["reason"] == (said or "")
 
 
 def test_files_come_as_flare_brings_them(job: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
@@ -19,12 +19,16 @@ from bridge.fleet import wire
 from bridge.fleet.replies import Reply
 from bridge.flower.refused import RefusedObjects
 from bridge.relay import bodies, parts
-from bridge.relay.calls import Call, Link, Response, SiteRelay
+from bridge.relay.bodies import StoredBody
+from bridge.relay.calls import Call, Link, Request, Response, SiteRelay
 from bridge.relay.parts import ServerParts, SiteParts
+from bridge.server.forwarder import Forwarder
+from bridge.server.identity import Nodes
 from bridge.server.observe import Observer
 from bridge.server.upstream import upstream
 from bridge.site.gateway import Gateway
 from bridge.site.gateway_grpc import GrpcGateway
+from dev.benchmarks.memory import Straight
 from tests.unit import faking
 
 KEY = "a2V5"
@@ -126,6 +130,43 @@ def test_an_object_without_room_goes_on_as_a_reason(
     told = PushObjectRequest.FromString(request.body)
     assert (told.node.node_id, told.run_id, told.object_id) == (7, 5, OBJECT.object_id)
     assert told.object_content == b""
+
+
+def test_large_objects_come_to_the_superlink_one_after_the_other(tmp_path: Path) -> None:
+    at_once: list[tuple[bool, int]] = []
+    running = {True: 0, False: 0}
+
+    class Unchecked(Nodes):
+        def check(self, site: str, incarnation: int, request: Request) -> None: ...
+
+    class SuperLink:
+        async def ask(self, request: Request) -> Response:
+            large = request.stored is not None
+            running[large] += 1
+            at_once.append((large, running[large]))
+            await asyncio.sleep(0.1)
+            running[large] -= 1
+            return Response(413)
+
+    async def test() -> None:
+        forwarder = Forwarder(Observer(lambda event: None), grace=60, folder=tmp_path)
+        forwarder._nodes, forwarder._upstream = Unchecked(unasked=False), cast(Any, SuperLink())
+        forwarder._open.set()
+
+        async def push(site: str, content: bytes) -> None:
+            body = StoredBody(len(content), tmp_path)
+            body.append(content)
+            stored = body if len(content) > bodies.LARGE else None
+            request = Request("/v1/fleet/push-object", (), b"" if stored else content, stored)
+            await SiteParts(Straight(forwarder, site), tmp_path).send(Call("one", request))
+
+        small = PushObjectRequest(object_id="a").SerializeToString()
+        large = OBJECT.SerializeToString()
+        await asyncio.gather(*(push(f"site-{n}", (large, small)[n % 2]) for n in range(4)))
+
+    asyncio.run(test())
+    # Those of the usual size do not wait for them.
+    assert sorted(at_once) == [(False, 1), (False, 2), (True, 1), (True, 1)]
 
 
 def test_a_superlink_says_of_a_refused_object_why_it_is_missing_until_it_is_there() -> None:

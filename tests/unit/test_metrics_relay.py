@@ -269,15 +269,17 @@ def test_replies_become_points_and_nothing_raises(
     tracker: metric_receiver.MetricReceiver, fired: Fired
 ) -> None:
     event = {"event": "reply", "round": 2, "site": "site-1", "kind": "train", "num_examples": 10}
-    tracker.add_reply({**event, "metrics": {"loss": 0.5}, "error": ""})
+    tracker.add_reply({**event, "metrics": {"loss": 0.5, "each": [1.0]}, "error": ""})
+    tracker.add_reply({**event, "num_examples": None, "start": 2, "metrics": {"loss": 0.25}, "error": ""})
     for strange in ({"metrics": None}, {"metrics": {"a": "text"}}, {"round": "x", "metrics": {"a": 1}}):
         tracker.add_reply({**event, **strange})
     tracker.add_reply({})
     tracker.close()
     told = [AnalyticsData.from_dxo(dxo) for _, dxo in fired.points]
-    assert [(data.tag, data.value, data.step) for data in told[:2]] == [
+    assert [(data.tag, data.value, data.step) for data in told[:3]] == [
         ("flower/train/loss", 0.5, 2),
         ("flower/train/num_examples", 10, 2),
+        ("flower/start-2/train/loss", 0.25, 2),
     ]
     assert tracker.taken == {}
 

@@ -156,6 +156,10 @@ class Session:
         self.lines += 1
         return {"status": self.status, "submit_time": 0}
 
+    def get_system_info(self) -> Any:
+        self.lines += 1
+        return SimpleNamespace(client_info=[])
+
     def do_app_command(self, job: str, topic: str, data: dict[str, Any]) -> dict[str, Any]:
         self.lines += 1
         if self.status != "RUNNING":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -357,6 +358,45 @@ def test_rounds_that_are_counted_anew_are_all_told() -> None:
     assert told == [(s, r, kind) for s in range(1, 6) for r in (1, 2) for kind in ("train", "evaluate")]
 
 
+def test_starts_of_one_round_each_are_all_told() -> None:
+    """They train only, so the number of the round stays as it is."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for fold in range(3):
+        # Two types of one kind in a round are no new start.
+        for step, kind in enumerate(("train.warm_up", "train")):
+            for site in ("site-1", "site-2"):
+                message = f"{fold} {kind} {site}"
+                gives(observer, site, message, kind, round_=1, created=fold * 10.0 + step + 1)
+            for site in ("site-1", "site-2"):
+                answers(observer, site, f"{fold} {kind} {site}")
+    begun = [(e.get("start", 1), e["round"]) for e in events if e["event"] == "round"]
+    assert begun == [(1, 1), (2, 1), (3, 1)]
+    assert Counter(e.get("start", 1) for e in events if e["event"] == "reply") == {1: 4, 2: 4, 3: 4}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "<class 'ValueError'>:<'No evaluate function registered with name 'default''>",
+        "Client does not implement `evaluate`",
+    ],
+)
+def test_an_app_that_evaluates_nothing_has_lost_nothing(error: str) -> None:
+    """Its strategy asks for it by default, and plain Flower goes on without."""
+    observer = Observer(lambda event: None)
+    for site in ("site-1", "site-2"):
+        gives(observer, site, f"train {site}", "train", round_=1, created=1.0)
+        answers(observer, site, f"train {site}")
+        gives(observer, site, f"evaluate {site}", "evaluate", round_=1, created=2.0)
+        answers(observer, site, f"evaluate {site}", error=error)
+    assert observer.outcomes.event()["kinds"]["evaluate"] == {"replies": 2, "failed": 2}
+    assert observer.outcomes.lost() == []
+    gives(observer, "site-1", "more", "evaluate", round_=2, created=3.0)
+    answers(observer, "site-1", "more", error="another")
+    assert observer.outcomes.lost() == ["evaluate"]
+
+
 def test_a_round_that_trains_in_stages_is_one() -> None:
     """As SecAgg+ does, with the round in the message's group."""
     events: list[Event] = []
@@ -371,7 +411,26 @@ def test_a_round_that_trains_in_stages_is_one() -> None:
             messages_list=[Message(metadata=data)], message_object_trees=[ObjectTree()]
         )
         saw(observer, "site-1", wire.PULL, PullMessagesRequest(), pulled)
-    assert [(e["event"], e.get("start"), e["round"]) for e in events] == [
+        answers(observer, "site-1", f"{number}", error="x")
+    begun = [event for event in events if event["event"] == "round"]
+    assert [(e["event"], e.get("start"), e["round"]) for e in begun] == [
         ("round", None, 1),
         ("round", None, 2),
+    ]
+
+
+def test_a_start_that_asks_other_sites_is_one_too() -> None:
+    """It trains after the round was evaluated."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    for number, (site, kind) in enumerate(
+        [("site-1", "train"), ("site-1", "evaluate"), ("site-2", "train"), ("site-2", "evaluate")]
+    ):
+        gives(observer, site, f"{number}", kind, round_=1, created=number + 1.0)
+        answers(observer, site, f"{number}")
+    assert [(e.get("start", 1), e["kind"]) for e in events if e["event"] == "reply"] == [
+        (1, "train"),
+        (1, "evaluate"),
+        (2, "train"),
+        (2, "evaluate"),
     ]

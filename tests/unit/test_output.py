@@ -6,20 +6,26 @@ import asyncio
 import inspect
 import json
 import math
+import re
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.cli import install
+from flwr.client import Client
+from flwr.clientapp import client_app
 from flwr.server.server import Server
 from flwr.server.workflow import default_workflows
 from flwr.serverapp.strategy.strategy import Strategy
+from flwr.superlink.cli import flwr_serverapp
 
 from bridge.common import events as stored
 from bridge.fleet.replies import Event
 from bridge.server import controller, output
-from bridge.server.outcomes import Outcomes
+from bridge.server.event_log import JobEventLog
+from bridge.server.outcomes import ABSENT, Outcomes
 from bridge.server.output import ServerAppOutput
 from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
@@ -88,6 +94,11 @@ def test_flower_still_says_it_in_these_words() -> None:
         assert '"fit progress: (%s, %s, %s, %s)"' in legacy
 
 
+def test_flower_still_says_so_where_an_app_evaluates_nothing() -> None:
+    assert "No {category} function registered with name" in inspect.getsource(client_app)
+    assert ABSENT.search(Client().evaluate(None).status.message)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -128,8 +139,21 @@ def shown(*parts: tuple[float, str], round_at: int | None = None) -> list[list[s
 
 def test_an_app_without_rounds_shows_its_output_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "HELD", 0.05)
-    lines = (0.0, "one"), (0.0, "INFO :      "), (0.0, "fast path: x"), (0.2, "two"), (0.0, "three\x1b[2K")
+    lines = (
+        (0.0, "one"),
+        (0.0, "INFO :      "),
+        (0.0, "INFO :      fast path: x"),
+        (0.2, "two"),
+        (0.0, "three\x1b[2K"),
+    )
     assert shown(*lines) == [["one"], ["two"], ["three\\x1b[2K"]]
+
+
+def test_flowers_own_first_lines_begin_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may import for long after them, and then begin a round."""
+    monkeypatch.setattr(output, "HELD", 0.05)
+    first = "INFO :      Start `flwr-serverapp` process", "Successfully installed a to /b/c.1."
+    assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []
 
 
 def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
@@ -139,6 +163,19 @@ def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
 def test_an_app_with_rounds_shows_these_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "HELD", 0.05)
     assert shown((0.0, "one"), (0.0, "two"), (0.2, "three"), round_at=1) == []
+
+
+def test_a_failed_reply_of_no_round_opens_the_output(tmp_path: Path) -> None:
+    async def run() -> list[Event]:
+        events = JobEventLog(tmp_path / "events.jsonl")
+        events.output.take(["one"])
+        events.emit({"event": "reply", "round": None, "site": "site-1", "error": "x", "t": 1.0})
+        events.output.take(["two"])
+        events.output.close()
+        return events.since(0)
+
+    found = asyncio.run(run())
+    assert [event.get("lines", event["event"]) for event in found] == [["one"], "reply", ["two"]]
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,4 +283,7 @@ def test_the_cause_of_a_crash_goes_before_what_came_of_it() -> None:
 
 def test_the_word_in_our_own_lines_is_that_of_the_fast_path() -> None:
     source = (Path(__file__).parents[2] / "bridge/flower/fast_path.py").read_text()
-    assert f'PREFIX = "{output.OURS}"' in source
+    found = re.search(r'PREFIX = "(.*)"', source)
+    assert found and output._NOT_THE_APPS.match(f"INFO :      {found[1]}x")
+    assert "Start `flwr-serverapp` process" in inspect.getsource(flwr_serverapp)
+    assert "Successfully installed {project_name} to {install_path}." in inspect.getsource(install)

@@ -26,10 +26,12 @@ from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import Identity, generate_cert, serialize_cert
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
+from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
-from provisioning import dotenv
+from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
+from scripts import core, provision
 from tests.unit import forked
 from tests.unit.forked import ended
 
@@ -448,6 +450,42 @@ def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     assert here["services"]["server"] == there["services"]["server"]
 
 
+@pytest.mark.usefixtures("compose_here")
+def test_who_is_elsewhere_has_a_compose_file_with_nobody_elses_settings(again: Path, tmp_path: Path) -> None:
+    there = "    elsewhere: true\n    env_file: /etc/site-2.env\n    node_config: {a: 1}\n    gpus: all\n"
+    edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
+    edit(again, replace("role: lead\n", "role: lead\n    elsewhere: true\n"))
+    (again / "sites/site-1.yml").write_text("environment: {TOKEN: hush}\n")
+    prod = again / Path(done(again)["compose"]).parent
+    process = compose(again, "--profile", "elsewhere", "config", FLOWERBED_TAG="t")
+    assert process.returncode == 0, f"{process.stderr}: the files of another machine are not looked for here"
+    assert "elsewhere-lead.yaml" in {path.name for path in prod.iterdir()}
+
+    machine = tmp_path / "machine"
+    shutil.copytree(again / "compose", machine / "compose")
+    shutil.copy(again / "compose.yaml", machine)
+    shutil.copy(prod / "elsewhere-site-2.yaml", machine / "site-2.yaml")
+    assert not re.search("hush|site-1", (machine / "site-2.yaml").read_text())
+    lines = ("COMPOSE_PROJECT_NAME=flowerbed", "FLOWERBED_COMPOSE=site-2.yaml", "FLOWERBED_TAG=dev")
+    (machine / ".env").write_text("\n".join(lines) + "\n")
+    (machine / "own.env").write_text("TOKEN=own\n")
+    # What the site's image makes of its own file.
+    own = {"env_file": "own.env", "node_config": {"b": 2}, "gpus": 2, "shm_size": "1GB"}
+    own["data"] = {"images": "/usr/share", "tables": {"folder": "/usr/lib", "group": 4321}}
+    assert own_settings.problems(own) == []
+    (machine / "compose.override.yaml").write_text(own_settings.render("site-2", own, ["server"]))
+    text = (machine / "site-2.yaml").read_text().replace("/etc/site-2.env", "own.env")
+    (machine / "site-2.yaml").write_text(text)
+    process = compose(machine, "config", "--format", "json")
+    assert process.returncode == 0, process.stderr
+    site = json.loads(process.stdout)["services"]["site-2"]
+    assert {mount["target"] for mount in site["volumes"]} == {"/workspace", "/data/images", "/data/tables"}
+    assert (site["environment"]["TOKEN"], site["environment"]["FLOWERBED_NODE_CONFIG"]) == ("own", '{"b": 2}')
+    (device,) = site["deploy"]["resources"]["reservations"]["devices"]
+    assert device["count"] == 2 and site["group_add"] == ["4321"] and int(site["shm_size"]) == 1 << 30
+    assert set(site["networks"]) == {"outside"} and site["user"] == "10001:10001"
+
+
 GIVEN = """
     egress: any
     node_config: {db-url: "a$b", n: 3}
@@ -476,7 +514,6 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     tables.chmod(0o755)
     template = again / "sites/site-1.yml"
     assert set(yaml.safe_load(template.read_text()) or {}) == set(), "it is all comments"
-    assert stat.S_IMODE(template.stat().st_mode) == 0o600
     template.write_text(OWN)
     (again / "sites/site-1.env").write_text("DB_PASSWORD=hush\n")
     prod = again / Path(done(again)["compose"]).parent
@@ -487,11 +524,16 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     content = json.loads(process.stdout)["services"]
     site = content["site-1"]
     mounts = {m["target"]: m["source"] for m in site["volumes"] if m.get("read_only")}
-    assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables)}
+    made = str(again / ".flowerbed/environments")
+    assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables), "/environments": made}
     assert site["group_add"] == ["1234"]
     # Compose doubles a $ of a value when it prints it.
     variables = {name: value.replace("$$", "$") for name, value in site["environment"].items()}
-    assert json.loads(variables["FLOWERBED_NODE_CONFIG"]) == {"n": 4, "secret": "s3$cret"}
+    assert json.loads(variables["FLOWERBED_NODE_CONFIG"]) == {
+        "db-url": "a$b",
+        "n": 4,
+        "secret": "s3$cret",
+    }
     assert (variables["DB_PASSWORD"], variables["HF_HUB_OFFLINE"]) == ("hush", "1")
     assert variables["no_proxy"] == "localhost,127.0.0.1,::1,server"
     assert variables["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
@@ -509,13 +551,28 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     )
 
     assert settings.read(prod / "site-1").node_config == {"db-url": "a$b", "n": 3}
-    for site_name, expected in (("site-1", None), ("site-2", False)):
-        kit = json.loads((prod / site_name / "local/resources.json.default").read_text())
-        assert kit.get("allow_log_streaming") is expected
+    assert "allow_log_streaming" not in resources(again, "site-1"), "so that the variable counts"
+    assert content["site-2"]["environment"]["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
     for file in (path for path in prod.rglob("*") if path.is_file() and path.name != "compose.yaml"):
         assert not re.search(rb"s3\$cret|hush", file.read_bytes()), file
     assert stat.S_IMODE((prod / "compose.yaml").stat().st_mode) == 0o600
     assert "hush" not in (prod / "compose.yaml").read_text(), "it is read when a container starts"
+
+
+def test_settings_that_changed_are_told_until_they_are_provisioned(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "ROOT", again)
+    monkeypatch.setattr(site_files, "ROOT", again)
+    monkeypatch.setattr(provision, "DEFAULT_PROJECT", again / "project.yml")
+    assert provision.changes() == ""
+    edit(again, replace("name: site-1\n", "name: site-1\n    cpus: 2\n"))
+    (again / "sites/site-2.yml").write_text("environment: {TOKEN: hush}\n")
+    assert provision.changes() == "changed since it was provisioned (settings of site-1, site-2)"
+    compose_file = again / Path(done(again)["compose"])
+    assert provision.changes() == "" and compose_file.read_text().count("org.flowerbed.settings") == 2
+    (again / "sites/site-2.yml").write_text("# environment: {TOKEN: hush}\n")
+    assert provision.changes() == "changed since it was provisioned (settings of site-2)"
 
 
 def test_env_keeps_other_lines(plain: Path) -> None:
@@ -587,10 +644,11 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
+    made = {"/environments": str(wide / ".flowerbed/environments")}
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
         "relay": {"relay-1": {"/policy": policy}},
-        "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}")} for n in (1, 2, 3, 5)},
+        "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()

@@ -33,6 +33,7 @@ NOT_FLARES = {
     ("bridge/common/job_options.py", "__signature__"),
     ("bridge/server/upstream.py", "stream"),  # httpx's answer
     ("bridge/server/heartbeat.py", "heartbeat_interval"),  # Flower's message
+    ("bridge/common/log_lines.py", "msecs"),  # a log's record
 }
 DATA = {
     # What FLARE keeps of a message that was sent is let go.
@@ -41,6 +42,8 @@ DATA = {
     ("bridge/job/channel.py", "value"),
     # Where a receiver that we have made puts its files.
     ("bridge/server/trackers.py", "root_log_dir"),
+    # What jobs have left of a GPU.
+    ("bridge/flare/gpus.py", "memory"),
 }
 """Attributes of one object that FLARE has handed out. None is a function or a class."""
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from flwr.common.config import parse_config_args
 from nvflare.apis.fl_constant import SystemConfigs
 from nvflare.app_common.logging.constants import is_log_streaming_allowed
 from nvflare.fuel.utils.config_service import ConfigService
 
-from bridge.common import site_service, site_settings
+from bridge.common import own_settings, site_service, site_settings, versions
 from bridge.common.job_options import ConfigValue
 from bridge.job import settings
 from bridge.launch import environment
@@ -84,9 +88,7 @@ RIGHT: dict[str, Any] = {
 
 def test_compose_is_told_each_of_them() -> None:
     assert not list(site_settings.problems(RIGHT))
-    service = site_service.service(
-        RIGHT, {"research": 1234}, own=["n"], without_proxy=["server", "localhost"]
-    )
+    service = site_service.service(RIGHT, {"research": 1234}, without_proxy=["server", "localhost"])
     volumes = [(v["source"], v["target"], v["read_only"]) for v in service.pop("volumes")]
     assert volumes == [("/srv/images", "/data/images", True), ("./rel/tables", "/data/tables", True)]
     (device,) = service.pop("deploy")["resources"]["reservations"]["devices"]
@@ -95,7 +97,7 @@ def test_compose_is_told_each_of_them() -> None:
     for name in ("http_proxy", "HTTPS_PROXY"):
         assert variables[name] == RIGHT["proxy"]
     assert variables["no_proxy"] == variables["NO_PROXY"] == "localhost,127.0.0.1,::1,server"
-    assert variables["FLOWERBED_NODE_CONFIG"] == '{"n": 3}', "what the kit has stays out"
+    assert json.loads(variables["FLOWERBED_NODE_CONFIG"]) == RIGHT["node_config"]
     assert variables["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
     assert (variables["HF_HUB_OFFLINE"], variables["NAME"], variables["ON"]) == ("1", "a$$b", "true")
     assert service == {
@@ -110,12 +112,12 @@ def test_compose_is_told_each_of_them() -> None:
 
 
 def test_nothing_said_is_nothing_told() -> None:
-    assert site_service.service({}, {}, own=[], without_proxy=["server"]) == {}
+    assert site_service.service({}, {}, without_proxy=["server"]) == {}
 
 
 def test_gpus_by_number_and_by_id() -> None:
     def device(gpus: Any) -> Any:
-        service = site_service.service({"gpus": gpus}, {}, own=[], without_proxy=[])
+        service = site_service.service({"gpus": gpus}, {}, without_proxy=[])
         return service["deploy"]["resources"]["reservations"]["devices"][0]
 
     assert device(2)["count"] == 2
@@ -158,7 +160,7 @@ def test_flower_reads_a_node_config_as_it_stands_there() -> None:
         "a.b": 1,
         "client-name": "site-1",
     }
-    command = environment.supernode_command(1, 2, config, environment.PREFORK)
+    command = environment.supernode_command(1, 2, config, environment.PREFORK, versions.generation())
     assert parse_config_args([command[command.index("--node-config") + 1]]) == config
 
 
@@ -237,6 +239,22 @@ def test_a_sites_own_file_has_one_clear_error(root: Path, case: str) -> None:
     assert expected in problem
 
 
+def test_a_file_that_only_its_owner_reads_stops_nobody_but_provisioning(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "sites/site-1.yml"
+    file.write_text("cpus: 4\n")
+
+    def closed(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
+    (problem,) = site_files.missing([SITE])
+    assert problem == "sites/site-1.yml cannot be read by you; its owner is to provision."
+
+
 def test_a_file_of_comments_says_nothing(root: Path) -> None:
     (root / "sites/site-1.yml").write_text("# cpus: 4\n")
     assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
@@ -251,6 +269,42 @@ def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
     away = {**SITE, "elsewhere": True, "data": {"folder": "/x", "group": "research"}}
     (problem,) = site_files.problems([away])
     assert "expected the number of group research, as the site is on another machine" in problem
+
+
+# The same on a machine that has only the site's image
+
+
+def made(text: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", own_settings.__name__, "site-3", "fl.example.org"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=30)
+
+
+def test_the_image_makes_a_compose_file_of_it() -> None:
+    process = made("data: {folder: /srv/x, group: 4321}\nproxy: http://p.example:3128\n# cpus: 2\n")
+    assert process.returncode == 0, process.stderr
+    service = yaml.safe_load(process.stdout)["services"]["site-3"]
+    assert [v["target"] for v in service["volumes"]] == ["/data"] and service["group_add"] == ["4321"]
+    assert service["environment"]["no_proxy"] == "localhost,127.0.0.1,::1,fl.example.org"
+    assert yaml.safe_load(made("# nothing\n").stdout) == {"services": {"site-3": {}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: ]", "settings of site-3: this is not YAML"),
+        ("- a", "expected keys with values; found list"),
+        ("datas: /x", "there is no key datas; expected node_config"),
+        ("cpus: many", "expected cpus to be a number of cores"),
+        (
+            "data: {folder: /x, group: research}",
+            "the number of group research, which `getent",
+        ),
+    ],
+)
+def test_the_image_refuses_what_is_wrong(text: str, expected: str) -> None:
+    process = made(text)
+    assert process.returncode == 1 and process.stdout == "" and "Traceback" not in process.stderr
+    assert expected in process.stderr
 
 
 # What is on this machine

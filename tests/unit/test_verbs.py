@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -17,12 +18,16 @@ from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
 from bridge.flare.console import follow as inside
 from scripts import app as apps
-from scripts import build, compose, console, data, engine, provision, results, up
+from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
 from tests.unit.asking import Asked
+from tests.unit.faking import environment
 
 APP = ROOT / "tests" / "apps" / "numpy-add"
+
+MADE = "0123456789ab"
+"""Its environment."""
 
 PROJECT = {
     "participants": [
@@ -103,6 +108,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setattr(engine, "docker", lambda: str(folder / "docker.py"))
     monkeypatch.setattr(provision, "load", lambda project: PROJECT)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(submit, "ENVIRONMENTS", tmp_path / "environments")
+    environment(tmp_path / "environments", MADE, APP)
+    environment(tmp_path / "environments", "aaaaaaaaaaaa", ROOT / "apps" / "pytorch-quickstart")
     return Fake(folder)
 
 
@@ -166,6 +174,7 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
             "rounds": 5,
             "sites": ["site-2"],
             "min_sites": 1,
+            "environment": MADE,
         },
         "run_config": ["array-size=7"],
     }
@@ -173,10 +182,46 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
         assert "numpyadd/client_app.py" in tar.getnames()
 
 
-def test_submit_tells_what_the_console_warns_of(fake: Fake, flowerbed: Run) -> None:
-    fake.answer("submit", reads=True, out='{"job_id": "j-1", "warning": "flwr 9.9 is newer"}\n')
+def test_submit_tells_that_nobody_has_tried_the_apps_flower(
+    fake: Fake, flowerbed: Run, tmp_path: Path
+) -> None:
+    environment(tmp_path / "environments", MADE, APP, flwr="1.44.0")
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
     _, outcome, told = flowerbed("submit", APP)
-    assert told.count("flwr 9.9 is newer") == 1 and "warning" not in outcome
+    assert told.count("flwr 1.44.0 is newer") == 1 and "warning" not in outcome
+
+
+def test_submit_names_who_is_missing_before_the_jobs_id(
+    fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-2"]}\n')
+    code, outcome, told = flowerbed("submit", APP)
+    missing = "site-1 of project.yml is not registered: the job runs with site-2\n"
+    assert code == 0 and outcome["missing_sites"] == ["site-1"]
+    assert told.index(missing) < told.index("job j-1")
+    # Who names the sites is told by an error, if one is missing.
+    _, outcome, told = flowerbed("submit", APP, "--sites", "site-2")
+    assert "missing_sites" not in outcome and "not registered" not in told
+    fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-1", "site-2"]}\n')
+    _, outcome, told = flowerbed("submit", APP)
+    assert "missing_sites" not in outcome and "not registered" not in told
+
+
+def test_submit_says_who_is_silent(fake: Fake, flowerbed: Run) -> None:
+    answer = {"job_id": "j-1", "sites": ["site-1", "site-2"], "silent": {"site-2": 96.4}}
+    fake.answer("submit", reads=True, out=lines(answer))
+    said = "site-2 has not been heard of for 96 s: the job may have to wait for it\n"
+    assert said in flowerbed("submit", APP)[2]
+    assert said in flowerbed("submit", APP, "--sites", "site-2")[2]
+    assert said not in flowerbed("submit", APP, "--sites", "site-1")[2]
+
+
+def test_submit_names_who_is_missing_when_they_are_too_few(fake: Fake, flowerbed: Run) -> None:
+    said = error("the job asks for 2 sites, but 1 are registered: site-1", registered=["site-1"])
+    fake.answer("submit", reads=True, code=2, err=said)
+    code, outcome, _ = flowerbed("submit", APP, "--min-sites", 2)
+    assert code == 2
+    assert outcome["error"].endswith("are registered: site-1. site-2 of project.yml is not registered.")
 
 
 @pytest.fixture
@@ -201,7 +246,7 @@ def test_submit_of_a_deployed_app_sends_its_name_and_what_the_console_checks(
     assert fake.request(0) == {
         "verb": "submit",
         "deployed": "adding",
-        "options": {"rounds": 5},
+        "options": {"rounds": 5, "environment": MADE},
         "run_config": ["array-size=7"],
     }
     with tarfile.open(fileobj=io.BytesIO(fake.stdin())) as tar:
@@ -279,13 +324,56 @@ def test_submit_refuses_before_anything_is_sent(
     assert fake.calls == []
 
 
-def test_submit_of_an_app_whose_packages_are_missing(fake: Fake, flowerbed: Run) -> None:
-    fake.answer("submit", reads=True, code=2, err=error("the image lacks pandas>=2", missing=["pandas>=2"]))
+def test_submit_of_an_app_without_an_environment_says_the_one_command(
+    fake: Fake, flowerbed: Run, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "environments" / MADE)
     code, outcome, _ = flowerbed("submit", APP)
-    assert code == 2
-    assert outcome["missing"] == ["pandas>=2"]
-    assert "the image lacks pandas>=2" in outcome["error"]
-    assert f"./flowerbed build --app {APP}" in outcome["error"]
+    assert code == 2 and outcome["missing"] == ["flwr>=1.26.0", "numpy"]
+    assert f"./flowerbed build --app {APP}" in outcome["error"] and "--build" in outcome["error"]
+    assert fake.calls == []
+
+
+def test_submit_makes_the_environment_if_asked_to(
+    fake: Fake, flowerbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[Path]] = []
+
+    def make(folders: list[Path], choice: app_builds.Choice) -> list[dict[str, Any]]:
+        made.append(folders)
+        environment(tmp_path / "environments", "ffffffffffff", APP)
+        return [{"name": "ffffffffffff"}]
+
+    monkeypatch.setattr(app_builds, "make", make)
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    assert flowerbed("submit", APP, "--build")[0] == 0
+    assert made == [], "there is one"
+    shutil.rmtree(tmp_path / "environments" / MADE)
+    assert flowerbed("submit", APP, "--build")[0] == 0
+    assert made == [[APP]] and fake.request(1)["options"] == {"environment": "ffffffffffff"}
+
+
+def test_what_is_wrong_with_a_job_is_said_before_its_environment_is_made(
+    fake: Fake, flowerbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(tmp_path / "environments" / MADE)
+    monkeypatch.setattr(app_builds, "make", lambda *given: pytest.fail("minutes of work for nothing"))
+    code, outcome, _ = flowerbed("submit", APP, "--build", "--sites", "site-9")
+    assert code == 2 and "there is no site-9" in outcome["error"]
+
+
+def test_submit_takes_the_environment_that_is_named(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
+    environment(tmp_path / "environments", "bbbbbbbbbbbb")
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    assert flowerbed("submit", APP, "--environment", "bbbbbbbbbbbb")[0] == 0
+    assert fake.request(0)["options"] == {"environment": "bbbbbbbbbbbb"}
+
+
+@pytest.mark.parametrize("name", ["cccccccccccc", "../environments/0123456789ab", "/etc", "0123", "x" * 5000])
+def test_an_environment_that_is_not_there_is_refused_by_name(fake: Fake, flowerbed: Run, name: str) -> None:
+    code, outcome, _ = flowerbed("submit", APP, "--environment", name)
+    assert code == 2 and name[:100] in outcome["error"] and "./flowerbed apps" in outcome["error"]
+    assert len(outcome["error"]) < 300 and fake.calls == []
 
 
 def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
@@ -353,7 +441,8 @@ def test_a_job_folder_is_exported_and_submitted_as_it_is(fake: Fake, flowerbed: 
     folder = tmp_path / "jobs" / "mine"
     assert flowerbed("submit", APP, "--export", folder, "--rounds", 2)[1]["folder"] == str(folder)
     assert (folder / "app" / "config" / "config_fed_server.json").is_file()
-    assert fake.request(0) == {"verb": "export", "deployed": "", "options": {"rounds": 2}}
+    options = {"rounds": 2, "environment": MADE}
+    assert fake.request(0) == {"verb": "export", "deployed": "", "options": options}
     assert flowerbed("submit", APP, "--export", folder)[0] == 0, "an earlier export may be replaced"
 
     assert flowerbed("submit", folder)[1]["job_id"] == "j-2"
@@ -435,6 +524,11 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     refusals = [event["reason"] for event in call.lines if event["event"] == "no progress"]
     assert refusals == (["not authorized"] if denied else [])
     assert session.asked == (1 if denied else 3)
+    # Of a job whose process does not answer yet it is told that it starts.
+    monkeypatch.setattr(inside, "STARTING_AFTER", 0.0)
+    call = Asked(Session(RuntimeError("starting")))
+    inside.wait(call, "j-1")
+    assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
@@ -462,12 +556,18 @@ def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
 
 
 def test_wait_shows_what_happens_before_the_first_round(fake: Fake, flowerbed: Run) -> None:
+    begins = {"event": "phase", "phase": "processes", "ready": [], "missing": [], "t": 103.0}
     phase = {"event": "phase", "phase": "sites", "ready": [], "missing": ["site-1", "site-2"], "t": 104.0}
     again = {**phase, "ready": ["site-1"], "missing": ["site-2"], "t": 114.0}
     runs = {**again, "phase": "run", "t": 120.0}
     full = {**runs, "ready": ["site-1", "site-2"], "missing": []}
-    fake.answer("wait", out=lines(*PROGRESS[:2], phase, again, runs, full, END))
+    fake.answer(
+        "wait",
+        out=lines(*PROGRESS[:1], begins, {**begins, "phase": "superlink"}, phase, again, runs, full, END),
+    )
     assert (
+        "      3 s  the job's processes start\n"
+        "      3 s  the SuperLink starts\n"
         "      4 s  the SuperLink is ready, waiting for site-1, site-2\n"
         "     14 s  the SuperLink is ready, waiting for site-2\n"
         "     20 s  1 site ready, without site-2: the ServerApp starts\n"
@@ -502,6 +602,9 @@ def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: R
     assert [entry.get("start", 1) for entry in outcome["rounds"]] == [1, 2]
     assert outcome["central"] == [{"start": 2, "round": 1, "metrics": numbers}]
     assert "  start 2, round 1 of 1\n" in told
+    # The second start's times are those of the first: no line goes back.
+    times = [int(found) for found in re.findall(r"^ +(\d+) s  ", told, re.MULTILINE)]
+    assert times == sorted(times)
     shown = "auc 0.25  each [1, 2]  many [0.5, 0.5, 0.5, ..., 0.5] (9) (start 2, round 1)\n"
     assert f"  server       evaluated {shown}" in told
 
@@ -729,6 +832,16 @@ def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) ->
     assert flowerbed("remove", "../x")[0] == 2
 
 
+def test_jobs_and_wait_say_for_whom_a_job_waits(fake: Fake, flowerbed: Run) -> None:
+    waits = "waits for site-2, not registered"
+    fake.answer("list", out=lines({"jobs": [{"job_id": "j-1", "status": "SUBMITTED", "waits": waits}]}))
+    _, outcome, told = flowerbed("jobs")
+    assert waits in told and outcome["jobs"][0]["waits"] == waits
+    events = [PROGRESS[0], {"event": "waits", "reason": waits, "t": 104.0}, END]
+    fake.answer("wait", out=lines(*events))
+    assert f"  {waits}\n" in flowerbed("wait", "j-1")[2]
+
+
 def test_jobs_says_what_is_stored(fake: Fake, flowerbed: Run) -> None:
     job = {"job_id": "j-1", "name": "x", "status": "FINISHED:COMPLETED", "stored_bytes": 2 * 2**30}
     fake.answer("list", out=lines({"jobs": [job]}))
@@ -773,6 +886,7 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
     monkeypatch.setattr(provision, "run", lambda: done.append("provision"))
     monkeypatch.setattr(build, "run", lambda: done.append("build"))
+    monkeypatch.setattr(app_builds, "make", lambda folders, choice: done.append(f"app {folders[0].name}"))
     monkeypatch.setattr(up, "run", lambda: done.append("up"))
     monkeypatch.setattr(data, "prepare", lambda sites, **options: done.append(f"data {sites} {options}"))
     monkeypatch.setattr(data, "table", lambda manifest: "")
@@ -792,12 +906,13 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     code, outcome, told = flowerbed("quickstart", "--rounds", 2, "--alpha", 0.5)
     assert code == 0
     data_step = "data ['site-1', 'site-2'] {'alpha': 0.5, 'seed': 0}"
-    assert steps == ["engine", "provision", "build", data_step, "up"]
-    request = {"options": {"rounds": 2}, "run_config": ["min-available-clients=2"]}
+    assert steps == ["engine", "provision", "build", "app pytorch-quickstart", data_step, "up"]
+    options = {"rounds": 2, "environment": "aaaaaaaaaaaa"}
+    request = {"options": options, "run_config": ["min-available-clients=2"]}
     assert fake.request(0) == {"verb": "submit", "deployed": "", **request}
     assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
-    assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 7
+    assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 8
 
 
 def test_quickstart_stops_at_the_first_step_that_fails(

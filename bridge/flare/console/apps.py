@@ -13,7 +13,7 @@ from typing import Any
 from bridge.common import job_options, versions
 from bridge.common.app import DEPLOYED, ROUNDS_KEY, check_packages, check_run_config, job_name, read_app
 from bridge.common.option import JOB_NAME
-from bridge.flare.console import archive
+from bridge.flare.console import archive, waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.flare.console.run_config import overrides
 from bridge.job import fab
@@ -77,29 +77,30 @@ def submit(
     options = _with_overrides(options, run_config, run_config_file)
     with archive.unpacked(call) as folder, tempfile.TemporaryDirectory() as into:
         with call.session() as session:
-            here = {client.name for client in session.get_system_info().client_info}
+            here = waiting.registered(session)
         if (folder / "meta.json").exists():
             job = Path(shutil.copytree(folder, Path(into) / FOLDER))
         else:
             fewest = max(1, len(here))
             job = make_job(folder, Path(into), options, deployed=deployed, default_min_sites=fewest)
-        wanted = _wanted(job)
-        unknown = set(options.get("sites") or ()) - here
+        wanted, needed = _wanted(job)
+        unknown = {*(options.get("sites") or ()), *needed} - {*here}
         if unknown:
             raise ConsoleError(
                 f"no site {', '.join(sorted(unknown))} is registered; "
-                f"registered are: {', '.join(sorted(here)) or 'none'}",
+                f"registered are: {', '.join(here) or 'none'}",
                 2,
             )
         if wanted > len(here):
             raise ConsoleError(
                 f"the job asks for {wanted} sites, but {len(here)} are registered"
-                f"{': ' + ', '.join(sorted(here)) if here else ''}",
+                f"{': ' + ', '.join(here) if here else ''}",
                 2,
+                registered=[*here],
             )
         with call.session() as session:
-            answer = {"job_id": session.submit_job(str(job)), "sites": sorted(here)}
-        call.say(answer | ({"warning": warning} if (warning := versions.newer()) else {}))
+            answer = {"job_id": session.submit_job(str(job)), "sites": [*here]}
+        call.say(answer | ({"silent": gone} if (gone := waiting.silent(here)) else {}))
 
 
 def _with_overrides(
@@ -125,7 +126,6 @@ def make_job(
 
     config = read_app(app)
     fab.check(config)
-    check_packages(config)
     options = {**job_options.submit_defaults(), **options}
     options.setdefault("name", job_name(config["project"]["name"].strip()))
     options.setdefault("min_sites", len(options.get("sites") or ()) or default_min_sites)
@@ -142,11 +142,13 @@ def make_job(
     return into / str(job.name)
 
 
-def _wanted(job: Path) -> int:
-    """The fewest sites of a job. Its name is looked at too: FLARE, and people, take it for a name."""
+def _wanted(job: Path) -> tuple[int, list[str]]:
+    """The fewest sites of a job, and those without which it does not start. Its name is looked at too:
+    FLARE, and people, take it for a name."""
     try:
         meta = json.loads((job / "meta.json").read_text())
         name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
+        needed = [str(site) for site in meta.get("mandatory_clients") or ()]
     except (ValueError, TypeError, AttributeError) as error:
         raise ConsoleError(f"the job's meta.json is broken: {error}", 2) from None
     if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
@@ -154,4 +156,4 @@ def _wanted(job: Path) -> int:
             f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",
             2,
         )
-    return wanted
+    return wanted, needed

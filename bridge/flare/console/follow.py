@@ -12,6 +12,7 @@ from typing import Any
 from bridge.common import events
 from bridge.common.errors import FlowerbedError
 from bridge.common.meta import EVENTS_FILE, EVENTS_TOPIC, times
+from bridge.flare.console import waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session, Unreachable
 from bridge.flare.console.jobs import POLL, downloading, kept
 from bridge.job import news
@@ -41,8 +42,15 @@ GATHERED = 2.0
 QUEUED = 5.0
 """Seconds to which the pause grows while a job waits for its turn."""
 
+WAITS_AFTER, WAITS_EVERY = 3.0, 45.0
+"""Seconds that a job is watched before it is said for what it waits (most start in one), and between two
+looks at that. Each is a line in the server's audit log."""
+
 STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
 """Seconds between two questions after the status of a job that runs: at first, and later."""
+
+STARTING_AFTER = 3.0
+"""Seconds after which it is told that a job's processes still start."""
 
 RUN_ENDED = "run ended"
 """The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
@@ -66,6 +74,12 @@ class Watched:
     contact: float | None = None
     """When the server answered last, by the monotonic clock."""
     began: float = field(default_factory=time.monotonic)
+    waits: str = ""
+    """For what the job waits, as it was told last."""
+    looked: float | None = None
+    """When that was looked at, by the monotonic clock."""
+    starting: bool = False
+    """Whether it was told that the job's processes start."""
     denied: bool = False
     """Whether this identity may not ask the running job for its events."""
 
@@ -117,6 +131,7 @@ def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -
 def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     with call.session() as session:
         meta = session.get_job_meta(job)
+        waits = _waits(session, meta, told)
     told.contact = time.monotonic()
     now, before = str(meta.get("status")), told.status
     submitted, started, _ = times(meta)
@@ -129,10 +144,24 @@ def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
         if not before:
             call.say({"event": "submitted", "submitted": submitted, "t": submitted})
     told.status = now
+    if waits and waits != told.waits:
+        call.say({"event": "waits", "reason": waits, "t": time.time()})
+    told.waits = waits
     if now != NOT_STARTED:  # There, it is the reason.
         for site, why in kept(meta)["refused"].items():
             told.tell(call, {"event": "refused", "site": site, "reason": why, "t": time.time()})
     return now
+
+
+def _waits(session: Session, meta: dict[str, Any], told: Watched) -> str:
+    """For what a job waits; empty if it does not, or has just been handed in."""
+    if meta.get("status") not in waiting.WAITING:
+        return ""
+    now = time.monotonic()
+    if now - told.began < WAITS_AFTER or (told.looked is not None and now - told.looked < WAITS_EVERY):
+        return told.waits
+    told.looked = now
+    return waiting.waits_for(meta, waiting.registered(session))
 
 
 def _ended(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
@@ -164,6 +193,10 @@ def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watche
             told.tell(call, event)
         now = time.monotonic()
         told.contact = told.contact if found is None else now
+        if found is None and not (told.events or told.starting) and now - told.began > STARTING_AFTER:
+            told.starting = True
+            processes = {"event": "phase", "phase": "processes", "ready": [], "missing": []}
+            call.say({**processes, "t": time.time()})
         # Not at once again, whatever comes; but what waited for news has paused already.
         call.pause(_pause(told, GATHERED, deadline) - (0.0 if found else now - before))
         if found is None or now - asked > every or (deadline is not None and now > deadline):

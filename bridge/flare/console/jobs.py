@@ -15,7 +15,7 @@ from typing import Any
 
 from bridge.common import meta as keys
 from bridge.common.meta import LATEST
-from bridge.flare.console import archive
+from bridge.flare.console import archive, waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
 from bridge.flare.console.sessions import told
 
@@ -38,10 +38,14 @@ downloading = threading.Lock()
 def listed(call: ConsoleCall) -> None:
     """Say which jobs there are."""
     with call.session() as session:
-        call.say({"jobs": [_entry(job) for job in session.list_jobs(detailed=True)]})
+        jobs = session.list_jobs(detailed=True)
+        wait = any(job.get("status") in waiting.WAITING for job in jobs)
+        sites = waiting.registered(session) if wait else {}
+    call.say({"jobs": [{**_entry(job), "waits": waiting.waits_for(job, sites)} for job in jobs]})
 
 
 def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
+    noted = kept(job)
     return {
         "job_id": job.get("job_id"),
         "name": job.get("job_name") or job.get("name"),
@@ -50,7 +54,8 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
         "duration": job.get("duration"),
         "submitter": job.get("submitter_name"),
         "stored_bytes": job.get(keys.STORED),
-        **kept(job),
+        **noted,
+        "reason": noted["reason"] or job.get(keys.SAID, ""),
     }
 
 

@@ -84,7 +84,8 @@ def _log(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
         if not ended:
             return ""  # The job has not begun there.
         reason = reply.get("unavailable", {}).get(site) or "FLARE has none"
-        raise ConsoleError(f"there is no log of {site} for job {job}: {reason}")
+        hint = "" if site == SERVER else ". A site with share_logs: false keeps its own"
+        raise ConsoleError(f"there is no log of {site} for job {job}: {reason}{hint}")
     return str(text)
 
 

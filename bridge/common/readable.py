@@ -1,6 +1,6 @@
 """Can this user read these folders? `doctor` and `up` run this file in a container, as its user.
 
-    python -I -S - FOLDER...        with this file on stdin
+    python -I -S readable.py FOLDER...
 
 Prints a JSON object by folder: `files` that were tried, `closed` (files and folders that cannot be read), and
 of the first of these its path as `first` and the reason as `why`. Standard library only.

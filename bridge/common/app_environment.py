@@ -1,0 +1,224 @@
+"""The environments of apps: an app's packages, Flower among them, apart from FLARE's and from other apps'.
+
+`./flowerbed build --app APP` makes one (`scripts/environments.py`). It is a folder of `ROOT`, called by the
+hash of its lock, with
+
+    environment.json    what is in it, and for which requirements it was made
+    lock.txt            each package with version and hashes
+    venv/               the packages, for a Python of the images
+    system/             files of Debian packages, where the app's builder has named some
+
+A job names its environment. A process that runs without containers, such as one of FLARE's simulator, has
+none: there an app runs in the Python environment that FLARE runs in (`own`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge.common import versions
+from bridge.common.app import PYPROJECT, BadApp
+
+ROOT = Path("/environments")
+"""Where server and sites see the environments, to read."""
+
+DESCRIPTION, LOCK, VENV, SYSTEM = "environment.json", "lock.txt", "venv", "system"
+
+NAME = re.compile(r"[0-9a-f]{12}")
+"""What an environment is called."""
+
+DESCRIPTION_LIMIT = 1 << 20
+"""Bytes of a description that are read."""
+
+
+FACTS: Mapping[str, tuple[type, ...]] = {
+    "flwr": (str,),
+    "python": (str,),
+    "gpu": (bool,),
+    "apt": (list,),
+    "libraries": (list,),
+    "packages": (int,),
+    "bytes": (int,),
+    "made": (int, float),
+    "apps": (list,),
+    "keys": (list,),
+}
+"""What a description has, and of which types. The lists are of texts. What is described otherwise is no
+environment: code that a package was built with may have written it."""
+
+
+class NoEnvironment(BadApp):
+    """There is no such environment here; the text is for people."""
+
+
+@dataclass(frozen=True)
+class AppEnvironment:
+    """Where an app's packages are, and which Flower is among them."""
+
+    flwr: str
+    programs: Path
+    """The folder with its `python` and Flower's programs."""
+    name: str = ""
+    """Empty: it is that of this process."""
+    libraries: tuple[Path, ...] = ()
+    """Folders where the linker looks before the system's."""
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """All of its description."""
+
+    @property
+    def generation(self) -> versions.Generation:
+        """How its Flower is called and spoken to. Raises `UnsupportedFlower`."""
+        return versions.generation(self.flwr)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What its programs need in their environment."""
+        if not self.libraries:
+            return {}
+        return {"LD_LIBRARY_PATH": ":".join(map(str, self.libraries))}
+
+
+@functools.cache
+def own() -> AppEnvironment:
+    """The environment of this process. Raises `UnsupportedFlower` if it has no Flower."""
+    return AppEnvironment(versions.installed(), Path(sys.executable).parent)
+
+
+def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an app's pyproject.toml asks for, in one spelling and order.
+
+    The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An
+    app that does not name flwr itself gets it. So does one that means the Flower beside it in its author's
+    checkout (`flwr @ {root:parent:uri}`, in Hatch's spelling), as Flower's own tests do.
+
+    Raises:
+        BadApp: it is no list of requirements, or names another folder in its author's checkout.
+    """
+    # Here, since many who import this module need it not, and it takes a while.
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = config.get("project", {}).get("dependencies", [])
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
+    found, names = set(), set()
+    for line in lines:
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement as error:
+            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: {str(error)[:500]}") from None
+        wanted.name = canonicalize_name(wanted.name)
+        if wanted.name in versions.DISTRIBUTIONS:
+            wanted.extras.discard("simulation")
+        if not _is_in_checkout(wanted.url):
+            names.add(wanted.name)
+            found.add(str(wanted))
+        elif wanted.name not in versions.DISTRIBUTIONS:
+            raise BadApp(
+                f"{PYPROJECT}: {str(line)[:200]!r} means a folder beside the app, which is not there where "
+                "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
+            )
+    if not names & set(versions.DISTRIBUTIONS):
+        found.add(versions.DISTRIBUTIONS[0])
+    return tuple(sorted(found))
+
+
+def _is_in_checkout(url: str | None) -> bool:
+    """Whether a direct reference stands for a folder on its author's machine, in Hatch's spelling."""
+    return url is not None and re.match(r"(file://)?\{(root|home)\b", url) is not None
+
+
+def requires_python(config: Mapping[str, Any]) -> str:
+    """The Python versions that an app takes, such as `>=3.10`; empty: any."""
+    wanted = config.get("project", {}).get("requires-python", "")
+    if not isinstance(wanted, str):
+        raise BadApp(f"{PYPROJECT}: requires-python: expected a text, found {wanted!r}"[:300])
+    return wanted.strip()
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """By what an environment is found for an app: a hash of all that the app asks for."""
+    asked = {"python": requires_python(config), "requirements": requirements(config)}
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+def named(name: str, root: Path = ROOT) -> AppEnvironment:
+    """The environment of this name.
+
+    Raises:
+        NoEnvironment: there is none in `root`, or it is broken.
+    """
+    if not NAME.fullmatch(name):
+        raise NoEnvironment(f"environment {name[:100]!r}: expected 12 digits of 0-9 and a-f")
+    facts = _described(root / name)
+    if facts is None:
+        raise NoEnvironment(
+            f"it lacks the app's environment {name}. Make it there: ./flowerbed build --app APP", missing=name
+        )
+    return _made(root / name, facts)
+
+
+def find(config: Mapping[str, Any], root: Path = ROOT, *, gpu: bool = False) -> AppEnvironment | None:
+    """The environment that was made for what this app's pyproject.toml asks for, if there is one.
+
+    Of two, the one that was made for sites with GPUs or without them, as `gpu` says.
+    """
+    wanted = key(config)
+    made = [one for one in every(root) if wanted in one.facts.get("keys", ())]
+    return min(made, key=lambda one: bool(one.facts.get("gpu")) != gpu, default=None)
+
+
+def every(root: Path = ROOT) -> list[AppEnvironment]:
+    """All environments in `root`, by name."""
+    return list(_every(root))
+
+
+def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> AppEnvironment:
+    """The environment of a job.
+
+    Args:
+        name: the one that the job names; empty: none.
+        config: the app's pyproject.toml, as far as it is known here.
+
+    Raises:
+        NoEnvironment: it is not here.
+        UnsupportedFlower: without one, and this process has no Flower either.
+    """
+    if name:
+        return named(name, root)
+    found = find(config, root) if config is not None else None
+    return found or own()
+
+
+def _every(root: Path) -> Iterator[AppEnvironment]:
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        facts = _described(folder) if NAME.fullmatch(folder.name) else None
+        if facts is not None:
+            yield _made(folder, facts)
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    try:
+        with (folder / DESCRIPTION).open("rb") as file:
+            facts = json.loads(file.read(DESCRIPTION_LIMIT))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or any(
+        type(facts.get(name)) not in kinds for name, kinds in FACTS.items()
+    ):
+        return None
+    texts = (text for value in facts.values() if isinstance(value, list) for text in value)
+    return facts if all(isinstance(text, str) for text in texts) else None
+
+
+def _made(folder: Path, facts: Mapping[str, Any]) -> AppEnvironment:
+    libraries = tuple(folder / SYSTEM / path for path in facts.get("libraries", ()))
+    return AppEnvironment(facts["flwr"], folder / VENV / "bin", folder.name, libraries, facts)

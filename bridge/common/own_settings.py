@@ -1,0 +1,83 @@
+"""A site's own file in Compose's language, for a machine that has only the site's image.
+
+    docker run --rm -i IMAGE settings < site-3.yml > compose.override.yaml
+
+The keys are those of `project.yml` (`site_settings.py`). Compose merges what is printed over the file that
+came from the server's machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from bridge.common import site_service, site_settings
+from bridge.common.site_settings import DATA, DATA_FOLDER, GPUS
+
+HEADER = "# Made of the site's own file by its image. Edit that one.\n"
+
+
+class Override(dict[str, Any]):
+    """A mapping that takes the place of the one below it, where Compose would add to it."""
+
+
+class OverrideList(list[Any]):
+    """The same for a list."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes both with Compose's tag (from Compose 2.24.4 on)."""
+
+
+_Dumper.add_representer(Override, lambda d, value: d.represent_mapping("!override", value))
+_Dumper.add_representer(OverrideList, lambda d, value: d.represent_sequence("!override", value))
+
+
+def problems(content: Any) -> list[str]:
+    """Return what is wrong with the content of the file."""
+    if not isinstance(content, Mapping):
+        return [f"expected keys with values; found {site_settings.kind_of(content)}"]
+    if foreign := [str(key) for key in content if key not in site_settings.KEYS]:
+        return [f"there is no key {', '.join(foreign)}; expected {', '.join(site_settings.KEYS)}"]
+    found = list(site_settings.problems(content))
+    if not found:
+        groups = {folder.group for folder in site_settings.folders(content.get(DATA))}
+        found = [
+            f"{DATA}: expected the number of group {group}, which `getent group {group}` shows"
+            for group in sorted(group for group in groups if isinstance(group, str))
+        ]
+    return found
+
+
+def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> str:
+    """Return the Compose file of a site's own file, which has been checked."""
+    settings = {key: value for key, value in content.items() if value is not None}
+    named = site_settings.folders(settings.get(DATA))
+    gids = {folder.group: int(folder.group) for folder in named if folder.group is not None}
+    service = site_service.service(settings, gids, without_proxy=without_proxy)
+    if any(folder.target != DATA_FOLDER for folder in named):
+        # Else the folder at /data would stay beside those below it.
+        service["volumes"] = OverrideList([f"{site}:/workspace", *service["volumes"]])
+    if GPUS in settings:
+        service["deploy"] = Override(service["deploy"])
+    return HEADER + yaml.dump({"services": {site: service}}, Dumper=_Dumper, sort_keys=False, width=200)
+
+
+def main() -> None:
+    """Read the file on stdin. Arguments: the site's name, and hosts that are reached without its proxy."""
+    site, *without_proxy = sys.argv[1:]
+    try:
+        content = yaml.safe_load(sys.stdin.read())
+    except yaml.YAMLError as error:
+        sys.exit(f"settings of {site}: this is not YAML: {error}")
+    content = {} if content is None else content
+    if found := problems(content):
+        sys.exit("\n".join(f"settings of {site}: {problem}." for problem in found))
+    sys.stdout.write(render(site, content, without_proxy))
+
+
+if __name__ == "__main__":
+    main()

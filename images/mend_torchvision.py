@@ -1,0 +1,55 @@
+"""Makes `import torchvision` work where an index had only its CUDA build beside a CPU build of torch.
+
+Runs in a container, on an app's new environment (scripts/environments.py): python mend_torchvision.py
+SITE_PACKAGES
+"""
+
+from __future__ import annotations
+
+import py_compile
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TORCHVISION_WITHOUT_OPS = """\
+# Added by Flowerbed's build: this torchvision's compiled operators are for CUDA and do not load beside the
+# CPU build of torch. With their schemas defined, everything that is written in Python works (transforms,
+# datasets, models); the operators themselves and image files' decoding do not.
+import torch as _torch
+
+_flowerbed_schemas = _torch.library.Library("torchvision", "DEF")
+_flowerbed_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+_flowerbed_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def mend(packages: Path) -> None:
+    """Make it work, or end with the reason why it does not (seen with 0.28.0)."""
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "import torchvision"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    first = attempt()
+    if first.returncode == 0:
+        return
+    if "operator torchvision::nms does not exist" not in first.stderr:
+        sys.exit(f"torchvision does not import beside this torch:\n{first.stderr}")
+    package = packages / "torchvision"
+    for library in package.glob("*.so"):
+        library.unlink()
+    shutil.rmtree(packages / "torchvision.libs", ignore_errors=True)
+    init = package / "__init__.py"
+    source = TORCHVISION_WITHOUT_OPS + init.read_text()
+    # As a new file: the old one may be a link to uv's cache, and so to other environments.
+    init.unlink()
+    init.write_text(source)
+    py_compile.compile(str(init))
+    second = attempt()
+    if second.returncode != 0:
+        sys.exit(f"torchvision does not import, with its operators' schemas defined either:\n{second.stderr}")
+
+
+if __name__ == "__main__":
+    mend(Path(sys.argv[1]))

@@ -1,0 +1,92 @@
+"""`build --app` and `submit --build`: make the environments of apps, and say what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.common import versions
+from bridge.common.app_environment import AppEnvironment
+from scripts import app as apps
+from scripts import core, engine, environments, uv
+from scripts.locks import Resolved
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an environment is to be made."""
+
+    dry_run: bool = False
+    gpu: bool = False
+    apt: tuple[str, ...] = ()
+    upgrade: bool = False
+
+
+def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
+    """Make the environments of the apps in these folders; returns their descriptions."""
+    # What is wrong in the user's files comes before minutes of work.
+    found = [apps.read(folder) for folder in folders]
+    for app in found:
+        if app.ready:
+            raise core.UsageError(f"{app.folder} is a job folder: expected the folder of a Flower app.")
+    engine.ensure()
+    environments.prepare()
+    with uv.alone():
+        return [make_one(app, choice) for app in found]
+
+
+def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
+    """Make one app's environment, unless it is there. Needs `environments.prepare`."""
+    there = environments.of_app(app, gpu=choice.gpu)
+    if there is not None and not choice.upgrade and not choice.dry_run and set(choice.apt) <= _apt(there):
+        core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
+        facts = environments.serve(app, uv.ENVIRONMENTS / there.name, there.facts)
+        return {"name": there.name, **facts}
+    core.say(f"  resolving what {app.name} asks for")
+    apt = choice.apt or sorted(_apt(there))
+    resolved = environments.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
+    if choice.dry_run:
+        return _tell(resolved)
+    facts = environments.make(resolved)
+    core.say(
+        f"{app.name}: environment {facts['name']} ({facts['packages']} packages, "
+        f"{core.in_words(facts['bytes'])}, flwr {facts['flwr']}). Next: ./flowerbed submit {app.folder}"
+    )
+    if warning := versions.newer(str(facts["flwr"])):
+        core.say(f"  Note: {warning}")
+    return facts
+
+
+def _apt(made: AppEnvironment | None) -> set[str]:
+    return set() if made is None else set(made.facts.get("apt", ()))
+
+
+def _contents(made: AppEnvironment) -> str:
+    return f"{made.facts['packages']} packages, {core.in_words(made.facts['bytes'])}, flwr {made.flwr}"
+
+
+def _tell(resolved: Resolved) -> dict[str, Any]:
+    """Show what would be installed: one line each, the largest first."""
+    core.say(f"{resolved.app.name} would get environment {resolved.name}, with Python {resolved.python} and")
+    largest = sorted(resolved.packages, key=lambda package: -(package.size or 0))
+    width = max(len(package.name) for package in largest)
+    for package in largest:
+        size = "" if package.size is None else core.in_words(package.size)
+        built = "" if package.is_wheel else "  no wheel: it is built here"
+        core.say(f"  {package.name:{width}}  {package.version:14}  {size:>8}{built}".rstrip())
+    unknown = sum(package.size is None for package in resolved.packages)
+    more = f", and {unknown} whose size the index does not say" if unknown else ""
+    core.say(
+        f"{len(largest)} packages, {core.in_words(resolved.size)} to fetch{more}. Nothing was installed."
+    )
+    return {
+        "name": resolved.name,
+        "flwr": resolved.flwr,
+        "python": resolved.python,
+        "gpu": resolved.gpu,
+        "bytes_to_fetch": resolved.size,
+        "packages": {package.name: package.version for package in resolved.packages},
+        "without_wheel": [package.name for package in resolved.packages if not package.is_wheel],
+    }

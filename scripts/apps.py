@@ -1,0 +1,71 @@
+"""List the environments of apps, with their sizes, and remove one.
+
+  ./flowerbed apps                       which there are, and which apps they were made for
+  ./flowerbed apps --remove 1f3a...      remove one; its name may be shortened
+./flowerbed build --app APP makes one. A job that runs in an environment fails when that is removed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from bridge.common import app_environment
+from bridge.common.app_environment import AppEnvironment
+from scripts import core, environments, terminal, uv
+from scripts.core import say
+
+
+def run(
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Remove this environment. May be given more than once."),
+    ] = None,
+) -> dict[str, Any]:
+    """Show what is there, or remove."""
+    made = app_environment.every(uv.ENVIRONMENTS)
+    if remove:
+        wanted = [_named(name, made) for name in remove]
+        with uv.alone():
+            return {"removed": [_remove(one) for one in wanted]}
+    if made:
+        terminal.show(_table(made))
+    else:
+        say("No environments yet. Make one: ./flowerbed build --app APP")
+    return {"environments": [{"name": one.name, **one.facts} for one in made]}
+
+
+def _remove(made: AppEnvironment) -> dict[str, Any]:
+    size = environments.remove(made.name)
+    whose = ", ".join(made.facts["apps"]) or "no app"
+    say(f"Removed environment {made.name} of {whose}: {core.in_words(size)}.")
+    return {"name": made.name, "bytes": size}
+
+
+def _named(name: str, made: list[AppEnvironment]) -> AppEnvironment:
+    found = [one for one in made if one.name.startswith(name)]
+    if len(found) != 1:
+        there = ", ".join(one.name for one in found or made) or "none"
+        raise core.UsageError(
+            f"--remove {name}: expected the name of one environment, found {len(found)}: there are {there}."
+        )
+    return found[0]
+
+
+def _table(made: list[AppEnvironment]) -> Any:
+    rows = [
+        [
+            one.name,
+            one.flwr,
+            one.facts["python"] + (" GPU" if one.facts["gpu"] else ""),
+            one.facts["packages"],
+            core.in_words(one.facts["bytes"]),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(one.facts["made"])),
+            ", ".join(one.facts["apps"]) or "-",
+        ]
+        for one in sorted(made, key=lambda one: -one.facts["made"])
+    ]
+    head = ["ENVIRONMENT", "FLWR", "PYTHON", "PACKAGES", "SIZE", "MADE", "APPS"]
+    return terminal.table(head, rows, fold=("APPS",))

@@ -1,0 +1,325 @@
+"""The environments of apps, as server and sites see them: what an app asks for, and which folder that is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nvflare.apis.signal import Signal
+
+from bridge.common import app_environment, versions
+from bridge.common.app import BadApp
+from bridge.common.app_environment import DESCRIPTION, NoEnvironment
+from bridge.common.loop import LoopThread
+from bridge.job import fab
+from bridge.launch import environment as flower
+from bridge.server import controller as server
+from bridge.server.controller import FlowerController
+from bridge.server.event_log import JobEventLog
+from bridge.server.superlink import RunFailed, SuperLink
+from bridge.site import executor as site
+from bridge.site.executor import FlowerExecutor
+from bridge.site.supernode import SuperNodeSetup, start_supernode
+from tests.unit.faking import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = ROOT / "tests" / "apps" / "numpy-add"
+NAME = "0123456789ab"
+
+
+def asking(*lines: Any, python: Any = None) -> dict[str, Any]:
+    """A pyproject.toml that asks for these."""
+    return {"project": {"dependencies": list(lines), **({"requires-python": python} if python else {})}}
+
+
+def test_requirements_have_one_spelling_and_order() -> None:
+    config = asking("Torch_Vision >= 0.20,<1", "flwr>=1.30", "numpy", "numpy ", "scikit.learn [extra] ==1.5")
+    assert app_environment.requirements(config) == (
+        "flwr>=1.30",
+        "numpy",
+        "scikit-learn[extra]==1.5",
+        "torch-vision<1,>=0.20",
+    )
+
+
+def test_no_simulation_is_installed_and_flower_always() -> None:
+    assert app_environment.requirements(asking("flwr[simulation]>=1.26", "numpy")) == ("flwr>=1.26", "numpy")
+    assert app_environment.requirements(asking("flwr[rest,simulation]==1.41.0")) == ("flwr[rest]==1.41.0",)
+    # An extra of that name of another package is that package's.
+    assert app_environment.requirements(asking("gym[simulation]")) == ("flwr", "gym[simulation]")
+    assert app_environment.requirements(asking("flwr-nightly")) == ("flwr-nightly",)
+    assert app_environment.requirements({}) == ("flwr",)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (asking("a b"), "'a b' is no requirement"),
+        (asking("numpy", 3), "expected a list of texts, found ['numpy', 3]"),
+        ({"project": {"dependencies": "numpy"}}, "expected a list of texts, found 'numpy'"),
+        ({"project": {"dependencies": {"x": 1}}}, "expected a list"),
+        (asking("numpy" + " ;" * 100_000), "is no requirement"),
+    ],
+)
+def test_what_is_no_requirement_is_named(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadApp) as bad:
+        app_environment.requirements(config)
+    assert text in str(bad.value) and "pyproject.toml" in str(bad.value)
+
+
+def test_apps_that_ask_for_the_same_have_one_key() -> None:
+    first = app_environment.key(asking("numpy", "flwr[simulation]>=1.26"))
+    assert first == app_environment.key(asking("flwr>=1.26", "NumPy"))
+    others = [asking("numpy", "flwr>=1.27"), asking("numpy>1", "flwr>=1.26"), asking("flwr>=1.26")]
+    others.append(asking("numpy", "flwr>=1.26", python=">=3.12"))
+    assert len({first, *map(app_environment.key, others)}) == 5
+    with pytest.raises(BadApp, match="requires-python"):
+        app_environment.key(asking(python=3))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x", "/etc", "0123456789a", "0123456789abc", "0123456789aB", ".", "a/b"]
+)
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    environment(tmp_path / "inside", "x")
+    (tmp_path / "inside" / DESCRIPTION).write_text((tmp_path / "inside" / "x" / DESCRIPTION).read_text())
+    with pytest.raises(NoEnvironment, match="expected 12 digits of 0-9 and a-f"):
+        app_environment.named(name, tmp_path / "inside")
+
+
+def test_a_name_of_any_length_makes_a_short_error(tmp_path: Path) -> None:
+    with pytest.raises(NoEnvironment) as refused:
+        app_environment.named("x" * 1_000_000, tmp_path)
+    assert len(str(refused.value)) < 200
+
+
+def test_one_that_is_not_there_is_named_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(NoEnvironment, match=f"lacks the app's environment {NAME}") as refused:
+        app_environment.named(NAME, tmp_path)
+    assert refused.value.facts == {"missing": NAME} and "./flowerbed build --app" in str(refused.value)
+
+
+HOSTILE = (
+    {"flwr": 3},
+    {"libraries": [3]},
+    {"libraries": "lib"},
+    {"keys": 7},
+    {"keys": [["x"]]},
+    {"made": "now"},
+    {"apps": None},
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'"flwr"', b'{"flwr": "1.42.0"}', *HOSTILE],
+)
+def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
+    """It may also be written by the code that a package was built with."""
+    environment(tmp_path, "bbbbbbbbbbbb", APP)
+    if isinstance(content, bytes):
+        environment(tmp_path, NAME)
+        (tmp_path / NAME / DESCRIPTION).write_bytes(content)
+    else:
+        environment(tmp_path, NAME, APP, **content)
+    with pytest.raises(NoEnvironment):
+        app_environment.named(NAME, tmp_path)
+    assert [made.name for made in app_environment.every(tmp_path)] == ["bbbbbbbbbbbb"]
+    found = app_environment.find(config(APP), tmp_path)
+    assert found is not None and found.name == "bbbbbbbbbbbb"
+
+
+def test_a_description_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    environment(tmp_path, NAME, APP, notes="x" * app_environment.DESCRIPTION_LIMIT)
+    with pytest.raises(NoEnvironment):
+        app_environment.named(NAME, tmp_path)
+
+
+def test_folders_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
+    assert app_environment.every(tmp_path / "nowhere") == []
+    for name in (".cache", ".resolving-0123456789ab", "notes"):
+        environment(tmp_path, name)
+    (tmp_path / "ffffffffffff").write_text("a file")
+    assert app_environment.every(tmp_path) == []
+
+
+def test_it_is_found_by_what_the_app_asks_for_and_its_kind(tmp_path: Path) -> None:
+    environment(tmp_path, NAME, APP)
+    environment(tmp_path, "cccccccccccc", APP, gpu=True)
+    for gpu, name in ((False, NAME), (True, "cccccccccccc")):
+        found = app_environment.find(config(APP), tmp_path, gpu=gpu)
+        assert found is not None and found.name == name
+    # One of the other kind is better than none.
+    shutil.rmtree(tmp_path / "cccccccccccc")
+    found = app_environment.find(config(APP), tmp_path, gpu=True)
+    assert found is not None and found.name == NAME
+    changed = config(APP)
+    changed["project"]["dependencies"].append("pandas")
+    assert app_environment.find(changed, tmp_path) is None
+
+
+def test_what_is_in_it(tmp_path: Path) -> None:
+    environment(tmp_path, NAME, flwr="1.34.2", libraries=["usr/lib/x", "lib"])
+    made = app_environment.named(NAME, tmp_path)
+    assert made.programs == tmp_path / NAME / "venv" / "bin"
+    assert made.generation.first == (1, 34)
+    system = tmp_path / NAME / "system"
+    assert made.variables == {"LD_LIBRARY_PATH": f"{system}/usr/lib/x:{system}/lib"}
+    environment(tmp_path, NAME)
+    assert app_environment.named(NAME, tmp_path).variables == {}
+
+
+def test_flowers_processes_get_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a job sets goes before none of them."""
+    environment(tmp_path, NAME, libraries=["lib"])
+    made = app_environment.named(NAME, tmp_path)
+    variables = flower.variables(tmp_path / "home", {"APP_X": "1", "LD_LIBRARY_PATH": "/evil"}, made)
+    assert variables["LD_LIBRARY_PATH"] == f"{tmp_path / NAME}/system/lib" and variables["APP_X"] == "1"
+
+
+def config(app: Path) -> dict[str, Any]:
+    return fab.read(fab.build(app))
+
+
+@pytest.mark.parametrize("part", ["supernode", "superlink"])
+def test_supernode_and_superlink_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """And find the programs that they start there: Flower's own, by name."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/flares/own")
+    environment(tmp_path, NAME, flwr="1.42.0", libraries=["lib"])
+    made = app_environment.named(NAME, tmp_path)
+    made.programs.mkdir(parents=True)
+    (made.programs / "python").write_text('#!/bin/sh\nflower-superexec "$@"\n')
+    (made.programs / "flower-superexec").write_text(
+        f'#!/bin/sh\necho "$@" "$LD_LIBRARY_PATH" "$PYTHONPATH" > {tmp_path}/told.new\n'
+        f"mv {tmp_path}/told.new {tmp_path}/told\n"
+    )
+    for program in made.programs.iterdir():
+        program.chmod(0o755)
+    home = tmp_path / "job" / "home"
+    home.mkdir(parents=True)
+
+    async def start() -> None:
+        if part == "superlink":
+            with pytest.raises(RunFailed, match="SuperLink ended"):
+                await SuperLink.start(tmp_path, home, grace=60, packages=made)
+        else:
+            setup = SuperNodeSetup(1, work_dir=tmp_path, home=home, node_config={}, packages=made)
+            node = await start_supernode(setup)
+            async with asyncio.timeout(30):
+                await node.ended()
+            await node.stop(0)
+
+    asyncio.run(start())
+    told = (tmp_path / "told").read_text()
+    assert f"-P -m bridge.flower.{part}_process" in told and f"{tmp_path / NAME}/system/lib" in told
+    # Nothing of what FLARE imports: its packages would come before the app's.
+    assert told.split()[-1] == str(ROOT)
+
+
+# The environment of a job
+
+
+def test_a_job_runs_in_the_one_that_it_names(tmp_path: Path) -> None:
+    environment(tmp_path, NAME, APP)
+    environment(tmp_path, "bbbbbbbbbbbb", flwr="1.34.0")
+    assert app_environment.of_job("bbbbbbbbbbbb", config(APP), tmp_path).flwr == "1.34.0"
+    assert app_environment.of_job("", config(APP), tmp_path).name == NAME
+    # An app that nothing was made for, and one that is not known here: FLARE's own, as in its simulator.
+    assert app_environment.of_job("", asking("pandas"), tmp_path).name == ""
+    assert app_environment.of_job("", None, tmp_path).name == ""
+    with pytest.raises(NoEnvironment, match="cccccccccccc"):
+        app_environment.of_job("cccccccccccc", config(APP), tmp_path)
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A job of `numpy-add` in FLARE, as controller and executor see it; environments in `tmp_path`/made."""
+    monkeypatch.setattr(app_environment.of_job, "__defaults__", (tmp_path / "made",))
+    run_dir = tmp_path / "workspace" / "j-1"
+    custom = run_dir / "custom"
+    custom.mkdir(parents=True)
+    (custom / fab.NAME).write_bytes(fab.build(APP))
+    workspace = SimpleNamespace(
+        get_run_dir=lambda job: str(run_dir),
+        get_root_dir=lambda: str(tmp_path / "workspace"),
+        get_app_custom_dir=lambda job: str(custom),
+        get_app_config_dir=lambda job: str(run_dir / "config"),
+    )
+    engine = SimpleNamespace(get_clients=list, get_workspace=lambda: workspace)
+    context = SimpleNamespace(
+        get_engine=lambda: engine,
+        get_job_id=lambda: "j-1",
+        get_prop=lambda key, default=None: workspace,
+        get_identity_name=lambda: "site-1",
+    )
+    return SimpleNamespace(context=context, made=tmp_path / "made", custom=custom, folder=run_dir)
+
+
+@pytest.mark.parametrize("name", ["cccccccccccc", "../../etc", "/"])
+def test_a_server_without_it_refuses_the_job_by_name(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made = FlowerController(environment=name)
+    panics: list[str] = []
+    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: panics.append(reason))
+    app = made._app(job.context)
+    made._packages, made._unfit = server._packages(name, app)
+    assert made._packages is None
+    made._loop, made._events = LoopThread("test"), JobEventLog(job.folder / "events.jsonl")
+    made.control_flow(Signal(), job.context)
+    made._loop.close()
+    assert len(panics) == 1 and panics[0].startswith("the server cannot run the app: ") and name in panics[0]
+
+
+def test_a_server_takes_the_flower_of_the_one_that_is_named(job: SimpleNamespace) -> None:
+    environment(job.made, NAME, flwr="1.34.1")
+    made = FlowerController(environment=NAME)
+    packages, why = server._packages(NAME, made._app(job.context))
+    assert packages is not None and (packages.flwr, why) == ("1.34.1", "")
+    # It is not looked for what FLARE's own environment lacks.
+    assert made._app(job.context).checked(packages)
+
+
+def test_without_one_the_server_looks_whether_its_own_packages_are_enough(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FlowerController()
+    packages, _ = server._packages("", made._app(job.context))
+    assert packages is not None and packages.name == ""
+    checked: list[Any] = []
+    monkeypatch.setattr("bridge.server.job_app.check_packages", checked.append)
+    made._app(job.context).checked(packages)
+    assert len(checked) == 1
+
+
+@pytest.mark.parametrize("name", ["cccccccccccc", "../../etc"])
+def test_a_site_without_it_takes_no_part_and_says_so_by_name(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    options = FlowerExecutor(environment=name).options
+    packages, why = site._packages(options, (job.custom / fab.NAME).read_bytes(), "site-1")
+    assert packages is None
+    assert why.startswith("site-1 takes no part: ") and name in why
+
+
+def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cannot_run_inside(
+    job: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment(job.made, NAME, flwr="1.44.0")
+    with caplog.at_level(logging.WARNING):
+        packages, why = site._packages(FlowerExecutor(environment=NAME).options, None, "site-1")
+    assert packages is not None and why == "" and "1.44.0 is newer" in caplog.text
+    environment(job.made, NAME, flwr="1.34.0")
+    inline = FlowerExecutor(environment=NAME, supernode="inline").options
+    with pytest.raises(versions.UnsupportedFlower, match=r"does not work with flwr 1\.34\.0"):
+        site._packages(inline, None, "site-1")
+    environment(job.made, NAME, flwr="1.40.0")
+    with pytest.raises(versions.UnsupportedFlower, match=r"and the app has flwr 1\.40\.0"):
+        site._packages(inline, None, "site-1")
