@@ -328,7 +328,7 @@ def test_submit_of_an_app_without_an_environment_says_the_one_command(
 ) -> None:
     shutil.rmtree(tmp_path / "environments" / MADE)
     code, outcome, _ = flowerbed("submit", APP)
-    assert code == 1 and outcome["missing"] == ["flwr>=1.26.0", "numpy"]
+    assert code == 2 and outcome["missing"] == ["flwr>=1.26.0", "numpy"]
     assert f"./flowerbed build --app {APP}" in outcome["error"] and "--build" in outcome["error"]
     assert fake.calls == []
 
