@@ -118,14 +118,14 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
         wanted.name = canonicalize_name(wanted.name)
         if wanted.name in versions.DISTRIBUTIONS:
             wanted.extras.discard("simulation")
-            wanted.url = None if _is_in_checkout(wanted.url) else wanted.url
-        if _is_in_checkout(wanted.url):
+        if not _is_in_checkout(wanted.url):
+            names.add(wanted.name)
+            found.add(str(wanted))
+        elif wanted.name not in versions.DISTRIBUTIONS:
             raise BadApp(
                 f"{PYPROJECT}: {str(line)[:200]!r} means a folder beside the app, which is not there where "
                 "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
             )
-        names.add(wanted.name)
-        found.add(str(wanted))
     if not names & set(versions.DISTRIBUTIONS):
         found.add(versions.DISTRIBUTIONS[0])
     return tuple(sorted(found))

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from scripts import app as apps
+from scripts import environments, uv
 from scripts.core import ROOT
 from tests.federation import REGISTERED_WITHIN, Federation
 
@@ -48,6 +50,12 @@ def build(federation: Federation, app: Path, *options: str) -> dict[str, Any]:
     """Make an app's environment; returns its description."""
     (made,) = federation.must("build", "--app", str(app), *options, timeout=900)["environments"]
     return dict(made)
+
+
+def forget(app: Path) -> None:
+    """Remove the environment that an earlier run has left, and leave uv's cache as it is."""
+    if (made := environments.of_app(apps.read(app))) is not None:
+        shutil.rmtree(uv.ENVIRONMENTS / made.name)
 
 
 def results(federation: Federation, job: str, file: str) -> Any:
@@ -92,6 +100,7 @@ def test_a_dataset_in_a_folder_by_flwr_datasets(federation: Federation, jobs: di
 
 def test_a_library_of_the_system_is_named_and_brought(federation: Federation) -> None:
     app = APPS / "boosted-trees"
+    forget(app)
     refused = federation.verb("build", "--app", str(app), timeout=900)
     assert refused.code == 2
     assert "lightgbm needs the system library libgomp.so.1" in refused.value["error"]
@@ -134,6 +143,7 @@ def test_what_has_no_wheel_is_built_in_a_container(
     )
     dry = federation.must("build", "--app", str(app), "--dry-run", timeout=900)["environments"]
     assert dry[0]["without_wheel"] == ["flowerbed-trial"]
+    forget(app)
     build(federation, app)
     options = ("--rounds", "1", "--sites", ",".join(SITES))
     job = federation.must("submit", str(app), *options)["job_id"]
@@ -210,7 +220,8 @@ PyMODINIT_FUNC PyInit_flowerbed_trial(void) { return PyModule_Create(&module); }
 def source_package(file: Path) -> None:
     """Write a source package with an extension module."""
     file.parent.mkdir()
-    with gzip.open(file, "wb") as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+    # The same each time, and so is the environment's name.
+    with gzip.GzipFile(file, "wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         for name, text in TRIAL.items():
             entry = tarfile.TarInfo(f"flowerbed_trial-1.0/{name}")
             entry.size = len(text.encode())

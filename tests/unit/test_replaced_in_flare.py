@@ -34,7 +34,6 @@ NOT_FLARES = {
     ("bridge/server/upstream.py", "stream"),  # httpx's answer
     ("bridge/server/heartbeat.py", "heartbeat_interval"),  # Flower's message
     ("bridge/common/log_lines.py", "msecs"),  # a log's record
-    ("bridge/common/app_environment.py", "url"),  # a requirement
 }
 DATA = {
     # What FLARE keeps of a message that was sent is let go.
