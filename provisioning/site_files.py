@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +92,14 @@ def problems(participants: Iterable[_Participant]) -> Iterator[str]:
 
 def missing(participants: Iterable[_Participant]) -> list[str]:
     """Return what server and sites of this machine name and is not there."""
-    return [
-        f"{item['name']}: {problem}."
-        for item in participants
-        if item.get("type") in (SERVER, SITE) and not item.get("elsewhere")
-        for problem in here.missing(settings(item), ROOT)
-    ]
+    found = []
+    for item in participants:
+        if item.get("type") not in (SERVER, SITE) or item.get("elsewhere"):
+            continue
+        if (path := path_of(item["name"])).exists() and not os.access(path, os.R_OK):
+            found.append(f"{FOLDER}/{path.name} cannot be read by you; its owner is to provision.")
+        found += [f"{item['name']}: {problem}." for problem in here.missing(settings(item), ROOT)]
+    return found
 
 
 def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str]:
@@ -120,7 +123,8 @@ def _own(participant: _Participant) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # It may be its owner's alone, who provisions (`missing`). Others still ask for jobs and their state.
         return {}
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
@@ -189,6 +193,4 @@ def write_templates(project: Project) -> None:
             continue
         path.parent.mkdir(exist_ok=True)
         of_sites = OF_SITES if item["type"] == SITE else ""
-        # Only its owner reads it: there may be secrets in it one day.
-        path.touch(mode=0o600)
         path.write_text(TEMPLATE.format(name=item["name"]) + of_sites)

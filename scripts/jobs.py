@@ -14,12 +14,19 @@ from scripts.core import in_words, say
 from scripts.options import As, Watch, check_watch
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 NARROW = 110
 """Columns of a terminal below which ids are cut to `SHORT_ID` letters, which is enough for JOB. Who has
 submitted, in which second, and what the job takes in the server's store, is left out."""
+WIDE = 140
+"""Columns from which who has submitted has room too."""
+
 SHORT_ID = 8
+
+SHORT_REASON = 20
+"""Letters of a reason that has room in a terminal's table."""
 
 COLUMNS = {
     "JOB": "job_id",
@@ -42,7 +49,7 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
         terminal.watch(lambda: _look(service))
     jobs = newest_first(service)
     if jobs:
-        terminal.show(table(jobs))
+        terminal.show(*parts(jobs))
     else:
         say("No jobs yet. Submit one: ./flowerbed submit apps/pytorch-quickstart")
     return {"jobs": jobs}
@@ -56,16 +63,26 @@ def newest_first(service: str) -> list[dict[str, Any]]:
 
 def _look(service: str) -> terminal.Seen:
     jobs = newest_first(service)
-    return [(job["job_id"], job["status"]) for job in jobs], [table(jobs)]
+    return [(job["job_id"], job["status"]) for job in jobs], parts(jobs)
 
 
-def table(jobs: list[dict[str, Any]]) -> Table:
-    """The jobs for a person, one a line."""
+def parts(jobs: list[dict[str, Any]]) -> list[RenderableType]:
+    """The jobs for a person, one a line; at a terminal longer reasons stand below them."""
     jobs = [{**job, "reason": job.get("reason") or _refusals(job) or job.get("waits", "")} for job in jobs]
+    below = terminal.console().is_terminal and any(len(job["reason"]) > SHORT_REASON for job in jobs)
+    if not below:
+        return [_table(jobs)]
+    found: list[RenderableType] = [_table([{**job, "reason": ""} for job in jobs]), ""]
+    reasons = [(str(job["job_id"])[:SHORT_ID], job["reason"]) for job in jobs if job["reason"]]
+    return found + [terminal.cell(f"{job}  {reason}", "") for job, reason in reasons]
+
+
+def _table(jobs: list[dict[str, Any]]) -> Table:
     columns = dict(COLUMNS)
-    if narrow := terminal.console().width < NARROW:
-        del columns["BY"], columns["STORED"]
-    elif not any(job.get("stored_bytes") for job in jobs):
+    width = terminal.console().width
+    if width < WIDE:
+        del columns["BY"]
+    if (narrow := width < NARROW) or not any(job.get("stored_bytes") for job in jobs):
         del columns["STORED"]
     if not any(job["reason"] for job in jobs):
         del columns["WHY"]

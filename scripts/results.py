@@ -140,6 +140,8 @@ def tell(outcome: dict[str, Any]) -> None:
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
     if outcome["rounds"]:
         say(f"  {_last_round(outcome['rounds'])}")
+    for entry in outcome.get("central", ())[-1:]:
+        say(f"  {_place(entry)}, at the server: {_values(entry['metrics']) or 'no metrics'}")
     for site, why in outcome["refused"].items():
         say(f"  {site} refused the job: {one_line(str(why), TEXT_LIMIT)}")
     for line in failures(outcome):
@@ -169,16 +171,21 @@ def _last_round(rounds: list[dict[str, Any]]) -> str:
     failed = [
         name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
     ]
-    start = f"start {last['start']}, " if "start" in last else ""
-    round_ = f"{start}round {last['round']}" + ("" if last is rounds[-1] else " (last complete)")
+    round_ = _place(last) + ("" if last is rounds[-1] else " (last complete)")
     if not last["metrics"] and failed:
         return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
-    found = {n: v for n, v in last["metrics"].items() if isinstance(v, int | float)}
-    values = ", ".join(f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20))
     some = f" ({len(failed)} failed)" if failed else ""
-    return (
-        f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values or 'no metrics'}"
-    )
+    values = _values(last["metrics"]) or "no metrics"
+    return f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values}"
+
+
+def _place(entry: dict[str, Any]) -> str:
+    return (f"start {entry['start']}, " if "start" in entry else "") + f"round {entry['round']}"
+
+
+def _values(metrics: dict[str, Any]) -> str:
+    found = {n: v for n, v in metrics.items() if isinstance(v, int | float)}
+    return ", ".join(f"{one_line(n, NAME_LIMIT)} {v:.4g}" for n, v in islice(found.items(), 20))
 
 
 def _sites(number: int) -> str:

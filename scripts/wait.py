@@ -27,6 +27,9 @@ NUMBERS_SHOWN = 20
 """Metrics in one line of progress; the summary has them all."""
 
 
+STARTING = {"processes": "the job's processes start", "superlink": "the SuperLink starts"}
+"""Phases in which no site is waited for yet."""
+
 LIST_SHOWN = 5
 """Numbers of a list in a line of progress."""
 
@@ -105,6 +108,7 @@ class Progress:
     def __init__(self, bar: progress.Bar | None = None) -> None:
         self._bar = bar or progress.Bar("rounds")
         self._start: float | None = None
+        self._told = 0.0
         self._events: list[dict[str, Any]] = []
         self._open_round: tuple[int, int] | None = None
 
@@ -173,7 +177,8 @@ class Progress:
         if event["t"] is None:  # A job that never started, and that had ended before we asked.
             say(f"           {text}")
             return
-        now = float(event["t"])
+        # What is known of a round later than it began, or of the server's clock, turns no time back.
+        now = self._told = max(float(event["t"]), self._told)
         self._start = now if self._start is None else self._start
         say(f"  {max(0.0, now - self._start):5.0f} s  {text}")
 
@@ -212,6 +217,8 @@ def _round(event: dict[str, Any]) -> str:
 def _phase(event: dict[str, Any]) -> str:
     """What happens before the first round."""
     ready, missing = event["ready"], event["missing"]
+    if event["phase"] in STARTING:
+        return STARTING[event["phase"]]
     if event["phase"] == "run":
         without = f", without {_names(missing)}" if missing else ""
         number = len(ready)

@@ -30,6 +30,9 @@ NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
 NEVER = "never: "
 """How a site's answer begins, when FLARE asks for what a job needs, if it will never have that."""
 
+BUSY = "other jobs have them"
+"""What stands in such an answer if it will, once others have ended."""
+
 RETRIES = "flowerbed_retries"
 """How often the job is submitted again by itself, should the server restart while it runs."""
 

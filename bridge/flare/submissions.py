@@ -30,6 +30,10 @@ from bridge.job import notes, replaced, settings
 
 log = logging.getLogger(__name__)
 
+PATIENT_TRIES, HISTORY_KEPT = 2, 20
+"""As how many tries of FLARE's scheduler all count, of a job that waits for what another one has: the next is
+40 s later. And how many lines of them are kept."""
+
 
 class JobPolicy(FLComponent):
     """Looks into jobs when they are handed in and before they are scheduled. No arguments."""
@@ -54,9 +58,14 @@ class JobPolicy(FLComponent):
             for site, (enough, token) in answers.items()
             if not enough and str(token).startswith(meta.NEVER)
         }
+        known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        if any(not enough and meta.BUSY in str(token) for enough, token in answers.values()):
+            # FLARE gives a job up after ten tries, some 40 min. Another one may have the GPUs for days.
+            tries, history = JobMetaKey.SCHEDULE_COUNT.value, JobMetaKey.SCHEDULE_HISTORY.value
+            known[tries] = min(known.get(tries) or 0, PATIENT_TRIES)
+            known[history] = (known.get(history) or [])[-HISTORY_KEPT:]
         if not lacks:
             return
-        known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         needed = set(known.get(JobMetaKey.MANDATORY_CLIENTS.value) or ()) & set(lacks)
         fewest = int(known.get(JobMetaKey.MIN_CLIENTS.value) or 1)
         # A site that is busy may have it later.

@@ -37,7 +37,7 @@ from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
 from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
 from bridge.launch import confinement, environment, plan
-from bridge.server import departures, metric_receiver
+from bridge.server import departures, metric_receiver, phases
 from bridge.server.departures import Departures, NodeRemover
 from bridge.server.event_log import JobEventLog
 from bridge.server.forwarder import Forwarder
@@ -45,7 +45,6 @@ from bridge.server.job_app import JobApp
 from bridge.server.link import ServerLink
 from bridge.server.outcomes import Outcomes
 from bridge.server.participants import Participants
-from bridge.server.phases import Phases
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunEnd, RunFailed, SuperLink
 from bridge.server.work_dir import WorkDir
@@ -142,8 +141,6 @@ class FlowerController(Controller):
         try:
             if self._packages is None:
                 raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
-            if warning := versions.newer(self._packages.flwr):
-                log.warning("%s", warning)
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
             app = self._app(fl_ctx).checked(self._packages)
             self._work_dir = WorkDir.of(_workspace(fl_ctx), fl_ctx.get_job_id(), app)
@@ -197,6 +194,7 @@ class FlowerController(Controller):
         extra_env = _extra_env(self.options)
         work_dir = place.make()
         try:
+            self._events.emit(phases.event("superlink"))
             prefork = environment.Prefork(self.options.warm, fab.imports(app) if self.options.warm else ())
             self._superlink = superlink = await SuperLink.start(
                 work_dir,
@@ -212,7 +210,7 @@ class FlowerController(Controller):
             superlink.on_printed = self._events.output.take
             self._remover.open(superlink)
             self._forwarder.open(superlink.address, superlink.fleet, unasked=superlink.unasked)
-            async with Phases(self._events.emit, self._readiness, sites):
+            async with phases.Phases(self._events.emit, self._readiness, sites):
                 await self._readiness.enough(sites, self.options.min_sites, self.options.sites_within)
             if self.options.in_order is not None:
                 plan.write_plan(work_dir, self.options.in_order, self._forwarder.nodes())
@@ -323,9 +321,12 @@ class Communicator(WFCommServer):  # type: ignore[misc]
 def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str]:
     """The environment of the job's app; or none, and why."""
     try:
-        return app_environment.of_job(environment, app.config()), ""
+        found = app_environment.of_job(environment, app.config())
+        if warning := versions.newer(found.flwr):
+            log.warning("%s", warning)
     except (NoEnvironment, versions.UnsupportedFlower) as missing:
         return None, str(missing)
+    return found, ""
 
 
 def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:

@@ -29,6 +29,8 @@ class JobEventLog:
         """Add one event. It is told even if the file cannot take it."""
         if event["event"] == "round":
             self.output.round_began()
+        elif event["event"] == "reply" and event["round"] is None:
+            self.output.has_no_rounds()
         with self._news:
             self._events.append(event)
             self._news.notify_all()

@@ -92,6 +92,11 @@ class ServerAppOutput:
         self._held.clear()
         self.close()
 
+    def has_no_rounds(self) -> None:
+        """A reply of none has come: show what is held, and what follows, at once."""
+        if not self._ended:
+            self._flush()
+
     def close(self) -> None:
         """The run has ended."""
         if not self._ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,10 +15,17 @@ AGAIN = 10.0
 """Seconds after which it is said again who is still waited for."""
 
 
+def event(phase: str, ready: Sequence[str] = (), missing: Sequence[str] = ()) -> Event:
+    """That a phase begins: which sites are ready, and which are waited for."""
+    found = {"event": "phase", "phase": phase, "ready": list(ready), "missing": list(missing)}
+    return {**found, "t": time.time()}
+
+
 class Phases:
     """A context: its inside waits for the sites, and after it the run begins.
 
-    Event: `{"event": "phase", "phase", "ready", "missing", "t"}` with the phases `sites` and `run`.
+    Event: `{"event": "phase", "phase", "ready", "missing", "t"}` with the phases `sites` and `run`. Before
+    them comes `superlink`.
     """
 
     def __init__(self, emit: Callable[[Event], None], readiness: SiteReadiness, sites: list[str]) -> None:
@@ -47,4 +54,4 @@ class Phases:
         ready = [site for site in self._sites if site in self._readiness.ready]
         out = self._readiness.incompatible.keys() | set(ready)
         missing = [site for site in self._sites if site not in out]
-        self._emit({"event": "phase", "phase": phase, "ready": ready, "missing": missing, "t": time.time()})
+        self._emit(event(phase, ready, missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.job_schedulers import job_scheduler
 from nvflare.app_common.resource_consumers.gpu_resource_consumer import GPUResourceConsumer
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from nvflare.utils.job_launcher_utils import get_resource_manager_spec
@@ -176,5 +178,21 @@ def test_one_that_others_can_run_goes_on_and_the_site_is_named() -> None:
 
 def test_one_that_waits_for_a_busy_site_waits() -> None:
     busy = (False, "1 GPU wanted, and other jobs have them")
-    store, _ = answered({"site-1": busy, "site-2": (True, "t")})
+    store, job = answered(
+        {"site-1": busy, "site-2": (True, "t")}, schedule_count=9, schedule_history=["x"] * 50
+    )
     assert store.status == "" and store.noted == {}
+    # FLARE's scheduler counts this try too, waits twice as long after each, and gives up at ten.
+    assert job["schedule_count"] == 2 and len(job["schedule_history"]) == 20
+    _, job = answered({"site-1": (False, ""), "site-2": (True, "t")}, schedule_count=9)
+    assert job["schedule_count"] == 9, "that is FLARE's own affair"
+
+
+def test_flares_scheduler_counts_in_the_very_meta_that_the_event_has() -> None:
+    """nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`."""
+    source = inspect.getsource(job_scheduler)
+    assert "fl_ctx.set_prop(FLContextKey.JOB_META, job.meta, private=True, sticky=False)" in source
+    assert (
+        "schedule_count = job.meta.get(JobMetaKey.SCHEDULE_COUNT.value, 0)\n        schedule_count += 1"
+        in source
+    )

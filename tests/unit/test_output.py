@@ -21,6 +21,7 @@ from flwr.serverapp.strategy.strategy import Strategy
 from bridge.common import events as stored
 from bridge.fleet.replies import Event
 from bridge.server import controller, output
+from bridge.server.event_log import JobEventLog
 from bridge.server.outcomes import ABSENT, Outcomes
 from bridge.server.output import ServerAppOutput
 from bridge.server.phases import Phases
@@ -146,6 +147,19 @@ def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
 def test_an_app_with_rounds_shows_these_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "HELD", 0.05)
     assert shown((0.0, "one"), (0.0, "two"), (0.2, "three"), round_at=1) == []
+
+
+def test_a_failed_reply_of_no_round_opens_the_output(tmp_path: Path) -> None:
+    async def run() -> list[Event]:
+        events = JobEventLog(tmp_path / "events.jsonl")
+        events.output.take(["one"])
+        events.emit({"event": "reply", "round": None, "site": "site-1", "error": "x", "t": 1.0})
+        events.output.take(["two"])
+        events.output.close()
+        return events.since(0)
+
+    found = asyncio.run(run())
+    assert [event.get("lines", event["event"]) for event in found] == [["one"], "reply", ["two"]]
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import Job, RunStatus
+from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 
 from bridge.common.meta import times
 from bridge.flare.console import jobs
@@ -244,6 +248,14 @@ OUTCOME = {
 }
 
 
+def test_results_tell_what_the_server_evaluated_last(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told = summary.summarize("j-1", META, [*EVENTS, *AT_SERVER])
+    results.tell({**told, "folder": str(tmp_path)})
+    assert "  round 2, at the server: accuracy 0.7\n" in capsys.readouterr().err
+
+
 def test_what_failed_is_in_the_summary_and_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,10 +273,18 @@ def test_what_failed_is_in_the_summary_and_told(
     assert "    events.jsonl  all events, as they came\n" in told
 
 
-def test_a_job_that_could_not_be_scheduled_says_why() -> None:
-    at = "2026-11-27 23:00:01: "
-    history = [f"{at}missing required site site-2"] * 3 + [f"{at}exceeded max schedule count 3"]
-    known = {"status": "FINISHED:CAN_NOT_SCHEDULE", "schedule_history": history}
+def test_a_job_that_could_not_be_scheduled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what FLARE's own scheduler has written down."""
+    scheduler = DefaultJobScheduler(1, max_schedule_count=3, min_schedule_interval=0.0)
+    monkeypatch.setattr(scheduler, "_try_job", lambda job, ctx: (1, None, "missing required site site-2"))
+    engine = SimpleNamespace(new_context=lambda: nullcontext(FLContext()))
+    context = FLContext()
+    monkeypatch.setattr(context, "get_engine", lambda: engine)
+    job, blocked = Job("j", {}, {}, {}), list[Job]()
+    for _ in range(4):
+        scheduler._do_schedule_job([job], context, [], blocked)
+    assert blocked == [job]
+    known = {**job.meta, "status": RunStatus.FINISHED_CANT_SCHEDULE.value}
     why = "FLARE could not schedule the job, tried 3 times: missing required site site-2"
     assert summary.summarize("j", known, [])["reason"] == jobs.kept(known)["reason"] == why
     assert jobs.kept({**known, "schedule_history": None})["reason"].endswith("does not say why")

@@ -239,6 +239,22 @@ def test_a_sites_own_file_has_one_clear_error(root: Path, case: str) -> None:
     assert expected in problem
 
 
+def test_a_file_that_only_its_owner_reads_stops_nobody_but_provisioning(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "sites/site-1.yml"
+    file.write_text("cpus: 4\n")
+
+    def closed(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
+    (problem,) = site_files.missing([SITE])
+    assert problem == "sites/site-1.yml cannot be read by you; its owner is to provision."
+
+
 def test_a_file_of_comments_says_nothing(root: Path) -> None:
     (root / "sites/site-1.yml").write_text("# cpus: 4\n")
     assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}

@@ -85,6 +85,29 @@ def test_a_narrow_terminal_gets_a_job_on_a_line(
     assert line.split() == ["648f14d7", "RUNNING", "numpy-add", *line.split()[3:5], "0:03:36", "x" * 9]
 
 
+@pytest.mark.usefixtures("colour")
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_long_reason_stands_below_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    why = "the Flower run completed, but every query reply failed, 2 of 2"
+    ran = {**JOBS[0], "job_id": "648f14d7-8a30-48e3-a009-47780c2c7a14", "name": "query-fails"}
+    failed = {**ran, "job_id": "9b1c2d3e-8a30-48e3-a009-47780c2c7a14", "reason": f"{why}\x1b[2K"}
+    failed |= {"status": "FINISHED:EXECUTION_EXCEPTION", "duration": "0:03:36", "stored_bytes": 2**17}
+    monkeypatch.setattr(console, "ask", lambda *words: {"jobs": [failed, ran]})
+    main(["jobs"])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert [line[:8].strip() for line in lines[:4]] == ["JOB", "9b1c2d3e", "648f14d7", ""]
+    assert f"9b1c2d3e  {why}\\x1b[2K" in " ".join(line.strip() for line in lines[4:])
+    assert "WHY" not in lines[0] and all(len(line) <= columns for line in lines)
+    assert all("query-fails" in line for line in lines[1:3])
+    monkeypatch.delenv("FORCE_COLOR")
+    main(["jobs"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if why in line]
+    assert line.startswith("9b1c2d3e-8a30-48e3-a009-47780c2c7a14 ")
+
+
 def test_nothing_in_a_table_is_markup(capsys: pytest.CaptureFixture[str]) -> None:
     main(["jobs"])
     assert MARKUP in capsys.readouterr().out

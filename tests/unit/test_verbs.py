@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -523,6 +524,11 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     refusals = [event["reason"] for event in call.lines if event["event"] == "no progress"]
     assert refusals == (["not authorized"] if denied else [])
     assert session.asked == (1 if denied else 3)
+    # Of a job whose process does not answer yet it is told that it starts.
+    monkeypatch.setattr(inside, "STARTING_AFTER", 0.0)
+    call = Asked(Session(RuntimeError("starting")))
+    inside.wait(call, "j-1")
+    assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
@@ -550,12 +556,18 @@ def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
 
 
 def test_wait_shows_what_happens_before_the_first_round(fake: Fake, flowerbed: Run) -> None:
+    begins = {"event": "phase", "phase": "processes", "ready": [], "missing": [], "t": 103.0}
     phase = {"event": "phase", "phase": "sites", "ready": [], "missing": ["site-1", "site-2"], "t": 104.0}
     again = {**phase, "ready": ["site-1"], "missing": ["site-2"], "t": 114.0}
     runs = {**again, "phase": "run", "t": 120.0}
     full = {**runs, "ready": ["site-1", "site-2"], "missing": []}
-    fake.answer("wait", out=lines(*PROGRESS[:2], phase, again, runs, full, END))
+    fake.answer(
+        "wait",
+        out=lines(*PROGRESS[:1], begins, {**begins, "phase": "superlink"}, phase, again, runs, full, END),
+    )
     assert (
+        "      3 s  the job's processes start\n"
+        "      3 s  the SuperLink starts\n"
         "      4 s  the SuperLink is ready, waiting for site-1, site-2\n"
         "     14 s  the SuperLink is ready, waiting for site-2\n"
         "     20 s  1 site ready, without site-2: the ServerApp starts\n"
@@ -590,6 +602,9 @@ def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: R
     assert [entry.get("start", 1) for entry in outcome["rounds"]] == [1, 2]
     assert outcome["central"] == [{"start": 2, "round": 1, "metrics": numbers}]
     assert "  start 2, round 1 of 1\n" in told
+    # The second start's times are those of the first: no line goes back.
+    times = [int(found) for found in re.findall(r"^ +(\d+) s  ", told, re.MULTILINE)]
+    assert times == sorted(times)
     shown = "auc 0.25  each [1, 2]  many [0.5, 0.5, 0.5, ..., 0.5] (9) (start 2, round 1)\n"
     assert f"  server       evaluated {shown}" in told
 

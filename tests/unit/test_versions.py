@@ -9,18 +9,14 @@ import sys
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from nvflare.apis.signal import Signal
 
-from bridge.common import versions
+from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
-from bridge.common.loop import LoopThread
-from bridge.job import settings
+from bridge.server import controller as server_controller
 from bridge.server.controller import FlowerController
-from bridge.server.event_log import JobEventLog
+from bridge.server.job_app import JobApp
 from bridge.server.readiness import SiteReadiness
 from bridge.server.superlink import RunFailed
 
@@ -68,20 +64,10 @@ def test_the_nightly_is_found_under_its_own_name(monkeypatch: pytest.MonkeyPatch
 def test_the_jobs_log_says_once_that_its_flower_is_new(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = controller(monkeypatch, min_sites=1)
-    made._packages = AppEnvironment("1.44.0", Path("/nowhere"), "0123456789ab")
-    # No further than that: nothing else is there.
-    monkeypatch.setattr(settings, "read", lambda root: (_ for _ in ()).throw(RunFailed("far enough")))
-    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: None)
-    made._loop, made._events = LoopThread("test"), JobEventLog(tmp_path / "events.jsonl")
-    engine = SimpleNamespace(
-        get_clients=list, get_workspace=lambda: SimpleNamespace(get_run_dir=lambda job: str(tmp_path))
-    )
-    context: Any = SimpleNamespace(
-        get_engine=lambda: engine, get_job_id=lambda: "j", get_prop=lambda key: engine.get_workspace()
-    )
-    made.control_flow(Signal(), context)
-    made._loop.close()
+    found = AppEnvironment("1.44.0", tmp_path, "0123456789ab")
+    monkeypatch.setattr(app_environment, "of_job", lambda name, config: found)
+    app = JobApp(tmp_path, tmp_path, "", {})
+    assert server_controller._packages("0123456789ab", app) == (found, "")
     said = [record.message for record in caplog.records if "1.44.0" in record.message]
     assert len(said) == 1 and "newer than" in said[0]
 

@@ -49,6 +49,9 @@ looks at that. Each is a line in the server's audit log."""
 STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
 """Seconds between two questions after the status of a job that runs: at first, and later."""
 
+STARTING_AFTER = 3.0
+"""Seconds after which it is told that a job's processes still start."""
+
 RUN_ENDED = "run ended"
 """The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
 
@@ -75,6 +78,8 @@ class Watched:
     """For what the job waits, as it was told last."""
     looked: float | None = None
     """When that was looked at, by the monotonic clock."""
+    starting: bool = False
+    """Whether it was told that the job's processes start."""
     denied: bool = False
     """Whether this identity may not ask the running job for its events."""
 
@@ -188,6 +193,10 @@ def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watche
             told.tell(call, event)
         now = time.monotonic()
         told.contact = told.contact if found is None else now
+        if found is None and not (told.events or told.starting) and now - told.began > STARTING_AFTER:
+            told.starting = True
+            processes = {"event": "phase", "phase": "processes", "ready": [], "missing": []}
+            call.say({**processes, "t": time.time()})
         # Not at once again, whatever comes; but what waited for news has paused already.
         call.pause(_pause(told, GATHERED, deadline) - (0.0 if found else now - before))
         if found is None or now - asked > every or (deadline is not None and now > deadline):
