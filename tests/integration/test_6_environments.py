@@ -162,11 +162,12 @@ def test_a_site_without_the_environment_says_so_within_seconds(
     try:
         job = federation.submit("numpy-add", "--rounds", "1")
         start = time.monotonic()
-        outcome = federation.verb("wait", job, "--timeout", "60")
+        outcome = federation.verb("wait", job, "--timeout", "90")
         assert outcome.code == 1
         told = f"site-2 takes no part: it lacks the app's environment {name}"
         assert told in f"{outcome.value} {outcome.text}"
-        assert time.monotonic() - start < 30
+        # Ten without others at work on the machine.
+        assert time.monotonic() - start < 60
         job = federation.submit("numpy-add", "--rounds", "1", "--sites", "site-1", "--run-config", ALONE)
         assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
     finally:
