@@ -166,7 +166,6 @@ def test_a_site_without_the_environment_says_so_within_seconds(
         assert outcome.code == 1
         told = f"site-2 takes no part: it lacks the app's environment {name}"
         assert told in f"{outcome.value} {outcome.text}"
-        # Ten without others at work on the machine.
         assert time.monotonic() - start < 60
         job = federation.submit("numpy-add", "--rounds", "1", "--sites", "site-1", "--run-config", ALONE)
         assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
