@@ -26,6 +26,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from bridge.common import site_settings
+from provisioning import site_files
 from scripts import progress, provision
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
@@ -76,10 +78,31 @@ Seed = Annotated[int, typer.Option(metavar="N", help="The seed of the random spl
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part; returns the manifest that stands in data/manifest.json."""
-    manifest = prepare(provision.site_names(), alpha=alpha, seed=seed)
+    manifest = prepare(_without_data(), alpha=alpha, seed=seed)
     say(table(manifest))
     say("Running sites see new parts at once; nothing has to be restarted.")
     return manifest
+
+
+def _without_data() -> list[str]:
+    """The sites that need a part: `data` in project.yml, or in a site's own file, names no other folder."""
+    sites = provision.site_names()
+    places = {
+        item["name"]: [
+            (ROOT / folder.source).resolve()
+            for folder in site_settings.folders(site_files.settings(item).get(site_settings.DATA))
+        ]
+        for item in provision.load(provision.DEFAULT_PROJECT)["participants"]
+        if item["type"] == site_files.SITE
+    }
+    others = [site for site in sites if places[site] and (DATA / site).resolve() not in places[site]]
+    if others == sites:
+        raise UsageError(
+            f"Each site has data elsewhere ({', '.join(sites)}): expected one that needs a part."
+        )
+    if others:
+        say(f"data: {', '.join(others)}: data elsewhere (project.yml), so no part")
+    return [site for site in sites if site not in others]
 
 
 def prepare(

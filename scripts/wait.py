@@ -127,6 +127,8 @@ class Progress:
         elif kind == "refused":
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")
+        elif kind == "joined":
+            self._say(event, f"{event['site']} came late, and takes part from now on")
         elif kind == "removed":
             self._say(event, f"{event['site']} is put out of the job: {event['reason']}")
         elif kind == "no progress":

@@ -92,6 +92,14 @@ class JobOptions:
         metavar="N",
         submit_default_text="those of --sites, or all that are registered",
     )
+    late_sites: bool = _option(
+        True,
+        "whether sites that come up while the job runs take part from then on",
+        JOB,
+        more="From the next round on. Not with `in_order`, whose plan names the sites at the start",
+        flag="--no-late-sites",
+        flag_help="let no site take part that comes up while the job runs",
+    )
     gpus: int = _option(
         0,
         "how many GPUs the app needs at each site",

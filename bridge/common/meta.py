@@ -45,6 +45,12 @@ RETRIED_AS = "flowerbed_retried_as"
 SITES = "flowerbed_sites"
 """The sites that take part."""
 
+LATE_SITES = "flowerbed_late_sites"
+"""Whether sites that come up while the job runs take part from then on; the job says so."""
+
+LATE = "flowerbed_late"
+"""The sites that came late, and the partition-id of each, by name. Only the server writes it."""
+
 STARTS = "flowerbed_starts"
 """How often each site's part was started anew, by the site's name. A number that only the server writes."""
 

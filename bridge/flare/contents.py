@@ -57,6 +57,9 @@ COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
 }
 """Beside controller and executor, the classes that a job's configuration may name, with their arguments."""
 
+ERROR_SHOWN = 300
+"""Characters that an error shows of what Python says of a zip, which quotes it."""
+
 NUMBER_LIMIT = 2**64
 """No number of a job is larger: a seed may have 64 bits."""
 
@@ -68,7 +71,8 @@ BUILT = frozenset({"path", "class_path", "name", "config_type", "class_attribute
 `fuel/utils/component_builder.py`)."""
 
 META_KEYS = frozenset(
-    {"name", "resource_spec", "min_clients", "deploy_map", "mandatory_clients", "scope", meta.RETRIES}
+    {"name", "resource_spec", "min_clients", "deploy_map", "mandatory_clients", "scope"}
+    | {meta.RETRIES, meta.LATE_SITES}
 )
 """What a job's meta may say. Not `launcher_spec`, which chooses images and commands."""
 
@@ -102,7 +106,7 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
     except Unfit:
         raise
     except fab.NO_ZIP as error:
-        raise Unfit(f"the job is no zip that can be read: {error}") from None
+        raise Unfit(f"the job is no zip that can be read: {str(error)[:ERROR_SHOWN]}") from None
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:
@@ -224,6 +228,8 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
     (bounds,) = (option for option in job_options.options() if option.name == "retries")
     if problem := bounds.problem(retries):
         raise Unfit(f"{META}: {meta.RETRIES} {problem}")
+    if not isinstance(content.get(meta.LATE_SITES, True), bool):
+        raise Unfit(f"{META}: expected {meta.LATE_SITES} to be true or false")
     places = content.get("deploy_map")
     if not isinstance(places, dict) or not places:
         raise Unfit(f"{META}: expected a deploy_map")

@@ -53,6 +53,16 @@ class CannotStart(FlowerbedError):
     """A site's part in a job could not be started; trying again may help."""
 
 
+class Refused(CannotStart):
+    """The site has refused the job: it would again."""
+
+    def __init__(self, said: str) -> None:
+        why = said.removeprefix(meta.NEVER).removeprefix(f"{ERROR_MSG_PREFIX}: ")
+        self.why = DEPLOY_ERRORS.get(why, why)
+        """Why, for people."""
+        super().__init__(f"it refused the job: {self.why}")
+
+
 class FlareServer:
     """The FLARE server's process, as far as jobs and sites go. Its calls block: not for FLARE's threads."""
 
@@ -190,13 +200,13 @@ class FlareServer:
         client = engine.get_client_from_name(site)
         if job is None or process is None or client is None:
             raise CannotStart("the job has ended" if client else "the site is not registered")
-        if site not in self.participants(job_id):
+        if site not in self.participants(job_id) and site not in job.meta.get(meta.LATE, {}):
             raise CannotStart("it takes no part in this job")
         others = [c for c in process[RunProcessKey.PARTICIPANTS].values() if c.name != site]
         participants = [*others, client]
         job.meta[meta.STARTS] = {**job.meta.get(meta.STARTS, {}), site: number}
         job.meta[JobMetaKey.JOB_CLIENTS] = [c.to_dict() for c in participants]
-        app = _app_of(job, site)
+        app = app_of(job, site)
         wanted = get_resource_manager_spec(
             {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}, site
         )
@@ -204,7 +214,7 @@ class FlareServer:
             self._deploy(job, app, client, fl_ctx)
             ok, token = engine.check_client_resources(job, {site: wanted}, fl_ctx).get(site, (False, ""))
             if not ok:
-                raise CannotStart(f"the site has no resources for it: {token or 'no answer'}")
+                raise _no_room(str(token))
             process[RunProcessKey.PARTICIPANTS] = {c.token: c for c in participants}
             with runner.lock:
                 runner._pending_client_outcomes.setdefault(job_id, set()).add(site)
@@ -221,8 +231,10 @@ class FlareServer:
         message = self._runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
         admin = self._server.admin_server
         reply = admin.send_requests_and_get_reply_dict({client.token: message}, admin.timeout)[client.token]
-        if reply is None or reply.get_header(MsgHeader.RETURN_CODE, AdminCode.OK) != AdminCode.OK:
-            raise CannotStart(f"deploy: {reply.body if reply else 'no answer'}")
+        if reply is None:
+            raise CannotStart("deploy: no answer")
+        if reply.get_header(MsgHeader.RETURN_CODE, AdminCode.OK) != AdminCode.OK:
+            raise Refused(str(reply.body))
 
     def fail(self, job: str, reason: str) -> None:
         """End a running job as failed."""
@@ -288,7 +300,7 @@ class FlareServer:
                 return
             old = self._manager.get_job(job, fl_ctx).meta
             # The last is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
-            keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
+            keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED, meta.LATE_SITES}
             kept = {str(key): value for key, value in old.items() if key in keys}
             kept[JobMetaKey.CLONED_FROM.value] = job
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)
@@ -315,7 +327,14 @@ def new_id() -> str:
     return str(new_job_id())
 
 
-def _app_of(job: Job, site: str) -> str:
+def _no_room(said: str) -> CannotStart:
+    """What a site means that has not what a job needs."""
+    if said.startswith(meta.NEVER):
+        return Refused(said)
+    return CannotStart(f"the site has no resources for it: {said or 'no answer'}")
+
+
+def app_of(job: Job, site: str) -> str:
     """Which of the job's apps goes to a site."""
     for app, participants in job.get_deployment().items():
         names = extract_participants(participants)

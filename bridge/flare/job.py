@@ -82,7 +82,10 @@ class FlowerJob(FedJob):
             name=options.name,
             min_clients=options.min_sites,
             mandatory_clients=list(mandatory) if mandatory else None,
-            meta_props={meta.RETRIES: options.retries},
+            meta_props={
+                meta.RETRIES: options.retries,
+                meta.LATE_SITES: options.late_sites and options.in_order is None,
+            },
         )
         if options.gpus:
             self.job.add_resource_spec(EACH_SITE, {"num_of_gpus": options.gpus})

@@ -1,8 +1,9 @@
 """Keeps jobs alive, or ends them with the reason: a component of the FLARE server's own process.
 
-FLARE 2.9.0 does not let a site back into a job that it has left, fails the job when a site's job process
-is killed, leaves the jobs of a killed server RUNNING for ever, and gives a job whose process was killed no
-reason. It acts on what FLARE tells (heartbeats, reports, events), each slow step in a thread of its own.
+FLARE 2.9.0 lets no site back into a job that it has left, and none in that comes while the job runs. It fails
+the job when a site's job process is killed, leaves the jobs of a killed server RUNNING for ever, and gives a
+job whose process was killed no reason. This component acts on what FLARE tells (heartbeats, reports, events),
+each slow step in a thread of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nvflare.apis.utils.job_utils import get_event_job_id
 
 from bridge.common import meta
 from bridge.flare.flare_server import SERVER, CannotStart, FlareServer, new_id
+from bridge.flare.late_sites import LateSites
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class JobSupervisor(FLComponent):
         self._lock = threading.Lock()
         self._parts: dict[tuple[str, str], _Part] = {}
         self._seen: set[tuple[str, str]] = set()
+        self._late = LateSites(lambda: self._server)
         self._left: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, frozenset[str]] = {}
         self._began = time.monotonic()
@@ -102,6 +105,7 @@ class JobSupervisor(FLComponent):
                 if s not in sites
             }
             self._server.note(job, {meta.SITES: sites, meta.REFUSED: lacks | self._server.refusals(job)})
+            self._late.started(job)
         elif event_type == EventType.JOB_ABORTED:
             self._not_started(get_event_job_id(fl_ctx))
         elif event_type == EventType.JOB_COMPLETED:
@@ -119,8 +123,8 @@ class JobSupervisor(FLComponent):
         running = self._server.tokens()
         for job, tokens in running.items():
             if site not in tokens:
-                continue
-            if job in jobs:
+                self._late.here(job, site)
+            elif job in jobs:
                 self._seen.add((job, token))
             elif tokens[site] != token:
                 self._start_again(job, site, "the site was restarted")
@@ -217,6 +221,7 @@ class JobSupervisor(FLComponent):
 
     def _closed(self, job: str) -> None:
         """FLARE has closed a job: give it a reason if its own process could not."""
+        self._late.closed(job)
         with self._lock:
             for key in [key for key in self._parts if key[0] == job]:
                 del self._parts[key]

@@ -298,10 +298,11 @@ class FlowerController(Controller):
         return {news.EVENTS: found, "over": self._events.over}
 
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: a site takes part again under a new token, or takes part no longer (nvflare 2.9.0
-        asks for tokens once)."""
+        """The app command: a site takes part again under a new token, comes late, or takes part no longer
+        (nvflare 2.9.0 asks for tokens once)."""
         assert self._loop is not None and self._participants is not None and self._departures is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
+        self._loop.loop.call_soon_threadsafe(self._departures.joined, self._participants.names())
         for site, why in ((data or {}).get(meta.OUT) or {}).items():
             if site in self._participants.names():
                 continue  # Whoever may ask the job for its events could say so too.

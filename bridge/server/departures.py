@@ -67,7 +67,12 @@ class Departures:
         self._forwarder = forwarder
         self._link = link
         self._remover = remover
-        self._sites = frozenset(sites)
+        self._sites = set(sites)
+
+    def joined(self, sites: Collection[str]) -> None:
+        """These take part, as the server's own process says: some may have come late."""
+        self._readiness.late |= set(sites) - self._sites
+        self._sites |= set(sites)
 
     def left(self, site: str, reason: str) -> None:
         """A site has said so: it got another app than it has checked, or its disk is full."""

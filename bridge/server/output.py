@@ -19,9 +19,6 @@ from bridge.fleet.replies import NAME_LIMIT, NUMBERS_LIMIT, Event
 
 log = logging.getLogger(__name__)
 
-OURS = "fast path: "
-"""What our own lines in a ServerApp's output have (`bridge/flower/fast_path.py`)."""
-
 HELD = 3.0
 """Seconds for which a ServerApp's first lines are held: by then most apps have begun a round."""
 
@@ -40,7 +37,11 @@ READ_LIMIT = 32 * 1024
 EVALUATIONS_LIMIT = 100_000
 """Central evaluations of one job."""
 
-_EMPTY = re.compile(r"(?:INFO :)?\s*$")
+_NOT_THE_APPS = re.compile(
+    r"(?:INFO :)?\s*(?:$|Start `flwr-serverapp` process$|Successfully installed \S+ to \S+$|fast path: )"
+)
+"""Lines of Flower's launcher, and ours (`bridge/flower/fast_path.py`). An app may import for long after
+them."""
 _START = re.compile(r"Starting \w+ strategy:|\[INIT\]$")
 _ROUND = re.compile(r"\[ROUND (\d{1,9})(?:/\d+)?\]$")
 _INITIAL = re.compile(r"Initial global evaluation results: (\{.*\})$")
@@ -77,8 +78,10 @@ class ServerAppOutput:
                 self._read(line[:READ_LIMIT])
             except ValueError as error:
                 log.warning("a line of the ServerApp's could not be read for metrics: %s", error)
-        told = [shown(line[:LINE_LIMIT]) for line in lines if not _EMPTY.match(line) and OURS not in line]
-        if self._ended or not told:
+        if self._ended:
+            return
+        told = [shown(line[:LINE_LIMIT]) for line in lines if not _NOT_THE_APPS.match(line)]
+        if not told:
             return
         self._held += told
         del self._held[:-HELD_LINES]

@@ -25,6 +25,8 @@ class SiteReadiness(Observer):
         super().__init__(emit, rounds)
         self._flwr = flwr or versions.installed()
         self.ready: set[str] = set()
+        self.late: set[str] = set()
+        """Sites that were let in after the job's start."""
         self.incompatible: dict[str, str] = {}
         """Sites that cannot take part, and why."""
         self.last_call = time.monotonic()
@@ -34,6 +36,9 @@ class SiteReadiness(Observer):
     def record(self, site: str, request: Request, response: Response) -> None:
         """See `Observer.record`."""
         if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
+            if site in self.late - self.ready:
+                log.info("%s came late, and takes part from now on", site)
+                self._emit({"event": "joined", "site": site, "t": time.time()})
             self.ready.add(site)
             self._changed.set()
         self.last_call = time.monotonic()
@@ -59,7 +64,7 @@ class SiteReadiness(Observer):
 
     async def too_few(self, sites: list[str], min_sites: int) -> None:
         """Wait until fewer than `min_sites` can take part."""
-        while len(set(sites) - self.incompatible.keys()) >= min_sites:
+        while len(({*sites} | self.late & self.ready) - self.incompatible.keys()) >= min_sites:
             self._changed.clear()
             await self._changed.wait()
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from nvflare.fuel.common.exit_codes import ProcessExitCode
 from bridge.common import app_environment, disk, job_options, meta, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
-from bridge.common.job_options import ConfigValue
 from bridge.common.loop import LoopThread
 from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment, working_folder
@@ -142,13 +141,14 @@ class FlowerExecutor(Executor):
             return
         engine = fl_ctx.get_engine()
         job_id = fl_ctx.get_job_id()
-        sites = sorted(client.name for client in engine.get_clients())
-        config = {**own.node_config, **_place(site, sites)}
+        said = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        sites = [client.name for client in engine.get_clients()]
+        config = {**own.node_config, "client-name": site, **partition(site, sites, said.get(meta.LATE) or {})}
         self._temporary = (run_dir / environment.HOME, run_dir / confinement.TEMP)
         self._loop = LoopThread("flowerbed")
         flwr = "" if packages is None else packages.flwr
         self._link = SiteLink(channel.cell_of(fl_ctx), job_id, flwr, self._loop.loop)
-        starts = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get(meta.STARTS, {}).get(site, 0)
+        starts = said.get(meta.STARTS, {}).get(site, 0)
         # The app comes with the job, unless it is deployed on the server.
         prefork = environment.Prefork(
             self.options.warm, fab.imports(brought) if self.options.warm and brought else ()
@@ -334,11 +334,14 @@ def _packages(
     return packages, ""
 
 
-def _place(site: str, sites: list[str]) -> dict[str, ConfigValue]:
-    """What an app is told of a site: the numbers that FLARE's own Flower integration gives, which are places
-    in the sorted list of `sites`."""
-    own: dict[str, ConfigValue] = {"client-name": site, "num-partitions": len(sites)}
-    return own | ({"partition-id": sites.index(site)} if site in sites else {})
+def partition(site: str, sites: Collection[str], late: Mapping[str, int]) -> dict[str, int]:
+    """The numbers that FLARE's own Flower integration gives: places in the sorted list of sites. A site that
+    came late has the next number, so that nobody else's changes, and counts as many as had one then."""
+    if site in late:
+        return {"num-partitions": late[site] + 1, "partition-id": late[site]}
+    first = sorted(set(sites) - late.keys())
+    number = {"partition-id": first.index(site)} if site in first else {}
+    return {"num-partitions": len(first), **number}
 
 
 def connects(pid: int, own: int, other: int) -> bool:

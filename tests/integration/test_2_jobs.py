@@ -97,7 +97,9 @@ def lookups(federation: Federation) -> dict[str, Outcome]:
     return {name: federation.verb("wait", job) for name, job in jobs.items()}
 
 
-def test_a_job_whose_replies_all_failed_does_not_end_well(lookups: dict[str, Outcome]) -> None:
+def test_a_job_whose_replies_all_failed_does_not_end_well(
+    federation: Federation, lookups: dict[str, Outcome]
+) -> None:
     """Flower says that its run completed."""
     outcome = lookups["all"]
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION")
@@ -107,6 +109,8 @@ def test_a_job_whose_replies_all_failed_does_not_end_well(lookups: dict[str, Out
         "site-2: RuntimeError: no table here",
     ]
     assert outcome.value["replies"] == {"query": {"replies": 2, "failed": 2}}
+    listed = {job["job_id"]: job["reason"] for job in federation.must("jobs")["jobs"]}
+    assert listed[outcome.value["job_id"]] == outcome.value["reason"].splitlines()[0]
 
 
 def test_a_job_with_one_good_reply_ends_well_and_names_the_others(

@@ -65,23 +65,23 @@ def results(federation: Federation, job: str, file: str) -> Any:
     return json.loads((folder / "serverapp" / file).read_text())
 
 
-@pytest.fixture(scope="module")
-def jobs(federation: Federation, data: None) -> dict[str, str]:
-    """A job of each app, at once."""
-    names = ("sklearn-table", "pandas-query", "datasets-folder")
-    for name in names:
-        build(federation, APPS / name)
-    return {name: federation.submit(f"own-packages/{name}") for name in names}
+@pytest.fixture
+def job(federation: Federation, data: None, request: pytest.FixtureRequest) -> str:
+    """A job of the app that the test names, in an environment that is made for it."""
+    build(federation, APPS / request.param)
+    return federation.submit(f"own-packages/{request.param}")
 
 
-def test_sklearn_with_data_where_the_app_looks(federation: Federation, jobs: dict[str, str]) -> None:
-    line = results(federation, jobs["sklearn-table"], "line.json")
+@pytest.mark.parametrize("job", ["sklearn-table"], indirect=True)
+def test_sklearn_with_data_where_the_app_looks(federation: Federation, job: str) -> None:
+    line = results(federation, job, "line.json")
     # Weighted by their rows.
     assert line == pytest.approx({"slope": (2 * 10 + 4 * 30) / 40, "intercept": (1 * 10 + 3 * 30) / 40})
 
 
-def test_pins_that_flare_could_not_live_with(federation: Federation, jobs: dict[str, str]) -> None:
-    found = results(federation, jobs["pandas-query"], "total.json")
+@pytest.mark.parametrize("job", ["pandas-query"], indirect=True)
+def test_pins_that_flare_could_not_live_with(federation: Federation, job: str) -> None:
+    found = results(federation, job, "total.json")
     assert found["total"] == {"north-count": 20, "north-sum": 250, "south-count": 20, "south-sum": 230}
     assert len(found["versions"]) == 1 + len(SITES)
     for versions in found["versions"]:
@@ -91,8 +91,9 @@ def test_pins_that_flare_could_not_live_with(federation: Federation, jobs: dict[
     assert flare.startswith("2.")
 
 
-def test_a_dataset_in_a_folder_by_flwr_datasets(federation: Federation, jobs: dict[str, str]) -> None:
-    parts = results(federation, jobs["datasets-folder"], "found.json")
+@pytest.mark.parametrize("job", ["datasets-folder"], indirect=True)
+def test_a_dataset_in_a_folder_by_flwr_datasets(federation: Federation, job: str) -> None:
+    parts = results(federation, job, "found.json")
     assert [part["count"] for part in parts] == [50, 50]
     assert sum(part["sum"] for part in parts) == sum(range(100))
     assert sum(part["squares"] for part in parts) == sum(number**2 for number in range(100))
@@ -161,11 +162,11 @@ def test_a_site_without_the_environment_says_so_within_seconds(
     try:
         job = federation.submit("numpy-add", "--rounds", "1")
         start = time.monotonic()
-        outcome = federation.verb("wait", job, "--timeout", "60")
+        outcome = federation.verb("wait", job, "--timeout", "90")
         assert outcome.code == 1
         told = f"site-2 takes no part: it lacks the app's environment {name}"
         assert told in f"{outcome.value} {outcome.text}"
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
         job = federation.submit("numpy-add", "--rounds", "1", "--sites", "site-1", "--run-config", ALONE)
         assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
     finally:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from provisioning import site_files
 from scripts import data, provision
 from scripts.core import Failure, UsageError
 
@@ -239,3 +240,24 @@ def test_only_clients_are_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people[:1]})
     with pytest.raises(UsageError, match="names no participant of type client"):
         provision.site_names()
+
+
+def test_a_site_with_data_elsewhere_gets_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "DATA", tmp_path / "data")
+    monkeypatch.setattr(site_files, "ROOT", tmp_path)
+    given: dict[str, Any] = {
+        "site-1": {},
+        "site-2": {"data": "/srv/patients"},
+        "site-3": {"data": {"folder": "data/site-3", "group": 7}},
+        "site-4": {"data": {"images": "/srv/images"}},
+    }
+    people = [{"name": name, "type": "client", **more} for name, more in given.items()]
+    monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
+    assert data._without_data() == ["site-1", "site-3"]
+    assert "site-2, site-4: data elsewhere" in capsys.readouterr().err
+    del people[2], people[0]
+    with pytest.raises(UsageError, match="Each site has data elsewhere"):
+        data._without_data()

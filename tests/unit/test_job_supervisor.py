@@ -12,8 +12,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, RunStatus
 
 from bridge.common import meta
-from bridge.flare import job_supervisor, revocation
-from bridge.flare.flare_server import CannotStart, FlareServer, _app_of
+from bridge.flare import job_supervisor, late_sites, revocation
+from bridge.flare.flare_server import CannotStart, FlareServer, app_of
 from bridge.flare.job_supervisor import RESTARTS, JobSupervisor
 
 NONE: frozenset[str] = frozenset()
@@ -114,6 +114,23 @@ def test_a_site_that_takes_part_in_no_job_is_left_alone(server: Server, mine: Jo
     server.owes = False
     mine._heartbeat("site-1", "t1", NONE)  # It has ended its part, and said so.
     assert not mine._parts and not server.done
+
+
+def test_a_site_that_comes_up_while_a_job_runs_is_let_in(
+    server: Server, mine: JobSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_sites, "why_not", lambda flare, job, site: "")
+    monkeypatch.setattr(late_sites, "let_in", lambda flare, *who: server.done.append(("let in", *who)))
+    mine._heartbeat("site-2", "t9", NONE)
+    assert not server.done, "FLARE has not yet started the job at those that were there"
+    context = FLContext()
+    context.set_prop(FLContextKey.EVENT_DATA, {"job_id": "j"})
+    mine.handle_event(EventType.JOB_STARTED, context)
+    mine._heartbeat("site-2", "t9", NONE)
+    assert server.has_done("let in", "j", "site-2")
+    mine.handle_event(EventType.JOB_COMPLETED, context)
+    mine._heartbeat("site-4", "t9", NONE)
+    assert not mine._late._tries and ("let in", "j", "site-4") not in server.done
 
 
 def test_a_site_whose_report_was_lost_is_started_again(server: Server, mine: JobSupervisor) -> None:
@@ -311,6 +328,6 @@ def test_whoever_is_removed_is_put_out_until_the_jobs_process_knows(
 def test_a_site_gets_its_own_app_of_a_job() -> None:
     everywhere = Job("j", {}, {"app": ["@ALL"]}, {})
     named = Job("j", {}, {"app_server": ["server"], "app_site-1": ["site-1"]}, {})
-    assert (_app_of(everywhere, "site-1"), _app_of(named, "site-1")) == ("app", "app_site-1")
+    assert (app_of(everywhere, "site-1"), app_of(named, "site-1")) == ("app", "app_site-1")
     with pytest.raises(CannotStart, match="no app for site-2"):
-        _app_of(named, "site-2")
+        app_of(named, "site-2")

@@ -6,17 +6,20 @@ import asyncio
 import inspect
 import json
 import math
+import re
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.cli import install
 from flwr.client import Client
 from flwr.clientapp import client_app
 from flwr.server.server import Server
 from flwr.server.workflow import default_workflows
 from flwr.serverapp.strategy.strategy import Strategy
+from flwr.superlink.cli import flwr_serverapp
 
 from bridge.common import events as stored
 from bridge.fleet.replies import Event
@@ -136,8 +139,21 @@ def shown(*parts: tuple[float, str], round_at: int | None = None) -> list[list[s
 
 def test_an_app_without_rounds_shows_its_output_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "HELD", 0.05)
-    lines = (0.0, "one"), (0.0, "INFO :      "), (0.0, "fast path: x"), (0.2, "two"), (0.0, "three\x1b[2K")
+    lines = (
+        (0.0, "one"),
+        (0.0, "INFO :      "),
+        (0.0, "INFO :      fast path: x"),
+        (0.2, "two"),
+        (0.0, "three\x1b[2K"),
+    )
     assert shown(*lines) == [["one"], ["two"], ["three\\x1b[2K"]]
+
+
+def test_flowers_own_first_lines_begin_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may import for long after them, and then begin a round."""
+    monkeypatch.setattr(output, "HELD", 0.05)
+    first = "INFO :      Start `flwr-serverapp` process", "Successfully installed a to /b/c.1."
+    assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []
 
 
 def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
@@ -267,4 +283,7 @@ def test_the_cause_of_a_crash_goes_before_what_came_of_it() -> None:
 
 def test_the_word_in_our_own_lines_is_that_of_the_fast_path() -> None:
     source = (Path(__file__).parents[2] / "bridge/flower/fast_path.py").read_text()
-    assert f'PREFIX = "{output.OURS}"' in source
+    found = re.search(r'PREFIX = "(.*)"', source)
+    assert found and output._NOT_THE_APPS.match(f"INFO :      {found[1]}x")
+    assert "Start `flwr-serverapp` process" in inspect.getsource(flwr_serverapp)
+    assert "Successfully installed {project_name} to {install_path}." in inspect.getsource(install)

@@ -44,8 +44,8 @@ def meta(status: str = "SUBMITTED", **more: Any) -> dict[str, Any]:
             ["site-3"],
             "waits for 1 of site-1 (not registered), site-2 (not registered)",
         ),
-        (meta(min_clients=3), ["site-1", "site-2"], "waits for 3 sites; registered: site-1, site-2"),
-        (meta(min_clients=1), [], "waits for 1 sites; registered: none"),
+        (meta(min_clients=3), ["site-1", "site-2"], "waits for 3 sites; there are: site-1, site-2"),
+        (meta(min_clients=1), [], "waits for 1 sites; there are: none"),
         (
             meta(
                 schedule_history=["2026-11-27 23:00:00: early", "2026-11-27 23:00:09: not enough memory: a"]
@@ -63,7 +63,10 @@ def test_a_site_that_is_silent_is_named_too() -> None:
     sites = {"site-1": 9.0, "site-2": 90.0}
     history = ["2026-11-27 23:00:00: not enough sites have enough resources (ok sites 1 < min sites 2)"]
     job = meta(min_clients=2, schedule_history=history)
-    assert waiting.waits_for(job, sites) == "waits for 1 of site-2 (silent)"
+    assert waiting.waits_for(job, sites) == "waits for site-2 (silent)"
+    assert waiting.waits_for(meta(min_clients=3), sites) == (
+        "waits for 3 sites; there are: site-1, site-2 (silent)"
+    )
     job = meta(mandatory_clients=["site-1", "site-2", "site-3"])
     assert waiting.waits_for(job, sites) == "waits for site-2 (silent), site-3 (not registered)"
 

@@ -56,22 +56,20 @@ def waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
 def _waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
     here = [site for site in sites if site not in silent(sites)]
 
-    def absent(wanted: Iterable[str]) -> str:
-        return ", ".join(
-            f"{site} ({'silent' if site in sites else 'not registered'})"
-            for site in wanted
-            if site not in here
-        )
+    def absent(wanted: Iterable[str]) -> list[str]:
+        found = [site for site in wanted if site not in here]
+        return [f"{site} ({'silent' if site in sites else 'not registered'})" for site in found]
 
     if missing := absent(meta.get("mandatory_clients") or ()):
-        return f"waits for {missing}"
+        return f"waits for {', '.join(missing)}"
     named = list(dict.fromkeys(_deployed(meta.get("deploy_map") or {})))
     can = [site for site in here if not named or site in named]
     fewest = int(meta.get("min_clients") or 1)
-    if len(can) < fewest:
-        if missing := absent(named or sites):
-            return f"waits for {fewest - len(can)} of {missing}"
-        return f"waits for {fewest} sites; registered: {', '.join(here) or 'none'}"
+    if (more := fewest - len(can)) > 0:
+        missing = absent(named or sites)
+        if len(missing) < more:
+            return f"waits for {fewest} sites; there are: {', '.join([*can, *missing]) or 'none'}"
+        return f"waits for {f'{more} of ' * (more < len(missing))}{', '.join(missing)}"
     history = meta.get("schedule_history") or ()
     return f"waits: {_STAMP.sub('', str(history[-1]), count=1)}" if history else "waits for its turn"
 

@@ -1,0 +1,153 @@
+"""Sites that come up while a job runs, or were left out at its start: they take part from then on.
+
+FLARE 2.9.0 fixes a job's sites when it hands the job out. Here a site that lives and takes no part gets the
+job's files, and is started as one that was lost is (`flare_server.py`). Its Flower node registers, and the
+app finds it when it begins its next round. A job says whom it lets in: by its sites, and by `late_sites`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nvflare.apis.fl_constant import RunProcessKey
+from nvflare.apis.job_def import JobMetaKey, get_job_meta_study
+from nvflare.security.study_registry import StudyRegistryService
+
+from bridge.common import meta
+from bridge.flare.flare_server import APP_COMMAND_WITHIN, CannotStart, FlareServer, Refused, app_of
+
+log = logging.getLogger(__name__)
+
+AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
+"""Seconds until a site that could not be let in is tried again, the first time and at most: it may have no
+room for the job as long as another runs there."""
+
+NO_REPLY = "no reply"
+"""How FLARE begins what it says of a site that did not answer in time when a job was handed out."""
+
+
+@dataclass
+class _Try:
+    """Where a site stands that is to be let into a job."""
+
+    failures: int = 0
+    next: float = 0.0
+    now: bool = False
+    """Whether it is being let in right now."""
+
+
+class LateSites:
+    """Lets sites into jobs that run, each in a thread of its own."""
+
+    def __init__(self, server: Callable[[], FlareServer]) -> None:
+        """`server` returns the FLARE server, once it is there."""
+        self._server = server
+        self._lock = threading.Lock()
+        self._one = threading.Lock()
+        """One site is let in at a time: each changes what FLARE knows of the job."""
+        self._tries: dict[str, dict[str, _Try]] = {}
+        """By job and site. Jobs stand here that FLARE has begun to run at all sites that were there."""
+
+    def started(self, job: str) -> None:
+        """FLARE has begun to run a job."""
+        with self._lock:
+            self._tries[job] = {}
+
+    def closed(self, job: str) -> None:
+        """FLARE has closed a job."""
+        with self._lock:
+            self._tries.pop(job, None)
+
+    def here(self, job: str, site: str) -> None:
+        """A site lives, and takes no part in a job that runs."""
+        with self._lock:
+            if job not in self._tries:
+                return
+            found = self._tries[job].setdefault(site, _Try())
+            if found.now or time.monotonic() < found.next:
+                return
+            found.now = True
+        threading.Thread(target=self._let_in, args=(job, site, found), name="late-site", daemon=True).start()
+
+    def _let_in(self, job: str, site: str, this: _Try) -> None:
+        again = AGAIN_LAST
+        try:
+            if why := why_not(self._server(), job, site):
+                log.info("%s does not take part in job %s: %s", site, job, why)
+                again = float("inf")
+            else:
+                with self._one:
+                    let_in(self._server(), job, site)
+                this.failures = 0
+                log.info("%s takes part in job %s from now on", site, job)
+        except Refused as error:
+            log.warning("%s does not take part in job %s: %s", site, job, error)
+            again = float("inf")
+            refused = self._server().known(job).get(meta.REFUSED) or {}
+            self._server().note(job, {meta.REFUSED: {**refused, site: error.why}})
+        except CannotStart as error:
+            again = min(AGAIN_FIRST * 2**this.failures, AGAIN_LAST)
+            this.failures += 1
+            log.info("%s cannot take part in job %s yet: %s", site, job, error)
+        except Exception:
+            log.exception("%s could not be let into job %s", site, job)
+        with self._lock:
+            this.next = time.monotonic() + again
+            this.now = False
+
+
+def why_not(flare: FlareServer, job_id: str, site: str) -> str:
+    """Why a site that takes no part in a job may not come in while it runs; empty: it may."""
+    job, known = flare._runner.running_jobs.get(job_id), flare.known(job_id)
+    if job is None:
+        return "the job has ended"
+    if known.get(meta.LATE_SITES) is False:
+        return "the job lets in no sites that come late"
+    if out := (known.get(meta.REMOVED) or {}).get(site):
+        return f"it was put out of the job: {out}"
+    refused = {**(known.get(meta.REFUSED) or {}), **flare.refusals(job_id)}.get(site, NO_REPLY)
+    if not refused.startswith(NO_REPLY):
+        return f"it refused the job: {refused}"
+    registry = StudyRegistryService.get_registry()
+    enrolled = registry.get_sites(get_job_meta_study(job.meta)) if registry else None
+    if enrolled is not None and site not in enrolled:
+        return "it is not in the job's study"
+    try:
+        app_of(job, site)
+    except CannotStart as error:
+        return str(error)
+    return ""
+
+
+def let_in(flare: FlareServer, job_id: str, site: str) -> None:
+    """Let a site take part in a job that runs without it.
+
+    Raises:
+        CannotStart: with the step that failed. The job runs on as before.
+    """
+    engine = flare._engine
+    job, process = flare._runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
+    if job is None or process is None:
+        raise CannotStart("the job has ended")
+    known = flare.known(job_id)
+    sites = known.get(meta.SITES) or []
+    # The number is a new one, whoever has been put out meanwhile: sites are only added to the list.
+    job.meta[meta.LATE] = {**job.meta.get(meta.LATE, {}), site: len(sites)}
+    try:
+        flare.start_site(job_id, site, 0)
+    except Exception:
+        del job.meta[meta.LATE][site]
+        named = job.meta.get(JobMetaKey.JOB_CLIENTS) or []
+        job.meta[JobMetaKey.JOB_CLIENTS] = [client for client in named if client["name"] != site]
+        if site in flare.participants(job_id):
+            left = {t: c for t, c in process[RunProcessKey.PARTICIPANTS].items() if c.name != site}
+            process[RunProcessKey.PARTICIPANTS] = left
+            engine.send_app_command(job_id, meta.SITES_TOPIC, {}, APP_COMMAND_WITHIN)
+        flare.forget_outcome(job_id, site)
+        raise
+    refused = {name: why for name, why in (known.get(meta.REFUSED) or {}).items() if name != site}
+    flare.note(job_id, {meta.SITES: sorted({*sites, site}), meta.REFUSED: refused})
