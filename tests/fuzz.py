@@ -334,6 +334,12 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
     return FlareMessage(headers, body)
 
 
+def _begins_anew(message: FlareMessage) -> bool:
+    """Whether a message may be of a site's next SuperNode, whose node takes the place of the one before."""
+    incarnation = message.get_header(channel.INCARNATION)
+    return isinstance(incarnation, int) and incarnation > 1
+
+
 class ForwarderTarget:
     """A new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
 
@@ -373,7 +379,7 @@ class ForwarderTarget:
             assert status in (200, 400, 403, 404, 413), status
         # Neither site can have spoilt it for the other, nor for itself.
         for site in sorted(SITES):
-            if not any(m.get_header(channel.INCARNATION) == 2 for m in messages):
+            if not any(_begins_anew(m) for m in messages):
                 status = (await self._tell(link, _honest(site, wire.HEARTBEAT)))[channel.STATUS]
                 assert status == 200, (site, refusals)
         for site, reason in refusals:
