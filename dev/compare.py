@@ -1,11 +1,11 @@
 """Run an app twice, in plain Flower and through a federation, and compare every value to the last bit.
 
 Both runs have the same sites, data, seed and packages: plain Flower's SuperLink and SuperNodes run in one
-container of the same image, without FLARE and without any network; the federation is one of its own, in
-containers, and is removed afterwards. In both, the ServerApp gets nodes and replies in the order of the
-sites, since a sum of three or more numbers depends on their order and Flower's own is random. App and Flower
-stay as they are. What is compared: loss and metrics of every site and on average, and the SHA-256 of the
-parameters that each site sent and that the ServerApp made of them.
+container of the same image, in the app's environment, without FLARE and without any network; the federation
+is one of its own, in containers, and is removed afterwards. In both, the ServerApp gets nodes and replies in
+the order of the sites, since a sum of three or more numbers depends on their order and Flower's own is
+random. App and Flower stay as they are. What is compared: loss and metrics of every site and on average, and
+the SHA-256 of the parameters that each site sent and that the ServerApp made of them.
 
   ./flowerbed compare apps/pytorch-quickstart
   ./flowerbed compare apps/pytorch-quickstart --sites 5 --rounds 5 --seed 7
@@ -22,18 +22,19 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
 
+from bridge.common import app_environment
 from bridge.common.app import ROUNDS_KEY
 from bridge.launch import plan
 from dev import differences, scratch_federation
 from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
-from scripts import base_image, core, data, engine, images, provision, wheelhouse
+from scripts import app_builds, base_image, core, data, engine, images, provision, uv, wheelhouse
 from scripts.build import TAG
 
 PROJECT = "flowerbedcompare"
@@ -119,6 +120,7 @@ def _both(
     """Run the app in plain Flower, in a federation, and if these differ in plain Flower again."""
     _prepare()
     reads = DATA_KEY in app.config
+    made = app_builds.make([app.folder], app_builds.Choice())[0]
     federation = _federation(sites, folder, divide=reads and folder is None)
     spec = {
         "sites": sites,
@@ -128,13 +130,13 @@ def _both(
     }
     try:
         core.say("Plain Flower")
-        plain = _plain(federation, app, spec)
+        plain = _plain(federation, app, made, spec)
         core.say("The federation")
         federated = _federated(federation, app, config, sites, seed)
         again = None
         if differences.first(differences.rounds(plain), differences.rounds(federated)) is not None:
             core.say("They differ. Plain Flower once more, to see whether it differs from itself")
-            again = _plain(federation, app, spec)
+            again = _plain(federation, app, made, spec)
         return plain, federated, again
     finally:
         _remove(federation)
@@ -173,8 +175,13 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
     return federation
 
 
-def _plain(federation: ScratchFederation, app: apps.App, spec: dict[str, Any]) -> Events:
-    """Run the app in plain Flower; returns the events."""
+def _plain(
+    federation: ScratchFederation, app: apps.App, made: Mapping[str, Any], spec: dict[str, Any]
+) -> Events:
+    """Run the app in plain Flower, in the environment that was made for it; returns the events."""
+    environment = app_environment.ROOT / made["name"]
+    libraries = ":".join(str(environment / app_environment.SYSTEM / path) for path in made["libraries"])
+    python = environment / app_environment.VENV / "bin" / "python"
     folder = federation.compose("config", "--format", "json")
     mounts = json.loads(folder)["services"][spec["sites"][0]]["volumes"]
     (source,) = (mount["source"] for mount in mounts if mount["target"] == "/data")
@@ -182,7 +189,9 @@ def _plain(federation: ScratchFederation, app: apps.App, spec: dict[str, Any]) -
     command = [
         *(engine.docker(), "run", "--rm", "--interactive", "--init", "--name", name, "--network", "none"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-        *("--volume", f"{Path(source).parent}:/data:ro", "--entrypoint", "python"),
+        *("--volume", f"{Path(source).parent}:/data:ro", "--entrypoint", str(python)),
+        *("--volume", f"{uv.ENVIRONMENTS}:{app_environment.ROOT}:ro"),
+        *(("--env", f"LD_LIBRARY_PATH={libraries}") if libraries else ()),
         *(images.runtime(PROJECT, TAG), "-P", "-c", PLAIN.read_text(), json.dumps(spec)),
     ]
     try:
