@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -85,6 +85,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 def is_metric(value: Any) -> bool:
     """Whether a value can be a metric: a number, or a list of numbers."""
     return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
+
+
+def without_lists(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A ConfigRecord's values, but for its lists: these are data, such as SecAgg+'s masked numbers."""
+    return {name: value for name, value in record.items() if not isinstance(value, list)}
 
 
 def _numbers(records: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float | list[float]]]:

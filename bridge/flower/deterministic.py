@@ -35,7 +35,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from bridge.common.replaced import namespace_proxy
-from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group
+from bridge.fleet.replies import ROUND, Event, Reply, reply_event, round_of_group, without_lists
 from bridge.flower import replaced
 from bridge.launch.environment import DETERMINISTIC, SERVERAPP
 from bridge.launch.plan import TRACE_FILE
@@ -171,7 +171,7 @@ class _Record:
             kind, number = data.message_type.split(".")[0], self._rounds.get(data.reply_to_message_id, 0)
             told = Reply(self._site(data.src_node_id), number, kind, "", error)
             records = {
-                name: dict(record)
+                name: dict(record) if isinstance(record, MetricRecord) else without_lists(record)
                 for name, record in content.items()
                 if isinstance(record, MetricRecord | ConfigRecord)
             }

@@ -41,6 +41,7 @@ from bridge.fleet.replies import (
     is_metric,
     reply_event,
     round_of_group,
+    without_lists,
 )
 from bridge.relay.calls import Request, Response
 from bridge.server.outcomes import Outcomes
@@ -257,7 +258,7 @@ class Observer:
         elif kind == "MetricRecord":
             objects.keep(object_id, len(content), _said(MetricRecord.inflate(content)))
         elif kind == "ConfigRecord":
-            objects.keep(object_id, len(content), _said(ConfigRecord.inflate(content)))
+            objects.keep(object_id, len(content), _said(without_lists(ConfigRecord.inflate(content))))
         elif kind == "ArrayRecord":
             objects.keep(object_id, 0, {})
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dev import scratch_federation
+from scripts.core import ROOT
 from tests.attacks import hostile
 from tests.federation import PROJECT, Federation
 
@@ -84,7 +86,9 @@ def test_no_tls_is_refused(federation: Federation) -> None:
 def test_another_ca_is_refused(federation: Federation, tmp_path: Path) -> None:
     for folder in ("provisioning", "bridge", "compose"):
         shutil.copytree(federation.root / folder, tmp_path / folder)
-    shutil.copy(federation.root / "project.yml", tmp_path)
+    # Not the federation's own, which may name folders that are not here.
+    shutil.copy(ROOT / "project.yml", tmp_path)
+    scratch_federation.edit(tmp_path / "project.yml", lambda project: project.update(name=PROJECT))
     nvflare = Path(sys.executable).parent / "nvflare"
     command = [str(nvflare), "provision", "-p", "project.yml", "--force"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -137,7 +137,9 @@ def test_a_message_of_no_round_makes_no_event() -> None:
 ESCAPE = "loss\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n\u202e"
 
 
-def replies_with(observer: Observer, record: MetricRecord, *, kind: str = "train", number: int = 0) -> None:
+def replies_with(
+    observer: Observer, record: MetricRecord | ConfigRecord, *, kind: str = "train", number: int = 0
+) -> None:
     """A whole reply of site-1 with this record."""
     content = RecordDict({"metrics": record})
     for part in (content, record):
@@ -260,6 +262,15 @@ def test_lists_of_numbers_are_metrics_too() -> None:
     begins(observer)
     replies_with(observer, MetricRecord({"curve": [0.1, 0.2], "loss": 0.5, "none": []}))
     assert events[1]["metrics"] == {"curve": [0.1, 0.2], "loss": 0.5, "none": []}
+
+
+def test_lists_of_a_config_record_are_no_metrics() -> None:
+    """They are an app's data, such as the masked numbers of SecAgg+."""
+    events: list[Event] = []
+    observer = Observer(events.append)
+    begins(observer)
+    replies_with(observer, ConfigRecord({"masked": [7, 8], "loss": 0.5}))
+    assert events[1]["metrics"] == {"loss": 0.5}
 
 
 def test_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
