@@ -104,8 +104,12 @@ def in_use(root: Path) -> Path | None:
     return (root / names[0]).parent if names else None
 
 
+WRITTEN = ("workspace", ".env", "sites")
+"""What each run may write."""
+
+
 def put_back(root: Path, saved: Path | None) -> None:
-    for name in ("workspace", ".env"):
+    for name in WRITTEN:
         subprocess.run(["rm", "-rf", str(root / name)], check=True)
         if saved is not None:
             subprocess.run(["cp", "-a", str(saved / name), str(root / name)], check=True)
@@ -165,7 +169,7 @@ def test_a_killed_run_loses_nothing(tmp_path: Path, first: bool) -> None:
         else:
             saved, names = tmp_path / "saved", NAMES | {"site-9"}
             saved.mkdir()
-            for name in ("workspace", ".env"):
+            for name in WRITTEN:
                 subprocess.run(["cp", "-a", str(root / name), str(saved)], check=True)
             edit(root, replace("\nbuilders:", SITE))
             code, changes, states = runs.run()
