@@ -181,7 +181,8 @@ async def run_app(
     behind_superlink = lossy_proxy(superlink.fleet, int(superlink.address.split(":")[1]))
     output = ServerAppOutput(events.append)
     superlink.on_printed = output.take
-    forwarder.open(f"127.0.0.1:{await behind_superlink.start()}", superlink.fleet)
+    address = f"127.0.0.1:{await behind_superlink.start()}"
+    forwarder.open(address, superlink.fleet, unasked=superlink.unasked)
     links = [LossyLink(forwarder, f"site-{number}") for number in range(1, sites + 1)]
     callers = [SiteRelay(link) for link in links]
     gateway_kind = Gateway if superlink.fleet is Transport.HTTP else GrpcGateway
