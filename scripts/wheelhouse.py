@@ -7,6 +7,7 @@ neither and was given the folder. What apps ask for is not here: see `scripts/en
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import shutil
@@ -74,6 +75,13 @@ class Wheelhouse:
         Raises:
             core.Failure: pip could not get one.
         """
+        HOUSE.mkdir(parents=True, exist_ok=True)
+        with (HOUSE / ".lock").open("w") as file:
+            # Of two verbs at once, the second finds the work done.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return self._fill(architecture)
+
+    def _fill(self, architecture: str) -> int:
         _recover(self.folder)
         if self.is_complete(architecture):
             return 0

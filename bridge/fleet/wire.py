@@ -185,6 +185,10 @@ def whole_call(request: Request) -> FleetCall:
     return FleetCall(request.path, request.headers, head, request.stored)
 
 
+FIELDS_LIMIT = 64
+"""Fields of a request that are looked at. A SuperNode's has five."""
+
+
 def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
     """A PushObjectRequest of `size` bytes without its object: a message of the same kind, as large as a
     few ids. `read` gives bytes at an offset.
@@ -192,13 +196,17 @@ def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
     Nothing else is left out, so that the head says of node and run what the whole request says.
 
     Raises:
-        ValueError: it is no such request, or has other large fields.
+        ValueError: it is no such request, or has other large fields, or too many.
     """
-    head, position = b"", 0
+    head, position, fields = b"", 0, 0
     while position < size:
         near = read(position, 20)
         if not near:
             break  # No more of it is there.
+        # Empty fields would add nothing to the head, and each costs a look.
+        fields += 1
+        if fields > FIELDS_LIMIT:
+            raise ValueError(f"more than {FIELDS_LIMIT} fields")
         tag, length = _varint(near, 0)
         kind = tag & 7
         if kind == 2:

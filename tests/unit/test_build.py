@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,12 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.rmtree(RUNTIME.folder)
     monkeypatch.setattr(wheelhouse, "download", download)
     return calls
+
+
+def test_of_two_that_fill_it_at_once_one_fetches(downloads: list[list[str]]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(RUNTIME.fill, ["amd64"] * 4)) == [0, 0, 0, 2]
+    assert len(downloads) == 1
 
 
 def test_a_full_wheelhouse_is_not_filled_again(downloads: list[list[str]]) -> None:

@@ -197,6 +197,7 @@ def test_a_head_cannot_say_another_node_than_the_whole() -> None:
     for wrong in (
         PushObjectRequest(session_id="s" * wire.HEAD_LIMIT).SerializeToString(),  # Too large to be kept.
         b"\x0b",  # A group.
+        b"\x22\x00" * 1000,  # Empty objects: each would cost a look, and add nothing.
         b"\xff" * 30,
     ):
         with pytest.raises(ValueError):
