@@ -13,8 +13,10 @@ in these steps:
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -319,11 +321,13 @@ def _missing_libraries(folder: Path) -> list[str]:
 
 
 def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the description, at once: others may read it now."""
-    fresh = folder / f"{DESCRIPTION}.new"
-    fresh.write_text(json.dumps(dict(facts), indent=1) + "\n")
-    fresh.chmod(0o644)
-    fresh.replace(folder / DESCRIPTION)
+    """Write the description, at once. Nobody knows the new file's name, so no package's build code, which can
+    write here, has a link in its place."""
+    descriptor, fresh = tempfile.mkstemp(dir=folder)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(dict(facts), indent=1) + "\n")
+        os.fchmod(descriptor, 0o644)
+    Path(fresh).replace(folder / DESCRIPTION)
 
 
 def _python(wanted: str, app: apps.App) -> str:

@@ -17,7 +17,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,6 +113,9 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
     found, names = set(), set()
     for line in lines:
+        if isinstance(line, str) and not line.isprintable():
+            # A line of its own in uv's list could be an option.
+            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: it has more than one line")
         try:
             wanted = Requirement(line)
         except InvalidRequirement as error:
@@ -206,17 +211,27 @@ def _every(root: Path) -> Iterator[AppEnvironment]:
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
+    # It may be hostile: code that runs while a package is built can write here.
     try:
-        with (folder / DESCRIPTION).open("rb") as file:
-            facts = json.loads(file.read(DESCRIPTION_LIMIT))
-    except (OSError, ValueError):
+        descriptor = os.open(folder / DESCRIPTION, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            facts = json.loads(file.read(DESCRIPTION_LIMIT)) if regular else None
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(facts, dict) or any(
         type(facts.get(name)) not in kinds for name, kinds in FACTS.items()
     ):
         return None
     texts = (text for value in facts.values() if isinstance(value, list) for text in value)
-    return facts if all(isinstance(text, str) for text in texts) else None
+    if not all(isinstance(text, str) for text in texts) or any(map(_leads_out, facts["libraries"])):
+        return None
+    return facts
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a folder of libraries would be another's, or several."""
+    return ":" in path or path.startswith("/") or ".." in Path(path).parts
 
 
 def _made(folder: Path, facts: Mapping[str, Any]) -> AppEnvironment:

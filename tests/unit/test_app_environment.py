@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -323,3 +325,32 @@ def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cann
     environment(job.made, NAME, flwr="1.40.0")
     with pytest.raises(versions.UnsupportedFlower, match=r"and the app has flwr 1\.40\.0"):
         site._packages(inline, None, "site-1")
+
+
+def test_an_address_with_another_line_in_it_is_no_requirement() -> None:
+    """uv would take the line for an option of its list."""
+    for end in ("\n", "\r"):
+        with pytest.raises(BadApp, match="more than one line"):
+            app_environment.requirements(asking(f"evil @ file:///x.whl{end}--index-url=http://127.0.0.1:9/"))
+
+
+@pytest.mark.parametrize("libraries", ["/tmp", "../../x", "lib:/tmp"])
+def test_libraries_of_elsewhere_make_no_environment(tmp_path: Path, libraries: str) -> None:
+    environment(tmp_path, NAME, APP)
+    description = tmp_path / NAME / app_environment.DESCRIPTION
+    facts = json.loads(description.read_text())
+    assert app_environment.named(NAME, tmp_path)
+    description.write_text(json.dumps({**facts, "libraries": [libraries]}))
+    assert app_environment.every(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "deep"])
+def test_a_hostile_description_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    environment(tmp_path, NAME, APP)
+    description = tmp_path / NAME / app_environment.DESCRIPTION
+    if kind == "deep":
+        description.write_text("[" * 200_000)
+    else:
+        description.rename(tmp_path / "elsewhere")
+        os.mkfifo(description) if kind == "pipe" else description.symlink_to(tmp_path / "elsewhere")
+    assert app_environment.every(tmp_path) == []

@@ -528,3 +528,16 @@ def test_no_two_make_or_remove_at_once(played: Uv, app: Write, monkeypatch: pyte
         with pytest.raises(BlockingIOError), uv.alone():
             pass
     assert there() == ["aaaaaaaaaaaa"]
+
+
+def test_a_description_is_written_through_no_link(tmp_path: Path) -> None:
+    """A package's build code can write into the folder, and plant one."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in ("environment.json.new", "environment.json"):
+        (folder / name).symlink_to(victim)
+    environments._describe(folder, {"flwr": "1.42.0"})
+    assert victim.read_text() == "mine"
+    assert not (folder / "environment.json").is_symlink()
