@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pwd
 import shlex
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / ".flowerbed"
 """Everything that the launcher makes for itself (environment, wheelhouse, engine's pid and log)."""
 
+
+ENVIRONMENTS = HOUSE / "environments"
+"""All environments of apps. Server and sites see this folder (`bridge/common/app_environment.py`)."""
 
 as_json = False
 """Whether this call was given `--format json`: then only the JSON object goes to stdout."""
@@ -84,6 +88,14 @@ def run(
         return subprocess.CompletedProcess(words, 127, b"", f"{words[0]}: command not found\n".encode())
     except subprocess.TimeoutExpired:
         raise Failure(f"'{' '.join(words)}' did not end within {timeout:.0f} s.") from None
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """From here to its end nobody else is in here with the same file: of two verbs, the second waits."""
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def pip(verb: str) -> list[str]:

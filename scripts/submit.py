@@ -24,11 +24,8 @@ from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import console, core, ownership, provision, wait
-from scripts.core import HOUSE, Failure, UsageError, replaced, say, unpack
+from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
-
-ENVIRONMENTS = HOUSE / "environments"
-"""As `scripts/uv.py` has it, which takes a while to import."""
 
 
 def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:

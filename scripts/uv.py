@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import functools
 import os
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import base_image, core, engine, images, progress, wheelhouse
 
-ENVIRONMENTS = core.HOUSE / "environments"
-"""All environments of apps, by name. Server and sites see this folder
-(`bridge/common/app_environment.py`)."""
+ENVIRONMENTS = core.ENVIRONMENTS
 
 MOUNTED = "/environments"
 """Where the container sees them, as those of the federation do: the folder's name stands in its programs."""
@@ -201,12 +198,9 @@ def program() -> Path:
     return file
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone() -> contextlib.AbstractContextManager[None]:
     """From here to its end nobody else makes or removes an environment. `prepare` comes before it."""
-    with (ENVIRONMENTS / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return core.alone(ENVIRONMENTS / ".lock")
 
 
 def prepare() -> None:

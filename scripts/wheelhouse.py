@@ -7,7 +7,6 @@ neither and was given the folder. What apps ask for is not here: see `scripts/en
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -76,9 +75,8 @@ class Wheelhouse:
             core.Failure: pip could not get one.
         """
         HOUSE.mkdir(parents=True, exist_ok=True)
-        with (HOUSE / ".lock").open("w") as file:
-            # Of two verbs at once, the second finds the work done.
-            fcntl.flock(file, fcntl.LOCK_EX)
+        # Of two verbs at once, the second finds the work done.
+        with core.alone(HOUSE / ".lock"):
             return self._fill(architecture)
 
     def _fill(self, architecture: str) -> int:

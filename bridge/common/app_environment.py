@@ -21,7 +21,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
     found, names = set(), set()
     for line in lines:
-        if isinstance(line, str) and not line.isprintable():
+        if not line.isprintable():
             # A line of its own in uv's list could be an option.
             raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: it has more than one line")
         try:
@@ -128,7 +128,7 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
             found.add(str(wanted))
         elif wanted.name not in versions.DISTRIBUTIONS:
             raise BadApp(
-                f"{PYPROJECT}: {str(line)[:200]!r} means a folder beside the app, which is not there where "
+                f"{PYPROJECT}: {line[:200]!r} means a folder beside the app, which is not there where "
                 "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
             )
     if not names & set(versions.DISTRIBUTIONS):
@@ -177,13 +177,15 @@ def find(config: Mapping[str, Any], root: Path = ROOT, *, gpu: bool = False) -> 
     Of two, the one that was made for sites with GPUs or without them, as `gpu` says.
     """
     wanted = key(config)
-    made = [one for one in every(root) if wanted in one.facts.get("keys", ())]
-    return min(made, key=lambda one: bool(one.facts.get("gpu")) != gpu, default=None)
+    made = [one for one in every(root) if wanted in one.facts["keys"]]
+    return min(made, key=lambda one: one.facts["gpu"] != gpu, default=None)
 
 
 def every(root: Path = ROOT) -> list[AppEnvironment]:
     """All environments in `root`, by name."""
-    return list(_every(root))
+    folders = sorted(path for path in root.iterdir() if NAME.fullmatch(path.name)) if root.is_dir() else []
+    described = [(folder, _described(folder)) for folder in folders]
+    return [_made(folder, facts) for folder, facts in described if facts is not None]
 
 
 def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> AppEnvironment:
@@ -201,13 +203,6 @@ def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> Ap
         return named(name, root)
     found = find(config, root) if config is not None else None
     return found or own()
-
-
-def _every(root: Path) -> Iterator[AppEnvironment]:
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        facts = _described(folder) if NAME.fullmatch(folder.name) else None
-        if facts is not None:
-            yield _made(folder, facts)
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
@@ -235,5 +230,5 @@ def _leads_out(path: str) -> bool:
 
 
 def _made(folder: Path, facts: Mapping[str, Any]) -> AppEnvironment:
-    libraries = tuple(folder / SYSTEM / path for path in facts.get("libraries", ()))
+    libraries = tuple(folder / SYSTEM / path for path in facts["libraries"])
     return AppEnvironment(facts["flwr"], folder / VENV / "bin", folder.name, libraries, facts)
