@@ -158,7 +158,7 @@ class FlowerController(Controller):
             if self._overfull:
                 self.system_panic(reason, fl_ctx)
         except (RunFailed, BadApp, versions.UnsupportedFlower, confining.NotConfined) as failure:
-            reason = str(failure)
+            reason = _with_cause(str(failure), self._packages)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
             log.exception("the job failed")
@@ -328,6 +328,13 @@ def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str
     except (NoEnvironment, versions.UnsupportedFlower) as missing:
         return None, str(missing)
     return found, ""
+
+
+def _with_cause(reason: str, packages: AppEnvironment | None) -> str:
+    """A failure's reason. Programs whose files vanish say anything, so it is said first that they have."""
+    if packages is None or packages.is_there:
+        return reason
+    return f"the app's environment {packages.name} was removed from the server while the job ran\n{reason}"
 
 
 def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:
