@@ -140,6 +140,7 @@ class FlowerController(Controller):
         reason = ""
         try:
             if self._packages is None:
+                self._app(fl_ctx).read()  # Where it is no app, that is the cause.
                 raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
             app = self._app(fl_ctx).checked(self._packages)
