@@ -82,6 +82,11 @@ class AppEnvironment:
         return versions.generation(self.flwr)
 
     @property
+    def is_there(self) -> bool:
+        """Whether it was not removed meanwhile. The description is what goes first."""
+        return not self.name or (self.programs.parent.parent / DESCRIPTION).is_file()
+
+    @property
     def variables(self) -> dict[str, str]:
         """What its programs need in their environment."""
         if not self.libraries:

@@ -285,6 +285,29 @@ def test_a_server_without_it_refuses_the_job_by_name(
     assert len(panics) == 1 and panics[0].startswith("the server cannot run the app: ") and name in panics[0]
 
 
+def test_what_vanished_under_a_job_is_its_first_cause(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As seen: a SuperLink whose packages go spoke of the version of grpc."""
+    environment(job.made, NAME)
+    made = FlowerController(environment=NAME)
+    panics: list[str] = []
+    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: panics.append(reason))
+
+    def run(*_: Any) -> None:
+        (job.made / NAME / DESCRIPTION).unlink()
+        raise RunFailed("SuperLink ended with code 1: Please upgrade your grpc module")
+
+    monkeypatch.setattr("bridge.server.work_dir.WorkDir.of", run)
+    made._packages, _ = server._packages(NAME, made._app(job.context))
+    made._loop, made._events = LoopThread("test"), JobEventLog(job.folder / "events.jsonl")
+    made.control_flow(Signal(), job.context)
+    made._loop.close()
+    first, _, more = panics[0].partition("\n")
+    assert first == f"the app's environment {NAME} was removed from the server while the job ran"
+    assert "upgrade your grpc" in more
+
+
 def test_a_server_takes_the_flower_of_the_one_that_is_named(job: SimpleNamespace) -> None:
     environment(job.made, NAME, flwr="1.34.1")
     made = FlowerController(environment=NAME)
