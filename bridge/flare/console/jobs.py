@@ -54,6 +54,8 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
         "duration": job.get("duration"),
         "submitter": job.get("submitter_name"),
         "stored_bytes": job.get(keys.STORED),
+        "environment": job.get(keys.ENVIRONMENT, ""),
+        "sites": job.get(keys.SITES) or [],
         **noted,
         "reason": noted["reason"] or job.get(keys.SAID, ""),
     }
