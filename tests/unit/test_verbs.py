@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import fuse_dicts, parse_config_args
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
 from scripts import app as apps
 from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
@@ -806,6 +808,33 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "one\ntwo\n"
     wanted = {"site": "site-1", "tail": None, "since": None, "follow": False}
     assert fake.request(0) == {"verb": "logs", "job": "j-1", **wanted}
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        (
+            'num-server-rounds="two"',
+            'is a whole number in the app\'s pyproject.toml, and "two" is text',
+        ),
+        ("num-server-rounds=1.5", "and 1.5 is a decimal number"),
+        (
+            "fraction-evaluate=true array-size=false",
+            "true is true or false; array-size is a whole number",
+        ),
+        ("fraction-evaluate=1 array-size=3", ""),
+    ],
+)
+def test_values_of_another_type_are_sent_as_flower_takes_them_with_one_note(
+    fake: Fake, flowerbed: Run, given: str, note: str
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    code, _, told = flowerbed("submit", APP, "--run-config", given)
+    assert code == 0 and fake.request(0)["run_config"] == [given]
+    assert told.count("Note:") == bool(note) and note in told
+    own = read_app(APP)["tool"]["flwr"]["app"]["config"]
+    overrides = parse_config_args([given])
+    assert fuse_dicts(own, overrides) == own | overrides
 
 
 def test_logs_of_a_site_that_is_not_there(fake: Fake, flowerbed: Run) -> None:
