@@ -199,7 +199,7 @@ class TensorBoard(_Receiver):
 
 
 class MLflow(_Receiver):
-    """Tells an MLflow server: an experiment a job's name, in it a run a job and site, and one of the server's."""
+    """Tells an MLflow server: an experiment a job's name, in it a run for each job and site, or server."""
 
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
         point = AnalyticsData.from_dxo(from_shareable(shareable), receiver=LogWriterName.MLFLOW)

@@ -221,12 +221,12 @@ def test_apps_that_log_nothing_have_curves_too(
         assert points["flower/train/trainings"] == [(1, 1.0), (2, 2.0)]
 
     evaluated = [(0, 10.0), (1, 11.0), (2, 12.0)]
-    until(lambda: "server" in board.points("folds", central), SHOWN_WITHIN)
-    points = board.points("folds", central)
-    assert points["server"]["flower/start-2/central/accuracy"] == evaluated
-    assert points["server"]["flower/start-2/central/each/1"] == evaluated
-    assert points["site-1"]["flower/evaluate/errors/0"] == [(1, 1.0), (2, 2.0)]
-    assert points["site-2"]["flower/start-2/evaluate/errors/0"] == [(1, 11.0), (2, 12.0)]
+    last = "flower/start-2/central/each/1"
+    until(lambda: board.points("folds", central).get("server", {}).get(last) == evaluated, SHOWN_WITHIN)
+    found = board.points("folds", central)
+    assert found["server"]["flower/start-2/central/accuracy"] == evaluated
+    assert found["site-1"]["flower/evaluate/errors/0"] == [(1, 1.0), (2, 2.0)]
+    assert found["site-2"]["flower/start-2/evaluate/errors/0"] == [(1, 11.0), (2, 12.0)]
 
 
 @pytest.mark.timeout(300)

@@ -293,8 +293,9 @@ def test_what_the_server_evaluates_becomes_points_too(
     tracker.add({**event, "start": 2, "metrics": {"all": [0.5] * 500}})
     tracker.add({"event": "round", "round": 1})
     tracker.add({**event, "event": "reply", "site": "site-1", "kind": "train", "error": "it raised"})
-    for strange in ({}, {"metrics": []}, {"metrics": {"a": "text"}, "round": None}):
-        tracker.add_evaluation(strange)
+    strange: list[dict[str, Any]] = [{}, {"metrics": []}, {"metrics": {"a": "text"}, "round": None}]
+    for one in strange:
+        tracker.add_evaluation(one)
     tracker.close()
     told = [(site, AnalyticsData.from_dxo(dxo)) for site, dxo in fired.points]
     assert [(site, data.tag, data.value, data.step) for site, data in told[:4]] == [
