@@ -128,13 +128,14 @@ def _key(number: int) -> tuple[tuple[str, str], ...]:
 
 
 def _push(number: int, content: bytes) -> bytes:
-    return PushObjectRequest(
+    body: bytes = PushObjectRequest(
         node=Node(node_id=number),
         run_id=5,
         object_id=f"a{number}",
         object_content=content,
         session_id=f"s{number}",
     ).SerializeToString()
+    return body
 
 
 @dataclass(frozen=True)
