@@ -21,7 +21,7 @@ from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
 from bridge.flare.console.jobs import downloading
 from scripts import app as apps
-from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
+from scripts import app_builds, build, compose, console, core, data, engine, provision, results, submit, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
 from tests.unit.asking import Asked
@@ -988,7 +988,7 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     done: list[str] = []
     monkeypatch.setattr(results, "RESULTS", ROOT / "results")
     monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
-    monkeypatch.setattr(provision, "run", lambda: done.append("provision"))
+    monkeypatch.setattr(provision, "run", lambda: done.append("provision" + core.follow_up("build")))
     monkeypatch.setattr(build, "run", lambda: done.append("build"))
     monkeypatch.setattr(app_builds, "make", lambda folders, choice: done.append(f"app {folders[0].name}"))
     monkeypatch.setattr(up, "run", lambda: done.append("up"))
@@ -1017,6 +1017,12 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 8
+
+
+def test_only_a_verb_by_itself_says_which_one_comes_next() -> None:
+    with core.led():
+        assert core.follow_up("up") == ""
+    assert core.follow_up("up") == " Next: ./flowerbed up"
 
 
 def test_quickstart_stops_at_the_first_step_that_fails(
