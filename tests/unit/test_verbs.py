@@ -19,6 +19,7 @@ from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
 from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
+from bridge.flare.console.jobs import downloading
 from scripts import app as apps
 from scripts import app_builds, build, compose, console, core, data, engine, provision, results, submit, up
 from scripts.__main__ import main
@@ -531,6 +532,22 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     call = Asked(Session(RuntimeError("starting")))
     inside.wait(call, "j-1")
     assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
+
+
+def test_who_waits_slowly_for_an_ended_job_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(RuntimeError())
+    session.statuses = ["FINISHED:COMPLETED"]
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "events.jsonl").write_text(lines(*PROGRESS[2:]))
+    monkeypatch.setattr(session, "download_job_result", lambda job, folder: str(tmp_path))
+    call = Asked(session)
+    monkeypatch.setattr(call, "say", lambda event: told.append((event, downloading.locked())))
+    told: list[tuple[dict[str, Any], bool]] = []
+    inside.wait(call, "j-1")
+    assert [event for event, _ in told][1:-1] == list(PROGRESS[2:])
+    assert not any(held for _, held in told)
 
 
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
