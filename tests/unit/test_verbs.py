@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from flwr.common.config import fuse_dicts, parse_config_args
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.common import events
 from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
 from bridge.flare.console.jobs import downloading
@@ -534,7 +535,7 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
-def test_who_waits_slowly_for_an_ended_job_holds_up_nobody_else(
+def test_events_of_an_ended_job_are_told_as_they_are_read_and_hold_up_no_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(RuntimeError())
@@ -545,6 +546,14 @@ def test_who_waits_slowly_for_an_ended_job_holds_up_nobody_else(
     call = Asked(session)
     monkeypatch.setattr(call, "say", lambda event: told.append((event, downloading.locked())))
     told: list[tuple[dict[str, Any], bool]] = []
+    read = events.read
+
+    def one_by_one(file: Path) -> Iterator[dict[str, Any]]:
+        for number, event in enumerate(read(file)):
+            assert len(told) == 1 + number, "all are in memory at once"
+            yield event
+
+    monkeypatch.setattr(events, "read", one_by_one)
     inside.wait(call, "j-1")
     assert [event for event, _ in told][1:-1] == list(PROGRESS[2:])
     assert not any(held for _, held in told)
@@ -610,7 +619,7 @@ def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Ru
     # Of one that was not shown, or only its beginning, none is missing.
     for shown in (output[:1], []):
         fake.answer("wait", out=lines(*PROGRESS[:2], *shown, end))
-        assert "ValueError: \x1b[2K" in flowerbed("wait", "j-1")[1]["error"]
+        assert reason.splitlines()[1] in flowerbed("wait", "j-1")[1]["error"]
 
 
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
