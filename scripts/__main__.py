@@ -185,7 +185,8 @@ def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
     """What the verb has to say of an argument that it does not take."""
     module = sys.modules.get(VERBS.get(words[0], ""))
     is_it = "unexpected extra argument" in error.format_message()
-    return f" {module.EXTRA_ARGUMENT}" if is_it and hasattr(module, "EXTRA_ARGUMENT") else ""
+    more = getattr(module, "EXTRA_ARGUMENT", "") if is_it else ""
+    return f" {more}" if more else ""
 
 
 def _wants_json(words: Sequence[str]) -> bool:
