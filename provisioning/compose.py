@@ -16,7 +16,8 @@ from nvflare.tool.cli_output import output_error
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import dotenv, networks, note, revocation, site_files
-from provisioning.checks import REVOKED, TOOLS
+from provisioning.checks import TOOLS
+from provisioning.keys import PORT, REVOKED
 from provisioning.names import service_name
 from provisioning.state import Lock
 
@@ -185,7 +186,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
         service["volumes"].append(shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
     if participant.type == ParticipantType.SERVER:
-        port = participant.get_prop("fed_learn_port", 8002)
+        port = participant.get_prop("fed_learn_port", PORT)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
         return _given(service, participant, project)
     upstream = networks.upstream(participant, project)

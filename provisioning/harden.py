@@ -17,16 +17,8 @@ from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_settings import NODE_CONFIG, size
 from provisioning import note, site_files
-from provisioning.checks import (
-    ALLOWED_APPS,
-    CUSTOM_CODE,
-    EGRESS,
-    EGRESSES,
-    LIMITS,
-    SANDBOX,
-    SIZES,
-    problems_in_project,
-)
+from provisioning.checks import problems_in_project
+from provisioning.keys import ALLOWED_APPS, CUSTOM_CODE, EGRESS, EGRESSES, LIMITS, SANDBOX, SIZES
 from provisioning.networks import is_elsewhere
 
 WORKSPACE = "/workspace"

@@ -17,7 +17,7 @@ from typing import Any
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
-from provisioning.checks import EGRESS, EGRESSES, ELSEWHERE
+from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
 from provisioning.names import service_name
 
 TRACKING = "tracking"

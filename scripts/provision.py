@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from provisioning import NOTE, checks, dotenv, site_files, state
+from provisioning import NOTE, checks, dotenv, keys, site_files, state
 from provisioning.names import service_name
 from scripts import behind, compose, core, images, progress
 
@@ -214,7 +214,7 @@ def still_valid(project: Mapping[str, Any]) -> list[str]:
     """Who has a certificate that is still good, but is neither in the project file nor revoked there."""
     from cryptography import x509  # Here, since it takes a while, and most verbs need no certificate.
 
-    out = {item["name"] for item in project["participants"]} | set(project.get(checks.REVOKED) or ())
+    out = {item["name"] for item in project["participants"]} | set(project.get(keys.REVOKED) or ())
     now = datetime.now(UTC)
     return sorted(
         name

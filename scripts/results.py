@@ -12,7 +12,6 @@ A job that failed or was aborted has results too, up to where it got.
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import tempfile
 from itertools import islice
@@ -23,16 +22,15 @@ from bridge.common.events import read
 from bridge.common.meta import EVENTS_FILE
 from bridge.common.site_settings import size
 from bridge.common.text import one_line
-from provisioning import dotenv
-from scripts import console, curves
+from scripts import console, curves, settings
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
 from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 
 RESULTS, SUMMARY = ROOT / "results", "summary.json"
 
-LIMIT, LIMIT_DEFAULT = "FLOWERBED_RESULTS_LIMIT", "100GB"
-"""The setting of .env that bounds what results/ may hold, and its default."""
+LIMIT = settings.RESULTS_LIMIT
+"""The setting that bounds what results/ may hold."""
 
 LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
@@ -106,10 +104,10 @@ def limit() -> int:
     Raises:
         UsageError: the setting is no size.
     """
-    said = os.environ.get(LIMIT) or dotenv.read(ROOT / ".env").get(LIMIT) or LIMIT_DEFAULT
+    said = settings.read(LIMIT)
     found = size(int(said) if said.isdigit() else said)
     if found is None:
-        raise UsageError(f"Expected {LIMIT} to be a size such as {LIMIT_DEFAULT}; found '{said}'.")
+        raise UsageError(f"Expected {LIMIT} to be a size such as {settings.DEFAULTS[LIMIT]}; found '{said}'.")
     return found
 
 

@@ -10,7 +10,6 @@ that is not, nothing is started, unless --force is given.
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import time
@@ -32,6 +31,7 @@ from scripts import (
     ownership,
     progress,
     provision,
+    settings,
     site_checks,
     unfinished,
 )
@@ -119,11 +119,11 @@ def run(
 
 def _check_address() -> None:
     """Compose's own error for such an address speaks of a port."""
-    address = os.environ.get("FLOWERBED_BIND") or dotenv.read(core.ROOT / ".env").get("FLOWERBED_BIND", "")
+    address = settings.read(settings.BIND)
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise core.Failure(
-            f"FLOWERBED_BIND: expected an address, with an IPv6 one in brackets; found {address}. Write "
-            f"FLOWERBED_BIND=[{address.strip('[]')}]."
+            f"{settings.BIND}: expected an address, with an IPv6 one in brackets; found {address}. Write "
+            f"{settings.BIND}=[{address.strip('[]')}]."
         )
 
 

@@ -15,16 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from bridge.common.project_key import SERVER, SITE, Key
+
 NODE_CONFIG, SHARE_LOGS = "node_config", "share_logs"
 DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE = "data", "environment", "env_file", "shm_size"
 GPUS, HOSTS, PROXY, CPUS, MEMORY = "gpus", "hosts", "proxy", "cpus", "memory"
-
-OF_SITES = (NODE_CONFIG, SHARE_LOGS)
-"""The keys that mean nothing at the server."""
-KEYS = (*OF_SITES, DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE, GPUS, HOSTS, PROXY, CPUS, MEMORY)
-
-MERGED = (NODE_CONFIG, ENVIRONMENT, HOSTS)
-"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""
 
 OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
@@ -51,19 +46,6 @@ HOST_GATEWAY = "host-gateway"
 LAST_PORT = 32767
 """The last port of another machine that an app may connect to (`bridge/launch/confinement.py`)."""
 
-EXPECTED = {
-    NODE_CONFIG: "keys, each with a text, a number, true or false",
-    ENVIRONMENT: "names of variables, each with a text or a number",
-    HOSTS: "names, each with an address, such as {db.example: 10.0.0.5}",
-    DATA: "a folder, {folder: PATH, group: GROUP}, or several of these by name",
-    ENV_FILE: "the path of a file, or a list of them",
-    GPUS: "all, a number of GPUs, or a list of their ids",
-    PROXY: "an address such as http://proxy.example:3128",
-    CPUS: "a number of cores above 0, such as 1.5",
-    SHM_SIZE: "a size such as 2GB",
-    MEMORY: "a size such as 16GB",
-}
-
 _CONFIG_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -89,7 +71,9 @@ def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[s
         if server and key in OF_SITES:
             yield f"{key} is for sites; leave it out"
         elif value is not None:
-            yield from _CHECKS[key](key, value)
+            check = TABLE[key].check
+            assert check is not None
+            yield from check(key, value)
 
 
 def node_config_problems(value: Any) -> Iterator[str]:
@@ -279,16 +263,113 @@ def _proxy(key: str, value: Any) -> Iterator[str]:
         yield f"{key}: an app may connect to ports 1 to {LAST_PORT} of other machines; found {port}"
 
 
-_CHECKS = {
-    NODE_CONFIG: _node_config,
-    SHARE_LOGS: _switch,
-    DATA: _data,
-    ENVIRONMENT: _environment,
-    ENV_FILE: _env_file,
-    SHM_SIZE: _size,
-    GPUS: _gpus,
-    HOSTS: _hosts,
-    PROXY: _proxy,
-    CPUS: _cpus,
-    MEMORY: _size,
-}
+_APPS = (SERVER, SITE)
+_KEYS = (
+    Key(
+        NODE_CONFIG,
+        "keys, each with a text, a number, true or false",
+        "The app finds these keys in `context.node_config`. `client-name`, `partition-id` and "
+        "`num-partitions` are set for each job, so a site cannot set them.",
+        of=(SITE,),
+        check=_node_config,
+        merged=True,
+    ),
+    Key(
+        SHARE_LOGS,
+        "true or false",
+        "With `false` the server gets no log of this site. `docker compose exec SITE cat "
+        "/workspace/JOB_ID/log.txt` shows it there. The error that an app raises is in its reply, so it is "
+        "in the server's log.",
+        default="true",
+        of=(SITE,),
+        check=_switch,
+    ),
+    Key(
+        DATA,
+        "a folder, {folder: PATH, group: GROUP}, or several of these by name",
+        "The folder is at `/data` in the container, read-only. Folders with names are at `/data/NAME`. With "
+        "`group`, a name or a number, the app may read what that group may read, so the folder can have mode "
+        "0750.",
+        default="`data/SITE`",
+        of=_APPS,
+        check=_data,
+    ),
+    Key(
+        ENVIRONMENT,
+        "names of variables, each with a text or a number",
+        "The app has these environment variables. Those that FLARE, Flower, Python or the linker read are "
+        "refused.",
+        of=_APPS,
+        check=_environment,
+        merged=True,
+    ),
+    Key(
+        ENV_FILE,
+        "the path of a file, or a list of them",
+        "The app has the variables in this file, lines `NAME=value`. Use it for secrets: Compose reads the "
+        "file when it makes the container, and copies it nowhere.",
+        of=_APPS,
+        check=_env_file,
+    ),
+    Key(
+        SHM_SIZE,
+        "a size such as 2GB",
+        "The size of `/dev/shm`, which a DataLoader's workers use. It counts as memory.",
+        default="64MB",
+        of=_APPS,
+        check=_size,
+    ),
+    Key(
+        GPUS,
+        "all, a number of GPUs, or a list of their ids",
+        "The NVIDIA GPUs of this machine that the container has. See "
+        "[GPUs](../how-to/site-settings.md#gpus).",
+        default="none",
+        of=_APPS,
+        check=_gpus,
+    ),
+    Key(
+        HOSTS,
+        "names, each with an address, such as {db.example: 10.0.0.5}",
+        "The container resolves these names, as from `/etc/hosts`. The address `host-gateway` stands for the "
+        "machine itself.",
+        of=_APPS,
+        check=_hosts,
+        merged=True,
+    ),
+    Key(
+        PROXY,
+        "an address such as http://proxy.example:3128",
+        "Sets `http_proxy`, `https_proxy` and `no_proxy` for the app. Loopback and the federation's own "
+        "names are reached without it. It needs `egress: any`.",
+        default="none",
+        of=_APPS,
+        check=_proxy,
+    ),
+    Key(
+        CPUS,
+        "a number of cores above 0, such as 1.5",
+        "The most processor cores. It takes precedence over "
+        "[`FLOWERBED_SITE_CPUS` and `FLOWERBED_SERVER_CPUS`](settings.md#yours).",
+        of=_APPS,
+        check=_cpus,
+    ),
+    Key(
+        MEMORY,
+        "a size such as 16GB",
+        "The most memory. It takes precedence over "
+        "[`FLOWERBED_SITE_MEMORY` and `FLOWERBED_SERVER_MEMORY`](settings.md#yours).",
+        of=_APPS,
+        check=_size,
+    ),
+)
+
+TABLE = {key.name: key for key in _KEYS}
+"""The definition of each key."""
+KEYS = tuple(TABLE)
+
+EXPECTED = {key.name: key.expected for key in _KEYS}
+OF_SITES = tuple(key.name for key in _KEYS if SERVER not in key.of)
+"""The keys that mean nothing at the server."""
+MERGED = tuple(key.name for key in _KEYS if key.merged)
+"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""

@@ -31,8 +31,8 @@ from bridge.common.ports import free_port
 from dev.benchmarks.relay_ends import Block, superlink, supernode
 from dev.benchmarks.relay_job import PORT_FILE, RelayController, RelayExecutor
 from dev.scratch_federation import Project, edit, participant, set_scheme
-from provisioning.checks import SCHEMES
 from provisioning.harden import CLASSES, DRIVERS, WORKSPACE
+from provisioning.keys import SCHEMES
 from scripts import core
 
 SITES = ("site-1", "site-2")

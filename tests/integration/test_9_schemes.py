@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dev.scratch_federation import set_scheme
-from provisioning.checks import SCHEMES
+from provisioning.keys import SCHEMES
 from scripts.core import ROOT
 from tests.federation import NOTHING, PROJECT, Federation, copy_of_checkout, left_over, running
 from tests.integration.test_4_tls import answered
