@@ -55,7 +55,7 @@ FACTS: Mapping[str, tuple[type, ...]] = {
     "keys": (list,),
 }
 """What a description has, and of which types. The lists are of texts. What is described otherwise is no
-environment: code that a package was built with may have written it."""
+environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
@@ -242,7 +242,7 @@ def _check_python(made: AppEnvironment) -> None:
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
-    # It may be hostile: code that runs while a package is built can write here.
+    # Whatever is there: folders of environments are copied between machines.
     try:
         descriptor = os.open(folder / DESCRIPTION, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:

@@ -242,7 +242,7 @@ def test_what_builds_is_on_this_machines_network_only_where_it_must(
     found: list[str] = []
 
     def reaches(network: str, places: Sequence[str]) -> bool:
-        found[:] = places
+        found[:] = list(places)
         return network in reached
 
     monkeypatch.setattr(source_builds, "_reaches", reaches)
