@@ -235,8 +235,8 @@ def _check_python(made: AppEnvironment) -> None:
     python = made.programs / "python"
     if python.is_symlink() and not python.exists():
         raise NoEnvironment(
-            f"its image lacks Python {made.facts['python']}, with which the app's environment {made.name} was "
-            "made. Make its image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
+            f"its image lacks Python {made.facts['python']}, with which the app's environment {made.name} "
+            "was made. Make its image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
             missing=made.name,
         )
 
