@@ -80,8 +80,7 @@ def call(
         collect: whether all wheels that uv has built are put into the folder.
         tell: is given each line that it prints.
     """
-    cache = uv.ENVIRONMENTS / BOX / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = _in_box("cache")
     told = uv.told(words)
     given = told if os.environ.get(PASSWORDS) else without_passwords(told)
     if given is told and told != without_passwords(told):
@@ -114,10 +113,7 @@ def wheels(
     if not without:
         return resolved.lock, None
     wanted = "".join(entry for name, entry in locks.entries(resolved.lock) if name in without)
-    kept = uv.ENVIRONMENTS / BOX / "wheels"
-    uv.delete(kept)
-    uv.delete(kept)
-    kept.mkdir(parents=True)
+    kept = _in_box("wheels", empty=True)
     with uv.scratch() as folder:
         (folder / "wanted.txt").write_text(wanted)
         inside = uv.as_mounted(folder)
@@ -135,6 +131,16 @@ def wheels(
 def forget() -> None:
     """Remove the box."""
     uv.delete(uv.ENVIRONMENTS / BOX)
+
+
+def _in_box(name: str, *, empty: bool = False) -> Path:
+    """A folder of the box. Apps that run see the folder of environments: the box is for its owner alone."""
+    box = uv.ENVIRONMENTS / BOX
+    box.mkdir(mode=0o700, exist_ok=True)
+    if empty:
+        uv.delete(box / name)
+    (box / name).mkdir(exist_ok=True)
+    return box / name
 
 
 def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[str, str]]:
