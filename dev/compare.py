@@ -1,17 +1,20 @@
 """Run an app twice, in plain Flower and through a federation, and compare every value to the last bit.
 
-Both runs have the same sites, data, seed and packages: plain Flower's SuperLink and SuperNodes run in one
-container of the same image, in the app's environment, without FLARE and without any network; the federation
-is one of its own, in containers, and is removed afterwards. In both, the ServerApp gets nodes and replies in
-the order of the sites, since a sum of three or more numbers depends on their order and Flower's own is
-random. App and Flower stay as they are. What is compared: loss and metrics of every site and on average, and
-the SHA-256 of the parameters that each site sent and that the ServerApp made of them.
-
   ./flowerbed compare apps/pytorch-quickstart
   ./flowerbed compare apps/pytorch-quickstart --sites 5 --rounds 5 --seed 7
-  ./flowerbed compare my-app --data my-data      one folder a site in it: site-1, site-2, ...
-If the runs differ, plain Flower runs once more: an app that differs from itself is not deterministic.
-The picture, the report and both records go to results/. Exit code 1 if the two runs differ.
+  ./flowerbed compare my-app --data my-data      one folder for each site in it: site-1, site-2, ...
+Both runs have the same sites, data, seed and packages. Plain Flower's SuperLink and SuperNodes run in one
+container of the same image, in the app's environment, without FLARE and without any network. The federation
+is a separate one in containers, which is removed afterwards.
+
+In both runs the ServerApp gets nodes and replies in the order of the sites. A sum of three or more numbers
+depends on their order, and Flower's own order is random. App and Flower stay as they are. The comparison
+covers loss and metrics of every site and on average, and the SHA-256 of the parameters that each site sent
+and that the ServerApp made of them.
+
+If the runs differ, plain Flower runs once more: an app that differs from itself is not deterministic. The
+picture, the report and both records go to results/compare-APP-TIME/. The exit code is 1 if the two runs
+differ.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from dev import differences, scratch_federation
 from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
 from scripts import app_builds, base_image, core, data, engine, images, provision, uv, wheelhouse
+from scripts.json_object import JsonObject
 from scripts.build import TAG
 
 PROJECT = "flowerbedcompare"
@@ -57,16 +61,39 @@ BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
 Events = list[dict[str, Any]]
 
 
+JSON = JsonObject(
+    {
+        "identical": "true if no value differs",
+        "first_difference": "null, or where the first difference is",
+        "first_difference.round": "its round",
+        "first_difference.site": "the site, or null for the average",
+        "first_difference.metric": "the metric",
+        "first_difference.by": "by how much, or null",
+        "app": "the app's name",
+        "sites": "the number of sites",
+        "seed": "the seed",
+        "values": "the number of values",
+        "rounds": "a list",
+        "rounds[].round": "its number",
+        "rounds[].plain": "loss, metrics and sites of plain Flower, as in `summary.json`, with hashes",
+        "rounds[].flowerbed": "the same of the federation",
+        "rounds[].parameters_sha256": "of both",
+        "plain_differs_from_itself?": "like `first_difference`, if the two runs differ",
+        "picture": "the file, or null if there is nothing to draw",
+    }
+)
+
+
 def run(
     app: Annotated[Path, typer.Argument(metavar="APP", help="A Flower app's folder.")],
-    sites: Annotated[int, typer.Option(metavar="N", help="How many sites.")] = 2,
+    sites: Annotated[int, typer.Option(metavar="N", help="How many sites, at most 9.")] = 2,
     rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds (default: the app's own).")] = None,
     seed: Annotated[
         int,
         typer.Option(
             metavar="S",
-            help="Of the ServerApp's generators of random numbers, and of the run config's `seed` where the "
-            "app has one.",
+            help="The seed for the ServerApp's random numbers, and for the run config's `seed` if the app "
+            "has one.",
         ),
     ] = 42,
     run_config: Annotated[
@@ -78,7 +105,10 @@ def run(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder a site in it (default: Fashion-MNIST, divided)."),
+        typer.Option(
+            metavar="DIR",
+            help="A folder with one folder of data for each site (default: Fashion-MNIST, divided).",
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Run both, compare, draw."""

@@ -1,13 +1,12 @@
 """Install what the tests need and run them all: style, types, quick tests, then the slow ones.
 
-The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
-build and run federations of their own: one that runs from this checkout is left alone.
-
   ./flowerbed test                  everything
   ./flowerbed test --quick          what needs no engine
   ./flowerbed test --faults         and all of tests/faults, not only the pick
   ./flowerbed test -k relay         only tests whose names say so, no style and types
   ./flowerbed test -- -x --lf       words for pytest after --
+The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
+build and run separate federations: one that runs from this checkout is left alone.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from scripts import base_image, core, engine, wheelhouse
+from scripts.json_object import JsonObject
 
 REQUIREMENTS = core.ROOT / "requirements" / "test.txt"
 INSTALLED = Path(sys.prefix) / "installed-test.txt"
@@ -47,16 +47,30 @@ NO_TESTS = 5
 """pytest's exit code when it found none to run."""
 
 
+JSON = JsonObject(
+    {
+        "steps": "a list: style, types, quick tests, slow tests",
+        "steps[].step": "its name",
+        "steps[].exit_code": "of the tool that it ran",
+        "steps[].seconds": "how long it took",
+    }
+)
+
+
 def run(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="-- WORD...", help="Words for pytest, after --.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow tests.")] = False,
     faults: Annotated[
-        bool, typer.Option("--faults", help="All tests of faults: about 20 minutes more.")
+        bool,
+        typer.Option("--faults", help="Run all tests of faults, not only a pick: about 20 minutes more."),
     ] = False,
     only: Annotated[
-        str | None, typer.Option("-k", metavar="WORDS", help="Only tests that match, as pytest's -k.")
+        str | None,
+        typer.Option(
+            "-k", metavar="WORDS", help="Only tests that match, as pytest's -k. No style, no types."
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Run what is asked for; fails if any of it does."""

@@ -13,6 +13,34 @@ from scripts import app as apps
 from scripts import app_imports, core, engine, environments, refused, resolution, source_builds, uv
 from scripts.locks import Resolved
 
+_NAMED = {
+    "name": "its name, 12 hexadecimal digits",
+    "flwr": "the version of flwr in it",
+    "python": "the version of Python",
+    "gpu": "true if it has the CUDA build of torch",
+}
+ENVIRONMENT = {
+    **_NAMED,
+    "architecture": "the machine's, such as `x86_64`",
+    "apt": "the Debian packages that were asked for",
+    "libraries": "its folders with their libraries",
+    "packages": "how many packages it has",
+    "bytes": "the space that it takes",
+    "made": "when it was made, Unix time",
+    "apps": "the apps that it serves, with their versions",
+    "keys": "hashes of what these apps ask for",
+    "imports": "the modules that were imported as a trial",
+}
+"""The keys of an environment, for `--format json`."""
+PLAN = {
+    **_NAMED,
+    "bytes_to_fetch": "the size of all packages",
+    "packages": "their versions, by name",
+    "without_wheel": "the packages that would be built here",
+    "notes": "imports that no package of the lock seems to bring, judging by names",
+}
+"""Those of one that would be made."""
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -3,7 +3,8 @@
 The parts are in the dataset's own format. The images come from Debian's package dataset-fashion-mnist where
 apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
 and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
-here are never touched.
+here are never touched. A site with `data` elsewhere, by project.yml or its own file, gets no part.
+data/manifest.json says who has what.
 
   ./flowerbed data                 after adding a site to project.yml
   ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from bridge.common import site_settings
 from provisioning import site_files
 from scripts import progress, provision
+from scripts.json_object import JsonObject
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
 
@@ -64,7 +66,6 @@ DRAWS = 200
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
-
 Alpha = Annotated[
     float | None,
     typer.Option(
@@ -75,6 +76,20 @@ Alpha = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="The seed of the random split.")]
 
+
+JSON = JsonObject(
+    {
+        "dataset": "`Fashion-MNIST`",
+        "sites": "the sites that have a part",
+        "alpha": "the alpha that was given, or null",
+        "seed": "the seed",
+        "complete": "false if the last run was interrupted",
+        "written": "all sites that ever got a part",
+        "counts": "by site",
+        "counts{}.train": "`images`, their number, and `classes`, the number of each class",
+        "counts{}.test": "the same",
+    }
+)
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part; returns the manifest that stands in data/manifest.json."""

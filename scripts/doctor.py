@@ -1,9 +1,11 @@
 """Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
-Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; what sites
-give to apps, and whether the containers' user can read their data; ports; the clocks of the containers; how
-far their kernel confines apps; disks that are near a limit. Each line is ok, warn (works, or a verb will see
-to it) or fail; exit code 1 if any fails.
+It looks at the engine, Compose, BuildKit, the disk, the base image, wheels and images. It looks at the kits
+with their keys and certificates, at what sites give to apps, and whether the containers' user can read their
+data. It looks at ports, the containers' clocks, how far their kernel confines apps, and disks near a limit.
+
+Each line is ok, warn or fail. A warning works, or a verb will see to it. The exit code is 1 if any check
+fails.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from scripts import (
     up,
     wheelhouse,
 )
+from scripts.json_object import JsonObject
 from scripts.findings import Finding, Level
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
@@ -53,6 +56,17 @@ USAGE_WITHIN, AT_ONCE = 20.0, 4
 """Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
 ROOMY = 2.0
 """How many times what a build needs has to be free, not to be warned."""
+
+
+JSON = JsonObject(
+    {
+        "checks": "a list, in the order in which they were made",
+        "checks[].check": "its name",
+        "checks[].level": "`ok`, `warn` or `fail`",
+        "checks[].found": "what it found",
+        "checks[].mend": "how to fix it, empty if it is ok",
+    }
+)
 
 
 def run() -> dict[str, Any]:

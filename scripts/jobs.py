@@ -1,7 +1,10 @@
 """List all jobs, the newest first.
 
-./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
-./flowerbed jobs --watch           keep showing it, until Ctrl-C
+  ./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
+  ./flowerbed jobs --watch           keep showing it, until Ctrl-C
+A terminal of less than 140 columns has no room for who submitted. One of less than 110 columns also shows
+short times, the first 8 letters of each id, and no sizes. Reasons of more than 20 letters are below the
+table.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from scripts import console, terminal
+from scripts.json_object import JsonObject
 from scripts.core import in_words, say
 from scripts.options import As, Watch, check_watch
 
@@ -38,6 +42,28 @@ COLUMNS = {
     "STORED": "stored_bytes",
     "WHY": "reason",
 }
+
+
+JSON = JsonObject(
+    {
+        "jobs": "a list, the newest first",
+        "jobs[].job_id": "its id",
+        "jobs[].name": "its name",
+        "jobs[].status": "FLARE's [status](job.md#status)",
+        "jobs[].submit_time": "when FLARE took it, Unix time",
+        "jobs[].duration": "how long it has run, as FLARE writes it",
+        "jobs[].submitter": "who submitted it",
+        "jobs[].stored_bytes": "what it takes in the server's store",
+        "jobs[].environment": "the name of its app's environment",
+        "jobs[].sites": "the sites that take part, once it has started",
+        "jobs[].waits": "for whom it waits, if it has not started",
+        "jobs[].reason": "the first line of why it failed. `wait` and `results` have all of it",
+        "jobs[].refused": "who refused it, and why, by name",
+        "jobs[].retry_of": "the id of the job that it repeats, or null",
+        "jobs[].retried_as": "the id of the job that repeats it, or null",
+        "jobs[].retries_left": "how often it may still be repeated",
+    }
+)
 
 
 def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:

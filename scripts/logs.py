@@ -3,6 +3,7 @@
   ./flowerbed logs JOB                  the server's: SuperLink, ServerApp, the job's own errors
   ./flowerbed logs JOB --site site-1    a site's: SuperNode and ClientApp
   ./flowerbed logs latest --follow --tail 20    the newest job's, and what is added
+At a terminal, control characters are shown as codes (`\\x1b`). A file or a pipe gets the log as it is.
 For what the containers log outside of jobs, use `docker compose logs`.
 """
 
@@ -15,10 +16,14 @@ import typer
 
 from bridge.common.text import shown
 from scripts import console, core, provision
+from scripts.json_object import JsonObject
 from scripts.options import As, Job, count, duration
 
 SERVER = "server"
 """Stands, beside the names of sites, for the server's own log."""
+
+
+JSON = JsonObject({"job_id": "the job", "site": "`server`, or the site", "log": "the text"})
 
 
 def run(

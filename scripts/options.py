@@ -56,7 +56,7 @@ As = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="Act as this admin of project.yml, named by the part of the address before the @ "
+        help="Act as this admin of project.yml: the part of the address before the @, or all of it "
         "(default: the project_admin).",
     ),
 ]
@@ -75,11 +75,18 @@ Timeout = Annotated[
     typer.Option(
         metavar="TIME",
         parser=duration,
-        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on (exit code 1).",
+        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on, and the exit code is 1.",
     ),
 ]
 
-Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help="Keep showing it until Ctrl-C: in place at a terminal, in a pipe whenever it changes. Not with "
+        "--format json.",
+    ),
+]
 
 
 def check_watch() -> None:

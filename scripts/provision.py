@@ -1,8 +1,9 @@
 """Make or renew the certificates and startup kits of all participants in project.yml.
 
-It runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
-a new site leaves the other kits as they are. The kits are in workspace/PROJECT/prod_NN, and .env names the
-one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
+It runs `nvflare provision`, says what changed, and names the verb that comes next. The CA and every
+certificate that still fits are kept, so a new site leaves the other kits as they are. The kits are in
+workspace/PROJECT/prod_NN, and .env names the one in use. workspace/PROJECT/state holds the CA's key: keep a
+copy of it, and give it to nobody.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import yaml
 from provisioning import NOTE, checks, dotenv, keys, site_files, state
 from provisioning.names import service_name
 from scripts import behind, compose, core, images, progress
+from scripts.json_object import JsonObject
 
 DEFAULT_PROJECT = core.ROOT / "project.yml"
 TIMEOUT = 300.0
@@ -42,6 +44,25 @@ WRONG_USE = 4
 """The exit code of `nvflare provision` when what it was given is wrong."""
 
 
+JSON = JsonObject(
+    {
+        "project": "the project's name",
+        "kits": "the folder of each participant's kit, by name",
+        "participants": "a list",
+        "participants[].name": "the name in project.yml",
+        "participants[].type": "`server`, `client`, `relay` or `admin`",
+        "participants[].role": "an admin's role, else null",
+        "participants[].service": "the name of the container",
+        "kept": "the participants with the same certificate as before",
+        "reissued": "those with a new certificate",
+        "added": "those that had none",
+        "still_valid": "those that are neither in project.yml nor in its `revoked:`, but have a certificate "
+        "that is still valid, so that they can take part",
+        "compose": "the Compose file that was written",
+    }
+)
+
+
 def run(
     project: Annotated[
         Path,
@@ -55,11 +76,6 @@ def run(
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
     """Provision a project file and tell the user what was kept, issued anew and added.
-
-    Returns:
-        project, kits (participant to folder), participants (name, type, role, service), kept, reissued and
-        added (participants by what became of their certificate), still_valid (who has one and takes no part)
-        and compose (the file); paths are relative to the root.
 
     Raises:
         core.UsageError: the file is missing or wrong.

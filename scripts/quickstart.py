@@ -1,8 +1,8 @@
 """Go from nothing to a trained model in one command. The federation stays up.
 
-It starts or installs Docker, makes certificates and images, divides Fashion-MNIST over the sites, starts the
-federation, trains apps/pytorch-quickstart and downloads the results. What is there already is kept, so a
-second run is quick.
+It installs or starts Docker, makes certificates, images and the app's environment, divides Fashion-MNIST over
+the sites, starts the federation, trains apps/pytorch-quickstart and downloads the results. It keeps what is
+already there, so a second run is quick.
 """
 
 from __future__ import annotations
@@ -29,9 +29,20 @@ from scripts import (
     up,
     wait,
 )
+from scripts.json_object import JsonObject
 from scripts.core import ROOT, say
 
 APP = ROOT / "apps" / "pytorch-quickstart"
+
+
+JSON = JsonObject(
+    {
+        **results.JSON.keys,
+        "steps": "the seconds of each step, by its name",
+        "quickstart_seconds": "the seconds of all steps",
+    },
+    like={"": "summary.json"},
+)
 
 
 def run(

@@ -6,7 +6,8 @@
   results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
   results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
-A job that failed or was aborted has results too, up to where it got.
+A job that failed or was aborted has results too, up to where it got. For a job that was removed from the
+server, this verb shows what was downloaded before.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from bridge.common.meta import EVENTS_FILE
 from bridge.common.site_settings import size
 from bridge.common.text import one_line
 from scripts import console, curves, settings
+from scripts.json_object import JsonObject
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
-from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
+from scripts.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 
 RESULTS, SUMMARY = ROOT / "results", "summary.json"
 
@@ -34,6 +36,9 @@ LIMIT = settings.RESULTS_LIMIT
 
 LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
+
+
+JSON = JsonObject({**KEYS, "folder": "the folder with the results"}, like={"": "summary.json"})
 
 
 def run(job: Job, identity: As = None) -> dict[str, Any]:

@@ -119,6 +119,13 @@ ENVIRONMENT = (
         "`python:3.11-slim`, or `flowerbed-base:bookworm` where that was made",
     ),
     Setting(
+        "FLOWERBED_BUILD_PASSWORDS",
+        "",
+        "If it is not empty, packages without wheels get the passwords of indexes and proxies. They "
+        "[run code while they are built](../security.md#the-packages-of-apps).",
+        "none",
+    ),
+    Setting(
         "DOCKER_HOST",
         "",
         "An engine on another machine. Then `flowerbed` neither installs nor starts one, and does not look "

@@ -1,4 +1,7 @@
-"""Show the containers, the registered sites and the running jobs."""
+"""Show the containers, the registered sites and the running jobs.
+
+The exit code is 0 also when all is down. Texts below the tables name the verbs that help.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import behind, compose, console, core, engine, provision, terminal
+from scripts.json_object import JsonObject
 from scripts.options import Watch, check_watch
 
 if TYPE_CHECKING:
@@ -16,6 +20,27 @@ if TYPE_CHECKING:
 
 ENDED = ("FINISHED",)
 """What the status of a job that no longer runs begins with."""
+
+
+JSON = JsonObject(
+    {
+        "up": "true if all containers run and none is unhealthy",
+        "why": "what keeps the rest from being known",
+        "containers": "a list",
+        "containers[].service": "its name",
+        "containers[].state": "Docker's word for it, or `absent`",
+        "containers[].health": "Docker's word for it, empty if there is no health check",
+        "sites": "a list of the registered sites",
+        "sites[].name": "its name",
+        "sites[].last_seen_seconds": "the seconds since the server heard from it",
+        "sites[].in_project": "true if project.yml names it",
+        "jobs": "those that have not ended, as [`jobs`](#jobs) has them, without `waits`",
+        "changed": "how project.yml differs from what was provisioned, empty if it does not. `build`, `up` "
+        "and `doctor` say so too",
+        "behind": "who runs with older settings or images than those provisioned and built last. `doctor` "
+        "says so too",
+    }
+)
 
 
 def run(watch: Watch = False) -> dict[str, Any]:
@@ -31,14 +56,7 @@ def run(watch: Watch = False) -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """What is there, as far as it can be known; never fails because something is down.
-
-    Returns:
-        up (whether all containers run and none is unhealthy), why (what keeps it from being asked),
-        containers (service, state, health), sites (name, last_seen_seconds, in_project), jobs (those not yet
-        ended), changed (how project.yml differs from what was provisioned) and behind (who runs with other
-        settings or images than were provisioned and built last, in words).
-    """
+    """Gather what can be known. Never fails because something is down; `JSON` has the keys."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
     outcome["behind"] = ""
     if not compose.is_provisioned():

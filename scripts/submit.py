@@ -5,7 +5,8 @@
   ./flowerbed submit my-app --sites site-1,site-3 --as lead
   ./flowerbed submit --deployed my-app              run an app that the server has
   ./flowerbed submit my-app --export jobs/my-job    write a job folder for FLARE
-An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent.
+An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent. The job
+names the app's environment, which `build --app APP` makes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import app_imports, console, core, ownership, provision, refused, wait
+from scripts.json_object import JsonObject
 from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
 
@@ -53,11 +55,38 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+SUBMITTED = {
+    "job_id": "the new job",
+    "app": "the app's name",
+    "version": "its version",
+    "missing_sites?": "the sites of project.yml that are not registered, if any",
+}
+JSON = JsonObject(
+    SUBMITTED,
+    {
+        "With `--wait`": {**SUBMITTED, **wait.JSON.keys},
+        "With `--export`": {
+            "app": "the app's name",
+            "version": "its version",
+            "folder": "the job folder",
+        },
+    },
+    {
+        "missing": "what the app asks for, if no environment was made for it",
+        "apt": "the Debian packages for want of which the last build of its environment was refused",
+    },
+    {"With `--wait`": "summary.json"},
+)
+
+
 @_with_job_options
 def run(
     app: Annotated[
         Path | None,
-        typer.Argument(metavar="APP", help="The folder of a Flower app, with its pyproject.toml."),
+        typer.Argument(
+            metavar="APP",
+            help="The folder of a Flower app, with its pyproject.toml, or a job folder that --export wrote.",
+        ),
     ] = None,
     deployed: Annotated[
         str | None,
@@ -78,7 +107,9 @@ def run(
     build: Annotated[
         bool,
         typer.Option(
-            "--build", help="Make the app's environment first, if there is none (`build --app APP`)."
+            "--build",
+            help="First make the app's environment if there is none, as `build --app APP` does. If the last "
+            "build was refused for lack of Debian packages, submit fails and names them.",
         ),
     ] = False,
     identity: As = None,

@@ -20,6 +20,44 @@ NAME_LIMIT, TEXT_LIMIT = 200, 2000
 ERRORS_SHOWN = 5
 """Sites whose first errors are shown to people."""
 
+KEYS = {
+    "job_id": "the job",
+    "app": "the job's name",
+    "status": "FLARE's [status](job.md#status)",
+    "reason": "why it did not complete, empty if it did",
+    "retried_as": "the job that repeats this one by itself, or null",
+    "refused": "the sites that refused the job, or its app, and why, by name",
+    "replies": "by kind: `train`, `evaluate` or `query`",
+    "replies{}.replies": "how many came",
+    "replies{}.failed": "how many of them are errors",
+    "errors": "the first error of each site, by name",
+    "errors{}.kind": "the kind of the reply",
+    "errors{}.round": "its round, or null if it belongs to none",
+    "errors{}.error": "the error",
+    "sites": "the sites that sent a reply in a round",
+    "rounds": "a list, in order",
+    "rounds[].round": "its number",
+    "rounds[].start?": "2, 3, ... if the app [counts its rounds anew](job.md#rounds)",
+    "rounds[].loss": "the evaluation's, else the training's, else null",
+    "rounds[].metrics": "[means over the sites](job.md#rounds)",
+    "rounds[].sites": "by site, then `train` and `evaluate`: the numbers in that reply, with "
+    "`num_examples`, and `error` if it failed",
+    "rounds[].trained?": "false if every training reply of the round failed. Its metrics are then of a "
+    "model that the round has not trained",
+    "central": "what the strategy has evaluated at the server, in order",
+    "central[].round": "the round. 0 is before the first",
+    "central[].start?": "as in a round",
+    "central[].metrics": "the numbers",
+    "tracked": "how many points the app has [logged](../how-to/tracking.md) itself, by site",
+    "seconds": "where the time went. A part that is not known is null",
+    "seconds.submit_to_first_round": "from when FLARE took the job until the first round's first message was "
+    "handed to a site",
+    "seconds.rounds": "of each round, until the next. The last one ends with the last reply",
+    "seconds.last_round_to_finished": "from the last reply until FLARE set the job's last status",
+    "seconds.total": "from when FLARE took the job until its last status",
+}
+"""The keys of `summary.json`."""
+
 
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.

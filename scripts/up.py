@@ -1,8 +1,10 @@
 """Start the federation, and return when every container is healthy.
 
-A server is healthy when it answers on its port, and a site when it is registered with the server. Docker is
-started first if it does not run. Containers that run and are up to date are left alone. While a job has one
-that is not, nothing is started, unless --force is given.
+A server is healthy when it answers on its port, and a site when it is registered with the server. `up` waits
+up to 120 s for that, then fails. Docker is started first if it does not run.
+
+Containers that run and are up to date are left alone. Others are replaced. While a job has a container that
+would be replaced, `up` starts nothing and names site and job, unless --force is given.
 
   ./flowerbed up --tracking tensorboard    also start TensorBoard, for the curves of all jobs
 """
@@ -35,6 +37,7 @@ from scripts import (
     site_checks,
     unfinished,
 )
+from scripts.json_object import JsonObject
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -62,21 +65,34 @@ class Tracking(StrEnum):
 TRACKING = tuple(tool.value for tool in Tracking)
 
 
+JSON = JsonObject(
+    {
+        "services": "the health of each container by name, or its state if it has no health check",
+        "tracking": "the address of each tracking tool that runs, by name",
+        "seconds": "how long it took",
+    },
+    on_error={"services": "if a job stands in the way: the containers that would be replaced"},
+)
+
+
 def run(
     tracking: Annotated[
         list[Tracking] | None,
         typer.Option(
-            help="Also start this: it shows the curves of jobs on a port of this machine. May be given twice."
+            help="Also start this tool, which shows the curves of jobs on a port of this machine. It runs "
+            "until `down`. May be given twice."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also make anew what takes part in a job that runs.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace containers even if a running job has one. The job then lacks that site until it is "
+            "back, or fails with its server.",
+        ),
     ] = False,
 ) -> dict[str, Any]:
     """Start the federation and wait until it is healthy.
-
-    Returns:
-        services (health or state by name), tracking (address by name, of all that run) and seconds.
 
     Raises:
         core.Failure: what is missing or taken, which container did not become healthy, and why; or a job runs

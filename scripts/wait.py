@@ -1,5 +1,10 @@
 """Wait for a job to end, and show its progress by round and site.
 
+Each line begins with the seconds since the job was submitted. Before the first round it names the sites for
+which the run waits. A round in which every training reply failed says so. An app without rounds shows its
+ServerApp's output, each line after a `|`. At the end come the replies that failed, and the first error of
+each site.
+
 The exit code is 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C stops the waiting, not the job.
 """
 
@@ -13,6 +18,7 @@ from typing import Any
 from bridge.common.meta import ABORTED
 from bridge.common.text import bare_error, one_line, shown
 from scripts import console, hints, progress, summary
+from scripts.json_object import JsonObject
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout
 
@@ -39,6 +45,13 @@ LIST_SHOWN = 5
 
 NAMES_SHOWN = 10
 """Sites that are named in one line."""
+
+
+KNOWN = ("job_id", "status", "reason", "retried_as", "refused", "replies", "errors", "rounds", "central")
+"""What is known of a job as soon as it has ended, of the keys of `summary.json`."""
+JSON = JsonObject(
+    {key: text for key, text in summary.KEYS.items() if key.startswith(KNOWN)}, like={"": "summary.json"}
+)
 
 
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from bridge.job import fab
 from dev import scratch_federation
 from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
 from provisioning import dotenv
+from scripts.__main__ import VERBS
 from scripts.core import ROOT, Failure
 from tests.forked_verbs import ForkedVerbs
 
@@ -38,9 +40,12 @@ class Federation(ScratchFederation):
     """One that tests act on."""
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
-        """See there; and no verb ends in a traceback, but for an app's own."""
+        """See there; and no verb ends in a traceback, but for an app's own, and each gives what it states."""
         outcome = super().verb(*words, timeout=timeout, shown=shown)
         assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
+        if outcome.value and words[0] in VERBS:
+            stated = importlib.import_module(VERBS[words[0]]).JSON
+            assert stated.problems(outcome.value) == [], words
         return outcome
 
     def run_verb(

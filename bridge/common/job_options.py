@@ -73,7 +73,7 @@ class JobOptions:
     )
     sites: Sequence[str] | None = _option(
         None,
-        "the sites that take part, with commas between",
+        "the sites that take part, separated by commas",
         JOB,
         flag="--sites",
         metavar="A,B",
@@ -94,11 +94,12 @@ class JobOptions:
     )
     late_sites: bool = _option(
         True,
-        "whether sites that come up while the job runs take part from then on",
+        "let sites that come up while the job runs take part",
         JOB,
-        more="From the next round on. Not with `in_order`, whose plan names the sites at the start",
+        more="Otherwise they take part from the next round on, except with `--in-order`, whose plan names "
+        "the sites at the start",
         flag="--no-late-sites",
-        flag_help="let no site take part that comes up while the job runs",
+        flag_help="leave out sites that come up while the job runs",
     )
     gpus: int = _option(
         0,
@@ -137,7 +138,7 @@ class JobOptions:
     )
     warm: bool = _option(
         True,
-        "whether the app's processes are copies of one that has imported what they need",
+        "fork the app's processes from one that has already imported what they need",
         SERVER,
         SITE,
         more="See [no waiting](../design.md#no-waiting)",

@@ -20,10 +20,11 @@ def options(name: str) -> str:
 
 def recipe(name: str) -> str:
     """Return the table of the arguments of FLARE's own recipe, and what they mean in Flowerbed's."""
-    from bridge.flare.recipe import FlowerRecipe  # Here, since it imports FLARE.
+    from bridge.flare.recipe import NO_EFFECT, FlowerRecipe  # Here, since it imports FLARE.
 
     ours = {option.name for option in job_options.of_recipe()}
-    meanings = _arguments(inspect.getdoc(FlowerRecipe) or "")
+    meanings = {one: f"no effect: {why}" for one, (_, why) in NO_EFFECT.items()}
+    meanings |= _arguments(inspect.getdoc(FlowerRecipe) or "")
     lines = [
         (f"`{parameter.name}`", value(_number(parameter.default)), meanings[parameter.name])
         for parameter in inspect.signature(FlowerRecipe).parameters.values()

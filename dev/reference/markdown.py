@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-CODE = re.compile(r"(`[^`]*`)|(?<![\w`/-])(--[a-z][a-z-]*|\./flowerbed(?: [a-z-]+)?)(?![\w`])")
+CODE = re.compile(r"(`[^`]*`)|(?<![\w`/-])(--format json|--[a-z][a-z-]*|\./flowerbed(?: [a-z-]+)?)(?![\w`])")
 """What is code already, or what has to become it."""
 
 

@@ -15,26 +15,28 @@ TYPES = (SERVER, SITE, RELAY, ADMIN)
 
 
 def keys(name: str) -> str:
-    """Return one table: `project`, `participant`, `server`, `client`, `relay`, `admin`, `limits`, `builders`
-    or `site`."""
+    """Return one table: `project`, `participant`, `limits`, `builders` or `site`."""
     match name:
         case "project":
             return _table(of_project.PROJECT)
         case "participant":
-            return _table(key for key in of_project.PARTICIPANT if set(key.of) == set(TYPES))
+            lines = [(_row(key)[0], _whose(key), *_row(key)[1:]) for key in of_project.PARTICIPANT]
+            return rows((HEAD[0], "for", *HEAD[1:]), lines)
         case "limits":
             return _table(of_project.LIMIT)
         case "builders":
             return _table(of_project.BUILDER)
-        case "site":
-            return _table(site_settings.TABLE.values())
-        case _:
-            assert name in TYPES, name
-            chosen = (key for key in of_project.PARTICIPANT if name in key.of)
-            return _table(key for key in chosen if set(key.of) != set(TYPES))
+    assert name == "site", name
+    return _table(site_settings.TABLE.values())
+
+
+def _whose(key: Key) -> str:
+    return "all" if set(key.of) == set(TYPES) else ", ".join(key.of)
 
 
 def _table(chosen: Iterable[Key]) -> str:
-    return rows(
-        HEAD, [(f"`{key.name}`", *map(cell, (key.expected, key.default, key.meaning))) for key in chosen]
-    )
+    return rows(HEAD, map(_row, chosen))
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    return (f"`{key.name}`", *map(cell, (key.expected, key.default, key.meaning)))

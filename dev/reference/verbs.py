@@ -11,26 +11,33 @@ import click
 from bridge.common import job_options
 from dev.reference.job import with_more
 from dev.reference.markdown import cell, code, marked, rows
+from scripts import app_builds, summary
 from scripts.__main__ import FORMAT, VERBS, verb
-from scripts.answers import ON_ERROR, Answer, Keys
+from scripts.json_object import ON_ERROR, JsonObject, Keys, below
+
+LIKE = {
+    "summary.json": ("[`summary.json`](job.md#results)", summary.KEYS),
+    "build": ("[`build --app`](#build)", below("environments[]", app_builds.ENVIRONMENT)),
+}
+"""Where the page tells of keys that several verbs have."""
 
 
 def section(name: str) -> str:
     """Return what the page says of a verb."""
     module, command = importlib.import_module(VERBS[name]), verb(name)
-    parts = list(_prose(module.__doc__ or ""))
-    parts.insert(1, code([_usage(name, command)]))
+    summary_line, *parts = _prose(module.__doc__ or "")
+    usage = code([_usage(name, command)])
+    if parts and parts[0].startswith("```"):
+        usage = usage.removesuffix("```\n") + parts.pop(0).replace("```", "", 1)
+    parts = [summary_line, usage, *parts]
     if lines := list(_parameters(name, command)):
         parts.append(rows(("option", "meaning"), lines))
     return "\n".join([*parts, _json(module.JSON)])
 
 
 def json_of(name: str) -> str:
-    """Return the table of a verb's object alone. `error`: that of all verbs that fail."""
-    if name == "error":
-        return _keys(ON_ERROR)
-    answer: Answer = importlib.import_module(VERBS[name]).JSON
-    return _keys(answer.keys)
+    """Return the table of an object that is not one verb's: `error` or `summary`."""
+    return _keys({"error": ON_ERROR, "summary": summary.KEYS}[name])
 
 
 def _prose(docstring: str) -> Iterator[str]:
@@ -67,7 +74,7 @@ def _parameters(name: str, command: click.Command) -> Iterator[tuple[str, str]]:
             continue
         text = marked(str(getattr(param, "help", "")))
         if param.name in more:
-            text = with_more(more[param.name], text.rstrip("."))
+            text = with_more(more[param.name], text.rstrip(".")) + "."
         elif not isinstance(param, click.Argument) and (default := _default(param)):
             text = f"{text} Default: `{default}`."
         yield cell(_called(param)), cell(text)
@@ -91,16 +98,26 @@ def _default(param: click.Parameter) -> str:
     return "" if param.default is None or param.default is False else str(param.default)
 
 
-def _json(answer: Answer) -> str:
-    parts = [_titled("JSON:", answer.keys)]
-    parts += [_titled(f"{case}:", keys) for case, keys in answer.others.items()]
+def _json(answer: JsonObject) -> str:
+    parts = [_titled("JSON", answer.keys, answer.like.get("", ""))]
+    parts += [
+        _titled(f"JSON {case[0].lower()}{case[1:]}", keys, answer.like.get(case, ""))
+        for case, keys in answer.others.items()
+    ]
     if answer.on_error:
-        parts.append(_titled("Beside `error`:", answer.on_error))
-    return "\n".join(part for part in parts if part)
+        parts.append(_titled("JSON beside `error`", answer.on_error))
+    return "\n".join(parts)
 
 
-def _titled(title: str, keys: Keys) -> str:
-    return f"{title}\n\n{_keys(keys)}"
+def _titled(title: str, keys: Keys, like: str = "") -> str:
+    where, known = LIKE.get(like, ("", {}))
+    same = [path for path in keys if path in known]
+    names = ", ".join(f"`{path}`" for path in same if "." not in path)
+    rest = {path: text for path, text in keys.items() if path not in known}
+    if not same:
+        return f"{title}:\n\n{_keys(rest)}"
+    told = f"{names}, as in {where}" if names else f"the keys of {where}"
+    return f"{title}: {told}" + (f". Also:\n\n{_keys(rest)}" if rest else ".\n")
 
 
 def _keys(keys: Keys) -> str:

@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,21 +151,6 @@ def test_completion_knows_verbs_and_options() -> None:
             [sys.executable, "-m", "scripts"], cwd=ROOT, env=environment, capture_output=True, text=True
         )
         assert wanted in done.stdout.split(), done.stderr
-
-
-PAGE = (ROOT / "docs" / "reference" / "verbs.md").read_text()
-
-
-@pytest.mark.parametrize("name", VERBS)
-def test_the_reference_names_every_option_and_no_other(name: str) -> None:
-    found = re.search(rf"^\*\*`{name}`\*\*(.*?)(?=^\*\*`|^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found, "a paragraph that begins with the verb"
-    ours = {word for param in verb(name).params for word in param.opts if word.startswith("--")}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", found[1]))
-    assert ours - {"--format"} <= named
-    # A page may speak of another verb's option; in its own line it may not.
-    usage = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", found[1].partition(":")[0]))
-    assert usage <= ours
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1)])

@@ -38,54 +38,68 @@ ON_ERROR: Keys = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class JsonObject:
     """The keys of a verb's object.
 
     Attributes:
         keys: those of the usual object.
         others: those of the object in another case. The name of the case is Markdown, such as "With `--app`".
         on_error: further keys beside `error`. The usual ones may be there too.
+        like: by case (empty: the usual object), the verb or file with the same meanings, where the page tells
+            them: `wait`, `build` or `summary.json`.
     """
 
     keys: Keys
     others: Mapping[str, Keys] = field(default_factory=dict)
     on_error: Keys = field(default_factory=dict)
+    like: Mapping[str, str] = field(default_factory=dict)
 
     def problems(self, found: Mapping[str, Any]) -> list[str]:
         """Return how an object differs from what is stated; empty if it does not."""
         if "error" in found:
-            more = {path: text for path, text in {**self.keys, **self.on_error}.items() if "." not in path}
+            more = {
+                p: text for keys in (*self._forms, self.on_error) for p, text in keys.items() if "." not in p
+            }
             optional = {f"{path.rstrip('?')}?": text for path, text in more.items()}
             return sorted(_problems(_tree({**optional, **ON_ERROR}), found))
         rest = {key: value for key, value in found.items() if key != AS}
-        each = [sorted({*_problems(_tree(keys), rest)}) for keys in (self.keys, *self.others.values())]
+        each = [sorted({*_problems(_tree(keys), rest)}) for keys in self._forms]
         return min(each, key=len)
+
+    @property
+    def _forms(self) -> tuple[Keys, ...]:
+        return (self.keys, *self.others.values())
+
+
+def below(path: str, keys: Keys) -> Keys:
+    """Return keys as those below another one, such as `jobs[]`."""
+    return {f"{path}.{key}": text for key, text in keys.items()}
 
 
 @dataclass
-class _Node:
+class _Stated:
     """One key, with those below it."""
 
     many: str = ""
     """`[]` or `{}`, if the keys below are those of each item or of each value."""
     optional: bool = False
-    below: dict[str, _Node] = field(default_factory=dict)
+    below: dict[str, _Stated] = field(default_factory=dict)
 
 
-def _tree(keys: Keys) -> _Node:
-    root = _Node()
+def _tree(keys: Keys) -> _Stated:
+    root = _Stated()
     for path in keys:
         node = root
         for part in path.split("."):
             read = re.fullmatch(r"([\w-]+)(\[\]|\{\})?(\?)?", part)
             assert read is not None, f"{path}: expected a path such as jobs[].name"
-            node = node.below.setdefault(read[1], _Node())
+            node = node.below.setdefault(read[1], _Stated())
             node.many = node.many or read[2] or ""
             node.optional = node.optional or bool(read[3])
     return root
 
 
-def _problems(node: _Node, found: Any, where: str = "") -> Iterator[str]:
+def _problems(node: _Stated, found: Any, where: str = "") -> Iterator[str]:
     """How a value differs from what is stated."""
     if not node.below or found is None:
         return
@@ -94,7 +108,7 @@ def _problems(node: _Node, found: Any, where: str = "") -> Iterator[str]:
         if not isinstance(values, list):
             yield f"{where}: expected {'a list' if node.many == '[]' else 'an object'}"
             return
-        one = _Node(below=node.below)
+        one = _Stated(below=node.below)
         for value in values:
             yield from _problems(one, value, f"{where}{node.many}")
         return
