@@ -38,8 +38,8 @@ from dev import differences, scratch_federation
 from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
 from scripts import app_builds, base_image, core, data, engine, images, provision, uv, wheelhouse
-from scripts.json_object import JsonObject
 from scripts.build import TAG
+from scripts.json_object import JsonObject
 
 PROJECT = "flowerbedcompare"
 """Of the federation that is made for it."""

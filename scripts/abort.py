@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from scripts import console, ownership
-from scripts.json_object import JsonObject
 from scripts.core import say
+from scripts.json_object import JsonObject
 from scripts.options import As, Job
 from scripts.wait import SHORT
 

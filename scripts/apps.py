@@ -16,9 +16,9 @@ import typer
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
 from scripts import core, environments, terminal, unfinished, uv
-from scripts.json_object import JsonObject, below
 from scripts.app_builds import ENVIRONMENT
 from scripts.core import say
+from scripts.json_object import JsonObject, below
 
 JSON = JsonObject(
     {"environments": "a list, by name", **below("environments[]", ENVIRONMENT)},

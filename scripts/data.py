@@ -4,7 +4,6 @@ The parts are in the dataset's own format. The images come from Debian's package
 apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
 and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
 here are never touched. A site with `data` elsewhere, by project.yml or its own file, gets no part.
-data/manifest.json says who has what.
 
   ./flowerbed data                 after adding a site to project.yml
   ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven
@@ -30,9 +29,9 @@ from numpy.typing import NDArray
 from bridge.common import site_settings
 from provisioning import site_files
 from scripts import progress, provision
-from scripts.json_object import JsonObject
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
+from scripts.json_object import JsonObject
 
 DATA = ROOT / "data"
 ORIGINALS = HOUSE / "fashion-mnist"
@@ -79,7 +78,7 @@ Seed = Annotated[int, typer.Option(metavar="N", help="The seed of the random spl
 
 JSON = JsonObject(
     {
-        "dataset": "`Fashion-MNIST`",
+        "dataset": "`Fashion-MNIST`. These keys are in `data/manifest.json` too",
         "sites": "the sites that have a part",
         "alpha": "the alpha that was given, or null",
         "seed": "the seed",
@@ -90,6 +89,7 @@ JSON = JsonObject(
         "counts{}.test": "the same",
     }
 )
+
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part; returns the manifest that stands in data/manifest.json."""

@@ -41,8 +41,8 @@ from scripts import (
     up,
     wheelhouse,
 )
-from scripts.json_object import JsonObject
 from scripts.findings import Finding, Level
+from scripts.json_object import JsonObject
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 """Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""

@@ -15,8 +15,8 @@ import typer
 
 from scripts import app as apps
 from scripts import console, core
-from scripts.json_object import JsonObject
 from scripts.core import UsageError, say
+from scripts.json_object import JsonObject
 from scripts.options import As
 
 JSON = JsonObject({"app": "the app's name", "version": "its version", "hash": "64 hexadecimal digits"})

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from scripts import console, terminal
-from scripts.json_object import JsonObject
 from scripts.core import in_words, say
+from scripts.json_object import JsonObject
 from scripts.options import As, Watch, check_watch
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from scripts import (
     up,
     wait,
 )
-from scripts.json_object import JsonObject
 from scripts.core import ROOT, say
+from scripts.json_object import JsonObject
 
 APP = ROOT / "apps" / "pytorch-quickstart"
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from scripts import console, ownership
-from scripts.json_object import JsonObject
 from scripts.core import in_words, say
+from scripts.json_object import JsonObject
 from scripts.options import As, job_id
 
 JSON = JsonObject(

@@ -24,8 +24,8 @@ from bridge.common.meta import EVENTS_FILE
 from bridge.common.site_settings import size
 from bridge.common.text import one_line
 from scripts import console, curves, settings
-from scripts.json_object import JsonObject
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
+from scripts.json_object import JsonObject
 from scripts.options import As, Job
 from scripts.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 

@@ -26,8 +26,8 @@ from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
 from scripts import app_imports, console, core, ownership, provision, refused, wait
-from scripts.json_object import JsonObject
 from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
+from scripts.json_object import JsonObject
 from scripts.options import As, Timeout, duration, names
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from bridge.common.meta import ABORTED
 from bridge.common.text import bare_error, one_line, shown
 from scripts import console, hints, progress, summary
-from scripts.json_object import JsonObject
 from scripts.core import Failure, say
+from scripts.json_object import JsonObject
 from scripts.options import As, Job, Timeout
 
 COMPLETED = "FINISHED:COMPLETED"

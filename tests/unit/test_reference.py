@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -20,8 +21,8 @@ from provisioning import checks, keys
 from provisioning.harden import HardenBuilder
 from scripts import core, settings
 from scripts.__main__ import VERBS, verb
-from scripts.json_object import JsonObject, below
 from scripts.core import ROOT
+from scripts.json_object import ON_ERROR, JsonObject, below
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
@@ -92,6 +93,27 @@ def test_every_verb_states_its_object(name: str) -> None:
         assert tops == {path.rstrip("?") for path in stated if "." not in path} | (
             tops & {"first_difference"}
         )
+
+
+RAISES = ("Failure", "UsageError", "ConsoleError")
+
+
+def test_every_fact_of_a_failure_is_stated() -> None:
+    stated = {path.rstrip("?") for path in ON_ERROR}
+    for name in VERBS:
+        answer = importlib.import_module(VERBS[name]).JSON
+        stated |= {
+            path for keys_ in (answer.keys, answer.on_error, *answer.others.values()) for path in keys_
+        }
+    given = set()
+    for path in [
+        p for folder in ("scripts", "dev", "bridge/flare/console") for p in (ROOT / folder).glob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in RAISES:
+                given |= {keyword.arg for keyword in node.keywords if keyword.arg}
+    assert {"denied", "needed_gb", "jobs"} <= given
+    assert not sorted(given - stated - {"code"})
 
 
 def test_keys_below_another_one() -> None:
