@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from dev import reference
 from dev.reference import markdown
 from provisioning import checks, keys
 from provisioning.harden import HardenBuilder
-from scripts import core, settings
-from scripts.__main__ import VERBS, verb
+from scripts import core, settings, uv
+from scripts.__main__ import VERBS, main, verb
 from scripts.core import ROOT
 from scripts.json_object import ON_ERROR, JsonObject, below
 
@@ -93,6 +94,29 @@ def test_every_verb_states_its_object(name: str) -> None:
         assert tops == {path.rstrip("?") for path in stated if "." not in path} | (
             tops & {"first_difference"}
         )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["down"],
+        ["apps"],
+        ["jobs"],
+        ["hash", "apps/pytorch-quickstart"],
+        ["submit", "apps/pytorch-quickstart"],
+        ["apps", "--force"],
+    ],
+    ids=" ".join,
+)
+def test_a_verb_gives_what_it_states_where_nothing_is_provisioned(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(core, "ROOT", tmp_path)
+    monkeypatch.setattr(uv, "ENVIRONMENTS", tmp_path)
+    main([*words, "--format", "json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert importlib.import_module(VERBS[words[0]]).JSON.problems(found) == []
 
 
 RAISES = ("Failure", "UsageError", "ConsoleError")
