@@ -19,7 +19,6 @@ TITLE_LIMIT = 60
 """Characters of a name in a title."""
 STARTS_MARKED = 8
 """Marks on the axis where an app counts its rounds anew, at most."""
-NOT_METRICS = frozenset({"num_examples", "error"})
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _names(rounds: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
         for parts in entry["sites"].values():
             reply = parts.get(kind, {})
             names.update(dict.fromkeys(name for name in reply if _is_number(reply[name])))
-    return [n for n in names if n not in NOT_METRICS]
+    return [n for n in names if n != "num_examples"]
 
 
 def _base(name: str) -> str:

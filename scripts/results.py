@@ -27,7 +27,7 @@ from provisioning import dotenv
 from scripts import console, curves
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
-from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, summarize
+from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, has_failed, summarize
 
 RESULTS = ROOT / "results"
 
@@ -168,9 +168,7 @@ def tell(outcome: dict[str, Any]) -> None:
 def _last_round(rounds: list[dict[str, Any]]) -> str:
     """The last round that has numbers; where none has, how far the last one came."""
     last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
-    failed = [
-        name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
-    ]
+    failed = [name for name, parts in last["sites"].items() if any(map(has_failed, parts.values()))]
     round_ = _place(last) + ("" if last is rounds[-1] else " (last complete)")
     if not last["metrics"] and failed:
         return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"

@@ -95,8 +95,13 @@ def failures(outcome: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def has_failed(reply: Mapping[str, Any]) -> bool:
+    """Tell a reply that is an error from one with a metric of that name."""
+    return isinstance(reply.get("error"), str)
+
+
 def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, Any]:
-    replies = [parts[kind] for parts in sites.values() if kind in parts and "error" not in parts[kind]]
+    replies = [parts[kind] for parts in sites.values() if kind in parts and not has_failed(parts[kind])]
     weights = [reply.get("num_examples") for reply in replies]
     known = [float(w) for w in weights if w is not None]
     if len(known) < len(replies) or sum(known) <= 0:

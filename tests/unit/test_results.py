@@ -90,6 +90,15 @@ def test_a_site_without_a_metric_or_with_an_error_spoils_no_average() -> None:
     assert entry["sites"]["b"]["evaluate"]["error"] == "RuntimeError: on purpose"
 
 
+def test_a_metric_may_be_called_error() -> None:
+    """A reply that failed has its reason under that name in summary.json."""
+    events = [reply(1, site, "evaluate", 1, 10, error=error) for site, error in (("a", 1.0), ("b", 2.0))]
+    rounds = summary.rounds_of([EVENTS[0], *events])
+    assert rounds[0]["metrics"] == {"error": 1.5}
+    assert results._last_round(rounds) == "round 1, average over 2 sites: error 1.5"
+    assert curves.choose(rounds) == [curves.Panel("Error", "error", None)]
+
+
 def test_a_training_metric_does_not_hide_the_evaluation_s() -> None:
     events = [reply(1, "a", "train", 1, 1, loss=4.0), reply(1, "a", "evaluate", 1, 1, loss=3.0)]
     entry = summary.rounds_of(events)[0]
