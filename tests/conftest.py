@@ -105,14 +105,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The parts begin in their order, after what shares one federation.
 
     In whatever order files are given, what asks for the larger federation comes after what expects two sites.
+    Between them comes what adds a site itself (`grows`).
     The longest quick files begin first.
     """
     order = ["shared federation", *PARTS]
     longest = [f"unit/test_{name}.py" for name in LONGEST]
 
-    def place(item: pytest.Item) -> tuple[bool, int, int]:
+    def place(item: pytest.Item) -> tuple[int, int, int]:
         file = below_tests(item)
         length = longest.index(file) if file in longest else len(longest)
-        return "larger" in getattr(item, "fixturenames", ()), order.index(part_of(file)), length
+        grows = item.get_closest_marker("grows") is not None
+        size = 2 if "larger" in getattr(item, "fixturenames", ()) else int(grows)
+        return size, order.index(part_of(file)), length
 
     items.sort(key=place)
