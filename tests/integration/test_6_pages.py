@@ -25,8 +25,10 @@ pytestmark = pytest.mark.grows
 @pytest.fixture(scope="module")
 def runner(federation: Federation) -> Iterator[pages.Runner]:
     """Runs pages in the shared federation, and removes the folders that they made."""
-    made = [federation.root / name for name in ("energy", "my-app", "deployed/my-app")]
+    made = [federation.root / name for name in ("energy", "my-app")]
     shutil.copytree(ROOT / "tests/apps/numpy-add", federation.root / "my-app")
+    project = federation.root / "my-app" / "pyproject.toml"
+    project.write_text(project.read_text().replace('"numpy-add"', '"my-app"'))
     yield pages.Runner(federation.root, PROJECT)
     for folder in made:
         shutil.rmtree(folder, ignore_errors=True)
