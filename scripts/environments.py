@@ -286,13 +286,14 @@ def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequenc
     interpreter = f"{uv.MOUNTED}/{folder.name}/{VENV}/bin/python"
     done = uv.python(interpreter, IMAGES / "try_imports.py", *modules, variables=variables)
     failed = json.loads(core.must(done, f"Importing what {app.name} imports"))
-    notes, wrong = [], []
+    notes, wrong, needed = [], [], set(facts["apt"])
     for module, kind, text in failed:
         library = re.match(r"(lib\S+): cannot open shared object file", text)
         absent = re.match(r"No module named '([^']+)'", text)
         if library:
             package = shared_objects.debian_package(library[1])
-            apt = " ".join(f"--apt {name}" for name in sorted({*facts["apt"], package}))
+            needed.add(package)
+            apt = " ".join(f"--apt {name}" for name in sorted(needed))
             wrong.append(
                 f"{module} needs the system library {library[1]}, in Debian's package {package}. Name it: "
                 f"./flowerbed build --app {app.folder} {apt}"
@@ -305,7 +306,7 @@ def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequenc
         else:
             notes.append(f"importing {module} fails here: {kind}: {text.splitlines()[0] if text else ''}")
     if wrong:
-        raise core.UsageError("\n".join([*wrong[:-1], f"{wrong[-1]}."]))
+        raise core.UsageError("\n".join([*wrong[:-1], f"{wrong[-1]}."]), apt=sorted(needed))
     return notes
 
 

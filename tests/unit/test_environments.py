@@ -14,7 +14,7 @@ import pytest
 
 from bridge.common import app_environment
 from scripts import app as apps
-from scripts import app_builds, base_image, console, core, engine, environments, unfinished, uv
+from scripts import app_builds, base_image, console, core, engine, environments, submit, unfinished, uv
 from scripts.__main__ import main
 from tests.unit.faking import environment
 
@@ -110,6 +110,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
     monkeypatch.setattr(engine, "ensure", lambda: None)
     monkeypatch.setattr(base_image, "name", lambda: "the-base")
     monkeypatch.setattr(environments, "prepare", uv.prepare)
+    monkeypatch.setattr(core, "HOUSE", tmp_path)
     monkeypatch.setattr(unfinished, "is_up", lambda: False)
     uv.prepare()
     return player
@@ -329,6 +330,49 @@ def test_a_missing_system_library_is_named_with_the_command_that_brings_it(playe
     assert environments.of_app(first) is None and there() == []
 
 
+def test_submit_says_the_whole_command_after_a_build_that_was_refused(
+    played: Uv, app: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "ENVIRONMENTS", uv.ENVIRONMENTS)
+    first = app(code="import numpy\napp = client = None\n")
+    request: dict[str, Any] = {"options": {}}
+    plain = f"./flowerbed build --app {first.folder}, or submit with --build."
+    with pytest.raises(core.UsageError) as told:
+        submit.in_environment(first, request)
+    assert plain in str(told.value)
+    text = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    played.failed_imports = [("numpy", "OSError", text)]
+    code, outcome, _ = build(capsys, "--app", first.folder)
+    assert (code, outcome["apt"]) == (2, ["libgomp1"])
+    calls = len(played.calls)
+    for build_it in (False, True):
+        with pytest.raises(core.UsageError) as told:
+            submit.in_environment(first, request, build=build_it)
+        assert f"./flowerbed build --app {first.folder} --apt libgomp1" in str(told.value)
+        assert "submit with --build" not in str(told.value)
+    assert len(played.calls) == calls, "it is not tried again in vain"
+    played.failed_imports = []
+    assert build(capsys, "--app", first.folder, "--apt", "libgomp1")[0] == 0
+    assert submit.in_environment(first, request)["options"]["environment"]
+    shutil.rmtree(uv.ENVIRONMENTS / there()[0])
+    with pytest.raises(core.UsageError) as told:
+        submit.in_environment(first, request)
+    assert plain in str(told.value), "a build has worked since"
+
+
+def test_submit_names_an_import_that_came_since_its_environment_was_made(
+    played: Uv, app: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "ENVIRONMENTS", uv.ENVIRONMENTS)
+    facts = make(app())
+    more = app(code="import numpy, json, pandas.io, scipy\napp = client = None\n")
+    (packages,) = (uv.ENVIRONMENTS / facts["name"]).glob("venv/lib/*/site-packages")
+    (packages / "scipy").mkdir()
+    submit.in_environment(more, {"options": {}})
+    told = capsys.readouterr().err
+    assert told.count("Note:") == 1 and "imports pandas, which its environment" in told
+
+
 def test_debian_packages_are_unpacked_beside_and_found_by_the_linker(played: Uv, app: Write) -> None:
     facts = make(app(), apt=["libgomp1"])
     assert played.debian == [("libgomp1",)]
@@ -431,7 +475,21 @@ def test_a_dry_run_shows_what_would_be_there_and_installs_nothing(
     [made] = outcome["environments"]
     assert made["packages"] == {"numpy": "2.4.0", "flwr": "1.42.0"} and made["bytes_to_fetch"] == 20_000_000
     assert made["without_wheel"] == ["flwr"] and "no wheel: it is built here" in told
+    assert made["notes"] == [] and "Note:" not in told
     assert "19.1 MB to fetch, and 1 whose size the index does not say. Nothing was installed." in told
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], []])
+def test_an_import_that_no_package_seems_to_bring_is_told_before_anything_is_installed(
+    played: Uv, app: Write, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    played.fails["sync"] = 1, "too early"
+    first = app(code="import numpy, sklearn.svm\napp = client = None\n")
+    _, outcome, told = build(capsys, "--app", first.folder, *how)
+    assert "Note: the app imports sklearn, and no package here seems to bring it." in told
+    assert f"{first.folder}/pyproject.toml" in told and "numpy, and no" not in told
+    if how:
+        assert len(outcome["environments"][0]["notes"]) == 1
 
 
 def test_what_is_there_is_not_made_again(played: Uv, app: Write, capsys: pytest.CaptureFixture[str]) -> None:
