@@ -12,6 +12,9 @@ from scripts.__main__ import verb
 from scripts.core import ROOT
 from tests import pages
 
+OURS = ("bridge", "images", "provisioning", "scripts")
+"""Folders with the programs that print messages."""
+
 BLOCKS = [block for page in pages.pages() for block in pages.blocks(page)]
 
 
@@ -68,6 +71,38 @@ def test_verbs_and_options_exist(place: str, line: str) -> None:
             known = {option for parameter in verb(name).params for option in parameter.opts}
             options = {word.partition("=")[0] for word in others if word.startswith("-") and word != "--"}
             assert options <= known | {"--help"}, place
+
+
+OF_OTHERS = (
+    "Pool overlaps with other one on this address space",
+    "could not find an available ... address pool",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "No route to host",
+)
+"""Messages on the page on trouble that are Docker's or the kernel's."""
+
+VARYING = re.compile(r"\.\.\.|'[^']*'|\S*\d\S*|\b(?:server|site|JOB|N)\b|[():,/]|\. ")
+
+
+def test_the_messages_on_the_page_on_trouble_are_ours() -> None:
+    """Of each, some words that do not vary stand in a program's text."""
+    texts = [ROOT / "flowerbed", *(file for name in OURS for file in (ROOT / name).rglob("*.py"))]
+    texts += [file for file in (ROOT / "images").iterdir() if file.is_file()]
+    code = "\n".join(file.read_text() for file in texts)
+    # A long text is several, one after the other.
+    code = re.sub(r"\s+", " ", re.sub(r'"\s*\n\s*f?"', "", code))
+    page = (ROOT / "docs" / "how-to" / "trouble.md").read_text()
+    rows = re.findall(r"(?m)^\| (.*?) \|", page)
+    messages = [text for row in rows for text in re.findall(r"`([^`]+)`", row) if text not in OF_OTHERS]
+    assert len(messages) > 50
+    wrong = []
+    for message in messages:
+        parts = [part.strip() for part in VARYING.split(message)]
+        longest = max(parts, key=lambda part: len(part.split()))
+        if not any(part in code for part in parts if len(part.split()) >= min(2, len(longest.split()))):
+            wrong.append(message)
+    assert not wrong
 
 
 SESSION = """\
