@@ -10,7 +10,7 @@ from typing import Any
 from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
 from scripts import app as apps
-from scripts import app_imports, core, engine, environments, refused, uv
+from scripts import app_imports, core, engine, environments, refused, resolution, source_builds, uv
 from scripts.locks import Resolved
 
 
@@ -34,6 +34,8 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
     engine.ensure()
     environments.prepare()
     with uv.alone():
+        uv.forget_leftovers()
+        source_builds.forget()
         return [make_one(app, choice) for app in found]
 
 
@@ -44,9 +46,16 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
         core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
         facts = environments.serve(app, uv.ENVIRONMENTS / there.name, there.facts)
         return {"name": there.name, **facts}
+    try:
+        return _make(app, choice, there)
+    finally:
+        source_builds.forget()
+
+
+def _make(app: apps.App, choice: Choice, there: AppEnvironment | None) -> dict[str, Any]:
     core.say(f"  resolving what {app.name} asks for")
     apt = choice.apt or sorted(_apt(there))
-    resolved = environments.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
+    resolved = resolution.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
     notes = app_imports.not_brought(app, [package.name for package in resolved.packages])
     if choice.dry_run:
         return _tell(resolved, notes)

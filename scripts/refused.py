@@ -1,6 +1,6 @@
 """Which Debian packages the last build of an app was refused for: `submit` says the whole command then.
 
-The file is not among the environments, where code that packages are built with can write.
+The file is not among the environments: there is none of this app.
 """
 
 from __future__ import annotations
