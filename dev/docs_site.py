@@ -29,6 +29,27 @@ LINK = re.compile(r"(\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\])\(([^)\s]+)\)")
 OTHER_HOST = re.compile(r"[a-z]+:")
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Expand `FOLDER/*` in the navigation: all pages of the folder, as its README lists them."""
+    docs = Path(config.docs_dir)
+    for part in config.nav or ():
+        for title, entries in part.items():
+            if isinstance(entries, list):
+                part[title] = [page for entry in entries for page in expand(entry, docs)]
+
+
+def expand(entry: str | dict[str, str], docs: Path) -> list[str | dict[str, str]]:
+    """Pages of a folder if the entry names one, else the entry."""
+    if not isinstance(entry, str) or not entry.endswith("/*"):
+        return [entry]
+    folder = docs / entry.removesuffix("/*")
+    listed = re.findall(r"\]\(([\w-]+\.md)", (folder / "README.md").read_text())
+    # Each once, in the order of the first link.
+    pages = dict.fromkeys(["README.md", *listed, *sorted(path.name for path in folder.glob("*.md"))])
+    names = [name for name in pages if (folder / name).is_file()]
+    return [f"{folder.relative_to(docs)}/{name}" for name in names]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the root's pages."""
     for source, place in ROOT_PAGES.items():
