@@ -30,7 +30,7 @@ OTHER_HOST = re.compile(r"[a-z]+:")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Expand `FOLDER/*` in the navigation: all pages of the folder, as its README lists them."""
+    """Expand `FOLDER/*` in the navigation: all pages of the folder, as a list or table of its README has them."""
     docs = Path(config.docs_dir)
     for part in config.nav or ():
         for title, entries in part.items():
@@ -43,8 +43,7 @@ def expand(entry: str | dict[str, str], docs: Path) -> list[str | dict[str, str]
     if not isinstance(entry, str) or not entry.endswith("/*"):
         return [entry]
     folder = docs / entry.removesuffix("/*")
-    listed = re.findall(r"\]\(([\w-]+\.md)", (folder / "README.md").read_text())
-    # Each once, in the order of the first link.
+    listed = re.findall(r"(?m)^[-|] .*?\]\(([\w-]+\.md)", (folder / "README.md").read_text())
     pages = dict.fromkeys(["README.md", *listed, *sorted(path.name for path in folder.glob("*.md"))])
     names = [name for name in pages if (folder / name).is_file()]
     return [f"{folder.relative_to(docs)}/{name}" for name in names]
