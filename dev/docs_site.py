@@ -30,7 +30,7 @@ OTHER_HOST = re.compile(r"[a-z]+:")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Expand `FOLDER/*` in the navigation: all pages of the folder, as a list or table of its README has them."""
+    """Expand `FOLDER/*` in the navigation: all pages of the folder, in the order of its README."""
     docs = Path(config.docs_dir)
     for part in config.nav or ():
         for title, entries in part.items():
