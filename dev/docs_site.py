@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -30,23 +31,34 @@ OTHER_HOST = re.compile(r"[a-z]+:")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Expand `FOLDER/*` in the navigation: all pages of the folder, in the order of its README."""
-    docs = Path(config.docs_dir)
-    for part in config.nav or ():
-        for title, entries in part.items():
-            if isinstance(entries, list):
-                part[title] = [page for entry in entries for page in expand(entry, docs)]
+    """Expand each `FOLDER/*` in the navigation."""
+    config.nav = expand(config.nav, Path(config.docs_dir))
 
 
-def expand(entry: str | dict[str, str], docs: Path) -> list[str | dict[str, str]]:
-    """Pages of a folder if the entry names one, else the entry."""
-    if not isinstance(entry, str) or not entry.endswith("/*"):
-        return [entry]
+def expand(entry: Any, docs: Path) -> Any:
+    """Replace each `FOLDER/*` by the pages of that folder, in the order in which its index lists them.
+
+    The index is the folder's README.md, or the page beside the folder that has its name.
+    """
+    if isinstance(entry, dict):
+        return {title: expand(below, docs) for title, below in entry.items()}
+    if isinstance(entry, list):
+        return [page for below in entry for page in as_list(expand(below, docs))]
+    if not entry.endswith("/*"):
+        return entry
     folder = docs / entry.removesuffix("/*")
-    listed = re.findall(r"(?m)^[-|] .*?\]\(([\w-]+\.md)", (folder / "README.md").read_text())
-    pages = dict.fromkeys(["README.md", *listed, *sorted(path.name for path in folder.glob("*.md"))])
-    names = [name for name in pages if (folder / name).is_file()]
-    return [f"{folder.relative_to(docs)}/{name}" for name in names]
+    index = next(page for page in (folder / "README.md", folder.with_suffix(".md")) if page.is_file())
+    listed = re.findall(rf"(?m)^[-|] .*?\]\((?:{folder.name}/)?([\w-]+\.md)", index.read_text())
+    # Pages that begin with a date hold history.
+    others = sorted(page.name for page in folder.glob("*.md"))
+    names = dict.fromkeys(name for name in [*listed, *others] if not name[0].isdigit())
+    pages = dict.fromkeys([index, *(folder / name for name in names if (folder / name).is_file())])
+    return [page.relative_to(docs).as_posix() for page in pages]
+
+
+def as_list(found: Any) -> list[Any]:
+    """Pages of a folder, or one entry."""
+    return found if isinstance(found, list) else [found]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -17,7 +17,12 @@ TUTORIAL = [
     for name in ("README", "write-an-app", "run-it", "add-a-site", "next")
 ]
 """In its order: each page goes on where the one before it ended."""
-HOW_TO = [page for page in pages.pages() if page not in TUTORIAL]
+HOW_TO = [
+    page
+    for page in pages.pages()
+    if page not in TUTORIAL and {"run", "file"} & {block.sort for block in pages.blocks(page)}
+]
+"""Those with something that no other test runs."""
 
 pytestmark = pytest.mark.grows
 
