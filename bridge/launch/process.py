@@ -239,7 +239,7 @@ def _buried(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    """Wait until a process has ended that need not be a child of ours."""
+    """Wait until a process has ended. It need not be a child of ours."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
