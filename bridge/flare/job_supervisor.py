@@ -194,7 +194,7 @@ class JobSupervisor(FLComponent):
             time.sleep(LOOK_EVERY)
 
     def _look(self) -> None:
-        """Remove the removed names from the running jobs."""
+        """Take removed sites out of the running jobs."""
         self._server.drop_removed()
         running = self._server.tokens()
         for job, tokens in running.items():

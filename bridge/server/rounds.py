@@ -26,8 +26,8 @@ class _Start:
     evaluated: set[int] = field(default_factory=set)
 
     def has(self, message: tuple[int, str], created: float) -> bool:
-        """Return whether the message belongs to this start, unless to a later one. The messages to other
-        sites are made moments before or after the one that was seen first."""
+        """Return whether the message belongs to this start, given that it belongs to no later one. The
+        messages to other sites are made moments before or after the one that was seen first."""
         return created >= self.created or (created > self.after and message == self.first)
 
 

@@ -199,8 +199,8 @@ class TensorBoard(_Receiver):
 
 
 class MLflow(_Receiver):
-    """Sends points to an MLflow server: one experiment a job name, with a run for each job and site, or
-    server."""
+    """Sends points to an MLflow server: an experiment for each job name, with a run for each site or server
+    of each job."""
 
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
         point = AnalyticsData.from_dxo(from_shareable(shareable), receiver=LogWriterName.MLFLOW)

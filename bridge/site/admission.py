@@ -54,7 +54,7 @@ class Owner:
         return self._key is not None and (wire.PUBLIC_KEY.encode(), self._key) in headers
 
     def learn_key(self, request: Request, response: Response) -> None:
-        """Take note of an answer from the server: the key that it registers is the SuperNode's."""
+        """Take note of an answer from the server: the key that it lets register is the SuperNode's."""
         if wire.fleet_call(request).name == wire.REGISTER and response.status == 200:
             self._key = dict(request.headers).get(wire.PUBLIC_KEY, "").encode() or None
 
