@@ -24,8 +24,7 @@ OF_SITES = (NODE_CONFIG, SHARE_LOGS)
 KEYS = (*OF_SITES, DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE, GPUS, HOSTS, PROXY, CPUS, MEMORY)
 
 MERGED = (NODE_CONFIG, ENVIRONMENT, HOSTS)
-"""The site's file adds to these keys of project.yml, and replaces by name. It replaces all others as a
-whole."""
+"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""
 
 OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""

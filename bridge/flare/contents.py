@@ -165,7 +165,7 @@ def _check_server(part: Contents) -> None:
 
 
 def _part(app: str, files: Files) -> Contents:
-    """Return the content of one part of a job: its files by their path in it."""
+    """One part of a job: its files by their path in it."""
     content = ""
     for path in files:
         folder, _, name = path.rpartition("/")

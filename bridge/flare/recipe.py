@@ -52,25 +52,27 @@ NOTHING_IS_INSTALLED = (
 class FlowerRecipe(Recipe):  # type: ignore[misc]
     """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`.
 
-    FLARE's arguments that are not described here have no effect. A warning says so if one is set.
+    The arguments of FLARE's recipe that are missing below have no effect. A warning says so if one is set.
 
     Args:
-        flower_content: the Flower app's folder.
-        flower_app_path: instead of it, an app that is deployed on the server: `local/custom/NAME`.
+        flower_content: the app's folder.
+        flower_app_path: an app that is deployed on the server, `local/custom/NAME`, instead of a folder. For
+            `ProdEnv` and `export`.
         name: the job's name.
-        min_clients: the fewest sites that the job may run with.
-        mandatory_clients: sites that the job does not start without.
-        superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's own 60.
-        configure_task_timeout: together with the next, if that is more than Flowerbed's own 60, seconds
-            for all sites' SuperNodes to appear.
-        start_task_timeout: see there.
-        max_client_op_interval: the grace, if it is set and `grace` is not.
+        min_clients: the fewest sites with which the job may run.
+        mandatory_clients: the sites without which the job does not start.
+        superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's 60.
+        configure_task_timeout: together with `start_task_timeout`, the seconds for all sites' SuperNodes to
+            appear, if more than Flowerbed's 60.
+        start_task_timeout: see `configure_task_timeout`.
+        max_client_op_interval: another value than the default is taken for `grace`, unless that is given.
         progress_timeout: seconds without a call from any site after which the job fails, at least 60.
-        client_shutdown_timeout: seconds for SuperNodes and ClientApps to end normally when the job is
-            over. FLARE's default, 5, means Flowerbed's own 0.5.
-        extra_env: variables for SuperLink, SuperNodes and apps.
-        run_config: overrides of the app's configuration.
-        allow_runtime_dependency_installation: must be false.
+        client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job is
+            over. The default means Flowerbed's own 0.5.
+        extra_env: variables for SuperLink, SuperNodes and apps, with names that begin with `APP_`. FLARE's
+            recipe gives them to SuperNodes and ClientApps only. Not with `flower_app_path`.
+        run_config: overrides of the app's run config.
+        allow_runtime_dependency_installation: true is refused, since nothing is installed while a job runs.
         options: those of `JobOptions` that are marked for the recipe.
     """
 

@@ -116,7 +116,7 @@ def make_job(
     """Check the app against this image and write its job folder. Returns the folder.
 
     Args:
-        app: the app's folder. For an app on the server it holds only the pyproject.toml.
+        app: the app's folder; of one that is on the server, only its pyproject.toml is there.
         options: fields of `JobOptions`, as far as they are given.
         deployed: the name of the app's folder on the server, or "" if the job brings the app.
         default_min_sites: the fewest sites, if neither they nor the sites are given.

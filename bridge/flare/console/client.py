@@ -136,13 +136,13 @@ def _start() -> None:
 
 
 def _talk(daemon: socket.socket, request: str, mode: str) -> int | None:
-    """Send the request and pass on the answer. Returns the exit code, or None if this daemon ends."""
+    """Hand the request over and pass on the answer; returns the exit code. None: this daemon ends."""
     with daemon, daemon.makefile("rb") as answer:
         try:
             daemon.sendall((b"p" if mode == "payload" else b"-") + request.encode() + b"\n")
             kind, _ = _frame(answer)
         except (BrokenPipeError, ConnectionResetError, EOFError):
-            return None  # The daemon ended before it accepted the request.
+            return None  # It has ended before it took the request.
         if kind != GO:
             return None
         if mode == "payload":

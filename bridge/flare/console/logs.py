@@ -47,7 +47,7 @@ def logs(
     call.write(shown.encode())
     while not ended:
         call.pause(LOOK_EVERY)
-        # In this order, so that lines between the two questions are not missed.
+        # In this order: what is added between the two questions is not missed.
         ended = _has_ended(call, job)
         latest = _log(call, job, site, ended=ended)
         # FLARE has no log, or less of it, while it moves the job's folder into its store.
