@@ -41,7 +41,7 @@ class Generation:
     superlink: str
     """flower-superlink's flags for its ports, by name (see `Ports`)."""
     supernode: str
-    """flower-supernode's flags for the port of its own Runtime API."""
+    """flower-supernode's flags for the port of its Runtime API."""
     fast_path: bool = False
     """True if its programs can run without their waits (`long_poll.py`, `fork_server.py`), and its SuperNode
     inside another process (`inline.py`). That depends on its internals. The others wait as Flower does."""

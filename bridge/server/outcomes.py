@@ -17,7 +17,7 @@ from bridge.fleet.replies import Event
 EVALUATE = "evaluate"
 
 ABSENT = re.compile(r"No evaluate function registered|does not implement `evaluate`")
-"""The text by which Flower says that a ClientApp, or a legacy client, evaluates nothing (flwr 1.41.0
+"""Flower's text when a ClientApp, or a legacy client, evaluates nothing (flwr 1.41.0
 `clientapp/client_app.py`, `compat/client/client.py`)."""
 
 KINDS_KEPT = 32

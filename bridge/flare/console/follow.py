@@ -73,14 +73,14 @@ class Watched:
     events: int = 0
     refused: set[str] = field(default_factory=set)
     ended: float | None = None
-    """When its end was seen (Unix time), or None: it has not ended, or ended before anybody watched."""
+    """The time its end was seen (Unix time), or None: it has not ended, or ended before anybody watched."""
     contact: float | None = None
-    """When the server last answered, by the monotonic clock."""
+    """The time of the server's last answer, by the monotonic clock."""
     began: float = field(default_factory=time.monotonic)
     waits: str = ""
     """The cause of the job's wait that was last reported."""
     looked: float | None = None
-    """When that was last looked at, by the monotonic clock."""
+    """The time of the last look at it, by the monotonic clock."""
     starting: bool = False
     """True once the start of the job's processes was reported."""
     denied: bool = False
