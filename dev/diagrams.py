@@ -171,10 +171,9 @@ def life() -> Picture:
         "A site's life",
         "A site that is away registers. When a job starts, it takes part until the job ends. A site "
         "that registers while a job runs is late, and is let in unless it has refused that job or was"
-        " put out of it. A site with a process that ends is started again, five times in ten minutes,"
-        " and the sixth time the job fails. A site out of reach has the job's grace to come back. A "
-        "site that is revoked or disabled is put out, until its name leaves the list or it is enabled"
-        " again.",
+        " put out of it. A site with a process that ends is started again, up to five times, and the "
+        "sixth time the job fails. A site out of reach has the job's grace to come back. A site that "
+        "is revoked or disabled is put out, until its name leaves the list or it is enabled again.",
         720,
         426,
     )
@@ -186,7 +185,7 @@ def life() -> Picture:
     late = picture.box("flare", 250, 170, 130, 54, "late", "job runs already")
     stays = picture.box("container", 250, 318, 130, 54, "stays out", "of this job")
     picture.box("bed", 490, 64, 200, 160, "in a job", "its SuperNode is a", "node of the run")
-    picture.box("bed", 414, 318, 136, 54, "starts again", "5 in 10 minutes")
+    picture.box("bed", 414, 318, 136, 54, "starts again", "up to 5 times")
     picture.box("bed", 562, 318, 134, 54, "out of reach", "900 s of grace")
 
     picture.arrow(away.right, registered.left)
