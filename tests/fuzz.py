@@ -44,6 +44,7 @@ from bridge.fleet.replies import Event
 from bridge.fleet.wire import MESSAGES
 from bridge.job import channel, metrics_relay
 from bridge.relay.calls import Call, Request, Response, SiteRelay
+from bridge.relay.parts import Store
 from bridge.server import metric_receiver
 from bridge.server.forwarder import Forwarder
 from bridge.server.link import ServerLink
@@ -409,7 +410,7 @@ class ForwarderTarget:
         """What a loop's thread has for a link."""
         return self._loop
 
-    async def ask(self, request: Request) -> Response:
+    async def ask(self, request: Request, store: Store) -> Response:
         """The SuperLink: all is well, if what it is asked is of the site whose key is on it."""
         headers = dict(request.headers)
         assert all(wire.may_pass(h) or h in (wire.CALL_HEADER, wire.DONE_HEADER) for h in headers), headers

@@ -81,6 +81,7 @@ class Departures:
         log.error("%s takes no part any more: %s", site, reason)
         self._out("refused", site, reason, audited=reason, why=reason)
         notes.send(self._cell, site, reason)
+        self._forwarder.free_bodies(site)
         for node_id, name in self._forwarder.nodes().items():
             if name == site:
                 self._remover.remove(site, node_id)

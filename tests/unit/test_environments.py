@@ -14,7 +14,7 @@ import pytest
 
 from bridge.common import app_environment
 from scripts import app as apps
-from scripts import app_builds, base_image, core, engine, environments, uv
+from scripts import app_builds, base_image, console, core, engine, environments, unfinished, uv
 from scripts.__main__ import main
 from tests.unit.faking import environment
 
@@ -110,6 +110,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
     monkeypatch.setattr(engine, "ensure", lambda: None)
     monkeypatch.setattr(base_image, "name", lambda: "the-base")
     monkeypatch.setattr(environments, "prepare", uv.prepare)
+    monkeypatch.setattr(unfinished, "is_up", lambda: False)
     uv.prepare()
     return player
 
@@ -501,6 +502,49 @@ def test_apps_removes_one_by_the_beginning_of_its_name(
     assert "Removed environment aabbbbbbbbbb" in told
     assert not (uv.ENVIRONMENTS / uv.CACHE / "wheels").exists(), "else its files would live on there"
     assert (uv.ENVIRONMENTS / uv.CACHE).stat().st_mode & 0o777 == 0o700
+
+
+def test_one_that_a_job_uses_is_not_removed_unless_forced(
+    played: Uv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
+        environment(uv.ENVIRONMENTS, name)
+    jobs = [
+        {"job_id": "j-1", "name": "mine", "status": "RUNNING", "environment": "aaaaaaaaaaaa"},
+        {"job_id": "j-2", "name": "next", "status": "SUBMITTED", "environment": "aaaaaaaaaaaa"},
+        {"job_id": "j-3", "name": "past", "status": "FINISHED:COMPLETED", "environment": "bbbbbbbbbbbb"},
+    ]
+    monkeypatch.setattr(unfinished, "is_up", lambda: True)
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    monkeypatch.setattr(console, "ask", lambda service, verb: {"jobs": jobs})
+    code, outcome, told = listed(capsys, "--remove", "aaaa")
+    assert code == 1 and outcome["jobs"] == ["j-1", "j-2"] and len(there()) == 2
+    assert (
+        "j-1  mine" in told and "j-2  next" in told and "./flowerbed wait j-1" in told and "--force" in told
+    )
+    assert listed(capsys, "--remove", "bbbb")[0] == 0, "its job has ended"
+    assert listed(capsys, "--remove", "aaaa", "--force")[0] == 0 and there() == []
+    environment(uv.ENVIRONMENTS, "cccccccccccc")
+    # Such as one that was handed in by FLARE's own tools.
+    jobs[0]["environment"] = ""
+    assert listed(capsys, "--remove", "cccc")[1]["jobs"] == ["j-1"]
+    monkeypatch.setattr(unfinished, "is_up", lambda: False)
+    assert listed(capsys, "--remove", "cccc")[0] == 0, "nothing runs"
+
+
+def test_nothing_is_removed_when_nobody_can_say_what_is_used(
+    played: Uv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(service: str, verb: str) -> None:
+        raise core.Failure("the server cannot be reached")
+
+    environment(uv.ENVIRONMENTS, "aaaaaaaaaaaa")
+    monkeypatch.setattr(unfinished, "is_up", lambda: True)
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    monkeypatch.setattr(console, "ask", silent)
+    code, _, told = listed(capsys, "--remove", "aaaa")
+    assert code == 1 and there() == ["aaaaaaaaaaaa"]
+    assert "could not be asked which jobs use it" in told and "--force" in told
 
 
 @pytest.mark.parametrize("name", ["aa", "", "dd", "../environments", "/", ".", ".cache", "*"])

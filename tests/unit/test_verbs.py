@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import fuse_dicts, parse_config_args
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
 from scripts import app as apps
 from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
@@ -548,6 +550,52 @@ def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed
     assert flowerbed("wait", "j-1")[2].count("average      loss 0.5  accuracy 0.75\n") == 1
 
 
+def test_wait_says_where_an_average_is_of_a_model_that_was_not_trained(fake: Fake, flowerbed: Run) -> None:
+    events = [{**e, "error": "E"} if e.get("kind") == "train" else e for e in PROGRESS]
+    fake.answer("wait", out=lines(*events, END))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert "accuracy 0.9   (nothing was trained: every train reply failed, " in told
+    assert code == 0 and outcome["rounds"][0]["trained"] is False
+
+
+TRACE = (
+    "Traceback (most recent call last):",
+    '  File "x.py", line 1',
+    "\tstrange",
+    "KeyError: 'a'",
+    "",
+    "The above exception was the direct cause of the following exception:",
+    "",
+    "Traceback (most recent call last):",
+    "ValueError: \x1b[2K",
+)
+
+
+def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Run) -> None:
+    first = ["INFO :      \t├── Number of rounds: 1", "ERROR :   failed"]
+    told_by_app = [*first, *(line.replace("\x1b", "\\x1b") for line in TRACE if line)]
+    output = [
+        {"event": "output", "lines": told_by_app[:5], "t": 105.0},
+        {"event": "output", "lines": told_by_app[5:], "t": 106.0},
+    ]
+    reason = "\n".join(["the Flower run failed: x", *TRACE, "1 of 2 train replies failed"])
+    end = {**END, "status": "FINISHED:EXECUTION_EXCEPTION", "reason": reason}
+    fake.answer("wait", out=lines(*PROGRESS[:2], *output, end))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert code == 1 and outcome["reason"] == reason
+    assert "| INFO :          ├── Number of rounds: 1\n" in told and "\\t" not in told
+    assert told.count("KeyError: 'a'") == 1 and told.count("ValueError: \\x1b[2K") == 1
+    assert outcome["error"].splitlines()[1:4] == [
+        "    the Flower run failed: x",
+        "    (the traceback is above)",
+        "    1 of 2 train replies failed",
+    ]
+    # Of one that was not shown, or only its beginning, none is missing.
+    for shown in (output[:1], []):
+        fake.answer("wait", out=lines(*PROGRESS[:2], *shown, end))
+        assert "ValueError: \x1b[2K" in flowerbed("wait", "j-1")[1]["error"]
+
+
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
     for error in ("RuntimeError: on purpose", "<class 'some.module.RuntimeError'>:<'on purpose'>"):
         failed = {**reply("site-1", "train", 1, 107.0), "error": error}
@@ -760,6 +808,45 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "one\ntwo\n"
     wanted = {"site": "site-1", "tail": None, "since": None, "follow": False}
     assert fake.request(0) == {"verb": "logs", "job": "j-1", **wanted}
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        (
+            'num-server-rounds="two"',
+            'is a whole number in the app\'s pyproject.toml, and "two" is text',
+        ),
+        ("num-server-rounds=1.5", "and 1.5 is a decimal number"),
+        (
+            "fraction-evaluate=true array-size=false",
+            "true is true or false; array-size is a whole number",
+        ),
+        ("fraction-evaluate=1 array-size=3", ""),
+    ],
+)
+def test_values_of_another_type_are_sent_as_flower_takes_them_with_one_note(
+    fake: Fake, flowerbed: Run, given: str, note: str
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    code, _, told = flowerbed("submit", APP, "--run-config", given)
+    assert code == 0 and fake.request(0)["run_config"] == [given]
+    assert told.count("Note:") == bool(note) and note in told
+    own = read_app(APP)["tool"]["flwr"]["app"]["config"]
+    overrides = parse_config_args([given])
+    assert fuse_dicts(own, overrides) == own | overrides
+
+
+def test_logs_of_a_site_that_is_not_there(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("logs", code=1, err=error("there is no log of site-9 for job j-1: not available"))
+    code, outcome, _ = flowerbed("logs", "j-1", "--site", "site-9", "--follow")
+    assert (code, outcome["error"]) == (2, "--site: there is no site-9. There are: server, site-1, site-2.")
+    assert fake.request(0)["follow"] is False
+    fake.answer("logs", code=1, err=error("refused by the server", denied=True))
+    assert flowerbed("logs", "j-1", "--site", "site-9")[1]["error"].startswith("refused by the server")
+    # One that has left the project may have sent its log before.
+    fake.answer("logs", out="one\n")
+    assert flowerbed("logs", "j-1", "--site", "site-9")[1]["log"] == "one\n"
 
 
 def test_logs_hands_on_how_much_is_wanted(fake: Fake, flowerbed: Run) -> None:

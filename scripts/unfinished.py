@@ -1,0 +1,39 @@
+"""The jobs that have not ended: a verb that would stop, restart or remove what they use asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scripts import compose, console, engine
+
+RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
+"""FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
+
+
+def is_up() -> bool:
+    """Whether anything of the federation runs, so that there can be such jobs."""
+    if not compose.is_provisioned() or engine.ask().problem:
+        return False
+    return any(container["State"] == "running" for container in compose.containers())
+
+
+def jobs(states: Iterable[str] = (*RUNNING, *QUEUED)) -> list[dict[str, Any]]:
+    """Those that the server knows, as `jobs` shows them.
+
+    Raises:
+        core.Failure: the server could not be asked.
+    """
+    wanted = set(states)
+    return [job for job in console.ask(console.service(None), "list")["jobs"] if str(job["status"]) in wanted]
+
+
+def named(found: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each, below an error's first."""
+    return "\n".join(f"  {job['job_id']}  {job['name']}" for job in found)
+
+
+def how_to_go_on(found: Iterable[Mapping[str, Any]]) -> str:
+    """What can be done about them, as the beginning of an error's last line."""
+    one = next(iter(found))["job_id"]
+    return f"  Wait for it: ./flowerbed wait {one}   end it: ./flowerbed abort {one}"
