@@ -52,7 +52,7 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
     facts = environments.make(resolved)
     core.say(
         f"{app.name}: environment {facts['name']} ({facts['packages']} packages, "
-        f"{core.in_words(facts['bytes'])}, flwr {facts['flwr']}). Next: ./flowerbed submit {app.folder}"
+        f"{core.in_words(facts['bytes'])}, flwr {facts['flwr']}).{core.follow_up(f'submit {app.folder}')}"
     )
     if warning := versions.newer(str(facts["flwr"])):
         core.say(f"  Note: {warning}")

@@ -119,7 +119,7 @@ def run(
     provision.tell_changes()
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
+    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s.{core.follow_up('up')}")
     return {
         "tag": TAG,
         "images": [name for _, name, _ in steps],

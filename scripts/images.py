@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import time
@@ -14,6 +15,8 @@ from scripts import base_image, core, engine, ownership, progress
 
 LABEL = "org.flowerbed.image"
 """On every image that is built from DOCKERFILE."""
+KIT = "org.flowerbed.kit"
+"""On a participant's image: `kit_mark` of the kit in it."""
 DOCKERFILE = "images/Dockerfile"
 STEP = re.compile(r"#\d+ \[(?:(?P<stage>[\w-]+) +)?(?P<number>\d+)/(?P<of>\d+)\] (?P<what>.*)")
 """A line of BuildKit's plain progress that begins a step."""
@@ -115,6 +118,7 @@ def build(
     words += ["--no-cache"] if fresh else []
     # Not on a participant's, which may go to another machine.
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
+    words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
     start = time.monotonic()
     steps: dict[str, tuple[int, int]] = {}
     begun: dict[str, tuple[int, str, int]] = {}
@@ -138,6 +142,16 @@ def build(
             raise core.Failure(f"The disk became full while building {image}: docker system df shows why.")
         core.fail(f"Building {image}", said)
     return time.monotonic() - start
+
+
+def kit_mark(kit: Path) -> str:
+    """By what a kit is known again: a hash of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in ("startup", "local") for path in (kit / part).rglob("*")):
+        if path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(kit).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def forget_old() -> None:

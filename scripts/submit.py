@@ -183,7 +183,8 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         # Here, since it takes a while to import, and is seldom needed.
         from scripts import app_builds
 
-        name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
+        with core.led():
+            name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
         made = app_environment.named(name, ENVIRONMENTS)
     if made is None:
         raise UsageError(

@@ -117,7 +117,10 @@ def untold(reason: str, events: Sequence[Mapping[str, Any]]) -> str:
         same = 0
         while same < min(len(rest), len(told) - at) and rest[same][1] == told[at + same]:
             same += 1
-        end = max(end, rest[same - 1][0] + 1 if same > 1 else begin)
+        # To the line with the exception: what was shown of it is not to be pieced together.
+        while same and (rest[same - 1][1][0].isspace() or rest[same - 1][1].startswith(TRACEBACK)):
+            same -= 1
+        end = max(end, rest[same - 1][0] + 1 if same else begin)
     return reason if end == begin else "\n".join([*lines[:begin], "(the traceback is above)", *lines[end:]])
 
 

@@ -52,6 +52,7 @@ from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.site.gateway import Gateway
 from scripts import summary, wait
+from tests.fuzz_large import HeadsTarget, LargeTarget
 
 BATCH = 2000
 """Inputs between two looks at the clock."""
@@ -610,12 +611,14 @@ class EventsTarget:
         """Nothing is left between inputs."""
 
 
-Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget
+Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget | HeadsTarget | LargeTarget
 TARGETS: dict[str, Callable[[asyncio.AbstractEventLoop], Target]] = {
     "gateway": GatewayTarget,
     "forwarder": ForwarderTarget,
     "points": PointsTarget,
     "events": EventsTarget,
+    "heads": HeadsTarget,
+    "large": LargeTarget,
 }
 
 

@@ -98,7 +98,7 @@ class FlowerController(Controller):
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
-        self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
+        self._events = JobEventLog(run_dir / meta.EVENTS_FILE, self._emit)
         app = self._app(fl_ctx)
         self._packages, self._unfit = _packages(self.options.environment, app)
         flwr = versions.supported() if self._packages is None else self._packages.flwr
@@ -274,11 +274,10 @@ class FlowerController(Controller):
                 self._work_dir.close()
 
     def _emit(self, event: Event) -> None:
-        """An event of the observer's."""
+        """An event of the observer's, or of what the ServerApp prints."""
         assert self._events is not None and self._tracker is not None
         self._events.emit(event)
-        if event["event"] == "reply" and not event["error"]:
-            self._tracker.add_reply(event)
+        self._tracker.add(event)
 
     def _too_much(self, reason: str) -> None:
         """The job's files are more than they may be; `control_flow` sees it and ends the run."""

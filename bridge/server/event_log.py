@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from bridge.fleet.replies import Event
@@ -23,11 +24,12 @@ ANSWER_LIMIT = 4 * 1024 * 1024
 class JobEventLog:
     """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, on_printed: Callable[[Event], None] | None = None) -> None:
+        """`on_printed` is handed what is read of the ServerApp's output, and emits it; None: `emit`."""
         self._file = file
         self._events: list[str] = []
         self._news = threading.Condition()
-        self.output = ServerAppOutput(self.emit)
+        self.output = ServerAppOutput(on_printed or self.emit)
         """Makes events of what the ServerApp prints."""
         self.over = False
         """Whether there will be no more."""

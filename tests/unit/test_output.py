@@ -186,6 +186,14 @@ def test_a_console_gets_events_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [len(piece) for piece in pieces] == [2, 1, 1, 2, 2]
 
 
+def test_what_is_read_of_the_output_passes_who_asks_for_it(tmp_path: Path) -> None:
+    """The controller does, for the boards (`metric_receiver.py`)."""
+    passed: list[Event] = []
+    events = JobEventLog(tmp_path / "events.jsonl", passed.append)
+    events.output._read("INFO :      Initial global evaluation results: {'loss': 0.5}")
+    assert [event["metrics"] for event in passed] == [{"loss": 0.5}] and events.since(0) == []
+
+
 def shown(*parts: tuple[float, str], round_at: int | None = None) -> list[list[str]]:
     """Which lines come in which events: each part is a pause and a line."""
     events: list[Event] = []

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import pytest
 from flwr.common.config import fuse_dicts, parse_config_args
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.common import events
 from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
+from bridge.flare.console.jobs import downloading
 from scripts import app as apps
-from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
+from scripts import app_builds, build, compose, console, core, data, engine, provision, results, submit, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
 from tests.unit.asking import Asked
@@ -533,6 +535,30 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
+def test_events_of_an_ended_job_are_told_as_they_are_read_and_hold_up_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(RuntimeError())
+    session.statuses = ["FINISHED:COMPLETED"]
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "events.jsonl").write_text(lines(*PROGRESS[2:]))
+    monkeypatch.setattr(session, "download_job_result", lambda job, folder: str(tmp_path))
+    call = Asked(session)
+    monkeypatch.setattr(call, "say", lambda event: told.append((event, downloading.locked())))
+    told: list[tuple[dict[str, Any], bool]] = []
+    read = events.read
+
+    def one_by_one(file: Path) -> Iterator[dict[str, Any]]:
+        for number, event in enumerate(read(file)):
+            assert len(told) == 1 + number, "all are in memory at once"
+            yield event
+
+    monkeypatch.setattr(events, "read", one_by_one)
+    inside.wait(call, "j-1")
+    assert [event for event, _ in told][1:-1] == list(PROGRESS[2:])
+    assert not any(held for _, held in told)
+
+
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out="FLARE says hello\n" + lines(*PROGRESS, {"event": "from the future"}, END))
     code, outcome, told = flowerbed("wait", "j-1")
@@ -593,7 +619,7 @@ def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Ru
     # Of one that was not shown, or only its beginning, none is missing.
     for shown in (output[:1], []):
         fake.answer("wait", out=lines(*PROGRESS[:2], *shown, end))
-        assert "ValueError: \x1b[2K" in flowerbed("wait", "j-1")[1]["error"]
+        assert reason.splitlines()[1] in flowerbed("wait", "j-1")[1]["error"]
 
 
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
@@ -971,7 +997,7 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     done: list[str] = []
     monkeypatch.setattr(results, "RESULTS", ROOT / "results")
     monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
-    monkeypatch.setattr(provision, "run", lambda: done.append("provision"))
+    monkeypatch.setattr(provision, "run", lambda: done.append("provision" + core.follow_up("build")))
     monkeypatch.setattr(build, "run", lambda: done.append("build"))
     monkeypatch.setattr(app_builds, "make", lambda folders, choice: done.append(f"app {folders[0].name}"))
     monkeypatch.setattr(up, "run", lambda: done.append("up"))
@@ -1000,6 +1026,12 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 8
+
+
+def test_only_a_verb_by_itself_says_which_one_comes_next() -> None:
+    with core.led():
+        assert core.follow_up("up") == ""
+    assert core.follow_up("up") == " Next: ./flowerbed up"
 
 
 def test_quickstart_stops_at_the_first_step_that_fails(
