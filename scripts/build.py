@@ -38,6 +38,9 @@ from scripts import (
     wheelhouse,
 )
 
+EXTRA_ARGUMENT = "Before each app stands --app: build --app APP --app APP."
+"""What is said of one, such as the second app of `--app apps/*`."""
+
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
 

@@ -417,6 +417,12 @@ def test_a_wrong_pyproject_is_named_before_any_work(
     assert not any(call.startswith("run") for call in docker.calls), "no package was asked for"
 
 
+def test_a_second_app_without_its_option_is_told_how(docker: Program, flowerbed: Run) -> None:
+    code, outcome, _ = flowerbed("build", "--app", "one", "two", "three")
+    assert code == 2 and "(two three)" in outcome["error"]
+    assert "build --app APP --app APP" in outcome["error"]
+
+
 def test_a_job_folder_has_no_environment(
     checkout: Checkout, docker: Program, flowerbed: Run, tmp_path: Path
 ) -> None:
