@@ -112,7 +112,11 @@ def follow_up(verb: str) -> str:
 def alone(file: Path) -> Iterator[None]:
     """From here to its end nobody else is in here with the same file: of two verbs, the second waits."""
     with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("  another flowerbed is at work on the same: waiting for its end")
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 

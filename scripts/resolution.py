@@ -14,7 +14,7 @@ from bridge.common import app_environment, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import DESCRIPTION, LOCK
 from scripts import app as apps
-from scripts import base_image, core, locks, source_builds, uv, wheelhouse
+from scripts import base_image, core, indexes, locks, source_builds, uv, wheelhouse
 from scripts.locks import Resolved
 
 PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
@@ -163,6 +163,5 @@ def _oldest(wanted: Sequence[str]) -> Iterator[str]:
 def _no_cpu_build(app: apps.App, torch: str) -> str:
     return (
         f"{app.name} would get the CUDA build of torch {torch}, several GB with what it needs. For sites "
-        "with GPUs: build --gpu. For the CPU build, show uv the way: "
-        "UV_INDEX=https://download.pytorch.org/whl/cpu, or UV_FIND_LINKS=FOLDER for a folder that has it."
+        f"with GPUs: build --gpu. {indexes.way_to_torch(torch)}"
     )

@@ -7,6 +7,7 @@ uv installs it as any other, where no package's code runs (`uv.py`). Cache and f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import os
@@ -79,12 +80,11 @@ def call(
         collect: whether all wheels that uv has built are put into the folder.
         tell: is given each line that it prints.
     """
-    cache = uv.ENVIRONMENTS / BOX / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = _in_box("cache")
     told = uv.told(words)
     given = told if os.environ.get(PASSWORDS) else without_passwords(told)
     if given is told and told != without_passwords(told):
-        core.say("  Note: the packages that are built can read the passwords of your indexes and proxies")
+        _say_once("  Note: the packages that are built can read the passwords of your indexes and proxies")
     variables = {**given, "UV_CACHE_DIR": uv.as_mounted(cache), "OUT": uv.as_mounted(folder)}
     command = ["sh", "-euc", COLLECT, "sh", "uv", *words] if collect else ["uv", *words]
     seen = [cache, folder]
@@ -113,10 +113,7 @@ def wheels(
     if not without:
         return resolved.lock, None
     wanted = "".join(entry for name, entry in locks.entries(resolved.lock) if name in without)
-    kept = uv.ENVIRONMENTS / BOX / "wheels"
-    uv.delete(kept)
-    uv.delete(kept)
-    kept.mkdir(parents=True)
+    kept = _in_box("wheels", empty=True)
     with uv.scratch() as folder:
         (folder / "wanted.txt").write_text(wanted)
         inside = uv.as_mounted(folder)
@@ -134,6 +131,16 @@ def wheels(
 def forget() -> None:
     """Remove the box."""
     uv.delete(uv.ENVIRONMENTS / BOX)
+
+
+def _in_box(name: str, *, empty: bool = False) -> Path:
+    """A folder of the box. Apps that run see the folder of environments: the box is for its owner alone."""
+    box = uv.ENVIRONMENTS / BOX
+    box.mkdir(mode=0o700, exist_ok=True)
+    if empty:
+        uv.delete(box / name)
+    (box / name).mkdir(exist_ok=True)
+    return box / name
 
 
 def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[str, str]]:
@@ -163,11 +170,11 @@ def network() -> str:
 
     This machine's own only where there is no other way: packages' code would reach its loopback.
     """
-    places = sorted(_places(uv.sources().variables))
+    places = tuple(sorted(_places(uv.sources().variables)))
     if any(_is_loopback(place.rsplit(":", 1)[0]) for place in places):
         return "host"
     if places and not _reaches("bridge", places) and _reaches("host", places):
-        core.say("  Note: containers reach the network only as this machine, so what is built does too")
+        _say_once("  Note: containers reach the network only as this machine, so what is built does too")
         return "host"
     return "bridge"
 
@@ -194,7 +201,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _reaches(network: str, places: Sequence[str]) -> bool:
+@functools.cache
+def _say_once(line: str) -> None:
+    core.say(line)
+
+
+@functools.cache
+def _reaches(network: str, places: tuple[str, ...]) -> bool:
     command = [engine.docker(), "run", "--rm", "--network", network, "--cap-drop", "ALL", base_image.name()]
     return core.run([*command, "python3", "-c", CONNECT, *places], timeout=uv.TIMEOUT).returncode == 0
 

@@ -55,7 +55,7 @@ FACTS: Mapping[str, tuple[type, ...]] = {
     "keys": (list,),
 }
 """What a description has, and of which types. The lists are of texts. What is described otherwise is no
-environment: code that a package was built with may have written it."""
+environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
@@ -210,13 +210,12 @@ def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> Ap
         config: the app's pyproject.toml, as far as it is known here.
 
     Raises:
-        NoEnvironment: it is not here.
+        NoEnvironment: it is not here, or is for a Python that is not.
         UnsupportedFlower: without one, and this process has no Flower either.
     """
-    if name:
-        return named(name, root)
-    found = find(config, root) if config is not None else None
+    found = named(name, root) if name else find(config, root) if config is not None else None
     if found is not None:
+        _check_python(found)
         return found
     if not root.is_dir():
         return own()
@@ -231,8 +230,19 @@ def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> Ap
     )
 
 
+def _check_python(made: AppEnvironment) -> None:
+    """Raise `NoEnvironment` if the Python is not here that it was made with: a link to one of the image's."""
+    python = made.programs / "python"
+    if python.is_symlink() and not python.exists():
+        raise NoEnvironment(
+            f"its image lacks Python {made.facts['python']}, with which the app's environment {made.name} "
+            "was made. Make its image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
+            missing=made.name,
+        )
+
+
 def _described(folder: Path) -> dict[str, Any] | None:
-    # It may be hostile: code that runs while a package is built can write here.
+    # Whatever is there: folders of environments are copied between machines.
     try:
         descriptor = os.open(folder / DESCRIPTION, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ BODIES_KEPT = 4
 
 IDLE = 900.0
 """Seconds without a part or a call, after which a body is let go of. As long may a site be out of reach."""
+
+OTHERS_FIRST = "large bodies of other sites come first"
 
 REQUEST, ANSWER = "request", "answer"
 """The two ways of a body: to the SuperLink, and to the site."""
@@ -48,16 +51,19 @@ class KeptBodies:
         """`folder` is where the bodies lie."""
         self._folder = folder
         self._sites: dict[str, dict[tuple[str, str], Kept]] = {}
+        # Some may be written or read still when they are kept no more.
+        self._alive: weakref.WeakSet[StoredBody] = weakref.WeakSet()
         self._out: set[str] = set()
         self._incarnations: dict[str, int] = {}
         # Between the look at the disk and the room that is taken no other may take it.
         self._taking = asyncio.Lock()
 
     def find(self, site: str, way: str, call_id: str) -> Kept | None:
-        """The body of a site's call, if it is kept. It counts as used."""
+        """The body of a site's call, if it is kept and not given up. It counts as used."""
         kept = self._sites.get(site, {}).get((way, call_id))
-        if kept is not None:
-            kept.used_at = time.monotonic()
+        if kept is None or kept.over:
+            return None
+        kept.used_at = time.monotonic()
         return kept
 
     def size(self, site: str) -> int:
@@ -75,23 +81,31 @@ class KeptBodies:
             known = self.find(site, way, call_id)
             if known is not None and way == REQUEST and len(known.body) == size:
                 return known  # Another part of it came at the same time.
-            if known is not None:
+            if (way, call_id) in self._sites.get(site, {}):
                 self._let_go(site, (way, call_id))
             self._make_place(site, way)
-            await self._make_room(site, size)
-            body = await asyncio.to_thread(StoredBody, size, self._folder)
+            others_go = await self._make_room(site, size)
+            try:
+                body = await asyncio.to_thread(StoredBody, size, self._folder)
+            except NoRoom:
+                if others_go:  # When what is being done with their bytes has ended.
+                    raise LinkFault(OTHERS_FIRST) from None
+                raise
             if site in self._out:
                 raise LinkFault(f"{site} takes no part any longer")
-            kept = Kept(body)
-            self._sites.setdefault(site, {})[way, call_id] = kept
-            return kept
+            return self._keep(site, (way, call_id), body)
+
+    def _keep(self, site: str, key: tuple[str, str], body: StoredBody) -> Kept:
+        kept = self._sites.setdefault(site, {})[key] = Kept(body)
+        self._alive.add(body)
+        return kept
 
     def adopt(self, site: str, call_id: str, body: StoredBody) -> None:
         """Keep an answer that lies on the disk already. Raises `LinkFault`."""
         kept = self.find(site, ANSWER, call_id)
         if kept is None or kept.body is not body:
             self._make_place(site, ANSWER)
-            self._sites.setdefault(site, {})[ANSWER, call_id] = Kept(body)
+            self._keep(site, (ANSWER, call_id), body)
 
     def _make_place(self, site: str, way: str) -> None:
         mine = [key for key in self._sites.get(site, {}) if key[0] == way]
@@ -108,11 +122,12 @@ class KeptBodies:
         if not self._sites[site]:
             del self._sites[site]
 
-    async def _make_room(self, site: str, size: int) -> None:
+    async def _make_room(self, site: str, size: int) -> bool:
+        """See to it that there is room, and say whether others give some up for it."""
         free = await asyncio.to_thread(room, self._folder)
-        mine, pool = self.size(site), free + sum(map(self.size, self._sites))
+        mine, pool = self.size(site), free + sum(map(len, self._alive))
         if size <= free and (not mine or mine + size <= pool // 2):
-            return
+            return False
         # More than half is nobody's share: other jobs have large bodies too.
         share = pool // max(2, len(self._sites.keys() | {site}))
         if mine + size > share:
@@ -123,14 +138,16 @@ class KeptBodies:
             found = [
                 (kept.used_at, name, key)
                 for name, bodies in self._sites.items()
+                if sum(len(kept.body) for kept in bodies.values() if not kept.over) > share
                 for key, kept in bodies.items()
-                if not kept.calls and self.size(name) > share
+                if not kept.over
             ]
             if not found:
-                raise LinkFault("large bodies of other sites come first")
+                raise LinkFault(OTHERS_FIRST)
             _, name, key = min(found)
             free += len(self._sites[name][key].body)
-            self._let_go(name, key)
+            self._free(name, [key])
+        return True
 
     @contextlib.contextmanager
     def in_use(self, site: str, kept: Kept) -> Iterator[None]:

@@ -339,6 +339,23 @@ def test_a_site_without_it_takes_no_part_and_says_so_by_name(
     assert why.startswith("site-1 takes no part: ") and name in why
 
 
+def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says_so(
+    job: SimpleNamespace,
+) -> None:
+    """It was built from a base image with more Pythons. A SuperNode would be started six times."""
+    environment(job.made, NAME, APP, python="3.77")
+    programs = app_environment.named(NAME, job.made).programs
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(job.folder / "python3.77")
+    for name in (NAME, ""):
+        options = FlowerExecutor(environment=name).options
+        packages, why = site._packages(options, (job.custom / fab.NAME).read_bytes(), "site-1")
+        assert packages is None and NAME in why
+        assert why.startswith("site-1 takes no part: its image lacks Python 3.77") and "FLOWERBED_BASE" in why
+    (job.folder / "python3.77").touch()
+    assert app_environment.of_job(NAME, None, job.made).name == NAME
+
+
 def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cannot_run_inside(
     job: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:

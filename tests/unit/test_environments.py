@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from scripts import (
     core,
     engine,
     environments,
+    indexes,
     resolution,
     source_builds,
     submit,
@@ -305,6 +308,30 @@ def test_the_cuda_build_is_refused_unless_it_is_asked_for(played: Uv, app: Write
         resolution.resolve(app())
     assert "--gpu" in str(refused.value) and "UV_FIND_LINKS" in str(refused.value) and there() == []
     assert resolution.resolve(app(), gpu=True).gpu
+
+
+def test_a_refused_cuda_build_says_which_configuration_led_there(
+    played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.lock = (
+        LOCK + "torch==2.8.0 \\\n    --hash=sha256:cc\nnvidia-cublas==13.1 \\\n    --hash=sha256:dd\n"
+    )
+    for name in indexes.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def said(**variables: str) -> str:
+        monkeypatch.setattr(uv, "sources", lambda: uv.Sources(variables, ()))
+        with pytest.raises(core.UsageError) as wrong:
+            resolution.resolve(app())
+        return str(wrong.value)
+
+    assert "was not asked" not in said()
+    found = said(UV_FIND_LINKS="/wheels", UV_INDEX="https://x.example/simple", SSL_CERT_FILE="/c.pem")
+    assert "since pip's extra-index-url, find-links (pip config list) said where packages are" in found
+    assert "UV_TORCH_BACKEND=cpu" in found and "torch 2.8.0+cpu" in found
+    monkeypatch.setenv("UV_INDEX", "https://x.example/simple")
+    found = said(UV_FIND_LINKS="/wheels", UV_INDEX="https://x.example/simple")
+    assert "since UV_INDEX and pip's find-links (pip config list) said" in found
 
 
 def test_a_part_of_cuda_that_another_package_asks_for_is_no_cuda_build(played: Uv, app: Write) -> None:
@@ -793,6 +820,25 @@ def test_a_name_that_fits_several_or_none_removes_nothing(
     assert code == 2 and f"--remove {name}: expected the name of one environment" in outcome["error"]
     assert "aaaaaaaaaaaa, aabbbbbbbbbb" in outcome["error"]
     assert there() == ["aaaaaaaaaaaa", "aabbbbbbbbbb"]
+
+
+def test_a_verb_that_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As seen: a refusal within seconds took 25, since another verb resolved at the same time."""
+
+    def wait() -> None:
+        with core.alone(tmp_path / ".lock"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with core.alone(tmp_path / ".lock"):
+            assert "waiting" not in capsys.readouterr().err
+            second = pool.submit(wait)
+            deadline = time.monotonic() + 10
+            while "waiting for its end" not in (told := capsys.readouterr().err):
+                assert time.monotonic() < deadline, told
+                time.sleep(0.01)
+            assert not second.done()
+        second.result(timeout=10)
 
 
 def test_no_two_make_or_remove_at_once(played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,24 @@ def test_both_bodies_arrive_in_parts_over_a_link_that_fails(tmp_path: Path) -> N
     asyncio.run(test())
 
 
+def test_the_first_part_says_already_which_answers_have_arrived(tmp_path: Path) -> None:
+    """Their bodies make room for it: it may be waiting for that."""
+
+    async def answer(site: str, call: Call) -> Response:
+        return Response(200)
+
+    async def test() -> None:
+        direct = Direct(ServerParts(answer, tmp_path))
+        link = SiteParts(direct, tmp_path)
+        await link.send(Call("one", Request(PATH, (), b"head", stored(bytes(10), tmp_path))))
+        direct.faults.append(len(direct.calls) + 1)
+        with pytest.raises(LinkFault):
+            await link.send(Call("two", Request(PATH, (), b"head", stored(bytes(20), tmp_path)), ("one",)))
+        assert direct.server._bodies.size("site-1") == 20
+
+    asyncio.run(test())
+
+
 def test_small_bodies_cross_as_they_are() -> None:
     async def answer(site: str, call: Call) -> Response:
         return Response(200, (), call.request.body)

@@ -208,6 +208,7 @@ def test_what_builds_sees_a_cache_of_its_own_and_nothing_else(
     assert volumes(command) == [*seen, f"{tmp_path / 'uv'}:/usr/local/bin/uv:ro"]
     assert command[command.index("--cap-drop") + 1] == "ALL" and "no-new-privileges" in command
     assert docker.variables[0]["UV_CACHE_DIR"] == "/environments/.building/cache"
+    assert (uv.ENVIRONMENTS / ".building").stat().st_mode & 0o777 == 0o700, "apps that run see its folder"
     assert "PYTHONHOME" not in docker.variables[0]
 
 
@@ -242,7 +243,7 @@ def test_what_builds_is_on_this_machines_network_only_where_it_must(
     found: list[str] = []
 
     def reaches(network: str, places: Sequence[str]) -> bool:
-        found[:] = places
+        found[:] = list(places)
         return network in reached
 
     monkeypatch.setattr(source_builds, "_reaches", reaches)
@@ -273,6 +274,19 @@ def test_no_network_for_what_an_environment_is_tried_with(
     assert volumes(commands[0]) == [f"{folder}:/environments/x:ro", f"{script}:{script}:ro"]
     assert volumes(commands[1]) == [f"{folder}/venv:/environments/x/venv"]
     assert "--env=LD_LIBRARY_PATH=/a:/b" in commands[0]
+
+
+def test_what_runs_as_root_sees_one_new_folder_or_none(
+    pip: Any, monkeypatch: pytest.MonkeyPatch, docker: Engine
+) -> None:
+    commands: list[list[str]] = []
+    assert uv.sources().mounts == ()
+    monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))
+    folder = uv.ENVIRONMENTS / "x" / "system"
+    uv.as_root("ldconfig -p")
+    uv.as_root("dpkg-deb", folder=folder, network="host")
+    assert [volumes(command) for command in commands] == [[], [f"{folder}:/environments/x/system"]]
+    assert [command[command.index("--network") + 1] for command in commands] == ["none", "host"]
 
 
 def test_a_lock_is_installed_as_it_is(pip: Any, docker: Engine, tmp_path: Path) -> None:
