@@ -11,7 +11,7 @@ import sys
 
 KIT = "/kit/startup/"
 TIMEOUT = 3.0
-"""Seconds; a local handshake takes some milliseconds."""
+"""Seconds. A local handshake takes some milliseconds."""
 REFUSED_WITHIN = 0.2
 """Seconds after a handshake within which a server refuses, if it sends no greeting."""
 

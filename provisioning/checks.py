@@ -112,7 +112,7 @@ def problems_in_file(content: Any) -> list[str]:
 
 
 def problems_in_project(project: Any) -> list[str]:
-    """Do the same for a `nvflare.lighter.entity.Project`, which builders get."""
+    """Return what is wrong with a `nvflare.lighter.entity.Project`, as a builder gets it."""
     entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
     return problems(project.name, entries, project.props.get("builders"), project.props.get(REVOKED))
 
@@ -289,7 +289,7 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
-    """Refuse a participant with a name under which clients dial the server or a relay.
+    """Refuse a participant that has a dialled name of the server or a relay.
 
     A certificate for that name identifies the listener, so its other holder could pose as the listener.
     """

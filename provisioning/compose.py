@@ -131,7 +131,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
 
 
 def render(project: Project, prod: Path) -> str:
-    """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
+    """Return the Compose file of a project with its kits in `prod`, a path relative to the root."""
     people = _people(project)
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     joined = networks.of_project(project)

@@ -30,7 +30,7 @@ from provisioning.checks import (
 from provisioning.networks import is_elsewhere
 
 WORKSPACE = "/workspace"
-"""Where the image mounts the participant's volume."""
+"""The path of the participant's volume in the image."""
 
 CLASSES = (
     "bridge.server.controller.FlowerController",

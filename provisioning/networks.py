@@ -56,7 +56,7 @@ class Networks:
 
     defined: dict[str, dict[str, Any]]
     joined: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """By service: the networks besides those that its file in `compose/` names."""
+    """The networks of each service, besides those that its file in `compose/` names."""
     silent: set[str] = field(default_factory=set)
     """Services that get no names from outside."""
 

@@ -72,8 +72,8 @@ class App:
 
     Attributes:
         name: [project].name, or the job's name.
-        version: [project].version; empty for a job folder.
-            pyproject: the content of its pyproject.toml; empty for a job folder.
+        version: [project].version, empty for a job folder.
+            pyproject: the content of its pyproject.toml, empty for a job folder.
             files: the files to send, by path from the folder.
             ready: True for a job folder, which is submitted unchanged.
     """
@@ -87,7 +87,7 @@ class App:
 
     @property
     def config(self) -> dict[str, ConfigValue]:
-        """The run config's defaults, with nested keys joined by dots; empty for a job folder."""
+        """The run config's defaults, with nested keys joined by dots. A job folder has none."""
         return own_config(self.pyproject)
 
     def pack(self) -> bytes:

@@ -42,7 +42,7 @@ from scripts import (
 from scripts.findings import Finding, Level
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
-"""Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
+"""Seconds between this machine's clock and a container's. Flower refuses a site with a clock 5 s ahead."""
 SANDBOX = "/opt/flowerbed/bridge/launch/sandbox.py"
 """The program in a container that tells how far apps can be confined there."""
 EXPIRY_WARN_DAYS = 30.0
