@@ -3,7 +3,7 @@
 A participant of this machine shares a network with its upstream (the server, or the relay in its
 `connect_to`) and with nobody else. That network is internal, and the bridge has no address in it. So neither
 the internet nor a service of the host answers. `outside` is for participants that need a way out: a site with
-`egress: any`, and each one that connects to another machine.
+`egress: any`, and each participant with its other end on another machine.
 """
 
 from __future__ import annotations

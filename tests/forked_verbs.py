@@ -1,9 +1,10 @@
-"""Verbs of a checkout, each in a copy of a process that has imported them.
+"""Run verbs of a checkout, each in a copy of a process that has imported them.
 
-The slow tests start hundreds of verbs, and a new interpreter spends most of its CPU on imports. What a verb
-does is the same: it has a process, an umask and outputs of its own. `tests/unit` starts verbs as people do.
+The slow tests start hundreds of verbs, and a new interpreter spends most of its CPU on imports. A verb does
+the same
+here: it has its own process, umask and outputs. `tests/unit` starts verbs as people do.
 
-    python -P -m tests.forked_verbs DESCRIPTOR     in the checkout: the server's end of the way to it
+    python -P -m tests.forked_verbs DESCRIPTOR     in the checkout: the server's end of the connection
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PRELOADED = ("submit", "wait", "jobs", "results", "logs", "abort", "status", "up", "build", "provision")
-"""The verbs whose imports are done beforehand."""
+"""The verbs that are imported beforehand."""
 
 REQUEST_LIMIT = 1 << 17
 """Bytes of one request: a verb's words."""
@@ -46,7 +47,7 @@ class ForkedVerbs:
             )
 
     def fits(self) -> bool:
-        """Whether it is there, with the environment that this process has now."""
+        """Return whether the server runs, with this process's present environment."""
         return self._server.poll() is None and self._environment == _environment()
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def _streams(draw: st.DrawFn) -> list[bytes]:
-    """What comes over one connection, in pieces as they arrive."""
+    """Return the bytes of one connection, in pieces as they arrive."""
     whole = b"".join(draw(st.lists(st.one_of(_requests(), st.binary(max_size=60)), min_size=1, max_size=3)))
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(whole)))
@@ -154,7 +154,7 @@ class GatewayTarget:
         return Response(200, (("content-type", wire.MEDIA_TYPE),), call.request.body)
 
     async def probe(self) -> None:
-        """The link stands."""
+        """Do nothing: the link is up."""
 
     def run(self, pieces: list[bytes]) -> None:
         """Send one input and check what becomes of it."""
@@ -172,7 +172,7 @@ class GatewayTarget:
         heads = [part.split(b" ", 1)[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
         assert set(heads) - {b"100"} <= STATUSES, answer
         assert heads.count(b"200") <= sum(piece.count(b"POST") for piece in [b"".join(pieces)])
-        # Whatever came, the next one is served.
+        # After any input, the next request is served.
         probe = await self._exchange([self._post(b"get-run", b"still there")])
         assert probe.endswith(b"still there"), probe
 
@@ -337,7 +337,8 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
 
 
 def _begins_anew(message: FlareMessage) -> bool:
-    """Whether a message may be of a site's next SuperNode, whose node takes the place of the one before."""
+    """Return whether a message may be of a site's next SuperNode, with a node that replaces the one
+    before."""
     incarnation = message.get_header(channel.INCARNATION)
     return isinstance(incarnation, int) and incarnation > 1
 
@@ -397,22 +398,22 @@ class ForwarderTarget:
 
     @property
     def core_cell(self) -> Any:
-        """Of the cell that this is for the link."""
+        """Return the cell that this imitates for the link."""
         return self
 
     def add_incoming_filter(self, *args: Any) -> None:
-        """Nor is the filter."""
+        """Ignore the filter."""
 
     def register_blob_cb(self, *args: Any) -> None:
-        """What a cell has for a link to begin with."""
+        """Do nothing. A link calls this on its cell at the start."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """What a loop's thread has for a link."""
+        """Return the loop, as a loop's thread does for a link."""
         return self._loop
 
     async def ask(self, request: Request, store: Store) -> Response:
-        """The SuperLink: all is well, if what it is asked is of the site whose key is on it."""
+        """Answer as the SuperLink: all is well if the request belongs to the site with its key."""
         headers = dict(request.headers)
         assert all(wire.may_pass(h) or h in (wire.CALL_HEADER, wire.DONE_HEADER) for h in headers), headers
         name = wire.call_name(request.path)
@@ -473,7 +474,7 @@ def _honest(site: str, name: str) -> FlareMessage:
     )
 
 
-# What comes out: points of a site, and lines of events.
+# Outputs: points of a site, and lines of events.
 
 _TAGS = st.one_of(
     st.sampled_from(
@@ -584,7 +585,7 @@ _event_values = st.one_of(
 
 
 class EventsTarget:
-    """Lines of events.jsonl: from whatever they are there comes a summary, and it is JSON."""
+    """Fuzz lines of events.jsonl: any lines yield a summary, and it is JSON."""
 
     strategy = st.lists(_json_lines(_event_values), max_size=8)
 
@@ -623,10 +624,10 @@ TARGETS: dict[str, Callable[[asyncio.AbstractEventLoop], Target]] = {
 
 
 def fuzz(name: str, *, inputs: int, start: int) -> int:
-    """Run `inputs` inputs, beginning at the seed `start`; returns how many ran.
+    """Run `inputs` inputs, beginning at the seed `start`, and return how many ran.
 
     Raises:
-        AssertionError, or whatever else went wrong: a promise is broken. The text has the input.
+        AssertionError, or any other error: a promise is broken. The text has the input.
     """
     errors = Errors()
     logging.getLogger().addHandler(errors)

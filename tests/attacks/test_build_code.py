@@ -189,6 +189,6 @@ def test_a_link_in_the_place_of_what_uv_writes_is_not_followed(evil: Evil, victi
 
 
 def test_the_network_is_tried_with_none_of_the_packages_code(evil: Evil, loopback: int) -> None:
-    """How the network is found, where an index answers on one of the two only."""
+    """Search for the network where an index answers on only one of the two."""
     places = (f"127.0.0.1:{loopback}",)
     assert source_builds._reaches("host", places) and not source_builds._reaches("bridge", places)

@@ -1,4 +1,4 @@
-"""What a container of this machine reaches: whom it connects to, and nobody else."""
+"""A container of this machine reaches only the participant that it connects to."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def docker(*words: str) -> Any:
 
 
 def reached(federation: Federation, service: str, targets: list[str]) -> set[str]:
-    """Those of HOST:PORT that a service's container reaches."""
+    """Return those of HOST:PORT that a service's container reaches."""
     found = json.loads(federation.exec(service, "python", "-c", REACH, *targets))
     return {target for target, outcome in found.items() if outcome == "open"}
 
@@ -158,7 +158,7 @@ def test_an_app_that_would_need_a_way_out_leads_its_user_to_the_line_for_it(fede
 def test_egress_any_opens_the_way_out_and_none_to_the_other_sites(
     larger: Federation, host_service: int, victim: str
 ) -> None:
-    """site-4 has `egress: any`. The machine's own address stands for the internet."""
+    """site-4 has `egress: any`. The machine's own address represents the internet."""
     out = of_this_machine(host_service)[-1:]
     assert reached(larger, "site-4", ["server:8002", *out]) == {"server:8002", *out}
     assert reached(larger, victim, out) == set()

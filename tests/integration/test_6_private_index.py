@@ -31,7 +31,7 @@ PARTS = {
 
 @dataclass
 class Index:
-    """One package, for whoever knows the password."""
+    """An index of one package, for clients that know the password."""
 
     wheel: bytes
     served: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def command_lines() -> Iterator[bytes]:
-    """Those of all processes."""
+    """Yield the command lines of all processes."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             yield (folder / "cmdline").read_bytes()

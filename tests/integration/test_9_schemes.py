@@ -1,4 +1,4 @@
-"""A federation whose connections speak another scheme than project.yml's own: mutual TLS, health, a job."""
+"""A federation with another scheme of connections than project.yml's: mutual TLS, health, a job."""
 
 from __future__ import annotations
 

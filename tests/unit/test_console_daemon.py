@@ -32,7 +32,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as ano
 
 
 class Console:
-    """A console's daemon in a folder of its own."""
+    """A console's daemon in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "console"

@@ -1,4 +1,4 @@
-"""What the pages name exists: the tests of docs/security.md."""
+"""The tests that docs/security.md names exist."""
 
 from __future__ import annotations
 

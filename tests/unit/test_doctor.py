@@ -92,7 +92,7 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     assert all(finding["mend"] == "" for finding in found.values())
 
 
-def test_no_engine(checkout: Checkout, examine: Examine) -> None:
+def test_without_an_engine_the_rest_is_still_checked(checkout: Checkout, examine: Examine) -> None:
     checkout.docker.answer("version --format", needs="/nonexistent")
     code, found, told = examine()
     assert code == 1 and levels(found) == {"engine": "fail"}
@@ -331,7 +331,7 @@ def test_a_container_says_how_full_it_is_without_flare() -> None:
     assert "nvflare" not in done.stdout.split()
 
 
-# What sites give to apps
+# Sites' gifts to apps.
 
 
 def answer(**by_folder: object) -> str:

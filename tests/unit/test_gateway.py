@@ -145,7 +145,7 @@ def test_a_body_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ("push-object", 502, 503),
     ],
 )
-def test_errors_become_what_a_supernode_can_stand(call: str, found: int, told: int) -> None:
+def test_errors_become_answers_that_a_supernode_handles(call: str, found: int, told: int) -> None:
     async def server(_: Call) -> Response:
         return Response(found)
 
@@ -371,7 +371,7 @@ def test_strangers_neither_see_nor_drop_what_is_kept_for_the_supernode() -> None
 
 
 def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> None:
-    """So that the server refuses it, and knows of it, and whoever made it stays a stranger."""
+    """The server must see it to refuse it, and its sender must stay a stranger."""
     seen: list[Call] = []
     own: list[int] = []
 
@@ -460,8 +460,8 @@ def test_a_connection_is_told_from_those_of_other_processes() -> None:
 
 
 def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
-    """1,000 connections at once, of which some wait for a head, some for a body, and some for an answer that
-    does not come; the SuperNode's calls are answered all the same."""
+    """Of 1,000 connections at once, some wait for a head, some for a body, and some for an answer that does
+    not come. The SuperNode's calls are answered all the same."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(files, 4096), most), most))
     stuck = 0

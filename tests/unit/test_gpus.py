@@ -63,7 +63,7 @@ def asked(manager: SiteGPUs, number: int, **more: float) -> tuple[bool, str]:
 
 
 def started(manager: SiteGPUs, number: int) -> dict[int, float]:
-    """As FLARE starts a job at a site; returns what it is to give back."""
+    """Start a job at a site like FLARE, and return what the job has to give back."""
     enough, token = asked(manager, number)
     assert enough, token
     allocated = manager.allocate_resources({"num_of_gpus": number} if number else {}, token, NO_CONTEXT)

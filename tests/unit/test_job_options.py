@@ -63,7 +63,7 @@ def test_the_bounds_of_the_grace_are_flowers() -> None:
         ({"client_shutdown_timeout": 11}, "client_shutdown_timeout 11: expected 0 to 10 seconds"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_what_can(given: dict[str, Any], said: str) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         JobOptions(**given).check()
 

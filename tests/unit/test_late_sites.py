@@ -60,7 +60,7 @@ class Server:
         self.told.append(f"forget {site}")
 
     def start_site(self, job: str, site: str, number: int) -> None:
-        """As the real one does it: in the end the site is among the participants, even if it fails."""
+        """Start a site like the real server: in the end it is among the participants, even if it fails."""
         self.starts.append((job, site, number))
         self.process[RunProcessKey.PARTICIPANTS][f"t-{site}"] = Client(site, f"t-{site}")
         self.job.meta[JobMetaKey.JOB_CLIENTS] = [{"name": name} for name in self.participants(job)]

@@ -55,7 +55,7 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 class Fired:
-    """What the tracker hands on."""
+    """The events that the tracker fires."""
 
     def __init__(self) -> None:
         self.points: list[tuple[str, DXO]] = []
@@ -105,7 +105,7 @@ def tracker(fired: Fired) -> metric_receiver.MetricReceiver:
 
 
 def put(waiting: metric_uploader.MetricUploader, *dxos: DXO) -> None:
-    """As FLARE's relay does: from another thread."""
+    """Put points like FLARE's relay, from another thread."""
 
     def put_all() -> None:
         for dxo in dxos:
@@ -330,7 +330,7 @@ def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
 
 
 class Engine:
-    """As much of FLARE's engine as receivers and `metric_receiver.fire` ask for."""
+    """The part of FLARE's engine that receivers and `metric_receiver.fire` need."""
 
     def __init__(self, run_dir: Path, receiver: trackers._Receiver) -> None:
         meta = {"name": "my job/é", "job_id": "0123456789"}
@@ -492,7 +492,7 @@ def test_no_gateway_lets_points_through() -> None:
 
 def test_what_is_told_of_the_points() -> None:
     told = metric_receiver.logged({"b": 1, "a": 2})
-    # As every event has, and whoever shows progress expects.
+    # Every event has this, and progress displays expect it.
     assert abs(told.pop("t") - time.time()) < 60
     assert json.dumps(told) == '{"event": "tracked", "points": {"a": 2, "b": 1}}'
 
@@ -574,7 +574,7 @@ def summed(kind: Any, value: Any) -> SimpleNamespace:
 
 
 def scalars(tag: str, values: dict[str, float]) -> bytes:
-    """What a hostile site sends: no writer of ours has looked at it."""
+    """Return a hostile site's points, which none of our writers has checked."""
     return json.dumps([tag, values, "SCALARS", "TORCH_TENSORBOARD", {"global_step": 1}]).encode()
 
 

@@ -65,7 +65,7 @@ def test_one_that_gives_up_waiting_leaves_the_other_its_files(tmp_path: Path) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # What a shell starts in the background ignores it, and so would this.
+        # A shell's background processes ignore the signal, and so would this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None

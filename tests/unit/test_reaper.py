@@ -21,7 +21,7 @@ from bridge.launch import reaper, sandbox, syscalls
 from bridge.launch.process import FlowerProcess
 
 WALK = {"walk": True}
-"""As on a kernel that cannot confine signals."""
+"""The option that imitates a kernel which cannot confine signals."""
 
 HIDDEN = """
 import os, subprocess, sys, time
@@ -97,7 +97,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def gone(word: str) -> float:
-    """Wait for the end of all such processes; returns the seconds that it took."""
+    """Wait for the end of all such processes, and return the seconds that it took."""
     began = time.monotonic()
     while marked(word):
         assert time.monotonic() - began < 10, marked(word)

@@ -19,7 +19,8 @@ def rule(repeat: Retry, key: str = "k", releases: str | None = None) -> Rule:
 
 
 class Server:
-    """Answers with a number that grows at every execution; `faults` are raised first, in order."""
+    """A server that answers with a number that grows at every execution. It raises `faults` first, in
+    order."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -259,7 +260,7 @@ def test_the_server_is_told_which_answers_arrived() -> None:
     run(test)
 
 
-def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
+def test_the_ledger_executes_a_call_once_and_forgets_finished_calls() -> None:
     async def test() -> None:
         ledger = CallLedger()
         executed: list[str] = []

@@ -38,7 +38,7 @@ def torch() -> Path:
 
 
 def must(*command: str, path: Path | None = None) -> str:
-    """Run a command in the checkout, with `path` as its PYTHONPATH; returns its output, if it succeeds."""
+    """Run a command in the checkout, with `path` as its PYTHONPATH, and return its output if it succeeds."""
     env = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
     done = subprocess.run(command, cwd=core.ROOT, env=env, capture_output=True, text=True, timeout=RUN_WITHIN)
     assert done.returncode == 0, done.stderr[-3000:]
