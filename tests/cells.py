@@ -52,7 +52,7 @@ def run(program: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 
 def check(process: subprocess.CompletedProcess[str], status: str) -> None:
-    """See that the job ended with `status`, and that the last two cells printed what they should."""
+    """Check that the job ended with `status`, and that the last two cells printed what they should."""
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     printed = process.stdout.splitlines()
     assert re.search(rf"(?m)^\S+ {re.escape(status)}$", process.stdout), printed

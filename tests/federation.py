@@ -35,7 +35,7 @@ _verbs: dict[Path, ForkedVerbs] = {}
 
 
 class Federation(ScratchFederation):
-    """One that tests act on."""
+    """The federation that tests act on."""
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
         """Run a verb as in the base class. No verb may end in a traceback, except for an app's."""

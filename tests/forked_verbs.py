@@ -75,7 +75,7 @@ class ForkedVerbs:
 
 
 def _code(heard: int, timeout: float) -> int:
-    """A verb's exit code, after its end. After `timeout` seconds, end it and raise `TimeoutExpired`."""
+    """Return a verb's exit code after its end. After `timeout` seconds, end it and raise `TimeoutExpired`."""
     said, until = b"", time.monotonic() + timeout
     # Its process id, its exit code, and the end of the pipe, which is its own end.
     while select.select([heard], [], [], max(0.0, until - time.monotonic()))[0]:
@@ -89,7 +89,7 @@ def _code(heard: int, timeout: float) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what pytest changes for each test."""
+    """Return this process's environment, without what pytest changes for each test."""
     return {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
 
 
@@ -116,7 +116,7 @@ def serve(channel: socket.socket) -> int:
 
 
 def _verb(request: dict[str, object], out: int, err: int, told: int) -> int:
-    """In the copy: run the verb, and tell its process id and its exit code."""
+    """Run the verb in the copy, and report its process ID and its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.set_inheritable(told, False)
     os.dup2(out, 1)

@@ -104,7 +104,7 @@ _bodies = st.one_of(
 
 @st.composite
 def _requests(draw: st.DrawFn) -> bytes:
-    """One request, right or nearly right or wrong."""
+    """Return one request: right, nearly right or wrong."""
     method = draw(st.sampled_from(["POST", "POST", "POST", "GET", "CONNECT", "", "P\x00ST"]))
     version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", ""]))
     end = draw(st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r"]))
@@ -132,7 +132,7 @@ def _streams(draw: st.DrawFn) -> list[bytes]:
 
 
 class GatewayTarget:
-    """One gateway that is asked by all inputs."""
+    """Fuzz one gateway with all inputs."""
 
     strategy = _streams()
 
@@ -297,7 +297,7 @@ def _own(name: str, site: str, message: Any) -> Any:
 
 @st.composite
 def _flare_messages(draw: st.DrawFn) -> FlareMessage:
-    """One FLARE message of one site: a call, right or nearly right, or anything."""
+    """Return one FLARE message of one site: a call, right or nearly right, or anything."""
     site = draw(st.sampled_from(sorted(SITES)))
     name = draw(st.sampled_from(sorted(wire.REPEATS)))
     kind = MESSAGES[name]
@@ -344,7 +344,7 @@ def _begins_anew(message: FlareMessage) -> bool:
 
 
 class ForwarderTarget:
-    """A new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
+    """Fuzz a new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
 
     strategy = st.lists(_flare_messages(), min_size=1, max_size=6)
 
@@ -449,10 +449,10 @@ class ForwarderTarget:
         return Response(200, (), answer)
 
     async def close(self) -> None:
-        """The SuperLink is asked no more."""
+        """Do nothing: the SuperLink is not asked any more."""
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 def _honest(site: str, name: str) -> FlareMessage:
@@ -503,7 +503,7 @@ _points = st.tuples(
 
 @st.composite
 def _json_lines(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
-    """A value as one line of JSON, or nearly."""
+    """Return a value as one line of JSON, or nearly."""
     line = json.dumps(draw(values)).encode()
     if draw(st.integers(0, 5)) == 0:
         at = draw(st.integers(0, len(line)))
@@ -512,7 +512,7 @@ def _json_lines(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
 
 
 class PointsTarget:
-    """A tracker for each input, two calls of one site. What comes out of it is what receivers get."""
+    """Fuzz a tracker for each input, two calls of one site. Receivers get its results."""
 
     strategy = st.tuples(
         st.lists(_json_lines(_points), max_size=6),
@@ -550,7 +550,7 @@ class PointsTarget:
                         float(number)
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 _EVENTS = ["round", "reply", "evaluation", "output", "phase", "replies", "tracked", "run ended", "x"]
@@ -609,7 +609,7 @@ class EventsTarget:
             assert "\n" not in text, text
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget | HeadsTarget | LargeTarget

@@ -77,7 +77,7 @@ _field = st.one_of(
 
 
 class HeadsTarget:
-    """The head of a body says of it all that a SuperLink would read there, but for the object."""
+    """Check that a body's head says all that a SuperLink would read there, except for the object."""
 
     strategy = st.lists(_field, min_size=1, max_size=4).map(b"".join)
 
@@ -112,7 +112,7 @@ class HeadsTarget:
         assert told.SerializeToString() == whole.SerializeToString(), (told, whole)
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 # The way of a body in parts.
@@ -200,7 +200,8 @@ def _steps(draw: st.DrawFn) -> Step:
 
 
 class LargeTarget:
-    """A new forwarder for each input, a list of steps, on a small disk, with a SuperLink that reads on."""
+    """Fuzz a new forwarder for each input, a list of steps, on a small disk, with a SuperLink that reads
+    on."""
 
     strategy = st.lists(_steps(), min_size=1, max_size=14)
 
@@ -293,7 +294,7 @@ class LargeTarget:
         return Response(200, (), _answers(number).get(str(name), b""))
 
     async def close(self) -> None:
-        """The SuperLink is asked no more."""
+        """Do nothing: the SuperLink is not asked any more."""
 
     def end(self) -> None:
         """Remove the folder."""

@@ -1,4 +1,4 @@
-"""A proxy that loses the first answer of every call: the request was carried out, and nobody hears of it."""
+"""A proxy that loses the first answer of every call: the request is carried out, and nobody hears of it."""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ def _words(kind: Kind) -> str:
 
 
 def check_equal(kind: Kind, runs: Runs) -> Outcome:
-    """Both completed, an answer of every kind was lost, and all that passed the ServerApps is the same."""
+    """Check that both completed, that an answer of every kind was lost, and that the ServerApps saw the
+    same."""
     outcome, plain = runs.relayed.result(), runs.plain()
     assert outcome.end == RunEnd("completed", ""), outcome.traceback
     assert outcome.never_lost() == {}

@@ -81,7 +81,7 @@ def test_another_user_in_the_console_gets_no_answer(asked: Federation) -> None:
 
 @pytest.mark.parametrize("service", ["server", "site-1", "lead"])
 def test_from_another_container_there_is_no_way_to_it(asked: Federation, service: str) -> None:
-    """An app runs in those of the server and the sites, as the same user."""
+    """An app runs in the containers of the server and the sites, as the same user."""
     theirs = asked.exec(service, "cat", "/proc/net/unix")
     assert SOCKET not in theirs or service == "lead"
     if service != "lead":  # A lead's own is in a place of that name.

@@ -65,7 +65,7 @@ for place in sys.argv[1:] * 2:
         print(place, error)
         time.sleep(1)
 """
-"""A word on a port of a container, and what others hear there."""
+"""A script that sends a word to a container's port, and prints what others hear there."""
 
 OUTSIDE = ["192.0.2.1:443", "8.8.8.8:53", "pypi.org:443", "169.254.169.254:80"]
 """Addresses and a name of the internet, and where clouds keep a machine's credentials."""
@@ -138,7 +138,7 @@ def test_it_reaches_the_server_and_nothing_else(
 def test_the_server_publishes_one_port_and_reaches_its_sites_no_further_than_they_let_it(
     federation: Federation,
 ) -> None:
-    """It is in a network with each of them, so only what they listen on could be reached: nothing."""
+    """A listener shares a network with each of them, so only its open ports could be reached: none."""
     for site in ("site-1", "site-2"):
         listening = federation.exec(site, "cat", "/proc/net/tcp", "/proc/net/tcp6")
         local = [line.split()[1] for line in listening.splitlines() if " 0A " in line]

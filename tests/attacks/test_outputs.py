@@ -1,4 +1,4 @@
-"""A hostile app at the sites: what it logs, answers and writes is bounded, and acts on nobody."""
+"""A hostile app at the sites: its logs, answers and files are limited, and act on nobody."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
 
 SUPERLINK, SERVERAPP = "flower-superlin", "flwr-serverapp"
 SUPERNODE, SUPEREXEC, TRAINING = "flower-supernod", "flower-superexe", "flwr-clientapp"
-"""The names of Flower's processes, as far as Linux keeps them."""
+"""The names of Flower's processes, as Linux cuts them."""
 
 INLINE = ("--supernode", "inline")
-"""For `submit`: each site's SuperNode is a thread of FLARE's process of the job."""
+"""Options of `submit` that run each site's SuperNode in a thread of FLARE's process of the job."""
 
 _KILL = (
     "import os, pathlib, signal\n"

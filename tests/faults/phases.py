@@ -23,7 +23,7 @@ TRAINING = 2
 
 
 CONFIG = ("--run-config", f"array-size={ARRAY} train-seconds={TRAINING}")
-"""For `submit`: each phase lasts long enough to be hit."""
+"""Options of `submit` that make each phase long enough to be hit."""
 
 
 class Phase(enum.Enum):

@@ -15,7 +15,7 @@ from tests.federation import Federation
 
 @dataclass(frozen=True)
 class Job:
-    """One of several at a time, and which sites it must have."""
+    """One of several jobs at a time, and the sites it must have."""
 
     app: Path
     run_config: str

@@ -178,7 +178,7 @@ SUBMITTERS = ("admin", "lead")
 
 @pytest.fixture(scope="module")
 def submitted(federation: Federation) -> dict[str, str]:
-    """A job of each, at once."""
+    """Submit a job of each at once."""
     return {who: federation.submit("numpy-add", "--rounds", "1", "--as", who) for who in SUBMITTERS}
 
 

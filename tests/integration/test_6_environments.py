@@ -67,7 +67,7 @@ def results(federation: Federation, job: str, file: str) -> Any:
 
 @pytest.fixture
 def job(federation: Federation, data: None, request: pytest.FixtureRequest) -> str:
-    """A job of the app that the test names, in an environment that is made for it."""
+    """Run a job of the app that the test names, in an environment made for it."""
     build(federation, APPS / request.param)
     return federation.submit(f"own-packages/{request.param}")
 
@@ -174,7 +174,7 @@ def test_a_site_without_the_environment_says_so_within_seconds(
 
 
 def test_nothing_is_taken_from_a_job_that_runs(federation: Federation) -> None:
-    """Neither its environment, nor a container of its: verbs refuse, name it, and the job goes on."""
+    """A job keeps its environment and its containers: verbs refuse, name it, and the job goes on."""
     name = build(federation, ROOT / "tests" / "apps" / "numpy-add")["name"]
     settings = federation.root / ".env"
     before = settings.read_text()
@@ -226,7 +226,7 @@ def is_over(federation: Federation, job: str) -> bool:
 
 
 def with_requirements(folder: Path, requirements: str) -> Path:
-    """A copy of `numpy-add` that asks for something else."""
+    """Copy `numpy-add` with another requirement."""
     shutil.copytree(ROOT / "tests" / "apps" / "numpy-add", folder)
     project = folder / "pyproject.toml"
     asked = '"flwr>=1.26.0", "numpy"'

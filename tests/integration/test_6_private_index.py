@@ -1,4 +1,4 @@
-"""An index that asks for a password: an app's packages come from it, and the password is left nowhere."""
+"""An app's packages come from an index with a password, and the password is left nowhere."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Index:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """It listens on loopback."""
+    """Run the index on loopback."""
     file = tmp_path / WHEEL
     with zipfile.ZipFile(file, "w") as archive:
         for name, text in PARTS.items():

@@ -87,7 +87,7 @@ def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Fede
 
 
 def test_code_for_the_server_alone_is_refused_too(larger: Federation, tmp_path: Path) -> None:
-    """It would come to the site through Flower. FLARE itself looks only at what goes to the site."""
+    """The code would come to the site through Flower. FLARE itself checks only the site's part."""
     app, job = str(ROOT / "tests/apps/numpy-add"), tmp_path / "job"
     larger.must("submit", app, "--rounds", "1", "--sites", "site-1,site-5", "--export", str(job))
     shutil.rmtree(job / "app_site-5" / "custom")

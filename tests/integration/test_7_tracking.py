@@ -41,7 +41,7 @@ PICTURES = ROOT / "results" / "tracking"
 
 @pytest.fixture(scope="module")
 def boards(larger: Federation) -> Iterator[dict[str, Board]]:
-    """Both, beside the federation."""
+    """Run both boards beside the federation."""
     with (larger.root / ".env").open("a") as env:
         for name in ("TENSORBOARD", "MLFLOW"):
             env.write(f"FLOWERBED_{name}_PORT={free_port()}\n")

@@ -21,7 +21,7 @@ HASH = 64
 
 @pytest.fixture
 def checkout_itself() -> Iterator[Federation]:
-    """This checkout, without the results that a test leaves in it."""
+    """Return this checkout, and remove the results that a test leaves in it."""
     before = set(ROOT.glob("results/compare-*"))
     yield Federation(ROOT, 0)
     for folder in set(ROOT.glob("results/compare-*")) - before:

@@ -53,12 +53,12 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(b"here")
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[HTTPServer]:
-    """A server that says `here`, and keeps what was asked for."""
+    """A server that says `here`, and keeps the requests."""
     server = HTTPServer(("127.0.0.1", 0), _Answer)
     server.seen = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -74,7 +74,7 @@ def test_a_superlink_starts_again_for_a_taken_port_and_tells_within_seconds_who_
 def test_a_superlink_is_given_up_when_its_port_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends as Flower's does then, which the test before this has seen."""
+    """Imitate a process that ends as Flower's does in the test before this."""
     monkeypatch.setattr(environment, "superlink_command", lambda *_: ["false"])
     with socket.socket() as other:
         chosen = first_taken(monkeypatch, other, 2)

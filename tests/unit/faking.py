@@ -1,4 +1,4 @@
-"""A `docker` command that answers as it is told, kits with real certificates, a link to a made-up server."""
+"""Fakes: a `docker` command with given answers, kits with real certificates, a link to an imitated server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ case "$*" in
 *) echo "{name} $*: nobody told me what to answer" >&2; exit 1;;
 esac
 """
-"""A shell's, since it starts in no time."""
+"""A shell's program, since it starts in no time."""
 HASH = "a" * 64
 """Compose's hash of each container."""
 NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."

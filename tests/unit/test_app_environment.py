@@ -35,7 +35,7 @@ NAME = "0123456789ab"
 
 
 def asking(*lines: Any, python: Any = None) -> dict[str, Any]:
-    """A pyproject.toml that asks for these."""
+    """Write a pyproject.toml with these requirements."""
     return {"project": {"dependencies": list(lines), **({"requires-python": python} if python else {})}}
 
 
@@ -122,7 +122,7 @@ HOSTILE = (
     [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'"flwr"', b'{"flwr": "1.42.0"}', *HOSTILE],
 )
 def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
-    """It may also be written by the code that a package was built with."""
+    """The code that built a package may have written the file."""
     environment(tmp_path, "bbbbbbbbbbbb", APP)
     if isinstance(content, bytes):
         environment(tmp_path, NAME)
@@ -192,7 +192,7 @@ def config(app: Path) -> dict[str, Any]:
 def test_supernode_and_superlink_start_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """And find the programs that they start there: Flower's own, by name."""
+    """They also find the programs that they start there: Flower's own, by name."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/flares/own")
     environment(tmp_path, NAME, flwr="1.42.0", libraries=["lib"])
     made = app_environment.named(NAME, tmp_path)
@@ -342,7 +342,7 @@ def test_a_site_without_it_takes_no_part_and_says_so_by_name(
 def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says_so(
     job: SimpleNamespace,
 ) -> None:
-    """It was built from a base image with more Pythons. A SuperNode would be started six times."""
+    """Its base image has more Pythons. A SuperNode would be started six times."""
     environment(job.made, NAME, APP, python="3.77")
     programs = app_environment.named(NAME, job.made).programs
     programs.mkdir(parents=True)

@@ -41,7 +41,7 @@ def complete(wheels: wheelhouse.Wheelhouse, architecture: str = "amd64") -> None
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """An engine that is well, an ordinary user, and a full wheelhouse."""
+    """Set up a healthy engine, an ordinary user, and a full wheelhouse."""
     program = Program(tmp_path / "bin")
     root = tmp_path / "root"
     root.mkdir()
@@ -101,7 +101,7 @@ def test_runtime_first_then_everybody_and_the_tag_at_last(
 def test_a_build_that_works_removes_the_kits_of_before(
     checkout: Checkout, docker: Program, flowerbed: Run, works: bool
 ) -> None:
-    """And neither a newer one, which may be made at this moment, nor anything else."""
+    """A newer kit stays too, which may be in the making, and so does anything else."""
     workspace = core.ROOT / "workspace" / "flowerbed"
     shutil.copytree(workspace / "prod_00", workspace / "prod_07")
     checkout.env.write_text(checkout.env.read_text().replace("prod_00", "prod_07"))
@@ -246,7 +246,7 @@ def wheel(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """An empty wheelhouse for two wheels, and a pip that puts both there."""
+    """Set up an empty wheelhouse for two wheels, and a pip that puts both there."""
     calls: list[list[str]] = []
     known = [wheel(tmp_path / "index", name) for name in ("nvflare-2.9.0", "flwr-1.42.0")]
     RUNTIME.requirements.write_text(
@@ -270,7 +270,7 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_of_two_that_fill_it_at_once_one_fetches(
     downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A download takes a while: as seen, the second verb took the first one's wheels away."""
+    """Downloads take a while: once the second verb took the first one's wheels away."""
     download = wheelhouse.download
 
     def slow(*words: Any) -> None:

@@ -32,7 +32,7 @@ FLARES: Issue = CertBuilder.get_pri_key_cert
 
 
 def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> CertBuilder:
-    """A new CA."""
+    """Make a new CA."""
     folder.mkdir()
     builder = kind(root_valid_days=3650)
     builder.persistent_state = _CertState(str(folder))
@@ -42,7 +42,7 @@ def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> Cer
 
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory: pytest.TempPathFactory) -> CertBuilder:
-    """One for all tests that need but one: its key takes a while."""
+    """Make one CA for all tests that need only one: its key takes a while."""
     return authority(tmp_path_factory.mktemp("ours") / "state")
 
 
@@ -117,7 +117,7 @@ def test_a_certificate_is_for_its_role_and_signs_no_other(ca: CertBuilder, type_
 
 
 def test_flares_message_cipher_takes_the_keys(ca: CertBuilder) -> None:
-    """It takes no others: the lengths of its fields are those of 2048 bits."""
+    """FLARE takes no others: the lengths of its fields are those of 2048 bits."""
     ends = []
     for type_, name in (("server", "server"), ("client", "site-1")):
         props = {"default_host": name} if type_ == "server" else {}
@@ -169,14 +169,14 @@ def test_everybody_connects(
 
 
 def test_a_sites_certificate_cannot_pose_as_the_server(tmp_path: Path, ca: CertBuilder) -> None:
-    """Not even when it is for the very name that was dialled."""
+    """Even a certificate for the very name that was dialled does not help."""
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
     impostor = kit(tmp_path / "localhost", ca, "client", "localhost", files="server")
     assert connected((impostor, site)) == []
 
 
 def test_nor_can_a_kit_of_another_ca(tmp_path: Path, ca: CertBuilder) -> None:
-    """Neither as the server nor as a site."""
+    """It serves neither as the server nor as a site."""
     other = authority(tmp_path / "other")
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
     server = kit(tmp_path / "server", ca, "server", "server")

@@ -111,7 +111,7 @@ ANYBODY = Anybody()
 
 
 class Cells:
-    """A site's cell and the server's, and between them a line that loses on command what is sent."""
+    """A site's cell and the server's, with a line between them that loses messages on command."""
 
     def __init__(self) -> None:
         self.lose: list[str] = []
@@ -197,7 +197,7 @@ def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a slow server nor a question that is not answered is a loss."""
+    """Neither a slow server nor an unanswered question is a loss."""
     monkeypatch.setattr(site_link, "ASK_EVERY", 0.01)
     monkeypatch.setattr(site_link, "ASK_SELDOM", 0.01)
     monkeypatch.setattr(site_link, "ASK_AGAIN", 0.01)

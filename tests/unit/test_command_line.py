@@ -115,7 +115,7 @@ def test_invalid_durations_are_refused(text: str) -> None:
 
 
 def test_help_imports_no_verb() -> None:
-    """It answers at once: what is heavy is imported by who needs it."""
+    """Help answers at once: heavy modules are imported only where they are needed."""
     program = "import sys; from scripts.__main__ import main; main(['-h']); print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -19,7 +19,7 @@ SITES = ("site-1", "site-2")
 
 
 def events(rounds: int = 2, evaluated: bool = True) -> list[dict[str, Any]]:
-    """A run's record: what each round sends, and what each site replies."""
+    """Return a run's record: what each round sends, and what each site replies."""
     found: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
         found.append({"event": "round", "round": number, "of": None, "t": float(number)})
@@ -45,7 +45,7 @@ def events(rounds: int = 2, evaluated: bool = True) -> list[dict[str, Any]]:
 
 
 def change(found: list[dict[str, Any]], number: int, site: str, kind: str) -> dict[str, Any]:
-    """A reply of `found`, to be changed."""
+    """Return a reply of `found`, to be changed."""
     return next(
         e
         for e in found

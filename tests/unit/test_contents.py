@@ -101,7 +101,7 @@ def added(name: str, content: bytes = b"x") -> Callable[[Files], None]:
 
 
 def bundle(files: Files) -> bytes:
-    """A FAB with these files, however they shrink."""
+    """Return a FAB with these files, even if they compress well."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():

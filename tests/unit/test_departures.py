@@ -19,7 +19,7 @@ SITE, OTHER = "site-1", "site-2"
 
 
 class Job:
-    """The parts of a job that departures speak to, as far as the test looks at them."""
+    """The parts of a job that departures speak to, as the test needs them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ class Job:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job with two sites that are ready."""
+    """Make a job with two sites that are ready."""
     return Job(monkeypatch)
 
 

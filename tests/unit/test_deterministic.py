@@ -145,7 +145,7 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
 
 
 def test_waits_do_not_change_the_random_draws() -> None:
-    """A heartbeat, a retry: their lengths are random, and how many there are depends on the machine."""
+    """The lengths of waits (a heartbeat, a retry) are random, and their number depends on the machine."""
     program = (
         "import importlib, random\n"
         "from bridge.flower import deterministic\n"

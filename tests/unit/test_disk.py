@@ -242,7 +242,7 @@ def test_a_log_without_end_is_cut_with_a_line(
 
 
 def test_a_site_chooses_no_file_of_the_server(server: Server, tmp_path: Path) -> None:
-    """FLARE kept the path of what is to be stored in the context that the site sends."""
+    """FLARE kept the file's path in the context that the site sends."""
     secret = tmp_path / "server.key"
     secret.write_text("PRIVATE")
     for more in (

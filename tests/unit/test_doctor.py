@@ -39,7 +39,7 @@ Examine = Callable[[], tuple[int, dict[str, dict[str, str]], str]]
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    """A federation that is provisioned and built, on an engine that is well."""
+    """Set up a federation that is provisioned and built, on a healthy engine."""
     root = tmp_path / "root"
     root.mkdir()
     docker = Program(tmp_path / "bin")
@@ -325,7 +325,7 @@ def test_a_remote_engine_is_not_measured_here(
 
 
 def test_a_container_says_how_full_it_is_without_flare() -> None:
-    """It is a process for each container: FLARE takes most of a second to import."""
+    """Each container starts a process, and FLARE takes most of a second to import."""
     program = "import sys, bridge.flare.usage; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "nvflare" not in done.stdout.split()

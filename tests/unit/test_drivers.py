@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def ends(url: str, tmp_path: Path) -> Iterator[tuple[End, End]]:
-    """A listener and who connects to it, with mutual TLS."""
+    """A listener and its client, with mutual TLS."""
     listener = End(tmp_path / "server", url, Mode.PASSIVE)
     asker = End(tmp_path / "site-1", url, Mode.ACTIVE)
     yield listener, asker

@@ -48,13 +48,13 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def docker(bare: Path) -> Program:
-    """With an engine that is well."""
+    """Add a healthy engine."""
     return Program(bare)
 
 
 @pytest.fixture
 def checkout(docker: Program) -> Checkout:
-    """And a federation that is provisioned and built, and does not run."""
+    """Add a federation that is provisioned and built, and does not run."""
     return Checkout(core.ROOT, docker, port=free_port())
 
 

@@ -200,7 +200,7 @@ def app(tmp_path: Path) -> Write:
 
 
 def there() -> list[str]:
-    """All that is in the folder of environments, but for uv's cache."""
+    """Return everything in the folder of environments, except uv's cache."""
     known = (uv.CACHE, ".lock", source_builds.BOX)
     return sorted(path.name for path in uv.ENVIRONMENTS.iterdir() if path.name not in known)
 
@@ -395,7 +395,7 @@ def test_imports_without_a_requirement_are_named(played: Uv, app: Write, code: s
 def test_a_packages_own_failure_is_only_a_note(
     played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without network, data or GPU much cannot work here that works at a site."""
+    """Without network, data or GPU, much fails here that works at a site."""
     played.failed_imports = [
         ("numpy", "ModuleNotFoundError", "No module named 'numpy_extra'"),
         ("flwr", "RuntimeError", "no GPU\nhere"),

@@ -84,7 +84,7 @@ def at_the_server(counts: Counter[str]) -> list[Counter[str]]:
                 return Response(200, (), b"" if answer is None else answer.SerializeToString())
 
             async def close(self) -> None:
-                """Nothing to close."""
+                """Do nothing."""
 
         forwarder = Forwarder(Observer(lambda event: None), grace=60)
         forwarder.open("127.0.0.1:1")

@@ -149,7 +149,7 @@ open("seen.json", "w").write(json.dumps(seen))
 @pytest.mark.skipif(bool(sandbox.missing(sandbox.abi())), reason="an older kernel than Linux 6.12")
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_an_import_reaches_nothing_of_the_supernode(tmp_path: Path, anywhere: bool) -> None:
-    """An app chooses what it imports: something that is installed may run a file that the app has written."""
+    """An app chooses its imports: an installed package may run a file that the app has written."""
     work = tmp_path / "work"
     (work / "planted").mkdir(parents=True)
     (work / "planted" / "__main__.py").write_text("open('ran', 'w')")

@@ -41,7 +41,7 @@ async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[
 
 
 async def register(client: httpx.AsyncClient) -> None:
-    """After this, requests with the headers SUPERNODE are no stranger's."""
+    """Register the SuperNode, so that requests with the headers SUPERNODE are no stranger's."""
     answer = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
     assert answer.status_code == 200
 
@@ -400,7 +400,8 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
 
 
 def test_looking_at_connections_keeps_nobody_waiting() -> None:
-    """It takes long where a process holds much. A stranger must not stop the SuperNode's calls by it."""
+    """Reading takes long where a process holds much. A stranger must not delay the SuperNode's calls with
+    it."""
 
     def slow(port: int) -> bool:
         time.sleep(0.3)
@@ -431,7 +432,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
 
 
 def test_what_cannot_be_seen_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But where it could not be seen from the start, refusing would end every job."""
+    """Where the process could not be seen from the start, refusing would end every job."""
 
     def denied(self: psutil.Process, kind: str) -> None:
         raise psutil.AccessDenied(self.pid)

@@ -42,7 +42,7 @@ esac
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with so many GPUs of 80 GiB, some of it the driver's."""
+    """Set up a machine with so many GPUs of 80 GiB, some of it the driver's."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 

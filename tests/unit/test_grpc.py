@@ -79,7 +79,7 @@ async def code(answer: Awaitable[bytes]) -> tuple[StatusCode, str]:
 
 
 async def register(ask: Ask) -> None:
-    """After this, calls with `KEY` are no stranger's."""
+    """Register the SuperNode, so that calls with `KEY` are no stranger's."""
     await ask(FLEET + "RegisterNode", b"", KEY)
 
 

@@ -1,4 +1,4 @@
-"""A Flower app as a FLARE job folder, and what is refused before anything is sent."""
+"""A Flower app becomes a FLARE job folder, and errors are refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_job_is_for_one_app(tmp_path: Path) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A server's, with two apps as its container has them: behind a link."""
+    """Make a server's folder with two apps, behind a link as in its container."""
     for name in ("adding", "other"):
         shutil.copytree(APP, tmp_path / "apps" / name)
     (tmp_path / "workspace" / "local").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A job's options have one definition, and all who show, take or hand them on follow it."""
+"""A job's options have one definition, which all displays, checks and uses follow."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_component_takes_its_own_options_alone() -> None:
 
 
 def test_a_component_takes_what_is_in_bounds() -> None:
-    """A job's file may hold anything: at the participants nobody but this looks at it."""
+    """A job's file may hold anything: at the participants only this checks it."""
     with pytest.raises(ValueError, match="sites_within 'x': expected a number"):
         job_options.given_to(job_options.SERVER, {"sites_within": "x"})
     assert all(o.at_most for o in job_options.options() if o.type is float), "each time has an end"

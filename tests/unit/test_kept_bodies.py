@@ -23,7 +23,7 @@ ONE, TWO, THREE = "site-1", "site-2", "site-3"
 
 
 class Server:
-    """A server that carries a call out when it may, and says what its body was before and then."""
+    """A server that carries a call out when it may, and reports its body before and then."""
 
     def __init__(self, folder: Path) -> None:
         self.parts = ServerParts(self._answer, folder)
@@ -271,7 +271,7 @@ def test_a_body_in_use_is_waited_for(disk: KeptBodies) -> None:
 
 
 def test_a_large_answer_counts_from_its_first_byte(disk: KeptBodies, tmp_path: Path) -> None:
-    """A site may ask for it as often as it likes: its room is not there twice."""
+    """A site may ask for a body any number of times: it takes room once."""
 
     async def test() -> None:
         server = ServerParts(lambda site, call: asyncio.sleep(0, Response(200)), tmp_path)

@@ -79,7 +79,7 @@ async def gateway(fleet: Transport, link: Link, folder: Path) -> AsyncIterator[i
 
 
 async def ask(fleet: Transport, port: int, name: str, body: bytes) -> tuple[int, bytes]:
-    """A SuperNode's call: HTTP's status, or 200, 400 or 413 for gRPC's, and the answer."""
+    """Make a SuperNode's call, and return HTTP's status (200, 400 or 413 for gRPC's) and the answer."""
     path = next(path for path, known in wire.PATHS[fleet].items() if known == name)
     if fleet is Transport.HTTP:
         headers = {"content-type": wire.MEDIA_TYPE, wire.PUBLIC_KEY: KEY}

@@ -1,4 +1,5 @@
-"""A site that comes up while a job runs is let in. FLARE's server is played: `tests/integration` has it."""
+"""A site that starts during a job is let in. FLARE's server is imitated. `tests/integration` has the real
+one."""
 
 from __future__ import annotations
 

@@ -69,13 +69,13 @@ class Fired:
 
 
 class TrackerLink:
-    """A link that brings points to a tracker, and says in which order everything came."""
+    """A link that brings points to a tracker, and records the order of everything."""
 
     def __init__(self, tracker: metric_receiver.MetricReceiver) -> None:
         self.tracker = tracker
         self.came: list[str] = []
         self.losses = 0
-        """So many answers are lost, each after the server has acted."""
+        """Number of lost answers, each lost after the server has acted."""
         self.up = asyncio.Event()
         self.up.set()
 
@@ -352,7 +352,7 @@ class Engine:
 
 
 class Inner:
-    """In the place of FLARE's receiver."""
+    """A substitute for FLARE's receiver."""
 
     def __init__(self, folder: Path) -> None:
         self.root_log_dir = str(folder)
@@ -405,7 +405,7 @@ def test_a_job_without_its_tracker_says_so_once(tmp_path: Path, caplog: pytest.L
 
 
 class MlflowClient:
-    """In the place of MLflow's: what it is told, by run."""
+    """A substitute for MLflow's client, with the calls by run."""
 
     runs: ClassVar[dict[str, list[Any]]] = {}
 
@@ -428,7 +428,7 @@ class MlflowClient:
 
 @pytest.fixture
 def mlflow_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MLflow's client, which the tests' environment lacks, as far as FLARE's receiver asks for it."""
+    """The part of MLflow's client that FLARE's receiver needs, which the tests' environment lacks."""
 
     def kept(key: str, value: Any, timestamp: int = 0, step: int = 0) -> SimpleNamespace:
         return SimpleNamespace(key=key, value=value, step=step)
@@ -501,7 +501,7 @@ def test_what_is_told_of_the_points() -> None:
 
 
 class EventFileWriter:
-    """In the place of TensorBoard's: as there, each has a file and a thread."""
+    """A substitute for TensorBoard's writer. As there, each has a file and a thread."""
 
     all: ClassVar[list[EventFileWriter]] = []
 
@@ -525,7 +525,7 @@ class EventFileWriter:
 
 
 def noted(**values: Any) -> SimpleNamespace:
-    """An event or a summary of TensorBoard's."""
+    """Return an event or a summary of TensorBoard's."""
     return SimpleNamespace(**values)
 
 

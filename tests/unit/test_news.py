@@ -214,7 +214,7 @@ def follow(session: Session, timeout: float) -> float:
 
 
 def test_an_hour_of_waiting_writes_few_lines(engine: Engine, clock: Clock) -> None:
-    """Before, a line came every quarter of a second: 14,400 in an hour."""
+    """A line every quarter of a second, as before, makes 14,400 in an hour."""
     session = Session(engine, clock)
     clock.plan = [(1000.0 + 60 * n, lambda: engine.events.emit({"event": "round"})) for n in range(1, 60)]
     assert follow(session, 3600) < 600

@@ -18,7 +18,7 @@ from bridge.job import notes
 
 
 class Cell:
-    """FLARE's, as far as notes go: what is sent from one arrives at the other, with the sender's name."""
+    """The part of FLARE's cells that notes use: a message arrives at the other, with the sender's name."""
 
     def __init__(self, name: str) -> None:
         self.name = name

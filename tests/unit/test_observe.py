@@ -38,7 +38,7 @@ def saw(observer: Observer, site: str, name: str, message: Protobuf, answer: Pro
 
 
 def begins(observer: Observer, group: str = "1") -> None:
-    """A message of a round is handed out."""
+    """Hand out a message of a round."""
     message = Message(metadata=Metadata(message_id=f"of {group}", group_id=group))
     pulled = PullMessagesResponse(messages_list=[message], message_object_trees=[ObjectTree()])
     saw(observer, "site-1", wire.PULL, PullMessagesRequest(), pulled)
@@ -140,7 +140,7 @@ ESCAPE = "loss\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n\u202e"
 def replies_with(
     observer: Observer, record: MetricRecord | ConfigRecord, *, kind: str = "train", number: int = 0
 ) -> None:
-    """A whole reply of site-1 with this record."""
+    """Send a whole reply of site-1 with this record."""
     content = RecordDict({"metrics": record})
     for part in (content, record):
         pushes_object(observer, "site-1", part.object_id, part.deflate())
@@ -265,7 +265,7 @@ def test_lists_of_numbers_are_metrics_too() -> None:
 
 
 def test_lists_of_a_config_record_are_no_metrics() -> None:
-    """They are an app's data, such as the masked numbers of SecAgg+."""
+    """Such lists are an app's data, like the masked numbers of SecAgg+."""
     events: list[Event] = []
     observer = Observer(events.append)
     begins(observer)
@@ -370,7 +370,7 @@ def test_restarted_round_numbers_are_all_reported() -> None:
 
 
 def test_starts_of_one_round_each_are_all_told() -> None:
-    """They train only, so the number of the round stays as it is."""
+    """The messages train only, so the number of the round stays."""
     events: list[Event] = []
     observer = Observer(events.append)
     for fold in range(3):
@@ -431,7 +431,7 @@ def test_a_round_that_trains_in_stages_is_one() -> None:
 
 
 def test_a_start_that_asks_other_sites_is_one_too() -> None:
-    """It trains after the round was evaluated."""
+    """The site trains after the round was evaluated."""
     events: list[Event] = []
     observer = Observer(events.append)
     for number, (site, kind) in enumerate(

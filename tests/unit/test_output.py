@@ -122,7 +122,7 @@ def test_lines_that_say_nothing_cost_nothing(line: str) -> None:
 
 
 FULL = "└──> MetricRecord: {'a': [" + ", ".join(["1.5"] * 6400) + "]}"
-"""A line of numbers, nearly as long as is read."""
+"""Return a line of numbers, nearly as long as the limit for reading."""
 
 
 def test_central_evaluation_has_room_in_bytes(
@@ -224,7 +224,7 @@ def test_an_app_without_rounds_shows_its_output_live(monkeypatch: pytest.MonkeyP
 
 
 def test_flowers_own_first_lines_do_not_start_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app may import for long after them, and then begin a round."""
+    """An app may import for long after its first lines, and then begin a round."""
     monkeypatch.setattr(output, "HELD", 0.05)
     first = "INFO :      Start `flwr-serverapp` process", "Successfully installed a to /b/c.1."
     assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []

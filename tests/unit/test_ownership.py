@@ -22,7 +22,7 @@ IMAGE = "image inspect flowerbed-runtime:dev"
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """An engine, and a second checkout that could start."""
+    """Set up an engine, and a second checkout that could start."""
     program = Program(tmp_path / "bin")
     root = tmp_path / "second"
     root.mkdir()

@@ -134,7 +134,7 @@ class Link:
         return self.cells.server.check(frame) is None
 
     def settle(self) -> None:
-        """Wait until all that was begun on the loop is done, but for answers that are held."""
+        """Wait until everything begun on the loop is done, except for answers that are held."""
 
         async def idle() -> None:
             for _ in range(60):

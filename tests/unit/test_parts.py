@@ -33,7 +33,7 @@ def whole(body: StoredBody | None) -> bytes:
 
 @dataclass
 class Direct:
-    """A link that is none, and that fails as often as it is told."""
+    """A link without a line. It fails as often as it is told."""
 
     server: ServerParts
     site: str = "site-1"

@@ -25,7 +25,7 @@ SECURITY = {
 
 
 class Client:
-    """The FLARE client's engine, as far as it fires events."""
+    """The part of the FLARE client's engine that fires events."""
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
         fire_event_to_components(event_type, [CodePolicy()], fl_ctx)

@@ -171,7 +171,7 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_reason_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither of a site that was put out nor of any other event."""
+    """A removed site and any other event add no line."""
     forged = "gone\n     21 s  FINISHED:COMPLETED"
     lines = wait.Progress()
     for event in (

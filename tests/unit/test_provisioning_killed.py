@@ -106,7 +106,7 @@ def test_the_cas_file_is_written_when_it_changes_and_the_old_one_is_kept(again: 
 
 
 def test_a_certificate_of_before_is_kept_and_named(again: Path) -> None:
-    """One without a usage, as FLARE makes them."""
+    """Make a certificate without a usage, like FLARE's."""
     age(again, "site-1", 200)
     code, outcome, text = verb(again)
     assert (code, outcome["reissued"]) == (0, [])

@@ -76,7 +76,7 @@ def test_a_held_answer_is_given_again_until_it_is_released() -> None:
 
 
 SHOWS = Rule(Retry.IDEMPOTENT, "object", shows=("k", b"1"))
-"""A call that only an asker makes who has read the first answer, which is "1"."""
+"""Make a call that only an asker makes who has read the first answer, which is "1"."""
 
 
 def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pytest.LogCaptureFixture) -> None:

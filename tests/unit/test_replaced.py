@@ -70,7 +70,7 @@ def pushing(state: InMemoryLinkState, node: int, root: str) -> str:
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, as_before: None) -> InMemoryLinkState:
-    """A SuperLink's, as its factory makes it."""
+    """Return a SuperLink's state, as its factory makes it."""
     monkeypatch.setattr(InMemoryLinkState, "store_message_res", lambda self, message: "as it were")
     replaced.replace(replaced.LINK_STATE, lambda kind: lasting(kind, AWAY))
     factory: Any = import_module(replaced.LINK_STATE.module)

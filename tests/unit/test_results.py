@@ -617,7 +617,7 @@ def test_a_limit_must_be_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_archive_that_says_it_is_too_large_is_not_unpacked(tmp_path: Path) -> None:
-    """A sparse or forged header costs nothing: what counts is what it says."""
+    """A sparse or forged header costs nothing: only its text counts."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(3):
@@ -651,7 +651,7 @@ def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.M
 def test_a_server_chooses_no_folder_of_this_machine(
     said: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was taken over may answer what it likes for a job's id."""
+    """A compromised server may answer anything for a job's ID."""
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(console, "ask", lambda *_, **__: {"job_id": said})
     monkeypatch.setattr(console, "fetch", lambda *_, **__: pytest.fail("asked for it"))

@@ -118,7 +118,7 @@ def test_the_revoked_neither_register_nor_beat_nor_log_in(
 
 
 class Line:
-    """A connection over mutual TLS, of `name`."""
+    """Open a connection over mutual TLS, as `name`."""
 
     def __init__(self, name: str, mode: Mode = Mode.PASSIVE) -> None:
         self.closed = False
@@ -147,7 +147,7 @@ def test_each_of_flares_drivers_looks_who_connects(scheme: str) -> None:
 
 
 class Driver(Admitting):  # type: ignore[misc]
-    """One of FLARE's, without a network."""
+    """An imitation of FLARE's, without a network."""
 
     def __init__(self) -> None:
         super().__init__()

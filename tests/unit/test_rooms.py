@@ -68,7 +68,7 @@ EVERYWHERE = MODULES | modules("dev", "tests")
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    """A file's code, read once."""
+    """Return a file's code, read once."""
     return ast.parse(path.read_text())
 
 
@@ -132,7 +132,7 @@ def test_verbs_and_builders_import_only_common_parts_of_the_bridge() -> None:
 
 @pytest.mark.parametrize("folder", MAY_USE)
 def test_other_folders_import_only_what_they_may(folder: str) -> None:
-    """A test may use all, an app (a test's, a benchmark's) nothing of ours."""
+    """A test may import everything, and an app (a test's, a benchmark's) nothing of ours."""
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in modules(folder).values()

@@ -1,4 +1,4 @@
-"""A copy of a checkout, for a federation beside the user's: as from a release, which is no Git checkout."""
+"""A copy of a checkout, for a federation beside the user's, also from a release without Git."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_flares_command_uses_the_name_that_is_replaced() -> None:
 
 
 def without_the_entry(files: Files) -> bytes:
-    """A zip that says of every folder that it is there, but for `custom`."""
+    """Make a zip that claims the existence of every folder except `custom`."""
     return zipped({**files, "app/config/": b""}, folders=False)
 
 

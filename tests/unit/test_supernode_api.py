@@ -64,7 +64,7 @@ def test_an_object_wakes_those_who_wait_for_it(told: list[str]) -> None:
 
 
 def test_its_servers_answers_are_not_held_back_by_the_kernel() -> None:
-    """Without it each answer took 40 ms more: a quarter of a second a round."""
+    """Without this each answer took 40 ms more: a quarter of a second a round."""
     events = Events()
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
@@ -89,7 +89,7 @@ def test_a_state_that_reports_nothing_is_logged_once(
 
 
 def test_the_fork_server_hears_of_an_app_before_it_runs() -> None:
-    """It is read in the bundle that the loop stores: no process of the app says what it imports."""
+    """The imports are read in the bundle that the loop stores: no process of the app reports them."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(

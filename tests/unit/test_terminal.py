@@ -40,7 +40,7 @@ def _asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 100 columns."""
+    """Imitate a terminal of 100 columns."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")

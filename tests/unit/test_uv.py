@@ -95,7 +95,7 @@ def test_uv_gets_pips_settings(pip: Any) -> None:
 
 
 def test_pips_settings_have_the_same_precedence_as_for_pip(pip: Any) -> None:
-    """It lists them by name, and takes a variable before its files."""
+    """pip lists settings by name, and takes a variable before its files."""
     pip(
         ":env:.index-url='https://variable.example/simple'",
         "global.index-url='https://file.example/simple'",
@@ -262,7 +262,7 @@ def test_without_an_index_none_is_asked(pip: Any, docker: Engine) -> None:
 def test_no_network_for_what_an_environment_is_tried_with(
     monkeypatch: pytest.MonkeyPatch, docker: Engine
 ) -> None:
-    """It runs the packages' code: it sees one environment to read, and it reaches nobody."""
+    """This container runs the packages' code: it sees one environment to read, and it reaches nobody."""
     commands: list[list[str]] = []
     monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))
     script, folder = Path("/checkout/images/try_imports.py"), uv.ENVIRONMENTS / "x"

@@ -119,7 +119,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 ANN: dict[str, Any] = {"as": {"name": "Ann.Bee@x.example", "role": "project_admin"}}
-"""In what a verb gives that has asked the federation: as whom."""
+"""The identity, in the object of a verb that has asked the federation."""
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -781,7 +781,7 @@ EVIL = "\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n   86 s  more\u
 
 
 def harmless(text: str) -> None:
-    """Nothing in what was printed acts on a terminal, and no line of it poses as one of ours."""
+    """No output acts on a terminal, and no line of it poses as one of ours."""
     assert not set(text) & set("\x1b\x07\r\u202e\x9b"), text
     assert not any(line.strip().startswith(("85 s", "86 s")) for line in text.splitlines()), text
 

@@ -31,7 +31,7 @@ def python_with() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def torch() -> Path:
-    """A folder for PYTHONPATH with torch."""
+    """Return a folder for PYTHONPATH with torch."""
     if not environments.is_images_python():
         pytest.skip(f"the wheelhouse is for the images' Python, which is {base_image.PYTHON}")
     return environments.torch()

@@ -26,7 +26,7 @@ from tests.versions.conftest import must
 EVERYTHING_GRPC, FLEET_GRPC = "1.34.0", "1.39.0"
 OLDER, PROMPT = (EVERYTHING_GRPC, FLEET_GRPC), ("1.40.0", "1.41.0", "1.42.0")
 UNTRIED = "1.99.0"
-"""This environment's flwr says that it is this one."""
+"""Check that this environment's flwr reports this version."""
 
 VERSIONS = (*OLDER, *PROMPT, UNTRIED)
 """`PROMPT` run without their waits. They speak HTTP."""
