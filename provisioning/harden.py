@@ -88,8 +88,7 @@ SETTINGS = "flowerbed.json"
 
 UNHEARD = 120
 """Seconds without a heartbeat after which the server leaves a site out, until the next one. FLARE's default
-is
-600. No job is scheduled to such a site. A running job goes by its own grace (`bridge/flare/job.py`)."""
+is 600. No job is scheduled to such a site. A running job goes by its own grace (`bridge/flare/job.py`)."""
 
 JOB_PROCESS_CHECK = 0.5
 """Seconds between two checks of a job's server process for the end of its run. FLARE's default is 3."""

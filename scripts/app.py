@@ -73,9 +73,9 @@ class App:
     Attributes:
         name: [project].name, or the job's name.
         version: [project].version, empty for a job folder.
-            pyproject: the content of its pyproject.toml, empty for a job folder.
-            files: the files to send, by path from the folder.
-            ready: True for a job folder, which is submitted unchanged.
+        pyproject: the content of its pyproject.toml, empty for a job folder.
+        files: the files to send, by path from the folder.
+        ready: True for a job folder, which is submitted unchanged.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ def read(folder: Path) -> App:
     """Read and check an app's folder, or a job folder.
 
     Raises:
-            UsageError: the app could not run. The text names file and line.
+        UsageError: the app could not run. The text names file and line.
     """
     shown = folder
     folder = folder.expanduser().resolve()

@@ -39,10 +39,10 @@ def ensure(*, renew: bool = False) -> str:
     """Make sure that the engine has the base image.
 
     Args:
-            renew: pull it again, or make the stand-in again, to get fixes of its Debian packages.
+        renew: pull it again, or make the stand-in again, to get fixes of its Debian packages.
 
     Returns:
-            present, pulled or made.
+        present, pulled or made.
     """
     if not os.environ.get("FLOWERBED_BASE"):
         _name_stand_in()

@@ -117,10 +117,10 @@ def prepare(
     """Make sure that every site has its part, and return the manifest.
 
     Args:
-            sites: their names. A part goes to data/NAME/FashionMNIST/raw.
-            alpha: None for an even split, else the concentration of the Dirichlet draw (above 0).
-            seed: the split's seed. The same sites, alpha and seed give the same parts everywhere.
-            originals: gets the four published files and returns their folder (default: `fetch`).
+        sites: their names. A part goes to data/NAME/FashionMNIST/raw.
+        alpha: None for an even split, else the concentration of the Dirichlet draw (above 0).
+        seed: the split's seed. The same sites, alpha and seed give the same parts everywhere.
+        originals: gets the four published files and returns their folder (default: `fetch`).
     """
     if alpha is not None and not alpha > 0:
         raise UsageError(f"--alpha {alpha}: expected a number above 0.")
@@ -301,7 +301,7 @@ def read_idx(path: Path) -> Bytes:
     """Read one gzipped IDX file of bytes.
 
     Raises:
-            Failure: it is not such a file or has not the shape of Fashion-MNIST.
+        Failure: it is not such a file or has not the shape of Fashion-MNIST.
     """
     rows = SHAPES[path.name.split("-")[0]]
     expected = rows if "images" in path.name else rows[:1]

@@ -60,8 +60,7 @@ def check_disk(first: bool) -> None:
     """Refuse a build that would fill the disk.
 
     Raises:
-            core.Failure: the disk is too small. The text says what is needed, what is free, and how to get
-            more.
+        core.Failure: the disk is too small. The text says what is needed, what is free, and how to get more.
     """
     needed = FIRST_BUILD_GB if first else REBUILD_GB
     for path in (storage(), core.ROOT):

@@ -32,10 +32,10 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
         app: the app.
         gpu: whether torch's CUDA build is wanted.
         apt: Debian packages that it needs.
-            sizes: whether to ask for the wheels' sizes too, even if such an environment exists.
+        sizes: whether to ask for the wheels' sizes too, even if such an environment exists.
 
     Raises:
-            core.UsageError: no packages fit together. The text has uv's explanation.
+        core.UsageError: no packages fit together. The text has uv's explanation.
     """
     try:
         wanted = app_environment.requirements(app.pyproject)

@@ -105,10 +105,10 @@ def wheels(
     """Build the packages of a lock that have no wheel.
 
     Returns:
-            The lock with the wheels in their places, and the folder of the wheels.
+        The lock with the wheels in their places, and the folder of the wheels.
 
     Raises:
-            core.Failure: one cannot be built. The text has uv's error.
+        core.Failure: one cannot be built. The text has uv's error.
     """
     without = {canonicalize_name(package.name) for package in resolved.packages if not package.is_wheel}
     if not without:

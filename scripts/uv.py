@@ -144,8 +144,7 @@ def call(
         words: paths below `MOUNTED` are the container's.
         tell: called with each line of output.
         folder: the only folder that uv sees beside its cache, or None for all environments. Then cache and
-        environments
-            are one mount, without which files could not be links to the cache.
+            environments are one mount, without which files could not be links to the cache.
         wheels: a folder of `ENVIRONMENTS` that has packages too.
     """
     variables = {**told(words), "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", **NO_PYTHON}
@@ -210,8 +209,8 @@ def python(
         folder: an environment, or a part of it.
         command: the program and its arguments.
         script: a file of images/ that it sees too.
-            writes: whether the container may write to the folder. Then it must run no code of the packages.
-            variables: the container's variables.
+        writes: whether the container may write to the folder. Then it must run no code of the packages.
+        variables: the container's variables.
     """
     words = [engine.docker(), "run", "--rm", "--network", "none", "--read-only", *_as_owner()]
     words += ["--volume", f"{folder}:{as_mounted(folder)}{'' if writes else ':ro'}"]

@@ -25,12 +25,12 @@ def act(federation: Federation, service: str, program: str, *words: str) -> Any:
 
     Args:
         federation: the federation, which is up.
-            service: the container's service: `member`, `lead`, `admin` or a site.
-            program: Python that follows `impostor.py`. Its last call is `tell(RESULT)`.
-            words: the value of `WORDS` there.
+        service: the container's service: `member`, `lead`, `admin` or a site.
+        program: Python that follows `impostor.py`. Its last call is `tell(RESULT)`.
+        words: the value of `WORDS` there.
 
-        Returns:
-            RESULT, which went through JSON.
+    Returns:
+        RESULT, which went through JSON.
     """
     return act_in(federation.container(service), program, *words)
 
