@@ -84,7 +84,7 @@ def _folder(folder: Folder, path: Path) -> Iterator[str]:
 
 
 def _unreadable(where: str, path: Path, number: int, *, has_group: bool) -> Iterator[str]:
-    """Check the mode alone. `scripts/readable.py` tries in the container to read the files."""
+    """Check the mode alone. `bridge/common/readable.py` tries in the container to read the files."""
     is_open, status = stat.S_IROTH | stat.S_IXOTH, path.stat()
     if max(status.st_uid, status.st_gid) >= MAPPED or ACL in os.listxattr(path):
         return
