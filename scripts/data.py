@@ -58,7 +58,7 @@ CLASSES = 10
 DOWNLOAD_SECONDS = 60.0
 """Seconds of silence after which the next address is tried."""
 FEWEST = 10
-"""Least training or test images of a site. A split that leaves it fewer is drawn again."""
+"""Fewest training or test images of a site. A split that leaves it fewer is drawn again."""
 DRAWS = 200
 
 Bytes = NDArray[np.uint8]

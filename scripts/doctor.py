@@ -330,10 +330,7 @@ def _usage_of(container: str) -> dict[str, Any] | None:
 def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
     """Report how far apps are confined: a line for each server and site in `running`, containers by
     service."""
-    with (
-        contextlib.suppress(core.Failure),
-        ThreadPoolExecutor(AT_ONCE) as pool,
-    ):  # `check_project` reports it.
+    with contextlib.suppress(core.Failure), ThreadPoolExecutor(AT_ONCE) as pool:  # `check_project` tells.
         participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
         asked = [(item, running.get(service_name(item["name"]))) for item in participants]
         for found in pool.map(lambda pair: list(check_sandbox(*pair)) if pair[1] else [], asked):
