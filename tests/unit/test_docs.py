@@ -1,4 +1,4 @@
-"""What the pages name exists: the tests of docs/security.md."""
+"""The tests that docs/security.md names exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_test_of_the_security_page_is_there(file: str, name: str) -> None:
 
 
 def test_every_attack_names_a_test() -> None:
-    """Each row of a table that has a column for it."""
+    """This concerns each row of a table that has a column for tests."""
     for table in re.findall(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", PAGE, re.MULTILINE):
         for row in table.splitlines():
             assert TEST.search(row.rsplit("|", 2)[1]), row
