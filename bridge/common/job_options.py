@@ -87,8 +87,8 @@ class JobOptions:
         SERVER,
         JOB,
         more="The run starts when all are there, or with these `sites_within` after the job's start. A site "
-        "whose flwr cannot talk to the server's ([versions](../design.md#versions-of-flower)) is not waited "
-        "for",
+        "whose flwr cannot talk to the server's "
+        "([versions](../architecture/which-flower-versions-work.md)) is not waited for",
         flag="--min-sites",
         metavar="N",
         submit_default_text="those of --sites, or all that are registered",
@@ -141,7 +141,7 @@ class JobOptions:
         "whether the app's processes are copies of one that has imported what they need",
         SERVER,
         SITE,
-        more="See [no waiting](../design.md#no-waiting)",
+        more="See [why rounds are fast](../architecture/why-are-rounds-fast.md)",
         flag="--cold",
         flag_help="start a new interpreter for each message, as plain Flower does. Slower, with the same "
         "results",
@@ -151,7 +151,7 @@ class JobOptions:
         PROCESS,
         "run the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
-        more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
+        more="[Inline](../architecture/what-is-an-inline-supernode.md) is some 0.1 s a round slower, with "
         "the same results, and needs flwr 1.40 to 1.43",
         flag="--supernode",
         choices=(PROCESS, INLINE),
