@@ -1,4 +1,4 @@
-"""What the pages name exists: the tests of docs/security.md."""
+"""The tests that docs/security.md names exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_test_of_the_security_page_is_there(file: str, name: str) -> None:
 
 
 def test_every_attack_names_a_test() -> None:
-    """Each row of a table that has a column for it."""
+    """This concerns each row of a table that has a column for tests."""
     for table in re.findall(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", PAGE, re.MULTILINE):
         for row in table.splitlines():
             assert TEST.search(row.rsplit("|", 2)[1]), row
@@ -68,6 +68,6 @@ def test_files_that_pages_name_exist() -> None:
         )
     }
     assert not sorted(pair for pair in named if not (ROOT / pair[1]).is_file())
-    walks = (ROOT / "docs" / "architecture" / "walks.md").read_text()
+    walks = (ROOT / "docs" / "architecture" / "what-does-a-request-pass.md").read_text()
     files = re.findall(r"`((?:site|server|relay|job)/\w+\.py)", walks)
     assert len(files) > 8 and all((ROOT / "bridge" / name).is_file() for name in files)
