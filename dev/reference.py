@@ -19,7 +19,7 @@ PLACE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end of options -->)", r
 
 
 def table(name: str) -> str:
-    """The table of one place: `server`, `site`, `recipe` or `submit`."""
+    """Return the table of one place: `server`, `site`, `recipe` or `submit`."""
     if name == "submit":
         return _rows(
             ("option", "meaning"), [(_flag(o), _with_more(o, o.help_text)) for o in job_options.of_submit()]
@@ -31,12 +31,12 @@ def table(name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """A page with its tables as they should be."""
+    """Return a page with current tables."""
     return PLACE.sub(lambda place: place[1] + table(place[2]) + place[3], page)
 
 
 def main() -> None:
-    """Write the tables into the pages of this checkout."""
+    """Write the tables into this checkout's pages."""
     for name in PAGES:
         page = Path(__file__).resolve().parents[1] / name
         page.write_text(filled(page.read_text()))

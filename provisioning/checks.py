@@ -1,8 +1,8 @@
-"""What project.yml must hold for containers, beyond what FLARE itself asks for; every error found at once.
+"""Check project.yml for what containers need beyond FLARE's own rules, and report every error at once.
 
-FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all; for
-the others its message names a regular expression. The same rules serve `flowerbed provision`, on the file,
-and the builders under a bare `nvflare provision`, on the project that FLARE made of it.
+FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all. For
+others its message names a regular expression. `flowerbed provision` applies these rules to the file. Under a
+bare `nvflare provision`, the builders apply them to the project that FLARE made of it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ BUILDERS = (
     STATIC_FILES,
     "provisioning.certificates.CertificateBuilder",
 )
-"""What `builders:` must name, in this order; others may stand between."""
+"""The builders that `builders:` must name, in this order. Others may come between."""
 
 SCHEMES = ("grpc", "tcp", "http")
-"""What connections speak, each in mutual TLS. FLARE takes any other word for a driver that somebody brings,
-and fails when the first container starts."""
+"""Schemes of connections, each in mutual TLS. FLARE takes any other word for a custom driver, and fails when
+the first container starts."""
 
 CUSTOM_CODE = "custom_code"
-"""The key of a server or site that says whether jobs may bring code there."""
+"""The key of a server or site for accepting jobs that bring code."""
 
 SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
-"""How strictly a server or site confines processes that run an app's code (`bridge/job/settings.py`)."""
+"""The key, and how strictly a server or site confines app code (`bridge/job/settings.py`)."""
 
 EGRESS, EGRESSES = "egress", ("server", "any")
-"""Where an app may connect to from a server or site."""
+"""The key, and where an app may connect to from a server or site."""
 
 ELSEWHERE = "elsewhere"
-"""The key of a site, relay or admin that says whether its container runs on another machine."""
+"""The key of a site, relay or admin for running its container on another machine."""
 
 ALLOWED_APPS = "allowed_apps"
 """The key of a site that lists the hashes of the deployed apps that it runs."""
@@ -53,19 +53,19 @@ ALLOWED_APPS = "allowed_apps"
 LIMITS = "limits"
 """The key of a server or site for how much a job may write there."""
 SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
-"""What it may hold: sizes such as 20GB, and numbers."""
+"""The keys below `limits`: sizes such as 20GB, and numbers."""
 
 POLICY_KEYS = (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, *site_settings.KEYS)
-"""Our own keys of a participant."""
+"""Flowerbed's keys of a participant."""
 
 REVOKED = "revoked"
-"""The key of the project that names sites and people who are to stay out."""
+"""The key of the project that names excluded sites and people."""
 
 OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
-"""By these everybody reaches what runs beside it."""
+"""Names that lead each machine to itself."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that are no participant's (`compose/`)."""
+"""Containers of the federation that belong to no participant (`compose/`)."""
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def who(self) -> str:
-        """How messages call it."""
+        """Return the entry's name in messages."""
         return f"{_WORDS[self.type]} '{self.name}'"
 
 
@@ -112,7 +112,7 @@ def problems_in_file(content: Any) -> list[str]:
 
 
 def problems_in_project(project: Any) -> list[str]:
-    """The same for a `nvflare.lighter.entity.Project`, as a builder gets it."""
+    """Return what is wrong with a `nvflare.lighter.entity.Project`, as a builder gets it."""
     entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
     return problems(project.name, entries, project.props.get("builders"), project.props.get(REVOKED))
 
@@ -176,14 +176,15 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
-    """Keys that look like one of ours, so that a misspelt policy is not silent. Others may be a builder's."""
+    """Report keys that resemble one of ours, so that a misspelt policy is noticed. Others may be a
+    builder's."""
     for key in keys:
         if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
             yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"
 
 
 def _policy(entry: Entry) -> Iterator[str]:
-    """What a server or site decides for itself, and where it runs."""
+    """Check the policy of a server or site, and where it runs."""
     yield from _misspelt(entry.who, entry.properties, POLICY_KEYS)
     if ELSEWHERE in entry.properties and entry.type == "server":
         yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
@@ -196,7 +197,7 @@ def _policy(entry: Entry) -> Iterator[str]:
     for key, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
         value = entry.properties.get(key, choices[0])
         if key == SANDBOX and value is False:
-            continue  # YAML reads a bare `off` so.
+            continue  # YAML reads a bare `off` like this.
         if value not in choices:
             yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {kind_of(value)}."
     yield from _allowed_apps(entry)
@@ -288,8 +289,10 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
-    """By a name under which the server or a relay is dialled nobody else may be called: a certificate for
-    that name is what it is known by, so that the other one could pose as it."""
+    """Refuse a participant that has a dialled name of the server or a relay.
+
+    A certificate for that name identifies the listener, so its other holder could pose as the listener.
+    """
     server = next((entry.name for entry in entries if entry.type == "server"), "")
     holders = {entry.name.lower(): entry.name for entry in entries}
     for entry in entries:
@@ -303,7 +306,7 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _hosts(entry: Entry, server: str) -> Iterator[tuple[str, str, str]]:
-    """The names in its properties under which somebody is dialled: the key, the name, and who is."""
+    """Yield each dialled name in an entry's properties: its key, the name, and its listener."""
     listening = entry.properties.get("listening_host")
     for source in (entry.properties, listening if isinstance(listening, dict) else {}):
         for key in ("default_host", "host_names"):

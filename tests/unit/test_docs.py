@@ -92,6 +92,6 @@ def test_files_that_pages_name_exist() -> None:
         )
     }
     assert not sorted(pair for pair in named if not (ROOT / pair[1]).is_file())
-    walks = (ROOT / "docs" / "architecture" / "walks.md").read_text()
+    walks = (ROOT / "docs" / "architecture" / "what-does-a-request-pass.md").read_text()
     files = re.findall(r"`((?:site|server|relay|job)/\w+\.py)", walks)
     assert len(files) > 8 and all((ROOT / "bridge" / name).is_file() for name in files)
