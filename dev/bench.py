@@ -39,7 +39,7 @@ PERFORMANCE = core.ROOT / "docs" / "performance"
 ELSEWHERE = core.ROOT / "results" / "bench"
 FILE, RELAY_FILE = "bench.json", "relay.json"
 RELAY_RUNS = 10
-"""Turns of `bench relay`, each of some seconds for each scheme."""
+"""Turns of `bench relay`. Each takes some seconds for each scheme."""
 
 PARTS = (*report.APPS, report.GROWTH)
 QUICK = ("nothing", "quickstart")
@@ -110,11 +110,11 @@ def run(
     if what and (apps or setups or quick):
         raise core.UsageError("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
     test.install()
-    # So that everything is ended and removed, whoever ends this.
+    # End and remove everything, even when a signal ends this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if what:
         return _relay(runs, output)
-    # Here, since it imports what `install` has put there.
+    # Imported here, since it needs the packages of `install`.
     from dev.benchmarks import comparison, picture
 
     parts = chosen_apps or (QUICK if quick else PARTS)
@@ -131,7 +131,7 @@ def run(
 
 
 def _relay(runs: int, output: Path | None) -> dict[str, Any]:
-    """Measure single messages, and write that down."""
+    """Measure single messages, and write the report."""
     from dev.benchmarks import comparison, relay
 
     outcome = {
@@ -152,7 +152,7 @@ def _command() -> str:
 
 
 def _write(outcome: dict[str, Any], folder: Path, picture: ModuleType) -> None:
-    """Put the figures beside those that an earlier run has left there, and draw them all."""
+    """Put the figures beside those of an earlier run, and draw them all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
     content = report.merged(json.loads(file.read_text()), outcome) if file.is_file() else outcome

@@ -42,21 +42,21 @@ from scripts.build import TAG
 from scripts.json_object import JsonObject
 
 PROJECT = "flowerbedcompare"
-"""Of the federation that is made for it."""
+"""The name of the federation made for the comparison."""
 
 PLAIN = Path(__file__).with_name("plain_flower.py")
-"""What runs plain Flower in a container: no image has it."""
+"""The program that runs plain Flower in a container. No image has it."""
 
 LOCK = core.HOUSE / "compare.lock"
 
 MOST_SITES = 9
-"""With ten, site-10 would come before site-2 in the sites' order, and its part of the data with it."""
+"""Most sites. With ten, site-10 would come before site-2 in the sites' order, with its part of the data."""
 
 SEED_KEY, DATA_KEY = "seed", "data-dir"
-"""Keys of a run config by which an app takes its seed and a folder with data, if it does."""
+"""Keys of a run config for an app's seed and its folder with data, if it has them."""
 
 BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
-"""Seconds, of which each takes a small part: only so that nothing hangs for ever."""
+"""Seconds. Each step takes a small part of its limit, which only keeps it from hanging."""
 
 Events = list[dict[str, Any]]
 
@@ -147,7 +147,7 @@ def run(
 def _both(
     app: apps.App, folder: Path | None, sites: Sequence[str], config: Sequence[str], seed: int
 ) -> tuple[Events, Events, Events | None]:
-    """Run the app in plain Flower, in a federation, and if these differ in plain Flower again."""
+    """Run the app in plain Flower, in a federation, and if these differ, in plain Flower again."""
     _prepare()
     reads = DATA_KEY in app.config
     made = app_builds.make([app.folder], app_builds.Choice())[0]
@@ -187,7 +187,7 @@ def _prepare() -> None:
 
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
-    """A federation of its own with these sites, its images built and nothing started."""
+    """Make a separate federation with these sites. Its images are built, and nothing is started."""
     core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
     if divide:
         data.fetch()
@@ -198,7 +198,7 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
     if divide:
         data.prepare(sites, data=federation.root / "data", originals=data.fetch)
     for site in provision.site_names() + more:
-        # Compose mounts each of them, also where an app needs no data.
+        # Compose mounts each of them, even if the app needs no data.
         if folder is None:
             (federation.root / "data" / site).mkdir(parents=True, exist_ok=True)
     federation.must("build", timeout=BUILD_WITHIN)
@@ -208,7 +208,7 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
 def _plain(
     federation: ScratchFederation, app: apps.App, made: Mapping[str, Any], spec: dict[str, Any]
 ) -> Events:
-    """Run the app in plain Flower, in the environment that was made for it; returns the events."""
+    """Run the app in plain Flower, in the environment made for it, and return the events."""
     environment = app_environment.ROOT / made["name"]
     libraries = ":".join(str(environment / app_environment.SYSTEM / path) for path in made["libraries"])
     python = environment / app_environment.VENV / "bin" / "python"
@@ -256,7 +256,7 @@ def _watch(stream: IO[bytes], lines: list[str]) -> None:
 def _federated(
     federation: ScratchFederation, app: apps.App, config: Sequence[str], sites: Sequence[str], seed: int
 ) -> Events:
-    """Run the app through the federation; returns the events."""
+    """Run the app through the federation, and return the events."""
     federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
     try:
         words = ["submit", str(app.folder.resolve()), "--build", "--wait", "--sites", ",".join(sites)]
@@ -287,8 +287,8 @@ def _report(
     federated: Events,
     again: Events | None,
 ) -> dict[str, Any]:
-    """Write the report, the records and the picture; returns the report."""
-    # Here, not above: it takes a second.
+    """Write the report, the records and the picture, and return the report."""
+    # Imported here, since it takes a second.
     from dev import compare_picture
 
     one, other = differences.rounds(plain), differences.rounds(federated)

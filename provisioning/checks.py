@@ -1,8 +1,8 @@
-"""What project.yml must hold for containers, beyond what FLARE itself asks for; every error found at once.
+"""Check project.yml for what containers need beyond FLARE's own rules, and report every error at once.
 
-FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all; for
-the others its message names a regular expression. The same rules serve `flowerbed provision`, on the file,
-and the builders under a bare `nvflare provision`, on the project that FLARE made of it.
+FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all. For
+others its message names a regular expression. `flowerbed provision` applies these rules to the file. Under a
+bare `nvflare provision`, the builders apply them to the project that FLARE made of it.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ BUILDERS = (
     STATIC_FILES,
     "provisioning.certificates.CertificateBuilder",
 )
-"""What `builders:` must name, in this order; others may stand between."""
+"""The builders that `builders:` must name, in this order. Others may come between."""
 
 OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
-"""By these everybody reaches what runs beside it."""
+"""Names that lead each machine to itself."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that are no participant's (`compose/`)."""
+"""Containers of the federation that belong to no participant (`compose/`)."""
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
@@ -85,7 +85,7 @@ class Entry:
 
     @property
     def who(self) -> str:
-        """How messages call it."""
+        """Return the entry's name in messages."""
         return f"{_WORDS[self.type]} '{self.name}'"
 
 
@@ -105,7 +105,7 @@ def problems_in_file(content: Any) -> list[str]:
 
 
 def problems_in_project(project: Any) -> list[str]:
-    """The same for a `nvflare.lighter.entity.Project`, as a builder gets it."""
+    """Return what is wrong with a `nvflare.lighter.entity.Project`, as a builder gets it."""
     entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
     return problems(project.name, entries, project.props.get("builders"), project.props.get(REVOKED))
 
@@ -169,17 +169,18 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
-    """Keys that look like one of ours, so that a misspelt policy is not silent. Others may be a builder's."""
+    """Report keys that resemble one of ours, so that a misspelt policy is noticed. Others may be a
+    builder's."""
     for key in keys:
         if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
             yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"
 
 
 def _policy(entry: Entry) -> Iterator[str]:
-    """What a server or site decides for itself, and where it runs."""
+    """Check the policy of a server or site, and where it runs."""
     yield from _misspelt(entry.who, entry.properties, tuple(OURS))
     for key in (OURS[name] for name in entry.properties if name in OURS):
-        # What only a site gives to apps is looked at below.
+        # Keys that only a site gives to apps are checked below.
         if entry.type not in key.of and not (entry.type == SERVER and key.name in site_settings.OF_SITES):
             yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}; leave it out."
     yield from _switch(entry, ELSEWHERE)
@@ -189,7 +190,7 @@ def _policy(entry: Entry) -> Iterator[str]:
     for name, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
         value = entry.properties.get(name, choices[0])
         if name == SANDBOX and value is False:
-            continue  # YAML reads a bare `off` so.
+            continue  # YAML reads a bare `off` like this.
         if value not in choices:
             yield f"{entry.who}: expected {name} to be {', '.join(choices)}; found {kind_of(value)}."
     yield from _allowed_apps(entry)
@@ -278,8 +279,10 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
-    """By a name under which the server or a relay is dialled nobody else may be called: a certificate for
-    that name is what it is known by, so that the other one could pose as it."""
+    """Refuse a participant that has a dialled name of the server or a relay.
+
+    A certificate for that name identifies the listener, so its other holder could pose as the listener.
+    """
     server = next((entry.name for entry in entries if entry.type == "server"), "")
     holders = {entry.name.lower(): entry.name for entry in entries}
     for entry in entries:
@@ -293,7 +296,7 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _hosts(entry: Entry, server: str) -> Iterator[tuple[str, str, str]]:
-    """The names in its properties under which somebody is dialled: the key, the name, and who is."""
+    """Yield each dialled name in an entry's properties: its key, the name, and its listener."""
     listening = entry.properties.get("listening_host")
     for source in (entry.properties, listening if isinstance(listening, dict) else {}):
         for key in ("default_host", "host_names"):

@@ -51,7 +51,7 @@ PROJECT = (
         REVOKED,
         "a list of names",
         "Sites, relays and people that [stay "
-        "out](../how-to/your-own-sites.md#a-site-or-a-person-that-leaves). A name cannot be here and among "
+        "out](../how-to/remove-a-site.md). A name cannot be here and among "
         "the participants. Provisioning writes the names to `workspace/PROJECT/policy/revoked.json`, which "
         "the server and relays read again when it changes. While that file cannot be read, they accept no "
         "new connection.",
@@ -94,14 +94,14 @@ PARTICIPANT = (
         CUSTOM_CODE,
         "true or false",
         "With `false`, [jobs that bring "
-        "code](../how-to/pre-deployed-apps.md#a-site-that-takes-no-custom-code) are refused here.",
+        "code](../how-to/pre-deployed-apps.md#forbid-custom-code-at-a-site) are refused here.",
         default="true",
         of=(SERVER, SITE),
     ),
     Key(
         SANDBOX,
         "`best-effort`, `required` or `off`",
-        "How apps are [confined](../architecture/sandbox.md#the-sandbox). `best-effort` confines as far as "
+        "How apps are [confined](../architecture/what-may-an-app-do.md). `best-effort` confines as far as "
         "the kernel can, and `off` not at all. `required` refuses a job where the kernel cannot confine "
         "files (Linux 5.13), TCP ports (6.7), signals (6.12) and system calls (seccomp).",
         default="best-effort",
@@ -125,7 +125,7 @@ PARTICIPANT = (
     Key(
         ALLOWED_APPS,
         "a list of SHA-256 hashes",
-        "The [deployed apps](../how-to/pre-deployed-apps.md#a-site-that-lists-the-apps-it-runs) that the "
+        "The [deployed apps](../how-to/pre-deployed-apps.md#list-the-apps-that-a-site-runs) that the "
         "site runs, by the hashes that `./flowerbed hash` prints.",
         default="all",
         of=(SITE,),
@@ -148,7 +148,7 @@ PARTICIPANT = (
         ELSEWHERE,
         "true or false",
         "With `true` the container runs [on another "
-        "machine](../how-to/your-own-sites.md#sites-on-other-machines), so `up` does not start it here.",
+        "machine](../how-to/site-elsewhere.md), so `up` does not start it here.",
         default="false",
         of=(SITE, RELAY, ADMIN),
     ),
@@ -166,7 +166,7 @@ LIMIT = (
         "job_files",
         "a size",
         "All files of one running job here. At the server they include [what its app "
-        "keeps](../how-to/your-own-app.md#what-outlives-a-job). A job that has more ends with the reason. "
+        "keeps](../how-to/keep-files.md). A job that has more ends with the reason. "
         "At a site its part of the job ends. The files are counted every 5 s, each file or folder as 4 KB "
         "at least.",
         default="20GB",
@@ -199,7 +199,7 @@ BUILDER = (
         "scheme",
         "`grpc`, `tcp` or `http`",
         "`StaticFileBuilder`: what all connections speak, each in mutual TLS. "
-        "[Why tcp](../performance.md#one-message-through-the-relay).",
+        "[Why tcp](../performance/2026-11.md#one-message-through-the-relay).",
         default="http, FLARE's own. The file that comes with Flowerbed says tcp",
     ),
     Key(

@@ -14,7 +14,7 @@ from scripts.options import As, Job
 from scripts.wait import SHORT
 
 WITHIN = 60.0
-"""Seconds for the job to end on all sites; seen: 3 to 10."""
+"""Seconds for the job to end on all sites. It takes 3 to 10."""
 
 
 JSON = JsonObject(

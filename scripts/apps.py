@@ -72,11 +72,12 @@ def _remove(made: AppEnvironment) -> dict[str, Any]:
 
 
 def _see_unused(names: set[str]) -> None:
-    """Refuse to remove what a job has that runs or waits. A federation that is down has none that runs."""
+    """Refuse to remove an environment of a running or waiting job. A stopped federation has no running
+    job."""
     if not unfinished.is_up():
         return
     try:
-        # One that names none, since Flowerbed did not submit it, may have any.
+        # A job without an environment's name, which Flowerbed did not submit, may use any.
         using = [job for job in unfinished.jobs() if job.get("environment") in {*names, "", None}]
     except core.Failure as failure:
         raise core.Failure(

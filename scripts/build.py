@@ -41,10 +41,10 @@ from scripts import (
 from scripts.json_object import JsonObject, below
 
 EXTRA_ARGUMENT = "Before each app stands --app: build --app APP --app APP."
-"""What is said of one, such as the second app of `--app apps/*`."""
+"""The message for an extra argument, such as the second app of `--app apps/*`."""
 
 TAG = "dev"
-"""Of every image; a built image replaces the one before."""
+"""The tag of every image. A new image replaces the one before."""
 
 
 Apps = Annotated[
@@ -161,7 +161,7 @@ def run(
 
 
 def _fetch(*, mlflow: bool, renew: bool) -> str:
-    """Get the base image and all wheels; returns how the base came."""
+    """Get the base image and all wheels, and return how the base was obtained."""
     base = base_image.ensure(renew=renew)
     architecture = engine.ask().architecture
     wheelhouse.prepare()

@@ -17,12 +17,12 @@ from scripts import compose, console, core, engine, ownership, progress, unfinis
 from scripts.json_object import JsonObject
 
 TIMEOUT = 120.0
-"""Seconds; each container has 10 s to end, and they end side by side."""
+"""Seconds. Each container has 10 s to end, and they end side by side."""
 
 END_WITHIN = 10.0
-"""Seconds for all jobs to end as aborted before the containers are stopped; seen: 3 to 5."""
+"""Seconds for all jobs to end as aborted before the containers are stopped. It takes 3 to 5."""
 STOP_WITHIN = 5
-"""Seconds for a container to end by itself when its jobs were ended before."""
+"""Seconds for a container to end after its jobs were ended."""
 
 
 JSON = JsonObject(
@@ -93,7 +93,7 @@ def _ask() -> None:
 
 
 def _end_jobs(*, force: bool) -> list[str]:
-    """End the jobs that run, or refuse to; returns their ids."""
+    """End the running jobs, or refuse to. Return their IDs."""
     try:
         service = console.service(None)
         answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")

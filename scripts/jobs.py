@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NARROW = 110
-"""Columns of a terminal below which ids are cut to `SHORT_ID` letters, which is enough for JOB. Who has
-submitted, in which second, and what the job takes in the server's store, is left out."""
+"""Columns of a terminal below which IDs are cut to `SHORT_ID` letters, which JOB accepts. The table then
+leaves out the submitter, the seconds of times, and a job's size in the server's store."""
 WIDE = 140
-"""Columns from which who has submitted has room too."""
+"""Columns from which the submitter has room too."""
 
 SHORT_ID = 8
 
 SHORT_REASON = 20
-"""Letters of a reason that has room in a terminal's table."""
+"""Letters of a reason that fit into a terminal's table."""
 
 COLUMNS = {
     "JOB": "job_id",
@@ -82,7 +82,7 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
 
 
 def newest_first(service: str) -> list[dict[str, Any]]:
-    """All jobs."""
+    """Return all jobs, the newest first."""
     jobs = list(console.ask(service, "list")["jobs"])
     return sorted(jobs, key=lambda job: float(job.get("submit_time") or 0), reverse=True)
 
@@ -93,7 +93,7 @@ def _look(service: str) -> terminal.Seen:
 
 
 def parts(jobs: list[dict[str, Any]]) -> list[RenderableType]:
-    """The jobs for a person, one a line; at a terminal longer reasons stand below them."""
+    """Return the jobs for a person, one a line. At a terminal, longer reasons follow below the table."""
     jobs = [{**job, "reason": job.get("reason") or _refusals(job) or job.get("waits", "")} for job in jobs]
     below = terminal.console().is_terminal and any(len(job["reason"]) > SHORT_REASON for job in jobs)
     if not below:

@@ -23,16 +23,16 @@ from scripts.json_object import JsonObject
 from scripts.options import As
 
 FOLDER = "here"
-"""Below workspace/PROJECT, beside the prod_NN."""
+"""A folder below workspace/PROJECT, beside the prod_NN."""
 
 CONFIG = "startup/fed_admin.json"
-"""What names the server."""
+"""The file that names the server."""
 
 ANY_TAG = "none"
-"""Stands for the images' tag: a kit needs none."""
+"""A value for the images' tag: a kit needs none."""
 
 EVERYWHERE = ("0.0.0.0", "127.0.0.1", "::", "::1")
-"""Addresses on which a port is bound that localhost reaches."""
+"""Published addresses that localhost reaches."""
 
 
 JSON = JsonObject(
@@ -77,7 +77,7 @@ def _server() -> str:
 
 
 def _published(ports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the server is reached from here. With an engine elsewhere, by the name that the kits have."""
+    """Return the server's address from here. For an engine elsewhere, keep the kits' name for the server."""
     address, port = ports[0].get("host_ip") or EVERYWHERE[0], int(ports[0]["published"])
     if engine.is_remote():
         return {"port": port}

@@ -55,7 +55,7 @@ def run(
     app = apps.read(APP)
     sites = provision.site_names()
     given = {"run_config": [f"min-available-clients={len(sites)}"], "rounds": rounds}
-    request = submit.job_request(app, given)  # What is wrong with it is said before minutes of work.
+    request = submit.job_request(app, given)  # Reports the user's mistakes before minutes of work.
     steps: dict[str, float] = {}
 
     def step(title: str, work: Callable[[], Any]) -> Any:

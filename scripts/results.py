@@ -32,7 +32,7 @@ from scripts.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, su
 RESULTS, SUMMARY = ROOT / "results", "summary.json"
 
 LIMIT = settings.RESULTS_LIMIT
-"""The setting that bounds what results/ may hold."""
+"""The setting that limits the size of results/."""
 
 LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
@@ -55,7 +55,7 @@ def run(job: Job, identity: As = None) -> dict[str, Any]:
 
 
 def fetched_before(job: str) -> dict[str, Any]:
-    """What `collect` has returned of a job that is no longer at the server; `job` is its id's beginning.
+    """Return an earlier result of `collect` for a job that has left the server. `job` begins its ID.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -88,10 +88,10 @@ def fetched_before(job: str) -> dict[str, Any]:
 
 
 def collect(service: str, job: str) -> dict[str, Any]:
-    """Write results/JOB anew; returns the summary with the folder's path under `folder`.
+    """Replace results/JOB, and return the summary with the folder's path under `folder`.
 
     Raises:
-        Failure, UsageError: the job is unknown or has not ended, or what came is no result.
+        Failure, UsageError: the job is unknown or has not ended, or the answer is not a result.
     """
     folder = RESULTS / console.an_id(job)
     room = limit() - used(without=folder)
@@ -104,10 +104,10 @@ def collect(service: str, job: str) -> dict[str, Any]:
 
 
 def limit() -> int:
-    """Bytes that results/ may hold.
+    """Return the bytes that results/ may hold.
 
     Raises:
-        UsageError: the setting is no size.
+        UsageError: the setting is not a size.
     """
     said = settings.read(LIMIT)
     found = size(int(said) if said.isdigit() else said)
@@ -117,7 +117,7 @@ def limit() -> int:
 
 
 def used(without: Path | None = None) -> int:
-    """Bytes on disk of all results, but for those of one job."""
+    """Return the bytes on disk of all results, except for those of one job."""
     return sum(
         path.lstat().st_blocks * 512
         for path in RESULTS.rglob("*")
@@ -134,7 +134,7 @@ def _full(job: str) -> Failure:
 
 
 def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None) -> dict[str, Any]:
-    """Lay out the console's tar as a folder of results, of at most `room` bytes; returns the summary."""
+    """Unpack the console's tar as a folder of results, of at most `room` bytes, and return the summary."""
     (folder / "logs").mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
         try:
@@ -165,7 +165,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
 
 
 def draw(summary: dict[str, Any], picture: Path) -> None:
-    """Draw the curves. Whatever the metrics are, the results are delivered."""
+    """Draw the curves. A failure to draw never keeps the results from the user."""
     try:
         curves.draw(summary, picture)
     except Exception as error:
@@ -175,7 +175,7 @@ def draw(summary: dict[str, Any], picture: Path) -> None:
 
 
 def tell(outcome: dict[str, Any]) -> None:
-    """Say what the results are and where."""
+    """Describe the results and their folder."""
     folder = Path(outcome["folder"])
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
@@ -191,7 +191,7 @@ def tell(outcome: dict[str, Any]) -> None:
         lines = outcome["reason"].splitlines()
         for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
             say(f"  {one_line(line, TEXT_LIMIT)}")
-    # As the user's own programs find it, in whichever folder they are.
+    # Relative to the user's current folder.
     here = Path.cwd()
     say(f"  in {folder.relative_to(here) if folder.is_relative_to(here) else folder}:")
     for name, what in (
@@ -207,7 +207,7 @@ def tell(outcome: dict[str, Any]) -> None:
 
 
 def _last_round(rounds: list[dict[str, Any]]) -> str:
-    """The last round that has numbers; where none has, how far the last one came."""
+    """Describe the last round that has numbers, or how far the last one came if none has."""
     last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
     failed = [name for name, parts in last["sites"].items() if any(map(is_error, parts.values()))]
     round_ = _place(last) + ("" if last is rounds[-1] else " (last complete)")

@@ -52,7 +52,7 @@ YOURS = (
     Setting(
         "FLOWERBED_ENVIRONMENTS",
         "./.flowerbed/environments",
-        "The folder with the [environments of apps](../how-to/your-own-app.md#packages), as server and sites "
+        "The folder with the [environments of apps](../how-to/app-packages.md), as server and sites "
         "see it. `./flowerbed build --app` always writes to `.flowerbed/environments`.",
     ),
     Setting(
@@ -122,7 +122,7 @@ ENVIRONMENT = (
         "FLOWERBED_BUILD_PASSWORDS",
         "",
         "If it is not empty, packages without wheels get the passwords of indexes and proxies. They "
-        "[run code while they are built](../security.md#the-packages-of-apps).",
+        "[run code while they are built](../security/build.md).",
         "none",
     ),
     Setting(
@@ -137,7 +137,7 @@ ENVIRONMENT = (
     Setting(
         "UV_INDEX, UV_DEFAULT_INDEX, UV_FIND_LINKS, ...",
         "",
-        "uv's own, for [apps' packages](../how-to/your-own-app.md#where-packages-come-from).",
+        "uv's own, for [apps' packages](../how-to/app-packages.md#where-packages-come-from).",
         "those of pip",
     ),
 )

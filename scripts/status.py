@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ENDED = ("FINISHED",)
-"""What the status of a job that no longer runs begins with."""
+"""First words in the status of a job that has ended."""
 
 
 JSON = JsonObject(
@@ -56,7 +56,8 @@ def run(watch: Watch = False) -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """Gather what can be known. Never fails because something is down; `JSON` has the keys."""
+    """Return the federation's state as far as it can be known, with the keys of `JSON`. Never fail because
+    something is down."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
     outcome["behind"] = ""
     if not compose.is_provisioned():
@@ -105,13 +106,13 @@ def _ask_server() -> dict[str, Any]:
 
 
 def parts(outcome: dict[str, Any]) -> list[RenderableType]:
-    """The tables: who is there, and what runs."""
+    """Return the tables of participants and running jobs."""
     seen = {service_name(site["name"]): site for site in outcome["sites"]}
     rows = [
         [c["service"], c["state"], c["health"], _heard(seen.pop(c["service"], None))]
         for c in outcome["containers"]
     ]
-    # Sites on other machines, and those that were taken out of project.yml.
+    # Sites on other machines, and those that have left project.yml.
     rows += [[name, "-", "-", _heard(site)] for name, site in seen.items()]
     found: list[RenderableType] = []
     if rows:
@@ -130,14 +131,14 @@ def _heard(site: Mapping[str, Any] | None) -> str:
 
 
 def _remarks(outcome: dict[str, Any]) -> list[str]:
-    """What is said below the tables."""
+    """Return the remarks below the tables."""
     why = str(outcome["why"]) or ("" if outcome["jobs"] else "No jobs are running.")
     return [line for line in (outcome.get("changed", ""), outcome.get("behind", ""), why) if line]
 
 
 def _look() -> terminal.Seen:
     outcome = status()
-    # Not what changes without an event: seconds, and how long a job has taken.
+    # Leave out values that change without an event: seconds, and a job's duration.
     facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
     facts["jobs"] = [(job["job_id"], job["status"]) for job in outcome["jobs"]]
     return facts, [*parts(outcome), *map(terminal.cell, _remarks(outcome))]

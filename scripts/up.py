@@ -40,23 +40,23 @@ from scripts import (
 from scripts.json_object import JsonObject
 
 WAIT_TIMEOUT = 120
-"""Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
+"""Seconds for all to be healthy. It takes 13. A health check gives up after 75."""
 
 COMPOSE_WITHIN = 600.0
-"""Seconds for Compose to end by itself; it waits no longer than `WAIT_TIMEOUT` for health."""
+"""Seconds for Compose to end. It waits no longer than `WAIT_TIMEOUT` for health."""
 
 RECOVERED_WITHIN = 30.0
-"""Seconds for a container that is not healthy to become so: a site finds a restarted server in half of it."""
+"""Seconds for an unhealthy container to recover: a site finds a restarted server in half of that."""
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the containers' health."""
+"""Seconds between two checks of the containers' health."""
 
 STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|Error)\b")
-"""A line of Compose's plain progress that says something worth telling."""
+"""A line of Compose's plain progress that is worth showing."""
 
 
 class Tracking(StrEnum):
-    """What shows the jobs' curves: Compose services and profiles of these names, with ports of their own."""
+    """Tools that show the jobs' curves: Compose services and profiles of these names, each with a port."""
 
     TENSORBOARD = "tensorboard"
     MLFLOW = "mlflow"
@@ -99,7 +99,7 @@ def run(
             in one that is to be made anew, and `force` is not set.
     """
     start = time.monotonic()
-    # The engine first: `sudo ./flowerbed up` is what a user without one is told.
+    # The engine first: users without one are told to run `sudo ./flowerbed up`.
     found = engine.ensure()
     if not compose.is_provisioned():
         if found["was"] == engine.RUNNING:
@@ -107,7 +107,7 @@ def run(
         core.say(f"The Docker engine {found['engine']} runs now. Next: ./flowerbed quickstart")
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
     _check_address()
-    # One that runs goes on running.
+    # A running tool stays up.
     there = compose.containers()
     shown_by = sorted({*(tracking or ()), *{c["Service"] for c in there}.intersection(TRACKING)})
     config = compose.config(profiles=shown_by)
@@ -134,7 +134,7 @@ def run(
 
 
 def _check_address() -> None:
-    """Compose's own error for such an address speaks of a port."""
+    """Check the address here, since Compose's error for a bad one speaks of a port."""
     address = settings.read(settings.BIND)
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise core.Failure(
@@ -155,7 +155,7 @@ def _check_images(config: dict[str, Any]) -> None:
 
 
 def _check_folders(config: dict[str, Any]) -> None:
-    """Docker's own error names neither the site nor the verb."""
+    """Check the folders here, since Docker's error names neither the site nor the verb."""
     for name, service in config["services"].items():
         for volume in service.get("volumes", []):
             if volume["type"] != "bind" or engine.is_remote() or Path(volume["source"]).is_dir():
@@ -167,7 +167,7 @@ def _check_folders(config: dict[str, Any]) -> None:
 
 
 def _check_data(config: dict[str, Any], running: dict[str, str]) -> None:
-    """Before a job does, try to read the sites' data as the containers' user."""
+    """Try to read the sites' data as the containers' user, before a job does."""
     try:
         looks = [look for look in site_checks.read_data(config, running) if look.closed]
     except core.Failure as failure:
@@ -192,7 +192,7 @@ def _check_ports(config: dict[str, Any]) -> None:
 
 
 def _check_jobs(late: Sequence[str], *, force: bool) -> None:
-    """Refuse to make containers anew in the middle of a job that has them."""
+    """Refuse to recreate containers that a running job uses."""
     try:
         hit = unfinished.hit_by(late)
     except core.Failure as failure:
@@ -215,22 +215,22 @@ def _check_jobs(late: Sequence[str], *, force: bool) -> None:
 
 
 def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """The published ports: each with its service and address."""
+    """Yield the published ports, each with its service and address."""
     for name, service in config["services"].items():
         for port in service.get("ports", []):
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
 def port_key(service: str) -> str:
-    """The setting for a service's published port."""
+    """Return the setting for a service's published port."""
     return f"FLOWERBED_{service.upper()}_PORT" if service in TRACKING else "FLOWERBED_PORT"
 
 
 def is_free(address: str, port: int) -> bool:
-    """Whether a program could listen there now."""
+    """Return whether a program could listen there now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Connections that have ended a moment ago do not count, as they do not for the engine.
+        # Recently closed connections do not count, as they do not for the engine.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -241,7 +241,7 @@ def is_free(address: str, port: int) -> bool:
 
 
 def _start(project: str, start: float, profiles: Sequence[str], containers: int) -> None:
-    """Run Compose, and tell each container's steps as they come."""
+    """Run Compose, and show each container's steps as they come."""
     words = [*compose.with_profiles(profiles), "--progress", "plain", "up", "--detach", "--remove-orphans"]
     words += ["--wait", "--wait-timeout", str(WAIT_TIMEOUT)]
     told: set[str] = set()
@@ -250,7 +250,7 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
 
         def tell(line: str) -> None:
             step = STEP.match(line)
-            # A server is waited for by every site, and would be told as often.
+            # Every site waits for the server, and each would report it.
             if step and step.group() not in told:
                 told.add(step.group())
                 service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
@@ -264,8 +264,11 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
 
 
 def _healthy_yet(deadline: float) -> bool:
-    """Whether all becomes healthy by then. Compose gives up at once where a container is not, such as a site
-    whose server was restarted a moment ago."""
+    """Return whether all containers become healthy by the deadline.
+
+    Compose gives up at once on an unhealthy container, such as a site after a restart of its server a moment
+    ago.
+    """
     while time.monotonic() < deadline:
         states = [(c["State"], c.get("Health")) for c in compose.containers()]
         if not states or any(state != "running" for state, _ in states):
@@ -277,7 +280,7 @@ def _healthy_yet(deadline: float) -> bool:
 
 
 def _explain(said: str) -> None:
-    """Fail with what the first container that is not well has to say."""
+    """Fail with the error of the first container that is not well."""
     if compose.NO_GPU in said:
         compose.explain("docker compose up", said)
     for container in compose.containers():

@@ -1,8 +1,8 @@
-"""What a site, or the server, gives to apps: the keys, and what may stand there.
+"""Define the settings of a site, or of the server, for apps: their keys and values.
 
-The same keys stand in `project.yml` and in the file that only the site has (`provisioning/site_files.py`).
-`site_service.py` says what Compose is told for them. Whether a folder, a group or a driver is there is asked
-by `provisioning/here.py`. Only the standard library is imported.
+The same keys are in `project.yml` and in the file that only the site has (`provisioning/site_files.py`).
+`site_service.py` translates them for Compose. `provisioning/here.py` checks that a folder, a group or a
+driver exists. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
 
 NODE_CONFIG_VARIABLE = "FLOWERBED_NODE_CONFIG"
-"""The container's variable with the node config. The kit has what project.yml says, for whoever runs it
-without a container. What only the site's file says is in no kit."""
+"""The container's variable with the node config. The kit has project.yml's part, for use without a container.
+Values that only the site's file has are in no kit."""
 
 SHARE_LOGS_VARIABLE = "NVFLARE_ALLOW_LOG_STREAMING"
-"""FLARE's own, which counts where the kit's `resources.json` does not speak (nvflare 2.9.0
+"""FLARE's own variable, which counts if the kit's `resources.json` is silent (nvflare 2.9.0
 `fuel/utils/config_service.py`)."""
 
 RESERVED = ("FLOWERBED_", "FLWR_", "NVFLARE_", "PYTHON", "LD_")
-"""How names of variables begin by which FLARE, Flower, Python and the linker are told what to do."""
+"""Prefixes of variables that control FLARE, Flower, Python and the linker."""
 RESERVED_NAMES = ("PATH", "HOME", "TMPDIR", "BASH_ENV", "ENV")
 
 DATA_FOLDER = "/data"
-"""Where the data is in the container. Folders with names are below it."""
+"""The folder of the data in the container. Named folders are below it."""
 
 ALL_GPUS = "all"
 HOST_GATEWAY = "host-gateway"
@@ -59,13 +59,13 @@ class Folder:
 
     source: str
     target: str
-    """Where the container has it."""
+    """Its path in the container."""
     group: str | int | None = None
-    """Who may read it: a group of the machine, or its number."""
+    """The group that may read it: a group of the machine, or its number."""
 
 
 def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[str]:
-    """Return what is wrong with the values of our keys. Other keys do not count."""
+    """Return the errors in the values of our keys. Other keys do not count."""
     for key in (key for key in KEYS if key in settings):
         value = settings[key]
         if server and key in OF_SITES:
@@ -77,7 +77,7 @@ def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[s
 
 
 def node_config_problems(value: Any) -> Iterator[str]:
-    """What is wrong with a node config."""
+    """Return the errors in a node config."""
     if not isinstance(value, Mapping):
         yield f"expected {NODE_CONFIG} to have {EXPECTED[NODE_CONFIG]}; found {kind_of(value)}"
         return
@@ -95,14 +95,15 @@ def node_config_problems(value: Any) -> Iterator[str]:
 
 
 def kind_of(value: Any) -> str:
-    """A value for people."""
+    """Return a value's kind, for people."""
     if value is None or isinstance(value, str):
         return f"'{value[:200]}'" if value else "nothing"
     return f"{type(value).__name__} {value!r}"[:200]
 
 
 def size(value: Any) -> int | None:
-    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
+    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024), or None if it is not a
+    size."""
     if type(value) is int:
         return value if value > 0 else None
     text = value.strip() if isinstance(value, str) else ""
@@ -111,7 +112,7 @@ def size(value: Any) -> int | None:
 
 
 def folders(data: Any) -> list[Folder]:
-    """The folders that a value of `data` names, which has been checked."""
+    """Return the folders in a value of `data` that has been checked."""
     if data is None:
         return []
     if isinstance(data, str) or _is_one_folder(data):
@@ -120,7 +121,7 @@ def folders(data: Any) -> list[Folder]:
 
 
 def merged(project: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts at a site: what project.yml says, and over it what the site's own file says."""
+    """Return a site's effective settings: project.yml's, overridden by the site's own file."""
     result = {key: project[key] for key in KEYS if project.get(key) is not None}
     for key in (key for key in KEYS if own.get(key) is not None):
         result[key] = {**result.get(key, {}), **own[key]} if key in MERGED else own[key]
@@ -217,7 +218,7 @@ def _environment(key: str, value: Any) -> Iterator[str]:
 
 
 def variable_problem(name: Any) -> str:
-    """Why a site may not set a variable of this name; empty: it may."""
+    """Return why a site may not set a variable of this name, or "" if it may."""
     if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
         return f"expected a variable's name in letters, digits and _; found {kind_of(name)}"
     if name.startswith(RESERVED) or name in RESERVED_NAMES:

@@ -1,4 +1,4 @@
-"""A job's options have one definition, and all who show, take or hand them on follow it."""
+"""A job's options have one definition, which all displays, checks and uses follow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_bounds_of_the_grace_are_flowers() -> None:
         ({"client_shutdown_timeout": 11}, "client_shutdown_timeout 11: expected 0 to 10 seconds"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_what_can(given: dict[str, Any], said: str) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         JobOptions(**given).check()
 
@@ -67,7 +67,7 @@ def test_a_component_takes_its_own_options_alone() -> None:
 
 
 def test_a_component_takes_what_is_in_bounds() -> None:
-    """A job's file may hold anything: at the participants nobody but this looks at it."""
+    """A job's file may hold anything: at the participants only this checks it."""
     with pytest.raises(ValueError, match="sites_within 'x': expected a number"):
         job_options.given_to(job_options.SERVER, {"sites_within": "x"})
     assert all(o.at_most for o in job_options.options() if o.type is float), "each time has an end"
