@@ -84,9 +84,7 @@ JSON = JsonObject(
         "seed": "the seed",
         "complete": "false if the last run was interrupted",
         "written": "all sites that ever got a part",
-        "counts": "by site",
-        "counts{}.train": "`images`, their number, and `classes`, the number of each class",
-        "counts{}.test": "the same",
+        "counts": "by site: `train` and `test`, each with `images` and the number of each of the `classes`",
     }
 )
 
