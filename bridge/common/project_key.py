@@ -10,7 +10,7 @@ SERVER, SITE, RELAY, ADMIN = "server", "client", "relay", "admin"
 """FLARE's types of a participant."""
 
 Check = Callable[[str, Any], Iterator[str]]
-"""What is wrong with a value of the key with this name."""
+"""Yields the errors in a value of the key with this name."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Key:
         meaning: sentences in Markdown, for the page.
         default: the value where none is given, in Markdown.
         of: the types of participant that have it.
-        check: what finds a wrong value, if the table's user calls it.
-        merged: whether a site's own file adds to the value in project.yml. All others it replaces.
+        check: finds the errors in a value, if the table's user calls it.
+        merged: true if a site's own file adds to the value in project.yml. It replaces all other values.
     """
 
     name: str
