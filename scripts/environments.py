@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -317,13 +316,13 @@ def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_disk(resolved: Resolved) -> None:
-    needed = resolved.size * UNPACKED + SPARE
-    free = shutil.disk_usage(uv.ENVIRONMENTS).free
+    needed = (resolved.size * UNPACKED + SPARE) / 1e9
+    free = images.free_gb(uv.ENVIRONMENTS)
     if free < needed:
         raise core.Failure(
             f"The disk is too small for the environment of {resolved.app.name}: it needs about "
-            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps "
+            f"{needed:.1f} GB, and {free:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps "
             "shows which environments there are, and removes one.",
-            needed_gb=round(needed / 1e9, 1),
-            free_gb=round(images.free_gb(uv.ENVIRONMENTS), 1),
+            needed_gb=round(needed, 1),
+            free_gb=round(free, 1),
         )
