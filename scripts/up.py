@@ -196,7 +196,7 @@ def _check_jobs(late: Sequence[str], *, force: bool) -> None:
     try:
         hit = unfinished.hit_by(late)
     except core.Failure as failure:
-        core.say(f"The server could not be asked whether a job runs: {failure}")
+        core.say(f"Could not ask the server whether a job runs: {failure}")
         return
     if not hit:
         return

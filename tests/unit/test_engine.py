@@ -488,7 +488,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
-    assert "could not be asked whether a job runs: the server cannot be reached" in told
+    assert "Could not ask the server whether a job runs: the server cannot be reached" in told
 
 
 def test_up_makes_nothing_anew_in_the_middle_of_a_job(
