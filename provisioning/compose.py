@@ -17,7 +17,7 @@ from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import dotenv, networks, note, revocation, site_files
 from provisioning.checks import REVOKED, TOOLS
-from provisioning.names import service_name
+from provisioning.names import flwr_port, flwr_port_key, service_name
 from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,12 @@ FRAGMENTS = {
 
 PROFILE = "elsewhere"
 """The Compose profile of those that run on another machine. `up` here leaves them out."""
+
+FLWR_PORT = 9093
+"""The port in a console's container for Flower's command line, that of Flower's Control API."""
+
+ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
+"""The folder with the environments of apps, beside the Compose file at the root."""
 
 SETTINGS = "org.flowerbed.settings"
 """The label, after that with the participant's name, by which `up` sees that its settings have changed."""
@@ -188,6 +194,12 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         port = participant.get_prop("fed_learn_port", 8002)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
         return _given(service, participant, project)
+    if participant.type == ParticipantType.ADMIN:
+        port = f"${{{flwr_port_key(name)}:-{flwr_port(project.name, name)}}}"
+        service["ports"] = [f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:{port}:{FLWR_PORT}"]
+        if not networks.is_elsewhere(participant):
+            # Where the server is, a run whose app has no environment is refused at once.
+            service["volumes"].append(shown(ENVIRONMENTS, "/environments"))
     upstream = networks.upstream(participant, project)
     if networks.is_elsewhere(participant):
         service["profiles"] = [PROFILE]

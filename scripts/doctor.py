@@ -243,7 +243,8 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
         elif engine.is_remote() or up.is_free(address, number):
             yield Finding("port", "ok", f"{where} is free for the {name}")
         else:
-            mend = f"stop the program that has it (ss -ltnp), or write {up.port_key(name)}=another into .env"
+            key = up.port_key(config, name)
+            mend = f"stop the program that has it (ss -ltnp), or write {key}=another into .env"
             yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 

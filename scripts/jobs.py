@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bridge.common.run_ids import run_id
 from scripts import console, terminal
 from scripts.core import in_words, say
 from scripts.options import As, Watch, check_watch
@@ -57,7 +58,9 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
 
 def newest_first(service: str) -> list[dict[str, Any]]:
     """All jobs."""
-    jobs = list(console.ask(service, "list")["jobs"])
+    jobs = [
+        {**job, "run_id": str(run_id(str(job["job_id"])))} for job in console.ask(service, "list")["jobs"]
+    ]
     return sorted(jobs, key=lambda job: float(job.get("submit_time") or 0), reverse=True)
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
+from provisioning.names import flwr_port_key
 from scripts import compose, core, engine, images, leftovers, ownership, progress, provision, site_checks
 
 WAIT_TIMEOUT = 120
@@ -150,7 +151,7 @@ def _check_ports(config: dict[str, Any]) -> None:
         if name not in running and not engine.is_remote() and not is_free(address, number):
             raise core.Failure(
                 f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                f"which). Stop that, or write {port_key(name)}=another port into .env.",
+                f"which). Stop that, or write {port_key(config, name)}=another port into .env.",
                 port=number,
             )
 
@@ -162,9 +163,12 @@ def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
-def port_key(service: str) -> str:
+def port_key(config: dict[str, Any], service: str) -> str:
     """The setting for a service's published port."""
-    return f"FLOWERBED_{service.upper()}_PORT" if service in TRACKING else "FLOWERBED_PORT"
+    if service in TRACKING:
+        return f"FLOWERBED_{service.upper()}_PORT"
+    role = (config["services"][service].get("labels") or {}).get("org.flowerbed.role")
+    return flwr_port_key(service) if role == "console" else "FLOWERBED_PORT"
 
 
 def is_free(address: str, port: int) -> bool:

@@ -57,6 +57,9 @@ STARTS = "flowerbed_starts"
 STORED = "flowerbed_stored"
 """Bytes that the job takes in the server's store. It is looked up when the meta is read (`job_store.py`)."""
 
+APP = "flowerbed_app"
+"""The app that the job brings: `id` (publisher/name), `version` and `hash`. Only the server writes it."""
+
 SITES_TOPIC = "flowerbed.sites"
 """The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
 

@@ -13,7 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +88,8 @@ class Contents:
     """The SHA-256 of the app that it brings; empty: it brings no code."""
     deployed: str = ""
     """The app on the server that it names instead, as `flower_app_path`; only the server's part does."""
+    app: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The brought app's `id`, `version` and `hash`, as Flower shows them; empty: it brings none."""
 
 
 def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
@@ -163,7 +165,7 @@ def _check_server(part: Contents) -> None:
 
 def _part(app: str, files: Files) -> Contents:
     """One part of a job: its files by their path in it."""
-    content = ""
+    content, brought_app = "", dict[str, str]()
     for path in files:
         folder, _, name = path.rpartition("/")
         allowed = {
@@ -178,10 +180,10 @@ def _part(app: str, files: Files) -> Contents:
     if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
         app_file = brought(FAB_LIMIT)
         try:
-            fab.read(app_file)
+            brought_app = fab.identity(app_file)
         except BadApp as error:
             raise Unfit(f"{app}/{CUSTOM}/{fab.NAME}: {error}") from None
-        content = fab.sha256(app_file)
+        content = brought_app["hash"]
     elif any(path.startswith(f"{CUSTOM}/") for path in files):
         raise foreign(f"{app}/{CUSTOM}/")
     deployed = ""
@@ -191,7 +193,7 @@ def _part(app: str, files: Files) -> Contents:
             deployed += _check_config(
                 where, name, _parsed(where, read(TEXT_LIMIT)), brings_code=bool(content)
             )
-    return Contents(content, deployed)
+    return Contents(content, deployed, brought_app)
 
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:

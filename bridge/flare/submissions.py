@@ -136,6 +136,9 @@ def mark(known: dict[str, Any], found: contents.Contents) -> None:
         known.pop(key, None)
         if value:
             known[key] = True
+    known.pop(meta.APP, None)
+    if found.app:
+        known[meta.APP] = dict(found.app)
 
 
 def watch_submissions(workspace: Path) -> None:
