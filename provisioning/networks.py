@@ -28,8 +28,8 @@ OUTSIDE = "outside"
 """The network with a way out. Its containers cannot reach each other."""
 
 FLWR = "flwr"
-"""The network by which Flower's command line reaches the consoles of this machine. They cannot reach each other
-in it. What they send into it is not masqueraded, so the internet does not answer."""
+"""The network by which Flower's command line reaches the consoles of this machine. They cannot reach each
+other in it. What they send into it is not masqueraded, so the internet does not answer."""
 
 NO_NAMES = ["127.0.0.1"]
 """Where a container without a way out looks for names that are no container's. Nothing answers there: engines

@@ -27,7 +27,7 @@ address = "api.flower.ai"
 [superlink.local]
 address = ":local:"
 """
-"""What flwr writes where there is no file (flwr 1.42 `cli/constant.py`). Where there is one, it adds nothing."""
+"""What flwr writes where there is no file (flwr 1.42 `cli/constant.py`)."""
 
 KEYS = "flower.account-auth.{host}.{name}"
 """The keys of the credentials (flwr 1.42 `cli/constant.py`)."""
@@ -119,9 +119,10 @@ def write_token(host: str, token: str) -> Path:
 
 def _write(file: Path, text: str, mode: int) -> None:
     """Write a file in one step; nobody else can read it before it has its mode."""
+    file = file.resolve()
     draft = file.with_name(f".{file.name}.flowerbed")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(text)
     draft.chmod(mode)
-    draft.replace(file.resolve())
+    draft.replace(file)

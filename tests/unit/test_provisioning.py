@@ -31,6 +31,7 @@ from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
+from provisioning.names import flwr_port
 from scripts import core, provision
 from tests.unit import forked
 from tests.unit.forked import ended
@@ -368,9 +369,23 @@ def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
     assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
 
 
-def test_only_the_server_publishes_a_port(wide: Path) -> None:
+def test_the_server_and_consoles_publish_a_port_on_this_machine(wide: Path) -> None:
     published = {name: service["ports"] for name, service in services(wide).items() if "ports" in service}
-    assert published == {"server": ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]}
+    assert published.pop("server") == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]
+    assert published == {
+        name: [f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:${{{key}:-{flwr_port('flowerbed', name)}}}:9093"]
+        for name, key in (
+            ("admin", "FLOWERBED_FLWR_PORT_ADMIN"),
+            ("lead", "FLOWERBED_FLWR_PORT_LEAD"),
+            ("mem-ber", "FLOWERBED_FLWR_PORT_MEM_BER"),
+        )
+    }
+
+
+def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
+    assert flwr_port("flowerbed", "admin") == flwr_port("flowerbed", "admin")
+    ports = {flwr_port(project, name) for project in ("flowerbed", "other") for name in ("admin", "lead")}
+    assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
 
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
@@ -399,13 +414,18 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
     people = ("site-1", "site-2", "site-3", "relay-1", "admin", "lead", "mem-ber")
     links = {f"link-{name}": {"server", name} for name in people} | {"link-site-5": {"relay-1", "site-5"}}
     # site-2 has `egress: any`. The file of the server's container names the rest.
-    assert members == {"default": {"server"}, **links, "outside": {"site-2"}}
+    consoles = {"admin", "lead", "mem-ber"}
+    assert members == {"default": {"server"}, **links, "outside": {"site-2"}, "flwr": consoles}
     for name, network in content["networks"].items():
         isolated = network.get("internal", False) and network["driver_opts"] == {
             "com.docker.network.bridge.inhibit_ipv4": "true"
         }
         assert isolated == name.startswith("link-")
     assert content["networks"]["outside"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
+    assert content["networks"]["flwr"]["driver_opts"] == {
+        "com.docker.network.bridge.enable_icc": "false",
+        "com.docker.network.bridge.enable_ip_masquerade": "false",
+    }
     silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
     assert silent == {*people, "site-5"} - {"site-2"}
 
@@ -649,7 +669,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
         "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
-        "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
+        "console": {n: {"/jobs": str(wide / "jobs"), **made} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
 

@@ -29,7 +29,7 @@ HEAD_LIMIT = 32 * 1024
 """Bytes of a request's head."""
 
 
-class Server(uvicorn.Server):
+class IdleEndingServer(uvicorn.Server):
     """Ends when nobody has been connected for a while."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -68,7 +68,7 @@ def main(descriptor: int) -> None:
     os.umask(0o077)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     certificate.ensure()
-    server = Server(config(Api().app()))
+    server = IdleEndingServer(config(Api().app()))
     # uvicorn closes what it is given, and the port stays open.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[socket.socket(fileno=os.dup(descriptor))]))

@@ -197,7 +197,7 @@ def _write(name: str, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    with (folder() / LOCK).open("w") as lock:
+    with os.fdopen(os.open(folder() / LOCK, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

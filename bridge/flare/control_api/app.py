@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
+from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from bridge.common.app import FAB_LIMIT
 from bridge.flare.control_api import access, calls, daemon, downloads, errors
@@ -33,6 +35,25 @@ HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 """A Host header that is written into a link."""
 
 JOB = re.compile(r"[0-9A-Za-z-]{1,64}")
+
+
+class Stream(StreamingResponse):
+    """A response that ends when its reader does, and then closes its pieces.
+
+    uvicorn 0.49 says that it raises an error to a sender without a reader, and does not. An older form of the
+    protocol has starlette 1.3 listen for the reader's end.
+    """
+
+    def __init__(self, pieces: Generator[bytes, None, None], **given: Any) -> None:
+        super().__init__(pieces, **given)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See `StreamingResponse`."""
+        try:
+            await super().__call__({**scope, "asgi": {**scope["asgi"], "spec_version": "2.3"}}, receive, send)
+        finally:
+            self._pieces.close()
 
 
 class Api:
@@ -89,7 +110,7 @@ class Api:
         if isinstance(answer, Message):
             headers = {"Cache-Control": "no-store"}
             return Response(answer.SerializeToString(), headers=headers, media_type=MEDIA)
-        return StreamingResponse(_framed(answer), media_type=STREAM_MEDIA)
+        return Stream(_framed(answer), media_type=STREAM_MEDIA)
 
     async def _results(self, request: Request) -> Response:
         job = request.path_params["job"]
@@ -103,7 +124,7 @@ class Api:
             first = await run_in_threadpool(next, pieces, b"")
         except daemon.Refusal as refusal:
             return PlainTextResponse(f"{refusal}\n", HTTPStatus.BAD_GATEWAY)
-        return StreamingResponse(
+        return Stream(
             _after(first, pieces),
             media_type="application/zip",
             headers={"Content-Disposition": f'attachment; filename="{job}.zip"', "Cache-Control": "no-store"},
@@ -151,7 +172,7 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
-def _framed(messages: Iterator[Message]) -> Iterator[bytes]:
+def _framed(messages: Iterator[Message]) -> Generator[bytes, None, None]:
     try:
         for message in messages:
             content = message.SerializeToString()
@@ -160,6 +181,6 @@ def _framed(messages: Iterator[Message]) -> Iterator[bytes]:
         log.warning("a stream has ended early: %s", refusal)
 
 
-def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+def _after(first: bytes, rest: Iterator[bytes]) -> Generator[bytes, None, None]:
     yield first
     yield from rest

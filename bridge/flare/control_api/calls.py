@@ -53,7 +53,7 @@ Handler = Callable[[Any, Asked], Answer]
 
 
 @dataclass(frozen=True)
-class Call:
+class ControlCall:
     """One call.
 
     Attributes:
@@ -215,18 +215,18 @@ def refresh_auth_tokens(request: pb.RefreshAuthTokensRequest, asked: Asked) -> M
     raise errors.unauthenticated(f"Your login has ended. {HOW_TO_LOG_IN}")
 
 
-CALLS: Mapping[str, Call] = {
-    "start-run": Call(pb.StartRunRequest, start_run),
-    "list-runs": Call(pb.ListRunsRequest, list_runs),
-    "stop-run": Call(pb.StopRunRequest, stop_run),
-    "pull-artifacts": Call(pb.PullArtifactsRequest, pull_artifacts),
-    "stream-logs": Call(pb.StreamLogsRequest, stream_logs),
-    "list-nodes": Call(pb.ListNodesRequest, list_nodes),
-    "list-federations": Call(pb.ListFederationsRequest, list_federations),
-    "show-federation": Call(pb.ShowFederationRequest, show_federation),
-    "get-login-details": Call(pb.GetLoginDetailsRequest, get_login_details, open=True),
-    "get-auth-tokens": Call(pb.GetAuthTokensRequest, get_auth_tokens, open=True),
-    "refresh-auth-tokens": Call(pb.RefreshAuthTokensRequest, refresh_auth_tokens, open=True),
+CALLS: Mapping[str, ControlCall] = {
+    "start-run": ControlCall(pb.StartRunRequest, start_run),
+    "list-runs": ControlCall(pb.ListRunsRequest, list_runs),
+    "stop-run": ControlCall(pb.StopRunRequest, stop_run),
+    "pull-artifacts": ControlCall(pb.PullArtifactsRequest, pull_artifacts),
+    "stream-logs": ControlCall(pb.StreamLogsRequest, stream_logs),
+    "list-nodes": ControlCall(pb.ListNodesRequest, list_nodes),
+    "list-federations": ControlCall(pb.ListFederationsRequest, list_federations),
+    "show-federation": ControlCall(pb.ShowFederationRequest, show_federation),
+    "get-login-details": ControlCall(pb.GetLoginDetailsRequest, get_login_details, open=True),
+    "get-auth-tokens": ControlCall(pb.GetAuthTokensRequest, get_auth_tokens, open=True),
+    "refresh-auth-tokens": ControlCall(pb.RefreshAuthTokensRequest, refresh_auth_tokens, open=True),
 }
 
 SITES = (

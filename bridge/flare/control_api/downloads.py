@@ -30,7 +30,7 @@ PLACES = {
     "workspace/events.jsonl": "events.jsonl",
     "workspace/audit.log": "logs/audit.log",
 }
-"""Where what the console sends lies in the zip, as in the folder that `./flowerbed results` makes. What else is in
+"""Where a file of the console's tar lies in the zip, as in what `./flowerbed results` makes. The rest of
 `workspace/` is FLARE's."""
 
 
