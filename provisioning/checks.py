@@ -65,7 +65,10 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 """By these everybody reaches what runs beside it."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that are no participant's (`compose/`)."""
+"""Containers of the federation that are no participant's (`compose/`), and start only on demand."""
+
+FLWR = "flwr"
+"""The container by which Flower's command line reaches the consoles."""
 
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
@@ -161,7 +164,7 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.who}: expected {expected}."
         elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
             yield f"{entry.who}: the name means something else to FLARE; choose another."
-        elif service_name(entry.name) in TOOLS:
+        elif service_name(entry.name) in (*TOOLS, FLWR):
             yield f"{entry.who}: that is the name of a container beside the participants'; choose another."
         if not re.fullmatch(r"\w+", entry.org, re.ASCII):
             yield f"{entry.who}: expected org in letters, digits and _; found '{entry.org}'."

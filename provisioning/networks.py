@@ -2,8 +2,7 @@
 
 A participant of this machine shares a network with its upstream (the server, or the relay that its
 `connect_to` names) and with nobody else. That network is internal, and the bridge has no address in it: so
-neither the internet nor a service of the host answers. `flwr` is for consoles, since a port can be published
-of no internal network. `outside` is for those that need a way out: a site
+neither the internet nor a service of the host answers. `outside` is for those that need a way out: a site
 with `egress: any`, and everybody whose other end is on another machine.
 """
 
@@ -27,9 +26,11 @@ TRACKING = "tracking"
 OUTSIDE = "outside"
 """The network with a way out. Its containers cannot reach each other."""
 
-FLWR = "flwr"
-"""The network by which Flower's command line reaches the consoles of this machine. They cannot reach each
-other in it. What they send into it is not masqueraded, so the internet does not answer."""
+FLWR_NETWORK: dict[str, dict[str, Any]] = {
+    "flwr": {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+}
+"""The network by which Flower's command line comes in. Only the container that carries it further is there.
+The internet does not answer what that sends."""
 
 NO_NAMES = ["127.0.0.1"]
 """Where a container without a way out looks for names that are no container's. Nothing answers there: engines
@@ -109,8 +110,6 @@ def of_project(project: Project) -> Networks:
         may_go_out = participant.get_prop(EGRESS, EGRESSES[0]) != EGRESSES[0]
         if participant not in linked or (may_go_out and participant.type == ParticipantType.CLIENT):
             joined[OUTSIDE] = {}
-        elif participant.type == ParticipantType.ADMIN:
-            joined[FLWR] = {}
     for other in project.get_relays():
         # Whoever dials it from another machine comes by a published port, which needs a way out.
         away = any(is_elsewhere(p) and upstream(p, project) is other for p in others)
@@ -119,13 +118,8 @@ def of_project(project: Project) -> Networks:
     result.silent = {
         service_name(p.name) for p in others if OUTSIDE not in result.joined[service_name(p.name)]
     }
-    alone = {"com.docker.network.bridge.enable_icc": "false"}
-    for name, options in (
-        (OUTSIDE, alone),
-        (FLWR, alone | {"com.docker.network.bridge.enable_ip_masquerade": "false"}),
-    ):
-        if any(name in networks for networks in result.joined.values()):
-            result.defined[name] = {"driver_opts": options}
+    if any(OUTSIDE in networks for networks in result.joined.values()):
+        result.defined[OUTSIDE] = {"driver_opts": {"com.docker.network.bridge.enable_icc": "false"}}
     return result
 
 

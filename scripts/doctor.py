@@ -243,7 +243,7 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
         elif engine.is_remote() or up.is_free(address, number):
             yield Finding("port", "ok", f"{where} is free for the {name}")
         else:
-            key = up.port_key(config, name)
+            key = up.port_key(config, name, number)
             mend = f"stop the program that has it (ss -ltnp), or write {key}=another into .env"
             yield Finding("port", "fail", f"{where} is taken by another program", mend)
 

@@ -82,13 +82,12 @@ def _connect(service: str, name: str, *, write: bool) -> dict[str, Any]:
 
 def _address(service: str) -> str:
     """Where Flower's command line reaches the console from this machine."""
-    config = compose.config(tag="none")
-    found = [(host, number) for name, host, number in up.ports(config) if name == service]
-    if not found:
+    found = up.flwr_ports(compose.config(tag="none"))
+    if service not in found:
         raise Failure(
             f"The console {service} has no port for flwr yet. Run ./flowerbed provision, build and up."
         )
-    host, number = found[0]
+    host, number = found[service]
     if engine.is_remote():
         say("  The engine is on another machine: put its name in place of 127.0.0.1.")
     return f"{'127.0.0.1' if host in ANYWHERE else host}:{number}"

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
+from provisioning.checks import FLWR
 from provisioning.names import flwr_port_key
 from scripts import compose, core, engine, images, leftovers, ownership, progress, provision, site_checks
 
@@ -151,7 +152,7 @@ def _check_ports(config: dict[str, Any]) -> None:
         if name not in running and not engine.is_remote() and not is_free(address, number):
             raise core.Failure(
                 f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                f"which). Stop that, or write {port_key(config, name)}=another port into .env.",
+                f"which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
                 port=number,
             )
 
@@ -163,12 +164,26 @@ def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
-def port_key(config: dict[str, Any], service: str) -> str:
-    """The setting for a service's published port."""
+def port_key(config: dict[str, Any], service: str, number: int) -> str:
+    """The setting for a service's published port, which has this number."""
     if service in TRACKING:
         return f"FLOWERBED_{service.upper()}_PORT"
-    role = (config["services"][service].get("labels") or {}).get("org.flowerbed.role")
-    return flwr_port_key(service) if role == "console" else "FLOWERBED_PORT"
+    for console, (_, port) in flwr_ports(config).items():
+        if service == FLWR and port == number:
+            return flwr_port_key(console)
+    return "FLOWERBED_PORT"
+
+
+def flwr_ports(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Where Flower's command line reaches each console: address and port by the console's name."""
+    service = config["services"].get(FLWR) or {}
+    # Each word of the command is PORT=/flwr/CONSOLE/socket.
+    routes = dict(word.split("=", 1) for word in service.get("command") or ())
+    consoles = {port: Path(path).parent.name for port, path in routes.items()}
+    return {
+        consoles[str(port["target"])]: (port.get("host_ip") or "0.0.0.0", int(port["published"]))
+        for port in service.get("ports", ())
+    }
 
 
 def is_free(address: str, port: int) -> bool:

@@ -365,21 +365,31 @@ def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
 
 
 def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
-    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", *TOOLS}
+    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", "flwr", *TOOLS}
     assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
 
 
-def test_the_server_and_consoles_publish_a_port_on_this_machine(wide: Path) -> None:
+def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) -> None:
     published = {name: service["ports"] for name, service in services(wide).items() if "ports" in service}
     assert published.pop("server") == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]
+    keys = {"admin": "ADMIN", "lead": "LEAD", "mem-ber": "MEM_BER"}
     assert published == {
-        name: [f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:${{{key}:-{flwr_port('flowerbed', name)}}}:9093"]
-        for name, key in (
-            ("admin", "FLOWERBED_FLWR_PORT_ADMIN"),
-            ("lead", "FLOWERBED_FLWR_PORT_LEAD"),
-            ("mem-ber", "FLOWERBED_FLWR_PORT_MEM_BER"),
-        )
+        "flwr": [
+            f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
+            f"${{FLOWERBED_FLWR_PORT_{key}:-{flwr_port('flowerbed', name)}}}:{9093 + number}"
+            for number, (name, key) in enumerate(keys.items())
+        ]
     }
+
+
+def test_flowers_command_line_reaches_each_console_by_a_socket_of_its_own(wide: Path) -> None:
+    composed = services(wide)
+    people = ("admin", "lead", "mem-ber")
+    assert composed["flwr"]["command"] == [f"{9093 + n}=/flwr/{p}/socket" for n, p in enumerate(people)]
+    assert composed["flwr"]["volumes"] == [f"flwr.{person}:/flwr/{person}" for person in people]
+    for person in people:
+        mine = [volume for volume in composed[person]["volumes"] if str(volume).startswith("flwr.")]
+        assert mine == [f"flwr.{person}:/flwr"]
 
 
 def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
@@ -390,7 +400,7 @@ def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
     for name, service in services(wide).items():
-        if name in TOOLS:
+        if name in {*TOOLS, "flwr"}:
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
         assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
@@ -414,8 +424,7 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
     people = ("site-1", "site-2", "site-3", "relay-1", "admin", "lead", "mem-ber")
     links = {f"link-{name}": {"server", name} for name in people} | {"link-site-5": {"relay-1", "site-5"}}
     # site-2 has `egress: any`. The file of the server's container names the rest.
-    consoles = {"admin", "lead", "mem-ber"}
-    assert members == {"default": {"server"}, **links, "outside": {"site-2"}, "flwr": consoles}
+    assert members == {"default": {"server"}, **links, "outside": {"site-2"}}
     for name, network in content["networks"].items():
         isolated = network.get("internal", False) and network["driver_opts"] == {
             "com.docker.network.bridge.inhibit_ipv4": "true"
@@ -423,8 +432,7 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
         assert isolated == name.startswith("link-")
     assert content["networks"]["outside"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
     assert content["networks"]["flwr"]["driver_opts"] == {
-        "com.docker.network.bridge.enable_icc": "false",
-        "com.docker.network.bridge.enable_ip_masquerade": "false",
+        "com.docker.network.bridge.enable_ip_masquerade": "false"
     }
     silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
     assert silent == {*people, "site-5"} - {"site-2"}
@@ -642,6 +650,11 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     # What shows the curves is started only if it is asked for: the next test.
     assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
+    carrier = content["services"].pop("flwr")
+    assert carrier["image"] == "flowerbed-runtime:t" and not carrier.get("environment")
+    assert {mount["type"] for mount in carrier["volumes"]} == {"volume"}
+    assert list(carrier["networks"]) == ["flwr"] and carrier["read_only"] and carrier["init"]
+    assert (carrier["user"], carrier["cap_drop"]) == ("10001:10001", ["ALL"])
     for name, service in content["services"].items():
         assert service["image"] == f"flowerbed-{name}:t"
         assert service["user"] == "10001:10001"
@@ -660,6 +673,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert mounts.pop("/workspace")["source"] == name
         if name == "server":
             assert mounts.pop("/tracking")["source"] == "tensorboard"
+        if service["command"] == ["console"]:
+            assert mounts.pop("/flwr")["source"] == f"flwr.{name}"
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}

@@ -1,15 +1,17 @@
 """Hold the port of Flower's Control API until somebody connects, then become its server.
 
-    python -I -S waiter.py ADDRESS PORT        listen there
+    python -I -S waiter.py SOCKET              listen on a Unix socket
+    python -I -S waiter.py ADDRESS PORT        listen on a port
     python -I -S waiter.py FD                  wait on a socket that listens already
 
 The server takes 60 MB, and most people ask seldom. So this program waits, with the standard library only.
 The server becomes this program again when nobody has asked for a while. The socket stays open meanwhile, and
-no connection is lost. ADDRESS `auto` is that of a container's way out, where a published port comes in.
+no connection is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -19,16 +21,12 @@ import sys
 SERVER = ("-P", "-m", "bridge.flare.control_api")
 CERTIFICATE = ("-P", "-m", "bridge.flare.control_api.certificate")
 
-AUTO = "auto"
-ANYWHERE = ("192.0.2.1", 9)
-"""An address that nobody has (RFC 5737). A UDP socket tells by which way it would go, and sends nothing."""
-
 BACKLOG = 64
 """Connections that may wait to be taken."""
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a socket that listens on a port.
 
     Raises:
         OSError: the port is taken, or the address is none of this machine's.
@@ -36,28 +34,33 @@ def listen(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((way_out() if address == AUTO else address, port))
+    listener.bind((address, port))
     listener.listen(BACKLOG)
     return listener
 
 
-def way_out() -> str:
-    """Return this machine's address on its default route; the loopback's if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(ANYWHERE)
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+def listen_at(path: str) -> socket.socket:
+    """Return a Unix socket that listens, for this user alone. One that was left there is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 (pathlib takes memory)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(umask)
+    listener.listen(BACKLOG)
+    return listener
 
 
 def main(*words: str) -> None:
     """Wait for a connection and become the server."""
-    if len(words) == 1:
+    if words[0].isdecimal():
         descriptor = int(words[0])
     else:
         subprocess.run([sys.executable, *CERTIFICATE], check=True)
-        descriptor = listen(words[0], int(words[1])).detach()
+        listener = listen_at(words[0]) if len(words) == 1 else listen(words[0], int(words[1]))
+        descriptor = listener.detach()
     select.select([descriptor], [], [])
     os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, *SERVER, str(descriptor)])
