@@ -157,7 +157,8 @@ def started(kit: Path) -> Iterator[Endpoint]:
 @pytest.fixture
 def endpoint(started: Endpoint) -> Endpoint:
     fresh = started.console
-    fresh.asked, fresh.payloads, fresh.answers = [], [], {"runs": {"runs": [job()]}}
+    fresh.asked, fresh.payloads = [], []
+    fresh.answers = {"runs": {"runs": [job()]}, "logs": b""}
     fresh.closed.clear()
     return started
 
@@ -521,6 +522,28 @@ def test_what_flare_denies_is_told_with_the_name(endpoint: Endpoint) -> None:
     answer = endpoint.call("stop-run", pb.StopRunRequest(run_id=RUN))
     assert answer.status_code == 403
     assert answer.json() == {"code": 9, "detail": f"refused by the server: no right (as {PERSON})"}
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "request_type"),
+    [
+        ("pull-artifacts", "logs", pb.PullArtifactsRequest),
+        ("stream-logs", "run-log", pb.StreamLogsRequest),
+    ],
+)
+def test_what_is_not_this_persons_is_refused_before_anything_comes(
+    name: str, verb: str, request_type: Callable[..., Message], endpoint: Endpoint
+) -> None:
+    endpoint.console.answers["runs"] = {"runs": [job("FINISHED:COMPLETED")]}
+    endpoint.console.answers[verb] = (1, "refused by the server: no right", {"denied": True})
+    code, said = endpoint.refused(name, request_type(run_id=RUN))
+    assert (code, said) == (errors.NO_PERMISSIONS, f"refused by the server: no right (as {PERSON})")
+
+
+def test_a_job_that_never_ran_has_results_and_no_log(endpoint: Endpoint) -> None:
+    endpoint.console.answers["runs"] = {"runs": [job("FINISHED:CAN_NOT_SCHEDULE")]}
+    endpoint.console.answers["logs"] = (1, "there is no log of server for this job")
+    assert link_of(endpoint)
 
 
 def test_a_console_that_cannot_reach_the_server_says_so(flwr: Callable[..., str], endpoint: Endpoint) -> None:

@@ -132,7 +132,9 @@ def log(call: ConsoleCall, job: str) -> None:
 def _serverapp_log(call: ConsoleCall, job: str, *, ended: bool) -> str:
     try:
         return log_of(call, job, SERVER, ended=ended)
-    except ConsoleError:
+    except ConsoleError as error:
+        if error.facts.get("denied"):
+            raise
         return ""  # A job that never ran has none. Its reason says why.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -144,18 +145,34 @@ def pull_artifacts(request: pb.PullArtifactsRequest, asked: Asked) -> Message:
             errors.PULL_UNFINISHED_RUN,
             HTTPStatus.PRECONDITION_FAILED,
         )
+    _check_may_read(str(job["job_id"]))
     return pb.PullArtifactsResponse(url=f"{asked.base}{asked.links.make(str(job['job_id']))}")
+
+
+def _check_may_read(job: str) -> None:
+    """See that FLARE gives this person what a job has left. A log of no lines is its smallest part."""
+    try:
+        list(daemon.fetch("logs", job=job, tail=0))
+    except daemon.Refusal as refusal:
+        if refusal.denied:
+            raise _told(refusal, errors.NO_PERMISSIONS) from None
 
 
 def stream_logs(request: pb.StreamLogsRequest, asked: Asked) -> Iterator[Message]:
     """Return what the ServerApp prints, to the job's end."""
-    return _log(str(_job(request.run_id)["job_id"]))
+    told = daemon.stream("run-log", job=_job(request.run_id)["job_id"])
+    try:
+        # Before the answer begins, so that an error is one.
+        first = next(told, {})
+    except daemon.Refusal as refusal:
+        raise _told(refusal, errors.FORBIDDEN_ACTION) from None
+    return _log(itertools.chain([first], told))
 
 
-def _log(job: str) -> Iterator[Message]:
+def _log(told: Iterator[dict[str, Any]]) -> Iterator[Message]:
     """What there is comes in one message: `flwr log --show` prints the first and no more."""
     text = ""
-    for found in daemon.stream("run-log", job=job):
+    for found in told:
         text += "".join(f"{line}\n" for line in found.get("lines") or ())
         if note := found.get("note"):
             text += f"{note}\n"
