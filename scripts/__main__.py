@@ -29,7 +29,7 @@ HOME = Path(__file__).resolve().parent.parent
 PANELS = {
     "Begin": ("quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
-    "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config"),
+    "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
     "Developers": ("compare", "bench", "test"),
 }
 """The verbs, in the order in which `--help` shows them."""

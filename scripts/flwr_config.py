@@ -10,6 +10,7 @@ The connection acts under your FLARE identity. Flower's configuration is in ~/.f
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,21 +50,31 @@ def run(
     if not flwr_home.NAME.fullmatch(name):
         raise UsageError(f"--name {name}: expected letters, digits, - and _.")
     service = console.service(identity)
+    if not compose.is_provisioned():
+        raise Failure(compose.PROVISION)
+    container = compose.container(service)
     if approve is not None:
-        _ask(service, do="approve", code=approve)
+        _ask(container, do="approve", code=approve)
         say(f"Approved: the machine that shows {approve} may act as {console.acting_as['name']}.")
         return {"approved": approve}
     if revoke:
-        count = int(_ask(service, do="revoke")["revoked"])
+        count = int(_ask(container, do="revoke")["revoked"])
         said = f"Ended {count} login{'' if count == 1 else 's'}"
         say(f"{said}. To log in again: ./flowerbed flwr-config --write")
         return {"revoked": count}
-    return _connect(service, name, write=write)
+    here = core.ROOT / "workspace" / compose.project() / HERE
+    return connect(container, name, _address(service), here, write=write)
 
 
-def _connect(service: str, name: str, *, write: bool) -> dict[str, Any]:
-    given = _ask(service, do="token" if write else "connection")
-    address, ca = _address(service), str(given["ca"])
+def connect(container: str, name: str, address: str, here: Path, *, write: bool) -> dict[str, Any]:
+    """Print or write a connection.
+
+    Args:
+        container: who gives out tokens.
+        here: the folder for the certificate of a connection that is only printed.
+    """
+    given = _ask(container, do="token" if write else "connection")
+    ca = str(given["ca"])
     outcome = {"name": name, "address": address, "user": given["user"]}
     if write:
         file = flwr_home.write_connection(name, address, ca)
@@ -71,8 +82,8 @@ def _connect(service: str, name: str, *, write: bool) -> dict[str, Any]:
         say(f"Wrote the connection {name} to {file}, and its token to {credentials}.")
         say(f"  Next: flwr run APP {name} --stream")
         return {**outcome, "config": str(file), "credentials": str(credentials)}
-    certificates = core.ROOT / "workspace" / str(given["project"]) / HERE / f"flwr-{service}.pem"
-    certificates.parent.mkdir(parents=True, exist_ok=True)
+    here.mkdir(parents=True, exist_ok=True)
+    certificates = here / f"{container}.pem"
     certificates.write_text(ca)
     say(f"  For {flwr_home.folder() / flwr_home.CONFIG}. Then log in: flwr login {name}")
     if not core.as_json:
@@ -93,16 +104,15 @@ def _address(service: str) -> str:
     return f"{'127.0.0.1' if host in ANYWHERE else host}:{number}"
 
 
-def _ask(service: str, **request: str) -> dict[str, Any]:
-    """Ask the program in a console's container that gives out tokens.
+def _ask(container: str, **request: str) -> dict[str, Any]:
+    """Ask the program in a container that gives out tokens.
 
     Raises:
         Failure, UsageError: with what it said.
     """
-    if not compose.is_provisioned():
-        raise Failure(compose.PROVISION)
-    words = [engine.docker(), "exec", compose.container(service), *PROGRAM, json.dumps(request)]
+    words = [engine.docker(), "exec", container, *PROGRAM, json.dumps(request)]
     process = core.run(words, timeout=WITHIN)
     if process.returncode:
+        service = container.removeprefix(f"{compose.project()}-").removesuffix("-1")
         raise console.failure(service, process.returncode, process.stderr)
     return dict(json.loads(process.stdout))
