@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts import base_image, core, environments, uv
+from scripts import base_image, core, resolution, uv
 
 VERSIONS = core.HOUSE / "versions"
 
@@ -93,7 +93,7 @@ def torch() -> Path:
         core.say("  fetching torch for programs outside containers: once, about half a minute")
         shutil.rmtree(folder, ignore_errors=True)
         index = [] if uv.sources().are_named else ["--extra-index-url", TORCH_CPU_INDEX]
-        wanted = [*environments.PREFERRED, *TORCH]
+        wanted = [*resolution.PREFERRED, *TORCH]
         _must("Fetching torch", *core.pip("install"), "--no-deps", *index, "--target", str(folder), *wanted)
         script = str(core.ROOT / "images" / "mend_torchvision.py")
         _must("Mending torchvision", sys.executable, "-P", script, str(folder), path=folder)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import app as apps
-from scripts import core, engine, environments
+from scripts import core, engine, environments, resolution, source_builds
 from scripts.locks import Resolved
 
 PAGE = core.ROOT / "docs" / "reference" / "apps.md"
@@ -27,7 +27,7 @@ FOLDERS = ("examples", "baselines", "framework/e2e")
 """Where Flower has apps."""
 
 NEEDS_CUDA = "would get the CUDA build"
-"""What `environments.resolve` says where there is no CPU build of torch."""
+"""What `resolution.resolve` says where there is no CPU build of torch."""
 
 LONGEST = 260
 """Characters of what stops an app."""
@@ -52,14 +52,15 @@ def find(checkout: Path) -> list[Path]:
 def resolve(folder: Path, checkout: Path) -> Found:
     """Try one app."""
     path = folder.relative_to(checkout).as_posix()
+    source_builds.forget()
     try:
         app = apps.read(folder)
         try:
-            return Found(path, environments.resolve(app, sizes=True))
+            return Found(path, resolution.resolve(app, sizes=True))
         except core.UsageError as error:
             if NEEDS_CUDA not in str(error):
                 raise
-            return Found(path, environments.resolve(app, gpu=True, sizes=True))
+            return Found(path, resolution.resolve(app, gpu=True, sizes=True))
     except core.UsageError as error:
         return Found(path, stopped=_first_line(str(error), folder))
 

@@ -1,7 +1,9 @@
 """Makes `import torchvision` work where an index had only its CUDA build beside a CPU build of torch.
 
-Runs in a container, on an app's new environment (scripts/environments.py): python mend_torchvision.py
-SITE_PACKAGES
+python mend_torchvision.py SITE_PACKAGES
+
+With --untried, nothing of the packages runs: so it is called in a container that may write to an app's new
+environment (scripts/environments.py): python -I -S mend_torchvision.py --untried SITE_PACKAGES
 """
 
 from __future__ import annotations
@@ -36,6 +38,14 @@ def mend(packages: Path) -> None:
         return
     if "operator torchvision::nms does not exist" not in first.stderr:
         sys.exit(f"torchvision does not import beside this torch:\n{first.stderr}")
+    edit(packages)
+    second = attempt()
+    if second.returncode != 0:
+        sys.exit(f"torchvision does not import, with its operators' schemas defined either:\n{second.stderr}")
+
+
+def edit(packages: Path) -> None:
+    """Take the compiled operators away, and define their schemas."""
     package = packages / "torchvision"
     for library in package.glob("*.so"):
         library.unlink()
@@ -46,10 +56,10 @@ def mend(packages: Path) -> None:
     init.unlink()
     init.write_text(source)
     py_compile.compile(str(init))
-    second = attempt()
-    if second.returncode != 0:
-        sys.exit(f"torchvision does not import, with its operators' schemas defined either:\n{second.stderr}")
 
 
 if __name__ == "__main__":
-    mend(Path(sys.argv[1]))
+    if sys.argv[1] == "--untried":
+        edit(Path(sys.argv[2]))
+    else:
+        mend(Path(sys.argv[1]))

@@ -27,6 +27,7 @@ from provisioning.checks import (
     SIZES,
     problems_in_project,
 )
+from provisioning.networks import is_elsewhere
 
 WORKSPACE = "/workspace"
 """Where the image mounts the participant's volume."""
@@ -223,7 +224,8 @@ def _settings(participant: Participant) -> dict[str, Any]:
         EGRESS: participant.get_prop(EGRESS, EGRESSES[0]),
         CUSTOM_CODE: participant.get_prop(CUSTOM_CODE, True),
         ALLOWED_APPS: participant.get_prop(ALLOWED_APPS),
-        NODE_CONFIG: dict(participant.get_prop(NODE_CONFIG) or {}),
+        # One of this machine has it in its container's variables: an edit needs no new image.
+        NODE_CONFIG: dict(participant.get_prop(NODE_CONFIG) or {}) if is_elsewhere(participant) else {},
         LIMITS: {key: size(value) if key in SIZES else value for key, value in limits.items()},
     }
 

@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{who}: {failure}")
         outcome, code = {"error": str(failure), **failure.facts}, failure.exit_code
     except click.ClickException as error:
-        text = f"{error.format_message()}\n  Help: ./{who} --help"
+        text = f"{error.format_message()}{_extra_argument(words, error)}\n  Help: ./{who} --help"
         say(f"{who}: {text}")
         outcome, code = {"error": text}, UsageError.exit_code
     except OSError as error:
@@ -179,6 +179,14 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] not in WRITE_NOTHING:
         core.give_back()
     return code
+
+
+def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
+    """What the verb has to say of an argument that it does not take."""
+    module = sys.modules.get(VERBS.get(words[0], ""))
+    is_it = "unexpected extra argument" in error.format_message()
+    more = getattr(module, "EXTRA_ARGUMENT", "") if is_it else ""
+    return f" {more}" if more else ""
 
 
 def _wants_json(words: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from bridge.common.app import (
     LEFT_OUT,
     PYPROJECT,
     ROUNDS_KEY,
+    VALUE_LIMIT,
     BadApp,
     check_code,
     check_run_config,
@@ -30,7 +31,8 @@ from bridge.common.app import (
 from bridge.common.app import run_config as own_config
 from bridge.common.job_options import ConfigValue
 from bridge.common.option import JOB_NAME
-from scripts.core import ROOT, UsageError, in_words
+from bridge.common.text import one_line
+from scripts.core import ROOT, UsageError, in_words, say
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
@@ -265,11 +267,11 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
     Raises:
         UsageError: for an unknown key, a file that cannot be read, or words that Flower would pass over.
     """
-    keys: set[str] = set()
+    values: dict[str, Any] = {}
     request: dict[str, Any] = {}
     if len(given) == 1 and given[0].endswith(".toml"):
         text = _toml(given[0])
-        keys = _keys(text)
+        values = _values(text)
         request["run_config_file"] = text
     elif given:
         for text in given:
@@ -279,16 +281,19 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
                         f"--run-config '{text}': expected key=value, several with spaces between them, and "
                         f"no space before or after the =; found '{stray}' beside."
                     )
-                keys |= _keys("\n".join(f"{key} = {value}" for key, value in PAIR.findall(text)))
+                values |= _values("\n".join(f"{key} = {value}" for key, value in PAIR.findall(text)))
         request["run_config"] = list(given)
     with _checked("--run-config: "):
-        check_run_config(app.pyproject, keys)
+        check_run_config(app.pyproject, values)
+    if others := _of_other_types(own_config(app.pyproject), values):
+        # Flower takes them, and the app may.
+        say(f"  Note: {others}")
     if rounds is not None:
         if rounds < 1:
             raise UsageError(f"--rounds {rounds}: expected at least 1.")
         with _checked(f"--rounds sets {ROUNDS_KEY}: "):
             check_run_config(app.pyproject, [ROUNDS_KEY])
-        if ROUNDS_KEY in keys:
+        if ROUNDS_KEY in values:
             raise UsageError(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
     return request
 
@@ -312,9 +317,24 @@ def _toml(path: str) -> str:
         raise UsageError(f"--run-config {path}: expected UTF-8, as in all TOML: {error}.") from None
 
 
-def _keys(text: str) -> set[str]:
-    """The keys of TOML, nested ones with dots; none of what is no TOML, which Flower will say."""
+def _values(text: str) -> dict[str, Any]:
+    """The values of TOML, keys of nested ones with dots; none of what is no TOML, which Flower will say."""
     try:
-        return set(flat(tomllib.loads(text)))
+        return dict(flat(tomllib.loads(text)))
     except (ValueError, RecursionError):
-        return set()
+        return {}
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a decimal number", str: "text"}
+"""The types of a run config, for people."""
+
+
+def _of_other_types(own: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Which overrides are of other types than the app's own, for people. A decimal one may be given whole."""
+    return "; ".join(
+        f"{one_line(key, VALUE_LIMIT)} is {KINDS[type(own[key])]} in the app's {PYPROJECT}, and "
+        f"{one_line(json.dumps(value, ensure_ascii=False), VALUE_LIMIT)} is {KINDS[type(value)]}"
+        for key, value in values.items()
+        if type(own[key]) in KINDS and type(value) in KINDS and type(value) is not type(own[key])
+        if (type(own[key]), type(value)) != (float, int)
+    )

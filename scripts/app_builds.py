@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge.common import versions
+from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
 from scripts import app as apps
-from scripts import core, engine, environments, uv
+from scripts import app_imports, core, engine, environments, refused, resolution, source_builds, uv
 from scripts.locks import Resolved
 
 
@@ -34,6 +34,8 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
     engine.ensure()
     environments.prepare()
     with uv.alone():
+        uv.forget_leftovers()
+        source_builds.forget()
         return [make_one(app, choice) for app in found]
 
 
@@ -44,15 +46,30 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
         core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
         facts = environments.serve(app, uv.ENVIRONMENTS / there.name, there.facts)
         return {"name": there.name, **facts}
+    try:
+        return _make(app, choice, there)
+    finally:
+        source_builds.forget()
+
+
+def _make(app: apps.App, choice: Choice, there: AppEnvironment | None) -> dict[str, Any]:
     core.say(f"  resolving what {app.name} asks for")
     apt = choice.apt or sorted(_apt(there))
-    resolved = environments.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
+    resolved = resolution.resolve(app, gpu=choice.gpu, apt=apt, sizes=choice.dry_run)
+    notes = app_imports.not_brought(app, [package.name for package in resolved.packages])
     if choice.dry_run:
-        return _tell(resolved)
-    facts = environments.make(resolved)
+        return _tell(resolved, notes)
+    _say_notes(notes)
+    key = app_environment.key(app.pyproject)
+    try:
+        facts = environments.make(resolved)
+    except core.UsageError as wrong:
+        refused.note(key, wrong.facts.get("apt", ()))
+        raise
+    refused.note(key, ())
     core.say(
         f"{app.name}: environment {facts['name']} ({facts['packages']} packages, "
-        f"{core.in_words(facts['bytes'])}, flwr {facts['flwr']}). Next: ./flowerbed submit {app.folder}"
+        f"{core.in_words(facts['bytes'])}, flwr {facts['flwr']}).{core.follow_up(f'submit {app.folder}')}"
     )
     if warning := versions.newer(str(facts["flwr"])):
         core.say(f"  Note: {warning}")
@@ -67,7 +84,12 @@ def _contents(made: AppEnvironment) -> str:
     return f"{made.facts['packages']} packages, {core.in_words(made.facts['bytes'])}, flwr {made.flwr}"
 
 
-def _tell(resolved: Resolved) -> dict[str, Any]:
+def _say_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        core.say(f"  Note: {note}")
+
+
+def _tell(resolved: Resolved, notes: Sequence[str]) -> dict[str, Any]:
     """Show what would be installed: one line each, the largest first."""
     core.say(f"{resolved.app.name} would get environment {resolved.name}, with Python {resolved.python} and")
     largest = sorted(resolved.packages, key=lambda package: -(package.size or 0))
@@ -81,6 +103,7 @@ def _tell(resolved: Resolved) -> dict[str, Any]:
     core.say(
         f"{len(largest)} packages, {core.in_words(resolved.size)} to fetch{more}. Nothing was installed."
     )
+    _say_notes(notes)
     return {
         "name": resolved.name,
         "flwr": resolved.flwr,
@@ -89,4 +112,5 @@ def _tell(resolved: Resolved) -> dict[str, Any]:
         "bytes_to_fetch": resolved.size,
         "packages": {package.name: package.version for package in resolved.packages},
         "without_wheel": [package.name for package in resolved.packages if not package.is_wheel],
+        "notes": list(notes),
     }

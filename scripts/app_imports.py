@@ -4,8 +4,13 @@ run."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scripts.app import App
 
 
 def of_app(pyproject: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
@@ -36,6 +41,55 @@ def of_app(pyproject: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str
             elif imported not in seen and not _is_own(imported.rpartition(".")[0], files):
                 found.add(imported)
     return sorted(found)
+
+
+MODULES_OF = {
+    "beautifulsoup4": "bs4",
+    "flwr-nightly": "flwr",
+    "future": "past builtins",
+    "gdal": "osgeo",
+    "imbalanced-learn": "imblearn",
+    "matplotlib": "mpl_toolkits pylab",
+    "mysqlclient": "MySQLdb",
+    "opencv": "cv2",
+    "pillow": "PIL",
+    "protobuf": "google",
+    "grpcio": "grpc",
+    "pycryptodome": "Crypto",
+    "pymupdf": "fitz",
+    "pywavelets": "pywt",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+    "scikit-survival": "sksurv",
+    "setuptools": "pkg_resources",
+}
+"""The modules of distributions whose names do not show them."""
+
+
+def not_brought(app: App, packages: Iterable[str]) -> list[str]:
+    """A sentence for each import that none of these distributions seems to bring.
+
+    It goes by names, and so may be wrong: an index does not tell which modules a distribution has.
+    """
+    names = [re.sub(r"[-_.]+", "-", name).lower() for name in packages]
+    modules = {part.lower() for name in names for part in _modules(name)}
+    tops = {module.partition(".")[0] for module in of_app(app.pyproject, app.files)}
+    return [
+        f"the app imports {top}, and no package here seems to bring it. Add what does to dependencies in "
+        f"{app.folder}/pyproject.toml, unless one of them does"
+        for top in sorted(tops - sys.stdlib_module_names)
+        if top.lower() not in modules
+    ]
+
+
+def _modules(name: str) -> Iterator[str]:
+    """How its modules may be called: as itself, or as a part of its name. `pyyaml` has yaml,
+    `python-dateutil` dateutil, `attrs` attr, and `opencv-python-headless` has what opencv has."""
+    yield from (name.replace("-", "_"), name.removeprefix("py"), name.removesuffix("s"))
+    yield from (part for part in name.split("-"))
+    yield name.removesuffix("-python").removesuffix("python")
+    for known in (name, name.split("-")[0]):
+        yield from MODULES_OF.get(known, "").split()
 
 
 def _path(module: str, files: Mapping[str, bytes]) -> str:

@@ -2,7 +2,8 @@
 
   ./flowerbed apps                       which there are, and which apps they were made for
   ./flowerbed apps --remove 1f3a...      remove one; its name may be shortened
-./flowerbed build --app APP makes one. A job that runs in an environment fails when that is removed.
+./flowerbed build --app APP makes one. While a job that has not ended uses an environment, it is not removed,
+unless --force is given: then the job fails.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
-from scripts import core, environments, terminal, uv
+from scripts import core, environments, terminal, unfinished, uv
 from scripts.core import say
 
 
@@ -23,12 +24,23 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME", help="Remove this environment. May be given more than once."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --remove: also if a job uses it, which then fails.")
+    ] = False,
 ) -> dict[str, Any]:
-    """Show what is there, or remove."""
+    """Show what is there, or remove.
+
+    Raises:
+        core.Failure: a job uses what is to be removed, and `force` is not set.
+    """
+    if force and not remove:
+        raise core.UsageError("--force: expected --remove NAME with it.")
     made = app_environment.every(uv.ENVIRONMENTS)
     if remove:
         wanted = [_named(name, made) for name in remove]
         with uv.alone():
+            if not force:
+                _see_unused({one.name for one in wanted})
             return {"removed": [_remove(one) for one in wanted]}
     if made:
         terminal.show(_table(made))
@@ -42,6 +54,27 @@ def _remove(made: AppEnvironment) -> dict[str, Any]:
     whose = ", ".join(made.facts["apps"]) or "no app"
     say(f"Removed environment {made.name} of {whose}: {core.in_words(size)}.")
     return {"name": made.name, "bytes": size}
+
+
+def _see_unused(names: set[str]) -> None:
+    """Refuse to remove what a job has that runs or waits. A federation that is down has none that runs."""
+    if not unfinished.is_up():
+        return
+    try:
+        # One that names none, since Flowerbed did not submit it, may have any.
+        using = [job for job in unfinished.jobs() if job.get("environment") in {*names, "", None}]
+    except core.Failure as failure:
+        raise core.Failure(
+            f"The server could not be asked which jobs use it, so nothing was removed: {failure}\n"
+            "  Remove it all the same: add --force"
+        ) from None
+    if using:
+        many = "A job uses it" if len(using) == 1 else f"{len(using)} jobs use it"
+        raise core.Failure(
+            f"{many}, so nothing was removed:\n{unfinished.named(using)}\n{unfinished.how_to_go_on(using)}   "
+            "or remove it all the same, and the job fails: add --force",
+            jobs=[job["job_id"] for job in using],
+        )
 
 
 def _named(name: str, made: list[AppEnvironment]) -> AppEnvironment:

@@ -38,6 +38,9 @@ from scripts import (
     wheelhouse,
 )
 
+EXTRA_ARGUMENT = "Before each app stands --app: build --app APP --app APP."
+"""What is said of one, such as the second app of `--app apps/*`."""
+
 TAG = "dev"
 """Of every image; a built image replaces the one before."""
 
@@ -119,7 +122,7 @@ def run(
     provision.tell_changes()
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s. Next: ./flowerbed up")
+    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s.{core.follow_up('up')}")
     return {
         "tag": TAG,
         "images": [name for _, name, _ in steps],

@@ -19,7 +19,8 @@ PROJECT = "COMPOSE_PROJECT_NAME"
 LABEL = "com.docker.compose"
 CONTAINER = f"""\
 {{"Service": {{{{json (.Label "{LABEL}.service")}}}}, "Name": {{{{json .Names}}}}, \
-"State": {{{{json .State}}}}, "Status": {{{{json .Status}}}}}}"""
+"State": {{{{json .State}}}}, "Status": {{{{json .Status}}}}, "Image": {{{{json .Image}}}}, \
+"Hash": {{{{json (.Label "{LABEL}.config-hash")}}}}}}"""
 """What `docker ps` prints of a container, in a line."""
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 """In the Status."""
@@ -78,7 +79,8 @@ def container(service: str) -> str:
 
 
 def containers() -> list[dict[str, str]]:
-    """All containers of the federation, stopped ones too: Service, Name, State, and Health if it is checked.
+    """All containers of the federation, stopped ones too: Service, Name, State, Image, Hash (by which Compose
+    knows it again), and Health if it is checked.
 
     The engine is asked. Compose knows no more, and takes a tenth of a second to read its files.
     """

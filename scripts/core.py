@@ -90,11 +90,33 @@ def run(
         raise Failure(f"'{' '.join(words)}' did not end within {timeout:.0f} s.") from None
 
 
+_led: list[bool] = []
+
+
+@contextmanager
+def led() -> Iterator[None]:
+    """From here to its end verbs do not say which one comes next: whoever calls them goes on by itself."""
+    _led.append(True)
+    try:
+        yield
+    finally:
+        _led.pop()
+
+
+def follow_up(verb: str) -> str:
+    """The end of a verb's last line: which one comes next."""
+    return "" if _led else f" Next: ./flowerbed {verb}"
+
+
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
     """From here to its end nobody else is in here with the same file: of two verbs, the second waits."""
     with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("  another flowerbed is at work on the same: waiting for its end")
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 

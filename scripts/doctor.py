@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +26,7 @@ from provisioning.names import service_name
 from scripts import (
     apt,
     base_image,
+    behind,
     certificates,
     compose,
     core,
@@ -107,6 +108,7 @@ def examine() -> Iterator[Finding]:
     yield from site_checks.check_gpus(config, running)
     if alive:
         yield check_images(config)
+        yield from check_containers(config, containers)
         yield from check_ports(config, set(running))
         yield check_clocks(list(running.values()))
         yield from check_sandboxes(running)
@@ -179,6 +181,13 @@ def check_images(config: dict[str, Any]) -> Finding:
     return Finding("images", "ok", f"{len(config['services'])} built")
 
 
+def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+    """Do all run with what was provisioned and built last?"""
+    late = behind.containers(containers, behind.hashes(), config)
+    if found := behind.in_words(late, behind.kits(config)):
+        yield Finding("containers", "warn", found)
+
+
 def _config() -> dict[str, Any] | Finding:
     """The resolved Compose file, or why there is none."""
     if not compose.is_provisioned():
@@ -197,7 +206,7 @@ def check_project() -> Finding:
     except core.Failure as failure:
         return Finding("project.yml", "fail", str(failure), "correct it, then ./flowerbed provision")
     if changes:
-        return Finding("project.yml", "warn", changes, "./flowerbed provision, build and up")
+        return Finding("project.yml", "warn", changes, provision.what_follows(changes))
     if left:
         who = ", ".join(left)
         found = f"{who} can still take part: not in the file, but with a certificate that is valid"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scripts import compose, console, core, engine, ownership, progress
+from scripts import compose, console, core, engine, ownership, progress, unfinished
 
 TIMEOUT = 120.0
 """Seconds; each container has 10 s to end, and they end side by side."""
@@ -21,9 +21,6 @@ END_WITHIN = 10.0
 """Seconds for all jobs to end as aborted before the containers are stopped; seen: 3 to 5."""
 STOP_WITHIN = 5
 """Seconds for a container to end by itself when its jobs were ended before."""
-
-RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
-"""FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
 
 
 def run(
@@ -93,14 +90,12 @@ def _end_jobs(*, force: bool) -> list[str]:
     except core.Failure as failure:
         core.say(f"The server could not be asked whether a job runs: {failure}")
         return []
-    running = [job for job in answer["jobs"] if job["status"] in RUNNING]
-    queued = [job for job in answer["jobs"] if job["status"] in QUEUED]
+    running = [job for job in answer["jobs"] if job["status"] in unfinished.RUNNING]
+    queued = [job for job in answer["jobs"] if job["status"] in unfinished.QUEUED]
     if running and not force:
-        listing = "\n".join(f"  {job['job_id']}  {job['name']}" for job in running)
-        one = running[0]["job_id"]
         raise core.Failure(
             f"{'A job runs' if len(running) == 1 else f'{len(running)} jobs run'}, so nothing was stopped:\n"
-            f"{listing}\n  Wait for it: ./flowerbed wait {one}   end it: ./flowerbed abort {one}   "
+            f"{unfinished.named(running)}\n{unfinished.how_to_go_on(running)}   "
             "or end all, as aborted: ./flowerbed down --force",
             jobs=[job["job_id"] for job in running],
         )

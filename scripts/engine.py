@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def label(name: str, key: str) -> str:
     """The value of an image's label; empty where there is no such image or label."""
     labels = ((image(name) or {}).get("Config") or {}).get("Labels") or {}
     return str(labels.get(key, ""))
+
+
+def labels(names: Sequence[str], key: str) -> dict[str, str]:
+    """The value of a label by image, of those images that are there; empty where one has no such label."""
+    process = core.run([docker(), "image", "inspect", *names])
+    found = json.loads(process.stdout) if process.stdout.strip() else []
+    return {
+        name: str((image["Config"].get("Labels") or {}).get(key, ""))
+        for image in found
+        for name in image.get("RepoTags") or ()
+        if name in names
+    }
 
 
 def info() -> dict[str, Any]:

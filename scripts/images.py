@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import base_image, core, engine, ownership, progress
+from scripts import base_image, buildkit, core, engine, ownership, progress
 
 LABEL = "org.flowerbed.image"
 """On every image that is built from DOCKERFILE."""
+KIT = "org.flowerbed.kit"
+"""On a participant's image: `kit_mark` of the kit in it."""
 DOCKERFILE = "images/Dockerfile"
-STEP = re.compile(r"#\d+ \[(?:(?P<stage>[\w-]+) +)?(?P<number>\d+)/(?P<of>\d+)\] (?P<what>.*)")
-"""A line of BuildKit's plain progress that begins a step."""
-OPTIONS = re.compile(r"--[a-z]+=\S+ ")
-"""Of a step: they are long, and say less than what comes behind them."""
 
 FIRST_BUILD_GB = 3.0
 """Free disk that a build from nothing takes: the image 0.4, the builder's own copy 0.5, the wheels and their
@@ -115,29 +113,26 @@ def build(
     words += ["--no-cache"] if fresh else []
     # Not on a participant's, which may go to another machine.
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
+    words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
     start = time.monotonic()
-    steps: dict[str, tuple[int, int]] = {}
-    begun: dict[str, tuple[int, str, int]] = {}
     with progress.Bar(f"building {image}") as bar:
-
-        def tell(line: str) -> None:
-            key, *said = line.split() or [""]
-            if step := STEP.match(line):
-                steps[step["stage"] or ""] = int(step["number"]), int(step["of"])
-                done, total = map(sum, zip(*steps.values(), strict=True))
-                begun[key] = done, OPTIONS.sub("", step["what"]), total
-            # Where a step is a line, there is none for what is cached. The builder's next line says so.
-            if key in begun and (progress.at_terminal() or not step):
-                at = begun.pop(key)
-                if said != ["CACHED"]:
-                    bar.at(*at)
-
-        code, said = progress.follow([*words, "."], tell, env=env, timeout=BUILD_TIMEOUT)
+        shown = buildkit.Steps(bar)
+        code, said = progress.follow([*words, "."], shown.tell, env=env, timeout=BUILD_TIMEOUT)
     if code:
         if "no space left on device" in said:
             raise core.Failure(f"The disk became full while building {image}: docker system df shows why.")
-        core.fail(f"Building {image}", said)
+        core.fail(f"Building {image}", buildkit.failure(said))
     return time.monotonic() - start
+
+
+def kit_mark(kit: Path) -> str:
+    """By what a kit is known again: a hash of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in ("startup", "local") for path in (kit / part).rglob("*")):
+        if path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(kit).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def forget_old() -> None:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import canonicalize_name
 
 from bridge.common import versions
 from scripts import app as apps
+from scripts import core
+
+LIMIT = 64 << 20
+"""Bytes of a lock that are read."""
+
+PIN = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,-]*\])?(==| @ )\S+( \\)?", re.ASCII)
+HASH = re.compile(r" +--hash=\w+:[0-9a-f]+( \\)?", re.ASCII)
+"""The lines of a lock."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +75,55 @@ def packages(lock: str, pylock: str) -> tuple[Package, ...]:
         lock: as requirements.txt, with hashes.
         pylock: the same as pylock.toml, which knows the wheels; empty: it is not known.
     """
-    sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}
-    found = []
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
-        wheels = sized.get(name, {}).get("wheels", [])
-        size = _size_of(wheels[0]) if wheels else None
-        found.append(Package(name, version, size, bool(wheels) or not pylock))
+    try:
+        sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}
+        found = []
+        for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
+            wheels = sized.get(name, {}).get("wheels", [])
+            size = _size_of(wheels[0]) if wheels else None
+            # One with an address is in no index.
+            is_wheel = bool(wheels) or not pylock or urlsplit(version).path.endswith(".whl")
+            found.append(Package(name, version, size, is_wheel))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, OSError) as error:
+        # uv writes no such thing. Where packages were built, their code could.
+        raise core.Failure(f"The packages that uv has listed make no sense: {str(error)[:200]}") from None
     return tuple(found)
+
+
+def entries(lock: str) -> Iterator[tuple[str, str]]:
+    """By its package's name, each entry of a lock: the line, and those with hashes below it."""
+    for entry in re.findall(r"^\S.*\n(?:[ \t].*\n)*", f"{lock.rstrip()}\n", re.MULTILINE):
+        yield canonicalize_name(re.split(r"[\[ =@]", entry, maxsplit=1)[0]), entry
+
+
+def check(lock: str) -> str:
+    """Return the lock of a container where packages were built: their code may have written it.
+
+    Raises:
+        core.Failure: a line is neither a package nor a hash, such as an option that names another index.
+    """
+    for line in lock.splitlines():
+        if line and not PIN.fullmatch(line) and not HASH.fullmatch(line):
+            raise core.Failure(f"The lock has a line that uv does not write: {line[:200]!r}")
+    return lock
+
+
+def open_plain(file: Path, limit: int = LIMIT) -> BufferedReader:
+    """Open a file from a folder where packages' code could write: no link, no pipe, and of some size at most.
+
+    Raises:
+        core.Failure: it is something else.
+    """
+    descriptor = -1
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        found = os.fstat(descriptor)
+    except OSError as error:
+        raise core.Failure(f"{file.name}: expected a file that uv has written: {error.strerror}.") from None
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        os.close(descriptor)
+        raise core.Failure(f"{file.name}: expected a file of at most {core.in_words(limit)}.")
+    return os.fdopen(descriptor, "rb")
 
 
 def _size_of(wheel: Mapping[str, Any]) -> int | None:

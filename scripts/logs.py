@@ -14,15 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from bridge.common.text import shown
-from scripts import console, core
+from scripts import console, core, provision
 from scripts.options import As, Job, count, duration
+
+SERVER = "server"
+"""Stands, beside the names of sites, for the server's own log."""
 
 
 def run(
     job: Job,
     site: Annotated[
         str, typer.Option(metavar="NAME", help="Show the log of this site, or of the server.")
-    ] = "server",
+    ] = SERVER,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing what is added, until the job ends.")
     ] = False,
@@ -43,11 +46,20 @@ def run(
     """Fetch and print the log."""
     service = console.service(identity)
     job = console.full_id(service, job)
-    wanted = {"site": site, "tail": tail, "since": since, "follow": follow}
+    known = [SERVER, *provision.site_names()]
+    # A site that has left the project may have sent a log. One that never was would be waited for.
+    wanted = {"site": site, "tail": tail, "since": since, "follow": follow and site in known}
     log = []
-    for line in console.stream_text(service, "logs", job=job, **wanted):
-        log.append(line)
-        if not core.as_json:
-            # To a file or another program as it is; at a terminal nothing in it may act.
-            print(shown(line) if sys.stdout.isatty() else line, end="", flush=True)
+    try:
+        for line in console.stream_text(service, "logs", job=job, **wanted):
+            log.append(line)
+            if not core.as_json:
+                # To a file or another program as it is; at a terminal nothing in it may act.
+                print(shown(line) if sys.stdout.isatty() else line, end="", flush=True)
+    except core.Failure as failure:
+        if site not in known and not failure.facts.get("denied"):
+            raise core.UsageError(
+                f"--site: there is no {site}. There are: {', '.join(known)}.", **failure.facts
+            ) from None
+        raise
     return {"job_id": job, "site": site, "log": "".join(log)}

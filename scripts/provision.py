@@ -21,7 +21,7 @@ import yaml
 
 from provisioning import NOTE, checks, dotenv, site_files, state
 from provisioning.names import service_name
-from scripts import core, progress
+from scripts import behind, compose, core, images, progress
 
 DEFAULT_PROJECT = core.ROOT / "project.yml"
 TIMEOUT = 300.0
@@ -34,6 +34,9 @@ STILL_VALID = (
 
 SETTINGS = re.compile(r"org\.flowerbed\.participant: (\S+)\n +org\.flowerbed\.settings: (\w+)\n")
 """In the Compose file: by whose settings it was written (`provisioning/compose.py`)."""
+
+ONLY_SETTINGS = r"[^(]*\(settings of [^;]*\)"
+"""What `changes` says where nobody is new or gone."""
 
 WRONG_USE = 4
 """The exit code of `nvflare provision` when what it was given is wrong."""
@@ -71,8 +74,8 @@ def run(
     after = _certificates(name)
     participants = [_participant(item) for item in content["participants"]]
     names = [participant["name"] for participant in participants]
-    compose = dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
-    prod = Path(compose).parent
+    file = dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
+    prod = Path(file).parent
     outcome = {
         "project": name,
         "kits": {participant: (prod / participant).as_posix() for participant in names},
@@ -81,15 +84,25 @@ def run(
         "reissued": [n for n in names if n in before and before[n] != after[n]],
         "added": [n for n in names if n not in before],
         "still_valid": still_valid(content),
-        "compose": compose,
+        "compose": file,
     }
     for line in lines:
         core.say(line)
     parts = [f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added") if outcome[key]]
     for who in outcome["still_valid"]:
         core.say(STILL_VALID.format(who=who))
-    core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}). Next: ./flowerbed build")
+    core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}).{core.follow_up(_next())}")
     return outcome
+
+
+def _next() -> str:
+    """The verb that comes next: images are built only where a kit is another one than is in them."""
+    try:
+        config = compose.config(profiles=["elsewhere"])
+        is_built = not images.lost(config) and not behind.kits(config)
+    except core.Failure:
+        is_built = False  # No engine, or no images yet.
+    return "up" if is_built else "build"
 
 
 def load(project: Path) -> dict[str, Any]:
@@ -152,7 +165,7 @@ def changes() -> str:
     wanted = {item["name"] for item in project["participants"]}
     prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
     has = {kit.name for kit in prod.iterdir() if kit.is_dir()}
-    others = _other_settings(project["participants"], prod / "compose.yaml")
+    others = _other_settings(project["participants"], prod)
     if wanted == has and project["name"] == prod.parent.name and not others:
         return ""
     found = [f"new: {', '.join(sorted(wanted - has))}"] if wanted - has else []
@@ -161,10 +174,11 @@ def changes() -> str:
     return f"changed since it was provisioned ({'; '.join(found) or 'its name'})"
 
 
-def _other_settings(participants: Sequence[Mapping[str, Any]], compose: Path) -> list[str]:
+def _other_settings(participants: Sequence[Mapping[str, Any]], prod: Path) -> list[str]:
     """Who gives other things to apps than what is provisioned, by project.yml or its own file."""
     try:
-        text = compose.read_text()
+        # Who runs on another machine has a file of its own.
+        text = "".join(path.read_text() for path in (prod / "compose.yaml", *prod.glob("elsewhere-*.yaml")))
     except PermissionError:
         return []  # It is its owner's alone, who is told.
     had = dict(SETTINGS.findall(text))
@@ -180,8 +194,14 @@ def changes_in_words() -> str:
     """The same as a sentence, with what to do. Also empty where project.yml is wrong: `doctor` tells."""
     with contextlib.suppress(core.Failure):
         if found := changes():
-            return f"project.yml has {found}: ./flowerbed provision, build and up"
+            return f"project.yml has {found}: {what_follows(found)}"
     return ""
+
+
+def what_follows(found: str) -> str:
+    """The fewest verbs after such changes, as `changes` has them."""
+    # What a site gives to apps is in the Compose file. All else is in kits, and so in images.
+    return f"./flowerbed provision{' and up' if re.fullmatch(ONLY_SETTINGS, found) else ', build and up'}"
 
 
 def tell_changes() -> None:

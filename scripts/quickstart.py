@@ -15,7 +15,20 @@ from typing import Annotated, Any
 import typer
 
 from scripts import app as apps
-from scripts import app_builds, build, console, data, engine, ownership, provision, results, submit, up, wait
+from scripts import (
+    app_builds,
+    build,
+    console,
+    core,
+    data,
+    engine,
+    ownership,
+    provision,
+    results,
+    submit,
+    up,
+    wait,
+)
 from scripts.core import ROOT, say
 
 APP = ROOT / "apps" / "pytorch-quickstart"
@@ -37,7 +50,8 @@ def run(
     def step(title: str, work: Callable[[], Any]) -> Any:
         say(f"\n[{len(steps) + 1}/8] {title}")
         start = time.monotonic()
-        outcome = work()
+        with core.led():
+            outcome = work()
         steps[title] = round(time.monotonic() - start, 1)
         say(f"  done in {steps[title]:.1f} s")
         return outcome

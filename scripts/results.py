@@ -27,9 +27,9 @@ from provisioning import dotenv
 from scripts import console, curves
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.options import As, Job
-from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, summarize
+from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 
-RESULTS = ROOT / "results"
+RESULTS, SUMMARY = ROOT / "results", "summary.json"
 
 LIMIT, LIMIT_DEFAULT = "FLOWERBED_RESULTS_LIMIT", "100GB"
 """The setting of .env that bounds what results/ may hold, and its default."""
@@ -41,9 +41,47 @@ LISTED_LIMIT = 60
 def run(job: Job, identity: As = None) -> dict[str, Any]:
     """Fetch the results and say what there is."""
     service = console.service(identity)
-    outcome = collect(service, console.full_id(service, job))
+    try:
+        outcome = collect(service, console.full_id(service, job))
+    except Failure as failure:
+        if not failure.facts.get("no_job"):
+            raise
+        outcome = fetched_before(job)
     tell(outcome)
     return outcome
+
+
+def fetched_before(job: str) -> dict[str, Any]:
+    """What `collect` has returned of a job that is no longer at the server; `job` is its id's beginning.
+
+    Raises:
+        UsageError: there is none, or more than one.
+        Failure: its summary cannot be read.
+    """
+    found = (
+        sorted(path for path in RESULTS.iterdir() if path.name.startswith(job)) if RESULTS.is_dir() else []
+    )
+    found = [path for path in found if console.FULL_ID.fullmatch(path.name) and (path / SUMMARY).is_file()]
+    if not found:
+        raise UsageError(
+            f"No job {job}: it was removed, or never was, and {RESULTS.name}/ has nothing of it. "
+            "To list jobs: ./flowerbed jobs",
+            no_job=True,
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"'{job}' is ambiguous. The server has no such job; {RESULTS.name}/ has {names}.")
+    (folder,) = found
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"The server has no job {folder.name}, and {folder / SUMMARY} is broken: {error}."
+        ) from None
+    say(f"The server has job {folder.name} no longer. This was fetched before:")
+    return {**summarize(folder.name, {}, []), **summary, "folder": str(folder)}
 
 
 def collect(service: str, job: str) -> dict[str, Any]:
@@ -119,7 +157,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
         except (OSError, ValueError) as error:
             raise Failure(f"The result of job {job} is incomplete: {error}. Try again.") from error
     summary = summarize(job, meta, events)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -155,7 +193,7 @@ def tell(outcome: dict[str, Any]) -> None:
     say(f"  in {folder.relative_to(here) if folder.is_relative_to(here) else folder}:")
     for name, what in (
         ("curves.png", "loss and accuracy by round, every site and the average"),
-        ("summary.json", "status, metrics and times"),
+        (SUMMARY, "status, metrics and times"),
         (EVENTS_FILE, "all events, as they came"),
         ("serverapp", "what the ServerApp wrote: " + _listing(folder / "serverapp")),
         ("tb_events", "for TensorBoard"),
@@ -168,14 +206,14 @@ def tell(outcome: dict[str, Any]) -> None:
 def _last_round(rounds: list[dict[str, Any]]) -> str:
     """The last round that has numbers; where none has, how far the last one came."""
     last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
-    failed = [
-        name for name, parts in last["sites"].items() if any("error" in part for part in parts.values())
-    ]
+    failed = [name for name, parts in last["sites"].items() if any(map(is_error, parts.values()))]
     round_ = _place(last) + ("" if last is rounds[-1] else " (last complete)")
     if not last["metrics"] and failed:
         return f"{round_}: {'all ' if len(failed) == len(last['sites']) else ''}{_sites(len(failed))} failed"
     some = f" ({len(failed)} failed)" if failed else ""
     values = _values(last["metrics"]) or "no metrics"
+    if why := untrained(last):
+        return f"{round_}, {why}: {values}"
     return f"{round_}, average over {_sites(len(last['sites']) - len(failed))}{some}: {values}"
 
 

@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,9 @@ PROVIDED = re.compile(
     r"|lib(cuda|nvidia-.*|nvcuvid|cudadebugger)\.so.*"
 )
 """What each base has, and what no package brings."""
+
+BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What reading ends with where a package has broken a file of its own."""
 
 
 def debian_package(library: str) -> str:
@@ -70,8 +74,8 @@ def _needed(path: Path) -> Iterator[str]:
             if isinstance(section, DynamicSection):
                 # The attribute is there for a tag of this kind.
                 yield from (str(getattr(tag, "needed")) for tag in section.iter_tags("DT_NEEDED"))  # noqa: B009
-    except (ELFError, OSError):
-        return  # A text, such as a linker script.
+    except (ELFError, OSError, *BROKEN):
+        return  # A text, such as a linker script, or what a package has made to be no ELF file.
 
 
 def _owners(site_packages: Path) -> dict[str, str]:
@@ -79,6 +83,6 @@ def _owners(site_packages: Path) -> dict[str, str]:
     owners = {}
     for record in site_packages.glob("*.dist-info/RECORD"):
         name = record.parent.name.split("-")[0]
-        with record.open(newline="") as file:
+        with record.open(newline="", errors="replace") as file, contextlib.suppress(csv.Error):
             owners.update({row[0]: name for row in csv.reader(file) if row})
     return owners

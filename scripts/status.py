@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import compose, console, core, engine, provision, terminal
+from scripts import behind, compose, console, core, engine, provision, terminal
 from scripts.options import Watch, check_watch
 
 if TYPE_CHECKING:
@@ -35,15 +36,19 @@ def status() -> dict[str, Any]:
     Returns:
         up (whether all containers run and none is unhealthy), why (what keeps it from being asked),
         containers (service, state, health), sites (name, last_seen_seconds, in_project), jobs (those not yet
-        ended) and changed (how project.yml differs from what was provisioned).
+        ended), changed (how project.yml differs from what was provisioned) and behind (who runs with other
+        settings or images than were provisioned and built last, in words).
     """
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
+    outcome["behind"] = ""
     if not compose.is_provisioned():
         return {**outcome, "why": compose.PROVISION, "changed": ""}
     outcome["changed"] = provision.changes_in_words()
     # Docker and Compose take a moment to begin.
     with ThreadPoolExecutor() as side_by_side:
-        resolved = side_by_side.submit(compose.config, tag="any")
+        tag = dotenv.read(core.ROOT / ".env").get("FLOWERBED_TAG", "any")
+        resolved = side_by_side.submit(compose.config, tag=tag)
+        hashes = side_by_side.submit(behind.hashes)
         answer = engine.ask()
         if answer.problem:
             why = f"No Docker engine answers ({answer.problem}): ./flowerbed up starts it."
@@ -51,7 +56,11 @@ def status() -> dict[str, Any]:
         found = {c["Service"]: c for c in compose.containers()}
         is_running = any(c["State"] == "running" for c in found.values())
         server = side_by_side.submit(_ask_server) if is_running else None
-        expected = resolved.result()["services"]
+        config = resolved.result()
+        expected = config["services"]
+        if is_running:
+            late = behind.containers(list(found.values()), hashes.result(), config)
+            outcome["behind"] = behind.in_words(late, behind.kits(config))
     outcome["containers"] = [
         {
             "service": name,
@@ -105,7 +114,7 @@ def _heard(site: Mapping[str, Any] | None) -> str:
 def _remarks(outcome: dict[str, Any]) -> list[str]:
     """What is said below the tables."""
     why = str(outcome["why"]) or ("" if outcome["jobs"] else "No jobs are running.")
-    return [line for line in (outcome.get("changed", ""), why) if line]
+    return [line for line in (outcome.get("changed", ""), outcome.get("behind", ""), why) if line]
 
 
 def _look() -> terminal.Seen:

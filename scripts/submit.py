@@ -11,6 +11,7 @@ An app that runs with `flwr run` runs here without an edit. It is checked before
 from __future__ import annotations
 
 import inspect
+import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from bridge.common.app import BadApp, job_name
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
-from scripts import console, core, ownership, provision, wait
+from scripts import app_imports, console, core, ownership, provision, refused, wait
 from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
 from scripts.options import As, Timeout, duration, names
 
@@ -179,21 +180,43 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         raise UsageError(f"--environment {missing}. ./flowerbed apps shows which there are.") from None
     except BadApp as bad:
         raise UsageError(f"{app.folder}/{bad}.") from None
+    key = app_environment.key(app.pyproject) if made is None else ""
+    if made is None and build and refused.apt_of(key):
+        raise UsageError(
+            f"The last build for {app.name} was refused, since it needs Debian packages: "
+            f"{', '.join(refused.apt_of(key))}. Make its environment: {refused.command(app.folder, key)}",
+            apt=refused.apt_of(key),
+        )
     if made is None and build:
         # Here, since it takes a while to import, and is seldom needed.
         from scripts import app_builds
 
-        name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
+        with core.led():
+            name = app_builds.make([app.folder], app_builds.Choice())[0]["name"]
         made = app_environment.named(name, ENVIRONMENTS)
     if made is None:
+        more = "." if refused.apt_of(key) else ", or submit with --build."
         raise UsageError(
-            f"No environment was made yet for what {app.name} asks for. Make it: ./flowerbed build --app "
-            f"{app.folder}, or submit with --build.",
+            f"No environment was made yet for what {app.name} asks for. Make it: "
+            f"{refused.command(app.folder, key)}{more}",
             missing=list(app_environment.requirements(app.pyproject)),
+        )
+    for module in _not_there(app, made):
+        say(
+            f"  Note: the app imports {module}, which its environment {made.name} lacks: add what brings it "
+            f"to dependencies in {app.folder}/pyproject.toml, then build again."
         )
     if warning := versions.newer(made.flwr):
         say(f"  Note: {warning}")
     return {**request, "options": {**request["options"], "environment": made.name}}
+
+
+def _not_there(app: apps.App, made: AppEnvironment) -> list[str]:
+    """The modules that the app imports now, did not when its environment was made, and that are not there."""
+    new = {name.partition(".")[0] for name in app_imports.of_app(app.pyproject, app.files)}
+    new -= {name.partition(".")[0] for name in made.facts.get("imports", ())} | sys.stdlib_module_names
+    folders = list(made.programs.parent.glob("lib/python3*/site-packages"))
+    return sorted(name for name in new if folders and not any(list(f.glob(f"{name}*")) for f in folders))
 
 
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
     `metrics` are means over the sites, weighted by their numbers of examples; a list's are of each of its
     numbers. A training metric that has an evaluation metric's name gets the prefix `train_`. `loss` is the
     evaluation's, else the training's, else None. Where an app counts its rounds anew, the later ones have
-    `start`: 2, 3, ...
+    `start`: 2, 3, ... Where every training reply failed, a round has `trained`: false.
     """
     rounds: dict[tuple[int, int], dict[str, dict[str, dict[str, Any]]]] = {}
     for event in events:
@@ -51,8 +51,26 @@ def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
         result.append(
             _of_start(start)
             | {"round": number, "loss": loss, "metrics": metrics, "sites": dict(sorted(sites.items()))}
+            | ({"trained": False} if _failed(sites) else {})
         )
     return result
+
+
+def is_error(reply: Mapping[str, Any]) -> bool:
+    """Whether a reply of a round is an error. An app may have a metric of that name, too: a number."""
+    return isinstance(reply.get("error"), str)
+
+
+def _failed(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
+    """The sites of a round that failed to train, if all did that were to; else 0."""
+    replies = [kinds[TRAIN] for kinds in sites.values() if TRAIN in kinds]
+    return len(replies) if all(map(is_error, replies)) else 0
+
+
+def untrained(entry: Mapping[str, Any]) -> str:
+    """For people: that a round's metrics are of a model that was not trained in it; empty if it was."""
+    failed = _failed(entry["sites"])
+    return f"nothing was trained: every train reply failed, {failed} of {failed}" if failed else ""
 
 
 def place(event: Event) -> tuple[int, int]:
@@ -96,7 +114,7 @@ def failures(outcome: Mapping[str, Any]) -> list[str]:
 
 
 def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, Any]:
-    replies = [parts[kind] for parts in sites.values() if kind in parts and "error" not in parts[kind]]
+    replies = [parts[kind] for parts in sites.values() if kind in parts and not is_error(parts[kind])]
     weights = [reply.get("num_examples") for reply in replies]
     known = [float(w) for w in weights if w is not None]
     if len(known) < len(replies) or sum(known) <= 0:

@@ -1,7 +1,8 @@
 """Start the federation, and return when every container is healthy.
 
 A server is healthy when it answers on its port, and a site when it is registered with the server. Docker is
-started first if it does not run. Containers that run and are up to date are left alone.
+started first if it does not run. Containers that run and are up to date are left alone. While a job has one
+that is not, nothing is started, unless --force is given.
 
   ./flowerbed up --tracking tensorboard    also start TensorBoard, for the curves of all jobs
 """
@@ -23,7 +24,19 @@ import typer
 from provisioning import dotenv
 from provisioning.checks import FLWR
 from provisioning.names import flwr_port_key
-from scripts import compose, core, engine, images, leftovers, ownership, progress, provision, site_checks
+from scripts import (
+    behind,
+    compose,
+    core,
+    engine,
+    images,
+    leftovers,
+    ownership,
+    progress,
+    provision,
+    site_checks,
+    unfinished,
+)
 
 WAIT_TIMEOUT = 120
 """Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
@@ -58,6 +71,9 @@ def run(
             help="Also start this: it shows the curves of jobs on a port of this machine. May be given twice."
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also make anew what takes part in a job that runs.")
+    ] = False,
 ) -> dict[str, Any]:
     """Start the federation and wait until it is healthy.
 
@@ -65,7 +81,8 @@ def run(
         services (health or state by name), tracking (address by name, of all that run) and seconds.
 
     Raises:
-        core.Failure: what is missing or taken, or which container did not become healthy, and why.
+        core.Failure: what is missing or taken, which container did not become healthy, and why; or a job runs
+            in one that is to be made anew, and `force` is not set.
     """
     start = time.monotonic()
     # The engine first: `sudo ./flowerbed up` is what a user without one is told.
@@ -77,20 +94,23 @@ def run(
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
     _check_address()
     # One that runs goes on running.
-    running = {c["Service"] for c in compose.containers()}
-    shown_by = sorted({*(tracking or ()), *running.intersection(TRACKING)})
+    there = compose.containers()
+    shown_by = sorted({*(tracking or ()), *{c["Service"] for c in there}.intersection(TRACKING)})
     config = compose.config(profiles=shown_by)
     ownership.check(str(config["name"]))
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
+    _check_jobs(behind.containers(there, behind.hashes(), config), force=force)
     _start(str(config["name"]), start, shown_by, len(config["services"]))
     containers = compose.containers()
     services = {c["Service"]: c.get("Health") or c["State"] for c in containers}
     _check_data(config, {c["Service"]: c["Name"] for c in containers if c["State"] == "running"})
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"Up in {seconds:.0f} s: {', '.join(services)}. Next: ./flowerbed submit APP")
+    core.say(f"Up in {seconds:.0f} s: {', '.join(services)}.{core.follow_up('submit APP')}")
     provision.tell_changes()
+    if late := behind.in_words([], behind.kits(config)):
+        core.say(late)
     env = dotenv.read(core.ROOT / ".env")
     leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
     addresses = {name: _address(config, name) for name in shown_by}
@@ -155,6 +175,29 @@ def _check_ports(config: dict[str, Any]) -> None:
                 f"which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
                 port=number,
             )
+
+
+def _check_jobs(late: Sequence[str], *, force: bool) -> None:
+    """Refuse to make containers anew in the middle of a job that has them."""
+    try:
+        hit = unfinished.hit_by(late)
+    except core.Failure as failure:
+        core.say(f"The server could not be asked whether a job runs: {failure}")
+        return
+    if not hit:
+        return
+    who = sorted({service for _, services in hit for service in services})
+    if force:
+        core.say(f"Made anew in the middle of {len(hit)} job{'s' * (len(hit) > 1)}: {', '.join(who)}")
+        return
+    jobs = [{**job, "name": f"{job['name']}  ({', '.join(services)})"} for job, services in hit]
+    raise core.Failure(
+        f"{', '.join(who)} would be made anew in the middle of a job, so nothing was started:\n"
+        f"{unfinished.named(jobs)}\n{unfinished.how_to_go_on(jobs)}   "
+        "or do it all the same: ./flowerbed up --force",
+        jobs=[job["job_id"] for job in jobs],
+        services=who,
+    )
 
 
 def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:

@@ -1,7 +1,8 @@
 """uv, in a container of the base image: it resolves and installs for the images' Python and platform.
 
-What has to be built is built there too. The container sees uv's cache and the environments, and nothing else
-of this machine: no kit, no checkout. It has the network, and no root.
+No package's code runs in it: wheels are unpacked, and Python starts only for uv's own question about itself.
+So it may see uv's cache, the environments, and the passwords of indexes. What has to be built is built
+elsewhere (`source_builds.py`), and what compiles or imports packages sees one environment (`python`).
 
 uv reads nothing of pip's configuration. So what pip is told of indexes, here, uv is told too, and its own
 variables (UV_INDEX, UV_FIND_LINKS, ...) count before that.
@@ -16,12 +17,15 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import base_image, core, engine, images, progress, wheelhouse
+from bridge.common import app_environment
+from bridge.common.app_environment import DESCRIPTION
+from scripts import base_image, core, engine, progress, wheelhouse
 
 ENVIRONMENTS = core.ENVIRONMENTS
 
@@ -31,6 +35,9 @@ MOUNTED = "/environments"
 CACHE = ".cache"
 """uv's cache, in that folder: files of an environment are links to it, as far as the file system has such.
 Only the user who builds can read it."""
+
+SCRATCH = ".resolving-"
+"""How folders of one call begin, in that folder."""
 
 PROGRAM = core.HOUSE / "uv"
 """The folder of the program, for the images' platform."""
@@ -59,9 +66,9 @@ PASSED_ON = re.compile(
 )
 """The user's own variables that the container gets."""
 
-NOT_BUILT = re.compile(r"Failed to (download and )?build|Git executable not found")
-"""How uv reads where a package could not be built or got from git: for want of a compiler or of git, it may
-be, which each kind of package says in words of its own."""
+NO_PYTHON = {"PYTHONHOME": "/nonexistent"}
+"""With it no Python starts but with -I, as uv asks the interpreter about itself. So no package's build code
+runs, and yet uv resolves as if it could build: with `--no-build` it would take older versions in silence."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,16 @@ class Sources:
     def are_named(self) -> bool:
         """Whether the user names any: then none is added."""
         return any(name in self.variables for name in (*SOURCES, "UV_EXTRA_INDEX_URL", "UV_TORCH_BACKEND"))
+
+    @property
+    def leaves_default_out(self) -> bool:
+        """Whether uv asks no index but those that the user names."""
+        return "UV_DEFAULT_INDEX" in self.variables or self.no_index
+
+    @property
+    def no_index(self) -> bool:
+        """Whether uv asks no index at all. It has an option for that, and no variable."""
+        return self.variables.get("UV_NO_INDEX", "0").lower() not in ("0", "false", "no", "off")
 
 
 @functools.cache
@@ -115,72 +132,140 @@ def call(
     words: Sequence[str],
     *,
     tell: Callable[[str], None] = lambda line: None,
-    compiler: Sequence[str] | None = None,
+    folder: Path | None = None,
+    wheels: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `uv WORDS` in a container; all that it prints is the answer's `stdout`.
-
-    Where a package cannot be built, or got from git, it is run again in an image that has a compiler and git.
+    """Run `uv WORDS` where no package's code runs; the answer's `stdout` is all that it prints.
 
     Args:
         words: paths below `MOUNTED` are the container's.
         tell: is given each line that it prints.
-        compiler: the Debian packages that building takes, beside a compiler; None: try without an image of
-            its own.
+        folder: all that it sees beside uv's cache; None: all environments. Then cache and environments are
+            one mount, without which files could not be links to the cache.
+        wheels: a folder of `ENVIRONMENTS` where packages are too.
     """
-    image = base_image.name() if compiler is None else compiler_image(compiler)
-    told = dict(sources().variables)
+    variables = {**told(words), "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", **NO_PYTHON}
+    if wheels is not None:
+        places = [variables.get("UV_FIND_LINKS"), as_mounted(wheels)]
+        variables["UV_FIND_LINKS"] = ",".join(place for place in places if place)
+    seen = [ENVIRONMENTS] if folder is None else [ENVIRONMENTS / CACHE, folder]
+    return run(base_image.name(), ["uv", *words], variables, seen, network="host", tell=tell)
+
+
+def told(words: Sequence[str]) -> dict[str, str]:
+    """The variables that say where packages are, for one call of uv."""
+    variables = dict(sources().variables)
     if "compile" not in words:
         # A lock is what it is.
-        told.pop("UV_CONSTRAINT", None)
-    variables = {**told, "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", "UV_NO_PROGRESS": "1"}
-    command = [engine.docker(), "run", "--rm", "--network", "host", *_as_owner(), *_mounts(*sources().mounts)]
+        variables.pop("UV_CONSTRAINT", None)
+    return variables
+
+
+def run(
+    image: str,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    seen: Sequence[Path],
+    *,
+    network: str,
+    tell: Callable[[str], None] = lambda line: None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a container with uv, as the user and without capabilities.
+
+    Args:
+        image: the container's.
+        command: its words.
+        variables: the container's, beside uv's usual ones.
+        seen: folders of `ENVIRONMENTS`, or itself, which it may write to.
+        network: the engine's name of the network.
+        tell: is given each line that it prints.
+    """
+    command = [*command, "--no-index"] if sources().no_index and "pip" in command else command
+    words = [engine.docker(), "run", "--rm", "--network", network, *_as_owner(), *_mounts(*sources().mounts)]
     # By name: what they hold may be a password, and others see command lines.
-    command += [word for name in sorted(variables) for word in ("--env", name)]
-    command += ["--volume", f"{ENVIRONMENTS}:{MOUNTED}", "--volume", f"{program()}:/usr/local/bin/uv:ro"]
-    command += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "HOME=/tmp", "--env", "UV_PYTHON_DOWNLOADS=never"]
-    command += ["--env", "UV_LINK_MODE=hardlink", image, "uv", *words]
-    code, said = progress.follow(command, tell, env=variables, timeout=TIMEOUT)
-    if code and compiler is None and NOT_BUILT.search(said):
-        return call(words, tell=tell, compiler=())
-    return subprocess.CompletedProcess(command, code, said)
+    words += [word for name in sorted(variables) for word in ("--env", name)]
+    words += [word for path in seen for word in ("--volume", f"{path}:{as_mounted(path)}")]
+    words += ["--volume", f"{program()}:/usr/local/bin/uv:ro"]
+    words += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "HOME=/tmp", "--env", "UV_PYTHON_DOWNLOADS=never"]
+    words += ["--env", "UV_LINK_MODE=hardlink", "--env", "UV_NO_PROGRESS=1", image, *command]
+    code, said = progress.follow(words, tell, env=dict(variables), timeout=TIMEOUT)
+    return subprocess.CompletedProcess(words, code, said)
 
 
 def python(
-    interpreter: str, script: Path, *words: str, writes: bool = False, variables: dict[str, str] | None = None
+    folder: Path,
+    command: Sequence[str],
+    *,
+    script: Path | None = None,
+    writes: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a script of images/ with an interpreter below `MOUNTED`, in a container without network."""
-    command = [engine.docker(), "run", "--rm", "--network", "none", "--read-only", *_as_owner()]
-    command += ["--volume", f"{ENVIRONMENTS}:{MOUNTED}{'' if writes else ':ro'}", *_mounts(str(script))]
-    command += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "HOME=/tmp", "--env", "PYTHONDONTWRITEBYTECODE=1"]
-    command += [f"--env={name}={value}" for name, value in (variables or {}).items()]
-    command += [base_image.name(), interpreter, "-P", str(script), *words]
-    return core.run(command, timeout=TIMEOUT)
+    """Run a program in a container without network, which sees one folder of `ENVIRONMENTS`.
+
+    Args:
+        folder: an environment, or a part of it.
+        command: the program and its arguments.
+        script: a file of images/ that it sees too.
+        writes: whether the container may write to the folder. Then it must run nothing of the packages'.
+        variables: the container's.
+    """
+    words = [engine.docker(), "run", "--rm", "--network", "none", "--read-only", *_as_owner()]
+    words += ["--volume", f"{folder}:{as_mounted(folder)}{'' if writes else ':ro'}"]
+    words += _mounts(*([] if script is None else [str(script)]))
+    words += ["--tmpfs", "/tmp:exec,mode=1777", "--env", "HOME=/tmp", "--env", "PYTHONDONTWRITEBYTECODE=1"]
+    words += [f"--env={name}={value}" for name, value in (variables or {}).items()]
+    return core.run([*words, base_image.name(), *command], timeout=TIMEOUT)
 
 
-def as_root(script: str, *words: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a shell script in the base image as root, with the network: Debian's packages need both."""
-    command = [engine.docker(), "run", "--rm", "--network", "host", *_mounts(*sources().mounts)]
-    command += [
-        "--volume",
-        f"{ENVIRONMENTS}:{MOUNTED}",
-        base_image.name(),
-        "sh",
-        "-euc",
-        script,
-        "sh",
-        *words,
-    ]
-    return core.run(command, timeout=TIMEOUT)
+def as_root(
+    script: str, *words: str, folder: Path | None = None, network: str = "none"
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell script in the base image as root: Debian's packages need that.
+
+    Args:
+        script: its text.
+        words: its arguments.
+        folder: the folder of `ENVIRONMENTS` that it may write to. No package's code has been there.
+        network: the engine's name of the network.
+    """
+    command = [engine.docker(), "run", "--rm", "--network", network, *_mounts(*sources().mounts)]
+    command += [] if folder is None else ["--volume", f"{folder}:{as_mounted(folder)}"]
+    return core.run([*command, base_image.name(), "sh", "-euc", script, "sh", *words], timeout=TIMEOUT)
 
 
-def compiler_image(packages: Sequence[str]) -> str:
-    """The image with a compiler, git and these Debian packages, made if it is not there."""
-    name = "-".join(["flowerbed-compiler", *sorted(packages)])[:120]
-    name = re.sub(r"[^a-z0-9._-]", "-", name.lower())
-    if not engine.has(name):
-        core.say("  a package has to be built: making an image with a compiler and git (a minute, once)")
-        images.build("compiler", name, network="host", arguments={"APT": " ".join(sorted(packages))})
-    return name
+def as_mounted(path: Path) -> str:
+    """A path in `ENVIRONMENTS`, as a container knows it."""
+    return (Path(MOUNTED) / path.relative_to(ENVIRONMENTS)).as_posix()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A new folder for one call."""
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=ENVIRONMENTS))
+    try:
+        yield folder
+    finally:
+        delete(folder)
+
+
+def delete(*folders: Path) -> None:
+    """Remove folders, whatever a package has put there: links are not followed, and no tree is too deep."""
+    there = [str(folder) for folder in folders if os.path.lexists(folder)]
+    if there and core.run(["rm", "-rf", "--", *there]).returncode:
+        # A folder that its own user may not enter.
+        core.run(["chmod", "-R", "u+rwX", "--", *there])
+        core.must(core.run(["rm", "-rf", "--", *there]), "Removing what is left of a build")
+
+
+def forget_leftovers() -> None:
+    """Remove what a killed build has left: nobody would see it, and remove it. Needs `alone`."""
+    half = (
+        path
+        for path in ENVIRONMENTS.iterdir()
+        if path.name.startswith(SCRATCH)
+        or (app_environment.NAME.fullmatch(path.name) and not os.path.lexists(path / DESCRIPTION))
+    )
+    delete(*half)
 
 
 def program() -> Path:

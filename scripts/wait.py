@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridge.common.meta import ABORTED
-from bridge.common.text import bare_error, one_line
+from bridge.common.text import bare_error, one_line, shown
 from scripts import console, hints, progress, summary
 from scripts.core import Failure, say
 from scripts.options import As, Job, Timeout
 
 COMPLETED = "FINISHED:COMPLETED"
+
+TRACEBACK = "Traceback (most recent call last)"
+"""How one of Python's begins."""
 
 SHORT = 8
 """Letters of a job's id in a command for a person: enough to know it by."""
@@ -89,7 +93,8 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
             ended = "was aborted.\n"
         else:
             # Moved in: no line of it can be taken for one of ours.
-            ended = f"ended as {status}" + (f":\n{textwrap.indent(reason, '    ')}\n" if reason else ".\n")
+            why = textwrap.indent(untold(reason, events), "    ")
+            ended = f"ended as {status}" + (f":\n{why}\n" if reason else ".\n")
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
         raise Failure(f"Job {job} {ended}  {more}Logs: ./flowerbed logs {job}", **facts)
     for line in summary.failures(facts):
@@ -97,6 +102,26 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     if reason:
         say(textwrap.indent(reason, "    "))
     return facts
+
+
+def untold(reason: str, events: Sequence[Mapping[str, Any]]) -> str:
+    """A reason without the traceback that the job's output has shown already."""
+    output = (line for event in events if event.get("event") == "output" for line in event["lines"])
+    told = [line for line in output if line.strip()]
+    lines = reason.splitlines()
+    begin = next((n for n, line in enumerate(lines) if line.startswith(TRACEBACK)), len(lines))
+    # What is shown has no blank lines, and codes for what a terminal would act on.
+    rest = [(n, shown(lines[n])) for n in range(begin, len(lines)) if lines[n].strip()]
+    end = begin
+    for at in (n for n, line in enumerate(told) if line.startswith(TRACEBACK)):
+        same = 0
+        while same < min(len(rest), len(told) - at) and rest[same][1] == told[at + same]:
+            same += 1
+        # To the line with the exception: what was shown of it is not to be pieced together.
+        while same and (rest[same - 1][1][0].isspace() or rest[same - 1][1].startswith(TRACEBACK)):
+            same -= 1
+        end = max(end, rest[same - 1][0] + 1 if same else begin)
+    return reason if end == begin else "\n".join([*lines[:begin], "(the traceback is above)", *lines[end:]])
 
 
 class Progress:
@@ -137,7 +162,7 @@ class Progress:
             self._say(event, _phase(event))
         elif kind == "output":
             for line in event["lines"]:
-                self._say(event, f"| {line}")
+                self._say(event, f"| {line.expandtabs()}")
         elif kind == "round":
             self._open_round = summary.place(event)
             of = f" of {event['of']}" if event.get("of") else ""
@@ -170,7 +195,8 @@ class Progress:
         self._bar.at(self._open_round[1])
         for entry in summary.rounds_of(self._events):
             if summary.place(entry) == self._open_round and entry["metrics"]:
-                self._say(self._events[-1], f"  {'average':12s} {_numbers(entry['metrics'])}")
+                untrained = f"   ({why})" if (why := summary.untrained(entry)) else ""
+                self._say(self._events[-1], f"  {'average':12s} {_numbers(entry['metrics'])}{untrained}")
         self._open_round = None
 
     def _say(self, event: dict[str, Any], text: str) -> None:
@@ -205,10 +231,10 @@ def _numbers(metrics: dict[str, Any]) -> str:
 def _value(value: Any) -> str:
     if not isinstance(value, list):
         return f"{value:.4g}"
-    shown = [f"{number:.4g}" if number is not None else "nan" for number in value]
-    if len(shown) > LIST_SHOWN:
-        shown[LIST_SHOWN - 2 : -1] = ["..."]
-    return f"[{', '.join(shown)}]" + (f" ({len(value)})" if len(value) > LIST_SHOWN else "")
+    numbers = [f"{number:.4g}" if number is not None else "nan" for number in value]
+    if len(numbers) > LIST_SHOWN:
+        numbers[LIST_SHOWN - 2 : -1] = ["..."]
+    return f"[{', '.join(numbers)}]" + (f" ({len(value)})" if len(value) > LIST_SHOWN else "")
 
 
 def _round(event: dict[str, Any]) -> str:

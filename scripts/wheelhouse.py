@@ -60,7 +60,17 @@ class Wheelhouse:
     def is_complete(self, architecture: str) -> bool:
         """Whether it is what its list says, for the engine's architecture."""
         stamp = self.folder / STAMP
-        return stamp.is_file() and stamp.read_text() == self._stamp(architecture)
+        is_for_it = stamp.is_file() and stamp.read_text() == self._stamp(architecture)
+        return is_for_it and not self.lacking(self.folder)
+
+    def lacking(self, folder: Path) -> list[str]:
+        """The packages of the list that have no wheel in a folder. `check` reads the files."""
+        there = {_plain(path.name.partition("-")[0]) for path in folder.glob("*.whl")}
+        # One that only some machines need has a marker behind it.
+        wanted = re.findall(
+            r"^([A-Za-z0-9][\w.-]*)==[^;\s]+ *\\?$", self.requirements.read_text(), re.MULTILINE
+        )
+        return [name for name in wanted if _plain(name) not in there]
 
     def _stamp(self, architecture: str) -> str:
         content = self.requirements.read_bytes() + architecture.encode()
@@ -93,6 +103,12 @@ class Wheelhouse:
         options += ["--find-links", str(self.folder)] if old else []
         # How much has to be fetched is known only where nothing is there.
         download(architecture, fresh, options, None if old else self.size)
+        if lost := self.lacking(fresh):
+            raise core.Failure(
+                f"pip has fetched the wheels of the {self.name} image, and these are not there: "
+                f"{', '.join(lost)}. Try again.",
+                wheels=lost,
+            )
         (fresh / STAMP).write_text(self._stamp(architecture))
         for path in fresh.iterdir():
             # For the builder, whatever the umask here.
@@ -142,6 +158,11 @@ def hash_of(wheel: Path) -> str:
     """A file's SHA-256."""
     with wheel.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(name: str) -> str:
+    """A package's name in one spelling."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _put_in_place(folder: Path, fresh: Path) -> None:

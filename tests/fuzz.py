@@ -44,6 +44,7 @@ from bridge.fleet.replies import Event
 from bridge.fleet.wire import MESSAGES
 from bridge.job import channel, metrics_relay
 from bridge.relay.calls import Call, Request, Response, SiteRelay
+from bridge.relay.parts import Store
 from bridge.server import metric_receiver
 from bridge.server.forwarder import Forwarder
 from bridge.server.link import ServerLink
@@ -51,6 +52,7 @@ from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.site.gateway import Gateway
 from scripts import summary, wait
+from tests.fuzz_large import HeadsTarget, LargeTarget
 
 BATCH = 2000
 """Inputs between two looks at the clock."""
@@ -409,7 +411,7 @@ class ForwarderTarget:
         """What a loop's thread has for a link."""
         return self._loop
 
-    async def ask(self, request: Request) -> Response:
+    async def ask(self, request: Request, store: Store) -> Response:
         """The SuperLink: all is well, if what it is asked is of the site whose key is on it."""
         headers = dict(request.headers)
         assert all(wire.may_pass(h) or h in (wire.CALL_HEADER, wire.DONE_HEADER) for h in headers), headers
@@ -609,12 +611,14 @@ class EventsTarget:
         """Nothing is left between inputs."""
 
 
-Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget
+Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget | HeadsTarget | LargeTarget
 TARGETS: dict[str, Callable[[asyncio.AbstractEventLoop], Target]] = {
     "gateway": GatewayTarget,
     "forwarder": ForwarderTarget,
     "points": PointsTarget,
     "events": EventsTarget,
+    "heads": HeadsTarget,
+    "large": LargeTarget,
 }
 
 

@@ -9,7 +9,8 @@ hash of its lock, with
     system/             files of Debian packages, where the app's builder has named some
 
 A job names its environment. A process that runs without containers, such as one of FLARE's simulator, has
-none: there an app runs in the Python environment that FLARE runs in (`own`).
+none: there an app runs in the Python environment that FLARE runs in (`own`). Where `ROOT` is, in the
+containers, no app ever does.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ FACTS: Mapping[str, tuple[type, ...]] = {
     "keys": (list,),
 }
 """What a description has, and of which types. The lists are of texts. What is described otherwise is no
-environment: code that a package was built with may have written it."""
+environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
@@ -79,6 +80,11 @@ class AppEnvironment:
     def generation(self) -> versions.Generation:
         """How its Flower is called and spoken to. Raises `UnsupportedFlower`."""
         return versions.generation(self.flwr)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was not removed meanwhile. The description is what goes first."""
+        return not self.name or (self.programs.parent.parent / DESCRIPTION).is_file()
 
     @property
     def variables(self) -> dict[str, str]:
@@ -108,7 +114,7 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
-    lines = config.get("project", {}).get("dependencies", [])
+    lines = _project(config).get("dependencies", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
     found, names = set(), set()
@@ -136,6 +142,13 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def _project(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    table = config.get("project", {})
+    if not isinstance(table, Mapping):
+        raise BadApp(f"{PYPROJECT}: [project]: expected a table, found {table!r}"[:300])
+    return table
+
+
 def _is_in_checkout(url: str | None) -> bool:
     """Whether a direct reference stands for a folder on its author's machine, in Hatch's spelling."""
     return url is not None and re.match(r"(file://)?\{(root|home)\b", url) is not None
@@ -143,7 +156,7 @@ def _is_in_checkout(url: str | None) -> bool:
 
 def requires_python(config: Mapping[str, Any]) -> str:
     """The Python versions that an app takes, such as `>=3.10`; empty: any."""
-    wanted = config.get("project", {}).get("requires-python", "")
+    wanted = _project(config).get("requires-python", "")
     if not isinstance(wanted, str):
         raise BadApp(f"{PYPROJECT}: requires-python: expected a text, found {wanted!r}"[:300])
     return wanted.strip()
@@ -189,24 +202,47 @@ def every(root: Path = ROOT) -> list[AppEnvironment]:
 
 
 def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> AppEnvironment:
-    """The environment of a job.
+    """The environment of a job: the one that it names, or that was made for its app, or without containers
+    this process's own.
 
     Args:
         name: the one that the job names; empty: none.
         config: the app's pyproject.toml, as far as it is known here.
 
     Raises:
-        NoEnvironment: it is not here.
+        NoEnvironment: it is not here, or is for a Python that is not.
         UnsupportedFlower: without one, and this process has no Flower either.
     """
-    if name:
-        return named(name, root)
-    found = find(config, root) if config is not None else None
-    return found or own()
+    found = named(name, root) if name else find(config, root) if config is not None else None
+    if found is not None:
+        _check_python(found)
+        return found
+    if not root.is_dir():
+        return own()
+    if config is None:
+        raise NoEnvironment(
+            "the job names no environment, and the app does not come with it. Hand it in by "
+            "./flowerbed submit --deployed NAME, which names the app's"
+        )
+    raise NoEnvironment(
+        "the job names no environment, and none here was made for what its app asks for. Make it: "
+        "./flowerbed build --app APP"
+    )
+
+
+def _check_python(made: AppEnvironment) -> None:
+    """Raise `NoEnvironment` if the Python is not here that it was made with: a link to one of the image's."""
+    python = made.programs / "python"
+    if python.is_symlink() and not python.exists():
+        raise NoEnvironment(
+            f"its image lacks Python {made.facts['python']}, with which the app's environment {made.name} "
+            "was made. Make its image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
+            missing=made.name,
+        )
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
-    # It may be hostile: code that runs while a package is built can write here.
+    # Whatever is there: folders of environments are copied between machines.
     try:
         descriptor = os.open(folder / DESCRIPTION, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:

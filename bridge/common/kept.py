@@ -7,8 +7,8 @@ from pathlib import Path
 FOLDER = "kept"
 """The folder in FLARE's workspace that has all of them."""
 
-DEPTH = 3
-"""They lie so many folders below it: organization, publisher, name."""
+DEPTH = 4
+"""They lie so many folders below it: organization, submitter, publisher, name."""
 
 LINK = "kept"
 """The link to its own in a ServerApp's working directory."""

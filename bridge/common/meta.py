@@ -51,6 +51,9 @@ LATE_SITES = "flowerbed_late_sites"
 LATE = "flowerbed_late"
 """The sites that came late, and the partition-id of each, by name. Only the server writes it."""
 
+ENVIRONMENT = "flowerbed_environment"
+"""The app's environment that the job names. Only the server writes it, as it found it in the job."""
+
 STARTS = "flowerbed_starts"
 """How often each site's part was started anew, by the site's name. A number that only the server writes."""
 

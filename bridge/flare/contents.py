@@ -88,6 +88,8 @@ class Contents:
     """The SHA-256 of the app that it brings; empty: it brings no code."""
     deployed: str = ""
     """The app on the server that it names instead, as `flower_app_path`; only the server's part does."""
+    environment: str = ""
+    """The app's environment that it names, in the server's part."""
     app: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The brought app's `id`, `version` and `hash`, as Flower shows them; empty: it brings none."""
 
@@ -186,14 +188,17 @@ def _part(app: str, files: Files) -> Contents:
         content = brought_app["hash"]
     elif any(path.startswith(f"{CUSTOM}/") for path in files):
         raise foreign(f"{app}/{CUSTOM}/")
-    deployed = ""
+    found: dict[str, Mapping[str, Any]] = {}
     for name in (SERVER_CONFIG, CLIENT_CONFIG):
         if (read := files.get(f"{CONFIG}/{name}")) is not None:
             where = f"{app}/{CONFIG}/{name}"
-            deployed += _check_config(
+            found[name] = _check_config(
                 where, name, _parsed(where, read(TEXT_LIMIT)), brings_code=bool(content)
             )
-    return Contents(content, deployed, brought_app)
+    deployed = "".join(str(given.get("flower_app_path") or "") for given in found.values())
+    return Contents(
+        content, deployed, str(found.get(SERVER_CONFIG, {}).get("environment") or ""), brought_app
+    )
 
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:
@@ -247,8 +252,8 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
     return found
 
 
-def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code: bool) -> str:
-    """Look at one configuration file; returns its `flower_app_path`, if it has one."""
+def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code: bool) -> Mapping[str, Any]:
+    """Look at one configuration file; returns the arguments of its controller or executor."""
     _see_no_references(where, content)
     main = _main_component(where, name, content)
     for key, value in content.items():
@@ -285,7 +290,7 @@ def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code
         job_options.given_to(job_options.SERVER if name == SERVER_CONFIG else job_options.SITE, arguments)
     except (TypeError, ValueError) as error:
         raise Unfit(f"{where}: {str(error)[:200]}") from None
-    return str(path)
+    return dict(arguments)
 
 
 def _main_component(where: str, name: str, content: dict[str, Any]) -> dict[str, Any]:

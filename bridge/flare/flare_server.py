@@ -299,9 +299,9 @@ class FlareServer:
             if self._manager.get_job(new, fl_ctx) is not None:
                 return
             old = self._manager.get_job(job, fl_ctx).meta
-            # The last is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
+            # That one is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
             keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
-            keys |= {meta.LATE_SITES, meta.APP}
+            keys |= {meta.LATE_SITES, meta.ENVIRONMENT, meta.APP}
             kept = {str(key): value for key, value in old.items() if key in keys}
             kept[JobMetaKey.CLONED_FROM.value] = job
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)

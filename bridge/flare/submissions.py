@@ -130,15 +130,14 @@ def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
 def mark(known: dict[str, Any], found: contents.Contents) -> None:
     """Write into a job's meta what the job was found to hold, in FLARE's words; nobody else's word counts."""
     for key, value in (
-        (AppValidationKey.BYOC, found.fab),
-        (FlowerConstant.FLOWER_PREDEPLOYED, found.deployed),
+        (AppValidationKey.BYOC, bool(found.fab)),
+        (FlowerConstant.FLOWER_PREDEPLOYED, bool(found.deployed)),
+        (meta.ENVIRONMENT, found.environment),
+        (meta.APP, dict(found.app)),
     ):
         known.pop(key, None)
         if value:
-            known[key] = True
-    known.pop(meta.APP, None)
-    if found.app:
-        known[meta.APP] = dict(found.app)
+            known[key] = value
 
 
 def watch_submissions(workspace: Path) -> None:

@@ -172,13 +172,12 @@ def fleet_call(request: Request) -> FleetCall:
 
 
 def whole_call(request: Request) -> FleetCall:
-    """The call that `request` is, with the fields of a large body beside its object.
+    """The call that a `request` with a large body is, with the fields beside its object.
 
     Raises:
         ValueError: a large body that is no object's.
     """
-    if request.stored is None:
-        return fleet_call(request)
+    assert request.stored is not None
     if call_name(request.path) != PUSH_OBJECT:
         raise ValueError(f"{request.path[:200]!r} with {len(request.stored)} bytes")
     head = head_of(request.stored.read, len(request.stored))
@@ -218,6 +217,9 @@ def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
             length += 8 if kind == 1 else 4
         else:
             raise ValueError(f"a field of kind {kind}")
+        # One reader may stop here, where another finds more fields.
+        if tag >= 2**32 or length > size - position:
+            raise ValueError("a field that is none, or goes over the end")
         if (tag >> 3, kind) != (OBJECT_FIELD, 2):
             if len(head) + length > HEAD_LIMIT:
                 raise ValueError(f"more than {HEAD_LIMIT} bytes beside the object")

@@ -25,6 +25,10 @@ PATH = "/flowerbed/points"
 REPLIES = "flower/"
 """How the tags begin of what was read from the apps' replies: `flower/train/train_loss`."""
 
+SERVER, CENTRAL = "server", "central"
+"""Whose points those are that a strategy has evaluated at the server, and their kind in the tag. No site may
+have that name (`provisioning/checks.py`)."""
+
 EXAMPLES = "num_examples"
 """The last part of the tag of a reply's number of examples."""
 

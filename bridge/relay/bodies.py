@@ -27,6 +27,12 @@ class NoRoom(FlowerbedError):
     """The disk has no room for a body; the text says how large it is."""
 
 
+def room(folder: Path | None = None) -> int:
+    """Bytes that bodies may still take in `folder`, or where temporary files are. Less than 0 is none."""
+    disk = os.statvfs(folder or tempfile.gettempdir())
+    return disk.f_bavail * disk.f_frsize - DISK_LEFT
+
+
 class StoredBody:
     """The bytes of one body, in a file. What reads or writes it may wait for the disk: use a thread."""
 
@@ -38,14 +44,13 @@ class StoredBody:
         """
         self._size = size
         self._number = -1
+        self._sealed = False
         self._hash = hashlib.sha256()
         self._hashed = 0
-        where = folder or Path(tempfile.gettempdir())
-        disk = os.statvfs(where)
-        free = disk.f_bavail * disk.f_frsize - DISK_LEFT
+        free = room(folder)
         if size > free:
             raise NoRoom(f"{size:,} bytes, and the disk has room for {max(free, 0):,}")
-        with tempfile.TemporaryFile(dir=where) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
@@ -72,13 +77,19 @@ class StoredBody:
         self._hashed += len(data)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write at an offset. Raises `ValueError` beyond the body's size."""
+        """Write at an offset. Raises `ValueError` beyond the body's size, and of a body that is sealed."""
+        if self._sealed:
+            raise ValueError("a body that is whole is not written again")
         if offset < 0 or offset + len(data) > self._size:
             raise ValueError(f"{len(data)} bytes at {offset} of a body of {self._size}")
         view = memoryview(data)
         while view:
             done = os.pwrite(self._number, view, offset)
             view, offset = view[done:], offset + done
+
+    def seal(self) -> None:
+        """It is whole: what is checked of it now is what is sent."""
+        self._sealed = True
 
     def read(self, offset: int, size: int) -> bytes:
         """Read at an offset; less at the end."""

@@ -9,15 +9,16 @@ next try goes on from there.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bridge.common.errors import FlowerbedError
 from bridge.relay.bodies import NoRoom, StoredBody
 from bridge.relay.calls import Call, Link, LinkFault, Request, Response
+from bridge.relay.kept_bodies import ANSWER, REQUEST, Kept, KeptBodies
 
 PUT, GET = "/flowerbed/put-part", "/flowerbed/get-part"
 """Paths of the calls that bring and fetch a part. A site's gateway lets no such path through."""
@@ -38,13 +39,16 @@ PART = 4 * 1024 * 1024
 PARTS_AT_ONCE = 3
 """Parts of one body on their way: while one is written, the next ones travel."""
 
-BODIES_KEPT = 4
-"""Bodies of one site, each way, that the server keeps; the oldest goes first. Flower sends two at a time."""
+PARTS_OF_A_SITE = 24
+"""Parts of one site with which the server is busy at once, each with 4 MiB in memory. A site sends three of a
+body, and two bodies each way at a time."""
 
 OBJECT_LIMIT = 2**31 - 1
 """Bytes of the largest body: no message of Flower's can be larger."""
 
 Answer = Callable[[str, Call], Awaitable[Response]]
+Store = Callable[[int], Awaitable[StoredBody]]
+"""Makes room for an answer of so many bytes. Raises `NoRoom`, or `LinkFault` if there will be some later."""
 
 
 @dataclass
@@ -134,7 +138,7 @@ class SiteParts:
     async def _part(self, call: Call, path: str, offset: int, size: int, data: bytes = b"") -> Response:
         headers = ((OF, call.id), (OFFSET, str(offset)), (SIZE, str(size)))
         part_id = f"{call.id}-{offset // PART}"
-        return await self._link.send(Call(part_id, Request(path, headers, data), (), call.incarnation))
+        return await self._link.send(Call(part_id, Request(path, headers, data), call.done, call.incarnation))
 
     async def probe(self) -> None:
         """See `relay.Link`."""
@@ -174,76 +178,91 @@ class ServerParts:
     def __init__(self, answer: Answer, folder: Path | None = None) -> None:
         """`answer` carries out a call whose body is whole; `folder` is where bodies lie meanwhile."""
         self._answer = answer
-        self._folder = folder
-        self._requests: dict[str, OrderedDict[str, _Request]] = {}
-        self._answers: dict[str, OrderedDict[str, StoredBody]] = {}
+        self._bodies = KeptBodies(folder)
+        self._parts_at_once: Counter[str] = Counter()
 
     async def answer(self, site: str, call: Call) -> Response:
         """Carry out one call of `site`; see `Forwarder.answer`."""
-        requests = self._requests.setdefault(site, OrderedDict())
-        answers = self._answers.setdefault(site, OrderedDict())
-        for gone in call.done:
-            requests.pop(gone, None)
-            answers.pop(gone, None)
+        self._bodies.heard(site, call.incarnation, call.done)
         headers = dict(call.request.headers)
-        if call.request.path == PUT:
-            return await self._put(requests, headers, call.request.body)
-        if call.request.path == GET:
-            return await _get(answers, headers)
-        if SIZE in headers:
-            put = requests.get(call.id)
-            if put is None or not put.whole or headers[SIZE] != str(len(put.body)):
-                return Response(410)
-            kept = tuple(pair for pair in call.request.headers if pair[0] != SIZE)
-            call = replace(call, request=Request(call.request.path, kept, b"", put.body))
+        if call.request.path in PATHS:
+            return await self._part(site, call.request, headers)
+        if SIZE not in headers:
+            return await self._answered(site, call)
+        put = self._bodies.find(site, REQUEST, call.id)
+        if put is None or not _whole(put) or headers[SIZE] != str(len(put.body)):
+            return Response(410)
+        kept = tuple(pair for pair in call.request.headers if pair[0] != SIZE)
+        put.body.seal()
+        with self._bodies.in_use(site, put):
+            request = Request(call.request.path, kept, b"", put.body)
+            return await self._answered(site, replace(call, request=request))
+
+    async def _answered(self, site: str, call: Call) -> Response:
         response = await self._answer(site, call)
         if response.stored is None:
             return response
-        _keep(answers, call.id, response.stored)
-        headers_too = (*response.headers, (SIZE, str(len(response.stored))))
-        return replace(response, headers=headers_too, stored=None)
+        self._bodies.adopt(site, call.id, response.stored)
+        headers = (*response.headers, (SIZE, str(len(response.stored))))
+        return replace(response, headers=headers, stored=None)
 
-    async def _put(
-        self, requests: OrderedDict[str, _Request], headers: dict[str, str], data: bytes
-    ) -> Response:
+    @contextlib.contextmanager
+    def store(self, site: str, call_id: str) -> Iterator[Store]:
+        """What makes room for a large answer to a site's call: it is kept from then on."""
+        with contextlib.ExitStack() as until_it_is_there:
+
+            async def take(size: int) -> StoredBody:
+                kept = await self._bodies.take(site, ANSWER, call_id, size)
+                until_it_is_there.enter_context(self._bodies.in_use(site, kept))
+                return kept.body
+
+            yield take
+
+    def put_out(self, site: str) -> None:
+        """Let go of all bodies of `site`, which takes no part any longer."""
+        self._bodies.put_out(site)
+
+    async def _part(self, site: str, request: Request, headers: dict[str, str]) -> Response:
+        if self._parts_at_once[site] >= PARTS_OF_A_SITE:
+            raise LinkFault(f"{PARTS_OF_A_SITE} parts of {site} are on their way")
+        self._parts_at_once[site] += 1
+        try:
+            if request.path == PUT:
+                return await self._put(site, headers, request.body)
+            kept, offset = self._bodies.find(site, ANSWER, headers.get(OF, "")), _number(headers.get(OFFSET))
+            if kept is None or offset < 0:
+                return Response(410)
+            return Response(200, (), await asyncio.to_thread(kept.body.read, offset, PART))
+        finally:
+            self._parts_at_once[site] -= 1
+
+    async def _put(self, site: str, headers: dict[str, str], data: bytes) -> Response:
         of, offset, size = headers.get(OF, ""), _number(headers.get(OFFSET)), _number(headers.get(SIZE))
-        put = requests.get(of)
         if not 0 < size <= OBJECT_LIMIT or offset % PART or len(data) != min(PART, size - offset):
             return Response(400)
+        put = self._bodies.find(site, REQUEST, of)
         if put is None or len(put.body) != size:
             try:
-                # Nothing is awaited between the look and the entry: two first parts make one body.
-                put = _Request(StoredBody(size, self._folder))
+                put = await self._bodies.take(site, REQUEST, of, size)
             except NoRoom as full:
                 return Response(507, (), f"the server cannot take an object of {full}".encode())
-            _keep(requests, of, put)
-        await asyncio.to_thread(put.body.write, offset, data)
-        put.there.add(offset)
+        # A part that is there is not written again: its bytes may have been checked.
+        writing = put.parts.get(offset)
+        if writing is None:
+            writing = asyncio.ensure_future(asyncio.to_thread(put.body.write, offset, data))
+            put.parts[offset] = writing
+        try:
+            await asyncio.shield(writing)
+        except OSError as error:
+            if put.parts.get(offset) is writing:
+                del put.parts[offset]
+            raise LinkFault(f"the disk says: {error.strerror}") from None
         return Response(200)
 
 
-@dataclass
-class _Request:
-    body: StoredBody
-    there: set[int] = field(default_factory=set)
-
-    @property
-    def whole(self) -> bool:
-        return len(self.there) == -(-len(self.body) // PART)
-
-
-async def _get(answers: OrderedDict[str, StoredBody], headers: dict[str, str]) -> Response:
-    body, offset = answers.get(headers.get(OF, "")), _number(headers.get(OFFSET))
-    if body is None or offset < 0:
-        return Response(410)
-    return Response(200, (), await asyncio.to_thread(body.read, offset, PART))
-
-
-def _keep(kept: OrderedDict[str, Any], key: str, body: Any) -> None:
-    kept[key] = body
-    kept.move_to_end(key)
-    while len(kept) > BODIES_KEPT:
-        kept.popitem(last=False)
+def _whole(put: Kept) -> bool:
+    there = [part for part in put.parts.values() if part.done() and part.exception() is None]
+    return len(there) == -(-len(put.body) // PART)
 
 
 def _number(text: str | None) -> int:

@@ -98,7 +98,7 @@ class FlowerController(Controller):
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
         self._loop = LoopThread("flowerbed")
-        self._events = JobEventLog(run_dir / meta.EVENTS_FILE)
+        self._events = JobEventLog(run_dir / meta.EVENTS_FILE, self._emit)
         app = self._app(fl_ctx)
         self._packages, self._unfit = _packages(self.options.environment, app)
         flwr = versions.supported() if self._packages is None else self._packages.flwr
@@ -140,7 +140,7 @@ class FlowerController(Controller):
         reason = ""
         try:
             if self._packages is None:
-                raise NoEnvironment(f"the server cannot run the app: {self._unfit}")
+                raise _homeless(self._app(fl_ctx), self._unfit)
             own = settings.read(root := Path(_workspace(fl_ctx).get_root_dir()))
             app = self._app(fl_ctx).checked(self._packages)
             self._work_dir = WorkDir.of(_workspace(fl_ctx), fl_ctx.get_job_id(), app)
@@ -158,7 +158,7 @@ class FlowerController(Controller):
             if self._overfull:
                 self.system_panic(reason, fl_ctx)
         except (RunFailed, BadApp, versions.UnsupportedFlower, confining.NotConfined) as failure:
-            reason = str(failure)
+            reason = _with_cause(str(failure), self._packages)
             self.system_panic(reason, fl_ctx)
         except Exception as error:
             log.exception("the job failed")
@@ -274,11 +274,10 @@ class FlowerController(Controller):
                 self._work_dir.close()
 
     def _emit(self, event: Event) -> None:
-        """An event of the observer's."""
+        """An event of the observer's, or of what the ServerApp prints."""
         assert self._events is not None and self._tracker is not None
         self._events.emit(event)
-        if event["event"] == "reply" and not event["error"]:
-            self._tracker.add_reply(event)
+        self._tracker.add(event)
 
     def _too_much(self, reason: str) -> None:
         """The job's files are more than they may be; `control_flow` sees it and ends the run."""
@@ -328,6 +327,19 @@ def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str
     except (NoEnvironment, versions.UnsupportedFlower) as missing:
         return None, str(missing)
     return found, ""
+
+
+def _with_cause(reason: str, packages: AppEnvironment | None) -> str:
+    """A failure's reason. Programs whose files vanish say anything, so it is said first that they have."""
+    if packages is None or packages.is_there:
+        return reason
+    return f"the app's environment {packages.name} was removed from the server while the job ran\n{reason}"
+
+
+def _homeless(app: JobApp, why: str) -> NoEnvironment:
+    """Why a job ends whose app has no environment. Raises `BadApp` if it is no app, which goes first."""
+    app.read()
+    return NoEnvironment(f"the server cannot run the app: {why}")
 
 
 def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:

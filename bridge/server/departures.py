@@ -16,6 +16,7 @@ from bridge.job import notes
 from bridge.server.forwarder import Forwarder
 from bridge.server.link import ServerLink
 from bridge.server.readiness import SiteReadiness
+from bridge.server.room import EventRoom
 from bridge.server.superlink import SuperLink
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Departures:
         """Args: the parts that are told; `sites`, the names of those that took part at the start."""
         self._cell = cell
         self._readiness = readiness
-        self._emit = emit
+        self._events = EventRoom(emit)
         self._forwarder = forwarder
         self._link = link
         self._remover = remover
@@ -81,6 +82,7 @@ class Departures:
         log.error("%s takes no part any more: %s", site, reason)
         self._out("refused", site, reason, audited=reason, why=reason)
         notes.send(self._cell, site, reason)
+        self._forwarder.free_bodies(site)
         for node_id, name in self._forwarder.nodes().items():
             if name == site:
                 self._remover.remove(site, node_id)
@@ -103,4 +105,4 @@ class Departures:
     def _out(self, event: str, site: str, reason: str, *, audited: str, why: str) -> None:
         audit(site, one_line(audited, notes.REASON_LIMIT))
         self._readiness.refused(site, why)
-        self._emit({"event": event, "site": site, "reason": reason, "t": time.time()})
+        self._events.emit(site, {"event": event, "site": site, "reason": reason, "t": time.time()})

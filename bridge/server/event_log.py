@@ -1,10 +1,15 @@
-"""The events of one job: rounds, replies, and how its run ended."""
+"""The events of one job: rounds, replies, and how its run ended.
+
+They are kept as text: numbers take six times the memory as Python's own. `room.py` bounds their characters.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from bridge.fleet.replies import Event
@@ -12,15 +17,19 @@ from bridge.server.output import ServerAppOutput
 
 log = logging.getLogger(__name__)
 
+ANSWER_LIMIT = 4 * 1024 * 1024
+"""Characters of events in one answer to a console, but for its first one. It asks again for the others."""
+
 
 class JobEventLog:
     """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, on_printed: Callable[[Event], None] | None = None) -> None:
+        """`on_printed` is handed what is read of the ServerApp's output, and emits it; None: `emit`."""
         self._file = file
-        self._events: list[Event] = []
+        self._events: list[str] = []
         self._news = threading.Condition()
-        self.output = ServerAppOutput(self.emit)
+        self.output = ServerAppOutput(on_printed or self.emit)
         """Makes events of what the ServerApp prints."""
         self.over = False
         """Whether there will be no more."""
@@ -31,12 +40,13 @@ class JobEventLog:
             self.output.round_began()
         elif event["event"] == "reply" and event["round"] is None:
             self.output.has_no_rounds()
+        text = json.dumps(event)
         with self._news:
-            self._events.append(event)
+            self._events.append(text)
             self._news.notify_all()
             try:
                 with self._file.open("a") as file:
-                    file.write(json.dumps(event) + "\n")
+                    file.write(text + "\n")
             except OSError as error:
                 log.error("an event could not be written: %s", error)
 
@@ -47,7 +57,15 @@ class JobEventLog:
             self._news.notify_all()
 
     def since(self, number: int, wait: float = 0.0) -> list[Event]:
-        """The events from `number` (0: the first) on; if there are none, what comes in `wait` seconds."""
+        """The next events from `number` (0: the first) on, as many as an answer takes. Where there are
+        none, what comes in `wait` seconds.
+        """
         with self._news:
             self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
-            return self._events[number:]
+            found, size = list[str](), 0
+            for text in itertools.islice(self._events, number, None):
+                size += len(text)
+                if found and size > ANSWER_LIMIT:
+                    break
+                found.append(text)
+        return [json.loads(text) for text in found]

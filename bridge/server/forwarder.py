@@ -64,7 +64,6 @@ class Forwarder:
         self._on_replaced = on_replaced
         self._internal_routes: dict[str, Handler] = {}
         self._ledger = CallLedger()
-        self._folder = folder
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._parts = parts.ServerParts(self._answer, folder)
         self._nodes = Nodes()
@@ -90,7 +89,7 @@ class Forwarder:
         """
         self._fleet = fleet
         self._nodes.unasked = unasked
-        self._upstream = upstream(self._fleet, superlink, self._folder)
+        self._upstream = upstream(self._fleet, superlink)
         self._open.set()
 
     def nodes(self) -> dict[int, str]:
@@ -100,7 +99,12 @@ class Forwarder:
     def put_out(self, site: str) -> None:
         """Let `site` take no part any longer: for it the job is over, and its Flower node is given up."""
         self._out.add(site)
+        self.free_bodies(site)
         self._give_up_node(site)
+
+    def free_bodies(self, site: str) -> None:
+        """Let go of the large bodies of `site`, which takes no part any longer."""
+        self._parts.put_out(site)
 
     def _give_up_node(self, site: str) -> None:
         node = self._nodes.leave(site)
@@ -133,7 +137,10 @@ class Forwarder:
                 site, call.id, call.done, lambda: handler(site, call.request), keep=False
             )
         try:
-            request = wire.whole_call(call.request)
+            if call.request.stored is None:
+                request = wire.fleet_call(call.request)
+            else:  # Some of it is read from the disk.
+                request = await asyncio.to_thread(wire.whole_call, call.request)
         except ValueError as error:
             self.refuse(site, f"sent a large body that is none of Flower's: {error}")
             return Response(400)
@@ -217,7 +224,8 @@ class Forwarder:
         request = Request(request.path, tuple(headers), request.body, asked.stored)
         for number in range(1, TRIES + 1):
             try:
-                response = await self._upstream.ask(request)
+                with self._parts.store(site, call.id) as store:
+                    response = await self._upstream.ask(request, store)
             except (NotReached, AnswerLost) as error:
                 if self._over:
                     raise JobOver from None

@@ -48,10 +48,14 @@ class JobApp:
             check_packages(config)
         return app
 
+    def read(self) -> dict[str, Any]:
+        """What the app's pyproject.toml says. Raises `BadApp`."""
+        return read_app(self._deployed()) if self.deployed else fab.read(self._brought())
+
     def config(self) -> dict[str, Any] | None:
-        """What the app's pyproject.toml says; None: it cannot be read, and `checked` will say why."""
+        """The same; None: it cannot be read."""
         try:
-            return read_app(self._deployed()) if self.deployed else fab.read(self._brought())
+            return self.read()
         except BadApp:
             return None
 

@@ -39,6 +39,9 @@ another tag is dropped."""
 TAKEN_WITHIN = 10.0
 """Seconds at the run's end for receivers to take what waits: one whose own server is away may hold it up."""
 
+LISTED = 32
+"""Numbers of a metric that is a list, each of which has a curve: the first ones."""
+
 
 class Tags:
     """The different tags that sites have used in one job: so many, and no more."""
@@ -134,32 +137,42 @@ class MetricReceiver:
             else:
                 yield dxo, len(line)
 
+    def add(self, event: Event) -> None:
+        """Take in the numbers of a job's event, if it has some: a good reply's, or an evaluation's."""
+        if event["event"] == "reply" and not event["error"]:
+            self.add_reply(event)
+        elif event["event"] == "evaluation":
+            self.add_evaluation(event)
+
     def add_reply(self, event: Event) -> None:
         """Take in what the observer has read of a site's reply. Never raises: no job fails for a curve."""
         try:
-            # A list has no curve.
-            values: dict[str, Any] = {
-                name: value for name, value in event["metrics"].items() if not isinstance(value, list)
-            }
-            start = f"start-{event['start']}/" if "start" in event else ""
+            values = _numbers(event["metrics"])
             if event["num_examples"] is not None:
                 values[metrics_relay.EXAMPLES] = event["num_examples"]
         except Exception as error:
-            self._told.warn(
-                log,
-                "replies",
-                "a reply could not be tracked: %s",
-                one_line(repr(error), metrics_relay.TAG_LIMIT),
-            )
-            return
+            self._untracked("a reply", error)
+        else:
+            self._add_values(event, str(event.get("site")), event.get("kind"), values)
+
+    def add_evaluation(self, event: Event) -> None:
+        """Take in what the strategy has evaluated at the server, as `add_reply` does."""
+        try:
+            values = _numbers(event["metrics"])
+        except Exception as error:
+            self._untracked("an evaluation", error)
+        else:
+            self._add_values(event, metrics_relay.SERVER, metrics_relay.CENTRAL, values)
+
+    def _untracked(self, what: str, error: Exception) -> None:
+        why = one_line(repr(error), metrics_relay.TAG_LIMIT)
+        self._told.warn(log, "replies", "%s could not be tracked: %s", what, why)
+
+    def _add_values(self, event: Event, origin: str, kind: Any, values: Mapping[str, Any]) -> None:
+        start = f"start-{event['start']}/" if "start" in event else ""
         for name, value in values.items():
             try:
-                self._add_value(
-                    str(event["site"]),
-                    f"{metrics_relay.REPLIES}{start}{event['kind']}/{name}",
-                    value,
-                    event["round"],
-                )
+                self._add_value(origin, f"{metrics_relay.REPLIES}{start}{kind}/{name}", value, event["round"])
             except Exception as error:
                 self._told.warn(log, "replies", "a reply's value is not tracked: %s", error)
 
@@ -205,6 +218,17 @@ class MetricReceiver:
         self._thread.join(TAKEN_WITHIN)
         if self._thread.is_alive():
             log.warning("%d points were not taken in %.0f s", self._queue.qsize() - 1, TAKEN_WITHIN)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics by name, with a name for each of the first numbers of a list: `errors/0`, `errors/1`."""
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, list):
+            found |= {f"{name}/{place}": number for place, number in enumerate(value[:LISTED])}
+        else:
+            found[name] = value
+    return found
 
 
 def fire(engine: Any, site: str, dxo: DXO) -> None:

@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,7 @@ from bridge.fleet.replies import (
 )
 from bridge.relay.calls import Request, Response
 from bridge.server.outcomes import Outcomes
+from bridge.server.room import EventRoom
 from bridge.server.rounds import Rounds
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,8 @@ TYPE_LIMIT = 200
 ID_LIMIT = 128
 """Characters of a message's or an object's id: Flower's are hashes in hexadecimal digits."""
 
-EVENTS_LIMIT = 32 * 1024 * 1024
-"""Characters of all events of one site's replies in one job. Later ones are dropped: the server holds a job's
-events in memory."""
+ROUNDS = "the ServerApp's rounds"
+"""Whose events of begun rounds are: each site has room for its replies' beside them."""
 
 
 class _Objects:
@@ -124,7 +124,7 @@ class Observer:
 
     def __init__(self, emit: Callable[[Event], None], rounds: int | None = None) -> None:
         """`rounds` is how many there will be, where that is known."""
-        self._emit = emit
+        self._events = EventRoom(emit)
         self._of = rounds
         self._rounds = Rounds()
         self.outcomes = Outcomes()
@@ -132,7 +132,6 @@ class Observer:
         self._pushed: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._objects: defaultdict[str, _Objects] = defaultdict(_Objects)
         self._replies: defaultdict[str, list[Reply]] = defaultdict(list)
-        self._emitted: Counter[str] = Counter()
         self._told = LogLimit()
 
     def record(self, site: str, request: Request, response: Response) -> None:
@@ -223,7 +222,8 @@ class Observer:
         given.start, is_first = self._rounds.take(number, given.kind, given.created, again)
         if is_first:
             start = {"start": given.start} if given.start > 1 else {}
-            self._emit({"event": "round", **start, "round": number, "of": self._of, "t": given.t})
+            begun = {"event": "round", **start, "round": number, "of": self._of, "t": given.t}
+            self._events.emit(ROUNDS, begun)
 
     def _large(self, site: str, request: wire.FleetCall) -> None:
         """What is too large to be read holds no metrics to be waited for. An array's parts are many,
@@ -283,15 +283,7 @@ class Observer:
         if event["error"] and reply.asked:
             self.outcomes.failed(reply.site, reply.kind, event["round"], event["error"])
         if reply.round or event["error"]:
-            self._emit_bounded(event)
-
-    def _emit_bounded(self, event: Event) -> None:
-        site = event["site"]
-        if self._emitted[site] <= EVENTS_LIMIT:
-            self._emitted[site] += len(json.dumps(event))
-            self._emit(event)
-            if self._emitted[site] > EVENTS_LIMIT:
-                log.warning("%s: %d characters of events; no more are kept", site, EVENTS_LIMIT)
+            self._events.emit(event["site"], event)
 
     def _find(self, object_id: str) -> Any:
         """What an object says, whoever sent it, or None if it is not known."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from bridge.common.text import shown
 from bridge.fleet.replies import NAME_LIMIT, NUMBERS_LIMIT, Event
+from bridge.server.room import EventRoom
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ LINE_LIMIT = 2000
 READ_LIMIT = 32 * 1024
 """Characters of a line that is read for metrics."""
 
-EVALUATIONS_LIMIT = 100_000
-"""Central evaluations of one job."""
+READ_IN_ALL = 32 * 1024 * 1024
+"""Characters of all lines that are read for metrics: it takes the loop that serves the sites some 4 s."""
 
 _NOT_THE_APPS = re.compile(
     r"(?:INFO :)?\s*(?:$|Start `flwr-serverapp` process$|Successfully installed \S+ to \S+$|fast path: )"
@@ -44,10 +45,16 @@ _NOT_THE_APPS = re.compile(
 them."""
 _START = re.compile(r"Starting \w+ strategy:|\[INIT\]$")
 _ROUND = re.compile(r"\[ROUND (\d{1,9})(?:/\d+)?\]$")
-_INITIAL = re.compile(r"Initial global evaluation results: (\{.*\})$")
-_GLOBAL = re.compile(r"└──> MetricRecord: (\{.*\})$")
-_LEGACY_INITIAL = re.compile(r"initial parameters \(loss, other metrics\): ([^,]+), (\{.*\})$")
-_LEGACY = re.compile(r"fit progress: \((\d{1,9}), ([^,]+), (\{.*\}), [^,]+\)$")
+
+_INITIAL, _GLOBAL = "Initial global evaluation results: ", "└──> MetricRecord: "
+_LEGACY_INITIAL, _LEGACY = "initial parameters (loss, other metrics): ", "fit progress: "
+_DICTIONARY = re.compile(r"(\{.*\})$")
+_AND_LOSS = re.compile(r"([^,]+), (\{.*\})$")
+_PROGRESS = re.compile(r"\((\d{1,9}), ([^,]+), (\{.*\}), [^,]+\)$")
+"""What follows these words. A pattern with the words in it would begin again at each of them in a line."""
+
+EVALUATIONS = "central evaluation"
+"""Whose events these are."""
 
 _NUMBER = r"(?:np\.\w{1,20}\()?-?(?:\d{1,400}(?:\.\d{0,400})?(?:e[+-]?\d{1,4})?|nan|inf)\)?"
 _KEY = r"""(?:'([^'\\]{1,200})'|"([^"\\]{1,200})")"""
@@ -64,7 +71,8 @@ class ServerAppOutput:
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._start, self._round = 0, 0
-        self._evaluations = 0
+        self._events = EventRoom(emit)
+        self._read_in_all = 0
         self._held: list[str] = []
         self._flush_at: asyncio.TimerHandle | None = None
         self._passes = False
@@ -124,22 +132,29 @@ class ServerAppOutput:
             self._start, self._round = self._start + 1, 0
         elif found := _ROUND.search(line):
             self._round = int(found[1])
-        elif found := _INITIAL.search(line):
+        elif found := self._after(_INITIAL, _DICTIONARY, line):
             self._evaluated(0, dict(_metrics(found[1])))
-        elif found := _GLOBAL.search(line):
+        elif found := self._after(_GLOBAL, _DICTIONARY, line):
             self._evaluated(self._round, dict(_metrics(found[1])))
-        elif found := _LEGACY_INITIAL.search(line):
+        elif found := self._after(_LEGACY_INITIAL, _AND_LOSS, line):
             self._evaluated(0, dict(_metrics(f"{{'loss': {found[1]}}}")) | dict(_metrics(found[2])))
-        elif found := _LEGACY.search(line):
+        elif found := self._after(_LEGACY, _PROGRESS, line):
             loss = dict(_metrics(f"{{'loss': {found[2]}}}"))
             self._evaluated(int(found[1]), loss | dict(_metrics(found[3])))
 
+    def _after(self, words: str, pattern: re.Pattern[str], line: str) -> re.Match[str] | None:
+        """What follows `words` in a line, if it is of this form and there is room for more."""
+        at = line.find(words)
+        if at < 0 or self._read_in_all > READ_IN_ALL or self._events.full(EVALUATIONS):
+            return None
+        self._read_in_all += len(line)
+        return pattern.match(line, at + len(words))
+
     def _evaluated(self, number: int, metrics: dict[str, Any]) -> None:
-        if metrics and self._evaluations < EVALUATIONS_LIMIT:
-            self._evaluations += 1
+        if metrics:
             start = {"start": self._start} if self._start > 1 else {}
             event = {"event": "evaluation", **start, "round": number, "metrics": metrics}
-            self._emit({**event, "t": time.time()})
+            self._events.emit(EVALUATIONS, {**event, "t": time.time()})
 
 
 def _metrics(text: str) -> Iterator[tuple[str, Any]]:

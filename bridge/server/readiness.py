@@ -38,7 +38,7 @@ class SiteReadiness(Observer):
         if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
             if site in self.late - self.ready:
                 log.info("%s came late, and takes part from now on", site)
-                self._emit({"event": "joined", "site": site, "t": time.time()})
+                self._events.emit(site, {"event": "joined", "site": site, "t": time.time()})
             self.ready.add(site)
             self._changed.set()
         self.last_call = time.monotonic()

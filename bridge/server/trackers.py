@@ -199,12 +199,14 @@ class TensorBoard(_Receiver):
 
 
 class MLflow(_Receiver):
-    """Tells an MLflow server: an experiment a job's name, in it a run a job and site."""
+    """Tells an MLflow server: an experiment a job's name, in it a run for each job and site, or server."""
 
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
         point = AnalyticsData.from_dxo(from_shareable(shareable), receiver=LogWriterName.MLFLOW)
-        if point is None or site not in self._inner.buffer:
+        if point is None:
             return
+        if site not in self._inner.buffer:
+            self._add_run(site, fl_ctx)
         # One name that MLflow refuses would cost a whole batch.
         value = point.value
         if isinstance(value, dict):
@@ -228,6 +230,12 @@ class MLflow(_Receiver):
         inner = MLflowReceiver(tracking_uri=uri, kw_args=told)
         inner.initialize(fl_ctx)
         return inner
+
+    def _add_run(self, site: str, fl_ctx: FLContext) -> None:
+        """Make the run of who had none at the job's start: the server, or a site that came late. FLARE makes
+        those of the sites that are there then (nvflare 2.9.0 `mlflow_receiver.py`, `initialize`)."""
+        self._inner._mlflow_setup("", _job_name(fl_ctx), {}, [site], fl_ctx)
+        self._inner._init_buffer([site])
 
     def _flush(self) -> None:
         for site, kept in self._inner.buffer.items():

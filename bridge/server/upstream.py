@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import httpx
@@ -15,6 +14,7 @@ from bridge.common.versions import Transport
 from bridge.fleet import grpc_form, wire
 from bridge.relay.bodies import LARGE, PIECE, NoRoom, StoredBody
 from bridge.relay.calls import Request, Response
+from bridge.relay.parts import Store
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect on loopback. There is no time-out for the answer: a SuperLink that is merely slow
@@ -32,14 +32,12 @@ class AnswerLost(FlowerbedError):
 class HttpUpstream:
     """The Fleet API over HTTP at `address` (host:port)."""
 
-    def __init__(self, address: str, folder: Path | None = None) -> None:
-        """`folder`: where large answers lie meanwhile."""
-        self._folder = folder
+    def __init__(self, address: str) -> None:
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
         self._client = httpx.AsyncClient(base_url=f"http://{address}", timeout=timeout, trust_env=False)
 
-    async def ask(self, request: Request) -> Response:
-        """Send one request.
+    async def ask(self, request: Request, store: Store) -> Response:
+        """Send one request. `store` makes room for a large answer.
 
         Raises:
             NotReached: it has not reached the SuperLink.
@@ -57,7 +55,7 @@ class HttpUpstream:
             try:
                 size = int(answer.headers.get("content-length", "0"))
                 if answer.status_code == 200 and size > LARGE:
-                    stored = await self._stored(answer, size)
+                    stored = await self._stored(answer, size, store)
                 else:
                     await answer.aread()
             finally:
@@ -74,10 +72,11 @@ class HttpUpstream:
             return Response(413, (), f"the server cannot send an object of {stored}".encode())
         return Response(answer.status_code, kept, b"" if stored else answer.content, stored)
 
-    async def _stored(self, answer: httpx.Response, size: int) -> StoredBody | NoRoom:
+    @staticmethod
+    async def _stored(answer: httpx.Response, size: int, store: Store) -> StoredBody | NoRoom:
         """A large answer, on the disk as it comes."""
         try:
-            body = await asyncio.to_thread(StoredBody, size, self._folder)
+            body = await store(size)
         except NoRoom as full:
             return full
         offset = 0
@@ -103,12 +102,11 @@ class GrpcUpstream:
         ("grpc.max_reconnect_backoff_ms", 1000),
     )
 
-    def __init__(self, address: str, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=self.OPTIONS)
         self._closed = False
 
-    async def ask(self, request: Request) -> Response:
+    async def ask(self, request: Request, store: Store) -> Response:
         """See `HttpUpstream`."""
         try:
             metadata = grpc_form.metadata_of(request.headers)
@@ -124,7 +122,7 @@ class GrpcUpstream:
             kept = grpc_form.headers_of(await call.trailing_metadata())
             if len(body) <= LARGE:
                 return Response(200, kept, body)
-            stored = await asyncio.to_thread(StoredBody, len(body), self._folder)
+            stored = await store(len(body))
             await asyncio.to_thread(stored.write, 0, body)
             return Response(200, kept, b"", stored)
         except NoRoom as full:
@@ -149,7 +147,6 @@ Upstream = HttpUpstream | GrpcUpstream
 """A SuperLink's Fleet API."""
 
 
-def upstream(transport: Transport, address: str, folder: Path | None = None) -> Upstream:
-    """The way to the SuperLink whose Fleet API is at `address` (host:port). Large answers lie in `folder`
-    meanwhile."""
-    return (HttpUpstream if transport is Transport.HTTP else GrpcUpstream)(address, folder)
+def upstream(transport: Transport, address: str) -> Upstream:
+    """The way to the SuperLink whose Fleet API is at `address` (host:port)."""
+    return (HttpUpstream if transport is Transport.HTTP else GrpcUpstream)(address)

@@ -1,8 +1,9 @@
 """Where a ServerApp works: a folder of its job, with the server's data and what its app keeps.
 
-What an app keeps outlives its jobs: checkpoints, for a job that is repeated or continues another. The folder
-is `kept/ORG/PUBLISHER/NAME` in FLARE's workspace, by the submitter's organization and by what the app's
-pyproject.toml says of itself. The ServerApp finds it as `./kept`, and by the variable `FLOWERBED_KEPT`. No
+What an app keeps outlives its jobs: checkpoints, for a job that is repeated or continues another. The
+folder is `kept/ORG/SUBMITTER/PUBLISHER/NAME` in FLARE's workspace, by the submitter and by what the app's
+pyproject.toml says of itself. Whoever submits may say what it likes there, so nobody finds what another has
+left: a checkpoint may be code. The ServerApp finds it as `./kept`, and by the variable `FLOWERBED_KEPT`. No
 other app's processes can read it (`confinement.py`).
 """
 
@@ -66,12 +67,15 @@ class WorkDir:
 
 
 def _kept(root: Path, job_meta: Path, app: bytes) -> Path:
-    org = ""
+    org = who = ""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # FLARE's simulator has no submitter.
-        org = json.loads(job_meta.read_text()).get(JobMetaKey.SUBMITTER_ORG.value) or ""
+        told = json.loads(job_meta.read_text())
+        org, who = (
+            told.get(key.value) or "" for key in (JobMetaKey.SUBMITTER_ORG, JobMetaKey.SUBMITTER_NAME)
+        )
     config = fab.read(app)
     folder = root / kept.FOLDER
-    for part in (org, config["tool"]["flwr"]["app"]["publisher"], config["project"]["name"]):
+    for part in (org, who, config["tool"]["flwr"]["app"]["publisher"], config["project"]["name"]):
         folder = folder / as_name(str(part))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept.note(folder).write_text(str(time.time()))

@@ -164,6 +164,8 @@ class Gateway:
         self._stored += 1
         try:
             request, reason = await large_request(path, headers, _gathered(receive, size), size, self._folder)
+        except ValueError as error:
+            raise _BadRequest(400, f"{path} with {size} bytes that are none of Flower's: {error}") from None
         finally:
             self._stored -= 1
         if reason:

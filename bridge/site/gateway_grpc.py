@@ -99,13 +99,13 @@ class GrpcGateway:
             (key.encode(), value.encode()) for key, value in request.headers
         ):
             if len(request.body) > LARGE and wire.call_name(request.path) == wire.PUSH_OBJECT:
-                request, reason = await large_request(
-                    request.path,
-                    request.headers,
-                    _cut(request.body),
-                    len(request.body),
-                    self._folder,
-                )
+                body = request.body
+                try:
+                    request, reason = await large_request(
+                        request.path, request.headers, _cut(body), len(body), self._folder
+                    )
+                except ValueError as error:
+                    raise _BadGrpcRequest(StatusCode.INVALID_ARGUMENT, str(error)) from None
                 if reason:
                     self._refusals.add(reason)
             return await self._admission.supernode(request)

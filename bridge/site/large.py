@@ -24,6 +24,9 @@ async def large_request(
     """The request whose body of `size` bytes comes in `pieces`, and why its object is refused, or "".
 
     All of the body is read in any case: a SuperNode that is interrupted would send it again for ever.
+
+    Raises:
+        ValueError: it is no request with an object.
     """
     body: StoredBody | None = None
     reason = ""

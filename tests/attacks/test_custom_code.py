@@ -7,7 +7,12 @@ by form in `tests/unit/test_contents.py`; here it is the real server that refuse
 from __future__ import annotations
 
 import base64
+import io
 import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +144,43 @@ def test_no_form_of_a_job_brings_code_past_a_sites_policy(
     assert (outcome["status"], outcome["refused"]) == ("FINISHED:COMPLETED", REFUSED)
     assert sorted(outcome["rounds"][0]["sites"]) == ["site-1"]
     _changed_in_the_store(larger, job)
+
+
+def test_no_app_runs_in_flares_environment(larger: Federation, exported: dict[str, bytes]) -> None:
+    """Jobs that name no environment: of an app that none was made for, and of one that is deployed."""
+    shutil.copytree(APP, larger.root / "deployed" / "unnamed", dirs_exist_ok=True)
+    parts = ("app_server/config/config_fed_server.json", "app_site-5/config/config_fed_client.json")
+    unnamed = exported
+    for name in (*parts, parts[1].replace("site-5", "site-1")):
+        unnamed = changed(unnamed, name, environment="")
+    codeless = {name: content for name, content in unnamed.items() if "/custom/" not in name}
+    foreign = asking_for(exported["app_server/custom/app.fab"], b'"numpy", "packaging<999"')
+    jobs = {
+        "brought": {name: foreign if name.endswith(".fab") else f for name, f in unnamed.items()},
+        "deployed": changed(codeless, parts[0], flower_app_path="local/custom/unnamed"),
+    }
+    words = {
+        what: {name: base64.b64encode(content).decode() for name, content in files.items()}
+        for what, files in jobs.items()
+    }
+    handed_in = act(larger, "lead", HAND_IN, json.dumps(words))
+    for what, told in (
+        ("brought", "the server cannot run the app: the job names no environment, and none here was made"),
+        ("deployed", "takes no part: the job names no environment, and the app does not come with it"),
+    ):
+        outcome = larger.verb("wait", handed_in[what], "--timeout", "90")
+        assert outcome.code == 1 and told in outcome.value["error"], (what, handed_in, outcome)
+
+
+def asking_for(app: bytes, packages: bytes) -> bytes:
+    """A bundle whose app asks for other packages."""
+    with zipfile.ZipFile(io.BytesIO(app)) as before, tempfile.TemporaryDirectory() as folder:
+        before.extractall(folder)
+        project = Path(folder) / "pyproject.toml"
+        found, asked = project.read_bytes(), b'"numpy"'
+        assert asked in found
+        project.write_bytes(found.replace(asked, packages))
+        return fab.build(Path(folder))
 
 
 def _changed_in_the_store(larger: Federation, job: str) -> None:

@@ -173,6 +173,38 @@ def test_a_site_without_the_environment_says_so_within_seconds(
         restarted(federation, "site-2")
 
 
+def test_nothing_is_taken_from_a_job_that_runs(federation: Federation) -> None:
+    """Neither its environment, nor a container of its: verbs refuse, name it, and the job goes on."""
+    name = build(federation, ROOT / "tests" / "apps" / "numpy-add")["name"]
+    settings = federation.root / ".env"
+    before = settings.read_text()
+    job = federation.submit("numpy-add", "--rounds", "1000")
+    try:
+        deadline = time.monotonic() + 60
+        while not (entry := listed(federation, job))["sites"]:
+            assert time.monotonic() < deadline, entry
+            time.sleep(0.2)
+        assert entry["environment"] == name
+        outcome = federation.verb("apps", "--remove", name)
+        assert (outcome.code, outcome.value["jobs"]) == (1, [job])
+        assert (uv.ENVIRONMENTS / name / "environment.json").is_file()
+        assert federation.must("status")["behind"] == ""
+        settings.write_text(before + "FLOWERBED_SITE_MEMORY=5g\n")
+        assert "site-1, site-2. ./flowerbed up starts them anew" in federation.must("status")["behind"]
+        outcome = federation.verb("up")
+        assert (outcome.code, outcome.value["jobs"]) == (1, [job])
+        assert outcome.value["services"] == ["site-1", "site-2"]
+        assert listed(federation, job)["status"] == "RUNNING"
+    finally:
+        settings.write_text(before)
+        federation.must("abort", job)
+
+
+def listed(federation: Federation, job: str) -> dict[str, Any]:
+    """What `jobs` says of a job."""
+    return next(entry for entry in federation.must("jobs")["jobs"] if entry["job_id"] == job)
+
+
 ALONE = "min-available-clients=1"
 
 

@@ -183,13 +183,15 @@ def test_nothing_is_left_of_jobs_that_were_tracked(larger: Federation, watched: 
 
 
 @pytest.fixture(scope="module")
-def silent(larger: Federation, boards: dict[str, Board]) -> dict[str, tuple[str, str]]:
-    """By board, an app of either kind that logs nothing: legacy and Message API."""
+def silent(larger: Federation, boards: dict[str, Board]) -> dict[str, tuple[str, str, str]]:
+    """By board, an app of either kind that logs nothing: legacy and Message API. The third evaluates at the
+    server, and has metrics that are lists."""
     config = "num-server-rounds=2 min-available-{}=2"
     return {
         kind: (
             submit(larger, ROOT / "tests/apps/numpy-add", config.format("clients"), *TWO, kind),
             submit(larger, ROOT / "tests/apps/client-state", config.format("nodes"), *TWO, kind),
+            submit(larger, ROOT / "tests/apps/folds", "folds=2", *TWO, kind),
         )
         for kind in boards
     }
@@ -201,10 +203,10 @@ TWO = ("--sites", "site-1,site-2", "--tracking")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
 def test_apps_that_log_nothing_have_curves_too(
-    larger: Federation, boards: dict[str, Board], silent: dict[str, tuple[str, str]], kind: str
+    larger: Federation, boards: dict[str, Board], silent: dict[str, tuple[str, str, str]], kind: str
 ) -> None:
-    board, (legacy, modern) = boards[kind], silent[kind]
-    for job in (legacy, modern):
+    board, (legacy, modern, central) = boards[kind], silent[kind]
+    for job in silent[kind]:
         larger.must("wait", job)
         # Read from the replies: not one of them was logged.
         assert larger.must("results", job)["tracked"] == {}
@@ -217,6 +219,14 @@ def test_apps_that_log_nothing_have_curves_too(
         assert points["flower/train/num_examples"] == [(1, 10.0), (2, 10.0)]
         points = board.points("client-state", modern)[site]
         assert points["flower/train/trainings"] == [(1, 1.0), (2, 2.0)]
+
+    evaluated = [(0, 10.0), (1, 11.0), (2, 12.0)]
+    last = "flower/start-2/central/each/1"
+    until(lambda: board.points("folds", central).get("server", {}).get(last) == evaluated, SHOWN_WITHIN)
+    found = board.points("folds", central)
+    assert found["server"]["flower/start-2/central/accuracy"] == evaluated
+    assert found["site-1"]["flower/evaluate/errors/0"] == [(1, 1.0), (2, 2.0)]
+    assert found["site-2"]["flower/start-2/evaluate/errors/0"] == [(1, 11.0), (2, 12.0)]
 
 
 @pytest.mark.timeout(300)

@@ -34,9 +34,13 @@ with httpx.Client() as client:
 """
 
 ASK_BY_GRPC = """
-import sys, grpc
+import queue, sys, grpc
+states = queue.Queue()
 with grpc.insecure_channel(sys.argv[1]) as channel:
-    grpc.channel_ready_future(channel).result(timeout=5)
+    channel.subscribe(states.put, try_to_connect=True)
+    while (state := states.get(timeout=30)) is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            sys.exit("refused")
 print("ready")
 """
 
@@ -133,7 +137,8 @@ def test_grpc_reaches_loopback(said: dict[str, str], monkeypatch: pytest.MonkeyP
         try:
             env = flowers(injected, monkeypatch, tmp_path)
             assert run(ASK_BY_GRPC, address, env=env).stdout.strip() == "ready"
-            assert run(ASK_BY_GRPC, address, env=injected).returncode, "it is reached without all this"
+            without = run(ASK_BY_GRPC, address, env=injected)
+            assert without.returncode and "refused" in without.stderr, "it is reached without all this"
         finally:
             listening.kill()
 

@@ -29,6 +29,8 @@ case "$*" in
 esac
 """
 """A shell's, since it starts in no time."""
+HASH = "a" * 64
+"""By which Compose knows each container again."""
 NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."
 
 
@@ -186,11 +188,24 @@ class Checkout:
         for words in ("compose config", "compose --profile elsewhere config"):
             docker.answer(words, out=json.dumps({"name": "flowerbed", "services": services}))
         self.running()
+        self.edited()
+
+    def edited(self, *services: str) -> None:
+        """Say whose part of the Compose file is another one than when its container was made."""
+        lines = [f"{name} {'b' * 64 if name in services else HASH}\n" for name in self.kits]
+        self.docker.answer("compose --profile * config --hash", out="".join(lines))
 
     def running(self, **health: str) -> None:
         """Say which services run, and how healthy they are."""
         lines = [
-            {"Service": name, "Name": f"flowerbed-{name}-1", "State": "running", "Status": _up(value)}
+            {
+                "Service": name,
+                "Name": f"flowerbed-{name}-1",
+                "State": "running",
+                "Status": _up(value),
+                "Image": f"flowerbed-{name}:dev",
+                "Hash": HASH,
+            }
             for name, value in health.items()
         ]
         self.docker.answer("ps --all --format", out="".join(json.dumps(line) + "\n" for line in lines))

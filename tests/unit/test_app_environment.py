@@ -234,8 +234,13 @@ def test_a_job_runs_in_the_one_that_it_names(tmp_path: Path) -> None:
     assert app_environment.of_job("bbbbbbbbbbbb", config(APP), tmp_path).flwr == "1.34.0"
     assert app_environment.of_job("", config(APP), tmp_path).name == NAME
     # An app that nothing was made for, and one that is not known here: FLARE's own, as in its simulator.
-    assert app_environment.of_job("", asking("pandas"), tmp_path).name == ""
-    assert app_environment.of_job("", None, tmp_path).name == ""
+    assert app_environment.of_job("", asking("pandas"), tmp_path / "none").name == ""
+    assert app_environment.of_job("", None, tmp_path / "none").name == ""
+    # In the containers never.
+    with pytest.raises(NoEnvironment, match=r"names no environment.* \./flowerbed build --app APP"):
+        app_environment.of_job("", asking("pandas"), tmp_path)
+    with pytest.raises(NoEnvironment, match=r"names no environment.* submit --deployed NAME"):
+        app_environment.of_job("", None, tmp_path)
     with pytest.raises(NoEnvironment, match="cccccccccccc"):
         app_environment.of_job("cccccccccccc", config(APP), tmp_path)
 
@@ -280,6 +285,29 @@ def test_a_server_without_it_refuses_the_job_by_name(
     assert len(panics) == 1 and panics[0].startswith("the server cannot run the app: ") and name in panics[0]
 
 
+def test_what_vanished_under_a_job_is_its_first_cause(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As seen: a SuperLink whose packages go spoke of the version of grpc."""
+    environment(job.made, NAME)
+    made = FlowerController(environment=NAME)
+    panics: list[str] = []
+    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: panics.append(reason))
+
+    def run(*_: Any) -> None:
+        (job.made / NAME / DESCRIPTION).unlink()
+        raise RunFailed("SuperLink ended with code 1: Please upgrade your grpc module")
+
+    monkeypatch.setattr("bridge.server.work_dir.WorkDir.of", run)
+    made._packages, _ = server._packages(NAME, made._app(job.context))
+    made._loop, made._events = LoopThread("test"), JobEventLog(job.folder / "events.jsonl")
+    made.control_flow(Signal(), job.context)
+    made._loop.close()
+    first, _, more = panics[0].partition("\n")
+    assert first == f"the app's environment {NAME} was removed from the server while the job ran"
+    assert "upgrade your grpc" in more
+
+
 def test_a_server_takes_the_flower_of_the_one_that_is_named(job: SimpleNamespace) -> None:
     environment(job.made, NAME, flwr="1.34.1")
     made = FlowerController(environment=NAME)
@@ -311,6 +339,23 @@ def test_a_site_without_it_takes_no_part_and_says_so_by_name(
     assert why.startswith("site-1 takes no part: ") and name in why
 
 
+def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says_so(
+    job: SimpleNamespace,
+) -> None:
+    """It was built from a base image with more Pythons. A SuperNode would be started six times."""
+    environment(job.made, NAME, APP, python="3.77")
+    programs = app_environment.named(NAME, job.made).programs
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(job.folder / "python3.77")
+    for name in (NAME, ""):
+        options = FlowerExecutor(environment=name).options
+        packages, why = site._packages(options, (job.custom / fab.NAME).read_bytes(), "site-1")
+        assert packages is None and NAME in why
+        assert why.startswith("site-1 takes no part: its image lacks Python 3.77") and "FLOWERBED_BASE" in why
+    (job.folder / "python3.77").touch()
+    assert app_environment.of_job(NAME, None, job.made).name == NAME
+
+
 def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cannot_run_inside(
     job: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -325,6 +370,35 @@ def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cann
     environment(job.made, NAME, flwr="1.40.0")
     with pytest.raises(versions.UnsupportedFlower, match=r"and the app has flwr 1\.40\.0"):
         site._packages(inline, None, "site-1")
+
+
+def test_where_apps_have_environments_a_job_without_one_is_refused(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.made.mkdir()
+    made = FlowerController()
+    packages, why = server._packages("", made._app(job.context))
+    assert packages is None and "./flowerbed build --app APP" in why
+    options = FlowerExecutor().options
+    for brought, told in (((job.custom / fab.NAME).read_bytes(), "build --app"), (None, "submit --deployed")):
+        packages, why = site._packages(options, brought, "site-1")
+        assert packages is None
+        assert why.startswith("site-1 takes no part: the job names no environment") and told in why
+    # What is no app at all is the reason before that.
+    (job.custom / fab.NAME).write_bytes(b"")
+    panics: list[str] = []
+    monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: panics.append(reason))
+    made._loop, made._events = LoopThread("test"), JobEventLog(job.folder / "events.jsonl")
+    made.control_flow(Signal(), job.context)
+    made._loop.close()
+    assert len(panics) == 1 and panics[0].startswith("app.fab is no Flower App Bundle")
+
+
+@pytest.mark.parametrize("project", [[], [{"name": "x"}], "x", 1])
+def test_a_project_that_is_no_table_is_one_clear_error(project: Any) -> None:
+    for function in (app_environment.requirements, app_environment.requires_python, app_environment.key):
+        with pytest.raises(BadApp, match=r"pyproject.toml: \[project\]: expected a table, found "):
+            function({"project": project})
 
 
 def test_an_address_with_another_line_in_it_is_no_requirement() -> None:

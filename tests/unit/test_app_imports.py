@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from scripts import app_imports
+from scripts.app import App
 from scripts.core import ROOT
 
 
@@ -21,6 +24,46 @@ def imports(
     }
     components = {"serverapp": serverapp, "clientapp": clientapp}
     return app_imports.of_app({"tool": {"flwr": {"app": {"components": components}}}}, content)
+
+
+def seen(code: str, *packages: str) -> list[str]:
+    """The modules that none of these distributions seems to bring."""
+    components = {"serverapp": "mine.app:app", "clientapp": "mine.app:client"}
+    pyproject = {"tool": {"flwr": {"app": {"components": components}}}}
+    files = {"mine/app.py": code.encode()}
+    app = App(Path("an-app"), "mine", "1.0", pyproject, files)
+    return [note.split()[3].rstrip(",") for note in app_imports.not_brought(app, packages)]
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("numpy.linalg", "numpy"),
+        ("sklearn.svm", "scikit-learn"),
+        ("PIL.Image", "pillow"),
+        ("cv2", "opencv-python-headless"),
+        ("yaml", "PyYAML"),
+        ("bs4", "beautifulsoup4"),
+        ("dateutil", "python-dateutil"),
+        ("google.protobuf", "protobuf"),
+        ("flwr_datasets", "flwr-datasets"),
+        ("ruamel.yaml", "ruamel.yaml"),
+        ("faiss", "faiss-cpu"),
+        ("attr", "attrs"),
+        ("git", "GitPython"),
+        ("json", "numpy"),
+        ("mine.app", "numpy"),
+    ],
+)
+def test_a_module_is_known_by_the_name_of_what_brings_it(module: str, package: str) -> None:
+    assert seen(f"import {module}\n", "flwr", package) == []
+
+
+def test_a_module_that_no_package_seems_to_bring_is_named_once() -> None:
+    assert seen("import pandas.io, pandas.core\nfrom sklearn import svm\n", "flwr", "numpy") == [
+        "pandas",
+        "sklearn",
+    ]
 
 
 def test_what_both_apps_and_their_own_modules_import() -> None:

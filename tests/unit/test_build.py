@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -266,10 +267,37 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return calls
 
 
-def test_of_two_that_fill_it_at_once_one_fetches(downloads: list[list[str]]) -> None:
+def test_of_two_that_fill_it_at_once_one_fetches(
+    downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download takes a while: as seen, the second verb took the first one's wheels away."""
+    download = wheelhouse.download
+
+    def slow(*words: Any) -> None:
+        time.sleep(0.1)  # Long enough for all to have begun.
+        download(*words)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(wheelhouse, "download", slow)
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(RUNTIME.fill, ["amd64"] * 4)) == [0, 0, 0, 2]
     assert len(downloads) == 1
+
+
+def test_wheels_that_are_gone_are_fetched_again(downloads: list[list[str]]) -> None:
+    RUNTIME.fill("amd64")
+    (RUNTIME.folder / "flwr-1.42.0-py3-none-any.whl").unlink()
+    assert not RUNTIME.is_complete("amd64"), "whatever its stamp says"
+    assert RUNTIME.fill("amd64") == 1 and RUNTIME.is_complete("amd64")
+
+
+def test_what_pip_has_left_out_is_named_and_is_not_complete(
+    downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheelhouse, "download", lambda architecture, folder, *more: folder.mkdir())
+    with pytest.raises(core.Failure, match="these are not there: nvflare, flwr"):
+        RUNTIME.fill("amd64")
+    assert not RUNTIME.is_there and not RUNTIME.is_complete("amd64")
 
 
 def test_a_full_wheelhouse_is_not_filled_again(downloads: list[list[str]]) -> None:
@@ -387,6 +415,12 @@ def test_a_wrong_pyproject_is_named_before_any_work(
     code, outcome, _ = flowerbed("build", "--app", str(folder))
     assert code == 2 and text in outcome["error"] and "pyproject.toml" in outcome["error"]
     assert not any(call.startswith("run") for call in docker.calls), "no package was asked for"
+
+
+def test_a_second_app_without_its_option_is_told_how(docker: Program, flowerbed: Run) -> None:
+    code, outcome, _ = flowerbed("build", "--app", "one", "two", "three")
+    assert code == 2 and "(two three)" in outcome["error"]
+    assert "build --app APP --app APP" in outcome["error"]
 
 
 def test_a_job_folder_has_no_environment(

@@ -72,7 +72,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(runs, "LOOK_AGAIN", 0.0)
 
 
 @pytest.fixture

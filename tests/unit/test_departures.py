@@ -11,6 +11,7 @@ import pytest
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.job import notes
+from bridge.server import room
 from bridge.server.departures import Departures, NodeRemover
 from bridge.server.readiness import SiteReadiness
 
@@ -72,11 +73,19 @@ def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> 
     assert job.readiness.ready == {OTHER} and job.readiness.why_incompatible() == "its disk is full"
     # Its link stays: its own call that says so is to be answered.
     job.link.put_out.assert_not_called()
+    job.forwarder.free_bodies.assert_called_once_with(SITE)
 
 
 def test_a_site_may_leave_before_there_is_a_superlink(job: Job) -> None:
     job.run(lambda: job.departures.left(SITE, "its disk is full"))
     assert job.told() and not job.superlink.remove_node.called
+
+
+def test_what_is_told_of_a_site_again_and_again_is_bounded(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "EVENTS_LIMIT", 1000)
+    for _ in range(100):
+        job.run(lambda: job.departures.put_out(SITE, "it was disabled"))
+    assert 5 < len(job.told()) < 20
 
 
 def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:

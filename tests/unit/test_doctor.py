@@ -145,6 +145,11 @@ def test_wheels_that_are_not_all_there(checkout: Checkout, examine: Examine) -> 
     assert examine()[1]["wheels"]["level"] == "warn"
     fetched("arm64")
     assert examine()[1]["wheels"]["level"] == "warn", "another machine's are of no use"
+    (RUNTIME.folder / wheelhouse.STAMP).write_text(RUNTIME._stamp("amd64"))
+    assert examine()[1]["wheels"]["level"] == "ok"
+    RUNTIME.requirements.write_text("flwr==1.42.0 \\\n    --hash=sha256:aa\n")
+    (RUNTIME.folder / wheelhouse.STAMP).write_text(RUNTIME._stamp("amd64"))
+    assert examine()[1]["wheels"]["level"] == "warn", "whatever the stamp says, a wheel is gone"
 
 
 @pytest.mark.parametrize(("free", "level"), [(0.4e9, "fail"), (1.5e9, "warn"), (9e9, "ok")])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
-from scripts import apt, console, core, engine, provision, up
+from scripts import apt, console, core, engine, images, provision, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program, versions
 
@@ -286,7 +286,15 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
         assert code == 1 and "run ./flowerbed provision and build" in outcome["error"]
     assert flowerbed("status")[:2] == (
         0,
-        {"up": False, "why": outcome["error"], "containers": [], "sites": [], "jobs": [], "changed": ""},
+        {
+            "up": False,
+            "why": outcome["error"],
+            "containers": [],
+            "sites": [],
+            "jobs": [],
+            "behind": "",
+            "changed": "",
+        },
     )
     assert flowerbed("down")[0] == 0
 
@@ -481,6 +489,98 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
     assert "could not be asked whether a job runs: the server cannot be reached" in told
+
+
+def test_up_makes_nothing_anew_in_the_middle_of_a_job(
+    checkout: Checkout, docker: Program, flowerbed: Run, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    docker.answer("compose --progress plain up")
+    jobs = [{**job, "sites": ["site-1"]} for job in JOBS]
+
+    def say(**facts: Any) -> None:
+        listed = [{**job, **facts} for job in jobs]
+        docker.answer(f'{ASK} {{"verb": "list"', out=json.dumps({"jobs": listed}) + "\n")
+
+    def starts(*words: str) -> bool:
+        before = len(docker.calls)
+        flowerbed("up", *words)
+        return any("--progress plain up" in call for call in docker.calls[before:])
+
+    say()
+    checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
+    assert starts(), "nothing is to be made anew"
+    checkout.edited("site-1")
+    code, outcome, _ = flowerbed("up")
+    assert (code, outcome["jobs"], outcome["services"]) == (1, ["j-1"], ["site-1"])
+    assert "site-1 would be made anew" in outcome["error"] and "j-1  mine  (site-1)" in outcome["error"]
+    assert "./flowerbed wait j-1" in outcome["error"] and "./flowerbed up --force" in outcome["error"]
+    assert not starts() and starts("--force")
+    say(sites=["site-2"])
+    assert starts(), "the job is another site's"
+    say(sites=[])
+    assert not starts(), "it has only begun"
+    say(sites=["site-2"])
+    checkout.edited("server")
+    assert not starts(), "the server is in all jobs"
+    checkout.edited("admin")
+    assert starts(), "no job has a console"
+    say(status="FINISHED:COMPLETED")
+    checkout.edited("server")
+    assert starts(), "none runs"
+    say(sites=["site-9"])
+    checkout.edited()
+    checkout.running(**{"server": "healthy", "site-9": "healthy"})
+    assert not starts(), "a site that was taken out of the file would be ended"
+    docker.answer(f'{ASK} {{"verb": "list"', err='{"error": "the server cannot be reached"}\n', code=1)
+    assert starts(), "as `down`"
+
+
+def test_who_runs_as_before_an_edit_is_told(
+    checkout: Checkout, docker: Program, flowerbed: Run, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    monkeypatch.setattr(console, "ask", lambda service, verb: {"sites": [], "jobs": []})
+    checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
+    assert flowerbed("status")[1]["behind"] == ""
+    checkout.edited("site-1")
+    _, outcome, told = flowerbed("status")
+    assert "edit: site-1. ./flowerbed up starts it anew" in outcome["behind"] and outcome["behind"] in told
+    checkout.edited()
+    # A build has given the name to another image: Docker shows the number of the one that runs.
+    ran = docker.answers["ps --all --format"]["out"].replace("flowerbed-site-1:dev", "7af4226438cf")
+    docker.answer("ps --all --format", out=ran)
+    assert "edit: site-1." in flowerbed("status")[1]["behind"]
+    # And of a kit that no image has there is first something to build.
+    built = [
+        {
+            "Size": 1,
+            "RepoTags": [f"flowerbed-{name}:dev"],
+            "Config": {"Labels": {images.KIT: images.kit_mark(kit)}},
+        }
+        for name, kit in checkout.kits.items()
+    ]
+    docker.answer("image inspect flowerbed-server:dev flowerbed-site-1:dev", out=json.dumps(built))
+    assert "starts it anew" in flowerbed("status")[1]["behind"]
+    assert provision._next() == "up"
+    (checkout.kits["server"] / "startup" / "fed_server.json").write_text("{}")
+    assert "Built with an earlier kit: server. Run ./flowerbed build" in flowerbed("status")[1]["behind"]
+    assert provision._next() == "build"
+    docker.answer("version --format", **DEAD)
+    docker.answer("image inspect", **DEAD)
+    assert provision._next() == "build"
+
+
+@pytest.mark.parametrize(
+    ("found", "verbs"),
+    [
+        ("changed since it was provisioned (settings of site-1, site-2)", "provision and up"),
+        ("changed since it was provisioned (new: site-3; settings of site-1)", "provision, build and up"),
+        ("changed since it was provisioned (its name)", "provision, build and up"),
+    ],
+)
+def test_the_fewest_verbs_after_an_edit(found: str, verbs: str) -> None:
+    assert provision.what_follows(found) == f"./flowerbed {verbs}"
 
 
 def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: Run) -> None:

@@ -21,6 +21,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Objec
 
 from bridge.fleet import wire
 from bridge.relay.calls import Call, Request, Response, SiteRelay
+from bridge.relay.parts import Store
 from bridge.server.forwarder import Forwarder
 from bridge.server.observe import OBJECT_LIMIT, Observer
 from bridge.site.admission import AdmissionControl
@@ -78,7 +79,7 @@ def at_the_server(counts: Counter[str]) -> list[Counter[str]]:
         found, answers = [], iter(CALLS)
 
         class SuperLink:
-            async def ask(self, request: Request) -> Response:
+            async def ask(self, request: Request, store: Store) -> Response:
                 answer = next(answers)[1]
                 return Response(200, (), b"" if answer is None else answer.SerializeToString())
 

@@ -13,7 +13,7 @@ from bridge.common.app import BadApp
 from dev import flower_apps
 from dev.flower_apps import Found
 from scripts import app as apps
-from scripts import core, environments, uv
+from scripts import core, resolution, uv
 from scripts.locks import Package, Resolved
 
 PYPROJECT = """
@@ -87,7 +87,7 @@ def test_another_reference_stays_what_it_is() -> None:
     ],
 )
 def test_no_flower_is_taken_that_is_too_old(index: Index, tmp_path: Path, asked: str, more: str) -> None:
-    environments.resolve(apps.read(app_in(tmp_path / "toy", asked)))
+    resolution.resolve(apps.read(app_in(tmp_path / "toy", asked)))
     assert index.asked.endswith(more) and index.asked.count(">=1.34") == 1
 
 
@@ -110,11 +110,11 @@ def test_only_torchs_own_cuda_build_is_refused(
     index.lock += "".join(f"{line} \\\n    --hash=sha256:00\n" for line in lines)
     app = apps.read(app_in(tmp_path / "toy"))
     if fits:
-        assert not environments.resolve(app).gpu
+        assert not resolution.resolve(app).gpu
     else:
         with pytest.raises(core.UsageError, match=rf"CUDA build of torch {torch}.*build --gpu"):
-            environments.resolve(app)
-    assert environments.resolve(app, gpu=True).gpu
+            resolution.resolve(app)
+    assert resolution.resolve(app, gpu=True).gpu
 
 
 def test_apps_are_found_and_what_stops_one_is_told(index: Index, tmp_path: Path) -> None:

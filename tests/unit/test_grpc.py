@@ -10,6 +10,7 @@ import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -34,6 +35,7 @@ from tests.unit.faking import Link, Server
 FLEET = wire.GRPC_PREFIX
 METADATA = (("flwr-timestamp", "now"), ("flwr-signature-bin", b"\x00\xff"))
 KEY = (("flwr-public-key-bin", b"the SuperNode's key"),)
+NOWHERE = AsyncMock(side_effect=AssertionError("a large answer"))
 
 
 class _Blind(Observer):
@@ -283,14 +285,14 @@ def test_metadata_codes_and_messages_pass_both_ways() -> None:
         await superlink.server.start()
         upstream = GrpcUpstream(superlink.address)
         headers = grpc_form.headers_of(METADATA)
-        got = await upstream.ask(Request(FLEET + "GetRun", headers, b"body"))
+        got = await upstream.ask(Request(FLEET + "GetRun", headers, b"body"), NOWHERE)
         assert got == Response(200, (("flwr-note", "hear"),), b"body")
-        refused = await upstream.ask(Request(FLEET + "GetFab", headers, b"body"))
+        refused = await upstream.ask(Request(FLEET + "GetFab", headers, b"body"), NOWHERE)
         assert refused.status == 412
         assert grpc_form.code_of(refused) == (StatusCode.FAILED_PRECONDITION, '{"code": 7}')
         assert grpc_form.metadata_of(refused.headers) == (("flwr-note", "see"),)
         for wrong in (("flwr-x-bin", "no base64!"), ("flwr-x", "two\nlines"), ("flwr-X y", "z")):
-            assert (await upstream.ask(Request(FLEET + "GetRun", (wrong,), b""))).status == 400
+            assert (await upstream.ask(Request(FLEET + "GetRun", (wrong,), b""), NOWHERE)).status == 400
         await upstream.close()
         await superlink.server.stop(None)
 
@@ -319,7 +321,7 @@ def test_a_superlink_that_is_not_there_or_goes_is_a_fault_of_the_link() -> None:
         forwarder = Forwarder(_Blind(), grace=60)
         forwarder.open(superlink.address, Transport.GRPC)
         upstream = GrpcUpstream(superlink.address)
-        waiting = [asyncio.ensure_future(upstream.ask(register))]
+        waiting = [asyncio.ensure_future(upstream.ask(register, NOWHERE))]
         waiting.append(asyncio.ensure_future(forwarder.answer("site-1", Call("2", register))))
         while asked < 2:
             await asyncio.sleep(0.01)
@@ -378,7 +380,7 @@ def test_the_launcher_carries_out_a_call_with_an_id_once_and_keeps_no_refusal() 
         upstream = GrpcUpstream(f"127.0.0.1:{port}")
 
         async def ask(body: bytes, *headers: tuple[str, str]) -> Response:
-            return await upstream.ask(Request("/a.B/C", headers, body))
+            return await upstream.ask(Request("/a.B/C", headers, body), NOWHERE)
 
         once = (wire.CALL_HEADER, "site-1/1")
         assert [(await ask(b"x", once)).body, (await ask(b"x", once)).body] == [b"1", b"1"]

@@ -21,7 +21,7 @@ from bridge.flower.refused import RefusedObjects
 from bridge.relay import bodies, parts
 from bridge.relay.bodies import StoredBody
 from bridge.relay.calls import Call, Link, Request, Response, SiteRelay
-from bridge.relay.parts import ServerParts, SiteParts
+from bridge.relay.parts import ServerParts, SiteParts, Store
 from bridge.server.forwarder import Forwarder
 from bridge.server.identity import Nodes
 from bridge.server.observe import Observer
@@ -46,9 +46,13 @@ class Through:
     """A link to a server that asks whoever is at an address."""
 
     def __init__(self, fleet: Transport, address: str, folder: Path) -> None:
-        self._upstream = upstream(fleet, address, folder)
-        self._parts = ServerParts(lambda site, call: self._upstream.ask(call.request), folder)
+        self._upstream = upstream(fleet, address)
+        self._parts = ServerParts(self._ask, folder)
         self.largest = 0
+
+    async def _ask(self, site: str, call: Call) -> Response:
+        with self._parts.store(site, call.id) as store:
+            return await self._upstream.ask(call.request, store)
 
     async def send(self, call: Call) -> Response:
         response = await self._parts.answer("site-1", call)
@@ -75,7 +79,7 @@ async def gateway(fleet: Transport, link: Link, folder: Path) -> AsyncIterator[i
 
 
 async def ask(fleet: Transport, port: int, name: str, body: bytes) -> tuple[int, bytes]:
-    """A SuperNode's call: HTTP's status, or 200 or 413 for gRPC's, and the answer."""
+    """A SuperNode's call: HTTP's status, or 200, 400 or 413 for gRPC's, and the answer."""
     path = next(path for path, known in wire.PATHS[fleet].items() if known == name)
     if fleet is Transport.HTTP:
         headers = {"content-type": wire.MEDIA_TYPE, wire.PUBLIC_KEY: KEY}
@@ -87,8 +91,8 @@ async def ask(fleet: Transport, port: int, name: str, body: bytes) -> tuple[int,
         call: Any = channel.unary_unary(path)
         try:
             return 200, await call(body, metadata=((f"{wire.PUBLIC_KEY}-bin", b"key"),))
-        except grpc.aio.AioRpcError:
-            return 413, b""
+        except grpc.aio.AioRpcError as error:
+            return 400 if error.code() is grpc.StatusCode.INVALID_ARGUMENT else 413, b""
 
 
 @BOTH
@@ -132,6 +136,18 @@ def test_an_object_without_room_goes_on_as_a_reason(
     assert told.object_content == b""
 
 
+@BOTH
+def test_a_large_body_that_is_no_object_is_refused(tmp_path: Path, fleet: Transport) -> None:
+    async def test() -> None:
+        async with gateway(fleet, faking.Link(echo), tmp_path) as port:
+            await ask(fleet, port, wire.REGISTER, b"")
+            assert (await ask(fleet, port, wire.PUSH_OBJECT, b"\xff" * 9 * 2**20))[0] == 400
+            body = OBJECT.SerializeToString()
+            assert await ask(fleet, port, wire.PUSH_OBJECT, body) == (200, body)
+
+    asyncio.run(test())
+
+
 def test_large_objects_come_to_the_superlink_one_after_the_other(tmp_path: Path) -> None:
     at_once: list[tuple[bool, int]] = []
     running = {True: 0, False: 0}
@@ -140,7 +156,7 @@ def test_large_objects_come_to_the_superlink_one_after_the_other(tmp_path: Path)
         def check(self, site: str, incarnation: int, request: Request) -> None: ...
 
     class SuperLink:
-        async def ask(self, request: Request) -> Response:
+        async def ask(self, request: Request, store: Store) -> Response:
             large = request.stored is not None
             running[large] += 1
             at_once.append((large, running[large]))

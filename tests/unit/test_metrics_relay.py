@@ -278,10 +278,33 @@ def test_replies_become_points_and_nothing_raises(
     told = [AnalyticsData.from_dxo(dxo) for _, dxo in fired.points]
     assert [(data.tag, data.value, data.step) for data in told[:3]] == [
         ("flower/train/loss", 0.5, 2),
+        ("flower/train/each/0", 1.0, 2),
         ("flower/train/num_examples", 10, 2),
-        ("flower/start-2/train/loss", 0.25, 2),
     ]
+    assert (told[3].tag, told[3].value, told[3].step) == ("flower/start-2/train/loss", 0.25, 2)
     assert tracker.taken == {}
+
+
+def test_what_the_server_evaluates_becomes_points_too(
+    tracker: metric_receiver.MetricReceiver, fired: Fired
+) -> None:
+    event = {"event": "evaluation", "round": 0, "metrics": {"accuracy": 0.5, "each": [1, 2.0]}}
+    tracker.add(event)
+    tracker.add({**event, "start": 2, "metrics": {"all": [0.5] * 500}})
+    tracker.add({"event": "round", "round": 1})
+    tracker.add({**event, "event": "reply", "site": "site-1", "kind": "train", "error": "it raised"})
+    strange: list[dict[str, Any]] = [{}, {"metrics": []}, {"metrics": {"a": "text"}, "round": None}]
+    for one in strange:
+        tracker.add_evaluation(one)
+    tracker.close()
+    told = [(site, AnalyticsData.from_dxo(dxo)) for site, dxo in fired.points]
+    assert [(site, data.tag, data.value, data.step) for site, data in told[:4]] == [
+        ("server", "flower/central/accuracy", 0.5, 0),
+        ("server", "flower/central/each/0", 1, 0),
+        ("server", "flower/central/each/1", 2.0, 0),
+        ("server", "flower/start-2/central/all/0", 0.5, 0),
+    ]
+    assert len(told) == 3 + metric_receiver.LISTED, "a list may have any number, and a job so many tags"
 
 
 def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
@@ -379,6 +402,68 @@ def test_a_job_without_its_tracker_says_so_once(tmp_path: Path, caplog: pytest.L
     with engine.new_context() as fl_ctx:
         engine.fire_event("_end_run", fl_ctx)
     assert caplog.text.count("the job is not tracked") == 1
+
+
+class MlflowClient:
+    """In the place of MLflow's: what it is told, by run."""
+
+    runs: ClassVar[dict[str, list[Any]]] = {}
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return SimpleNamespace(experiment_id=name)
+
+    def create_run(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> Any:
+        self.runs[run_name] = []
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
+
+    def set_terminated(self, run_id: str) -> None:
+        pass
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self.runs[run_id] += [(metric.key, metric.value, metric.step) for metric in metrics]
+
+
+@pytest.fixture
+def mlflow_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MLflow's client, which the tests' environment lacks, as far as FLARE's receiver asks for it."""
+
+    def kept(key: str, value: Any, timestamp: int = 0, step: int = 0) -> SimpleNamespace:
+        return SimpleNamespace(key=key, value=value, step=step)
+
+    for name, values in (
+        ("mlflow", {"set_tracking_uri": lambda uri: None}),
+        ("mlflow.entities", dict.fromkeys(("Metric", "Param", "RunTag"), kept)),
+        ("mlflow.tracking", {}),
+        ("mlflow.tracking.client", {"MlflowClient": MlflowClient}),
+    ):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name]).update(values)
+    MlflowClient.runs.clear()
+    yield
+    sys.modules.pop("nvflare.app_opt.tracking.mlflow.mlflow_receiver", None)
+
+
+@pytest.mark.usefixtures("mlflow_client")
+def test_the_server_and_a_late_site_have_a_run_in_mlflow(tmp_path: Path) -> None:
+    receiver = trackers.MLflow()
+    engine = Engine(tmp_path, receiver)
+    run_through(engine)
+    metric_receiver.fire(engine, "site-9", scalar(2))
+    tracker = metric_receiver.MetricReceiver(
+        functools.partial(metric_receiver.fire, engine), lambda site, reason: None
+    )
+    tracker.add_evaluation({"event": "evaluation", "round": 3, "metrics": {"loss": 0.5, "each": [7.0]}})
+    tracker.close()
+    with engine.new_context() as fl_ctx:
+        engine.fire_event("_end_run", fl_ctx)
+    assert {name.split("-012345")[0]: points for name, points in MlflowClient.runs.items()} == {
+        "site-1": [("train/loss", 1.0, 1)],
+        "site-9": [("train/loss", 2.0, 2)],
+        "server": [("flower/central/loss", 0.5, 3), ("flower/central/each/0", 7.0, 3)],
+    }
 
 
 def test_a_board_that_comes_late_has_all_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

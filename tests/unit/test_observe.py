@@ -23,7 +23,7 @@ from google.protobuf.message import Message as Protobuf
 from bridge.fleet import replies, wire
 from bridge.fleet.replies import Event
 from bridge.relay.calls import Request, Response
-from bridge.server import observe
+from bridge.server import observe, room
 from bridge.server.observe import Observer
 
 METRICS = MetricRecord({"loss": 0.5, "num-examples": 7})
@@ -193,7 +193,7 @@ def test_a_round_that_has_not_begun_has_no_replies() -> None:
 def test_a_site_cannot_fill_the_servers_memory_with_events(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(observe, "EVENTS_LIMIT", 50_000)
+    monkeypatch.setattr(room, "EVENTS_LIMIT", 50_000)
     events: list[Event] = []
     observer = Observer(events.append)
     begins(observer)

@@ -9,6 +9,7 @@ import math
 import re
 import time
 import traceback
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from flwr.superlink.cli import flwr_serverapp
 
 from bridge.common import events as stored
 from bridge.fleet.replies import Event
-from bridge.server import controller, output
+from bridge.server import controller, event_log, output, room
 from bridge.server.event_log import JobEventLog
 from bridge.server.outcomes import ABSENT, Outcomes
 from bridge.server.output import ServerAppOutput
@@ -118,6 +119,79 @@ def test_lines_that_say_nothing_cost_nothing(line: str) -> None:
     assert time.process_time() - began < 1
     # And what is told can be read back.
     assert list(stored.parse(json.dumps(event) for event in found)) == found
+
+
+FULL = "└──> MetricRecord: {'a': [" + ", ".join(["1.5"] * 6400) + "]}"
+"""A line of numbers, nearly as long as is read."""
+
+
+def test_central_evaluation_has_room_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(room, "EVENTS_LIMIT", 2**20)
+    events = JobEventLog(tmp_path / "events.jsonl")
+    events.output.round_began()
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            events.output.take([FULL])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**21 and (tmp_path / "events.jsonl").stat().st_size < 2**20 + 2**16
+    assert caplog.text.count("no more are kept") == 1
+    found = events.since(0)
+    assert 30 < len(found) < 40 and found[-1]["metrics"] == {"a": [1.5] * 6400}
+    # What the job's end says has room all the same.
+    events.emit({"event": "run ended", "reason": "x", "t": 1.0})
+    assert events.since(len(found))[0]["reason"] == "x"
+
+
+def test_so_many_lines_are_read_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that say none cost the job's loop, too."""
+    monkeypatch.setattr(output, "READ_IN_ALL", 100_000)
+    nothing = FULL.replace("1.5", "'x'")
+    assert len(taken(FULL)) == 1
+    assert taken(*[nothing] * 8, FULL) == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "fit progress: (1, x, {",
+        "fit progress: (1, x, {}, ",
+        "initial parameters (loss, other metrics): x, {",
+        "Initial global evaluation results: {}",
+        "└──> MetricRecord: {}",
+    ],
+)
+def test_no_line_is_read_again_and_again(part: str) -> None:
+    line = part * (output.READ_LIMIT // len(part)) + "x"
+    began = time.process_time()
+    assert taken(*[line] * 50) == []
+    # It took 8 to 40 ms a line.
+    assert time.process_time() - began < 0.3
+
+
+def test_a_console_gets_events_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(event_log, "ANSWER_LIMIT", 1000)
+    events = JobEventLog(tmp_path / "events.jsonl")
+    made = [{"event": "x", "number": n, "text": "y" * (5000 if n == 3 else 300)} for n in range(8)]
+    for event in made:
+        events.emit(event)
+    pieces: list[list[Event]] = []
+    while piece := events.since(sum(map(len, pieces))):
+        pieces.append(piece)
+    assert [event for piece in pieces for event in piece] == made
+    assert [len(piece) for piece in pieces] == [2, 1, 1, 2, 2]
+
+
+def test_what_is_read_of_the_output_passes_who_asks_for_it(tmp_path: Path) -> None:
+    """The controller does, for the boards (`metric_receiver.py`)."""
+    passed: list[Event] = []
+    events = JobEventLog(tmp_path / "events.jsonl", passed.append)
+    events.output._read("INFO :      Initial global evaluation results: {'loss': 0.5}")
+    assert [event["metrics"] for event in passed] == [{"loss": 0.5}] and events.since(0) == []
 
 
 def shown(*parts: tuple[float, str], round_at: int | None = None) -> list[list[str]]:

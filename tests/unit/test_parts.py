@@ -12,7 +12,7 @@ from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 
 from bridge.fleet import wire
-from bridge.relay import bodies, parts
+from bridge.relay import bodies, kept_bodies, parts
 from bridge.relay.bodies import NoRoom, StoredBody
 from bridge.relay.calls import Call, LinkFault, Request, Response
 from bridge.relay.parts import PART, ServerParts, SiteParts
@@ -84,7 +84,25 @@ def test_both_bodies_arrive_in_parts_over_a_link_that_fails(tmp_path: Path) -> N
         assert max(len(call.request.body) for call in direct.calls) == PART
         # The next call says that the answer has arrived: then the server forgets both bodies.
         await link.send(Call("call-2", Request("/other", (), b""), ("call-1",)))
-        assert not direct.server._requests["site-1"] and not direct.server._answers["site-1"]
+        assert not direct.server._bodies.size("site-1")
+
+    asyncio.run(test())
+
+
+def test_the_first_part_says_already_which_answers_have_arrived(tmp_path: Path) -> None:
+    """Their bodies make room for it: it may be waiting for that."""
+
+    async def answer(site: str, call: Call) -> Response:
+        return Response(200)
+
+    async def test() -> None:
+        direct = Direct(ServerParts(answer, tmp_path))
+        link = SiteParts(direct, tmp_path)
+        await link.send(Call("one", Request(PATH, (), b"head", stored(bytes(10), tmp_path))))
+        direct.faults.append(len(direct.calls) + 1)
+        with pytest.raises(LinkFault):
+            await link.send(Call("two", Request(PATH, (), b"head", stored(bytes(20), tmp_path)), ("one",)))
+        assert direct.server._bodies.size("site-1") == 20
 
     asyncio.run(test())
 
@@ -126,13 +144,19 @@ def test_a_body_for_which_the_disk_has_no_room_is_refused_with_its_size(
     assert told[-1] == Request(PATH, ((parts.REFUSED, reason),), b"head")
 
 
+def put(of: str, offset: int, size: int, data: bytes, incarnation: int = 1) -> Call:
+    headers = ((parts.OF, of), (parts.OFFSET, str(offset)), (parts.SIZE, str(size)))
+    return Call(f"{of}-{offset}", Request(parts.PUT, headers, data), (), incarnation)
+
+
+def last(of: str, size: int, *done: str) -> Call:
+    """The call whose parts have come."""
+    return Call(of, Request(PATH, ((parts.SIZE, str(size)),), b""), done)
+
+
 def test_a_site_cannot_fill_the_server_with_parts(tmp_path: Path) -> None:
     async def answer(site: str, call: Call) -> Response:
         raise AssertionError("no body is whole")
-
-    def put(of: str, offset: int, size: int, data: bytes) -> Call:
-        headers = ((parts.OF, of), (parts.OFFSET, str(offset)), (parts.SIZE, str(size)))
-        return Call(f"{of}-{offset}", Request(parts.PUT, headers, data))
 
     async def test() -> None:
         server = ServerParts(answer, tmp_path)
@@ -145,13 +169,12 @@ def test_a_site_cannot_fill_the_server_with_parts(tmp_path: Path) -> None:
             Call("a", Request(parts.PUT, (), b"x")),
         ):
             assert (await server.answer("site-1", wrong)).status == 400
-        for number in range(3 * parts.BODIES_KEPT):
+        for number in range(3 * kept_bodies.BODIES_KEPT):
             assert (await server.answer("site-1", put(f"{number}", 0, 2 * PART, bytes(PART)))).status == 200
-        assert len(server._requests["site-1"]) == parts.BODIES_KEPT
+        assert server._bodies.size("site-1") == kept_bodies.BODIES_KEPT * 2 * PART
         # Half a body is none, and another site's is nobody's.
-        last = Call("11", Request(PATH, ((parts.SIZE, str(2 * PART)),), b""))
-        assert (await server.answer("site-1", last)).status == 410
-        assert (await server.answer("site-2", last)).status == 410
+        assert (await server.answer("site-1", last("11", 2 * PART))).status == 410
+        assert (await server.answer("site-2", last("11", 2 * PART))).status == 410
         get = Request(parts.GET, ((parts.OF, "11"), (parts.OFFSET, "0")), b"")
         assert (await server.answer("site-1", Call("get", get))).status == 410
 
@@ -199,6 +222,11 @@ def test_a_head_cannot_say_another_node_than_the_whole() -> None:
         b"\x0b",  # A group.
         b"\x22\x00" * 1000,  # Empty objects: each would cost a look, and add nothing.
         b"\xff" * 30,
+        b"\x22" + b"\xff" * 9 + b"\x01" + other,  # An object that goes over the end, or not.
+        b"\x22" + b"\x80" * 9 + b"\x02" + other,  # Cut to 64 bits, its length is 0.
+        b"\x22\x7f" + other,
+        b"\xa2" + b"\x80" * 8 + b"\x02\x00" + other,  # Its number, cut to 32 bits, is the object's.
+        other + b"\x09\x00",
     ):
         with pytest.raises(ValueError):
             head(wrong)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import core, engine, images, progress, wait
+from scripts import buildkit, core, engine, images, progress, wait
 
 
 @pytest.fixture
@@ -88,16 +88,76 @@ def test_a_program_is_followed_line_by_line() -> None:
 
 
 def test_steps_of_a_build_are_read_from_buildkit() -> None:
-    found = images.STEP.match("#11 [runtime  3/12] RUN pip install --no-index x")
+    found = buildkit.STEP.match("#11 [runtime  3/12] RUN pip install --no-index x")
     assert found and found.group("stage", "number", "of", "what") == (
         "runtime",
         "3",
         "12",
         "RUN pip install --no-index x",
     )
-    assert images.STEP.match("#5 [2/4] COPY . .") and not images.STEP.match(
+    assert buildkit.STEP.match("#5 [2/4] COPY . .") and not buildkit.STEP.match(
         "#1 [internal] load build definition"
     )
+
+
+BUILD = """\
+#4 [kit 1/2] COPY known /x
+#4 sha256:64433089
+#4 CACHED
+
+#7 [venv 2/2] RUN --mount=type=bind,source=a    --mount=type=tmpfs    set -e;  python3 -m venv /opt/venv
+#7 sha256:63cbc28a
+#7 ...
+
+#8 [kit 1/2] FROM base
+#8 DONE 0.1s
+
+#10 [kit 2/2] COPY --chmod=0755 bridge /opt/bridge
+#10 sha256:8cfdeb8a
+#10 DONE 0.1s
+
+#7 [venv 2/2] RUN --mount=type=bind,source=a    --mount=type=tmpfs    set -e;  python3 -m venv /opt/venv
+#7 sha256:63cbc28a
+#7 20.98 bad luck
+#7 ERROR: executor failed running [/bin/sh -c set -eu;     python3 -m venv /opt/venv]: exit code: 3
+------
+ > [venv 2/2] RUN --mount=type=bind,source=a,target=/tmp/a     set -eu;     python3 -m venv /opt/venv:
+------
+executor failed running [/bin/sh -c set -eu;     python3 -m venv /opt/venv]: exit code: 3
+"""
+"""As docker 20.10 prints it."""
+
+
+def test_in_a_pipe_each_step_that_is_done_is_one_line_without_counters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress.Bar("building") as bar:
+        steps = buildkit.Steps(bar)
+        for line in BUILD.splitlines():
+            steps.tell(line)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["  RUN python3 -m venv /opt/venv", "  COPY bridge /opt/bridge"]
+
+
+def test_the_numbers_of_a_build_never_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float | None]] = []
+    monkeypatch.setattr(progress, "at_terminal", lambda: True)
+    monkeypatch.setattr(progress.Bar, "at", lambda bar, done, what="", total=None: seen.append((done, total)))
+    steps = buildkit.Steps(progress.Bar("building"))
+    for place in ("a 1/9", "a 7/9", "b 1/3", "a 2/9", "b 3/3"):
+        steps.tell(f"#1 [{place}] COPY . .")
+    assert seen == sorted(seen) and seen[-1] == (8, 12)
+
+
+def test_a_step_that_failed_is_shown_once_with_what_it_printed() -> None:
+    assert buildkit.failure(BUILD).splitlines() == [
+        "RUN python3 -m venv /opt/venv",
+        "bad luck",
+        "exit code: 3",
+    ]
+    said = '#5 [2/2] COPY nowhere /x\n#5 ERROR: "/nowhere" not found: not found\n'
+    assert buildkit.failure(said).splitlines() == ["COPY nowhere /x", '"/nowhere" not found: not found']
+    assert buildkit.failure("no step at all") == "no step at all"
 
 
 def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +227,9 @@ def test_a_long_line_above_a_bar_stays_whole(
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_of_a_build_what_is_cached_is_no_line(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+def test_of_a_build_what_is_cached_is_no_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
     said = [
         "#1 [internal] load",
         "#5 [runtime 1/3] FROM x",
@@ -190,4 +252,5 @@ def test_of_a_build_what_is_cached_is_no_line(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(progress.Bar, "at", lambda bar, done, what="", total=None: seen.append(what))
     monkeypatch.setattr(engine, "builder", lambda: (["docker", "build"], {}))
     images.build("runtime", "mine-runtime:dev")
-    assert seen == (["FROM x"] if terminal else []) + ["RUN a", "COPY b"]
+    told = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert (seen, told) == ((["FROM x", "RUN a", "COPY b"], []) if terminal else ([], ["RUN a", "COPY b"]))

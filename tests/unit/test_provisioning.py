@@ -578,7 +578,7 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
         again / "data/site-2"
     )
 
-    assert settings.read(prod / "site-1").node_config == {"db-url": "a$b", "n": 3}
+    assert settings.read(prod / "site-1").node_config == {}, "an edit of it needs no new image"
     assert "allow_log_streaming" not in resources(again, "site-1"), "so that the variable counts"
     assert content["site-2"]["environment"]["NVFLARE_ALLOW_LOG_STREAMING"] == "false"
     for file in (path for path in prod.rglob("*") if path.is_file() and path.name != "compose.yaml"):
@@ -601,6 +601,9 @@ def test_settings_that_changed_are_told_until_they_are_provisioned(
     assert provision.changes() == "" and compose_file.read_text().count("org.flowerbed.settings") == 2
     (again / "sites/site-2.yml").write_text("# environment: {TOKEN: hush}\n")
     assert provision.changes() == "changed since it was provisioned (settings of site-2)"
+    edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n    node_config: {a: 1}\n"))
+    done(again)
+    assert provision.changes() == "", "one on another machine has a file of its own"
 
 
 def test_env_keeps_other_lines(plain: Path) -> None:

@@ -145,11 +145,35 @@ def test_a_round_that_was_begun_only_took_no_time() -> None:
         ),
         ([EVENTS[0]], "round 1, average over 0 sites: no metrics"),
         ([EVENTS[0], *({**e, "error": "E"} for e in EVENTS[1:3])], "round 1: all 2 sites failed"),
+        (
+            [{**e, "error": "E"} if e.get("kind") == "train" else e for e in EVENTS],
+            "round 2, nothing was trained: every train reply failed, 2 of 2: loss 0.7, accuracy 0.6",
+        ),
         ([EVENTS[0], EVENTS[1], {**EVENTS[2], "error": "E"}], "round 1, average over 1 site (1 failed): "),
     ],
 )
 def test_the_last_round_with_numbers_is_told(events: list[dict[str, Any]], text: str) -> None:
     assert results._last_round(summary.rounds_of(events)).startswith(text)
+
+
+def test_a_round_in_which_every_training_failed_says_so() -> None:
+    rounds = summary.rounds_of([{**e, "error": "E"} if e.get("kind") == "train" else e for e in EVENTS])
+    assert [(entry["trained"], entry["metrics"]["accuracy"]) for entry in rounds] == [
+        (False, 0.5),
+        (False, 0.6),
+    ]
+    some = [{**e, "error": "E"} if e.get("kind") == "train" and e["site"] == "site-1" else e for e in EVENTS]
+    assert all("trained" not in entry for events in (EVENTS, some) for entry in summary.rounds_of(events))
+
+
+def test_a_metric_that_is_called_error_is_none() -> None:
+    named = [
+        {**e, "metrics": {**e["metrics"], "error": 0.25}} if e["event"] == "reply" else e for e in EVENTS
+    ]
+    for entry in summary.rounds_of(named):
+        assert entry["metrics"]["error"] == 0.25 and "trained" not in entry
+    told = results._last_round(summary.rounds_of(named))
+    assert told.startswith("round 2, average over 2 sites: ") and "error 0.25" in told
 
 
 def test_panels_are_loss_and_accuracy_with_their_training_twins() -> None:
@@ -254,6 +278,42 @@ def test_results_tell_what_the_server_evaluated_last(
     told = summary.summarize("j-1", META, [*EVENTS, *AT_SERVER])
     results.tell({**told, "folder": str(tmp_path)})
     assert "  round 2, at the server: accuracy 0.7\n" in capsys.readouterr().err
+
+
+GONE = "0a1b2c3d-0000-4000-8000-000000000000"
+
+
+def test_results_of_a_job_that_was_removed_are_those_on_the_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(service: str, verb: str, **words: object) -> Any:
+        raise UsageError("No job", no_job=True)
+
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    send(monkeypatch, FILES)
+    before = results.collect("admin", GONE)
+    for name in ("ask", "fetch"):
+        monkeypatch.setattr(console, name, nothing)
+    for job in (GONE, GONE[:4]):
+        assert results.run(job) == before
+    told = capsys.readouterr().err
+    assert f"The server has job {GONE} no longer. This was fetched before:\n" in told
+    assert str(folder.parent / GONE) in told and "Job " in told
+    for job in ("ffff", ".."):
+        with pytest.raises(UsageError, match="it was removed, or never was, and results/ has nothing of it"):
+            results.run(job)
+    send(monkeypatch, FILES)
+    results.collect("admin", GONE[:-1] + "1")
+    monkeypatch.setattr(console, "fetch", nothing)
+    with pytest.raises(UsageError, match="ambiguous"):
+        results.run(GONE[:4])
+    (folder.parent / GONE / "summary.json").write_text("[1")
+    with pytest.raises(Failure, match=r"summary\.json is broken"):
+        results.run(GONE)
+    # Another failure is told as it is.
+    monkeypatch.setattr(console, "fetch", lambda *words, **more: (_ for _ in ()).throw(Failure("down")))
+    with pytest.raises(Failure, match="down"):
+        results.run(GONE)
 
 
 def test_what_failed_is_in_the_summary_and_told(

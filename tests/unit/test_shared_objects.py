@@ -112,3 +112,13 @@ def test_an_extension_module_of_this_python(packages: Path) -> None:
 )
 def test_the_package_of_a_library(library: str, package: str) -> None:
     assert shared_objects.debian_package(library) == package
+
+
+def test_a_file_that_a_package_has_broken_ends_nothing(tmp_path: Path) -> None:
+    """Its text is the package's: the file, and the list of files."""
+    whole = elf("libgomp.so.1")
+    files = {f"mine/{at}.so": whole[:at] + b"\xff" * 4 + whole[at + 4 :] for at in range(4, len(whole), 3)}
+    files |= {f"mine/to{at}.so": whole[:at] for at in range(4, len(whole), 7)}
+    put(tmp_path, "mine-1.0", {"mine/whole.so": whole, **files})
+    (tmp_path / "mine-1.0.dist-info" / "RECORD").write_bytes(b"\xff\0" + b'"' + b"x" * 200_000)
+    assert "libgomp.so.1" in shared_objects.missing(tmp_path, [])

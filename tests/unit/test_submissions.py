@@ -83,6 +83,17 @@ def test_the_mark_is_made_of_what_is_there(tmp_path: Path, command: Any) -> None
         assert (valid, error, known.get("byoc"), known.get("flower_predeployed")) == (True, "", None, True)
 
 
+def test_the_environment_of_the_stored_job_is_marked(tmp_path: Path, command: Any) -> None:
+    """`apps --remove` asks for it."""
+    named = exported(tmp_path / "a", environment="0123456789ab")
+    assert command(zipped(named))[2][meta.ENVIRONMENT] == "0123456789ab"
+    assert meta.ENVIRONMENT not in command(zipped(exported(tmp_path / "b")))[2]
+    known = scheduled(
+        tmp_path, Store(zipped(named)), submitter_role="lead", **{meta.ENVIRONMENT: "ffffffffffff"}
+    )[1]
+    assert known[meta.ENVIRONMENT] == "0123456789ab"
+
+
 def test_what_may_not_be_in_a_job_is_refused_at_once(tmp_path: Path, command: Any) -> None:
     files = exported(tmp_path, deployed=True)
     files["app/config/evil.so"] = b"x"

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import base_image, core, engine, images, progress, uv, wheelhouse
+from scripts import base_image, core, engine, images, progress, source_builds, uv, wheelhouse
 
 SECRET = "hunter2"  # Not one.
 FIRST = "https://ann:hunter2@index.example/simple"
@@ -58,6 +58,7 @@ class Engine:
         monkeypatch.setattr(engine, "has", lambda image: False)
         monkeypatch.setattr(base_image, "name", lambda: "the-base")
         monkeypatch.setattr(uv, "program", lambda: tmp_path / "uv")
+        monkeypatch.setattr(source_builds, "_reaches", lambda network, places: True)
         monkeypatch.setattr(images, "build", lambda target, name, **how: self.built.append((target, how)))
 
     def follow(
@@ -153,45 +154,139 @@ def test_folders_of_this_machine_are_mounted_to_read(pip: Any, docker: Engine, t
         assert f"{path}:{path}:ro" in command
 
 
-def test_no_password_is_on_a_command_line(pip: Any, docker: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_password_is_on_a_command_line_or_with_what_builds(
+    pip: Any, docker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pip(f"global.index-url='{FIRST}'", "global.proxy='http://ann:hunter2@proxy.example'")
     monkeypatch.setenv("UV_INDEX_PRIVATE_PASSWORD", SECRET)
-    docker.answers = [(1, "error: Failed to build `a==1.0`")]
     uv.call(["pip", "compile"])
-    assert len(docker.commands) == 2
-    for command, variables in zip(docker.commands, docker.variables, strict=True):
-        assert SECRET not in " ".join(command)
-        assert {"UV_DEFAULT_INDEX", "ALL_PROXY", "UV_INDEX_PRIVATE_PASSWORD"} <= set(command)
-        assert variables["UV_DEFAULT_INDEX"] == FIRST and variables["UV_INDEX_PRIVATE_PASSWORD"] == SECRET
+    docker.answers = [(1, "error: Failed to build `a==1.0`")]
+    said = built(["pip", "install"]).stdout
+    assert f"{source_builds.PASSWORDS}=1" in said and "UV_FIND_LINKS" in said
+    monkeypatch.setenv(source_builds.PASSWORDS, "1")
+    docker.answers = [(1, "error: Failed to build `a==1.0`")]
+    assert source_builds.PASSWORDS not in built(["pip", "install"]).stdout
+    given = [variables.get("UV_INDEX_PRIVATE_PASSWORD") for variables in docker.variables]
+    assert given == [SECRET, None, SECRET]
+    assert [variables["UV_DEFAULT_INDEX"] for variables in docker.variables] == [
+        FIRST,
+        "https://index.example/simple",
+        FIRST,
+    ]
+    assert docker.variables[1]["ALL_PROXY"] == "http://proxy.example"
+    for command in docker.commands:
+        assert SECRET not in " ".join(command) and {"UV_DEFAULT_INDEX", "ALL_PROXY"} <= set(command)
     assert SECRET not in json.dumps(docker.built)
+
+
+def volumes(command: list[str]) -> list[str]:
+    """What a container sees."""
+    return [command[number + 1] for number, word in enumerate(command) if word == "--volume"]
 
 
 def test_the_container_sees_environments_and_nothing_else(pip: Any, docker: Engine, tmp_path: Path) -> None:
     uv.call(["pip", "sync"])
     [command] = docker.commands
-    volumes = [command[number + 1] for number, word in enumerate(command) if word == "--volume"]
-    assert volumes == [f"{uv.ENVIRONMENTS}:/environments", f"{tmp_path / 'uv'}:/usr/local/bin/uv:ro"]
+    program = f"{tmp_path / 'uv'}:/usr/local/bin/uv:ro"
+    assert volumes(command) == [f"{uv.ENVIRONMENTS}:/environments", program]
     assert command[command.index("--cap-drop") + 1] == "ALL" and "no-new-privileges" in command
     owner = uv.ENVIRONMENTS.stat()
     assert command[command.index("--user") + 1] == f"{owner.st_uid}:{owner.st_gid}"
     assert "--privileged" not in command and command[-4:] == ["the-base", "uv", "pip", "sync"]
+    assert docker.variables[0]["PYTHONHOME"] == "/nonexistent", "no package's code starts"
+    uv.call(["pip", "compile"], folder=uv.ENVIRONMENTS / "one")
+    seen = [f"{uv.ENVIRONMENTS}/{name}:/environments/{name}" for name in (".cache", "one")]
+    assert volumes(docker.commands[1]) == [*seen, program]
+
+
+def test_what_builds_sees_a_cache_of_its_own_and_nothing_else(
+    pip: Any, docker: Engine, tmp_path: Path
+) -> None:
+    built(["pip", "install"])
+    [command] = docker.commands
+    seen = [f"{uv.ENVIRONMENTS}/{name}:/environments/{name}" for name in (".building/cache", "one")]
+    assert volumes(command) == [*seen, f"{tmp_path / 'uv'}:/usr/local/bin/uv:ro"]
+    assert command[command.index("--cap-drop") + 1] == "ALL" and "no-new-privileges" in command
+    assert docker.variables[0]["UV_CACHE_DIR"] == "/environments/.building/cache"
+    assert (uv.ENVIRONMENTS / ".building").stat().st_mode & 0o777 == 0o700, "apps that run see its folder"
+    assert "PYTHONHOME" not in docker.variables[0]
+
+
+def built(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return source_builds.call(words, uv.ENVIRONMENTS / "one", **options)
+
+
+@pytest.mark.parametrize(
+    ("told", "reached", "network", "asked"),
+    [
+        ([], ["bridge"], "bridge", ["pypi.org:443"]),
+        ([], ["host"], "host", ["pypi.org:443"]),
+        ([], [], "bridge", ["pypi.org:443"]),
+        (["global.index-url='http://127.0.0.1:3141/root'"], ["bridge"], "host", []),
+        (["global.index-url='https://u:p@[::1]/root'"], ["bridge"], "host", []),
+        (["global.proxy='http://localhost:3128'"], ["bridge"], "host", []),
+        (["global.proxy='http://p.example:3128'"], ["bridge"], "bridge", ["p.example:3128"]),
+        (["global.index-url='http://a.example'"], ["bridge"], "bridge", ["a.example:80"]),
+        (["global.no-index='1'", "global.find-links='/wheels'"], ["host"], "bridge", []),
+    ],
+)
+def test_what_builds_is_on_this_machines_network_only_where_it_must(
+    pip: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
+    reached: list[str],
+    network: str,
+    asked: list[str],
+) -> None:
+    pip(*told)
+    assert uv.sources()
+    found: list[str] = []
+
+    def reaches(network: str, places: Sequence[str]) -> bool:
+        found[:] = list(places)
+        return network in reached
+
+    monkeypatch.setattr(source_builds, "_reaches", reaches)
+    assert (source_builds.network(), found) == (network, asked)
+
+
+def test_without_an_index_none_is_asked(pip: Any, docker: Engine) -> None:
+    """uv has an option for that, and no variable."""
+    pip("global.no-index='true'")
+    uv.call(["pip", "sync"])
+    uv.call(["venv"])
+    built(["pip", "install"], collect=True)
+    assert [command[-1] == "--no-index" for command in docker.commands] == [True, False, True]
 
 
 def test_no_network_for_what_an_environment_is_tried_with(
     monkeypatch: pytest.MonkeyPatch, docker: Engine
 ) -> None:
-    """It runs the packages' code: what it sees is to read, and it reaches nobody."""
+    """It runs the packages' code: it sees one environment to read, and it reaches nobody."""
     commands: list[list[str]] = []
     monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))
-    script = Path("/checkout/images/try_imports.py")
-    uv.python("/environments/x/venv/bin/python", script, "numpy", variables={"LD_LIBRARY_PATH": "/a:/b"})
-    uv.python("/environments/x/venv/bin/python", script, writes=True)
+    script, folder = Path("/checkout/images/try_imports.py"), uv.ENVIRONMENTS / "x"
+    uv.python(folder, ["python", "numpy"], script=script, variables={"LD_LIBRARY_PATH": "/a:/b"})
+    uv.python(folder / "venv", ["python"], writes=True)
     for command in commands:
         assert command[command.index("--network") + 1] == "none" and "--read-only" in command
-        assert command[command.index("--cap-drop") + 1] == "ALL" and f"{script}:{script}:ro" in command
-    assert f"{uv.ENVIRONMENTS}:/environments:ro" in commands[0]
-    assert f"{uv.ENVIRONMENTS}:/environments" in commands[1]
+        assert command[command.index("--cap-drop") + 1] == "ALL"
+    assert volumes(commands[0]) == [f"{folder}:/environments/x:ro", f"{script}:{script}:ro"]
+    assert volumes(commands[1]) == [f"{folder}/venv:/environments/x/venv"]
     assert "--env=LD_LIBRARY_PATH=/a:/b" in commands[0]
+
+
+def test_what_runs_as_root_sees_one_new_folder_or_none(
+    pip: Any, monkeypatch: pytest.MonkeyPatch, docker: Engine
+) -> None:
+    commands: list[list[str]] = []
+    assert uv.sources().mounts == ()
+    monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))
+    folder = uv.ENVIRONMENTS / "x" / "system"
+    uv.as_root("ldconfig -p")
+    uv.as_root("dpkg-deb", folder=folder, network="host")
+    assert [volumes(command) for command in commands] == [[], [f"{folder}:/environments/x/system"]]
+    assert [command[command.index("--network") + 1] for command in commands] == ["none", "host"]
 
 
 def test_a_lock_is_installed_as_it_is(pip: Any, docker: Engine, tmp_path: Path) -> None:
@@ -215,31 +310,23 @@ def test_a_lock_is_installed_as_it_is(pip: Any, docker: Engine, tmp_path: Path) 
         "error: linker `cc` not found",
     ],
 )
-def test_what_needs_a_compiler_is_built_in_an_image_that_has_one(pip: Any, docker: Engine, said: str) -> None:
-    # So uv begins, whatever the package's own tools say of it.
+def test_what_has_to_be_built_is_known_whatever_its_own_tools_say(said: str) -> None:
     begins = "" if said.startswith("Git") else "error: Failed to build `a==1.0`\n"
-    docker.answers = [(1, begins + said), (0, "Built it")]
-    done = uv.call(["pip", "sync"])
-    assert (done.returncode, done.stdout) == (0, "Built it")
-    assert [command[-4] for command in docker.commands] == ["the-base", "flowerbed-compiler"][:2]
+    assert source_builds.NOT_BUILT.search(begins + said)
+    assert not source_builds.NOT_BUILT.search("No solution found when resolving dependencies")
+
+
+def test_it_is_built_in_an_image_with_a_compiler(pip: Any, docker: Engine) -> None:
+    assert built(["pip", "install"]).returncode == 0
+    assert docker.commands[0][-4] == "flowerbed-compiler"
     assert docker.built == [("compiler", {"network": "host", "arguments": {"APT": ""}})]
 
 
-def test_what_fails_with_a_compiler_too_is_not_tried_for_ever(pip: Any, docker: Engine) -> None:
-    docker.answers = [(1, "error: Failed to build `a==1.0`")] * 3
-    assert uv.call(["pip", "sync"]).returncode == 1 and len(docker.commands) == 2
-
-
-def test_another_failure_takes_no_compiler(pip: Any, docker: Engine) -> None:
-    docker.answers = [(1, "No solution found when resolving dependencies")]
-    assert uv.call(["pip", "sync"]).stdout.startswith("No solution") and docker.built == []
-
-
 def test_debian_packages_are_in_the_image_that_builds(pip: Any, docker: Engine) -> None:
-    uv.call(["pip", "sync"], compiler=["libpq-dev", "libgomp1"])
+    built(["pip", "install"], packages=["libpq-dev", "libgomp1"])
     assert docker.built[0][1]["arguments"] == {"APT": "libgomp1 libpq-dev"}
     assert docker.commands[0][-4] == "flowerbed-compiler-libgomp1-libpq-dev"
-    assert uv.compiler_image(["UPPER/x:y"]) == "flowerbed-compiler-upper-x-y"
+    assert source_builds.compiler_image(["UPPER/x:y"]) == "flowerbed-compiler-upper-x-y"
 
 
 def test_the_cache_is_the_owners_and_the_environments_are_for_all() -> None:

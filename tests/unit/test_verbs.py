@@ -8,17 +8,21 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import fuse_dicts, parse_config_args
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
+from bridge.common import events
+from bridge.common.app import read_app
 from bridge.flare.console import follow as inside
+from bridge.flare.console.jobs import downloading
 from scripts import app as apps
-from scripts import app_builds, build, compose, console, data, engine, provision, results, submit, up
+from scripts import app_builds, build, compose, console, core, data, engine, provision, results, submit, up
 from scripts.__main__ import main
 from scripts.core import ROOT, Failure
 from tests.unit.asking import Asked
@@ -531,6 +535,30 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
+def test_events_of_an_ended_job_are_told_as_they_are_read_and_hold_up_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(RuntimeError())
+    session.statuses = ["FINISHED:COMPLETED"]
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "events.jsonl").write_text(lines(*PROGRESS[2:]))
+    monkeypatch.setattr(session, "download_job_result", lambda job, folder: str(tmp_path))
+    call = Asked(session)
+    monkeypatch.setattr(call, "say", lambda event: told.append((event, downloading.locked())))
+    told: list[tuple[dict[str, Any], bool]] = []
+    read = events.read
+
+    def one_by_one(file: Path) -> Iterator[dict[str, Any]]:
+        for number, event in enumerate(read(file)):
+            assert len(told) == 1 + number, "all are in memory at once"
+            yield event
+
+    monkeypatch.setattr(events, "read", one_by_one)
+    inside.wait(call, "j-1")
+    assert [event for event, _ in told][1:-1] == list(PROGRESS[2:])
+    assert not any(held for _, held in told)
+
+
 def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out="FLARE says hello\n" + lines(*PROGRESS, {"event": "from the future"}, END))
     code, outcome, told = flowerbed("wait", "j-1")
@@ -546,6 +574,52 @@ def test_wait_shows_rounds_sites_and_the_average(fake: Fake, flowerbed: Run) -> 
 def test_wait_shows_an_average_of_the_sites_that_evaluated(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS[:-1], END))
     assert flowerbed("wait", "j-1")[2].count("average      loss 0.5  accuracy 0.75\n") == 1
+
+
+def test_wait_says_where_an_average_is_of_a_model_that_was_not_trained(fake: Fake, flowerbed: Run) -> None:
+    events = [{**e, "error": "E"} if e.get("kind") == "train" else e for e in PROGRESS]
+    fake.answer("wait", out=lines(*events, END))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert "accuracy 0.9   (nothing was trained: every train reply failed, " in told
+    assert code == 0 and outcome["rounds"][0]["trained"] is False
+
+
+TRACE = (
+    "Traceback (most recent call last):",
+    '  File "x.py", line 1',
+    "\tstrange",
+    "KeyError: 'a'",
+    "",
+    "The above exception was the direct cause of the following exception:",
+    "",
+    "Traceback (most recent call last):",
+    "ValueError: \x1b[2K",
+)
+
+
+def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Run) -> None:
+    first = ["INFO :      \t├── Number of rounds: 1", "ERROR :   failed"]
+    told_by_app = [*first, *(line.replace("\x1b", "\\x1b") for line in TRACE if line)]
+    output = [
+        {"event": "output", "lines": told_by_app[:5], "t": 105.0},
+        {"event": "output", "lines": told_by_app[5:], "t": 106.0},
+    ]
+    reason = "\n".join(["the Flower run failed: x", *TRACE, "1 of 2 train replies failed"])
+    end = {**END, "status": "FINISHED:EXECUTION_EXCEPTION", "reason": reason}
+    fake.answer("wait", out=lines(*PROGRESS[:2], *output, end))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert code == 1 and outcome["reason"] == reason
+    assert "| INFO :          ├── Number of rounds: 1\n" in told and "\\t" not in told
+    assert told.count("KeyError: 'a'") == 1 and told.count("ValueError: \\x1b[2K") == 1
+    assert outcome["error"].splitlines()[1:4] == [
+        "    the Flower run failed: x",
+        "    (the traceback is above)",
+        "    1 of 2 train replies failed",
+    ]
+    # Of one that was not shown, or only its beginning, none is missing.
+    for shown in (output[:1], []):
+        fake.answer("wait", out=lines(*PROGRESS[:2], *shown, end))
+        assert reason.splitlines()[1] in flowerbed("wait", "j-1")[1]["error"]
 
 
 def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
@@ -762,6 +836,45 @@ def test_logs_go_to_stdout(fake: Fake, capsys: pytest.CaptureFixture[str]) -> No
     assert fake.request(0) == {"verb": "logs", "job": "j-1", **wanted}
 
 
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        (
+            'num-server-rounds="two"',
+            'is a whole number in the app\'s pyproject.toml, and "two" is text',
+        ),
+        ("num-server-rounds=1.5", "and 1.5 is a decimal number"),
+        (
+            "fraction-evaluate=true array-size=false",
+            "true is true or false; array-size is a whole number",
+        ),
+        ("fraction-evaluate=1 array-size=3", ""),
+    ],
+)
+def test_values_of_another_type_are_sent_as_flower_takes_them_with_one_note(
+    fake: Fake, flowerbed: Run, given: str, note: str
+) -> None:
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    code, _, told = flowerbed("submit", APP, "--run-config", given)
+    assert code == 0 and fake.request(0)["run_config"] == [given]
+    assert told.count("Note:") == bool(note) and note in told
+    own = read_app(APP)["tool"]["flwr"]["app"]["config"]
+    overrides = parse_config_args([given])
+    assert fuse_dicts(own, overrides) == own | overrides
+
+
+def test_logs_of_a_site_that_is_not_there(fake: Fake, flowerbed: Run) -> None:
+    fake.answer("logs", code=1, err=error("there is no log of site-9 for job j-1: not available"))
+    code, outcome, _ = flowerbed("logs", "j-1", "--site", "site-9", "--follow")
+    assert (code, outcome["error"]) == (2, "--site: there is no site-9. There are: server, site-1, site-2.")
+    assert fake.request(0)["follow"] is False
+    fake.answer("logs", code=1, err=error("refused by the server", denied=True))
+    assert flowerbed("logs", "j-1", "--site", "site-9")[1]["error"].startswith("refused by the server")
+    # One that has left the project may have sent its log before.
+    fake.answer("logs", out="one\n")
+    assert flowerbed("logs", "j-1", "--site", "site-9")[1]["log"] == "one\n"
+
+
 def test_logs_hands_on_how_much_is_wanted(fake: Fake, flowerbed: Run) -> None:
     fake.answer("logs", out="one\ntwo\n")
     code, outcome, _ = flowerbed("logs", "latest", "-f", "--tail", 20, "--since", "5m")
@@ -884,7 +997,7 @@ def steps(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
     done: list[str] = []
     monkeypatch.setattr(results, "RESULTS", ROOT / "results")
     monkeypatch.setattr(engine, "ensure", lambda: done.append("engine"))
-    monkeypatch.setattr(provision, "run", lambda: done.append("provision"))
+    monkeypatch.setattr(provision, "run", lambda: done.append("provision" + core.follow_up("build")))
     monkeypatch.setattr(build, "run", lambda: done.append("build"))
     monkeypatch.setattr(app_builds, "make", lambda folders, choice: done.append(f"app {folders[0].name}"))
     monkeypatch.setattr(up, "run", lambda: done.append("up"))
@@ -913,6 +1026,12 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert fake.request(1) == {"verb": "wait", "job": "j-1", "timeout": None}
     assert "87.0% test accuracy" in told and "results/j-1/curves.png" in told
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 8
+
+
+def test_only_a_verb_by_itself_says_which_one_comes_next() -> None:
+    with core.led():
+        assert core.follow_up("up") == ""
+    assert core.follow_up("up") == " Next: ./flowerbed up"
 
 
 def test_quickstart_stops_at_the_first_step_that_fails(

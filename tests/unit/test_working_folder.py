@@ -147,7 +147,9 @@ def begin(
     monkeypatch.setattr(fab, "read", lambda _: config)
     run_dir = root / f"{ID}{number}"
     run_dir.mkdir(exist_ok=True)
-    (run_dir / "meta.json").write_text(json.dumps({"submitter_org": org}))
+    (run_dir / "meta.json").write_text(
+        json.dumps({"submitter_org": org, "submitter_name": app.get("who", "ann")})
+    )
     place = WorkDir.of(Workspace(root), run_dir.name, b"")  # type: ignore[arg-type]
     place.make()
     return place
@@ -165,12 +167,15 @@ def test_what_an_app_keeps_outlives_its_job(root: Path, monkeypatch: pytest.Monk
     assert told["APP_X"] == "1" and (Path(told[kept.VARIABLE]) / "round-1").is_file()
 
 
-def test_each_app_and_organization_has_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_app_and_person_has_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [
         {},
         {"name": "other"},
         {"publisher": "other"},
         {"org": "elsewhere"},
+        {"who": "bob"},
+        {"who": "ann/me"},
+        {"who": ""},
         {"name": "../me/trainer"},
         {"name": ".."},
         {"publisher": "me/trainer", "name": ""},
@@ -180,7 +185,7 @@ def test_each_app_and_organization_has_its_own(root: Path, monkeypatch: pytest.M
     ]
     found = [begin(root, number, monkeypatch, **more).kept for number, more in enumerate(told)]
     assert len(set(found)) == len(told)
-    assert all(folder.parents[2] == root / kept.FOLDER and folder.is_dir() for folder in found)
+    assert all(folder.parents[kept.DEPTH - 1] == root / kept.FOLDER and folder.is_dir() for folder in found)
     assert as_name("a.b") != as_name("a%2Eb")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,12 +247,16 @@ def _ask_for_events(session: Session, job: str, since: int, wait: float) -> dict
         session.unset_timeout()
 
 
-def _final_events(call: ConsoleCall, job: str) -> list[dict[str, Any]]:
-    """All events of an ended job, from its stored workspace."""
-    with tempfile.TemporaryDirectory() as folder, downloading, call.session() as session:
-        try:
-            location = session.download_job_result(job, folder)
-        except Exception:
-            return []  # A job that never ran has no workspace.
-        files = sorted(Path(location or folder).rglob(EVENTS_FILE))
-        return list(events.read(files[0])) if files else []
+def _final_events(call: ConsoleCall, job: str) -> Iterator[dict[str, Any]]:
+    """All events of an ended job, from its stored workspace, one by one: they may be hundreds of MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "own"
+        with downloading, call.session() as session:
+            try:
+                location = session.download_job_result(job, folder)
+            except Exception:
+                return  # A job that never ran has no workspace.
+            for file in sorted(Path(location or folder).rglob(EVENTS_FILE))[:1]:
+                shutil.move(file, own)
+        # Who reads slowly holds up nobody else.
+        yield from events.read(own)

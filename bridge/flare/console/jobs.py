@@ -54,6 +54,8 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
         "duration": job.get("duration"),
         "submitter": job.get("submitter_name"),
         "stored_bytes": job.get(keys.STORED),
+        "environment": job.get(keys.ENVIRONMENT, ""),
+        "sites": job.get(keys.SITES) or [],
         **noted,
         "reason": noted["reason"] or job.get(keys.SAID, ""),
     }
@@ -110,7 +112,7 @@ def resolve(call: ConsoleCall, job: str) -> None:
             return
         found = session.list_jobs(detailed=True, id_prefix=job)
     if not found:
-        raise ConsoleError(f"No job {job}. To list jobs: ./flowerbed jobs", 2)
+        raise ConsoleError(f"No job {job}. To list jobs: ./flowerbed jobs", 2, no_job=True)
     exact = [entry for entry in found if entry.get("job_id") == job]
     if len(found) > 1 and not exact:
         raise ConsoleError(_ambiguous(job, found), 2, jobs=[entry.get("job_id") for entry in found])

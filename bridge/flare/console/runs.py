@@ -17,12 +17,15 @@ from bridge.common.text import shown
 from bridge.flare.console import apps, archive, waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 from bridge.flare.console.jobs import kept
-from bridge.flare.console.logs import LOOK_EVERY, SERVER, added, log_of
+from bridge.flare.console.logs import SERVER, added, log_of
 from bridge.job import fab
 
 PRINTED = re.compile(r"[0-9-]{10} [0-9:]{8},[0-9]+ - serverapp - [A-Z]+ - (.*)", re.DOTALL)
 """A line of the job's log that the ServerApp has printed. No app prints such a line for another process
 (`bridge/common/log_lines.py`)."""
+
+LOOK_AGAIN, LOOK_SELDOM = 0.5, 2.0
+"""Seconds between two looks at a run's log: in the first minute, and after some."""
 
 WAITS_AFTER, WAITS_EVERY = 2.0, 30.0
 """Seconds for which a run is watched before its log says for what it waits, and between two looks at that."""
@@ -125,7 +128,7 @@ def log(call: ConsoleCall, job: str) -> None:
         if ended:
             break
         call.say({})
-        call.pause(LOOK_EVERY)
+        call.pause(min(LOOK_SELDOM, max(LOOK_AGAIN, (time.monotonic() - began) / 120)))
     call.say({"status": status, "reason": kept(found)["reason"] or found.get(meta.SAID, "")})
 
 

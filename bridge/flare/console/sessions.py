@@ -144,7 +144,7 @@ def told(error: BaseException) -> BaseException:
     if isinstance(error, api_spec.AuthorizationError | api_spec.AuthenticationError):
         return ConsoleError(f"refused by the server: {error}", denied=True)
     if isinstance(error, api_spec.JobNotFound):
-        return ConsoleError(f"{error}. To list jobs: ./flowerbed jobs", 2)
+        return ConsoleError(f"{error}. To list jobs: ./flowerbed jobs", 2, no_job=True)
     if isinstance(error, api_spec.InvalidJobDefinition):
         return ConsoleError(f"refused by the server: {error}", 2)
     return Unreachable(f"FLARE: {type(error).__name__}: {error}")

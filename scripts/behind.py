@@ -1,0 +1,72 @@
+"""Who is behind what was provisioned and built: containers that run with earlier settings or from an earlier
+image, and images with an earlier kit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scripts import compose, core, engine, images
+
+_LINE = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
+"""Of `docker compose config --hash`."""
+
+
+def hashes() -> dict[str, str]:
+    """By what Compose knows each service's container again: a hash of its part of the file, by name.
+
+    Empty where Compose cannot say, such as before the first build.
+    """
+    try:
+        said = compose.call([*compose.with_profiles("*"), "config", "--hash", "*"])
+        return dict(_LINE.findall(said.decode(errors="replace")))
+    except core.Failure:
+        return {}
+
+
+def containers(
+    running: Sequence[Mapping[str, str]], wanted: Mapping[str, str], config: Mapping[str, Any]
+) -> list[str]:
+    """The services whose containers `up` would make anew, or end since nobody has them any more.
+
+    Args:
+        running: as `compose.containers` has them.
+        wanted: as `hashes` has them.
+        config: the resolved Compose file, with the tag in use.
+    """
+    images_of = {name: service.get("image") for name, service in config["services"].items()}
+
+    def is_late(c: Mapping[str, str]) -> bool:
+        name = c["Service"]
+        if name not in wanted or c["Hash"] != wanted[name]:
+            return True
+        # Docker shows an image by its number, once its name is a newer one's.
+        return name in images_of and c["Image"] != images_of[name]
+
+    return sorted(c["Service"] for c in running if wanted and c["State"] == "running" and is_late(c))
+
+
+def kits(config: Mapping[str, Any]) -> list[str]:
+    """The services whose images were built with another kit than the one in use."""
+    wanted = {
+        service["image"]: (name, images.kit_mark(core.ROOT / service["build"]["args"]["KIT"]))
+        for name, service in config["services"].items()
+        if "build" in service
+    }
+    if not wanted:
+        return []
+    built = engine.labels(list(wanted), images.KIT)
+    return sorted(wanted[image][0] for image, mark in built.items() if mark != wanted[image][1])
+
+
+def in_words(late: Sequence[str], other_kits: Sequence[str]) -> str:
+    """What to do about both, as a sentence; empty where there is nothing."""
+    if other_kits:
+        return f"Built with an earlier kit: {', '.join(other_kits)}. Run ./flowerbed build, then up."
+    if late:
+        return (
+            f"Still {'runs' if len(late) == 1 else 'run'} as before the last provision, build or edit: "
+            f"{', '.join(late)}. ./flowerbed up starts {'it' if len(late) == 1 else 'them'} anew."
+        )
+    return ""

@@ -1,0 +1,35 @@
+"""What this machine's configuration says of where packages are, for people."""
+
+from __future__ import annotations
+
+import os
+
+from scripts import uv
+
+VARIABLES = (*uv.SOURCES, "UV_EXTRA_INDEX_URL", "UV_TORCH_BACKEND")
+"""uv's own that name a place. `uv.FROM_PIP` has pip's."""
+
+
+def named() -> str:
+    """Who names a place, such as `UV_INDEX and pip's find-links (pip config list)`; empty: nobody."""
+    counts = uv.sources().variables
+    own = [name for name in VARIABLES if os.environ.get(name)]
+    of_pip = [
+        o for o, name in uv.FROM_PIP.items() if name in VARIABLES and name in counts and name not in own
+    ]
+    parts = [", ".join(own), f"pip's {', '.join(of_pip)} (pip config list)" if of_pip else ""]
+    return " and ".join(part for part in parts if part)
+
+
+def way_to_torch(version: str) -> str:
+    """How uv finds the CPU build of a torch for which it found a CUDA build."""
+    found = named()
+    why = (
+        f"PyTorch's index of CPU builds was not asked, since {found} said where packages are. "
+        if found
+        else ""
+    )
+    return (
+        f"{why}To ask it: UV_TORCH_BACKEND=cpu. Or name another place that you reach, and that has "
+        f"torch {version}+cpu: UV_INDEX=ADDRESS, or UV_FIND_LINKS=FOLDER."
+    )

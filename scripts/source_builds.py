@@ -1,0 +1,222 @@
+"""Source distributions: packages without a wheel, which are built by code that they bring.
+
+That code runs in a container with a compiler and git. It sees a cache for the builds of one app, and a folder
+for the one call: no environment, no lock, not uv's own cache, and no password of an index. A wheel comes out.
+uv installs it as any other, where no package's code runs (`uv.py`). Cache and folder are removed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+from urllib.parse import urlsplit
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from scripts import base_image, core, engine, images, locks, uv
+from scripts.locks import Resolved
+
+BOX = ".building"
+"""All that is kept from one build of an app's to the next, in the folder of environments."""
+
+NOT_BUILT = re.compile(r"Failed to (download and )?build|Git executable not found")
+"""How uv reads where a package has to be built or got from git."""
+
+PASSWORDS = "FLOWERBED_BUILD_PASSWORDS"
+"""The variable by which the user gives the passwords of indexes to the packages that are built."""
+
+SECRET = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
+USERINFO = re.compile(r"(?<=://)[^/@\s,]*@")
+"""Where variables hold a password: all of some, and a part of addresses."""
+
+PROXY = re.compile(r"(?i:https?_proxy|all_proxy)")
+
+WHEEL_LIMIT = 4 << 30
+"""Bytes of a wheel that was built."""
+
+FILES_LIMIT = 10_000
+"""Files that are looked at among those that a build has left."""
+
+COLLECT = """
+"$@"
+find "$UV_CACHE_DIR" -name '*.whl' -type f -exec cp {} "$OUT" ';'
+"""
+"""Builds, and puts all wheels that uv has built into one folder."""
+
+CONNECT = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, port = place.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except OSError:
+        continue
+    sys.exit(0)
+sys.exit(1)
+"""
+"""Whether any of these places answers."""
+
+
+def call(
+    words: Sequence[str],
+    folder: Path,
+    *,
+    packages: Sequence[str] = (),
+    collect: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> CompletedProcess[str]:
+    """Run `uv WORDS` where packages may be built. The folder is then what their code has made of it.
+
+    Args:
+        words: uv's.
+        folder: all that the container may write to, beside a cache for such calls.
+        packages: the Debian packages that building takes, beside a compiler.
+        collect: whether all wheels that uv has built are put into the folder.
+        tell: is given each line that it prints.
+    """
+    cache = _in_box("cache")
+    told = uv.told(words)
+    given = told if os.environ.get(PASSWORDS) else without_passwords(told)
+    if given is told and told != without_passwords(told):
+        _say_once("  Note: the packages that are built can read the passwords of your indexes and proxies")
+    variables = {**given, "UV_CACHE_DIR": uv.as_mounted(cache), "OUT": uv.as_mounted(folder)}
+    command = ["sh", "-euc", COLLECT, "sh", "uv", *words] if collect else ["uv", *words]
+    seen = [cache, folder]
+    done = uv.run(compiler_image(packages), command, variables, seen, network=network(), tell=tell)
+    if done.returncode and given != told:
+        done.stdout += (
+            "\nWhat builds a package is not given the passwords of your indexes and proxies. If this one has "
+            f"to have them, and you trust it: {PASSWORDS}=1 ./flowerbed build ... Or build a wheel of it "
+            "elsewhere, and name its folder in UV_FIND_LINKS."
+        )
+    return done
+
+
+def wheels(
+    resolved: Resolved, backend: Sequence[str], tell: Callable[[str], None]
+) -> tuple[str, Path | None]:
+    """Build the packages of a lock that have no wheel.
+
+    Returns:
+        The lock with the wheels in their places, and the folder that has them.
+
+    Raises:
+        core.Failure: one cannot be built; with what uv says.
+    """
+    without = {canonicalize_name(package.name) for package in resolved.packages if not package.is_wheel}
+    if not without:
+        return resolved.lock, None
+    wanted = "".join(entry for name, entry in locks.entries(resolved.lock) if name in without)
+    kept = _in_box("wheels", empty=True)
+    with uv.scratch() as folder:
+        (folder / "wanted.txt").write_text(wanted)
+        inside = uv.as_mounted(folder)
+        words = ["pip", "install", "--no-deps", "--python", resolved.python, "--target", f"{inside}/target"]
+        words += ["--requirement", f"{inside}/wanted.txt", *backend]
+        done = call(words, folder, packages=resolved.apt, collect=True, tell=tell)
+        if done.returncode:
+            core.fail(f"Building {', '.join(sorted(without))} for {resolved.app.name}", done.stdout)
+        built = dict(_built(folder, without, kept))
+    if missing := sorted(without - set(built)):
+        core.fail(f"Building {', '.join(missing)} for {resolved.app.name}", f"{done.stdout}\nNo wheel came.")
+    return "".join(built.get(name, entry) for name, entry in locks.entries(resolved.lock)), kept
+
+
+def forget() -> None:
+    """Remove the box."""
+    uv.delete(uv.ENVIRONMENTS / BOX)
+
+
+def _in_box(name: str, *, empty: bool = False) -> Path:
+    """A folder of the box. Apps that run see the folder of environments: the box is for its owner alone."""
+    box = uv.ENVIRONMENTS / BOX
+    box.mkdir(mode=0o700, exist_ok=True)
+    if empty:
+        uv.delete(box / name)
+    (box / name).mkdir(exist_ok=True)
+    return box / name
+
+
+def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[str, str]]:
+    """Move the wanted wheels to where no package's code comes; yields each name, and its entry of a lock."""
+    with os.scandir(folder) as found:
+        names = sorted(entry.name for _, entry in zip(range(FILES_LIMIT), found, strict=False))
+    for file in names:
+        try:
+            name, version, _, _ = parse_wheel_filename(file)
+        except InvalidWheelFilename:
+            continue
+        if name in wanted:
+            # Moved, a link is still one, and reading refuses it.
+            (folder / file).rename(kept / file)
+            with locks.open_plain(kept / file, WHEEL_LIMIT) as wheel:
+                digest = hashlib.file_digest(wheel, "sha256").hexdigest()
+            yield name, f"{name}=={version} --hash=sha256:{digest}\n"
+
+
+def without_passwords(variables: Mapping[str, str]) -> dict[str, str]:
+    """The same, without what is a password or the name that goes with it."""
+    return {name: USERINFO.sub("", value) for name, value in variables.items() if not SECRET.fullmatch(name)}
+
+
+def network() -> str:
+    """The engine's network for a container where packages are built.
+
+    This machine's own only where there is no other way: packages' code would reach its loopback.
+    """
+    places = tuple(sorted(_places(uv.sources().variables)))
+    if any(_is_loopback(place.rsplit(":", 1)[0]) for place in places):
+        return "host"
+    if places and not _reaches("bridge", places) and _reaches("host", places):
+        _say_once("  Note: containers reach the network only as this machine, so what is built does too")
+        return "host"
+    return "bridge"
+
+
+def _places(variables: Mapping[str, str]) -> set[str]:
+    """Host and port of the proxies, or if there are none, of the indexes."""
+    proxies = {name: value for name, value in variables.items() if PROXY.fullmatch(name)}
+    words = [word for value in (proxies or variables).values() for word in re.split("[ ,]", value)]
+    if not proxies and not uv.sources().leaves_default_out:
+        words.append("https://pypi.org")
+    found = set()
+    for word in words:
+        # An index may have a name: NAME=URL.
+        url = urlsplit(re.sub(r"^\w+=", "", word))
+        if url.scheme in ("http", "https", "socks5", "socks5h") and url.hostname:
+            found.add(f"{url.hostname}:{url.port or (80 if url.scheme == 'http' else 443)}")
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    core.say(line)
+
+
+@functools.cache
+def _reaches(network: str, places: tuple[str, ...]) -> bool:
+    command = [engine.docker(), "run", "--rm", "--network", network, "--cap-drop", "ALL", base_image.name()]
+    return core.run([*command, "python3", "-c", CONNECT, *places], timeout=uv.TIMEOUT).returncode == 0
+
+
+def compiler_image(packages: Sequence[str]) -> str:
+    """The image with a compiler, git and these Debian packages, made if it is not there."""
+    name = "-".join(["flowerbed-compiler", *sorted(packages)])[:120]
+    name = re.sub(r"[^a-z0-9._-]", "-", name.lower())
+    if not engine.has(name):
+        core.say("  a package has to be built: making an image with a compiler and git (a minute, once)")
+        images.build("compiler", name, network="host", arguments={"APT": " ".join(sorted(packages))})
+    return name

@@ -1,0 +1,61 @@
+"""The jobs that have not ended: a verb that would stop, restart or remove what they use asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from provisioning.checks import TOOLS
+from provisioning.names import service_name
+from scripts import compose, console, engine, provision
+
+RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
+"""FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
+
+
+def is_up() -> bool:
+    """Whether anything of the federation runs, so that there can be such jobs."""
+    if not compose.is_provisioned() or engine.ask().problem:
+        return False
+    return any(container["State"] == "running" for container in compose.containers())
+
+
+def jobs(states: Iterable[str] = (*RUNNING, *QUEUED)) -> list[dict[str, Any]]:
+    """Those that the server knows, as `jobs` shows them.
+
+    Raises:
+        core.Failure: the server could not be asked.
+    """
+    wanted = set(states)
+    return [job for job in console.ask(console.service(None), "list")["jobs"] if str(job["status"]) in wanted]
+
+
+def hit_by(services: Iterable[str]) -> list[tuple[dict[str, Any], list[str]]]:
+    """The jobs that run in these services' containers, each with those that take part in it.
+
+    The server and a relay take part in all. So does everybody in a job that has only begun.
+    """
+    project = provision.load(provision.DEFAULT_PROJECT)
+    kinds = {service_name(item["name"]): item["type"] for item in project["participants"]}
+    # What is no longer in project.yml can only have been a site, or a relay, whose sites are gone too.
+    late = {service: kinds.get(service, "client") for service in services if service not in TOOLS}
+    late = {service: kind for service, kind in late.items() if kind != "admin"}
+    if not late:
+        return []
+    found = []
+    for job in jobs(RUNNING):
+        sites = {service_name(site) for site in job.get("sites") or ()}
+        parts = [s for s, kind in late.items() if kind in ("server", "relay") or not sites or s in sites]
+        found += [(job, sorted(parts))] if parts else []
+    return found
+
+
+def named(found: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each, below an error's first."""
+    return "\n".join(f"  {job['job_id']}  {job['name']}" for job in found)
+
+
+def how_to_go_on(found: Iterable[Mapping[str, Any]]) -> str:
+    """What can be done about them, as the beginning of an error's last line."""
+    one = next(iter(found))["job_id"]
+    return f"  Wait for it: ./flowerbed wait {one}   end it: ./flowerbed abort {one}"
