@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidSignature
 
 from bridge.common.text import shown
 from provisioning import dotenv
+from provisioning.checks import FLWR
 from provisioning.names import service_name
 from scripts import (
     apt,
@@ -278,7 +279,9 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
     asked = {
         name: container
         for name, container in running.items()
-        if name in config["services"] and "console" not in (config["services"][name].get("command") or ())
+        if name in config["services"]
+        and name != FLWR
+        and "console" not in (config["services"][name].get("command") or ())
     }
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = dict(zip(asked, pool.map(_usage_of, asked.values()), strict=True))

@@ -38,6 +38,7 @@ is free. The last two have federations of their own."""
 
 LONGEST = (
     "flower",
+    "control_api",
     "gateway",
     "drivers",
     "provisioning",

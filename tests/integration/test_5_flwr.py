@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bridge.common.ports import free_port
 from bridge.common.run_ids import run_id
 from dev import environments
 from scripts.core import ROOT
@@ -292,3 +294,21 @@ def test_another_person_acts_under_another_identity(federation: Federation, home
     for verb in ("log", "pull"):
         said = flwr(verb, admins, "lead", code=1)
         assert "not authorized" in said.lower() and "(as lead@flowerbed.example)" in said
+
+
+def test_a_kit_alone_serves_it_too(federation: Federation, flwr: Flwr, app: Path) -> None:
+    port = free_port()
+    started = ("flwr-api", "--as", "lead", "--port", str(port))
+    federation.shown(*started, "--write", "--name", "kit")
+    try:
+        assert "site-1" in flwr("supernode", "ls", "kit")
+        answer = json.loads(flwr("run", str(app), "kit", "-c", "num-server-rounds=1", "--format", "json"))
+        assert "[ROUND 1/1]" in flwr("log", answer["run-id"], "kit")
+        (job,) = (one for one in federation.must("jobs")["jobs"] if one["run_id"] == answer["run-id"])
+        assert job["submitter"] == "lead@flowerbed.example"
+        taken = federation.verb(*started)
+        assert taken.code == 1 and f"Port {port} on 127.0.0.1 is taken" in taken.value["error"]
+    finally:
+        federation.must("flwr-api", "--as", "lead", "--stop")
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port))

@@ -25,6 +25,7 @@ import pytest
 import uvicorn
 from flwr.proto import control_pb2 as pb
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from google.protobuf.message import Message
 
@@ -37,6 +38,7 @@ from bridge.flare.control_api.app import BODY_LIMIT, OPEN_BODY_LIMIT, Api
 from bridge.job import fab
 from scripts import flwr_home
 from tests.unit.faking import signed_kit_certificate
+from tests.unit.flwr_command import FlwrCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "tests" / "apps" / "numpy-add"
@@ -163,27 +165,32 @@ def endpoint(started: Endpoint) -> Endpoint:
     return started
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("flwr")
+
+
+@pytest.fixture(scope="module")
+def command(home: Path) -> Iterator[FlwrCommand]:
+    started = FlwrCommand(home)
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def flwr(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def flwr(
+    endpoint: Endpoint, command: FlwrCommand, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """Flower's own command, as a person has it after `./flowerbed flwr-config --write`."""
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setenv("FLWR_HOME", str(home))
     flwr_home.write_connection("flowerbed", endpoint.address, Path(endpoint.ca).read_text())
     flwr_home.write_token(endpoint.address, endpoint.token)
+    return command
 
-    def run(*words: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [Path(sys.executable).with_name("flwr"), *words],
-            env={**os.environ, "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0", "BROWSER": "true"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        said = done.stdout + done.stderr
-        assert done.returncode == code and "Traceback" not in said, said
-        return done.stdout if code == 0 else said
 
-    return run
+def shown(said: str) -> str:
+    """An error as the command shows it, without its frame."""
+    return " ".join(said.replace("│", " ").split())
 
 
 # Who may ask
@@ -376,10 +383,10 @@ def test_a_device_code_names_no_other_file(kit: Path, monkeypatch: pytest.Monkey
         access.approve("../tokens.json")
 
 
-def test_flowers_login_works(endpoint: Endpoint, flwr: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "credentials.yaml").unlink()
+def test_flowers_login_works(endpoint: Endpoint, flwr: Callable[..., str], home: Path) -> None:
+    (home / "credentials.yaml").unlink()
     said = flwr("ls", "flowerbed", code=1)
-    assert "You are not logged in" in " ".join(said.split())
+    assert "You are not logged in" in shown(said)
 
     def approve() -> None:
         deadline = time.monotonic() + 20
@@ -397,7 +404,7 @@ def test_flowers_login_works(endpoint: Endpoint, flwr: Callable[..., str], tmp_p
 
 def test_a_token_that_was_revoked_is_told_so(flwr: Callable[..., str], endpoint: Endpoint) -> None:
     access.revoke()
-    said = " ".join(flwr("ls", "flowerbed", code=1).split())
+    said = shown(flwr("ls", "flowerbed", code=1))
     assert "Your login is not good, or has ended" in said
     endpoint.token = access.new_token()
 
@@ -420,6 +427,14 @@ def test_an_app_is_handed_in_as_it_is(flwr: Callable[..., str], endpoint: Endpoi
         file = tar.extractfile(member)
         assert member.name == "app.fab" and file is not None
         assert fab.sha256(file.read()) == fab.sha256(fab.build(APP))
+
+
+def test_a_value_that_is_no_configuration_is_refused(endpoint: Endpoint) -> None:
+    for value in (Scalar(bytes=b"x"), Scalar()):
+        request = pb.StartRunRequest(override_config={"rounds": value})
+        code, said = endpoint.refused("start-run", request)
+        assert code == errors.INVALID_RUN_CONFIG and "--run-config rounds: expected true" in said
+    assert not endpoint.console.asked
 
 
 def test_flwr_run_streams_the_log(flwr: Callable[..., str], endpoint: Endpoint) -> None:
@@ -513,7 +528,7 @@ def test_flwr_stop_ends_a_job(flwr: Callable[..., str], endpoint: Endpoint) -> N
     assert "successfully stopped" in flwr("stop", str(RUN), "flowerbed")
     assert {"verb": "abort", "job": JOB} in endpoint.console.asked
     endpoint.console.answers["runs"] = {"runs": [job("FINISHED:COMPLETED")]}
-    said = " ".join(flwr("stop", str(RUN), "flowerbed", code=1).split())
+    said = shown(flwr("stop", str(RUN), "flowerbed", code=1))
     assert f"Run {RUN} has already ended: finished:completed" in said
 
 
@@ -622,7 +637,7 @@ def test_a_link_is_good_for_its_job_and_its_time(endpoint: Endpoint, monkeypatch
 
 
 def test_flwr_pull_gives_a_link_when_the_run_has_ended(flwr: Callable[..., str], endpoint: Endpoint) -> None:
-    assert "has not ended: it is running" in " ".join(flwr("pull", str(RUN), "flowerbed", code=1).split())
+    assert "has not ended: it is running" in shown(flwr("pull", str(RUN), "flowerbed", code=1))
     endpoint.console.answers["runs"] = {"runs": [job("FINISHED:COMPLETED")]}
     assert f"https://{endpoint.address}/v1/results/{JOB}.zip?" in flwr("pull", str(RUN), "flowerbed")
 
@@ -650,7 +665,7 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
     assert [one["id"] for one in found] == [FEDERATION]
     shown = flwr("federation", "ls", "flowerbed", "--federation", FEDERATION)
     assert all(text in shown for text in (PERSON, "lead", "site-1", str(RUN)))
-    other = " ".join(flwr("federation", "ls", "flowerbed", "--federation", "@a/b", code=1).split())
+    other = shown(flwr("federation", "ls", "flowerbed", "--federation", "@a/b", code=1))
     assert f"There is no federation @a/b here: expected {FEDERATION}" in other
 
 
@@ -678,7 +693,7 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
 def test_what_has_no_meaning_gets_a_sentence(
     words: tuple[str, ...], said: str, flwr: Callable[..., str], endpoint: Endpoint
 ) -> None:
-    assert said in " ".join(flwr(*words, code=1).split()).replace(" │ │ ", " ").replace(" │ ", " ")
+    assert said in shown(flwr(*words, code=1))
     assert not [asked for asked in endpoint.console.asked if asked["verb"] == "start-run"]
 
 

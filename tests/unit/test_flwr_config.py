@@ -12,7 +12,7 @@ from flwr.cli.auth_plugin import get_cli_plugin_class
 from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML
 from flwr.supercore.credential_store import FileCredentialStore
 
-from scripts import flwr_config, flwr_home
+from scripts import flwr_api, flwr_config, flwr_home
 from scripts.core import Failure, UsageError
 
 HOST = "127.0.0.1:21386"
@@ -130,3 +130,16 @@ def test_a_file_that_is_a_link_stays_one(home: Path, tmp_path: Path) -> None:
 def test_wrong_use_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         flwr_config.run(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"folder": Path("/nowhere"), "identity": "lead"}, "one of --kit and --as"),
+        ({"folder": Path("/nowhere")}, "holds no startup kit of a person"),
+        ({"folder": Path("/nowhere"), "name": "a b"}, "expected letters, digits"),
+    ],
+)
+def test_flwr_api_refuses_what_is_no_kit(given: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        flwr_api.run(**given)  # type: ignore[arg-type]

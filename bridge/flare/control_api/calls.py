@@ -90,12 +90,8 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
             f"The app has {len(content)} bytes: expected at most {FAB_LIMIT}. Data belongs on the sites.",
             errors.FAILED_TO_CREATE_RUN,
         )
-    config = {
-        key: getattr(scalar, str(scalar.WhichOneof("scalar")))
-        for key, scalar in request.override_config.items()
-    }
     try:
-        answer = daemon.ask("start-run", daemon.tar_of(fab.NAME, content), run_config=config)
+        answer = daemon.ask("start-run", daemon.tar_of(fab.NAME, content), run_config=_run_config(request))
     except daemon.Refusal as refusal:
         raise _told(refusal, errors.FAILED_TO_CREATE_RUN) from None
     notes = [answer["warning"]] if answer.get("warning") else []
@@ -106,6 +102,20 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
         federation=runs.federation_id(),
         note=" ".join(notes) or None,
     )
+
+
+def _run_config(request: pb.StartRunRequest) -> dict[str, bool | int | float | str]:
+    """The overrides of the app's run config."""
+    found = {}
+    for key, scalar in request.override_config.items():
+        kind = scalar.WhichOneof("scalar")
+        if kind not in ("bool", "sint64", "uint64", "double", "string"):
+            raise ControlError(
+                f"--run-config {one_line(key, SAID_LIMIT)}: expected true, false, a number or a text",
+                errors.INVALID_RUN_CONFIG,
+            )
+        found[key] = getattr(scalar, kind)
+    return found
 
 
 def list_runs(request: pb.ListRunsRequest, asked: Asked) -> Message:
