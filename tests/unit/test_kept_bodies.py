@@ -13,7 +13,7 @@ import pytest
 from bridge.relay import bodies, kept_bodies, parts
 from bridge.relay.bodies import NoRoom, StoredBody
 from bridge.relay.calls import Call, LinkFault, Response
-from bridge.relay.kept_bodies import ANSWER, BODIES_KEPT, IDLE, OTHERS_FIRST, REQUEST, KeptBodies
+from bridge.relay.kept_bodies import ANSWER, BODIES_KEPT, IDLE, OTHERS_FIRST, REQUEST, Kept, KeptBodies
 from bridge.relay.parts import PART, PARTS_OF_A_SITE, ServerParts
 from bridge.server.forwarder import Forwarder
 from bridge.server.observe import Observer
@@ -215,25 +215,36 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KeptBodies:
     return kept
 
 
+async def take(disk: KeptBodies, site: str, way: str, call_id: str, size: int) -> Kept:
+    """Take room as a site does: again where other bodies go first. A thread may hold one a moment longer."""
+    while True:
+        try:
+            return await disk.take(site, way, call_id, size)
+        except LinkFault as fault:
+            if str(fault) != OTHERS_FIRST:
+                raise
+            await asyncio.sleep(0.001)
+
+
 def test_one_site_cannot_take_anothers_share_of_the_disk(disk: KeptBodies) -> None:
     async def test() -> None:
-        await disk.take(ONE, REQUEST, "a", 600)  # It is alone.
+        await take(disk, ONE, REQUEST, "a", 600)  # It is alone.
         with pytest.raises(LinkFault, match="the other large bodies of site-1 come first"):
-            await disk.take(ONE, REQUEST, "b", 100)  # More than half of the room.
+            await take(disk, ONE, REQUEST, "b", 100)  # More than half of the room.
         with pytest.raises(NoRoom, match="501 bytes, and the disk has room for 400"):
-            await disk.take(TWO, REQUEST, "a", 501)  # More than its share.
-        await disk.take(TWO, REQUEST, "a", 450)
+            await take(disk, TWO, REQUEST, "a", 501)  # More than its share.
+        await take(disk, TWO, REQUEST, "a", 450)
         assert (disk.size(ONE), disk.size(TWO)) == (0, 450)
         # Both ways count, and with three sites the share is a third.
-        await disk.take(ONE, REQUEST, "b", 300)
-        await disk.take(ONE, ANSWER, "b", 200)
+        await take(disk, ONE, REQUEST, "b", 300)
+        await take(disk, ONE, ANSWER, "b", 200)
         with pytest.raises(NoRoom):
-            await disk.take(THREE, REQUEST, "a", 350)
-        await disk.take(THREE, REQUEST, "a", 100)
-        await disk.take(THREE, REQUEST, "b", 200)
+            await take(disk, THREE, REQUEST, "a", 350)
+        await take(disk, THREE, REQUEST, "a", 100)
+        await take(disk, THREE, REQUEST, "b", 200)
         assert (disk.size(ONE), disk.size(TWO), disk.size(THREE)) == (500, 0, 300)
         kept = disk.find(ONE, REQUEST, "b")  # It is used: the answer goes first.
-        await disk.take(TWO, REQUEST, "b", 330)
+        await take(disk, TWO, REQUEST, "b", 330)
         assert disk.find(ONE, ANSWER, "b") is None and disk.find(ONE, REQUEST, "b") is kept
 
     run(test)
@@ -253,7 +264,7 @@ def test_what_is_in_use_is_waited_for(disk: KeptBodies) -> None:
         with pytest.raises(LinkFault, match=OTHERS_FIRST):
             await disk.take(TWO, REQUEST, "a", 200)
         del kept
-        await disk.take(TWO, REQUEST, "a", 200)
+        await take(disk, TWO, REQUEST, "a", 200)
         assert disk.size(TWO) == 200
 
     run(test)
