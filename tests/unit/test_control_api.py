@@ -663,8 +663,8 @@ def test_flwr_supernode_ls_shows_sites(flwr: Callable[..., str]) -> None:
 def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
     found = json.loads(flwr("federation", "ls", "flowerbed", "--format", "json"))["federations"]
     assert [one["id"] for one in found] == [FEDERATION]
-    shown = flwr("federation", "ls", "flowerbed", "--federation", FEDERATION)
-    assert all(text in shown for text in (PERSON, "lead", "site-1", str(RUN)))
+    told = flwr("federation", "ls", "flowerbed", "--federation", FEDERATION)
+    assert all(text in told for text in (PERSON, "lead", "site-1", str(RUN)))
     other = shown(flwr("federation", "ls", "flowerbed", "--federation", "@a/b", code=1))
     assert f"There is no federation @a/b here: expected {FEDERATION}" in other
 
