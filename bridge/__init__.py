@@ -1,4 +1,4 @@
-"""What runs inside Flowerbed's images: the relay between Flower and FLARE, and the job's two ends."""
+"""The code inside Flowerbed's images: the relay between Flower and FLARE, and the job's two ends."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tools for who develops Flowerbed: tests, benchmarks, scratch federations."""
+"""Tools for Flowerbed's developers: tests, benchmarks, scratch federations."""

@@ -1,16 +1,20 @@
 """Measure Flowerbed beside plain Flower and FLARE's own Flower integration, on this machine.
 
-Runs each app in four set-ups in turns: plain Flower; FLARE's own integration, with the newest Flower that
-it works with; Flowerbed in processes; Flowerbed in containers, in a federation of its own that is removed at
-the end. A full benchmark takes about an hour and a half on 2 cores; it can be run in parts, which add up in
-one file. `bench relay` measures single messages through the relay instead, beside one direct HTTPS hop.
-
   ./flowerbed bench                       everything, 3 turns: writes docs/performance/
   ./flowerbed bench --apps large_1        one app, all set-ups; the others' figures in that file stay
   ./flowerbed bench --quick               one turn of nothing and quickstart, in at most 8 minutes
   ./flowerbed bench relay                 latency and MB/s of one message, for each of FLARE's schemes
-The first time, it takes some minutes more to fetch what is needed. With fewer turns or set-ups it writes to
-results/bench instead. Exit code 1 if a run failed: its figure is null, with the reason beside it.
+It runs each app in four set-ups in turns: plain Flower, FLARE's own integration with the newest Flower that
+it works with, Flowerbed in processes, and Flowerbed in containers. The containers are a separate federation,
+which is removed at the end. A full benchmark takes about an hour and a half on 2 cores. It can be run in
+parts, which add up in one file. With fewer than 3 turns or not all set-ups it writes to results/bench
+instead.
+
+`bench relay` measures single messages of 100 B to 50 MiB through the relay, on loopback, beside one direct
+HTTPS hop. It writes relay.json.
+
+The first run takes some minutes more to fetch what is needed. The exit code is 1 if a run failed: its figure
+is null, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -28,16 +32,50 @@ import typer
 from dev import test
 from dev.benchmarks import report
 from scripts import core
+from scripts.json_object import JsonObject
 from scripts.options import names
 
 PERFORMANCE = core.ROOT / "docs" / "performance"
 ELSEWHERE = core.ROOT / "results" / "bench"
 FILE, RELAY_FILE = "bench.json", "relay.json"
 RELAY_RUNS = 10
-"""Turns of `bench relay`, each of some seconds for each scheme."""
+"""Turns of `bench relay`. Each takes some seconds for each scheme."""
 
 PARTS = (*report.APPS, report.GROWTH)
 QUICK = ("nothing", "quickstart")
+
+
+MEASURED = {
+    "versions": "what was measured: the versions of Flowerbed, Flower, FLARE and others",
+    "machine": "where",
+    "command": "the command",
+}
+JSON = JsonObject(
+    {
+        **MEASURED,
+        "begun": "when",
+        "seconds": "how long it took",
+        "load": "the machine's load at the start and the end",
+        "turns": "the number of turns",
+        "quick": "true with `--quick`",
+        "apps": "by app: the medians `plain`, `upstream`, `processes` and `containers` (null if not "
+        "measured), `ratio_...` of each to `plain`, `unit`, `runs` (every figure) and `failures` (reasons)",
+        "peak_memory?": "the same in MB, for `large_1`. `kind` is `proportional`, or `resident` where "
+        "shares cannot be read",
+        "jobs?": "`submit_to_first_round` and `last_round_to_finished` in seconds, `of` how many jobs",
+        "growth?": "`sites`, `text`, and `seconds_a_round`, `cpu_a_round` (of all processes) and "
+        "`server_cpu_a_round` by set-up; `text`",
+    },
+    {
+        "`bench relay`": {
+            **MEASURED,
+            "cores": "the machine's cores",
+            "load": "the machine's load at the start and the end",
+            "calls": "how often each size was measured",
+            "schemes": "by scheme: latency and MB/s of each size, direct and through the relay",
+        }
+    },
+)
 
 
 def run(
@@ -46,7 +84,10 @@ def run(
     ] = None,
     runs: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Turns; medians are reported (default: 3; --quick: 1; relay: 10)."),
+        typer.Option(
+            metavar="N",
+            help="How many turns, of which medians are reported (default: 3, with --quick 1, for relay 10).",
+        ),
     ] = None,
     apps: Annotated[
         str | None, typer.Option(metavar="A,B", help=f"Of {', '.join(PARTS)} (default: all).")
@@ -69,11 +110,11 @@ def run(
     if what and (apps or setups or quick):
         raise core.UsageError("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
     test.install()
-    # So that everything is ended and removed, whoever ends this.
+    # End and remove everything, even when a signal ends this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if what:
         return _relay(runs, output)
-    # Here, since it imports what `install` has put there.
+    # Imported here, since it needs the packages of `install`.
     from dev.benchmarks import comparison, picture
 
     parts = chosen_apps or (QUICK if quick else PARTS)
@@ -90,7 +131,7 @@ def run(
 
 
 def _relay(runs: int, output: Path | None) -> dict[str, Any]:
-    """Measure single messages, and write that down."""
+    """Measure single messages, and write the report."""
     from dev.benchmarks import comparison, relay
 
     outcome = {
@@ -111,7 +152,7 @@ def _command() -> str:
 
 
 def _write(outcome: dict[str, Any], folder: Path, picture: ModuleType) -> None:
-    """Put the figures beside those that an earlier run has left there, and draw them all."""
+    """Put the figures beside those of an earlier run, and draw them all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
     content = report.merged(json.loads(file.read_text()), outcome) if file.is_file() else outcome

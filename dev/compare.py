@@ -1,17 +1,20 @@
 """Run an app twice, in plain Flower and through a federation, and compare every value to the last bit.
 
-Both runs have the same sites, data, seed and packages: plain Flower's SuperLink and SuperNodes run in one
-container of the same image, in the app's environment, without FLARE and without any network; the federation
-is one of its own, in containers, and is removed afterwards. In both, the ServerApp gets nodes and replies in
-the order of the sites, since a sum of three or more numbers depends on their order and Flower's own is
-random. App and Flower stay as they are. What is compared: loss and metrics of every site and on average, and
-the SHA-256 of the parameters that each site sent and that the ServerApp made of them.
-
   ./flowerbed compare apps/pytorch-quickstart
   ./flowerbed compare apps/pytorch-quickstart --sites 5 --rounds 5 --seed 7
-  ./flowerbed compare my-app --data my-data      one folder a site in it: site-1, site-2, ...
-If the runs differ, plain Flower runs once more: an app that differs from itself is not deterministic.
-The picture, the report and both records go to results/. Exit code 1 if the two runs differ.
+  ./flowerbed compare my-app --data my-data      one folder for each site in it: site-1, site-2, ...
+Both runs have the same sites, data, seed and packages. Plain Flower's SuperLink and SuperNodes run in one
+container of the same image, in the app's environment, without FLARE and without any network. The federation
+is a separate one in containers, which is removed afterwards.
+
+In both runs the ServerApp gets nodes and replies in the order of the sites. A sum of three or more numbers
+depends on their order, and Flower's own order is random. App and Flower stay as they are. The comparison
+covers loss and metrics of every site and on average, and the SHA-256 of the parameters that each site sent
+and that the ServerApp made of them.
+
+If the runs differ, plain Flower runs once more: an app that differs from itself is not deterministic. The
+picture, the report and both records go to results/compare-APP-TIME/. The exit code is 1 if the two runs
+differ.
 """
 
 from __future__ import annotations
@@ -36,37 +39,61 @@ from dev.scratch_federation import ScratchFederation
 from scripts import app as apps
 from scripts import app_builds, base_image, core, data, engine, images, provision, uv, wheelhouse
 from scripts.build import TAG
+from scripts.json_object import JsonObject
 
 PROJECT = "flowerbedcompare"
-"""Of the federation that is made for it."""
+"""The name of the federation made for the comparison."""
 
 PLAIN = Path(__file__).with_name("plain_flower.py")
-"""What runs plain Flower in a container: no image has it."""
+"""The program that runs plain Flower in a container. No image has it."""
 
 LOCK = core.HOUSE / "compare.lock"
 
 MOST_SITES = 9
-"""With ten, site-10 would come before site-2 in the sites' order, and its part of the data with it."""
+"""Most sites. With ten, site-10 would come before site-2 in the sites' order, with its part of the data."""
 
 SEED_KEY, DATA_KEY = "seed", "data-dir"
-"""Keys of a run config by which an app takes its seed and a folder with data, if it does."""
+"""Keys of a run config for an app's seed and its folder with data, if it has them."""
 
 BUILD_WITHIN, JOB_WITHIN, UP_WITHIN = 1800.0, 3600.0, 180.0
-"""Seconds, of which each takes a small part: only so that nothing hangs for ever."""
+"""Seconds. Each step takes a small part of its limit, which only keeps it from hanging."""
 
 Events = list[dict[str, Any]]
 
 
+JSON = JsonObject(
+    {
+        "identical": "true if no value differs",
+        "first_difference": "null, or where the first difference is",
+        "first_difference.round": "its round",
+        "first_difference.site": "the site, or null for the average",
+        "first_difference.metric": "the metric",
+        "first_difference.by": "by how much, or null",
+        "app": "the app's name",
+        "sites": "the number of sites",
+        "seed": "the seed",
+        "values": "the number of values",
+        "rounds": "a list",
+        "rounds[].round": "its number",
+        "rounds[].plain": "loss, metrics and sites of plain Flower, as in `summary.json`, with hashes",
+        "rounds[].flowerbed": "the same of the federation",
+        "rounds[].parameters_sha256": "of both",
+        "plain_differs_from_itself?": "like `first_difference`, if the two runs differ",
+        "picture": "the file, or null if there is nothing to draw",
+    }
+)
+
+
 def run(
     app: Annotated[Path, typer.Argument(metavar="APP", help="A Flower app's folder.")],
-    sites: Annotated[int, typer.Option(metavar="N", help="How many sites.")] = 2,
+    sites: Annotated[int, typer.Option(metavar="N", help="How many sites, at most 9.")] = 2,
     rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds (default: the app's own).")] = None,
     seed: Annotated[
         int,
         typer.Option(
             metavar="S",
-            help="Of the ServerApp's generators of random numbers, and of the run config's `seed` where the "
-            "app has one.",
+            help="The seed for the ServerApp's random numbers, and for the run config's `seed` if the app "
+            "has one.",
         ),
     ] = 42,
     run_config: Annotated[
@@ -78,7 +105,10 @@ def run(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder a site in it (default: Fashion-MNIST, divided)."),
+        typer.Option(
+            metavar="DIR",
+            help="A folder with one folder of data for each site (default: Fashion-MNIST, divided).",
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Run both, compare, draw."""
@@ -117,7 +147,7 @@ def run(
 def _both(
     app: apps.App, folder: Path | None, sites: Sequence[str], config: Sequence[str], seed: int
 ) -> tuple[Events, Events, Events | None]:
-    """Run the app in plain Flower, in a federation, and if these differ in plain Flower again."""
+    """Run the app in plain Flower, in a federation, and if these differ, in plain Flower again."""
     _prepare()
     reads = DATA_KEY in app.config
     made = app_builds.make([app.folder], app_builds.Choice())[0]
@@ -157,7 +187,7 @@ def _prepare() -> None:
 
 
 def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> ScratchFederation:
-    """A federation of its own with these sites, its images built and nothing started."""
+    """Make a separate federation with these sites. Its images are built, and nothing is started."""
     core.say(f"A federation of {len(sites)} sites: kits, images" + (", data" if divide else ""))
     if divide:
         data.fetch()
@@ -168,7 +198,7 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
     if divide:
         data.prepare(sites, data=federation.root / "data", originals=data.fetch)
     for site in provision.site_names() + more:
-        # Compose mounts each of them, also where an app needs no data.
+        # Compose mounts each of them, even if the app needs no data.
         if folder is None:
             (federation.root / "data" / site).mkdir(parents=True, exist_ok=True)
     federation.must("build", timeout=BUILD_WITHIN)
@@ -178,7 +208,7 @@ def _federation(sites: Sequence[str], folder: Path | None, *, divide: bool) -> S
 def _plain(
     federation: ScratchFederation, app: apps.App, made: Mapping[str, Any], spec: dict[str, Any]
 ) -> Events:
-    """Run the app in plain Flower, in the environment that was made for it; returns the events."""
+    """Run the app in plain Flower, in the environment made for it, and return the events."""
     environment = app_environment.ROOT / made["name"]
     libraries = ":".join(str(environment / app_environment.SYSTEM / path) for path in made["libraries"])
     python = environment / app_environment.VENV / "bin" / "python"
@@ -226,7 +256,7 @@ def _watch(stream: IO[bytes], lines: list[str]) -> None:
 def _federated(
     federation: ScratchFederation, app: apps.App, config: Sequence[str], sites: Sequence[str], seed: int
 ) -> Events:
-    """Run the app through the federation; returns the events."""
+    """Run the app through the federation, and return the events."""
     federation.compose("up", "--detach", "--wait", "server", "admin", *sites, timeout=UP_WITHIN)
     try:
         words = ["submit", str(app.folder.resolve()), "--build", "--wait", "--sites", ",".join(sites)]
@@ -257,8 +287,8 @@ def _report(
     federated: Events,
     again: Events | None,
 ) -> dict[str, Any]:
-    """Write the report, the records and the picture; returns the report."""
-    # Here, not above: it takes a second.
+    """Write the report, the records and the picture, and return the report."""
+    # Imported here, since it takes a second.
     from dev import compare_picture
 
     one, other = differences.rounds(plain), differences.rounds(federated)

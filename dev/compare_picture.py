@@ -1,4 +1,4 @@
-"""The picture of a comparison: both runs' curves over each other, and their difference below."""
+"""Draw a comparison: both runs' curves over each other, and their difference below."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from matplotlib.ticker import MaxNLocator
 from scripts.curves import COLOURS, blank, choose, one_legend
 
 FEW_SITES = 6
-"""Up to so many have a colour each."""
+"""The most sites that get a colour each."""
 
 Rounds = Sequence[Mapping[str, Any]]
 
 
 def draw(outcome: Mapping[str, Any], again: Rounds | None, path: Path) -> bool:
-    """Write the picture (PNG). Returns False, and writes none, if there are no metrics.
+    """Write the picture (PNG). Without metrics, return False and write nothing.
 
     Args:
         outcome: `compare`'s report.
-        again: the rounds of plain Flower's second run, if there was one: the noise band.
+        again: the rounds of plain Flower's second run, if there was one, for the noise band.
     """
     plain: Rounds = [entry["plain"] for entry in outcome["rounds"] if entry["plain"]]
     flowerbed: Rounds = [entry["flowerbed"] for entry in outcome["rounds"] if entry["flowerbed"]]
@@ -82,7 +82,7 @@ Points = dict[int, float]
 
 
 def _of(rounds: Rounds, site: str | None, kind: str, name: str | None) -> Points:
-    """A metric by round: a site's, or (None) the average."""
+    """Return a metric by round: a site's, or (None) the average."""
     found = {
         entry["round"]: entry["metrics"].get(name)
         if site is None

@@ -1,4 +1,4 @@
-"""Two runs of one app side by side, to the last bit: from the records of `bridge/flower/deterministic.py`."""
+"""Compare two runs of one app to the last bit, from the records of `bridge/flower/deterministic.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.summary import EVALUATE, TRAIN, rounds_of
 
 Event = Mapping[str, Any]
 Place = tuple[int, int, str, str]
-"""Where a value stands: round, stage (`STAGES`), site (empty: of all), metric; sorts as the run goes."""
+"""A value's place: round, stage (`STAGES`), site (empty: of all), metric. Places sort as the run goes."""
 
 TRAINED, AGGREGATED, EVALUATED, AVERAGE = range(4)
 """Stages of a round."""
@@ -20,13 +20,13 @@ HASH = "parameters_sha256"
 
 
 def ordered(events: Sequence[Event]) -> list[Event]:
-    """The events by round, kind and site: they come in the order in which threads were done."""
+    """Return the events by round, kind and site. They come in the order in which threads finished."""
     return sorted(events, key=lambda e: (e["round"], e["event"], str(e.get("kind")), str(e.get("site"))))
 
 
 def parameters_after(events: Sequence[Event]) -> dict[int, str]:
-    """The hash of the aggregated parameters after each round, as far as the ServerApp sent them: with the
-    evaluation of that round, else with the training of the next one."""
+    """Return the hash of the aggregated parameters after each round, as far as the ServerApp sent them: with
+    the evaluation of that round, else with the training of the next one."""
     found: dict[int, str] = {}
     for event in ordered(events):
         if event["event"] == "sent" and event["parameters"]:
@@ -37,7 +37,7 @@ def parameters_after(events: Sequence[Event]) -> dict[int, str]:
 
 
 def rounds(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """The rounds as in summary.json, with the parameters' hashes: of all, and of each site's replies."""
+    """Return the rounds of summary.json with the parameters' hashes: of all, and of each site's replies."""
     after = parameters_after(events)
     hashes = {
         (e["round"], e["site"], e["kind"]): e["parameters"]
@@ -55,7 +55,7 @@ def rounds(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def values(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Place, Any]]:
-    """Every value of a run, and where it stands."""
+    """Yield every value of a run with its place."""
     for entry in found:
         number = entry["round"]
         yield (number, AGGREGATED, "", HASH), entry[HASH]
@@ -69,9 +69,10 @@ def values(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Place, Any]]:
 
 
 def first(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Where two runs first part: `{round, site, metric, by}`, or None if every value is the same.
+    """Return where two runs first differ: `{round, site, metric, by}`, or None if every value is the same.
 
-    `site` is None for what is of all sites; `by` is other - one, or None for what is no number or is missing.
+    `site` is None for a value of all sites. `by` is other - one, or None if a value is missing or not a
+    number.
     """
     mine, theirs = dict(values(one)), dict(values(other))
     for place in sorted(mine.keys() | theirs.keys()):
@@ -85,13 +86,13 @@ def first(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) 
 
 
 def count(found: Sequence[Mapping[str, Any]]) -> int:
-    """How many values a run has."""
+    """Return how many values a run has."""
     return sum(1 for _ in values(found))
 
 
 def _same(a: Any, b: Any) -> bool:
     if _is_number(a) and _is_number(b):
-        # 0.0 and -0.0 are equal, and not the same bits.
+        # 0.0 and -0.0 are equal, but not the same bits.
         return a == b and math.copysign(1, a) == math.copysign(1, b) and type(a) is type(b)
     return bool(a == b)
 

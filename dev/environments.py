@@ -1,7 +1,7 @@
-"""Python environments for other versions of Flower, in .flowerbed/versions, kept from one use to the next.
+"""Make Python environments for other versions of Flower, in .flowerbed/versions, and keep them for later use.
 
-The tests of versions use them, and the benchmark: for FLARE's own Flower integration, and for torch, which
-the environment of the verbs does not have.
+The tests of versions use them. The benchmark uses them for FLARE's own Flower integration, and for torch,
+which the verbs' environment does not have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scripts import base_image, core, resolution, uv
 VERSIONS = core.HOUSE / "versions"
 
 INSTALL_WITHIN = 300.0
-"""Seconds for Flower, FLARE and what they ask for (160 MB), or for torch: each took 20 to 40."""
+"""Seconds for Flower, FLARE and their dependencies (160 MB), or for torch. Each took 20 to 40."""
 
 TORCH = tuple(
     [
@@ -32,14 +32,14 @@ TORCH = tuple(
         "typing-extensions",
     ]
 )
-"""What torch and torchvision ask for; numpy and typing-extensions come with Flower."""
+"""Requirements of torch and torchvision. numpy and typing-extensions come with Flower."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where torch's CPU builds are."""
+"""The index of torch's CPU builds."""
 
 
 def python_with(*requirements: str) -> Path:
-    """The Python of an environment that has these packages, such as `flwr==1.34.0`.
+    """Return the Python of an environment that has these packages, such as `flwr==1.34.0`.
 
     Raises:
         core.Failure: they cannot be installed.
@@ -50,7 +50,7 @@ def python_with(*requirements: str) -> Path:
         core.say(f"  making an environment with {', '.join(requirements)}: once, a few seconds")
         shutil.rmtree(folder, ignore_errors=True)
         _must("Making an environment", sys.executable, "-m", "venv", "--without-pip", str(folder))
-        # Flower brings uv, which takes a tenth of pip's time. An index may be one that only pip is told of.
+        # Flower brings uv, which takes a tenth of pip's time. Only pip may know of an index.
         uv = ["uv", "pip", "install", "--quiet", "--only-binary", ":all:", "--compile-bytecode"]
         done = core.run(
             [sys.executable, "-m", *uv, "--python", str(python), *requirements], timeout=INSTALL_WITHIN
@@ -63,7 +63,8 @@ def python_with(*requirements: str) -> Path:
 
 
 def newest(package: str) -> str:
-    """The newest version of `package` on the index, early ones too; or pip's reason why there is none."""
+    """Return the newest version of `package` on the index, early ones too, or pip's reason why there is
+    none."""
     words = ["--dry-run", "--ignore-installed", "--no-deps", "--pre", "--report", "-", package]
     done = core.run([*core.pip("install"), *words], timeout=INSTALL_WITHIN)
     if done.returncode != 0:
@@ -73,12 +74,12 @@ def newest(package: str) -> str:
 
 
 def is_images_python() -> bool:
-    """Whether this Python is the images', so that their wheels fit."""
+    """Return whether this Python is the images', so that their wheels fit."""
     return "{}.{}".format(*sys.version_info) == base_image.PYTHON
 
 
 def torch() -> Path:
-    """A folder for PYTHONPATH with the torch that apps get, and mended as for them.
+    """Return a folder for PYTHONPATH with the torch of apps, with the same fixes.
 
     Raises:
         core.Failure: this Python is not the images', or pip cannot get it.

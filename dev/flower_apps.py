@@ -1,10 +1,10 @@
 """Count which of the apps in Flower's own repository get an environment here, and write the table into
 `docs/reference/apps.md`.
 
-  python -m dev.flower_apps FOLDER    a checkout of github.com/flwrlabs/flower, as it comes
+  python -m dev.flower_apps FOLDER    a clean checkout of github.com/flwrlabs/flower
 
-uv resolves each, and installs nothing: about two seconds an app. Where the indexes have only torch's CUDA
-build for an app, it is resolved as `build --gpu` does.
+uv resolves each app, and installs nothing: about two seconds an app. If the indexes have only torch's CUDA
+build for an app, it is resolved as in `build --gpu`.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ PAGE = core.ROOT / "docs" / "reference" / "apps.md"
 PLACE = re.compile(r"(<!-- Flower's apps -->\n).*?(<!-- end of Flower's apps -->)", re.DOTALL)
 
 FOLDERS = ("examples", "baselines", "framework/e2e")
-"""Where Flower has apps."""
+"""Folders of Flower's apps."""
 
 NEEDS_CUDA = "would get the CUDA build"
-"""What `resolution.resolve` says where there is no CPU build of torch."""
+"""The error of `resolution.resolve` when there is no CPU build of torch."""
 
 LONGEST = 260
-"""Characters of what stops an app."""
+"""Characters of an app's error."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What became of one app."""
+    """The result for one app."""
 
     path: str
     resolved: Resolved | None = None
     stopped: str = ""
-    """Why it was not resolved."""
+    """The reason why it was not resolved."""
 
 
 def find(checkout: Path) -> list[Path]:
-    """The folders of all apps with a ServerApp."""
+    """Return the folders of all apps with a ServerApp."""
     files = (file for folder in FOLDERS for file in (checkout / folder).rglob("pyproject.toml"))
     return sorted(file.parent for file in files if _has_server_app(file))
 
 
 def resolve(folder: Path, checkout: Path) -> Found:
-    """Try one app."""
+    """Resolve one app."""
     path = folder.relative_to(checkout).as_posix()
     source_builds.forget()
     try:
@@ -66,7 +66,7 @@ def resolve(folder: Path, checkout: Path) -> Found:
 
 
 def table(every: Sequence[Found]) -> str:
-    """The part of the page."""
+    """Return the part of the page with the table."""
     made = [(found, found.resolved) for found in every if found.resolved is not None]
     on_gpu = [found for found, resolved in made if resolved.gpu]
     lines = [
@@ -87,12 +87,12 @@ def table(every: Sequence[Found]) -> str:
 
 
 def filled(page: str, every: Sequence[Found]) -> str:
-    """The page with this table."""
+    """Return the page with this table."""
     return PLACE.sub(lambda place: place[1] + table(every) + place[2], page)
 
 
 def main(words: Sequence[str]) -> None:
-    """Resolve all, and write the table into this checkout's page."""
+    """Resolve all apps, and write the table into this checkout's page."""
     if len(words) != 1 or not (folders := find(Path(words[0]).resolve())):
         raise SystemExit(f"{__doc__}\nExpected such a checkout, found {' '.join(words) or 'nothing'}.")
     engine.ensure()
@@ -123,7 +123,7 @@ def _row(path: str, resolved: Resolved) -> str:
 
 
 def _first_line(said: str, folder: Path) -> str:
-    """What counts of an error: what uv says, if it is uv's."""
+    """Return the essence of an error: uv's line, if it is uv's."""
     _, _, of_uv = said.partition("uv says:\n")
     words = " ".join((of_uv or said).replace(f"{folder}/", "").replace("|", "\\|").split())
     words = words.removeprefix("error: No solution found when resolving dependencies cause: ")

@@ -1,11 +1,11 @@
-"""Plain Flower in this container, without FLARE and without the relay, for `flowerbed compare`.
+"""Run plain Flower in this container, without FLARE and without the relay, for `flowerbed compare`.
 
     python dev/plain_flower.py '{"sites": [...], "seed": N, "run_config": "k=v", "data": true}' < app.tar
 
-Runs SuperLink, a SuperNode for each site, and `flwr run`, as Flower's own guide starts them
+This runs SuperLink, a SuperNode for each site, and `flwr run`, as Flower's own guide starts them
 (https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html): its programs, its flags, its
-intervals. Only the ServerApp's process keeps the sites' order (`bridge/flower/deterministic.py`). What was
-recorded goes to stdout, what the programs print to stderr; exit code 1 if the run did not complete.
+intervals. Only the ServerApp's process keeps the sites' order (`bridge/flower/deterministic.py`). The record
+goes to stdout, and the programs' output to stderr. Exit code 1 if the run did not complete.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ from bridge.launch.environment import DETERMINISTIC, SERVERAPP, with_bridge
 from bridge.launch.process import strip_colour
 
 READY_WITHIN = 60.0
-"""Seconds for the SuperLink to answer, and then for each SuperNode to register; each takes 2 to 6."""
+"""Seconds for the SuperLink to answer, and then for each SuperNode to register. Each takes 2 to 6."""
 
 POLL = 0.1
-"""Seconds between two looks at a port or a log."""
+"""Seconds between two checks of a port or a log."""
 
 STOP_GRACE = 5.0
-"""Seconds from SIGTERM to SIGKILL; what counts is written by then."""
+"""Seconds from SIGTERM to SIGKILL. The record is complete by then."""
 
 REGISTERED = re.compile(r"SuperNode ID: (\d+)")
-"""What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
+"""A SuperNode's log line when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "plain"
 LOOPBACK = ("--insecure", "--host", "127.0.0.1", "--port")
 DATA = Path("/data")
-"""Holds one folder a site, if the app reads any; each SuperNode's is its node config's `data-dir`."""
+"""A folder with one folder a site, if the app reads any. Each SuperNode's node config names its own in
+`data-dir`."""
 
 
 class PlainRunFailed(FlowerbedError):
-    """The run did not come to its end; the text says why."""
+    """The run did not complete. The text says why."""
 
 
 class Programs:
@@ -62,13 +63,13 @@ class Programs:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, command: Sequence[str], more: Mapping[str, str] | None = None) -> None:
-        """Start one, with `more` variables."""
+        """Start a program, with `more` variables."""
         with (self._folder / f"{name}.log").open("wb") as log:
             env = {**self._env, **(more or {})}
             self._started.append(subprocess.Popen(command, cwd=self._folder, env=env, stdout=log, stderr=log))
 
     def wait_for(self, what: str, there: Callable[[], Any]) -> Any:
-        """Wait until `there` returns something, as long as all of them run."""
+        """Wait until `there` returns something, as long as all programs run."""
         until = time.monotonic() + READY_WITHIN
         while not (found := there()):
             for program in self._started:
@@ -82,7 +83,7 @@ class Programs:
         return found
 
     def stop(self) -> None:
-        """End them all."""
+        """End all programs."""
         for program in self._started:
             program.terminate()
         for program in self._started:
@@ -93,17 +94,17 @@ class Programs:
 
 @contextlib.contextmanager
 def federation(folder: Path, spec: Mapping[str, Any]) -> Iterator[Callable[[Path, str], Path]]:
-    """Have a SuperLink and SuperNodes run, with all that is written in `folder`.
+    """Run a SuperLink and SuperNodes, with all their files in `folder`.
 
     Args:
         spec: `sites` in their order, `seed`, `data` (whether to name folders of it).
 
     Yields:
-        A function that runs an app with run config overrides, as `flwr run` takes them. It returns the
+        A function that runs an app with run config overrides in the form of `flwr run`. It returns the
         record's file. The next run adds to that file, unless it was moved.
 
     Raises:
-        PlainRunFailed: they do not start, or, from the function, the run does not come to its end.
+        PlainRunFailed: they do not start, or, from the function, the run does not complete.
     """
     port, home = free_port(), folder / "home"
     home.mkdir()
@@ -145,13 +146,13 @@ def federation(folder: Path, spec: Mapping[str, Any]) -> Iterator[Callable[[Path
 
 
 def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
-    """Run `app` in a federation of its own; returns the record's file.
+    """Run `app` in a new federation, and return the record's file.
 
     Args:
         spec: as for `federation`, and `run_config`.
 
     Raises:
-        PlainRunFailed: with the reason.
+        PlainRunFailed: the run failed. The text has the reason.
     """
     with federation(folder, spec) as run_app:
         return run_app(app, spec["run_config"])
@@ -160,7 +161,7 @@ def run(app: Path, folder: Path, spec: Mapping[str, Any]) -> Path:
 def _start_supernodes(
     programs: Programs, folder: Path, superlink: int, spec: Mapping[str, Any]
 ) -> dict[int, str]:
-    """Start the sites' SuperNodes, one after the other; returns the sites by node id."""
+    """Start the sites' SuperNodes, one after the other, and return the sites by node ID."""
     nodes: dict[int, str] = {}
     for place, site in enumerate(spec["sites"]):
         config = {"client-name": site, "partition-id": place, "num-partitions": len(spec["sites"])}
@@ -175,7 +176,7 @@ def _start_supernodes(
 
 
 def _words(config: Mapping[str, str | int]) -> str:
-    """A node config as Flower's command line takes it."""
+    """Return a node config in the form of Flower's command line."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 
@@ -185,8 +186,8 @@ def _registered(log: Path) -> int | None:
 
 
 def _with_serverapp(folder: Path) -> Path:
-    """Make a folder in which a SuperExec, which starts programs by their names (flwr 1.41.0
-    `supercore/superexec/executor/subprocess_executor.py`), finds the ServerApp that keeps the order."""
+    """Make a folder for PATH with the ServerApp that keeps the order. A SuperExec starts programs by their
+    names (flwr 1.41.0 `supercore/superexec/executor/subprocess_executor.py`)."""
     folder.mkdir()
     program = folder / SERVERAPP
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m {deterministic.__name__} "$@"\n')
@@ -195,13 +196,13 @@ def _with_serverapp(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Unpack the app from stdin, run it, and print what was recorded."""
+    """Unpack the app from stdin, run it, and print the record."""
     spec = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         app = folder / "app"
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:
-            # Debian 12's Python 3.11.2 has no extraction filters; the tar is our own user's.
+            # Debian 12's Python 3.11.2 has no extraction filters. The tar comes from our own user.
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             tar.extractall(app)
         try:

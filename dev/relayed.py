@@ -1,4 +1,4 @@
-"""What the tests and a benchmark have in common that run an app over the relay without FLARE."""
+"""Shared parts of the tests and a benchmark that run an app over the relay without FLARE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.site.gateway_grpc import GrpcGateway
 from bridge.site.supernode import SuperNode
 
 STOP_WITHIN = 0.5
-"""Seconds for a SuperNode to end by itself."""
+"""Seconds for a SuperNode to end."""
 
 
 async def close(
@@ -23,7 +23,7 @@ async def close(
     superlink: SuperLink,
     gateways: Sequence[Gateway | GrpcGateway],
 ) -> None:
-    """End a run's parts in the order in which a job ends them."""
+    """End a run's parts in the order of a job's end."""
     await forwarder.close()
     for caller in callers:
         await caller.close()

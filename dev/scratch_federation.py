@@ -1,7 +1,7 @@
-"""A federation of its own beside the user's: a copy of this checkout, with another name and port.
+"""Make a separate federation beside the user's: a copy of this checkout, with another name and port.
 
-It shares what was fetched (wheels, images' layers), so that only the kits and the small images are new. A
-federation that runs from the checkout itself is not touched. For tests, benchmarks and `compare`.
+It shares downloads (wheels, images' layers), so only the kits and the small images are new. It never touches
+a federation of the checkout itself. It serves tests, benchmarks and `compare`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.core import ROOT, Failure
 COMPOSE = "docker compose"
 
 SHARED = ("wheels", "uv", "fashion-mnist")
-"""What a copy has of the checkout's .flowerbed."""
+"""Parts of the checkout's .flowerbed that a copy has too."""
 
 Project = dict[str, Any]
 """The content of a project.yml."""
@@ -36,7 +36,7 @@ Project = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a verb ended: exit code, the JSON object, what it told people."""
+    """The result of a verb: exit code, the JSON object, its text for people."""
 
     code: int
     value: dict[str, Any]
@@ -51,7 +51,7 @@ class ScratchFederation:
     port: int
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
-        """Run `flowerbed WORDS --format json` in it; `shown`: what it tells people, they see at once."""
+        """Run `flowerbed WORDS --format json` in it. With `shown`, people see its text at once."""
         process = self.run_verb([*words, "--format", "json"], timeout, shown)
         lines = process.stdout.strip().splitlines()
         value = json.loads(lines[-1]) if lines else {}
@@ -60,7 +60,7 @@ class ScratchFederation:
     def run_verb(
         self, words: Sequence[str], timeout: float, shown: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run `flowerbed WORDS`; `shown`: what it tells people is not kept."""
+        """Run `flowerbed WORDS`. With `shown`, its text for people is not kept."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "scripts", *words],
             cwd=self.root,
@@ -73,14 +73,14 @@ class ScratchFederation:
         )
 
     def must(self, *words: str, timeout: float = 300, shown: bool = False) -> dict[str, Any]:
-        """Run a verb that has to succeed; returns its JSON object. Raises `Failure` with what it said."""
+        """Run a verb that has to succeed, and return its JSON object. Raise `Failure` with its error."""
         outcome = self.verb(*words, timeout=timeout, shown=shown)
         if outcome.code:
             raise Failure(outcome.text.strip() or f"flowerbed {words[0]} failed")
         return outcome.value
 
     def compose(self, *words: str, check: bool = True, timeout: float = 120) -> str:
-        """Run `docker compose WORDS` in it; returns stdout. Raises `Failure` with what it said on stderr."""
+        """Run `docker compose WORDS` in it, and return stdout. Raise `Failure` with its stderr."""
         process = subprocess.run(
             [*COMPOSE.split(), *words],
             cwd=self.root,
@@ -98,17 +98,17 @@ class ScratchFederation:
         return self.compose("exec", "-T", service, *words, check=check)
 
     def container(self, service: str) -> str:
-        """A service's container id."""
+        """Return a service's container ID."""
         return self.compose("ps", "--quiet", service).strip()
 
     @property
     def kits(self) -> Path:
-        """The folder with the kits in use."""
+        """Return the folder of the kits in use."""
         return (self.root / dotenv.read(self.root / ".env")["FLOWERBED_COMPOSE"]).parent
 
     @property
     def sites(self) -> list[str]:
-        """The sites' names."""
+        """Return the sites' names."""
         return sorted(s for s in self.compose("config", "--services").split() if s.startswith("site-"))
 
     def edit(self, change: Callable[[Project], object]) -> None:
@@ -124,13 +124,13 @@ def edit(file: Path, change: Callable[[Project], object]) -> None:
 
 
 def participant(project: Project, name: str) -> dict[str, Any]:
-    """One participant of a project, to read or to edit."""
+    """Return one participant of a project, to read or to edit."""
     entries: list[dict[str, Any]] = project["participants"]
     return next(entry for entry in entries if entry["name"] == name)
 
 
 def builder(project: Project, path: str) -> dict[str, Any]:
-    """The arguments of one of a project's builders, to read or to edit."""
+    """Return the arguments of one of a project's builders, to read or to edit."""
     (found,) = (entry for entry in project["builders"] if entry["path"] == path)
     arguments: dict[str, Any] = found.setdefault("args", {})
     return arguments
@@ -144,15 +144,15 @@ def make(
     scheme: str = "",
     max_jobs: int = 0,
 ) -> ScratchFederation:
-    """Make the copy in .flowerbed/FOLDER; nothing is provisioned or built yet.
+    """Make the copy in .flowerbed/FOLDER. Nothing is provisioned or built yet.
 
     Args:
-        name: its project's.
-        more_sites: beside those in project.yml.
-        settings: go into its .env.
+        name: its project's name.
+        more_sites: sites besides those in project.yml.
+        settings: entries for its .env.
         scheme, max_jobs: if given, another scheme of connections, and number of jobs at once.
     """
-    # Not below the system's temporary folder, which may be too small or on another disk than the wheels.
+    # Not in the system's temporary folder, which may be too small or on another disk than the wheels.
     root = ROOT / ".flowerbed" / folder
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -179,16 +179,16 @@ def make(
 
 
 def set_scheme(project: Project, scheme: str) -> None:
-    """Let a project's connections speak another scheme."""
+    """Set the scheme of a project's connections."""
     builder(project, STATIC_FILES)["scheme"] = scheme
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """What belongs to a checkout, Git's or a release's: all but what its .gitignore names."""
+    """Yield the files of a checkout, Git's or a release's: all but those that its .gitignore names."""
     ignored = pathspec.GitIgnoreSpec.from_lines([".git", *(root / ".gitignore").read_text().splitlines()])
     for here, folders, files in os.walk(root):
         relative = Path(here).relative_to(root)
-        # Not one of the ignored folders is entered.
+        # Never enter an ignored folder.
         folders[:] = [name for name in folders if not ignored.match_file(f"{relative / name}/")]
         for name in files:
             if (root / relative / name).is_file() and not ignored.match_file(relative / name):
@@ -196,9 +196,9 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _share(source: Path, target: Path) -> None:
-    """Link what was fetched once; the environment is the one that runs the tests.
+    """Link the downloads. The environment is the one that runs the tests.
 
-    The environments of apps are this checkout's: whoever makes one makes it for all.
+    The environments of apps are this checkout's: each one that is made serves all copies.
     """
     uv.prepare()
     target.mkdir(exist_ok=True)

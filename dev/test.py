@@ -1,13 +1,12 @@
 """Install what the tests need and run them all: style, types, quick tests, then the slow ones.
 
-The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
-build and run federations of their own: one that runs from this checkout is left alone.
-
   ./flowerbed test                  everything
   ./flowerbed test --quick          what needs no engine
   ./flowerbed test --faults         and all of tests/faults, not only the pick
   ./flowerbed test -k relay         only tests whose names say so, no style and types
   ./flowerbed test -- -x --lf       words for pytest after --
+The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
+build and run separate federations: one that runs from this checkout is left alone.
 """
 
 from __future__ import annotations
@@ -25,26 +24,37 @@ from typing import Annotated, Any
 import typer
 
 from scripts import base_image, core, engine, wheelhouse
+from scripts.json_object import JsonObject
 
 REQUIREMENTS = core.ROOT / "requirements" / "test.txt"
 INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
-"""Seconds to fetch and install them (150 MB)."""
+"""Seconds to download and install them (150 MB)."""
 TYPED = ("scripts", "provisioning", "bridge", "images", "dev", "tests")
 
 QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
-"""Seconds for one test, before it counts as hanging."""
+"""Seconds for one test before it counts as hanging."""
 QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
 SLOW_FOLDERS = ("attacks", "faults", "integration", "kinds", "processes", "versions")
-"""Below `tests`. They hold no quick test, and each worker would import them first."""
+"""Folders below `tests` without quick tests. Each worker would import them first."""
 IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
-"""How the slow ones are divided among two workers (`tests/conftest.py`)."""
+"""Options that divide the slow tests among two workers (`tests/conftest.py`)."""
 END_WITHIN = 120.0
-"""Seconds for the end of a federation that a test has left: it takes 10."""
+"""Seconds to end a federation that a test has left. It takes 10."""
 NO_TESTS = 5
-"""pytest's exit code when it found none to run."""
+"""pytest's exit code when it found no tests."""
+
+
+JSON = JsonObject(
+    {
+        "steps": "a list: style, types, quick tests, slow tests",
+        "steps[].step": "its name",
+        "steps[].exit_code": "of the tool that it ran",
+        "steps[].seconds": "how long it took",
+    }
+)
 
 
 def run(
@@ -53,10 +63,14 @@ def run(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow tests.")] = False,
     faults: Annotated[
-        bool, typer.Option("--faults", help="All tests of faults: about 20 minutes more.")
+        bool,
+        typer.Option("--faults", help="Run all tests of faults, not only a pick: about 20 minutes more."),
     ] = False,
     only: Annotated[
-        str | None, typer.Option("-k", metavar="WORDS", help="Only tests that match, as pytest's -k.")
+        str | None,
+        typer.Option(
+            "-k", metavar="WORDS", help="Only tests that match, as pytest's -k. No style, no types."
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """Run what is asked for; fails if any of it does."""
@@ -65,7 +79,7 @@ def run(
     if not only:
         session.step("ruff check", ["ruff", "check", "."])
         session.step("ruff format", ["ruff", "format", "--check", "."])
-        # A Flower app, be it a test's, is what its author would write.
+        # A Flower app, even a test's, looks as its author would write it.
         session.begin("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
     ignored = [f"--ignore=tests/{folder}" for folder in SLOW_FOLDERS]
     chosen = [*(["-k", only] if only else []), *(words or ())]
@@ -73,7 +87,7 @@ def run(
     session.end_begun()
     session.end_if_failed()
     if not quick:
-        # What the tests' own checkout shares with this one; all else it makes for itself.
+        # Get what the tests' own checkout shares with this one. It makes the rest.
         engine.ensure()
         base_image.ensure()
         wheelhouse.RUNTIME.fill(engine.ask().architecture)
@@ -90,7 +104,7 @@ def run(
 
 
 def install() -> None:
-    """Put what the tests need into the environment, once."""
+    """Install the tests' requirements into the environment, once."""
     if INSTALLED.is_file() and INSTALLED.read_bytes() == REQUIREMENTS.read_bytes():
         return
     core.say("installing what the tests need: once, about a minute")
@@ -100,7 +114,7 @@ def install() -> None:
 
 
 def end_federations() -> None:
-    """End those of workers that were ended themselves, as by Ctrl-C; from /, where Compose finds no file."""
+    """End federations of workers that were ended, as by Ctrl-C. Run from /, where Compose finds no file."""
     federations = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
     compose, root = engine.compose(), Path("/")
     listing = [*compose, "ls", "--all", "--quiet", "--filter", f"name=^{federations}"]
@@ -110,12 +124,12 @@ def end_federations() -> None:
 
 
 class Session:
-    """The steps of one run, and how they ended."""
+    """The steps of one run, and their results."""
 
     def __init__(self, *, to_stderr: bool) -> None:
         # With --format json, stdout is for the one object.
         self.output = sys.stderr if to_stderr else sys.stdout
-        # Tests start hundreds of verbs and Flower processes. Without bytecode each compiles all it imports.
+        # Tests start hundreds of verbs and Flower processes. Without bytecode each compiles all its imports.
         self.env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.steps: list[dict[str, Any]] = []
         self.tests_ran = False
@@ -123,17 +137,17 @@ class Session:
         self.begun: dict[str, Future[tuple[subprocess.CompletedProcess[str], float]]] = {}
 
     def step(self, name: str, words: list[str]) -> int:
-        """Run a tool of the environment, its output shown; returns its exit code."""
+        """Run a tool of the environment, show its output, and return its exit code."""
         core.say(f"\n== {name}")
         self.output.flush()
         return self._done(name, *self._run(words, stdout=self.output))
 
     def begin(self, name: str, words: list[str]) -> None:
-        """Run a tool beside the next step; `end_begun` shows what it prints."""
+        """Run a tool beside the next step. `end_begun` shows its output."""
         self.begun[name] = self.beside.submit(self._run, words, stdout=PIPE, stderr=STDOUT)
 
     def end_begun(self) -> None:
-        """Wait for the tools that run beside, and show what each has printed."""
+        """Wait for the tools beside the steps, and show the output of each."""
         for name, begun in self.begun.items():
             core.say(f"\n== {name}")
             process, seconds = begun.result()
@@ -143,7 +157,7 @@ class Session:
         self.begun.clear()
 
     def _run(self, words: list[str], **outputs: Any) -> tuple[subprocess.CompletedProcess[str], float]:
-        """How it ended, and the seconds that it took."""
+        """Return the finished process, and the seconds that it took."""
         start = time.monotonic()
         command = [sys.executable, "-m", *words]
         process = subprocess.run(
@@ -157,7 +171,7 @@ class Session:
         return code
 
     def pytest(self, name: str, words: list[str]) -> None:
-        """Run tests; that none matches is no failure of this step alone."""
+        """Run tests. It is no failure of this step if none matches."""
         code = self.step(name, ["pytest", *words])
         self.tests_ran = self.tests_ran or code == 0
         if code == NO_TESTS:

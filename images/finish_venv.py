@@ -1,4 +1,4 @@
-"""Runs in the image's build on FLARE's new environment: prune it, compile it to bytecode.
+"""Finish FLARE's new environment in the image's build: prune it, compile it to bytecode.
 
 Called as: python finish_venv.py /opt/venv
 """
@@ -11,22 +11,22 @@ import shutil
 import sys
 from pathlib import Path
 
-# Patterns below site-packages. Sizes in MB, as of nvflare 2.9.0 and flwr 1.42.0.
+# Patterns below site-packages. Sizes in MB, with nvflare 2.9.0 and flwr 1.42.0.
 DEAD = (
     "*/**/tests",  # 65
     "Crypto/SelfTest",  # 4
     "pip",  # 10: the image installs nothing
     "pip-*",
     "../../../bin/pip*",
-    "../../../bin/uv*",  # 50: flwr's installer of an app's dependencies at run time, which is off
+    "../../../bin/uv*",  # 50: flwr's run-time installer of an app's dependencies, which is off
 )
 
 UNCOMPILED = re.compile(r"/site-packages/setuptools/")
-"""The source stays, bytecode is left out: neither FLARE nor Flower imports it."""
+"""Keep the source and leave out the bytecode: neither FLARE nor Flower imports these files."""
 
 
 def prune(packages: Path) -> None:
-    """Remove what nobody imports or starts."""
+    """Remove what nothing imports or starts."""
     for pattern in DEAD:
         for path in list(packages.glob(pattern)):
             if path.is_dir() and not path.is_symlink():
@@ -36,9 +36,9 @@ def prune(packages: Path) -> None:
 
 
 def compile_all(packages: Path) -> None:
-    """Write the bytecode, which the read-only root will not let Python write later.
+    """Write the bytecode, since Python cannot write it later on the read-only root.
 
-    A file that this Python cannot compile is nobody's import here.
+    Nothing here imports a file that this Python cannot compile.
     """
     compileall.compile_dir(packages, quiet=2, workers=0, rx=UNCOMPILED)
 

@@ -1,9 +1,10 @@
-"""Makes `import torchvision` work where an index had only its CUDA build beside a CPU build of torch.
+"""Make `import torchvision` work where an index had only its CUDA build beside a CPU build of torch.
 
 python mend_torchvision.py SITE_PACKAGES
 
-With --untried, nothing of the packages runs: so it is called in a container that may write to an app's new
-environment (scripts/environments.py): python -I -S mend_torchvision.py --untried SITE_PACKAGES
+With --untried, none of the packages' code runs. The build of an app's environment calls it like this, in a
+container that may write to the environment (scripts/environments.py):
+python -I -S mend_torchvision.py --untried SITE_PACKAGES
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _flowerbed_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold)
 
 
 def mend(packages: Path) -> None:
-    """Make it work, or end with the reason why it does not (seen with 0.28.0)."""
+    """Make torchvision work, or exit with the reason why it does not (tried with 0.28.0)."""
 
     def attempt() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "import torchvision"]
@@ -45,14 +46,14 @@ def mend(packages: Path) -> None:
 
 
 def edit(packages: Path) -> None:
-    """Take the compiled operators away, and define their schemas."""
+    """Remove the compiled operators, and define their schemas."""
     package = packages / "torchvision"
     for library in package.glob("*.so"):
         library.unlink()
     shutil.rmtree(packages / "torchvision.libs", ignore_errors=True)
     init = package / "__init__.py"
     source = TORCHVISION_WITHOUT_OPS + init.read_text()
-    # As a new file: the old one may be a link to uv's cache, and so to other environments.
+    # Write a new file: the old one may be a link to uv's cache, and so to other environments.
     init.unlink()
     init.write_text(source)
     py_compile.compile(str(init))

@@ -1,5 +1,4 @@
-"""Read by each Python process of the image at its start. None reaches loopback through a proxy, and FLARE's
-look for files in the kit only."""
+"""Set up every Python process of the image: no proxy for loopback, and FLARE reads its kit's files only."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Exit 0 if a participant of ours answers on a port of this container: with TLS, and with our certificate.
+"""Exit 0 if a participant answers on a port of this container over TLS, with this kit's certificate.
 
 Called as: python -I -S tls_answer.py PORT
 
-Part of the health check: standard library only, and little of that.
+Part of the health check: it imports little, and only from the standard library.
 """
 
 import socket
@@ -11,15 +11,15 @@ import sys
 
 KIT = "/kit/startup/"
 TIMEOUT = 3.0
-"""Seconds; a local handshake takes some milliseconds."""
+"""Seconds. A local handshake takes some milliseconds."""
 REFUSED_WITHIN = 0.2
-"""Seconds after a handshake in which a server that does not greet would have refused."""
+"""Seconds after a handshake within which a server refuses, if it sends no greeting."""
 
 
 def main(port: int) -> str:
-    """Return what is wrong, or nothing."""
+    """Return what is wrong, or an empty text."""
     context = ssl.create_default_context(cafile=KIT + "rootCA.pem")
-    # Which name it was issued for does not matter: the certificate has to be the very one of the kit.
+    # The name does not matter: the certificate must be exactly the kit's.
     context.check_hostname = False
     context.load_cert_chain(KIT + "server.crt", KIT + "server.key")
     context.set_alpn_protocols(["h2"])
@@ -32,7 +32,7 @@ def main(port: int) -> str:
         ):
             if tls.getpeercert(binary_form=True) != ours:
                 return f"another certificate than the kit's answers on port {port}"
-            # In TLS 1.3 a refusal of the client comes after the handshake. gRPC greets at once, the other
+            # In TLS 1.3 the server refuses a client after the handshake. gRPC greets at once, the other
             # schemes say nothing.
             greets = tls.selected_alpn_protocol() == "h2"
             tls.settimeout(TIMEOUT if greets else REFUSED_WITHIN)

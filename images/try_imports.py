@@ -1,6 +1,6 @@
-"""Says which modules cannot be imported, as JSON: `[[module, kind of error, its text], ...]`.
+"""Print the modules that cannot be imported, as JSON: `[[module, kind of error, its text], ...]`.
 
-Runs in a container, with the Python of an app's environment (scripts/environments.py):
+It runs in a container, with the Python of an app's environment (scripts/environments.py):
 python -P try_imports.py MODULE...
 """
 
@@ -14,11 +14,11 @@ import os
 import sys
 
 ERROR_LIMIT = 2000
-"""Characters of an error."""
+"""Characters of an error that are kept."""
 
 
 def attempts(modules: list[str]) -> list[tuple[str, str, str]]:
-    """Import each; what they print is nobody's."""
+    """Import each module, and drop what the modules print."""
     failed = []
     for module in modules:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -30,10 +30,10 @@ def attempts(modules: list[str]) -> list[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    # What a library prints by itself goes elsewhere.
+    # Keep a library's own output out of the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     json.dump(attempts(sys.argv[1:]), answer)
     answer.flush()
-    # Threads of what was imported are not waited for.
+    # Do not wait for the threads of imported modules.
     os._exit(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NOTE = "Flowerbed: "
-"""What our notes begin with, so that `flowerbed provision` finds them in FLARE's output."""
+"""Prefix of our notes, so that `flowerbed provision` finds them in FLARE's output."""
 
 
 def note(ctx: Any, text: str) -> None:

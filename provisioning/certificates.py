@@ -1,9 +1,9 @@
-"""FLARE's certificates, kept where they may be kept and issued anew where keeping would be silent trouble.
+"""Reuse FLARE's certificates when they still fit project.yml, and reissue them otherwise.
 
-FLARE 2.9's CertBuilder reuses a certificate by its subject alone: after an edit of `host_names` or `org`,
-or past its last day, it hands out the old one without a word; a listener's certificate (relays) it makes
-anew at every run; it says of no certificate what it may be used for; and its state, with the CA's key and
-everybody's, is readable by all and written in place at every run.
+FLARE 2.9's CertBuilder reuses a certificate by its subject alone. After an edit of `host_names` or `org`, or
+past its last day, it hands out the old one without a word. It makes a listener's certificate (relays) again
+at every run. It restricts no certificate's usage. Its state file, with the CA's key and everybody's, is
+readable by all, and each run overwrites it in place.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from nvflare.tool.cli_output import output_error
 from provisioning import note, state
 
 RENEW = datetime.timedelta(days=30)
-"""A certificate with less than this left is issued anew; the old one stays good until its last day."""
+"""Time left below which a certificate is reissued. The old one stays valid until its last day."""
 
 CA_KEY_BITS, KEY_BITS = 3072, 2048
 """Lengths of new RSA keys. A CA lives for ten years, and NIST SP 800-57 wants more than 2048 bits after 2030.
-Everybody else's lasts for 360 days, and FLARE's message cipher takes no other length than 2048 (nvflare 2.9.0
+All other keys last for 360 days, and FLARE's message cipher takes no other length than 2048 (nvflare 2.9.0
 `fuel/f3/cellnet/cell_cipher.py`, KEY_ENC_LENGTH). It takes no other kind of CA key than RSA either."""
 
 SERVES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-"""What the server's and a relay's listening end are for. They are clients too: of themselves, in the health
-check (`images/tls_answer.py`)."""
+"""Usages of the certificates of the server and of a relay's listening end. They are clients too: of
+themselves, in the health check (`images/tls_answer.py`)."""
 CONNECTS = (ExtendedKeyUsageOID.CLIENT_AUTH,)
-"""What everybody else's is for: no site, relay or person can pose as the server by it, whatever its name."""
+"""Usage of all other certificates: no site, relay or person can pose as the server, under any name."""
 
 
 class CertificateBuilder(CertBuilder):  # type: ignore[misc]
-    """FLARE's CertBuilder, which also renews what no longer fits project.yml and guards its state."""
+    """FLARE's CertBuilder, which also renews what no longer fits project.yml and protects its state."""
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Close the state folder to others, then load the CA and the certificates from it."""
@@ -54,7 +54,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         super().initialize(project, ctx)
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
-        """Issue what is new or stale, write all certificates into the kits."""
+        """Issue new certificates and replace stale ones, then write all of them into the kits."""
         known: dict[str, Any] = self.persistent_state.content
         for participant in project.get_all_participants():
             kept = known.get(participant.subject)
@@ -76,12 +76,12 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             )
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Save the state in one step, if it has changed: FLARE's own would truncate the only copy of the CA's
-        key each time. It comes before the kits are put in their place, since this builder is the last."""
+        """Save the state in one step, if it has changed. FLARE's method would truncate the only copy of the
+        CA's key each time. This builder finishes last, so it saves before the kits are put in their place."""
         state.save(Path(ctx.get_state_dir()), self.persistent_state.content)
 
     def _build_root(self, subject: str, subject_org: str | None) -> None:
-        """Make the CA, if there is none."""
+        """Make the CA if there is none."""
         if self.persistent_state.is_available:
             return
         self.issuer = subject
@@ -94,7 +94,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             _certificate(name, name, self.pub_key, self.pri_key, begin, end)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-            # FLARE's has one too.
+            # FLARE's CA has one too.
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
             .sign(self.pri_key, hashes.SHA256())
         )
@@ -103,13 +103,13 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         self.persistent_state.set_root_pri_key(serialize_pri_key(self.pri_key).decode())
 
     def get_pri_key_cert(self, participant: Participant) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
-        """Issue a certificate with a new key. FLARE's has neither basic constraints nor a usage."""
+        """Issue a certificate with a new key. FLARE's has neither basic constraints nor a key usage."""
         begin, last = _now(), self.root_cert.not_valid_after_utc
         if last <= begin:
             raise RuntimeError(f"the CA's own certificate has ended on {last.date()}: nothing can be issued.")
         end = min(last, begin + datetime.timedelta(days=DEFAULT_CERT_VALID_DAYS))
         role = participant.get_prop("role") if participant.type == "admin" else None
-        # Of a relay's or site's listening end FLARE asks as if it were a server.
+        # For the listening end of a relay or site, FLARE asks with the type "server".
         serves = participant.type == "server"
         key = _new_key(KEY_BITS)
         certificate = (
@@ -131,7 +131,8 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         return key, certificate
 
     def _tell_of_old(self, project: Project, ctx: ProvisionContext) -> None:
-        """A certificate from before goes on to work as it did: nobody is given another kit for this alone."""
+        """Name old certificates without a usage. They go on to work, and nobody gets another kit for this
+        alone."""
         known: dict[str, Any] = self.persistent_state.content
         without = [
             participant.name
@@ -157,7 +158,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
 
     def _why_too_old(self, certificate: x509.Certificate) -> str | None:
         end = certificate.not_valid_after_utc
-        # A CA near its own end can issue nothing that lasts longer: then the old one is as good.
+        # A CA near its end can issue nothing that lasts longer. Then the old certificate is as good.
         longest = _now() + datetime.timedelta(days=DEFAULT_CERT_VALID_DAYS)
         best = min(longest, self.root_cert.not_valid_after_utc)
         if end - _now() < RENEW and best - end > datetime.timedelta(days=1):
@@ -165,7 +166,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         return None
 
     def _keep_listener(self, participant: Participant, kit: Path) -> None:
-        """Put the listener's certificate of the last run back into the kit, unless it no longer fits."""
+        """Put the listener's certificate from the last run back into the kit, unless it no longer fits."""
         known: dict[str, Any] = self.persistent_state.content
         files = {"cert": kit / "server.crt", "pri_key": kit / "server.key"}
         kept = known.get(_listener(participant))
@@ -199,7 +200,7 @@ def _certificate(
     begin: datetime.datetime,
     end: datetime.datetime,
 ) -> x509.CertificateBuilder:
-    """What all have, CA and others."""
+    """Return the part that all certificates have, the CA's and others."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -224,7 +225,7 @@ def _has_usage(certificate: x509.Certificate) -> bool:
 
 
 def _names(participant: Participant) -> list[x509.GeneralName]:
-    """The names that FLARE would put into a new certificate of this participant."""
+    """Return the names that FLARE would put into a new certificate of this participant."""
     if participant.type == "server":
         return list(
             build_subject_alt_names(participant.get_default_host(), participant.get_prop("host_names"))

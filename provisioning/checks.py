@@ -1,8 +1,8 @@
-"""What project.yml must hold for containers, beyond what FLARE itself asks for; every error found at once.
+"""Check project.yml for what containers need beyond FLARE's own rules, and report every error at once.
 
-FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all; for
-the others its message names a regular expression. The same rules serve `flowerbed provision`, on the file,
-and the builders under a bare `nvflare provision`, on the project that FLARE made of it.
+FLARE would take some of these files (no admin, a site called `Site_3`) and fail late or not at all. For
+others its message names a regular expression. `flowerbed provision` applies these rules to the file. Under a
+bare `nvflare provision`, the builders apply them to the project that FLARE made of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.common import site_settings
+from bridge.common.project_key import ADMIN, RELAY, SERVER, SITE
 from bridge.common.site_settings import kind_of, size
+from provisioning.keys import (
+    ALLOWED_APPS,
+    CUSTOM_CODE,
+    EGRESS,
+    EGRESSES,
+    ELSEWHERE,
+    LIMITS,
+    NUMBERS,
+    OURS,
+    PORT,
+    REVOKED,
+    ROLES,
+    SANDBOX,
+    SANDBOXES,
+    SCHEMES,
+    SIZES,
+)
 from provisioning.names import service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
@@ -29,48 +47,23 @@ BUILDERS = (
     STATIC_FILES,
     "provisioning.certificates.CertificateBuilder",
 )
-"""What `builders:` must name, in this order; others may stand between."""
-
-SCHEMES = ("grpc", "tcp", "http")
-"""What connections speak, each in mutual TLS. FLARE takes any other word for a driver that somebody brings,
-and fails when the first container starts."""
-
-CUSTOM_CODE = "custom_code"
-"""The key of a server or site that says whether jobs may bring code there."""
-
-SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
-"""How strictly a server or site confines processes that run an app's code (`bridge/job/settings.py`)."""
-
-EGRESS, EGRESSES = "egress", ("server", "any")
-"""Where an app may connect to from a server or site."""
-
-ELSEWHERE = "elsewhere"
-"""The key of a site, relay or admin that says whether its container runs on another machine."""
-
-ALLOWED_APPS = "allowed_apps"
-"""The key of a site that lists the hashes of the deployed apps that it runs."""
-
-LIMITS = "limits"
-"""The key of a server or site for how much a job may write there."""
-SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
-"""What it may hold: sizes such as 20GB, and numbers."""
-
-POLICY_KEYS = (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, *site_settings.KEYS)
-"""Our own keys of a participant."""
-
-REVOKED = "revoked"
-"""The key of the project that names sites and people who are to stay out."""
+"""The builders that `builders:` must name, in this order. Others may come between."""
 
 OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
-"""By these everybody reaches what runs beside it."""
+"""Names that lead each machine to itself."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that are no participant's (`compose/`), and start only on demand."""
+"""Containers of the federation that belong to no participant (`compose/`), and start only on demand."""
 
 FLWR = "flwr"
-"""The container by which Flower's command line reaches the consoles."""
+"""The container through which Flower's command line reaches the consoles."""
 
-ROLES = ("project_admin", "org_admin", "lead", "member")
+WHOSE = {
+    (SERVER, SITE): "the server and for sites",
+    (SITE,): "sites",
+    (SITE, RELAY, ADMIN): "all but the server",
+}
+"""Who has a key, for people."""
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAMES = {
@@ -95,7 +88,7 @@ class Entry:
 
     @property
     def who(self) -> str:
-        """How messages call it."""
+        """Return the entry's name in messages."""
         return f"{_WORDS[self.type]} '{self.name}'"
 
 
@@ -115,7 +108,7 @@ def problems_in_file(content: Any) -> list[str]:
 
 
 def problems_in_project(project: Any) -> list[str]:
-    """The same for a `nvflare.lighter.entity.Project`, as a builder gets it."""
+    """Return what is wrong with a `nvflare.lighter.entity.Project`, as a builder gets it."""
     entries = [Entry(p.name, p.type, p.org, p.props) for p in project.get_all_participants()]
     return problems(project.name, entries, project.props.get("builders"), project.props.get(REVOKED))
 
@@ -179,32 +172,33 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
-    """Keys that look like one of ours, so that a misspelt policy is not silent. Others may be a builder's."""
+    """Report keys that resemble one of ours, so that a misspelt policy is noticed. Others may be a
+    builder's."""
     for key in keys:
         if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
             yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"
 
 
 def _policy(entry: Entry) -> Iterator[str]:
-    """What a server or site decides for itself, and where it runs."""
-    yield from _misspelt(entry.who, entry.properties, POLICY_KEYS)
-    if ELSEWHERE in entry.properties and entry.type == "server":
-        yield f"{entry.who}: {ELSEWHERE} is for all but the server; leave it out."
+    """Check the policy of a server or site, and where it runs."""
+    yield from _misspelt(entry.who, entry.properties, tuple(OURS))
+    for key in (OURS[name] for name in entry.properties if name in OURS):
+        # Keys that only a site gives to apps are checked below.
+        if entry.type not in key.of and not (entry.type == SERVER and key.name in site_settings.OF_SITES):
+            yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}; leave it out."
     yield from _switch(entry, ELSEWHERE)
-    for key in (CUSTOM_CODE, SANDBOX, EGRESS, LIMITS, *site_settings.KEYS):
-        if key in entry.properties and entry.type not in ("server", "client"):
-            yield f"{entry.who}: {key} is for the server and for sites; leave it out."
-            return
+    if entry.type not in (SERVER, SITE):
+        return
     yield from _switch(entry, CUSTOM_CODE)
-    for key, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
-        value = entry.properties.get(key, choices[0])
-        if key == SANDBOX and value is False:
-            continue  # YAML reads a bare `off` so.
+    for name, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
+        value = entry.properties.get(name, choices[0])
+        if name == SANDBOX and value is False:
+            continue  # YAML reads a bare `off` like this.
         if value not in choices:
-            yield f"{entry.who}: expected {key} to be {', '.join(choices)}; found {kind_of(value)}."
+            yield f"{entry.who}: expected {name} to be {', '.join(choices)}; found {kind_of(value)}."
     yield from _allowed_apps(entry)
     yield from _limits(entry)
-    for problem in site_settings.problems(entry.properties, server=entry.type == "server"):
+    for problem in site_settings.problems(entry.properties, server=entry.type == SERVER):
         yield f"{entry.who}: {problem}."
 
 
@@ -216,12 +210,9 @@ def _switch(entry: Entry, key: str) -> Iterator[str]:
 
 def _allowed_apps(entry: Entry) -> Iterator[str]:
     value = entry.properties.get(ALLOWED_APPS)
-    if value is None:
-        return
-    if entry.type != "client":
-        yield f"{entry.who}: {ALLOWED_APPS} is for sites; leave it out."
-    elif not isinstance(value, list) or not all(
-        isinstance(item, str) and re.fullmatch("[0-9a-f]{64}", item) for item in value
+    if value is not None and not (
+        isinstance(value, list)
+        and all(isinstance(item, str) and re.fullmatch("[0-9a-f]{64}", item) for item in value)
     ):
         yield (
             f"{entry.who}: expected {ALLOWED_APPS} to be a list of SHA-256 hashes, as ./flowerbed hash APP "
@@ -257,7 +248,7 @@ def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
 
 def _ports(entry: Entry) -> Iterator[str]:
     if entry.type == "server":
-        port = entry.properties.get("fed_learn_port", 8002)
+        port = entry.properties.get("fed_learn_port", PORT)
         if not _is_port(port):
             yield f"{entry.who}: expected fed_learn_port from 1 to 65535; found {kind_of(port)}."
         admin_port = entry.properties.get("admin_port", port)
@@ -291,8 +282,10 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
-    """By a name under which the server or a relay is dialled nobody else may be called: a certificate for
-    that name is what it is known by, so that the other one could pose as it."""
+    """Refuse a participant that has a dialled name of the server or a relay.
+
+    A certificate for that name identifies the listener, so its other holder could pose as the listener.
+    """
     server = next((entry.name for entry in entries if entry.type == "server"), "")
     holders = {entry.name.lower(): entry.name for entry in entries}
     for entry in entries:
@@ -306,7 +299,7 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _hosts(entry: Entry, server: str) -> Iterator[tuple[str, str, str]]:
-    """The names in its properties under which somebody is dialled: the key, the name, and who is."""
+    """Yield each dialled name in an entry's properties: its key, the name, and its listener."""
     listening = entry.properties.get("listening_host")
     for source in (entry.properties, listening if isinstance(listening, dict) else {}):
         for key in ("default_host", "host_names"):

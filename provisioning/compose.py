@@ -1,4 +1,4 @@
-"""The federation's Compose file: who takes part, on which port, from which kit. All else is in compose/."""
+"""Write the federation's Compose file: its participants, port and kits. compose/ holds the rest."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from nvflare.tool.cli_output import output_error
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import dotenv, networks, note, revocation, site_files
-from provisioning.checks import FLWR, REVOKED, TOOLS
+from provisioning.checks import FLWR, TOOLS
+from provisioning.keys import PORT, REVOKED
 from provisioning.names import flwr_port, flwr_port_key, service_name
 from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
 ALONE = "elsewhere-{name}.yaml"
-"""The Compose file for the machine of one that runs elsewhere."""
+"""The Compose file for the other machine of a participant that runs elsewhere."""
 FRAGMENTS = {
     ParticipantType.SERVER: "server",
     ParticipantType.CLIENT: "site",
     ParticipantType.RELAY: "relay",
     ParticipantType.ADMIN: "console",
 }
-"""Which file (and service) of compose/ stands for which type of participant."""
+"""The file (and service) of compose/ for each type of participant."""
 
 PROFILE = "elsewhere"
-"""The Compose profile of those that run on another machine. `up` here leaves them out."""
+"""The Compose profile of participants on other machines. `up` here leaves them out."""
 
 SOCKET_FOLDER, SOCKET = "/flwr", "socket"
 """Where a console listens for Flower's command line."""
@@ -45,7 +46,7 @@ ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
 """The folder with the environments of apps, beside the Compose file at the root."""
 
 SETTINGS = "org.flowerbed.settings"
-"""The label, after that with the participant's name, by which `up` sees that its settings have changed."""
+"""The label that shows `up` a change of settings. It follows the label with the participant's name."""
 
 HEADER = """\
 # Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
@@ -54,16 +55,16 @@ HEADER = """\
 
 
 class ComposeBuilder(Builder):  # type: ignore[misc]
-    """Writes prod_NN/compose.yaml and names it in the root `.env`. First in the list, so it finishes last."""
+    """Write prod_NN/compose.yaml and name it in the root `.env`. First in the list, so it finishes last."""
 
     def __init__(self) -> None:
-        """Without arguments."""
+        """Create the builder. It takes no arguments."""
         super().__init__()
         self._lock: Lock | None = None
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Wait for the workspace, clear it of what was left half done, and refuse one from which no image can
-        be built."""
+        """Wait for the workspace, remove half-done work, and refuse a workspace that cannot be built into an
+        image."""
         self._take(ctx)
         workspace = Path(ctx.get_workspace()).resolve()
         if not workspace.is_relative_to(ROOT):
@@ -75,14 +76,14 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             )
 
     def _take(self, ctx: ProvisionContext) -> None:
-        """From here to the end nobody else provisions this project."""
-        # FLARE removes this folder however it ends: while another one works there, it must not.
+        """Lock the project: until the end nobody else provisions it."""
+        # FLARE removes this folder at every exit, which must not happen while another run works there.
         wip = Path(ctx.pop(CtxKey.WIP))
         self._lock = Lock(
             Path(ctx.get_state_dir()),
             lambda: note(ctx, "another provisioning of this project is under way: waiting for its end."),
         )
-        # What a killed one has begun. A prod_NN is whole when it has its Compose file, which comes last.
+        # A killed run leaves these. A prod_NN is complete once it has its Compose file, which comes last.
         left = [wip] if wip.is_dir() and any(wip.iterdir()) else []
         left += [
             path for path in Path(ctx.get_workspace()).glob("prod_[0-9]*") if not (path / FILE).is_file()
@@ -96,7 +97,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         ctx[CtxKey.WIP] = str(wip)
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Write the file, or drop the new prod_NN again when the last one is the same."""
+        """Write the file, or remove the new prod_NN again if it equals the last one."""
         current = ctx.get(CtxKey.CURRENT_PROD_DIR)
         if not current:
             output_error(
@@ -112,7 +113,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         draft = prod / f"{FILE}.new"
         draft.write_text(render(project, prod.relative_to(ROOT)))
         if site_files.any_own(project):
-            # It has what only the site knows.
+            # It holds settings that only the site knows.
             draft.chmod(0o600)
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
@@ -122,11 +123,11 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        # Containers mount them; a missing source would stop them.
+        # Containers mount these folders, and cannot start without them.
         for folder in ("jobs", "deployed", ".flowerbed/environments"):
             if not (ROOT / folder).exists():
                 (ROOT / folder).mkdir(parents=True)
-                # For the containers' user too, whatever the umask is.
+                # For the containers' user too, under any umask.
                 (ROOT / folder).chmod(0o755)
         dotenv.write(
             ROOT / ".env",
@@ -140,7 +141,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
 
 
 def render(project: Project, prod: Path) -> str:
-    """Return the Compose file of a project whose kits lie in `prod`, a path relative to the root."""
+    """Return the Compose file of a project with its kits in `prod`, a path relative to the root."""
     people = _people(project)
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     joined = networks.of_project(project)
@@ -154,7 +155,7 @@ def render(project: Project, prod: Path) -> str:
         }
         | flwr
         | tools,
-        # Each tool has a volume of its own name.
+        # Each tool's volume has the tool's name.
         "volumes": {name: {} for name in (*names, *TOOLS, *sockets)},
         "networks": joined.defined | (networks.FLWR_NETWORK if flwr else {}),
     }
@@ -162,7 +163,7 @@ def render(project: Project, prod: Path) -> str:
 
 
 def render_alone(participant: Participant, project: Project, prod: Path) -> str:
-    """Return the Compose file of one that runs on another machine: nobody else's settings are in it."""
+    """Return the Compose file of a participant on another machine, without anybody else's settings."""
     name, joined = service_name(participant.name), networks.of_project(project)
     networked = joined.of(name)
     service = _service(participant, project, prod)
@@ -231,7 +232,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
         service["volumes"].append(shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
     if participant.type == ParticipantType.SERVER:
-        port = participant.get_prop("fed_learn_port", 8002)
+        port = participant.get_prop("fed_learn_port", PORT)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
         return _given(service, participant, project)
     if participant.type == ParticipantType.ADMIN:
@@ -250,7 +251,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
 
 
 def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:
-    """A server's or site's part of the file with what it gives to apps."""
+    """Return the part of a server or site in the file, with what it gives to apps."""
     more = site_files.service(participant, project)
     if mark := site_files.mark({**participant.props, "name": participant.name, "type": participant.type}):
         service["labels"][SETTINGS] = mark
@@ -262,7 +263,7 @@ def _given(service: dict[str, Any], participant: Participant, project: Project) 
 
 
 def _same(old: Path, new: Path, compose: str) -> bool:
-    """Whether two prod folders hold the same kits with the same rights, and the old one this Compose file."""
+    """Return whether two prod folders hold the same kits and rights, and the old one this Compose file."""
     here = (old / FILE).read_text() if (old / FILE).is_file() else None
     return here == compose and _kits(old) == _kits(new)
 

@@ -1,4 +1,4 @@
-"""The root `.env`, which Compose reads by itself: each writer touches only its own keys."""
+"""Read and write the root `.env`, which Compose reads too. Each writer touches only its keys."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dotenv import dotenv_values
 
 
 def read(path: Path) -> dict[str, str]:
-    """Return the file's keys and values; empty when there is no file."""
+    """Return the file's keys and values, or an empty mapping if there is no file."""
     return {key: value for key, value in dotenv_values(path).items() if value is not None}
 
 
 def write(path: Path, values: Mapping[str, str]) -> None:
-    """Set keys in the file, keeping every other line as it is; the file is replaced in one step.
+    """Set keys in the file, and keep every other line. The file is replaced in one step.
 
-    Its mode and owner stay, a link leads to the file that is replaced, and of two writers one waits.
+    The file keeps its mode and owner. Of a link, the target is replaced. Of two writers, one waits.
     """
     path = path.resolve()
     with _lock(path.parent):
@@ -42,7 +42,7 @@ def write(path: Path, values: Mapping[str, str]) -> None:
 
 
 def _like(path: Path, draft: int) -> None:
-    """Give a new file the mode and the owner of the one that it replaces."""
+    """Give a new file the mode and the owner of the one it replaces."""
     if not path.exists():
         mask = os.umask(0o077)
         os.umask(mask)
@@ -50,7 +50,7 @@ def _like(path: Path, draft: int) -> None:
         return
     old = path.stat()
     if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-        # Root keeps the owner; for anybody else only root could.
+        # Root keeps the owner. Only root can give a file to another user.
         with contextlib.suppress(PermissionError):
             os.fchown(draft, old.st_uid, old.st_gid)
     os.fchmod(draft, stat.S_IMODE(old.st_mode))

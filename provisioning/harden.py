@@ -1,4 +1,4 @@
-"""Kits for containers: nothing kept outside the volume, no name undialled, no key readable by others."""
+"""Fit FLARE's kits to containers: nothing kept outside the volume, every dialled name known, keys private."""
 
 from __future__ import annotations
 
@@ -17,20 +17,12 @@ from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_settings import NODE_CONFIG, size
 from provisioning import note, site_files
-from provisioning.checks import (
-    ALLOWED_APPS,
-    CUSTOM_CODE,
-    EGRESS,
-    EGRESSES,
-    LIMITS,
-    SANDBOX,
-    SIZES,
-    problems_in_project,
-)
+from provisioning.checks import problems_in_project
+from provisioning.keys import ALLOWED_APPS, CUSTOM_CODE, EGRESS, EGRESSES, LIMITS, SANDBOX, SIZES
 from provisioning.networks import is_elsewhere
 
 WORKSPACE = "/workspace"
-"""Where the image mounts the participant's volume."""
+"""The path of the participant's volume in the image."""
 
 CLASSES = (
     "bridge.server.controller.FlowerController",
@@ -39,8 +31,8 @@ CLASSES = (
     "bridge.server.trackers.MLflow",
     "nvflare.app_common.widgets.metric_relay.MetricRelay",
 )
-"""The components of the bridge's jobs that FLARE's own list lacks: a job without code of its own may use only
-what is on the list."""
+"""Components of the bridge's jobs that FLARE's own list lacks. A job that brings no code may use only listed
+ones."""
 
 COMPONENTS = {
     ParticipantType.SERVER: {
@@ -53,66 +45,68 @@ COMPONENTS = {
         "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
     },
 }
-"""Our components of FLARE's own process of the server, and of a site's. Each says what FLARE lacks."""
+"""Our components of FLARE's own process, of the server and of a site. Each says what FLARE lacks."""
 
 INSTEAD = {
-    # In the job store, FLARE's own follows the links that an app leaves in its results.
+    # FLARE's job store follows the links that an app leaves in its results.
     "nvflare.app_common.storages.filesystem_storage.FilesystemStorage": "bridge.flare.job_store.JobStore",
     "nvflare.app_common.logging.job_log_receiver.JobLogReceiver": "bridge.flare.log_receiver.LogReceiver",
 }
-"""Components of FLARE's server, and what takes their places."""
+"""Components of FLARE's server, and their replacements."""
 
 GPUS = "bridge.flare.gpus.SiteGPUs"
-"""What takes the place of FLARE's resource manager at a site. The consumer is FLARE's."""
+"""The replacement of FLARE's resource manager at a site. FLARE's consumer stays."""
 
 PART_POLICY = "bridge.flare.policy.PartPolicy"
-"""What FLARE asks at server and sites about each job's part (nvflare 2.9.0 `private/fed/app/fl_conf.py`)."""
+"""The validator that FLARE asks at server and sites about each job's part (nvflare 2.9.0
+`private/fed/app/fl_conf.py`)."""
 
 BYOC, DEPLOYED = "byoc", "server-predeployed-flwr"
 """FLARE's rights to bring code, and to run a Flower app that is on the server (nvflare 2.9.0
 `private/fed/utils/app_authz.py`)."""
 
 SUBMITTERS = "lead"
-"""FLARE's role for those who submit jobs."""
+"""FLARE's role for people who submit jobs."""
 
 MEMBERSHIP = (
     AdminCommandNames.ENABLE_CLIENT,
     AdminCommandNames.DISABLE_CLIENT,
     AdminCommandNames.REMOVE_CLIENT,
 )
-"""The commands that say who is in the federation."""
+"""The commands that decide who is in the federation."""
 
 SETTINGS = "flowerbed.json"
-"""The file in `local/` with what the operator has decided (`bridge/job/settings.py`)."""
+"""The file in `local/` with the operator's decisions (`bridge/job/settings.py`)."""
 
 UNHEARD = 120
-"""Seconds without heartbeat after which the server no longer counts a site in, until the next one; FLARE's
-own are 600. No job is scheduled to such a site; one that runs there goes by its own grace
-(`bridge/flare/job.py`)."""
+"""Seconds without a heartbeat after which the server leaves a site out, until the next one. FLARE's default
+is 600. No job is scheduled to such a site. A running job goes by its own grace (`bridge/flare/job.py`)."""
 
 JOB_PROCESS_CHECK = 0.5
-"""Seconds between two looks of a job's server process at whether its run is over; FLARE's own are 3."""
+"""Seconds between two checks of a job's server process for the end of its run. FLARE's default is 3."""
 
 DIALLED = ("localhost", "127.0.0.1")
-"""By which names the server's own machine reaches it, besides its name."""
+"""Names under which the server's machine reaches it, besides its name."""
 
 STREAMING_RETRY_TIMEOUT = 10.0
-"""Seconds for which a FLARE reply is sent again, and then kept by its receiver, in one waiting thread each.
+"""Seconds for which a FLARE reply is resent, and then kept by its receiver, in one waiting thread each.
 
-FLARE's 60 s let threads pile up to the container's limit; a relayed request has its own retries.
+With FLARE's 60 s, threads pile up to the container's limit. Relayed requests have their own retries.
 """
 
 LINE_CHECK, LINE_DEAD = 10_000, 20_000
-"""Milliseconds without a byte until gRPC asks whether the other end is there, and from then on until it takes
-the connection for dead. By itself TCP would find that out after a quarter of an hour, and look for the end of
-a stall in steps of up to two minutes. A slow line is not a dead one: on one of 1 Mbit/s the question may
-have to wait behind a megabyte, which is 8 s."""
+"""Milliseconds without a byte until gRPC asks for a sign of life, and from then until it drops the
+connection.
+
+TCP alone would need a quarter of an hour, and checks for the end of a stall in steps of up to two minutes. A
+slow line is not a dead one: at 1 Mbit/s the question may wait behind a megabyte, which takes 8 s.
+"""
 
 HANDSHAKE_WITHIN = 10_000
-"""Milliseconds."""
+"""Milliseconds for a handshake."""
 
 GRPC_OPTIONS = {
-    # FLARE's own two (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any replaces them.
+    # FLARE's two options (nvflare 2.9.0 `fuel/f3/drivers/grpc_driver.py`): naming any option replaces them.
     "grpc.max_send_message_length": MAX_FRAME_SIZE,
     "grpc.max_receive_message_length": MAX_FRAME_SIZE,
     "grpc.keepalive_time_ms": LINE_CHECK,
@@ -120,45 +114,48 @@ GRPC_OPTIONS = {
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     "grpc.http2.min_ping_interval_without_data_ms": LINE_CHECK // 2,
-    # For a connection to shake hands; gRPC's own are 120 s (`bridge/flare/drivers` has that of TCP and HTTP).
+    # Time for a handshake. gRPC's default is 120 s (`bridge/flare/drivers` has the limit of TCP and HTTP).
     "grpc.server_handshake_timeout_ms": HANDSHAKE_WITHIN,
-    # The wait between two tries to connect; gRPC's own grows to two minutes.
+    # Wait between two tries to connect. gRPC's own grows to two minutes.
     "grpc.max_reconnect_backoff_ms": LINE_CHECK,
 }
 
 
 INTERNAL_PORTS = "32768-60999"
-"""Where FLARE's processes in one container listen for each other: ports that Linux gives out by itself."""
+"""Ports at which FLARE's processes in one container listen for each other: Linux's default ephemeral
+range."""
 
 DRIVERS = "/opt/flowerbed/bridge/flare/drivers"
-"""Where the image has what FLARE loads before its first connection; the module there says what for."""
+"""The folder of the image that FLARE loads before its first connection. The module there says why."""
 
 SEND_WITHIN = 3600.0
-"""Seconds for one frame to go into a TCP connection, after which FLARE closes it. FLARE's own 30 take a slow
-line for a dead one; that is found out by the acknowledgements that do not come (`DRIVERS`)."""
+"""Seconds for one frame to go into a TCP connection before FLARE closes it.
+
+FLARE's 30 s take a slow line for a dead one. `DRIVERS` finds dead lines by their missing acknowledgements.
+"""
 
 
 MAX_JOBS = 3
-"""Jobs at once, if project.yml does not say otherwise (FLARE's own: 4). Each takes some 400 MB of the
-server's 4 GB and of each site's 6, and what its app takes."""
+"""Jobs at once, unless project.yml says otherwise (FLARE's default: 4). Each takes some 400 MB of the
+server's 4 GB and of each site's 6 GB, and its app's memory."""
 
 
 class HardenBuilder(Builder):  # type: ignore[misc]
-    """Checks the project and completes its names first; edits and locks the finished kits last."""
+    """Check the project and complete its names first, then edit and lock the finished kits last."""
 
     def __init__(self, max_jobs: int = MAX_JOBS) -> None:
-        """`max_jobs`: how many jobs may run at once; others wait for their turn."""
+        """Create the builder. `max_jobs` is how many jobs may run at once. Others wait for their turn."""
         super().__init__()
         self.max_jobs = max_jobs
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Refuse what cannot work; put every name that is dialled where the certificates look for it."""
+        """Refuse a project that cannot work, and give the certificates every name that is dialled."""
         found = problems_in_project(project) or [
             *site_files.problems_of(project),
             *site_files.missing_of(project),
         ]
         if found:
-            # Prints as FLARE prints its own, and exits: an exception here would be shown as a traceback.
+            # Print as FLARE does, and exit: FLARE would show an exception as a traceback.
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
         for relay in project.get_relays():
             _complete_listener(relay)
@@ -170,7 +167,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             note(ctx, f"{server.name}: also for {', '.join(added)}, since host_names lacks what is dialled.")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Edit what FLARE's builders wrote, then close the kits to others."""
+        """Edit the files of FLARE's builders, then close the kits to others."""
         for participant in project.get_all_participants():
             local, startup = Path(ctx.get_local_dir(participant)), Path(ctx.get_kit_dir(participant))
             if participant.type in COMPONENTS:
@@ -184,24 +181,24 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                     lambda kit: kit["servers"][0].update(check_engine_frequency=JOB_PROCESS_CHECK),
                 )
             if participant.type == ParticipantType.ADMIN:
-                # The console asks for the user's name otherwise, and takes only the one in the certificate.
+                # Otherwise the console asks for the user's name, and takes only the one in the certificate.
                 _edit(startup / "fed_admin.json", lambda kit: kit["admin"].update(uid_source="cert"))
             else:
                 _edit(local / "comm_config.json", _configure_transport)
             _lock(Path(ctx.get_ws_dir(participant)))
 
     def _resources(self, participant: Participant, resources: dict[str, Any]) -> None:
-        """The components of FLARE's own process of a server or site."""
+        """Edit the components of FLARE's own process of a server or site."""
         kind = participant.type
         if kind == ParticipantType.CLIENT:
-            # `share_logs` is a variable of the container, which counts where the kit says nothing.
+            # `share_logs` is a variable of the container, which counts where the kit is silent.
             if resources.get("allow_log_streaming"):
                 del resources["allow_log_streaming"]
             (manager,) = (part for part in resources["components"] if part["id"] == "resource_manager")
             manager.update(path=GPUS, args={})
         if kind == ParticipantType.SERVER:
             resources["servers"][0]["heart_beat_timeout"] = UNHEARD
-            # FLARE keeps jobs and snapshots below /tmp, where a new container finds nothing.
+            # By default FLARE keeps jobs and snapshots below /tmp, which a new container finds empty.
             store = f"{WORKSPACE}/store"
             resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{store}/snapshots"
             for component in resources["components"]:
@@ -217,14 +214,14 @@ class HardenBuilder(Builder):  # type: ignore[misc]
 
 
 def _settings(participant: Participant) -> dict[str, Any]:
-    """What `bridge/job/settings.py` reads."""
+    """Return the settings that `bridge/job/settings.py` reads."""
     limits = dict(participant.get_prop(LIMITS) or {})
     return {
         SANDBOX: participant.get_prop(SANDBOX, "best-effort") or "off",
         EGRESS: participant.get_prop(EGRESS, EGRESSES[0]),
         CUSTOM_CODE: participant.get_prop(CUSTOM_CODE, True),
         ALLOWED_APPS: participant.get_prop(ALLOWED_APPS),
-        # One of this machine has it in its container's variables: an edit needs no new image.
+        # On this machine the container's variables hold node_config, so that an edit needs no new image.
         NODE_CONFIG: dict(participant.get_prop(NODE_CONFIG) or {}) if is_elsewhere(participant) else {},
         LIMITS: {key: size(value) if key in SIZES else value for key, value in limits.items()},
     }
@@ -235,7 +232,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _dialled(project: Project) -> list[str]:
-    """The names by which somebody reaches the server itself, in a stable order."""
+    """Return the names under which participants reach the server itself, in a stable order."""
     server = project.get_server()
     names = [server.name, *DIALLED]
     for participant in project.get_all_participants():
@@ -246,7 +243,8 @@ def _dialled(project: Project) -> list[str]:
 
 
 def _complete_listener(relay: Participant) -> None:
-    """A relay listens under its own name, with mutual TLS; FLARE's defaults are localhost, in the clear."""
+    """Let a relay listen under its own name, with mutual TLS. FLARE's defaults are localhost and plain
+    TCP."""
     listening = relay.get_prop("listening_host")
     listening.setdefault("default_host", relay.name)
     listening.setdefault("connection_security", "mtls")
@@ -263,21 +261,22 @@ def _edit(path: Path, change: Any) -> None:
 
 
 def _rights(kind: str, policy: dict[str, Any], *, byoc: bool) -> None:
-    """Who may do what at a server or site."""
+    """Set the rights of each role at a server or site."""
     for role, rights in policy["permissions"].items():
         if not isinstance(rights, dict):
             continue
         if kind == ParticipantType.SERVER and "download_job" in rights:
-            # FLARE's default names no right to read a job's log, nor to ask a running job for its events, so
-            # that only a project_admin may.
+            # FLARE's default names no right to read a job's log or to ask a running job for its events, so
+            # only a project_admin may.
             rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
             rights[AdminCommandNames.APP_COMMAND] = rights["download_job"]
         if BYOC in rights:
-            # Who may bring code may run what is on the server too; FLARE's default lets only a project_admin.
+            # A role that may bring code may also run deployed apps. FLARE's default lets only a
+            # project_admin.
             rights[DEPLOYED] = rights[BYOC]
         # FLARE's default lets a lead stop, restart and remove sites, and read files there and on the server,
-        # where they are of its own organization: in most projects everywhere. Submitting jobs needs none of
-        # it. Who is removed, and who comes back, is for a project_admin alone.
+        # where they belong to the lead's organization: in most projects everywhere. Submitting jobs needs
+        # none of that. Only a project_admin removes and readmits sites.
         if role == SUBMITTERS:
             rights |= {CommandCategory.OPERATE: "none", CommandCategory.SHELL_COMMANDS: "none"}
         rights |= dict.fromkeys(MEMBERSHIP, "none")
@@ -286,8 +285,10 @@ def _rights(kind: str, policy: dict[str, Any], *, byoc: bool) -> None:
 
 
 def _forbid_custom_code(policy: dict[str, Any]) -> None:
-    """Take the right to bring code from all, and leave them every other. FLARE knows no exception from the
-    "any" that a project_admin has: so all the other rights are named."""
+    """Take the right to bring code from all roles, and leave them every other right.
+
+    FLARE knows no exception from a project_admin's "any", so all the other rights are named.
+    """
     commands = {value for name, value in vars(AdminCommandNames).items() if name.isupper()}
     every = sorted({COMMAND_CATEGORIES.get(command, command) for command in commands})
     for role, rights in policy["permissions"].items():
@@ -300,8 +301,8 @@ def _configure_transport(config: dict[str, Any]) -> None:
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
     config["streaming_send_timeout"] = SEND_WITHIN
     config["grpc"] = {"options": [list(option) for option in GRPC_OPTIONS.items()]}
-    # On loopback FLARE listens at ports that no app may connect to, whatever its egress
-    # (`bridge/launch/confinement.py`). FLARE's own choice is from 1025 on.
+    # On loopback FLARE listens at ports that no app may connect to, with any egress
+    # (`bridge/launch/confinement.py`). FLARE chooses from 1025 on by default.
     resources = {"host": "localhost", "ports": INTERNAL_PORTS}
     config.setdefault("internal", {"scheme": "tcp", "resources": resources})
 

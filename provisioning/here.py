@@ -1,4 +1,4 @@
-"""Whether what a site's settings name is on this machine: folders, groups, files, a GPU's driver."""
+"""Check that this machine has what a site's settings name: folders, groups, files, a GPU's driver."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ USER = 10001
 """The user and the group of every container (`compose/container.yaml`)."""
 
 MAPPED = 100_000
-"""From here on users and groups are those of user namespaces: which of them a container has is not told by
+"""The first number of users and groups in user namespaces. A container's mapping to them is not visible in
 the number."""
 
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
-"""One of them is there where NVIDIA's driver is: on Linux, and in WSL."""
+"""Files of NVIDIA's driver, on Linux and in WSL. One of them is there where the driver is."""
 
 ACL = "system.posix_acl_access"
 
 
 def missing(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
-    """Return what is not there, or cannot be read, of what settings name. They have been checked.
+    """Yield what checked settings name and this machine lacks, or cannot read.
 
     Args:
-        root: which relative paths begin at.
+        root: the base of relative paths.
     """
     for folder in folders(settings.get(DATA)):
         yield from _group(folder)
@@ -46,7 +46,7 @@ def missing(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
 
 
 def gid(group: str | int) -> int | None:
-    """The number of a group of this machine; None: it has none of that name."""
+    """Return the number of a group of this machine, or None if there is no such group."""
     if isinstance(group, int):
         return group
     try:
@@ -56,7 +56,7 @@ def gid(group: str | int) -> int | None:
 
 
 def is_local_linux() -> bool:
-    """Whether the containers run on this very machine, so that what is here is there."""
+    """Return whether the containers run on this very machine, and so see its files."""
     host = os.environ.get("DOCKER_HOST", "")
     return sys.platform == "linux" and (host == "" or host.startswith("unix://"))
 
@@ -84,7 +84,7 @@ def _folder(folder: Folder, path: Path) -> Iterator[str]:
 
 
 def _unreadable(where: str, path: Path, number: int, *, has_group: bool) -> Iterator[str]:
-    """By the mode alone. Whether the files can be read is tried in the container (`scripts/readable.py`)."""
+    """Check the mode alone. `bridge/common/readable.py` tries in the container to read the files."""
     is_open, status = stat.S_IROTH | stat.S_IXOTH, path.stat()
     if max(status.st_uid, status.st_gid) >= MAPPED or ACL in os.listxattr(path):
         return

@@ -1,4 +1,4 @@
-"""How a participant is called in Compose: its service, its image and its volume share one name."""
+"""Name participants in Compose: a participant's service, image and volume share one name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FLWR_PORTS = range(20000, 32000)
 def service_name(participant: str) -> str:
     """Return the Compose service of a participant.
 
-    A server, site or relay keeps its name; a person's is the part of the e-mail address before the @
-    (`Jane.Doe@lab.example` is `jane-doe`), since image names know only lower-case letters, digits and `-`.
+    A server, site or relay keeps its name. A person's service has the part of the email address before the @
+    (`Jane.Doe@lab.example` is `jane-doe`), since image names allow only lower-case letters, digits and `-`.
     """
     local, at, _ = participant.partition("@")
     return re.sub(r"[^a-z0-9]+", "-", local.lower()).strip("-") if at else participant

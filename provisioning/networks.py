@@ -1,9 +1,9 @@
-"""Which networks the federation's containers are in: each participant meets only whom it connects to.
+"""Choose the containers' networks: each participant meets only the one it connects to.
 
-A participant of this machine shares a network with its upstream (the server, or the relay that its
-`connect_to` names) and with nobody else. That network is internal, and the bridge has no address in it: so
-neither the internet nor a service of the host answers. `outside` is for those that need a way out: a site
-with `egress: any`, and everybody whose other end is on another machine.
+A participant of this machine shares a network with its upstream (the server, or the relay in its
+`connect_to`) and with nobody else. That network is internal, and the bridge has no address in it. So neither
+the internet nor a service of the host answers. `outside` is for participants that need a way out: a site with
+`egress: any`, and each participant with its other end on another machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
-from provisioning.checks import EGRESS, EGRESSES, ELSEWHERE
+from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
 from provisioning.names import service_name
 
 TRACKING = "tracking"
-"""The network of the server and of what shows the curves."""
+"""The network of the server and the tools that show the curves."""
 
 OUTSIDE = "outside"
 """The network with a way out. Its containers cannot reach each other."""
@@ -33,14 +33,15 @@ FLWR_NETWORK: dict[str, dict[str, Any]] = {
 The internet does not answer what that sends."""
 
 NO_NAMES = ["127.0.0.1"]
-"""Where a container without a way out looks for names that are no container's. Nothing answers there: engines
-before 25 would forward the question even from an internal network, and so carry data out in it."""
+"""The resolver of a container without a way out, for names that are no container's. Nothing answers there.
+Engines before 25 would forward such a question even from an internal network, and so carry data out in it."""
 
 CHOSEN_BY_ENGINE = 4
-"""Links whose addresses the engine chooses. It has some 30 ranges for all networks of the machine."""
+"""Number of links with addresses that the engine chooses. It has some 30 ranges for the machine's
+networks."""
 
 RANGE = ipaddress.ip_network("198.18.0.0/15")
-"""Where the addresses of all further links are. It belongs to nobody (RFC 2544), and the host has no route to
+"""The range of all further links' addresses. It belongs to nobody (RFC 2544), and the host has no route to
 it, since its bridges have no address there."""
 
 BLOCK = 28
@@ -57,22 +58,22 @@ def _isolated(subnet: str | None) -> dict[str, Any]:
 
 @dataclass
 class Networks:
-    """The networks of a project, and who is in which."""
+    """The networks of a project, and their members."""
 
     defined: dict[str, dict[str, Any]]
     joined: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """By service: the networks beside those that its file in `compose/` names."""
+    """The networks of each service, besides those that its file in `compose/` names."""
     silent: set[str] = field(default_factory=set)
     """Services that get no names from outside."""
 
     def of(self, service: str) -> dict[str, Any]:
-        """What stands in a service's part of the Compose file."""
+        """Return the networks and resolvers of a service's part of the Compose file."""
         content: dict[str, Any] = {"networks": self.joined[service]} if service in self.joined else {}
         return content | ({"dns": NO_NAMES[:]} if service in self.silent else {})
 
 
 def upstream(participant: Participant, project: Project) -> Participant:
-    """Whom a participant connects to."""
+    """Return the server or relay that a participant connects to."""
     target = participant.get_connect_to()
     name = target.name if target and target.name else project.get_server().name
     found = [p for p in (project.get_server(), *project.get_relays()) if p.name == name]
@@ -80,7 +81,7 @@ def upstream(participant: Participant, project: Project) -> Participant:
 
 
 def is_elsewhere(participant: Participant) -> bool:
-    """Whether it runs on another machine."""
+    """Return whether a participant runs on another machine."""
     return bool(participant.get_prop(ELSEWHERE, False))
 
 
@@ -88,7 +89,7 @@ def of_project(project: Project) -> Networks:
     """Return the networks of a project."""
     server = project.get_server()
     others = [*project.get_relays(), *project.get_clients(), *project.get_admins()]
-    # As they stand in the file, so that one that is added at its end changes nothing for those before it.
+    # In the order of the file, so that adding a participant at its end changes nothing for those before it.
     order = [p.name for p in project.get_all_participants()]
     others.sort(key=lambda participant: order.index(participant.name))
     result = Networks({TRACKING: {}, "default": {}})
@@ -111,7 +112,7 @@ def of_project(project: Project) -> Networks:
         if participant not in linked or (may_go_out and participant.type == ParticipantType.CLIENT):
             joined[OUTSIDE] = {}
     for other in project.get_relays():
-        # Whoever dials it from another machine comes by a published port, which needs a way out.
+        # Clients on another machine come through a published port, which needs a way out.
         away = any(is_elsewhere(p) and upstream(p, project) is other for p in others)
         if away and not is_elsewhere(other):
             result.joined[service_name(other.name)][OUTSIDE] = {}
@@ -124,7 +125,7 @@ def of_project(project: Project) -> Networks:
 
 
 def _aliases(listener: Participant) -> list[str]:
-    """Every name of a listener leads to its container, so that kits made for the outside also work inside."""
+    """Return every name of a listener, so that kits made for the outside also work inside."""
     if listener.type == ParticipantType.SERVER:
         names = [listener.get_default_host(), *listener.get_prop("host_names")]
     else:
@@ -143,9 +144,9 @@ def _is_address(name: str) -> bool:
 
 
 def _subnets(project: str, names: Sequence[str]) -> Iterator[str | None]:
-    """The addresses of each link: None where the engine is to choose them.
+    """Yield the addresses of each link, or None where the engine chooses them.
 
-    By a hash of the names, since a place in a list would change when somebody before it leaves.
+    A hash of the names decides: a place in a list would change when an earlier participant leaves.
     """
     blocks = 2 ** (BLOCK - RANGE.prefixlen)
     taken: set[int] = set()

@@ -1,4 +1,4 @@
-"""The file with the names that are revoked, beside the kits, where containers see it change."""
+"""Write the file of revoked names beside the kits, where containers see it change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from provisioning import note
 from provisioning.state import write_whole
 
 FOLDER = "policy"
-"""Below the project's workspace, where no prod_NN comes and goes. The Compose file mounts it at `/policy`."""
+"""The folder below the project's workspace, apart from the changing prod_NN. The Compose file mounts it at
+`/policy`."""
 
 
 def write(ctx: object, workspace: Path, names: Sequence[str]) -> None:
-    """Write the file, for all to read; it is never there in part."""
+    """Write the file, for all to read. A reader never finds a part of it."""
     folder = workspace / FOLDER
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)

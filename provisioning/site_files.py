@@ -1,7 +1,7 @@
-"""The file that only a site has, `sites/NAME.yml`: settings over those of project.yml.
+"""Read `sites/NAME.yml`, the site's own settings, which override those of project.yml.
 
-It belongs to whoever runs the site. Provisioning writes it once, all comments, and never again. Nothing of it
-is in a kit or an image: what it says goes into the Compose file, which then only its owner can read.
+The file belongs to the site's operator. Provisioning writes it once, all comments, and never again. No kit or
+image holds any of it. Its settings go into the Compose file, which then only its owner can read.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ OF_SITES = """\
 """
 
 SERVER, SITE = "server", "client"
-"""FLARE's types of a participant. (Its own constants take long to import.)"""
+"""FLARE's types of a participant. (FLARE's constants take long to import.)"""
 
 _Participant = Mapping[str, Any]
 
 
 class _Unfit(FlowerbedError):
-    """The file is no YAML, or no mapping."""
+    """The file is not YAML, or not a mapping."""
 
 
 def path_of(name: str) -> Path:
-    """Where the file of a participant is."""
+    """Return the path of a participant's own file."""
     return ROOT / FOLDER / f"{name}.yml"
 
 
 def settings(participant: _Participant) -> dict[str, Any]:
-    """What counts for a participant, with its own file, which has been checked."""
+    """Return a participant's settings, with its own file applied, which has been checked."""
     return site_settings.merged(participant, _own(participant))
 
 
 def problems(participants: Iterable[_Participant]) -> Iterator[str]:
-    """Return what is wrong with the participants' own files, and with what comes of both."""
+    """Yield what is wrong with the participants' own files, and with the merged settings."""
     for participant in participants:
         if participant.get("type") not in (SERVER, SITE):
             continue
@@ -91,7 +91,7 @@ def problems(participants: Iterable[_Participant]) -> Iterator[str]:
 
 
 def missing(participants: Iterable[_Participant]) -> list[str]:
-    """Return what server and sites of this machine name and is not there."""
+    """Return what the server and sites of this machine name and lack."""
     found = []
     for item in participants:
         if item.get("type") not in (SERVER, SITE) or item.get("elsewhere"):
@@ -103,7 +103,7 @@ def missing(participants: Iterable[_Participant]) -> list[str]:
 
 
 def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str]:
-    """What only both together get wrong."""
+    """Yield what is wrong only with the merged settings."""
     counts = site_settings.merged(participant, own)
     if PROXY in counts and participant.get("egress") != "any":
         yield f"{PROXY} needs egress: any in project.yml; found an app that may connect nowhere else"
@@ -124,7 +124,8 @@ def _own(participant: _Participant) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (FileNotFoundError, PermissionError):
-        # It may be its owner's alone, who provisions (`missing`). Others still ask for jobs and their state.
+        # Perhaps only its owner may read it, who provisions (`missing`). Others still ask for jobs and their
+        # state.
         return {}
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
@@ -136,7 +137,7 @@ def _own(participant: _Participant) -> dict[str, Any]:
     return content or {}
 
 
-# For the builders, which have FLARE's project
+# For the builders, which have FLARE's project.
 
 
 def _plain(project: Project) -> list[_Participant]:
@@ -146,22 +147,22 @@ def _plain(project: Project) -> list[_Participant]:
 
 
 def problems_of(project: Project) -> list[str]:
-    """`problems`, of FLARE's project."""
+    """Return `problems` of FLARE's project."""
     return list(problems(_plain(project)))
 
 
 def missing_of(project: Project) -> list[str]:
-    """`missing`, of FLARE's project."""
+    """Return `missing` of FLARE's project."""
     return missing(_plain(project))
 
 
 def any_own(project: Project) -> bool:
-    """Whether somebody's own file says something."""
+    """Return whether any participant's own file has settings."""
     return any(_own(item) for item in _plain(project))
 
 
 def service(participant: Participant, project: Project) -> dict[str, Any]:
-    """What stands in a participant's part of the Compose file for its settings."""
+    """Return the part of a participant's Compose service that its settings decide."""
     (item,) = (item for item in _plain(project) if item["name"] == participant.name)
     counts = settings(item)
     groups = {folder.group for folder in site_settings.folders(counts.get(DATA)) if folder.group is not None}
@@ -170,14 +171,14 @@ def service(participant: Participant, project: Project) -> dict[str, Any]:
 
 
 def mark(participant: _Participant) -> str:
-    """By which settings are known again, without telling them; empty where there are none."""
+    """Return a digest that identifies settings without telling them, or an empty text if there are none."""
     text = json.dumps(settings(participant), sort_keys=True, default=str)
-    # With a letter first, so that YAML takes it for no number.
+    # A letter first, so that YAML does not read a number.
     return "" if text == "{}" else f"s{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _own_hosts(project: Project) -> list[str]:
-    """By which names the federation's own connections go."""
+    """Return the names that the federation's own connections use."""
     server = project.get_server()
     names = [server.name, server.get_default_host(), *(server.get_prop("host_names") or [])]
     names += [service_name(relay.name) for relay in project.get_relays()]
@@ -186,7 +187,7 @@ def _own_hosts(project: Project) -> list[str]:
 
 
 def write_templates(project: Project) -> None:
-    """Write the file of each participant of this machine that has none."""
+    """Write the own file of each participant of this machine that has none."""
     for item in _plain(project):
         path = path_of(item["name"])
         if item.get("elsewhere") or path.exists() or path.is_symlink():

@@ -1,7 +1,7 @@
-"""The CA's file. It holds everybody's key and nobody can make it again, so it is never written in place.
+"""Keep the CA's file. It holds everybody's key and nobody can make it again, so no write goes in place.
 
-`provision` may be killed at any moment, or run twice at once, and the disk may be full: one whole file is
-there at every moment, and the one before the last change beside it.
+`provision` may be killed at any moment, or run twice at once, and the disk may be full. One whole file is
+there at every moment, with the file from before the last change beside it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LOCK = "lock"
 
 
 class Unreadable(FlowerbedError):
-    """The file is damaged; the text says what to do."""
+    """The file is damaged. The text says what to do."""
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return the content of the CA's file in a project's state folder; empty where there is none.
+    """Return the content of the CA's file in a project's state folder, or an empty mapping if there is none.
 
     Raises:
-        Unreadable: it cannot be read, or holds something else.
+        Unreadable: the file cannot be read, or holds something else.
     """
     path = folder / FILE
     try:
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def save(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Make `content` the file's, in one step, and keep the old one. Returns whether anything had changed."""
+    """Replace the file's content in one step, and keep the old file. Return whether anything had changed."""
     path = folder / FILE
     if path.exists() and read(folder) == content:
         path.chmod(0o600)
@@ -58,7 +58,7 @@ def save(folder: Path, content: Mapping[str, Any]) -> bool:
 
 
 def write_whole(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that is never there in part, whatever ends this process or the machine."""
+    """Write a file whole or not at all, even if this process is killed or the machine fails."""
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -67,7 +67,7 @@ def write_whole(path: Path, content: bytes, mode: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    # The new name is on the disk only with the folder.
+    # Only with the folder is the new name on the disk.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -76,10 +76,10 @@ def write_whole(path: Path, content: bytes, mode: int) -> None:
 
 
 class Lock:
-    """Held by one provisioning of a project at a time, and gone with its process, however that ends."""
+    """Let one provisioning of a project run at a time. Any end of the process releases the lock."""
 
     def __init__(self, folder: Path, waits: Callable[[], None]) -> None:
-        """Wait for it. `waits` is called once, if somebody else has it."""
+        """Wait for the lock. `waits` is called once, if another process has it."""
         self._file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -92,5 +92,5 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the lock."""
         os.close(self._file)

@@ -1,1 +1,1 @@
-"""The verbs of `flowerbed`, one module each; they run on the host."""
+"""The verbs of `flowerbed`, one module each. They run on the host."""

@@ -1,7 +1,7 @@
-"""`flowerbed VERB`: find the verb's module in this package or in `dev`, run it, report its result.
+"""Run `flowerbed VERB`: find the verb's module in this package or in `dev`, call it, report its result.
 
-A verb is one module with a docstring (its help, whose first line is the summary) and a function `run`. The
-function's parameters are what the verb takes, as Typer reads them. It returns the object that `--format json`
+A verb is a module with a docstring (its help, with the summary in the first line) and a function `run`. Typer
+reads the verb's arguments from the function's parameters. `run` returns the object that `--format json`
 prints, and fails by raising `core.Failure` or `core.UsageError`.
 """
 
@@ -24,7 +24,7 @@ from scripts import core
 from scripts.core import Failure, UsageError, say
 
 HOME = Path(__file__).resolve().parent.parent
-"""Where this program lies."""
+"""The folder of this program."""
 
 PANELS = {
     "Begin": ("quickstart", "doctor"),
@@ -32,7 +32,7 @@ PANELS = {
     "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
     "Developers": ("compare", "bench", "test"),
 }
-"""The verbs, in the order in which `--help` shows them."""
+"""The verbs, in the order of `--help`."""
 
 VERBS = {
     name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name.replace('-', '_')}"
@@ -42,20 +42,20 @@ VERBS = {
 """The module of each verb."""
 
 WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status")
-"""Verbs that leave no file in the checkout, so none is looked for that has to be given to its owner."""
+"""Verbs that leave no file in the checkout, so there is nothing to give to its owner."""
 
 MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs"}
 MEANT |= {"rm": "remove", "delete": "remove", "help": "--help"}
-"""What other tools call it."""
+"""Other tools' names for the verbs."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 FORMAT = "--format"
 INTERRUPTED = 130
-"""The exit code after Ctrl-C; Typer returns it in place of the verb's object."""
+"""The exit code after Ctrl-C. Typer returns it in place of the verb's object."""
 
 
 class Verbs(TyperGroup):
-    """The verbs. A verb's module is imported when the verb is used: all together take as long as most run."""
+    """The verbs. Each module is imported on use: importing them all takes as long as most verbs run."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**{**attributes, "suggest_commands": False})  # Click does, once is enough.
@@ -66,7 +66,7 @@ class Verbs(TyperGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb, and import it."""
+        """Find the verb and import it."""
         if args and args[0] in MEANT:
             raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{MEANT[args[0]]}'?", ctx)
         name, command, rest = super().resolve_command(ctx, args)
@@ -74,21 +74,21 @@ class Verbs(TyperGroup):
 
 
 def summary(name: str) -> str:
-    """The first line of a verb's docstring, read without importing it."""
+    """Return the first line of a verb's docstring, read without importing the verb."""
     path = HOME / VERBS[name].replace(".", "/")
     with path.with_suffix(".py").open() as file:
         return file.readline().strip().strip('"')
 
 
 def verb(name: str) -> click.Command:
-    """The command of a verb."""
+    """Return the command of a verb."""
     module = importlib.import_module(VERBS[name])
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=SETTINGS)
     app.command(name, help=_help(module.__doc__ or ""))(module.run)
     command = typer.main.get_command(app)
     text = "With json, the last line of stdout is one JSON object, and all else goes to stderr."
     choice = click.Choice(["text", "json"])
-    # `main` looks for it before anything is parsed.
+    # `main` looks for the option before anything is parsed.
     option = TyperOption(
         param_decls=[FORMAT], type=choice, default="text", show_default=True, help=text, expose_value=False
     )
@@ -97,7 +97,7 @@ def verb(name: str) -> click.Command:
 
 
 def _help(docstring: str) -> str:
-    """A docstring as Rich shows it: prose in lines as wide as the terminal, examples as they are."""
+    """Return a docstring as Rich shows it: prose as wide as the terminal, examples unchanged."""
     lines = [""]
     for line in inspect.cleandoc(docstring).replace("[", r"\[").splitlines():
         if line.startswith(" "):
@@ -135,15 +135,15 @@ def flowerbed(
 
 
 def _acting_as() -> dict[str, str]:
-    """Name and role of the identity that was used, if the verb asks the federation at all."""
+    """Return name and role of the identity in use, if the verb asks the federation at all."""
     console = sys.modules.get("scripts.console")
     return {} if console is None else console.acting_as
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Run one verb and return the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
-    # Nobody else may write what a verb makes: kits, .env, results. More than that is the user's to say.
+    # Nobody else may write what a verb makes: kits, .env, results. The user's umask decides the rest.
     os.umask(os.umask(0o022) | 0o022)
     if not words:
         main(["--help"])
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
-    """What the verb has to say of an argument that it does not take."""
+    """Return the verb's message for an argument that it does not take."""
     module = sys.modules.get(VERBS.get(words[0], ""))
     is_it = "unexpected extra argument" in error.format_message()
     more = getattr(module, "EXTRA_ARGUMENT", "") if is_it else ""
@@ -190,7 +190,7 @@ def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
 
 
 def _wants_json(words: Sequence[str]) -> bool:
-    """Whether `--format json` is among the words, however wrong the others are."""
+    """Return whether `--format json` is among the words, even if the others are wrong."""
     ours = list(words[: words.index("--")] if "--" in words else words)
     pairs = zip(ours, [*ours[1:], ""], strict=False)
     return any(word == f"{FORMAT}=json" or (word, value) == (FORMAT, "json") for word, value in pairs)

@@ -1,4 +1,7 @@
-"""Abort a job on the server and all sites, and return when it has ended."""
+"""Abort a job on the server and all sites, and return when it has ended.
+
+It waits up to 60 s for the end.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,17 @@ from typing import Any
 
 from scripts import console, ownership
 from scripts.core import say
+from scripts.json_object import JsonObject
 from scripts.options import As, Job
 from scripts.wait import SHORT
 
 WITHIN = 60.0
-"""Seconds for the job to end on all sites; seen: 3 to 10."""
+"""Seconds for the job to end on all sites. It takes 3 to 10."""
+
+
+JSON = JsonObject(
+    {"job_id": "the job", "status": "FLARE's status: `RUNNING` only if the job had not ended after 60 s"}
+)
 
 
 def run(job: Job, identity: As = None) -> dict[str, Any]:

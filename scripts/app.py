@@ -36,33 +36,34 @@ from scripts.core import ROOT, UsageError, in_words, say
 
 SUFFIXES = frozenset({".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"})
 NAMES = frozenset({"LICENSE", ".gitignore"})
-"""With SUFFIXES: all that Flower looks at in an app (flwr 1.26 – 1.42), so all that is sent."""
+"""With SUFFIXES, all files that Flower considers in an app (flwr 1.26 – 1.42), so all that are sent."""
 BUNDLED_NAMES = ("LICENSE",)
-"""Of NAMES, what its bundle takes."""
+"""The part of NAMES that goes into the bundle."""
 OUTSIDE = frozenset(
     {".flwr", "build", "eggs", ".eggs", "lib", "lib64", "parts", ".venv", "env", "venv", "ENV", "env.bak"}
     | {"venv.bak"}
 )
-"""Folders at the top of an app that Flower bundles nothing of (flwr 1.41.0 `common/constant.py`,
+"""Top-level folders of an app that Flower never bundles (flwr 1.41.0 `common/constant.py`,
 FAB_EXCLUDE_PATTERNS)."""
 TESTS = ("*_test.py", "test_*.py")
-"""Names of files that Flower bundles nowhere (see OUTSIDE)."""
+"""Names of files that Flower never bundles (see OUTSIDE)."""
 PATTERNS = ("fab-include", "fab-exclude")
-"""Keys of [tool.flwr.app] by which an app says itself what is bundled: lists of patterns as in .gitignore."""
+"""Keys of [tool.flwr.app] with the app's own choice of bundled files: lists of .gitignore patterns."""
 CONFIG_LIMIT = 64 * 1024
-"""Bytes of a TOML file for --run-config: it goes with the request, which the engine takes as one argument."""
+"""Bytes of a TOML file for --run-config. It goes with the request, which the engine takes as one argument."""
 PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
-"""What Flower reads of --run-config (flwr 1.34 – 1.42 `common/config.py`, `parse_config_args`)."""
+"""A pair as Flower reads it in --run-config (flwr 1.34 – 1.42 `common/config.py`, `parse_config_args`)."""
 NEVER = frozenset({".git", ".flwr", ".venv", "__pycache__", ".ipynb_checkpoints", "node_modules"})
-"""Folders that are never part of an app, whether .gitignore names them or not (nor is any other venv)."""
+"""Folders that are never part of an app, even if .gitignore does not name them (nor is any other venv)."""
 MOST_BYTES = FAB_LIMIT
-"""Of all files together, compressed."""
+"""Limit on all files together, compressed."""
 MOST_JOB_BYTES = 64 * 1024 * 1024
-"""Of an exported job folder; its app is within MOST_BYTES, the rest is a few small files of FLARE's."""
+"""Limit on an exported job folder. Its app is within MOST_BYTES, and the rest is a few small files of
+FLARE's."""
 TIME = 946_684_800
-"""Of every packed file: 2000-01-01, since FLARE zips the job and zip knows no time before 1980."""
+"""Time of every packed file: 2000-01-01. FLARE zips the job, and zip knows no time before 1980."""
 DEPLOYED = ROOT / "deployed"
-"""The apps that the server has, and that jobs may name; the server's container sees it at /apps."""
+"""The server's apps, which jobs may name. The server's container sees this folder at /apps."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class App:
 
     Attributes:
         name: [project].name, or the job's name.
-        version: [project].version; empty for a job folder.
-        pyproject: what its pyproject.toml says; empty for a job folder.
-        files: what is sent, by path from the folder.
-        ready: True for a job folder, which is submitted as it is.
+        version: [project].version, empty for a job folder.
+        pyproject: the content of its pyproject.toml, empty for a job folder.
+        files: the files to send, by path from the folder.
+        ready: True for a job folder, which is submitted unchanged.
     """
 
     folder: Path
@@ -86,11 +87,11 @@ class App:
 
     @property
     def config(self) -> dict[str, ConfigValue]:
-        """The run config's defaults, nested keys joined with dots; empty for a job folder."""
+        """The run config's defaults, with nested keys joined by dots. A job folder has none."""
         return own_config(self.pyproject)
 
     def pack(self) -> bytes:
-        """All files as a tar, the same bytes for the same content."""
+        """Return all files as a tar, with the same bytes for the same content."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name, content in sorted(self.files.items()):
@@ -104,7 +105,7 @@ def read(folder: Path) -> App:
     """Read and check an app's folder, or a job folder.
 
     Raises:
-        UsageError: when something in it would keep it from running; the text names file and line.
+        UsageError: the app could not run. The text names file and line.
     """
     shown = folder
     folder = folder.expanduser().resolve()
@@ -130,7 +131,8 @@ def read(folder: Path) -> App:
         taken = bundled(files, config)
         check_code(config, {name: files[name] for name in taken}, f"{shown}/")
     _check_size({name: files[name] for name in taken}, shown)
-    # Flower, in the console, is to see by name what it will leave out: a pattern without a file is an error.
+    # Flower, in the console, must see the names it will leave out: a pattern that matches no file is an
+    # error.
     sent = {name: content if name in taken or name in NAMES else LEFT_OUT for name, content in files.items()}
     project = config["project"]
     return App(folder, project["name"].strip(), project["version"].strip(), config, sent)
@@ -138,7 +140,7 @@ def read(folder: Path) -> App:
 
 @contextmanager
 def _checked(what: str = "") -> Iterator[None]:
-    """Say that what is wrong with an app is the user's, and in which option it was asked for."""
+    """Turn an app's errors into the user's, with the option that asked for it."""
     try:
         yield
     except BadApp as bad:
@@ -146,10 +148,10 @@ def _checked(what: str = "") -> Iterator[None]:
 
 
 def read_deployed(name: str) -> App:
-    """Read and check an app that is deployed on the server, by the name of its folder.
+    """Read and check an app that is deployed on the server. Its folder's name is the app's.
 
     Raises:
-        UsageError: as `read`, and where there is none of that name.
+        UsageError: as in `read`, and if there is no app of that name.
     """
     folder = DEPLOYED / name
     known = sorted(file.parent.name for file in DEPLOYED.glob("*/pyproject.toml"))
@@ -161,12 +163,13 @@ def read_deployed(name: str) -> App:
             f"{folder} is a link, and the server's container cannot follow it: put a copy there."
         )
     app = read(folder)
-    # The console looks at it.
+    # The console checks the rest.
     return replace(app, files={PYPROJECT: app.files[PYPROJECT]})
 
 
 def collect(folder: Path) -> dict[str, bytes]:
-    """The files that Flower looks at, by path from the folder, less .gitignore's."""
+    """Return the files that Flower considers, by path from the folder, without those that .gitignore
+    excludes."""
     ignored = folder / ".gitignore"
     files = {n: path for n, path in _walk(folder) if path.suffix in SUFFIXES or n in NAMES}
     if ignored.is_file():
@@ -177,12 +180,12 @@ def collect(folder: Path) -> dict[str, bytes]:
 
 
 def bundled(files: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Those of an app's files that Flower bundles, its pyproject.toml first.
+    """Return those of an app's files that Flower bundles, its pyproject.toml first.
 
-    Flower itself, in the console, says what is wrong with a pattern: here such ones count for nothing.
+    Flower itself reports wrong patterns, in the console. Here they match nothing.
 
     Args:
-        files: as `collect` returns them.
+        files: the names from `collect`.
         config: the app's pyproject.toml.
     """
     taken = [
@@ -202,7 +205,7 @@ def bundled(files: Iterable[str], config: Mapping[str, Any]) -> list[str]:
 
 
 def _matched(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
-    """The names that patterns match, as in Flower (flwr 1.41.0 `cli/utils.py`, `build_pathspec`)."""
+    """Return the names that match patterns, as in Flower (flwr 1.41.0 `cli/utils.py`, `build_pathspec`)."""
     import pathspec  # Here, since it takes a while, and not every app needs it.
 
     try:
@@ -218,7 +221,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         )
         for name in sorted(names):
             path = Path(base) / name
-            if not path.is_symlink():  # as Flower: a link may lead out of the app
+            if not path.is_symlink():  # Like Flower: a link may lead out of the app.
                 yield path.relative_to(folder).as_posix(), path
 
 
@@ -257,15 +260,17 @@ def _check_size(files: Mapping[str, bytes], shown: Path) -> None:
 
 
 def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dict[str, Any]:
-    """What goes to the console of the overrides of `--run-config`: `run_config`, the texts as they are given,
-    or `run_config_file`, the content of a TOML file. Flower reads them there, and refuses what it refuses.
+    """Return the console's keys for the overrides of `--run-config`.
+
+    These are `run_config`, the given texts, or `run_config_file`, the content of a TOML file. Flower reads
+    them in the console, and refuses what it cannot take.
 
     Args:
-        given: each as Flower takes it: `key=value`, several with spaces between, or one path of a TOML file.
-        rounds: what `--rounds` asks for; only checked here.
+        given: each in Flower's form: `key=value`, several with spaces between, or one path of a TOML file.
+        rounds: the value of `--rounds`, which is only checked here.
 
     Raises:
-        UsageError: for an unknown key, a file that cannot be read, or words that Flower would pass over.
+        UsageError: there is an unknown key, an unreadable file, or words that Flower would ignore.
     """
     values: dict[str, Any] = {}
     request: dict[str, Any] = {}
@@ -286,7 +291,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
     with _checked("--run-config: "):
         check_run_config(app.pyproject, values)
     if others := _of_other_types(own_config(app.pyproject), values):
-        # Flower takes them, and the app may.
+        # Flower accepts them, and the app may too.
         say(f"  Note: {others}")
     if rounds is not None:
         if rounds < 1:
@@ -299,7 +304,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
 
 
 def _toml(path: str) -> str:
-    """The content of a TOML file for --run-config."""
+    """Return the content of a TOML file for --run-config."""
     try:
         content = Path(path).expanduser().read_bytes()
     except OSError as error:
@@ -318,7 +323,7 @@ def _toml(path: str) -> str:
 
 
 def _values(text: str) -> dict[str, Any]:
-    """The values of TOML, keys of nested ones with dots; none of what is no TOML, which Flower will say."""
+    """Return TOML's values, with nested keys joined by dots. Invalid TOML has none: Flower reports it."""
     try:
         return dict(flat(tomllib.loads(text)))
     except (ValueError, RecursionError):
@@ -330,7 +335,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a decimal number"
 
 
 def _of_other_types(own: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """Which overrides are of other types than the app's own, for people. A decimal one may be given whole."""
+    """Describe the overrides of other types than the app's values. A decimal number may be given whole."""
     return "; ".join(
         f"{one_line(key, VALUE_LIMIT)} is {KINDS[type(own[key])]} in the app's {PYPROJECT}, and "
         f"{one_line(json.dumps(value, ensure_ascii=False), VALUE_LIMIT)} is {KINDS[type(value)]}"

@@ -1,4 +1,4 @@
-"""`build --app` and `submit --build`: make the environments of apps, and say what is in them."""
+"""Make the environments of apps for `build --app` and `submit --build`, and say what is in them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,38 @@ from scripts import app as apps
 from scripts import app_imports, core, engine, environments, refused, resolution, source_builds, uv
 from scripts.locks import Resolved
 
+_NAMED = {
+    "name": "its name, 12 hexadecimal digits",
+    "flwr": "the version of flwr in it",
+    "python": "the version of Python",
+    "gpu": "true if it has the CUDA build of torch",
+}
+ENVIRONMENT = {
+    **_NAMED,
+    "architecture": "the machine's, such as `x86_64`",
+    "apt": "the Debian packages that were asked for",
+    "libraries": "its folders with their libraries",
+    "packages": "how many packages it has",
+    "bytes": "the space that it takes",
+    "made": "when it was made, Unix time",
+    "apps": "the apps that it serves, with their versions",
+    "keys": "hashes of what these apps ask for",
+    "imports": "the modules that were imported as a trial",
+}
+"""The keys of an environment, for `--format json`."""
+PLAN = {
+    **_NAMED,
+    "bytes_to_fetch": "the size of all packages",
+    "packages": "their versions, by name",
+    "without_wheel": "the packages that would be built here",
+    "notes": "imports that no package of the lock seems to bring, judging by names",
+}
+"""Those of one that would be made."""
+
 
 @dataclass(frozen=True)
 class Choice:
-    """How an environment is to be made."""
+    """The options for making an environment."""
 
     dry_run: bool = False
     gpu: bool = False
@@ -25,8 +53,8 @@ class Choice:
 
 
 def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
-    """Make the environments of the apps in these folders; returns their descriptions."""
-    # What is wrong in the user's files comes before minutes of work.
+    """Make the environments of the apps in these folders, and return their descriptions."""
+    # Report the user's mistakes before minutes of work.
     found = [apps.read(folder) for folder in folders]
     for app in found:
         if app.ready:
@@ -40,7 +68,7 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
 
 
 def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
-    """Make one app's environment, unless it is there. Needs `environments.prepare`."""
+    """Make one app's environment, unless it exists. Needs `environments.prepare`."""
     there = environments.of_app(app, gpu=choice.gpu)
     if there is not None and not choice.upgrade and not choice.dry_run and set(choice.apt) <= _apt(there):
         core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
@@ -90,7 +118,7 @@ def _say_notes(notes: Sequence[str]) -> None:
 
 
 def _tell(resolved: Resolved, notes: Sequence[str]) -> dict[str, Any]:
-    """Show what would be installed: one line each, the largest first."""
+    """Show what would be installed: one package a line, the largest first."""
     core.say(f"{resolved.app.name} would get environment {resolved.name}, with Python {resolved.python} and")
     largest = sorted(resolved.packages, key=lambda package: -(package.size or 0))
     width = max(len(package.name) for package in largest)

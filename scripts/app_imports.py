@@ -1,5 +1,5 @@
-"""What an app imports as soon as its ServerApp or ClientApp is imported: read in its code, which is not
-run."""
+"""Find what an app imports when its ServerApp or ClientApp is imported, by reading its code, not running
+it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def of_app(pyproject: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
-    """The modules that are not the app's own, in order.
+    """Return the modules that are not the app's own, in order.
 
-    An import inside a function, a `try` or an `if` counts for nothing: the app may do without it. Neither
-    does a file that neither ServerApp nor ClientApp imports.
+    Imports inside a function, a `try` or an `if` do not count: the app may do without them. Neither does a
+    file that neither ServerApp nor ClientApp imports.
 
     Args:
-        pyproject: what the app's pyproject.toml says.
-        files: the app's, by path.
+        pyproject: the content of the app's pyproject.toml.
+        files: the app's files, by path.
     """
     components = pyproject["tool"]["flwr"]["app"]["components"]
     waiting = [components[name].split(":")[0].strip() for name in ("serverapp", "clientapp")]
@@ -63,11 +63,11 @@ MODULES_OF = {
     "scikit-survival": "sksurv",
     "setuptools": "pkg_resources",
 }
-"""The modules of distributions whose names do not show them."""
+"""The modules of distributions with other names."""
 
 
 def not_brought(app: App, packages: Iterable[str]) -> list[str]:
-    """A sentence for each import that none of these distributions seems to bring.
+    """Return a sentence for each import that none of these distributions seems to bring.
 
     It goes by names, and so may be wrong: an index does not tell which modules a distribution has.
     """
@@ -83,8 +83,11 @@ def not_brought(app: App, packages: Iterable[str]) -> list[str]:
 
 
 def _modules(name: str) -> Iterator[str]:
-    """How its modules may be called: as itself, or as a part of its name. `pyyaml` has yaml,
-    `python-dateutil` dateutil, `attrs` attr, and `opencv-python-headless` has what opencv has."""
+    """Yield the possible names of a distribution's modules: its name, or a part of it.
+
+    `pyyaml` has yaml, `python-dateutil` dateutil, `attrs` attr, and `opencv-python-headless` has opencv's
+    modules.
+    """
     yield from (name.replace("-", "_"), name.removeprefix("py"), name.removesuffix("s"))
     yield from (part for part in name.split("-"))
     yield name.removesuffix("-python").removesuffix("python")
@@ -110,7 +113,7 @@ def _imports(source: bytes, package: Sequence[str]) -> Iterator[str]:
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # Whoever checks the app's code says so.
+        return  # The check of the app's code reports it.
     for node in body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -119,5 +122,5 @@ def _imports(source: bytes, package: Sequence[str]) -> Iterator[str]:
             module = ".".join([*above, *([node.module] if node.module else [])])
             yield module
             if node.level or module.split(".")[0] == (package[0] if package else ""):
-                # What is imported from a package of the app's may be a module of it.
+                # A name imported from one of the app's packages may be a module of it.
                 yield from (f"{module}.{alias.name}" for alias in node.names)

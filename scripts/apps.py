@@ -1,9 +1,9 @@
 """List the environments of apps, with their sizes, and remove one.
 
-  ./flowerbed apps                       which there are, and which apps they were made for
+  ./flowerbed apps                       list them, and the apps that they were made for
   ./flowerbed apps --remove 1f3a...      remove one; its name may be shortened
-./flowerbed build --app APP makes one. While a job that has not ended uses an environment, it is not removed,
-unless --force is given: then the job fails.
+`./flowerbed build --app APP` makes one. While a job that has not ended uses an environment, `--remove`
+refuses and names the job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,21 @@ import typer
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
 from scripts import core, environments, terminal, unfinished, uv
+from scripts.app_builds import ENVIRONMENT
 from scripts.core import say
+from scripts.json_object import JsonObject, below
+
+JSON = JsonObject(
+    {"environments": "a list, by name", **below("environments[]", ENVIRONMENT)},
+    {
+        "With `--remove`": {
+            "removed": "a list of the environments that were removed",
+            "removed[].name": "its name",
+            "removed[].bytes": "the space that it took",
+        }
+    },
+    like={"": "build"},
+)
 
 
 def run(
@@ -25,7 +39,8 @@ def run(
         typer.Option(metavar="NAME", help="Remove this environment. May be given more than once."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="With --remove: also if a job uses it, which then fails.")
+        bool,
+        typer.Option("--force", help="With --remove: remove it even if a job uses it. The job then fails."),
     ] = False,
 ) -> dict[str, Any]:
     """Show what is there, or remove.
@@ -57,11 +72,12 @@ def _remove(made: AppEnvironment) -> dict[str, Any]:
 
 
 def _see_unused(names: set[str]) -> None:
-    """Refuse to remove what a job has that runs or waits. A federation that is down has none that runs."""
+    """Refuse to remove an environment of a running or waiting job. A stopped federation has no running
+    job."""
     if not unfinished.is_up():
         return
     try:
-        # One that names none, since Flowerbed did not submit it, may have any.
+        # A job without an environment's name, which Flowerbed did not submit, may use any.
         using = [job for job in unfinished.jobs() if job.get("environment") in {*names, "", None}]
     except core.Failure as failure:
         raise core.Failure(

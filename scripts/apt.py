@@ -1,4 +1,4 @@
-"""Install Debian and Ubuntu packages, where that is ours to do."""
+"""Install Debian and Ubuntu packages, as root only."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from scripts import core
 
 TIMEOUT = 900.0
-"""Seconds for one apt-get; an engine with all it needs took 20 s."""
+"""Seconds for one apt-get. An engine with its dependencies took 20 s."""
 
 
 def is_root() -> bool:
-    """Whether this process may change the machine."""
+    """Return whether this process may change the machine."""
     return os.geteuid() == 0
 
 
 def is_possible() -> bool:
-    """Whether `install` can work: root, on a machine with apt."""
+    """Return whether `install` can work: as root, on a machine with apt."""
     return is_root() and shutil.which("apt-get") is not None
 
 
@@ -26,7 +26,7 @@ def install(*packages: str, optional: Sequence[str] = ()) -> None:
     """Install packages, and those of `optional` that this release has.
 
     Raises:
-        core.Failure: apt-get could not.
+        core.Failure: apt-get failed.
     """
     core.say(f"  installing {', '.join(packages)} (apt-get)")
     core.must(core.run(["apt-get", "update", "-q"], timeout=TIMEOUT), "apt-get update")
@@ -42,6 +42,6 @@ def install(*packages: str, optional: Sequence[str] = ()) -> None:
 
 
 def has(package: str) -> bool:
-    """Whether this release has a package, as of the last `apt-get update`."""
+    """Return whether this release has a package, as of the last `apt-get update`."""
     found = core.run(["apt-cache", "policy", package]).stdout
     return b"Candidate:" in found and b"Candidate: (none)" not in found

@@ -1,4 +1,4 @@
-"""The base image: pulled, or made here from Debian packages where no registry answers."""
+"""Get the base image: pull it, or make it here from Debian packages where no registry answers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from scripts import apt, core, engine, progress
 
 BASE = "python:3.11-slim"
-"""What the images are built from, if FLOWERBED_BASE names no other. It must have Python 3.11 as `python3`,
-and Debian's tools."""
+"""The images' base, if FLOWERBED_BASE names no other. A base must have Python 3.11 as `python3`, and Debian's
+tools."""
 PYTHON = "3.11"
 STAND_IN_SUITE = "bookworm"
-"""The Debian release whose Python is PYTHON."""
+"""The Debian release that has PYTHON."""
 STAND_IN = f"flowerbed-base:{STAND_IN_SUITE}"
-"""The base image that is made here from Debian packages, where BASE cannot be pulled."""
+"""The base image made here from Debian packages, where BASE cannot be pulled."""
 STAND_IN_LABEL = "org.flowerbed.stand-in"
-"""On that image."""
+"""The label of that image."""
 MAKE_TIMEOUT = 1800.0
-"""Seconds to make the stand-in; it took 60."""
+"""Seconds to make the stand-in. It took 60."""
 PULL_TIMEOUT = 600.0
 """Seconds to pull the base image (50 MB)."""
 
 
 def name() -> str:
-    """The base image to build from: the user's own, the stand-in if it is all that is here, else BASE."""
+    """Return the base image to build from: the user's own, a stand-in that is all there is, or else BASE."""
     if own := os.environ.get("FLOWERBED_BASE", ""):
         return own
     if engine.has(BASE):
@@ -39,10 +39,10 @@ def ensure(*, renew: bool = False) -> str:
     """Make sure that the engine has the base image.
 
     Args:
-        renew: pull it again, or make the stand-in anew, for the fixes that its Debian packages have had.
+        renew: pull it again, or make the stand-in again, to get fixes of its Debian packages.
 
     Returns:
-        How: present, pulled or made.
+        present, pulled or made.
     """
     if not os.environ.get("FLOWERBED_BASE"):
         _name_stand_in()
@@ -55,7 +55,7 @@ def ensure(*, renew: bool = False) -> str:
     code, said = _pull(source)
     how = "pulled"
     if code:
-        # What was pulled once is renewed by pulling: another system's files are no newer version of it.
+        # Renew a pulled image by pulling: the files of another system are no newer version of it.
         if source != BASE or engine.has(BASE) or not apt.is_possible():
             raise core.Failure(
                 f"The base image {source} cannot be pulled: {said.strip()}\n"
@@ -70,7 +70,7 @@ def ensure(*, renew: bool = False) -> str:
 
 
 def _pull(image: str) -> tuple[int, str]:
-    """Pull an image, and show its layers arrive; returns docker's exit code and what it said."""
+    """Pull an image, and show its layers arrive. Return docker's exit code and its output."""
     layers: dict[str, bool] = {}
     with progress.Bar("layers") as bar:
 
@@ -84,8 +84,8 @@ def _pull(image: str) -> tuple[int, str]:
 
 
 def _name_stand_in() -> None:
-    """Give a stand-in its own name. Earlier versions called it as the real one, which it then kept from every
-    other build on the engine."""
+    """Rename a stand-in that has the real image's name. Earlier versions gave it that name, which hid the
+    real image from every other build on the engine."""
     if not _is_stand_in(BASE):
         return
     if not engine.has(STAND_IN):
@@ -113,7 +113,7 @@ def _make_base() -> None:
 
 
 def is_stand_in() -> bool:
-    """Whether the base image was made here."""
+    """Return whether the base image was made here."""
     return name() == STAND_IN
 
 

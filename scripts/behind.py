@@ -1,5 +1,5 @@
-"""Who is behind what was provisioned and built: containers that run with earlier settings or from an earlier
-image, and images with an earlier kit."""
+"""Find what is older than the last provisioning and build: containers with earlier settings or images, and
+images with an earlier kit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from scripts import compose, core, engine, images
 
 _LINE = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
-"""Of `docker compose config --hash`."""
+"""A line of `docker compose config --hash`."""
 
 
 def hashes() -> dict[str, str]:
-    """By what Compose knows each service's container again: a hash of its part of the file, by name.
+    """Return Compose's hash of each service's part of the file, by name. Compose knows a container by it.
 
-    Empty where Compose cannot say, such as before the first build.
+    Return an empty mapping where Compose has no answer, such as before the first build.
     """
     try:
         said = compose.call([*compose.with_profiles("*"), "config", "--hash", "*"])
@@ -28,11 +28,11 @@ def hashes() -> dict[str, str]:
 def containers(
     running: Sequence[Mapping[str, str]], wanted: Mapping[str, str], config: Mapping[str, Any]
 ) -> list[str]:
-    """The services whose containers `up` would make anew, or end since nobody has them any more.
+    """Return the services with containers that `up` would recreate, or end because the service is gone.
 
     Args:
-        running: as `compose.containers` has them.
-        wanted: as `hashes` has them.
+        running: the result of `compose.containers`.
+        wanted: the result of `hashes`.
         config: the resolved Compose file, with the tag in use.
     """
     images_of = {name: service.get("image") for name, service in config["services"].items()}
@@ -41,14 +41,14 @@ def containers(
         name = c["Service"]
         if name not in wanted or c["Hash"] != wanted[name]:
             return True
-        # Docker shows an image by its number, once its name is a newer one's.
+        # Docker shows an image by its number once a newer image has taken its name.
         return name in images_of and c["Image"] != images_of[name]
 
     return sorted(c["Service"] for c in running if wanted and c["State"] == "running" and is_late(c))
 
 
 def kits(config: Mapping[str, Any]) -> list[str]:
-    """The services whose images were built with another kit than the one in use."""
+    """Return the services with images from another kit than the one in use."""
     wanted = {
         service["image"]: (name, images.kit_mark(core.ROOT / service["build"]["args"]["KIT"]))
         for name, service in config["services"].items()
@@ -61,7 +61,7 @@ def kits(config: Mapping[str, Any]) -> list[str]:
 
 
 def in_words(late: Sequence[str], other_kits: Sequence[str]) -> str:
-    """What to do about both, as a sentence; empty where there is nothing."""
+    """Return a sentence with what to do about both, or an empty text if there is nothing to do."""
     if other_kits:
         return f"Built with an earlier kit: {', '.join(other_kits)}. Run ./flowerbed build, then up."
     if late:

@@ -1,11 +1,12 @@
 """Build one runtime image for all, and a small image for each participant.
 
-It first gets what is missing: Docker, the base image (pulled, or made from Debian packages where no registry
-answers) and all wheels, into .flowerbed/wheels. The build itself uses no network. After an edit of bridge/
-or a new kit, only the last layers are built again.
+It first gets what is missing: Docker, the base image and all wheels. It pulls the base image, or makes it
+from Debian packages where no registry answers. Wheels go into .flowerbed/wheels. The build itself uses no
+network. After an edit of bridge/ or a new kit, only the last layers are built again. The images are
+`PROJECT-runtime:dev` and `PROJECT-SERVICE:dev`.
 
-With --app it makes the environment that an app runs in, and no image: the packages that its pyproject.toml
-asks for.
+With --app it makes no image, but the environment that an app runs in: the packages that its pyproject.toml
+asks for. It does nothing where that environment exists, and no `up` is needed afterwards.
 
   ./flowerbed build                          after provision, or an edit of bridge/ or images/
   ./flowerbed build --app my-app             the environment of my-app
@@ -37,37 +38,66 @@ from scripts import (
     uv,
     wheelhouse,
 )
+from scripts.json_object import JsonObject, below
 
 EXTRA_ARGUMENT = "Before each app stands --app: build --app APP --app APP."
-"""What is said of one, such as the second app of `--app apps/*`."""
+"""The message for an extra argument, such as the second app of `--app apps/*`."""
 
 TAG = "dev"
-"""Of every image; a built image replaces the one before."""
+"""The tag of every image. A new image replaces the one before."""
 
 
 Apps = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="APP",
-        help="Make the environment of this app: the packages that its pyproject.toml asks for. May be given "
-        "more than once. `./flowerbed apps` lists what there is.",
+        help="Make the environment of this app. May be given more than once. `./flowerbed apps` lists the "
+        "environments.",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="With --app: show what would be installed, and install nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="With --app: show versions and sizes of what would be installed, and install nothing.",
+    ),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="With --app: the CUDA build of torch, for sites with GPUs.")]
 Apt = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PACKAGE",
-        help="With --app: a Debian package whose libraries the app needs, such as libgomp1. May be given "
-        "more than once.",
+        help="With --app: unpack this Debian package, whose libraries the app needs, and what it depends on. "
+        "May be given more than once.",
     ),
 ]
 Upgrade = Annotated[
-    bool, typer.Option("--upgrade", help="With --app: resolve again, though there is an environment.")
+    bool, typer.Option("--upgrade", help="With --app: resolve again, even if there is an environment.")
 ]
+
+
+JSON = JsonObject(
+    {
+        "tag": "the images' tag",
+        "images": "their names",
+        "base": "the base image was `present`, `pulled` or `made`",
+        "runtime_mb": "the size of the runtime image",
+        "seconds": "how long it took",
+    },
+    {
+        "With `--app`": {
+            "environments": "a list, one for each app",
+            **below("environments[]", app_builds.ENVIRONMENT),
+            "seconds": "how long it took",
+        },
+        "With `--app --dry-run`": {
+            "environments": "a list, one for each app",
+            **below("environments[]", app_builds.PLAN),
+            "seconds": "how long it took",
+        },
+    },
+    {"apt": "the Debian packages that the app needs"},
+)
 
 
 def run(
@@ -78,7 +108,10 @@ def run(
     upgrade: Upgrade = False,
     tracking: Annotated[
         Literal["mlflow"] | None,
-        typer.Option(help="Build MLflow's image too (a download of 200 MB). TensorBoard needs none."),
+        typer.Option(
+            help="Also build MLflow's image, PROJECT-mlflow:dev, and add its client to the runtime image: a "
+            "download of 200 MB. TensorBoard needs none."
+        ),
     ] = None,
     pull: Annotated[
         bool,
@@ -90,12 +123,7 @@ def run(
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer again.")] = False,
 ) -> dict[str, Any]:
-    """Build the runtime image and every participant's, or the environments of apps.
-
-    Returns:
-        tag, images, base (present, pulled or made), runtime_mb and seconds. With --app: environments (their
-        descriptions) and seconds.
-    """
+    """Build the runtime image and every participant's, or the environments of apps."""
     start = time.monotonic()
     if app:
         made = app_builds.make(app, app_builds.Choice(dry_run, gpu, tuple(apt or ()), upgrade))
@@ -133,7 +161,7 @@ def run(
 
 
 def _fetch(*, mlflow: bool, renew: bool) -> str:
-    """Get the base image and all wheels; returns how the base came."""
+    """Get the base image and all wheels, and return how the base was obtained."""
     base = base_image.ensure(renew=renew)
     architecture = engine.ask().architecture
     wheelhouse.prepare()

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 
 def valid_until(startup: Path) -> datetime.datetime:
-    """When the first certificate of a kit ends; raises if key, certificate and CA do not belong together."""
+    """Return the earliest end of a kit's certificates. Raise if key, certificate and CA do not belong
+    together."""
     authority = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
     found = sorted(startup.glob("*.crt"))
     if not found:

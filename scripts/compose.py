@@ -1,4 +1,4 @@
-"""Call Compose on the federation's file, and say what its errors mean."""
+"""Call Compose on the federation's file, and explain its errors."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ CONTAINER = f"""\
 {{"Service": {{{{json (.Label "{LABEL}.service")}}}}, "Name": {{{{json .Names}}}}, \
 "State": {{{{json .State}}}}, "Status": {{{{json .Status}}}}, "Image": {{{{json .Image}}}}, \
 "Hash": {{{{json (.Label "{LABEL}.config-hash")}}}}}}"""
-"""What `docker ps` prints of a container, in a line."""
+"""The format of `docker ps`: one line for each container."""
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
-"""In the Status."""
+"""The health in a container's Status."""
 
 NO_GPU = "could not select device driver"
-"""What the engine says where it can give no GPU to a container (Docker 19.03 and newer)."""
+"""The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
 
 BUILD = "There are no images yet: run ./flowerbed build."
 
 
 def is_provisioned() -> bool:
-    """Whether .env names a Compose file that is there."""
+    """Return whether .env names a Compose file that exists."""
     name = dotenv.read(core.ROOT / ".env").get("FLOWERBED_COMPOSE")
     return bool(name) and (core.ROOT / str(name)).is_file()
 
@@ -41,7 +41,7 @@ def call(words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout:
     """Run Compose at the root and return what it printed.
 
     Raises:
-        core.Failure: with the step that is missing, where that is the reason.
+        core.Failure: Compose failed. The text names the missing step, if that is the reason.
     """
     if not is_provisioned():
         raise core.Failure(PROVISION)
@@ -52,11 +52,11 @@ def call(words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout:
 
 
 def config(*, tag: str = "", profiles: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole resolved file.
+    """Return the whole resolved file.
 
     Args:
-        tag: take this for FLOWERBED_TAG, instead of what .env says.
-        profiles: also the services of these profiles.
+        tag: the value of FLOWERBED_TAG, instead of that in .env.
+        profiles: include the services of these profiles too.
     """
     words = [*with_profiles(profiles), "config", "--format", "json"]
     content = call(words, env={"FLOWERBED_TAG": tag} if tag else None)
@@ -64,25 +64,26 @@ def config(*, tag: str = "", profiles: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def with_profiles(profiles: Sequence[str]) -> list[str]:
-    """Compose's options for them."""
+    """Return Compose's options for these profiles."""
     return [word for profile in profiles for word in ("--profile", profile)]
 
 
 def project() -> str:
-    """The federation's name, as Compose takes it; empty where nothing is provisioned."""
+    """Return the federation's name for Compose, or an empty text if nothing is provisioned."""
     return os.environ.get(PROJECT) or dotenv.read(core.ROOT / ".env").get(PROJECT, "")
 
 
 def container(service: str) -> str:
-    """The name that Compose gives to a service's container."""
+    """Return Compose's name for a service's container."""
     return f"{project()}-{service}-1"
 
 
 def containers() -> list[dict[str, str]]:
-    """All containers of the federation, stopped ones too: Service, Name, State, Image, Hash (by which Compose
-    knows it again), and Health if it is checked.
+    """Return all containers of the federation, stopped ones too.
 
-    The engine is asked. Compose knows no more, and takes a tenth of a second to read its files.
+    Each has Service, Name, State, Image, Hash (Compose's mark of its configuration), and Health if it has a
+    check. The answer comes from the engine: Compose knows no more, and takes a tenth of a second to read its
+    files.
     """
     filters = [f"--filter=label={LABEL}.{key}" for key in (f"project={project()}", "oneoff=False")]
     process = core.run([engine.docker(), "ps", "--all", "--format", CONTAINER, *filters], timeout=TIMEOUT)
@@ -96,7 +97,8 @@ def containers() -> list[dict[str, str]]:
 
 
 def explain(purpose: str, said: str) -> NoReturn:
-    """Raise `core.Failure` for an error of Compose: what is missing where we know it, else what it said."""
+    """Raise `core.Failure` for an error of Compose, with what is missing if we know it, else with its
+    text."""
     if "nothing is provisioned yet" in said:
         raise core.Failure(PROVISION)
     if "no images yet" in said:

@@ -1,7 +1,8 @@
-"""Ask the console program in a console container; the one place that knows how it is called.
+"""Call the console program in a console container. No other module knows how.
 
-It runs under the FLARE identity of that container (`bridge/flare/console/` says what it takes and
-gives). Needs the federation up; every function raises `Failure`, or `UsageError` where the console says so.
+The program acts as that container's FLARE identity (`bridge/flare/console/` describes its requests and
+answers). It needs a running federation. Every function raises `Failure`, or `UsageError` where the console
+reports one.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from scripts import compose, engine, provision
 from scripts.core import ROOT, Failure, UsageError, in_words, say
 
 CHUNK, TAR_MORE = 1024 * 1024, 64 * 1024 * 1024
-"""Bytes that are read at a time, and what a tar has beyond its files' sizes."""
+"""Bytes of one read, and the bytes that a tar has beyond its files' sizes."""
 
 PAYLOAD, WATCH = "payload", "watch"
-"""What stdin is for: an app or a job, or to say that nobody listens any more (`client.py`)."""
+"""Uses of stdin: it carries an app or a job, or its end says that nobody listens any more (`client.py`)."""
 
 acting_as: dict[str, str] = {}
-"""Name and role of the identity that this verb uses, once it has asked for one. It goes into the JSON too."""
+"""Name and role of the identity that this verb uses, once it has asked for one. The JSON has them too."""
 
 PROGRAM = ("python", "-I", "-S", "/opt/flowerbed/bridge/flare/console/client.py")
-"""What hands a request to the console's daemon. -S leaves out all packages, so it starts fast. With -I
-nothing is imported from the container's working directory, which is a volume."""
+"""The command that hands a request to the console's daemon. -S leaves out all packages, for a fast start. -I
+keeps Python from importing from the container's working directory, which is a volume."""
 
 FULL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""The form of a job's id, FLARE's."""
+"""The form of FLARE's job IDs."""
 
 AN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
-"""What can be taken for one that a server says: it becomes a folder's name here."""
+"""Accepted form of an ID from a server: it becomes a folder's name here."""
 
 
 def service(identity: str | None) -> str:
-    """The Compose service of the console that `--as` names (an e-mail address or the part before the @).
+    """Return the console's Compose service for `--as` (an email address or the part before the @).
 
     Raises:
-        UsageError: when project.yml is wrong or has no such participant of type admin.
+        UsageError: project.yml is wrong or has no such participant of type admin.
     """
     project = provision.DEFAULT_PROJECT
     people = [p for p in provision.load(project)["participants"] if p["type"] == "admin"]
@@ -63,11 +64,11 @@ def service(identity: str | None) -> str:
 
 
 def full_id(console: str, job: str) -> str:
-    """The id of the job that a person means: by the whole id, its beginning, Flower's run id, or `latest`.
+    """Return the ID of the job that a person names: by ID, its beginning, Flower's run ID, or `latest`.
 
     Raises:
         UsageError: there is no such job, or more than one.
-        Failure: the server answers with what is no id.
+        Failure: the server's answer is not an ID.
     """
     if FULL_ID.fullmatch(job):
         return job
@@ -75,10 +76,11 @@ def full_id(console: str, job: str) -> str:
 
 
 def an_id(said: object) -> str:
-    """The id that the server has said. One that was taken over could say a path: `results` would replace it.
+    """Return the server's answer if it is an ID. A compromised server could send a path, which `results`
+    would replace.
 
     Raises:
-        Failure: it is none.
+        Failure: it is not an ID.
     """
     if not isinstance(said, str) or not AN_ID.fullmatch(said):
         raise Failure(f"The server says {str(said)[:200]!r}, which is no job's id. Nothing is done with it.")
@@ -90,7 +92,7 @@ def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any)
 
     Args:
         console: the Compose service.
-        payload: the app or job that goes with it, as a tar.
+        payload: the app or job to send along, as a tar.
     """
     with _answer(console, verb, arguments, payload or b"") as out:
         answer = out.read().decode(errors="replace").strip().splitlines()
@@ -105,18 +107,18 @@ def ask(console: str, verb: str, payload: bytes | None = None, **arguments: Any)
 
 
 def stream(console: str, verb: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-    """Run a verb that answers with JSON lines; yields each as it comes."""
+    """Run a verb that answers with JSON lines, and yield each as it comes."""
     for line in stream_text(console, verb, **arguments):
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # A library's own printing; the protocol's lines are JSON objects.
+            continue  # Output of a library. The protocol's lines are JSON objects.
         if isinstance(value, dict):
             yield value
 
 
 def stream_text(console: str, verb: str, **arguments: Any) -> Iterator[str]:
-    """Run a verb that answers with text; yields each line as it comes."""
+    """Run a verb that answers with text, and yield each line as it comes."""
     with _answer(console, verb, arguments) as out:
         for line in out:
             yield line.decode(errors="replace")
@@ -125,10 +127,10 @@ def stream_text(console: str, verb: str, **arguments: Any) -> Iterator[str]:
 def fetch(
     console: str, verb: str, payload: bytes = b"", limit: int | None = None, **arguments: Any
 ) -> IO[bytes]:
-    """Run a verb that answers with a tar; returns it as an open temporary file, at its start.
+    """Run a verb that answers with a tar, and return it as an open temporary file, at its start.
 
     Args:
-        limit: bytes that are taken; more is a `Failure`.
+        limit: the most bytes to accept. A longer answer is a `Failure`.
     """
     content = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     try:
@@ -149,10 +151,10 @@ def fetch(
 def _answer(
     console: str, verb: str, arguments: Mapping[str, Any], payload: bytes | None = None
 ) -> Iterator[IO[bytes]]:
-    """What the console program answers, as it comes; raises what it ended with when all is read.
+    """Yield the console program's answer as it comes, and raise its error after the last read.
 
     Args:
-        payload: what goes with the request. None: stdin says, by its end, that nobody listens any more.
+        payload: sent with the request. With None, the end of stdin says that nobody listens any more.
     """
     if not compose.is_provisioned():
         raise Failure(compose.PROVISION)
@@ -180,7 +182,7 @@ def _answer(
 
 
 def failure(console: str, code: int, errors: bytes) -> Failure:
-    """What the console program, or docker in its place, said when it failed."""
+    """Return the error of the console program, or of docker in its place."""
     said = errors.decode(errors="replace").strip()
     try:
         facts = json.loads(said.splitlines()[-1])
@@ -200,7 +202,7 @@ def _docker_failure(console: str, said: str) -> Failure:
                 "Run ./flowerbed provision, build and up."
             )
         return Failure(f"The federation is down (no console '{console}' runs): ./flowerbed up starts it.")
-    if PROGRAM[-1] in said:  # Python does not find it.
+    if PROGRAM[-1] in said:  # Python cannot find it.
         return Failure(
             "The containers' images are older than this checkout. Run ./flowerbed build, then ./flowerbed up."
         )

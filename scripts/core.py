@@ -1,4 +1,4 @@
-"""What every verb shares: where things are, how to fail, how to speak, how to run a command."""
+"""Shared parts of all verbs: paths, failures, messages, running commands."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from bridge.common.text import one_line, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / ".flowerbed"
-"""Everything that the launcher makes for itself (environment, wheelhouse, engine's pid and log)."""
+"""The launcher's files: the Python environment, the wheelhouse, the engine's pid and log."""
 
 
 ENVIRONMENTS = HOUSE / "environments"
 """All environments of apps. Server and sites see this folder (`bridge/common/app_environment.py`)."""
 
 as_json = False
-"""Whether this call was given `--format json`: then only the JSON object goes to stdout."""
+"""Set by `--format json`: then only the JSON object goes to stdout."""
 
 
 class Failure(FlowerbedError):
     """The work could not be done: exit code 1.
 
-    The text says what was expected, what was found and what to do; `facts` go into the JSON object.
+    The text says what was expected, what was found and what to do. `facts` go into the JSON object.
     """
 
     exit_code = 1
@@ -45,15 +45,15 @@ class Failure(FlowerbedError):
 
 
 class UsageError(Failure):
-    """What the user gave is wrong (an argument, project.yml, an app): exit code 2."""
+    """The user's input is wrong (an argument, project.yml, an app): exit code 2."""
 
     exit_code = 2
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Print a line for a person: to stderr, since stdout belongs to results and `--format json`.
+    """Print a line for a person, to stderr: stdout belongs to results and `--format json`.
 
-    Part of it may come from a site or an app: what a terminal would act on is shown as its code.
+    Parts of it may come from a site or an app. Characters that act on a terminal are shown as their codes.
     """
     print(shown(text), file=sys.stderr, end=end, flush=True)
 
@@ -66,12 +66,12 @@ def run(
     input: bytes | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command quietly, both outputs kept as bytes; never raises for an exit code.
+    """Run a command quietly and keep both outputs as bytes. No exit code raises an error.
 
     Args:
-        command: the program and its arguments; no shell.
+        command: the program and its arguments, without a shell.
         env: additions to this process's environment.
-        timeout: seconds; `Failure` when it is exceeded.
+        timeout: seconds. Taking longer is a `Failure`.
     """
     words = [os.fspath(word) for word in command]
     try:
@@ -95,7 +95,7 @@ _led: list[bool] = []
 
 @contextmanager
 def led() -> Iterator[None]:
-    """From here to its end verbs do not say which one comes next: whoever calls them goes on by itself."""
+    """Keep verbs in this context from naming the next one: their caller goes on without the user."""
     _led.append(True)
     try:
         yield
@@ -104,13 +104,13 @@ def led() -> Iterator[None]:
 
 
 def follow_up(verb: str) -> str:
-    """The end of a verb's last line: which one comes next."""
+    """Return the end of a verb's last line, which names the next verb."""
     return "" if _led else f" Next: ./flowerbed {verb}"
 
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """From here to its end nobody else is in here with the same file: of two verbs, the second waits."""
+    """Lock a file for this context. Of two verbs, the second waits."""
     with file.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,12 +121,12 @@ def alone(file: Path) -> Iterator[None]:
 
 
 def pip(verb: str) -> list[str]:
-    """The words that call pip's `install` or `download`: quiet, and never building what it fetches."""
+    """Return the words that call pip's `install` or `download` quietly and without building anything."""
     return [sys.executable, "-m", "pip", verb, "--disable-pip-version-check", "-qq", "--only-binary", ":all:"]
 
 
 FILES_LIMIT = 200_000
-"""Files and folders of one archive that are unpacked."""
+"""Files and folders that are unpacked from one archive, at most."""
 
 NAME_LIMIT = 300
 """Characters of a file's name that are shown."""
@@ -135,13 +135,13 @@ NAME_LIMIT = 300
 def unpack(
     tar: tarfile.TarFile, folder: Path, limit: int | None = None, *, for_consoles: bool = False
 ) -> None:
-    """Extract what came from a container: files and folders only, nothing outside `folder`.
+    """Extract a tar that a container sent: files and folders only, nothing outside `folder`.
 
-    Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+    The check is ours, since the Python 3.11.2 of Debian 12 has no extraction filters.
 
     Args:
-        for_consoles: let their user read it, who is not us; else the umask says who may.
-        limit: bytes of all its files; `Failure` when there are more, or more than `FILES_LIMIT` files.
+        for_consoles: let the consoles' user read it, who is another one. Otherwise the umask decides.
+        limit: bytes of all its files. A larger archive, or more than `FILES_LIMIT` files, is a `Failure`.
     """
     size = 0
     os.umask(umask := os.umask(0o077))
@@ -164,7 +164,7 @@ def unpack(
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder. It takes the place of `folder` when all is in it: an older one is kept until then."""
+    """Yield a new folder, which replaces `folder` once it is complete. An old one is kept until then."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -177,7 +177,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def in_words(size: float) -> str:
-    """A number of bytes for a person: `1.5 GB` (powers of 1024)."""
+    """Return a number of bytes for a person: `1.5 GB` (powers of 1024)."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -186,24 +186,24 @@ def in_words(size: float) -> str:
 
 
 def must(process: subprocess.CompletedProcess[bytes], purpose: str) -> bytes:
-    """Return the stdout of a finished command, or fail with the end of what it printed."""
+    """Return the stdout of a finished command, or raise `Failure` with the end of its output."""
     if process.returncode == 0:
         return process.stdout
     fail(purpose, (process.stderr + process.stdout).decode(errors="replace"))
 
 
 def fail(purpose: str, output: str) -> NoReturn:
-    """Raise `Failure`: `purpose` did not work, with the last lines of a tool's `output`."""
+    """Raise `Failure` for `purpose`, with the last lines of a tool's `output`."""
     tail = "\n".join("    " + line for line in output.strip().splitlines()[-15:])
     raise Failure(f"{purpose} failed:\n{tail or '    (it printed nothing)'}")
 
 
 WRITTEN = (".flowerbed", ".env", "workspace", "jobs", "deployed", "data", "results", "sites")
-"""What verbs write below the root."""
+"""Files and folders that verbs write below the root."""
 
 
 def give_back() -> None:
-    """Give what a verb wrote as root to the owner of the checkout, who could not change it otherwise."""
+    """Give files that a verb wrote as root to the checkout's owner, who could not change them otherwise."""
     if os.geteuid() != 0 or (owner := ROOT.stat()).st_uid == 0:
         return
     for name in WRITTEN:
@@ -216,7 +216,7 @@ def give_back() -> None:
 
 
 def explain_os_error(error: OSError) -> str:
-    """A sentence for a file that could not be read or written, and what to do."""
+    """Return a sentence for a file that could not be read or written, with what to do."""
     what = f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
         return f"{what}.{_whose(Path(os.fsdecode(error.filename)))}"
@@ -226,7 +226,7 @@ def explain_os_error(error: OSError) -> str:
 
 
 def _whose(path: Path) -> str:
-    """What to do about a file that this user may not touch."""
+    """Return advice for a file that this user may not touch."""
     for place in (path, *path.parents):
         try:
             owner = place.lstat().st_uid

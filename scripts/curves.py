@@ -13,19 +13,18 @@ from typing import Any
 from bridge.common.text import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Of Okabe and Ito: told apart by colour-blind people too, and the markers differ besides."""
+"""The colours of Okabe and Ito, which colour-blind people can tell apart. The markers differ too."""
 MARKERS = "osD^vP"
 TITLE_LIMIT = 60
 """Characters of a name in a title."""
 STARTS_MARKED = 8
-"""Marks on the axis where an app counts its rounds anew, at most."""
-NOT_METRICS = frozenset({"num_examples", "error"})
+"""Most marks on the axis where an app restarts its round numbers."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric: which name it has in evaluation replies, in training replies, and where the ServerApp
-    evaluates, if any."""
+    """One metric: its names in evaluation replies, in training replies, and in the ServerApp's own
+    evaluation, if there are any."""
 
     title: str
     evaluate: str | None
@@ -34,18 +33,18 @@ class Panel:
 
 
 Place = tuple[int, int]
-"""Of a round: the number of its start, and its own."""
+"""A round's position: the number of its start, and its own number."""
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> bool:
-    """Write the picture to `path` (PNG). Returns False, and writes none, if there are no metrics."""
-    # Here, not above: it takes a second, and most verbs draw nothing.
+    """Write the picture to `path` (PNG). Without metrics, return False and write nothing."""
+    # Imported here, since it takes a second, and most verbs draw nothing.
     import matplotlib as mpl
 
     panels = choose(summary["rounds"], summary.get("central", ()))
     if not panels:
         return False
-    # Names are what an app or a site says: no formula, and perhaps in letters that the font lacks.
+    # Apps and sites choose the names: read no formula in them, and expect letters that the font lacks.
     with mpl.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _draw(summary, panels, path)
@@ -66,8 +65,8 @@ def _draw(summary: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> No
 
 
 def blank(width: float, height: float, h_pad: float = 0.1) -> Any:
-    """An empty figure of so many inches (130 dots each), which lays itself out."""
-    # Here, not above: it takes a second, and most verbs draw nothing.
+    """Return an empty figure of this size in inches (130 dots each), with automatic layout."""
+    # Imported here, since it takes a second, and most verbs draw nothing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -79,7 +78,7 @@ def blank(width: float, height: float, h_pad: float = 0.1) -> Any:
 
 
 def one_legend(figure: Any, all_axes: Iterable[Any], columns: int) -> None:
-    """Put one legend below for all axes, each label once, in at most so many columns."""
+    """Put one legend for all axes below them, each label once, in no more than this many columns."""
     handles: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -89,8 +88,8 @@ def one_legend(figure: Any, all_axes: Iterable[Any], columns: int) -> None:
 
 
 def choose(rounds: Sequence[Mapping[str, Any]], central: Sequence[Mapping[str, Any]] = ()) -> list[Panel]:
-    """The panels: the loss and the accuracy, or what else the app reports, first come first. What only the
-    ServerApp evaluates has panels beside them."""
+    """Return the panels: the loss and the accuracy, or else the app's first metrics. Metrics of the
+    ServerApp's evaluation alone get panels beside them."""
     names = [_names(rounds, "evaluate"), _names(rounds, "train"), _central_names(central)]
     panels = []
     for is_loss in (True, False):
@@ -125,7 +124,7 @@ def _names(rounds: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
         for parts in entry["sites"].values():
             reply = parts.get(kind, {})
             names.update(dict.fromkeys(name for name in reply if _is_number(reply[name])))
-    return [n for n in names if n not in NOT_METRICS]
+    return [n for n in names if n != "num_examples"]
 
 
 def _base(name: str) -> str:
@@ -152,7 +151,7 @@ def _plot(axes: Any, panel: Panel, summary: Mapping[str, Any]) -> None:
             style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6, "linewidth": 1.5}
             label = site
         shown += _line(axes, at, points, label=label, alpha=0.9, **style)
-    # The average that the summary tells, which the run itself may have given.
+    # The summary's average, which may come from the run itself.
     key = name if kind == "evaluate" or name not in _names(rounds, "evaluate") else f"train_{name}"
     averages = [(place(entry), entry["metrics"].get(key)) for entry in rounds]
     style = {"color": "black", "linewidth": 2.8, "marker": ".", "markersize": 9, "zorder": 3}
@@ -180,12 +179,12 @@ def _plot(axes: Any, panel: Panel, summary: Mapping[str, Any]) -> None:
 
 
 def place(entry: Mapping[str, Any]) -> Place:
-    """Where a round stands."""
+    """Return the position of a round."""
     return entry.get("start", 1), entry["round"]
 
 
 def positions(rounds: Iterable[Mapping[str, Any]]) -> dict[Place, int]:
-    """Where each round stands on the axis. Where an app counts its rounds anew, one start comes after the
+    """Return each round's place on the axis. Where an app restarts its round numbers, one start follows the
     other, with room for a round 0 between them."""
     starts: dict[int, list[int]] = {}
     for start, number in sorted({place(entry) for entry in rounds}):
@@ -198,7 +197,7 @@ def positions(rounds: Iterable[Mapping[str, Any]]) -> dict[Place, int]:
 
 
 def _lay_out(axes: Any, at: Mapping[Place, int], *, percent: bool) -> None:
-    """Axes and what stands beside them."""
+    """Set up the axes, their labels and ticks."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     begins = {start: at[start, number] for start, number in sorted(at, reverse=True) if number}
@@ -210,7 +209,7 @@ def _lay_out(axes: Any, at: Mapping[Place, int], *, percent: bool) -> None:
         ticks = MaxNLocator(nbins=10, integer=True, min_n_ticks=1).tick_values(low, high)
         axes.set_xticks([int(tick) for tick in ticks if tick in at.values()])
     axes.set_xlabel("round")
-    # Room at the right for the last value's label.
+    # Leave room at the right for the last value's label.
     span = max(1, high - low)
     axes.set_xlim(low - 0.06 * span, high + 0.16 * span)
     if percent:
@@ -222,7 +221,7 @@ def _lay_out(axes: Any, at: Mapping[Place, int], *, percent: bool) -> None:
 def _line(
     axes: Any, at: Mapping[Place, int], points: Sequence[tuple[Place, Any]], **style: Any
 ) -> list[float]:
-    """Plot the points that have a value, each start's by themselves; returns the values."""
+    """Plot the points that have a value, each start as a separate line, and return the values."""
     known = [(stands, value) for stands, value in points if _is_number(value)]
     xs: list[float] = []
     ys: list[float] = []

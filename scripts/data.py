@@ -3,7 +3,7 @@
 The parts are in the dataset's own format. The images come from Debian's package dataset-fashion-mnist where
 apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
 and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
-here are never touched.
+here are never touched. A site with `data` elsewhere, by project.yml or its own file, gets no part.
 
   ./flowerbed data                 after adding a site to project.yml
   ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven
@@ -31,15 +31,16 @@ from provisioning import site_files
 from scripts import progress, provision
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
+from scripts.json_object import JsonObject
 
 DATA = ROOT / "data"
 ORIGINALS = HOUSE / "fashion-mnist"
 """The four files as published, kept so that a new split needs no new download."""
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_SIZE = 31e6
-"""Bytes, for a bar."""
+"""Bytes of the package, for a progress bar."""
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-"""Where the Debian package puts its files."""
+"""The folder of the Debian package's files."""
 ADDRESSES = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -50,20 +51,19 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
-"""Of the published files, as torchvision 0.28 checks them. Debian's differ in their gzip headers."""
+"""MD5 sums of the published files, from torchvision 0.28. Debian's files differ in their gzip headers."""
 SHAPES = {"train": (60_000, 28, 28), "t10k": (10_000, 28, 28)}
 WORDS = {"train": "train", "t10k": "test"}
-"""How the manifest calls the two splits that the files call train and t10k."""
+"""The manifest's names of the two splits that the files call train and t10k."""
 CLASSES = 10
 DOWNLOAD_SECONDS = 60.0
-"""How long one address may stay silent before the next is tried."""
+"""Seconds of silence after which the next address is tried."""
 FEWEST = 10
-"""A split that leaves a site fewer training or test images than this is drawn again."""
+"""Fewest training or test images of a site. A split that leaves it fewer is drawn again."""
 DRAWS = 200
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
-
 
 Alpha = Annotated[
     float | None,
@@ -76,6 +76,19 @@ Alpha = Annotated[
 Seed = Annotated[int, typer.Option(metavar="N", help="The seed of the random split.")]
 
 
+JSON = JsonObject(
+    {
+        "dataset": "`Fashion-MNIST`. These keys are in `data/manifest.json` too",
+        "sites": "the sites that have a part",
+        "alpha": "the alpha that was given, or null",
+        "seed": "the seed",
+        "complete": "false if the last run was interrupted",
+        "written": "all sites that ever got a part",
+        "counts": "by site: `train` and `test`, each with `images` and the number of each of the `classes`",
+    }
+)
+
+
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part; returns the manifest that stands in data/manifest.json."""
     manifest = prepare(_without_data(), alpha=alpha, seed=seed)
@@ -85,7 +98,8 @@ def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
 
 
 def _without_data() -> list[str]:
-    """The sites that need a part: `data` in project.yml, or in a site's own file, names no other folder."""
+    """Return the sites that need a part: neither project.yml nor the site's own file names another data
+    folder."""
     sites = provision.site_names()
     places = {
         item["name"]: [
@@ -116,9 +130,9 @@ def prepare(
     """Make sure that every site has its part, and return the manifest.
 
     Args:
-        sites: their names; a part goes to data/NAME/FashionMNIST/raw.
+        sites: their names. A part goes to data/NAME/FashionMNIST/raw.
         alpha: None for an even split, else the concentration of the Dirichlet draw (above 0).
-        seed: of the split; the same sites, alpha and seed give the same parts everywhere.
+        seed: the split's seed. The same sites, alpha and seed give the same parts everywhere.
         originals: gets the four published files and returns their folder (default: `fetch`).
     """
     if alpha is not None and not alpha > 0:
@@ -139,7 +153,7 @@ def prepare(
     labels = {split: read_idx(folder / f"{split}-labels-idx1-ubyte.gz") for split in SHAPES}
     parts = divide(labels, len(sites), alpha, seed)
 
-    # Ours from here on, even if this is interrupted: the next call must not take it for someone else's.
+    # Claim the folders even if this is interrupted: the next call must not take them for someone else's.
     written = sorted({*found.get("written", []), *sites})
     write_json(path, {**wanted, "complete": False, "written": written})
     counts: dict[str, Any] = {}
@@ -147,7 +161,7 @@ def prepare(
         raw = raw_folder(data, site)
         for folder_of_site in (raw.parent.parent, raw.parent, raw):
             folder_of_site.mkdir(parents=True, exist_ok=True)
-            folder_of_site.chmod(0o755)  # the container's user is another one, whatever the umask here
+            folder_of_site.chmod(0o755)  # For the container's user, which is another one, under any umask.
         counts[site] = {}
         for split in SHAPES:
             chosen = parts[split][number]
@@ -163,7 +177,7 @@ def prepare(
 
 
 def table(manifest: dict[str, Any]) -> str:
-    """The parts for a person: training images of every class by site, and the totals."""
+    """Return a table for a person: training images of every class by site, and the totals."""
     lines = ["  site          training    test   training images of class 0 … 9"]
     for site, parts in manifest["counts"].items():
         classes = " ".join(f"{n:5d}" for n in parts["train"]["classes"])
@@ -172,13 +186,13 @@ def table(manifest: dict[str, Any]) -> str:
 
 
 def divide(labels: dict[str, Bytes], sites: int, alpha: float | None, seed: int) -> dict[str, list[Indices]]:
-    """Which images go to which site: for each split a list by site; every image goes to one site.
+    """Return the images of each site: for each split a list by site. Every image goes to one site.
 
     With `alpha`, a class is divided in the same proportions in every split, so that a site's test
     images look like its training images.
 
     Raises:
-        UsageError: when no draw leaves every site its fewest images.
+        UsageError: no draw leaves every site enough images.
     """
     rng = np.random.default_rng(seed)
     for _ in range(DRAWS):
@@ -200,15 +214,15 @@ def _assign(labels: Bytes, shares: NDArray[np.float64], rng: np.random.Generator
         ends = np.rint(np.cumsum(shares[label])[:-1] * len(members)).astype(int)
         for site, part in zip(sites, np.split(members, ends), strict=True):
             site.append(part)
-    # Shuffled, because an app that reads the first images only must not see one class only.
+    # Shuffled, because an app that reads only the first images must not see one class only.
     return [rng.permutation(np.concatenate(parts)) for parts in sites]
 
 
 def fetch(folder: Path = ORIGINALS) -> Path:
-    """The folder with the four published files, got from the first source that has them.
+    """Return the folder with the four published files, from the first source that has them.
 
     Raises:
-        Failure: when no source has them; it names every source and what it said.
+        Failure: no source has them. The text names every source and its error.
     """
     tried: list[str] = []
     for candidate in (folder, INSTALLED):
@@ -233,14 +247,14 @@ def fetch(folder: Path = ORIGINALS) -> Path:
 
 
 def from_package(scratch: Path) -> str:
-    """Unpack Debian's package into `scratch` without installing it. Returns why not, or nothing."""
+    """Unpack Debian's package into `scratch` without installing it. Return the error, or an empty text."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return f"Debian's package {PACKAGE}: no apt-get here"
     say(f"data: getting Debian's package {PACKAGE} (31 MB)")
     words = ["apt-get", "download", PACKAGE]
     fetch = partial(progress.of_files, words, scratch, PACKAGE, PACKAGE_SIZE, cwd=scratch, timeout=600)
     got = fetch()
-    if got.returncode:  # A fresh machine has no package lists; only root may get them.
+    if got.returncode:  # A fresh machine has no package lists. Only root may get them.
         command(["apt-get", "update"], timeout=600)
         got = fetch()
     if got.returncode:
@@ -258,8 +272,8 @@ def from_package(scratch: Path) -> str:
 
 
 def from_addresses(scratch: Path) -> str:
-    """Download the files into `scratch` and check their MD5. Returns why not, or nothing."""
-    # Here, not above: it takes a while.
+    """Download the files into `scratch` and check their MD5. Return the error, or an empty text."""
+    # Imported here, since it takes a while.
     import httpx
 
     reasons = []
@@ -280,7 +294,7 @@ def from_addresses(scratch: Path) -> str:
 
 
 def _download(address: str) -> bytes:
-    """What is at an address; shows its bytes arrive."""
+    """Return the content of an address, and show its bytes arrive."""
     import httpx
 
     content = bytearray()
@@ -300,7 +314,7 @@ def read_idx(path: Path) -> Bytes:
     """Read one gzipped IDX file of bytes.
 
     Raises:
-        Failure: when it is no such file or has not the shape that Fashion-MNIST has.
+        Failure: it is not such a file or has not the shape of Fashion-MNIST.
     """
     rows = SHAPES[path.name.split("-")[0]]
     expected = rows if "images" in path.name else rows[:1]
@@ -334,7 +348,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file that every user may read (a container's user is another one), or leave the old one."""
+    """Write a file that every user may read (a container's user is another one), or keep the old one."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_bytes(content)
     temporary.chmod(0o644)
@@ -342,7 +356,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of an earlier split, or nothing."""
+    """Return the manifest of an earlier split, or an empty mapping."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -351,12 +365,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def raw_folder(data: Path, site: str) -> Path:
-    """Where torchvision's FashionMNIST(root=data/SITE) looks."""
+    """Return the folder in which torchvision's FashionMNIST(root=data/SITE) looks."""
     return data / site / "FashionMNIST" / "raw"
 
 
 def present(data: Path, manifest: dict[str, Any]) -> bool:
-    """Whether every file of the manifest exists with its size (bytes: header + one per value)."""
+    """Return whether every file of the manifest exists with its size (bytes: header + one per value)."""
     for site, parts in manifest["counts"].items():
         for prefix, split in WORDS.items():
             images = parts[split]["images"]
@@ -380,6 +394,6 @@ def refuse_foreign(data: Path, sites: Sequence[str], manifest: dict[str, Any]) -
 
 
 def last_line(output: bytes) -> str:
-    """The last line of a tool's output."""
+    """Return the last line of a tool's output."""
     lines = output.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"

@@ -1,9 +1,11 @@
 """Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
-Engine, Compose, BuildKit, disk, base image, wheels, images; kits with their keys and certificates; what sites
-give to apps, and whether the containers' user can read their data; ports; the clocks of the containers; how
-far their kernel confines apps; disks that are near a limit. Each line is ok, warn (works, or a verb will see
-to it) or fail; exit code 1 if any fails.
+It looks at the engine, Compose, BuildKit, the disk, the base image, wheels and images. It looks at the kits
+with their keys and certificates, at what sites give to apps, and whether the containers' user can read their
+data. It looks at ports, the containers' clocks, how far their kernel confines apps, and disks near a limit.
+
+Each line is ok, warn or fail. A warning works, or a verb will see to it. The exit code is 1 if any check
+fails.
 """
 
 from __future__ import annotations
@@ -41,19 +43,31 @@ from scripts import (
     wheelhouse,
 )
 from scripts.findings import Finding, Level
+from scripts.json_object import JsonObject
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
-"""Seconds between this machine's clock and a container's. Flower refuses a site whose clock is 5 s ahead."""
+"""Seconds between this machine's clock and a container's. Flower refuses a site with a clock 5 s ahead."""
 SANDBOX = "/opt/flowerbed/bridge/launch/sandbox.py"
-"""What tells in a container how far apps can be confined there."""
+"""The program in a container that tells how far apps can be confined there."""
 EXPIRY_WARN_DAYS = 30.0
-"""A certificate that ends sooner is warned of."""
+"""Warn of a certificate that ends sooner."""
 NEAR = 0.8
-"""What part of a limit is warned of."""
+"""Warn from this fraction of a limit on."""
 USAGE_WITHIN, AT_ONCE = 20.0, 4
-"""Seconds for a container to say how full it is, and how many are asked at a time: each starts a Python."""
+"""Seconds for a container to report its disk use, and how many are asked at once: each starts a Python."""
 ROOMY = 2.0
-"""How many times what a build needs has to be free, not to be warned."""
+"""Warn below this many times the free disk that a build needs."""
+
+
+JSON = JsonObject(
+    {
+        "checks": "a list, in the order in which they were made",
+        "checks[].check": "its name",
+        "checks[].level": "`ok`, `warn` or `fail`",
+        "checks[].found": "what it found",
+        "checks[].mend": "how to fix it, empty if it is ok",
+    }
+)
 
 
 def run() -> dict[str, Any]:
@@ -71,7 +85,7 @@ def run() -> dict[str, Any]:
 
 
 def _tell(finding: Finding) -> None:
-    """Show a line as soon as it is known: the whole takes some seconds."""
+    """Show each line once it is known: all of them take some seconds."""
     from rich.table import Table
     from rich.text import Text
 
@@ -86,7 +100,7 @@ def _tell(finding: Finding) -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """All findings; a check that needs what an earlier one missed is left out."""
+    """Yield all findings. A check is left out if it needs what an earlier one missed."""
     answer = engine.ask()
     yield check_engine(answer)
     yield check_compose()
@@ -118,7 +132,7 @@ def examine() -> Iterator[Finding]:
 
 
 def check_engine(answer: engine.Answer) -> Finding:
-    """Does one answer?"""
+    """Check that an engine answers."""
     if not answer.problem:
         return Finding("engine", "ok", f"Docker {answer.version} ({answer.architecture})")
     mend = "start it, or look why it does not answer"
@@ -131,7 +145,7 @@ def check_engine(answer: engine.Answer) -> Finding:
 
 
 def check_compose() -> Finding:
-    """Is the plugin there and new enough?"""
+    """Check that the Compose plugin is installed and new enough."""
     version = engine.compose_version()
     if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
@@ -141,7 +155,7 @@ def check_compose() -> Finding:
 
 
 def check_builder() -> Finding:
-    """Can some CLI build with BuildKit?"""
+    """Check that some CLI can build with BuildKit."""
     found = engine.find_builder()
     if found:
         return Finding("builder", "ok", f"BuildKit through {' '.join(found[0])}")
@@ -150,7 +164,7 @@ def check_builder() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Is there room for the next build?"""
+    """Check that there is room for the next build."""
     places = [path for path in (images.storage(), core.ROOT) if path is not None]
     free, path = min((images.free_gb(path), path) for path in places)
     needed = images.REBUILD_GB if engine.has(base_image.name()) else images.FIRST_BUILD_GB
@@ -160,7 +174,7 @@ def check_disk() -> Finding:
 
 
 def check_base() -> Finding:
-    """Is the base image here?"""
+    """Check that the base image is here."""
     base = base_image.name()
     if not engine.has(base):
         return Finding("base image", "warn", f"no {base} yet", "./flowerbed build pulls or makes it")
@@ -169,28 +183,28 @@ def check_base() -> Finding:
 
 
 def check_wheels(architecture: str) -> Finding:
-    """Could a build run without network?"""
+    """Check that a build could run without network."""
     if wheelhouse.RUNTIME.is_complete(architecture):
         return Finding("wheels", "ok", "complete: a build needs no network")
     return Finding("wheels", "warn", "not all are there", "./flowerbed build fetches what is missing")
 
 
 def check_images(config: dict[str, Any]) -> Finding:
-    """Is everybody's image built?"""
+    """Check that everybody's image is built."""
     if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
     return Finding("images", "ok", f"{len(config['services'])} built")
 
 
 def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
-    """Do all run with what was provisioned and built last?"""
+    """Check that all containers run with the last provisioning and build."""
     late = behind.containers(containers, behind.hashes(), config)
     if found := behind.in_words(late, behind.kits(config)):
         yield Finding("containers", "warn", found)
 
 
 def _config() -> dict[str, Any] | Finding:
-    """The resolved Compose file, or why there is none."""
+    """Return the resolved Compose file, or a finding that says why there is none."""
     if not compose.is_provisioned():
         return Finding("kits", "warn", "nothing is provisioned yet", "./flowerbed provision")
     try:
@@ -200,7 +214,7 @@ def _config() -> dict[str, Any] | Finding:
 
 
 def check_project() -> Finding:
-    """Is project.yml right, is it what was provisioned, and can nobody take part who is not in it?"""
+    """Check that project.yml is valid and provisioned, and that nobody outside it can take part."""
     try:
         project = provision.load(provision.DEFAULT_PROJECT)
         changes, left = provision.changes(), provision.still_valid(project)
@@ -216,13 +230,13 @@ def check_project() -> Finding:
 
 
 def check_settings() -> Iterator[Finding]:
-    """What do server and sites give to apps?"""
-    with contextlib.suppress(core.Failure):  # `check_project` tells.
+    """Show what server and sites give to apps."""
+    with contextlib.suppress(core.Failure):  # `check_project` reports it.
         yield from site_checks.check_settings(provision.load(provision.DEFAULT_PROJECT)["participants"])
 
 
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
-    """Does each kit hold together, and how long is it valid?"""
+    """Check that each kit's files belong together, and how long it is valid."""
     ends: dict[str, datetime.datetime] = {}
     for service in config["services"].values():
         kit = core.ROOT / service["build"]["args"]["KIT"]
@@ -245,7 +259,7 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
-    """Is the published port free, or ours?"""
+    """Check that the published port is free, or ours."""
     for name, address, number in up.ports(config):
         where = f"{address}:{number}"
         if name in running:
@@ -259,7 +273,7 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
 
 
 def check_clocks(containers: list[str]) -> Finding:
-    """Do the containers' clocks agree with this machine's? The engine's own, where none runs."""
+    """Compare the containers' clocks with this machine's, or the engine's clock if no container runs."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         read = pool.map(lambda name: _skew(partial(_clock_of, name)), containers)
         skews = dict(zip(containers, read, strict=True))
@@ -275,7 +289,7 @@ def check_clocks(containers: list[str]) -> Finding:
 
 
 def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Finding]:
-    """Do the disks and the running jobs of server and sites come near their limits?"""
+    """Check how near the disks and running jobs of server and sites are to their limits."""
     asked = {
         name: container
         for name, container in running.items()
@@ -304,7 +318,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
 
 
 def check_results() -> Finding:
-    """Does the folder of fetched results come near its limit?"""
+    """Check how near the folder of fetched results is to its limit."""
     try:
         limit = results.limit()
     except core.Failure as failure:
@@ -332,7 +346,8 @@ def _usage_of(container: str) -> dict[str, Any] | None:
 
 
 def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
-    """How far are apps confined? A line for each server and site in `running`, containers by service."""
+    """Report how far apps are confined: a line for each server and site in `running`, containers by
+    service."""
     with contextlib.suppress(core.Failure), ThreadPoolExecutor(AT_ONCE) as pool:  # `check_project` tells.
         participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
         asked = [(item, running.get(service_name(item["name"]))) for item in participants]
@@ -341,7 +356,7 @@ def check_sandboxes(running: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Finding]:
-    """How far can the kernel confine the apps of a server or site that runs?"""
+    """Report how far the kernel can confine the apps of a running server or site."""
     if participant.get("type") not in ("server", "client"):
         return
     name, asked = participant["name"], participant.get("sandbox", "best-effort") or "off"
@@ -365,7 +380,7 @@ def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Findi
 
 
 def _skew(clock: Callable[[], float]) -> float:
-    """How far a clock is ahead of ours, in seconds; what asking takes is no skew."""
+    """Return how far a clock is ahead of ours, in seconds, without the time that asking takes."""
     before = time.time()
     theirs = clock()
     after = time.time()

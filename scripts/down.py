@@ -1,7 +1,8 @@
 """Stop the federation. Kits, images, data, results and volumes stay.
 
-While a job runs it stops nothing, unless --force is given, which aborts the job first. The volumes hold what
-the containers wrote: the logs, and the server's job store with the results of ended jobs.
+While a job runs it stops nothing and names the job, unless --force is given. Jobs that have not started stay,
+and start after `up`. If the server cannot be asked, `down` says so and goes on. The volumes hold what the
+containers wrote: the logs, and the server's job store with the results of ended jobs.
 """
 
 from __future__ import annotations
@@ -13,31 +14,40 @@ from typing import Annotated, Any
 import typer
 
 from scripts import compose, console, core, engine, ownership, progress, unfinished
+from scripts.json_object import JsonObject
 
 TIMEOUT = 120.0
-"""Seconds; each container has 10 s to end, and they end side by side."""
+"""Seconds. Each container has 10 s to end, and they end side by side."""
 
 END_WITHIN = 10.0
-"""Seconds for all jobs to end as aborted before the containers are stopped; seen: 3 to 5."""
+"""Seconds for all jobs to end as aborted before the containers are stopped. It takes 3 to 5."""
 STOP_WITHIN = 5
-"""Seconds for a container to end by itself when its jobs were ended before."""
+"""Seconds for a container to end after its jobs were ended."""
+
+
+JSON = JsonObject(
+    {
+        "stopped": "the containers that ran",
+        "aborted": "the jobs that were aborted",
+        "volumes": "true if the volumes were removed",
+        "seconds": "how long it took",
+    }
+)
 
 
 def run(
-    force: Annotated[bool, typer.Option("--force", help="Abort the jobs that run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Abort the running jobs, then stop.")] = False,
     volumes: Annotated[
         bool,
         typer.Option(
-            "--volumes", help="Remove the volumes too: the logs, and the job store with its results."
+            "--volumes",
+            help="Also remove the volumes: the logs, and the job store with its results. It asks first. "
+            "Without a terminal it needs --yes.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove the volumes without asking.")] = False,
 ) -> dict[str, Any]:
     """Stop and remove the containers and the network.
-
-    Returns:
-        stopped (the services that ran), aborted (the jobs that were), volumes (whether they were removed) and
-        seconds.
 
     Raises:
         core.Failure: a job runs, and `force` is not set.
@@ -83,7 +93,7 @@ def _ask() -> None:
 
 
 def _end_jobs(*, force: bool) -> list[str]:
-    """End the jobs that run, or refuse to; returns their ids."""
+    """End the running jobs, or refuse to. Return their IDs."""
     try:
         service = console.service(None)
         answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")

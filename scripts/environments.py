@@ -1,13 +1,12 @@
-"""The environments of apps, on the host: resolved and installed by uv, each named by the hash of its lock.
+"""Make the environments of apps on the host. uv resolves and installs each, and its lock's hash is its name.
 
-What an environment is stands in `bridge/common/app_environment.py`, how uv is called in `uv.py`. One is made
-in these steps:
+`bridge/common/app_environment.py` describes environments, and `uv.py` calls uv. Making one takes these steps:
 
 1. uv resolves what the app's pyproject.toml asks for into a lock (`resolution.py`).
-2. The lock's hash is the name. If that environment is there, it serves this app too.
-3. What has no wheel is built (`source_builds.py`).
-4. uv installs the lock: wheels, whose files it writes itself. Nothing else writes into an environment.
-5. What the app imports is imported once, in a container without network, which sees this environment to read.
+2. The lock's hash is the name. An existing environment of that name serves this app too.
+3. Packages without wheels are built (`source_builds.py`).
+4. uv installs the lock from wheels, and writes the files itself. Nothing else writes into an environment.
+5. The app's imports are tried once, in a container without network and with this environment read-only.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -57,11 +55,11 @@ owner=$(stat -c %u:%g "$FOLDER")
 for file in /tmp/archives/*.deb; do dpkg-deb -x "$file" "$FOLDER"; done
 chown -R "$owner" "$FOLDER"
 """
-"""Unpacks Debian packages, and what they need beside the base image, into a folder."""
+"""A script that unpacks Debian packages, and their dependencies beyond the base image, into a folder."""
 
 
 def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
-    """The environment that was made for an app, if there is one. Nothing is resolved."""
+    """Return the environment that was made for an app, if there is one. Nothing is resolved."""
     try:
         found = app_environment.find(app.pyproject, uv.ENVIRONMENTS, gpu=gpu)
     except BadApp as bad:
@@ -70,18 +68,18 @@ def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
 
 
 def prepare() -> None:
-    """Get what uv runs in: the base image, and uv itself."""
+    """Get the base image, in which uv runs, and uv itself."""
     base_image.ensure()
     wheelhouse.RUNTIME.fill(engine.ask().architecture)
     uv.prepare()
 
 
 def make(resolved: Resolved) -> dict[str, Any]:
-    """Install what was resolved, unless it is there; then it is the app's. Returns its description.
+    """Install a resolution as the app's environment, unless it exists already. Return its description.
 
     Raises:
-        core.Failure: a package cannot be had or built, or the disk is too small.
-        core.UsageError: the app imports what it does not ask for, or needs a library that is not there.
+        core.Failure: a package cannot be downloaded or built, or the disk is too small.
+        core.UsageError: the app imports a package it does not ask for, or needs a missing library.
     """
     folder = uv.ENVIRONMENTS / resolved.name
     described = folder / DESCRIPTION
@@ -95,13 +93,13 @@ def make(resolved: Resolved) -> dict[str, Any]:
             notes = _missing_libraries(folder, facts["python"])
             facts = serve(resolved.app, folder, facts)
         except BaseException:
-            # Without a description nobody would see it, and remove it.
+            # Without a description nobody would see the folder and remove it.
             uv.delete(folder)
             raise
         for note in notes:
             core.say(f"  Note: {note}")
     key = app_environment.key(resolved.app.pyproject)
-    # An earlier one that was made for the same stays, and is no more the app's.
+    # An earlier environment of the app stays, and is the app's no longer.
     for other in app_environment.every(uv.ENVIRONMENTS):
         if other.name != resolved.name and key in other.facts["keys"] and other.facts["gpu"] == resolved.gpu:
             rest = [known for known in other.facts["keys"] if known != key]
@@ -110,12 +108,12 @@ def make(resolved: Resolved) -> dict[str, Any]:
 
 
 def serve(app: apps.App, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Let an environment be this app's too; returns its description.
+    """Let this app use an environment too, and return its description.
 
-    What no app before has imported is imported now.
+    Imports that no app before has tried are tried now.
 
     Raises:
-        core.UsageError: the app imports what it does not ask for, or needs a library that is not there.
+        core.UsageError: the app imports a package it does not ask for, or needs a missing library.
     """
     known = facts.get("imports", ())
     imported = app_imports.of_app(app.pyproject, app.files)
@@ -133,19 +131,19 @@ def serve(app: apps.App, folder: Path, facts: Mapping[str, Any]) -> dict[str, An
 
 
 def remove(name: str) -> int:
-    """Remove an environment; returns the bytes that it took. What others share stays theirs."""
+    """Remove an environment, and return the bytes that it took. Files that others share stay."""
     folder = uv.ENVIRONMENTS / name
     # First the description: without it there is no environment.
     (folder / DESCRIPTION).unlink(missing_ok=True)
     size = size_of(folder)
-    # The cache too: its files would live on there. What another environment needs again is fetched again.
+    # Remove the cache too, where the files would live on. Another environment's needs are downloaded again.
     uv.delete(folder, uv.ENVIRONMENTS / uv.CACHE)
     uv.prepare()
     return size
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     size, folders = 0, [str(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -164,14 +162,14 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
     core.say(f"  installing {total} packages ({core.in_words(resolved.size)} to fetch, if none is here)")
     folder.mkdir()
     (folder / LOCK).write_text(resolved.lock)
-    # For the containers' user too, whatever the umask is.
+    # For the containers' user too, under any umask.
     folder.chmod(0o755)
     (folder / LOCK).chmod(0o644)
     libraries = _debian_packages(resolved.apt, folder) if resolved.apt else []
     made = uv.call(["venv", "--quiet", "--python", resolved.python, uv.as_mounted(folder / VENV)])
     if made.returncode:
         core.fail("Making an environment with uv", made.stdout)
-    # What it is before anything is installed: the image's.
+    # Read it before anything is installed: it is the image's.
     interpreter = str((folder / VENV / "bin" / "python").readlink())
     (packages,) = (folder / VENV).glob("lib/python3*/site-packages")
     with progress.Bar("installing") as bar:
@@ -179,7 +177,7 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
     # Without `site`, which would run what packages have put into .pth files.
     words = [interpreter, "-I", "-S", "-m", "compileall", "-qq", "-j", "0", uv.as_mounted(packages)]
     compiled = uv.python(folder / VENV, words, writes=True)
-    if compiled.returncode > 1:  # With 1 it has met a file that this Python cannot compile.
+    if compiled.returncode > 1:  # 1: it met a file that this Python cannot compile.
         core.must(compiled, "Compiling the packages to bytecode")
     facts: dict[str, Any] = {
         "flwr": resolved.flwr,
@@ -202,7 +200,7 @@ def _install(resolved: Resolved, folder: Path) -> dict[str, Any]:
 
 
 def _sync(resolved: Resolved, folder: Path, bar: progress.Bar) -> None:
-    """Build what has no wheel, and install all wheels."""
+    """Build packages without wheels, and install all wheels."""
     came = 0
 
     def tell(line: str) -> None:
@@ -228,7 +226,7 @@ def _sync(resolved: Resolved, folder: Path, bar: progress.Bar) -> None:
 
 
 def _mend_torchvision(folder: Path, facts: Mapping[str, Any], interpreter: str, packages: Path) -> None:
-    """Its code runs where it can write nothing, and it is changed where none of it runs."""
+    """Try torchvision's code where it can write nothing, and edit it where none of it runs."""
     failed = _import(folder, facts, ["torchvision"], "torchvision")
     if any("operator torchvision::nms does not exist" in text for _, _, text in failed):
         script = IMAGES / "mend_torchvision.py"
@@ -240,7 +238,7 @@ def _mend_torchvision(folder: Path, facts: Mapping[str, Any], interpreter: str, 
 
 
 def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
-    """Unpack Debian packages into the environment; returns its folders with libraries."""
+    """Unpack Debian packages into the environment, and return the environment's library folders."""
     target = folder / SYSTEM
     target.mkdir()
     target.chmod(0o755)
@@ -252,7 +250,7 @@ def _debian_packages(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequence[str]) -> list[str]:
-    """Import modules; returns what may be wrong. Raises `core.UsageError` for what is."""
+    """Import modules and return possible problems. Raise `core.UsageError` for certain ones."""
     failed = _import(folder, facts, modules, app.name)
     notes, wrong, needed = [], [], set(facts["apt"])
     for module, kind, text in failed:
@@ -281,7 +279,7 @@ def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequenc
 def _import(
     folder: Path, facts: Mapping[str, Any], modules: Sequence[str], whose: str
 ) -> list[tuple[str, str, str]]:
-    """Import modules; returns those that fail, each with the kind and the text of its error."""
+    """Import modules, and return those that fail, each with the kind and the text of its error."""
     system = [uv.as_mounted(folder / SYSTEM / path) for path in facts["libraries"]]
     variables = {"LD_LIBRARY_PATH": ":".join(system)} if system else {}
     script = IMAGES / "try_imports.py"
@@ -292,7 +290,7 @@ def _import(
     try:
         return [(str(module), str(kind), str(text)) for module, kind, text in json.loads(said)]
     except (RecursionError, TypeError, ValueError):
-        # A package's code has written there too.
+        # A package's code may have written to this output.
         core.fail(purpose, said.decode(errors="replace"))
 
 
@@ -309,7 +307,7 @@ def _missing_libraries(folder: Path, python: str) -> list[str]:
 
 
 def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the description, at once, and through no link."""
+    """Write the description in one step, and through no link."""
     descriptor, fresh = tempfile.mkstemp(dir=folder)
     with os.fdopen(descriptor, "w") as file:
         file.write(json.dumps(dict(facts), indent=1) + "\n")
@@ -318,13 +316,13 @@ def _describe(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_disk(resolved: Resolved) -> None:
-    needed = resolved.size * UNPACKED + SPARE
-    free = shutil.disk_usage(uv.ENVIRONMENTS).free
+    needed = (resolved.size * UNPACKED + SPARE) / 1e9
+    free = images.free_gb(uv.ENVIRONMENTS)
     if free < needed:
         raise core.Failure(
             f"The disk is too small for the environment of {resolved.app.name}: it needs about "
-            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps "
+            f"{needed:.1f} GB, and {free:.1f} GB are free at {uv.ENVIRONMENTS}. ./flowerbed apps "
             "shows which environments there are, and removes one.",
-            needed_gb=round(needed / 1e9, 1),
-            free_gb=round(images.free_gb(uv.ENVIRONMENTS), 1),
+            needed_gb=round(needed, 1),
+            free_gb=round(free, 1),
         )

@@ -1,4 +1,4 @@
-"""What a check of `doctor` finds."""
+"""The result of a check of `doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is, what was found, how to mend it (empty when ok)."""
+    """One line: the thing checked, its state, what was found, and the fix (empty when ok)."""
 
     check: str
     level: Level

@@ -23,13 +23,21 @@ from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import console, core, engine, flwr_config, flwr_home, kit, up
 from scripts.core import Failure, UsageError, say
+from scripts.json_object import JsonObject, Keys
 from scripts.options import As
 
 PORT = 9093
 """Flower's own port for its Control API."""
 
+CONTAINER: Keys = {"container": "the container's name"}
+
+JSON = JsonObject(
+    {**CONTAINER, **flwr_config.CONNECTION},
+    {"With `--write`": {**CONTAINER, **flwr_config.WRITTEN}, "With `--stop`": CONTAINER},
+)
+
 LISTENS_WITHIN = 30.0
-"""Seconds until it listens; seen: 1."""
+"""Seconds until it listens. It usually takes 1."""
 
 LOOPBACK = "127.0.0.1"
 

@@ -17,6 +17,7 @@ import typer
 
 from scripts import compose, console, core, engine, flwr_home, up
 from scripts.core import Failure, UsageError, say
+from scripts.json_object import JsonObject, Keys
 from scripts.options import As
 
 PROGRAM = ("python", "-I", "-S", "/opt/flowerbed/bridge/flare/control_api/access.py")
@@ -27,6 +28,30 @@ WITHIN = 30.0
 
 HERE = "here"
 """Below workspace/PROJECT: what is made for tools on this machine."""
+
+CONNECTION: Keys = {
+    "name": "the connection's name",
+    "address": "the address that it dials",
+    "user": "the FLARE identity",
+    "root_certificates": "the file with the CA of the connection",
+}
+
+WRITTEN: Keys = {
+    "name": "the connection's name",
+    "address": "the address that it dials",
+    "user": "the FLARE identity",
+    "config": "Flower's configuration file",
+    "credentials": "the file with the token",
+}
+
+JSON = JsonObject(
+    CONNECTION,
+    {
+        "With `--write`": WRITTEN,
+        "With `--approve`": {"approved": "the code"},
+        "With `--revoke`": {"revoked": "the number of logins that it ended"},
+    },
+)
 
 ANYWHERE = ("0.0.0.0", "127.0.0.1", "::", "::1")
 

@@ -2,8 +2,8 @@
 
   ./flowerbed hash my-app
   ./flowerbed hash deployed/my-app
-It is the hash of the bundle (FAB) that Flower builds of the app. Sites compare it with that of the app that a
-job brings. The federation must be up: Flower builds the bundle in a console's container.
+It is the SHA-256 of the bundle (FAB) that Flower builds of the app. Sites compare it with that of the app
+that a job brings. The federation must be up: Flower builds the bundle in a console's container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import typer
 from scripts import app as apps
 from scripts import console, core
 from scripts.core import UsageError, say
+from scripts.json_object import JsonObject
 from scripts.options import As
+
+JSON = JsonObject({"app": "the app's name", "version": "its version", "hash": "64 hexadecimal digits"})
 
 
 def run(

@@ -1,4 +1,4 @@
-"""What to do about an app's error, where the error alone does not lead there."""
+"""Add advice to an app's error that alone would not lead to the cause."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 NO_WAY_OUT = re.compile(
     r"name ?resolution|Name or service not known|No address associated with hostname|gaierror"
     r"|Network is unreachable|No route to host|ENETUNREACH|EHOSTUNREACH"
-    # From a confined process (`sandbox`), and without a file's name behind it: then it was a connection.
+    # In a confined process (`sandbox`), and with no file's name after it: then it was a connection.
     r"|\[Errno 13\] Permission denied(?!: ['\"b])|\[Errno 1\] Operation not permitted(?!: ['\"b])",
     re.IGNORECASE,
 )
-"""How an error reads that comes of a container's network (`provisioning/networks.py`)."""
+"""Errors that a container's network causes (`provisioning/networks.py`)."""
 
 
 def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
-    """Return the sentence for a job that ended for `reason` with these events; empty if there is none."""
+    """Return the advice for a job that ended for `reason` with these events, or an empty text."""
     sites = {
         str(event["site"])
         for event in events
@@ -33,5 +33,5 @@ def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
 
 
 def with_hint(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
-    """Return a reason that ends with the sentence for it."""
+    """Return a reason with its advice at the end."""
     return "\n".join(part for part in (reason, of_job(reason, events)) if part)

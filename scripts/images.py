@@ -1,4 +1,4 @@
-"""The images themselves: what a federation needs, room for it, and BuildKit."""
+"""Build images, name those that a federation needs, and check the disk for them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from scripts import base_image, buildkit, core, engine, ownership, progress
 
 LABEL = "org.flowerbed.image"
-"""On every image that is built from DOCKERFILE."""
+"""The label of every image built from DOCKERFILE."""
 KIT = "org.flowerbed.kit"
-"""On a participant's image: `kit_mark` of the kit in it."""
+"""The label of a participant's image with the `kit_mark` of its kit."""
 DOCKERFILE = "images/Dockerfile"
 
 FIRST_BUILD_GB = 3.0
-"""Free disk that a build from nothing takes: the image 0.4, the builder's own copy 0.5, the wheels and their
-copy 0.2, the base 0.1, and room to work."""
+"""Free disk for a build from nothing, in GB: the image 0.4, the builder's copy 0.5, the wheels and their copy
+0.2, the base 0.1, and room to work."""
 REBUILD_GB = 1.0
-"""The same when the runtime image is there: participants are small."""
+"""Free disk for a build when the runtime image exists, in GB: participants' images are small."""
 BUILD_TIMEOUT = 1800.0
-"""Seconds for one image; the runtime took 35 to 65 on 2 cores."""
+"""Seconds for one image. The runtime took 35 to 65 on 2 cores."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Image:
 
 
 def runtime(project: str, tag: str) -> str:
-    """The name of a project's runtime image."""
+    """Return the name of a project's runtime image."""
     return f"{project}-runtime:{tag}"
 
 
 def storage() -> Path | None:
-    """Where the engine keeps its images, if that is on this machine."""
+    """Return the folder of the engine's images, if it is on this machine."""
     if engine.is_remote():
         return None
     try:
@@ -52,7 +52,7 @@ def storage() -> Path | None:
 
 
 def free_gb(path: Path) -> float:
-    """Free disk at a path, in GB."""
+    """Return the free disk at a path, in GB."""
     return shutil.disk_usage(path).free / 1e9
 
 
@@ -60,7 +60,7 @@ def check_disk(first: bool) -> None:
     """Refuse a build that would fill the disk.
 
     Raises:
-        core.Failure: with what is needed, what is free, and how to get more.
+        core.Failure: the disk is too small. The text says what is needed, what is free, and how to get more.
     """
     needed = FIRST_BUILD_GB if first else REBUILD_GB
     for path in (storage(), core.ROOT):
@@ -75,14 +75,14 @@ def check_disk(first: bool) -> None:
 
 
 def participants(config: dict[str, Any], tag: str) -> list[Image]:
-    """The images that a federation needs, from its resolved Compose file."""
+    """Return the images that a federation needs, from its resolved Compose file."""
     services = config["services"].values()
     found = {s["image"].removesuffix(f":{tag}"): s["build"]["args"]["KIT"] for s in services if "build" in s}
     return [Image(name, kit) for name, kit in sorted(found.items())]
 
 
 def lost(config: dict[str, Any]) -> list[str]:
-    """The images of a resolved Compose file that the engine has not."""
+    """Return the images of a resolved Compose file that the engine lacks."""
     names = sorted({service["image"] for service in config["services"].values()})
     return [name for name in names if not engine.has(name)]
 
@@ -96,7 +96,7 @@ def build(
     network: str = "none",
     arguments: Mapping[str, str] | None = None,
 ) -> float:
-    """Build one stage of the Dockerfile under a name. Returns the seconds it took.
+    """Build one stage of the Dockerfile under a name. Return the seconds it took.
 
     Args:
         target: runtime, participant, mlflow or compiler.
@@ -111,7 +111,7 @@ def build(
     for name, value in {**({"KIT": kit} if kit else {}), **(arguments or {})}.items():
         words += ["--build-arg", f"{name}={value}"]
     words += ["--no-cache"] if fresh else []
-    # Not on a participant's, which may go to another machine.
+    # Not on a participant's image, which may go to another machine.
     words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
     words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
     start = time.monotonic()
@@ -126,7 +126,7 @@ def build(
 
 
 def kit_mark(kit: Path) -> str:
-    """By what a kit is known again: a hash of its files."""
+    """Return a hash of a kit's files, which identifies the kit."""
     digest = hashlib.sha256()
     for path in sorted(path for part in ("startup", "local") for path in (kit / part).rglob("*")):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""What this machine's configuration says of where packages are, for people."""
+"""Describe this machine's configuration of package indexes for people."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 from scripts import uv
 
 VARIABLES = (*uv.SOURCES, "UV_EXTRA_INDEX_URL", "UV_TORCH_BACKEND")
-"""uv's own that name a place. `uv.FROM_PIP` has pip's."""
+"""uv's variables that name a place. `uv.FROM_PIP` has pip's."""
 
 
 def named() -> str:
-    """Who names a place, such as `UV_INDEX and pip's find-links (pip config list)`; empty: nobody."""
+    """Return the settings that name a place, such as `UV_INDEX and pip's find-links (pip config list)`, or an
+    empty text if none does."""
     counts = uv.sources().variables
     own = [name for name in VARIABLES if os.environ.get(name)]
     of_pip = [
@@ -22,7 +23,7 @@ def named() -> str:
 
 
 def way_to_torch(version: str) -> str:
-    """How uv finds the CPU build of a torch for which it found a CUDA build."""
+    """Return how uv finds the CPU build of a torch for which it found a CUDA build."""
     found = named()
     why = (
         f"PyTorch's index of CPU builds was not asked, since {found} said where packages are. "

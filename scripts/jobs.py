@@ -1,7 +1,10 @@
 """List all jobs, the newest first.
 
-./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
-./flowerbed jobs --watch           keep showing it, until Ctrl-C
+  ./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
+  ./flowerbed jobs --watch           keep showing it, until Ctrl-C
+A terminal of less than 140 columns has no room for who submitted. One of less than 110 columns also shows
+short times, the first 8 letters of each id, and no sizes. Reasons of more than 20 letters are below the
+table.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bridge.common.run_ids import run_id
 from scripts import console, terminal
 from scripts.core import in_words, say
+from scripts.json_object import JsonObject
 from scripts.options import As, Watch, check_watch
 
 if TYPE_CHECKING:
@@ -19,15 +23,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NARROW = 110
-"""Columns of a terminal below which ids are cut to `SHORT_ID` letters, which is enough for JOB. Who has
-submitted, in which second, and what the job takes in the server's store, is left out."""
+"""Columns of a terminal below which IDs are cut to `SHORT_ID` letters, which JOB accepts. The table then
+leaves out the submitter, the seconds of times, and a job's size in the server's store."""
 WIDE = 140
-"""Columns from which who has submitted has room too."""
+"""Columns from which the submitter has room too."""
 
 SHORT_ID = 8
 
 SHORT_REASON = 20
-"""Letters of a reason that has room in a terminal's table."""
+"""Letters of a reason that fit into a terminal's table."""
 
 COLUMNS = {
     "JOB": "job_id",
@@ -39,6 +43,29 @@ COLUMNS = {
     "STORED": "stored_bytes",
     "WHY": "reason",
 }
+
+
+JSON = JsonObject(
+    {
+        "jobs": "a list, the newest first",
+        "jobs[].job_id": "its id",
+        "jobs[].run_id": "Flower's [run id](../how-to/flower-cli.md#run-ids-and-job-ids) of it, as text",
+        "jobs[].name": "its name",
+        "jobs[].status": "FLARE's [status](job.md#status)",
+        "jobs[].submit_time": "when FLARE took it, Unix time",
+        "jobs[].duration": "how long it has run, as FLARE writes it",
+        "jobs[].submitter": "who submitted it",
+        "jobs[].stored_bytes": "what it takes in the server's store",
+        "jobs[].environment": "the name of its app's environment",
+        "jobs[].sites": "the sites that take part, once it has started",
+        "jobs[].waits": "for whom it waits, if it has not started",
+        "jobs[].reason": "the first line of why it failed. `wait` and `results` have all of it",
+        "jobs[].refused": "who refused it, and why, by name",
+        "jobs[].retry_of": "the id of the job that it repeats, or null",
+        "jobs[].retried_as": "the id of the job that repeats it, or null",
+        "jobs[].retries_left": "how often it may still be repeated",
+    }
+)
 
 
 def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
@@ -57,7 +84,7 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
 
 
 def newest_first(service: str) -> list[dict[str, Any]]:
-    """All jobs."""
+    """Return all jobs, the newest first, each with Flower's run ID."""
     jobs = [
         {**job, "run_id": str(run_id(str(job["job_id"])))} for job in console.ask(service, "list")["jobs"]
     ]
@@ -70,7 +97,7 @@ def _look(service: str) -> terminal.Seen:
 
 
 def parts(jobs: list[dict[str, Any]]) -> list[RenderableType]:
-    """The jobs for a person, one a line; at a terminal longer reasons stand below them."""
+    """Return the jobs for a person, one a line. At a terminal, longer reasons follow below the table."""
     jobs = [{**job, "reason": job.get("reason") or _refusals(job) or job.get("waits", "")} for job in jobs]
     below = terminal.console().is_terminal and any(len(job["reason"]) > SHORT_REASON for job in jobs)
     if not below:

@@ -5,8 +5,8 @@
   nvflare job list --startup-kit "$(./flowerbed kit)"     FLARE's command line
   ProdEnv(startup_kit_location="...")                     FLARE's Python API
 The kits of `provision` dial the server by a name that only containers and sites know. This one dials
-localhost and the published port. It links to the kit in use, so the key is not copied. After the next
-`provision`, make it again.
+localhost and the published port. It is in workspace/PROJECT/here/NAME, and links to the kit in use, so the
+key is not copied. Make it again after the next `provision`, or with another FLOWERBED_PORT.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ from typing import Any
 
 from provisioning.names import service_name
 from scripts import compose, console, core, engine, provision
+from scripts.json_object import JsonObject
 from scripts.options import As
 
 FOLDER = "here"
-"""Below workspace/PROJECT, beside the prod_NN."""
+"""A folder below workspace/PROJECT, beside the prod_NN."""
 
 CONFIG = "startup/fed_admin.json"
-"""What names the server."""
+"""The file that names the server."""
 
 ANY_TAG = "none"
-"""Stands for the images' tag: a kit needs none."""
+"""A value for the images' tag: a kit needs none."""
 
 EVERYWHERE = ("0.0.0.0", "127.0.0.1", "::", "::1")
-"""Addresses on which a port is bound that localhost reaches."""
+"""Published addresses that localhost reaches."""
+
+
+JSON = JsonObject(
+    {
+        "kit": "the folder",
+        "user": "the FLARE identity",
+        "host": "the host that the kit dials",
+        "port": "the port that it dials",
+    }
+)
 
 
 def run(identity: As = None) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def _server() -> str:
 
 
 def _published(ports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the server is reached from here. With an engine elsewhere, by the name that the kits have."""
+    """Return the server's address from here. For an engine elsewhere, keep the kits' name for the server."""
     address, port = ports[0].get("host_ip") or EVERYWHERE[0], int(ports[0]["published"])
     if engine.is_remote():
         return {"port": port}

@@ -1,4 +1,4 @@
-"""Keys that nobody needs any more: kits of before, and what is left of participants who take no part now."""
+"""Find keys that nobody needs any more: earlier kits, and files of participants who have left."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "-
 
 
 def forget_kits(compose_file: Path) -> list[str]:
-    """Remove the kits that are older than those of `compose_file`: no image is made of them, and they hold
-    keys. Returns the folders' names."""
+    """Remove the kits that are older than those of `compose_file`, and return the folders' names.
+
+    No image is made of them, and they hold keys.
+    """
     used = compose_file.parent
-    # By their numbers: a newer one belongs to a provisioning that runs at this moment.
+    # Go by the numbers: a newer one belongs to a provisioning that runs at this moment.
     old = [path for path in used.parent.glob("prod_[0-9]*") if _number(path) < _number(used)]
     for path in sorted(old):
         shutil.rmtree(path)
@@ -31,17 +33,17 @@ def _number(prod: Path) -> int:
 
 
 def tell(compose_file: Path, project: str, tag: str) -> list[str]:
-    """Say which participants of before still have a volume, an image with their key or a folder of data.
+    """Say which earlier participants still have a volume, an image with their key or a folder of data.
 
-    They are not removed: a volume may hold what somebody still wants.
+    None of it is removed: a volume may hold data that somebody still wants.
 
     Args:
-        compose_file: the federation's, which names everybody who takes part.
+        compose_file: the federation's file, which names all current participants.
         project: the name of the Compose project.
-        tag: of its images.
+        tag: its images' tag.
 
     Returns:
-        their names in Compose.
+        The earlier participants' names in Compose.
     """
     process = core.run([engine.docker(), *LIST, f"label=com.docker.compose.project={project}"])
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()

@@ -1,4 +1,4 @@
-"""What uv has resolved: a lock, and the packages in it."""
+"""Read uv's resolution: a lock, and the packages in it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from scripts import app as apps
 from scripts import core
 
 LIMIT = 64 << 20
-"""Bytes of a lock that are read."""
+"""Most bytes of a lock that are read."""
 
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,-]*\])?(==| @ )\S+( \\)?", re.ASCII)
 HASH = re.compile(r" +--hash=\w+:[0-9a-f]+( \\)?", re.ASCII)
-"""The lines of a lock."""
+"""The hash lines of a lock."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What an app's environment will be."""
+    """The future content of an app's environment."""
 
     app: apps.App
     lock: str
@@ -53,7 +53,7 @@ class Resolved:
 
     @property
     def name(self) -> str:
-        """The environment's: the same for the same packages."""
+        """The environment's name: the same for the same packages."""
         content = json.dumps([self.lock, self.python, list(self.apt)])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -64,16 +64,16 @@ class Resolved:
 
     @property
     def size(self) -> int:
-        """Bytes of all wheels, as far as they are known."""
+        """Bytes of all wheels with a known size."""
         return sum(package.size or 0 for package in self.packages)
 
 
 def packages(lock: str, pylock: str) -> tuple[Package, ...]:
-    """What a lock holds.
+    """Return the packages of a lock.
 
     Args:
-        lock: as requirements.txt, with hashes.
-        pylock: the same as pylock.toml, which knows the wheels; empty: it is not known.
+        lock: in the form of requirements.txt, with hashes.
+        pylock: the same as pylock.toml, which knows the wheels, or an empty text if it is not known.
     """
     try:
         sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}
@@ -81,23 +81,25 @@ def packages(lock: str, pylock: str) -> tuple[Package, ...]:
         for name, version in re.findall(r"^([A-Za-z0-9._-]+)(?:==| @ )(\S+)", lock, re.MULTILINE):
             wheels = sized.get(name, {}).get("wheels", [])
             size = _size_of(wheels[0]) if wheels else None
-            # One with an address is in no index.
+            # A package with an address is in no index.
             is_wheel = bool(wheels) or not pylock or urlsplit(version).path.endswith(".whl")
             found.append(Package(name, version, size, is_wheel))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError, OSError) as error:
-        # uv writes no such thing. Where packages were built, their code could.
+        # uv never writes this. The code of packages could, where they were built.
         raise core.Failure(f"The packages that uv has listed make no sense: {str(error)[:200]}") from None
     return tuple(found)
 
 
 def entries(lock: str) -> Iterator[tuple[str, str]]:
-    """By its package's name, each entry of a lock: the line, and those with hashes below it."""
+    """Yield each entry of a lock by its package's name: the line, and the hash lines below it."""
     for entry in re.findall(r"^\S.*\n(?:[ \t].*\n)*", f"{lock.rstrip()}\n", re.MULTILINE):
         yield canonicalize_name(re.split(r"[\[ =@]", entry, maxsplit=1)[0]), entry
 
 
 def check(lock: str) -> str:
-    """Return the lock of a container where packages were built: their code may have written it.
+    """Return a lock from a container where packages were built, if it is well-formed.
+
+    The packages' code may have written it.
 
     Raises:
         core.Failure: a line is neither a package nor a hash, such as an option that names another index.
@@ -109,10 +111,11 @@ def check(lock: str) -> str:
 
 
 def open_plain(file: Path, limit: int = LIMIT) -> BufferedReader:
-    """Open a file from a folder where packages' code could write: no link, no pipe, and of some size at most.
+    """Open a file from a folder where packages' code could write. Refuse links, pipes, and files over the
+    limit.
 
     Raises:
-        core.Failure: it is something else.
+        core.Failure: it is not a plain file of that size.
     """
     descriptor = -1
     try:
@@ -127,7 +130,7 @@ def open_plain(file: Path, limit: int = LIMIT) -> BufferedReader:
 
 
 def _size_of(wheel: Mapping[str, Any]) -> int | None:
-    """Bytes of a wheel: as the index says, or of the file if it is on this machine."""
+    """Return the bytes of a wheel from the index, or of the file if it is on this machine."""
     if "size" in wheel:
         return int(wheel["size"])
     file = Path(unquote(str(wheel.get("url", "")).removeprefix("file://")))

@@ -3,6 +3,7 @@
   ./flowerbed logs JOB                  the server's: SuperLink, ServerApp, the job's own errors
   ./flowerbed logs JOB --site site-1    a site's: SuperNode and ClientApp
   ./flowerbed logs latest --follow --tail 20    the newest job's, and what is added
+At a terminal, control characters are shown as codes (`\\x1b`). A file or a pipe gets the log as it is.
 For what the containers log outside of jobs, use `docker compose logs`.
 """
 
@@ -15,10 +16,14 @@ import typer
 
 from bridge.common.text import shown
 from scripts import console, core, provision
+from scripts.json_object import JsonObject
 from scripts.options import As, Job, count, duration
 
 SERVER = "server"
-"""Stands, beside the names of sites, for the server's own log."""
+"""The word for the server's own log, beside the names of sites."""
+
+
+JSON = JsonObject({"job_id": "the job", "site": "`server`, or the site", "log": "the text"})
 
 
 def run(
@@ -47,14 +52,14 @@ def run(
     service = console.service(identity)
     job = console.full_id(service, job)
     known = [SERVER, *provision.site_names()]
-    # A site that has left the project may have sent a log. One that never was would be waited for.
+    # A site that has left the project may have sent a log. A site that never existed would be awaited.
     wanted = {"site": site, "tail": tail, "since": since, "follow": follow and site in known}
     log = []
     try:
         for line in console.stream_text(service, "logs", job=job, **wanted):
             log.append(line)
             if not core.as_json:
-                # To a file or another program as it is; at a terminal nothing in it may act.
+                # Print raw to a file or another program. At a terminal no line may act on it.
                 print(shown(line) if sys.stdout.isatty() else line, end="", flush=True)
     except core.Failure as failure:
         if site not in known and not failure.facts.get("denied"):

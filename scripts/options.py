@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs take, and how their values are read."""
+"""Define arguments and options that several verbs take, and read their values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bridge.common.meta import LATEST
 from scripts import core
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-"""Seconds of what may stand behind a duration's number."""
+"""Seconds of a duration's units."""
 
 
 def duration(text: str) -> float:
-    """The seconds of `90`, `90s`, `1.5m`, `2h` or `1d`."""
+    """Return the seconds of `90`, `90s`, `1.5m`, `2h` or `1d`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if not found:
         raise typer.BadParameter(f"'{text}': expected a time such as 90, 90s, 5m or 1h.")
@@ -24,24 +24,24 @@ def duration(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number that is not negative."""
+    """Return a whole number that is not negative."""
     if not text.isdecimal():
         raise typer.BadParameter(f"'{text}': expected a whole number, 0 or more.")
     return int(text)
 
 
 def job_id(text: str) -> str:
-    """The value of JOB. It also names a folder of results, so it must not lead out of it."""
+    """Return the value of JOB. It also names a folder of results, so it must not lead out of it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
         raise typer.BadParameter(f"'{text}' is not a job id (./flowerbed jobs lists them)")
     return text
 
 
 def names(text: str, option: str, known: Sequence[str]) -> list[str]:
-    """The names in `A,B`, of those that are known.
+    """Return the names in `A,B`, if all of them are known.
 
     Raises:
-        UsageError: there is none, or one that is not known.
+        UsageError: there is no name, or an unknown one.
     """
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
@@ -56,7 +56,7 @@ As = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="Act as this admin of project.yml, named by the part of the address before the @ "
+        help="Act as this admin of project.yml: the part of the address before the @, or all of it "
         "(default: the project_admin).",
     ),
 ]
@@ -75,11 +75,18 @@ Timeout = Annotated[
     typer.Option(
         metavar="TIME",
         parser=duration,
-        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on (exit code 1).",
+        help="Stop waiting after this time, such as 90s, 5m or 1h. The job goes on, and the exit code is 1.",
     ),
 ]
 
-Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help="Keep showing it until Ctrl-C: in place at a terminal, in a pipe whenever it changes. Not with "
+        "--format json.",
+    ),
+]
 
 
 def check_watch() -> None:

@@ -1,7 +1,8 @@
-"""Whose a project's name is: Compose, the engine's images and its volumes know a federation by its name only.
+"""Check that a project's name belongs to this checkout.
 
-So a second checkout of the same name, or another user's, would take over the first one's containers and
-volumes, and put kits of another CA into its images. Every verb that changes something asks here first.
+Compose, the engine's images and its volumes know a federation by its name only. So a second checkout of the
+same name, or another user's, would take over the first one's containers and volumes, and put kits of another
+CA into its images. Every verb that changes something asks here first.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from pathlib import Path
 from scripts import compose, core, engine
 
 LABEL = "org.flowerbed.home"
-"""On a project's runtime image, which goes to no other machine: the folder that it was built from."""
+"""The label with the checkout's folder, on a project's runtime image, which stays on this machine."""
 
 WORKING_DIR = "com.docker.compose.project.working_dir"
 """Compose's own label for the same, on each container."""
 
 
 def check(project: str = "") -> None:
-    """Refuse a project whose name belongs to another checkout.
+    """Refuse a project with a name that belongs to another checkout.
 
     Args:
-        project: its name; that in `.env`, if it is not given. Without a name there is nothing to take over.
+        project: its name, by default that in `.env`. Without a name there is nothing to take over.
 
     Raises:
-        core.Failure: with that one's folder, and what to do.
+        core.Failure: the name belongs to another folder. The text names it, and says what to do.
     """
     name = project or compose.project()
     for folder in sorted(_folders(name)) if name and shutil.which("docker") else ():
@@ -42,7 +43,7 @@ def check(project: str = "") -> None:
 
 
 def _folders(project: str) -> set[str]:
-    """The folders that containers and image of a project come from, as the engine knows them."""
+    """Return the folders that a project's containers and image come from, according to the engine."""
     docker = engine.docker()
     words = ["ps", "--all", "--filter", f"label=com.docker.compose.project={project}"]
     with ThreadPoolExecutor(1) as beside:
@@ -56,7 +57,7 @@ def _folders(project: str) -> set[str]:
 
 
 def _is_another(folder: str) -> bool:
-    """Whether a folder is another checkout. One that is gone was moved or removed."""
+    """Return whether a folder is another checkout. A missing folder was moved or removed."""
     if os.path.realpath(folder) == os.path.realpath(core.ROOT):
         return False
     if engine.is_remote():
@@ -64,4 +65,4 @@ def _is_another(folder: str) -> bool:
     try:
         return (Path(folder) / "project.yml").exists()
     except PermissionError:
-        return True  # Another user's, who lets nobody look.
+        return True  # Another user's folder, which nobody else may see.

@@ -1,4 +1,4 @@
-"""How far something is that takes more than a moment: a bar on a terminal's stderr, lines elsewhere."""
+"""Show the progress of long work: a bar on a terminal's stderr, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks at what a download has written: pip and apt tell nobody."""
+"""Seconds between two checks of a download's files: pip and apt report nothing."""
 LINE_EVERY = 10.0
 """Seconds between two lines of bytes, where there is no bar."""
 TEXT_LIMIT = 60
@@ -31,16 +31,16 @@ LINE_LIMIT = 200
 
 
 def at_terminal() -> bool:
-    """Whether a bar can be drawn."""
+    """Return whether a bar can be drawn."""
     return sys.stderr.isatty()
 
 
 class Bar:
-    """Shows how far something is while it runs, as a context.
+    """Show the progress of work while it runs, as a context.
 
     Args:
-        title: what is done.
-        total: how much there is to do, if it is known.
+        title: the name of the work.
+        total: the amount of work, if it is known.
         in_bytes: whether that is bytes.
     """
 
@@ -63,7 +63,7 @@ class Bar:
             self._drawn[0].stop()
 
     def at(self, done: float, what: str = "", total: float | None = None) -> None:
-        """Say how far it is, and with `what`, which is a line of its own where no bar is."""
+        """Set the progress. A text in `what` is a separate line where there is no bar."""
         self._total = total or self._total
         if self._total and done > self._total:
             self._total = None  # It was a guess.
@@ -96,7 +96,7 @@ def _drawing(in_bytes: bool) -> Progress:
     from rich.table import Column
 
     far: list[Any] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    # No markup: what stands there may be a tool's or an app's. It takes what the others leave of the line.
+    # No markup: the title may come from a tool or an app. It takes the rest of the line.
     title = TextColumn("  {task.description}", markup=False)
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     what = TextColumn("{task.fields[what]}", markup=False, table_column=rest)
@@ -111,7 +111,7 @@ def of_files(
     total: float | None = None,
     **options: Any,
 ) -> Any:
-    """Run a command that fetches files into `folder`, and show their bytes; else like `core.run`."""
+    """Run a command that fetches files into `folder` and show their bytes, otherwise like `core.run`."""
     with (
         tempfile.TemporaryDirectory(prefix="flowerbed-") as scratch,
         Bar(title, total, in_bytes=True) as bar,
@@ -126,7 +126,7 @@ def of_files(
 
 def _size(folder: Path) -> int:
     size = 0
-    # `os.walk` passes over a folder that is gone meanwhile. `rglob` does not.
+    # `os.walk` skips a folder that disappears meanwhile. `rglob` does not.
     for base, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
@@ -137,7 +137,8 @@ def _size(folder: Path) -> int:
 def follow(
     command: Sequence[str], tell: Callable[[str], None], *, timeout: float, env: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a command at the root, and tell each line of its outputs as it comes; returns its code and all.
+    """Run a command at the root, and report each line of its outputs as it comes. Return its code and all
+    output.
 
     Raises:
         core.Failure: it took longer than `timeout` seconds.

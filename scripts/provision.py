@@ -1,8 +1,9 @@
 """Make or renew the certificates and startup kits of all participants in project.yml.
 
-It runs `nvflare provision` and says what changed. The CA and every certificate that still fits are kept, so
-a new site leaves the other kits as they are. The kits are in workspace/PROJECT/prod_NN, and .env names the
-one in use. workspace/PROJECT/state holds the CA's key: keep a copy of it, and give it to nobody.
+It runs `nvflare provision`, says what changed, and names the verb that comes next. The CA and every
+certificate that still fits are kept, so a new site leaves the other kits as they are. The kits are in
+workspace/PROJECT/prod_NN, and .env names the one in use. workspace/PROJECT/state holds the CA's key: keep a
+copy of it, and give it to nobody.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from provisioning import NOTE, checks, dotenv, site_files, state
+from provisioning import NOTE, checks, dotenv, keys, site_files, state
 from provisioning.names import service_name
 from scripts import behind, compose, core, images, progress
+from scripts.json_object import JsonObject
 
 DEFAULT_PROJECT = core.ROOT / "project.yml"
 TIMEOUT = 300.0
-"""Seconds for all kits; a key takes about 0.1 s to make."""
+"""Seconds for all kits. A key takes about 0.1 s to make."""
 
 STILL_VALID = (
     "{who} is no longer in project.yml, but its certificate is still valid and it can still take part. To "
@@ -33,13 +35,32 @@ STILL_VALID = (
 )
 
 SETTINGS = re.compile(r"org\.flowerbed\.participant: (\S+)\n +org\.flowerbed\.settings: (\w+)\n")
-"""In the Compose file: by whose settings it was written (`provisioning/compose.py`)."""
+"""The mark of each participant's settings in the Compose file (`provisioning/compose.py`)."""
 
 ONLY_SETTINGS = r"[^(]*\(settings of [^;]*\)"
-"""What `changes` says where nobody is new or gone."""
+"""The result of `changes` when nobody joined or left."""
 
 WRONG_USE = 4
-"""The exit code of `nvflare provision` when what it was given is wrong."""
+"""The exit code of `nvflare provision` for wrong input."""
+
+
+JSON = JsonObject(
+    {
+        "project": "the project's name",
+        "kits": "the folder of each participant's kit, by name",
+        "participants": "a list",
+        "participants[].name": "the name in project.yml",
+        "participants[].type": "`server`, `client`, `relay` or `admin`",
+        "participants[].role": "an admin's role, else null",
+        "participants[].service": "the name of the container",
+        "kept": "the participants with the same certificate as before",
+        "reissued": "those with a new certificate",
+        "added": "those that had none",
+        "still_valid": "those that are neither in project.yml nor in its `revoked:`, but have a certificate "
+        "that is still valid, so that they can take part",
+        "compose": "the Compose file that was written",
+    }
+)
 
 
 def run(
@@ -55,11 +76,6 @@ def run(
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
     """Provision a project file and tell the user what was kept, issued anew and added.
-
-    Returns:
-        project, kits (participant to folder), participants (name, type, role, service), kept, reissued and
-        added (participants by what became of their certificate), still_valid (who has one and takes no part)
-        and compose (the file); paths are relative to the root.
 
     Raises:
         core.UsageError: the file is missing or wrong.
@@ -96,7 +112,7 @@ def run(
 
 
 def _next() -> str:
-    """The verb that comes next: images are built only where a kit is another one than is in them."""
+    """Return the next verb. Images are built only if a kit differs from the one in its image."""
     try:
         config = compose.config(profiles=["elsewhere"])
         is_built = not images.lost(config) and not behind.kits(config)
@@ -118,7 +134,7 @@ def load(project: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
         if isinstance(content, dict) and "include" in text:
-            # Here, since FLARE takes longer to import than most verbs to run.
+            # Imported here, since FLARE takes longer to import than most verbs to run.
             from nvflare.lighter.utils import load_yaml_include
 
             content = load_yaml_include(str(project.parent), content)
@@ -141,10 +157,10 @@ def _wrong(project: Path, found: Sequence[str]) -> str:
 
 
 def site_names() -> list[str]:
-    """The names of the sites in project.yml, in its order.
+    """Return the names of the sites in project.yml, in its order.
 
     Raises:
-        UsageError: when the file is missing, wrong, or names no site.
+        UsageError: the file is missing, wrong, or names no site.
     """
     names = [p["name"] for p in load(DEFAULT_PROJECT)["participants"] if p["type"] == "client"]
     if not names:
@@ -155,8 +171,9 @@ def site_names() -> list[str]:
 
 
 def changes() -> str:
-    """How project.yml, or a site's own file, differs from what is provisioned, for people; empty: not at all,
-    as far as participants and what they give to apps go.
+    """Describe how project.yml and the sites' own files differ from what is provisioned.
+
+    Only participants and their settings for apps count. Without a difference the text is empty.
 
     Raises:
         UsageError: the file is missing or wrong.
@@ -175,12 +192,13 @@ def changes() -> str:
 
 
 def _other_settings(participants: Sequence[Mapping[str, Any]], prod: Path) -> list[str]:
-    """Who gives other things to apps than what is provisioned, by project.yml or its own file."""
+    """Return the participants with other settings for apps than provisioned, in project.yml or their own
+    file."""
     try:
-        # Who runs on another machine has a file of its own.
+        # A participant on another machine has a separate file.
         text = "".join(path.read_text() for path in (prod / "compose.yaml", *prod.glob("elsewhere-*.yaml")))
     except PermissionError:
-        return []  # It is its owner's alone, who is told.
+        return []  # Only its owner may read the file, and is told.
     had = dict(SETTINGS.findall(text))
     kinds = (site_files.SERVER, site_files.SITE)
     return [
@@ -191,7 +209,8 @@ def _other_settings(participants: Sequence[Mapping[str, Any]], prod: Path) -> li
 
 
 def changes_in_words() -> str:
-    """The same as a sentence, with what to do. Also empty where project.yml is wrong: `doctor` tells."""
+    """Return `changes` as a sentence with what to do. It is empty for a wrong project.yml: `doctor` reports
+    that."""
     with contextlib.suppress(core.Failure):
         if found := changes():
             return f"project.yml has {found}: {what_follows(found)}"
@@ -199,22 +218,22 @@ def changes_in_words() -> str:
 
 
 def what_follows(found: str) -> str:
-    """The fewest verbs after such changes, as `changes` has them."""
-    # What a site gives to apps is in the Compose file. All else is in kits, and so in images.
+    """Return the fewest verbs that apply such changes, in the form of `changes`."""
+    # A site's settings for apps are in the Compose file. Everything else is in kits, and so in images.
     return f"./flowerbed provision{' and up' if re.fullmatch(ONLY_SETTINGS, found) else ', build and up'}"
 
 
 def tell_changes() -> None:
-    """Say it, if there is something to say."""
+    """Print the changes, if there are any."""
     if found := changes_in_words():
         core.say(found)
 
 
 def still_valid(project: Mapping[str, Any]) -> list[str]:
-    """Who has a certificate that is still good, but is neither in the project file nor revoked there."""
+    """Return participants with a valid certificate that the project file neither names nor revokes."""
     from cryptography import x509  # Here, since it takes a while, and most verbs need no certificate.
 
-    out = {item["name"] for item in project["participants"]} | set(project.get(checks.REVOKED) or ())
+    out = {item["name"] for item in project["participants"]} | set(project.get(keys.REVOKED) or ())
     now = datetime.now(UTC)
     return sorted(
         name
@@ -233,7 +252,7 @@ def _participant(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _certificates(project: str) -> dict[str, str]:
-    """The certificate (PEM) of each participant that the project's state knows."""
+    """Return the certificate (PEM) of each participant in the project's state."""
     try:
         known = state.read(core.ROOT / "workspace" / project / "state")
     except state.Unreadable as error:

@@ -1,8 +1,8 @@
 """Go from nothing to a trained model in one command. The federation stays up.
 
-It starts or installs Docker, makes certificates and images, divides Fashion-MNIST over the sites, starts the
-federation, trains apps/pytorch-quickstart and downloads the results. What is there already is kept, so a
-second run is quick.
+It installs or starts Docker, makes certificates, images and the app's environment, divides Fashion-MNIST over
+the sites, starts the federation, trains apps/pytorch-quickstart and downloads the results. It keeps what is
+already there, so a second run is quick.
 """
 
 from __future__ import annotations
@@ -30,8 +30,19 @@ from scripts import (
     wait,
 )
 from scripts.core import ROOT, say
+from scripts.json_object import JsonObject
 
 APP = ROOT / "apps" / "pytorch-quickstart"
+
+
+JSON = JsonObject(
+    {
+        **results.JSON.keys,
+        "steps": "the seconds of each step, by its name",
+        "quickstart_seconds": "the seconds of all steps",
+    },
+    like={"": "summary.json"},
+)
 
 
 def run(
@@ -44,7 +55,7 @@ def run(
     app = apps.read(APP)
     sites = provision.site_names()
     given = {"run_config": [f"min-available-clients={len(sites)}"], "rounds": rounds}
-    request = submit.job_request(app, given)  # What is wrong with it is said before minutes of work.
+    request = submit.job_request(app, given)  # Reports the user's mistakes before minutes of work.
     steps: dict[str, float] = {}
 
     def step(title: str, work: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
-"""Which Debian packages the last build of an app was refused for: `submit` says the whole command then.
+"""Remember the Debian packages that an app's last build was refused for, so that `submit` names the whole
+command.
 
-The file is not among the environments: there is none of this app.
+The file is not among the environments: this app has none.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from scripts import core
 
 
 def apt_of(key: str) -> list[str]:
-    """The packages that what an app asks for needs; `key` is `app_environment.key`'s."""
+    """Return the packages that an app's request needs. `key` is the result of `app_environment.key`."""
     return list(_read().get(key, ()))
 
 
 def note(key: str, apt: Sequence[str]) -> None:
-    """Remember them. None: a build has worked."""
+    """Remember the packages, or forget them after a build has worked (empty)."""
     known = _read()
     if known.get(key, []) != list(apt):
         rest = {other: names for other, names in known.items() if other != key}
@@ -28,7 +29,7 @@ def note(key: str, apt: Sequence[str]) -> None:
 
 
 def command(folder: object, key: str) -> str:
-    """What makes an app's environment, as far as it is known."""
+    """Return the command that makes an app's environment, as far as it is known."""
     return " ".join([f"./flowerbed build --app {folder}", *(f"--apt {name}" for name in apt_of(key))])
 
 

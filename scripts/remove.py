@@ -1,7 +1,8 @@
 """Remove ended jobs from the server's store, with their results and logs there.
 
   ./flowerbed remove 3f2a9c1e b81c44d0    by the first letters of their ids
-What `results` has fetched into results/ stays. A job that has not ended is not removed: abort it first.
+What `results` has downloaded into results/ stays. If one of the jobs has not ended, none is removed: abort it
+first. FLARE decides who may remove: a project_admin all jobs, a lead its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import typer
 
 from scripts import console, ownership
 from scripts.core import in_words, say
+from scripts.json_object import JsonObject
 from scripts.options import As, job_id
+
+JSON = JsonObject(
+    {
+        "removed": "the jobs that were removed. It is beside `error` too, if the server refuses one",
+        "freed_bytes": "the space that they took",
+    }
+)
 
 
 def run(

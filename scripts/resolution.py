@@ -1,7 +1,7 @@
-"""uv resolves what an app asks for into a lock with hashes: seconds, and no package is installed.
+"""Let uv resolve an app's dependencies into a lock with hashes, in seconds, without installing a package.
 
-First where no package's code runs (`uv.py`). Where uv has to build a package to know what it needs, uv is run
-again where packages are built (`source_builds.py`).
+uv first runs where no package's code runs (`uv.py`). If it has to build a package to read its dependencies,
+it runs again where packages are built (`source_builds.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from scripts import base_image, core, indexes, locks, source_builds, uv, wheelho
 from scripts.locks import Resolved
 
 PREFERRED = ("torch==2.13.0+cpu", "torchvision==0.28.0")
-"""What is taken where an app leaves it open, beside FLARE's own flwr: known to work. So apps share
-environments."""
+"""Choices where an app leaves the version open, beside FLARE's flwr. They are known to work, and let apps
+share environments."""
 
 CUDA = re.compile(r"^(nvidia-(?!nccl)|cuda-|triton==)", re.MULTILINE)
-"""What torch's CUDA build asks for. XGBoost asks for nvidia-nccl-cu12, whatever it runs on."""
+"""Requirements of torch's CUDA build. XGBoost asks for nvidia-nccl-cu12 on every machine."""
 
 
 def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes: bool = False) -> Resolved:
@@ -32,10 +32,10 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
         app: the app.
         gpu: whether torch's CUDA build is wanted.
         apt: Debian packages that it needs.
-        sizes: whether those of the wheels are asked for too, though there is such an environment.
+        sizes: whether to ask for the wheels' sizes too, even if such an environment exists.
 
     Raises:
-        core.UsageError: there are none that fit together; with uv's explanation.
+        core.UsageError: no packages fit together. The text has uv's explanation.
     """
     try:
         wanted = app_environment.requirements(app.pyproject)
@@ -44,7 +44,7 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
         raise core.UsageError(f"{app.folder}/{bad}.") from bad
     wanted = (*wanted, *_oldest(wanted))
     texts = {"wanted.in": "".join(f"{line}\n" for line in wanted)}
-    # uv keeps what stands there already, as far as it fits.
+    # uv keeps the versions in this file, as far as they fit.
     texts[LOCK] = "".join(f"{line}\n" for line in preferred(gpu=gpu))
     common = ["--python", python, "--no-header", "--quiet", *backend(gpu=gpu)]
     made = _compile(texts, LOCK, ["--generate-hashes", "--no-annotate", *common], apt=apt)
@@ -62,26 +62,26 @@ def resolve(app: apps.App, *, gpu: bool = False, apt: Sequence[str] = (), sizes:
 
 
 def backend(*, gpu: bool) -> list[str]:
-    """The words that let uv find torch's CPU build, unless the user says where packages are."""
+    """Return the words that let uv find torch's CPU build, unless the user says where packages are."""
     return [] if gpu or uv.sources().are_named else ["--torch-backend", "cpu"]
 
 
 def preferred(*, gpu: bool) -> list[str]:
-    """What is taken where an app leaves it open."""
+    """Return the requirements to use where an app leaves the version open."""
     (flwr,) = re.findall(r"^flwr==[^ ]+", wheelhouse.RUNTIME.requirements.read_text(), re.MULTILINE)
     return [flwr, *(line.split("+")[0] if gpu else line for line in PREFERRED)]
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """What `uv pip compile` has come to."""
+    """The result of `uv pip compile`."""
 
     code: int
     said: str
     text: str
     """The file that it has written."""
     by_packages: bool
-    """Whether code of packages could write it."""
+    """True if code of packages could write the file."""
 
 
 def _compile(
@@ -92,17 +92,17 @@ def _compile(
     apt: Sequence[str],
     builds: bool = False,
 ) -> _Compiled:
-    """Run `uv pip compile`, and where that takes a build, again where packages are built.
+    """Run `uv pip compile`. If that takes a build, run it again where packages are built.
 
     Args:
-        texts: the files that are there at first, by name. uv reads the first.
+        texts: the initial files, by name. uv reads the first.
         output: the file that it writes.
-        options: its own.
+        options: its options.
         apt: the Debian packages that building takes.
-        builds: whether it is known that something has to be built.
+        builds: whether something is known to need a build.
     """
     for building in (True,) if builds else (False, True):
-        # Each in a new folder: what packages' code has left in one, nothing else looks at.
+        # Each run gets a new folder: nothing else reads what packages' code has left in one.
         with uv.scratch() as folder:
             for name, text in texts.items():
                 (folder / name).write_text(text)
@@ -123,10 +123,10 @@ def _compile(
 
 
 def _python(wanted: str, app: apps.App) -> str:
-    """The interpreter of the base image that an app takes: what uv is told.
+    """Return the interpreter of the base image for an app, in uv's words.
 
     Raises:
-        core.UsageError: it has none.
+        core.UsageError: the image has none that fits.
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -134,7 +134,7 @@ def _python(wanted: str, app: apps.App) -> str:
         usual = SpecifierSet(wanted)
     except InvalidSpecifier as error:
         raise core.UsageError(f"{app.folder}/pyproject.toml: requires-python: {error}.") from None
-    # Whatever its last number is.
+    # With any patch number.
     if not wanted or any(usual.contains(f"{base_image.PYTHON}.{patch}") for patch in range(30)):
         return base_image.PYTHON
     done = uv.call(["python", "find", "--no-project", wanted])
@@ -154,7 +154,7 @@ def _no_lock(app: apps.App, said: str) -> str:
 
 
 def _oldest(wanted: Sequence[str]) -> Iterator[str]:
-    """The Flower that has to be, else uv may go back to one that does not run here."""
+    """Yield the lowest allowed Flower, since uv may otherwise go back to one that does not run here."""
     for name in versions.DISTRIBUTIONS:
         if any(re.match(rf"{name}(?![\w.-])", line) for line in wanted):
             yield f"{name}>={versions.OLDEST}"

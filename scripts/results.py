@@ -6,13 +6,13 @@
   results/JOB/serverapp/     what the ServerApp wrote to its working directory, such as a model
   results/JOB/tb_events/     TensorBoard's files, a folder for each site
   results/JOB/logs/          the logs of server and sites
-A job that failed or was aborted has results too, up to where it got.
+A job that failed or was aborted has results too, up to where it got. For a job that was removed from the
+server, this verb shows what was downloaded before.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import tempfile
 from itertools import islice
@@ -23,19 +23,22 @@ from bridge.common.events import read
 from bridge.common.meta import EVENTS_FILE
 from bridge.common.site_settings import size
 from bridge.common.text import one_line
-from provisioning import dotenv
-from scripts import console, curves
+from scripts import console, curves, settings
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
+from scripts.json_object import JsonObject
 from scripts.options import As, Job
-from scripts.summary import NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
+from scripts.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 
 RESULTS, SUMMARY = ROOT / "results", "summary.json"
 
-LIMIT, LIMIT_DEFAULT = "FLOWERBED_RESULTS_LIMIT", "100GB"
-"""The setting of .env that bounds what results/ may hold, and its default."""
+LIMIT = settings.RESULTS_LIMIT
+"""The setting that limits the size of results/."""
 
 LISTED_LIMIT = 60
 """Characters of a file's name in a list."""
+
+
+JSON = JsonObject({**KEYS, "folder": "the folder with the results"}, like={"": "summary.json"})
 
 
 def run(job: Job, identity: As = None) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def run(job: Job, identity: As = None) -> dict[str, Any]:
 
 
 def fetched_before(job: str) -> dict[str, Any]:
-    """What `collect` has returned of a job that is no longer at the server; `job` is its id's beginning.
+    """Return an earlier result of `collect` for a job that has left the server. `job` begins its ID.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -85,10 +88,10 @@ def fetched_before(job: str) -> dict[str, Any]:
 
 
 def collect(service: str, job: str) -> dict[str, Any]:
-    """Write results/JOB anew; returns the summary with the folder's path under `folder`.
+    """Replace results/JOB, and return the summary with the folder's path under `folder`.
 
     Raises:
-        Failure, UsageError: the job is unknown or has not ended, or what came is no result.
+        Failure, UsageError: the job is unknown or has not ended, or the answer is not a result.
     """
     folder = RESULTS / console.an_id(job)
     room = limit() - used(without=folder)
@@ -101,20 +104,20 @@ def collect(service: str, job: str) -> dict[str, Any]:
 
 
 def limit() -> int:
-    """Bytes that results/ may hold.
+    """Return the bytes that results/ may hold.
 
     Raises:
-        UsageError: the setting is no size.
+        UsageError: the setting is not a size.
     """
-    said = os.environ.get(LIMIT) or dotenv.read(ROOT / ".env").get(LIMIT) or LIMIT_DEFAULT
+    said = settings.read(LIMIT)
     found = size(int(said) if said.isdigit() else said)
     if found is None:
-        raise UsageError(f"Expected {LIMIT} to be a size such as {LIMIT_DEFAULT}; found '{said}'.")
+        raise UsageError(f"Expected {LIMIT} to be a size such as {settings.DEFAULTS[LIMIT]}; found '{said}'.")
     return found
 
 
 def used(without: Path | None = None) -> int:
-    """Bytes on disk of all results, but for those of one job."""
+    """Return the bytes on disk of all results, except for those of one job."""
     return sum(
         path.lstat().st_blocks * 512
         for path in RESULTS.rglob("*")
@@ -131,7 +134,7 @@ def _full(job: str) -> Failure:
 
 
 def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None) -> dict[str, Any]:
-    """Lay out the console's tar as a folder of results, of at most `room` bytes; returns the summary."""
+    """Unpack the console's tar as a folder of results, of at most `room` bytes, and return the summary."""
     (folder / "logs").mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
         try:
@@ -162,7 +165,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
 
 
 def draw(summary: dict[str, Any], picture: Path) -> None:
-    """Draw the curves. Whatever the metrics are, the results are delivered."""
+    """Draw the curves. A failure to draw never keeps the results from the user."""
     try:
         curves.draw(summary, picture)
     except Exception as error:
@@ -172,7 +175,7 @@ def draw(summary: dict[str, Any], picture: Path) -> None:
 
 
 def tell(outcome: dict[str, Any]) -> None:
-    """Say what the results are and where."""
+    """Describe the results and their folder."""
     folder = Path(outcome["folder"])
     app = one_line(str(outcome["app"]), NAME_LIMIT)
     say(f"Job {outcome['job_id']} ({app}): {outcome['status']}")
@@ -188,7 +191,7 @@ def tell(outcome: dict[str, Any]) -> None:
         lines = outcome["reason"].splitlines()
         for line in dict.fromkeys([lines[0], *(line for line in lines[-1:] if "`egress: any`" in line)]):
             say(f"  {one_line(line, TEXT_LIMIT)}")
-    # As the user's own programs find it, in whichever folder they are.
+    # Relative to the user's current folder.
     here = Path.cwd()
     say(f"  in {folder.relative_to(here) if folder.is_relative_to(here) else folder}:")
     for name, what in (
@@ -204,7 +207,7 @@ def tell(outcome: dict[str, Any]) -> None:
 
 
 def _last_round(rounds: list[dict[str, Any]]) -> str:
-    """The last round that has numbers; where none has, how far the last one came."""
+    """Describe the last round that has numbers, or how far the last one came if none has."""
     last = next((entry for entry in reversed(rounds) if entry["metrics"]), rounds[-1])
     failed = [name for name, parts in last["sites"].items() if any(map(is_error, parts.values()))]
     round_ = _place(last) + ("" if last is rounds[-1] else " (last complete)")

@@ -1,5 +1,4 @@
-"""Which shared libraries the packages of an environment need, and nobody has: found in the files, nothing is
-run."""
+"""Find shared libraries that an environment's packages need and nothing provides, by reading files only."""
 
 from __future__ import annotations
 
@@ -26,21 +25,21 @@ NAMES = {
     "libOpenCL.so.1": "ocl-icd-libopencl1",
     "libxml2.so.2": "libxml2",
 }
-"""Debian packages whose names do not follow from the library's, or are asked for often."""
+"""Debian packages with names that do not follow from the library's, or that are often asked for."""
 
 PROVIDED = re.compile(
     r"(libc|libm|libdl|librt|libpthread|libutil|libresolv|libgcc_s|libstdc\+\+|ld-linux.*|linux-vdso)\.so.*"
-    # A driver's, which the machine with the GPU brings.
+    # A driver's libraries, which the machine with the GPU brings.
     r"|lib(cuda|nvidia-.*|nvcuvid|cudadebugger)\.so.*"
 )
-"""What each base has, and what no package brings."""
+"""Libraries that every base has, or that no package brings."""
 
 BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
-"""What reading ends with where a package has broken a file of its own."""
+"""Errors of reading a file that a package has broken."""
 
 
 def debian_package(library: str) -> str:
-    """The package that brings a library, as Debian's policy (8.1) makes its name: `libgomp.so.1` is
+    """Return the package that brings a library, by the rule of Debian's policy (8.1): `libgomp.so.1` is
     `libgomp1`."""
     name = NAMES.get(library, library)
     name = re.sub(r"([0-9])\.so\.", r"\1-", name)
@@ -49,11 +48,11 @@ def debian_package(library: str) -> str:
 
 
 def missing(site_packages: Path, provided: Iterable[str]) -> dict[str, set[str]]:
-    """The libraries that are nowhere, and by which distributions they are needed.
+    """Return the missing libraries, and the distributions that need each.
 
     Args:
-        site_packages: the environment's.
-        provided: names of the libraries that the base, or Debian packages beside it, have.
+        site_packages: the environment's folder.
+        provided: names of the libraries in the base, and in Debian packages beside it.
     """
     objects = [path for path in site_packages.rglob("*.so*") if path.is_file() and ".so" in path.name]
     here = {path.name for path in objects} | set(provided)
@@ -72,14 +71,14 @@ def _needed(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             section = ELFFile(file).get_section_by_name(".dynamic")
             if isinstance(section, DynamicSection):
-                # The attribute is there for a tag of this kind.
+                # Tags of this kind have the attribute.
                 yield from (str(getattr(tag, "needed")) for tag in section.iter_tags("DT_NEEDED"))  # noqa: B009
     except (ELFError, OSError, *BROKEN):
-        return  # A text, such as a linker script, or what a package has made to be no ELF file.
+        return  # A text, such as a linker script, or a file that a package has broken.
 
 
 def _owners(site_packages: Path) -> dict[str, str]:
-    """By path, the distribution that brought a file."""
+    """Return the distribution that brought each file, by path."""
     owners = {}
     for record in site_packages.glob("*.dist-info/RECORD"):
         name = record.parent.name.split("-")[0]

@@ -1,6 +1,6 @@
-"""What server and sites give to apps, as `doctor` shows it, and whether their data can be read.
+"""Check for `doctor` what server and sites give to apps, and whether their data can be read.
 
-Only a container can tell that: its user is another one than ours, and its engine may be on another machine.
+Only a container can tell: its user is another one than ours, and its engine may be on another machine.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from scripts import core, engine
 from scripts.findings import Finding
 
 WITHIN = readable.WITHIN + 17.0
-"""Seconds for a container's answer: what the look may take, and a busy machine's start of a Python."""
+"""Seconds for a container's answer: the limit of the check, and a slow start of Python on a busy machine."""
 
 AT_ONCE = 4
-"""Containers that are asked at a time: each starts a Python."""
+"""Containers that are asked at once: each starts a Python."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How it went to read one data folder as a container's user."""
+    """The result of reading one data folder as a container's user."""
 
     service: str
     source: str
@@ -40,12 +40,12 @@ class Look:
 
     @property
     def is_shut(self) -> bool:
-        """Whether nothing of it can be read."""
+        """Return whether nothing in the folder can be read."""
         return self.closed > 0 and (self.first == self.target or self.closed >= self.files)
 
     @property
     def found(self) -> str:
-        """What was found, for people."""
+        """The finding, for people."""
         what = f"{self.service}: user {here.USER} of its container"
         if not self.closed:
             return f"{what} reads {self.source}"
@@ -55,7 +55,7 @@ class Look:
 
     @property
     def mend(self) -> str:
-        """How to let it read."""
+        """The way to make the folder readable."""
         return (
             f"chmod -R o+rX {self.source}. Or give it a group: chgrp -R GROUP {self.source}, "
             f"chmod -R g+rX {self.source}, data: {{folder: {self.source}, group: GROUP}} in project.yml"
@@ -63,7 +63,7 @@ class Look:
 
 
 def data_folders(service: Mapping[str, Any]) -> dict[str, str]:
-    """The data folders of a service of the resolved Compose file: where it has them, and the machine's."""
+    """Return the data folders of a service of the resolved Compose file: its path, and the machine's."""
     return {
         volume["target"]: volume["source"]
         for volume in service.get("volumes", [])
@@ -72,7 +72,7 @@ def data_folders(service: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_data(config: Mapping[str, Any], running: Mapping[str, str]) -> list[Look]:
-    """Try to read the data of all that run, each as its container's user.
+    """Try to read the data of all running services, each as its container's user.
 
     Args:
         config: the resolved Compose file.
@@ -102,7 +102,7 @@ def _looks(service: str, container: str, folders: Mapping[str, str]) -> Sequence
 
 
 def check_data(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterator[Finding]:
-    """Has each site its folder, and can its container's user read it?"""
+    """Check that each site has its folder, and that its container's user can read it."""
     lost = [] if engine.is_remote() else lost_folders(config)
     if lost:
         names = ", ".join(dict.fromkeys(name for name, _ in lost))
@@ -124,7 +124,7 @@ def check_data(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterato
 
 
 def check_gpus(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterator[Finding]:
-    """Does each container that is to have GPUs see some?"""
+    """Check that each container that should have GPUs sees some."""
     for name, container in running.items():
         if not _devices(config["services"].get(name, {})):
             continue
@@ -152,7 +152,7 @@ def _devices(service: Mapping[str, Any]) -> Any:
 
 
 def lost_folders(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Services with the data folders that they do not have."""
+    """Return services with the data folders that they lack."""
     return [
         (name, source)
         for name, service in config["services"].items()
@@ -162,7 +162,7 @@ def lost_folders(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def check_settings(participants: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """What does each of this machine give to apps, and is what it names there?"""
+    """Show what each participant of this machine gives to apps, and check that it exists."""
     for participant in participants:
         if participant.get("type") not in (site_files.SERVER, site_files.SITE) or participant.get(
             "elsewhere"
@@ -177,7 +177,7 @@ def check_settings(participants: Sequence[Mapping[str, Any]]) -> Iterator[Findin
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """Settings without what may be a secret: of node config and variables the names only."""
+    """Describe settings without possible secrets: of node config and variables only the names."""
     parts = []
     for key, value in settings.items():
         if key in (site_settings.NODE_CONFIG, site_settings.ENVIRONMENT):
@@ -187,7 +187,7 @@ def in_words(settings: Mapping[str, Any]) -> str:
         elif key == site_settings.HOSTS:
             parts.append(f"{key} {', '.join(f'{name} {address}' for name, address in value.items())}")
         elif key == site_settings.PROXY:
-            # Not its user and password.
+            # Without its user and password.
             parts.append(f"{key} {value.rpartition('@')[2].rpartition('//')[2]}")
         else:
             shown = str(value).lower() if isinstance(value, bool) else value

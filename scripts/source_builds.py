@@ -1,8 +1,8 @@
-"""Source distributions: packages without a wheel, which are built by code that they bring.
+"""Build source distributions: packages without a wheel, which bring code to build themselves.
 
 That code runs in a container with a compiler and git. It sees a cache for the builds of one app, and a folder
-for the one call: no environment, no lock, not uv's own cache, and no password of an index. A wheel comes out.
-uv installs it as any other, where no package's code runs (`uv.py`). Cache and folder are removed.
+for the one call: no environment, no lock, not uv's own cache, and no password of an index. The result is a
+wheel, which uv installs as any other, where no package's code runs (`uv.py`). Cache and folder are removed.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from scripts import base_image, core, engine, images, locks, uv
 from scripts.locks import Resolved
 
 BOX = ".building"
-"""All that is kept from one build of an app's to the next, in the folder of environments."""
+"""The folder, among the environments, with all that an app's builds keep from one to the next."""
 
 NOT_BUILT = re.compile(r"Failed to (download and )?build|Git executable not found")
-"""How uv reads where a package has to be built or got from git."""
+"""uv's errors when a package has to be built or comes from git."""
 
 PASSWORDS = "FLOWERBED_BUILD_PASSWORDS"
-"""The variable by which the user gives the passwords of indexes to the packages that are built."""
+"""The variable with which the user gives the passwords of indexes to the packages that are built."""
 
 SECRET = re.compile(r"UV_INDEX_\w+_(USERNAME|PASSWORD)")
 USERINFO = re.compile(r"(?<=://)[^/@\s,]*@")
-"""Where variables hold a password: all of some, and a part of addresses."""
+"""Places of passwords in variables: the whole of some, and a part of addresses."""
 
 PROXY = re.compile(r"(?i:https?_proxy|all_proxy)")
 
 WHEEL_LIMIT = 4 << 30
-"""Bytes of a wheel that was built."""
+"""Most bytes of a built wheel."""
 
 FILES_LIMIT = 10_000
-"""Files that are looked at among those that a build has left."""
+"""Most files of a build's output that are examined."""
 
 COLLECT = """
 "$@"
 find "$UV_CACHE_DIR" -name '*.whl' -type f -exec cp {} "$OUT" ';'
 """
-"""Builds, and puts all wheels that uv has built into one folder."""
+"""A script that builds, and puts all wheels of uv's builds into one folder."""
 
 CONNECT = """
 import socket, sys
@@ -60,7 +60,7 @@ for place in sys.argv[1:]:
     sys.exit(0)
 sys.exit(1)
 """
-"""Whether any of these places answers."""
+"""A script that succeeds if any of these places answers."""
 
 
 def call(
@@ -71,14 +71,15 @@ def call(
     collect: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> CompletedProcess[str]:
-    """Run `uv WORDS` where packages may be built. The folder is then what their code has made of it.
+    """Run `uv WORDS` where packages may be built. Afterwards their code may have changed anything in the
+    folder.
 
     Args:
-        words: uv's.
+        words: uv's arguments.
         folder: all that the container may write to, beside a cache for such calls.
         packages: the Debian packages that building takes, beside a compiler.
-        collect: whether all wheels that uv has built are put into the folder.
-        tell: is given each line that it prints.
+        collect: whether to put all wheels of uv's builds into the folder.
+        tell: called with each line that uv prints.
     """
     cache = _in_box("cache")
     told = uv.told(words)
@@ -104,10 +105,10 @@ def wheels(
     """Build the packages of a lock that have no wheel.
 
     Returns:
-        The lock with the wheels in their places, and the folder that has them.
+        The lock with the wheels in their places, and the folder of the wheels.
 
     Raises:
-        core.Failure: one cannot be built; with what uv says.
+        core.Failure: one cannot be built. The text has uv's error.
     """
     without = {canonicalize_name(package.name) for package in resolved.packages if not package.is_wheel}
     if not without:
@@ -134,7 +135,8 @@ def forget() -> None:
 
 
 def _in_box(name: str, *, empty: bool = False) -> Path:
-    """A folder of the box. Apps that run see the folder of environments: the box is for its owner alone."""
+    """Return a folder of the box. Running apps see the folder of environments, so the box is its owner's
+    alone."""
     box = uv.ENVIRONMENTS / BOX
     box.mkdir(mode=0o700, exist_ok=True)
     if empty:
@@ -144,7 +146,7 @@ def _in_box(name: str, *, empty: bool = False) -> Path:
 
 
 def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[str, str]]:
-    """Move the wanted wheels to where no package's code comes; yields each name, and its entry of a lock."""
+    """Move the wanted wheels out of reach of packages' code. Yield each name, and its entry of a lock."""
     with os.scandir(folder) as found:
         names = sorted(entry.name for _, entry in zip(range(FILES_LIMIT), found, strict=False))
     for file in names:
@@ -153,7 +155,7 @@ def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[
         except InvalidWheelFilename:
             continue
         if name in wanted:
-            # Moved, a link is still one, and reading refuses it.
+            # A link stays a link when moved, and reading refuses it.
             (folder / file).rename(kept / file)
             with locks.open_plain(kept / file, WHEEL_LIMIT) as wheel:
                 digest = hashlib.file_digest(wheel, "sha256").hexdigest()
@@ -161,14 +163,14 @@ def _built(folder: Path, wanted: Collection[str], kept: Path) -> Iterator[tuple[
 
 
 def without_passwords(variables: Mapping[str, str]) -> dict[str, str]:
-    """The same, without what is a password or the name that goes with it."""
+    """Return the variables without passwords and the user names that go with them."""
     return {name: USERINFO.sub("", value) for name, value in variables.items() if not SECRET.fullmatch(name)}
 
 
 def network() -> str:
-    """The engine's network for a container where packages are built.
+    """Return the engine's network for a container where packages are built.
 
-    This machine's own only where there is no other way: packages' code would reach its loopback.
+    Only without an alternative is it this machine's own: packages' code would reach its loopback.
     """
     places = tuple(sorted(_places(uv.sources().variables)))
     if any(_is_loopback(place.rsplit(":", 1)[0]) for place in places):
@@ -180,7 +182,7 @@ def network() -> str:
 
 
 def _places(variables: Mapping[str, str]) -> set[str]:
-    """Host and port of the proxies, or if there are none, of the indexes."""
+    """Return host and port of the proxies, or without proxies, of the indexes."""
     proxies = {name: value for name, value in variables.items() if PROXY.fullmatch(name)}
     words = [word for value in (proxies or variables).values() for word in re.split("[ ,]", value)]
     if not proxies and not uv.sources().leaves_default_out:
@@ -213,7 +215,7 @@ def _reaches(network: str, places: tuple[str, ...]) -> bool:
 
 
 def compiler_image(packages: Sequence[str]) -> str:
-    """The image with a compiler, git and these Debian packages, made if it is not there."""
+    """Return the image with a compiler, git and these Debian packages. Make it if it does not exist."""
     name = "-".join(["flowerbed-compiler", *sorted(packages)])[:120]
     name = re.sub(r"[^a-z0-9._-]", "-", name.lower())
     if not engine.has(name):

@@ -1,4 +1,7 @@
-"""Show the containers, the registered sites and the running jobs."""
+"""Show the containers, the registered sites and the running jobs.
+
+The exit code is 0 also when all is down. Texts below the tables name the verbs that help.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,35 @@ from typing import TYPE_CHECKING, Any
 from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import behind, compose, console, core, engine, provision, terminal
+from scripts.json_object import JsonObject
 from scripts.options import Watch, check_watch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ENDED = ("FINISHED",)
-"""What the status of a job that no longer runs begins with."""
+"""First words in the status of a job that has ended."""
+
+
+JSON = JsonObject(
+    {
+        "up": "true if all containers run and none is unhealthy",
+        "why": "what keeps the rest from being known",
+        "containers": "a list",
+        "containers[].service": "its name",
+        "containers[].state": "Docker's word for it, or `absent`",
+        "containers[].health": "Docker's word for it, empty if there is no health check",
+        "sites": "a list of the registered sites",
+        "sites[].name": "its name",
+        "sites[].last_seen_seconds": "the seconds since the server heard from it",
+        "sites[].in_project": "true if project.yml names it",
+        "jobs": "those that have not ended, as [`jobs`](#jobs) has them, without `waits`",
+        "changed": "how project.yml differs from what was provisioned, empty if it does not. `build`, `up` "
+        "and `doctor` say so too",
+        "behind": "who runs with older settings or images than those provisioned and built last. `doctor` "
+        "says so too",
+    }
+)
 
 
 def run(watch: Watch = False) -> dict[str, Any]:
@@ -31,14 +56,8 @@ def run(watch: Watch = False) -> dict[str, Any]:
 
 
 def status() -> dict[str, Any]:
-    """What is there, as far as it can be known; never fails because something is down.
-
-    Returns:
-        up (whether all containers run and none is unhealthy), why (what keeps it from being asked),
-        containers (service, state, health), sites (name, last_seen_seconds, in_project), jobs (those not yet
-        ended), changed (how project.yml differs from what was provisioned) and behind (who runs with other
-        settings or images than were provisioned and built last, in words).
-    """
+    """Return the federation's state as far as it can be known, with the keys of `JSON`. Never fail because
+    something is down."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
     outcome["behind"] = ""
     if not compose.is_provisioned():
@@ -87,13 +106,13 @@ def _ask_server() -> dict[str, Any]:
 
 
 def parts(outcome: dict[str, Any]) -> list[RenderableType]:
-    """The tables: who is there, and what runs."""
+    """Return the tables of participants and running jobs."""
     seen = {service_name(site["name"]): site for site in outcome["sites"]}
     rows = [
         [c["service"], c["state"], c["health"], _heard(seen.pop(c["service"], None))]
         for c in outcome["containers"]
     ]
-    # Sites on other machines, and those that were taken out of project.yml.
+    # Sites on other machines, and those that have left project.yml.
     rows += [[name, "-", "-", _heard(site)] for name, site in seen.items()]
     found: list[RenderableType] = []
     if rows:
@@ -112,14 +131,14 @@ def _heard(site: Mapping[str, Any] | None) -> str:
 
 
 def _remarks(outcome: dict[str, Any]) -> list[str]:
-    """What is said below the tables."""
+    """Return the remarks below the tables."""
     why = str(outcome["why"]) or ("" if outcome["jobs"] else "No jobs are running.")
     return [line for line in (outcome.get("changed", ""), outcome.get("behind", ""), why) if line]
 
 
 def _look() -> terminal.Seen:
     outcome = status()
-    # Not what changes without an event: seconds, and how long a job has taken.
+    # Leave out values that change without an event: seconds, and a job's duration.
     facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
     facts["jobs"] = [(job["job_id"], job["status"]) for job in outcome["jobs"]]
     return facts, [*parts(outcome), *map(terminal.cell, _remarks(outcome))]

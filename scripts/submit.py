@@ -5,7 +5,8 @@
   ./flowerbed submit my-app --sites site-1,site-3 --as lead
   ./flowerbed submit --deployed my-app              run an app that the server has
   ./flowerbed submit my-app --export jobs/my-job    write a job folder for FLARE
-An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent.
+An app that runs with `flwr run` runs here without an edit. It is checked before anything is sent. The job
+names the app's environment, which `build --app APP` makes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from bridge.common.option import Option
 from scripts import app as apps
 from scripts import app_imports, console, core, ownership, provision, refused, wait
 from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
+from scripts.json_object import JsonObject
 from scripts.options import As, Timeout, duration, names
 
 
 def _with_job_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function with `**given` the job's options as parameters, for Typer; None: not given."""
+    """Give a function with `**given` the job's options as parameters, for Typer. None means not given."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     function.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -53,11 +55,38 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+SUBMITTED = {
+    "job_id": "the new job",
+    "app": "the app's name",
+    "version": "its version",
+    "missing_sites?": "the sites of project.yml that are not registered, if any",
+}
+JSON = JsonObject(
+    SUBMITTED,
+    {
+        "With `--wait`": {**SUBMITTED, **wait.JSON.keys},
+        "With `--export`": {
+            "app": "the app's name",
+            "version": "its version",
+            "folder": "the job folder",
+        },
+    },
+    {
+        "missing": "what the app asks for, if no environment was made for it",
+        "apt": "the Debian packages for want of which the last build of its environment was refused",
+    },
+    {"With `--wait`": "summary.json"},
+)
+
+
 @_with_job_options
 def run(
     app: Annotated[
         Path | None,
-        typer.Argument(metavar="APP", help="The folder of a Flower app, with its pyproject.toml."),
+        typer.Argument(
+            metavar="APP",
+            help="The folder of a Flower app, with its pyproject.toml, or a job folder that --export wrote.",
+        ),
     ] = None,
     deployed: Annotated[
         str | None,
@@ -78,7 +107,9 @@ def run(
     build: Annotated[
         bool,
         typer.Option(
-            "--build", help="Make the app's environment first, if there is none (`build --app APP`)."
+            "--build",
+            help="First make the app's environment if there is none, as `build --app APP` does. If the last "
+            "build was refused for lack of Debian packages, submit fails and names them.",
         ),
     ] = False,
     identity: As = None,
@@ -122,13 +153,13 @@ def _chosen(app: Path | None, deployed: str | None) -> apps.App:
 def job_request(
     app: apps.App, given: Mapping[str, Any], *, deployed: str = "", export: bool = False
 ) -> dict[str, Any]:
-    """What the console makes a job of: the options that are given, checked as far as the host can.
+    """Return the console's request for a job: the given options, checked as far as the host can.
 
     Args:
-        given: by the name in `JobOptions`; None: not given. `run_config` as `--run-config` takes it, `sites`
-            as `--sites`.
-        deployed: the folder of an app on the server that is meant, if it is none of the host's.
-        export: whether the job's folder is to be written.
+        given: values by their name in `JobOptions`, or None if not given. `run_config` has the form of
+            `--run-config`, and `sites` that of `--sites`.
+        deployed: the folder of a deployed app on the server, if the app is not the host's.
+        export: whether to write the job's folder.
 
     Raises:
         UsageError: a value is not allowed.
@@ -159,13 +190,13 @@ def job_request(
 
 
 def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = False) -> dict[str, Any]:
-    """A request that names the app's environment.
+    """Return the request with the name of the app's environment.
 
     Args:
-        build: whether one is made where there is none.
+        build: whether to make a missing environment.
 
     Raises:
-        UsageError: there is none; with the command that makes it.
+        UsageError: there is none. The text has the command that makes it.
     """
     if app.ready:
         return dict(request)
@@ -188,7 +219,7 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
             apt=refused.apt_of(key),
         )
     if made is None and build:
-        # Here, since it takes a while to import, and is seldom needed.
+        # Imported here, since it takes a while, and is seldom needed.
         from scripts import app_builds
 
         with core.led():
@@ -212,7 +243,7 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
 
 
 def _not_there(app: apps.App, made: AppEnvironment) -> list[str]:
-    """The modules that the app imports now, did not when its environment was made, and that are not there."""
+    """Return modules that the app imports only since its environment was made, and that it lacks."""
     new = {name.partition(".")[0] for name in app_imports.of_app(app.pyproject, app.files)}
     new -= {name.partition(".")[0] for name in made.facts.get("imports", ())} | sys.stdlib_module_names
     folders = list(made.programs.parent.glob("lib/python3*/site-packages"))
@@ -220,10 +251,10 @@ def _not_there(app: apps.App, made: AppEnvironment) -> list[str]:
 
 
 def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Hand in an app; returns `{job_id, app, version}`, and `missing_sites` where some are.
+    """Submit an app. Return `{job_id, app, version}`, and `missing_sites` if there are any.
 
     Raises:
-        Failure, UsageError: with what the console program said.
+        Failure, UsageError: the console program's error.
     """
     try:
         answer = console.ask(service, "submit", app.pack(), **request)
@@ -262,7 +293,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         )
     content = console.fetch(service, "export", app.pack(), **request)
     with content, tarfile.open(fileobj=content) as tar, replaced(folder) as fresh:
-        fresh.chmod(0o755)  # The consoles read jobs/ as another user, whatever the umask here.
+        fresh.chmod(0o755)  # The consoles read jobs/ as another user, under any umask here.
         unpack(tar, fresh, for_consoles=True)
     say(f"Job folder of {app.name}: {folder}")
     say(
@@ -273,7 +304,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
 
 
 def _advised(failure: Failure) -> Failure:
-    """A failure of the console program, with the sites that are missing."""
+    """Return a failure of the console program, with advice about the missing sites."""
     if missing := _missing(failure.facts["registered"]) if "registered" in failure.facts else []:
         return type(failure)(f"{failure}. {_named(missing)} not registered.", **failure.facts)
     return failure

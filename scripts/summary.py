@@ -1,4 +1,4 @@
-"""What a job's events amount to: rounds with metrics by site and on average, and where time went."""
+"""Summarize a job's events: rounds with metrics by site and on average, and where time went."""
 
 from __future__ import annotations
 
@@ -18,16 +18,54 @@ NAME_LIMIT, TEXT_LIMIT = 200, 2000
 """Characters of a name, and of a reason or error, in a line for people."""
 
 ERRORS_SHOWN = 5
-"""Sites whose first errors are shown to people."""
+"""Sites with first errors that are shown to people, at most."""
+
+KEYS = {
+    "job_id": "the job",
+    "app": "the job's name",
+    "status": "FLARE's [status](job.md#status)",
+    "reason": "why it did not complete, empty if it did",
+    "retried_as": "the job that repeats this one by itself, or null",
+    "refused": "the sites that refused the job, or its app, and why, by name",
+    "replies": "by kind: `train`, `evaluate` or `query`",
+    "replies{}.replies": "how many came",
+    "replies{}.failed": "how many of them are errors",
+    "errors": "the first error of each site, by name",
+    "errors{}.kind": "the kind of the reply",
+    "errors{}.round": "its round, or null if it belongs to none",
+    "errors{}.error": "the error",
+    "sites": "the sites that sent a reply in a round",
+    "rounds": "a list, in order",
+    "rounds[].round": "its number",
+    "rounds[].start?": "2, 3, ... if the app [counts its rounds anew](job.md#rounds)",
+    "rounds[].loss": "the evaluation's, else the training's, else null",
+    "rounds[].metrics": "[means over the sites](job.md#rounds)",
+    "rounds[].sites": "by site, then `train` and `evaluate`: the numbers in that reply, with "
+    "`num_examples`, and `error`, a text, if it failed",
+    "rounds[].trained?": "false if every training reply of the round failed. Its metrics are then of a "
+    "model that the round has not trained",
+    "central": "what the strategy has evaluated at the server, in order",
+    "central[].round": "the round. 0 is before the first",
+    "central[].start?": "as in a round",
+    "central[].metrics": "the numbers",
+    "tracked": "how many points the app has [logged](../how-to/tracking.md) itself, by site",
+    "seconds": "where the time went. A part that is not known is null",
+    "seconds.submit_to_first_round": "from when FLARE took the job until the first round's first message was "
+    "handed to a site",
+    "seconds.rounds": "of each round, until the next. The last one ends with the last reply",
+    "seconds.last_round_to_finished": "from the last reply until FLARE set the job's last status",
+    "seconds.total": "from when FLARE took the job until its last status",
+}
+"""The keys of `summary.json`."""
 
 
 def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """The rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
+    """Return the rounds in order: `{round, loss, metrics, sites: {site: {train: {}, evaluate: {}}}}`.
 
-    `metrics` are means over the sites, weighted by their numbers of examples; a list's are of each of its
-    numbers. A training metric that has an evaluation metric's name gets the prefix `train_`. `loss` is the
-    evaluation's, else the training's, else None. Where an app counts its rounds anew, the later ones have
-    `start`: 2, 3, ... Where every training reply failed, a round has `trained`: false.
+    `metrics` are means over the sites, weighted by their numbers of examples. A list has a mean for each of
+    its numbers. A training metric that has an evaluation metric's name gets the prefix `train_`. `loss` is
+    the evaluation's, else the training's, else None. Where an app restarts its round numbers, the later
+    rounds have `start`: 2, 3, ... A round in which every training reply failed has `trained`: false.
     """
     rounds: dict[tuple[int, int], dict[str, dict[str, dict[str, Any]]]] = {}
     for event in events:
@@ -57,24 +95,24 @@ def rounds_of(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def is_error(reply: Mapping[str, Any]) -> bool:
-    """Whether a reply of a round is an error. An app may have a metric of that name, too: a number."""
+    """Return whether a round's reply is an error. An app's metric of that name is a number."""
     return isinstance(reply.get("error"), str)
 
 
 def _failed(sites: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> int:
-    """The sites of a round that failed to train, if all did that were to; else 0."""
+    """Return the number of a round's training sites if all of them failed, else 0."""
     replies = [kinds[TRAIN] for kinds in sites.values() if TRAIN in kinds]
     return len(replies) if all(map(is_error, replies)) else 0
 
 
 def untrained(entry: Mapping[str, Any]) -> str:
-    """For people: that a round's metrics are of a model that was not trained in it; empty if it was."""
+    """Tell people that a round's metrics are of a model it did not train. The text is empty if it did."""
     failed = _failed(entry["sites"])
     return f"nothing was trained: every train reply failed, {failed} of {failed}" if failed else ""
 
 
 def place(event: Event) -> tuple[int, int]:
-    """Where an event or a round stands: the number of its start, and of its round."""
+    """Return the position of an event or a round: the number of its start, and of its round."""
     return int(event.get("start") or 1), int(event["round"])
 
 
@@ -83,7 +121,7 @@ def _of_start(start: int) -> dict[str, Any]:
 
 
 def central_of(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """What the ServerApp has evaluated itself, in order: `{round, metrics}`; round 0 is before the first."""
+    """Return the ServerApp's own evaluations, in order: `{round, metrics}`. Round 0 is before the first."""
     found = {place(event): event["metrics"] for event in events if event.get("event") == "evaluation"}
     return [
         _of_start(start) | {"round": number, "metrics": {name: _finite(v) for name, v in metrics.items()}}
@@ -92,13 +130,13 @@ def central_of(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def outcomes_of(events: Sequence[Event]) -> dict[str, Any]:
-    """How many replies of each kind came and failed, and each site's first error: `{replies, errors}`."""
+    """Count the replies of each kind, good and failed, with each site's first error: `{replies, errors}`."""
     told = next((e for e in reversed(events) if e.get("event") == "replies"), {})
     return {"replies": told.get("kinds") or {}, "errors": told.get("errors") or {}}
 
 
 def failures(outcome: Mapping[str, Any]) -> list[str]:
-    """What failed, for people: a line for each kind of which some failed, and for each site's first error."""
+    """Describe the failures, a line for each kind with failed replies, and for each site's first error."""
     lines = [
         ("all " if counts["failed"] == counts["replies"] else f"{counts['failed']} of ")
         + f"{counts['replies']} {one_line(kind, NAME_LIMIT)} replies failed"
@@ -118,14 +156,14 @@ def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) ->
     weights = [reply.get("num_examples") for reply in replies]
     known = [float(w) for w in weights if w is not None]
     if len(known) < len(replies) or sum(known) <= 0:
-        known = [1.0] * len(replies)  # A site that does not say how many counts as much as any other.
+        known = [1.0] * len(replies)  # A site without a number of examples counts as much as any other.
     names = [n for n in (replies[0] if replies else {}) if n != "num_examples"]
     means = {name: _mean(known, [reply.get(name) for reply in replies]) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _mean(weights: Sequence[float], values: Sequence[Any]) -> Any:
-    """The mean of numbers, or of lists of the same length number by number; None where it has none."""
+    """Return the mean of numbers, or of lists of the same length number by number, or None if it has none."""
     if all(isinstance(value, list) for value in values):
         if len({len(value) for value in values}) > 1:
             return None
@@ -136,14 +174,14 @@ def _mean(weights: Sequence[float], values: Sequence[Any]) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """None for a number that JSON cannot hold (NaN, infinity)."""
+    """Return None for a number that JSON cannot hold (NaN, infinity)."""
     if isinstance(value, list):
         return [_finite(number) for number in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def seconds_of(events: Sequence[Event], submitted: float | None, ended: float | None) -> dict[str, Any]:
-    """Where the time went, in seconds; None for what is not known.
+    """Return where the time went, in seconds, with None for unknown parts.
 
     Args:
         submitted: when FLARE took the job, Unix time.
@@ -156,7 +194,7 @@ def seconds_of(events: Sequence[Event], submitted: float | None, ended: float | 
     replies = [float(e["t"]) for e in events if e.get("event") == "reply"]
     begun = [starts[n] for n in sorted(starts)]
     last = max(replies, default=None)
-    # A round in which no reply has come is still open.
+    # A round without a reply is still open.
     ends = [*begun[1:], last if last is not None and begun and last >= begun[-1] else None]
     return {
         "submit_to_first_round": _difference(submitted, begun[0] if begun else None),
@@ -171,10 +209,10 @@ def _difference(begin: float | None, end: float | None) -> float | None:
 
 
 def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
-    """What stands in summary.json."""
+    """Return the content of summary.json."""
     submitted, _, ended = times(meta)
     rounds = rounds_of(events)
-    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    # The server's knowledge comes before the job process's view, which may have been told to stop.
     reason = noted_reason(meta) or next(
         (str(e.get("reason") or "") for e in reversed(events) if e.get("event") == "run ended"), ""
     )
@@ -189,7 +227,7 @@ def summarize(job_id: str, meta: Mapping[str, Any], events: Sequence[Event]) -> 
         "sites": sorted({site for entry in rounds for site in entry["sites"]}),
         "rounds": rounds,
         "central": central_of(events),
-        # How many points the app has logged at each site, with FLARE's writers.
+        # The number of points that the app has logged at each site, with FLARE's writers.
         "tracked": next((e["points"] for e in events if e.get("event") == "tracked"), {}),
         "seconds": seconds_of(events, submitted, ended),
     }

@@ -1,7 +1,8 @@
-"""What people see of an answer: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
+"""Print answers for people: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
 
-With `--format json` stdout is the object's, and tables go to stderr. No text of a site or an app is taken for
-markup or acts on the terminal: every cell passes `bridge.common.text`. Who shows something imports Rich.
+With `--format json` stdout belongs to the object, and tables go to stderr. No text of a site or an app is
+read as markup or acts on the terminal: every cell passes `bridge.common.text`. Only functions that show
+something import Rich.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 CELL_LIMIT = 300
-"""Characters of a cell; `--format json` has all of it."""
+"""Characters of a cell. `--format json` has all of it."""
 WATCH_EVERY = 2.0
-"""Seconds between two looks of `--watch`: nobody tells when something has changed."""
+"""Seconds between two looks of `--watch`: no event reports a change."""
 PIPE_WIDTH = 100_000
 """Columns where there is no terminal: nothing is folded or cut."""
 
@@ -32,14 +33,14 @@ STYLES = {
     "yellow": ("SUBMITTED", "APPROVED", "warn", "starting", "created", "restarting", "paused"),
     "cyan": ("RUNNING", "DISPATCHED"),
 }
-"""The colour of a cell that begins with one of these words; the first that fits."""
+"""The colour of a cell that begins with one of these words. The first match counts."""
 
 Seen = tuple[Any, Sequence["RenderableType"]]
-"""What a look of `--watch` finds: what must differ to be shown again in a pipe, and what is shown."""
+"""A look of `--watch`: the facts (in a pipe, it is shown only if they changed), and the tables to show."""
 
 
 def console(*, err: bool = False) -> Console:
-    """Rich's console for stdout, or for stderr where stdout is not for people."""
+    """Return Rich's console for stdout, or for stderr where stdout is not for people."""
     from rich.console import Console
 
     file: TextIO = sys.stderr if err or core.as_json else sys.stdout
@@ -50,7 +51,7 @@ def console(*, err: bool = False) -> Console:
 
 
 def cell(value: object, style: str | None = None) -> Text:
-    """A value as one line of text, which neither Rich nor a terminal takes for more."""
+    """Return a value as one line of text, which neither Rich nor a terminal interprets."""
     from rich.text import Text
 
     text = one_line(str(value), CELL_LIMIT)
@@ -59,11 +60,11 @@ def cell(value: object, style: str | None = None) -> Text:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], fold: Sequence[str] = ()) -> Table:
-    """A table without lines.
+    """Return a table without lines.
 
     Args:
         head: the columns' names.
-        fold: those whose cells may take several lines where the terminal is narrow.
+        fold: columns with cells that may take several lines at a narrow terminal.
     """
     from rich.table import Table
 
@@ -79,7 +80,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], fold: Sequence[
 
 
 def show(*parts: RenderableType) -> None:
-    """Print them, one below the other."""
+    """Print the parts, one below the other."""
     if not parts:
         return
     out = console()
@@ -91,7 +92,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def plain(*parts: RenderableType) -> str:
-    """The same as text, without colour, and without what fills a column up at a line's end."""
+    """Return the parts as text, without colour and without padding at a line's end."""
     out = console()
     with out.capture() as captured:
         out.print(*parts, sep="\n")
@@ -99,13 +100,14 @@ def plain(*parts: RenderableType) -> str:
 
 
 def watch(look: Callable[[], Seen]) -> NoReturn:
-    """Show what `look` finds, until Ctrl-C: in place on a terminal, else anew when it has changed."""
+    """Show each result of `look` until Ctrl-C: in place at a terminal, elsewhere again when it has
+    changed."""
     from rich.console import Group
     from rich.live import Live
 
     out, before = console(), object()
     if out.is_terminal:
-        # The first look may say something too, such as under whose identity.
+        # The first look may print something too, such as the identity in use.
         with Live(Group(*look()[1]), console=out, auto_refresh=False) as live:
             while True:
                 time.sleep(WATCH_EVERY)

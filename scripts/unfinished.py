@@ -1,4 +1,4 @@
-"""The jobs that have not ended: a verb that would stop, restart or remove what they use asks first."""
+"""Find the jobs that have not ended: verbs that stop, restart or remove their parts ask here first."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from provisioning.names import service_name
 from scripts import compose, console, engine, provision
 
 RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
-"""FLARE's words for a job that has processes, and for one that waits for its turn in the job store."""
+"""FLARE's states of a job that has processes, and of one that waits for its turn in the job store."""
 
 
 def is_up() -> bool:
-    """Whether anything of the federation runs, so that there can be such jobs."""
+    """Return whether any part of the federation runs, so that there can be such jobs."""
     if not compose.is_provisioned() or engine.ask().problem:
         return False
     return any(container["State"] == "running" for container in compose.containers())
 
 
 def jobs(states: Iterable[str] = (*RUNNING, *QUEUED)) -> list[dict[str, Any]]:
-    """Those that the server knows, as `jobs` shows them.
+    """Return the server's jobs in these states, in the form of `jobs`.
 
     Raises:
         core.Failure: the server could not be asked.
@@ -31,13 +31,13 @@ def jobs(states: Iterable[str] = (*RUNNING, *QUEUED)) -> list[dict[str, Any]]:
 
 
 def hit_by(services: Iterable[str]) -> list[tuple[dict[str, Any], list[str]]]:
-    """The jobs that run in these services' containers, each with those that take part in it.
+    """Return the jobs that run in these services' containers, each with those of the services in it.
 
-    The server and a relay take part in all. So does everybody in a job that has only begun.
+    The server and a relay take part in all jobs. All services take part in a job that has only begun.
     """
     project = provision.load(provision.DEFAULT_PROJECT)
     kinds = {service_name(item["name"]): item["type"] for item in project["participants"]}
-    # What is no longer in project.yml can only have been a site, or a relay, whose sites are gone too.
+    # A service no longer in project.yml can only have been a site, or a relay with sites that are gone too.
     late = {service: kinds.get(service, "client") for service in services if service not in (*TOOLS, FLWR)}
     late = {service: kind for service, kind in late.items() if kind != "admin"}
     if not late:
@@ -51,11 +51,11 @@ def hit_by(services: Iterable[str]) -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def named(found: Iterable[Mapping[str, Any]]) -> str:
-    """A line for each, below an error's first."""
+    """Return a line for each job, to go below an error's first line."""
     return "\n".join(f"  {job['job_id']}  {job['name']}" for job in found)
 
 
 def how_to_go_on(found: Iterable[Mapping[str, Any]]) -> str:
-    """What can be done about them, as the beginning of an error's last line."""
+    """Return what to do about the jobs, as the beginning of an error's last line."""
     one = next(iter(found))["job_id"]
     return f"  Wait for it: ./flowerbed wait {one}   end it: ./flowerbed abort {one}"

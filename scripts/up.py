@@ -1,8 +1,10 @@
 """Start the federation, and return when every container is healthy.
 
-A server is healthy when it answers on its port, and a site when it is registered with the server. Docker is
-started first if it does not run. Containers that run and are up to date are left alone. While a job has one
-that is not, nothing is started, unless --force is given.
+A server is healthy when it answers on its port, and a site when it is registered with the server. `up` waits
+up to 120 s for that, then fails. Docker is started first if it does not run.
+
+Containers that run and are up to date are left alone. Others are replaced. While a job has a container that
+would be replaced, `up` starts nothing and names site and job, unless --force is given.
 
   ./flowerbed up --tracking tensorboard    also start TensorBoard, for the curves of all jobs
 """
@@ -10,7 +12,6 @@ that is not, nothing is started, unless --force is given.
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import time
@@ -34,28 +35,30 @@ from scripts import (
     ownership,
     progress,
     provision,
+    settings,
     site_checks,
     unfinished,
 )
+from scripts.json_object import JsonObject
 
 WAIT_TIMEOUT = 120
-"""Seconds for all to be healthy; seen: 13. A health check gives up by itself after 75."""
+"""Seconds for all to be healthy. It takes 13. A health check gives up after 75."""
 
 COMPOSE_WITHIN = 600.0
-"""Seconds for Compose to end by itself; it waits no longer than `WAIT_TIMEOUT` for health."""
+"""Seconds for Compose to end. It waits no longer than `WAIT_TIMEOUT` for health."""
 
 RECOVERED_WITHIN = 30.0
-"""Seconds for a container that is not healthy to become so: a site finds a restarted server in half of it."""
+"""Seconds for an unhealthy container to recover: a site finds a restarted server in half of that."""
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the containers' health."""
+"""Seconds between two checks of the containers' health."""
 
 STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|Error)\b")
-"""A line of Compose's plain progress that says something worth telling."""
+"""A line of Compose's plain progress that is worth showing."""
 
 
 class Tracking(StrEnum):
-    """What shows the jobs' curves: Compose services and profiles of these names, with ports of their own."""
+    """Tools that show the jobs' curves: Compose services and profiles of these names, each with a port."""
 
     TENSORBOARD = "tensorboard"
     MLFLOW = "mlflow"
@@ -64,28 +67,41 @@ class Tracking(StrEnum):
 TRACKING = tuple(tool.value for tool in Tracking)
 
 
+JSON = JsonObject(
+    {
+        "services": "the health of each container by name, or its state if it has no health check",
+        "tracking": "the address of each tracking tool that runs, by name",
+        "seconds": "how long it took",
+    },
+    on_error={"services": "if a job stands in the way: the containers that would be replaced"},
+)
+
+
 def run(
     tracking: Annotated[
         list[Tracking] | None,
         typer.Option(
-            help="Also start this: it shows the curves of jobs on a port of this machine. May be given twice."
+            help="Also start this tool, which shows the curves of jobs on a port of this machine. It runs "
+            "until `down`. May be given twice."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also make anew what takes part in a job that runs.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace containers even if a running job has one. The job then lacks that site until it is "
+            "back, or fails with its server.",
+        ),
     ] = False,
 ) -> dict[str, Any]:
     """Start the federation and wait until it is healthy.
-
-    Returns:
-        services (health or state by name), tracking (address by name, of all that run) and seconds.
 
     Raises:
         core.Failure: what is missing or taken, which container did not become healthy, and why; or a job runs
             in one that is to be made anew, and `force` is not set.
     """
     start = time.monotonic()
-    # The engine first: `sudo ./flowerbed up` is what a user without one is told.
+    # The engine first: users without one are told to run `sudo ./flowerbed up`.
     found = engine.ensure()
     if not compose.is_provisioned():
         if found["was"] == engine.RUNNING:
@@ -93,7 +109,7 @@ def run(
         core.say(f"The Docker engine {found['engine']} runs now. Next: ./flowerbed quickstart")
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
     _check_address()
-    # One that runs goes on running.
+    # A running tool stays up.
     there = compose.containers()
     shown_by = sorted({*(tracking or ()), *{c["Service"] for c in there}.intersection(TRACKING)})
     config = compose.config(profiles=shown_by)
@@ -120,12 +136,12 @@ def run(
 
 
 def _check_address() -> None:
-    """Compose's own error for such an address speaks of a port."""
-    address = os.environ.get("FLOWERBED_BIND") or dotenv.read(core.ROOT / ".env").get("FLOWERBED_BIND", "")
+    """Check the address here, since Compose's error for a bad one speaks of a port."""
+    address = settings.read(settings.BIND)
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise core.Failure(
-            f"FLOWERBED_BIND: expected an address, with an IPv6 one in brackets; found {address}. Write "
-            f"FLOWERBED_BIND=[{address.strip('[]')}]."
+            f"{settings.BIND}: expected an address, with an IPv6 one in brackets; found {address}. Write "
+            f"{settings.BIND}=[{address.strip('[]')}]."
         )
 
 
@@ -141,7 +157,7 @@ def _check_images(config: dict[str, Any]) -> None:
 
 
 def _check_folders(config: dict[str, Any]) -> None:
-    """Docker's own error names neither the site nor the verb."""
+    """Check the folders here, since Docker's error names neither the site nor the verb."""
     for name, service in config["services"].items():
         for volume in service.get("volumes", []):
             if volume["type"] != "bind" or engine.is_remote() or Path(volume["source"]).is_dir():
@@ -153,7 +169,7 @@ def _check_folders(config: dict[str, Any]) -> None:
 
 
 def _check_data(config: dict[str, Any], running: dict[str, str]) -> None:
-    """Before a job does, try to read the sites' data as the containers' user."""
+    """Try to read the sites' data as the containers' user, before a job does."""
     try:
         looks = [look for look in site_checks.read_data(config, running) if look.closed]
     except core.Failure as failure:
@@ -178,7 +194,7 @@ def _check_ports(config: dict[str, Any]) -> None:
 
 
 def _check_jobs(late: Sequence[str], *, force: bool) -> None:
-    """Refuse to make containers anew in the middle of a job that has them."""
+    """Refuse to recreate containers that a running job uses."""
     try:
         hit = unfinished.hit_by(late)
     except core.Failure as failure:
@@ -201,14 +217,14 @@ def _check_jobs(late: Sequence[str], *, force: bool) -> None:
 
 
 def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """The published ports: each with its service and address."""
+    """Yield the published ports, each with its service and address."""
     for name, service in config["services"].items():
         for port in service.get("ports", []):
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
 def port_key(config: dict[str, Any], service: str, number: int) -> str:
-    """The setting for a service's published port, which has this number."""
+    """Return the setting for a service's published port, which has this number."""
     if service in TRACKING:
         return f"FLOWERBED_{service.upper()}_PORT"
     for console, (_, port) in flwr_ports(config).items():
@@ -218,7 +234,7 @@ def port_key(config: dict[str, Any], service: str, number: int) -> str:
 
 
 def flwr_ports(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """Where Flower's command line reaches each console: address and port by the console's name."""
+    """Return where Flower's command line reaches each console: address and port by the console's name."""
     service = config["services"].get(FLWR) or {}
     # Each word of the command is PORT=/flwr/CONSOLE/socket.
     routes = dict(word.split("=", 1) for word in service.get("command") or ())
@@ -230,10 +246,10 @@ def flwr_ports(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def is_free(address: str, port: int) -> bool:
-    """Whether a program could listen there now."""
+    """Return whether a program could listen there now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Connections that have ended a moment ago do not count, as they do not for the engine.
+        # Recently closed connections do not count, as they do not for the engine.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -244,7 +260,7 @@ def is_free(address: str, port: int) -> bool:
 
 
 def _start(project: str, start: float, profiles: Sequence[str], containers: int) -> None:
-    """Run Compose, and tell each container's steps as they come."""
+    """Run Compose, and show each container's steps as they come."""
     words = [*compose.with_profiles(profiles), "--progress", "plain", "up", "--detach", "--remove-orphans"]
     words += ["--wait", "--wait-timeout", str(WAIT_TIMEOUT)]
     told: set[str] = set()
@@ -253,7 +269,7 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
 
         def tell(line: str) -> None:
             step = STEP.match(line)
-            # A server is waited for by every site, and would be told as often.
+            # Every site waits for the server, and each would report it.
             if step and step.group() not in told:
                 told.add(step.group())
                 service = step["container"].removeprefix(f"{project}-").removesuffix("-1")
@@ -267,8 +283,11 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
 
 
 def _healthy_yet(deadline: float) -> bool:
-    """Whether all becomes healthy by then. Compose gives up at once where a container is not, such as a site
-    whose server was restarted a moment ago."""
+    """Return whether all containers become healthy by the deadline.
+
+    Compose gives up at once on an unhealthy container, such as a site after a restart of its server a moment
+    ago.
+    """
     while time.monotonic() < deadline:
         states = [(c["State"], c.get("Health")) for c in compose.containers()]
         if not states or any(state != "running" for state, _ in states):
@@ -280,7 +299,7 @@ def _healthy_yet(deadline: float) -> bool:
 
 
 def _explain(said: str) -> None:
-    """Fail with what the first container that is not well has to say."""
+    """Fail with the error of the first container that is not well."""
     if compose.NO_GPU in said:
         compose.explain("docker compose up", said)
     for container in compose.containers():

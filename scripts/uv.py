@@ -1,11 +1,11 @@
-"""uv, in a container of the base image: it resolves and installs for the images' Python and platform.
+"""Run uv in a container of the base image: it resolves and installs for the images' Python and platform.
 
-No package's code runs in it: wheels are unpacked, and Python starts only for uv's own question about itself.
-So it may see uv's cache, the environments, and the passwords of indexes. What has to be built is built
-elsewhere (`source_builds.py`), and what compiles or imports packages sees one environment (`python`).
+No package's code runs in it: wheels are unpacked, and Python starts only for uv's own questions about itself.
+So uv may see its cache, the environments, and the passwords of indexes. Builds of packages run elsewhere
+(`source_builds.py`). Steps that compile or import packages see one environment (`python`).
 
-uv reads nothing of pip's configuration. So what pip is told of indexes, here, uv is told too, and its own
-variables (UV_INDEX, UV_FIND_LINKS, ...) count before that.
+uv reads nothing of pip's configuration. So this module passes pip's settings of indexes on to uv. uv's own
+variables (UV_INDEX, UV_FIND_LINKS, ...) take precedence.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from scripts import base_image, core, engine, progress, wheelhouse
 ENVIRONMENTS = core.ENVIRONMENTS
 
 MOUNTED = "/environments"
-"""Where the container sees them, as those of the federation do: the folder's name stands in its programs."""
+"""Path of the environments in the container, as in the federation's: an environment's programs contain it."""
 
 CACHE = ".cache"
-"""uv's cache, in that folder: files of an environment are links to it, as far as the file system has such.
-Only the user who builds can read it."""
+"""uv's cache, in that folder. An environment's files are links to it, where the file system has links. Only
+the user who builds can read the cache."""
 
 SCRATCH = ".resolving-"
-"""How folders of one call begin, in that folder."""
+"""Prefix of the folders of single calls, in that folder."""
 
 PROGRAM = core.HOUSE / "uv"
 """The folder of the program, for the images' platform."""
@@ -55,10 +55,10 @@ FROM_PIP = {
     "proxy": "ALL_PROXY",
     "trusted-host": "UV_INSECURE_HOST",
 }
-"""The variable of uv's for what pip can be told."""
+"""uv's variable for each of pip's settings."""
 
 SOURCES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "UV_NO_INDEX")
-"""Those that say where packages are."""
+"""The variables that say where packages are."""
 
 PASSED_ON = re.compile(
     r"UV_(DEFAULT_INDEX|INDEX\w*|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|INSECURE_HOST|CONSTRAINT|EXCLUDE_NEWER"
@@ -67,13 +67,16 @@ PASSED_ON = re.compile(
 """The user's own variables that the container gets."""
 
 NO_PYTHON = {"PYTHONHOME": "/nonexistent"}
-"""With it no Python starts but with -I, as uv asks the interpreter about itself. So no package's build code
-runs, and yet uv resolves as if it could build: with `--no-build` it would take older versions in silence."""
+"""A variable that keeps Python from starting except with -I, as when uv asks the interpreter about itself.
+
+So no package's build code runs, and yet uv resolves as if it could build. With `--no-build` it would take
+older versions silently.
+"""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where packages come from."""
+    """The places of packages."""
 
     variables: dict[str, str]
     mounts: tuple[str, ...]
@@ -81,27 +84,27 @@ class Sources:
 
     @property
     def are_named(self) -> bool:
-        """Whether the user names any: then none is added."""
+        """Return whether the user names any place: then none is added."""
         return any(name in self.variables for name in (*SOURCES, "UV_EXTRA_INDEX_URL", "UV_TORCH_BACKEND"))
 
     @property
     def leaves_default_out(self) -> bool:
-        """Whether uv asks no index but those that the user names."""
+        """Return whether uv asks only indexes that the user names."""
         return "UV_DEFAULT_INDEX" in self.variables or self.no_index
 
     @property
     def no_index(self) -> bool:
-        """Whether uv asks no index at all. It has an option for that, and no variable."""
+        """Return whether uv asks no index at all. It has an option for that, and no variable."""
         return self.variables.get("UV_NO_INDEX", "0").lower() not in ("0", "false", "no", "off")
 
 
 @functools.cache
 def sources() -> Sources:
-    """What the user's variables and pip's configuration say."""
+    """Return the places in the user's variables and in pip's configuration."""
     found = {}
     said = core.run([sys.executable, "-m", "pip", "config", "list"]).stdout.decode(errors="replace")
     told = [line.partition("=")[::2] for line in said.splitlines()]
-    # pip lists by name, and means: a variable goes before a file, and in it a command before all commands.
+    # pip lists by name. To pip, a variable goes before a file, and in a file a command before all commands.
     for section in ("global", "download", "install", ":env:"):
         for left, right in told:
             option = left.removeprefix(f"{section}.")
@@ -109,19 +112,19 @@ def sources() -> Sources:
                 value = " ".join(str(ast.literal_eval(right)).split())
                 found[FROM_PIP[option]] = value.replace(" ", ",") if option == "find-links" else value
     if "UV_INDEX" in found:
-        # As pip: the newest of all indexes, whichever has it.
+        # Like pip: take the newest version from any index.
         found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     found |= {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name) and value}
     words = (word for value in found.values() for word in re.split("[ ,]", value))
     mounts = sorted({path for word in words for path in _local(word)})
-    # Of two folders one in the other, the outer one is enough.
+    # Of two nested folders, the outer one is enough.
     mounts = [path for path in mounts if not any(path.startswith(f"{other}/") for other in mounts)]
     return Sources(found, tuple(mounts))
 
 
 def _local(word: str) -> list[str]:
-    """The path of this machine that a word names, if it does. An index's pages name files beside its
-    folder."""
+    """Return the path of this machine that a word names, if it names one. An index's pages name files beside
+    its folder."""
     path = Path(word.removeprefix("file://"))
     if not path.is_absolute() or not path.exists():
         return []
@@ -135,14 +138,14 @@ def call(
     folder: Path | None = None,
     wheels: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `uv WORDS` where no package's code runs; the answer's `stdout` is all that it prints.
+    """Run `uv WORDS` where no package's code runs. The result's `stdout` is all output.
 
     Args:
         words: paths below `MOUNTED` are the container's.
-        tell: is given each line that it prints.
-        folder: all that it sees beside uv's cache; None: all environments. Then cache and environments are
-            one mount, without which files could not be links to the cache.
-        wheels: a folder of `ENVIRONMENTS` where packages are too.
+        tell: called with each line of output.
+        folder: the only folder that uv sees beside its cache, or None for all environments. Then cache and
+            environments are one mount, without which files could not be links to the cache.
+        wheels: a folder of `ENVIRONMENTS` that has packages too.
     """
     variables = {**told(words), "UV_CACHE_DIR": f"{MOUNTED}/{CACHE}", **NO_PYTHON}
     if wheels is not None:
@@ -153,10 +156,10 @@ def call(
 
 
 def told(words: Sequence[str]) -> dict[str, str]:
-    """The variables that say where packages are, for one call of uv."""
+    """Return the variables that say where packages are, for one call of uv."""
     variables = dict(sources().variables)
     if "compile" not in words:
-        # A lock is what it is.
+        # Constraints do not apply to a finished lock.
         variables.pop("UV_CONSTRAINT", None)
     return variables
 
@@ -173,16 +176,16 @@ def run(
     """Run a command in a container with uv, as the user and without capabilities.
 
     Args:
-        image: the container's.
-        command: its words.
-        variables: the container's, beside uv's usual ones.
-        seen: folders of `ENVIRONMENTS`, or itself, which it may write to.
+        image: the container's image.
+        command: the words of the command.
+        variables: the container's variables, beside uv's usual ones.
+        seen: folders of `ENVIRONMENTS`, or itself, which the container may write to.
         network: the engine's name of the network.
-        tell: is given each line that it prints.
+        tell: called with each line of output.
     """
     command = [*command, "--no-index"] if sources().no_index and "pip" in command else command
     words = [engine.docker(), "run", "--rm", "--network", network, *_as_owner(), *_mounts(*sources().mounts)]
-    # By name: what they hold may be a password, and others see command lines.
+    # By name: the values may be passwords, and others see command lines.
     words += [word for name in sorted(variables) for word in ("--env", name)]
     words += [word for path in seen for word in ("--volume", f"{path}:{as_mounted(path)}")]
     words += ["--volume", f"{program()}:/usr/local/bin/uv:ro"]
@@ -206,8 +209,8 @@ def python(
         folder: an environment, or a part of it.
         command: the program and its arguments.
         script: a file of images/ that it sees too.
-        writes: whether the container may write to the folder. Then it must run nothing of the packages'.
-        variables: the container's.
+        writes: whether the container may write to the folder. Then it must run no code of the packages.
+        variables: the container's variables.
     """
     words = [engine.docker(), "run", "--rm", "--network", "none", "--read-only", *_as_owner()]
     words += ["--volume", f"{folder}:{as_mounted(folder)}{'' if writes else ':ro'}"]
@@ -234,13 +237,13 @@ def as_root(
 
 
 def as_mounted(path: Path) -> str:
-    """A path in `ENVIRONMENTS`, as a container knows it."""
+    """Return the container's path for one in `ENVIRONMENTS`."""
     return (Path(MOUNTED) / path.relative_to(ENVIRONMENTS)).as_posix()
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A new folder for one call."""
+    """Yield a new folder for one call."""
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=ENVIRONMENTS))
     try:
         yield folder
@@ -249,16 +252,16 @@ def scratch() -> Iterator[Path]:
 
 
 def delete(*folders: Path) -> None:
-    """Remove folders, whatever a package has put there: links are not followed, and no tree is too deep."""
+    """Remove folders with any content from packages: links are not followed, and no tree is too deep."""
     there = [str(folder) for folder in folders if os.path.lexists(folder)]
     if there and core.run(["rm", "-rf", "--", *there]).returncode:
-        # A folder that its own user may not enter.
+        # A package may have made a folder that its own user may not enter.
         core.run(["chmod", "-R", "u+rwX", "--", *there])
         core.must(core.run(["rm", "-rf", "--", *there]), "Removing what is left of a build")
 
 
 def forget_leftovers() -> None:
-    """Remove what a killed build has left: nobody would see it, and remove it. Needs `alone`."""
+    """Remove leftovers of a killed build, which nobody else would notice. Needs `alone`."""
     half = (
         path
         for path in ENVIRONMENTS.iterdir()
@@ -269,7 +272,7 @@ def forget_leftovers() -> None:
 
 
 def program() -> Path:
-    """The program, taken out of its wheel; `wheelhouse.RUNTIME` has to be filled."""
+    """Return the program, taken out of its wheel. `wheelhouse.RUNTIME` must be filled."""
     (wheel,) = wheelhouse.RUNTIME.folder.glob("uv-*.whl")
     file = PROGRAM / wheel.stem / "uv"
     if not file.is_file():
@@ -284,12 +287,12 @@ def program() -> Path:
 
 
 def alone() -> contextlib.AbstractContextManager[None]:
-    """From here to its end nobody else makes or removes an environment. `prepare` comes before it."""
+    """Keep others from making or removing environments in this context. Call `prepare` first."""
     return core.alone(ENVIRONMENTS / ".lock")
 
 
 def prepare() -> None:
-    """Make the folder of all environments: the engine would make it, root's, and consoles would not start."""
+    """Make the folder of all environments. The engine would make it as root, and consoles would not start."""
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     ENVIRONMENTS.chmod(0o755)
     cache = ENVIRONMENTS / CACHE
@@ -298,7 +301,7 @@ def prepare() -> None:
 
 
 def _as_owner() -> list[str]:
-    """Options by which a container's files are the user's, and it may do nothing else."""
+    """Return options that give a container's files to the user, and the container no other rights."""
     words = ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     if any("rootless" in str(option) for option in engine.info().get("SecurityOptions") or ()):
         return words  # Its root is the user.

@@ -1,5 +1,10 @@
 """Wait for a job to end, and show its progress by round and site.
 
+Each line begins with the seconds since the job was submitted. Before the first round it names the sites for
+which the run waits. A round in which every training reply failed says so. An app without rounds shows its
+ServerApp's output, each line after a `|`. At the end come the replies that failed, and the first error of
+each site.
+
 The exit code is 0 only if the job ended as FINISHED:COMPLETED. Ctrl-C stops the waiting, not the job.
 """
 
@@ -14,21 +19,22 @@ from bridge.common.meta import ABORTED
 from bridge.common.text import bare_error, one_line, shown
 from scripts import console, hints, progress, summary
 from scripts.core import Failure, say
+from scripts.json_object import JsonObject
 from scripts.options import As, Job, Timeout
 
 COMPLETED = "FINISHED:COMPLETED"
 
 TRACEBACK = "Traceback (most recent call last)"
-"""How one of Python's begins."""
+"""The first line of a Python traceback."""
 
 SHORT = 8
-"""Letters of a job's id in a command for a person: enough to know it by."""
+"""Letters of a job's ID in a command for a person, which are enough to identify the job."""
 
 LINE_LIMIT = 10_000
-"""Characters of a line of progress: as many as `NUMBERS_SHOWN` with the longest names."""
+"""Characters of a line of progress: enough for `NUMBERS_SHOWN` with the longest names."""
 
 NUMBERS_SHOWN = 20
-"""Metrics in one line of progress; the summary has them all."""
+"""Metrics in one line of progress. The summary has them all."""
 
 
 STARTING = {"processes": "the job's processes start", "superlink": "the SuperLink starts"}
@@ -41,6 +47,13 @@ NAMES_SHOWN = 10
 """Sites that are named in one line."""
 
 
+KNOWN = ("job_id", "status", "reason", "retried_as", "refused", "replies", "errors", "rounds", "central")
+"""What is known of a job as soon as it has ended, of the keys of `summary.json`."""
+JSON = JsonObject(
+    {key: text for key, text in summary.KEYS.items() if key.startswith(KNOWN)}, like={"": "summary.json"}
+)
+
+
 def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any]:
     """Wait for the job's end."""
     service = console.service(identity)
@@ -50,19 +63,19 @@ def run(job: Job, timeout: Timeout = None, identity: As = None) -> dict[str, Any
 
 
 def tell_results(outcome: dict[str, Any]) -> None:
-    """Say how to get the results of a job that was waited for."""
+    """Say how to get the results of a finished job."""
     say(f"  results: ./flowerbed results {outcome['job_id'][:SHORT]}")
 
 
 def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str, Any]:
-    """Show a job's progress until it has ended; returns its id, status and rounds.
+    """Show a job's progress until it has ended. Return its ID, status and rounds.
 
     Args:
         service: the console to ask.
-        timeout: seconds; None waits for ever.
+        timeout: seconds. None waits without limit.
 
     Raises:
-        Failure: when the job ended as anything but completed, with the reason.
+        Failure: the job did not complete. The text has the reason.
     """
     events: list[dict[str, Any]] = []
     try:
@@ -92,7 +105,7 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
         if status.endswith("ABORTED") and reason in ("", ABORTED):
             ended = "was aborted.\n"
         else:
-            # Moved in: no line of it can be taken for one of ours.
+            # Indented, so that none of its lines can pass for one of ours.
             why = textwrap.indent(untold(reason, events), "    ")
             ended = f"ended as {status}" + (f":\n{why}\n" if reason else ".\n")
         more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
@@ -105,19 +118,19 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
 
 
 def untold(reason: str, events: Sequence[Mapping[str, Any]]) -> str:
-    """A reason without the traceback that the job's output has shown already."""
+    """Return a reason without the traceback that the job's output has shown already."""
     output = (line for event in events if event.get("event") == "output" for line in event["lines"])
     told = [line for line in output if line.strip()]
     lines = reason.splitlines()
     begin = next((n for n, line in enumerate(lines) if line.startswith(TRACEBACK)), len(lines))
-    # What is shown has no blank lines, and codes for what a terminal would act on.
+    # The output has no blank lines, and codes for characters that act on a terminal.
     rest = [(n, shown(lines[n])) for n in range(begin, len(lines)) if lines[n].strip()]
     end = begin
     for at in (n for n, line in enumerate(told) if line.startswith(TRACEBACK)):
         same = 0
         while same < min(len(rest), len(told) - at) and rest[same][1] == told[at + same]:
             same += 1
-        # To the line with the exception: what was shown of it is not to be pieced together.
+        # Go on to the line with the exception, so that nobody has to piece a partly shown traceback together.
         while same and (rest[same - 1][1][0].isspace() or rest[same - 1][1].startswith(TRACEBACK)):
             same -= 1
         end = max(end, rest[same - 1][0] + 1 if same else begin)
@@ -125,9 +138,9 @@ def untold(reason: str, events: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Progress:
-    """Tells people of a job's events, a line each, with the seconds since it was submitted.
+    """Show a job's events to people, a line each, with the seconds since it was submitted.
 
-    Where no event says when that was (key `submitted`, Unix time), it counts from the first that has a time.
+    If no event has that time (key `submitted`, Unix time), seconds count from the first event with a time.
     """
 
     def __init__(self, bar: progress.Bar | None = None) -> None:
@@ -138,7 +151,7 @@ class Progress:
         self._open_round: tuple[int, int] | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Say what an event means; one of an unknown kind is passed over."""
+        """Show an event. An unknown kind is ignored."""
         kind = event.get("event")
         if kind in ("round", "run ended", "end"):
             self._close_round()
@@ -179,7 +192,7 @@ class Progress:
             self._say(event, str(event["status"]))
 
     def _all_evaluated(self) -> bool:
-        """Whether every site that has trained in the open round has evaluated too, as most apps let them."""
+        """Return whether every site that has trained in the open round has evaluated too, as in most apps."""
         replies = [
             e
             for e in self._events
@@ -189,7 +202,7 @@ class Progress:
         return bool(trained) and trained == {e["site"] for e in replies if e["kind"] == summary.EVALUATE}
 
     def _close_round(self) -> None:
-        """The average, when no more replies of the round are to be expected."""
+        """Show the average when no more replies of the round are expected."""
         if self._open_round is None:
             return
         self._bar.at(self._open_round[1])
@@ -200,12 +213,12 @@ class Progress:
         self._open_round = None
 
     def _say(self, event: dict[str, Any], text: str) -> None:
-        # Of whatever an event holds: a second line would look like another event.
+        # Events may hold anything: a second line would look like another event.
         text = one_line(text, LINE_LIMIT)
-        if event["t"] is None:  # A job that never started, and that had ended before we asked.
+        if event["t"] is None:  # A job that never started, and ended before we asked.
             say(f"           {text}")
             return
-        # What is known of a round later than it began, or of the server's clock, turns no time back.
+        # A late event of a round, or the server's clock, never turns the time back.
         now = self._told = max(float(event["t"]), self._told)
         self._start = now if self._start is None else self._start
         say(f"  {max(0.0, now - self._start):5.0f} s  {text}")
@@ -238,12 +251,12 @@ def _value(value: Any) -> str:
 
 
 def _round(event: dict[str, Any]) -> str:
-    """Which round; where an app counts them anew, of which start."""
+    """Name the round, with its start where an app restarts its round numbers."""
     return (f"start {event['start']}, " if event.get("start") else "") + f"round {event['round']}"
 
 
 def _phase(event: dict[str, Any]) -> str:
-    """What happens before the first round."""
+    """Describe a phase before the first round."""
     ready, missing = event["ready"], event["missing"]
     if event["phase"] in STARTING:
         return STARTING[event["phase"]]

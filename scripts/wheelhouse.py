@@ -1,8 +1,8 @@
-"""The wheelhouses: every wheel that an image needs, in .flowerbed/wheels.
+"""Fill the wheelhouses in .flowerbed/wheels with every wheel that an image needs.
 
-A build of an image never uses the network: the host puts every wheel there first. So it is the same on a
-machine that has a registry, on one that has a mirror with a certificate of its own, and on one that has
-neither and was given the folder. What apps ask for is not here: see `scripts/environments.py`.
+A build of an image never uses the network: the host puts every wheel there first. So the build is the same on
+a machine with a registry, with a mirror that has a private certificate, and with neither, if it was given the
+folder. Packages of apps are not here: see `scripts/environments.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from scripts import base_image, core, progress
 HOUSE = core.HOUSE / "wheels"
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-"""The engine's names of architectures, and the wheels'."""
+"""The engine's names of architectures, and the wheels' names for them."""
 
 GLIBC = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
-"""Of the platform tags that may be fetched, newest first. pip has to be told each when it fetches for a
-Python that it does not run in."""
+"""Accepted platform tags, newest first. pip needs each by name when it fetches for a Python that it does not
+run in."""
 
 STAMP = "complete"
-"""Beside the wheels: what they were fetched for."""
+"""A file beside the wheels with the list they were fetched for."""
 
 DOWNLOAD_TIMEOUT = 1800.0
 """Seconds for all wheels of an image."""
@@ -39,34 +39,34 @@ class Wheelhouse:
 
     name: str
     size: float
-    """Bytes of all its wheels, for a bar."""
+    """Bytes of all its wheels, for a progress bar."""
 
     @property
     def folder(self) -> Path:
-        """Where the wheels are."""
+        """The folder of the wheels."""
         return HOUSE / self.name
 
     @property
     def requirements(self) -> Path:
-        """The list."""
+        """The file of the list."""
         part = "" if self is RUNTIME else f"-{self.name}"
         return core.ROOT / "images" / f"requirements{part}.txt"
 
     @property
     def is_there(self) -> bool:
-        """Whether it was filled once, for whatever list."""
+        """Return whether it was filled once, for any list."""
         return (self.folder / STAMP).is_file()
 
     def is_complete(self, architecture: str) -> bool:
-        """Whether it is what its list says, for the engine's architecture."""
+        """Return whether it matches its list, for the engine's architecture."""
         stamp = self.folder / STAMP
         is_for_it = stamp.is_file() and stamp.read_text() == self._stamp(architecture)
         return is_for_it and not self.lacking(self.folder)
 
     def lacking(self, folder: Path) -> list[str]:
-        """The packages of the list that have no wheel in a folder. `check` reads the files."""
+        """Return the packages of the list that have no wheel in a folder. `check` reads the files."""
         there = {_plain(path.name.partition("-")[0]) for path in folder.glob("*.whl")}
-        # One that only some machines need has a marker behind it.
+        # A package that only some machines need has a marker after it.
         wanted = re.findall(
             r"^([A-Za-z0-9][\w.-]*)==[^;\s]+ *\\?$", self.requirements.read_text(), re.MULTILINE
         )
@@ -77,9 +77,9 @@ class Wheelhouse:
         return hashlib.sha256(content).hexdigest() + "\n"
 
     def fill(self, architecture: str) -> int:
-        """Put every wheel of the list there. Returns how many were fetched.
+        """Put every wheel of the list there, and return how many were fetched.
 
-        What is there already is used again; with everything there the network is not touched.
+        Existing wheels are used again. If all are there, the network is not touched.
 
         Raises:
             core.Failure: pip could not get one.
@@ -98,10 +98,10 @@ class Wheelhouse:
         fresh = self.folder.with_name(f"{self.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         core.say(f"  fetching the wheels of the {self.name} image ({core.in_words(self.size)} at most)")
-        # The list is complete; without --no-deps pip would add what it takes to be missing on this machine.
+        # The list is complete. Without --no-deps pip would add packages that this machine seems to need.
         options = ["--no-deps", "--require-hashes", "--requirement", str(self.requirements)]
         options += ["--find-links", str(self.folder)] if old else []
-        # How much has to be fetched is known only where nothing is there.
+        # The size of the download is known only if nothing is there yet.
         download(architecture, fresh, options, None if old else self.size)
         if lost := self.lacking(fresh):
             raise core.Failure(
@@ -111,7 +111,7 @@ class Wheelhouse:
             )
         (fresh / STAMP).write_text(self._stamp(architecture))
         for path in fresh.iterdir():
-            # For the builder, whatever the umask here.
+            # For the builder, under any umask here.
             path.chmod(0o644)
         fresh.chmod(0o755)
         _put_in_place(self.folder, fresh)
@@ -122,10 +122,10 @@ class Wheelhouse:
         return len(wheels - old)
 
     def check(self) -> None:
-        """Refuse wheels that are not those of the list. pip checks them once more in the build.
+        """Refuse wheels that do not match the list. pip checks them once more in the build.
 
         Raises:
-            core.Failure: with the names of the wheels.
+            core.Failure: some do not match. The text names them.
         """
         hashes = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", self.requirements.read_text()))
         wheels = sorted(self.folder.glob("*.whl"))
@@ -138,35 +138,35 @@ class Wheelhouse:
 
 
 RUNTIME = Wheelhouse("runtime", 110e6)
-"""Of the runtime image."""
+"""The wheels of the runtime image."""
 
 MLFLOW = Wheelhouse("mlflow", 200e6)
-"""Of MLflow's own image."""
+"""The wheels of MLflow's image."""
 
 MLFLOW_CLIENT = Wheelhouse("mlflow-client", 30e6)
-"""What a server's job needs to tell MLflow of its points, on top of the runtime image's."""
+"""The wheels with which a server's job reports metrics to MLflow, on top of the runtime image's."""
 
 
 def prepare() -> None:
-    """Make the folders of all, since the builder mounts them."""
+    """Make the folders of all wheelhouses, since the builder mounts them."""
     for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT):
         wheels.folder.mkdir(parents=True, exist_ok=True)
         wheels.folder.chmod(0o755)
 
 
 def hash_of(wheel: Path) -> str:
-    """A file's SHA-256."""
+    """Return a file's SHA-256."""
     with wheel.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(name: str) -> str:
-    """A package's name in one spelling."""
+    """Return a package's name in one spelling."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _put_in_place(folder: Path, fresh: Path) -> None:
-    """Put a finished folder into another's place. Killed in between, `_recover` finds the old one."""
+    """Replace a folder with a finished one. After a kill in between, `_recover` finds the old one."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -183,12 +183,12 @@ def _recover(folder: Path) -> None:
 
 
 def download(architecture: str, folder: Path, options: Iterable[str], total: float | None = None) -> None:
-    """Fetch wheels for the image's Python and the engine's architecture, whatever runs here."""
+    """Fetch wheels for the image's Python and the engine's architecture, on any host."""
     machine = MACHINES.get(architecture)
     if machine is None:
         raise core.Failure(f"The engine's machine is {architecture}: expected {' or '.join(MACHINES)}.")
     tags = [f"manylinux_{version}_{machine}" for version in GLIBC]
-    # Names of the same from before the version stood in the tag.
+    # Names of the same tags from before they contained the version.
     tags += [f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1")]
     command = [*core.pip("download"), "--implementation", "cp", "--python-version", base_image.PYTHON]
     command += [

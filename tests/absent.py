@@ -1,7 +1,7 @@
-"""What tests look for in a log in vain.
+"""Texts that tests expect not to find in a log.
 
-`tests/unit/test_absent.py` sees the product write each of them: another wording is noticed, and no such test
-passes for want of the old one.
+`tests/unit/test_absent.py` sees the product write each of them. So a change of wording is noticed, and no
+such test passes because the old text is gone.
 """
 
 CALL_REFUSED = "refused a call from"

@@ -53,13 +53,13 @@ class Page:
 
 @contextlib.contextmanager
 def page() -> Iterator[Page]:
-    """Have a browser; it is installed where that is ours to do."""
+    """Provide a browser, and install it where we may."""
     if shutil.which(BROWSER) is None or shutil.which(DRIVER) is None:
         assert apt.is_possible(), f"expected {BROWSER} and {DRIVER}, found none: install {' '.join(PACKAGES)}"
         apt.install(*PACKAGES)
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which(BROWSER))
-    # As root there is no sandbox; containers have little shared memory.
+    # As root there is no sandbox, and containers have little shared memory.
     for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1100"):
         options.add_argument(word)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(DRIVER)))

@@ -1,4 +1,4 @@
-"""The cells of docs/how-to/python-api.md, run as they stand there."""
+"""The cells of docs/how-to/python-api.md, run unchanged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from scripts.core import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "python-api.md"
 ENVIRONMENT = "env = "
-"""What the cell has that says where the job runs. The sections on the other environments have another."""
+"""The beginning of the cell that says where the job runs. The sections on other environments have another
+one."""
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def cells(section: str = "") -> str:
-    """The page's program; with the environment of another section, if one is named."""
+    """Return the page's program, with the environment of another section if one is named."""
     sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
     blocks = BLOCK.findall(sections["The cells"])
     (place,) = [number for number, block in enumerate(blocks) if ENVIRONMENT in block]
@@ -51,7 +52,7 @@ def run(program: str, folder: Path, **environment: str) -> subprocess.CompletedP
 
 
 def check(process: subprocess.CompletedProcess[str], status: str) -> None:
-    """See that the job ended with `status`, and that the last two cells printed what they should."""
+    """Check that the job ended with `status`, and that the last two cells printed what they should."""
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     printed = process.stdout.splitlines()
     assert re.search(rf"(?m)^\S+ {re.escape(status)}$", process.stdout), printed

@@ -1,10 +1,10 @@
-"""Which tests are slow, which of them need an engine, and which run side by side.
+"""Sort the tests: slow ones, those that need an engine, and those that run side by side.
 
 Quick tests run in four workers, since some of their time is waiting. A file stays together (`--dist
 loadfile`: the groups of pytest-xdist 3.8 have no effect with pytest 9.2), and the longest come first
-(`LONGEST`). The slow ones run in two workers, by the parts that `PARTS` names, each worker with a federation
-of its own: `--dist loadscope`, as `./flowerbed test` runs them. With `-n 0` they run one after the other,
-with one federation.
+(`LONGEST`). The slow ones run in two workers, by the parts in `PARTS`, each worker with its own federation:
+`./flowerbed test` runs them with `--dist loadscope`. With `-n 0` they run one after the other, with one
+federation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PARTS = {
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_schemes",),
 }
-"""What runs beside all other slow tests: the first while their images are made, the rest by whichever worker
-is free. The last two have federations of their own."""
+"""Parts that run beside all other slow tests: the first while their images are made, the rest in the worker
+that is free. The last two have their own federations."""
 
 LONGEST = (
     "flower",
@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What tests import stays to the end: looking for garbage in it takes a fifth of the time."""
+    """Keep imported modules to the end: looking for garbage in them takes a fifth of the time."""
     gc.disable()
     try:
         return (yield)
@@ -91,7 +91,7 @@ def below_tests(item: pytest.Item) -> str:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark it by where it stands."""
+    """Mark a test by its folder."""
     place = below_tests(item)
     if place.startswith(PROCESSES):
         item.add_marker(pytest.mark.processes)
@@ -103,17 +103,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The parts begin in their order, after what shares one federation.
+    """Let the parts begin in their order, after the tests that share one federation.
 
-    In whatever order files are given, what asks for the larger federation comes after what expects two sites.
-    The longest quick files begin first.
+    In any order of files, tests of the larger federation come after those that expect two sites. Between them
+    come tests that add a site (`grows`). The longest quick files begin first.
     """
     order = ["shared federation", *PARTS]
     longest = [f"unit/test_{name}.py" for name in LONGEST]
 
-    def place(item: pytest.Item) -> tuple[bool, int, int]:
+    def place(item: pytest.Item) -> tuple[int, int, int]:
         file = below_tests(item)
         length = longest.index(file) if file in longest else len(longest)
-        return "larger" in getattr(item, "fixturenames", ()), order.index(part_of(file)), length
+        grows = item.get_closest_marker("grows") is not None
+        size = 2 if "larger" in getattr(item, "fixturenames", ()) else int(grows)
+        return size, order.index(part_of(file)), length
 
     items.sort(key=place)

@@ -50,7 +50,8 @@ FAST = {fast_path.HELD: 3, fast_path.WOKEN: 2, fast_path.COPIED: 3, fast_path.AS
 pulls, both SuperNodes sleep, and all three start an app's processes."""
 
 SOMETIMES = {fast_path.WOKEN}
-"""A SuperNode whose reply is there when it looks need not sleep: on a busy machine, one may never."""
+"""Parts that need not work: a SuperNode that finds its reply need not sleep, so on a busy machine none
+may."""
 
 RUN_WITHIN = 240.0
 """Seconds for the run of a small app: it takes 15 to 30 on a quiet machine."""
@@ -58,7 +59,7 @@ RUN_WITHIN = 240.0
 
 @dataclass
 class LossyLink:
-    """Carries a site's calls; loses the answer to the first call of each kind that brings something."""
+    """Carry a site's calls, and lose the answer to the first call of each kind that brings something."""
 
     forwarder: Forwarder
     site: str
@@ -103,12 +104,12 @@ class Outcome:
     notice: float
     """Seconds from the run's end until it was known."""
     seconds: float
-    """Of the run."""
+    """Seconds of the run."""
     fast: dict[str, int]
-    """How many processes have logged that a part of the fast path works, or does not."""
+    """Number of processes that have logged that a part of the fast path works, or does not."""
 
     def slow(self) -> set[str]:
-        """What of the fast path has not worked, or has said that it does not."""
+        """Return the parts of the fast path that have not worked, or have said that they do not."""
         missed = {
             part
             for part, processes in FAST.items()
@@ -117,8 +118,8 @@ class Outcome:
         return missed | (self.fast.keys() - FAST.keys())
 
     def never_lost(self) -> dict[str, set[str]]:
-        """By place, the calls whose answer should have been lost and was not. Those by which a SuperNode
-        leaves come when the job is over: then nobody waits for an answer."""
+        """Return by place the calls with answers that should have been lost and were not. A SuperNode's calls
+        on leaving come when the job is over: then nobody waits for an answer."""
         must = wire.REPEATS.keys() - wire.LEAVE_CALLS
         return {place: missed for place, lost in self.lost.items() if (missed := must - set(lost))}
 
@@ -162,12 +163,13 @@ async def run_app(
     seed: int | None = None,
     data: Path | None = None,
 ) -> Outcome:
-    """Run `app` to its end; all that it needs and writes is in `work_dir`.
+    """Run `app` to its end, with all its files in `work_dir`.
 
     Args:
-        sites: how many; they are site-1, site-2, and so on.
-        data: a folder that the app may read beside its own.
-        seed: if given, of a ServerApp that keeps the sites' order and records all (`deterministic.py`).
+        sites: the number of sites: site-1, site-2, and so on.
+        data: a folder that the app may read besides its own.
+        seed: if given, the seed of a ServerApp that keeps the sites' order and records all
+        (`deterministic.py`).
     """
     events: list[Event] = []
     fast = FastPath()

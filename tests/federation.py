@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -20,33 +21,38 @@ from bridge.job import fab
 from dev import scratch_federation
 from dev.scratch_federation import COMPOSE, Outcome, Project, ScratchFederation, participant
 from provisioning import dotenv
+from scripts.__main__ import VERBS
 from scripts.core import ROOT, Failure
 from tests.forked_verbs import ForkedVerbs
 
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
-"""Compose's name for it. Two checkouts whose tests run at the same time need two."""
+"""Compose's name for the federation. Two checkouts that run their tests at the same time need two names."""
 if (WORKER := os.environ.get("PYTEST_XDIST_WORKER", "gw0")) != "gw0":
-    # The second lane has a federation of its own (`tests/conftest.py`).
+    # The second lane has its own federation (`tests/conftest.py`).
     PROJECT += WORKER
 
 
 _verbs: dict[Path, ForkedVerbs] = {}
-"""By checkout."""
+"""The fork servers by checkout."""
 
 
 class Federation(ScratchFederation):
-    """One that tests act on."""
+    """The federation that tests act on."""
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
-        """See there; and no verb ends in a traceback, but for an app's own."""
+        """Run a verb as in the base class. No verb may end in a traceback, except for an app's. Its object
+        has the keys that the verb states."""
         outcome = super().verb(*words, timeout=timeout, shown=shown)
         assert "Traceback" not in outcome.text or "ServerApp" in outcome.text, outcome.text
+        if outcome.value and words[0] in VERBS:
+            stated = importlib.import_module(VERBS[words[0]]).JSON
+            assert stated.problems(outcome.value) == [], words
         return outcome
 
     def run_verb(
         self, words: Sequence[str], timeout: float, shown: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """See there; in a copy of a process that has imported what verbs import."""
+        """Run a verb as in the base class, in a copy of a process that has imported the verbs' modules."""
         if shown or self.root == ROOT:
             return super().run_verb(words, timeout, shown)
         verbs = _verbs.get(self.root)
@@ -55,11 +61,11 @@ class Federation(ScratchFederation):
         return verbs.run(words, timeout)
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """Start a verb as people do: in an interpreter of its own, its answer in a pipe."""
+        """Start a verb as people do: in a new interpreter, with its answer in a pipe."""
         return subprocess.Popen(**self._new_interpreter(words), stdout=subprocess.PIPE)
 
     def shown(self, *words: str) -> str:
-        """What a verb that succeeds shows to people, on both streams."""
+        """Return the text that a successful verb shows to people, on both streams."""
         verb = self._new_interpreter(words)
         done = subprocess.run(
             **verb, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=True
@@ -72,14 +78,16 @@ class Federation(ScratchFederation):
         return {"args": command, "cwd": self.root, "env": env, "text": True}
 
     def submit(self, app: str, *options: str) -> str:
-        """Hand in an app of tests/apps; returns the job's id. Unless `options` name sites, the first two take
+        """Submit an app of tests/apps, and return the job's ID. Unless `options` name sites, the first two
+        take
         part: others may have been added, and one of them takes no code."""
         if "--sites" not in options:
             options = (*options, "--sites", "site-1,site-2")
         return str(self.must("submit", str(ROOT / "tests" / "apps" / app), *options)["job_id"])
 
     def exec(self, service: str, *words: str, check: bool = True) -> str:
-        """See there; without Compose, which takes half a second to find the container."""
+        """Run a command as in the base class, without Compose, which takes half a second to find the
+        container."""
         return self._docker("exec", self._name(service), *words, check=check)
 
     def processes(self, service: str, check: bool = True) -> list[str]:
@@ -102,10 +110,10 @@ class Federation(ScratchFederation):
 
 
 REGISTERED_WITHIN = 60.0
-"""Seconds for all sites to find a server that has been made anew."""
+"""Seconds for all sites to find a recreated server."""
 
 SITES = ["site-1", "site-2", "site-3", "site-4", "site-5"]
-"""Of the larger federation."""
+"""The sites of the larger federation."""
 
 APPS = [
     *sorted(path.parent for path in ROOT.glob("apps/*/pyproject.toml")),
@@ -114,7 +122,7 @@ APPS = [
         path.parent for path in ROOT.glob("tests/apps/*/pyproject.toml") if path.parent.name != "unasked"
     ),
 ]
-"""The apps whose environments there are."""
+"""The apps with environments."""
 
 PARTICIPANTS = ("server", "site-1", "site-2")
 FLOWER = (
@@ -126,11 +134,11 @@ FLOWER = (
     "runner_process",
     "worker_process",
 )
-"""What a job's processes are called: Flower's programs, their launchers, FLARE's processes of one job."""
+"""Names of a job's processes: Flower's programs, their launchers, FLARE's processes of one job."""
 
 
 def left_over(federation: Federation) -> dict[str, list[str]]:
-    """The job processes that live, by container; they have a few seconds to go."""
+    """Return the living job processes by container. They have a few seconds to end."""
     deadline = time.monotonic() + 5
     while True:
         found = {
@@ -151,7 +159,7 @@ MORE = """
     org: flowerbed
     role: member
 """
-"""What is added to the shared federation's project.yml for the tests that need more of everything."""
+"""Additions to the shared federation's project.yml for the tests that need more of everything."""
 
 
 VETTED = ("tests/apps/numpy-add", "tests/apps/client-state", "apps/pytorch-quickstart")
@@ -162,18 +170,18 @@ NOTHING: dict[str, list[str]] = {name: [] for name in PARTICIPANTS}
 
 
 GROUP = 4321
-"""Which may read the data of site-1. It needs no name."""
+"""The group that may read the data of site-1. It needs no name."""
 
 OWN = """\
 node_config: {secret: only site-1 knows}
 env_file: sites/site-1.env
 """
-"""What site-1 alone has in its own file."""
+"""The own file of site-1."""
 
 
 def with_settings(project: Project) -> None:
-    """What the shared federation has in project.yml so that a test can meet a limit, and an app what its site
-    gives it."""
+    """Edit the shared federation's project.yml, so that a test can meet a limit, and an app its site's
+    settings."""
     participant(project, "server")["limits"] = {"log": "2MB", "job_files": "600MB"}
     participant(project, "site-1").update(
         limits={"job_files": "600MB"},
@@ -186,8 +194,9 @@ def with_settings(project: Project) -> None:
 
 
 def with_more(project: Project) -> None:
-    """What the tests need that need more of everything."""
-    more = yaml.safe_load(MORE)
+    """Add the participants of tests that need more of everything, except those that exist."""
+    there = {entry["name"] for entry in project["participants"]}
+    more = [entry for entry in yaml.safe_load(MORE) if entry["name"] not in there]
     allowed = [fab.sha256(fab.build(ROOT / app)) for app in VETTED]
     next(entry for entry in more if entry["name"] == SITES[-1])["allowed_apps"] = allowed
     project["participants"].extend(more)
@@ -211,7 +220,7 @@ def checkout() -> Federation:
 
 @contextlib.contextmanager
 def running(federation: Federation) -> Iterator[Federation]:
-    """Have `federation` up, begun anew; then nothing of it is left but its images."""
+    """Start `federation` from nothing, and at the end leave only its images."""
     clean_up = ("down", "--volumes", "--remove-orphans")
     federation.compose(*clean_up)
     try:
@@ -230,8 +239,8 @@ def copy_of_checkout(
     max_jobs: int = 0,
     change: Callable[[Project], object] | None = None,
 ) -> Federation:
-    """Make such a copy, with kits, data and images; the arguments are those of `scratch_federation.make`, and
-    what edits its project.yml.
+    """Make such a copy, with kits, data and images. The arguments are those of `scratch_federation.make`, and
+    an edit of its project.yml.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
@@ -239,7 +248,7 @@ def copy_of_checkout(
     settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
     made = scratch_federation.make(folder, name, more_sites, settings, scheme, max_jobs)
     if (verbs := _verbs.pop(made.root, None)) is not None:
-        # Of an earlier copy at this place.
+        # These belong to an earlier copy at this path.
         verbs.close()
     federation = Federation(made.root, made.port)
     (made.root / "sites").mkdir(exist_ok=True)
@@ -270,7 +279,7 @@ def _as_under_umask_077(federation: Federation) -> None:
             path.chmod(path.stat().st_mode & 0o700)
 
 
-# pytest-docker's own fixtures, which start the federation and end it whatever happens.
+# pytest-docker's own fixtures, which start the federation and end it in any case.
 
 
 @pytest.fixture(scope="session")
@@ -307,14 +316,16 @@ def federation(checkout: Federation, docker_services: object) -> Iterator[Federa
 
 @pytest.fixture(scope="session")
 def larger(federation: Federation) -> Federation:
-    """The same with three more sites and a member, from the first test on that asks for them; what was there
-    stays as it is. Where attacks came first it has them from its beginning."""
+    """Add three more sites and a member, from the first test on that asks for them, and change nothing else.
+    Where attacks come first, the federation has them from its beginning."""
     if federation.sites == SITES:
         return federation
     before = federation.kits
+    # The tutorial may have added site-3.
+    new = {"member@flowerbed.example", *SITES} - {*federation.sites}
     federation.edit(with_more)
     added = federation.must("provision")["added"]
-    assert sorted(added) == ["member@flowerbed.example", "site-3", "site-4", "site-5"]
+    assert set(added) == new
     federation.must("data")
     federation.must("build")
     federation.must("up")

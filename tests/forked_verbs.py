@@ -1,9 +1,10 @@
-"""Verbs of a checkout, each in a copy of a process that has imported them.
+"""Run verbs of a checkout, each in a copy of a process that has imported them.
 
-The slow tests start hundreds of verbs, and a new interpreter spends most of its CPU on imports. What a verb
-does is the same: it has a process, an umask and outputs of its own. `tests/unit` starts verbs as people do.
+The slow tests start hundreds of verbs, and a new interpreter spends most of its CPU on imports. A verb does
+the same
+here: it has its own process, umask and outputs. `tests/unit` starts verbs as people do.
 
-    python -P -m tests.forked_verbs DESCRIPTOR     in the checkout: the server's end of the way to it
+    python -P -m tests.forked_verbs DESCRIPTOR     in the checkout: the server's end of the connection
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PRELOADED = ("submit", "wait", "jobs", "results", "logs", "abort", "status", "up", "build", "provision")
-"""The verbs whose imports are done beforehand."""
+"""The verbs that are imported beforehand."""
 
 REQUEST_LIMIT = 1 << 17
 """Bytes of one request: a verb's words."""
@@ -46,7 +47,7 @@ class ForkedVerbs:
             )
 
     def fits(self) -> bool:
-        """Whether it is there, with the environment that this process has now."""
+        """Return whether the server runs, with this process's present environment."""
         return self._server.poll() is None and self._environment == _environment()
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ class ForkedVerbs:
 
 
 def _code(heard: int, timeout: float) -> int:
-    """A verb's exit code, after its end. After `timeout` seconds, end it and raise `TimeoutExpired`."""
+    """Return a verb's exit code after its end. After `timeout` seconds, end it and raise `TimeoutExpired`."""
     said, until = b"", time.monotonic() + timeout
     # Its process id, its exit code, and the end of the pipe, which is its own end.
     while select.select([heard], [], [], max(0.0, until - time.monotonic()))[0]:
@@ -88,7 +89,7 @@ def _code(heard: int, timeout: float) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what pytest changes for each test."""
+    """Return this process's environment, without what pytest changes for each test."""
     return {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
 
 
@@ -115,7 +116,7 @@ def serve(channel: socket.socket) -> int:
 
 
 def _verb(request: dict[str, object], out: int, err: int, told: int) -> int:
-    """In the copy: run the verb, and tell its process id and its exit code."""
+    """Run the verb in the copy, and report its process ID and its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.set_inheritable(told, False)
     os.dup2(out, 1)

@@ -104,7 +104,7 @@ _bodies = st.one_of(
 
 @st.composite
 def _requests(draw: st.DrawFn) -> bytes:
-    """One request, right or nearly right or wrong."""
+    """Return one request: right, nearly right or wrong."""
     method = draw(st.sampled_from(["POST", "POST", "POST", "GET", "CONNECT", "", "P\x00ST"]))
     version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", ""]))
     end = draw(st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r"]))
@@ -122,7 +122,7 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def _streams(draw: st.DrawFn) -> list[bytes]:
-    """What comes over one connection, in pieces as they arrive."""
+    """Return the bytes of one connection, in pieces as they arrive."""
     whole = b"".join(draw(st.lists(st.one_of(_requests(), st.binary(max_size=60)), min_size=1, max_size=3)))
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(whole)))
@@ -132,7 +132,7 @@ def _streams(draw: st.DrawFn) -> list[bytes]:
 
 
 class GatewayTarget:
-    """One gateway that is asked by all inputs."""
+    """Fuzz one gateway with all inputs."""
 
     strategy = _streams()
 
@@ -154,7 +154,7 @@ class GatewayTarget:
         return Response(200, (("content-type", wire.MEDIA_TYPE),), call.request.body)
 
     async def probe(self) -> None:
-        """The link stands."""
+        """Do nothing: the link is up."""
 
     def run(self, pieces: list[bytes]) -> None:
         """Send one input and check what becomes of it."""
@@ -172,7 +172,7 @@ class GatewayTarget:
         heads = [part.split(b" ", 1)[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
         assert set(heads) - {b"100"} <= STATUSES, answer
         assert heads.count(b"200") <= sum(piece.count(b"POST") for piece in [b"".join(pieces)])
-        # Whatever came, the next one is served.
+        # After any input, the next request is served.
         probe = await self._exchange([self._post(b"get-run", b"still there")])
         assert probe.endswith(b"still there"), probe
 
@@ -297,7 +297,7 @@ def _own(name: str, site: str, message: Any) -> Any:
 
 @st.composite
 def _flare_messages(draw: st.DrawFn) -> FlareMessage:
-    """One FLARE message of one site: a call, right or nearly right, or anything."""
+    """Return one FLARE message of one site: a call, right or nearly right, or anything."""
     site = draw(st.sampled_from(sorted(SITES)))
     name = draw(st.sampled_from(sorted(wire.REPEATS)))
     kind = MESSAGES[name]
@@ -337,13 +337,14 @@ def _flare_messages(draw: st.DrawFn) -> FlareMessage:
 
 
 def _begins_anew(message: FlareMessage) -> bool:
-    """Whether a message may be of a site's next SuperNode, whose node takes the place of the one before."""
+    """Return whether a message may be of a site's next SuperNode, with a node that replaces the one
+    before."""
     incarnation = message.get_header(channel.INCARNATION)
     return isinstance(incarnation, int) and incarnation > 1
 
 
 class ForwarderTarget:
-    """A new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
+    """Fuzz a new forwarder for each input, a list of messages, with a SuperLink that believes everything."""
 
     strategy = st.lists(_flare_messages(), min_size=1, max_size=6)
 
@@ -397,22 +398,22 @@ class ForwarderTarget:
 
     @property
     def core_cell(self) -> Any:
-        """Of the cell that this is for the link."""
+        """Return the cell that this imitates for the link."""
         return self
 
     def add_incoming_filter(self, *args: Any) -> None:
-        """Nor is the filter."""
+        """Ignore the filter."""
 
     def register_blob_cb(self, *args: Any) -> None:
-        """What a cell has for a link to begin with."""
+        """Do nothing. A link calls this on its cell at the start."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """What a loop's thread has for a link."""
+        """Return the loop, as a loop's thread does for a link."""
         return self._loop
 
     async def ask(self, request: Request, store: Store) -> Response:
-        """The SuperLink: all is well, if what it is asked is of the site whose key is on it."""
+        """Answer as the SuperLink: all is well if the request belongs to the site with its key."""
         headers = dict(request.headers)
         assert all(wire.may_pass(h) or h in (wire.CALL_HEADER, wire.DONE_HEADER) for h in headers), headers
         name = wire.call_name(request.path)
@@ -448,10 +449,10 @@ class ForwarderTarget:
         return Response(200, (), answer)
 
     async def close(self) -> None:
-        """The SuperLink is asked no more."""
+        """Do nothing: the SuperLink is not asked any more."""
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 def _honest(site: str, name: str) -> FlareMessage:
@@ -473,7 +474,7 @@ def _honest(site: str, name: str) -> FlareMessage:
     )
 
 
-# What comes out: points of a site, and lines of events.
+# Outputs: points of a site, and lines of events.
 
 _TAGS = st.one_of(
     st.sampled_from(
@@ -502,7 +503,7 @@ _points = st.tuples(
 
 @st.composite
 def _json_lines(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
-    """A value as one line of JSON, or nearly."""
+    """Return a value as one line of JSON, or nearly."""
     line = json.dumps(draw(values)).encode()
     if draw(st.integers(0, 5)) == 0:
         at = draw(st.integers(0, len(line)))
@@ -511,7 +512,7 @@ def _json_lines(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> bytes:
 
 
 class PointsTarget:
-    """A tracker for each input, two calls of one site. What comes out of it is what receivers get."""
+    """Fuzz a tracker for each input, two calls of one site. Receivers get its results."""
 
     strategy = st.tuples(
         st.lists(_json_lines(_points), max_size=6),
@@ -549,7 +550,7 @@ class PointsTarget:
                         float(number)
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 _EVENTS = ["round", "reply", "evaluation", "output", "phase", "replies", "tracked", "run ended", "x"]
@@ -584,7 +585,7 @@ _event_values = st.one_of(
 
 
 class EventsTarget:
-    """Lines of events.jsonl: from whatever they are there comes a summary, and it is JSON."""
+    """Fuzz lines of events.jsonl: any lines yield a summary, and it is JSON."""
 
     strategy = st.lists(_json_lines(_event_values), max_size=8)
 
@@ -608,7 +609,7 @@ class EventsTarget:
             assert "\n" not in text, text
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 Target = GatewayTarget | ForwarderTarget | PointsTarget | EventsTarget | HeadsTarget | LargeTarget
@@ -623,10 +624,10 @@ TARGETS: dict[str, Callable[[asyncio.AbstractEventLoop], Target]] = {
 
 
 def fuzz(name: str, *, inputs: int, start: int) -> int:
-    """Run `inputs` inputs, beginning at the seed `start`; returns how many ran.
+    """Run `inputs` inputs, beginning at the seed `start`, and return how many ran.
 
     Raises:
-        AssertionError, or whatever else went wrong: a promise is broken. The text has the input.
+        AssertionError, or any other error: a promise is broken. The text has the input.
     """
     errors = Errors()
     logging.getLogger().addHandler(errors)

@@ -32,7 +32,7 @@ from bridge.relay.parts import Store
 from bridge.server.forwarder import Forwarder
 from bridge.server.observe import Observer
 
-# What is read of a body beside its object.
+# The parts of a body that are read, besides its object.
 
 
 @st.composite
@@ -77,7 +77,7 @@ _field = st.one_of(
 
 
 class HeadsTarget:
-    """The head of a body says of it all that a SuperLink would read there, but for the object."""
+    """Check that a body's head says all that a SuperLink would read there, except for the object."""
 
     strategy = st.lists(_field, min_size=1, max_size=4).map(b"".join)
 
@@ -102,7 +102,7 @@ class HeadsTarget:
         except DecodeError:
             return  # The SuperLink refuses it.
         if head is None:
-            # What a SuperNode sends passes.
+            # A SuperNode's message passes.
             whole.DiscardUnknownFields()
             assert whole.SerializeToString() != body or len(whole.session_id) > wire.HEAD_LIMIT
             return
@@ -112,7 +112,7 @@ class HeadsTarget:
         assert told.SerializeToString() == whole.SerializeToString(), (told, whole)
 
     def end(self) -> None:
-        """Nothing is left between inputs."""
+        """Do nothing: nothing is left between inputs."""
 
 
 # The way of a body in parts.
@@ -140,19 +140,19 @@ def _push(number: int, content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Step:
-    """What one site does: brings parts of a body, brings them and makes the call, or fetches an object."""
+    """One site's step: bring parts of a body, bring them and make the call, or fetch an object."""
 
     site: str
     kind: str
     call: str
     body: bytes
     size: int
-    """What it says of the body."""
+    """The body's size, as the site says it."""
     offsets: tuple[int, ...]
     done: tuple[str, ...] = ()
     incarnation: int = 1
     waits: bool = True
-    """Whether the next step waits for this one."""
+    """True if the next step waits for this one."""
 
     def parts(self) -> list[Call]:
         """The calls that bring parts or fetch them."""
@@ -200,7 +200,8 @@ def _steps(draw: st.DrawFn) -> Step:
 
 
 class LargeTarget:
-    """A new forwarder for each input, a list of steps, on a small disk, with a SuperLink that reads on."""
+    """Fuzz a new forwarder for each input, a list of steps, on a small disk, with a SuperLink that reads
+    on."""
 
     strategy = st.lists(_steps(), min_size=1, max_size=14)
 
@@ -234,7 +235,7 @@ class LargeTarget:
             await (asyncio.wait(under_way) if step.waits else asyncio.sleep(0))
         await asyncio.gather(*under_way)
         for site, number in SITES.items():
-            # What the others hold keeps no site from its share.
+            # Bodies of the others keep no site from its share.
             newest = max([1, *(step.incarnation for step in steps if step.site == site)])
             if newest == 1:
                 await self._honest(forwarder, site, _push(number, b"d" * 200))
@@ -272,7 +273,8 @@ class LargeTarget:
                     await asyncio.sleep(0.001)  # A thread has let go of its bytes by then.
 
     async def ask(self, request: Request, store: Store) -> Response:
-        """The SuperLink: reads a large body in pieces, and looks whose it is. Its own are large."""
+        """Answer as the SuperLink: read a large body in pieces, and check its owner. Its own bodies are
+        large."""
         name = wire.call_name(request.path)
         number = next(number for number in SITES.values() if _key(number)[0] in request.headers)
         if request.stored is not None:
@@ -292,7 +294,7 @@ class LargeTarget:
         return Response(200, (), _answers(number).get(str(name), b""))
 
     async def close(self) -> None:
-        """The SuperLink is asked no more."""
+        """Do nothing: the SuperLink is not asked any more."""
 
     def end(self) -> None:
         """Remove the folder."""
@@ -300,7 +302,7 @@ class LargeTarget:
 
 
 def _greeting(number: int) -> list[tuple[str, Any]]:
-    """What a SuperNode says first, until it may push an object and pull one."""
+    """Return a SuperNode's first calls, until it may push an object and pull one."""
     node, key = Node(node_id=number), b"%d" % number
     reply = Metadata(
         run_id=5, message_id="r", src_node_id=number, dst_node_id=1, reply_to_message_id=f"m{number}"
@@ -321,7 +323,7 @@ def _greeting(number: int) -> list[tuple[str, Any]]:
 
 
 def _answers(number: int) -> dict[str, bytes]:
-    """What it is told."""
+    """Return the answers to them."""
     given = Metadata(run_id=5, message_id=f"m{number}", src_node_id=1, dst_node_id=number, group_id="1")
     tree = ObjectTree(object_id=f"m{number}", children=[ObjectTree(object_id=f"o{number}")])
     pulled = PullMessagesResponse(messages_list=[Message(metadata=given)], message_object_trees=[tree])

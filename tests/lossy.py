@@ -1,4 +1,4 @@
-"""A proxy that loses the first answer of every call: the request was carried out, and nobody hears of it."""
+"""A proxy that loses the first answer of every call: the request is carried out, and nobody hears of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from bridge.fleet import wire
 
 
 class Losses:
-    """What was lost already, and what is to be lost next."""
+    """The answers already lost, and those to lose next."""
 
     def __init__(self) -> None:
         self.lost: set[str] = set()
 
     def loses(self, path: str, body: bytes) -> bool:
-        """Whether to lose the answer to a call: the first of its kind; of pulls, the first with a message."""
+        """Return whether to lose the answer to a call: the first of its kind, of pulls the first with a
+        message."""
         name = wire.call_name(path)
         if name is None or name in self.lost or (name == wire.PULL and not body):
             return False
@@ -37,7 +38,7 @@ class LossyProxy(Losses):
         self._server: asyncio.Server | None = None
 
     async def start(self) -> int:
-        """Serve; returns the port."""
+        """Serve, and return the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -74,7 +75,7 @@ async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 
 class LossyGrpcProxy(Losses, grpc.GenericRpcHandler):
-    """The same for gRPC. To be made on the loop that it will live on."""
+    """A lossy proxy for gRPC. Create it on the loop that it will run on."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class LossyGrpcProxy(Losses, grpc.GenericRpcHandler):
         self._server.add_generic_rpc_handlers((self,))
 
     async def start(self) -> int:
-        """Serve; returns the port."""
+        """Serve, and return the port."""
         port: int = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         return port

@@ -1,8 +1,8 @@
-"""Apps over the lossy relay (`tests/driver.py`) and in plain Flower (`dev/plain_flower.py`), with the same
-seed and order of the sites, and with the Python that is given.
+"""Run apps over the lossy relay (`tests/driver.py`) and in plain Flower (`dev/plain_flower.py`).
 
-Over the relay each has a SuperLink and SuperNodes of its own. In plain Flower those with as many sites share
-them, one run after the other: importing Flower is most of what a SuperLink or SuperNode spends.
+Both use the same seed, the same order of the sites, and the given Python. Over the relay each app has its own
+SuperLink and SuperNodes. In plain Flower, apps with the same number of sites share them, one run after the
+other: importing Flower is most of a SuperLink's or SuperNode's work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.versions.conftest import must
 
 APPS = core.ROOT / "tests" / "apps"
 SEED = 7
-"""Of the ServerApps."""
+"""The ServerApps' seed."""
 
 PLAIN = """
 import json, shutil, sys, tempfile
@@ -47,7 +47,7 @@ with plain.federation(folder, spec) as run_app:
         for made in set(folder.iterdir()) - before:
             shutil.move(made, place)
 """
-"""What a ServerApp has written goes from the shared folder to its run's own, if the run has succeeded."""
+"""A ServerApp's files go from the shared folder to its run's own, if the run has succeeded."""
 
 AS_IN_THE_IMAGES = ("env", "FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1")
 
@@ -68,13 +68,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Runs:
-    """Of one kind."""
+    """The runs of one kind."""
 
     relayed: Future[Outcome]
     group: Future[Path]
-    """Of those in plain Flower with as many sites: the file with what all of them printed."""
+    """The file with the output of all runs in plain Flower with this number of sites."""
     folder: Path
-    """What its ServerApp wrote in plain Flower is moved here."""
+    """The folder for the files of its ServerApp in plain Flower."""
 
     def plain(self) -> Path:
         """The folder with what its ServerApp wrote in plain Flower, once it has run."""
@@ -161,14 +161,15 @@ def _words(kind: Kind) -> str:
 
 
 def check_equal(kind: Kind, runs: Runs) -> Outcome:
-    """Both completed, an answer of every kind was lost, and all that passed the ServerApps is the same."""
+    """Check that both completed, that an answer of every kind was lost, and that the ServerApps saw the
+    same."""
     outcome, plain = runs.relayed.result(), runs.plain()
     assert outcome.end == RunEnd("completed", ""), outcome.traceback
     assert outcome.never_lost() == {}
     assert outcome.left == []
     one, other = recorded(plain), recorded(Path(outcome.work_dir))
     assert differences.first(differences.rounds(one), differences.rounds(other)) is None
-    # That is what `compare` looks at; this is all that passed, and who was asked.
+    # `compare` looks at the former. This is everything that passed, and who was asked.
     assert one == other
     assert {event["event"] for event in one} == {"round", "sent", "reply"}
     if kind.writes:
@@ -177,7 +178,7 @@ def check_equal(kind: Kind, runs: Runs) -> Outcome:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """What passed a ServerApp, without when, in an order that does not depend on it."""
+    """Return what passed a ServerApp, without times, in an order that does not depend on them."""
     events = [json.loads(line) for line in (folder / plan.TRACE_FILE).read_text().splitlines()]
     for event in events:
         event.pop("t", None)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silent(port: int, many: int) -> Iterator[None]:
-    """Have connections that say nothing. They are another process's, whose files are not counted here."""
+    """Open connections that say nothing. Another process holds them, so their files do not count in this
+    one."""
     script = (
         "import socket, sys; port, many = map(int, sys.argv[1:]);"
         "held = [socket.create_connection(('127.0.0.1', port), 10) for _ in range(many)];"

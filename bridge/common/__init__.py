@@ -1,1 +1,1 @@
-"""What any part of Flowerbed may import, the verbs too. It imports neither FLARE nor Flower."""
+"""Code that any part of Flowerbed may import, the verbs too. It imports neither FLARE nor Flower."""

@@ -1,4 +1,4 @@
-"""A Flower app's folder: what its pyproject.toml says, and whether this image can run it."""
+"""Read a Flower app's folder: its pyproject.toml, and whether this image can run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.common.job_options import ConfigValue
 from bridge.common.option import JOB_NAME
 
 ROUNDS_KEY = "num-server-rounds"
-"""By convention, not by rule, the key of an app's configuration that says how many rounds it runs."""
+"""The key of an app's configuration for its number of rounds, by convention and not by rule."""
 
 PYPROJECT = "pyproject.toml"
 
@@ -28,7 +28,7 @@ REQUIRED = (
     (*COMPONENTS, "serverapp"),
     (*COMPONENTS, "clientapp"),
 )
-"""The keys of a pyproject.toml that Flower asks of every app; each is a text."""
+"""The keys of a pyproject.toml that Flower requires of every app. Each is a text."""
 
 VALUE_LIMIT = 200
 """Characters that an error shows of a value."""
@@ -37,15 +37,16 @@ FAB_LIMIT = 10 * 1024 * 1024
 """Bytes of the largest app bundle that Flower builds (flwr 1.41.0 `common/constant.py`, FAB_MAX_SIZE)."""
 
 LEFT_OUT = b"\0 left out: Flower bundles no such file of this app \0"
-"""What goes to the console for a file that is to be known by name alone. No file of a bundle is so."""
+"""Sent to the console in place of a file that only its name is needed of. No file of a bundle is like
+this."""
 
 DEPLOYED = "local/custom"
-"""Where in a FLARE server's workspace the apps lie that its operator has put there; in the container it leads
-to /apps. The place is FLARE's own (nvflare 2.9.0 `app_opt/flower/path_utils.py`)."""
+"""The place in a FLARE server's workspace for apps that its operator deploys. In the container it leads to
+/apps. The place is FLARE's own (nvflare 2.9.0 `app_opt/flower/path_utils.py`)."""
 
 
 class BadApp(FlowerbedError):
-    """The folder is not a Flower app that can be run here; the text is for people."""
+    """Raised when the folder is not a Flower app that can run here. The text is for people."""
 
     def __init__(self, text: str, **facts: Any) -> None:
         super().__init__(text)
@@ -73,7 +74,7 @@ def parse(pyproject: bytes, folder: str = "") -> dict[str, Any]:
         folder: the folder's name in an error, with a slash behind it.
 
     Raises:
-        BadApp: it is no TOML, or lacks something that Flower asks of every app.
+        BadApp: it is not TOML, or lacks a key that Flower requires of every app.
     """
     where = f"{folder}{PYPROJECT}"
     try:
@@ -100,14 +101,14 @@ def _table(config: Mapping[str, Any], path: Sequence[str], where: str) -> Mappin
 
 
 def job_name(app: str) -> str:
-    """What a job of the app `app` is called, where nothing is given. The name of an app may have letters of
-    any script, that of a job only those of ASCII (nvflare 2.9.0)."""
+    """Return the name of a job of the app `app`, if no name is given. An app's name may have letters of any
+    script, a job's only those of ASCII (nvflare 2.9.0)."""
     plain = unicodedata.normalize("NFKD", app).encode("ascii", "ignore").decode()
     return plain if JOB_NAME.fullmatch(plain) else "flower-app"
 
 
 def check_code(config: Mapping[str, Any], files: Mapping[str, bytes], folder: str = "") -> None:
-    """See that each Python file can be parsed, and that ServerApp and ClientApp are where the app says.
+    """Check that each Python file can be parsed, and that ServerApp and ClientApp are where the app says.
 
     Nothing is imported.
 
@@ -150,7 +151,7 @@ def _parsed(source: bytes, shown: str) -> ast.Module:
 
 
 def _top_level(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Names that running these statements binds; `*` for a star import, which can bind any."""
+    """Yield the names that running these statements binds, and `*` for a star import, which can bind any."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -174,8 +175,8 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
         flower_app_path: as jobs name it, from the workspace: `local/custom/NAME`.
 
     Raises:
-        BadApp: there is none, it leads elsewhere (a job must not run what another one has brought), or it
-            cannot be read.
+        BadApp: there is none, it leads elsewhere (a job must not run an app that another job has brought),
+            or it cannot be read.
     """
     root, app = workspace / DEPLOYED, workspace / flower_app_path
     if _closed(root):
@@ -196,14 +197,14 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
 
 
 def _closed(path: Path) -> bool:
-    """Whether the path is there and may not be read by this process's user."""
+    """Return whether the path exists and may not be read by this process's user."""
     return path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
 
 
 def imports(files: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Return the modules that the app's code imports and that are not its own, in no particular order.
+    """Return the third-party modules that the app's code imports, in no particular order.
 
-    They are read, not run. A file that is no Python has none.
+    The code is read, not run. A file that is not Python has none.
 
     Args:
         files: the app's, by path.
@@ -223,16 +224,16 @@ def _imported(source: bytes) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
-            # What is imported from a package may be a module of it, which is no attribute before.
+            # An import from a package may be a module of it, which is not an attribute before.
             yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
 def check_packages(config: Mapping[str, Any]) -> None:
     """Raise `BadApp` unless every package that the app asks for is installed in this process's environment.
 
-    Nothing is installed at run time, so what is missing is missing for good.
+    Nothing is installed at run time, so a missing package stays missing.
     """
-    # Here, since the verbs on the host need them not, and they take a while.
+    # Imported here, since the verbs on the host do not need it, and it takes a while.
     from importlib import metadata
 
     from packaging.requirements import InvalidRequirement, Requirement
@@ -250,7 +251,7 @@ def check_packages(config: Mapping[str, Any]) -> None:
         except metadata.PackageNotFoundError:
             missing.append(line)
         else:
-            # A local label such as +cpu says how a package was built, not which version it is.
+            # A local label such as +cpu names a build of a package, not a version.
             if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
                 missing.append(f"{line} (there is {found})")
     if missing:
@@ -262,7 +263,7 @@ def check_packages(config: Mapping[str, Any]) -> None:
 
 
 def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise `BadApp` unless every key stands in the app's own configuration: Flower takes no other."""
+    """Raise `BadApp` unless every key is in the app's own configuration. Flower accepts no other."""
     known = run_config(config)
     if unknown := sorted(set(keys) - set(known)):
         raise BadApp(
@@ -272,12 +273,12 @@ def check_run_config(config: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 
 def run_config(config: Mapping[str, Any]) -> dict[str, ConfigValue]:
-    """The app's own run configuration, flattened."""
+    """Return the app's own run configuration, flattened."""
     return flat(config.get("tool", {}).get("flwr", {}).get("app", {}).get("config", {}))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, ConfigValue]:
-    """Flower's own flattening of nested configuration: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    """Flatten nested configuration as Flower does: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     result: dict[str, ConfigValue] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

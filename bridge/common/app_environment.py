@@ -1,16 +1,16 @@
-"""The environments of apps: an app's packages, Flower among them, apart from FLARE's and from other apps'.
+"""Find the environments of apps: an app's packages, with Flower, apart from FLARE's and other apps' packages.
 
-`./flowerbed build --app APP` makes one (`scripts/environments.py`). It is a folder of `ROOT`, called by the
+`./flowerbed build --app APP` makes one (`scripts/environments.py`). It is a folder of `ROOT`, named by the
 hash of its lock, with
 
-    environment.json    what is in it, and for which requirements it was made
+    environment.json    its content, and the requirements that it was made for
     lock.txt            each package with version and hashes
     venv/               the packages, for a Python of the images
-    system/             files of Debian packages, where the app's builder has named some
+    system/             files of Debian packages, if the app's builder has named some
 
 A job names its environment. A process that runs without containers, such as one of FLARE's simulator, has
-none: there an app runs in the Python environment that FLARE runs in (`own`). Where `ROOT` is, in the
-containers, no app ever does.
+none. There an app runs in the Python environment that FLARE runs in (`own`). In the containers, which have
+`ROOT`, no app ever does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from bridge.common import versions
 from bridge.common.app import PYPROJECT, BadApp
 
 ROOT = Path("/environments")
-"""Where server and sites see the environments, to read."""
+"""The folder where server and sites read the environments."""
 
 DESCRIPTION, LOCK, VENV, SYSTEM = "environment.json", "lock.txt", "venv", "system"
 
 NAME = re.compile(r"[0-9a-f]{12}")
-"""What an environment is called."""
+"""The form of an environment's name."""
 
 DESCRIPTION_LIMIT = 1 << 20
 """Bytes of a description that are read."""
@@ -54,41 +54,41 @@ FACTS: Mapping[str, tuple[type, ...]] = {
     "apps": (list,),
     "keys": (list,),
 }
-"""What a description has, and of which types. The lists are of texts. What is described otherwise is no
-environment: it may have come from another machine."""
+"""The keys of a description, with their types. The lists hold texts. A folder with another description is not
+an environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
-    """There is no such environment here; the text is for people."""
+    """Raised when there is no such environment here. The text is for people."""
 
 
 @dataclass(frozen=True)
 class AppEnvironment:
-    """Where an app's packages are, and which Flower is among them."""
+    """The place of an app's packages, and its Flower."""
 
     flwr: str
     programs: Path
     """The folder with its `python` and Flower's programs."""
     name: str = ""
-    """Empty: it is that of this process."""
+    """Its name, or "" for this process's environment."""
     libraries: tuple[Path, ...] = ()
-    """Folders where the linker looks before the system's."""
+    """Folders that the linker searches before the system's."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """All of its description."""
 
     @property
     def generation(self) -> versions.Generation:
-        """How its Flower is called and spoken to. Raises `UnsupportedFlower`."""
+        """The generation of its Flower. Raises `UnsupportedFlower`."""
         return versions.generation(self.flwr)
 
     @property
     def is_there(self) -> bool:
-        """Whether it was not removed meanwhile. The description is what goes first."""
+        """Return whether it was not removed meanwhile. A removal deletes the description first."""
         return not self.name or (self.programs.parent.parent / DESCRIPTION).is_file()
 
     @property
     def variables(self) -> dict[str, str]:
-        """What its programs need in their environment."""
+        """Return the variables that its programs need."""
         if not self.libraries:
             return {}
         return {"LD_LIBRARY_PATH": ":".join(map(str, self.libraries))}
@@ -96,21 +96,21 @@ class AppEnvironment:
 
 @functools.cache
 def own() -> AppEnvironment:
-    """The environment of this process. Raises `UnsupportedFlower` if it has no Flower."""
+    """Return the environment of this process. Raises `UnsupportedFlower` if it has no Flower."""
     return AppEnvironment(versions.installed(), Path(sys.executable).parent)
 
 
 def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What an app's pyproject.toml asks for, in one spelling and order.
+    """Return the requirements in an app's pyproject.toml, in one spelling and order.
 
-    The extra `simulation` of flwr is left out: every template asks for it, and no simulation runs here. An
-    app that does not name flwr itself gets it. So does one that means the Flower beside it in its author's
+    The extra `simulation` of flwr is left out, because every template asks for it and no simulation runs
+    here. An app that does not name flwr gets it. So does one that means the Flower beside it in its author's
     checkout (`flwr @ {root:parent:uri}`, in Hatch's spelling), as Flower's own tests do.
 
     Raises:
-        BadApp: it is no list of requirements, or names another folder in its author's checkout.
+        BadApp: it is not a list of requirements, or names another folder in its author's checkout.
     """
-    # Here, since many who import this module need it not, and it takes a while.
+    # Imported here, since many importers of this module do not need it, and it takes a while.
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
@@ -120,7 +120,7 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
     found, names = set(), set()
     for line in lines:
         if not line.isprintable():
-            # A line of its own in uv's list could be an option.
+            # A separate line in uv's list could be an option.
             raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: it has more than one line")
         try:
             wanted = Requirement(line)
@@ -150,12 +150,12 @@ def _project(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_in_checkout(url: str | None) -> bool:
-    """Whether a direct reference stands for a folder on its author's machine, in Hatch's spelling."""
+    """Return whether a direct reference means a folder on its author's machine, in Hatch's spelling."""
     return url is not None and re.match(r"(file://)?\{(root|home)\b", url) is not None
 
 
 def requires_python(config: Mapping[str, Any]) -> str:
-    """The Python versions that an app takes, such as `>=3.10`; empty: any."""
+    """Return the Python versions that an app accepts, such as `>=3.10`, or "" for any."""
     wanted = _project(config).get("requires-python", "")
     if not isinstance(wanted, str):
         raise BadApp(f"{PYPROJECT}: requires-python: expected a text, found {wanted!r}"[:300])
@@ -163,13 +163,13 @@ def requires_python(config: Mapping[str, Any]) -> str:
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """By what an environment is found for an app: a hash of all that the app asks for."""
+    """Return the key that finds an app's environment: a hash of everything that the app asks for."""
     asked = {"python": requires_python(config), "requirements": requirements(config)}
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
 def named(name: str, root: Path = ROOT) -> AppEnvironment:
-    """The environment of this name.
+    """Return the environment of this name.
 
     Raises:
         NoEnvironment: there is none in `root`, or it is broken.
@@ -185,9 +185,9 @@ def named(name: str, root: Path = ROOT) -> AppEnvironment:
 
 
 def find(config: Mapping[str, Any], root: Path = ROOT, *, gpu: bool = False) -> AppEnvironment | None:
-    """The environment that was made for what this app's pyproject.toml asks for, if there is one.
+    """Return the environment that was made for this app's requirements, if there is one.
 
-    Of two, the one that was made for sites with GPUs or without them, as `gpu` says.
+    Of two, `gpu` chooses the one for sites with GPUs or the one for sites without.
     """
     wanted = key(config)
     made = [one for one in every(root) if wanted in one.facts["keys"]]
@@ -195,18 +195,18 @@ def find(config: Mapping[str, Any], root: Path = ROOT, *, gpu: bool = False) -> 
 
 
 def every(root: Path = ROOT) -> list[AppEnvironment]:
-    """All environments in `root`, by name."""
+    """Return all environments in `root`, by name."""
     folders = sorted(path for path in root.iterdir() if NAME.fullmatch(path.name)) if root.is_dir() else []
     described = [(folder, _described(folder)) for folder in folders]
     return [_made(folder, facts) for folder, facts in described if facts is not None]
 
 
 def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> AppEnvironment:
-    """The environment of a job: the one that it names, or that was made for its app, or without containers
-    this process's own.
+    """Return the environment of a job: the one that it names, or that was made for its app, or without
+    containers this process's own.
 
     Args:
-        name: the one that the job names; empty: none.
+        name: the one that the job names, or "".
         config: the app's pyproject.toml, as far as it is known here.
 
     Raises:
@@ -231,7 +231,7 @@ def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> Ap
 
 
 def _check_python(made: AppEnvironment) -> None:
-    """Raise `NoEnvironment` if the Python is not here that it was made with: a link to one of the image's."""
+    """Raise `NoEnvironment` if its Python is missing here: a link to one of the image's."""
     python = made.programs / "python"
     if python.is_symlink() and not python.exists():
         raise NoEnvironment(
@@ -242,7 +242,7 @@ def _check_python(made: AppEnvironment) -> None:
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
-    # Whatever is there: folders of environments are copied between machines.
+    # Check any content: folders of environments are copied between machines.
     try:
         descriptor = os.open(folder / DESCRIPTION, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -261,7 +261,7 @@ def _described(folder: Path) -> dict[str, Any] | None:
 
 
 def _leads_out(path: str) -> bool:
-    """Whether a folder of libraries would be another's, or several."""
+    """Return whether a folder of libraries would be outside, or several."""
     return ":" in path or path.startswith("/") or ".." in Path(path).parts
 
 

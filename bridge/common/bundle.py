@@ -1,4 +1,4 @@
-"""The files in a Flower App Bundle, read and not run. What a FAB is stands in `bridge/job/fab.py`."""
+"""Read the files in a Flower App Bundle, without running them. `bridge/job/fab.py` explains FABs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "app.fab"
 """The file's name in a job."""
 
 UNPACKED_LIMIT = 256 * 1024 * 1024
-"""Bytes of all files in it: text shrinks to a tenth, and a bomb to a thousandth."""
+"""Bytes of all files in it. Text shrinks to a tenth, and a bomb to a thousandth."""
 
 NO_ZIP = (
     zipfile.BadZipFile,
@@ -28,17 +28,17 @@ NO_ZIP = (
     EOFError,
     OSError,
 )
-"""What Python's reader of zips raises for bytes that are none."""
+"""Errors that Python's zip reader raises for bytes that are not a zip."""
 
 
 def files(content: bytes) -> dict[str, bytes]:
-    """Return what is in a FAB, by path.
+    """Return the files in a FAB, by path.
 
     Raises:
-        BadApp: it is none, or holds too much.
+        BadApp: it is not a FAB, or holds too much.
     """
     with opened(content) as archive:
-        # Of each no more than it says itself: that is what was counted.
+        # Read no more of each file than its header says, because that was counted.
         return {
             entry.filename: archive.open(entry).read(entry.file_size)
             for entry in archive.infolist()
@@ -48,7 +48,7 @@ def files(content: bytes) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def opened(content: bytes) -> Iterator[zipfile.ZipFile]:
-    """Open a FAB; raises `BadApp` if it is none, or holds too much."""
+    """Open a FAB. Raises `BadApp` if it is not one, or holds too much."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -60,7 +60,7 @@ def opened(content: bytes) -> Iterator[zipfile.ZipFile]:
 
 
 def imports(content: bytes) -> tuple[str, ...]:
-    """Return the modules that the app in a FAB imports and that are not its own; none if it is no FAB."""
+    """Return the third-party modules that the app in a FAB imports. Bytes that are not a FAB have none."""
     try:
         return apps.imports(files(content))
     except BadApp:

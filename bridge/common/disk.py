@@ -1,4 +1,4 @@
-"""How much lies in folders, and a watch that says when that is too much."""
+"""Measure folders, and watch that they do not grow too large."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LOOK_EVERY = 5.0
 """Seconds between two looks at a running job's files."""
 
 LOOK_SHARE = 20
-"""A look that takes long is followed by a pause so many times as long: looks must not keep it busy."""
+"""The pause after a slow look, as a multiple of its time, so that looks do not keep the disk busy."""
 
 LEAST = 4096
-"""Bytes that a file or folder takes at least: so their number is bounded too."""
+"""Bytes that a file or folder counts at least, so that their number is bounded too."""
 
 SWEEP_WITHIN = 600.0
 """Seconds for one program that walks over a job's files."""
@@ -32,10 +32,10 @@ JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 
 def used(folder: Path, enough: float = float("inf")) -> int:
-    """Bytes on disk of all that lies in a folder; counting ends when there is more than `enough`.
+    """Return the bytes on disk of a folder's contents. Counting ends above `enough`.
 
-    Links are not followed. What goes away meanwhile is not counted. A folder that an app has closed to its
-    owner is opened again, and one whose path is too long to be looked at counts as more than enough.
+    Links are not followed. Files that vanish meanwhile are not counted. A folder that an app has closed to
+    its owner is opened again. A path that is too long to be looked at counts as more than enough.
     """
     size, waiting = 0, [os.fspath(folder)]
     opened: set[str] = set()
@@ -52,8 +52,8 @@ def used(folder: Path, enough: float = float("inf")) -> int:
                         if error.errno == errno.ENAMETOOLONG:
                             raise
                         continue
-                    # Its length too: a file may have holes, and none in the archive. Of a hard link each
-                    # name counts.
+                    # The length counts too, because a file may have holes, and none in the archive. Each name
+                    # of a hard link counts.
                     size += max(LEAST, found.st_blocks * 512, found.st_size)
                     if size > enough:
                         break
@@ -70,13 +70,13 @@ def used(folder: Path, enough: float = float("inf")) -> int:
 
 
 class DiskWatch:
-    """Looks at folders from a thread of its own; says once when there is more in them than there may be."""
+    """Watches folders from a separate thread, and reports once when they exceed their limit."""
 
     def __init__(self, folders: Iterable[Path], limit: int, too_much: Callable[[str], None]) -> None:
-        """Args of the watch.
+        """Start the watch.
 
         Args:
-            folders: are looked at together; they need not exist yet.
+            folders: are looked at together. They need not exist yet.
             limit: bytes.
             too_much: is told the reason, on the watch's thread.
         """
@@ -88,7 +88,7 @@ class DiskWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._end.set()
 
     def _run(self) -> None:
@@ -108,7 +108,7 @@ class DiskWatch:
 
 
 def run_command(*command: str) -> bytes:
-    """Run a program on a folder of an app's, for `SWEEP_WITHIN` at most, and return what it prints."""
+    """Run a program on a folder of an app's, for `SWEEP_WITHIN` seconds at most, and return its output."""
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEEP_WITHIN, check=False
@@ -119,14 +119,15 @@ def run_command(*command: str) -> bytes:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that an app has written, however closed or nested it is, if it is there at all."""
+    """Remove a folder that an app has written, however closed or nested it is, if it exists."""
     run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
     run_command("rm", "-rf", "--one-file-system", "--", str(folder))
 
 
 def jobs_of_processes() -> set[str]:
-    """The ids of all jobs that a process here has in its command line, as FLARE's job processes have."""
-    import psutil  # Here, since the host has none.
+    """Return the ids of all jobs that a process here has in its command line, as FLARE's job processes
+    have."""
+    import psutil  # Imported here, since the host does not have it.
 
     found: set[str] = set()
     for process in psutil.process_iter():

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class FlowerbedError(Exception):
-    """Something that Flowerbed expects to go wrong. Its text says what, for a person."""
+    """An error that Flowerbed expects. Its text says what went wrong, for a person."""

@@ -1,8 +1,8 @@
-"""A job's events, as they are read back from `events.jsonl`.
+"""Read a job's events back from `events.jsonl`.
 
 The job's process writes one JSON object a line. It may be killed while it writes, the disk may be full, and
-an app that is not confined may write there too. So a line that is no event is passed over, and costs itself
-only.
+an app that is not confined may write there too. So a line that is not an event is skipped, and costs only
+itself.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 Event = dict[str, Any]
 
 LINE_LIMIT = 4 * 1024 * 1024
-"""Characters of one event: a reply with all that `observe` lets through has a tenth."""
+"""Characters of one event. A reply with everything that `observe` lets through has a tenth of this."""
 
 ROUND_LIMIT = 10**9
 """Rounds have smaller numbers."""
 
 
 def read(file: Path) -> Iterator[Event]:
-    """The events of a file; none if there is no such file."""
+    """Return the events of a file, or none if there is no such file."""
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
             yield from parse(lines)
@@ -32,7 +32,7 @@ def read(file: Path) -> Iterator[Event]:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Event]:
-    """The events among `lines`."""
+    """Return the events among `lines`."""
     for line in lines:
         if len(line) > LINE_LIMIT:
             continue
@@ -113,7 +113,7 @@ def _is_start(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # JSON's integers have no limit here, and a float has.
+    # JSON does not limit integers, but a float is limited.
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 

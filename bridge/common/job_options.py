@@ -1,9 +1,9 @@
-"""The options of a job: the one place that knows their types, defaults, bounds and help.
+"""Define the options of a job: the one place that knows their types, defaults, bounds and help.
 
-The command line, the console, `FlowerRecipe`, `FlowerJob`, the job's files, the controller, the executor
-and the tables in `docs/reference/` come from `JobOptions`. A new option is a field here, and the line that
-acts on it. The tables follow by `python -m dev.reference`. Only the standard library is imported: the host
-has no more.
+The command line, the console, `FlowerRecipe`, `FlowerJob`, the job's files, the controller, the executor and
+the tables in `docs/reference/` come from `JobOptions`. A new option is a field here, and the line that acts
+on it. The tables follow by `python -m dev.reference`. Only the standard library is imported, because the host
+has nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ ConfigValue = bool | int | float | str
 """A value of an app's run config."""
 
 SERVER, SITE, JOB = "server", "site", "job"
-"""Who acts on an option: `FlowerController`, `FlowerExecutor`, or `FlowerJob`, which makes the folder."""
+"""The code that acts on an option: `FlowerController`, `FlowerExecutor`, or `FlowerJob`, which makes the
+folder."""
 
 HOUR = 3600
 
@@ -42,7 +43,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How a Flower app runs as a job. The first text of each field is its help."""
+    """The settings of a Flower app that runs as a job. The first text of each field is its help."""
 
     name: str = _option(
         "", "the job's name", JOB, flag="--name", metavar="NAME", submit_default_text="the app's"
@@ -73,7 +74,7 @@ class JobOptions:
     )
     sites: Sequence[str] | None = _option(
         None,
-        "the sites that take part, with commas between",
+        "the sites that take part, separated by commas",
         JOB,
         flag="--sites",
         metavar="A,B",
@@ -86,19 +87,20 @@ class JobOptions:
         SERVER,
         JOB,
         more="The run starts when all are there, or with these `sites_within` after the job's start. A site "
-        "whose flwr cannot talk to the server's ([versions](../design.md#versions-of-flower)) is not waited "
-        "for",
+        "whose flwr cannot talk to the server's "
+        "([versions](../architecture/which-flower-versions-work.md)) is not waited for",
         flag="--min-sites",
         metavar="N",
         submit_default_text="those of --sites, or all that are registered",
     )
     late_sites: bool = _option(
         True,
-        "whether sites that come up while the job runs take part from then on",
+        "let sites that come up while the job runs take part",
         JOB,
-        more="From the next round on. Not with `in_order`, whose plan names the sites at the start",
+        more="Otherwise they take part from the next round on, except with `--in-order`, whose plan names "
+        "the sites at the start",
         flag="--no-late-sites",
-        flag_help="let no site take part that comes up while the job runs",
+        flag_help="leave out sites that come up while the job runs",
     )
     gpus: int = _option(
         0,
@@ -118,8 +120,8 @@ class JobOptions:
         SERVER,
         flag="--grace",
         metavar="TIME",
-        # Flower's own minute, below which a heartbeat that is a little late would count, and what a SuperLink
-        # takes (`heartbeat.py`).
+        # At least Flower's own minute, below which a slightly late heartbeat would count. At most the time
+        # that a SuperLink accepts (`heartbeat.py`).
         at_least=60,
         at_most=3600,
         unit="seconds",
@@ -137,10 +139,10 @@ class JobOptions:
     )
     warm: bool = _option(
         True,
-        "whether the app's processes are copies of one that has imported what they need",
+        "fork the app's processes from one that has already imported what they need",
         SERVER,
         SITE,
-        more="See [no waiting](../design.md#no-waiting)",
+        more="See [why rounds are fast](../architecture/why-are-rounds-fast.md)",
         flag="--cold",
         flag_help="start a new interpreter for each message, as plain Flower does. Slower, with the same "
         "results",
@@ -150,7 +152,7 @@ class JobOptions:
         PROCESS,
         "run the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
-        more="[Inline](../design.md#a-supernode-inside-flares-process) is some 0.1 s a round slower, with "
+        more="[Inline](../architecture/what-is-an-inline-supernode.md) is some 0.1 s a round slower, with "
         "the same results, and needs flwr 1.40 to 1.43",
         flag="--supernode",
         choices=(PROCESS, INLINE),
@@ -205,17 +207,17 @@ class JobOptions:
         None,
         "seconds without a call from any site after which the run has failed",
         SERVER,
-        # A SuperNode that has nothing to do makes a call every 20 to 30 s.
+        # An idle SuperNode makes a call every 20 to 30 s.
         at_least=60,
         at_most=7 * 24 * HOUR,
         unit="seconds",
     )
     client_shutdown_timeout: float = _option(
-        # When they are stopped the run is over: nothing is left to save, and a SuperNode takes 3 s by itself.
+        # The run is over by then: nothing is left to save, and a SuperNode's normal end takes 3 s.
         0.5,
         "seconds for SuperNode and ClientApp to end by themselves when the job is over",
         SITE,
-        # For so long what is deaf to it holds up the site.
+        # A process that ignores the signal delays the site this long.
         at_least=0,
         at_most=10,
         unit="seconds",
@@ -228,7 +230,7 @@ class JobOptions:
     )
 
     def check(self) -> None:
-        """See that each value is of its type and within its bounds.
+        """Check that each value is of its type and within its bounds.
 
         Raises:
             ValueError: one is not.
@@ -238,7 +240,7 @@ class JobOptions:
                 raise ValueError(f"{option.name} {problem}")
 
     def arguments(self, user: str) -> dict[str, Any]:
-        """The values for `user`, in the types that FLARE writes into a job's files."""
+        """Return the values for `user`, in the types that FLARE writes into a job's files."""
         plain = {option.name: getattr(self, option.name) for option in options(user)}
         return {
             name: dict(value)
@@ -251,23 +253,23 @@ class JobOptions:
 
 
 def options(user: str | None = None) -> list[Option]:
-    """All options, or those on which `user` acts."""
+    """Return all options, or those that `user` acts on."""
     found = _all()
     return found if user is None else [option for option in found if user in option.users]
 
 
 def of_submit() -> list[Option]:
-    """Those that have a flag of `flowerbed submit`."""
+    """Return the options that have a flag of `flowerbed submit`."""
     return [option for option in options() if option.flag]
 
 
 def of_recipe() -> list[Option]:
-    """Those that `FlowerRecipe` takes beside the arguments of FLARE's own."""
+    """Return the options that `FlowerRecipe` takes beside the arguments of FLARE's own."""
     return [option for option in options() if option.recipe]
 
 
 def submit_defaults() -> dict[str, Any]:
-    """What `flowerbed submit` sets where nothing is given, other than a job's own defaults."""
+    """Return the defaults of `flowerbed submit` that differ from a job's own."""
     return {o.name: o.submit_default for o in options() if o.submit_default is not None}
 
 
@@ -285,15 +287,15 @@ def _all() -> list[Option]:
 
 
 def _kind(hint: Any) -> Any:
-    """The type without `None` and without what its items are."""
+    """Return the type without `None` and without the type of its items."""
     if isinstance(hint, types.UnionType):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     return typing.get_origin(hint) or hint
 
 
 def takes(chosen: Iterable[Option]) -> Callable[[Made], Made]:
-    """Give a function with `**given` these options in its signature, by which FLARE reads what a component
-    takes and writes a job's files. What `given` holds is the function's to check (`given_to`)."""
+    """Give a function with `**given` these options in its signature. FLARE reads from it the arguments of a
+    component, and writes a job's files. The function must check `given` (`given_to`)."""
 
     def mark(function: Made) -> Made:
         signature = inspect.signature(function)
@@ -311,7 +313,7 @@ def takes(chosen: Iterable[Option]) -> Callable[[Made], Made]:
 
 
 def given_to(user: str, given: Mapping[str, Any]) -> JobOptions:
-    """The options of a component of the job.
+    """Return the options of a component of the job.
 
     Raises:
         TypeError: one is given that is not this user's.

@@ -8,10 +8,10 @@ FOLDER = "kept"
 """The folder in FLARE's workspace that has all of them."""
 
 DEPTH = 4
-"""They lie so many folders below it: organization, submitter, publisher, name."""
+"""Their depth below it: organization, submitter, publisher, name."""
 
 LINK = "kept"
-"""The link to its own in a ServerApp's working directory."""
+"""The link to the app's folder in a ServerApp's working directory."""
 
 OF_JOB = f"serverapp/{LINK}"
 """The same, from a job's folder on."""
@@ -21,13 +21,13 @@ VARIABLE = "FLOWERBED_KEPT"
 
 
 def note(folder: Path) -> Path:
-    """The file that says when a job began to use the folder last. It is beside it, where no app writes: a
-    file's own times any process of the same user can change."""
+    """Return the file that records when a job last began to use the folder. It is beside the folder, where no
+    app writes. Any process of the same user can change a file's own times."""
     return folder.with_name(f"{folder.name}.used")
 
 
 def used(folder: Path) -> float:
-    """When a job began to use it last (Unix time); 0 if that is not known."""
+    """Return when a job last began to use it (Unix time), or 0 if that is not known."""
     try:
         return float(note(folder).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Lines in a log that a site can cause: each site gets so many, and then no more are written."""
+"""Limit the log lines that a site can cause."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 from collections import Counter
 
 LINES_LOGGED = 200
-"""Lines of one kind that one site can cause in one job. Later ones are counted only: a hostile site may cause
-as many as it likes, and neither a log nor the audit log must drown in them."""
+"""Lines of one kind that one site can cause in one job. Later ones are only counted. A hostile site may cause
+as many as it likes, and must not drown a log or the audit log."""
 
 
 class LogLimit:
@@ -18,12 +18,12 @@ class LogLimit:
         self.counts: Counter[str] = Counter()
 
     def may_tell(self, site: str) -> bool:
-        """Count one more; return whether it may still be told."""
+        """Count one more line. Return whether it may still be written."""
         self.counts[site] += 1
         return self.counts[site] <= self._most
 
     def note(self, site: str) -> str:
-        """What belongs to the line that was just counted: empty, or that it is the last one."""
+        """Return the addition to the line just counted: "", or that it is the last one."""
         last = self.counts[site] == self._most
         return f" (the {self._most}th of this kind from this site; no more are logged)" if last else ""
 

@@ -1,4 +1,4 @@
-"""One event loop in one long-lived thread, for code that FLARE calls from threads of its own."""
+"""Run one event loop in one long-lived thread, for code that FLARE calls from its own threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LoopThread:
         self._thread.start()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start `work` on the loop; safe from any thread."""
+        """Start `work` on the loop. Safe from any thread."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
@@ -28,7 +28,7 @@ class LoopThread:
         return self.submit(work).result(timeout)
 
     def close(self) -> None:
-        """Cancel what still runs, then end the loop and its thread."""
+        """Cancel all running work, then end the loop and its thread."""
         self.run(_cancel_others())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()

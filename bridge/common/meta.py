@@ -1,5 +1,4 @@
-"""The names by which the parts of the bridge know what stands in a FLARE job's meta and in the list of who is
-revoked, and two app commands."""
+"""Name the keys of a FLARE job's meta and of the list of revoked names, and two app commands."""
 
 from __future__ import annotations
 
@@ -13,28 +12,28 @@ ABORTED = "aborted"
 """The reason of a job that somebody has ended."""
 
 REASON = "flowerbed_reason"
-"""Why the job failed, where its own process could not say so."""
+"""The reason why the job failed, if its own process could not give one."""
 
 SAID = "flowerbed_said"
-"""What the job's own process said of its run's end, in one line: all of it is in the job's events."""
+"""The job's own process's words on its run's end, in one line. The job's events have all of them."""
 
 SAID_LIMIT = 200
 """Characters of that."""
 
 REFUSED = "flowerbed_refused"
-"""The sites that do not take part since they refused the job, and why, by name."""
+"""The sites that take no part because they refused the job, with the reasons, by name."""
 
 NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
-"""Why a site, or the server, refuses a job that brings code."""
+"""The reason why a site, or the server, refuses a job that brings code."""
 
 NEVER = "never: "
-"""How a site's answer begins, when FLARE asks for what a job needs, if it will never have that."""
+"""The prefix of a site's answer to FLARE's question for a job's needs, if the site will never meet them."""
 
 BUSY = "other jobs have them"
-"""What stands in such an answer if it will, once others have ended."""
+"""Part of such an answer if the site will meet them once other jobs have ended."""
 
 RETRIES = "flowerbed_retries"
-"""How often the job is submitted again by itself, should the server restart while it runs."""
+"""Times that the job is automatically submitted again, should the server restart while it runs."""
 
 RETRY_OF = "flowerbed_retry_of"
 """The job that this one repeats."""
@@ -46,58 +45,60 @@ SITES = "flowerbed_sites"
 """The sites that take part."""
 
 LATE_SITES = "flowerbed_late_sites"
-"""Whether sites that come up while the job runs take part from then on; the job says so."""
+"""True if sites that come up while the job runs take part from then on. The job sets it."""
 
 LATE = "flowerbed_late"
 """The sites that came late, and the partition-id of each, by name. Only the server writes it."""
 
 ENVIRONMENT = "flowerbed_environment"
-"""The app's environment that the job names. Only the server writes it, as it found it in the job."""
+"""The app's environment that the job names. Only the server writes it, from the job's files."""
 
 STARTS = "flowerbed_starts"
-"""How often each site's part was started anew, by the site's name. A number that only the server writes."""
+"""The restarts of each site's part, by the site's name. Only the server writes these numbers."""
 
 STORED = "flowerbed_stored"
-"""Bytes that the job takes in the server's store. It is looked up when the meta is read (`job_store.py`)."""
+"""Bytes that the job takes in the server's store. They are looked up when the meta is read
+(`job_store.py`)."""
 
 APP = "flowerbed_app"
 """The app that the job brings: `id` (publisher/name), `version` and `hash`. Only the server writes it."""
 
 SITES_TOPIC = "flowerbed.sites"
-"""The app command by which the server's own process lets the job's process look at its sites' tokens anew."""
+"""The app command that makes the job's process look again at its sites' tokens. The server's own process
+sends it."""
 
 EVENTS_TOPIC = "flowerbed.events"
-"""The app command by which a console asks a running job for its events."""
+"""The app command that asks a running job for its events. A console sends it."""
 
 EVENTS_FILE = "events.jsonl"
 """The file with all of them, in the job's folder on the server."""
 
 OUT = "out"
-"""Of that app command: the sites that take no part any longer, and why, by name."""
+"""A key of the first app command: the sites that take no part any longer, with the reasons, by name."""
 
 REMOVED = "flowerbed_removed"
-"""The sites that were put out of the job while it ran, and why, by name."""
+"""The sites that were removed from the job while it ran, with the reasons, by name."""
 
 LATEST = "latest"
-"""Stands, where a job's id is asked for, for the one that was submitted last."""
+"""Means the job that was submitted last, in place of a job's id."""
 
 REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
-"""The file that says who is revoked: the names are a list under this key. Provisioning writes it, and FLARE's
-processes that others connect to read it."""
+"""The file of revoked names, and the key of their list. Provisioning writes the file, and FLARE's processes
+that accept connections read it."""
 
 
 CANNOT_SCHEDULE = "FINISHED:CAN_NOT_SCHEDULE"
-"""FLARE's status of a job that it has tried to schedule too often, or that can never be."""
+"""FLARE's status of a job that it has tried to schedule too often, or that can never be scheduled."""
 
 GIVEN_UP = "exceeded max schedule count"
-"""How FLARE's schedule history says that it tries no more. What it met before is the reason."""
+"""The text in FLARE's schedule history when it stops trying. The problem before it is the reason."""
 
 
 def noted_reason(meta: Mapping[str, Any]) -> str:
-    """What the server has noted as the reason of a job's end; empty if nothing."""
+    """Return the server's note of the reason of a job's end, or ""."""
     if meta.get(REASON) or meta.get("status") != CANNOT_SCHEDULE:
         return str(meta.get(REASON) or "")
-    # Each line is a time and what was met (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).
+    # Each line is a time and a problem (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).
     history = [str(line) for line in meta.get("schedule_history") or () if GIVEN_UP not in str(line)]
     if not history:
         return "FLARE could not schedule the job, and does not say why"
@@ -107,7 +108,7 @@ def noted_reason(meta: Mapping[str, Any]) -> str:
 
 
 def times(meta: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
-    """When a job was submitted, when it started and when it ended (Unix time); None: not yet, or not known.
+    """Return when a job was submitted, started and ended (Unix time). None means not yet, or not known.
 
     FLARE 2.9 keeps `submit_time` as Unix time, `start_time` as ISO 8601 and `duration` as str(timedelta).
     """

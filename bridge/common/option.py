@@ -1,4 +1,4 @@
-"""One option of a job, as all who show or check it see it. The options are in `job_options.py`."""
+"""Describe one option of a job, for all code that shows or checks it. `job_options.py` has the options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VALUE_SHOWN = 40
 """Characters of a value that is out of bounds."""
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-"""What a job may be called."""
+"""The form of a job's name."""
 
 _NAMES = {
     bool: "true or false",
@@ -38,7 +38,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as all who show or check it see it."""
+    """One option, for all code that shows or checks it."""
 
     name: str
     type: Any
@@ -48,26 +48,26 @@ class Option:
     """One line without a full stop, for `--help` and the reference."""
     users: frozenset[str]
     more: str = ""
-    """What only the reference says: Markdown, after the help."""
+    """Text for the reference only: Markdown, after the help."""
     flag: str = ""
-    """The option of `flowerbed submit`; empty: it has none, or asks for it in another way."""
+    """The flag of `flowerbed submit`, or "" if it has none, or asks for it in another way."""
     flag_help: str = ""
-    """The help of that flag, where it says the opposite of the option."""
+    """The help of that flag, if it says the opposite of the option."""
     metavar: str = ""
     at_least: float | None = None
     at_most: float | None = None
     unit: str = ""
     choices: tuple[str, ...] = ()
     submit_default: Any = None
-    """What `flowerbed submit` takes where nothing is given, if that is not `default`."""
+    """The default of `flowerbed submit`, if it differs from `default`."""
     submit_default_text: str = ""
-    """The same in words, where `submit` works it out."""
+    """The same in words, if `submit` computes it."""
     recipe: bool = False
-    """Whether `FlowerRecipe` takes it under this name, beside the arguments of FLARE's own recipe."""
+    """True if `FlowerRecipe` takes it under this name, beside the arguments of FLARE's own recipe."""
 
     @property
     def bounds(self) -> str:
-        """The values that are allowed, for people; empty: all of the type."""
+        """Return the values that are allowed, for people, or "" for all of the type."""
         if self.choices:
             return ", ".join(self.choices)
         if self.at_least is not None and self.at_most is not None:
@@ -76,12 +76,12 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        """Whether its flag takes no value and sets the opposite of the default."""
+        """Return whether its flag takes no value and sets the opposite of the default."""
         return self.type is bool
 
     @property
     def help_text(self) -> str:
-        """The help of `--help`: with bounds and default."""
+        """Return the help of `--help`, with bounds and default."""
         default = self.submit_default_text or self.submit_default or self.default
         facts = [self.bounds] if self.bounds and not self.choices else []
         if not self.is_switch and default is not None:
@@ -91,7 +91,7 @@ class Option:
         return f"{text} ({', '.join(facts)})" if facts else text
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value, beginning with the value; empty: nothing."""
+        """Return the problem of a value, beginning with the value, or ""."""
         if value is None and self.default is None:
             return ""
         if not _is_a(value, self.type):

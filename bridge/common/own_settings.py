@@ -1,9 +1,9 @@
-"""A site's own file in Compose's language, for a machine that has only the site's image.
+"""Translate a site's own file into Compose's language, on a machine that has only the site's image.
 
     docker run --rm -i IMAGE settings < site-3.yml > compose.override.yaml
 
-The keys are those of `project.yml` (`site_settings.py`). Compose merges what is printed over the file that
-came from the server's machine.
+The keys are those of `project.yml` (`site_settings.py`). Compose merges the output over the file that came
+from the server's machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEADER = "# Made of the site's own file by its image. Edit that one.\n"
 
 
 class Override(dict[str, Any]):
-    """A mapping that takes the place of the one below it, where Compose would add to it."""
+    """A mapping that replaces the one below it, where Compose would merge the two."""
 
 
 class OverrideList(list[Any]):
@@ -37,7 +37,7 @@ _Dumper.add_representer(OverrideList, lambda d, value: d.represent_sequence("!ov
 
 
 def problems(content: Any) -> list[str]:
-    """Return what is wrong with the content of the file."""
+    """Return the errors in the content of the file."""
     if not isinstance(content, Mapping):
         return [f"expected keys with values; found {site_settings.kind_of(content)}"]
     if foreign := [str(key) for key in content if key not in site_settings.KEYS]:
@@ -59,7 +59,7 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
     gids = {folder.group: int(folder.group) for folder in named if folder.group is not None}
     service = site_service.service(settings, gids, without_proxy=without_proxy)
     if any(folder.target != DATA_FOLDER for folder in named):
-        # Else the folder at /data would stay beside those below it.
+        # Otherwise the folder at /data would stay beside those below it.
         service["volumes"] = OverrideList([f"{site}:/workspace", *service["volumes"]])
     if GPUS in settings:
         service["deploy"] = Override(service["deploy"])

@@ -1,4 +1,4 @@
-"""Can this user read these folders? `doctor` and `up` run this file in a container, as its user.
+"""Check that a user can read folders. `doctor` and `up` run this file in a container, as its user.
 
     python -I -S readable.py FOLDER...
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 FILES, WITHIN = 2000, 3.0
-"""Files that are tried, and seconds for all folders together: it is a look, not an audit."""
+"""Files that are tried, and seconds for all folders together. This is a look, not an audit."""
 
 
 def look(folder: str, deadline: float) -> dict[str, Any]:
-    """Try to open each file, without reading it all."""
+    """Try to open each file, without reading all of it."""
     found: dict[str, Any] = {"files": 0, "closed": 0, "first": "", "why": ""}
 
     def closed(error: OSError) -> None:
@@ -37,7 +37,7 @@ def look(folder: str, deadline: float) -> dict[str, Any]:
                     try:
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
-                        # A pipe or a device is not opened: that may wait for ever.
+                        # A pipe or a device is not opened, because that may wait without end.
                         elif stat.S_ISREG(entry.stat().st_mode):
                             found["files"] += 1
                             with Path(entry.path).open("rb", buffering=0) as file:
@@ -50,7 +50,7 @@ def look(folder: str, deadline: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the check (see the module)."""
     deadline = time.monotonic() + WITHIN
     print(json.dumps({folder: look(folder, deadline) for folder in sys.argv[1:]}))
 

@@ -1,5 +1,8 @@
-"""How a name inside Flower or FLARE is replaced, in this process. Which ones, and why, stands in two tables:
-`bridge/flower/replaced.py` and `bridge/job/replaced.py`. `tests/unit` sees that there is no third place."""
+"""Replace a name inside Flower or FLARE, in this process.
+
+Two tables list the names and the reasons: `bridge/flower/replaced.py` and `bridge/job/replaced.py`.
+`tests/unit` checks that there is no third place.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Name:
-    """A name in a module, with dots where it is one of a class or of an object there."""
+    """A name in a module, with dots for one of a class or of an object there."""
 
     module: str
     name: str
     read_in: str
-    """The versions in which it was read."""
+    """The versions that were read for it."""
     why: str
 
 
 def replace(name: Name, make: Callable[[Any], Any], of: Any = None) -> None:
-    """Put what `make` makes of it in the place of what has this name.
+    """Replace the object of this name by the one that `make` makes of it.
 
     Args:
         name: in this process.
-        make: is given what was there.
-        of: the one object whose name it is, where the others of its class keep theirs.
+        make: is given the former object.
+        of: the one object to change, if the others of its class stay unchanged.
 
     Raises:
         ImportError: there is no such module.
@@ -40,6 +43,5 @@ def replace(name: Name, make: Callable[[Any], Any], of: Any = None) -> None:
 
 
 def namespace_proxy(module: ModuleType, **names: Any) -> Any:
-    """Return all that `module` has, but for `names`: to be put in its place inside another module, whose use
-    of it is to change."""
+    """Return a copy of `module` with other `names`, to replace it inside a module that must use these."""
     return SimpleNamespace(**{**vars(module), **names})

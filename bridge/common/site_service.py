@@ -1,4 +1,4 @@
-"""What Compose is told for the settings of a site or of the server (`site_settings.py`)."""
+"""Turn the settings of a site or of the server (`site_settings.py`) into a Compose service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def service(
     *,
     without_proxy: Sequence[str],
 ) -> dict[str, Any]:
-    """Return what stands in the participant's part of a Compose file for these settings.
+    """Return the participant's part of a Compose file for these settings.
 
     Args:
         settings: which have been checked.
@@ -68,19 +68,19 @@ def service(
 
 
 def shown(source: str, target: str) -> dict[str, Any]:
-    """A folder of the machine, to read. It has to be there: an empty one, made by the engine, would look like
-    a site without data."""
+    """Return a mount of the machine's folder, read-only. The folder must exist: an empty one, made by the
+    engine, would look like a site without data."""
     bind = {"type": "bind", "source": source, "target": target, "read_only": True}
     return bind | {"bind": {"create_host_path": False}}
 
 
 def plain(text: str) -> str:
-    """A text in which Compose replaces nothing."""
+    """Return a text in which Compose replaces nothing."""
     return text.replace("$", "$$")
 
 
 def _path(path: str) -> str:
-    """A path in which a relative one cannot be taken for a volume's name."""
+    """Return a path that cannot be taken for a volume's name if it is relative."""
     return plain(path if path.startswith("/") else f"./{path}")
 
 
@@ -89,7 +89,7 @@ def _text(value: ConfigValue) -> str:
 
 
 def _proxied(proxy: str, without: Sequence[str]) -> dict[str, str]:
-    """By the names that programs look at: some take only those in small letters."""
+    """Return the proxy under the names that programs read. Some read only those in small letters."""
     direct = ",".join(dict.fromkeys(("localhost", "127.0.0.1", "::1", *without)))
     values = {"http_proxy": plain(proxy), "https_proxy": plain(proxy), "no_proxy": direct}
     return values | {name.upper(): value for name, value in values.items()}

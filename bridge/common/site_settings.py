@@ -1,8 +1,8 @@
-"""What a site, or the server, gives to apps: the keys, and what may stand there.
+"""Define the settings of a site, or of the server, for apps: their keys and values.
 
-The same keys stand in `project.yml` and in the file that only the site has (`provisioning/site_files.py`).
-`site_service.py` says what Compose is told for them. Whether a folder, a group or a driver is there is asked
-by `provisioning/here.py`. Only the standard library is imported.
+The same keys are in `project.yml` and in the file that only the site has (`provisioning/site_files.py`).
+`site_service.py` translates them for Compose. `provisioning/here.py` checks that a folder, a group or a
+driver exists. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -15,34 +15,29 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from bridge.common.project_key import SERVER, SITE, Key
+
 NODE_CONFIG, SHARE_LOGS = "node_config", "share_logs"
 DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE = "data", "environment", "env_file", "shm_size"
 GPUS, HOSTS, PROXY, CPUS, MEMORY = "gpus", "hosts", "proxy", "cpus", "memory"
-
-OF_SITES = (NODE_CONFIG, SHARE_LOGS)
-"""The keys that mean nothing at the server."""
-KEYS = (*OF_SITES, DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE, GPUS, HOSTS, PROXY, CPUS, MEMORY)
-
-MERGED = (NODE_CONFIG, ENVIRONMENT, HOSTS)
-"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""
 
 OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
 
 NODE_CONFIG_VARIABLE = "FLOWERBED_NODE_CONFIG"
-"""The container's variable with the node config. The kit has what project.yml says, for whoever runs it
-without a container. What only the site's file says is in no kit."""
+"""The container's variable with the node config. The kit has project.yml's part, for use without a container.
+Values that only the site's file has are in no kit."""
 
 SHARE_LOGS_VARIABLE = "NVFLARE_ALLOW_LOG_STREAMING"
-"""FLARE's own, which counts where the kit's `resources.json` does not speak (nvflare 2.9.0
+"""FLARE's own variable, which counts if the kit's `resources.json` is silent (nvflare 2.9.0
 `fuel/utils/config_service.py`)."""
 
 RESERVED = ("FLOWERBED_", "FLWR_", "NVFLARE_", "PYTHON", "LD_")
-"""How names of variables begin by which FLARE, Flower, Python and the linker are told what to do."""
+"""Prefixes of variables that control FLARE, Flower, Python and the linker."""
 RESERVED_NAMES = ("PATH", "HOME", "TMPDIR", "BASH_ENV", "ENV")
 
 DATA_FOLDER = "/data"
-"""Where the data is in the container. Folders with names are below it."""
+"""The folder of the data in the container. Named folders are below it."""
 
 ALL_GPUS = "all"
 HOST_GATEWAY = "host-gateway"
@@ -50,19 +45,6 @@ HOST_GATEWAY = "host-gateway"
 
 LAST_PORT = 32767
 """The last port of another machine that an app may connect to (`bridge/launch/confinement.py`)."""
-
-EXPECTED = {
-    NODE_CONFIG: "keys, each with a text, a number, true or false",
-    ENVIRONMENT: "names of variables, each with a text or a number",
-    HOSTS: "names, each with an address, such as {db.example: 10.0.0.5}",
-    DATA: "a folder, {folder: PATH, group: GROUP}, or several of these by name",
-    ENV_FILE: "the path of a file, or a list of them",
-    GPUS: "all, a number of GPUs, or a list of their ids",
-    PROXY: "an address such as http://proxy.example:3128",
-    CPUS: "a number of cores above 0, such as 1.5",
-    SHM_SIZE: "a size such as 2GB",
-    MEMORY: "a size such as 16GB",
-}
 
 _CONFIG_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -77,23 +59,25 @@ class Folder:
 
     source: str
     target: str
-    """Where the container has it."""
+    """Its path in the container."""
     group: str | int | None = None
-    """Who may read it: a group of the machine, or its number."""
+    """The group that may read it: a group of the machine, or its number."""
 
 
 def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[str]:
-    """Return what is wrong with the values of our keys. Other keys do not count."""
+    """Return the errors in the values of our keys. Other keys do not count."""
     for key in (key for key in KEYS if key in settings):
         value = settings[key]
         if server and key in OF_SITES:
             yield f"{key} is for sites; leave it out"
         elif value is not None:
-            yield from _CHECKS[key](key, value)
+            check = TABLE[key].check
+            assert check is not None
+            yield from check(key, value)
 
 
 def node_config_problems(value: Any) -> Iterator[str]:
-    """What is wrong with a node config."""
+    """Return the errors in a node config."""
     if not isinstance(value, Mapping):
         yield f"expected {NODE_CONFIG} to have {EXPECTED[NODE_CONFIG]}; found {kind_of(value)}"
         return
@@ -111,14 +95,15 @@ def node_config_problems(value: Any) -> Iterator[str]:
 
 
 def kind_of(value: Any) -> str:
-    """A value for people."""
+    """Return a value's kind, for people."""
     if value is None or isinstance(value, str):
         return f"'{value[:200]}'" if value else "nothing"
     return f"{type(value).__name__} {value!r}"[:200]
 
 
 def size(value: Any) -> int | None:
-    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024); None if it is none."""
+    """Return a size such as `20GB`, `64 MB` or 1000 in bytes (powers of 1024), or None if it is not a
+    size."""
     if type(value) is int:
         return value if value > 0 else None
     text = value.strip() if isinstance(value, str) else ""
@@ -127,7 +112,7 @@ def size(value: Any) -> int | None:
 
 
 def folders(data: Any) -> list[Folder]:
-    """The folders that a value of `data` names, which has been checked."""
+    """Return the folders in a value of `data` that has been checked."""
     if data is None:
         return []
     if isinstance(data, str) or _is_one_folder(data):
@@ -136,7 +121,7 @@ def folders(data: Any) -> list[Folder]:
 
 
 def merged(project: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts at a site: what project.yml says, and over it what the site's own file says."""
+    """Return a site's effective settings: project.yml's, overridden by the site's own file."""
     result = {key: project[key] for key in KEYS if project.get(key) is not None}
     for key in (key for key in KEYS if own.get(key) is not None):
         result[key] = {**result.get(key, {}), **own[key]} if key in MERGED else own[key]
@@ -233,7 +218,7 @@ def _environment(key: str, value: Any) -> Iterator[str]:
 
 
 def variable_problem(name: Any) -> str:
-    """Why a site may not set a variable of this name; empty: it may."""
+    """Return why a site may not set a variable of this name, or "" if it may."""
     if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
         return f"expected a variable's name in letters, digits and _; found {kind_of(name)}"
     if name.startswith(RESERVED) or name in RESERVED_NAMES:
@@ -279,16 +264,113 @@ def _proxy(key: str, value: Any) -> Iterator[str]:
         yield f"{key}: an app may connect to ports 1 to {LAST_PORT} of other machines; found {port}"
 
 
-_CHECKS = {
-    NODE_CONFIG: _node_config,
-    SHARE_LOGS: _switch,
-    DATA: _data,
-    ENVIRONMENT: _environment,
-    ENV_FILE: _env_file,
-    SHM_SIZE: _size,
-    GPUS: _gpus,
-    HOSTS: _hosts,
-    PROXY: _proxy,
-    CPUS: _cpus,
-    MEMORY: _size,
-}
+_APPS = (SERVER, SITE)
+_KEYS = (
+    Key(
+        NODE_CONFIG,
+        "keys, each with a text, a number, true or false",
+        "The app finds these keys in `context.node_config`. `client-name`, `partition-id` and "
+        "`num-partitions` are set for each job, so a site cannot set them.",
+        of=(SITE,),
+        check=_node_config,
+        merged=True,
+    ),
+    Key(
+        SHARE_LOGS,
+        "true or false",
+        "With `false` the server gets no log of this site. `docker compose exec SITE cat "
+        "/workspace/JOB_ID/log.txt` shows it there. The error that an app raises is in its reply, so it is "
+        "in the server's log.",
+        default="true",
+        of=(SITE,),
+        check=_switch,
+    ),
+    Key(
+        DATA,
+        "a folder, {folder: PATH, group: GROUP}, or several of these by name",
+        "The folder is at `/data` in the container, read-only. Folders with names are at `/data/NAME`. With "
+        "`group`, a name or a number, the app may read what that group may read, so the folder can have mode "
+        "0750.",
+        default="`data/SITE`",
+        of=_APPS,
+        check=_data,
+    ),
+    Key(
+        ENVIRONMENT,
+        "names of variables, each with a text or a number",
+        "The app has these environment variables. Those that FLARE, Flower, Python or the linker read are "
+        "refused.",
+        of=_APPS,
+        check=_environment,
+        merged=True,
+    ),
+    Key(
+        ENV_FILE,
+        "the path of a file, or a list of them",
+        "The app has the variables in this file, lines `NAME=value`. Use it for secrets: Compose reads the "
+        "file when it makes the container, and copies it nowhere.",
+        of=_APPS,
+        check=_env_file,
+    ),
+    Key(
+        SHM_SIZE,
+        "a size such as 2GB",
+        "The size of `/dev/shm`, which a DataLoader's workers use. It counts as memory.",
+        default="64MB",
+        of=_APPS,
+        check=_size,
+    ),
+    Key(
+        GPUS,
+        "all, a number of GPUs, or a list of their ids",
+        "The NVIDIA GPUs of this machine that the container has. See "
+        "[GPUs](../how-to/site-settings.md#gpus).",
+        default="none",
+        of=_APPS,
+        check=_gpus,
+    ),
+    Key(
+        HOSTS,
+        "names, each with an address, such as {db.example: 10.0.0.5}",
+        "The container resolves these names, as from `/etc/hosts`. The address `host-gateway` stands for the "
+        "machine itself.",
+        of=_APPS,
+        check=_hosts,
+        merged=True,
+    ),
+    Key(
+        PROXY,
+        "an address such as http://proxy.example:3128",
+        "Sets `http_proxy`, `https_proxy` and `no_proxy` for the app. Loopback and the federation's own "
+        "names are reached without it. It needs `egress: any`.",
+        default="none",
+        of=_APPS,
+        check=_proxy,
+    ),
+    Key(
+        CPUS,
+        "a number of cores above 0, such as 1.5",
+        "The most processor cores. It takes precedence over "
+        "[`FLOWERBED_SITE_CPUS` and `FLOWERBED_SERVER_CPUS`](settings.md#yours).",
+        of=_APPS,
+        check=_cpus,
+    ),
+    Key(
+        MEMORY,
+        "a size such as 16GB",
+        "The most memory. It takes precedence over "
+        "[`FLOWERBED_SITE_MEMORY` and `FLOWERBED_SERVER_MEMORY`](settings.md#yours).",
+        of=_APPS,
+        check=_size,
+    ),
+)
+
+TABLE = {key.name: key for key in _KEYS}
+"""The definition of each key."""
+KEYS = tuple(TABLE)
+
+EXPECTED = {key.name: key.expected for key in _KEYS}
+OF_SITES = tuple(key.name for key in _KEYS if SERVER not in key.of)
+"""The keys that mean nothing at the server."""
+MERGED = tuple(key.name for key in _KEYS if key.merged)
+"""Of these the site's file adds to what project.yml says, and replaces by name. All others it replaces."""

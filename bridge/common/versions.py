@@ -1,9 +1,9 @@
-"""Which flwr versions work, and what differs between them: each generation says what it changes.
+"""Know the flwr versions that work, and their differences: each generation lists its changes.
 
-Read in each version's `--help`, `superlink/cli/flower_superlink.py`, `supernode/cli/flower_supernode.py`
-and `proto/`. What does not differ from 1.34 on: the twelve calls of the Fleet API and their messages, those
-of the Control API that are used here (so also the query of a run's status), and the variables in
-`environment.py`. This module imports nothing of flwr, so that it can tell what is wrong with any version.
+Read in each version's `--help`, `superlink/cli/flower_superlink.py`, `supernode/cli/flower_supernode.py` and
+`proto/`. These do not differ from 1.34 on: the twelve calls of the Fleet API and their messages, the Control
+API's calls that are used here (with the query of a run's status), and the variables in `environment.py`. This
+module imports nothing of flwr, so that it can report an error for any version.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from bridge.common.errors import FlowerbedError
 Minor = tuple[int, int]
 
 VERSION_LIMIT = 40
-"""Characters of a version that are read of what a site sends; the longest of flwr's has 15."""
+"""Characters of a version that are read from a site. The longest of flwr's has 15."""
 
 
 class Transport(enum.Enum):
-    """How an API is spoken."""
+    """The transport of an API."""
 
     HTTP = "HTTP"
-    """Protobuf over HTTP/1.1. All APIs of a SuperLink that are spoken so share one port."""
+    """Protobuf over HTTP/1.1. All of a SuperLink's HTTP APIs share one port."""
     GRPC = "gRPC"
-    """Each API has a port of its own."""
+    """Each API has a separate port."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,18 @@ class Generation:
     first: Minor
     last: Minor
     fleet: Transport
-    """What a SuperNode speaks with its SuperLink: it must be the same on both sides of a job."""
+    """The transport between a SuperNode and its SuperLink. Both sides of a job must use the same."""
     control: Transport
     superlink: str
     """flower-superlink's flags for its ports, by name (see `Ports`)."""
     supernode: str
-    """flower-supernode's flags for the port of its own Runtime API."""
+    """flower-supernode's flags for the port of its Runtime API."""
     fast_path: bool = False
-    """Whether its programs can be run without their waits (`long_poll.py`, `fork_server.py`), and its
-    SuperNode inside another process (`inline.py`): that leans on how they are made. The others wait as Flower
-    does."""
+    """True if its programs can run without their waits (`long_poll.py`, `fork_server.py`), and its SuperNode
+    inside another process (`inline.py`). That depends on its internals. The others wait as Flower does."""
     unasked: bool = False
-    """Whether a ClientApp may send its ServerApp what replies to nothing. Before, a ServerApp took that for
-    one more reply."""
+    """True if a ClientApp may send its ServerApp messages that reply to nothing. Older ServerApps took them
+    for one more reply."""
 
 
 _34 = Generation(
@@ -89,19 +88,19 @@ GENERATIONS = (_34, _35, _37, _40, _43)
 """From the oldest to the newest, without a gap."""
 
 OLDEST = ".".join(map(str, GENERATIONS[0].first))
-"""The version from which on Flower works here."""
+"""The oldest version of Flower that works here."""
 
 NEWER = replace(GENERATIONS[-1], fast_path=False)
-"""What a flwr that is newer than all of them is taken for: it speaks as the newest does, and waits as Flower
-does, since nobody has read how it is made."""
+"""The row of a flwr that is newer than all of them. It speaks as the newest does, and waits as Flower does,
+since nobody has read its internals."""
 
 DISTRIBUTIONS = ("flwr", "flwr-nightly")
-"""The names under which Flower is published."""
+"""The names that Flower is published under."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """A SuperLink's ports: the one of what is spoken over HTTP, and one for each API that may be gRPC."""
+    """A SuperLink's ports: one for the HTTP APIs, and one for each API that may be gRPC."""
 
     http: int
     fleet: int
@@ -109,30 +108,30 @@ class Ports:
     runtime: int
 
     def of_fleet(self, generation: Generation) -> int:
-        """Where SuperNodes' calls go."""
+        """Return the port for SuperNodes' calls."""
         return self.http if generation.fleet is Transport.HTTP else self.fleet
 
     def of_control(self, generation: Generation) -> int:
-        """Where a run is started and followed."""
+        """Return the port where a run is started and followed."""
         return self.http if generation.control is Transport.HTTP else self.control
 
 
 class UnsupportedFlower(FlowerbedError):
-    """This flwr does not speak what the relay carries; the text is for people."""
+    """Raised when this flwr does not speak the protocol that the relay carries. The text is for people."""
 
 
 def supported() -> str:
-    """The range that is known to work, for people."""
+    """Return the range that is known to work, for people."""
     return f"{_text(GENERATIONS[0].first)} to {_text(GENERATIONS[-1].last)}"
 
 
 def installed() -> str:
-    """The version of this environment's flwr.
+    """Return the version of this environment's flwr.
 
     Raises:
         UnsupportedFlower: there is none.
     """
-    # Here, since the verbs on the host need it not, and it takes a while.
+    # Imported here, since the verbs on the host do not need it, and it takes a while.
     from importlib import metadata
 
     for name in DISTRIBUTIONS:
@@ -142,14 +141,14 @@ def installed() -> str:
 
 
 def known_inside() -> str:
-    """The range of those that can be run without their waits, or inside another process, for people."""
+    """Return the range that can run without waits, or inside another process, for people."""
     known = [row for row in GENERATIONS if row.fast_path]
     return f"{_text(known[0].first)} to {_text(known[-1].last)}"
 
 
 def require_fast_path(what: str, version: str | None = None) -> None:
-    """Raise `UnsupportedFlower` unless flwr `version` (None: the installed one) is one whose insides are
-    known; `what`, for people, leans on them."""
+    """Raise `UnsupportedFlower` unless the internals of flwr `version` (None: the installed one) are known.
+    `what`, for people, depends on them."""
     if not generation(version).fast_path:
         raise UnsupportedFlower(
             f"{what} does not work with flwr {version or installed()}: expected {known_inside()}. Leave the "
@@ -158,8 +157,8 @@ def require_fast_path(what: str, version: str | None = None) -> None:
 
 
 def require_same_minor(what: str, version: str) -> None:
-    """Raise `UnsupportedFlower` unless flwr `version` is the installed one, but for its last number; `what`,
-    for people, runs here and talks to it."""
+    """Raise `UnsupportedFlower` unless flwr `version` is the installed one, except for its last number.
+    `what`, for people, runs here and talks to it."""
     if _minor(version) != _minor(installed()):
         raise UnsupportedFlower(
             f"{what} has flwr {installed()}, and the app has flwr {version}. Leave the option out."
@@ -170,7 +169,7 @@ def generation(version: str | None = None) -> Generation:
     """Return the row of `version` (None: of the one that is installed), or `NEWER`.
 
     Raises:
-        UnsupportedFlower: it is older than all of them, or no version.
+        UnsupportedFlower: it is older than all of them, or not a version.
     """
     version = installed() if version is None else version
     minor = _minor(version)
@@ -186,7 +185,7 @@ def generation(version: str | None = None) -> Generation:
 
 
 def newer(version: str | None = None) -> str | None:
-    """The warning for a `version` (None: the installed one) that nobody has tried, if it is one."""
+    """Return the warning for a `version` (None: the installed one) that nobody has tried, if it is one."""
     version = version or installed()
     if generation(version) is not NEWER:
         return None
@@ -197,11 +196,11 @@ def newer(version: str | None = None) -> str | None:
 
 
 def mismatch(site: str, found: str, server: str) -> str | None:
-    """Say why a site with flwr `found` cannot work with a server that has flwr `server`, if it cannot.
+    """Return why a site with flwr `found` cannot work with a server that has flwr `server`, if it cannot.
 
-    Patch versions may differ, and minor versions of one Fleet API, as far as Flower itself allows that:
-    its SuperLinks take note of another minor version and refuse none (`reject_incompatible=False`). A site
-    that says no version runs no Flower: it has something else to say.
+    Patch versions may differ, and minor versions of one Fleet API, as far as Flower itself allows that. Its
+    SuperLinks note another minor version and refuse none (`reject_incompatible=False`). A site that gives no
+    version runs no Flower, and has something else to say.
     """
     if not found:
         return None

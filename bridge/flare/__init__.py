@@ -1,1 +1,1 @@
-"""Runs in FLARE's long-lived processes and in the console; also the job and the recipe."""
+"""Code that runs in FLARE's long-lived processes and in the console, with the job and the recipe."""

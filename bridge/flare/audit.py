@@ -1,12 +1,12 @@
-"""FLARE's audit log with a bound, and without the same question again and again.
+"""Bound FLARE's audit log, and write a repeated question only once an hour.
 
-A console that waits for a job asks the same of the server over and over. The first time is a line, and then
-one an hour. A login, and what changes something, is a line each time. The older half of the log is one other
-file.
+A console that waits for a job asks the server the same question over and over. The first time is a line, and
+then one an hour. A login, and each command that changes something, is always a line. The older half of the
+log is one other file.
 
 For nvflare 2.9.0 `fuel/sec/audit.py`. FLARE opens the file once and keeps it. Several of its parts hold the
-`Auditor`, so it is not replaced; the open file that it writes to is. Each line goes in under the auditor's
-lock, so none is lost or torn.
+`Auditor`, so the auditor stays, and its open file is replaced. Each line is written under the auditor's lock,
+so none is lost or torn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nvflare.fuel.sec.audit import AuditService
 from bridge.job import replaced
 
 OLDER = ".1"
-"""What is added to the name of the older file."""
+"""The suffix of the older file."""
 
 
 QUESTION = re.compile(
@@ -30,17 +30,17 @@ QUESTION = re.compile(
     r"list_jobs(?: -d)?(?: [\w-]+)?|get_job_meta [\w-]+|get_job_log [\w-]+ [\w.-]+|check_status server"
     r"|app_command [\w-]+ flowerbed\.events)\])\n"
 )
-"""The line of a command that only asks for progress, with who asks for what."""
+"""The line of a command that only asks for progress, with its person and its question."""
 
 WRITTEN_AGAIN = 3600.0
 """Seconds after which the same question of the same person is a line again."""
 
 REMEMBERED = 10_000
-"""Questions that are remembered. With more, all are forgotten, and written once more."""
+"""Questions that are remembered. Beyond this all are forgotten, and written once more."""
 
 
 class RotatingFile:
-    """A text file to append to. When it is longer than half of the limit it becomes the older one."""
+    """A text file to append to. Above half of the limit it becomes the older one."""
 
     def __init__(self, file: Path, limit: int) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class RotatingFile:
         self._asked: dict[str, float] = {}
 
     def write(self, text: str) -> int:
-        """Append, unless it is a question that was written lately; called under the auditor's lock."""
+        """Append, unless it is a question that was written lately. Called under the auditor's lock."""
         if (question := QUESTION.fullmatch(text)) and self._was_written(question[1]):
             return len(text)
         if self._size and self._size + len(text) > self._half:
@@ -68,11 +68,11 @@ class RotatingFile:
         return False
 
     def flush(self) -> None:
-        """Hand on to the system."""
+        """Flush to the system."""
         self._open.flush()
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._open.close()
 
     def _rotate(self) -> None:
@@ -80,13 +80,13 @@ class RotatingFile:
         try:
             self._file.replace(f"{self._file}{OLDER}")
         finally:
-            # On a full disk, say: an audit that goes on in the same file is better than none.
+            # On a full disk, for example. An audit that continues in the same file is better than none.
             self._open = self._file.open("a", encoding="utf-8", errors="backslashreplace")
             self._size = self._file.stat().st_size
 
 
 def bound(limit: int) -> bool:
-    """Give this process's audit log a bound in bytes; returns whether there is such a log."""
+    """Bound this process's audit log, in bytes. Returns whether there is such a log."""
     auditor = AuditService.get_auditor()
     if auditor is None:
         return False

@@ -1,9 +1,10 @@
-"""What a job may hold: two of FLARE's configuration files for each part, their signatures, and the app's FAB.
+"""Check a job's content: two of FLARE's configuration files for each part, their signatures, and the app's
+FAB.
 
-FLARE 2.9.0 deploys whatever lies in a job's folder, knows a job that brings code by one entry of its zip, and
-builds what a configuration names from a list of classes some of which start programs. So the files are looked
-at themselves: the stored zip at the server, the deployed folder at each site. What is not listed here is
-refused, whoever has handed it in and whatever the job's meta says.
+FLARE 2.9.0 deploys everything in a job's folder. It knows a job that brings code by one entry of its zip. It
+builds the components in a configuration from a list of classes, some of which start programs. So this module
+checks the files themselves: the stored zip at the server, the deployed folder at each site. Content that is
+not listed here is refused, regardless of the submitter and of the job's meta.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from bridge.job import fab
 from bridge.launch import environment
 
 SIGNATURES = frozenset({".__nvfl_sig.json", ".__nvfl_submitter.crt"})
-"""What FLARE's console puts into every folder of a job (nvflare 2.9.0 `lighter/tool_consts.py`)."""
+"""Files that FLARE's console puts into every folder of a job (nvflare 2.9.0 `lighter/tool_consts.py`)."""
 
 TEXT_LIMIT = 4 * 1024 * 1024
-"""Bytes of a configuration file or of a folder's signatures: 10,000 sites' fit in."""
+"""Bytes of a configuration file or of a folder's signatures. Those of 10,000 sites fit in."""
 
 CONTROLLER, EXECUTOR = "bridge.server.controller.FlowerController", "bridge.site.executor.FlowerExecutor"
 COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
@@ -50,31 +51,31 @@ COMPONENTS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver": frozenset({"tb_folder", "events"}),
     },
     CLIENT_CONFIG: {
-        # Not more of their arguments: some name files, and FLARE's process reads and sends them.
+        # No more of their arguments, because some name files, and FLARE's process reads and sends those.
         "nvflare.app_common.widgets.metric_relay.MetricRelay": frozenset({"fed_event"}),
         "nvflare.app_common.logging.job_log_streamer.JobLogStreamer": frozenset({"target_parent_server"}),
     },
 }
-"""Beside controller and executor, the classes that a job's configuration may name, with their arguments."""
+"""The classes that a job's configuration may name beside controller and executor, with their arguments."""
 
 ERROR_SHOWN = 300
-"""Characters that an error shows of what Python says of a zip, which quotes it."""
+"""Characters that an error shows of Python's message about a zip, which quotes the zip."""
 
 NUMBER_LIMIT = 2**64
-"""No number of a job is larger: a seed may have 64 bits."""
+"""No number of a job is larger, because a seed may have 64 bits."""
 
 MAPS, LISTS = frozenset({"run_config", "extra_env"}), frozenset({"run_config_quoted", "events"})
-"""The arguments that are no single value."""
+"""The arguments that are not single values."""
 
 BUILT = frozenset({"path", "class_path", "name", "config_type", "class_attributes"})
-"""Keys by which FLARE takes a dictionary below `args` for a component and makes it (nvflare 2.9.0
+"""Keys that make FLARE build a dictionary below `args` as a component (nvflare 2.9.0
 `fuel/utils/component_builder.py`)."""
 
 META_KEYS = frozenset(
     {"name", "resource_spec", "min_clients", "deploy_map", "mandatory_clients", "scope"}
     | {meta.RETRIES, meta.LATE_SITES}
 )
-"""What a job's meta may say. Not `launcher_spec`, which chooses images and commands."""
+"""The keys that a job's meta may have. Not `launcher_spec`, which chooses images and commands."""
 
 _KEY = re.compile(r"[a-z][a-z_]{0,63}")
 _DEPLOYED_APP = re.compile(rf"{DEPLOYED}/[^/{{}}\\\0]{{1,255}}")
@@ -82,12 +83,12 @@ _DEPLOYED_APP = re.compile(rf"{DEPLOYED}/[^/{{}}\\\0]{{1,255}}")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a job, or its part for one participant, holds."""
+    """The content of a job, or of its part for one participant."""
 
     fab: str = ""
-    """The SHA-256 of the app that it brings; empty: it brings no code."""
+    """The SHA-256 of the app that it brings, or "" if it brings no code."""
     deployed: str = ""
-    """The app on the server that it names instead, as `flower_app_path`; only the server's part does."""
+    """The app on the server that it names instead, as `flower_app_path`. Only the server's part does."""
     environment: str = ""
     """The app's environment that it names, in the server's part."""
     app: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -95,14 +96,14 @@ class Contents:
 
 
 def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
-    """Look at a whole job, as the server has it.
+    """Check a whole job, as the server has it.
 
     Args:
         zipped: the zip, or its path.
         folder: the name of the folder in it.
 
     Raises:
-        Unfit: it holds what it may not.
+        Unfit: it holds forbidden content.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(zipped) if isinstance(zipped, bytes) else zipped) as archive:
@@ -114,10 +115,10 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:
-    """Look at the part of a job that was deployed to this participant, the server or a site.
+    """Check the part of a job that was deployed to this participant, the server or a site.
 
     Raises:
-        Unfit: it holds what it may not.
+        Unfit: it holds forbidden content.
     """
     try:
         files = dict(folder_files(folder))
@@ -217,7 +218,7 @@ def _parsed(where: str, text: bytes) -> dict[str, Any]:
 
 
 def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
-    """Return by each part's name whether it goes to the server."""
+    """Return, by each part's name, whether it goes to the server."""
     foreign = sorted(set(content) - META_KEYS)
     if foreign:
         raise Unfit(f"{META} has {', '.join(foreign)[:200]!r}: expected {', '.join(sorted(META_KEYS))}")
@@ -253,7 +254,7 @@ def _check_meta(content: dict[str, Any]) -> dict[str, bool]:
 
 
 def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code: bool) -> Mapping[str, Any]:
-    """Look at one configuration file; returns the arguments of its controller or executor."""
+    """Check one configuration file. Returns the arguments of its controller or executor."""
     _see_no_references(where, content)
     main = _main_component(where, name, content)
     for key, value in content.items():
@@ -294,7 +295,7 @@ def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code
 
 
 def _main_component(where: str, name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The controller, or the executor: there is one, and nothing beside it."""
+    """Return the controller, or the executor. There is one, and nothing beside it."""
     key, foreign, path = (
         ("workflows", "executors", CONTROLLER)
         if name == SERVER_CONFIG
@@ -315,7 +316,7 @@ def _main_component(where: str, name: str, content: dict[str, Any]) -> dict[str,
 
 
 def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset[str]]) -> str:
-    """See that it is one of `allowed`, in the one form that a job of ours has; returns which."""
+    """Check that a component is one of `allowed`, in the one form that our jobs have. Returns its class."""
     if not isinstance(component, dict) or not set(component) <= {"id", "path", "args"}:
         raise Unfit(f"{where}: expected a component with id, path and args, nothing else")
     path, arguments = component.get("path"), component.get("args", {})
@@ -338,8 +339,8 @@ def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset
 
 
 def _see_no_references(where: str, value: Any) -> None:
-    """FLARE replaces `{NAME}` and `${secret:file:PATH}` in a configuration's texts by what is there at the
-    server or the site, a key for example (nvflare 2.9.0 `fuel/utils/secret_utils.py`)."""
+    """Refuse references in a configuration's texts. FLARE replaces `{NAME}` and `${secret:file:PATH}` by
+    values at the server or the site, a key for example (nvflare 2.9.0 `fuel/utils/secret_utils.py`)."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -352,12 +353,12 @@ def _see_no_references(where: str, value: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    # No NaN, nothing infinite, and nothing that is none as a float: all bounds let these pass.
+    # No NaN, nothing infinite, and no number that overflows a float: all bounds let these pass.
     return isinstance(value, bool | int | float) and abs(value) <= NUMBER_LIMIT
 
 
 def _is_setting(key: str, value: Any) -> bool:
-    """One of FLARE's own numbers, such as `get_task_timeout`."""
+    """Return whether this is one of FLARE's own numbers, such as `get_task_timeout`."""
     return _KEY.fullmatch(key) is not None and _is_number(value)
 
 

@@ -1,9 +1,10 @@
-"""The insides of the FLARE server's own process: all that `keeper` needs of them, in one place.
+"""Access the internals of the FLARE server's own process: all that the job supervisor needs of them, in one
+place.
 
-FLARE 2.9.0 has no interface by which a running job takes a site back in, or by which a component learns
-that a site's job process has died before the whole job is failed for it. Read in nvflare 2.9.0
-`private/fed/server/{fed_server,server_engine,job_runner,admin}.py`; `tests/unit/test_internals.py` fails
-when one of the names that are used here changes.
+FLARE 2.9.0 has no interface to take a site back into a running job, or to tell a component that a site's job
+process has died before the whole job is failed for it. Read in nvflare 2.9.0
+`private/fed/server/{fed_server,server_engine,job_runner,admin}.py`. `tests/unit/test_internals.py` fails when
+one of the names that are used here changes.
 """
 
 from __future__ import annotations
@@ -39,32 +40,32 @@ from bridge.job import news, replaced
 log = logging.getLogger(__name__)
 
 APP_COMMAND_WITHIN = 5.0
-"""Seconds for the job's own process on the server to take note of a site's new token."""
+"""Seconds for the job's own process on the server to note a site's new token."""
 
 
 SERVER = str(SERVER_SITE_NAME)
-"""What FLARE calls the server among the sites of a job."""
+"""FLARE's name for the server among the sites of a job."""
 
 DEPLOY_ERRORS = {"BYOC not permitted": meta.NO_CUSTOM_CODE}
-"""FLARE's words to those who know FLARE, and ours. Where a site has `CodePolicy`, it says ours by itself."""
+"""FLARE's words, which FLARE's users know, and ours. A site with `CodePolicy` already uses ours."""
 
 
 class CannotStart(FlowerbedError):
-    """A site's part in a job could not be started; trying again may help."""
+    """Raised when a site's part in a job could not be started. Another try may help."""
 
 
 class Refused(CannotStart):
-    """The site has refused the job: it would again."""
+    """Raised when the site has refused the job. It would refuse again."""
 
     def __init__(self, said: str) -> None:
         why = said.removeprefix(meta.NEVER).removeprefix(f"{ERROR_MSG_PREFIX}: ")
         self.why = DEPLOY_ERRORS.get(why, why)
-        """Why, for people."""
+        """The reason, for people."""
         super().__init__(f"it refused the job: {self.why}")
 
 
 class FlareServer:
-    """The FLARE server's process, as far as jobs and sites go. Its calls block: not for FLARE's threads."""
+    """The FLARE server's process, for jobs and sites. Its calls block: keep them off FLARE's threads."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -77,13 +78,13 @@ class FlareServer:
         on_heartbeat: Callable[[str, str, frozenset[str]], None],
         on_death: Callable[[str, str], None],
     ) -> None:
-        """From now on, show every site's heartbeat and every job process that died at a site.
+        """Report every site's heartbeat, and every job process that died at a site, from now on.
 
         Both are called on FLARE's threads and must return soon.
 
         Args:
             on_heartbeat: is told the site, its token and the jobs that have a process there.
-            on_death: is told job and site. FLARE does not fail the job for it, as it would.
+            on_death: is told job and site. FLARE no longer fails the job for it.
         """
         cell, server, runner = self._server.cell, self._server, self._runner
 
@@ -95,7 +96,7 @@ class FlareServer:
 
         def resolve(client: Any, job: str, reason: str) -> None:
             # FLARE fails a job that has ended well if a site then restarts, or is given up, before it
-            # reported; and it forgets that a site owes a report while the job runs.
+            # reported. It forgets that a site owes a report while the job runs.
             if not self.runs(job):
                 runner.resolve_client_outcome(job, client.name)
 
@@ -103,10 +104,10 @@ class FlareServer:
         news.install(self._engine)
         log_receiver.show_logs_of_sites_alone()
 
-    # Jobs that run
+    # Running jobs
 
     def runs(self, job: str) -> bool:
-        """Whether the job's own process runs, and nobody has ended the job."""
+        """Return whether the job's own process runs, and nobody has ended the job."""
         running = self._runner.running_jobs.get(job)
         return (
             running is not None
@@ -116,7 +117,7 @@ class FlareServer:
         )
 
     def ended_well(self, job: str) -> bool:
-        """Whether the job's own process has ended by itself, and the job is about to be closed."""
+        """Return whether the job's own process has ended normally, and the job is about to be closed."""
         return (
             job in self._runner.running_jobs
             and job not in self._engine.run_processes
@@ -124,7 +125,7 @@ class FlareServer:
         )
 
     def tokens(self) -> dict[str, dict[str, str]]:
-        """Of each job that runs, the token with which each site takes part, by the site's name."""
+        """Return, for each running job, the token of each of its sites, by the site's name."""
         processes = dict(self._engine.run_processes)
         return {
             job: {client.name: token for token, client in process[RunProcessKey.PARTICIPANTS].items()}
@@ -133,24 +134,24 @@ class FlareServer:
         }
 
     def participants(self, job: str) -> list[str]:
-        """The names of a job's sites; also while FLARE is just starting it."""
+        """Return the names of a job's sites, also while FLARE is just starting it."""
         process = self._engine.run_processes.get(job) or {RunProcessKey.PARTICIPANTS: {}}
         return sorted(client.name for client in process[RunProcessKey.PARTICIPANTS].values())
 
     def known_jobs(self) -> set[str]:
-        """All jobs that run, start or are being closed."""
+        """Return all jobs that run, start or are being closed."""
         return {*self._engine.run_processes, *self._runner.running_jobs}
 
     def owes_outcome(self, job: str, site: str) -> bool:
-        """Whether the site has not reported yet how its part in the job ended."""
+        """Return whether the site has not reported yet how its part in the job ended."""
         return bool(self._runner.is_client_outcome_pending(job, site))
 
     def forget_outcome(self, job: str, site: str) -> None:
-        """Do not wait any longer for the site's report."""
+        """Stop waiting for the site's report."""
         self._runner.resolve_client_outcome(job, site)
 
     def out(self, site: str) -> str | None:
-        """Why a site is to be put out of where it is; None if it may stay."""
+        """Return why a site must leave its jobs, or None if it may stay."""
         if REVOCATIONS.removed(site):
             return REVOKED
         return DISABLED if self._server.client_manager.is_client_disabled(site) else None
@@ -165,9 +166,9 @@ class FlareServer:
                 self._server.admin_server.client_dead(token)
 
     def put_out(self, job_id: str, site: str, why: str) -> bool:
-        """Let a site take no part any longer in a job that runs. A job with too few sites left fails.
+        """Remove a site from a running job. A job with too few sites left fails.
 
-        Returns whether the job's process knows of it. If not, say it again.
+        Returns whether the job's process knows of it. If not, call this again.
         """
         engine, runner = self._engine, self._runner
         job, process = runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
@@ -190,7 +191,7 @@ class FlareServer:
         Args:
             job_id: the job.
             site: one of its participants.
-            number: counts the site's starts in this job; the site's executor is told.
+            number: counts the site's starts in this job. The site's executor is told.
 
         Raises:
             CannotStart: with the step that failed.
@@ -243,25 +244,25 @@ class FlareServer:
             self._runner.fail_run(job, ProcessExitCode.EXCEPTION, fl_ctx)
 
     def process_was_lost(self, job: str) -> bool:
-        """Whether the job's own process ended without telling how its run went; to be asked while FLARE
-        closes the job."""
+        """Return whether the job's own process ended without a report on its run. Ask this while FLARE closes
+        the job."""
         process = self._engine.exception_run_processes.get(job)
         return process is not None and not process.get(RunProcessKey.PROCESS_FINISHED, False)
 
-    # Jobs in the store
+    # Stored jobs
 
     def note(self, job: str, values: Mapping[str, Any]) -> None:
-        """Add `values` to what the store knows of a job."""
+        """Add `values` to the store's meta of a job."""
         with self._engine.new_context() as fl_ctx:
             self._manager.update_meta(job, dict(values), fl_ctx)
 
     def known(self, job: str) -> dict[str, Any]:
-        """What the store knows of a job."""
+        """Return the store's meta of a job."""
         with self._engine.new_context() as fl_ctx:
             return dict(self._manager.get_job(job, fl_ctx).meta)
 
     def refusals(self, job: str) -> dict[str, str]:
-        """Who did not take the job when it was handed out, the server (`SERVER`) or sites, and why."""
+        """Return the participants that refused the job at hand-out (`SERVER` or sites), with the reasons."""
         detail = self.known(job).get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ()
         answers = dict(line.partition(": ")[::2] for line in detail)
         return {
@@ -271,21 +272,21 @@ class FlareServer:
         }
 
     def unfinished(self) -> list[dict[str, Any]]:
-        """What the store knows of each job that it takes for running."""
+        """Return the store's meta of each job that it takes for running."""
         with self._engine.new_context() as fl_ctx:
             jobs = self._manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx)
         return [dict(job.meta) for job in jobs]
 
     def how_its_run_ended(self, job: str) -> str | None:
-        """What the job's own process wrote down when its run had ended: a reason, empty if it completed; None
-        if it did not come to that. Of a job that FLARE has not closed."""
+        """Return the record of the job's own process on its run's end: a reason, "" if it completed, or None
+        if it did not come to that. For a job that FLARE has not closed."""
         file = Path(Workspace(self._engine.args.workspace).get_run_dir(job)) / EVENTS_FILE
-        # A line that the process was killed in is no event.
+        # A line that was cut off when the process was killed is not an event.
         last = next(iter(deque(events.read(file), maxlen=1)), {})
         return str(last["reason"]) if last.get("event") == "run ended" else None
 
     def end(self, job: str, status: RunStatus) -> None:
-        """End a job that the store takes for running, though nothing runs; keep its results."""
+        """End a job that the store takes for running, though nothing runs. Keep its results."""
         with self._engine.new_context() as fl_ctx:
             try:
                 self._runner._save_workspace(fl_ctx, None, job)
@@ -299,7 +300,7 @@ class FlareServer:
             if self._manager.get_job(new, fl_ctx) is not None:
                 return
             old = self._manager.get_job(job, fl_ctx).meta
-            # That one is FLARE's too, but it forgets it (nvflare 2.9.0): sites would not be asked any more.
+            # FLOWER_PREDEPLOYED is FLARE's, which forgets it (nvflare 2.9.0). Sites would not be asked then.
             keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
             keys |= {meta.LATE_SITES, meta.ENVIRONMENT, meta.APP}
             kept = {str(key): value for key, value in old.items() if key in keys}
@@ -307,11 +308,11 @@ class FlareServer:
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)
 
     def schedule_now(self, job: str) -> None:
-        """Let the scheduler look at a job at once; after a try that failed it waits 10 s and more."""
+        """Let the scheduler look at a job at once. After a failed try it waits 10 s and more."""
         self.note(job, {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0})
 
     def registered(self) -> set[str]:
-        """The names of all sites that the server counts in."""
+        """Return the names of all sites that the server counts in."""
         return {client.name for client in self._engine.get_clients()}
 
 
@@ -320,23 +321,23 @@ SUBMITTER = (
     JobMetaKey.SUBMITTER_ORG.value,
     JobMetaKey.SUBMITTER_ROLE.value,
 )
-"""Whose job it is: FLARE's `clone_job` sets these anew, since there a person clones."""
+"""The job's submitter. FLARE's `clone_job` sets these keys to the person who clones."""
 
 
 def new_id() -> str:
-    """An id for a job."""
+    """Return an id for a job."""
     return str(new_job_id())
 
 
 def _no_room(said: str) -> CannotStart:
-    """What a site means that has not what a job needs."""
+    """Return the error for a site that lacks the resources that a job needs."""
     if said.startswith(meta.NEVER):
         return Refused(said)
     return CannotStart(f"the site has no resources for it: {said or 'no answer'}")
 
 
 def app_of(job: Job, site: str) -> str:
-    """Which of the job's apps goes to a site."""
+    """Return the name of the job's app that goes to a site."""
     for app, participants in job.get_deployment().items():
         names = extract_participants(participants)
         if site in names or [name.upper() for name in names] == [ALL_SITES]:

@@ -1,8 +1,8 @@
-"""FLARE's manager of a site's GPUs, for those that the site's container has.
+"""Manage a site's GPUs for FLARE, those that the site's container has.
 
-FLARE 2.9.0 takes their number from the kit, and knows a GPU by memory alone, so that two jobs which name none
-share the first one (`app_common/resource_managers/gpu_resource_manager.py`). And to it a job that asks for
-more than there is looks like one that asks for what is taken: it would wait for hours.
+FLARE 2.9.0 takes their number from the kit, and knows a GPU by memory alone. So two jobs which name none
+share the first one (`app_common/resource_managers/gpu_resource_manager.py`). And FLARE cannot tell a job that
+asks for more GPUs than there are from one that asks for busy ones. It would let it wait for hours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge.common import meta
 log = logging.getLogger(__name__)
 
 RESERVED_FOR = 300
-"""Seconds for which a job that has been promised GPUs may take to start; FLARE's template has the same."""
+"""Seconds for which a job that has been promised GPUs may take to start. FLARE's template has the same."""
 
 
 class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
@@ -33,21 +33,22 @@ class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        """Count the container's GPUs, by `nvidia-smi`. Without it, as without `gpus` in project.yml, none."""
+        """Count the container's GPUs, by `nvidia-smi`. Without it, as without `gpus` in project.yml, there
+        are none."""
         try:
             number, memory = len(get_host_gpu_ids()), get_host_gpu_memory_total()
         except Exception:
             log.exception("the GPUs cannot be counted: no job gets one here")
             number, memory = 0, []
         self._each = min(memory, default=0) / 1024
-        """GiB of the smallest one: FLARE takes all for equal."""
+        """GiB of the smallest GPU, because FLARE treats all as equal."""
         self._whole: set[int] = set()
-        """Those that a job has to itself."""
+        """GPUs that a job has exclusively."""
         self._visible = os.environ.get(CUDA_VISIBLE_DEVICES)
         super().__init__(number, self._each, expiration_period=RESERVED_FOR)
 
     def check_resources(self, resource_requirement: dict[str, Any], fl_ctx: FLContext) -> tuple[bool, str]:
-        """See FLARE's. Where the answer is no, the second part is the reason."""
+        """See FLARE's method. If the answer is no, the second part is the reason."""
         wanted, there = resource_requirement.get(self.num_gpu_key, 0), len(self.resources)
         if wanted > there:
             found = f"{there or 'none'}"
@@ -60,7 +61,7 @@ class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
     def allocate_resources(
         self, resource_requirement: dict[str, Any], token: str, fl_ctx: FLContext
     ) -> dict[int, float]:
-        """See FLARE's. The last job's GPUs are not all that the next one sees, if that asks for none."""
+        """See FLARE's method. The next job that asks for none must not see only the last job's GPUs."""
         if self._visible is None:
             os.environ.pop(CUDA_VISIBLE_DEVICES, None)
         else:
@@ -69,7 +70,7 @@ class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
         return allocated
 
     def _free(self, wanted: dict[str, Any]) -> list[int]:
-        """Those that a job could have now."""
+        """Return the GPUs that a job could have now."""
         least = wanted.get(self.gpu_mem_key, self._each)
         return [
             number
@@ -95,5 +96,5 @@ class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
 
 
 def in_words(number: int) -> str:
-    """A number of GPUs."""
+    """Return a number of GPUs in words."""
     return "1 GPU" if number == 1 else f"{number} GPUs"

@@ -1,10 +1,9 @@
-"""Keeps the disk of a server or site free: a component of FLARE's own, long-lived process there.
+"""Keep the disk of a server or site free, as a component of FLARE's long-lived process there.
 
-FLARE leaves each job's folder in the workspace of a site for ever, and in the server's when its process was
-killed, together with what it had on the way. Here only the newest of those that have ended stay
-(`limits.kept_jobs`). The results are not among them: they are in the server's job store. As many of the
-folders stay that outlive jobs (`bridge/server/work_dir.py`), those that were used last. The audit log gets
-its bound too.
+FLARE never removes a job's folder from a site's workspace. It leaves the one on the server, with results in
+transit, when its process was killed. Here only the newest folders of ended jobs stay (`limits.kept_jobs`).
+The results are in the server's job store, not among these folders. The same number of folders that outlive
+jobs (`bridge/server/work_dir.py`) stays, those used last. The audit log gets its bound too.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ TIDY_EVERY = 60.0
 """Seconds between two looks."""
 
 UNTOUCHED = 900.0
-"""Seconds without a change in a job's folder until it counts as one that has ended. FLARE deploys a job
-some time before its process starts, and stores the results some time after that has ended."""
+"""Seconds without a change in a job's folder until the job counts as ended. FLARE deploys a job some time
+before its process starts, and stores the results some time after its end."""
 
 TRANSFER = "transfer"
-"""The server's folder for results on their way to a console. What is left there was given up."""
+"""The server's folder for results on their way to a console. Old files there were given up."""
 
 TRANSFER_KEPT = 6 * 3600.0
-"""Seconds for which a console may take its time."""
+"""Seconds that a console may take."""
 
 
 class Housekeeper(FLComponent):
@@ -70,7 +69,7 @@ class Housekeeper(FLComponent):
 
 
 def tidy(workspace: Path, kept: int) -> list[Path]:
-    """Remove the folders of jobs that have ended, but for the newest; returns what was removed."""
+    """Remove the folders of ended jobs, except for the newest. Returns the removed folders."""
     now = time.time()
     running = jobs_of_processes()
     removed: list[Path] = []
@@ -101,7 +100,8 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
 
 
 def _unused(workspace: Path, running: set[str], now: float) -> list[Path]:
-    """The folders of apps that outlive jobs, but for those that a job may be using; the newest first."""
+    """Return the folders of apps that outlive jobs, except for those that a job may be using, the newest
+    first."""
     found = [workspace / lasting.FOLDER]
     for _ in range(lasting.DEPTH):
         found = [folder for parent in found for folder in _folders(parent)]
@@ -117,7 +117,7 @@ def _folders(place: Path) -> Iterator[Path]:
 
 
 def _job_folders(place: Path) -> Iterator[tuple[float, Path]]:
-    """Folders that are named like jobs, each with the time of the last change in its top level."""
+    """Yield folders that are named like jobs, each with the time of the last change in its top level."""
     for folder in _folders(place):
         if JOB_ID.fullmatch(folder.name):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A Flower app as a FLARE job: what a recipe, `flowerbed submit` and an exported folder have in common."""
+"""Make a FLARE job of a Flower app, for a recipe, `flowerbed submit` and an exported folder."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from bridge.site import supernode
 from bridge.site.executor import FlowerExecutor
 
 TASK_REQUEST_INTERVAL = 0.1
-"""Seconds that FLARE sleeps before a site's job asks for a task. The executor makes it rest before, and knows
+"""Seconds that FLARE sleeps before a site's job asks for a task. The executor adds its own delay, and knows
 when the run is over (`bridge/site/executor.py`)."""
 
 GET_TASK_WITHIN = 10.0
-"""Seconds for the answer to such a question. FLARE's own 300 would let a site sit out the end of its job when
+"""Seconds for the answer to such a question. With FLARE's own 300 a site would miss the end of its job when
 the link has lost an answer."""
 
 UNHEARD = 120.0
 """Seconds without heartbeat after which FLARE's server tells a job that a site is gone
-(`provisioning/harden.py` sets it). What becomes of that is the job's to say."""
+(`provisioning/harden.py` sets it). The job decides what follows."""
 
 DEAD_AFTER_GRACE = 30.0
-"""Seconds beyond the grace until FLARE ends the job if fewer sites are left than it must have. Flower has
-given the site up by then: a strategy that can go on has done so, and one that cannot would wait for ever."""
+"""Seconds beyond the grace until FLARE ends the job if too few sites are left. Flower has given the site up
+by then. A strategy that can continue has done so, and one that cannot would wait without end."""
 
 
 EACH_SITE = "@default"
-"""What a job needs at each site that its `resource_spec` does not name (nvflare 2.9.0
+"""The key for a job's needs at each site that its `resource_spec` does not name (nvflare 2.9.0
 `utils/job_launcher_utils.py`, PORTABLE_RESOURCE_DEFAULT_KEY)."""
 
 
@@ -55,7 +55,7 @@ class FlowerJob(FedJob):
     """A FLARE job that runs one Flower app."""
 
     clients: list[str]
-    """FLARE's own: the sites that it names, or all."""
+    """FLARE's own field: the sites that it names, or all."""
 
     @job_options.takes(job_options.options())
     def __init__(self, app: Path | None = None, **given: Any) -> None:
@@ -69,7 +69,7 @@ class FlowerJob(FedJob):
                 still add a receiver.
 
         Raises:
-            BadApp: the folder is no Flower app, Flower cannot build it, or it has no such configuration.
+            BadApp: the folder is not a Flower app, Flower cannot build it, or it has no such configuration.
             ValueError: an option is not allowed, or not one of `app` and `flower_app_path` is given.
             UnsupportedFlower: the installed flwr does not allow such a SuperNode, or such an order.
         """
@@ -90,10 +90,10 @@ class FlowerJob(FedJob):
         )
         if options.gpus:
             self.job.add_resource_spec(EACH_SITE, {"num_of_gpus": options.gpus})
-        # The bridge is in every image; it does not travel with the job.
+        # The bridge is in every image. It does not travel with the job.
         self.set_app_packages(["bridge"])
-        # Sites get the app too: so FLARE asks each site's policy whether it allows custom code, and a site
-        # can see that the app which comes through Flower is the one that was signed for it.
+        # Sites get the app too. So FLARE asks each site's policy whether it allows custom code, and a site
+        # can check that the app which comes through Flower is the one that was signed for it.
         code = [] if app is None else [self._bundled(app)]
         self._fill_server(options, code)
         self._fill_sites(options, code)
@@ -110,7 +110,7 @@ class FlowerJob(FedJob):
     def _fill_sites(self, options: JobOptions, code: list[FileSource]) -> None:
         for part in (
             FlowerExecutor(**options.arguments(job_options.SITE)),
-            # What an app's writers log goes to the executor, and from there through `metrics_relay.py`.
+            # The points of an app's writers go to the executor, and from there through `metrics_relay.py`.
             MetricRelay(fed_event=False),
             JobLogStreamer(target_parent_server=True),
             {"get_task_timeout": GET_TASK_WITHIN},
@@ -123,7 +123,8 @@ class FlowerJob(FedJob):
                     self.to(part, site)
 
     def _bundled(self, app: Path) -> FileSource:
-        """The app's FAB, in a file that lives as long as this job: FLARE copies it at each export."""
+        """Return the app's FAB, in a file that lives as long as this job, because FLARE copies it at each
+        export."""
         folder = tempfile.mkdtemp(prefix="flowerbed-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / fab.NAME
@@ -131,14 +132,17 @@ class FlowerJob(FedJob):
         return FileSource(str(file), app_folder_type="custom")
 
     def simulator_run(self, *args: Any, **options: Any) -> Any:
-        """Run in FLARE's simulator; see `FedJob.simulator_run`. The job can be run again, also elsewhere."""
+        """Run in FLARE's simulator. See `FedJob.simulator_run`. The job can be run again, also elsewhere."""
         with self._for_simulator():
             return super().simulator_run(*args, **options)
 
     @contextlib.contextmanager
     def _for_simulator(self) -> Iterator[None]:
-        """Leave out what streams logs: the simulator's server takes none, and writes an error for each piece.
-        (The sites' logs lie on this machine anyway.) And put back the sites that FLARE has named."""
+        """Remove the parts that stream logs, and restore the sites that FLARE has named.
+
+        The simulator's server accepts no logs, and writes an error for each piece. (The sites' logs are on
+        this machine anyway.)
+        """
         clients, parts = self.clients, [app.app_config.components for app in self._deploy_map.values()]
         before = [dict(part) for part in parts]
         try:
@@ -154,7 +158,8 @@ class FlowerJob(FedJob):
 
 
 def _checked(options: JobOptions, app: Path | None) -> JobOptions:
-    """See what `FlowerJob` raises; return the options, with the rounds as a key of the run config."""
+    """Check everything that `FlowerJob` raises for. Return the options, with the rounds as a key of the run
+    config."""
     supernode.check(options.supernode)
     options.check()
     if options.in_order is not None and not options.environment:
@@ -173,8 +178,8 @@ def _checked(options: JobOptions, app: Path | None) -> JobOptions:
 
 
 def _split(run_config: Mapping[str, ConfigValue]) -> tuple[dict[str, ConfigValue], list[str]]:
-    """Return the overrides that FLARE hands on as they are, and the others so that it does: of a key such as
-    `path` it would make a component, and braces it takes for references."""
+    """Return the overrides that FLARE passes on unchanged, and the others in quoted form. FLARE would make a
+    component of a key such as `path`, and takes braces for references."""
     quoted = {
         key: value
         for key, value in run_config.items()

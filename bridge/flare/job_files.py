@@ -1,4 +1,4 @@
-"""The files of a job: in the stored zip, or in a deployed folder. None has an odd name, kind or size."""
+"""Read the files of a job, in the stored zip or a deployed folder, and refuse odd names, kinds and sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.job import fab
 SERVER_CONFIG, CLIENT_CONFIG = "config_fed_server.json", "config_fed_client.json"
 META = "meta.json"
 CONFIG, CUSTOM = "config", "custom"
-"""The two folders of a part. By the second, FLARE knows that it brings code."""
+"""The two folders of a part. The second tells FLARE that the part brings code."""
 
 ENTRIES = 20_000
 """Files and folders in one job: 1,500 parts."""
@@ -28,15 +28,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 
 
 class Unfit(FlowerbedError, ValueError):
-    """The job is refused; the text is for people."""
+    """Raised when the job is refused. The text is for people."""
 
 
 Files = Mapping[str, Callable[[int], bytes]]
-"""By its path, how a file is read: at most so many bytes of it."""
+"""By its path, a function that reads at most so many bytes of a file."""
 
 
 def zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
-    """The files of a job's zip. Raises `Unfit` for what no job holds."""
+    """Return the files of a job's zip. Raises `Unfit` for files that no job holds."""
     if not NAME.fullmatch(folder):
         raise Unfit(f"the job's folder is called {folder!r}: expected letters, digits, '.', '_' and '-'")
     entries = archive.infolist()
@@ -66,7 +66,7 @@ def zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
 
 
 def folder_files(folder: Path, prefix: str = "") -> Iterable[tuple[str, Callable[[int], bytes]]]:
-    """The files of a part that was deployed. Raises `Unfit` for what no job holds."""
+    """Yield the files of a part that was deployed. Raises `Unfit` for files that no job holds."""
     for path in sorted(folder.iterdir()):
         name = prefix + path.name
         mode = path.lstat().st_mode
@@ -88,7 +88,7 @@ def _see_no_two(names: list[str]) -> None:
 
 
 def _check_folder(parts: list[str]) -> None:
-    """A folder of a job: its parts, each with the two folders that a part may have."""
+    """Check a folder of a job: its parts, each with the two folders that a part may have."""
     if len(parts) > 2 or (len(parts) == 2 and parts[1] not in (CONFIG, CUSTOM)):
         raise foreign("/".join(part for part in parts if part) + "/")
 
@@ -110,7 +110,7 @@ def _read(file: IO[bytes], limit: int) -> bytes:
 
 
 def foreign(name: str) -> Unfit:
-    """The error of a file that no job holds."""
+    """Return the error of a file that no job holds."""
     return Unfit(
         f"the job holds {name[:200]!r}: expected {META}, {CONFIG}/{SERVER_CONFIG}, {CONFIG}/{CLIENT_CONFIG} "
         f"and the app as {CUSTOM}/{fab.NAME}, nothing else. Make it by ./flowerbed submit --export."

@@ -1,10 +1,9 @@
-"""FLARE's job store, for results that an app has written.
+"""FLARE's job store, made safe for results that an app has written.
 
-nvflare 2.9.0 archives a job's folder by following links and opening whatever is there
+nvflare 2.9.0 archives a job's folder by following links and opening everything in it
 (`app_common/storages/filesystem_storage.py`, `_write_multi`). A link would bring a file of the server's into
-the results, its key for example. A named pipe would hold up FLARE's one thread that closes jobs, for ever. A
-folder without rights, or nested too deep, would make the archive fail each time, and so would a name that is
-no UTF-8.
+the results, its key for example. A named pipe would block FLARE's one thread that closes jobs, without end.
+The archive would fail each time for a folder without rights or nested too deep, or a name that is not UTF-8.
 
 And FLARE reads the whole archive into its server's memory to show a log (`private/fed/server/job_cmds.py`,
 `_read_stored_workspace_zip`). It takes any `NAME/log.txt` there for the log of a site of that name.
@@ -38,43 +37,43 @@ from bridge.common.text import one_line
 log = logging.getLogger(__name__)
 
 WAIT = 5.0
-"""Seconds for which FLARE's scheduler waits for a job. So long may the server's end take it, too."""
+"""Seconds for which FLARE's scheduler waits for a job. The server's end may take as long, too."""
 
 DEEPEST = 64
-"""Levels of folders in a job's results; what lies deeper is removed."""
+"""Levels of folders in a job's results. Deeper ones are removed."""
 
 MOST = 200_000
-"""Files and folders in a job's results: an archive's list of them is held in memory, 1 KB each."""
+"""Files and folders in a job's results. An archive's list of them is held in memory, 1 KB each."""
 
 LOGS = (WorkspaceConstants.LOG_FILE_NAME, JSON_LOG_FILE_NAME)
 """The server's logs of a job, at the top of its folder, where no app may write."""
 
 LOG_END = 8 * 2**20
-"""Bytes of a log's end that the server reads: FLARE shows 5 MiB."""
+"""Bytes of a log's end that the server reads. FLARE shows 5 MiB."""
 
 NAMES_TOLD = 5
-"""Names in the line about what was removed."""
+"""Names in the log line about removed files."""
 
 NAME_TOLD = 200
-"""Characters of a name in the line about a file that cannot be read."""
+"""Characters of a name in the log line about a file that cannot be read."""
 
 
 class JobStore(FilesystemStorage):  # type: ignore[misc]
-    """FLARE's `FilesystemStorage`, which keeps files and folders of a job and nothing else."""
+    """FLARE's `FilesystemStorage`, limited to files and folders of a job."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Args: FLARE's."""
+        """Create the store with FLARE's arguments."""
         super().__init__(*args, **options)
         self._news = threading.Condition()
         self._stored = 0
 
     def create_object(self, uri: str, data: Any, meta: Any, overwrite_existing: bool = False) -> None:
-        """See `FilesystemStorage`: a job is handed in."""
+        """Submit a job. See `FilesystemStorage`."""
         super().create_object(uri, data, meta, overwrite_existing)
         self._tell()
 
     def clone_object(self, from_uri: str, to_uri: str, meta: Any, overwrite_existing: bool = False) -> None:
-        """See `FilesystemStorage`: a job is handed in once more."""
+        """Submit a job once more. See `FilesystemStorage`."""
         super().clone_object(from_uri, to_uri, meta, overwrite_existing)
         self._tell()
 
@@ -84,8 +83,8 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
             self._news.notify_all()
 
     def list_objects(self, path: str, without_tag: str | None = None) -> list[str]:
-        """See `FilesystemStorage`. FLARE's scheduler asks each second for jobs `without_tag`. It has its
-        answer when there is one, which may then start at once."""
+        """See `FilesystemStorage`. FLARE's scheduler asks each second for jobs `without_tag`. It gets its
+        answer as soon as there is a job, which may then start at once."""
         with self._news:
             stored = self._stored
         found: list[str] = super().list_objects(path, without_tag)
@@ -97,13 +96,13 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
         return list(super().list_objects(path, without_tag))
 
     def get_meta(self, uri: str) -> dict[str, Any]:
-        """See `FilesystemStorage`; and how much the job takes here."""
+        """See `FilesystemStorage`. Adds the bytes that the job takes here."""
         found: dict[str, Any] = super().get_meta(uri)
         return {**found, meta.STORED: stored(Path(self._object_path(uri)))}
 
     def get_data(self, uri: str, component_name: str = DATA) -> bytes:
-        """See `FilesystemStorage`. Of a job's results FLARE looks only for logs: they come without the
-        rest. A site's log is what the site has streamed, and a component of its own."""
+        """See `FilesystemStorage`. FLARE reads a job's results only for logs, which come without the rest. A
+        site's streamed log is a separate component."""
         if component_name != WORKSPACE:
             content: bytes = super().get_data(uri, component_name)
             return content
@@ -128,21 +127,21 @@ class JobStore(FilesystemStorage):  # type: ignore[misc]
         finally:
             archive.unlink(missing_ok=True)
         if said := said_of_its_end(Path(data[0])):
-            # So that a list of jobs need not read their results.
+            # Noted here, so that a list of jobs need not read their results.
             self.update_meta(uri, {meta.SAID: said}, replace=False)
         return location
 
 
 def said_of_its_end(folder: Path) -> str:
-    """The first line of what the job's own process said of its run's end; empty if nothing, or that it was
-    aborted."""
+    """Return the first line of the job's own process's words on its run's end, or "" if there are none, or if
+    it was aborted."""
     last = next(iter(deque(events.read(folder / meta.EVENTS_FILE), maxlen=1)), {})
     reason = str(last["reason"]) if last.get("event") == "run ended" else ""
     return "" if reason == meta.ABORTED else one_line(reason.partition("\n")[0], meta.SAID_LIMIT)
 
 
 def stored(folder: Path) -> int:
-    """The bytes of what is stored of a job. The store keeps it in files without folders."""
+    """Return the bytes of a job in the store. The store keeps them in files without folders."""
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -151,15 +150,15 @@ def stored(folder: Path) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Leave only what can be archived and removed: files and folders with their owner's rights.
+    """Keep only entries that can be archived and removed: files and folders with their owner's rights.
 
-    By the system's own programs: they follow no link, and walk paths of any length.
+    It runs the system's own programs, which follow no link, and walk paths of any length.
     """
     beyond = ["-mindepth", str(DEEPEST + 1)]
     odd = ["-mindepth", "1", "-not", "-type", "f", "-not", "-type", "d"]
     disk.run_command("chmod", "-R", "--quiet", "u+rwX", str(folder))
     disk.run_command("find", str(folder), *beyond, "-delete")
-    # Some names, and then a byte each: there may be millions.
+    # Some names, and then a byte each, because there may be millions.
     some = 'find "$@" -print0 | head --bytes 65536'
     found = disk.run_command("sh", "-c", some, "sh", str(folder), *odd).split(b"\0")[:-1]
     removed = len(disk.run_command("find", str(folder), *odd, "-printf", "x", "-delete"))
@@ -169,7 +168,8 @@ def sweep(folder: Path) -> None:
 
 
 def logs_alone(archive: Path) -> bytes:
-    """An archive of the server's logs in a job's results, each as long as it is looked at."""
+    """Return an archive of the server's logs in a job's results, each as long as the part that is looked
+    at."""
     content = io.BytesIO()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as target:
         for name in LOGS:
@@ -184,7 +184,8 @@ def logs_alone(archive: Path) -> bytes:
 
 
 def pack(folders: list[Path], archive: Path) -> None:
-    """Write one zip with the files and folders below `folders`, as FLARE does: names from each of them on."""
+    """Write one zip with the files and folders below `folders`, as FLARE does: names are relative to each of
+    them."""
     with zipfile.ZipFile(archive, "w") as target:
         for folder in folders:
             for number, path in enumerate(_entries(folder)):
@@ -199,8 +200,8 @@ def pack(folders: list[Path], archive: Path) -> None:
 
 
 def member_name(path: Path) -> str:
-    r"""A file's name in an archive. What no archive can hold, or none that FLARE unpacks, is as in an
-    address: bytes that are no UTF-8, and `\`, which FLARE takes for a separator."""
+    r"""Return a file's name in an archive. Bytes that no archive can hold, or none that FLARE unpacks, are
+    percent-encoded: those that are not UTF-8, and `\`, which FLARE takes for a separator."""
     name = os.fsencode(path.as_posix()).replace(b"\\", b"%5c")
     return name.decode("utf-8", "backslashreplace").replace("\\x", "%")
 
@@ -217,7 +218,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _add(target: zipfile.ZipFile, path: Path, name: str) -> None:
-    """Add one file. It is looked at again once it is open: a process of the job may just be ending."""
+    """Add one file. It is checked again once it is open, because a process of the job may just be ending."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

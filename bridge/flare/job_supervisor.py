@@ -1,9 +1,9 @@
-"""Keeps jobs alive, or ends them with the reason: a component of the FLARE server's own process.
+"""Keep jobs alive, or end them with the reason, as a component of the FLARE server's own process.
 
-FLARE 2.9.0 lets no site back into a job that it has left, and none in that comes while the job runs. It fails
-the job when a site's job process is killed, leaves the jobs of a killed server RUNNING for ever, and gives a
-job whose process was killed no reason. This component acts on what FLARE tells (heartbeats, reports, events),
-each slow step in a thread of its own.
+FLARE 2.9.0 lets no site back into a job that it has left, and no site in that comes while the job runs. It
+fails the job when a site's job process is killed. It leaves the jobs of a killed server RUNNING, and gives a
+job with a killed process no reason. This component acts on FLARE's heartbeats, reports and events. Each slow
+step has a separate thread.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from bridge.flare.late_sites import LateSites
 log = logging.getLogger(__name__)
 
 RESTARTS = 5
-"""How often a site's part in a job is started anew before the job is failed."""
+"""Restarts of a site's part in a job before the job is failed."""
 
 RESTART_FIRST = 0.5
-"""Seconds before the first new start of a job process that died; each further wait is twice as long."""
+"""Seconds before the first restart of a job process that died. Each further wait is twice as long."""
 
 FORGIVEN_AFTER = 600.0
-"""Seconds after which a start counts as a good one, and the next is a first one again: a job may last for
+"""Seconds after which a start counts as a good one, and the next is a first one again. A job may last for
 weeks, with containers that are restarted every night."""
 
 RETRY_WAITS = 60.0
-"""Seconds for which a job that is submitted again waits for all of the sites that it had, and for what the
-restarted server has left there to end. A site must not hold a job back for ever."""
+"""Seconds for which a job that is submitted again waits for all of its former sites, and for the end of the
+processes that the restarted server has left there. A site must not delay a job without end."""
 
 LOOK_EVERY = 2.0
-"""Seconds from one look at who was removed to the next: FLARE tells nobody of `disable_client`."""
+"""Seconds between two looks for removed names, because FLARE tells nobody of `disable_client`."""
 
 ENDS = {"": RunStatus.FINISHED_COMPLETED, meta.ABORTED: RunStatus.FINISHED_ABORTED}
-"""What the job's own process says of its run's end, as FLARE's status; else it failed."""
+"""The job's own process's words on its run's end, as FLARE's status. All others mean that it failed."""
 
 RESTARTED = "server restarted"
 LOST = "the job's process on the server ended before the run did: it was killed, or had too little memory"
@@ -58,7 +58,7 @@ DEPLOYED = " an app that is deployed on the server (submit --deployed)"
 
 @dataclass
 class _Part:
-    """A site's part in a job, as far as it had to be started anew."""
+    """A site's part in a job, with its restarts."""
 
     number: int = 0
     failures: int = 0
@@ -80,7 +80,7 @@ class JobSupervisor(FLComponent):
         self._waiting: dict[str, frozenset[str]] = {}
         self._began = time.monotonic()
         self._out: dict[tuple[str, str], str] = {}
-        """Sites that a job's process is still to be told of, as put out."""
+        """Removed sites that a job's process must still be told of."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the server's own process."""
@@ -88,7 +88,8 @@ class JobSupervisor(FLComponent):
             self._flare = FlareServer(fl_ctx.get_engine())
             self._server.watch(self._heartbeat, self._died)
             threading.Thread(target=self._keep_out, name="job-supervisor", daemon=True).start()
-            # Asked for now, since soon new jobs run; closed aside, since FLARE waits to finish its start.
+            # Asked for now, since new jobs run soon. Closed in a thread, since FLARE waits to finish its
+            # start.
             unfinished = (self._server.unfinished(),)
             threading.Thread(target=self._close_unfinished, args=unfinished, name="job-supervisor").start()
         elif self._flare is None:
@@ -98,7 +99,7 @@ class JobSupervisor(FLComponent):
         elif event_type == EventType.JOB_STARTED:
             job = get_event_job_id(fl_ctx)
             sites = self._server.participants(job)
-            # Before it was handed out, some may have said that they lack what it needs.
+            # Before it was handed out, some sites may have said that they lack its resources.
             lacks = {
                 s: why
                 for s, why in (self._server.known(job).get(meta.REFUSED) or {}).items()
@@ -119,7 +120,7 @@ class JobSupervisor(FLComponent):
     # Sites that left a running job
 
     def _heartbeat(self, site: str, token: str, jobs: frozenset[str]) -> None:
-        """A site lives. Does it take part in all jobs that it should?"""
+        """Handle a site's heartbeat: does it take part in all jobs that it should?"""
         running = self._server.tokens()
         for job, tokens in running.items():
             if site not in tokens:
@@ -129,18 +130,18 @@ class JobSupervisor(FLComponent):
             elif tokens[site] != token:
                 self._start_again(job, site, "the site was restarted")
             elif (job, token) in self._seen and self._server.owes_outcome(job, site):
-                # It has ended there, and the report of that was lost with the link.
+                # Its process has ended there, and the report of that was lost with the link.
                 self._start_again(job, site, "its job process is gone")
         with self._lock:
             self._left[site] = jobs - self._server.known_jobs()
         self._release()
 
     def _died(self, job: str, site: str) -> None:
-        """A site's job process was killed or crashed."""
+        """Handle the death of a site's job process, killed or crashed."""
         self._start_again(job, site, "its job process died")
 
     def _start_again(self, job: str, site: str, why: str) -> None:
-        """Begin to start a site's part in a job; or to end the job, if that was tried too often."""
+        """Begin to restart a site's part in a job, or to end the job after too many restarts."""
         with self._lock:
             part = self._parts.setdefault((job, site), _Part())
             if part.starting:
@@ -167,7 +168,7 @@ class JobSupervisor(FLComponent):
             self._server.start_site(job, site, part.number)
             log.info("%s takes part in job %s again", site, job)
         except CannotStart as error:
-            # The site's next heartbeat shows that it is not there, and the next try begins.
+            # The site's next heartbeat shows that the process is missing, and the next try begins.
             log.warning("%s could not be started in job %s: %s", site, job, error)
         except Exception:
             log.exception("%s could not be started in job %s", site, job)
@@ -182,7 +183,7 @@ class JobSupervisor(FLComponent):
         log.error("job %s: %s", job, reason)
         self._server.fail(job, reason)
 
-    # Sites and people who were removed
+    # Removed sites and people
 
     def _keep_out(self) -> None:
         while True:
@@ -193,7 +194,7 @@ class JobSupervisor(FLComponent):
             time.sleep(LOOK_EVERY)
 
     def _look(self) -> None:
-        """Put whoever was removed out of the jobs that run."""
+        """Take removed sites out of the running jobs."""
         self._server.drop_removed()
         running = self._server.tokens()
         for job, tokens in running.items():
@@ -204,10 +205,10 @@ class JobSupervisor(FLComponent):
             if job not in running or self._server.put_out(job, site, why):
                 del self._out[job, site]
 
-    # Jobs that were refused
+    # Refused jobs
 
     def _not_started(self, job: str) -> None:
-        """FLARE has ended a job: give it a reason if it has not even begun."""
+        """Note a reason if FLARE has ended a job that has not even begun."""
         known = self._server.known(job)
         if known.get(JobMetaKey.STATUS) != RunStatus.FAILED_TO_RUN:
             return
@@ -217,10 +218,10 @@ class JobSupervisor(FLComponent):
             reason += ". " + ("Take" if SERVER in refused else TOO_FEW + "take") + DEPLOYED
         self._server.note(job, {meta.REFUSED: refused, meta.REASON: reason or NOT_STARTED})
 
-    # Jobs whose process is gone
+    # Jobs without a process
 
     def _closed(self, job: str) -> None:
-        """FLARE has closed a job: give it a reason if its own process could not."""
+        """Note a reason if FLARE has closed a job, and the job's own process could not."""
         self._late.closed(job)
         with self._lock:
             for key in [key for key in self._parts if key[0] == job]:
@@ -232,7 +233,8 @@ class JobSupervisor(FLComponent):
             self._server.note(job, {meta.REASON: LOST})
 
     def _close_unfinished(self, unfinished: list[dict[str, Any]]) -> None:
-        """The server has just started: no job that the store took for running does run."""
+        """End all jobs that the store takes for running: the server has just started, so none of them
+        runs."""
         for known in unfinished:
             job = str(known[JobMetaKey.JOB_ID])
             try:
@@ -243,7 +245,7 @@ class JobSupervisor(FLComponent):
     def _close(self, job: str, known: dict[str, Any]) -> None:
         told = self._server.how_its_run_ended(job)
         if told is not None:
-            # It had ended, and only FLARE had not closed it yet.
+            # The run had ended, and only FLARE had not closed the job yet.
             status = ENDS.get(told, RunStatus.FINISHED_EXECUTION_EXCEPTION)
             self._server.end(job, status)
             log.warning("job %s had ended when the server did: %s", job, status.value)
@@ -267,7 +269,8 @@ class JobSupervisor(FLComponent):
     # Jobs that are submitted again
 
     def _hold(self, fl_ctx: FLContext) -> None:
-        """A job is about to be scheduled: one that repeats another must not meet that one's processes."""
+        """Hold a job back that repeats another, before it is scheduled, so that it does not meet the other's
+        processes."""
         known = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         if meta.RETRY_OF not in known:
             return

@@ -1,12 +1,13 @@
-"""FLARE's processes look for their configuration in the kit, and nowhere else.
+"""Let FLARE's processes look for their configuration in the kit, and nowhere else.
 
 FLARE (nvflare 2.9.0, `fuel/utils/config_factory.py`, `search_config_format`, and `config_service.py`,
 `find_file_in_dir`) walks through its whole workspace for a file such as `fed_client.json`, `resources.json`
-or `comm_config.json`, and takes the first. So an app that writes one into its job's folder would change what
-FLARE's next process reads. And it follows no links, which `startup` and `local` are in our images.
+or `comm_config.json`, and takes the first. So an app that writes one into its job's folder would change the
+configuration of FLARE's next process. And FLARE follows no links, but `startup` and `local` are links in our
+images.
 
-`images/sitecustomize.py` installs this in every process of FLARE's. `tests/unit/test_kit_search.py` guards
-that FLARE looks so.
+`images/sitecustomize.py` installs this in every FLARE process. `tests/unit/test_kit_search.py` guards that
+FLARE looks so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def install() -> None:
 
 
 def walk(top: Any, *arguments: Any, **options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
-    """Take the place of `os.walk`: of a workspace only its kit, and that without folders below it."""
+    """Replace `os.walk`: in a workspace, walk only its kit, without folders below it."""
     folders = [os.path.join(top, name) for name in KIT]  # noqa: PTH118 (as FLARE hands it over)
     if not all(map(os.path.isdir, folders)):
         yield from os.walk(top, *arguments, **options)

@@ -1,8 +1,8 @@
-"""Sites that come up while a job runs, or were left out at its start: they take part from then on.
+"""Admit sites to a running job that come up late, or were left out at its start.
 
-FLARE 2.9.0 fixes a job's sites when it hands the job out. Here a site that lives and takes no part gets the
-job's files, and is started as one that was lost is (`flare_server.py`). Its Flower node registers, and the
-app finds it when it begins its next round. A job says whom it lets in: by its sites, and by `late_sites`.
+FLARE 2.9.0 fixes a job's sites when it hands the job out. Here a registered site that takes no part gets the
+job's files, and is started like a lost one (`flare_server.py`). Its Flower node registers, and the app finds
+the node when it begins its next round. A job decides by its sites, and by `late_sites`, which ones it admits.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from bridge.flare.flare_server import APP_COMMAND_WITHIN, CannotStart, FlareServ
 log = logging.getLogger(__name__)
 
 AGAIN_FIRST, AGAIN_LAST = 1.0, 60.0
-"""Seconds until a site that could not be let in is tried again, the first time and at most: it may have no
-room for the job as long as another runs there."""
+"""Seconds between two tries to admit a site, the first time and at most. The site may have no room for the
+job as long as another runs there."""
 
 NO_REPLY = "no reply"
-"""How FLARE begins what it says of a site that did not answer in time when a job was handed out."""
+"""The beginning of FLARE's message about a site that did not answer in time when a job was handed out."""
 
 
 @dataclass
 class _Try:
-    """Where a site stands that is to be let into a job."""
+    """The progress of a site that is to be admitted to a job."""
 
     failures: int = 0
     next: float = 0.0
     now: bool = False
-    """Whether it is being let in right now."""
+    """True while it is being admitted."""
 
 
 class LateSites:
-    """Lets sites into jobs that run, each in a thread of its own."""
+    """Admits sites to running jobs, each in a separate thread."""
 
     def __init__(self, server: Callable[[], FlareServer]) -> None:
-        """`server` returns the FLARE server, once it is there."""
+        """Create it. `server` returns the FLARE server, once it exists."""
         self._server = server
         self._lock = threading.Lock()
         self._one = threading.Lock()
-        """One site is let in at a time: each changes what FLARE knows of the job."""
+        """One site is admitted at a time, because each changes FLARE's data of the job."""
         self._tries: dict[str, dict[str, _Try]] = {}
-        """By job and site. Jobs stand here that FLARE has begun to run at all sites that were there."""
+        """By job and site. A job is in here once FLARE has begun to run it at all sites that were there."""
 
     def started(self, job: str) -> None:
-        """FLARE has begun to run a job."""
+        """Take note that FLARE has begun to run a job."""
         with self._lock:
             self._tries[job] = {}
 
     def closed(self, job: str) -> None:
-        """FLARE has closed a job."""
+        """Take note that FLARE has closed a job."""
         with self._lock:
             self._tries.pop(job, None)
 
     def here(self, job: str, site: str) -> None:
-        """A site lives, and takes no part in a job that runs."""
+        """Admit a live site that takes no part in a running job, if the job allows it."""
         with self._lock:
             if job not in self._tries:
                 return
@@ -101,7 +101,7 @@ class LateSites:
 
 
 def why_not(flare: FlareServer, job_id: str, site: str) -> str:
-    """Why a site that takes no part in a job may not come in while it runs; empty: it may."""
+    """Return why a site that takes no part in a running job may not come in, or "" if it may."""
     job, known = flare._runner.running_jobs.get(job_id), flare.known(job_id)
     if job is None:
         return "the job has ended"
@@ -127,7 +127,7 @@ def let_in(flare: FlareServer, job_id: str, site: str) -> None:
     """Let a site take part in a job that runs without it.
 
     Raises:
-        CannotStart: with the step that failed. The job runs on as before.
+        CannotStart: with the step that failed. The job continues as before.
     """
     engine = flare._engine
     job, process = flare._runner.running_jobs.get(job_id), engine.run_processes.get(job_id)
@@ -135,7 +135,7 @@ def let_in(flare: FlareServer, job_id: str, site: str) -> None:
         raise CannotStart("the job has ended")
     known = flare.known(job_id)
     sites = known.get(meta.SITES) or []
-    # The number is a new one, whoever has been put out meanwhile: sites are only added to the list.
+    # The number is unused, even if sites were removed meanwhile: sites are only added to the list.
     job.meta[meta.LATE] = {**job.meta.get(meta.LATE, {}), site: len(sites)}
     try:
         flare.start_site(job_id, site, 0)

@@ -1,15 +1,15 @@
-"""The server's end of the logs that sites stream: FLARE's, with bounds that a hostile site meets.
+"""The server's end of the logs that sites stream: FLARE's, with bounds against hostile sites.
 
-FLARE's `JobLogReceiver` (nvflare 2.9.0 `app_common/logging/job_log_receiver.py`) writes what comes, as long
-as it comes, under any job's name, with a thread for each stream. And it keeps its notes, among them the path
-of the file to be stored, in a dictionary that the site has sent. So a site could have any file of the server
-moved into the job store, from where logs are shown. Here
-- a log is taken for a job that is known and that the site takes part in,
-- a site has so many streams at a time, and a job so many logs of a site,
-- what is longer than `limits.log` is dropped, with a line that says so,
+FLARE's `JobLogReceiver` (nvflare 2.9.0 `app_common/logging/job_log_receiver.py`) writes all data that comes,
+as long as it comes, under any job's name, with a thread for each stream. It keeps its notes, among them the
+path of the file to be stored, in a dictionary that the site has sent. So a site could have any file of the
+server moved into the job store, which shows logs. Here
+- a log is accepted for a known job that the site takes part in,
+- the streams of a site at a time, and the logs of a site in a job, are limited,
+- data beyond `limits.log` is dropped, with a line that says so,
 - nothing of FLARE's notes comes from the site.
 
-Whose log it is, FLARE takes from the message, not from the connection: a site can still write under another
+FLARE takes a log's site from the message, not from the connection. A site can still write under another
 site's name, within that one's bounds.
 """
 
@@ -42,16 +42,16 @@ from bridge.job import replaced, settings
 log = logging.getLogger(__name__)
 
 SITE_STREAMS = 32
-"""Streams of one site that are open at a time. Each has a thread; a job has two."""
+"""Streams of one site that are open at a time. Each has a thread, and a job has two."""
 
 JOB_LOGS = 4
-"""Logs of one site and job, by their names: FLARE's are log.txt and error_log.txt."""
+"""Logs of one site and job, by their names. FLARE's are log.txt and error_log.txt."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a log may be called."""
+"""The form of a log's name."""
 
 REMEMBERED = 4096
-"""Sites' parts in jobs that are remembered, the newest: some hundred bytes each."""
+"""Sites' parts in jobs that are remembered, the newest, at some hundred bytes each."""
 
 _PART = "flowerbed.part"
 _OPEN = "flowerbed.open"
@@ -63,7 +63,7 @@ OURS = (
     _PART,
     _OPEN,
 )
-"""What FLARE and this module note in a stream's context. The context itself comes from the site."""
+"""Keys of FLARE and this module in a stream's context. The context itself comes from the site."""
 
 Part = tuple[str, str]
 """A site and a job."""
@@ -77,12 +77,12 @@ class LogReceiver(JobLogReceiver):
         self._lock = threading.Lock()
         self._limit = settings.Limits().log
         self._written: OrderedDict[Part, dict[str, int]] = OrderedDict()
-        """Of each part, the bytes of its logs."""
+        """The bytes of each part's logs."""
         self._streams: Counter[str] = Counter()
         self._told = LogLimit()
 
     def _register(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Called by FLARE when streams can come: as FLARE's own, with our factory."""
+        """Called by FLARE when streams can come. Registers as FLARE does, with our factory."""
         self._limit = settings.read(settings.workspace_of(fl_ctx)).limits.log
         fl_ctx.get_engine().register_stream_processing(
             channel=Channels.LOG_STREAMING_CHANNEL,
@@ -92,7 +92,7 @@ class LogReceiver(JobLogReceiver):
         )
 
     def opens(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> bool:
-        """Whether a stream that begins may go on. Its context holds what the site has sent."""
+        """Return whether a stream that begins may continue. Its context holds the site's data."""
         name = stream_ctx.get(KEY_FILE_NAME)
         for key in OURS:
             stream_ctx.pop(key, None)
@@ -111,7 +111,7 @@ class LogReceiver(JobLogReceiver):
                 if self._streams[site] >= SITE_STREAMS or (name not in logs and len(logs) >= JOB_LOGS):
                     why = f"{SITE_STREAMS} streams of a site and {JOB_LOGS} logs of a job are taken at most"
                 else:
-                    # It begins anew, and so does its file.
+                    # The stream starts over, and so does its file.
                     logs[name] = 0
                     self._streams[site] += 1
                     stream_ctx[_PART], stream_ctx[_OPEN] = (*part, name), site
@@ -121,7 +121,7 @@ class LogReceiver(JobLogReceiver):
         return not why
 
     def closed(self, stream_ctx: StreamContext) -> None:
-        """A stream has ended, however."""
+        """Take note that a stream has ended, for any reason."""
         with self._lock:
             site = stream_ctx.pop(_OPEN, None)
             if site is not None:
@@ -134,7 +134,7 @@ class LogReceiver(JobLogReceiver):
             logs = self._written.setdefault((site, job), {})
             room = self._limit - logs.get(name, 0)
             logs[name] = logs.get(name, 0) + min(len(data), max(room, 0))
-            # Once: what is counted here makes the next chunk find less than nothing.
+            # True once, because these bytes count, and the next chunk finds less than nothing.
             last = 0 <= room < len(data)
             if last:
                 logs[name] += 1
@@ -164,7 +164,7 @@ class _Factory(LogChunkConsumerFactory):
 
 
 class _Nothing(ObjectConsumer):
-    """Takes nothing of a stream, and ends it."""
+    """Accepts nothing of a stream, and ends it."""
 
     def consume(
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
@@ -173,8 +173,8 @@ class _Nothing(ObjectConsumer):
 
 
 def show_logs_of_sites_alone() -> None:
-    """From now on, whoever may read a job's log is shown by a name the log of a site of that job, and no file
-    that another name leads to."""
+    """Show only logs of a job's sites to readers of the job's logs, from now on, and no file that another
+    name leads to."""
 
     def of_a_site(read: Callable[..., str | None]) -> Callable[..., str | None]:
         def read_live(module: Any, engine: Any, job: str, name: str, *more: Any, **named: Any) -> str | None:
@@ -189,7 +189,8 @@ def show_logs_of_sites_alone() -> None:
 
 
 def takes_part(site: str, job: str, fl_ctx: FLContext) -> bool:
-    """Whether a site is, or was, one of a job's. Asked in the server's process, or in the job's own."""
+    """Return whether a site is, or was, one of a job's. Asked in the server's process, or in the job's
+    own."""
     engine: Any = fl_ctx.get_engine()
     process = (getattr(engine, "run_processes", None) or {}).get(job)
     if process is not None:

@@ -1,9 +1,9 @@
-"""A participant's word on what a job brings: components of FLARE's long-lived processes.
+"""Apply a participant's policy to a job's content, as components of FLARE's long-lived processes.
 
 FLARE 2.9.0 asks for the right `byoc` only if the part of the job that goes to this very participant holds
 code (`private/fed/utils/app_deployer.py`). A Flower app comes by another way, through Flower and from the
-server. So the server looks into the whole job (`submissions.py`) and tells the sites in the job's meta what
-it has found. And each participant looks at its own part.
+server. So the server checks the whole job (`submissions.py`) and tells the sites the result in the job's
+meta. And each participant checks its own part.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ BYOC = "byoc"
 
 
 class PartPolicy(AppValidator):
-    """Refuses a job whose part for this participant holds what no job may, or code where none is wanted.
+    """Refuses a job if its part for this participant holds forbidden content, or code that the policy
+    forbids.
 
-    FLARE asks it in `private/fed/utils/app_deployer.py`, at the server and at every site, when the part's
-    signature has been checked; the answer goes back to who hands the job out. `site_type` is FLARE's word.
+    FLARE asks it in `private/fed/utils/app_deployer.py`, at the server and at every site, after the check of
+    the part's signature. The answer goes back to the process that hands the job out. `site_type` is FLARE's
+    word.
     """
 
     def __init__(self, site_type: str = SiteType.CLIENT) -> None:
         self._server = site_type == SiteType.SERVER
 
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
-        """Return why the part in this folder is refused (empty: it is not), and what FLARE is to know."""
+        """Return why the part in this folder is refused ("" if it is not), and the facts for FLARE."""
         part = Path(app_folder)
         try:
             found = contents.of_part(part, server=self._server)
-            # The part lies in FLARE's workspace: workspace/JOB/PART.
+            # The part is in FLARE's workspace: workspace/JOB/PART.
             own = settings.read(part.resolve().parents[1])
         except ValueError as error:
             return str(error), {}
@@ -60,15 +62,15 @@ class CodePolicy(FLComponent):
     """At a site: refuses a job that brings code for anybody, if its submitter may bring none here."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Called by FLARE for every event of the client's own process; this one comes before each command of
-        the server's, for components to refuse it."""
+        """Called by FLARE for every event of the client's own process. This one comes before each command of
+        the server's, so that components can refuse it."""
         command = fl_ctx.get_prop(FLContextKey.COMMAND_NAME)
         if event_type != EventType.AUTHORIZE_COMMAND_CHECK or command != AdminCommandNames.SUBMIT_JOB:
             return
         try:
             reason = _objection(fl_ctx.get_prop(FLContextKey.SECURITY_ITEMS))
         except Exception as error:
-            # FLARE goes on where a component fails; here that would let code in.
+            # FLARE continues when a component fails, which would let code in here.
             log.exception("the job could not be looked at")
             reason = f"the site could not look at it: {type(error).__name__}"
         if reason:
@@ -77,7 +79,7 @@ class CodePolicy(FLComponent):
 
 
 def _objection(items: dict[str, Any]) -> str:
-    """Why the job is refused; empty if it is not. `byoc` in its meta is the server's word on all of it
+    """Return why the job is refused, or "". `byoc` in its meta is the server's result for the whole job
     (`submissions.py`)."""
     if not items[FLContextKey.JOB_META].get(AppValidationKey.BYOC):
         return ""
@@ -86,7 +88,7 @@ def _objection(items: dict[str, Any]) -> str:
 
 
 def may_bring_code(name: str, org: str, role: str) -> bool:
-    """Whether this participant's policy gives a submitter the right to bring code."""
+    """Return whether this participant's policy gives a submitter the right to bring code."""
     submitter = Person(name, org, role)
     allowed, _ = AuthorizationService.authorize(AuthzContext(BYOC, submitter, submitter))
     return bool(allowed)

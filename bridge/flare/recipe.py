@@ -1,7 +1,7 @@
 """`FlowerRecipe`: a Flower app as a FLARE recipe, with the arguments of FLARE's own.
 
-FLARE's (nvflare 2.9.0 `app_opt/flower/recipe.py`) is made of TIE, its framework for third-party systems;
-some of its arguments set what only TIE has. `tests/unit/test_recipe.py` fails when FLARE changes one.
+FLARE's recipe (nvflare 2.9.0 `app_opt/flower/recipe.py`) uses TIE, its framework for third-party systems.
+Some of its arguments set options that only TIE has. `tests/unit/test_recipe.py` fails when FLARE changes one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bridge.launch import environment
 log = logging.getLogger(__name__)
 
 DRIVERS = Path(__file__).with_name("drivers")
-"""What FLARE loads before its first connection; the module there says what for."""
+"""The folder that FLARE loads before its first connection. The module there gives the reason."""
 
 TASK_TIMEOUT, CLIENT_OP_INTERVAL, PROGRESS_TIMEOUT = 10, 90.0, 3600.0
 PER_MSG_TIMEOUT, TX_TIMEOUT, SHUTDOWN_TIMEOUT, READY_TIMEOUT = 10.0, 100.0, 5.0, 10.0
@@ -35,10 +35,10 @@ DEFAULTS = JobOptions()
 
 NO_EFFECT = {
     "database": ("", "a SuperLink lives as long as its job, and keeps its state in memory"),
-    "per_msg_timeout": (PER_MSG_TIMEOUT, "no answer has a time in which it must come"),
-    "tx_timeout": (TX_TIMEOUT, "a call is sent again for as long as the job lives"),
+    "per_msg_timeout": (PER_MSG_TIMEOUT, "no response has a deadline"),
+    "tx_timeout": (TX_TIMEOUT, "a call is resent for as long as the job lives"),
 }
-"""Arguments that mean nothing here: FLARE's default, and why."""
+"""Arguments that mean nothing here: FLARE's default, and the reason."""
 
 EITHER = "expected either flower_content or flower_app_path, found {found}"
 
@@ -52,25 +52,27 @@ NOTHING_IS_INSTALLED = (
 class FlowerRecipe(Recipe):  # type: ignore[misc]
     """A Flower app as a job, for FLARE's environments `SimEnv`, `PocEnv` and `ProdEnv`.
 
-    Those of FLARE's arguments that are not told here have no effect; a warning says so if one is set.
+    The arguments of FLARE's recipe that are missing below have no effect. A warning says so if one is set.
 
     Args:
-        flower_content: the Flower app's folder.
-        flower_app_path: instead of it, an app that is deployed on the server: `local/custom/NAME`.
+        flower_content: the app's folder.
+        flower_app_path: an app that is deployed on the server, `local/custom/NAME`, instead of a folder. For
+            `ProdEnv` and `export`.
         name: the job's name.
         min_clients: the fewest sites with which the job may run.
-        mandatory_clients: sites without which the job does not start.
-        superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's own 60.
-        configure_task_timeout: together with the next, if that is more than Flowerbed's own 60, seconds
-            for all sites' SuperNodes to appear.
-        start_task_timeout: see there.
-        max_client_op_interval: if it is set and `grace` is not, that is the grace.
-        progress_timeout: seconds without a call from any site after which the job fails; at least 60.
-        client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job
-            is over; FLARE's default, 5, stands for Flowerbed's own 0.5.
-        extra_env: variables for SuperLink, SuperNodes and apps.
-        run_config: overrides of the app's configuration.
-        allow_runtime_dependency_installation: has to be false.
+        mandatory_clients: the sites without which the job does not start.
+        superlink_ready_timeout: seconds for the SuperLink to answer, if more than Flowerbed's 60.
+        configure_task_timeout: together with `start_task_timeout`, the seconds for all sites' SuperNodes to
+            appear, if more than Flowerbed's 60.
+        start_task_timeout: see `configure_task_timeout`.
+        max_client_op_interval: another value than the default is taken for `grace`, unless that is given.
+        progress_timeout: seconds without a call from any site after which the job fails, at least 60.
+        client_shutdown_timeout: seconds for SuperNodes and ClientApps to end by themselves when the job is
+            over. The default means Flowerbed's own 0.5.
+        extra_env: variables for SuperLink, SuperNodes and apps, with names that begin with `APP_`. FLARE's
+            recipe gives them to SuperNodes and ClientApps only. Not with `flower_app_path`.
+        run_config: overrides of the app's run config.
+        allow_runtime_dependency_installation: true is refused, since nothing is installed while a job runs.
         options: those of `JobOptions` that are marked for the recipe.
     """
 
@@ -96,11 +98,11 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         allow_runtime_dependency_installation: bool = False,
         **options: Any,
     ) -> None:
-        """Make the recipe; the class says what the arguments mean.
+        """Make the recipe. The class describes the arguments.
 
         Raises:
-            BadApp: the folder is no Flower app, or has no such configuration.
-            ValueError: an argument is out of range, or asks for what cannot be had.
+            BadApp: the folder is not a Flower app, or has no such configuration.
+            ValueError: an argument is out of range, or asks for something that does not exist here.
             UnsupportedFlower: the installed flwr does not allow an inline SuperNode.
         """
         if allow_runtime_dependency_installation:
@@ -114,7 +116,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             options["grace"] = _or(DEFAULTS.grace, max_client_op_interval, CLIENT_OP_INTERVAL)
         if foreign := sorted(set(options) - {option.name for option in job_options.of_recipe()}):
             raise TypeError(f"FlowerRecipe got unexpected arguments: {', '.join(foreign)}")
-        # FLARE looks at these for what could be a password.
+        # FLARE searches these for possible passwords.
         self.extra_env = extra_env
         self.run_config = run_config
         self._app = Path(flower_content) if flower_content else None
@@ -137,7 +139,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         super().__init__(job)
 
     def process_env(self, env: ExecEnv) -> None:
-        """Called by FLARE before the job goes to `env`: see that it can run there.
+        """Called by FLARE before the job goes to `env`. Check that it can run there.
 
         Raises:
             BadApp: this environment runs the app itself, and lacks packages that it needs.
@@ -145,7 +147,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
             ValueError: the environment cannot run it at all.
         """
         if isinstance(env, ProdEnv):
-            # Else a connection over TCP or HTTP would not look at the server's name.
+            # Otherwise a connection over TCP or HTTP would not check the server's name.
             os.environ.setdefault("NVFLARE_COMM_DRIVER_PATH", str(DRIVERS))
         if not isinstance(env, (SimEnv, PocEnv)):
             return
@@ -164,7 +166,7 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
 
 
 def _or(ours: float, given: float, flares: float) -> float:
-    """What is given, if it is not FLARE's own default; else ours."""
+    """Return the given value, unless it is FLARE's own default. Then return ours."""
     return ours if given == flares else given
 
 
@@ -175,8 +177,8 @@ def _tell_what_has_no_effect(given: Mapping[str, Any]) -> None:
 
 
 def _see_that_all_run_at_once(env: SimEnv) -> None:
-    """The simulator runs its clients by turns if it has fewer threads: with each turn, the SuperNode of one
-    would end."""
+    """Refuse a simulator with fewer threads than clients. It runs its clients by turns, and each turn would
+    end a SuperNode."""
     groups = len(split_gpus(env.gpu_config)) if env.gpu_config else 1
     at_once = groups if groups > 1 else env.num_threads
     if at_once < env.num_clients:

@@ -1,11 +1,11 @@
-"""Who was removed from the federation: `revoked:` of project.yml, as it is now.
+"""Know who was removed from the federation: `revoked:` of project.yml, as it is now.
 
 Provisioning writes the names into a file beside the kits (`provisioning/revocation.py`). Containers that
-others connect to have its folder at `/policy`, read-only. The file is read again when it changes, so that
-nothing needs to be restarted. It is the operator's: no FLARE command changes it, and it is in no volume.
+accept connections have its folder at `/policy`, read-only. The file is read again when it changes, so nothing
+needs a restart. The file is the operator's: no FLARE command changes it, and it is in no volume.
 
-A file that cannot be read lets nobody in who is not in already. Without the folder, as in FLARE's simulator,
-nobody is revoked.
+A file that cannot be read keeps out everybody who is not in already. Without the folder, as in FLARE's
+simulator, nobody is revoked.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 FOLDER = Path(os.environ.get("FLOWERBED_POLICY", "/policy"))
 
 READ_EVERY = 1.0
-"""Seconds from one look at the file to the next, when somebody asks."""
+"""Seconds between two looks at the file, when somebody asks."""
 
 REVOKED = "its name is in revoked: of project.yml"
 DISABLED = "it was disabled by a project_admin (disable_client)"
 
 
 class Revoked:
-    """The names in the file, and since when this process knows of each. Thread-safe."""
+    """The names in the file, and when this process learned of each. Thread-safe."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._file = folder / REVOKED_FILE
@@ -42,7 +42,7 @@ class Revoked:
         self._broken = ""
 
     def why_not(self, name: str, *, here: bool = False) -> str | None:
-        """Why `name` may not come in now, or not stay if it is `here`; None if it may."""
+        """Return why `name` may not come in now, or not stay if it is `here`, or None if it may."""
         with self._lock:
             self._look()
             if name in self._since:
@@ -50,7 +50,7 @@ class Revoked:
             return None if here else self._broken or None
 
     def removed(self, name: str, for_at_least: float = 0.0) -> bool:
-        """Whether `name` is in the file, and has been for some seconds. A file that breaks removes nobody."""
+        """Return whether `name` has been in the file for some seconds. A broken file removes nobody."""
         with self._lock:
             self._look()
             since = self._since.get(name)
@@ -91,4 +91,4 @@ def _names(content: object) -> set[str]:
 
 
 REVOCATIONS = Revoked()
-"""Those of this process."""
+"""The revoked names of this process."""

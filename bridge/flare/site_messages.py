@@ -1,4 +1,5 @@
-"""What sites send to the FLARE server's own process, handled as FLARE does and where it must be otherwise."""
+"""Handle the messages of sites to the FLARE server's own process, like FLARE except where that is wrong
+here."""
 
 from __future__ import annotations
 
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DIED = (ProcessExitCode.EXCEPTION, ProcessExitCode.INFRASTRUCTURE_ERROR)
-"""How a site's FLARE client reports a job process that was killed or crashed; it knows no difference."""
+"""FLARE's exit codes for a job process that was killed or crashed at a site. FLARE makes no difference."""
 
 NO_SITE = "this is a person's name, not a site's"
-"""What a console hears that would be a site. FLARE takes its word for what it is (nvflare 2.9.0
+"""The answer to a console that claims to be a site. FLARE believes the claim (nvflare 2.9.0
 `private/fed/server/client_manager.py`), and would hand it jobs."""
 
 
 class SiteMessages:
-    """FLARE's handlers of what sites send to the server's own process, with what FLARE's lack."""
+    """FLARE's handlers of sites' messages to the server's own process, with the checks that FLARE lacks."""
 
     def __init__(
         self,
@@ -38,12 +39,12 @@ class SiteMessages:
         on_heartbeat: Callable[[str, str, frozenset[str]], None],
         on_death: Callable[[str, str], None],
     ) -> None:
-        """See `FlareServer.watch`."""
+        """Register the handlers. See `FlareServer.watch`."""
         self._flare, self._server, self._runner = flare, server, runner
         self._on_heartbeat, self._on_death = on_heartbeat, on_death
 
     def heartbeat(self, request: Message) -> Message:
-        """Refuse a person's, and show a site's."""
+        """Refuse a person's heartbeat, and report a site's."""
         site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
         if why := NO_SITE if _is_person(site) else self._removed(site):
             return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
@@ -54,7 +55,7 @@ class SiteMessages:
                 jobs = frozenset(map(str, told))
                 self._on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
             except Exception:
-                # The site must get its answer whatever becomes of its jobs.
+                # The site must get its answer, even if its jobs cause an error.
                 log.exception("%s's heartbeat could not be looked at", site)
         return reply
 
@@ -66,18 +67,18 @@ class SiteMessages:
             job = str(payload.get(JobFailureMsgKey.JOB_ID))
             if payload.get(JobFailureMsgKey.CODE) in DIED:
                 if flare.ended_well(job) and flare.owes_outcome(job, client.name):
-                    # The job's truth is its Flower run, which has ended; how a site's process
-                    # ended after that does not change it.
+                    # The Flower run has ended, which decides the job. The end of a site's process after that
+                    # does not change it.
                     self._runner.resolve_client_outcome(job, client.name)
                     return make_reply(ReturnCode.OK, "", None)
                 if flare.runs(job) and client.name in flare.participants(job):
                     self._on_death(job, client.name)
                     return make_reply(ReturnCode.OK, "", None)
-                # Whoever has no part in the job has no say in it: FLARE drops such a report.
+                # A sender without a part in the job has no influence on it: FLARE drops such a report.
         return self._server.process_job_failure(request)
 
     def register(self, request: Message) -> Message:
-        """Let no person register as a site, and nobody who was removed as either."""
+        """Let no person register as a site, and no removed site either."""
         kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
         name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
         if why := NO_SITE if kind != ClientType.ADMIN and _is_person(name) else self._removed(name):
@@ -85,11 +86,12 @@ class SiteMessages:
         return self._server.register_client(request)
 
     def _removed(self, name: Any) -> str | None:
-        """Why `name` may not come in, or not stay if it is registered."""
+        """Return why `name` may not come in, or not stay if it is registered."""
         here = name in self._server.client_manager.name_to_clients
         return REVOCATIONS.why_not(str(name), here=here)
 
 
 def _is_person(name: Any) -> bool:
-    """Whether a name is a person's: an e-mail address, which no site's is (`provisioning/checks.py`)."""
+    """Return whether a name is a person's: an e-mail address, which no site has as name
+    (`provisioning/checks.py`)."""
     return "@" in str(name)

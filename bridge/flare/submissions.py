@@ -1,9 +1,9 @@
-"""What the server finds in the jobs that are handed in: a component of the FLARE server's own process.
+"""Check the jobs that are submitted, as a component of the FLARE server's own process.
 
-FLARE 2.9.0 knows a job that brings code by one entry of its zip, which need not be there
-(`private/fed/server/job_meta_validator.py`), and keeps that mark in the job's meta. So the files are looked
-at when a job is handed in, and once more before it is scheduled. What is found goes to the sites in the job's
-meta, whatever stood there before.
+FLARE 2.9.0 recognizes a job that brings code by one entry of its zip, which need not be there
+(`private/fed/server/job_meta_validator.py`), and keeps that mark in the job's meta. So this component checks
+the files when a job is submitted, and once more before it is scheduled. The result goes to the sites in the
+job's meta, and overwrites any earlier entry there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from bridge.job import notes, replaced, settings
 log = logging.getLogger(__name__)
 
 PATIENT_TRIES, HISTORY_KEPT = 2, 20
-"""As how many tries of FLARE's scheduler all count, of a job that waits for what another one has: the next is
-40 s later. And how many lines of them are kept."""
+"""All tries of FLARE's scheduler for a job that waits for busy resources count as this many, so the next is
+40 s later. The second number is the lines of the tries that are kept."""
 
 
 class JobPolicy(FLComponent):
-    """Looks into jobs when they are handed in and before they are scheduled. No arguments."""
+    """Checks jobs when they are submitted and before they are scheduled. No arguments."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the server's own process."""
@@ -50,8 +50,11 @@ class JobPolicy(FLComponent):
             self._refuse_what_is_nowhere(fl_ctx)
 
     def _refuse_what_is_nowhere(self, fl_ctx: FLContext) -> None:
-        """Sites have answered whether they have what the job needs. FLARE takes one that never will for one
-        that is busy, and would let the job wait for hours."""
+        """End a job that needs resources which no site will ever have.
+
+        Sites have answered whether they have them. FLARE takes one that never will for one that is busy, and
+        would let the job wait for hours.
+        """
         answers = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT) or {}
         lacks = {
             site: token.removeprefix(meta.NEVER)
@@ -60,7 +63,7 @@ class JobPolicy(FLComponent):
         }
         known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         if any(not enough and meta.BUSY in str(token) for enough, token in answers.values()):
-            # FLARE gives a job up after ten tries, some 40 min. Another one may have the GPUs for days.
+            # FLARE gives a job up after ten tries, some 40 min. Another job may have the GPUs for days.
             tries, history = JobMetaKey.SCHEDULE_COUNT.value, JobMetaKey.SCHEDULE_HISTORY.value
             known[tries] = min(known.get(tries) or 0, PATIENT_TRIES)
             known[history] = (known.get(history) or [])[-HISTORY_KEPT:]
@@ -77,7 +80,7 @@ class JobPolicy(FLComponent):
             manager.update_meta(str(known[JobMetaKey.JOB_ID.value]), {meta.REFUSED: lacks}, fl_ctx)
 
     def _look(self, fl_ctx: FLContext) -> None:
-        """A stored job is about to be scheduled: it may be a clone, or older than this version."""
+        """Check a stored job before it is scheduled. It may be a clone, or older than this version."""
         known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         engine = fl_ctx.get_engine()
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
@@ -92,11 +95,11 @@ class JobPolicy(FLComponent):
         except ValueError as error:
             reason = str(error)
         except Exception as error:
-            # FLARE goes on where a component fails; here that would let code in.
+            # FLARE continues when a component fails, which would let code in here.
             log.exception("the job could not be looked at")
             reason = f"the server could not look at it: {type(error).__name__}"
         if not reason:
-            # The very dictionary that goes to the sites.
+            # This very dictionary goes to the sites.
             mark(known, found)
             return
         fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, reason, sticky=False)
@@ -116,7 +119,7 @@ class JobPolicy(FLComponent):
 
 
 def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
-    """A site has left a running job, since it was handed another app than it has checked."""
+    """Note that a site has left a running job, because it got another app than it has checked."""
     process = engine.run_processes.get(job) or {}
     if site not in {client.name for client in (process.get(RunProcessKey.PARTICIPANTS) or {}).values()}:
         log.warning("%s refuses job %s, of which it is not", site, job)
@@ -128,7 +131,7 @@ def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
 
 
 def mark(known: dict[str, Any], found: contents.Contents) -> None:
-    """Write into a job's meta what the job was found to hold, in FLARE's words; nobody else's word counts."""
+    """Write the content found in a job into its meta, in FLARE's words. Nobody else's entries count."""
     for key, value in (
         (AppValidationKey.BYOC, bool(found.fab)),
         (FlowerConstant.FLOWER_PREDEPLOYED, bool(found.deployed)),
@@ -141,14 +144,14 @@ def mark(known: dict[str, Any], found: contents.Contents) -> None:
 
 
 def watch_submissions(workspace: Path) -> None:
-    """From now on, have every job looked into that is handed in to this process's server.
+    """Check every job that is submitted to this process's server, from now on.
 
-    FLARE 2.9.0 has an event for that, SUBMIT_JOB, which shows the job's meta and not its files. So the class
-    is replaced by which the command looks at the job (`private/fed/server/job_cmds.py`, `submit_job`).
+    FLARE 2.9.0 has an event for that, SUBMIT_JOB, which shows the job's meta and not its files. So this
+    replaces the class that the command checks the job with (`private/fed/server/job_cmds.py`, `submit_job`).
     """
 
     class Validator(JobMetaValidator):  # type: ignore[misc]
-        """FLARE's, and then ours."""
+        """FLARE's validator, and then ours."""
 
         def validate(self, job_name: str, job_data: Any) -> tuple[bool, str, dict[str, Any]]:
             """See `JobMetaValidator.validate`."""

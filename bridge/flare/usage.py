@@ -1,8 +1,8 @@
-"""How full a participant's disk is, beside its limits: `python -m bridge.flare.usage` in its container.
+"""Measure a participant's disk, beside its limits: `python -m bridge.flare.usage` in its container.
 
 Prints one JSON object: `disk` (bytes of the file system with the workspace: total, free), and `uses`, a list
-of what may meet a limit, each with `what`, `used` and `limit`. The job store has no limit. The audit log and
-what ended jobs leave keep theirs by themselves.
+of entries that may meet a limit, each with `what`, `used` and `limit`. The job store has no limit. The audit
+log and the folders of ended jobs keep theirs automatically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WITHIN = 5.0
 
 
 def measure(workspace: Path) -> dict[str, Any]:
-    """What the module says. Quick, so not complete where there is very much."""
+    """Return the measures that the module describes. They are quick, so not complete for very much data."""
     limits = settings.read(workspace).limits
     disk = shutil.disk_usage(workspace)
     uses: list[dict[str, Any]] = []

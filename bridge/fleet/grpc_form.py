@@ -1,7 +1,7 @@
-"""A gRPC call in the relay's form, and back: metadata as headers, status codes as HTTP's.
+"""Convert gRPC calls to the relay's form and back: metadata as headers, status codes as HTTP's.
 
-A `relay.Response` counts in HTTP's terms, so that one set of rules serves both transports. What gRPC has
-beside them, its exact code and message, travels in two headers of its own.
+A `relay.Response` uses HTTP's terms, so one set of rules serves both transports. gRPC's exact code and
+message travel in two additional headers.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ _BY_NUMBER = {int(code.value[0]): code for code in StatusCode}
 
 
 RENAMED = {f"{name}-bin": name for name in (wire.PUBLIC_KEY, wire.SIGNATURE)}
-"""What is binary over gRPC, and base64 under a name of its own over HTTP; the relay's form is the latter."""
+"""Values that are binary over gRPC, and base64 under another name over HTTP. The relay uses the latter
+form."""
 _BACK = {name: key for key, name in RENAMED.items()}
 
 
 def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
-    """Flower's own metadata as headers. Binary values (keys in "-bin") become base64, as on gRPC's wire."""
+    """Return Flower's own metadata as headers. Binary values (keys in "-bin") become base64, as on gRPC's
+    wire."""
     return tuple(
         (RENAMED.get(key, key), base64.b64encode(value).decode() if isinstance(value, bytes) else value)
         for key, value in metadata or ()
@@ -60,10 +62,10 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
 
 
 def metadata_of(headers: Headers) -> Metadata:
-    """The reverse of `headers_of`, and the same for what we say to a SuperLink; other headers are left out.
+    """Reverse `headers_of`, and convert our own headers for a SuperLink. Other headers are left out.
 
     Raises:
-        ValueError: for what gRPC would not take, or what is no base64.
+        ValueError: gRPC would refuse a value, or a value is not base64.
     """
     ours = (wire.CALL_HEADER, wire.DONE_HEADER)
     return tuple(
@@ -79,13 +81,13 @@ def _pair(key: str, value: str) -> tuple[str, str | bytes]:
 
 
 def refusal(code: StatusCode, message: str, headers: Headers = ()) -> Response:
-    """An answer that is an error."""
+    """Return an answer that is an error."""
     number = str(code.value[0])
     return Response(HTTP_STATUS[code], ((CODE_HEADER, number), (MESSAGE_HEADER, message), *headers))
 
 
 def code_of(response: Response) -> tuple[StatusCode, str]:
-    """An answer's gRPC code and message; one that was made on the way has only HTTP's status."""
+    """Return an answer's gRPC code and message. An answer made on the way has only HTTP's status."""
     headers = dict(response.headers)
     if CODE_HEADER in headers:
         return _BY_NUMBER.get(int(headers[CODE_HEADER]), StatusCode.UNKNOWN), headers.get(MESSAGE_HEADER, "")

@@ -1,6 +1,6 @@
-"""A reply of a site as an event: its round, its metrics, its number of examples, its error.
+"""Turn a site's reply into an event: its round, its metrics, its number of examples, its error.
 
-The observer at the server makes events so, and so does a ServerApp that records what passes it.
+The observer at the server uses this, and so does a ServerApp that records the messages that pass.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from bridge.common.text import one_line, shown
 Event = dict[str, Any]
 
 NUMBERS_LIMIT, NAME_LIMIT, KIND_LIMIT, TEXT_LIMIT = 1000, 150, 40, 2000
-"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an
-event takes from a site."""
+"""Metrics of one reply, and characters of a metric's name, of a reply's kind, and of an error, that an event
+takes from a site."""
 
 EXAMPLES = ("num_examples", "num-examples")
 """The example count's name in legacy and in Message-API replies."""
@@ -35,8 +35,8 @@ ROUND = "server-round"
 
 @dataclass
 class Reply:
-    """A site's reply to a message of a round, or of none (0); `root` is the object that has its records, for
-    those who must still find them; `error` is empty if it is a good one."""
+    """A site's reply to a message of a round (0: of none). `root` is the object with its records, for readers
+    that must still find them. `error` is empty for a good reply."""
 
     site: str
     round: int
@@ -44,23 +44,23 @@ class Reply:
     root: str
     error: str
     start: int = 1
-    """Which count of rounds it belongs to, where an app counts them more than once."""
+    """The count of rounds that the reply belongs to, if an app counts them more than once."""
     asked: bool = True
-    """Whether it answers a message that is known. A site may also send one that nobody has asked for."""
+    """True if the reply answers a known message. A site may also send one that nobody has asked for."""
 
 
 def round_of_group(group: str) -> int:
-    """The number of the round that a message's group names, or 0."""
+    """Return the number of the round that a message's group names, or 0."""
     return int(group) if group.isascii() and group.isdigit() and len(group) < 10 else 0
 
 
 def error_text(text: str) -> str:
-    """What a site says of an error, in its lines, as it may be shown."""
+    """Return a site's error text, in its lines, as it may be shown."""
     return shown(text[:TEXT_LIMIT])[:TEXT_LIMIT]
 
 
 def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
-    """The event of a reply with these records, by name."""
+    """Return the event of a reply with these records, by name."""
     values = dict(itertools.islice(_numbers(records), NUMBERS_LIMIT))
     found = [values.pop(name) for name in EXAMPLES if name in values]
     examples = found[0] if found and is_number(found[0]) and math.isfinite(found[0]) else None
@@ -78,17 +78,17 @@ def reply_event(reply: Reply, records: dict[str, dict[str, Any]]) -> Event:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number. A bool is none."""
+    """Return whether a value is a number. A bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_metric(value: Any) -> bool:
-    """Whether a value can be a metric: a number, or a list of numbers."""
+    """Return whether a value can be a metric: a number, or a list of numbers."""
     return is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
 
 
 def without_lists(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A ConfigRecord's values, but for its lists: these are data, such as SecAgg+'s masked numbers."""
+    """Return a ConfigRecord's values without its lists, which are data such as SecAgg+'s masked numbers."""
     return {name: value for name, value in record.items() if not isinstance(value, list)}
 
 

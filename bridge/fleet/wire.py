@@ -1,8 +1,9 @@
-"""The Fleet API on the wire: which requests there are, how each may be repeated, and which errors a
-SuperNode can stand. It is the same twelve calls over gRPC (flwr 1.34 to 1.39) and over HTTP (1.40 to 1.43).
+"""The Fleet API on the wire: its requests, their retries, and the errors that a SuperNode can bear.
 
-Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py`
-and `supernode/start_client_internal.py` (what a SuperNode makes of an error); flwr 1.34.0 and 1.39.0
+gRPC (flwr 1.34 to 1.39) and HTTP (1.40 to 1.43) have the same twelve calls.
+
+Sources: flwr 1.41.0 `supernode/fleet_http_client.py` (paths), `supernode/fleet_http_connection.py` and
+`supernode/start_client_internal.py` (a SuperNode's reaction to an error). flwr 1.34.0 and 1.39.0
 `proto/fleet.proto`, `client/grpc_rere_client/connection.py` and `supercore/retry/grpc_retry.py`.
 """
 
@@ -48,16 +49,16 @@ GET_RUN, GET_FAB, PULL_OBJECT = "get-run", "get-fab", "pull-object"
 CALLS: dict[str, tuple[Retry, Any, Any]] = {
     # A second registration of the same key is refused (412) and ends the SuperNode.
     REGISTER: (Retry.AT_MOST_ONCE, RegisterNodeFleetRequest, None),
-    # A SuperNode does each of these once in its life; a node that is active cannot be activated (412).
+    # A SuperNode does each of these once in its life. An active node cannot be activated again (412).
     ACTIVATE: (Retry.AT_MOST_ONCE, ActivateNodeRequest, ActivateNodeResponse),
     DEACTIVATE: (Retry.AT_MOST_ONCE, DeactivateNodeRequest, None),
     UNREGISTER: (Retry.AT_MOST_ONCE, UnregisterNodeFleetRequest, None),
     HEARTBEAT: (Retry.IDEMPOTENT, SendNodeHeartbeatRequest, None),
     # Up to flwr 1.42 the SuperLink marks a message as delivered when it is pulled, and never gives it out
-    # again. From 1.43 on it does so when it is confirmed: then this only saves a call.
+    # again. From 1.43 on it does so when the message is confirmed. Then this only saves a call.
     PULL: (Retry.UNTIL_CONFIRMED, PullMessagesRequest, PullMessagesResponse),
     CONFIRM: (Retry.IDEMPOTENT, ConfirmMessageReceivedRequest, None),
-    # Each execution opens a session of its own, to which the objects that follow belong.
+    # Each execution opens a new session, which the objects that follow belong to.
     PUSH: (Retry.AT_MOST_ONCE, PushMessagesRequest, PushMessagesResponse),
     # A second push of an object is answered `stored=False`, and the SuperNode drops its reply.
     PUSH_OBJECT: (Retry.AT_MOST_ONCE, PushObjectRequest, None),
@@ -65,8 +66,8 @@ CALLS: dict[str, tuple[Retry, Any, Any]] = {
     GET_FAB: (Retry.IDEMPOTENT, GetFabRequest, None),
     PULL_OBJECT: (Retry.IDEMPOTENT, PullObjectRequest, None),
 }
-"""Every call of the Fleet API, by the last part of its HTTP path: how it may be repeated, what it asks, and
-what is answered, if that is read."""
+"""Every call of the Fleet API, by the last part of its HTTP path: its kind of retry, its request, and its
+answer if that is read."""
 
 REPEATS = {name: retry for name, (retry, _, _) in CALLS.items()}
 MESSAGES = {name: asked for name, (_, asked, _) in CALLS.items()}
@@ -79,7 +80,7 @@ PATHS = {
 """The calls' names by their paths."""
 
 LEAVE_CALLS = frozenset({DEACTIVATE, UNREGISTER})
-"""The calls by which a SuperNode leaves; their answers are empty messages."""
+"""Calls that a SuperNode leaves with. Their answers are empty messages."""
 
 PUBLIC_KEY, SIGNATURE = "flwr-public-key", "flwr-signature"
 REQUEST_HEADERS = frozenset(
@@ -94,17 +95,17 @@ REQUEST_HEADERS = frozenset(
     }
 )
 METADATA_PREFIX = "flwr-"
-"""What a gRPC SuperNode adds to a call, and a SuperLink to its answer, begins so."""
+"""The prefix of a gRPC SuperNode's metadata in a call, and of a SuperLink's in its answer."""
 
 RESPONSE_HEADERS = frozenset({"content-type"})
 
 CALL_HEADER, DONE_HEADER = "flowerbed-call", "flowerbed-done"
-"""Between forwarder and SuperLink: the id of a call that is to be carried out once, and the ids of earlier
-ones whose answers have arrived (`superlink_process.py`). No SuperNode's header of that name passes."""
+"""Headers between forwarder and SuperLink: the id of a call that must run once, and the ids of earlier ones
+with confirmed answers (`superlink_process.py`). No SuperNode's header of that name passes."""
 
 BODY_LIMIT = 64 * 1024 * 1024
-"""Bytes of the largest request that passes, but for one with an object (`OBJECT_LIMIT`). Flower cuts arrays
-into chunks of 5 MiB (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE); a FAB is at most 10 MiB."""
+"""Bytes of the largest request that passes, except for one with an object (`OBJECT_LIMIT`). Flower splits
+arrays into chunks of 5 MiB (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE). A FAB is at most 10 MiB."""
 
 OBJECT_FIELD: int = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
 HEAD_LIMIT = 64 * 1024
@@ -114,14 +115,14 @@ PASSED_ERRORS = frozenset({403})
 """403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""
 
 FATAL_ON_ERROR = frozenset({REGISTER, ACTIVATE, HEARTBEAT, PULL})
-"""Calls in which an error ends the SuperNode or leaves it alive and deaf."""
+"""Calls where an error ends the SuperNode, or leaves it alive and deaf."""
 
 
 @dataclass(frozen=True)
 class FleetCall(Request):
-    """A request that knows which Fleet call it is: its name is looked up once, its body is parsed once.
+    """A request that knows its Fleet call. Its name is looked up once, and its body is parsed once.
 
-    The gateway makes it of what a SuperNode sends, and the channel's reader of what a site sends.
+    The gateway makes one from a SuperNode's request, and the channel's reader from a site's.
     """
 
     @functools.cached_property
@@ -131,11 +132,11 @@ class FleetCall(Request):
 
     @functools.cached_property
     def message(self) -> Any:
-        """What the body says, for the reader's eyes only: others read it too. Raises `DecodeError`."""
+        """Return the parsed body. Do not change it, because others read it too. Raises `DecodeError`."""
         return MESSAGES[str(self.name)].FromString(self.body)
 
     def answered(self, response: Response) -> Any:
-        """What the body of `response` says; parsed once. Raises `DecodeError`."""
+        """Return the parsed body of `response`. It is parsed once. Raises `DecodeError`."""
         known = self.__dict__.get("_answered")
         if known is None or known[0] is not response:
             known = response, RESPONSES[str(self.name)].FromString(response.body)
@@ -144,16 +145,16 @@ class FleetCall(Request):
 
     @property
     def must_happen_once(self) -> bool:
-        """Whether it must not be carried out twice."""
+        """Return whether the call must not run twice."""
         return self.name is not None and REPEATS[self.name] is not Retry.IDEMPOTENT
 
     @functools.cached_property
     def rule(self) -> Rule:
-        """How it is to be carried.
+        """Return the rule to carry the call by.
 
-        Its signature covers only the timestamp and changes at every try, so the key is made from path, body
-        and the asker's public key: without the last, a stranger could ask for what is kept for a SuperNode
-        or, by a confirmation, have it thrown away.
+        The call's signature covers only the timestamp and changes at every try, so the key is made from path,
+        body and the caller's public key. Without the last, a stranger could ask for the answer kept for a
+        SuperNode, or discard it by a confirmation.
         """
         assert self.name is not None
         asker = dict(self.headers).get(PUBLIC_KEY, "")
@@ -165,17 +166,17 @@ class FleetCall(Request):
 
 
 def fleet_call(request: Request) -> FleetCall:
-    """The call that `request` is: itself, if it is one already."""
+    """Return `request` as a Fleet call. One that already is a Fleet call is returned unchanged."""
     if isinstance(request, FleetCall):
         return request
     return FleetCall(request.path, request.headers, request.body, request.stored)
 
 
 def whole_call(request: Request) -> FleetCall:
-    """The call that a `request` with a large body is, with the fields beside its object.
+    """Return the Fleet call of a `request` with a large body, with the fields beside its object.
 
     Raises:
-        ValueError: a large body that is no object's.
+        ValueError: the large body is not an object's.
     """
     assert request.stored is not None
     if call_name(request.path) != PUSH_OBJECT:
@@ -189,20 +190,20 @@ FIELDS_LIMIT = 64
 
 
 def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
-    """A PushObjectRequest of `size` bytes without its object: a message of the same kind, as large as a
-    few ids. `read` gives bytes at an offset.
+    """Return a PushObjectRequest of `size` bytes without its object: a message of the same kind, as large as
+    a few ids. `read` gives bytes at an offset.
 
-    Nothing else is left out, so that the head says of node and run what the whole request says.
+    Nothing else is left out, so the head says the same about node and run as the whole request.
 
     Raises:
-        ValueError: it is no such request, or has other large fields, or too many.
+        ValueError: it is not such a request, or has other large fields, or too many.
     """
     head, position, fields = b"", 0, 0
     while position < size:
         near = read(position, 20)
         if not near:
-            break  # No more of it is there.
-        # Empty fields would add nothing to the head, and each costs a look.
+            break  # The data ends here.
+        # Empty fields would add nothing to the head, but each costs a look.
         fields += 1
         if fields > FIELDS_LIMIT:
             raise ValueError(f"more than {FIELDS_LIMIT} fields")
@@ -229,7 +230,7 @@ def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number in protobuf's form, and where it ends."""
+    """Return a number in protobuf's form, and its end."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
@@ -251,16 +252,15 @@ def call_name(path: str, transport: Transport | None = None) -> str | None:
 
 
 def may_pass(header: str) -> bool:
-    """Whether a header of a SuperNode's goes on to the SuperLink."""
+    """Return whether a SuperNode's header goes on to the SuperLink."""
     return header in REQUEST_HEADERS or header.startswith(METADATA_PREFIX)
 
 
 def map_error_for_supernode(request: Request, response: Response) -> Response:
     """Turn a SuperLink's answer into one that neither ends a SuperNode nor makes a zombie of it.
 
-    Success and "run not running" pass. An error of the server's becomes 503 (over gRPC: UNAVAILABLE),
-    which is the one that a SuperNode retries. Another refusal passes where the SuperNode only drops the
-    one message it was about.
+    Success and "run not running" pass. A server error becomes 503 (over gRPC: UNAVAILABLE), which is the one
+    that a SuperNode retries. Another refusal passes if the SuperNode only drops the one message it was about.
     """
     if response.status < 300 or response.status in PASSED_ERRORS:
         return response
@@ -274,21 +274,20 @@ def _key(name: str, asker: str, body: bytes) -> str:
 
 
 def _released_pull(asker: str, confirm: FleetCall) -> str | None:
-    """The key of the pull that brought the message which is being confirmed: the same node's.
+    """Return the key of the pull that brought the message which is being confirmed: the same node's.
 
-    A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the
-    confirmation's.
+    A SuperNode's PullMessagesRequest holds nothing but its node, so its bytes follow from the confirmation's.
     """
     try:
         node = confirm.message.node
     except DecodeError:
-        return None  # The SuperLink will refuse it; nothing is released.
+        return None  # The SuperLink will refuse the request. Nothing is released.
     return _pull_of(asker, node)
 
 
 def _shown_pull(asker: str, pull: FleetCall) -> tuple[str, bytes] | None:
-    """The key of the pull whose message the asked object may be part of, and the object's id: a message
-    comes with the ids of all its objects."""
+    """Return the key of the pull with the message that the requested object may belong to, and the object's
+    id. A message comes with the ids of all its objects."""
     try:
         request = pull.message
     except DecodeError:

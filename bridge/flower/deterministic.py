@@ -1,18 +1,18 @@
-"""A ServerApp that gets everything in the order of the sites, and a record of what it sends and gets.
+"""Run a ServerApp that gets everything in the order of the sites, and record its messages.
 
-Flower hands replies out as they come, and a mean over three or more sites then differs in its last bits from
-run to run; node ids, by which sites are sampled, are new in every run. So that two runs can be compared to
-the last bit, the ServerApp's process is told which node is whose (`PLAN_FILE`) and
+Flower hands replies out as they come. A mean over three or more sites then differs in its last bits from run
+to run. Node ids, which the sampling of sites depends on, are new in every run. To compare two runs to the
+last bit, the ServerApp's process gets a plan with the site of each node (`PLAN_FILE`) and
 
-- is given nodes and replies in the order of the sites' places, and
-- begins with Python's and numpy's generators of random numbers seeded.
+- receives nodes and replies in the order of the sites' places, and
+- begins with seeded random number generators of Python and numpy.
 
-Neither the app nor Flower's files are touched, and the same is done to a ServerApp of plain Flower: by
-`python -m bridge.flower.deterministic` in place of `flwr-serverapp`. Everything that passes is written down
-beside `PLAN_FILE`, as events like the observer's, with hashes: an `ArrayRecord`'s object id is the SHA-256 of
-what it holds (flwr 1.41 `supercore/inflatable/inflatable_object.py`, `get_object_id`).
+Neither the app nor Flower's files are touched. A ServerApp of plain Flower gets the same by `python -m
+bridge.flower.deterministic` in place of `flwr-serverapp`. All messages are recorded beside `PLAN_FILE`, as
+events like the observer's, with hashes. An `ArrayRecord`'s object id is the SHA-256 of its content (flwr 1.41
+`supercore/inflatable/inflatable_object.py`, `get_object_id`).
 
-Leans on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`
+Depends on flwr 1.41 `superlink/grid/http_grid.py`, `server/server.py`, `server/client_manager.py`
 (`replaced.py`).
 """
 
@@ -41,9 +41,8 @@ from bridge.launch.environment import DETERMINISTIC, SERVERAPP
 from bridge.launch.plan import TRACE_FILE
 
 WAITS = "flwr.supercore."
-"""How the names of the modules begin that draw the length of their waits from Python's generator, as often as
-there are any: on a busy machine more often, and other sites would be sampled then. They get a generator of
-their own."""
+"""The prefix of modules that draw the length of their waits from Python's generator. A busy machine waits
+more often, and other sites would be sampled then. These modules get a separate generator."""
 
 
 def begin() -> None:
@@ -77,7 +76,7 @@ def _place(places: Mapping[int, int], node: int) -> tuple[int, int]:
 
 
 def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]:
-    """A grid that gives nodes and replies in the order of the sites, and notes what passes."""
+    """Return a grid that gives nodes and replies in the order of the sites, and records the messages."""
 
     class OrderedGrid(kind):  # type: ignore[misc]
         def get_nodes(self) -> list[Any]:
@@ -92,7 +91,7 @@ def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]
             return record.sent(sent, lambda: super(OrderedGrid, self).push_messages(sent))
 
         def pull_messages(self, *ids: Any, **by_name: Any) -> list[Message]:
-            # flwr 1.43 has another name for the ids, and takes none for "whatever is there".
+            # flwr 1.43 has another name for the ids, and accepts none for all replies that are there.
             replies = list(super().pull_messages(*ids, **by_name))
             for reply in replies:
                 record.got(reply)
@@ -102,7 +101,7 @@ def _ordered(kind: Any, places: Mapping[int, int], record: _Record) -> type[Any]
 
 
 def _put_clients_in_order(places: Mapping[int, int]) -> None:
-    """Legacy apps: clients are kept by their nodes' ids, and asked by one thread each."""
+    """Order the clients of legacy apps, which are kept by their nodes' ids and called by one thread each."""
 
     def in_order(register: Callable[..., Any]) -> Callable[..., Any]:
         def register_in_order(self: Any, client: Any) -> Any:
@@ -126,7 +125,7 @@ def _put_clients_in_order(places: Mapping[int, int]) -> None:
 
 
 class _Record:
-    """Writes down what passes the grid. Thread-safe: a legacy app has a thread for each client."""
+    """Records the messages that pass the grid. Thread-safe: a legacy app has a thread for each client."""
 
     def __init__(self, file: Path, sites: dict[int, str]) -> None:
         self._file, self._sites = file, sites
@@ -136,7 +135,7 @@ class _Record:
         self._begun: set[int] = set()
 
     def sent(self, messages: list[Message], push: Callable[[], Any]) -> Any:
-        """Note messages that `push` sends; returns their ids."""
+        """Record the messages that `push` sends. Return their ids."""
         events = [self._sent(message) for message in messages]
         ids = list(push())
         with self._lock:
@@ -163,7 +162,7 @@ class _Record:
         return event
 
     def got(self, reply: Message) -> None:
-        """Note a reply, or what was said unasked."""
+        """Record a reply, or a message that replies to nothing."""
         data = reply.metadata
         content = reply.content if reply.has_content() else RecordDict()
         error = "" if reply.has_content() else reply.error.reason or f"error {reply.error.code}"
@@ -192,8 +191,8 @@ def _round(content: RecordDict) -> int:
 
 
 def parameters_of(content: RecordDict) -> str | None:
-    """The SHA-256 (hexadecimal) of all arrays in a message, or None if it has none; of several records, the
-    SHA-256 of theirs in the order of their names."""
+    """Return the SHA-256 (hexadecimal) of all arrays in a message, or None if it has none. For several
+    records, it is the SHA-256 of theirs in the order of their names."""
     hashes = [content[name].object_id for name in sorted(content) if isinstance(content[name], ArrayRecord)]
     if len(hashes) < 2:
         return hashes[0] if hashes else None
@@ -201,7 +200,7 @@ def parameters_of(content: RecordDict) -> str | None:
 
 
 def main() -> None:
-    """Be `flwr-serverapp`, in order."""
+    """Run `flwr-serverapp`, in order."""
     sys.argv = [SERVERAPP, *sys.argv[1:]]
     begin()
     (entry,) = entry_points(group="console_scripts", name=SERVERAPP)

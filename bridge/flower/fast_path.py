@@ -1,6 +1,6 @@
-"""Says once in each process, in the job's log, that a part of the fast path works there.
+"""Log once in each process that a part of the fast path works there.
 
-Were one silently off, a job would only be slow. `tests/versions` expects these lines of a real run.
+If a part were silently off, a job would only be slow. `tests/versions` expects these lines of a real run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WOKEN = "a sleep of the SuperNode was ended by what it waited for"
 COPIED = "an app's process is a copy"
 ASKED = "the ServerApp asks for replies without a pause"
 UNSTORED = "a ClientApp waited for a message of which nothing was heard: it starts late"
-"""That it does not work: the state is no longer told by the methods that we know."""
+"""The line if it does not work: the state no longer calls the methods that we know."""
 
 PREFIX = "fast path: "
 
@@ -21,7 +21,7 @@ _told: set[str] = set()
 
 
 def tell(part: str) -> None:
-    """Log it, if it is the first time."""
+    """Log the part, the first time."""
     if part not in _told:
         _told.add(part)
         log.info("%s%s", PREFIX, part)

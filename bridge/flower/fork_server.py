@@ -1,16 +1,15 @@
-"""Starting Flower's programs as copies of a process that has imported what they import.
+"""Start Flower's programs as copies of a process that has done their imports.
 
-Flower starts a new interpreter for every message: importing flwr takes one to two seconds, torch some more.
-Here each message still has a fresh process of its own, but it begins as a copy of one in which that is done,
-and in which nothing of any app has ever run (`fork_server_process.py`). What the app's code imports that is
-not its own is imported there once. It is read in the app's bundle, and no process of an app is asked.
+Flower starts a new interpreter for every message. Importing flwr takes one to two seconds, and torch takes
+longer. Here each message still gets a fresh process, but the process is a fork of one that has done the
+imports and has never run any app's code (`fork_server_process.py`). Third-party modules that the app imports
+are imported there once. Their names are read from the app's bundle, not from an app's process.
 
 A module that would make copies unlike new processes, because its import starts threads or touches a GPU, is
-left to each of them. Where the fork server has threads itself, or is gone, programs are started as Flower
-does it.
+left to each copy. If the fork server has threads, or is gone, programs are started as Flower does it.
 
-Our launchers start the SuperExec by it (`starter`). That starts the apps' processes by an executor of ours
-(`fork_executor`).
+Our launchers start the SuperExec with it (`starter`). The SuperExec starts the apps' processes by our
+executor (`fork_executor`).
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from bridge.launch.confinement import APP_POLICY
 from bridge.launch.environment import CLIENTAPP, SERVERAPP, SUPEREXEC
 
 ISOLATION, PROCESS = "--isolation", "process"
-"""The option by which SuperLink and SuperNode leave the start of a SuperExec to us."""
+"""The option that makes SuperLink and SuperNode leave the start of a SuperExec to us."""
 
 COMMAND_LIMIT = 1 << 16
-"""Bytes of one request to the fork server; a command is some hundred."""
+"""Bytes of one request to the fork server. A command is some hundred."""
 
 LATE = ("httpcore",)
-"""What Flower's programs import when they first ask their server (flwr 1.40 to 1.43, by httpx)."""
+"""Modules that Flower's programs import when they first call their server (flwr 1.40 to 1.43, by httpx)."""
 
 NAMES_AT_ONCE, NAME_LIMIT = 100, 100
 """Modules in a request, and characters of each: six bytes each at most, as JSON has them."""
 
 PARENT = "--parent-pid"
-"""Flower's option for the process with which a program is to end."""
+"""Flower's option for the process that a program ends with."""
 
 
 class ForkedProcess:
@@ -60,7 +59,7 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGTERM)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; its exit code is the fork server's to know. Raises `TimeoutExpired`."""
+        """Wait for its end. Only the fork server knows its exit code. Raises `TimeoutExpired`."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -75,7 +74,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The way to a fork server: asks it to start programs."""
+    """The client of a fork server, which asks it to start programs."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -86,7 +85,7 @@ class ForkServer:
         self._channel.close()
 
     def start(self, command: Sequence[str], *, quiet: bool) -> ForkedProcess | None:
-        """Start `command`, its output thrown away if `quiet`; None if the fork server does not do that."""
+        """Start `command`, and discard its output if `quiet`. Returns None if the fork server refuses."""
         request = json.dumps({"command": list(command), "quiet": quiet}).encode()
         with self._lock:
             try:
@@ -98,7 +97,7 @@ class ForkServer:
         return ForkedProcess(pid) if pid else None
 
     def preload(self, modules: Iterable[str]) -> None:
-        """Let it import modules, as far as they are there; what is asked for meanwhile waits."""
+        """Let the fork server import those of the modules that exist. Requests wait meanwhile."""
         names = [name for name in (*LATE, *modules) if 0 < len(name) <= NAME_LIMIT]
         with self._lock, contextlib.suppress(OSError):
             for first in range(0, len(names), NAMES_AT_ONCE):
@@ -106,13 +105,14 @@ class ForkServer:
                 self._channel.sendall(json.dumps(asked).encode())
 
     def preload_app(self, content: bytes) -> None:
-        """Let it import what the code of an app imports that is not the app's own, given as its FAB. The
-        code is read, not run."""
+        """Let the fork server import an app's third-party modules. The app is given as its FAB, and its code
+        is read, not run."""
         self.preload(bundle.imports(content))
 
 
 def starter(fork_server: ForkServer | None) -> Callable[..., Any]:
-    """Return what starts one of Flower's programs: as a copy of the fork server, or as a new interpreter."""
+    """Return a function that starts one of Flower's programs: as a fork of the server, or as a new
+    interpreter."""
 
     def start(command: Sequence[str], *, quiet: bool = False) -> Any:
         process = None if fork_server is None else fork_server.start(command, quiet=quiet)
@@ -125,14 +125,14 @@ def starter(fork_server: ForkServer | None) -> Callable[..., Any]:
 
 
 def superexec_command(runtime_port: int) -> list[str]:
-    """The SuperExec of a server on loopback; it ends with this process."""
+    """Return the command of the SuperExec of a server on loopback. The SuperExec ends with this process."""
     address = ["--runtime-api-address", f"127.0.0.1:{runtime_port}"]
     return [SUPEREXEC, "--insecure", *address, PARENT, str(os.getpid())]
 
 
 def fork_executor(start: Callable[..., Any]) -> Any:
-    """An executor (flwr 1.41 `supercore/superexec/executor/types.py`) whose processes `start` starts. The
-    rest is Flower's own for subprocesses."""
+    """Return an executor (flwr 1.41 `supercore/superexec/executor/types.py`) that uses `start` for its
+    processes. The rest is Flower's own for subprocesses."""
     flower: Any = importlib.import_module("flwr.supercore.superexec.executor")
     constant: Any = importlib.import_module("flwr.supercore.constant")
 
@@ -152,12 +152,12 @@ def fork_executor(start: Callable[..., Any]) -> Any:
 
 
 def equivalent_command(command: Sequence[str], python: str = sys.executable) -> list[str]:
-    """Return the command by which a new interpreter, `python`, runs the same program as a copy would."""
+    """Return the command that runs the same program as a copy would, in a new interpreter `python`."""
     if command[0] in (SUPEREXEC, SERVERAPP) or (command[0] == CLIENTAPP and APP_POLICY in os.environ):
         return [python, "-P", "-m", "bridge.flower.programs", *command]
     return list(command)
 
 
 def ends() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of the way to a fork server: the launcher's, for `ForkServer`, and its own."""
+    """Return both ends of the channel to a fork server: the launcher's, for `ForkServer`, and its own."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,9 +1,9 @@
-"""The process that has imported what Flower's programs import, and becomes one of them by a fork.
+"""Import the modules of Flower's programs, and become one of the programs by a fork.
 
     python -P -m bridge.flower.fork_server_process DESCRIPTOR
 
-It is a fork of its launcher (`start_fork_server`). A launcher that has threads cannot be forked: then it is a
-program of its own. DESCRIPTOR is the number of its end of the channel.
+The process is a fork of its launcher (`start_fork_server`). A launcher that has threads cannot be forked.
+Then this is a separate program, and DESCRIPTOR is the number of its end of the channel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ log = logging.getLogger("flwr")
 def start_fork_server(names: Iterable[str]) -> ForkServer:
     """Start a fork server that can become any of the programs `names`.
 
-    To be called before this process has more than one thread; what it has imported, the fork server has.
+    Call this before this process has more than one thread. The fork server has all modules that this process
+    has imported.
     """
     entries = {name: programs.load(name) for name in names}
     ours, its = ends()
@@ -48,12 +49,13 @@ def start_fork_server(names: Iterable[str]) -> ForkServer:
 
 
 def serve(channel: socket.socket, names: Iterable[str]) -> NoReturn:
-    """Be a fork server of these programs to the launcher at the other end of `channel`, until it is gone."""
+    """Serve as fork server for these programs, to the launcher at the other end of `channel`, until it is
+    gone."""
     _ForkServerLoop(channel, {name: programs.load(name) for name in names}).run()
 
 
 class _ForkServerLoop:
-    """The fork server's own side: one thread, which forks when it is asked to."""
+    """The fork server's own side: one thread, which forks on request."""
 
     def __init__(self, channel: socket.socket, entries: Mapping[str, Callable[[], Any]]) -> None:
         self._entries = entries
@@ -61,7 +63,7 @@ class _ForkServerLoop:
         self._channels = {channel.fileno(): channel}
         self._launcher = channel
         self._children: dict[int, int] = {}
-        """By pidfd, the process's id."""
+        """The process's id, by pidfd."""
         self._poll.register(channel, select.EPOLLIN)
         self._unsafe = ""
 
@@ -71,7 +73,7 @@ class _ForkServerLoop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = 0
         try:
-            # Before anything is imported for an app: see `confinement.py`.
+            # Before anything is imported for an app (see `confinement.py`).
             if policy := os.environ.pop(FORK_SERVER_POLICY, ""):
                 sandbox.enter(sandbox.Policy.from_json(policy))
             self._serve()
@@ -89,7 +91,7 @@ class _ForkServerLoop:
                     return
 
     def _answer(self, descriptor: int) -> bool:
-        """One request; false when the launcher is gone."""
+        """Answer one request. Returns False when the launcher is gone."""
         channel = self._channels[descriptor]
         request = channel.recv(COMMAND_LIMIT)
         if not request:
@@ -107,7 +109,7 @@ class _ForkServerLoop:
         return True
 
     def _fork(self, command: list[str], quiet: bool) -> int:
-        """Start one program; 0 if it must not be a copy."""
+        """Start one program. Returns 0 if it must not be a copy."""
         program = command[0]
         if program not in self._entries or (self._unsafe and program != SUPEREXEC):
             return 0
@@ -158,15 +160,15 @@ class _ForkServerLoop:
     def _reap(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         os.close(descriptor)
-        with contextlib.suppress(ChildProcessError):  # A child of the process that this one took over from.
+        with contextlib.suppress(ChildProcessError):  # A child of this process's predecessor.
             os.waitpid(self._children.pop(descriptor), 0)
 
     def _import(self, modules: Iterable[str]) -> None:
-        """Import what the next processes will need. The launcher has read the names in the app's code: no
-        process of an app says any, since what imports them is less confined than an app.
+        """Import modules for the next processes. The launcher has read the names from the app's code. No
+        app's process may name any, since the importing process is less confined than an app.
 
-        A copy does it, and takes this process's place if a copy of it is still like a new process. Else the
-        next one tries without the module that has changed that.
+        A copy does the imports, and takes this process's place if a copy of it still is like a new process.
+        Otherwise the next copy tries without the module that broke this.
         """
         missing = [module for module in modules if module not in sys.modules and not _is_program(module)]
         if not missing or self._unsafe:
@@ -200,15 +202,14 @@ class _ForkServerLoop:
 
 
 SAFE = "."
-"""What a copy says when it has imported all it was to; before, it names each module."""
+"""Sent by a copy after all its imports. Before that it names each module."""
 
 
 def _take_over(modules: Iterable[str], said: int) -> None:
     """In the copy: import `modules`, or end at the first that makes copies unlike new processes."""
     for module in modules:
         os.write(said, f"{module}\n".encode())
-        # What cannot be imported here (a name that is not there, a module that wants a main program) is the
-        # app's own affair.
+        # A module that fails here (a missing name, one that needs a main program) is left to the app.
         with contextlib.suppress(BaseException):
             importlib.import_module(module)
         if why := _why_unsafe():
@@ -223,25 +224,26 @@ def _take_over(modules: Iterable[str], said: int) -> None:
 
 
 def _outlive(child: int) -> NoReturn:
-    """Leave the rest to a copy that has taken over; what was started before ends as this one's child."""
+    """Leave the rest to a copy that has taken over. Processes that were started before end as this one's
+    children."""
     while os.wait()[0] != child:
         pass
     os._exit(0)
 
 
 def _is_program(module: str) -> bool:
-    """Whether it is a program, which runs when it is imported: many do not ask for their name."""
+    """Return whether a module is a program, which runs when it is imported. Many do not check `__name__`."""
     return "__main__" in module.split(".")
 
 
 SAFE_THREADS = frozenset({"jemalloc_bg_thd"})
-"""Threads of which a fork takes care: jemalloc locks all it has before one, and a copy begins without the
-thread (jemalloc 5 `background_thread_prefork0`, `background_thread_postfork_child`). pyarrow brings it, and
-pandas and datasets that."""
+"""Threads that survive a fork. jemalloc takes all its locks before one, and a copy begins without the thread
+(jemalloc 5 `background_thread_prefork0`, `background_thread_postfork_child`). pyarrow brings jemalloc, and
+pandas and datasets bring pyarrow."""
 
 
 def _why_unsafe() -> str:
-    """Why a copy of this process would not be like a new one; empty if it would."""
+    """Return why a copy of this process would not be like a new one, or ""."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "an import has initialised CUDA"
@@ -258,7 +260,7 @@ def _why_unsafe() -> str:
 
 
 def _native_threads() -> list[str]:
-    """The names of this process's threads, but for the first and for those that are safe."""
+    """Return the names of this process's threads, except for the first and for the safe ones."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
@@ -268,11 +270,11 @@ def _native_threads() -> list[str]:
 
 
 def _begin_anew() -> None:
-    """Take back what a copy has and a new interpreter would not have."""
+    """Undo the state that a copy has and a new interpreter would not have."""
     importlib.invalidate_caches()
     if (numpy := sys.modules.get("numpy")) is not None:
-        # Seeded from the system when it was imported: else each copy would draw the same numbers. (Python's
-        # own generator sees to that itself, and torch's begins with the same seed in every process.)
+        # Importing it seeded it from the system, and each copy would draw the same numbers. (Python reseeds
+        # its own generator after a fork, and torch's begins with the same seed in every process.)
         numpy.random.seed()
 
 

@@ -1,8 +1,8 @@
-"""A SuperLink's state whose unfinished replies last as long as a site may be away, and end with their node.
+"""Keep a SuperLink's unfinished replies for as long as a site may be away, and end them with their node.
 
-flwr 1.41 drops a reply of which no object came for 180 s (`supercore/constant.py`,
-OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody: the run hangs. And it lets a ServerApp wait
-that long for the rest of a reply whose node was removed while it sent it.
+flwr 1.41 drops a reply if none of its objects came for 180 s (`supercore/constant.py`,
+OBJECT_PUSH_SESSION_TTL_SECONDS), without an error to anybody, and the run hangs. If a node is removed while
+it sends a reply, a ServerApp waits that long for the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def lasting(state: type[Any], seconds: float) -> type[Any]:
-    """Return the kind of `state` whose unfinished replies wait `seconds` for their next object."""
+    """Return a kind of `state` with unfinished replies that wait `seconds` for their next object."""
     if not hasattr(state, "_cleanup_push_session"):
         return state  # This flwr knows no unfinished replies.
 
@@ -31,7 +31,7 @@ def lasting(state: type[Any], seconds: float) -> type[Any]:
             return stored
 
         def store_message_and_object_tree(self, message: Any, object_tree: Any, session_id: str) -> Any:
-            # Noted here: a reply that the ServerApp has begun to fetch is forgotten but for its objects.
+            # Noted here, because only the objects remain of a reply that the ServerApp has begun to fetch.
             self._object_push_sessions[session_id].node_id = message.metadata.src_node_id
             return super().store_message_and_object_tree(message, object_tree, session_id)
 

@@ -1,14 +1,16 @@
-"""A pull that finds nothing is held until there is something, instead of being asked again seconds later.
+"""Hold a pull that finds nothing until there is something, so that nobody has to poll.
 
-Flower's programs ask each other for work: a SuperNode and a ServerApp every 3 s, a SuperExec every second,
-and for an object that is not there yet after 1, 2, 4 s. This is ASGI middleware around the two servers that
-they ask, SuperLink and SuperNode: a question whose answer would be "nothing" waits for a request (or a call
-of `wake`) that may have changed that, and is then put to the server again. The server's answers are its own.
+Flower's programs poll each other for work: a SuperNode and a ServerApp every 3 s, a SuperExec every second. A
+client that asks for a missing object retries after 1, 2 and 4 s. This is ASGI middleware around the two
+servers that they poll, SuperLink and SuperNode. A question with the answer "nothing" waits for a request (or
+a call of `wake`) that may have changed the answer, and is then put to the server again. The server's answers
+stay unchanged.
 
-What can change without a request (a node's time is over, a message expires) is found by asking again every
-few seconds, as Flower would. Sources: flwr 1.41.0 `superlink/routers`, `supercore/routers/runtime/router.py`,
-and the loops that ask: `supernode/start_client_internal.py`, `superlink/grid/http_grid.py`,
-`supercore/superexec/run_superexec.py`, `supercore/inflatable/inflatable_utils.py`.
+Some changes come without a request: a node's time is over, or a message expires. They are found by another
+question every few seconds, as in Flower. Sources: flwr 1.41.0 `superlink/routers`,
+`supercore/routers/runtime/router.py`, and the loops that poll: `supernode/start_client_internal.py`,
+`superlink/grid/http_grid.py`, `supercore/superexec/run_superexec.py`,
+`supercore/inflatable/inflatable_utils.py`.
 """
 
 from __future__ import annotations
@@ -31,26 +33,27 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_POLL_SECONDS = 20.0
-"""Seconds for which a question is held at most: Flower's programs wait 30 for an answer, and a SuperNode's
+"""Seconds for which a question is held at most. Flower's programs wait 30 for an answer, and a SuperNode's
 gateway 25."""
 
 MAX_POLL_SECONDS_FOR_SERVERAPP = 3.0
-"""The same for the ServerApp's question for replies: Flower's own wait between two, so that a time-out which
-the app has set is seen as soon as there."""
+"""Seconds for which the ServerApp's question for replies is held. Flower itself waits this long between two
+of them, so a timeout that the app has set is seen as early."""
 
 RECHECK_SECONDS = 3.0
-"""Seconds after which a question is put to the server again without a reason, where time alone may bring
-something: replies, since a node may be out of time, and a SuperNode's tasks, which its `gate` holds back. All
-else is looked for when the asker asks again, after `MAX_POLL_SECONDS`: a look costs a SuperLink some 5 ms."""
+"""Seconds after which a question is put to the server again without a cause, if time alone may bring an
+answer: replies, since a node may be out of time, and a SuperNode's tasks, which its `gate` holds back. All
+else is looked for when the client asks again, after `MAX_POLL_SECONDS`. A look costs a SuperLink some 5 ms.
+"""
 
 TINY = 64
-"""Bytes; the answer "nothing" is shorter. Longer ones, objects of 5 MiB among them, are not parsed."""
+"""Bytes. The answer "nothing" is shorter. Longer answers, such as objects of 5 MiB, are not parsed."""
 
 
 @dataclass(frozen=True)
 class LongPollRule:
-    """How a question is held: which changes may end that, what "nothing" looks like, seconds at most, and
-    seconds after which it is put again without a change."""
+    """The rule to hold a question by: the changes that may end the hold, the look of "nothing", seconds at
+    most, and seconds after which the question is put again without a change."""
 
     until: str
     nothing: Callable[[bytes], bool]
@@ -59,7 +62,8 @@ class LongPollRule:
 
 
 def _read(kind: str, body: bytes) -> Any:
-    """An answer of the `kind` (MODULE.NAME). Looked for when one comes: older flwr lack some."""
+    """Return an answer of the `kind` (MODULE.NAME). The class is imported late, because older flwr lack
+    some."""
     module, name = kind.split(".")
     return getattr(import_module(f"flwr.proto.{module}"), name).FromString(body)
 
@@ -78,7 +82,8 @@ def _not_yet(body: bytes) -> bool:
 
 
 INSTRUCTIONS, REPLIES, OBJECTS, TASKS = "instructions", "replies", "objects", "tasks"
-"""What may change: messages for SuperNodes, replies for the ServerApp, contents of either, work to start."""
+"""Things that may change: messages for SuperNodes, replies for the ServerApp, contents of either, work to
+start."""
 
 SUPERLINK_HOLDS = {
     "/v1/runtime/acquire-task": LongPollRule(TASKS, _no_task),
@@ -108,16 +113,16 @@ CHANGES = {
     "/v1/runtime/push-object": (OBJECTS,),
     "/v1/runtime/push-task-output": (INSTRUCTIONS, TASKS),
 }
-"""By path, what a request may have changed once it is answered."""
+"""By path, the things that an answered request may have changed."""
 
 
 class LongPollMiddleware:
-    """The middleware. It belongs to the loop that first calls it; `wake` may be called from any thread."""
+    """The middleware. It belongs to the loop that first calls it. `wake` may be called from any thread."""
 
     def __init__(
         self, app: App, holds: Mapping[str, LongPollRule], gate: Callable[[], bool] | None = None
     ) -> None:
-        """Wrap `app`. While `gate` is false, nobody is given a task: `wake(TASKS)` when it changes."""
+        """Wrap `app`. While `gate` is false, nobody is given a task. Call `wake(TASKS)` when it changes."""
         self._app = app
         self._holds = holds
         self._gate = gate or (lambda: True)
@@ -133,7 +138,7 @@ class LongPollMiddleware:
                 loop.call_soon_threadsafe(self._wake, what)
 
     def release(self) -> None:
-        """Hold nothing any more: the server is about to end, and waits for what it has to answer."""
+        """Release all held questions: the server is about to end, and waits for its open answers."""
         self._closing = True
         self.wake(INSTRUCTIONS, REPLIES, OBJECTS, TASKS)
 
@@ -143,7 +148,7 @@ class LongPollMiddleware:
                 event.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
+        """Answer one request, as an ASGI app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -163,7 +168,7 @@ class LongPollMiddleware:
         answer: list[Message] = []
         woken = False
         while True:
-            # Before the question, so that no change after it is missed.
+            # Taken before the question, so that no change after it is missed.
             changed = self._changes.setdefault(hold.until, asyncio.Event())
             left = deadline - time.monotonic()
             if hold.until != TASKS or self._gate() or left <= 0 or self._closing:
@@ -176,7 +181,7 @@ class LongPollMiddleware:
                 woken = True
             except TimeoutError:
                 if answer and time.monotonic() >= deadline:
-                    break  # It is "nothing" still; whoever asks anew is the next look.
+                    break  # It is "nothing" still. The client's next question is the next look.
         if woken and not _is_nothing(hold, answer):
             fast_path.tell(fast_path.HELD)
         for message in answer:
@@ -184,13 +189,13 @@ class LongPollMiddleware:
 
 
 async def ask(app: App, scope: Scope, request: Sequence[Message]) -> list[Message]:
-    """Put a whole request to `app`, and return its whole answer, whatever has become of the asker."""
+    """Put a whole request to `app`, and return its whole answer, even if the client has left."""
     unread, answer = list(request), []
 
     async def receive() -> Message:
         if unread:
             return unread.pop(0)
-        return await asyncio.Future[Message]()  # No news of the asker: it never leaves.
+        return await asyncio.Future[Message]()  # No message from the client: it never leaves.
 
     async def send(message: Message) -> None:
         answer.append(message)

@@ -1,6 +1,6 @@
-"""One of Flower's programs in this process: a copy of the fork server, or an interpreter of its own.
+"""Run one of Flower's programs in this process: a copy of the fork server, or a new interpreter.
 
-python -P -m bridge.flower.programs PROGRAM [what it takes]
+python -P -m bridge.flower.programs PROGRAM [its arguments]
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from bridge.launch.confinement import APP_POLICY
 from bridge.launch.environment import CLIENTAPP, DETERMINISTIC, DETERMINISTIC_MODULE, SERVERAPP, SUPEREXEC
 
 PR_SET_NAME = 15
-"""The option of `prctl` for a process's name. (/proc is read-only to confined ones.)"""
+"""The option of `prctl` for a process's name. (/proc is read-only to confined processes.)"""
 
 
 def load(program: str) -> Callable[[], Any]:
-    """What runs one of flwr's programs in this process."""
+    """Return the function that runs one of flwr's programs in this process."""
     (entry,) = entry_points(group="console_scripts", name=program)
     loaded: Callable[[], Any] = entry.load()
     return loaded
 
 
 def name_process(name: str) -> None:
-    """The name that ps and top show; the command line stays the launcher's."""
+    """Set the name that ps and top show. The command line stays the launcher's."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def run_program(program: str, fork_server: ForkServer | None, entry: Callable[[], Any]) -> int:
-    """Run one of Flower's programs in this process, to its end; returns its exit code."""
+    """Run one of Flower's programs in this process, to its end. Returns its exit code."""
     watch_parent()
     if program == SUPEREXEC:
         executor = fork_executor(starter(fork_server))
@@ -59,16 +59,16 @@ def run_program(program: str, fork_server: ForkServer | None, entry: Callable[[]
     except BaseException:
         traceback.print_exc()
         code = 1
-    # What an interpreter does at its end, but for tearing down its modules.
+    # An interpreter's work at its end, without the teardown of its modules.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return code if isinstance(code, int) else int(code is not None)
 
 
 def confine(program: str) -> None:
-    """Confine this process, if it is to run an app's code: before it has a second thread, which would not be.
+    """Confine this process if it will run an app's code, before it has a second thread, which would escape.
 
-    What it is confined in already is the job's (`confinement.py`).
+    The job has confined it already (`confinement.py`), and this goes further.
     """
     if program in (CLIENTAPP, SERVERAPP) and (policy := os.environ.pop(APP_POLICY, "")):
         sandbox.enter(sandbox.Policy.from_json(policy))
@@ -78,7 +78,7 @@ def watch_parent() -> None:
     """End this process with the one that its command line names, in Flower's way, by a SIGINT.
 
     Flower looks five times a second, by a signal (flwr 1.41.0 `supercore/app_utils.py`, `_pid_exists`). A
-    confined process may send none to its parent, and would take that for its end.
+    confined process may not signal its parent, and would take the failure for the parent's end.
     """
     if PARENT not in sys.argv:
         return

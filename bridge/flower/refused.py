@@ -1,10 +1,10 @@
-"""An object that cannot come is missed at once, and with the reason; in either direction.
+"""Fail at once, and with the reason, on an object that cannot come, in either direction.
 
 flwr 1.41 asks for each object of a reply until it is there. A site that cannot send one says so by a
 `push-object` with the reason in a header and without the object (`bridge/relay/parts.py`). From then on the
-ServerApp hears that there is no such object, which makes an error of the reply (flwr 1.41
-`superlink/grid/http_grid.py`, `pull_messages`). The reason stands where the object would: Flower does not
-look there, and our ServerApp does (`serverapp.py`).
+ServerApp hears that there is no such object, which turns the reply into an error (flwr 1.41
+`superlink/grid/http_grid.py`, `pull_messages`). The reason takes the object's place in that answer. Flower
+does not look there, but our ServerApp does (`serverapp.py`).
 
 A site that cannot take an object of a message says so by a `pull-object` with such a header. Its SuperNode
 drops the message. So its reply is made here: an error, as a SuperNode makes one for an app that it cannot
@@ -27,23 +27,23 @@ log = logging.getLogger("flwr")
 PUSH, TAKE, PULL = "/v1/fleet/push-object", "/v1/fleet/pull-object", "/v1/runtime/pull-object"
 
 REASONS_KEPT = 1000
-"""Objects whose reasons are remembered."""
+"""Objects with a reason that is remembered."""
 
 SMALL = 1024
-"""Bytes; the answer that an object is not there yet is shorter. Objects are not parsed."""
+"""Bytes. The answer that an object is not there yet is shorter. Objects are not parsed."""
 
 
 class RefusedObjects:
-    """The ASGI middleware, around a SuperLink and inside of what holds its pulls."""
+    """The ASGI middleware, around a SuperLink and inside the middleware that holds its pulls."""
 
     def __init__(self, app: Any) -> None:
-        """`app`: Flower's FastAPI app."""
+        """Wrap `app`, Flower's FastAPI app."""
         self._app: App = app
         self._server = app
         self._reasons: OrderedDict[str, str] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
+        """Answer one request, as an ASGI app."""
         path = scope.get("path")
         reason = dict(scope.get("headers", ())).get(REFUSED.encode())
         if path == PUSH and reason is not None:
@@ -57,7 +57,7 @@ class RefusedObjects:
             try:
                 await asyncio.to_thread(self._reply, asked, reason.decode("latin-1"))
             except Exception:
-                # This flwr keeps its messages otherwise: then the ServerApp's own time-out counts.
+                # This flwr keeps its messages in another way. Then the ServerApp's own timeout counts.
                 log.exception("no error reply could be made")
             await _answer(send, 413, b"text/plain", reason)
         elif path == PULL and self._reasons:
@@ -75,7 +75,7 @@ class RefusedObjects:
             if (data.dst_node_id, data.run_id) != (asked.node.node_id, asked.run_id):
                 continue
             if data.message_id in state.message_ins_id_to_message_res_id:
-                continue  # It has its reply.
+                continue  # The message has its reply.
             tree = state.object_store.get_object_tree(data.message_id)
             if asked.object_id not in {part.object_id for part in objects.iterate_object_tree(tree)}:
                 continue

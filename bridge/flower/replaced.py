@@ -1,8 +1,10 @@
-"""Every name inside flwr that Flowerbed replaces. All else goes by Flower's seams: `create_app`, the lifespan
-class, the `Executor` protocol, `--isolation process`, the factories' public fields, exit handlers.
+"""List every name inside flwr that Flowerbed replaces.
 
-Each is replaced in the process that needs it, and in no file. `tests/unit/test_replaced.py` has for each a
-test of what it does, so that a Flower in which one no longer bites is noticed.
+All else goes by Flower's seams: `create_app`, the lifespan class, the `Executor` protocol, `--isolation
+process`, the factories' public fields, exit handlers.
+
+Each name is replaced in the process that needs it, and in no file. `tests/unit/test_replaced.py` tests the
+effect of each, so a Flower that no longer responds to one is noticed.
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ ALL = (
 
 
 def replace(name: Name, make: Callable[[Any], Any]) -> None:
-    """See `bridge.common.replaced.replace`. A Flower that has no such name goes without, and the log says
-    so."""
+    """Replace a name (see `bridge.common.replaced.replace`). If Flower has no such name, only write that to
+    the log."""
     try:
         replaced.replace(name, make)
     except (ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""flwr-serverapp without its waits. They are flwr 1.41's (`replaced.py`)."""
+"""Run flwr-serverapp without its waits. They are flwr 1.41's (`replaced.py`)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from bridge.flower import fast_path, replaced
 
 BETWEEN_PULLS = 0.01
-"""Seconds that are left of a ServerApp's 3 between two questions for replies. Each question is held at the
-SuperLink (`long_poll.py`); if ever one is not, it is not flooded."""
+"""Seconds that remain of a ServerApp's 3 between two questions for replies. Each question is held at the
+SuperLink (`long_poll.py`). The rest keeps a SuperLink that holds none from a flood."""
 
 LOOK_EVERY = 0.02
-"""Seconds between two looks whether the log has been sent; a part of it takes less from the queue to its
+"""Seconds between two looks whether the log has been sent. A part of it takes less from the queue to its
 sending."""
 
 FLUSHED_WITHIN = 4.0
-"""Seconds for the log at the ServerApp's end, as Flower has it: 3 for the queue and 1 for what was taken."""
+"""Seconds for the log at the ServerApp's end, as in Flower: 3 for the queue and 1 for the last part."""
 
 
 def prompt_grid(kind: Any, sending: threading.Lock) -> type[Any]:
@@ -59,12 +59,12 @@ class _Client:
         return getattr(self._client, name)
 
     def PushLogs(self, *args: Any, **options: Any) -> Any:  # noqa: N802
-        """See Flower's."""
+        """See Flower's `PushLogs`."""
         with self._sending:
             return self._client.PushLogs(*args, **options)
 
     def PullObject(self, request: Any) -> Any:  # noqa: N802
-        """See Flower's."""
+        """See Flower's `PullObject`."""
         answer = self._client.PullObject(request)
         if not answer.object_found and answer.object_content:
             error: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
@@ -77,7 +77,8 @@ def take_out_waits() -> None:
     sending = threading.Lock()
 
     def flush_logs(log_queue: Queue[str | None]) -> bool:
-        """Wait until the log has been sent; Flower waits a second longer, in case that it is under way."""
+        """Wait until the log has been sent. Flower waits a second longer, in case a part is still on its
+        way."""
         deadline = time.monotonic() + FLUSHED_WITHIN
         while time.monotonic() < deadline:
             empty = log_queue.empty()

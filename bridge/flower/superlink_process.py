@@ -1,15 +1,14 @@
-"""flower-superlink, with four things mended that a stalled link or a site that dies would otherwise break,
-and without its waits.
+"""Run flower-superlink without its waits, and with four fixes for stalled links and dying sites.
 
-    python -m bridge.flower.superlink_process PUSH_SESSION PREFORK MODULES [what flower-superlink takes]
+    python -m bridge.flower.superlink_process PUSH_SESSION PREFORK MODULES [flower-superlink's arguments]
 
-PUSH_SESSION is in seconds. PREFORK is 1 or 0: with 1 its ServerApp is a copy of a fork server
+PUSH_SESSION is in seconds. PREFORK is 1 or 0. With 1 its ServerApp is a copy of a fork server
 (`fork_server.py`), which imports MODULES, names with commas between them, while the SuperLink starts.
 
-**Answers are kept.** A message that is pulled is marked as delivered and never comes again; a second
-registration or push of the same object is refused. If the connection breaks between the SuperLink's act
-and its answer, nobody could tell. So the forwarder puts an id on such a call, and a call with an id is
-carried out once: a repetition gets the same answer.
+**Answers are kept.** A message that is pulled is marked as delivered and never comes again. A second
+registration or push of the same object is refused. If the connection breaks between the SuperLink's act and
+its answer, the caller cannot tell. So the forwarder puts an id on such a call. A call with an id runs once,
+and a retry gets the same answer.
 
 **An object that cannot come** ends its reply with an error (`refused.py`).
 
@@ -17,8 +16,8 @@ carried out once: a repetition gets the same answer.
 
 **Pulls are held** until there is something (`long_poll.py`), for SuperNodes as for the ServerApp.
 
-Where the Fleet API is HTTP, the SuperLink is Flower's FastAPI app, with our middleware, lifespan and uvicorn
-server. Where it is gRPC, it is Flower's program, which serves by `grpc.server`.
+If the Fleet API is HTTP, the SuperLink is Flower's FastAPI app, with our middleware, lifespan and uvicorn
+server. If it is gRPC, the SuperLink is Flower's program, which serves by `grpc.server`.
 """
 
 from __future__ import annotations
@@ -49,22 +48,22 @@ log = logging.getLogger("flwr")
 PROGRAM = "flower-superlink"
 
 COMMAND, API = "flwr.superlink.cli.flower_superlink", "flwr.superlink.main"
-"""Where flwr has the program and its FastAPI app."""
+"""flwr's modules with the program and its FastAPI app."""
 
 LOG_STREAM_INTERVAL = 0.05
-"""Seconds between two looks at a run whose log is streamed; each takes some 0.1 ms."""
+"""Seconds between two looks at a run with a streamed log. Each look takes some 0.1 ms."""
 
 
 class IdempotencyMiddleware:
-    """ASGI middleware: a call with an id (`wire.CALL_HEADER`) is carried out once."""
+    """ASGI middleware: a call with an id (`wire.CALL_HEADER`) runs once."""
 
     def __init__(self, app: App) -> None:
         self._app = app
-        # All sites' calls come under one name; the forwarder has bounded each site's.
+        # All sites' calls come under one name. The forwarder has bounded each site's.
         self._ledger = CallLedger(running_at_once=sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
+        """Answer one request, as an ASGI app."""
         headers = dict(scope.get("headers", ()))
         call = headers.get(wire.CALL_HEADER.encode())
         if call is None:
@@ -72,18 +71,19 @@ class IdempotencyMiddleware:
             return
         body = await _whole(receive)
         if body is None:
-            return  # It did not arrive whole: nothing was carried out, and nobody waits.
+            return  # The request did not arrive whole. Nothing has run, and nobody waits.
         done = headers.get(wire.DONE_HEADER.encode(), b"").decode().split()
         try:
             answer = await self._ledger.answer("", call.decode(), done, lambda: self._carry_out(scope, body))
         except LinkFault:
-            return  # A later try waits for the answer: this one's connection is gone.
+            return  # A later try waits for the answer. This one's connection is gone.
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _carry_out(self, scope: Scope, body: bytes) -> Response:
-        """The app's answer. It goes on when the asker is gone, so that there is one for the next try."""
+        """Return the app's answer. The work continues without its caller, so that the next try has an
+        answer."""
         said = await ask(self._app, scope, [{"type": "http.request", "body": body, "more_body": False}])
         start = next(message for message in said if message["type"] == "http.response.start")
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
@@ -99,7 +99,7 @@ class IdempotencyInterceptor(grpc.ServerInterceptor):
         self._ledger = CallLedger(running_at_once=sys.maxsize)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
-        """Called by gRPC for each call: who answers it."""
+        """Called by gRPC for each call. Return its handler."""
         handler = continuation(handler_call_details)
         metadata = dict(handler_call_details.invocation_metadata)
         call = metadata.get(wire.CALL_HEADER)
@@ -111,7 +111,7 @@ class IdempotencyInterceptor(grpc.ServerInterceptor):
             def carry_out() -> Response:
                 return Response(200, (), handler.response_serializer(handler.unary_unary(request, context)))
 
-            # A refusal is an exception here. It is not kept: it has changed nothing.
+            # A refusal is an exception here. It is not kept, because it has changed nothing.
             work = self._ledger.answer("", call, done, lambda: asyncio.to_thread(carry_out))
             return self._loop.run(work).body
 
@@ -130,7 +130,7 @@ async def _whole(receive: Receive) -> bytes | None:
 
 
 class Server(uvicorn.Server):
-    """Ends at once: what is held is let go of."""
+    """A server that ends at once, and releases all held questions."""
 
     def __init__(self, config: uvicorn.Config, holding: LongPollMiddleware) -> None:
         super().__init__(config)
@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
 
 
 def lifespan(command: Any, start: Callable[[list[str]], Any]) -> type[Any]:
-    """Return Flower's lifespan with a SuperExec that `start` starts; Flower itself ends it."""
+    """Return Flower's lifespan with a SuperExec that `start` starts. Flower ends the SuperExec."""
 
     class Lifespan(command.SuperLinkLifespan):  # type: ignore[misc]
         superexec_process: Any
@@ -159,7 +159,7 @@ def lifespan(command: Any, start: Callable[[list[str]], Any]) -> type[Any]:
 def composed(start: Callable[[list[str]], Any] | None) -> Server:
     """Return the SuperLink that the command line names.
 
-    `start` starts its SuperExec, without waits. With None it starts one itself, and waits as Flower does.
+    `start` starts its SuperExec, without waits. With None Flower starts one, and waits as Flower does.
     """
     command, api = import_module(COMMAND), import_module(API)
     kind = command.SuperLinkLifespan if start is None else lifespan(command, start)
@@ -172,7 +172,7 @@ def composed(start: Callable[[list[str]], Any] | None) -> Server:
 
 
 def answer_once_over_grpc() -> None:
-    """Let every gRPC server of this process carry out a call with an id once."""
+    """Let every gRPC server of this process run a call with an id once."""
     make_server = grpc.server
 
     def make_server_once(*args: Any, interceptors: Any = None, **options: Any) -> Any:
@@ -182,7 +182,7 @@ def answer_once_over_grpc() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run flower-superlink in this process; it ends the process itself."""
+    """Run flower-superlink in this process. It ends the process."""
     grace, prefork, modules, *options = arguments
     row = versions.generation()
     run = programs.load(PROGRAM)

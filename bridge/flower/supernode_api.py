@@ -1,10 +1,12 @@
-"""What a SuperNode is made of beside its loop, for one in a process (`supernode_process.py`) and for one in a
-thread (`inline.py`): its state, the server that its SuperExec and ClientApps ask, and what happens in both.
+"""The parts of a SuperNode beside its loop: its state, its own server, and their events.
+
+They serve a SuperNode in a process (`supernode_process.py`) and one in a thread (`inline.py`). SuperExec and
+ClientApps ask the server for work.
 
 flwr 1.41 `supernode/start_client_internal.py` sleeps 3 s after a pull that brought nothing, which is held at
-the SuperLink (`long_poll.py`), and looks every 0.5 s for a reply and for each part of it. Here it is woken.
-Since nothing waits any more, two orders that its waits gave by chance are kept on purpose: a ClientApp starts
-after its message is in the state, and after the one before it has handed in its context.
+the SuperLink (`long_poll.py`). It looks every 0.5 s for a reply and for each part of it. Here events wake it.
+Without the waits, two orders that they gave by chance are kept on purpose. A ClientApp starts after its
+message is in the state, and after the one before it has handed in its context.
 """
 
 from __future__ import annotations
@@ -27,28 +29,28 @@ API = "flwr.supernode.main"
 STATES, STORES = "flwr.supernode.nodestate", "flwr.supercore.object_store"
 STATE = ("flwr.supernode.nodestate.in_memory_nodestate", "InMemoryNodeState")
 STORE = ("flwr.supercore.object_store.in_memory_object_store", "InMemoryObjectStore")
-"""Where flwr has a SuperNode's own server, and what it keeps."""
+"""flwr's modules and classes of a SuperNode's own server, and of the state and objects that it keeps."""
 
 PULL_WAIT = 3
-"""Seconds that the loop sleeps after a pull that brought nothing; its other sleeps are shorter."""
+"""Seconds that the loop sleeps after a pull that brought nothing. Its other sleeps are shorter."""
 
 HELD_AT_LEAST = 1.0
-"""Seconds that a pull lasted which was held. One that was not is followed by Flower's own sleep."""
+"""Seconds that a held pull lasts at least. A shorter pull is followed by Flower's own sleep."""
 
 READY_WITHIN = 5.0
 """Seconds after which a task is given out in any case: for a message that never was stored, and for an
 earlier ClientApp that was killed before it could hand in its context."""
 
 API_END = 1.0
-"""Seconds for a SuperNode's own server to close its port; it takes some 0.1 s."""
+"""Seconds for a SuperNode's own server to close its port. It takes some 0.1 s."""
 
 
 class Events:
-    """What happens in the SuperNode, for those who would otherwise look for it at intervals."""
+    """Events in the SuperNode, for code that would otherwise poll for them."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
-        """Ends the main loop's longest sleep. Nobody sets it where the process ends with the loop."""
+        """Ends the main loop's longest sleep. Never set if the process ends with the loop."""
         self._servers: list[LongPollMiddleware] = []
         self._changed = threading.Event()
         self._pulled = 0.0
@@ -57,28 +59,28 @@ class Events:
         self._receiving = False
 
     def serve(self, app: App) -> App:
-        """Wrap the SuperNode's own server, which is asked for work and for messages."""
+        """Wrap the SuperNode's own server, which its processes ask for work and for messages."""
         server = LongPollMiddleware(app, SUPERNODE_HOLDS, self.may_start)
         self._servers.append(server)
         return server
 
     def changed(self, *what: str) -> None:
-        """Wake the main loop, and whoever asks the server for one of these."""
+        """Wake the main loop, and all questions to the server for one of these."""
         self._changed.set()
         for server in self._servers:
             server.wake(*what)
 
     def creating(self) -> None:
-        """A task is about to be there, and its message is not."""
+        """Note that a task is about to exist, and that its message is not stored yet."""
         self._created, self._receiving = time.monotonic(), True
 
     def stored(self) -> None:
-        """A message is in the state."""
+        """Note that a message is in the state."""
         self._receiving = False
         self.changed(TASKS)
 
     def sleep(self, seconds: float) -> None:
-        """Take the place of the main loop's `time.sleep`."""
+        """Replace the main loop's `time.sleep`."""
         if seconds < PULL_WAIT:
             if self._changed.wait(seconds):
                 fast_path.tell(fast_path.WOKEN)
@@ -89,14 +91,14 @@ class Events:
         self._pulled = time.monotonic()
 
     def end(self) -> None:
-        """End every sleep of the main loop, and hold nobody's question any more."""
+        """End every sleep of the main loop, and release all held questions."""
         self.over.set()
         self.changed()
         for server in self._servers:
             server.release()
 
     def may_start(self) -> bool:
-        """Whether the next ClientApp may start."""
+        """Return whether the next ClientApp may start."""
         if self._state is None:
             return True
         if time.monotonic() - self._created > READY_WITHIN:
@@ -108,7 +110,7 @@ class Events:
     def factory(
         self, active: Callable[[], None] = lambda: None, brought: Callable[[bytes], None] = lambda _: None
     ) -> Any:
-        """Return Flower's `NodeStateFactory`, whose state and store tell what happens to them.
+        """Return Flower's `NodeStateFactory` with a state and a store that report their changes.
 
         Args:
             active: is called when the SuperLink has accepted the node.
@@ -141,13 +143,13 @@ def _state(events: Events, active: Callable[[], None], brought: Callable[[bytes]
             return super().create_task(*args, **options)
 
         def store_message(self, message: Any) -> Any:
-            """By which the loop stores what it has pulled, up to flwr 1.42."""
+            """Called by the loop to store a message that it has pulled, up to flwr 1.42."""
             stored = super().store_message(message)
             events.stored()
             return stored
 
         def store_messages(self, messages: Any) -> Any:
-            """The same from 1.43 on."""
+            """Called by the loop to store messages, from flwr 1.43 on."""
             stored = super().store_messages(messages)
             events.stored()
             return stored
@@ -171,7 +173,7 @@ def _store(events: Events) -> type[Any]:
 
 @contextlib.contextmanager
 def serving(events: Events, factory: Any, listening: socket.socket) -> Iterator[None]:
-    """The SuperNode's own server, which its SuperExec and ClientApps ask; on a loop of its own."""
+    """Run the SuperNode's own server, which its SuperExec and ClientApps ask, on a separate loop."""
     config = uvicorn.Config(
         events.serve(_module(API).create_app(state_factory=factory)),
         log_config=None,
@@ -180,8 +182,8 @@ def serving(events: Events, factory: Any, listening: socket.socket) -> Iterator[
         lifespan="off",
     )
     server = uvicorn.Server(config)
-    # Its connections inherit that. asyncio sets it only where a socket names its protocol. Without it, head
-    # and body of an answer are 40 ms apart.
+    # Its connections inherit TCP_NODELAY. asyncio sets it only on a socket that names its protocol. Without
+    # it, head and body of an answer are 40 ms apart.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = LoopThread("supernode-api")
     try:

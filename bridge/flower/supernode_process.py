@@ -1,12 +1,12 @@
-"""flower-supernode, without its waits, its ClientApps copies of a fork server.
+"""Run flower-supernode without its waits, with ClientApps that are copies of a fork server.
 
-    python -m bridge.flower.supernode_process PREFORK MODULES [what flower-supernode takes]
+    python -m bridge.flower.supernode_process PREFORK MODULES [flower-supernode's arguments]
 
-PREFORK is 1 or 0: 0 starts a new interpreter for every message, as Flower does. MODULES are names, with
-commas between them, that the fork server imports at once.
+PREFORK is 1 or 0. With 0 every message starts a new interpreter, as in Flower. MODULES are names, with commas
+between them, that the fork server imports at once.
 
-It is Flower's loop with a state, a server and a SuperExec of ours (`supernode_api.py`, `fork_server.py`), as
-`flower-supernode --isolation process` leaves them to others.
+This is Flower's loop with a state, a server and a SuperExec of ours (`supernode_api.py`, `fork_server.py`),
+as `flower-supernode --isolation process` leaves them to others.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from bridge.launch.environment import CLIENTAPP, SUPEREXEC
 PROGRAM = "flower-supernode"
 COMMAND = "flwr.supernode.cli.flower_supernode"
 LOOP = "flwr.supernode.start_client_internal"
-"""Where flwr reads the program's options, and where it has the SuperNode's loop."""
+"""flwr's modules that read the program's options and hold the SuperNode's loop."""
 
 
 def end_with_superexec(pid: int) -> None:
-    """End this process when its SuperExec ends: it would wait for ever for ClientApps that nobody starts."""
+    """End this process when its SuperExec ends. It would wait without end for ClientApps that nobody
+    starts."""
 
     def watch(descriptor: int) -> None:
         select.select([descriptor], [], [])
@@ -43,7 +44,7 @@ def end_with_superexec(pid: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run flower-supernode in this process; it ends the process itself."""
+    """Run flower-supernode in this process. It ends the process."""
     prefork, modules, *options = arguments
     command: Any = importlib.import_module(COMMAND)
     loop: Any = importlib.import_module(LOOP)
@@ -57,11 +58,12 @@ def main(arguments: list[str]) -> None:
     replaced.replace(replaced.LOOP_TIME, lambda _: namespace_proxy(time, sleep=events.sleep))
 
     def preload() -> None:
-        # Not before the node is there: nothing begins without it, and imports would hold it up.
+        # Not before the node exists: nothing begins without it, and imports would delay it.
         if forked is not None:
             forked.preload(modules.split(","))
 
-    # An app that comes with the job is known before. One that is deployed at the server comes with the run.
+    # An app that comes with the job is known before. An app that is deployed at the server comes with the
+    # run.
     factory = events.factory(preload, (lambda _: None) if forked is None else forked.preload_app)
     with serving(events, factory, socket.create_server((config.host, config.port))):
         end_with_superexec(fork_server.starter(forked)(fork_server.superexec_command(config.port)).pid)

@@ -1,1 +1,1 @@
-"""What FLARE's job processes share, at a site and at the server."""
+"""Code that FLARE's job processes share, at a site and at the server."""

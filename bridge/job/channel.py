@@ -1,18 +1,18 @@
 """The FLARE link between a site's job cell and the server's: messages that wait for no reply.
 
-A call goes to the server as one message, its answer comes back as another, and the site puts them together
-by an id. Both are blobs of raw bytes, which FLARE streams in chunks with flow control. There is no time-out
-in which an answer has to come: a link that is merely slow takes as long as it takes. Whether a call or its
-answer was lost is found out by asking: as long as calls are open, the site asks every few seconds which of
-them the server is carrying out. A question comes behind what was sent before it, so one that the server
-twice denies is lost. An answer to a question that does not come says nothing.
+A call goes to the server as one message, its answer comes back as another, and the site matches them by an
+id. Both are blobs of raw bytes, which FLARE streams in chunks with flow control. No timeout limits an answer:
+a link that is merely slow takes as long as it needs. Lost calls and answers are found by asking. As long as
+calls are open, the site asks every few seconds which of them the server is executing. A question arrives
+after the messages that were sent before it, so a call that the server denies twice is lost. A missing answer
+to a question says nothing.
 
-FLARE's own request and reply were given up for this: their time-outs took slowness for loss, and each reply
-left a waiting thread at its receiver (nvflare 2.9.0 `fuel/f3/streaming/byte_receiver.py`, `cleanup_timer`).
-A reliable stream would send again what a slow link has not brought yet, and so make it slower.
+FLARE's own request and reply were given up for this. Their timeouts took slowness for loss, and each reply
+left a waiting thread at its receiver (nvflare 2.9.0 `fuel/f3/streaming/byte_receiver.py`, `cleanup_timer`). A
+reliable stream would resend data that a slow link has not delivered yet, and so make it slower.
 
-Cells are FLARE's own plumbing, not its documented interface: this module is the one place that leans on
-them, and `tests/unit/test_internals.py` names the version it was written for.
+Cells are FLARE's internals, not its documented interface. Only this module depends on them, and
+`tests/unit/test_internals.py` names the version it was written for.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from bridge.relay.calls import Call, JobOver, LinkFault
 
 CHANNEL = "flowerbed"
 CALL, ANSWER, QUESTION, RUNNING = "call", "answer", "question", "running"
-"""Topics: to the server a call or a question, to the site an answer or which calls are being carried out."""
+"""Topics: to the server a call or a question, to the site an answer or the calls that are running."""
 
 HEADERS_LIMIT = 32 * 1024
-"""Characters of a call's headers: the gateway lets half of it through."""
+"""Characters of a call's headers. The gateway lets half of it through."""
 
 DONE_LIMIT = 256 * 1024
-"""Characters of a list of ids that comes with a message: 7,000, far more than a ledger keeps answers for."""
+"""Characters of a list of ids that comes with a message: 7,000 ids, far more than a ledger keeps answers
+for."""
 
 ID = re.compile(r"[0-9a-zA-Z_-]{1,64}")
 TRY_ID, CALL_ID, SITE_HEADERS, PATH, DONE = "fb_try", "fb_call", "fb_headers", "fb_path", "fb_done"
@@ -52,35 +53,38 @@ TRIES = "fb_tries"
 
 
 class BadCall(FlowerbedError):
-    """What a site sent is no call; the text says why."""
+    """Raised when a site's message is not a call. The text says why."""
 
 
 class NotAdmitted(JobOver):
-    """The server does not let this site take part, or no longer; the text says why."""
+    """Raised when the server does not let this site take part, or no longer. The text says why."""
 
 
 def refusal(why: str) -> dict[str, Any]:
-    """The headers of an answer to a site that takes no part."""
+    """Return the headers of an answer to a site that takes no part."""
     return {STATUS: 403, SITE_HEADERS: "[]", UNFIT: why}
 
 
 def send(cell: Cell, topic: str, target: str, headers: dict[str, Any], body: bytes = b"") -> StreamFuture:
-    """Hand a message to FLARE; the future is done when all of it has gone into the connection."""
-    # Optional: a fault is ours to handle; FLARE need not log each one as an error.
+    """Hand a message to FLARE. The future is done when the whole message has gone into the connection."""
+    # Optional: we handle faults, and FLARE need not log each one as an error.
     sending = cell.send_blob(CHANNEL, topic, target, Message(headers, body), optional=True, reliable=False)
     sending.add_done_callback(release_buffers, sending)
     return sending
 
 
 def release_buffers(sending: StreamFuture) -> None:
-    """nvflare 2.9.0: a sender and its future refer to each other, and the sender to the body and a buffer of
-    1 MiB: all of it would live until the garbage collector runs, after some hundred messages."""
+    """Break the cycle between a sender and its future (nvflare 2.9.0).
+
+    The sender also refers to the body and a buffer of 1 MiB. All of it would live until the garbage collector
+    runs, after some hundred messages.
+    """
     sending.task_handle = None
     sending.done_callbacks = []
 
 
 def fail(answer: asyncio.Future[Message], sending: StreamFuture) -> None:
-    """What could not be sent will have no answer."""
+    """Fail the answer if its message could not be sent."""
     if sending.error is not None and not answer.done():
         answer.set_exception(LinkFault(f"FLARE says {sending.error}"))
 
@@ -91,11 +95,11 @@ def receive(
     """Call `received` on `loop` with each whole message of `topic`."""
 
     def arriving(future: StreamFuture) -> None:
-        # Called at a message's first byte, in one of 64 threads: it must not wait there for the last.
+        # Called at a message's first byte, in one of 64 threads, which must not wait there for the last byte.
         future.add_done_callback(arrived, future)
 
     def arrived(future: StreamFuture) -> None:
-        # A future that is in its own callbacks lives until the garbage collector runs; its body must not.
+        # A future in its own callbacks lives until the garbage collector runs. Its body must not.
         value, future.value = future.value, None
         if future.error is None:
             call_on(loop, received, Message(future.headers, value))
@@ -104,16 +108,16 @@ def receive(
 
 
 def call_on(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
-    """Call it on `loop`, from any thread."""
+    """Call a function on `loop`, from any thread."""
     with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over on this side.
         loop.call_soon_threadsafe(call, *args)
 
 
 def read_call(message: Message) -> Call:
-    """Return the call that `message` carries. A site may be hostile: nothing in it is taken on trust.
+    """Return the call that `message` carries. A site may be hostile, so every part is checked.
 
     Raises:
-        BadCall: it is none.
+        BadCall: it is not a call.
     """
     if not site_of(message):
         raise BadCall("a message without its client's name")
@@ -139,7 +143,7 @@ def read_call(message: Message) -> Call:
 
 
 def json_list(message: Message, header: str, limit: int) -> list[Any]:
-    """The list in one of a message's headers. Raises `BadCall`."""
+    """Return the list in one of a message's headers. Raises `BadCall`."""
     text = message.get_header(header)
     if not isinstance(text, str) or len(text) > limit:
         raise BadCall(f"a message without {header} in at most {limit} characters")
@@ -157,18 +161,21 @@ def _is_line(text: object) -> bool:
 
 
 def site_of(message: Message) -> str:
-    """The name of the site that sent `message`: FLARE's server checks that the token which comes with it is
-    this client's, and passes nothing else on (nvflare 2.9.0 `private/fed/authenticator.py`,
-    `validate_auth_headers`). The sending cell's address is the client's or any below it, as the site likes:
-    `site-1.site-2.JOB` is a cell of site-1.
+    """Return the name of the site that sent `message`.
+
+    FLARE's server checks that the message's token is this client's, and passes nothing else on (nvflare 2.9.0
+    `private/fed/authenticator.py`, `validate_auth_headers`). The sending cell's address is the client's or
+    any below it, as the site likes: `site-1.site-2.JOB` is a cell of site-1.
     """
     name = message.get_header(CellMessageHeaderKeys.CLIENT_NAME)
     return name if isinstance(name, str) else ""
 
 
 def cell_of(fl_ctx: FLContext) -> Cell:
-    """The job cell of the engine that `fl_ctx` belongs to. In FLARE's simulator all jobs' processes of the
-    server are one, whose engine has the server's own cell, and the job's stands beside it (nvflare 2.9.0
-    `private/fed/app/simulator/simulator_runner.py`)."""
+    """Return the job cell of the engine that `fl_ctx` belongs to.
+
+    In FLARE's simulator all jobs share one server process. Its engine has the server's own cell, and the
+    job's cell is beside it (nvflare 2.9.0 `private/fed/app/simulator/simulator_runner.py`).
+    """
     engine = fl_ctx.get_engine()
     return getattr(getattr(engine, "server", None), "job_cell", None) or engine.get_cell()

@@ -1,4 +1,4 @@
-"""How this participant confines a job's Flower processes: its settings, and what FLARE has to give them."""
+"""Confine a job's Flower processes at this participant, by its settings and FLARE's needs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ CONFIGS = ("startup/fed_server.json", "startup/fed_client.json")
 
 
 class NotConfined(FlowerbedError):
-    """This participant runs an app only if it is confined, and the kernel cannot do that; for people."""
+    """Raised when this participant runs apps only confined, and the kernel cannot do that. The text is for
+    people."""
 
 
 def confinement(here: settings.Settings, workspace: Path, bootstrap: Path | None = None) -> Confinement:
     """Return how a job is confined here, and write that into the job's log.
 
     Args:
-        here: what the operator has decided.
+        here: the operator's decisions.
         workspace: FLARE's.
-        bootstrap: the file by which an app's writers find FLARE's MetricRelay, if there is one.
+        bootstrap: the file that leads an app's writers to FLARE's MetricRelay, if there is one.
 
     Raises:
         NotConfined: see there.
@@ -70,7 +71,7 @@ def _federation_ports(workspace: Path) -> tuple[int, ...]:
 
 
 def _port_in(bootstrap: Path) -> tuple[int, ...]:
-    """The port of FLARE's process of this job, for its writers; none if it is not told."""
+    """Return the port of FLARE's process of this job, for its writers, or nothing if it is not given."""
     try:
         url = json.loads(bootstrap.read_text())["connect_url"]
         return (int(url.rpartition(":")[2].split("/")[0]),)

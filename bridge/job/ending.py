@@ -1,4 +1,4 @@
-"""The end of a job's process, without a sleep that nobody needs.
+"""End a job's process without a sleep that nobody needs.
 
 nvflare 2.9.0 `fuel/f3/mpm.py` (`MainProcessMonitor.run(shutdown_grace_time=3)`) sleeps 3 s before a process's
 last clean-up, to "let pending activities finish". A job's process has closed its cells by then, and the job's
@@ -12,11 +12,11 @@ from typing import Any
 from bridge.job import replaced
 
 GRACE = 0.2
-"""Seconds that are left of FLARE's 3."""
+"""Seconds that remain of FLARE's 3."""
 
 
 def shorten_shutdown_grace() -> None:
-    """Make this process's last sleep short. To be called in a job's own process only."""
+    """Shorten this process's last sleep. Call it in a job's own process only."""
 
     def shorter(original: Any) -> Any:
         return lambda shutdown_grace_time, cleanup_grace_time: original(

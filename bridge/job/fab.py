@@ -1,7 +1,7 @@
-"""A Flower App Bundle (FAB): the one file in which an app travels, and by whose hash it is known.
+"""A Flower App Bundle (FAB): the one file that an app travels in, identified by its hash.
 
-Flower builds it the same from the same files, byte for byte, and knows it by its SHA-256 (flwr 1.34 to 1.43
-`cli/build.py`). A job carries an app so: nothing in it can be imported where it lies.
+Flower builds the same FAB from the same files, byte for byte, and identifies it by its SHA-256 (flwr 1.34 to
+1.43 `cli/build.py`). A job carries an app in this form, so nothing in it can be imported in place.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bridge.common.text import one_line
 __all__ = ["NAME", "NO_ZIP", "UNPACKED_LIMIT", "build", "files", "imports", "read", "sha256"]
 
 PYPROJECT_LIMIT = 256 * 1024
-"""Bytes of an app's pyproject.toml. FLARE's server reads it of every job: a longer one of nested lists would
-take its memory and its time."""
+"""Bytes of an app's pyproject.toml. FLARE's server reads that of every job. A longer one of nested lists
+would take its memory and its time."""
 
 
 TEXT_LIMIT = 200
@@ -33,7 +33,7 @@ def build(app: Path) -> bytes:
     Raises:
         BadApp: Flower cannot build it.
     """
-    # Here, since FLARE's long-lived processes look at FABs and build none.
+    # Imported here, since FLARE's long-lived processes look at FABs and build none.
     from flwr.cli.build import build_fab_from_disk
 
     try:
@@ -49,11 +49,11 @@ def build(app: Path) -> bytes:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """See that Flower takes what an app's pyproject.toml says: name, configuration, format. No file is looked
+    """Check that Flower accepts an app's pyproject.toml: name, configuration, format. Files are not looked
     at, as `build` does.
 
     Raises:
-        BadApp: it does not; in its words.
+        BadApp: Flower does not, with Flower's words.
     """
     from flwr.cli.utils import validate_project_name
     from flwr.common.config import validate_config
@@ -69,7 +69,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The hash by which Flower, and a site's `allowed_apps`, know a FAB."""
+    """Return the hash that Flower, and a site's `allowed_apps`, identify a FAB by."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -112,7 +112,7 @@ def identity(content: bytes) -> dict[str, str]:
 
 
 def read(content: bytes) -> dict[str, Any]:
-    """Return the pyproject.toml of the app in a FAB as a dict; raises `BadApp` as `app.read_app` does."""
+    """Return the pyproject.toml of the app in a FAB as a dict. Raises `BadApp` as `app.read_app` does."""
     with opened(content) as archive:
         try:
             entry = archive.getinfo("pyproject.toml")

@@ -1,8 +1,9 @@
-"""What FLARE's processes of a job may import: nothing that lies in the job's folder.
+"""Keep the job's folder off the import path of FLARE's processes of a job.
 
 FLARE 2.9.0 puts a job's folder `custom` on the import path of its own processes, for code that a job brings
-(`utils/job_launcher_utils.py`, `refresh_custom_dir_import_path`). Ours brings an app as one file, which
-Flower unpacks elsewhere. What the app's processes write into the job's folder, FLARE's must not import.
+(`utils/job_launcher_utils.py`, `refresh_custom_dir_import_path`). Our job brings an app as one file, which
+Flower unpacks elsewhere. FLARE's processes must not import files that the app's processes write into the
+job's folder.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 
 def without(folder: Path) -> None:
-    """Take from this process's import path whatever is in `folder`, and its working directory; also from that
-    of the processes that it starts."""
+    """Remove `folder`, all below it, and the working directory from the import path, also for child
+    processes."""
     folder = folder.resolve()
     sys.path[:] = [part for part in sys.path if _stays(part, folder)]
     if (inherited := os.environ.get("PYTHONPATH")) is not None:

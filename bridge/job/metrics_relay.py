@@ -1,12 +1,13 @@
-"""What an app logs with FLARE's writers (`nvflare.client.tracking`), on its way from a site to the server.
+"""Carry the points that an app logs with FLARE's writers (`nvflare.client.tracking`) from a site to the
+server.
 
-FLARE's own way, fired events, forgets what is sent while a link is down. Here FLARE's `MetricRelay` takes the
-points in at the site as ever, and from there on they go as calls of the relay, beside Flower's: sent again
-until the server has them, each taken once. And no reply overtakes them: what a ClientApp has logged is at the
-server before what it answers, so that a run which has ended has all its points.
+FLARE's own route, fired events, forgets points that are sent while a link is down. Here FLARE's `MetricRelay`
+still takes the points in at the site. From there they go as calls of the relay, beside Flower's. They are
+sent until the server has them, and each is taken once. No reply overtakes them: a ClientApp's points are at
+the server before its answer, so a run that has ended has all its points.
 
-At the server every point becomes the event that FLARE's receivers wait for, whoever they are. So does what
-the observer reads from the replies of any app, with tags that begin with `REPLIES`.
+At the server every point becomes the event that FLARE's receivers wait for. So does each metric that the
+observer reads from the replies of any app, with tags that begin with `REPLIES`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from nvflare.apis.dxo import DXO
 from bridge.common.text import one_line
 
 PATH = "/flowerbed/points"
-"""The path of a call that brings points: not one of Flower's, so no gateway lets it pass."""
+"""The path of a call that brings points. It is not one of Flower's, so no gateway lets it pass."""
 
 REPLIES = "flower/"
-"""How the tags begin of what was read from the apps' replies: `flower/train/train_loss`."""
+"""The prefix of tags for metrics that were read from the apps' replies: `flower/train/train_loss`."""
 
 SERVER, CENTRAL = "server", "central"
-"""Whose points those are that a strategy has evaluated at the server, and their kind in the tag. No site may
+"""The owner of points that a strategy has evaluated at the server, and their kind in the tag. No site may
 have that name (`provisioning/checks.py`)."""
 
 EXAMPLES = "num_examples"
@@ -36,20 +37,21 @@ AT_ONCE = 500
 """Points in one call."""
 
 POINT_LIMIT = 64 * 1024
-"""Characters of one point; a number has some 150, a text may have more."""
+"""Characters of one point. A number has some 150, a text may have more."""
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of one call's points."""
 
 WAITING, WAITING_BYTES = 20_000, 16 * 1024 * 1024
 """Points that wait at a site for the link, and at the server, for each site, for a receiver, and their bytes.
-What comes beyond is dropped: no job stands still for its curves."""
+Points beyond this are dropped: no job stops for its curves."""
 
 TAG_LIMIT = 200
-"""Characters of a tag, of a key in it, or of a path: MLflow takes 250, and a folder's name has 255 bytes."""
+"""Characters of a tag, of a key in it, or of a path. MLflow accepts 250, and a folder's name has 255
+bytes."""
 
 TEXT_LIMIT = 6000
-"""Characters of a parameter or tag of MLflow's: what its server takes."""
+"""Characters of a parameter or tag of MLflow's, as its server accepts."""
 
 NUMBER_LIMIT = 2**63
 """Steps and whole numbers are smaller, in the tables of both boards."""
@@ -65,7 +67,7 @@ NAMED = frozenset(
         AnalyticsDataType.TAGS,
     }
 )
-"""What has several values, each with a key."""
+"""Types with several values, each with a key."""
 
 TAKEN = NAMED | {
     AnalyticsDataType.SCALAR,
@@ -108,10 +110,10 @@ def encode(dxo: DXO) -> bytes:
 
 
 def decode(line: bytes) -> DXO:
-    """Return what `encode` was given, if it has the form that a point has: a site may be hostile.
+    """Return the point that `encode` was given. The form is checked, because a site may be hostile.
 
     Raises:
-        ValueError: it is no such line; the text says why, in one short line.
+        ValueError: it is not such a line. The text says why, in one short line.
     """
     if len(line) > POINT_LIMIT:
         raise ValueError(f"{len(line)} bytes in one point, {POINT_LIMIT} are taken")
@@ -153,7 +155,7 @@ def check(tag: Any, value: Any, data_type: AnalyticsDataType, more: Any) -> None
 
 
 def check_tag(tag: Any) -> None:
-    """Raise `ValueError` if this is no tag: visible text in parts, like a path that leads down.
+    """Raise `ValueError` unless this is a tag: visible text in parts, like a path that leads down.
 
     FLARE's receiver for TensorBoard makes folders of tags, and MLflow does of paths.
     """

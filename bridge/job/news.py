@@ -1,10 +1,10 @@
-"""Long polling for a job's events, at the FLARE server: a console asks, and is answered when there are some.
+"""Long polling for a job's events at the FLARE server: a console's question is answered when there are some.
 
-Each command of a console is a line in the audit log, so asking twice a second would drown all others. FLARE's
-app command (nvflare 2.9.0 `private/fed/server/server_engine.py`, `send_app_command`) holds the engine's lock
-until the job's process has answered, which would stop every job's start meanwhile. So a command that may wait
-is sent here without the lock, in slices: a job whose process is gone keeps nobody waiting, and a job that
-ends waits for nobody. `tests/unit/test_news.py` fails when what is used of FLARE changes.
+Each command of a console is a line in the audit log, so two questions a second would drown all others.
+FLARE's app command (nvflare 2.9.0 `private/fed/server/server_engine.py`, `send_app_command`) holds the
+engine's lock until the job's process has answered, which would stop every job's start meanwhile. So a command
+that may wait is sent here without the lock, in slices. A job with a dead process keeps nobody waiting, and a
+job that ends waits for nobody. `tests/unit/test_news.py` fails when FLARE changes the parts used here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from bridge.common.meta import EVENTS_TOPIC
 from bridge.job import replaced
 
 SINCE, WAIT, EVENTS = "since", "wait", "events"
-"""What the app command is told: the number of the first event that is wanted, and how many seconds it may
-wait for it. And what it answers."""
+"""Fields of the app command: the number of the first event wanted, the seconds that it may wait for it, and
+the answer's events."""
 
 WAIT_LIMIT = 30.0
 """Seconds for which a console may wait for one answer."""
@@ -38,11 +38,11 @@ ANSWER_WITHIN = 5.0
 """Seconds for its answer, beyond that."""
 
 WAITERS = 16
-"""Consoles that wait at a time, each in one of FLARE's threads; further ones are answered at once."""
+"""Consoles that wait at a time, each in one of FLARE's threads. Further ones are answered at once."""
 
 
 def install(engine: Any) -> None:
-    """From now on, let the server's engine keep a question after events that may wait."""
+    """Let the server's engine keep questions for events that may wait, from now on."""
     plain, free = engine.send_app_command, threading.BoundedSemaphore(WAITERS)
 
     def send(job_id: str, topic: str, cmd_data: Any, timeout: float) -> Any:
@@ -58,19 +58,19 @@ def install(engine: Any) -> None:
 
 
 def seconds(data: Any) -> float:
-    """How long a question may wait, from what a console has sent."""
+    """Return the seconds that a console's question may wait."""
     wait = data.get(WAIT) if isinstance(data, Mapping) else None
     return min(max(0.0, float(wait)), WAIT_LIMIT) if isinstance(wait, int | float) and wait == wait else 0.0
 
 
 def since(data: Any) -> int:
-    """The number of the first event that is wanted, from what a console has sent."""
+    """Return the number of the first event that a console wants."""
     number = data.get(SINCE) if isinstance(data, Mapping) else None
     return max(0, number) if type(number) is int else 0
 
 
 def _ask_until(engine: Any, job_id: str, data: Mapping[str, Any], wait: float) -> Any:
-    """Ask the job's process, again and again, until it has news, is gone, or the time is over."""
+    """Ask the job's process repeatedly, until it has news, is gone, or the time is over."""
     deadline = time.monotonic() + wait
     while True:
         left = deadline - time.monotonic()

@@ -1,7 +1,7 @@
-"""What a job's own process on the server lets the server's own process note in the job's meta.
+"""Let a job's own process on the server add notes to the job's meta, which the server's own process keeps.
 
-FLARE 2.9.0 has no way from the one to the other but a message between their cells. `jobs` shows what is noted
-so, also when the job's files are long in the store.
+FLARE 2.9.0 connects the two only by messages between their cells. `jobs` shows these notes even when the
+job's files have long been in the store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REASON_LIMIT = 2000
 
 
 def send(cell: Cell, site: str, reason: str) -> None:
-    """In the job's process: a site takes no part any more, and why. No answer is waited for."""
+    """In the job's process: report that a site takes no part any more, and why. No answer is waited for."""
     body = json.dumps([site, reason[:REASON_LIMIT]]).encode()
     cell.fire_and_forget(
         channel=CHANNEL, topic=REFUSED, targets=FQCN.ROOT_SERVER, message=Message(payload=body)

@@ -1,9 +1,11 @@
-"""Every name inside FLARE that Flowerbed replaces. All else goes by FLARE's seams: components, subclasses
-that a configuration names, handlers of messages, events, variables.
+"""List every name inside FLARE that Flowerbed replaces.
+
+All else goes by FLARE's seams: components, subclasses that a configuration names, handlers of messages,
+events, variables.
 
 Recovery and security need these. Only `SHUTDOWN` is for speed. Each is replaced in the process that needs it,
-and in no file. A FLARE that lacks one is an error: a defence must not be missing without a word. The
-constants' docstrings say which test shows what each does.
+and in no file. A FLARE that lacks one is an error, because a defence must not vanish silently. The constants'
+docstrings name the test of each.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A site runs the app that it has checked: the FAB that comes from the server is compared before it is used.
+"""Let a site run only the app that it has checked: compare the server's FAB before it is used.
 
-FLARE verifies the submitter's signature over the site's own part of a job and asks the site's policy about
-it. But the SuperNode runs what the SuperLink hands out. Here the two meet: no SuperNode gets an app with
-another hash than that of the app in the site's part. Where the app is deployed on the server, the site's part
-has none: then the site's `allowed_apps` count, if it has any.
+FLARE verifies the submitter's signature over the site's own part of a job, and asks the site's policy about
+the part. But the SuperNode runs the FAB that the SuperLink hands out. Here the two meet: no SuperNode gets an
+app with another hash than the app in the site's part. If the app is deployed on the server, the site's part
+has none. Then the site's `allowed_apps` decide, if it has any.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from bridge.relay.calls import Call, JobOver, Link, Request, Response, Retry, Ru
 log = logging.getLogger(__name__)
 
 PATH = "/flowerbed/other-app"
-"""The path of a call by which a site says that it takes no part: not one of Flower's, so no gateway lets it
-pass."""
+"""The path of a site's call that it takes no part. It is not one of Flower's, so no gateway lets it pass."""
 
 REASON_LIMIT = 2000
 """Characters of a reason."""
 
 
 class Expected:
-    """Which app a site runs in one job."""
+    """The app that a site runs in one job."""
 
     def __init__(self, site: str, brought: bytes | None, allowed: Sequence[str] | None) -> None:
-        """Args of the expectation.
+        """Create the expectation.
 
         Args:
             site: its name.
-            brought: the FAB in its own part of the job; None: there is none.
-            allowed: the hashes of the deployed apps that it runs; None: all.
+            brought: the FAB in its own part of the job, or None.
+            allowed: the hashes of the deployed apps that it runs, or None for all.
         """
         self._site = site
         self._own = None if brought is None else fab.sha256(brought)
         self._allowed = None if allowed is None else frozenset(allowed)
 
     def objection(self, response: bytes) -> str:
-        """Why the app in a response to get-fab must not run here, for people; empty if it may."""
+        """Return why the app in a response to get-fab must not run here, for people, or ""."""
         try:
             handed = GetFabResponse.FromString(response).fab
         except DecodeError:
@@ -82,15 +81,15 @@ def _name(content: bytes) -> str:
 
 
 def _shown(text: object) -> str:
-    """At most a line's worth of a text that comes from a stranger."""
+    """Return at most a line's worth of a text that comes from a stranger."""
     return re.sub(r"[^\w.+ -]", "?", str(text))[:80]
 
 
 class SameApp:
-    """A link (`relay.Link`) on which no other app passes than the expected one."""
+    """A link (`relay.Link`) that lets no app pass but the expected one."""
 
     def __init__(self, link: Link, expected: Expected, on_other: Callable[[str], None]) -> None:
-        """`on_other` is told the reason, the first time that another app comes."""
+        """Watch `link`. `on_other` is told the reason, the first time that another app comes."""
         self._link = link
         self._expected = expected
         self._on_other = on_other
@@ -115,7 +114,7 @@ class SameApp:
 
 
 async def tell(caller: SiteRelay, reason: str) -> None:
-    """Let the server know that this site takes no part, and why; returns when it does."""
+    """Tell the server that this site takes no part, and why. Returns when the server knows."""
     request = Request(PATH, (), json.dumps(reason[:REASON_LIMIT]).encode())
     try:
         while await caller.call(request, Rule(Retry.IDEMPOTENT, PATH)) is None:
@@ -125,7 +124,7 @@ async def tell(caller: SiteRelay, reason: str) -> None:
 
 
 def take(on_refused: Callable[[str, str], None]) -> Callable[[str, Request], Awaitable[Response]]:
-    """Return what carries out such a call at the server; `on_refused` is told site and reason."""
+    """Return the handler of such a call at the server. `on_refused` is told site and reason."""
 
     async def carry_out(site: str, request: Request) -> Response:
         try:
@@ -141,7 +140,7 @@ def take(on_refused: Callable[[str, str], None]) -> Callable[[str, Request], Awa
 
 
 def brought(custom: Path) -> bytes | None:
-    """The FAB in the folder `custom` of a participant's part of a job, if it has one."""
+    """Return the FAB in the folder `custom` of a participant's part of a job, if it has one."""
     try:
         return (custom / fab.NAME).read_bytes()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What the operator of a server or site has decided: `local/flowerbed.json` of its kit.
+"""Read the decisions of a server's or site's operator: `local/flowerbed.json` of its kit.
 
-Provisioning writes the file from `project.yml` (`provisioning/harden.py`). A job cannot change it: the kit is
-read-only. Where there is no such file, as in FLARE's simulator, nothing is restricted.
+Provisioning writes the file from `project.yml` (`provisioning/harden.py`). A job cannot change it, because
+the kit is read-only. Without such a file, as in FLARE's simulator, nothing is restricted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ FILE = "local/flowerbed.json"
 
 REQUIRED, BEST_EFFORT, OFF = "required", "best-effort", "off"
 SANDBOXES = (REQUIRED, BEST_EFFORT, OFF)
-"""How strictly processes that run an app's code are confined."""
+"""The strictness of the confinement of processes that run an app's code."""
 
 SERVER, ANY = "server", "any"
 EGRESS = (SERVER, ANY)
-"""Where an app may connect to: its own job's ports only, or anywhere."""
+"""The reach of an app's connections: its own job's ports only, or anywhere."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Most of what one job may write here. Bytes, unless the name says otherwise."""
+    """The most that one job may write here. Bytes, unless the name says otherwise."""
 
     job_files: int = 20 * 2**30
     """All files of a running job here, its results included. More ends the job, or at a site its part."""
     log: int = 64 * 2**20
-    """Each log that a site streams to the server for one job; there are two, and at most four."""
+    """Each log that a site streams to the server for one job. There are two, and at most four."""
     audit: int = 64 * 2**20
-    """The audit log, both its files: when the newer one has half of that, it replaces the older."""
+    """The audit log, both its files. When the newer one has half of that, it replaces the older."""
     kept_jobs: int = 50
     """A number: folders of finished jobs that stay in the workspace, the newest."""
 
@@ -53,15 +53,15 @@ class Settings:
     egress: str = ANY
     custom_code: bool = True
     allowed_apps: tuple[str, ...] | None = None
-    """The SHA-256 hashes of the deployed apps that this site runs; None: all of them."""
+    """The SHA-256 hashes of the deployed apps that this site runs, or None for all."""
     limits: Limits = field(default_factory=Limits)
     node_config: Mapping[str, ConfigValue] = field(default_factory=dict)
-    """What an app finds in its `context.node_config` here, beside our own keys."""
+    """Entries of an app's `context.node_config` here, beside our own keys."""
 
 
 def workspace_of(fl_ctx: FLContext) -> Path:
-    """The FLARE workspace of this process, be it a long-lived one or a job's."""
-    # Here, since `usage.py` reads settings too, and FLARE takes long to import.
+    """Return the FLARE workspace of this process, be it a long-lived one or a job's."""
+    # Imported here, since `usage.py` reads settings too, and FLARE takes long to import.
     from nvflare.apis.fl_constant import FLContextKey
 
     root = fl_ctx.get_prop(FLContextKey.WORKSPACE_ROOT)
@@ -72,15 +72,15 @@ def workspace_of(fl_ctx: FLContext) -> Path:
 
 
 def provisioned(workspace: Path) -> bool:
-    """Whether this is the workspace of a participant with a kit, and not one of FLARE's simulator."""
+    """Return whether this is the workspace of a participant with a kit, and not one of FLARE's simulator."""
     return (workspace / FILE).is_file()
 
 
 def read(workspace: Path) -> Settings:
-    """Return the settings of the participant whose FLARE workspace this is.
+    """Return the settings of the participant with this FLARE workspace.
 
     Raises:
-        ValueError: the file is there and is broken. Nothing must run then.
+        ValueError: the file exists and is broken. Nothing must run then.
     """
     file = workspace / FILE
     try:
@@ -105,7 +105,8 @@ def read(workspace: Path) -> Settings:
 
 
 def _own_node_config() -> dict[str, Any]:
-    """What only the site knows: it is in the container's environment, and in no kit or image."""
+    """Return the entries that only the site knows. They are in the container's environment, and in no kit or
+    image."""
     text = os.environ.get(site_settings.NODE_CONFIG_VARIABLE, "")
     try:
         content = json.loads(text) if text else {}

@@ -1,1 +1,1 @@
-"""Starts and confines Flower's processes. It imports neither FLARE nor Flower."""
+"""Code that starts and confines Flower's processes. It imports neither FLARE nor Flower."""

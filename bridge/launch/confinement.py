@@ -1,10 +1,11 @@
-"""What a job's Flower processes may do: the policies of `sandbox.py` that they get.
+"""Choose the policies of `sandbox.py` for a job's Flower processes.
 
 There are three, each within the one before. The first is for all of a job's processes at a participant:
-SuperNode or SuperLink, its SuperExec, its apps. The second is for the fork server and all that it becomes
-(`fork_server_process.py` enters it). What it imports is the app's choice, and an import may do anything. So
-it can neither signal nor trace the SuperNode, and reaches only the ports that an app reaches. The third is
-for each process that runs an app's code (`programs.py` enters it). It sees nothing of other processes.
+SuperNode or SuperLink, its SuperExec, its apps. The second is for the fork server and its copies
+(`fork_server_process.py` enters it). The app chooses its imports, and an import may run any code. So the fork
+server can neither signal nor trace the SuperNode, and reaches only the ports that an app reaches. The third
+is for each process that runs an app's code (`programs.py` enters it). Such a process sees nothing of other
+processes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ TEMP = "tmp"
 """The folder, in a job's own, that its processes have as TMPDIR and HOME."""
 
 APP_POLICY = "FLOWERBED_APP_POLICY"
-"""The variable that holds the policy of processes that run an app's code, as JSON."""
+"""The variable with the policy of processes that run an app's code, as JSON."""
 
 FORK_SERVER_POLICY = "FLOWERBED_FORK_SERVER_POLICY"
-"""The variable that holds the policy of the process that is copied, as JSON."""
+"""The variable with the policy of the process that is copied, as JSON."""
 
 SHARED, PROC = "/dev/shm", "/proc"
 
@@ -40,31 +41,32 @@ DEVICES = (
     "dxg",
     "infiniband",
 )
-"""What of /dev an app may use: what every program needs, and accelerators. Not pts, ptmx and tty, where
-operators type, and not mqueue."""
+"""Entries of /dev that an app may use: those that every program needs, and accelerators. Not pts, ptmx and
+tty, where operators type, and not mqueue."""
 
 LAST_FIXED_PORT = 32767
-"""The last port that Linux does not give out by itself. All above may be another job's, or FLARE's own."""
+"""The last port that Linux does not assign automatically. Any higher port may be another job's, or FLARE's
+own."""
 
 ANY_FREE: Ranges = ((0, 0),)
-"""To listen on a port that the kernel chooses."""
+"""Listen on a port that the kernel chooses."""
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """How one job's processes are confined here."""
+    """The way that one job's processes are confined here."""
 
     on: bool = False
     anywhere: bool = False
-    """Whether apps may connect to other machines."""
+    """True if apps may connect to other machines."""
     closed: tuple[int, ...] = ()
     """Ports that are closed even then: the federation's own."""
     ports: tuple[int, ...] = ()
-    """Ports of FLARE's that an app needs."""
+    """FLARE's ports that an app needs."""
     readable: tuple[Path, ...] = ()
-    """Files of FLARE's that an app needs."""
+    """FLARE's files that an app needs."""
     writable: tuple[Path, ...] = ()
-    """Folders of the app's beside those of the job."""
+    """The app's folders beside those of the job."""
 
     def around(
         self, work_dir: Path, home: Path, *, ports: Sequence[int], app_ports: Sequence[int]
@@ -72,9 +74,9 @@ class Confinement:
         """Return the policy of a job's Flower processes, and variables for them.
 
         Args:
-            work_dir: where the app works.
+            work_dir: the folder that the app works in.
             home: Flower's own folder for this job (`environment.HOME`).
-            ports: where they connect to and listen.
+            ports: the ports that they connect to and listen on.
             app_ports: those of them that a process with an app's code connects to.
         """
         if not self.on:
@@ -94,14 +96,14 @@ class Confinement:
             scoped=True,
             filtered=True,
         )
-        # The outer policy's filter stays: a second one would only cost time.
+        # The outer policy's filter stays. A second one would only cost time.
         fork_server = outer._replace(
             filtered=False, connect=self._connect((*app_ports, *self.ports)), bind=ANY_FREE
         )
         inner = fork_server._replace(
             readable=readable,
             own_process=True,
-            # Where it may go anywhere, what the outer policy closes stays closed.
+            # If an app may connect anywhere, the outer policy's closed ports stay closed.
             connect=None if self.anywhere else _each((*app_ports, *self.ports)),
         )
         policies = {FORK_SERVER_POLICY: fork_server.to_json(), APP_POLICY: inner.to_json()}
@@ -122,13 +124,14 @@ UNCONFINED = Confinement()
 
 
 def devices(root: Path = Path("/dev")) -> tuple[str, ...]:
-    """Those of `DEVICES` that are there."""
+    """Return those of `DEVICES` that exist."""
     return tuple(sorted(str(path) for name in DEVICES for path in root.glob(name)))
 
 
 def program_folders() -> tuple[Path, ...]:
-    """What programs and apps read: the container's own, and wherever this interpreter and the bridge are."""
-    # The folder that the bridge is in, and not only the bridge: Python lists it to find the bridge.
+    """Return the folders that programs and apps read: the container's own, and those of this interpreter and
+    the bridge."""
+    # The folder that contains the bridge, because Python lists it to find the bridge.
     own = (Path(sys.prefix), Path(sys.base_prefix), Path(bridge.__file__).parents[1])
     return (*map(Path, top_folders()), *own)
 

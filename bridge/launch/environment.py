@@ -1,8 +1,7 @@
-"""How Flower's programs are called: flags and variables that flwr 1.34 to 1.43 have in common.
+"""Build the commands of Flower's programs, with flags and variables that flwr 1.34 to 1.43 share.
 
-What differs between them stands in `versions.py`. Sources: `--help` of flower-superlink and
-flower-supernode; flwr 1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_superlink.py`,
-`supercore/superexec/run_superexec.py`.
+Their differences are in `versions.py`. Sources: `--help` of flower-superlink and flower-supernode. flwr
+1.41.0 `supercore/telemetry.py`, `superlink/cli/flower_superlink.py`, `supercore/superexec/run_superexec.py`.
 """
 
 from __future__ import annotations
@@ -22,43 +21,44 @@ from bridge.common.versions import Generation, Ports
 from bridge.launch import proxies
 
 HOME = "flwr"
-"""The folder, in a job's own, for what Flower unpacks of the app (its FLWR_HOME)."""
+"""The folder, in a job's own, that Flower unpacks the app into (its FLWR_HOME)."""
 
 SUPEREXEC, CLIENTAPP, SERVERAPP = "flower-superexec", "flwr-clientapp", "flwr-serverapp"
 """The programs that run apps (flwr 1.34 to 1.43). The first starts the other two."""
 
 DETERMINISTIC = "FLOWERBED_IN_ORDER"
-"""The variable by which a ServerApp is asked to keep the sites' order (`deterministic.py`): a file's path."""
+"""The variable that asks a ServerApp to keep the sites' order (`deterministic.py`): a file's path."""
 
 DETERMINISTIC_MODULE = "bridge.flower.deterministic"
-"""What does it. By name, since few ServerApps need what it imports."""
+"""The module that does so. Named as text, since few ServerApps need its imports."""
 
 SUPERLINK_PROCESS = "bridge.flower.superlink_process"
-"""The module that runs flower-superlink. By name, since it imports what not every flwr has."""
+"""The module that runs flower-superlink. Named as text, since it imports parts that not every flwr has."""
 
 SUPERNODE_PROCESS = "bridge.flower.supernode_process"
 """The same for flower-supernode."""
 
 FORK_SERVER_PROCESS = "bridge.flower.fork_server_process"
-"""The same for the fork server of a SuperNode that has no process of its own."""
+"""The same for the fork server of a SuperNode in a thread."""
 
 TASK_POLL_INTERVAL, TASK_HELD_INTERVAL = 0.2, 0.01
-"""Seconds between two looks of a SuperExec for work: Flower's own is 1.0, and 0.01 the least that it takes.
-The second where a look is held until there is work (`long_poll.py`). (flwr 1.34 and 1.35 cannot be told.)"""
+"""Seconds between two looks of a SuperExec for work. Flower's own is 1.0, and 0.01 is the least that it
+accepts. The second is for looks that are held until there is work (`long_poll.py`). (flwr 1.34 and 1.35 have
+no such setting.)"""
 
 
 EXTRA = "APP_"
-"""How the names begin of variables that a job may set. A list of what it may not set would never end: Python,
-the linker, OpenSSL, proxies, torch and many more take orders from variables, and some of these run code."""
+"""The prefix of variables that a job may set. A list of forbidden ones would never end. Python, the linker,
+OpenSSL, proxies, torch and many more obey variables, and some of these run code."""
 
 EXTRA_LIMIT = 32 * 1024
 """Characters of one value."""
 
 NOT_WITHOUT_CODE = "extra_env: expected none, since the job brings no app; set keys of its run config instead"
-"""Why a job whose app is on the server may set no variables."""
+"""The reason why a job with an app on the server may set no variables."""
 
 _MARKS = "\\\"'"
-"""What ends a text for Flower, or begins an escape."""
+"""Characters that end a text for Flower, or begin an escape."""
 
 NO_EXTRA: Mapping[str, str] = {}
 """A job that sets no variables."""
@@ -67,10 +67,10 @@ _EXTRA_NAME = re.compile(rf"{EXTRA}[A-Z0-9_]{{1,100}}")
 
 
 def check_extra(extra: Mapping[str, str]) -> None:
-    """See whether a job may set these variables for its Flower processes.
+    """Check that a job may set these variables for its Flower processes.
 
     Raises:
-        ValueError: one is no text, or does not begin with `EXTRA`.
+        ValueError: one is not text, or does not begin with `EXTRA`.
     """
     for name, value in extra.items():
         if not isinstance(name, str) or not isinstance(value, str):
@@ -87,12 +87,12 @@ def check_extra(extra: Mapping[str, str]) -> None:
 def variables(
     home: Path, extra: Mapping[str, str] = NO_EXTRA, packages: AppEnvironment | None = None
 ) -> dict[str, str]:
-    """Environment of every Flower process.
+    """Return the environment of every Flower process.
 
     Args:
-        home: takes what Flower unpacks for this job.
-        extra: what the job sets (see `check_extra`).
-        packages: the app's environment; None: this process's.
+        home: the folder that Flower unpacks into for this job.
+        extra: the job's variables (see `check_extra`).
+        packages: the app's environment, or None for this process's.
     """
     packages = packages or app_environment.own()
     return {
@@ -115,12 +115,12 @@ def variables(
 
 
 def with_bridge(path: str, without: Path | None = None) -> str:
-    """A PYTHONPATH by which a process finds the bridge, before what `path` names.
+    """Return a PYTHONPATH that lets a process find the bridge, before the folders of `path`.
 
     Args:
         path: another PYTHONPATH.
-        without: a job's folder, nothing below which is to be imported: its app may write there. (FLARE puts
-            the job's `custom` into the variable, nvflare 2.9.0 `job_launcher_utils.py`.)
+        without: a job's folder. Nothing below it may be imported, because its app may write there.
+            (FLARE puts the job's `custom` into the variable, nvflare 2.9.0 `job_launcher_utils.py`.)
     """
     folder = str(Path(bridge.__file__).parents[1])
     others = (part for part in path.split(os.pathsep) if part not in ("", folder))
@@ -130,29 +130,30 @@ def with_bridge(path: str, without: Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Prefork:
-    """Whether apps' processes are copies of one that has imported much, and `modules` that they will need."""
+    """The choice whether apps' processes are copies of one that has done the imports, and the `modules` to
+    import."""
 
     on: bool = True
     modules: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
-        """What the launchers take."""
+        """Return the arguments of the launchers."""
         return [str(int(self.on)), ",".join(self.modules)]
 
 
 PREFORK = Prefork()
-"""They are copies, and nothing is known of what they need."""
+"""They are copies, and the modules that they need are not known."""
 
 
 def superlink_command(ports: Ports, push_session: float, prefork: Prefork, row: Generation) -> list[str]:
-    """The SuperLink on loopback, its ServerApp a subprocess.
+    """Return the command of the SuperLink on loopback, with its ServerApp as a subprocess.
 
     Args:
-        ports: where its APIs listen.
+        ports: the ports of its APIs.
         push_session: seconds for which an unfinished reply waits for its next object.
         prefork: of its ServerApp.
-        row: its Flower's.
+        row: of its Flower.
     """
     program = ["python", "-P", "-m", SUPERLINK_PROCESS, str(push_session), *prefork.arguments]
     return [*program, "--insecure", *_filled(row.superlink, **vars(ports))]
@@ -165,8 +166,8 @@ def supernode_command(
     prefork: Prefork,
     row: Generation,
 ) -> list[str]:
-    """The SuperNode on loopback, its ClientApps subprocesses; `superlink_port` is the gateway's, and `row`
-    its Flower's."""
+    """Return the command of the SuperNode on loopback, with its ClientApps as subprocesses. `superlink_port`
+    is the gateway's, and `row` its Flower's."""
     launcher = ["python", "-P", "-m", SUPERNODE_PROCESS, *prefork.arguments]
     config = " ".join(f"{key}={_toml(value)}" for key, value in node_config.items())
     return [
@@ -181,8 +182,8 @@ def supernode_command(
 
 
 def _toml(value: ConfigValue) -> str:
-    """A value as Flower reads it: by TOML, after a pattern for which a text ends at its next quotation mark
-    (flwr 1.41.0 `common/config.py`, `parse_config_args`)."""
+    """Return a value as Flower reads it. It uses TOML after a pattern that ends a text at its next quotation
+    mark (flwr 1.41.0 `common/config.py`, `parse_config_args`)."""
     if not isinstance(value, str):
         return json.dumps(value)
     plain = (c if c.isprintable() and c not in _MARKS else f"\\U{ord(c):08X}" for c in value)
@@ -190,7 +191,8 @@ def _toml(value: ConfigValue) -> str:
 
 
 def fork_server_command(descriptor: int) -> list[str]:
-    """The fork server of a SuperNode without a process of its own; `descriptor` is its end of the channel."""
+    """Return the command of the fork server of a SuperNode in a thread. `descriptor` is its end of the
+    channel."""
     return ["python", "-P", "-m", FORK_SERVER_PROCESS, str(descriptor)]
 
 

@@ -1,10 +1,10 @@
-"""A Flower process and all that it starts, confined, and ended together.
+"""Run a Flower process with its children, confined, and end them together.
 
-Flower's programs leave their parent's process group (a SuperLink starts its SuperExec in a session of
-its own, flwr 1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a
-SuperExec that was killed. An app may start what it likes. So between this process and Flower's stands a
-reaper (`bridge/launch/reaper.py`), which confines them, ends all of them when it is told to, when the program
-ends, or when this process is killed. What a killed reaper leaves becomes this process's, which ends it.
+Flower's programs leave their parent's process group. A SuperLink starts its SuperExec in a new session (flwr
+1.41.0 `supercore/utils.py`, `get_popen_detach_kwargs`), and a ServerApp outlives a SuperExec that was killed.
+An app may start any process. So a reaper (`bridge/launch/reaper.py`) runs between this process and Flower's.
+It confines them, and ends all of them on request, when the program ends, or when this process is killed.
+Children of a killed reaper become this process's, which ends them.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ COMM_LIMIT = 15
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE_MARK = "[uvicorn.access]"
 _NOISE = re.compile(r"\[uvicorn\.access\].*\" 2\d\d$")
-"""A line for each request that went well, several a second: nobody reads them."""
+"""A line for each successful request, several a second. Nobody reads them."""
 _LINE_LIMIT = 1 << 20
-"""Bytes of a line; what is longer is cut there."""
+"""Bytes of a line. Longer lines are cut there."""
 _CHUNK = 1 << 18
 """Bytes of output that are logged at once. That takes milliseconds, and nothing else goes on meanwhile."""
 
 GATHERED = 0.02
-"""Seconds for which more output is gathered where there is much: so often may a line be logged by itself."""
+"""Seconds for which output is gathered when there is much. Single lines are logged at most this often."""
 
 LAST_OUTPUT = 1.0
-"""Seconds for what was printed until all of it is read, once no process is left. Only one that has got away
-can hold it up."""
+"""Seconds to read the remaining output once no process is left. Only an escaped process can delay it."""
 
 REAPER_GRACE = 1.5
 """Seconds that the reaper has, beyond its own limits, to end."""
 
 QUIET_LOOKS = 10
-"""So often nothing must be found. A look goes through /proc, and misses whose parent ends meanwhile."""
+"""Looks in a row that must find nothing. A look walks /proc, and misses a process if its parent ends
+meanwhile."""
 
 
 class FlowerProcess:
-    """One child process; its output goes line by line to a logger."""
+    """One child process. Its output goes line by line to a logger."""
 
     def __init__(
         self, name: str, pid: int, keeper: asyncio.subprocess.Process, *, filtered: bool = False
@@ -68,7 +68,7 @@ class FlowerProcess:
         self._code: int | None = None
         self._log = logging.getLogger(f"bridge.{name}")
         self._over = asyncio.Event()
-        """The program has ended: what it has printed is wanted at once."""
+        """Set when the program has ended: its last output is wanted at once."""
         self._reader = asyncio.ensure_future(self._read())
         self._follower = asyncio.ensure_future(self._follow())
 
@@ -84,15 +84,15 @@ class FlowerProcess:
         policy: Policy | None = None,
         programs: Path | None = None,
     ) -> Self:
-        """Start `command` in `cwd`, confined by `policy`; it gets the descriptors `pass_fds`, under the same
+        """Start `command` in `cwd`, confined by `policy`. It gets the descriptors `pass_fds`, under the same
         numbers.
 
         Args:
-            programs: the folder of the command's program, and of those that it starts: Flower finds its own
-                by name, so it comes first on PATH. None: this environment's.
+            programs: the folder of the command's program and its child programs. Flower finds its own by
+                name, so the folder comes first on PATH. None: this environment's.
 
         Raises:
-            RuntimeError: its reaper ended at once; the text is what it printed.
+            RuntimeError: its reaper ended at once. The text is the reaper's output.
         """
         scripts = programs or Path(sys.executable).parent
         reaper.adopt()
@@ -131,8 +131,8 @@ class FlowerProcess:
         return self._code
 
     def descendant(self, program: str) -> int | None:
-        """The id of a process that this one has started, itself or through others, and that runs `program`:
-        by its command line, or by its name if it is a copy of a fork server; None while there is none."""
+        """Return the id of a descendant that runs `program`, or None while there is none. It is found by its
+        command line, or by its name if it is a copy of a fork server."""
         for pid in reaper.descendants(self._reaper.pid):
             with contextlib.suppress(OSError):
                 folder = Path(f"/proc/{pid}")
@@ -144,12 +144,12 @@ class FlowerProcess:
         return None
 
     async def stop(self, grace: float) -> None:
-        """End the process and all that it started: SIGTERM, after `grace` seconds SIGKILL."""
+        """End the process with its descendants: SIGTERM, and SIGKILL after `grace` seconds."""
         assert self._reaper.stdin is not None
         with contextlib.suppress(OSError):
             self._reaper.stdin.write(f"terminate {grace}\n".encode())
             await self._reaper.stdin.drain()
-        # Not `wait_for`: the follower goes on should this be cancelled.
+        # Not `wait_for`: the follower continues if this is cancelled.
         await asyncio.wait([self._follower], timeout=grace + reaper.WITHIN + REAPER_GRACE)
         if not self._follower.done():
             self._log.error("processes of it cannot be ended: they do not react to SIGKILL")
@@ -160,13 +160,13 @@ class FlowerProcess:
         await asyncio.wait([self._reader], timeout=LAST_OUTPUT)
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-        # What a killed reaper has left, and was not found, holds a pipe still.
+        # Children of a killed reaper that were not found still hold a pipe.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REAPER_GRACE):
                 await self._reaper.wait()
 
     async def _follow(self) -> None:
-        """Hear of the process's end from its reaper, to the reaper's own end."""
+        """Take the process's end from its reaper, until the reaper itself ends."""
         assert self._reaper.stdout is not None
         while line := await self._reaper.stdout.readline():
             word, code = line.split()
@@ -176,14 +176,14 @@ class FlowerProcess:
         if self._code is None:
             # The reaper was killed, and the process with it.
             self._code = -signal.SIGKILL
-        # Not `wait`: that waits for all who write into the same pipe too, which is what is to be ended.
+        # Not `wait`: that waits for all other writers of the same pipe too, which are about to be ended.
         while self._reaper.returncode is None:
             await asyncio.sleep(reaper.AGAIN)
         if self._reaper.returncode:
             await self._end_what_is_left()
 
     async def _end_what_is_left(self) -> None:
-        """End what the reaper has left: the kernel, short of memory, or an operator has killed it."""
+        """End the children of a reaper that was killed, by the kernel (short of memory) or by an operator."""
         self._log.error("its reaper was killed. What it has left is looked for, and ended.")
         own = reaper.own_filters()
         dying, ended, quiet = {self._pid}, 0, 0
@@ -207,7 +207,7 @@ class FlowerProcess:
             self._log.error("%d processes of it were ended", ended)
 
     async def _read(self) -> None:
-        """Log what is printed, to the end of all who may print."""
+        """Log the output, until all its writers have ended."""
         assert self._reaper.stderr is not None
         loop, logged, rest = asyncio.get_running_loop(), 0.0, b""
         try:
@@ -232,14 +232,14 @@ class FlowerProcess:
 
 
 def _buried(pid: int) -> bool:
-    """Whether a process that may be a child of this one has ended, and is no more to be waited for."""
+    """Return whether a possible child of this process has ended and needs no more waiting."""
     with contextlib.suppress(OSError):
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     return False
 
 
 async def gone(pid: int) -> None:
-    """Wait until a process has ended that need not be a child of ours."""
+    """Wait until a process has ended. It need not be a child of ours."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,9 +1,9 @@
-"""Which connections never go through a proxy: those to loopback, and FLARE's own in a network of containers.
+"""Keep connections to loopback, and to FLARE's own hosts in a network of containers, away from proxies.
 
-The engine puts the proxy of its machine into each container (`proxies` in Docker's `config.json`). Flower's
-clients heed it, and their servers are at 127.0.0.1, where no proxy can reach them. An app's own traffic may
-take the proxy. httpx, requests, urllib and curl read NO_PROXY and no_proxy. gRPC reads no_proxy, and
-no_grpc_proxy before it. Only the standard library is imported: each Python process of the image runs this.
+The engine puts its machine's proxy into each container (`proxies` in Docker's `config.json`). Flower's
+clients obey it, but their servers are at 127.0.0.1, where no proxy can reach them. An app's own traffic may
+take the proxy. httpx, requests, urllib and curl read NO_PROXY and no_proxy. gRPC reads no_grpc_proxy, and
+no_proxy after it. Only the standard library is imported, because each Python process of the image runs this.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 NO_PROXY = ("NO_PROXY", "no_proxy")
-"""Two spellings of one variable. Most programs read one of them first, and not all the same one."""
+"""Two spellings of one variable. Most programs read one of them first, but not all the same one."""
 
 GRPC = "no_grpc_proxy"
-"""If it is there, gRPC reads no other."""
+"""If it is set, gRPC reads no other."""
 
 READ = ("http_proxy", "https_proxy", "all_proxy")
-"""Variables, in small or capital letters, by which Flower's clients find a proxy."""
+"""Variables, in small or capital letters, that give Flower's clients a proxy."""
 
 USABLE = ("http", "https")
 """Proxies that Flower's clients can use. httpx fails at any other, even for connections without a proxy."""
 
 KIT = Path("/kit")
 CONFIGS = ("startup/fed_*.json", "local/comm_config.json")
-"""Files of a kit that say where FLARE connects to."""
+"""Files of a kit that name the hosts that FLARE connects to."""
 
 _TARGET = re.compile(r"(?:[a-z]+://)?([A-Za-z0-9][A-Za-z0-9_-]*)(?::\d+)?")
 """A name without dots, which only the engine's resolver knows, and perhaps a port."""
 
 
 def direct(environment: Mapping[str, str], hosts: Iterable[str] = ()) -> dict[str, str]:
-    """Return variables by which loopback and `hosts` are reached without a proxy, and all else as before."""
+    """Return variables that connect to loopback and `hosts` without a proxy, and to all else as before."""
     wanted = (*LOOPBACK, *hosts)
     said = {name: _split(environment.get(name, "")) for name in (*NO_PROXY, GRPC)}
     first, second = NO_PROXY
@@ -54,7 +54,8 @@ def direct(environment: Mapping[str, str], hosts: Iterable[str] = ()) -> dict[st
 
 
 def unusable(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables that take away the proxies which Flower's clients fail at; each is told in the log."""
+    """Return variables that remove the proxies which Flower's clients fail at. Each is reported in the
+    log."""
     found = {
         name for name, value in environment.items() if name.lower() in READ and _kind(value) not in USABLE
     }
@@ -69,17 +70,18 @@ def unusable(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def install(kit: Path = KIT) -> None:
-    """Let this process, and all that it starts, reach loopback and FLARE's own hosts directly."""
+    """Let this process and its children reach loopback and FLARE's own hosts directly."""
     os.environ.update(direct(os.environ, own_hosts(kit)))
 
 
 def own_hosts(kit: Path) -> list[str]:
-    """The hosts in a kit whose names have no dot. A server with a name of the internet's may need a proxy."""
+    """Return the hosts in a kit with names that have no dot. A server with an internet name may need a
+    proxy."""
     found: set[str] = set()
-    # An app's process cannot read a kit. It has what FLARE's process has found.
+    # An app's process cannot read a kit. It inherits the hosts that FLARE's process has found.
     with contextlib.suppress(OSError):
         for file in (file for pattern in CONFIGS for file in kit.glob(pattern)):
-            with contextlib.suppress(ValueError):  # FLARE says what is wrong with it.
+            with contextlib.suppress(ValueError):  # FLARE reports the error in it.
                 found.update(_targets(json.loads(file.read_text())))
     return sorted(found)
 
@@ -96,7 +98,7 @@ def _targets(content: Any, key: str = "") -> Iterable[str]:
 
 
 def _kind(value: str) -> str:
-    """Of which kind a proxy is; one without a scheme is taken for http, as Flower's clients do."""
+    """Return the kind of a proxy. One without a scheme counts as http, as for Flower's clients."""
     return urlsplit(value).scheme.lower() if "://" in value else USABLE[0]
 
 

@@ -1,20 +1,21 @@
-"""Starts a program, confined, and ends it with all that it has started, wherever that has gone.
+"""Run a program, confined, and end it with all its descendants, wherever they have gone.
 
     python -I -S reaper.py
 
-Who started it holds the other end of stdin. The first line there is a JSON object: `command`, and `policy`
+The parent holds the other end of stdin. The first line there is a JSON object: `command`, and `policy`
 (`sandbox.Policy`, or null to confine nothing but signals). A later line `terminate SECONDS` ends all, by
-force after so many seconds. The end of stdin ends all by force: the kernel closes it, however a job's process
-dies.
+force after so many seconds. The end of stdin ends all by force. The kernel closes stdin however a job's
+process dies.
 
-On stdout come `pid NUMBER` and, when the program has ended, `exit CODE` (negative for a signal). What the
-program prints goes to stderr. The reaper ends when nothing of it is left, at the latest after `WITHIN`.
+On stdout come `pid NUMBER` and, when the program has ended, `exit CODE` (negative for a signal). The
+program's output goes to stderr. The reaper ends when no process is left, and after `WITHIN` seconds at the
+latest.
 
-Nothing gets away. Whoever loses its parent becomes a child of the reaper's, so that the reaper knows when the
-last has ended. It has confined itself so that its signals reach only what it has started. So one
-`kill(-1, SIGKILL)` hits all of that at once, processes in other sessions too, and faster than any can fork.
-Where the kernel cannot confine signals (`sandbox.SIGNALS_ABI`), it stops all descendants first, as long as it
-finds new ones, and then kills them.
+Nothing gets away. Orphans become the reaper's children, so the reaper knows when the last has ended. It has
+confined itself so that its signals reach only its descendants. So one `kill(-1, SIGKILL)` hits all of them at
+once, also in other sessions, and faster than any can fork. If the kernel cannot confine signals
+(`sandbox.SIGNALS_ABI`), the reaper stops all descendants first, as long as it finds new ones, and then kills
+them.
 
 Standard library only, since one runs beside every SuperLink and SuperNode.
 """
@@ -33,16 +34,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bridge.launch import sandbox
 
 WITHIN = 8.0
-"""Seconds from the first SIGKILL until it is given up: only what waits for a broken disk can live as long."""
+"""Seconds from the first SIGKILL until the reaper gives up. Only a process that waits for a broken disk lives
+as long."""
 
 AGAIN = 0.02
-"""Seconds between two SIGKILLs, for what was still to be seen."""
+"""Seconds between two SIGKILLs, for processes that were still visible."""
 
 PASSES = 200
-"""The most looks for descendants that are not stopped yet. Each finds what the one before has missed."""
+"""The most looks for descendants that are not stopped yet. Each look finds those that the last one missed."""
 
 OOM_SCORE = 500
-"""How much sooner than FLARE the kernel's out-of-memory killer takes an app (of 1000)."""
+"""The kernel's out-of-memory killer takes an app so much sooner than FLARE (of 1000)."""
 
 REQUEST_LIMIT = 1 << 20
 """Bytes of the first line."""
@@ -53,13 +55,13 @@ NOT_STARTED = 127
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 OUTSIDE = sandbox.Policy(scoped=True)
-"""What the reaper confines itself to. What it starts is confined once more: it may not signal the reaper."""
+"""The policy that the reaper enters. Its children are confined further, and may not signal the reaper."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Be the reaper of one program."""
+    """Run as the reaper of one program."""
     buffer = b""
     while b"\n" not in buffer:
         part = os.read(0, REQUEST_LIMIT)
@@ -71,7 +73,7 @@ def main() -> None:
     policy = request["policy"] and sandbox.Policy(*request["policy"])
     _libc.prctl(PR_SET_NAME, b"flower-reaper", 0, 0, 0)
     adopt()
-    # Also where an app is not to be confined: nothing of it must be left. (`walk` is for tests.)
+    # Also for an app that runs unconfined, because none of its processes may remain. (`walk` is for tests.)
     scoped = not request.get("walk") and sandbox.enter(OUTSIDE) >= sandbox.SIGNALS_ABI
     woken, wakes = os.pipe()
     os.set_blocking(wakes, False)
@@ -80,7 +82,7 @@ def main() -> None:
     main_pid = os.fork()
     if main_pid == 0:
         _become(request["command"], policy or (OUTSIDE if scoped else None))
-    # What was opened for the program is the program's alone: others wait for its end by it.
+    # Only the program may hold the descriptors that were opened for it: others use them to wait for its end.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     kept = {0, 1, 2, woken, wakes}
@@ -102,7 +104,7 @@ def _become(command: list[str], policy: sandbox.Policy | None) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        # It may be refused where a container's own score is higher already.
+        # The kernel may refuse this if a container's own score is higher already.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
         if policy is not None:
@@ -117,7 +119,7 @@ def _become(command: list[str], policy: sandbox.Policy | None) -> None:
 
 
 class Reaper:
-    """Waits for a reason to end what was started, and ends it."""
+    """Waits for a reason to end the processes, and ends them."""
 
     def __init__(self, main_pid: int, scoped: bool, woken: int, heard: bytes) -> None:
         self._main = main_pid
@@ -125,10 +127,10 @@ class Reaper:
         self._woken = woken
         self._heard = heard
         self._kill_at: float | None = None
-        """When SIGKILL is due; None: not yet known."""
+        """The time of the SIGKILL, or None if it is not known yet."""
 
     def run(self) -> None:
-        """Return when no process is left, or when what is left cannot be killed."""
+        """Return when no process is left, or when the remaining ones cannot be killed."""
         poll = select.poll()
         poll.register(0, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -150,7 +152,7 @@ class Reaper:
                     self._kill_by(time.monotonic())
 
     def _hear(self) -> bool:
-        """Read an order; false at the end of stdin."""
+        """Read an order. Returns False at the end of stdin."""
         part = os.read(0, 4096)
         self._heard += part
         while b"\n" in self._heard:
@@ -165,7 +167,8 @@ class Reaper:
         self._kill_at = when if self._kill_at is None else min(self._kill_at, when)
 
     def _left(self) -> bool:
-        """Bury who has ended; false when that was the last. The program's own end is the end of all."""
+        """Reap processes that have ended. Returns False after the last one. The program's own end is the end
+        of all."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -190,7 +193,7 @@ class Reaper:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int, pids: set[int] | None = None) -> None:
-        """Send a signal to `pids`, or to all that was started."""
+        """Send a signal to `pids`, or to all descendants."""
         if self._scoped and pids is None:
             with contextlib.suppress(OSError):
                 os.kill(-1, number)
@@ -201,20 +204,21 @@ class Reaper:
 
 
 def adopt() -> None:
-    """Become the parent of whoever below this process loses its own."""
+    """Become the parent of orphans below this process."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants(pid: int) -> list[int]:
-    """The ids of all processes below a process."""
+    """Return the ids of all processes below a process."""
     return _below([pid], _children())
 
 
 def left_behind(filters: int) -> set[int]:
-    """Who became this process's child because its reaper was killed, and all below.
+    """Return the processes that became this process's children because their reaper was killed, and their
+    descendants.
 
-    They have more filters of system calls than `filters`, this process's own. Nobody can take one off, and a
-    reaper has no more than this process.
+    They have more system call filters than `filters`, this process's own number. A filter cannot be removed,
+    and a reaper has no more than this process.
     """
     children = _children()
     orphans = [pid for pid in children.get(os.getpid(), ()) if _filters(pid) > filters]
@@ -222,17 +226,17 @@ def left_behind(filters: int) -> set[int]:
 
 
 def own_filters() -> int:
-    """How many filters of system calls this process has."""
+    """Return the number of system call filters that this process has."""
     return _filters(os.getpid())
 
 
 def _children() -> dict[int, list[int]]:
-    """The ids of each process's children."""
+    """Return the ids of each process's children."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             stat = (folder / "stat").read_bytes()
-            # The name, in brackets, may hold anything. Behind it come the state and the parent.
+            # The name, in brackets, may hold any text. The state and the parent follow it.
             parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
     return children
@@ -249,7 +253,7 @@ def _below(pids: list[int], children: dict[int, list[int]]) -> list[int]:
 
 def _filters(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError):
-        # A process's name comes first, on a line of its own.
+        # A process's name comes first, on a separate line.
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()[1:]:
             if line.startswith("Seccomp_filters:"):
                 return int(line.split()[1])

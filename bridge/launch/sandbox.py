@@ -1,17 +1,17 @@
-"""Confines a process and all that it starts, by the kernel's Landlock and a filter of its system calls.
+"""Confine a process and its children, by the kernel's Landlock and a filter of its system calls.
 
     python -I -S sandbox.py
 
-prints what this kernel can do, as one JSON object.
+prints the abilities of this kernel, as one JSON object.
 
 A process that has entered a policy can never leave it, and it needs no privilege to enter one. Landlock
-covers files by path, TCP ports, and from Linux 6.12 on signals and abstract Unix sockets. The system calls
-that get past it are refused by a filter (`syscalls.py`). Neither covers UDP, `chmod`, or who may see that a
-file is there. A confined process can also trace none that is not confined with it, and so read neither its
-memory nor its environment.
+covers files by path, TCP ports, and from Linux 6.12 on signals and abstract Unix sockets. A filter refuses
+the system calls that get past Landlock (`syscalls.py`). Neither covers UDP, `chmod`, or the question who may
+see that a file exists. A confined process can trace only processes that are confined with it. So it reads the
+memory and the environment of no other.
 
-Standard library only, and little of it: it is imported beside every SuperLink and SuperNode. The system
-calls have no wrapper in the C library; their numbers are the same on every architecture (Linux
+Standard library only, and little of it, because it is imported beside every SuperLink and SuperNode. The
+system calls have no wrapper in the C library. Their numbers are the same on every architecture (Linux
 `include/uapi/linux/landlock.h`).
 """
 
@@ -41,13 +41,13 @@ PR_SET_NO_NEW_PRIVS = 38
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in range(6))
 MAKE_DIR, MAKE_REG = 1 << 7, 1 << 8
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
-"""Rights to files, as far as they are named here."""
+"""Rights to files, those that are named here."""
 
 FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 """All rights to files that a kernel knows, by the first ABI that does."""
 
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-"""Rights that a rule for a file may give; all others are a folder's."""
+"""Rights that a rule for a file may give. All others are a folder's."""
 
 READ = EXECUTE | READ_FILE | READ_DIR
 ALL = (1 << 16) - 1
@@ -65,7 +65,8 @@ TRUNCATE_ABI = 3
 """The first that knows `truncate`: Linux 6.2."""
 
 HIDDEN = ("kit", "workspace", "proc", "policy", "apps", "tracking", "tmp", "run", "root", "home", "dev")
-"""What of the container's top folder no app reads, or only in part. All else is the image's, or data."""
+"""Entries of the container's top folder that no app reads, or only in part. All others are the image's, or
+data."""
 
 PROC = (
     "cgroups",
@@ -81,19 +82,20 @@ PROC = (
     "version",
     "vmstat",
 )
-"""What of /proc tells of the machine and not of a process."""
+"""Entries of /proc that describe the machine and no process."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Ports, each range with its first and last."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _pins: list[int] = []
-"""Open descriptors of what lies in /proc. The kernel makes those inodes anew when nobody holds them, and then
-no rule fits them any more."""
+"""Open descriptors of files in /proc. The kernel recreates those inodes when nobody holds them, and then no
+rule fits them any more."""
 
 
 class Policy(NamedTuple):
-    """What a process may do. It is made of tuples, texts and numbers, so that it can be handed on as JSON."""
+    """The permissions of a process. It consists of tuples, texts and numbers, so that it can be passed on as
+    JSON."""
 
     readable: tuple[str, ...] = ()
     """Files and folders. A policy with no file at all confines no files."""
@@ -103,18 +105,18 @@ class Policy(NamedTuple):
     shared: tuple[str, ...] = ()
     """Folders for memory that processes share."""
     own_process: bool = False
-    """Whether of /proc only this process and `PROC` may be read. Its children then cannot read their own."""
+    """True if only this process and `PROC` may be read in /proc. Its children then cannot read their own."""
     connect: Ranges | None = None
-    """TCP ports that may be connected to; None: any."""
+    """TCP ports that may be connected to, or None for any."""
     bind: Ranges | None = None
-    """TCP ports that may be listened on, 0 for one that the kernel chooses; None: any."""
+    """TCP ports that may be listened on (0: one that the kernel chooses), or None for any."""
     scoped: bool = False
-    """Whether signals and abstract Unix sockets reach those only that are confined with it."""
+    """True if signals and abstract Unix sockets reach only processes that are confined together."""
     filtered: bool = False
-    """Whether the system calls that get past the rest are refused (`syscalls.py`)."""
+    """True if the system calls that get past the rest are refused (`syscalls.py`)."""
 
     def to_json(self) -> str:
-        """The policy as text."""
+        """Return the policy as text."""
         return json.dumps(self)
 
     @classmethod
@@ -124,16 +126,16 @@ class Policy(NamedTuple):
 
 
 class SandboxError(FlowerbedError, OSError):
-    """The kernel refuses a policy that it should know."""
+    """Raised when the kernel refuses a policy that it should know."""
 
 
 def abi() -> int:
-    """The kernel's Landlock ABI; 0 if it has none, or if it is switched off."""
+    """Return the kernel's Landlock ABI, or 0 if it has none, or if it is switched off."""
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))))
 
 
 def level(version: int, filters: bool = True) -> str:
-    """What an ABI confines, and a kernel that has filters of system calls or not; for people."""
+    """Return the parts that an ABI confines, on a kernel with or without system call filters, for people."""
     if version < FILES_ABI:
         return "nothing (no Landlock)"
     parts = ["files"]
@@ -146,7 +148,7 @@ def level(version: int, filters: bool = True) -> str:
 
 
 def missing(version: int, filters: bool = True) -> str:
-    """What such a kernel cannot confine and from which one on it is; empty if nothing is missing."""
+    """Return the parts that such a kernel cannot confine, each with the first version that can, or ""."""
     parts = []
     if version < FILES_ABI:
         parts.append("files (Linux 5.13, with landlock among the kernel's security modules)")
@@ -160,13 +162,13 @@ def missing(version: int, filters: bool = True) -> str:
 
 
 def top_folders(root: str = "/", hidden: Iterable[str] = HIDDEN) -> tuple[str, ...]:
-    """What the container has at its top but for what is hidden; so data that is mounted anywhere is there."""
+    """Return the container's top folders without the hidden ones. Data mounted anywhere is thus included."""
     with os.scandir(root) as entries:
         return tuple(sorted(e.path for e in entries if e.name not in hidden and not e.is_symlink()))
 
 
 def enter(policy: Policy) -> int:
-    """Confine this thread and all that it starts from now on, as far as the kernel can; returns its ABI.
+    """Confine this thread and its later children, as far as the kernel can. Returns the kernel's ABI.
 
     Raises:
         SandboxError: the kernel has Landlock, or filters, and refuses the policy.
@@ -218,7 +220,7 @@ def _files(policy: Policy) -> list[tuple[str, int]]:
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:
-    """Give rights to a path and all below it. What is not there needs none."""
+    """Give rights to a path and all below it. A missing path needs none."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -1,16 +1,21 @@
-"""Refuses the system calls by which a process could get past Landlock: a seccomp filter.
+"""Refuse the system calls that could get a process past Landlock, by a seccomp filter.
 
-Landlock knows TCP by the calls `bind` and `connect` on a TCP socket, and files by path. It does not see other
-protocols that end in TCP (MPTCP, SMC), data that goes out with the first packet (TCP Fast Open), memory and
-queues that have no path (System V, POSIX queues), changes of other processes' limits and priorities, and
-watches on files. A filter sees numbers only, no paths and no addresses. So what it can tell apart by numbers
-is refused here, and all else is Landlock's.
+Landlock knows TCP by the calls `bind` and `connect` on a TCP socket, and files by path. It does not see:
+
+- other protocols that end in TCP (MPTCP, SMC)
+- data that goes out with the first packet (TCP Fast Open)
+- memory and queues that have no path (System V, POSIX queues)
+- changes of other processes' limits and priorities
+- watches on files
+
+A filter sees numbers only, no paths and no addresses. So this filter refuses the calls that numbers tell
+apart, and Landlock covers the rest.
 
 A refused call gets an error, as from a kernel that does not have it, so that programs fall back. Nobody is
-killed. `sched_setaffinity` stays open: OpenMP calls it with the ids of its threads, and a filter cannot tell
+killed. `sched_setaffinity` stays open. OpenMP calls it with the ids of its threads, and a filter cannot tell
 those from other processes' ids.
 
-Standard library only: it is imported beside every SuperLink and SuperNode.
+Standard library only, because it is imported beside every SuperLink and SuperNode.
 """
 
 import ctypes
@@ -22,11 +27,11 @@ import sys
 from typing import NamedTuple
 
 Instruction = tuple[int, int, int, int]
-"""Of the kernel's BPF: code, jump if true, jump if false, value."""
+"""An instruction of the kernel's BPF: code, jump if true, jump if false, value."""
 
 
 class Machine(NamedTuple):
-    """What differs between processors."""
+    """The differences between processors."""
 
     arch: int
     """The kernel's AUDIT_ARCH number."""
@@ -60,13 +65,13 @@ NUMBERS = {
     "seccomp": (317, 277),
     "io_uring_setup": (425, 425),
 }
-"""Of the system calls that are named here, on x86_64 and aarch64 (Linux `unistd_64.h`)."""
+"""Numbers of the system calls that are named here, on x86_64 and aarch64 (Linux `unistd_64.h`)."""
 
 MACHINES = {
     "x86_64": Machine(
         0xC000003E,
         {name: numbers[0] for name, numbers in NUMBERS.items()},
-        # x32's, which kernels before 5.4 take without its bit too.
+        # x32's, which kernels before 5.4 accept without its bit too.
         ((512, 547), (0x40000000, 0xFFFFFFFF)),
     ),
     "aarch64": Machine(0xC00000B7, {name: numbers[1] for name, numbers in NUMBERS.items()}),
@@ -77,24 +82,25 @@ DOMAINS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 STREAM_PROTOCOLS = (0, socket.IPPROTO_TCP)
 TYPE_MASK = 0xF
-"""What of a socket's type is the type. The rest are flags."""
+"""The bits of a socket's type that are the type. The rest are flags."""
 
 MSG_FASTOPEN = 0x20000000
 TCP_ULP = 31
-"""The option by which a TCP socket becomes one of SMC."""
+"""The option that turns a TCP socket into one of SMC."""
 PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
 
 SET_MODE_FILTER, SPEC_ALLOW = 1, 1 << 2
-"""Of the call `seccomp`. The flag keeps older kernels from slowing the processor down, as engines use it."""
+"""Arguments of the call `seccomp`. The flag keeps older kernels from slowing the processor down, as engines
+use it."""
 
 PR_SET_NO_NEW_PRIVS = 38
 
 LOAD, AND, RETURN, EQUAL, AT_LEAST, ABOVE, ANY_BIT = 0x20, 0x54, 0x06, 0x15, 0x35, 0x25, 0x45
-"""Codes of BPF's: load a word, and, return, and four comparisons with a value."""
+"""BPF codes: load a word, and, return, and four comparisons with a value."""
 
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
 NUMBER_AT, ARCH_AT, ARGUMENTS_AT = 0, 4, 16
-"""Where the kernel's `seccomp_data` has what is asked for. Arguments have eight bytes, the low half first."""
+"""Places of the fields in the kernel's `seccomp_data`. Arguments have eight bytes, the low half first."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,26 +110,26 @@ class _Program(ctypes.Structure):
 
 
 def machine() -> Machine | None:
-    """What this processor's system calls are; None if it is not known here."""
+    """Return the system calls of this processor, or None if it is not known here."""
     # A 32-bit program on a 64-bit kernel has other numbers.
     return MACHINES.get(os.uname().machine) if sys.maxsize > 1 << 32 else None
 
 
 def available() -> bool:
-    """Whether this kernel takes a filter from this program."""
+    """Return whether this kernel accepts a filter from this program."""
     here = machine()
     if here is None:
         return False
-    # A kernel that has filters goes on to read this one, from nowhere.
+    # A kernel that has filters goes on to read this one, at a null address.
     _libc.syscall(here.numbers["seccomp"], SET_MODE_FILTER, SPEC_ALLOW, None)
     return ctypes.get_errno() == errno.EFAULT
 
 
 def refuse(*, truncate: bool) -> None:
-    """Install the filter for this thread and all that it starts from now on. It cannot be taken off again.
+    """Install the filter for this thread and its later children. It cannot be removed.
 
     Args:
-        truncate: whether `truncate` by path is refused too, for a Landlock that does not know it.
+        truncate: true to refuse `truncate` by path too, for a Landlock that does not know it.
 
     Raises:
         OSError: the kernel refuses it.
@@ -141,7 +147,7 @@ def refuse(*, truncate: bool) -> None:
 
 
 def program(here: Machine, *, truncate: bool) -> list[Instruction]:
-    """The filter, in the kernel's BPF."""
+    """Return the filter, in the kernel's BPF."""
     code = [(LOAD, 0, 0, ARCH_AT), (EQUAL, 1, 0, here.arch), _error(errno.ENOSYS), (LOAD, 0, 0, NUMBER_AT)]
     for first, last in here.foreign:
         code += [(AT_LEAST, 0, 2, first), (ABOVE, 1, 0, last), _error(errno.ENOSYS)]
@@ -152,7 +158,8 @@ def program(here: Machine, *, truncate: bool) -> list[Instruction]:
 
 
 def _rules(truncate: bool) -> dict[str, list[Instruction]]:
-    """By call: what returns an error if the call is to be refused, and goes on behind its end if not."""
+    """Return, by call, instructions that return an error if the call is to be refused, and else run past
+    their end."""
     domain = _only(0, DOMAINS, errno.EAFNOSUPPORT)
     no_internet = [
         (LOAD, 0, 0, _argument(0)),
@@ -164,7 +171,7 @@ def _rules(truncate: bool) -> dict[str, list[Instruction]]:
     # The type is still loaded.
     no_stream = [(EQUAL, 1, 0, int(socket.SOCK_STREAM)), (RETURN, 0, 0, ALLOW)]
     protocol = _only(2, STREAM_PROTOCOLS, errno.EPROTONOSUPPORT)
-    # OpenSSL asks for TLS in the kernel by it, where that is switched on, and goes on without.
+    # OpenSSL uses it to ask for TLS in the kernel, where that is switched on, and continues without.
     other_tcp = [
         (LOAD, 0, 0, _argument(1)),
         (EQUAL, 1, 0, socket.IPPROTO_TCP),
@@ -181,13 +188,13 @@ def _rules(truncate: bool) -> dict[str, list[Instruction]]:
         "sendto": _without(3, MSG_FASTOPEN, errno.EOPNOTSUPP),
         "sendmsg": _without(2, MSG_FASTOPEN, errno.EOPNOTSUPP),
         "sendmmsg": _without(3, MSG_FASTOPEN, errno.EOPNOTSUPP),
-        # What it does passes no filter.
+        # Its operations pass no filter.
         "io_uring_setup": [_error(errno.ENOSYS)],
         "prlimit64": itself,
         "sched_setscheduler": itself,
         "sched_setparam": itself,
         "sched_setattr": itself,
-        # Not for groups or users: 0 is one's own there too, and other jobs have the same user.
+        # Not for groups or users. 0 means one's own there too, and other jobs have the same user.
         "setpriority": [*_only(0, (PRIO_PROCESS,), errno.EPERM), *_only(1, (0,), errno.EPERM)],
         "ioprio_set": [*_only(0, (IOPRIO_WHO_PROCESS,), errno.EPERM), *_only(1, (0,), errno.EPERM)],
         "inotify_add_watch": [_error(errno.EACCES)],
@@ -202,19 +209,20 @@ def _rules(truncate: bool) -> dict[str, list[Instruction]]:
 def _only(
     argument: int, values: tuple[int, ...], number: int, *, mask: int | None = None
 ) -> list[Instruction]:
-    """The error `number` unless an argument is one of `values`."""
+    """Return the error `number` unless an argument is one of `values`."""
     masked = [] if mask is None else [(AND, 0, 0, mask)]
     equal = [(EQUAL, len(values) - place, 0, int(value)) for place, value in enumerate(values)]
     return [(LOAD, 0, 0, _argument(argument)), *masked, *equal, _error(number)]
 
 
 def _without(argument: int, bit: int, number: int) -> list[Instruction]:
-    """The error `number` if an argument has a bit."""
+    """Return the error `number` if an argument has a bit."""
     return [(LOAD, 0, 0, _argument(argument)), (ANY_BIT, 0, 1, bit), _error(number)]
 
 
 def _argument(position: int) -> int:
-    """Where an argument is. All that are looked at are ints for the kernel, which ignores their high half."""
+    """Return the place of an argument. All that are looked at are ints for the kernel, which ignores their
+    high half."""
     return ARGUMENTS_AT + 8 * position
 
 

@@ -1,10 +1,10 @@
-"""What stands in an app's working directory before it starts: its participant's data, as links.
+"""Link a participant's data into an app's working directory before the app starts.
 
-A SuperNode that is started in a folder by hand finds there what lies in it. Its app reads `./table.csv` or
+A SuperNode that is started in a folder by hand finds the folder's files there. Its app reads `./table.csv` or
 `./data/table.csv`. Here each job has another folder, and the data is mounted read-only at one place. So each
 entry of that place is linked into the job's folder, and into `data` in it. `data` is a folder of the job's,
-not a link: an app may write there too. Through a link it writes nothing. The mount is read-only, and so is
-what the sandbox gives of it.
+not a link, so an app may write there too. Through a link it writes nothing. The mount is read-only, and so is
+the sandbox's view of it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 DATA = Path("/data")
-"""Where a participant's container has its data."""
+"""The folder of a participant's data in its container."""
 
 NAME = "data"
 """The folder, in the working directory, that has the data too."""
 
 MOST = 1000
-"""Entries that are linked one by one. Of more, such as images without folders, `data` is one link."""
+"""Entries that are linked one by one. With more, such as images without folders, `data` is one link."""
 
 
 def link_data(work_dir: Path, data: Path = DATA, but: Collection[str] = ()) -> None:
-    """Let an app that works in `work_dir` find the data there; where there is none nothing happens.
+    """Let an app that works in `work_dir` find the data there. Does nothing if there is no data.
 
     Args:
         work_dir: the job's own, in which no app has run yet.
@@ -47,7 +47,7 @@ def link_data(work_dir: Path, data: Path = DATA, but: Collection[str] = ()) -> N
     for name in names:
         if name not in but:
             _link(work_dir / name, data / name)
-    # A participant whose data has an entry `data` means that one by it.
+    # A participant with an entry `data` means that entry by it.
     if names and not os.path.lexists(folder):
         folder.mkdir()
         for name in names:
@@ -55,9 +55,9 @@ def link_data(work_dir: Path, data: Path = DATA, but: Collection[str] = ()) -> N
 
 
 def unlink_data(work_dir: Path, data: Path = DATA) -> None:
-    """Take the links away again, from what an app leaves as its results."""
+    """Remove the links from the files that an app leaves as its results."""
     for folder in (work_dir / NAME, work_dir):
-        # An app may have put a link of its own there: what it leads to is nobody's to look at.
+        # An app may have made such a link: nobody looks at its target.
         if folder.is_symlink():
             continue
         with contextlib.suppress(OSError), os.scandir(folder) as entries:

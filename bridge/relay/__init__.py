@@ -1,1 +1,1 @@
-"""The rules of the relay, which both of its ends share. It imports neither FLARE nor Flower."""
+"""The rules of the relay, which both of its ends share. They import neither FLARE nor Flower."""

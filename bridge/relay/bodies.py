@@ -1,4 +1,4 @@
-"""Bodies too large for memory: each lies in a file that has no name, and ends with whoever holds it."""
+"""Keep bodies that are too large for memory in nameless files, which vanish with their last user."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from pathlib import Path
 from bridge.common.errors import FlowerbedError
 
 LARGE = 8 * 1024 * 1024
-"""Bytes above which a body goes into a file. Flower cuts arrays into chunks of 5 MiB, so that only objects of
-other kinds are larger: a ConfigRecord with 100 MB in it is one object."""
+"""Bytes above which a body goes into a file. Flower splits arrays into chunks of 5 MiB, so only other kinds
+of objects are larger. A ConfigRecord that holds 100 MB is one object, for example."""
 
 DISK_LEFT = 256 * 1024 * 1024
-"""Bytes that stay free on the disk: FLARE's own logs and files need some."""
+"""Bytes that stay free on the disk for FLARE's own logs and files."""
 
 PIECE = 1024 * 1024
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 
 
 class NoRoom(FlowerbedError):
-    """The disk has no room for a body; the text says how large it is."""
+    """Raised when the disk has no room for a body. The text gives the body's size."""
 
 
 def room(folder: Path | None = None) -> int:
-    """Bytes that bodies may still take in `folder`, or where temporary files are. Less than 0 is none."""
+    """Return the bytes that bodies may still take in `folder`, or in the folder for temporary files. A result
+    below 0 means none."""
     disk = os.statvfs(folder or tempfile.gettempdir())
     return disk.f_bavail * disk.f_frsize - DISK_LEFT
 
 
 class StoredBody:
-    """The bytes of one body, in a file. What reads or writes it may wait for the disk: use a thread."""
+    """The bytes of one body, in a file. Its methods may wait for the disk, so call them in a thread."""
 
     def __init__(self, size: int, folder: Path | None = None) -> None:
-        """Take the room for `size` bytes at once, in `folder` or where temporary files are.
+        """Reserve `size` bytes at once, in `folder` or in the folder for temporary files.
 
         Raises:
-            NoRoom: there is less.
+            NoRoom: less is free.
         """
         self._size = size
         self._number = -1
@@ -67,17 +68,17 @@ class StoredBody:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what was appended."""
+        """Return the SHA-256 of what was appended."""
         return self._hash.hexdigest()
 
     def append(self, data: bytes) -> None:
-        """Write the next bytes, and count them into `digest`."""
+        """Append the next bytes, and add them to `digest`."""
         self._hash.update(data)
         self.write(self._hashed, data)
         self._hashed += len(data)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write at an offset. Raises `ValueError` beyond the body's size, and of a body that is sealed."""
+        """Write at an offset. Raises `ValueError` beyond the body's size, or if the body is sealed."""
         if self._sealed:
             raise ValueError("a body that is whole is not written again")
         if offset < 0 or offset + len(data) > self._size:
@@ -88,14 +89,14 @@ class StoredBody:
             view, offset = view[done:], offset + done
 
     def seal(self) -> None:
-        """It is whole: what is checked of it now is what is sent."""
+        """Forbid further writes, so that the bytes that are checked now are the bytes that are sent."""
         self._sealed = True
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read at an offset; less at the end."""
+        """Read at an offset. Returns fewer bytes at the end."""
         return os.pread(self._number, size, offset)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """All of it, a piece at a time."""
+        """Yield the whole body, a piece at a time."""
         for offset in range(0, self._size, PIECE):
             yield await asyncio.to_thread(self.read, offset, PIECE)

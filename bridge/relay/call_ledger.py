@@ -1,4 +1,4 @@
-"""The server's half of the relay: carries out each call of a site once, however often the link brings it."""
+"""The server's half of the relay: execute each call of a site once, however often the link delivers it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from bridge.relay.calls import LinkFault, Response, succeeded
 
 MAX_UNCONFIRMED_RESPONSES = 256
-"""How many answers the server keeps for one site when that site never says that it has them."""
+"""Answers that the server keeps for one site which never confirms any of them."""
 
 MAX_UNCONFIRMED_BYTES = 32 * 1024 * 1024
-"""Bytes of these answers. What must not be carried out twice has small ones: the largest are messages with
-the ids of their objects."""
+"""Bytes of these answers. Calls that must not run twice have small answers. The largest are messages with the
+ids of their objects."""
 
 MAX_CONCURRENT_CALLS = 64
-"""Calls of one site that the server carries out at once; its other half sends 16."""
+"""Calls of one site that the server executes at once. The site's half of the relay sends 16."""
 
 
 @dataclass
@@ -36,13 +36,13 @@ class CallLedger:
     """The server's half: one call, one execution, one answer. Lives on one event loop."""
 
     def __init__(self, running_at_once: int = MAX_CONCURRENT_CALLS) -> None:
-        """`running_at_once` bounds the calls of one site that are being carried out."""
+        """Create a ledger that executes up to `running_at_once` calls of one site at the same time."""
         self._running_at_once = running_at_once
         self._sites: dict[str, _CallsOfSite] = {}
 
     @property
     def bytes_kept(self) -> int:
-        """Bytes of answers that are kept until their site says that it has them."""
+        """Bytes of the answers that wait for their site's confirmation."""
         return sum(calls.bytes_kept for calls in self._sites.values())
 
     async def answer(
@@ -54,10 +54,10 @@ class CallLedger:
         *,
         keep: bool = True,
     ) -> Response:
-        """Return the answer of `site`'s call `call_id`, carrying it out by `work` if it is new.
+        """Return the answer of `site`'s call `call_id`. A new call is executed by `work`.
 
-        A repetition joins the execution in flight or is answered from memory. If `work` raises, or without
-        `keep`, nothing is kept: the next try carries it out again.
+        A retry joins the execution in flight or is answered from memory. Nothing is kept if `work` raises, or
+        without `keep`. The next try then executes the call again.
 
         Raises:
             LinkFault: a later try waits for the answer instead, or too many calls of the site are running.
@@ -75,7 +75,7 @@ class CallLedger:
             task = asyncio.ensure_future(work())
             calls.running[call_id] = task
             task.add_done_callback(lambda t: self._finished(calls, call_id, t, keep))
-        # The site tries again when it has given an earlier try up: that one's body need not be kept for it.
+        # The site retries once it has given up an earlier try, so that try's body need not be kept.
         if (earlier := calls.waiting.get(call_id)) is not None:
             earlier.cancel()
         waiting = calls.waiting[call_id] = asyncio.shield(task)

@@ -1,8 +1,8 @@
-"""The relay's rules: what becomes of a request when the link, the answer or the asker is lost.
+"""The relay's rules: handle a request when the link, the answer or the caller is lost.
 
 Two halves meet over a `Link`. On the site, `SiteRelay` carries a request over the link until it is answered.
 A repeated request joins the call in flight. A response is kept until the caller is known to have it. On the
-server, `CallLedger` (`call_ledger.py`) carries each call out once. Neither FLARE nor Flower is known here.
+server, `CallLedger` (`call_ledger.py`) executes each call once. Neither FLARE nor Flower is known here.
 """
 
 from __future__ import annotations
@@ -22,64 +22,64 @@ from bridge.relay.bodies import StoredBody
 log = logging.getLogger(__name__)
 
 RESPONSE_TIMEOUT = 25.0
-"""Seconds until an asker is told 503 while the call goes on; below Flower's 30 s call time-out."""
+"""Seconds until a caller gets a 503 while the call goes on. This is below Flower's call timeout of 30 s."""
 
 BACKOFF_MIN, BACKOFF_MAX = 0.2, 5.0
 """Seconds between two tries of a call over a failing link: the first wait and the longest."""
 
 PROBE_INTERVAL = 1.0
-"""Seconds between two questions whether a failed link answers again. Each is small, and the sooner it is
-known, the less time the job loses."""
+"""Seconds between two probes of a failed link. A probe is small, and an early answer saves the job time."""
 
 MAX_CACHED_RESPONSES = 4096
-"""How many small answers of calls that must not be repeated are kept for a late repetition."""
+"""Small answers that are kept in case an at-most-once call is repeated late."""
 
 MAX_REPLAYS = 3
-"""How often a held answer is given again to an asker that had it and asks all the same: it cannot make
-anything of it, and would get no other."""
+"""Replays of a held answer to a caller that had it and asks again. Such a caller cannot use the answer, and
+would get no other."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request: path, the headers worth keeping (lower-case names), body."""
+    """One HTTP request: its path, the headers to keep (names in lower case), and its body."""
 
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
     stored: StoredBody | None = None
-    """The body, if it is large. Then `body` has no more than its fields but the object, or nothing."""
+    """The body, if it is large. `body` then holds at most the fields beside the object."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """One HTTP response: status, the headers worth keeping (lower-case names), body."""
+    """One HTTP response: its status, the headers to keep (names in lower case), and its body."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     stored: StoredBody | None = None
-    """The body, if it is large; `body` is empty then."""
+    """The body, if it is large. `body` is empty then."""
 
 
 class Retry(enum.Enum):
-    """What a repetition of a finished call means."""
+    """The effect of a retry after its call has finished."""
 
     IDEMPOTENT = "harmless"
-    """Carry it out again: it changes nothing that was not changed already."""
+    """Execute the call again: a second execution changes nothing more."""
     AT_MOST_ONCE = "once"
-    """Answer as before: a second execution would be refused or would harm."""
+    """Repeat the earlier answer: a second execution would be refused or would do harm."""
     UNTIL_CONFIRMED = "held"
-    """Answer as before until another call shows that the answer arrived: it is given out only once."""
+    """Repeat the earlier answer until another call shows that it arrived: the SuperLink gives it out only
+    once."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one request is to be carried.
+    """The way to carry one request.
 
-    `key` tells a repetition from a new request: equal keys mean the same call. `releases` names the
-    key whose held answer has certainly arrived once this request is made. `shows` is such a key
-    with a word: a held answer that has the word in it has arrived, since the asker has read it there. It may
-    still come to nothing.
+    `key` tells a retry from a new request: equal keys mean the same call. `releases` is the key of a held
+    answer that has certainly arrived once this request is made. `shows` pairs such a key with a word. A held
+    answer that contains the word has arrived, since the caller has read the word there. The answer may still
+    be lost later.
     """
 
     repeat: Retry
@@ -92,8 +92,8 @@ class Rule:
 class Call:
     """A request on its way over the link.
 
-    `id` is the same for every try. `done` are ids of earlier calls whose answers arrived, so that the
-    server may forget them. `incarnation` counts the askers that the site has had, from 1 on.
+    `id` is the same for every try. `done` lists earlier calls that the site has the answers of, so the server
+    may forget them. `incarnation` counts the callers that the site has had, from 1 on.
     """
 
     id: str
@@ -103,22 +103,22 @@ class Call:
 
 
 class LinkFault(FlowerbedError):
-    """The call may or may not have arrived; the answer did not. Trying again is safe."""
+    """Raised when the call may or may not have arrived, and its answer did not. A retry is safe."""
 
 
 class JobOver(FlowerbedError):
-    """The job has ended: no call will ever be answered again."""
+    """Raised when the job has ended: no call will be answered again."""
 
 
 class Link(Protocol):
-    """Carries one call to the server and brings its answer."""
+    """Carries one call to the server and returns its answer."""
 
     async def send(self, call: Call) -> Response:
-        """Deliver `call`. Raises `LinkFault` (try again) or `JobOver` (never again)."""
+        """Deliver `call`. Raises `LinkFault` (retry) or `JobOver` (never retry)."""
         ...
 
     async def probe(self) -> None:
-        """Find out whether the other end answers. Raises `LinkFault` if it does not."""
+        """Check that the other end answers. Raises `LinkFault` if it does not."""
         ...
 
 
@@ -126,7 +126,7 @@ class Link(Protocol):
 class _Pending:
     rule: Rule
     request: Request
-    """What the next try sends."""
+    """The request that the next try sends."""
     done: asyncio.Task[Response] = field(init=False)
 
 
@@ -134,13 +134,13 @@ class _Pending:
 class _Held:
     response: Response
     arrived: bool = False
-    """Whether the asker has shown that it read it, since it was given last."""
+    """True once the caller has shown that it read the answer given last."""
     replays: int = 0
-    """How often it was given again after that."""
+    """Times that the answer was given again after that."""
 
 
 class SiteRelay:
-    """The site's half. Lives on one event loop; `call` is to be used from that loop only."""
+    """The site's half. Lives on one event loop. `call` may be used from that loop only."""
 
     def __init__(
         self,
@@ -150,9 +150,12 @@ class SiteRelay:
         incarnation: int = 1,
         on_over: Callable[[], None] = lambda: None,
     ) -> None:
-        """`incarnation` is the number of the first asker; each later one's is higher, and so must be those of
-        a caller that takes this one's place. `on_over` is called once, on the loop, when the server says that
-        the job has ended."""
+        """Create the site's half of the relay on `link`.
+
+        `incarnation` is the number of the first caller. Each later caller has a higher number. A `SiteRelay`
+        that replaces this one must begin above them. `on_over` is called once, on the loop, when the server
+        says that the job has ended.
+        """
         self._link = link
         self.answer_within = answer_within
         self._on_over = on_over
@@ -166,7 +169,7 @@ class SiteRelay:
 
     @property
     def bytes_kept(self) -> int:
-        """Bytes of answers that are kept beyond their call."""
+        """Bytes of answers that are kept after their call has ended."""
         finished = (p.done.result() for p in self._pending.values() if succeeded(p.done))
         held = (held.response for held in self._held.values())
         kept = (*self._once.values(), *held, *finished)
@@ -175,7 +178,7 @@ class SiteRelay:
     async def call(self, request: Request, rule: Rule) -> Response | None:
         """Carry `request` to the server and return its answer, or None if that takes too long.
 
-        After None the call goes on behind the scenes and a repetition with the same key joins it.
+        After None, the call continues in the background, and a retry with the same key joins it.
 
         Raises:
             JobOver: the job has ended.
@@ -195,7 +198,7 @@ class SiteRelay:
             pending = _Pending(rule, request)
             pending.done = asyncio.ensure_future(self._carry(pending))
             self._pending[rule.key] = pending
-        # The same call, but its signature is younger: after a long fault, the older one has expired.
+        # The retry is the same call with a fresh signature. The old one expires during a long fault.
         pending.request = replace(request, stored=pending.request.stored)
         try:
             async with asyncio.timeout(self.answer_within):
@@ -205,7 +208,7 @@ class SiteRelay:
             return None
         except asyncio.CancelledError:
             if self._over and pending.done.cancelled():
-                raise JobOver from None  # `close` has ended it.
+                raise JobOver from None  # `close` has ended the call.
             raise
         except BaseException:
             if pending.done.done():
@@ -220,8 +223,9 @@ class SiteRelay:
             held.arrived = True
 
     def _again(self, key: str, path: str) -> Response | None:
-        """The answer that is held under `key`. A try that follows a lost answer always gets it: only one that
-        comes from an asker that had it counts, and the last of these lets go of it."""
+        """Return the answer held under `key`. A retry after a lost answer always gets it. Only retries of a
+        caller that already had the answer count towards `MAX_REPLAYS`, and the last of these drops the
+        answer."""
         held = self._held.get(key)
         if held is None:
             return None
@@ -239,12 +243,12 @@ class SiteRelay:
         return held.response
 
     def _settle(self, pending: _Pending, response: Response) -> None:
-        """An answer is about to reach its asker: keep it as its rule says, and forget the call."""
+        """Keep an answer as its rule says, just before it reaches its caller, and forget the call."""
         key = pending.rule.key
         if self._pending.get(key) is pending:
             del self._pending[key]
         if response.status >= 300:
-            return  # A refusal changed nothing: the next try may be answered differently.
+            return  # A refusal changed nothing: the next try may get another answer.
         if pending.rule.repeat is Retry.AT_MOST_ONCE:
             self._once[key] = response
             while len(self._once) > MAX_CACHED_RESPONSES:
@@ -253,7 +257,7 @@ class SiteRelay:
             self._held[key] = _Held(response)
 
     async def _carry(self, pending: _Pending) -> Response:
-        """Send one call again and again until the link brings its answer."""
+        """Send one call repeatedly until the link returns its answer."""
         call_id = uuid.uuid4().hex
         incarnation = self._incarnation
         wait = BACKOFF_MIN
@@ -277,8 +281,8 @@ class SiteRelay:
                 return response
 
     async def _link_answers(self) -> None:
-        """Wait until the other end answers; one small question for all calls that failed. Sending their
-        bodies into a link that is down would only fill its queues."""
+        """Wait until the other end answers. One small probe serves all failed calls, because sending their
+        bodies into a dead link would only fill its queues."""
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.ensure_future(self._probe())
         await asyncio.shield(self._recovery)
@@ -293,14 +297,14 @@ class SiteRelay:
                 return
 
     async def start_over(self) -> None:
-        """The asker has died and a new one will come: forget all that was for the old one."""
+        """Forget everything for a caller that has died, before a new one comes."""
         await self._end_calls()
         self._once.clear()
         self._held.clear()
         self._incarnation += 1
 
     async def close(self) -> None:
-        """End all calls in flight; their askers see `JobOver`."""
+        """End all calls in flight. Their callers see `JobOver`."""
         self._over = True
         await self._end_calls()
 
@@ -315,5 +319,5 @@ class SiteRelay:
 
 
 def succeeded(task: asyncio.Future[Response]) -> bool:
-    """Whether it has ended with a response."""
+    """Return whether the task has ended with a response."""
     return task.done() and not task.cancelled() and task.exception() is None

@@ -1,4 +1,4 @@
-"""The large bodies that a server keeps for the sites of a job, and each site's share of the disk."""
+"""Keep the large bodies that a job's sites send and fetch, and divide the disk between the sites."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bridge.relay.bodies import NoRoom, StoredBody, room
 from bridge.relay.calls import LinkFault
 
 BODIES_KEPT = 4
-"""Bodies of one site, each way, that the server keeps; the oldest goes first. Flower sends two at a time."""
+"""Bodies of one site that the server keeps, each way. The oldest goes first. Flower sends two at a time."""
 
 IDLE = 900.0
-"""Seconds without a part or a call, after which a body is let go of. As long may a site be out of reach."""
+"""Seconds without a part or a call until a body is dropped. A site may be unreachable for this long."""
 
 OTHERS_FIRST = "large bodies of other sites come first"
 
 REQUEST, ANSWER = "request", "answer"
-"""The two ways of a body: to the SuperLink, and to the site."""
+"""The two directions of a body: to the SuperLink, and to the site."""
 
 
 @dataclass(eq=False)
@@ -32,34 +32,35 @@ class Kept:
 
     body: StoredBody
     parts: dict[int, asyncio.Future[None]] = field(default_factory=dict)
-    """The parts of a request that have come or are being written, by offset."""
+    """Parts of a request that have arrived or are being written, by offset."""
     used_at: float = field(default_factory=time.monotonic)
     calls: int = 0
-    """That are being carried out with it. It goes when there are none: its bytes would stay on the disk."""
+    """Calls that use the body now. It is dropped only at 0, because its bytes would stay on the disk."""
     over: bool = False
-    """Whether nobody will ask for it again."""
+    """True once nobody will ask for the body again."""
 
 
 class KeptBodies:
     """Keeps the bodies of all sites of one job. Lives on one event loop.
 
-    A body is taken if the disk has room for it. If not, each site that has bodies can count on an equal share
-    of the room: what others have beyond theirs is let go of, the least used first. Those sites send it again.
+    A body is accepted if the disk has room for it. Otherwise each site that has bodies is entitled to an
+    equal share of the room. Bodies beyond another site's share are dropped, least recently used first, and
+    that site sends them again.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` is where the bodies lie."""
+        """Keep the bodies in `folder`."""
         self._folder = folder
         self._sites: dict[str, dict[tuple[str, str], Kept]] = {}
-        # Some may be written or read still when they are kept no more.
+        # Some bodies are still written or read after they are dropped.
         self._alive: weakref.WeakSet[StoredBody] = weakref.WeakSet()
         self._out: set[str] = set()
         self._incarnations: dict[str, int] = {}
-        # Between the look at the disk and the room that is taken no other may take it.
+        # Nobody else may reserve room between the look at the disk and the reservation.
         self._taking = asyncio.Lock()
 
     def find(self, site: str, way: str, call_id: str) -> Kept | None:
-        """The body of a site's call, if it is kept and not given up. It counts as used."""
+        """Return the body of a site's call if it is kept and not given up, and mark it as used."""
         kept = self._sites.get(site, {}).get((way, call_id))
         if kept is None or kept.over:
             return None
@@ -67,20 +68,21 @@ class KeptBodies:
         return kept
 
     def size(self, site: str) -> int:
-        """Bytes that are kept for a site, both ways."""
+        """Return the bytes that are kept for a site in both directions."""
         return sum(len(kept.body) for kept in self._sites.get(site, {}).values())
 
     async def take(self, site: str, way: str, call_id: str, size: int) -> Kept:
-        """Room for a body of a site's call: the one that it has, if that is a request of this size.
+        """Return a body with room for a site's call. A request of this size that the call already has is
+        reused.
 
         Raises:
-            NoRoom: the disk has none.
-            LinkFault: there will be some when other calls have ended.
+            NoRoom: the disk is full.
+            LinkFault: room becomes free when other calls have ended.
         """
         async with self._taking:
             known = self.find(site, way, call_id)
             if known is not None and way == REQUEST and len(known.body) == size:
-                return known  # Another part of it came at the same time.
+                return known  # Another part of the body came at the same time.
             if (way, call_id) in self._sites.get(site, {}):
                 self._let_go(site, (way, call_id))
             self._make_place(site, way)
@@ -88,7 +90,7 @@ class KeptBodies:
             try:
                 body = await asyncio.to_thread(StoredBody, size, self._folder)
             except NoRoom:
-                if others_go:  # When what is being done with their bytes has ended.
+                if others_go:  # The room is free once the calls that use those bodies have ended.
                     raise LinkFault(OTHERS_FIRST) from None
                 raise
             if site in self._out:
@@ -101,7 +103,7 @@ class KeptBodies:
         return kept
 
     def adopt(self, site: str, call_id: str, body: StoredBody) -> None:
-        """Keep an answer that lies on the disk already. Raises `LinkFault`."""
+        """Keep an answer that is already on the disk. Raises `LinkFault`."""
         kept = self.find(site, ANSWER, call_id)
         if kept is None or kept.body is not body:
             self._make_place(site, ANSWER)
@@ -115,7 +117,7 @@ class KeptBodies:
             mine.remove(oldest)
 
     def _let_go(self, site: str, key: tuple[str, str]) -> None:
-        """Give a body up now. Raises `LinkFault` while a call is being carried out with it."""
+        """Drop a body now. Raises `LinkFault` while a call uses it."""
         if self._sites[site][key].calls:
             raise LinkFault(f"calls of {site} with large bodies are being carried out")
         del self._sites[site][key]
@@ -123,12 +125,12 @@ class KeptBodies:
             del self._sites[site]
 
     async def _make_room(self, site: str, size: int) -> bool:
-        """See to it that there is room, and say whether others give some up for it."""
+        """Make room, and return whether other sites give some up for it."""
         free = await asyncio.to_thread(room, self._folder)
         mine, pool = self.size(site), free + sum(map(len, self._alive))
         if size <= free and (not mine or mine + size <= pool // 2):
             return False
-        # More than half is nobody's share: other jobs have large bodies too.
+        # No site's share exceeds half, because other jobs have large bodies too.
         share = pool // max(2, len(self._sites.keys() | {site}))
         if mine + size > share:
             if mine and size <= max(share, free + mine):
@@ -151,7 +153,7 @@ class KeptBodies:
 
     @contextlib.contextmanager
     def in_use(self, site: str, kept: Kept) -> Iterator[None]:
-        """A call is being carried out with a body: it stays."""
+        """Keep a body while a call uses it."""
         kept.calls += 1
         try:
             yield
@@ -162,8 +164,8 @@ class KeptBodies:
                 self._free(site, [key for key, one in self._sites.get(site, {}).items() if one is kept])
 
     def heard(self, site: str, incarnation: int, done: Iterable[str]) -> None:
-        """A site has called. Let go of the bodies of its calls that are `done`, of those of an earlier asker,
-        and of what no site has used for long."""
+        """Take note of a call from a site. Drop the bodies of its calls that are `done`, those of an earlier
+        caller, and those that no site has used for `IDLE` seconds."""
         if incarnation > self._incarnations.setdefault(site, incarnation):
             self._incarnations[site] = incarnation
             self.free(site)
@@ -173,11 +175,11 @@ class KeptBodies:
             self._free(name, [key for key, kept in self._sites[name].items() if kept.used_at < long_ago])
 
     def free(self, site: str) -> None:
-        """Let go of all bodies of a site's: of those with which calls are carried out when these end."""
+        """Drop all bodies of a site. Those in use go when their calls end."""
         self._free(site, list(self._sites.get(site, ())))
 
     def put_out(self, site: str) -> None:
-        """Let go of all bodies of a site's, and take no more."""
+        """Drop all bodies of a site, and accept no more."""
         self._out.add(site)
         self.free(site)
 

@@ -1,9 +1,9 @@
-"""A large body crosses the link in parts, so that neither end has all of it in memory.
+"""Carry a large body over the link in parts, so that neither end holds all of it in memory.
 
-`SiteParts` wraps the site's link, `ServerParts` what answers at the server. A request's body is sent ahead,
-part by part, each a call of its own that may be repeated; the call itself then only names it. An answer's
-body stays at the server, from where the site fetches it. What a link that fails has brought is kept: the
-next try goes on from there.
+`SiteParts` wraps the site's link, and `ServerParts` the code that answers at the server. The site sends a
+request's body ahead, part by part. Each part is a separate call that may be repeated. The request's own call
+then only names the body. An answer's body stays at the server until the site has fetched it. Parts that
+arrived over a failing link are kept, and the next try continues from there.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ from bridge.relay.calls import Call, Link, LinkFault, Request, Response
 from bridge.relay.kept_bodies import ANSWER, REQUEST, Kept, KeptBodies
 
 PUT, GET = "/flowerbed/put-part", "/flowerbed/get-part"
-"""Paths of the calls that bring and fetch a part. A site's gateway lets no such path through."""
+"""Paths of the calls that send and fetch a part. A site's gateway lets no such path through."""
 PATHS = (PUT, GET)
 
 OF, OFFSET, SIZE = "flowerbed-of", "flowerbed-offset", "flowerbed-size"
-"""Headers: the call whose body it is, the part's place, and the whole body's bytes."""
+"""Headers: the call that the body belongs to, the part's offset, and the size of the whole body in bytes."""
 
 REFUSED = "flowerbed-refused"
-"""A call's header: why its large body does not come. The call has the rest of it."""
+"""A call's header: the reason why its large body does not come. The call carries the rest of the request."""
 
 REASON_LIMIT = 500
 """Characters of that reason."""
 
 PART = 4 * 1024 * 1024
-"""Bytes of a part: about as large as the chunks in which arrays travel."""
+"""Bytes of a part: about as large as the chunks that Flower splits arrays into."""
 
 PARTS_AT_ONCE = 3
-"""Parts of one body on their way: while one is written, the next ones travel."""
+"""Parts of one body in flight: while one is written, the next ones travel."""
 
 PARTS_OF_A_SITE = 24
-"""Parts of one site with which the server is busy at once, each with 4 MiB in memory. A site sends three of a
+"""Parts of one site that the server handles at once, each with 4 MiB in memory. A site sends three parts of a
 body, and two bodies each way at a time."""
 
 OBJECT_LIMIT = 2**31 - 1
-"""Bytes of the largest body: no message of Flower's can be larger."""
+"""Bytes of the largest body. No Flower message can be larger."""
 
 Answer = Callable[[str, Call], Awaitable[Response]]
 Store = Callable[[int], Awaitable[StoredBody]]
-"""Makes room for an answer of so many bytes. Raises `NoRoom`, or `LinkFault` if there will be some later."""
+"""Makes room for an answer of this many bytes. Raises `NoRoom`, or `LinkFault` if room becomes free later."""
 
 
 @dataclass
 class _Transfer:
-    """How far a call's bodies have come."""
+    """The progress of a call's bodies."""
 
     sent: set[int] = field(default_factory=set)
-    """The offsets of the request's parts that the server has."""
+    """Offsets of the request's parts that the server has."""
     answer: StoredBody | None = None
     fetched: set[int] = field(default_factory=set)
 
 
 class SiteParts:
-    """A link (`relay.Link`) that carries large bodies over another one."""
+    """A link (`relay.Link`) that carries large bodies over another link."""
 
     def __init__(self, link: Link, folder: Path | None = None) -> None:
-        """`folder`: where large answers are put together."""
+        """Carry large bodies over `link`, and assemble large answers in `folder`."""
         self._link = link
         self._folder = folder
         self._transfers: dict[str, _Transfer] = {}
@@ -74,7 +74,7 @@ class SiteParts:
     async def send(self, call: Call) -> Response:
         """See `relay.Link`."""
         if call.incarnation != self._incarnation:
-            # The asker of the others has died, and they were given up with it.
+            # The other transfers belong to a caller that has died, and were given up with it.
             self._incarnation = call.incarnation
             self._transfers.clear()
         transfer = self._transfers.setdefault(call.id, _Transfer())
@@ -108,7 +108,7 @@ class SiteParts:
             call = replace(call, request=replace(request, headers=headers, body=b"", stored=None))
         response = await self._link.send(call)
         if response.status == 410:
-            # The server has let go of the parts.
+            # The server has dropped the parts.
             transfer.sent.clear()
             raise LinkFault("the server no longer has the parts of this body")
         size = dict(response.headers).get(SIZE)
@@ -146,17 +146,17 @@ class SiteParts:
 
 
 class _RefusedError(FlowerbedError):
-    """The server does not take a body; the text says why."""
+    """Raised when the server refuses a body. The text says why."""
 
 
 def refusal(request: Request, reason: str) -> Request:
-    """What is sent in place of a request with a large body, so that nobody waits for it."""
+    """Return the request to send instead of one with a large body, so that nobody waits for it."""
     line = reason.encode("ascii", "replace").decode()[:REASON_LIMIT]
     return Request(request.path, (*request.headers, (REFUSED, line)), request.body)
 
 
 async def _some_at_once(carry: Callable[[int], Awaitable[None]], offsets: Iterable[int]) -> None:
-    """Carry all parts, some at a time; the first that fails ends the others."""
+    """Carry all parts, several at a time. The first one that fails ends the others."""
     left = iter(offsets)
 
     async def one_after_the_other() -> None:
@@ -173,16 +173,16 @@ async def _some_at_once(carry: Callable[[int], Awaitable[None]], offsets: Iterab
 
 
 class ServerParts:
-    """Puts large requests together, and keeps large answers until they have been fetched."""
+    """Assembles large requests, and keeps large answers until the site has fetched them."""
 
     def __init__(self, answer: Answer, folder: Path | None = None) -> None:
-        """`answer` carries out a call whose body is whole; `folder` is where bodies lie meanwhile."""
+        """Execute complete calls by `answer`, and keep bodies in `folder` meanwhile."""
         self._answer = answer
         self._bodies = KeptBodies(folder)
         self._parts_at_once: Counter[str] = Counter()
 
     async def answer(self, site: str, call: Call) -> Response:
-        """Carry out one call of `site`; see `Forwarder.answer`."""
+        """Execute one call of `site`. See `Forwarder.answer`."""
         self._bodies.heard(site, call.incarnation, call.done)
         headers = dict(call.request.headers)
         if call.request.path in PATHS:
@@ -208,7 +208,8 @@ class ServerParts:
 
     @contextlib.contextmanager
     def store(self, site: str, call_id: str) -> Iterator[Store]:
-        """What makes room for a large answer to a site's call: it is kept from then on."""
+        """Yield a function that makes room for a large answer to a site's call. The answer is kept from then
+        on."""
         with contextlib.ExitStack() as until_it_is_there:
 
             async def take(size: int) -> StoredBody:
@@ -219,7 +220,7 @@ class ServerParts:
             yield take
 
     def put_out(self, site: str) -> None:
-        """Let go of all bodies of `site`, which takes no part any longer."""
+        """Drop all bodies of `site`, which has left the job."""
         self._bodies.put_out(site)
 
     async def _part(self, site: str, request: Request, headers: dict[str, str]) -> Response:
@@ -246,7 +247,7 @@ class ServerParts:
                 put = await self._bodies.take(site, REQUEST, of, size)
             except NoRoom as full:
                 return Response(507, (), f"the server cannot take an object of {full}".encode())
-        # A part that is there is not written again: its bytes may have been checked.
+        # A part that has arrived is not written again, because its bytes may have been checked already.
         writing = put.parts.get(offset)
         if writing is None:
             writing = asyncio.ensure_future(asyncio.to_thread(put.body.write, offset, data))
@@ -266,5 +267,5 @@ def _whole(put: Kept) -> bool:
 
 
 def _number(text: str | None) -> int:
-    """What a header says, -1 if it says no number."""
+    """Return a header's number, or -1 if it holds none."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else -1

@@ -1,1 +1,1 @@
-"""Runs in FLARE's job process at the server."""
+"""Code that runs in FLARE's job process at the server."""

@@ -1,7 +1,8 @@
-"""A SuperLink's Control API, by which a run is started and followed, over HTTP or over gRPC.
+"""Start and follow a run through a SuperLink's Control API, over HTTP or over gRPC.
 
-Calls have their HTTP names here ("start-run"); gRPC's follow from them ("StartRun"). Sources: flwr 1.41.0
-`superlink/routers/control/router.py` (HTTP, from 1.37 on), flwr 1.34.0 `proto/control.proto` (gRPC, to 1.36).
+Calls have their HTTP names here ("start-run"). gRPC's names follow from them ("StartRun"). Sources: flwr
+1.41.0 `superlink/routers/control/router.py` (HTTP, from 1.37 on), flwr 1.34.0 `proto/control.proto` (gRPC, to
+1.36).
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from bridge.common.errors import FlowerbedError
 from bridge.common.versions import Transport
 
 CALL_WITHIN = 30.0
-"""Seconds for a call: it takes milliseconds, and a FAB that comes with it has 10 MiB at most."""
+"""Seconds for a call. It takes milliseconds, and a FAB in it has 10 MiB at most."""
 
 _HEADERS = {"content-type": "application/protobuf"}
 
 
 class ControlApiError(FlowerbedError):
-    """The SuperLink does not do what was asked; the text is its reason."""
+    """Raised when the SuperLink refuses a call. The text is its reason."""
 
 
 class ControlApiUnanswered(FlowerbedError):
-    """No answer came."""
+    """Raised when no answer came."""
 
 
 class HttpControl:
-    """`POST /v1/control/...`, protobuf over HTTP."""
+    """The Control API over HTTP: `POST /v1/control/...` with protobuf bodies."""
 
     def __init__(self, port: int) -> None:
         base = f"http://127.0.0.1:{port}"
         self._client = httpx.AsyncClient(base_url=base, timeout=CALL_WITHIN, trust_env=False)
 
     async def answers(self) -> bool:
-        """Whether the SuperLink is there."""
+        """Return whether the SuperLink answers."""
         try:
             return (await self._client.get("/health")).status_code == 200
         except httpx.HTTPError:
@@ -58,7 +59,8 @@ class HttpControl:
         reply.ParseFromString(response.content)
 
     async def stream_logs(self, request: StreamLogsRequest) -> AsyncIterator[StreamLogsResponse]:
-        """What the ServerApp prints, until the SuperLink ends it. Raises as `call` does.
+        """Yield the text that the ServerApp prints, until the SuperLink ends the stream. Raises as `call`
+        does.
 
         Each frame is a big-endian length of 4 bytes and a message (flwr 1.41.0
         `supercore/protobuf/framing.py`).
@@ -86,11 +88,11 @@ class HttpControl:
 
 
 class GrpcControl:
-    """The service `flwr.proto.Control`."""
+    """The Control API over gRPC: the service `flwr.proto.Control`."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        # A proxy that the environment names is not for loopback.
+        # A proxy from the environment is not for loopback.
         options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
 
@@ -126,13 +128,16 @@ Control = HttpControl | GrpcControl
 
 
 def control(transport: Transport, port: int) -> Control:
-    """The Control API on loopback; to be called on the event loop that will use it."""
+    """Return the Control API on loopback. Call this on the event loop that will use it."""
     return HttpControl(port) if transport is Transport.HTTP else GrpcControl(port)
 
 
 async def listens(port: int) -> bool:
-    """Whether a gRPC server is there on loopback: it listens moments before it serves, and calls wait that
-    long. A channel could tell it too, but waits a second or more once it was refused."""
+    """Return whether a gRPC server listens on loopback.
+
+    It listens moments before it serves, and calls wait that long. A channel could tell it too, but waits a
+    second or more after a refusal.
+    """
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

@@ -1,8 +1,8 @@
-"""The server's end of a job: SuperLink, forwarder, the Flower run, and the run's true end.
+"""Run the server's end of a job: SuperLink, forwarder, the Flower run, and the run's true end.
 
-A plain Controller, not TIE's: TIE starts the sites by two broadcast tasks that every site must
-answer within 10 s, stops the job at any failed message, panics after 90 s without one, and looks
-for the end every 2 s. Sites here start by themselves at START_RUN and the relay carries the rest.
+This is a plain Controller, not TIE's. TIE starts the sites by two broadcast tasks that every site must answer
+within 10 s. It stops the job at any failed message, panics after 90 s without one, and looks for the end
+every 2 s. Here the sites start at START_RUN without a task, and the relay carries the rest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TENSORS = "nvflare.app_opt.pt.tensor_downloader"
 """FLARE's module that downloads tensors. It imports torch."""
 
 ABORT_CHECK = 0.2
-"""Seconds between two looks at FLARE's abort signal, which can only be polled."""
+"""Seconds between two looks at FLARE's abort signal. The signal can only be polled."""
 
 
 class FlowerController(Controller):
@@ -63,8 +63,8 @@ class FlowerController(Controller):
 
     @job_options.takes(job_options.options(job_options.SERVER))
     def __init__(self, **given: Any) -> None:
-        """`given`: the options of `JobOptions` that are the server's, from the job's file. By the name
-        `flower_app_path` FLARE knows a job whose app is deployed on the server, and asks each site's policy
+        """Create the controller from the server's options of `JobOptions`, in the job's file. By the name
+        `flower_app_path` FLARE recognizes an app that is deployed on the server, and asks each site's policy
         for it (right `server-predeployed-flwr`)."""
         super().__init__()
         self.options = job_options.given_to(job_options.SERVER, given)
@@ -92,8 +92,8 @@ class FlowerController(Controller):
         self._gone: set[str] = set()
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE before `control_flow`: open the server's end of the link."""
-        # One line a forwarded request would drown FLARE's log.
+        """Called by FLARE before `control_flow`. Open the server's end of the link."""
+        # One line for each forwarded request would drown FLARE's log.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         import_path.without(run_dir)
@@ -133,7 +133,7 @@ class FlowerController(Controller):
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Called by FLARE: run the app to its end. A failed run fails the job."""
+        """Called by FLARE. Run the app to its end. A failed run fails the job."""
         assert self._loop is not None and self._events is not None
         run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
         sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
@@ -175,21 +175,21 @@ class FlowerController(Controller):
         self._events.close()
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE after `control_flow`. The link stays open: a site that asks late is told
-        that the job is over, until this process ends."""
+        """Called by FLARE after `control_flow`. The link stays open until this process ends, so that late
+        sites are told that the job is over."""
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
-        """Called by FLARE with its own, when the job's file is read."""
+        """Called by FLARE with its own communicator, when the job's file is read."""
         kind = type(communicator)
         super().set_communicator(Communicator() if kind is WFCommServer else communicator)
 
     def process_result_of_unknown_task(
         self, client: Any, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """Called by FLARE for a task's result that nobody waits for: this controller gives no tasks."""
+        """Called by FLARE for a task's result that nobody waits for. This controller gives no tasks."""
 
     async def _run(self, app: bytes, place: WorkDir, sites: list[str]) -> None:
-        """Start SuperLink, wait for the sites, run the app, given as its FAB."""
+        """Start the SuperLink, wait for the sites, and run the app, which is given as its FAB."""
         assert self._forwarder and self._readiness and self._events
         extra_env = _extra_env(self.options)
         work_dir = place.make()
@@ -220,7 +220,7 @@ class FlowerController(Controller):
                 raise RunFailed(reason)
         finally:
             self._events.output.close()
-            # The sites learn from the forwarder that the job is over; the SuperLink can go meanwhile.
+            # The sites learn from the forwarder that the job is over. The SuperLink can go meanwhile.
             await self._forwarder.close()
             if self._superlink is not None:
                 self._stopping = asyncio.ensure_future(self._superlink.stop())
@@ -250,8 +250,8 @@ class FlowerController(Controller):
             await asyncio.gather(end, too_few, return_exceptions=True)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that
-        they and the SuperLink stop at the same time."""
+        """Called by FLARE for every event. END_RUN comes when the sites have been told to end, so that they
+        and the SuperLink stop at the same time."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.CLIENT_DISCONNECTED:
             self._gone.add(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)))
@@ -266,7 +266,7 @@ class FlowerController(Controller):
             ending.shorten_shutdown_grace()
             if self._stopping is not None:
                 self._loop.run(asyncio.wait_for(self._stopping, None))
-            # What Flower unpacked of the app is no result, nor is what was temporary.
+            # Files that Flower unpacked of the app, and temporary ones, are not results.
             run_dir = Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
             for folder in (environment.HOME, confinement.TEMP):
                 disk.remove(run_dir / folder)
@@ -274,13 +274,13 @@ class FlowerController(Controller):
                 self._work_dir.close()
 
     def _emit(self, event: Event) -> None:
-        """An event of the observer's, or of what the ServerApp prints."""
+        """Emit an event of the observer, or of the ServerApp's output."""
         assert self._events is not None and self._tracker is not None
         self._events.emit(event)
         self._tracker.add(event)
 
     def _too_much(self, reason: str) -> None:
-        """The job's files are more than they may be; `control_flow` sees it and ends the run."""
+        """Note that the job's files exceed their limit. `control_flow` sees it and ends the run."""
         log.error("the job is ended: %s", reason)
         self._overfull = f"the job was ended at the server: {reason}. What is in ./kept counts too."
 
@@ -291,27 +291,27 @@ class FlowerController(Controller):
         return JobApp(custom, Path(workspace.get_root_dir()), deployed, self._overrides)
 
     def _tell_events(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: events from a number on, if need be when there are some (`news.py`)."""
+        """The app command: return the events from a number on, and wait for some if asked to (`news.py`)."""
         assert self._events is not None
         found = self._events.since(news.since(data), min(news.seconds(data), news.SLICE))
         return {news.EVENTS: found, "over": self._events.over}
 
     def _look_at_sites(self, topic: str, data: Mapping[str, Any] | None, fl_ctx: FLContext) -> dict[str, Any]:
-        """The app command: a site takes part again under a new token, comes late, or takes part no longer
-        (nvflare 2.9.0 asks for tokens once)."""
+        """The app command: look again at the sites. One takes part again under a new token, comes late, or
+        has left (nvflare 2.9.0 asks for tokens once)."""
         assert self._loop is not None and self._participants is not None and self._departures is not None
         fl_ctx.get_engine().sync_clients_from_main_process()
         self._loop.loop.call_soon_threadsafe(self._departures.joined, self._participants.names())
         for site, why in ((data or {}).get(meta.OUT) or {}).items():
             if site in self._participants.names():
-                continue  # Whoever may ask the job for its events could say so too.
+                continue  # Anybody who may ask the job for its events could send this too.
             self._loop.loop.call_soon_threadsafe(self._departures.put_out, str(site), str(why))
         return {}
 
 
 class Communicator(WFCommServer):  # type: ignore[misc]
-    """FLARE's, which at a job's end does not import torch to see that no tensors are under way (nvflare 2.9.0
-    `_cleanup_inflight_tensor_downloads`)."""
+    """FLARE's communicator, without an import of torch at the job's end. FLARE imports it to see that no
+    tensors are in transit (nvflare 2.9.0 `_cleanup_inflight_tensor_downloads`)."""
 
     def _cleanup_inflight_tensor_downloads(self, fl_ctx: FLContext) -> None:
         if TENSORS in sys.modules:
@@ -319,7 +319,7 @@ class Communicator(WFCommServer):  # type: ignore[misc]
 
 
 def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str]:
-    """The environment of the job's app; or none, and why."""
+    """Return the environment of the job's app, or None and the reason."""
     try:
         found = app_environment.of_job(environment, app.config())
         if warning := versions.newer(found.flwr):
@@ -330,20 +330,22 @@ def _packages(environment: str, app: JobApp) -> tuple[AppEnvironment | None, str
 
 
 def _with_cause(reason: str, packages: AppEnvironment | None) -> str:
-    """A failure's reason. Programs whose files vanish say anything, so it is said first that they have."""
+    """Return a failure's reason. A missing environment goes first, because programs that lose their files
+    fail with arbitrary errors."""
     if packages is None or packages.is_there:
         return reason
     return f"the app's environment {packages.name} was removed from the server while the job ran\n{reason}"
 
 
 def _homeless(app: JobApp, why: str) -> NoEnvironment:
-    """Why a job ends whose app has no environment. Raises `BadApp` if it is no app, which goes first."""
+    """Return why a job without an environment for its app ends. Raises `BadApp` first if there is no valid
+    app."""
     app.read()
     return NoEnvironment(f"the server cannot run the app: {why}")
 
 
 def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:
-    """The variables that the job may set."""
+    """Return the variables that the job may set."""
     extra_env = options.extra_env or {}
     environment.check_extra(extra_env)
     if extra_env and options.flower_app_path:
@@ -352,8 +354,8 @@ def _extra_env(options: job_options.JobOptions) -> Mapping[str, str]:
 
 
 def _reason(end: RunEnd, superlink: SuperLink, outcomes: Outcomes) -> str:
-    """Why the job has failed; empty if it has not. Where all replies of a kind failed, that is the cause, and
-    what the ServerApp says comes of it."""
+    """Return why the job has failed, or "" if it has not. If all replies of a kind failed, that is the cause,
+    and the ServerApp's error only follows from it."""
     replies = outcomes.reason()
     if end.sub_status == "completed":
         return f"the Flower run completed, but {replies}" if outcomes.lost() else ""

@@ -1,4 +1,4 @@
-"""How a site leaves a job that runs: by itself, or since the federation has put it out."""
+"""Take a site out of a running job, because it leaves or because the federation has removed it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from bridge.server.superlink import SuperLink
 log = logging.getLogger(__name__)
 
 WHY_LIMIT = 200
-"""Characters of why the federation has put a site out."""
+"""Characters of the reason why the federation has removed a site."""
 
 
 def audit(site: str, reason: str) -> None:
-    """A call that does not speak for its site's node: into FLARE's audit log, under the site's name."""
+    """Write a call that does not speak for its site's node into FLARE's audit log, under the site's name."""
     AuditService.add_event(user=site, action="flower.call.refused", msg=reason)
 
 
 class NodeRemover:
-    """Removes Flower nodes that must not be waited for, from a job's SuperLink once there is one."""
+    """Removes Flower nodes that nobody should wait for, from a job's SuperLink once there is one."""
 
     def __init__(self) -> None:
         self._superlink: SuperLink | None = None
         self._removals: set[asyncio.Future[None]] = set()
 
     def open(self, superlink: SuperLink) -> None:
-        """Remove from this one, from now on."""
+        """Remove nodes from this SuperLink from now on."""
         self._superlink = superlink
 
     def remove(self, site: str, node_id: int) -> None:
-        """A site's SuperNode was started anew, or the site is out."""
+        """Remove a site's old node, because the site has a new SuperNode or is out."""
         if self._superlink is not None:
             log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
             self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
@@ -61,7 +61,7 @@ class Departures:
         remover: NodeRemover,
         sites: Collection[str],
     ) -> None:
-        """Args: the parts that are told; `sites`, the names of those that took part at the start."""
+        """Keep the parts to tell. `sites` names the sites that took part at the start."""
         self._cell = cell
         self._readiness = readiness
         self._events = EventRoom(emit)
@@ -71,12 +71,13 @@ class Departures:
         self._sites = set(sites)
 
     def joined(self, sites: Collection[str]) -> None:
-        """These take part, as the server's own process says: some may have come late."""
+        """Take note of the sites that take part, as the server's own process reports them. Some may be
+        late."""
         self._readiness.late |= set(sites) - self._sites
         self._sites |= set(sites)
 
     def left(self, site: str, reason: str) -> None:
-        """A site has said so: it got another app than it has checked, or its disk is full."""
+        """Take note that a site leaves: it got another app than it has checked, or its disk is full."""
         if site in self._readiness.incompatible:
             return
         log.error("%s takes no part any more: %s", site, reason)
@@ -88,10 +89,10 @@ class Departures:
                 self._remover.remove(site, node_id)
 
     def put_out(self, site: str, why: str) -> None:
-        """A site was removed from the federation: the run goes on without it.
+        """Continue the run without a site that was removed from the federation.
 
-        The server's own process says so, and whoever may ask the job for its events could. So a name that is
-        no site's of this job counts for nothing, and what is said is one line.
+        The server's own process says so, but anybody who may ask the job for its events could too. So a name
+        that is not a site of this job has no effect, and the reason is cut to one line.
         """
         if site not in self._sites:
             return

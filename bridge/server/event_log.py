@@ -1,6 +1,7 @@
-"""The events of one job: rounds, replies, and how its run ended.
+"""Keep the events of one job: rounds, replies, and the run's end.
 
-They are kept as text: numbers take six times the memory as Python's own. `room.py` bounds their characters.
+They are kept as text, because numbers take six times the memory as Python objects. `room.py` bounds their
+characters.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from bridge.server.output import ServerAppOutput
 log = logging.getLogger(__name__)
 
 ANSWER_LIMIT = 4 * 1024 * 1024
-"""Characters of events in one answer to a console, but for its first one. It asks again for the others."""
+"""Characters of events in one answer to a console, apart from its first event. The console asks again for the
+others."""
 
 
 class JobEventLog:
     """The job's events, in memory for consoles and in a file for its results. Thread-safe."""
 
     def __init__(self, file: Path, on_printed: Callable[[Event], None] | None = None) -> None:
-        """`on_printed` is handed what is read of the ServerApp's output, and emits it; None: `emit`."""
+        """Open the log. `on_printed` gets the events read from the ServerApp's output, and emits them.
+        Default: `emit`."""
         self._file = file
         self._events: list[str] = []
         self._news = threading.Condition()
         self.output = ServerAppOutput(on_printed or self.emit)
-        """Makes events of what the ServerApp prints."""
+        """Makes events of the lines that the ServerApp prints."""
         self.over = False
-        """Whether there will be no more."""
+        """True once there will be no more events."""
 
     def emit(self, event: Event) -> None:
-        """Add one event. It is told even if the file cannot take it."""
+        """Add one event. Consoles get it even if the file cannot take it."""
         if event["event"] == "round":
             self.output.round_began()
         elif event["event"] == "reply" and event["round"] is None:
@@ -51,15 +54,14 @@ class JobEventLog:
                 log.error("an event could not be written: %s", error)
 
     def close(self) -> None:
-        """Keep nobody waiting any more."""
+        """Release everybody who waits for events."""
         with self._news:
             self.over = True
             self._news.notify_all()
 
     def since(self, number: int, wait: float = 0.0) -> list[Event]:
-        """The next events from `number` (0: the first) on, as many as an answer takes. Where there are
-        none, what comes in `wait` seconds.
-        """
+        """Return the next events from `number` (0: the first) on, as many as an answer takes. If there are
+        none, return those that come within `wait` seconds."""
         with self._news:
             self._news.wait_for(lambda: self.over or len(self._events) > number, timeout=wait)
             found, size = list[str](), 0

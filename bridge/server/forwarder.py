@@ -1,4 +1,4 @@
-"""The forwarder (LGC): replays the sites' requests to the SuperLink and brings back its answers."""
+"""The forwarder (LGC): replay the sites' requests to the SuperLink and return its answers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from bridge.server.upstream import AnswerLost, NotReached, Upstream, upstream
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""How often a call is sent to a SuperLink that loses connections, before the site is told to try again."""
+"""Tries of a call on a SuperLink that loses connections, before the site is told to retry."""
 
 LARGE_AT_ONCE = 1
-"""Large objects that are being handed to the SuperLink: each takes several times its size of memory there
+"""Large objects that are handed to the SuperLink at once. Each takes several times its size of memory there
 until it is stored."""
 
 
 Handler = Callable[[str, Request], Awaitable[Response]]
-"""Carries out a site's request that is not for the SuperLink. It may come twice."""
+"""Executes a site's request that is not for the SuperLink. A request may come twice."""
 
 
 class Forwarder:
@@ -46,16 +46,16 @@ class Forwarder:
         on_replaced: Callable[[str, int], None] = lambda site, node_id: None,
         folder: Path | None = None,
     ) -> None:
-        """Args of the forwarder.
+        """Create the forwarder.
 
         Args:
             watcher: is shown every exchange with the SuperLink after it took place.
-            grace: seconds for which a site may be out of reach until the SuperLink gives its node up.
+            grace: seconds for which a site may be unreachable until the SuperLink gives its node up.
             on_refused: is told site and reason when a call is malformed or does not speak for the site's
-                own node, for each site as often as `LogLimit` lets it.
-            on_replaced: is told site and node id of a node that must not be waited for: the site has a new
-                SuperNode, or was put out.
-            folder: where large objects lie on their way.
+                node, for each site as often as `LogLimit` allows.
+            on_replaced: is told site and node id of a node that nobody should wait for: the site has a new
+                SuperNode, or was removed.
+            folder: the folder for large objects in transit.
         """
         self._watcher = watcher
         self._grace = grace
@@ -80,11 +80,11 @@ class Forwarder:
         self._internal_routes[path] = handler
 
     def open(self, superlink: str, fleet: Transport = Transport.HTTP, *, unasked: bool = False) -> None:
-        """Forward from now on to the SuperLink at `superlink` (host:port); calls that came before wait.
+        """Forward from now on to the SuperLink at `superlink` (host:port). Calls that came before wait.
 
         Args:
             superlink: its address.
-            fleet: what its Fleet API speaks.
+            fleet: the transport of its Fleet API.
             unasked: `Generation.unasked` of its Flower.
         """
         self._fleet = fleet
@@ -93,17 +93,17 @@ class Forwarder:
         self._open.set()
 
     def nodes(self) -> dict[int, str]:
-        """The sites' Flower nodes that are registered: the sites' names, in their order, by node id."""
+        """Return the sites' registered Flower nodes: the sites' names, in order, by node id."""
         return self._nodes.ids()
 
     def put_out(self, site: str) -> None:
-        """Let `site` take no part any longer: for it the job is over, and its Flower node is given up."""
+        """Let `site` take no part any longer. For it the job is over, and its Flower node is given up."""
         self._out.add(site)
         self.free_bodies(site)
         self._give_up_node(site)
 
     def free_bodies(self, site: str) -> None:
-        """Let go of the large bodies of `site`, which takes no part any longer."""
+        """Drop the large bodies of `site`, which takes no part any longer."""
         self._parts.put_out(site)
 
     def _give_up_node(self, site: str) -> None:
@@ -119,11 +119,11 @@ class Forwarder:
             await self._upstream.close()
 
     async def answer(self, site: str, call: Call) -> Response:
-        """Carry out one call of `site`.
+        """Execute one call of `site`.
 
         Raises:
             JobOver: the job has ended.
-            LinkFault: the SuperLink cannot be asked now; the site may try again.
+            LinkFault: the SuperLink cannot be asked now. The site may retry.
         """
         if self._over or (site in self._out and call.request.path in parts.PATHS):
             raise JobOver
@@ -139,13 +139,13 @@ class Forwarder:
         try:
             if call.request.stored is None:
                 request = wire.fleet_call(call.request)
-            else:  # Some of it is read from the disk.
+            else:  # Parts of it are read from the disk.
                 request = await asyncio.to_thread(wire.whole_call, call.request)
         except ValueError as error:
             self.refuse(site, f"sent a large body that is none of Flower's: {error}")
             return Response(400)
         if request.name is None:
-            # The gateway let it pass, so it is not the gateway that sent it.
+            # The gateway lets no such path through, so the gateway did not send it.
             self.refuse(site, f"asked for {call.request.path[:200]!r}")
             return Response(404)
         if len(call.request.body) > wire.BODY_LIMIT:
@@ -153,7 +153,7 @@ class Forwarder:
             return Response(413)
         if self._over:
             raise JobOver
-        # The large answers, objects, are those that can be had again: they are not kept.
+        # Large answers, which are objects, can be fetched again, so they are not kept.
         keep = request.must_happen_once
         return await self._ledger.answer(
             site, call.id, call.done, lambda: self._carry_out(site, call, request), keep=keep
@@ -181,7 +181,8 @@ class Forwarder:
         async with contextlib.nullcontext() if request.stored is None else self._large:
             response = await self._ask(site, call, request)
         if request.name == wire.PULL_OBJECT and response.status == 413 and reason is None:
-            # Its object has no room here. That is no news for the SuperLink alone.
+            # The object has no room here. Tell the SuperLink too, which then ends the node's message with an
+            # error.
             refused_here = parts.refusal(request, response.body.decode(errors="replace"))
             response = await self._ask(site, call, wire.fleet_call(refused_here))
         if response.status >= 400:
@@ -197,26 +198,26 @@ class Forwarder:
         replaced = self._nodes.record(site, call.incarnation, request, response)
         if replaced is not None:
             self._on_replaced(site, replaced)
-        if site in self._out:  # It has been put out while the SuperLink answered.
+        if site in self._out:  # The site was removed while the SuperLink answered.
             self._give_up_node(site)
             raise JobOver
         self._watcher.record(site, request, response)
         return response
 
     def refuse(self, site: str, reason: str) -> None:
-        """Write down that a call of `site` is refused."""
+        """Record that a call of `site` is refused."""
         if self._refusals.may_tell(site):
             log.warning("refused a call from %s: %s%s", site, reason, self._refusals.note(site))
             self._on_refused(site, reason + self._refusals.note(site))
 
     async def _ask(self, site: str, call: Call, asked: wire.FleetCall) -> Response:
-        """Send one call to the SuperLink; again, if its answer is lost with the connection."""
+        """Send one call to the SuperLink, and again if its answer is lost with the connection."""
         assert self._upstream is not None
         request = with_grace_interval(asked, self._grace)
         headers = [(name, value) for name, value in request.headers if wire.may_pass(name)]
         if (reason := dict(request.headers).get(parts.REFUSED)) is not None:
             headers.append((parts.REFUSED, reason[: parts.REASON_LIMIT]))
-        # A site chooses its calls' ids: they must not be another site's.
+        # A site chooses the ids of its calls, so they must not match another site's.
         once = f"{site}/{call.id}" if asked.must_happen_once else None
         if once is not None:
             headers += [(wire.CALL_HEADER, once), (wire.DONE_HEADER, " ".join(self._arrived))]

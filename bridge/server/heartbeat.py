@@ -1,10 +1,10 @@
-"""How long a SuperLink waits for a site that is out of reach.
+"""Lengthen the time that a SuperLink waits for an unreachable site.
 
-A SuperLink gives a node up when no heartbeat came for twice the interval that the last one named (flwr
-1.41.0 `common/constant.py`, HEARTBEAT_PATIENCE, and `server/superlink/linkstate/linkstate.py`). A SuperNode
-always names 30 s, and so its SuperLink waits a minute, while a link between hospitals may stall for
-longer. The interval is a field of the request, and a request's signature covers only its time: so it is
-set on the way. A SuperNode's own heartbeats go on as they are, every 20 s.
+A SuperLink gives a node up when no heartbeat came for twice the interval that the last one named (flwr 1.41.0
+`common/constant.py`, HEARTBEAT_PATIENCE, and `server/superlink/linkstate/linkstate.py`). A SuperNode always
+names 30 s, so its SuperLink waits a minute. A link between hospitals may stall for longer. The interval is a
+field of the request, and a request's signature covers only its time. So the forwarder rewrites the interval.
+A SuperNode's own heartbeats continue unchanged, every 20 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from bridge.relay.calls import Request
 
 
 def with_grace_interval(request: Request, grace: float) -> Request:
-    """Return `request` with an interval that gives the node `grace` seconds, if it is one that names any."""
+    """Return `request` with an interval that gives the node `grace` seconds, if the request names an
+    interval."""
     call = wire.fleet_call(request)
     if call.name not in (wire.HEARTBEAT, wire.ACTIVATE):
         return request

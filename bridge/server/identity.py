@@ -1,13 +1,13 @@
-"""Which Flower node speaks for which site.
+"""Tie each Flower node to its site.
 
-A SuperNode registers itself with a key that it makes; Flower ties calls to that key, but nothing in it
-ties the key to a site. FLARE does know the site. So each site may have one node at a time: a second
-registration, by whatever runs beside the SuperNode, is refused, and so is a call for another node.
+A SuperNode registers with a key that it makes. Flower ties calls to that key, but nothing in Flower ties the
+key to a site. FLARE does know the site. So each site may have one node at a time. A second registration, by a
+process beside the SuperNode, is refused, and so is a call for another node.
 
-The SuperLink believes what a registered node says of messages, objects, sessions and runs: whoever knows
-the id of another node's message can read or delete it there, and a reply may name any run. So the ids that a
-site uses must be ones that were given to its own node, by what the SuperLink answered it. What it says
-unasked (flwr 1.43) may go to the ServerApp only, in a run of which its node has a message.
+The SuperLink believes a registered node's statements about messages, objects, sessions and runs. A node that
+knows the id of another node's message can read or delete it there, and a reply may name any run. So a site
+may only use ids that the SuperLink's answers gave to the site's node. A message that replies to nothing (flwr
+1.43) may go to the ServerApp only, in a run that the node has a message of.
 
 Sources: flwr 1.41.0 `superlink/servicer/fleet/fleet_handlers.py`, `superlink/routers/fleet/node_auth.py`,
 `supernode/fleet_http_connection.py`, `supercore/object_store/in_memory_object_store.py`.
@@ -30,15 +30,15 @@ from bridge.fleet import wire
 from bridge.relay.calls import Request, Response
 
 MESSAGES_KEPT = 4096
-"""Messages to one node that are remembered, to know its replies by."""
+"""Messages to one node that are remembered, so that its replies are recognized."""
 
 IDS_KEPT = 100_000
-"""Ids of objects that are remembered for the replies of one node: a site chooses how many its reply names. A
-model of 100 GB has 20,000."""
+"""Object ids that are remembered for the replies of one node, because a site chooses how many its reply
+names. A model of 100 GB has 20,000."""
 
 
 class IdentityError(FlowerbedError):
-    """This call does not speak for the site's own node; the text says why."""
+    """Raised for a call that does not speak for the site's node. The text says why."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Received:
 
 @dataclass
 class _Session:
-    """What the SuperLink asked for after a reply."""
+    """The objects that the SuperLink asked for after a reply."""
 
     run_id: int
     objects: frozenset[str]
@@ -77,12 +77,12 @@ class Nodes:
         self._nodes: dict[str, _Node] = {}
 
     def ids(self) -> dict[int, str]:
-        """Whose the nodes are: the sites' names, in their order, by node id."""
+        """The owners of the nodes: the sites' names, in order, by node id."""
         nodes = ((self._nodes[site].node_id, site) for site in sorted(self._nodes))
         return {node: site for node, site in nodes if node is not None}
 
     def leave(self, site: str) -> int | None:
-        """Forget the node of `site`, which takes no part any longer; returns its id."""
+        """Forget the node of `site`, which takes no part any longer. Returns the node's id."""
         node = self._nodes.pop(site, None)
         return None if node is None else node.node_id
 
@@ -117,8 +117,8 @@ class Nodes:
             raise IdentityError(f"{name} with a key that is not that of {site}'s node")
 
     def record(self, site: str, incarnation: int, request: Request, response: Response) -> int | None:
-        """Take note of an answered call. Returns the id of the node that `site` had before, if this
-        registration replaces one."""
+        """Take note of an answered call. If this registration replaces a node of `site`, return the old
+        node's id."""
         if response.status != 200:
             return None
         call = wire.fleet_call(request)
@@ -134,13 +134,13 @@ class Nodes:
                 node = self._nodes.get(site)
                 if (
                     node and _public_key(name, request) == node.public_key
-                ):  # Else a new SuperNode has come meanwhile.
+                ):  # Otherwise a new SuperNode has come meanwhile.
                     _note(node, call, response)
         return None
 
 
 def _public_key(name: str, request: Request) -> bytes:
-    """The key that the caller says is its own; the SuperLink checks its signature."""
+    """Return the key that the caller claims. The SuperLink checks its signature."""
     try:
         return base64.b64decode(dict(request.headers)[wire.PUBLIC_KEY], validate=True)
     except (KeyError, ValueError, binascii.Error):
@@ -148,7 +148,7 @@ def _public_key(name: str, request: Request) -> bytes:
 
 
 def _check_ids(name: str, message: Any, node: _Node, *, unasked: bool) -> None:
-    """Raise `IdentityError` if `message` names what was not given to `node`."""
+    """Raise `IdentityError` if `message` names ids that were not given to `node`."""
     match name:
         case wire.CONFIRM:
             received = node.received.get(message.message_object_id)
@@ -171,7 +171,7 @@ def _check_ids(name: str, message: Any, node: _Node, *, unasked: bool) -> None:
             _check_pushed(name, message.messages_list[0].metadata, node, unasked=unasked)
         case wire.PUSH_OBJECT:
             if not any(
-                # A SuperLink takes older SuperNodes' objects without the session's id.
+                # A SuperLink accepts older SuperNodes' objects without the session's id.
                 message.session_id in (session_id, "")
                 and message.run_id == session.run_id
                 and message.object_id in session.objects
@@ -193,7 +193,7 @@ def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None
         return
     received = node.received.get(pushed.reply_to_message_id)
     if received is None:
-        # Without the message that it replies to it is one to another node.
+        # A message without the id that it replies to would go to another node.
         raise IdentityError(f"{name} of what is no reply to a message that the node was given")
     if pushed.run_id != received.run_id or pushed.dst_node_id != received.sender:
         raise IdentityError(f"{name} of a reply to another run or node than the message came from")
@@ -202,7 +202,7 @@ def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None
 
 
 def _note(node: _Node, call: wire.FleetCall, response: Response) -> None:
-    """Remember what the SuperLink's answer gives to `node`."""
+    """Remember the ids that the SuperLink's answer gives to `node`."""
     match call.name:
         case wire.ACTIVATE:
             node.node_id = call.answered(response).node_id
@@ -219,7 +219,7 @@ def _note(node: _Node, call: wire.FleetCall, response: Response) -> None:
             reply = call.message.messages_list[0].metadata
             if (received := node.received.get(reply.reply_to_message_id)) is not None:
                 received.reply = reply.message_id
-                received.objects = frozenset()  # What was needed for the reply has been fetched.
+                received.objects = frozenset()  # The objects for the reply have been fetched.
             pushed = call.answered(response)
             node.sessions[pushed.session_id] = _Session(reply.run_id, frozenset(pushed.objects_to_push))
             while (

@@ -1,4 +1,4 @@
-"""The app of a job, at the server: the one that the job brings, or one that is deployed there."""
+"""Find a job's app at the server: the app that the job brings, or one that is deployed there."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from bridge.job import fab, same_app
 
 @dataclass(frozen=True)
 class JobApp:
-    """Where the app is, and what its run config is to be."""
+    """The place of the app, and its run config."""
 
     custom: Path
     """The job's folder with the app that it brings."""
     root: Path
     """FLARE's workspace."""
     deployed: str
-    """The path of an app that is deployed there, or nothing."""
+    """The path of an app that is deployed at the server, or ""."""
     overrides: dict[str, ConfigValue]
 
     def checked(self, packages: AppEnvironment) -> bytes:
-        """The app, once more checked: who handed it in may have seen no more of it than its name.
+        """Return the app after a second check, because its submitter may have seen no more of it than its
+        name.
 
         Args:
             packages: the environment that it will run in.
 
         Raises:
-            BadApp: it is none, or that environment lacks what it asks for.
+            BadApp: it is not a valid app, or that environment lacks a package that it needs.
         """
         app = fab.build(self._deployed()) if self.deployed else self._brought()
         config = fab.read(app)
@@ -49,18 +50,18 @@ class JobApp:
         return app
 
     def read(self) -> dict[str, Any]:
-        """What the app's pyproject.toml says. Raises `BadApp`."""
+        """Return the contents of the app's pyproject.toml. Raises `BadApp`."""
         return read_app(self._deployed()) if self.deployed else fab.read(self._brought())
 
     def config(self) -> dict[str, Any] | None:
-        """The same; None: it cannot be read."""
+        """Return the contents of the app's pyproject.toml, or None if it cannot be read."""
         try:
             return self.read()
         except BadApp:
             return None
 
     def rounds(self) -> int | None:
-        """How many rounds the app will run, if it says so by the usual key."""
+        """Return the number of rounds that the app will run, if the usual key gives it."""
         config = self.config()
         if config is None:
             return None

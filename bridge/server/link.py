@@ -1,4 +1,4 @@
-"""The server's end of the FLARE link: answers the calls of the job's sites, and nobody else's."""
+"""The server's end of the FLARE link: answer the calls of the job's sites, and nobody else's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bridge.server.participants import Participants
 Answer = Callable[[str, Call], Awaitable[Response]]
 Refuse = Callable[[str, str], None]
 Admit = Callable[[str, str], str | None]
-"""Is given a site and the version of its flwr; returns why they cannot take part, if they cannot."""
+"""Is given a site and the version of its flwr. Returns the reason if the site cannot take part."""
 
 
 class ServerLink:
-    """The server's end: answers the calls of the job's sites that arrive at its job cell, each on `loop`. For
-    whoever is not admitted the job is over."""
+    """The server's end. It answers the calls of the job's sites that arrive at its job cell, each on `loop`.
+    For a site that is not admitted the job is over."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class ServerLink:
 
         Args:
             cell: the server's job cell.
-            loop: where all of the following are called.
-            participants: who may call at all.
-            answer: carries out a call of a site.
-            refuse: is told site and reason of a message that is no call, or not from a site of this job.
+            loop: the loop for all calls of the following.
+            participants: the sites that may call at all.
+            answer: executes a call of a site.
+            refuse: is told site and reason of a message that is not a call, or not from a site of this job.
             admit: see `Admit`.
         """
         self._cell = cell
@@ -58,20 +58,20 @@ class ServerLink:
         cell.core_cell.add_incoming_filter(STREAM_CHANNEL, STREAM_DATA_TOPIC, self._filter)
 
     def put_out(self, site: str, why: str) -> None:
-        """Answer what `site` still waits for: it takes no part any longer."""
+        """Answer the calls that `site` still waits for: it takes no part any longer."""
         for key, task in list(self._running.items()):
             if key[0] == site:
                 task.cancel(why)
 
     def _filter(self, frame: Message) -> Message | None:
-        """FLARE asks this of each frame that arrives, before anything is made of it; an answer drops it."""
+        """Check each frame that arrives, before FLARE assembles it. A returned message drops the frame."""
         ours = frame.get_header(StreamHeaderKey.CHANNEL) == channel.CHANNEL
         if not ours and not self._participants.owns(frame.get_header(MessageHeaderKey.ORIGIN)):
-            return None  # FLARE's own.
+            return None  # The frame is FLARE's own.
         if self._participants.why_not(frame.headers) is None:
             return None
         if ours and frame.get_header(StreamHeaderKey.SEQUENCE) == 0:
-            # The first frame has all headers; the others need no answer.
+            # The first frame has all headers. The others need no answer.
             channel.call_on(self._loop, self._stranger, Message(frame.headers))
         return make_reply(ReturnCode.UNAUTHENTICATED)
 
@@ -110,7 +110,7 @@ class ServerLink:
             headers, body = await self._outcome(message)
         except asyncio.CancelledError:
             headers, body = {}, b""
-        # It may have left meanwhile, and must not have what was meant for a site of the job.
+        # The site may have left meanwhile, and must not get an answer meant for a site of the job.
         if why := self._participants.why_not(message.headers):
             headers, body = channel.refusal(why), b""
         if headers:

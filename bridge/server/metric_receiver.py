@@ -1,4 +1,4 @@
-"""Takes in the points of all sites, once each, and fires the event that FLARE's receivers wait for."""
+"""Receive the points of all sites, once each, and fire the event that FLARE's receivers wait for."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ from bridge.relay.calls import Request, Response
 log = logging.getLogger(__name__)
 
 SITE_TAGS, JOB_TAGS = 2000, 20_000
-"""Different tags of one site and of one job: a board holds the curves of all of them in memory. What has
-another tag is dropped."""
+"""Different tags of one site and of one job. A board holds the curves of all tags in memory. Points with
+further tags are dropped."""
 
 
 TAKEN_WITHIN = 10.0
-"""Seconds at the run's end for receivers to take what waits: one whose own server is away may hold it up."""
+"""Seconds at the run's end for receivers to take the waiting points. A receiver may be held up by its
+server."""
 
 LISTED = 32
-"""Numbers of a metric that is a list, each of which has a curve: the first ones."""
+"""Numbers of a list metric that have a curve each: the first ones."""
 
 
 class Tags:
-    """The different tags that sites have used in one job: so many, and no more."""
+    """The different tags that sites have used in one job, up to a limit."""
 
     def __init__(self) -> None:
         self._known: dict[str, set[str]] = {}
@@ -54,7 +55,7 @@ class Tags:
         """Note a point's tags.
 
         Raises:
-            ValueError: that would be too many. None of them is noted then.
+            ValueError: there would be too many. None of them is noted then.
         """
         tag, value = dxo.data[TrackConst.TRACK_KEY], dxo.data[TrackConst.TRACK_VALUE]
         named = dxo.get_meta_prop(TrackConst.DATA_TYPE_KEY) in metrics_relay.NAMED
@@ -70,22 +71,22 @@ class Tags:
 
 
 class MetricReceiver:
-    """The server's end: hands each point, once, to whoever receives FLARE's events of them.
+    """The server's end: hand each point, once, to the receivers of FLARE's events.
 
-    From a thread of its own, so that neither the relay nor FLARE waits for a receiver.
+    It uses a separate thread, so that neither the relay nor FLARE waits for a receiver.
     """
 
     def __init__(self, fire: Callable[[str, DXO], None], refuse: Callable[[str, str], None]) -> None:
-        """Args of the tracker.
+        """Create the receiver.
 
         Args:
-            fire: fires the event of one point; is told its site.
+            fire: fires the event of one point, and is told its site.
             refuse: is told site and reason of a call that brings no points.
         """
         self._fire = fire
         self._refuse = refuse
         self._next: dict[str, tuple[str, int]] = {}
-        """By site: its stream, and the number of the point that it has not sent yet."""
+        """By site: its stream, and the number of the next point that it will send."""
         self._queue: queue.Queue[tuple[str, DXO, int] | None] = queue.Queue()
         self._waiting: Counter[str] = Counter()
         self._waiting_bytes: Counter[str] = Counter()
@@ -94,12 +95,12 @@ class MetricReceiver:
         self._tags = Tags()
         self._told = LogLimit()
         self.taken: Counter[str] = Counter()
-        """How many points each site's app has logged."""
+        """The number of points that each site's app has logged."""
         self._thread = threading.Thread(target=self._run, name="points", daemon=True)
         self._thread.start()
 
     async def take(self, site: str, request: Request) -> Response:
-        """Carry out a call that brings points."""
+        """Execute a call that brings points."""
         try:
             found = list(self._new(site, request.body))
         except ValueError as error:
@@ -111,10 +112,10 @@ class MetricReceiver:
         return Response(200)
 
     def _new(self, site: str, body: bytes) -> Iterator[tuple[DXO, int]]:
-        """The points of a body that `site` has not brought before, each with its bytes."""
+        """Yield the points of a body that `site` has not sent before, each with its bytes."""
         if len(body) > metrics_relay.BODY_LIMIT:
             raise ValueError(f"{len(body)} bytes of points, {metrics_relay.BODY_LIMIT} are allowed at once")
-        # Not more than a call may bring: each is looked at.
+        # Split off no more lines than a call may bring, because each is looked at.
         head, *lines = body.split(b"\n", metrics_relay.AT_ONCE + 1)
         if len(lines) > metrics_relay.AT_ONCE:
             raise ValueError(f"more than {metrics_relay.AT_ONCE} points at once")
@@ -138,14 +139,15 @@ class MetricReceiver:
                 yield dxo, len(line)
 
     def add(self, event: Event) -> None:
-        """Take in the numbers of a job's event, if it has some: a good reply's, or an evaluation's."""
+        """Take in the numbers of a job's event: those of a good reply, or of an evaluation."""
         if event["event"] == "reply" and not event["error"]:
             self.add_reply(event)
         elif event["event"] == "evaluation":
             self.add_evaluation(event)
 
     def add_reply(self, event: Event) -> None:
-        """Take in what the observer has read of a site's reply. Never raises: no job fails for a curve."""
+        """Take in the numbers that the observer has read of a site's reply. Never raises: no job fails for a
+        curve."""
         try:
             values = _numbers(event["metrics"])
             if event["num_examples"] is not None:
@@ -156,7 +158,7 @@ class MetricReceiver:
             self._add_values(event, str(event.get("site")), event.get("kind"), values)
 
     def add_evaluation(self, event: Event) -> None:
-        """Take in what the strategy has evaluated at the server, as `add_reply` does."""
+        """Take in the strategy's evaluation at the server, as `add_reply` does."""
         try:
             values = _numbers(event["metrics"])
         except Exception as error:
@@ -213,7 +215,7 @@ class MetricReceiver:
                 self._told.warn(log, site, "a point of %s could not be handed on: %s", site, what)
 
     def close(self) -> None:
-        """Hand on what waits, for `TAKEN_WITHIN` at most, and end. Blocks."""
+        """Hand on the waiting points, for `TAKEN_WITHIN` seconds at most, and end. Blocks."""
         self._queue.put(None)
         self._thread.join(TAKEN_WITHIN)
         if self._thread.is_alive():
@@ -221,7 +223,7 @@ class MetricReceiver:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics by name, with a name for each of the first numbers of a list: `errors/0`, `errors/1`."""
+    """Return metrics by name. The first numbers of a list get one name each: `errors/0`, `errors/1`."""
     found: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, list):
@@ -232,7 +234,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fire(engine: Any, site: str, dxo: DXO) -> None:
-    """Fire the event that FLARE's receivers know, as if it had come from `site` by FLARE's own way (nvflare
+    """Fire the event that FLARE's receivers know, as if it had come from `site` by FLARE's own route (nvflare
     2.9.0 `widgets/fed_event.py`, `_post`)."""
     shareable = dxo.to_shareable()
     shareable.set_peer_props({ReservedKey.IDENTITY_NAME: site})
@@ -245,5 +247,5 @@ def fire(engine: Any, site: str, dxo: DXO) -> None:
 
 
 def logged(counts: Mapping[str, int]) -> Event:
-    """The job's event that says how many points each site's app has logged."""
+    """Return the job's event with the number of points that each site's app has logged."""
     return {"event": "tracked", "points": dict(sorted(counts.items())), "t": time.time()}

@@ -1,11 +1,10 @@
-"""Read rounds, metrics and example counts from the Fleet messages that pass, without touching them.
+"""Read rounds, metrics and example counts from the Fleet messages that pass, without changing them.
 
-Flower sends a message as metadata (`push-messages`) and its content as a tree of objects
-(`push-object`), of which those that the SuperLink holds already are left out. The small objects are
-read here; arrays are not. A message's round is its group (legacy strategies), or stands in a record of
-settings that comes with it (Message-API strategies). Sources: flwr 1.41.0 `app/message/recorddict.py`,
-`metricrecord.py`, `compat/common/recorddict_compat.py` (record names of legacy apps),
-`serverapp/strategy/fedavg.py`.
+Flower sends a message as metadata (`push-messages`), and its content as a tree of objects (`push-object`).
+Objects that the SuperLink already holds are left out. The small objects are read here, arrays are not. A
+message's round is its group (legacy strategies), or is given in a settings record that comes with it
+(Message-API strategies). Sources: flwr 1.41.0 `app/message/recorddict.py`, `metricrecord.py`,
+`compat/common/recorddict_compat.py` (record names of legacy apps), `serverapp/strategy/fedavg.py`.
 """
 
 from __future__ import annotations
@@ -51,43 +50,43 @@ from bridge.server.rounds import Rounds
 log = logging.getLogger(__name__)
 
 OBJECT_LIMIT = 256 * 1024
-"""Bytes above which an object is not read: metrics are small, arrays are not metrics."""
+"""Bytes above which an object is not read. Metrics are small, and arrays are not metrics."""
 
 AROUND_OBJECT = 4096
 """Bytes of a request around its object, at most: node, run, session and the object's id."""
 
 OBJECTS_KEPT, OBJECTS_KEPT_BYTES = 4096, 4 * 1024 * 1024
-"""Small objects of one site, and their bytes, that are remembered, since a later message may refer to one
-that is not sent again. What a site sends is not to push another's out, nor to fill the server's memory."""
+"""Small objects of one site that are remembered, and their bytes, because a later message may refer to one
+that is not sent again. A site's objects neither displace another's nor fill the server's memory."""
 
 REPLIES_WAITING = 64
-"""Replies of one site that wait for their objects: a node has one or two at a time."""
+"""Replies of one site that wait for their objects. A node has one or two at a time."""
 
 GIVEN_KEPT = 64
-"""Messages of one site to which a reply is still to come."""
+"""Messages of one site that still await a reply."""
 
 RECORDS_LIMIT, RECORD_NAME_LIMIT = 64, 200
 """Records of one reply that are looked at, and characters of a record's name."""
 
 TYPE_LIMIT = 200
-"""Characters of a message's type: the ServerApp's words."""
+"""Characters of a message's type, which the ServerApp chooses."""
 
 ID_LIMIT = 128
-"""Characters of a message's or an object's id: Flower's are hashes in hexadecimal digits."""
+"""Characters of a message's or an object's id. Flower's are hashes in hexadecimal digits."""
 
 ROUNDS = "the ServerApp's rounds"
-"""Whose events of begun rounds are: each site has room for its replies' beside them."""
+"""The source of events for rounds that begin. Each site has separate room for its replies' events."""
 
 
 class _Objects:
-    """What the small objects of one site say, the latest of them."""
+    """The contents of one site's small objects, the latest ones."""
 
     def __init__(self) -> None:
         self._said: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._bytes = 0
 
     def get(self, object_id: str) -> Any:
-        """What an object says, or None if it is not known."""
+        """Return an object's contents, or None if they are not known."""
         return self._said.get(object_id, (0, None))[1]
 
     def keep(self, object_id: str, size: int, said: Any) -> None:
@@ -100,13 +99,13 @@ class _Objects:
 
 @dataclass
 class _Given:
-    """A message to a site. Where it does not say its round itself (0), its content may."""
+    """A message to a site. If its metadata has no round (0), its content may give one."""
 
     root: str
     kind: str
     type: str
     grouped: bool
-    """Whether it has its round for its group."""
+    """True if the message has its round as group."""
     created: float
     t: float
     round: int = 0
@@ -114,16 +113,16 @@ class _Given:
 
 
 class Observer:
-    """Turns the exchanges of one job into events; an unreadable one is skipped, never an error.
+    """Turns the exchanges of one job into events. An unreadable exchange is skipped, never an error.
 
     Events: `{"event": "round", "round", "of", "t"}` when the first message of a round is handed out, and
-    `{"event": "reply", "round", "site", "kind", "num_examples", "metrics", "error", "t"}` when a
-    site's reply has arrived; `t` is Unix time in seconds. Where an app counts its rounds anew, both have
-    `start` from the second time on. A reply that is of no round makes an event if it is an error.
+    `{"event": "reply", "round", "site", "kind", "num_examples", "metrics", "error", "t"}` when a site's reply
+    has arrived. `t` is Unix time in seconds. If an app restarts its count of rounds, both have `start` from
+    the second count on. A reply outside any round makes an event only if it is an error.
     """
 
     def __init__(self, emit: Callable[[Event], None], rounds: int | None = None) -> None:
-        """`rounds` is how many there will be, where that is known."""
+        """Observe from now on. `rounds` is the expected number of rounds, if known."""
         self._events = EventRoom(emit)
         self._of = rounds
         self._rounds = Rounds()
@@ -141,7 +140,7 @@ class Observer:
         try:
             self._read(site, wire.fleet_call(request), response)
         except Exception as error:
-            # The job must not feel that it is watched: whatever cannot be read is left out.
+            # Observation must not affect the job: unreadable messages are skipped.
             text = "could not read a %s of %s for its metrics: %s"
             self._told.warn(log, site, text, request.path, site, one_line(repr(error), 300))
 
@@ -163,7 +162,7 @@ class Observer:
                         self._given[site].popitem(last=False)
                     self._look_for_round(site, given, round_of_group(data.group_id))
             case wire.PULL_OBJECT:
-                # Only of what has no group yet, and only the small objects of it.
+                # Look only at messages without a group, and only at their small objects.
                 unknown = [given for given in self._given[site].values() if not given.round]
                 if unknown and len(response.body) <= OBJECT_LIMIT:
                     content = PullObjectResponse.FromString(response.body).object_content
@@ -182,22 +181,23 @@ class Observer:
             case wire.PUSH_OBJECT:
                 pushed = request.message
                 content = pushed.object_content
-                # Its id is its hash. The SuperLink does not look at it if it has no use for the object.
+                # An object's id is its hash. The SuperLink does not check it for an object that it does not
+                # need.
                 if len(content) <= OBJECT_LIMIT and get_object_id(content) == pushed.object_id:
                     self._keep(self._objects[site], pushed.object_id, content)
-                    # An object that two sites' replies have in common is sent once.
+                    # An object that two sites' replies share is sent once.
                     for waiting in list(self._replies):
                         self._report(waiting)
 
     def _replied(self, site: str, message: Message, root: str) -> None:
-        """Take note of a reply; whatever it says of itself, it is one to what the site was given."""
+        """Take note of a reply. Despite its own claims, it answers a message that the site was given."""
         data = message.metadata
         given = self._given[site].pop(data.reply_to_message_id, None)
         if len(data.message_id) > ID_LIMIT or len(root) > ID_LIMIT:
             return
         if given:
             self._look_for_round(site, given)
-        # Where it is not known any more, the site says the round, and only one that has begun can be meant.
+        # If the message is forgotten, the site names the round. Only one that has begun can be meant.
         number = given.round if given else round_of_group(data.group_id)
         start = given.start if given else self._rounds.start
         if (number and not self._rounds.begun(start, number)) or not self._is_new(site, data.message_id):
@@ -206,7 +206,7 @@ class Observer:
             self._rounds.answered(site, start, number, given.type)
         kind, error = given.kind if given else _kind(data), message.error
         why = error_text(error.reason or (f"error code {error.code}" if error.code else ""))
-        # What is not known any more may be of any kind: it fails nothing.
+        # A reply to a forgotten message may be of any kind, so it fails nothing.
         reply = Reply(site, number, kind, root, why, start, asked=given is not None)
         if given or not why:
             self.outcomes.came(kind)
@@ -214,7 +214,7 @@ class Observer:
         del self._replies[site][:-REPLIES_WAITING]
 
     def _look_for_round(self, site: str, given: _Given, number: int = 0) -> None:
-        """Find out of which round a message is, if it is not known, and tell of its round's first one."""
+        """Find the round of a message, if it is not known, and report the round's first message."""
         if given.round or not (number := number or self._told_round(given)):
             return
         given.round = number
@@ -226,8 +226,8 @@ class Observer:
             self._events.emit(ROUNDS, begun)
 
     def _large(self, site: str, request: wire.FleetCall) -> None:
-        """What is too large to be read holds no metrics to be waited for. An array's parts are many,
-        and no records."""
+        """Take note of an object too large to be read. Nobody waits for metrics in it. An array's parts are
+        many, and are not records."""
         stored, body = request.stored, request.body
         begin = body[:AROUND_OBJECT] if stored is None else stored.read(0, AROUND_OBJECT)
         if b"ArrayChunk " not in begin:
@@ -236,13 +236,13 @@ class Observer:
             self._report(site)
 
     def _told_round(self, given: _Given) -> int:
-        """The round that a message's content tells, or 0 if it does not, or is not known yet."""
+        """Return the round that a message's content gives, or 0 if it gives none, or is not known yet."""
         records = (self._find(object_id) for object_id in (self._find(given.root) or {}).values())
         numbers = (record.get(ROUND) for record in records if record is not None)
         return next((number for number in numbers if type(number) is int and 0 < number < 10**9), 0)
 
     def _is_new(self, site: str, message_id: str) -> bool:
-        """Whether this reply is pushed for the first time: each makes one event."""
+        """Return whether this reply is pushed for the first time. Each reply makes one event."""
         pushed = self._pushed[site]
         if message_id in pushed:
             return False
@@ -264,7 +264,7 @@ class Observer:
 
     def _report(self, site: str) -> None:
         waiting: list[Reply] = []
-        # First, so that a reply which cannot be read is not looked at again and again.
+        # First, so that an unreadable reply is not tried over and over.
         replies, self._replies[site] = self._replies[site], waiting
         for reply in replies:
             try:
@@ -274,7 +274,7 @@ class Observer:
                 else:
                     self._tell(reply, records)
             except Exception as error:
-                # One site's reply must not keep another's from being told.
+                # One site's reply must not keep another's from being reported.
                 what = one_line(repr(error), 300)
                 self._told.warn(log, site, "could not read a reply of %s: %s", site, what)
 
@@ -286,26 +286,26 @@ class Observer:
             self._events.emit(event["site"], event)
 
     def _find(self, object_id: str) -> Any:
-        """What an object says, whoever sent it, or None if it is not known."""
+        """Return an object's contents, from any site, or None if they are not known."""
         found = (objects.get(object_id) for objects in self._objects.values())
         return next((said for said in found if said is not None), None)
 
     def _records(self, reply: Reply) -> dict[str, dict[str, Any]] | None:
-        """A reply's records by name, or None while one that may hold metrics is still to come."""
+        """Return a reply's records by name, or None while one that may hold metrics is still to come."""
         if reply.error:
             return {}
         names = self._find(reply.root)
         if names is None:
             return None
         records = {name: self._find(object_id) for name, object_id in names.items()}
-        # A record of arrays may be too large to have been read; it holds no metrics.
+        # A record of arrays may have been too large to read. It holds no metrics.
         found = {name: record for name, record in records.items() if record is not None}
         missing = [n for n in records if n not in found and not n.endswith(("parameters", "arrays"))]
         return None if missing else found
 
 
 def _names(said: Any) -> dict[str, str]:
-    """The records of a RecordDict: names and ids."""
+    """Return the names and ids of a RecordDict's records."""
     if not isinstance(said, dict):
         raise ValueError("no RecordDict")
     found = itertools.islice(said.items(), RECORDS_LIMIT)
@@ -317,7 +317,8 @@ def _names(said: Any) -> dict[str, str]:
 
 
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a record: its numbers and lists of numbers, and the text of a legacy reply's status."""
+    """Return the part of a record that is kept: its numbers and lists of numbers, and the text of a legacy
+    reply's status."""
     values = {name: value for name, value in record.items() if is_metric(value) or name == MESSAGE}
     return dict(itertools.islice(values.items(), NUMBERS_LIMIT + 1))
 
@@ -329,10 +330,10 @@ def _given(data: Metadata, root: str) -> _Given:
 
 
 def _kind(data: Metadata) -> str:
-    """A message's kind: `train` of `train.adapters`."""
+    """Return a message's kind: `train` for `train.adapters`."""
     return one_line(data.message_type.split(".")[0], KIND_LIMIT)
 
 
 def _record_dict_id(tree: ObjectTree) -> str:
-    """The message's one child is its RecordDict; a message that carries an error has none."""
+    """Return the id of the message's one child, its RecordDict. A message that carries an error has none."""
     return tree.children[0].object_id if tree.children else tree.object_id

@@ -1,8 +1,7 @@
-"""How many of a job's replies failed, and why: by kind, and the first error of each site.
+"""Count a job's failed replies, and keep the reasons: by kind, and the first error of each site.
 
-Flower's run completes though every training has failed: its strategies go on with the replies that are good,
-be there any or none. So a job says how many there were, and one in which a kind of message had no good reply
-at all has failed.
+Flower's run completes even if every training has failed, because its strategies continue with the good
+replies, even with none. So a job reports the numbers. A job fails if one kind of message had no good reply.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from bridge.fleet.replies import Event
 EVALUATE = "evaluate"
 
 ABSENT = re.compile(r"No evaluate function registered|does not implement `evaluate`")
-"""How Flower says that a ClientApp, or a legacy client, evaluates nothing (flwr 1.41.0
+"""Flower's text when a ClientApp, or a legacy client, evaluates nothing (flwr 1.41.0
 `clientapp/client_app.py`, `compat/client/client.py`)."""
 
 KINDS_KEPT = 32
-"""Kinds of messages that are told apart: Flower has train, evaluate and query."""
+"""Kinds of messages that are counted separately. Flower has train, evaluate and query."""
 
 SITES_TOLD = 5
-"""Sites whose first errors stand in a job's reason. The event has those of all."""
+"""Sites with first errors in a job's reason. The event lists those of all sites."""
 
 ERROR_TOLD = 300
 """Characters of an error in a job's reason."""
 
 
 class Outcomes:
-    """Counts a job's replies. Their kinds are those of the ServerApp's messages, not what a site says."""
+    """Counts a job's replies. Their kinds come from the ServerApp's messages, not from a site's claims."""
 
     def __init__(self) -> None:
         self._replies: Counter[str] = Counter()
@@ -41,19 +40,19 @@ class Outcomes:
         self._errors: dict[str, dict[str, Any]] = {}
 
     def came(self, kind: str) -> None:
-        """A reply has come. It counts as a good one until `failed` says that it is not."""
+        """Count a reply that has come. It is a good one until `failed` is called for it."""
         if kind in self._replies or len(self._replies) < KINDS_KEPT:
             self._replies[kind] += 1
 
     def failed(self, site: str, kind: str, number: int | None, error: str) -> None:
-        """That reply of `site` is an error, in this round, if it is of a round."""
+        """Record that reply of `site` as an error, in this round, if it belongs to one."""
         if kind in self._replies:
             self._failed[kind] += 1
         self._absent += bool(kind == EVALUATE and ABSENT.search(error))
         self._errors.setdefault(site, {"kind": kind, "round": number, "error": error})
 
     def event(self) -> Event:
-        """The job's event that says so."""
+        """Return the job's event with these numbers."""
         kinds = {
             kind: {"replies": count, "failed": self._failed[kind]}
             for kind, count in sorted(self._replies.items())
@@ -62,13 +61,13 @@ class Outcomes:
         return {"event": "replies", "kinds": kinds, "errors": errors, "t": time.time()}
 
     def lost(self) -> list[str]:
-        """The kinds of which there were replies, and not one good one. An app that evaluates nothing at its
-        sites, and whose strategy asks for it all the same, has lost nothing."""
+        """Return the kinds that had replies but no good one. An app that evaluates nothing at its sites has
+        lost nothing, even if its strategy asks for an evaluation."""
         lost = sorted(kind for kind, count in self._replies.items() if self._failed[kind] == count)
         return [kind for kind in lost if kind != EVALUATE or self._absent < self._replies[kind]]
 
     def reason(self) -> str:
-        """What failed, a line for each kind and for each of the first sites; empty if nothing has."""
+        """Return the failures, a line for each kind and for each of the first sites, or ""."""
         lines = [
             f"every {kind} reply failed, {self._failed[kind]} of {self._replies[kind]}"
             if kind in self.lost()

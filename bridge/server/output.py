@@ -1,8 +1,8 @@
-"""What is read of a ServerApp's output: central evaluation, and the lines, as long as no rounds tell more.
+"""Read a ServerApp's output: central evaluations, and its lines until rounds show the progress.
 
-Flower's strategies evaluate the model at the server by a function of the app's, and say the result nowhere
-but in the log. Sources: flwr 1.41.0 `serverapp/strategy/strategy.py` (`start`), `server/server.py` (`fit`),
-`server/workflow/default_workflows.py`. `tests/kinds/test_told.py` fails when they say it otherwise.
+Flower's strategies evaluate the model at the server by a function of the app's, and report the result only in
+the log. Sources: flwr 1.41.0 `serverapp/strategy/strategy.py` (`start`), `server/server.py` (`fit`),
+`server/workflow/default_workflows.py`. `tests/kinds/test_told.py` fails when the log's wording changes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from bridge.server.room import EventRoom
 log = logging.getLogger(__name__)
 
 HELD = 3.0
-"""Seconds for which a ServerApp's first lines are held: by then most apps have begun a round."""
+"""Seconds for which a ServerApp's first lines are held. By then most apps have begun a round."""
 
 HELD_LINES = 500
 """Lines that are held meanwhile, the latest."""
 
 OUTPUT_LIMIT = 256 * 1024
-"""Characters of output that events take: the server holds a job's events in memory. The log has all of it."""
+"""Characters of output in events, because the server holds a job's events in memory. The log has all of
+it."""
 
 LINE_LIMIT = 2000
 """Characters of a line in an event."""
@@ -36,13 +37,14 @@ READ_LIMIT = 32 * 1024
 """Characters of a line that is read for metrics."""
 
 READ_IN_ALL = 32 * 1024 * 1024
-"""Characters of all lines that are read for metrics: it takes the loop that serves the sites some 4 s."""
+"""Characters of all lines that are read for metrics. Reading them takes some 4 s of the loop that serves the
+sites."""
 
 _NOT_THE_APPS = re.compile(
     r"(?:INFO :)?\s*(?:$|Start `flwr-serverapp` process$|Successfully installed \S+ to \S+$|fast path: )"
 )
-"""Lines of Flower's launcher, and ours (`bridge/flower/fast_path.py`). An app may import for long after
-them."""
+"""Lines of Flower's launcher, and ours (`bridge/flower/fast_path.py`). An app may import for a long time
+after them."""
 _START = re.compile(r"Starting \w+ strategy:|\[INIT\]$")
 _ROUND = re.compile(r"\[ROUND (\d{1,9})(?:/\d+)?\]$")
 
@@ -51,10 +53,10 @@ _LEGACY_INITIAL, _LEGACY = "initial parameters (loss, other metrics): ", "fit pr
 _DICTIONARY = re.compile(r"(\{.*\})$")
 _AND_LOSS = re.compile(r"([^,]+), (\{.*\})$")
 _PROGRESS = re.compile(r"\((\d{1,9}), ([^,]+), (\{.*\}), [^,]+\)$")
-"""What follows these words. A pattern with the words in it would begin again at each of them in a line."""
+"""The text after these words. A pattern that includes the words would restart at each of them in a line."""
 
 EVALUATIONS = "central evaluation"
-"""Whose events these are."""
+"""The source of these events."""
 
 _NUMBER = r"(?:np\.\w{1,20}\()?-?(?:\d{1,400}(?:\.\d{0,400})?(?:e[+-]?\d{1,4})?|nan|inf)\)?"
 _KEY = r"""(?:'([^'\\]{1,200})'|"([^"\\]{1,200})")"""
@@ -64,8 +66,8 @@ _PAIR = re.compile(rf"{_KEY}: ({_NUMBER}|\[(?:{_NUMBER}(?:, {_NUMBER})*)?\])(?=[
 class ServerAppOutput:
     """Makes events of the lines that one job's ServerApp prints. Lives on one event loop.
 
-    Events: `{"event": "evaluation", "round", "metrics", "t"}`, with `start` where an app counts its rounds
-    anew, and `{"event": "output", "lines", "t"}` as long as no round has begun.
+    Events: `{"event": "evaluation", "round", "metrics", "t"}`, with `start` if an app restarts its count of
+    rounds, and `{"event": "output", "lines", "t"}` until a round has begun.
     """
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
@@ -99,17 +101,17 @@ class ServerAppOutput:
             self._flush_at = asyncio.get_running_loop().call_later(HELD, self._flush)
 
     def round_began(self) -> None:
-        """From now on rounds tell how far the app is."""
+        """Stop showing lines: from now on rounds show the progress."""
         self._held.clear()
         self.close()
 
     def has_no_rounds(self) -> None:
-        """A reply of none has come: show what is held, and what follows, at once."""
+        """Show the held lines, and all later ones, at once: a reply outside any round has come."""
         if not self._ended:
             self._flush()
 
     def close(self) -> None:
-        """The run has ended."""
+        """Finish after the run's end."""
         if not self._ended:
             self._flush()
         self._ended = True
@@ -127,7 +129,7 @@ class ServerAppOutput:
         self._emit({"event": "output", "lines": lines, "t": time.time()})
 
     def _read(self, line: str) -> None:
-        """Look for what Flower's strategies say of a central evaluation."""
+        """Look for the lines of Flower's strategies about a central evaluation."""
         if _START.search(line):
             self._start, self._round = self._start + 1, 0
         elif found := _ROUND.search(line):
@@ -143,7 +145,7 @@ class ServerAppOutput:
             self._evaluated(int(found[1]), loss | dict(_metrics(found[3])))
 
     def _after(self, words: str, pattern: re.Pattern[str], line: str) -> re.Match[str] | None:
-        """What follows `words` in a line, if it is of this form and there is room for more."""
+        """Return the match after `words` in a line, if it has this form and there is room for more."""
         at = line.find(words)
         if at < 0 or self._read_in_all > READ_IN_ALL or self._events.full(EVALUATIONS):
             return None
@@ -158,7 +160,7 @@ class ServerAppOutput:
 
 
 def _metrics(text: str) -> Iterator[tuple[str, Any]]:
-    """The numbers, and lists of numbers, of a dictionary as Python writes it."""
+    """Yield the numbers, and lists of numbers, of a dictionary as Python writes it."""
     for count, found in enumerate(_PAIR.finditer(text)):
         if count == NUMBERS_LIMIT:
             return
@@ -168,6 +170,6 @@ def _metrics(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _number(text: str) -> float | int:
-    """A number as Python or numpy writes it."""
+    """Return a number that Python or numpy has written."""
     text = text.partition("(")[2].rstrip(")") or text
     return int(text) if text.lstrip("-").isdigit() and len(text) < 19 else float(text)

@@ -1,9 +1,9 @@
-"""Who may speak to a job's process on the server: the job's sites, under their current tokens.
+"""Admit to a job's process on the server only the job's sites, under their current tokens.
 
 FLARE's root cell checks that name, token and signature belong together, of sites and people alike. The job
-has to check that they belong to it, as nvflare 2.9.0 does for its own commands
-(`private/fed/server/server_command_agent.py`). Each frame of a stream is looked at before FLARE assembles it:
-nobody puts a piece into another's message, and what a stranger sends takes no memory.
+has to check that they belong to the job, as nvflare 2.9.0 does for its own commands
+(`private/fed/server/server_command_agent.py`). Each frame of a stream is checked before FLARE assembles it.
+So nobody inserts a piece into another's message, and a stranger's data takes no memory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nvflare.private.defs import CellMessageHeaderKeys
 log = logging.getLogger(__name__)
 
 REFRESH_EVERY = 5.0
-"""Seconds from one question after the sites' tokens to the next. A question is hardly ever needed, since the
-server's own process tells the job of a new token before it starts the site. Strangers must not cause many."""
+"""Seconds between two requests for the sites' tokens. A request is hardly ever needed, since the server's own
+process tells the job of a new token before it starts the site. Strangers must not cause many requests."""
 
 
 class Participants:
@@ -35,12 +35,12 @@ class Participants:
         ssid: str | None,
         refresh: Callable[[], None],
     ) -> None:
-        """Args of the participants.
+        """Create the participants.
 
         Args:
             clients: the job's sites as FLARE knows them now, by token.
-            ssid: FLARE's session id; None where it has none.
-            refresh: asks the server's own process for the tokens; may block and raise.
+            ssid: FLARE's session id, or None if it has none.
+            refresh: asks the server's own process for the tokens. It may block and raise.
         """
         self._clients = clients
         self._ssid = ssid
@@ -50,7 +50,7 @@ class Participants:
 
     @classmethod
     def of(cls, engine: Any) -> Participants:
-        """The participants of the job that runs in this process."""
+        """Return the participants of the job that runs in this process."""
         # FLARE's simulator gives its sites another session id than its server, and has no TLS either.
         ssid = engine.server.server_state.ssid if engine.server.secure_train else None
         return cls(lambda: engine.client_manager.clients, ssid, engine.sync_clients_from_main_process)
@@ -60,7 +60,7 @@ class Participants:
         return {client.name for client in dict(self._clients()).values()}
 
     def why_not(self, headers: Mapping[str, Any]) -> str | None:
-        """Why a message with these headers is not from one of the job's sites; None if it is."""
+        """Return why a message with these headers is not from one of the job's sites, or None if it is."""
         name, token = headers.get(CellMessageHeaderKeys.CLIENT_NAME), headers.get(CellMessageHeaderKeys.TOKEN)
         client = self._clients().get(token) if isinstance(token, str) else None
         if client is None or client.name != name:
@@ -72,11 +72,11 @@ class Participants:
         return None
 
     def owns(self, origin: Any) -> bool:
-        """Whether `origin` is the cell of one of the job's sites."""
+        """Return whether `origin` is the cell of one of the job's sites."""
         return any(_is_at(origin, client) for client in list(self._clients().values()))
 
     async def look_again(self, name: str) -> None:
-        """Ask for the tokens, if `name` is a site of this job: it may have come back under a new one."""
+        """Ask for the tokens if `name` is a site of this job, since it may have come back under a new one."""
         if name not in self.names():
             return
         if self._refreshing is None:
@@ -95,6 +95,6 @@ class Participants:
 
 
 def _is_at(origin: Any, client: Client) -> bool:
-    """Whether a cell's address is the client's, or one below it."""
+    """Return whether a cell's address is the client's, or one below it."""
     address = client.get_fqcn() or client.name
     return isinstance(origin, str) and (origin == address or bool(FQCN.is_ancestor(address, origin)))

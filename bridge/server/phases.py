@@ -1,4 +1,4 @@
-"""Says in a job's events what happens before its first round: who is waited for, and when the run begins."""
+"""Report the phases before the first round in a job's events: the wait for sites, and the run's start."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bridge.fleet.replies import Event
 from bridge.server.readiness import SiteReadiness
 
 AGAIN = 10.0
-"""Seconds after which it is said again who is still waited for."""
+"""Seconds after which the sites that are still missing are reported again."""
 
 
 def event(phase: str, ready: Sequence[str] = (), missing: Sequence[str] = ()) -> Event:
-    """That a phase begins: which sites are ready, and which are waited for."""
+    """Return the event that a phase begins, with the sites that are ready and those that are missing."""
     found = {"event": "phase", "phase": phase, "ready": list(ready), "missing": list(missing)}
     return {**found, "t": time.time()}
 
 
 class Phases:
-    """A context: its inside waits for the sites, and after it the run begins.
+    """A context: its body waits for the sites, and the run begins after it.
 
     Event: `{"event": "phase", "phase", "ready", "missing", "t"}` with the phases `sites` and `run`. Before
     them comes `superlink`.

@@ -1,4 +1,4 @@
-"""Which sites of a job are ready, and which cannot take part."""
+"""Know which sites of a job are ready, and which cannot take part."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ log = logging.getLogger(__name__)
 
 
 class SiteReadiness(Observer):
-    """An observer that also knows which sites have an active Flower node."""
+    """An observer that also knows the sites with an active Flower node."""
 
     def __init__(self, emit: Callable[[Event], None], rounds: int | None, flwr: str = "") -> None:
-        """`flwr` is the job's version of it; empty: this process's. Of the rest, see `Observer`."""
+        """Observe from now on. `flwr` is the job's version ("": this process's). For the rest see
+        `Observer`."""
         super().__init__(emit, rounds)
         self._flwr = flwr or versions.installed()
         self.ready: set[str] = set()
         self.late: set[str] = set()
-        """Sites that were let in after the job's start."""
+        """Sites that were admitted after the job's start."""
         self.incompatible: dict[str, str] = {}
-        """Sites that cannot take part, and why."""
+        """Sites that cannot take part, with the reasons."""
         self.last_call = time.monotonic()
-        """When a site has made a call last."""
+        """The time of the latest call from a site."""
         self._changed = asyncio.Event()
 
     def record(self, site: str, request: Request, response: Response) -> None:
@@ -45,13 +46,13 @@ class SiteReadiness(Observer):
         super().record(site, request, response)
 
     def refused(self, site: str, unfit: str) -> None:
-        """Wait no more for `site`."""
+        """Stop waiting for `site`."""
         self.incompatible[site] = unfit
         self.ready.discard(site)
         self._changed.set()
 
     def unfit(self, site: str, flwr: str) -> str | None:
-        """A site's call says which flwr it has: return why the site cannot take part, if it cannot."""
+        """Check the flwr version in a site's call. Return the reason if the site cannot take part."""
         unfit = versions.mismatch(site, flwr, self._flwr)
         if unfit is not None and site not in self.incompatible:
             log.error("%s", unfit)
@@ -59,7 +60,7 @@ class SiteReadiness(Observer):
         return unfit
 
     def why_incompatible(self) -> str:
-        """Why sites cannot take part, each in a line."""
+        """Return the reasons why sites cannot take part, a line each."""
         return "\n".join(self.incompatible[site] for site in sorted(self.incompatible))
 
     async def too_few(self, sites: list[str], min_sites: int) -> None:
@@ -79,7 +80,7 @@ class SiteReadiness(Observer):
 
     async def enough(self, sites: list[str], min_sites: int, within: float) -> None:
         """Wait for the sites, `within` seconds at most. Raises `RunFailed` if fewer than `min_sites` are
-        there then."""
+        ready then."""
         try:
             async with asyncio.timeout(within):
                 await self.all_of(sites, min_sites)

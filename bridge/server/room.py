@@ -1,4 +1,4 @@
-"""Room for a job's events: the server holds them in memory, and who causes them are sites and an app."""
+"""Bound a job's events: the server holds them in memory, but sites and the app cause them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bridge.fleet.replies import Event
 log = logging.getLogger(__name__)
 
 EVENTS_LIMIT = 32 * 1024 * 1024
-"""Characters of all events of one job that come of one site's replies, of the ServerApp's rounds, or of its
-central evaluation. Later ones are dropped."""
+"""Characters of all events of one job from one source: a site's replies, the ServerApp's rounds, or its
+central evaluation. Later events are dropped."""
 
 
 class EventRoom:
-    """Passes events on as long as there is room for those of their source. Not thread-safe."""
+    """Passes events on while their source has room. Not thread-safe."""
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._emitted: Counter[str] = Counter()
 
     def full(self, source: str) -> bool:
-        """Whether no more are kept of `source`."""
+        """Return whether the room of `source` is used up."""
         return self._emitted[source] > EVENTS_LIMIT
 
     def emit(self, source: str, event: Event) -> None:

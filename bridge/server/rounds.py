@@ -1,8 +1,8 @@
-"""Which rounds of a run have begun, also where an app counts them more than once.
+"""Know which rounds of a run have begun, even if an app counts them more than once.
 
-An app may call `strategy.start` again and again, for cross-validation say, and each call counts its rounds
-from 1. A late message of an old round is no new beginning: what tells them apart is when the ServerApp made
-the message, which Flower writes into it.
+An app may call `strategy.start` repeatedly, for cross-validation for example, and each call counts its rounds
+from 1. A late message of an old round starts no new count. Flower writes into each message when the ServerApp
+made it, and that time tells the two apart.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ class _Start:
     """One count of rounds: from a call of `strategy.start` to the next."""
 
     after: float
-    """When the last message before it was made, as far as it was seen."""
+    """The time of the last message seen before this start."""
     created: float
-    """When the message by which it was seen was made."""
+    """The time of the message that revealed this start."""
     first: tuple[int, str]
     """That message's round and kind."""
     begun: set[int] = field(default_factory=set)
     evaluated: set[int] = field(default_factory=set)
 
     def has(self, message: tuple[int, str], created: float) -> bool:
-        """Whether it is this one's message, if it is no later one's. Those to other sites are made moments
-        earlier or later than the one that was seen first."""
+        """Return whether the message belongs to this start, given that it belongs to no later one. The
+        messages to other sites are made moments before or after the one that was seen first."""
         return created >= self.created or (created > self.after and message == self.first)
 
 
 class Rounds:
-    """The rounds that have begun, by the number of the start and their own. Starts count from 1."""
+    """The rounds that have begun, by the number of the start and by their number. Starts count from 1."""
 
     def __init__(self) -> None:
         self._starts = [_Start(0.0, 0.0, (0, ""))]
@@ -45,19 +45,20 @@ class Rounds:
         return len(self._starts)
 
     def begun(self, start: int, number: int) -> bool:
-        """Whether this round has begun."""
+        """Return whether this round has begun."""
         return number in self._starts[start - 1].begun
 
     def answered(self, site: str, start: int, number: int, message_type: str) -> None:
-        """Note that `site` has answered a message of this type in this round: there should be no second one.
+        """Note that `site` has answered a message of this type in this round. No second one should come.
 
-        Not for a strategy that trains in stages, as SecAgg+ does: its messages have their round as group.
+        Do not use this for a strategy that trains in stages, such as SecAgg+. Its messages have their round
+        as group.
         """
         at, of, types = self._answered.get(site, (0, 0, set()))
         self._answered[site] = start, number, {message_type, *(types if (at, of) == (start, number) else ())}
 
     def repeats(self, site: str, number: int, message_type: str) -> bool:
-        """Whether `site` has answered such a message of the latest start already."""
+        """Return whether `site` has already answered such a message of the latest start."""
         start, of, types = self._answered.get(site, (0, 0, set()))
         return (start, of) == (self.start, number) and message_type in types
 
@@ -67,13 +68,14 @@ class Rounds:
         Args:
             number: the round's.
             kind: the message's.
-            created: when it was made, in Unix time.
-            again: whether its site has answered the same already (`repeats`).
+            created: the time it was made, in Unix time.
+            again: true if its site has already answered the same (`repeats`).
 
-        Returns the start to which it belongs, and whether it is its round's first.
+        Returns the start that it belongs to, and whether it is its round's first.
         """
         if created > self._created:
-            # A strategy evaluates after it has trained. What trains after that is another's first round.
+            # A strategy evaluates after it has trained. A later training message is another start's first
+            # round.
             again |= number == self._number and kind == TRAIN and number in self._starts[-1].evaluated
             if number < self._number or again:
                 self._starts.append(_Start(self._created, created, (number, kind)))

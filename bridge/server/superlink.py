@@ -1,4 +1,4 @@
-"""One job's SuperLink: start it, start the app's run on it, see the run's end, stop it.
+"""Manage one job's SuperLink: start it, start the app's run on it, follow the run to its end, stop it.
 
 The run is started and followed through the Control API (`control.py`), as `flwr run` does.
 """
@@ -42,31 +42,32 @@ log = logging.getLogger(__name__)
 serverapp_log = logging.getLogger("bridge.serverapp")
 
 READY_WITHIN = 60.0
-"""Seconds for a SuperLink to answer: it takes 2 on a quiet machine, far more on a loaded one."""
+"""Seconds for a SuperLink to answer. It takes 2 s on a quiet machine, far more on a loaded one."""
 
 STATUS_INTERVAL = 0.5
 """Seconds until the run's status is asked for again, when its log ended but the run did not."""
 
 SERVERAPP_WITHIN = 60.0
-"""Seconds from a run's start until its ServerApp's process is there: below one on a quiet machine."""
+"""Seconds from a run's start until its ServerApp's process exists. On a quiet machine it takes less than
+one."""
 
 SERVERAPP_TOLD = 5.0
 """Seconds from the end of the ServerApp's process until a run that has not ended counts as lost."""
 
 UNFINISHED_LIMIT = 64 * 1024
-"""Characters of a line whose end the ServerApp has not printed yet."""
+"""Characters of a line that the ServerApp has not finished yet."""
 
 STOP_GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL for SuperLink and ServerApp."""
 
 
 class RunFailed(FlowerbedError):
-    """The app's run did not start or did not complete; the text is the reason for people."""
+    """Raised when the app's run did not start or did not complete. The text is the reason, for people."""
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """A run's true end: `sub_status` is completed, failed or stopped."""
+    """A run's true end. `sub_status` is completed, failed or stopped."""
 
     sub_status: str
     details: str
@@ -77,12 +78,12 @@ class SuperLink:
 
     def __init__(self, process: FlowerProcess, ports: Ports, row: Generation) -> None:
         self.fleet = row.fleet
-        """What its Fleet API speaks."""
+        """The transport of its Fleet API."""
         self.unasked = row.unasked
-        """Whether sites may send what replies to nothing."""
+        """True if sites may send messages that reply to nothing."""
         self._fleet_port = ports.of_fleet(row)
         self.address = f"127.0.0.1:{self._fleet_port}"
-        """Where its Fleet API is."""
+        """The address of its Fleet API."""
         self.serverapp_lines: list[str] = []
         self.on_printed: Callable[[Sequence[str]], None] = lambda lines: None
         """Is shown the ServerApp's lines as they come."""
@@ -105,22 +106,22 @@ class SuperLink:
         confinement: Confinement = UNCONFINED,
         packages: AppEnvironment | None = None,
     ) -> SuperLink:
-        """Start a SuperLink whose ServerApp will run in `work_dir`; return when it answers.
+        """Start a SuperLink with a ServerApp that will run in `work_dir`. Return when it answers.
 
         Args:
-            work_dir: also the SuperLink's own.
-            home: for what Flower unpacks.
-            grace: seconds for which a site may be out of reach; an unfinished reply waits as long.
+            work_dir: also the SuperLink's working folder.
+            home: the folder that Flower unpacks into.
+            grace: seconds for which a site may be unreachable. An unfinished reply waits as long.
             prefork: of its ServerApp.
-            in_order: the plan that its ServerApp is to keep (`deterministic.py`), if any: a file's path.
+            in_order: the path of the plan that its ServerApp has to keep (`deterministic.py`), if any.
             ready_within: seconds for it to answer.
-            extra_env: what the job sets in its environment.
+            extra_env: variables that the job sets.
             confinement: of SuperLink and ServerApp.
-            packages: the environment that both run in; None: this process's.
+            packages: the environment of both, or None for this process's.
 
         Raises:
             RunFailed: it ended or stayed silent.
-            UnsupportedFlower: its Flower cannot do what is asked for.
+            UnsupportedFlower: its Flower does not support a setting.
         """
         packages = packages or app_environment.own()
         row = packages.generation
@@ -143,7 +144,7 @@ class SuperLink:
                 await superlink._ready(ready_within)
             except RunFailed as failed:
                 await superlink.stop()
-                # Between the choice and its use somebody else may take a port.
+                # Another process may take a port between the choice and its use.
                 if last or are_free(astuple(ports)):
                     raise
                 log.warning("another program took a port of the SuperLink's, which starts again: %s", failed)
@@ -162,15 +163,15 @@ class SuperLink:
             raise RunFailed(f"SuperLink did not answer within {within:.0f} s {self.tail()}") from None
 
     def tail(self) -> str:
-        """The end of what the SuperLink printed, for a reason's last lines."""
+        """Return the end of the SuperLink's output, as the last lines of a reason."""
         return "\n" + "\n".join(self._process.last_lines[-40:])
 
     def traceback(self) -> str:
-        """The last Python traceback that the ServerApp or the SuperLink printed, or nothing."""
+        """Return the last Python traceback that the ServerApp or the SuperLink printed, or ""."""
         return last_traceback(self.serverapp_lines) or last_traceback(self._process.last_lines)
 
     async def start_run(self, app: bytes, run_config: Mapping[str, ConfigValue]) -> int:
-        """Start the run of an app, which is given as its FAB and goes on as it is; return the run's id.
+        """Start the run of an app, which is given as its FAB and passed on unchanged. Return the run's id.
 
         Raises:
             RunFailed: the SuperLink refuses it.
@@ -186,7 +187,7 @@ class SuperLink:
         return reply.run_id
 
     async def finished(self, run_id: int) -> RunEnd:
-        """Wait for the run's end; it is known within half a second.
+        """Wait for the run's end, which is known within half a second.
 
         The SuperLink ends the run's log stream when the run is finished (flwr 1.41.0
         `superlink/servicer/control/control_handlers.py`, `_stream_logs`, every 0.5 s).
@@ -209,7 +210,7 @@ class SuperLink:
     async def _without_serverapp(self) -> str:
         """Return, with the reason, when the run can have no ServerApp any more.
 
-        Without this the SuperLink would see it by a missing heartbeat, a minute later.
+        Otherwise the SuperLink would notice only by a missing heartbeat, a minute later.
         """
         try:
             async with asyncio.timeout(SERVERAPP_WITHIN):
@@ -218,7 +219,7 @@ class SuperLink:
         except TimeoutError:
             return f"no ServerApp was started within {SERVERAPP_WITHIN:.0f} s {self.tail()}"
         await gone(pid)
-        # One that ends by itself has told the SuperLink so before.
+        # A ServerApp that ends normally has told the SuperLink before.
         await asyncio.sleep(SERVERAPP_TOLD)
         return f"the ServerApp was killed from outside (out of memory?) during the run {self.tail()}"
 
@@ -246,7 +247,7 @@ class SuperLink:
                 "unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse()
             )
         except (RunFailed, ControlApiUnanswered) as error:
-            # The SuperLink gives it up by itself after a minute without heartbeat.
+            # The SuperLink gives the node up after a minute without heartbeat.
             log.warning("node %d could not be removed: %s", node_id, error)
 
     async def stop(self) -> None:
@@ -255,13 +256,14 @@ class SuperLink:
         await self._process.stop(STOP_GRACE)
 
     async def _answers(self) -> bool:
-        """Whether both APIs that are used are served. Over HTTP they come together, over gRPC one by one."""
+        """Return whether both APIs are served. Over HTTP they come together, over gRPC one after the
+        other."""
         if not await self._control_api.answers():
             return False
         return self.fleet is Transport.HTTP or await listens(self._fleet_port)
 
     async def _follow_log(self, run_id: int) -> None:
-        """Log what the ServerApp prints until the SuperLink ends the stream."""
+        """Log the ServerApp's output until the SuperLink ends the stream."""
         request = StreamLogsRequest(run_id=run_id, after_timestamp=self._log_seen)
         try:
             async for frame in self._control_api.stream_logs(request):
@@ -272,7 +274,7 @@ class SuperLink:
             log.warning("the ServerApp's log cannot be had: %s", refused)
 
     def _printed(self, text: str, *, over: bool = False) -> None:
-        """Take in a part of what the ServerApp prints. It may end within a line."""
+        """Take in a part of the ServerApp's output. It may end within a line."""
         *lines, rest = (self._unfinished + strip_colour(text)).splitlines(keepends=True) or [""]
         if over or len(rest) > UNFINISHED_LIMIT or rest.endswith("\n"):
             lines, rest = [*lines, rest], ""
@@ -291,11 +293,11 @@ class SuperLink:
 
 
 CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
-"""What Python prints between the traceback of a cause and that of what came of it."""
+"""The text that Python prints between the traceback of a cause and that of its effect."""
 
 
 def last_traceback(lines: list[str]) -> str:
-    """Return the last Python traceback in `lines`, joined, with those of its causes; or an empty string."""
+    """Return the last Python traceback in `lines`, joined, with those of its causes, or ""."""
     starts = [
         i for i, line in enumerate(lines) if line.lstrip().startswith("Traceback (most recent call last)")
     ]
@@ -314,5 +316,5 @@ def _end_of_traceback(lines: list[str], start: int) -> int:
 
 
 def free_ports() -> Ports:
-    """Four loopback ports that are free now, and differ."""
+    """Return four different loopback ports that are free now."""
     return Ports(*choose_ports(4))

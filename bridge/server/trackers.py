@@ -1,8 +1,8 @@
-"""Where a job's points go: FLARE's receivers for TensorBoard and for MLflow, as this stack has them.
+"""Hand a job's points to FLARE's receivers for TensorBoard and for MLflow, as this stack has them.
 
-The receivers are FLARE's own. What is added: they begin with the first point, so that neither their imports
-nor a server that is away hold up the job; what they have is shown within a second; and TensorBoard's files
-lie where its container finds them while the job runs, and are part of the job's results after it.
+The receivers are FLARE's own. This module adds three things. A receiver begins with the first point, so that
+neither its imports nor an absent server delay the job. Points show within a second. TensorBoard's files are
+where its container finds them while the job runs, and become part of the job's results afterwards.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from bridge.common.text import one_line
 log = logging.getLogger(__name__)
 
 SHOWN = Path("/tracking")
-"""What the server's container shares with TensorBoard's (`compose/tensorboard.yaml`). Elsewhere, as in
-FLARE's simulator, it is not there: then the files are in the job's folder from the beginning."""
+"""The folder that the server's container shares with TensorBoard's (`compose/tensorboard.yaml`). Elsewhere,
+as in FLARE's simulator, it does not exist. The files are then in the job's folder from the beginning."""
 
 FILES = "tb_events"
-"""The folder of TensorBoard's files in the job's own, FLARE's name for it; one folder a site."""
+"""The folder of TensorBoard's files in the job's own, by FLARE's name for it. It has one folder a site."""
 
 MLFLOW_URI, MLFLOW_SERVICE = "MLFLOW_TRACKING_URI", "http://mlflow:5000"
-"""MLflow's own variable, and where its container is."""
+"""MLflow's own variable, and the address of its container."""
 
 FLUSH_AFTER = 1.0
-"""Seconds from a point to its being shown. TensorBoard's writer would keep it for two minutes."""
+"""Seconds until a point shows. TensorBoard's writer would keep it for two minutes."""
 
 
 SITE_RUNS, JOB_RUNS = 8, 64
-"""Keys of `add_scalars` that get a run by themselves, so a thread and a file: of one site, and of one job.
+"""Keys of `add_scalars` that get a separate run, and so a thread and a file: of one site, and of one job.
 Further ones become scalars of the site's own run, tagged `tag/key`."""
 
 RUN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. +-]{0,60}")
 """The form of a tag, with `_` for its slashes, and of a key that can name a folder."""
 
 OPEN_WITHIN, OPEN_AGAIN = 60.0, 1.0
-"""Seconds until a server that does not answer is given up for the whole job, and between two tries. A job
-that ends first gives it up at once."""
+"""Seconds until a silent server is given up for the whole job, and between two tries. A job that ends first
+gives it up at once."""
 
 
 class _Receiver(AnalyticsReceiver):
@@ -73,17 +73,17 @@ class _Receiver(AnalyticsReceiver):
 
     @abstractmethod
     def _flush(self) -> None:
-        """Write what it keeps."""
+        """Write the points that the receiver holds."""
 
     @abstractmethod
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
-        """Hand one point to FLARE's receiver, as far as it may be trusted with it."""
+        """Hand one point to FLARE's receiver, except for parts that could harm it."""
 
     def initialize(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE at the run's start: nothing is to be done yet."""
+        """Called by FLARE at the run's start. Nothing is done yet."""
 
     def save(self, fl_ctx: FLContext, shareable: Shareable, record_origin: str) -> None:
-        """Called by FLARE with a point of the site `record_origin`, one after the other."""
+        """Called by FLARE with the points of the site `record_origin`, one after the other."""
         if self._broken:
             return
         if self._inner is None:
@@ -105,7 +105,7 @@ class _Receiver(AnalyticsReceiver):
             self._flushing.start()
 
     def _opened(self, fl_ctx: FLContext) -> Any:
-        """Open it, in several tries if it is a server that does not answer. The points wait meanwhile."""
+        """Open the receiver, in several tries if its server does not answer. The points wait meanwhile."""
         deadline = time.monotonic() + OPEN_WITHIN
         while True:
             try:
@@ -133,19 +133,19 @@ class _Receiver(AnalyticsReceiver):
 
 
 class TensorBoard(_Receiver):
-    """Writes TensorBoard's files: a folder a job, in it one a site."""
+    """Writes TensorBoard's files: a folder for each job, with one folder for each site."""
 
     def __init__(self) -> None:
         super().__init__()
         self._runs: dict[str, set[tuple[str, str]]] = {}
-        """By site: the tags and keys that have a run by themselves."""
+        """By site: the tags and keys that have a separate run."""
 
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
         point = AnalyticsData.from_dxo(from_shareable(shareable))
         if point is None or point.data_type != AnalyticsDataType.SCALARS:
             self._inner.save(fl_ctx, shareable, site)
             return
-        # FLARE's receiver joins each key to a path, as it came, and starts a thread for it (nvflare 2.9.0
+        # FLARE's receiver joins each key to a path unchanged, and starts a thread for it (nvflare 2.9.0
         # `tb_event_writer.py`, `add_scalars`).
         keys = {key for key in point.value if self._may_have_run(site, point.tag, key)}
         parts = (
@@ -175,7 +175,7 @@ class TensorBoard(_Receiver):
         return True
 
     def _open(self, fl_ctx: FLContext) -> Any:
-        # Here, not above: it takes a while, and needs the package.
+        # Imported here, because it takes a while and needs the package.
         from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
 
         inner = TBAnalyticsReceiver(FILES)
@@ -191,7 +191,7 @@ class TensorBoard(_Receiver):
             writer.flush()
 
     def finalize(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE at the run's end: what was shown becomes part of the results."""
+        """Called by FLARE at the run's end. The files become part of the results."""
         super().finalize(fl_ctx)
         folder = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())) / FILES
         if self._inner is not None and Path(self._inner.root_log_dir) != folder:
@@ -199,7 +199,8 @@ class TensorBoard(_Receiver):
 
 
 class MLflow(_Receiver):
-    """Tells an MLflow server: an experiment a job's name, in it a run for each job and site, or server."""
+    """Sends points to an MLflow server: an experiment for each job name, with a run for each site or server
+    of each job."""
 
     def _save(self, fl_ctx: FLContext, shareable: Shareable, site: str) -> None:
         point = AnalyticsData.from_dxo(from_shareable(shareable), receiver=LogWriterName.MLFLOW)
@@ -222,7 +223,7 @@ class MLflow(_Receiver):
 
         uri = os.environ.get(MLFLOW_URI, MLFLOW_SERVICE)
         name = _job_name(fl_ctx)
-        # First, without a place for its artifacts: FLARE would name one on this machine.
+        # First without a place for its artifacts, because FLARE would name one on this machine.
         client = MlflowClient(uri)
         if client.get_experiment_by_name(name) is None:
             client.create_experiment(name)
@@ -232,8 +233,8 @@ class MLflow(_Receiver):
         return inner
 
     def _add_run(self, site: str, fl_ctx: FLContext) -> None:
-        """Make the run of who had none at the job's start: the server, or a site that came late. FLARE makes
-        those of the sites that are there then (nvflare 2.9.0 `mlflow_receiver.py`, `initialize`)."""
+        """Make the run of a site that came late, or of the server. FLARE makes runs for the sites that are
+        there at the start (nvflare 2.9.0 `mlflow_receiver.py`, `initialize`)."""
         self._inner._mlflow_setup("", _job_name(fl_ctx), {}, [site], fl_ctx)
         self._inner._init_buffer([site])
 
@@ -243,7 +244,7 @@ class MLflow(_Receiver):
                 self._flush_site(site)
 
     def _flush_site(self, site: str) -> None:
-        """What the server refuses of one site is not to keep back another's."""
+        """Send one site's points, so that one refused by the server holds back no other site's."""
         try:
             self._inner.flush_buffers(site)
         except Exception as error:
@@ -257,16 +258,16 @@ class MLflow(_Receiver):
 
 
 RECEIVERS: dict[str, type[_Receiver]] = {TENSORBOARD: TensorBoard, MLFLOW: MLflow}
-"""By choice. No points are received where there is none."""
+"""By choice. Without a choice no points are received."""
 
 
 def _mlflow_name(name: str) -> str:
-    """A name as MLflow takes them."""
+    """Return a name in the form that MLflow accepts."""
     return re.sub(r"[^\w.\- :/]", "_", name)
 
 
 def shown_as(fl_ctx: FLContext) -> str:
-    """The name under which TensorBoard shows a job: its own, and the beginning of its id."""
+    """Return the name under which TensorBoard shows a job: its own, and the beginning of its id."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{_job_name(fl_ctx)}-{fl_ctx.get_job_id()[:8]}").lstrip(".-")
 
 

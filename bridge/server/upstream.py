@@ -1,4 +1,4 @@
-"""How the forwarder asks a SuperLink: over HTTP or over gRPC, one request, one answer."""
+"""Ask a SuperLink for the forwarder, over HTTP or over gRPC: one request, one answer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bridge.relay.calls import Request, Response
 from bridge.relay.parts import Store
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds to connect on loopback. There is no time-out for the answer: a SuperLink that is merely slow
-would carry out the call twice, and one that dies closes the connection."""
+"""Seconds to connect on loopback. The answer has no timeout. A SuperLink that is merely slow would execute
+the call twice, and one that dies closes the connection."""
 
 
 class NotReached(FlowerbedError):
-    """The request has not reached the SuperLink."""
+    """Raised when the request has not reached the SuperLink."""
 
 
 class AnswerLost(FlowerbedError):
-    """The request may have reached the SuperLink; its answer did not come."""
+    """Raised when the request may have reached the SuperLink, and its answer did not come."""
 
 
 class HttpUpstream:
@@ -64,7 +64,7 @@ class HttpUpstream:
             raise NotReached(repr(error)) from None
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed.
             raise AnswerLost(repr(error)) from None
-        # In httpx 0.28 an answer and its stream refer to each other, which would keep both bodies until the
+        # In httpx 0.28 an answer and its stream refer to each other. That would keep both bodies until the
         # next run of the garbage collector: up to 100 MiB.
         answer.stream = httpx.ByteStream(b"")
         kept = tuple((k, v) for k, v in answer.headers.items() if k in wire.RESPONSE_HEADERS)
@@ -74,7 +74,7 @@ class HttpUpstream:
 
     @staticmethod
     async def _stored(answer: httpx.Response, size: int, store: Store) -> StoredBody | NoRoom:
-        """A large answer, on the disk as it comes."""
+        """Return a large answer, written to the disk as it comes."""
         try:
             body = await store(size)
         except NoRoom as full:
@@ -86,18 +86,18 @@ class HttpUpstream:
         return body
 
     async def close(self) -> None:
-        """Close the connections; what is on its way ends as `AnswerLost`."""
+        """Close the connections. Requests in flight end as `AnswerLost`."""
         await self._client.aclose()
 
 
 class GrpcUpstream:
-    """The Fleet API over gRPC at `address` (host:port), as raw bytes. To be made on the loop that uses it."""
+    """The Fleet API over gRPC at `address` (host:port), as raw bytes. Create it on the loop that uses it."""
 
     OPTIONS = (
-        ("grpc.enable_http_proxy", 0),  # A proxy that the environment names is not for loopback.
+        ("grpc.enable_http_proxy", 0),  # A proxy from the environment is not for loopback.
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        # gRPC's own first wait for a second try to connect is 1 s.
+        # gRPC's default wait before a second try to connect is 1 s.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     )
@@ -114,7 +114,7 @@ class GrpcUpstream:
             return grpc_form.refusal(StatusCode.INVALID_ARGUMENT, str(error))
         content, stored = request.body, request.stored
         if stored is not None:
-            # gRPC knows no streams here: with these older Flowers a large object is whole in memory.
+            # gRPC has no streams here. With these older Flowers a large object is whole in memory.
             content = await asyncio.to_thread(stored.read, 0, len(stored))
         try:
             call = self._channel.unary_unary(request.path)(content, metadata=metadata)
@@ -133,7 +133,7 @@ class GrpcUpstream:
             kept = grpc_form.headers_of(error.trailing_metadata())
             return grpc_form.refusal(error.code(), error.details() or "", kept)
         except (grpc.aio.UsageError, asyncio.CancelledError):
-            if self._closed:  # gRPC cancels what waits for a channel that is closed.
+            if self._closed:  # gRPC cancels the calls on a channel that closes.
                 raise AnswerLost("the connection was closed") from None
             raise
 
@@ -148,5 +148,5 @@ Upstream = HttpUpstream | GrpcUpstream
 
 
 def upstream(transport: Transport, address: str) -> Upstream:
-    """The way to the SuperLink whose Fleet API is at `address` (host:port)."""
+    """Return the way to the SuperLink with its Fleet API at `address` (host:port)."""
     return (HttpUpstream if transport is Transport.HTTP else GrpcUpstream)(address)

@@ -1,10 +1,10 @@
-"""Where a ServerApp works: a folder of its job, with the server's data and what its app keeps.
+"""Make a ServerApp's working folder: a folder of its job, with the server's data and the app's kept files.
 
-What an app keeps outlives its jobs: checkpoints, for a job that is repeated or continues another. The
-folder is `kept/ORG/SUBMITTER/PUBLISHER/NAME` in FLARE's workspace, by the submitter and by what the app's
-pyproject.toml says of itself. Whoever submits may say what it likes there, so nobody finds what another has
-left: a checkpoint may be code. The ServerApp finds it as `./kept`, and by the variable `FLOWERBED_KEPT`. No
-other app's processes can read it (`confinement.py`).
+An app's kept files outlive its jobs, such as checkpoints for a job that is repeated or continues another. The
+folder is `kept/ORG/SUBMITTER/PUBLISHER/NAME` in FLARE's workspace. The submitter and the app's pyproject.toml
+give the names. A submitter may write anything into pyproject.toml, so the submitter's part of the path keeps
+people apart: nobody finds another's checkpoint, which may be code. The ServerApp finds the folder as
+`./kept`, and by the variable `FLOWERBED_KEPT`. No other app's processes can read it (`confinement.py`).
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from bridge.job import fab, settings
 from bridge.launch import plan, working_folder
 
 LONGEST = 100
-"""Characters of a name that becomes a folder's. A longer one is cut, and gets its hash."""
+"""Characters of a folder's name. A longer name is cut, and gets its hash."""
 
 
 @dataclass(frozen=True)
 class WorkDir:
-    """One job's."""
+    """The working folder of one job."""
 
     path: Path
     kept: Path
-    """The app's own folder, which outlives the job."""
+    """The app's folder, which outlives the job."""
     provisioned: bool
-    """Whether there is a place for data."""
+    """True if there is a place for data."""
 
     @classmethod
     def of(cls, workspace: Workspace, job: str, app: bytes) -> WorkDir:
-        """Return that of a job whose app is given as its FAB; only the folder that outlives it is made."""
+        """Return the working folder of a job with an app given as its FAB. Make only the folder that outlives
+        it."""
         root = Path(workspace.get_root_dir())
         folder = _kept(root, Path(workspace.get_job_meta_path(job)), app)
         return cls(Path(workspace.get_run_dir(job)) / "serverapp", folder, settings.provisioned(root))
 
     def make(self) -> Path:
-        """Make it, before any of the app's code runs."""
+        """Make the folder, before any of the app's code runs."""
         self.path.mkdir()
         (self.path / kept.LINK).symlink_to(self.kept)
         if self.provisioned:
@@ -55,11 +56,11 @@ class WorkDir:
         return self.path
 
     def variables(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """What is set for the app's processes, beside what its job sets."""
+        """Return the variables for the app's processes, beside those that its job sets."""
         return {**extra, kept.VARIABLE: str(self.kept)}
 
     def close(self) -> None:
-        """Leave what the app has written, the job's results, and nothing else. No process of it is left."""
+        """Keep only the files that the app has written, the job's results. None of its processes is left."""
         link = self.path / kept.LINK
         if link.is_symlink():
             link.unlink()
@@ -83,6 +84,6 @@ def _kept(root: Path, job_meta: Path, app: bytes) -> Path:
 
 
 def as_name(text: str) -> str:
-    """A folder's name for any text; no two texts have the same."""
+    """Return a folder's name for any text. No two texts have the same."""
     safe = quote(text, safe="").replace(".", "%2E") or "%"
     return safe if len(safe) <= LONGEST else f"{safe[:LONGEST]}~{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,1 +1,1 @@
-"""Runs in FLARE's job process at a site."""
+"""Code that runs in FLARE's job process at a site."""

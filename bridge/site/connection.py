@@ -1,12 +1,11 @@
-"""One HTTP connection of the gateway, bounded in time, and all of them in number.
+"""Bound each HTTP connection of the gateway in time, and all of them in number.
 
-Whatever runs in a site's container can connect to the gateway. So a request must arrive within seconds, its
-body must say how long it is, and strangers' connections make room: at the bound, a new connection takes the
-place of the one that has been waited for longest. A connection over which the SuperNode itself has made a
-call stays.
+Any process in a site's container can connect to the gateway. So a request must arrive within seconds, and its
+body must say its length. At the bound, a new connection evicts the stranger that the gateway has waited for
+longest. A connection that the SuperNode has made a call over stays.
 
-uvicorn has none of these limits (its `limit_concurrency` refuses everybody as soon as strangers hold the
-connections). What is used of its insides is named in `tests/unit/test_internals.py`.
+uvicorn has none of these limits. (Its `limit_concurrency` refuses everybody as soon as strangers hold the
+connections.) `tests/unit/test_internals.py` names the uvicorn internals that this module uses.
 """
 
 from __future__ import annotations
@@ -22,42 +21,44 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Connections that are held. A SuperNode uses fewer than ten; each takes a file descriptor, of which a
-container may have 1024, and at most some 100 KiB."""
+"""Connections held. A SuperNode uses fewer than ten. Each takes at most some 100 KiB and one file descriptor,
+and a container may have 1024 of those."""
 
 ACCEPTED_IN_A_TURN = 64
-"""Connections that one turn of the event loop accepts: few enough that a request which came with its
-connection is read before `MAX_CONNECTIONS` newer ones could displace it."""
+"""Connections accepted in one turn of the event loop. The number is small, so that a request that came with
+its connection is read before `MAX_CONNECTIONS` newer connections could evict it."""
 
 ACCEPT_QUEUE = 2048
-"""Connections that the kernel keeps until they are accepted; beyond, it lets them try again after 1 s."""
+"""Connections that the kernel keeps until they are accepted. Beyond this it lets clients retry after 1 s."""
 
 HEAD_TIMEOUT = 5
-"""Seconds from the connection, or from a request's first byte, to the end of its headers. A SuperNode on
-the same machine sends them at once."""
+"""Seconds from the connection, or from a request's first byte, to the end of its headers. A SuperNode is on
+the same machine and sends them at once."""
 
 BODY_TIMEOUT = 20.0
-"""Seconds for a body, which comes from the same machine: 64 MiB take less than one."""
+"""Seconds for a body. It comes from the same machine: 64 MiB take less than one second."""
 
 BODY_RATE = 8 * 1024 * 1024
-"""Bytes of a body that give the SuperNode's own a second more. An object of 500 MB takes some five."""
+"""Bytes of a SuperNode's body that extend its time by one second. An object of 500 MB takes some five
+seconds."""
 
 HEAD_LIMIT = 16 * 1024
 """Bytes of a request's line and headers together. Flower's are under 1 KiB."""
 
 IDLE_TIMEOUT = 75
-"""Seconds after which the SuperNode's unused keep-alive connection is closed: more than Flower's heartbeat
-interval (20 s), so that a connection is not closed under its feet. A stranger's is closed after
+"""Seconds until the SuperNode's unused keep-alive connection is closed. This exceeds Flower's heartbeat
+interval (20 s), so no connection closes between two heartbeats. A stranger's connection closes after
 `HEAD_TIMEOUT`."""
 
 REFUSALS_LOGGED_EVERY = 10.0
-"""Seconds between two log lines about refusals: a flood of them must not fill the disk."""
+"""Seconds between two log lines about refusals, so that a flood of them cannot fill the disk."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Refusals:
-    """Logs what is refused: the first at once, then a line every `REFUSALS_LOGGED_EVERY`, with the number."""
+    """Logs refusals: the first at once, then one line with their number every `REFUSALS_LOGGED_EVERY`
+    seconds."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -65,7 +66,7 @@ class Refusals:
         self._silent_until = 0.0
 
     def add(self, reason: str) -> None:
-        """Count one refusal and say so, or not yet."""
+        """Count one refusal, and log it if a line is due."""
         self.count += 1
         now = asyncio.get_running_loop().time()
         if now < self._silent_until:
@@ -83,7 +84,7 @@ class BoundedConnection(H11Protocol):
     def __init__(
         self, *args: Any, is_known: Callable[[Headers], bool], refusals: Refusals, **kwargs: Any
     ) -> None:
-        """`is_known` says by a request's headers whether it is the SuperNode's own."""
+        """Create the connection. `is_known` tells by a request's headers whether it is the SuperNode's."""
         super().__init__(*args, **kwargs)
         self._is_known = is_known
         self._refusals = refusals
@@ -94,7 +95,7 @@ class BoundedConnection(H11Protocol):
         self.timeout_keep_alive = HEAD_TIMEOUT
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by asyncio: take a place, if need be that of another."""
+        """Called by asyncio. Take a place, if need be that of another connection."""
         super().connection_made(transport)
         self._since = self.loop.time()
         self._wait_for("head")
@@ -128,7 +129,7 @@ class BoundedConnection(H11Protocol):
         self._look()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for what is no HTTP request."""
+        """Called by uvicorn for bytes that are not an HTTP request."""
         self._refusals.add("what is no HTTP/1.1 request")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
@@ -136,7 +137,7 @@ class BoundedConnection(H11Protocol):
             self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Called by uvicorn when nothing came for long: without waiting for a peer that does not read."""
+        """Called by uvicorn on an idle connection. Does not wait for a peer that does not read."""
         self.transport.abort()
 
     @property
@@ -145,7 +146,7 @@ class BoundedConnection(H11Protocol):
         return cycle is not None and not cycle.response_complete and not cycle.more_body
 
     def _look(self) -> None:
-        """Set the time limit for what the peer now owes."""
+        """Set the time limit for the bytes that the peer now owes."""
         if self.transport.is_closing():
             self._wait_for("")
         elif self.conn.their_state is h11.SEND_BODY:
@@ -169,7 +170,7 @@ class BoundedConnection(H11Protocol):
             )
 
     def _more_time(self) -> float:
-        """Seconds that the body to come may take more."""
+        """Return the extra seconds for the body to come."""
         headers = self.scope["headers"]
         size = int(dict(headers).get(b"content-length", b"0"))
         return size / BODY_RATE if self._is_known(headers) else 0.0

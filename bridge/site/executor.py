@@ -1,4 +1,4 @@
-"""A site's end of a job: gateway and SuperNode, from the run's start to its end."""
+"""Run a site's end of a job: gateway and SuperNode, from the run's start to its end."""
 
 from __future__ import annotations
 
@@ -43,37 +43,37 @@ from bridge.site.supernode import SuperNode, SuperNodeSetup, check, start_supern
 log = logging.getLogger(__name__)
 
 RESTARTS = 5
-"""How often a SuperNode that ends by itself is started again in one job."""
+"""Restarts of a SuperNode that ends unexpectedly, in one job."""
 
 RESTART_FIRST = 0.5
-"""Seconds before the first new start; each further wait is twice as long."""
+"""Seconds before the first restart. Each further wait is twice as long."""
 
 LEAVE_WITHIN = 10.0
-"""Seconds for the server to take note that a site leaves, before its SuperNode is stopped all the same."""
+"""Seconds for the server to note that a site leaves. After them its SuperNode is stopped in any case."""
 
 TASK_REQUEST_INTERVAL = 5.0
-"""Seconds between two questions of a site's job after a task; each costs about 10 ms. There is none, and of
-the job's end the site is told: only if that is lost does it learn of it so."""
+"""Seconds between two requests for a task, which cost about 10 ms each. There are no tasks. The site is told
+when the job ends, and only if that message is lost does it learn of the end from such a request."""
 
 LAST_TASK_REQUEST_INTERVAL = 0.3
-"""The same once the server has told the relay that the job is over. In FLARE's simulator a site learns of its
-job's end by such a question only."""
+"""Seconds between two requests for a task once the server has told the relay that the job is over. In FLARE's
+simulator a site learns of its job's end only from such a request."""
 
 END_CHECK = 0.1
-"""Seconds between two looks at FLARE's signal that the run is over, which can only be polled."""
+"""Seconds between two looks at FLARE's signal that the run is over. The signal can only be polled."""
 
 INCARNATIONS = RESTARTS + 1
-"""How many SuperNodes one start of the site's part may have: the next start's first counts on after these.
-The server numbers the starts, so neither a clock nor anything in the site's container has a say."""
+"""SuperNodes that one start of the site's part may have. The next start numbers its SuperNodes after these.
+Start numbers come from the server, so neither a clock nor the site's container can influence them."""
 
 
 class FlowerExecutor(Executor):
-    """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site
-    that comes late or comes back needs nothing from the server to begin."""
+    """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site that comes
+    late or comes back needs nothing from the server to begin."""
 
     @job_options.takes(job_options.options(job_options.SITE))
     def __init__(self, **given: Any) -> None:
-        """`given`: the options of `JobOptions` that are a site's, from the job's file."""
+        """Create the executor from the site's options of `JobOptions`, in the job's file."""
         super().__init__()
         self.options = job_options.given_to(job_options.SITE, given)
         # FLARE writes a job's file from a component's attributes.
@@ -102,18 +102,18 @@ class FlowerExecutor(Executor):
         elif event_type == EventType.END_RUN:
             self._stop()
         elif event_type == ANALYTIC_EVENT_TYPE and self._points is not None:
-            # Of FLARE's MetricRelay, which has it from the app's writer.
+            # The event comes from FLARE's MetricRelay, which has the data from the app's writer.
             self._points.put(from_shareable(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
-        """Called by FLARE for a task: there is none."""
+        """Called by FLARE for a task. There are none."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _rest(self, run_over: Signal) -> None:
-        """FLARE has asked the server for a task, and there is none: keep it from asking again for a while,
-        unless the run is over (nvflare 2.9.0 `private/fed/client/client_runner.py`, `_try_run`)."""
+        """Delay FLARE's next request for a task, unless the run is over (nvflare 2.9.0
+        `private/fed/client/client_runner.py`, `_try_run`)."""
         began = time.monotonic()
         while not run_over.triggered and time.monotonic() - began < (
             TASK_REQUEST_INTERVAL if self._ending is None else LAST_TASK_REQUEST_INTERVAL
@@ -182,7 +182,7 @@ class FlowerExecutor(Executor):
         self._loop.run(self._begin(link, setup, packages.generation.fleet, run_dir, first=first))
 
     async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
-        """Take no part: this site cannot run the app."""
+        """Take no part, because this site cannot run the app."""
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
         self._other_app(reason)
 
@@ -215,37 +215,38 @@ class FlowerExecutor(Executor):
         self._watching = asyncio.ensure_future(self._watch(start))
 
     def _is_supernode(self, port: int) -> bool:
-        """Whether the connection from `port` to the gateway is the SuperNode's that was started last."""
+        """Return whether the connection from `port` to the gateway is the latest SuperNode's."""
         assert self._gateway is not None
         if self._supernode is None:
             return False
         return not self._sees_connections or connects(self._supernode.pid, port, self._gateway.port)
 
     async def _watch(self, start: Callable[[], Awaitable[SuperNode]]) -> None:
-        """Start the SuperNode again when it ends before the job does: later each time, and not for ever."""
+        """Restart the SuperNode when it ends before the job does: later each time, at most `RESTARTS`
+        times."""
         assert self._supernode is not None and self._caller is not None
         for number in range(RESTARTS):
             reason = await self._supernode.ended()
             log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
-            await self._supernode.stop(0)  # What it had started ends too: there is one node at a time.
+            await self._supernode.stop(0)  # Its children end too: there is one node at a time.
             await self._caller.start_over()
             await asyncio.sleep(RESTART_FIRST * 2**number)
             self._supernode = await start()
         log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
-        # As if this process had crashed: the server's keeper begins anew with another, and fails the job in
-        # the end. (After a panic the site would only be missing.)
+        # Exit as if this process had crashed. The server's keeper then starts over with another process, and
+        # fails the job in the end. After a panic the site would merely be missing.
         logging.shutdown()
         os._exit(ProcessExitCode.EXCEPTION)
 
     def _other_app(self, reason: str) -> None:
-        """Take no part: the server hands out another app than this site has checked, or there is no
-        environment for it."""
+        """Take no part, because the server hands out another app than this site has checked, or the app has
+        no environment."""
         log.error("this site takes no part any more: %s", reason)
         self._leaving = asyncio.ensure_future(self._leave(reason))
 
     async def _leave(self, reason: str) -> None:
-        """Say why, and stop the SuperNode while it can still take its leave. FLARE's part of the job idles
-        until the job's end: if it ended, FLARE would take the site for one that was lost."""
+        """Give the reason, and stop the SuperNode while it can still say good-bye. FLARE's part of the job
+        idles until the job's end. If that part ended, FLARE would treat the site as lost."""
         assert self._caller is not None
         if self._watching is not None:
             self._watching.cancel()
@@ -254,13 +255,12 @@ class FlowerExecutor(Executor):
             await self._supernode.stop(self.options.client_shutdown_timeout)
 
     def _job_over(self) -> None:
-        """The server's answer says that the run has ended: stop at once, not only at END_RUN, which
-        comes seconds later."""
+        """Stop as soon as the server's answer says that the run has ended. END_RUN comes seconds later."""
         log.info("the server says that the job is over")
         self._ending = asyncio.ensure_future(self._end())
 
     def _too_much(self, reason: str) -> None:
-        """This site's files of the job are more than they may be: its part ends."""
+        """End this site's part, because its files of the job exceed their limit."""
         assert self._loop is not None
         reason = f"this site's part in the job is ended: {reason}"
         log.error("%s", reason)
@@ -272,7 +272,7 @@ class FlowerExecutor(Executor):
             self._leaving = asyncio.ensure_future(self._leave_soon(reason))
 
     async def _leave_soon(self, reason: str) -> None:
-        """Leave; and stop what fills the disk even if the server cannot be told now."""
+        """Leave, and stop the processes that fill the disk even if the server cannot be told now."""
         leaving = asyncio.ensure_future(self._leave(reason))
         try:
             await asyncio.wait([leaving], timeout=LEAVE_WITHIN)
@@ -314,7 +314,7 @@ class FlowerExecutor(Executor):
             await self._gateway.stop()
         if self._link is not None:
             self._link.close()
-        # What was temporary, or unpacked of the app, ends with the job.
+        # Temporary files and the unpacked app end with the job.
         for folder in self._temporary:
             await asyncio.to_thread(disk.remove, folder)
 
@@ -322,7 +322,7 @@ class FlowerExecutor(Executor):
 def _packages(
     options: job_options.JobOptions, brought: bytes | None, site: str
 ) -> tuple[AppEnvironment | None, str]:
-    """The environment of the job's app; or none, and why the site takes no part."""
+    """Return the environment of the job's app, or None and the reason why the site takes no part."""
     pyproject = fab.read(brought) if brought is not None else None
     try:
         packages = app_environment.of_job(options.environment, pyproject)
@@ -335,8 +335,9 @@ def _packages(
 
 
 def partition(site: str, sites: Collection[str], late: Mapping[str, int]) -> dict[str, int]:
-    """The numbers that FLARE's own Flower integration gives: places in the sorted list of sites. A site that
-    came late has the next number, so that nobody else's changes, and counts as many as had one then."""
+    """Return the numbers that FLARE's own Flower integration gives: places in the sorted list of sites. A
+    late site gets the next number, so that the other sites' numbers stay. Its count is that of the sites that
+    had a number by then."""
     if site in late:
         return {"num-partitions": late[site] + 1, "partition-id": late[site]}
     first = sorted(set(sites) - late.keys())
@@ -345,20 +346,22 @@ def partition(site: str, sites: Collection[str], late: Mapping[str, int]) -> dic
 
 
 def connects(pid: int, own: int, other: int) -> bool:
-    """Whether a connection from port `own` to port `other` on loopback is of process `pid` itself, not of one
-    that it started or that runs beside it."""
+    """Return whether a connection from port `own` to port `other` on loopback belongs to process `pid`. One
+    that a child or a neighbour of the process holds does not count."""
     try:
-        # Not "tcp4": gRPC's sockets are of both kinds, also to 127.0.0.1.
+        # Not "tcp4", because gRPC's sockets are of both kinds, also to 127.0.0.1.
         held = psutil.Process(pid).net_connections("tcp")
     except psutil.Error:
-        return False  # Ended, or hidden, though its connections were to be seen when it started.
+        return False  # The process has ended, or hides the connections that it showed at its start.
     return any(c.raddr and (c.laddr.port, c.raddr.port) == (own, other) for c in held)
 
 
 def shows_connections(pid: int) -> bool:
-    """Whether the kernel shows which connections process `pid` has, as it does by default for processes of
-    the same user. A security module may forbid it: then nothing tells the SuperNode from what runs beside it
-    until it has registered, and refusing would end every job there."""
+    """Return whether the kernel shows the connections of process `pid`.
+
+    By default it shows them for processes of the same user. A security module may forbid it. Then nothing
+    tells the SuperNode from its neighbours until it has registered, and a refusal would end every job there.
+    """
     try:
         psutil.Process(pid).net_connections("tcp")
     except psutil.AccessDenied:
@@ -369,5 +372,5 @@ def shows_connections(pid: int) -> bool:
         )
         return False
     except psutil.NoSuchProcess:
-        pass  # It ended, and will be started again.
+        pass  # The process ended, and will be restarted.
     return True

@@ -1,7 +1,7 @@
-"""The gateway (LGS): an HTTP server on loopback that a SuperNode takes for its SuperLink.
+"""The gateway (LGS): an HTTP server on loopback that looks like a SuperLink to a SuperNode.
 
-It lets Fleet calls pass, bounded in number and size, and hands them to a `relay.Caller`. What it cannot get
-answered in time becomes a 503, which a SuperNode retries for ever.
+It lets Fleet calls pass, bounded in number and size, and hands them to a `relay.Caller`. A call without a
+timely answer becomes a 503, which a SuperNode retries without end.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bridge.site.connection import ACCEPT_QUEUE, ACCEPTED_IN_A_TURN, HEAD_LIMIT,
 from bridge.site.large import Headers, large_request
 
 BODIES_AT_ONCE = 128 * 1024 * 1024
-"""Bytes of the SuperNode's requests in memory at once: two of the largest, or 25 chunks of 5 MiB, of which
-Flower sends two at a time. More are answered 503."""
+"""Bytes of the SuperNode's requests in memory at once: two of the largest, or 25 chunks of 5 MiB. Flower
+sends two chunks at a time. Further requests are answered 503."""
 
 STORED_AT_ONCE = 4
-"""Large objects of the SuperNode on the disk at once, of which Flower sends two at a time, and again after
-25 s. More are answered 503."""
+"""Large objects of the SuperNode on the disk at once. Flower sends two at a time, and again after 25 s.
+Further objects are answered 503."""
 
 GATHERED = 4 * 1024 * 1024
 """Bytes of a large object that are gathered before they are written."""
@@ -44,8 +44,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class _BadRequest(FlowerbedError):
-    """A request that goes no further. Its connection ends with the answer, since the rest of the request
-    may still be under way."""
+    """Raised for a request that goes no further. Its connection closes with the answer, since the rest of the
+    request may still be in transit."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -58,15 +58,16 @@ class Gateway:
     def __init__(
         self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True, folder: Path | None = None
     ) -> None:
-        """`is_supernode`: see `admission.IsSuperNode`; `folder`: where large objects lie meanwhile."""
+        """Take a port. See `admission.IsSuperNode` for `is_supernode`. Large objects are kept in `folder`
+        meanwhile."""
         self._admission = AdmissionControl(caller, is_supernode)
         self._refusals = Refusals()
         self._bytes_left = BODIES_AT_ONCE
         self._folder = folder
         self._stored = 0
-        # Bound here, so that the port is known and taken before the SuperNode is started.
-        # The protocol is named, since asyncio takes Nagle's algorithm off such sockets only: with it, each
-        # answer's body waited some 40 ms for the acknowledgement of its headers.
+        # Bind here, so that the port is known and taken before the SuperNode starts. Name the protocol,
+        # because asyncio sets TCP_NODELAY only on such sockets. With Nagle's algorithm each answer's body
+        # waited some 40 ms for the acknowledgement of its headers.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -92,19 +93,20 @@ class Gateway:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve from now on; returns when connections are accepted."""
+        """Begin to serve. Returns when connections are accepted."""
         self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
         while not self._server.started:
             if self._serving.done():
                 await self._serving
                 raise RuntimeError("the gateway's HTTP server ended as soon as it was started")
             await asyncio.sleep(0.01)
-        # asyncio takes one number for both; the queue may be longer than what a turn accepts.
+        # asyncio uses one number for both. The queue may be longer than the connections that one turn
+        # accepts.
         self._socket.listen(ACCEPT_QUEUE)
 
     async def stop(self) -> None:
         """Close all connections and the port."""
-        # Whoever is still connected has been told that the job is over, or will see it now.
+        # Clients that are still connected were told that the job is over, or will see it now.
         self._server.should_exit = self._server.force_exit = True
         if self._serving is not None:
             await self._serving
@@ -158,7 +160,7 @@ class Gateway:
             self._bytes_left += size
 
     async def _large(self, path: str, headers: Headers, receive: Receive, size: int) -> Response:
-        """Answer a request with a large object: it goes on when all of it lies on the disk."""
+        """Answer a request with a large object. The request goes on when the whole object is on the disk."""
         if self._stored >= STORED_AT_ONCE:
             raise _BadRequest(503, f"an object of {size} bytes, and {self._stored} others are on their way")
         self._stored += 1
@@ -174,15 +176,15 @@ class Gateway:
 
 
 def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
-    """The headers that are passed on, of a request that may pass."""
+    """Return the headers to pass on from a request that may pass."""
     path: str = scope["path"]
-    # Compared as it was sent: no spelling of a path but Flower's own.
+    # Compare the path as it was sent: only Flower's own spelling passes.
     if path not in wire.PATHS[Transport.HTTP] or scope["raw_path"] != path.encode() or scope["query_string"]:
         raise _BadRequest(404, f"{path[:200]!r}: only Flower's Fleet API passes here")
     if scope["method"] != "POST":
         raise _BadRequest(405, f"{scope['method'][:20]} {path}")
     if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_LIMIT:
-        # h11 bounds only what it has to keep until the rest comes, not what comes at once.
+        # h11 bounds only the bytes that it keeps until the rest comes, not bytes that come at once.
         raise _BadRequest(431, f"{path} with headers of more than {HEAD_LIMIT} bytes")
     try:
         kept = [
@@ -200,19 +202,19 @@ def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
 
 
 def _body_size(scope: Scope, limit: int) -> int:
-    """The bytes of the body to come, which it must say and which must be allowed."""
+    """Return the size of the body to come. The request must state it, and it must be allowed."""
     headers = dict(scope["headers"])
     if b"transfer-encoding" in headers:
-        # With a length beside it, two readers may find two bodies; and Flower sends none.
+        # With a length beside it, two readers may find two bodies. Flower sends no transfer encoding.
         raise _BadRequest(400, f"{scope['path']} with a transfer encoding")
-    size = int(headers.get(b"content-length", b"0"))  # h11 lets digits through only, and one value only.
+    size = int(headers.get(b"content-length", b"0"))  # h11 accepts only digits, and only one value.
     if size > limit:
         raise _BadRequest(413, f"{scope['path']} with a body of {size} bytes, {limit} are allowed")
     return size
 
 
 async def _body(receive: Receive, size: int) -> bytes:
-    """The whole body; h11 sees to it that it has `size` bytes."""
+    """Return the whole body. h11 ensures that it has `size` bytes."""
     return b"".join([piece async for piece in _pieces(receive, size)])
 
 
@@ -227,7 +229,7 @@ async def _pieces(receive: Receive, size: int) -> AsyncIterator[bytes]:
 
 
 async def _gathered(receive: Receive, size: int) -> AsyncIterator[bytes]:
-    """The body in pieces of `GATHERED` bytes."""
+    """Yield the body in pieces of `GATHERED` bytes."""
     parts, there = [], 0
     async for piece in _pieces(receive, size):
         parts.append(piece)

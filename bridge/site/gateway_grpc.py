@@ -1,9 +1,8 @@
-"""The gateway (LGS) over gRPC: a server on loopback that a SuperNode of flwr 1.34 to 1.39 takes for its
-SuperLink.
+"""The gateway (LGS) over gRPC: a loopback server that looks like a SuperLink to flwr 1.34 to 1.39.
 
-Bytes pass as they are: it knows methods by name and no message. What cannot be answered in time becomes
-UNAVAILABLE, the one code that such a SuperNode retries, and for ever; any other would end it, or the message
-it was about (flwr 1.34.0 to 1.39.0 `supercore/retry/grpc_retry.py`).
+Bytes pass unchanged: the gateway knows methods by name, and no messages. A call without a timely answer
+becomes UNAVAILABLE, the one code that such a SuperNode retries, without end. Any other code would end the
+SuperNode, or the message that the call was about (flwr 1.34.0 to 1.39.0 `supercore/retry/grpc_retry.py`).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from bridge.site.connection import Refusals
 from bridge.site.large import large_request
 
 CALLS_AT_ONCE = 64
-"""Calls on one connection, and calls of strangers on all of them, to more of which the answer is UNAVAILABLE
+"""Calls on one connection, and calls of strangers on all connections. Further ones are answered UNAVAILABLE
 at once. A SuperNode makes fewer than ten."""
 
 METADATA_LIMIT = 8 * 1024
-"""Bytes of a call's metadata: Flower's has about 500."""
+"""Bytes of a call's metadata. Flower's has about 500."""
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # Nobody else can listen on the port.
@@ -40,12 +39,12 @@ OPTIONS = (
     ("grpc.max_metadata_size", METADATA_LIMIT),
     ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
     ("grpc.max_concurrent_streams", CALLS_AT_ONCE),
-    ("grpc.compression_enabled_algorithms_bitset", 1),  # None: what arrives is as large as it seems.
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # None: data that arrives has its true size.
 )
 
 
 class _BadGrpcRequest(FlowerbedError):
-    """A call that goes no further."""
+    """Raised for a call that goes no further."""
 
     def __init__(self, code: StatusCode, reason: str) -> None:
         super().__init__(reason)
@@ -53,12 +52,13 @@ class _BadGrpcRequest(FlowerbedError):
 
 
 class GrpcGateway:
-    """Serves one SuperNode of one job on `127.0.0.1:port`. To be made on the loop that it will live on."""
+    """Serves one SuperNode of one job on `127.0.0.1:port`. Create it on the loop that it will live on."""
 
     def __init__(
         self, caller: SiteRelay, is_supernode: IsSuperNode = lambda port: True, folder: Path | None = None
     ) -> None:
-        """`is_supernode`: see `admission.IsSuperNode`; `folder`: where large objects lie meanwhile."""
+        """Take a port. See `admission.IsSuperNode` for `is_supernode`. Large objects are kept in `folder`
+        meanwhile."""
         self._admission = AdmissionControl(caller, is_supernode)
         self._folder = folder
         self._refusals = Refusals()
@@ -68,7 +68,7 @@ class GrpcGateway:
         self.port: int = self._server.add_insecure_port("127.0.0.1:0")
 
     async def start(self) -> None:
-        """Serve from now on; returns when connections are accepted."""
+        """Begin to serve. Returns when connections are accepted."""
         await self._server.start()
 
     async def stop(self) -> None:
@@ -76,7 +76,7 @@ class GrpcGateway:
         await self._server.stop(None)
 
     async def answer(self, method: str, body: bytes, context: Any) -> bytes:
-        """Answer one call; an error is raised by `context.abort`, as gRPC has it."""
+        """Answer one call. An error is raised by `context.abort`, as gRPC expects."""
         request = wire.FleetCall(method, grpc_form.headers_of(context.invocation_metadata()), body)
         try:
             response = await self._answer(request, _port(context.peer()))
@@ -124,7 +124,7 @@ class GrpcGateway:
             self._calls -= 1
 
     def refuse(self, method: str) -> None:
-        """Take note of a call to something else than the Fleet API."""
+        """Take note of a call to anything but the Fleet API."""
         self._refusals.add(f"{method[:200]!r}: only Flower's Fleet API passes here")
 
 
@@ -134,18 +134,18 @@ async def _cut(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _port(peer: str) -> int:
-    """The port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
+    """Return the port in gRPC's name for the other end: `ipv4:127.0.0.1:1234`."""
     return int(peer.rsplit(":", 1)[1])
 
 
 class _Fleet(grpc.GenericRpcHandler):
-    """Lets the Fleet API's calls pass, as raw bytes; gRPC answers others UNIMPLEMENTED."""
+    """Lets the Fleet API's calls pass as raw bytes. gRPC answers others UNIMPLEMENTED."""
 
     def __init__(self, gateway: GrpcGateway) -> None:
         self._gateway = gateway
 
     def service(self, handler_call_details: Any) -> Any:
-        """Called by gRPC for each call: who answers it."""
+        """Called by gRPC for each call. Return the handler of its method."""
         method: str = handler_call_details.method
         if method not in wire.PATHS[Transport.GRPC]:
             self._gateway.refuse(method)

@@ -1,18 +1,17 @@
-"""A SuperNode in a thread of this process: one process less, and the memory of its interpreter.
+"""Run a SuperNode in a thread of this process, which saves a process and the memory of its interpreter.
 
-flwr's SuperNode takes itself for the master of its process. Here it is told otherwise (flwr 1.40 to 1.43):
+flwr's SuperNode assumes that it owns its process. These changes take that from it (flwr 1.40 to 1.43):
 
-- Its loop sets no signal handlers (`replaced.py`), which works in a main thread only.
-- What ends the process, `flwr_exit`, first calls exit handlers: one of ours ends the thread there.
-- A thread cannot be killed. So it ends by itself when it is told to: it makes no further call, and each of
-  its waits ends. What it is waiting for then, an answer of the gateway, is for the gateway's owner to end.
-  Its client (`_Life.client`) sees to both, and to a 401, after which a SuperNode would end its process.
-- Its log goes where this process's log goes.
+- Its loop sets no signal handlers (`replaced.py`). That works in a main thread only.
+- `flwr_exit`, which ends the process, first calls exit handlers. One of ours ends the thread there.
+- A thread cannot be killed. So the SuperNode ends on request: it makes no further call, and each of its waits
+  ends. If it waits for the gateway's answer then, the gateway's owner ends that wait. Its client
+  (`_Life.client`) does both. It also handles a 401, after which a SuperNode would end its process.
+- Its log goes to this process's log.
 
-Its ClientApps are processes of their own as ever; the fork server that they are copies of is a new
-interpreter, since a process with threads cannot be forked. Each process has its reaper (`process.py`), which
-ends it when this process is killed, and confines it. This process itself, and so the SuperNode's thread, is
-not confined.
+Its ClientApps remain separate processes. The fork server that they are copied from is a new interpreter,
+since a process with threads cannot be forked safely. Each process has a reaper (`process.py`), which ends it
+when this process is killed, and confines it. This process, and so the SuperNode's thread, is not confined.
 """
 
 from __future__ import annotations
@@ -45,33 +44,33 @@ from bridge.site.supernode import OWN_END, SuperNodeSetup
 log = logging.getLogger(__name__)
 
 CLIENT = "flwr.supernode.fleet_http_client"
-"""Where flwr has what calls the SuperLink."""
+"""flwr's module with the client that calls the SuperLink."""
 
 STOPPED = "was stopped"
-"""Why a SuperNode ended that was told to."""
+"""The reason of a SuperNode that ended on request."""
 
 REFUSED, UNAVAILABLE = 401, frozenset({502, 503, 504})
-"""The statuses after which a SuperNode ends, and those after which it tries again."""
+"""Statuses that end a SuperNode, and those that it retries after."""
 
 RETRY_FIRST, RETRY_LAST = 1.0, 20.0
 """Seconds between two tries of a call, at most: the first wait and the longest, as in Flower."""
 
 CHATTY = ("httpx", "alembic")
-"""What would write a line for each call and each import into this process's log."""
+"""Loggers that would write a line for each call and each import into this process's log."""
 
 _EXIT = re.compile(r"Exit Code: (\d+)\n(.*?)(?:\n\n|$)", re.DOTALL)
-"""What Flower logs before it ends its process."""
+"""The text that Flower logs before it ends its process."""
 
 
 class Ended(SystemExit):
-    """Ends a SuperNode's thread, past every `except Exception` of Flower's; says why, for people.
+    """Ends a SuperNode's thread, past every `except Exception` of Flower's. The text says why, for people.
 
-    Python lets threads end with a SystemExit without a word, and nothing else.
+    A SystemExit is the only exception that ends a Python thread without a traceback.
     """
 
 
 class _Life(logging.Handler):
-    """Whether a SuperNode's thread is to go on. All that the thread calls raises `Ended` if it is not.
+    """Decides whether a SuperNode's thread goes on. All calls of the thread raise `Ended` if it does not.
 
     As a handler of Flower's log it knows Flower's last words.
     """
@@ -83,38 +82,38 @@ class _Life(logging.Handler):
         self._last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep why Flower is about to end its process."""
+        """Keep the reason that Flower logs before it ends its process."""
         if found := _EXIT.match(record.getMessage()):
             self._last = f"ended with Flower's code {found[1]}: {found[2]}"
 
     def exit(self) -> None:
-        """Be an exit handler of Flower's: the process goes on, and the thread ends."""
+        """Act as an exit handler of Flower's: the process goes on, and the thread ends."""
         raise Ended(self._last or "ended by Flower")
 
     def end(self, reason: str) -> None:
-        """Let the thread end, from any thread."""
+        """Let the thread end. May be called from any thread."""
         self._reason = self._reason or reason
         self.events.end()
 
     @property
     def over(self) -> bool:
-        """Whether it has been told to end."""
+        """Return whether the thread has been told to end."""
         return self.events.over.is_set()
 
     def check(self) -> None:
-        """Go on, or end here."""
+        """Return, or end the thread here."""
         if self.over:
             raise Ended(self._reason)
 
     def sleep(self, seconds: float) -> None:
-        """Take the place of the main loop's `time.sleep`."""
+        """Replace the main loop's `time.sleep`."""
         self.check()
         self.events.sleep(seconds)
         self.check()
 
     def client(self, kind: Any) -> type[Any]:
-        """Return a `FleetHttpClient` that makes no call when the thread is to end, returns from none, and
-        tries again until then."""
+        """Return a `FleetHttpClient` that retries until the thread is to end. Then it makes no further call,
+        and returns from none."""
         life = self
 
         class Client(kind):  # type: ignore[misc]
@@ -137,7 +136,7 @@ class _Life(logging.Handler):
         return Client
 
     def failed(self, path: str, error: httpx.HTTPError) -> None:
-        """Return if a call is to be made again, and raise otherwise."""
+        """Return if the call is to be retried, and raise otherwise."""
         self.check()
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         if status == REFUSED:
@@ -149,16 +148,16 @@ class _Life(logging.Handler):
 
 
 def _take_over(life: _Life) -> None:
-    """Let this process's SuperNode be one that a thread can be."""
+    """Adapt this process's SuperNode code to run in a thread."""
     os.environ.update(proxies.direct(os.environ) | proxies.unusable(os.environ))
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     replaced.replace(replaced.LOOP_TIME, lambda _: namespace_proxy(time, sleep=life.sleep))
-    # Made of Flower's own: by that name there may be an earlier thread's.
+    # Derived from Flower's own class: an earlier thread may have replaced the name.
     client = life.client(_module(CLIENT).FleetHttpClient)
     replaced.replace(replaced.FLEET_CLIENT, lambda _: client)
     replaced.replace(replaced.SIGNAL_HANDLERS, lambda _: lambda *_args, **_options: None)
-    # Before Flower sets its watchdog, which ends the process.
+    # This runs before Flower sets its watchdog, which ends the process.
     _module("flwr.supercore.exit").add_exit_handler(life.exit, run_before_force_exit=True)
     flower = logging.getLogger("flwr")
     for handler in list(flower.handlers):
@@ -172,12 +171,12 @@ def _module(name: str) -> Any:
 
 
 class InlineSuperNode:
-    """A SuperNode in a thread of this process, and what it has started. Lives on one event loop."""
+    """A SuperNode in a thread of this process, with its children. Lives on one event loop."""
 
     def __init__(self, setup: SuperNodeSetup) -> None:
-        """Nothing is started yet: see `start`."""
+        """Prepare only. `start` starts it."""
         self._setup = setup
-        # The port of its own server, which its processes ask, and may connect to.
+        # The port of the SuperNode's own server. Its processes ask there, and may connect to it.
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._port: int = self._socket.getsockname()[1]
         self._policy, self._env = setup.confined((self._port,), (self._port,))
@@ -205,16 +204,16 @@ class InlineSuperNode:
 
     @property
     def pid(self) -> int:
-        """The id of this process: the SuperNode's connections are its."""
+        """The id of this process, which the SuperNode's connections belong to."""
         return os.getpid()
 
     async def ended(self) -> str:
-        """Wait until it can work no more; return why, for people."""
+        """Wait until the SuperNode can work no more. Return the reason, for people."""
         lost = asyncio.ensure_future(self._without_superexec())
         try:
             watched: list[asyncio.Future[Any]] = [self._ended, lost]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            # Its SuperExec ends with it, and is seen to end first.
+            # The SuperExec ends with the SuperNode, and is seen to end first.
             await asyncio.wait([self._ended], timeout=OWN_END)
             return self._ended.result() if self._ended.done() else "lost its SuperExec"
         finally:
@@ -222,8 +221,8 @@ class InlineSuperNode:
             await asyncio.gather(lost, return_exceptions=True)
 
     async def stop(self, grace: float) -> None:
-        """End the thread and all that it has started. A thread that is still in a call after `grace` seconds
-        is left behind: it ends with that call, and makes no other."""
+        """End the thread and its children. A thread that is still in a call after `grace` seconds is left
+        behind: it ends with that call, and makes no other."""
         self._life.end(STOPPED)
         async with self._starting:
             stops = [process.stop(grace) for process in self._processes]
@@ -238,7 +237,7 @@ class InlineSuperNode:
         await gone(await asyncio.shield(self._superexec))
 
     async def _start_process(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> int | None:
-        """Start a program; returns its process's id, or None when all is to end."""
+        """Start a program. Returns its process's id, or None if everything is to end."""
         async with self._starting:
             if self._life.over:
                 return None
@@ -268,7 +267,7 @@ class InlineSuperNode:
         self._tell(self._ended, reason)
 
     def _live(self) -> None:
-        """Be a SuperNode, until `Ended`."""
+        """Run a SuperNode until `Ended`."""
         _take_over(self._life)
         factory = self._life.events.factory(self._preload, self._preload_app)
         with serving(self._life.events, factory, self._socket), self._with_superexec(self._port):
@@ -282,18 +281,18 @@ class InlineSuperNode:
             )
 
     def _preload(self) -> None:
-        """The node is there: now the fork server has time for imports."""
+        """Let the fork server do its imports now that the node is there."""
         if self._fork_server is not None:
             self._fork_server.preload(self._setup.prefork.modules)
 
     def _preload_app(self, content: bytes) -> None:
-        """An app is there, which may be one that is deployed at the server."""
+        """Preload an app that has arrived. It may be deployed at the server."""
         if self._fork_server is not None:
             self._fork_server.preload_app(content)
 
     @contextlib.contextmanager
     def _with_superexec(self, port: int) -> Iterator[None]:
-        """Start the SuperExec, as a copy of the fork server or else as a new interpreter, and end it."""
+        """Run the SuperExec meanwhile, as a copy of the fork server or else as a new interpreter."""
         command = fork_server.superexec_command(port)
         started = self._fork_server.start(command, quiet=False) if self._fork_server is not None else None
         if started is not None:

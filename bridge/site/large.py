@@ -1,7 +1,7 @@
-"""Requests of a SuperNode with a large object: put on the disk, or refused with a reason for the ServerApp.
+"""Store a SuperNode's request with a large object on the disk, or refuse it with a reason for the ServerApp.
 
-A SuperNode whose object is refused drops its reply and goes on. The ServerApp would wait for the object. So
-the request goes to the server all the same, without the object and with the reason.
+A SuperNode drops its reply when the object is refused, and goes on. The ServerApp would wait for the object.
+So the request goes to the server in any case, without the object and with the reason.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ Headers = tuple[tuple[str, str], ...]
 async def large_request(
     path: str, headers: Headers, pieces: AsyncIterator[bytes], size: int, folder: Path | None
 ) -> tuple[wire.FleetCall, str]:
-    """The request whose body of `size` bytes comes in `pieces`, and why its object is refused, or "".
+    """Return the request with a body of `size` bytes from `pieces`, and the reason if its object is refused
+    (or "").
 
-    All of the body is read in any case: a SuperNode that is interrupted would send it again for ever.
+    The whole body is read in any case, because a SuperNode that is interrupted would send it again without
+    end.
 
     Raises:
-        ValueError: it is no request with an object.
+        ValueError: the request holds no object.
     """
     body: StoredBody | None = None
     reason = ""

@@ -1,4 +1,4 @@
-"""A site's end of the FLARE link: sends calls, waits for their answers, and asks which of them are lost."""
+"""A site's end of the FLARE link: send calls, wait for their answers, and ask which calls are lost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from bridge.relay.calls import Call, JobOver, LinkFault, Response
 log = logging.getLogger(__name__)
 
 ASK_EVERY = 2.0
-"""Seconds between two questions, as long as calls are open."""
+"""Seconds between two questions while calls are open."""
 
 ASK_SELDOM = 8.0
-"""Seconds to which that grows, twofold each time, while nothing is sent and the server denies nothing."""
+"""The longest such interval, in seconds. It doubles while nothing is sent and the server denies nothing."""
 
 ASK_AGAIN = 10.0
-"""Seconds without an answer until a question counts as lost and another is sent. On a slow link it may only
-be late: then the next ones come late too, and what is lost is found out when the line is free."""
+"""Seconds without an answer until a question counts as lost and is sent again. On a slow link the answer may
+only be late. The next answers are late too then, and losses are found when the line is free."""
 
 PROBE_WITHIN = 5.0
-"""Seconds for the answer to a question about nothing, until a link that failed counts as failed still."""
+"""Seconds for the answer to an empty question. Without it, a failed link still counts as failed."""
 
 
 @dataclass
@@ -40,15 +40,18 @@ class _Open:
 
     answer: asyncio.Future[Message]
     sent: bool = False
-    """Whether all of it has been handed to the connection."""
+    """True once the whole call was handed to the connection."""
 
 
 class SiteLink:
     """A site's end of the link (a `relay.Link`). Its coroutines belong to the loop that it was given."""
 
     def __init__(self, cell: Cell, job_id: str, flwr: str, loop: asyncio.AbstractEventLoop) -> None:
-        """`flwr` is the version of this site's flwr: each call says it, so that a site that comes late or
-        comes back is checked as the others were."""
+        """Open the site's end of the link.
+
+        `flwr` is the version of this site's flwr. Each call states it, so that the server checks sites that
+        come late or come back like the others.
+        """
         self._cell = cell
         self._flwr = flwr
         self._target = FQCN.join([FQCN.ROOT_SERVER, job_id])
@@ -61,7 +64,7 @@ class SiteLink:
         channel.receive(cell, channel.RUNNING, loop, self._told)
 
     async def send(self, call: Call) -> Response:
-        """Deliver `call` once; see `relay.Link`."""
+        """Deliver `call` once. See `relay.Link`."""
         number = uuid.uuid4().hex
         entry = self._open[number] = _Open(self._loop.create_future())
         self._news.set()
@@ -95,11 +98,11 @@ class SiteLink:
         return Response(answer.get_header(channel.STATUS), kept, bytes(answer.payload or b""))
 
     async def probe(self) -> None:
-        """Ask about nothing; see `relay.Link`."""
+        """Ask an empty question. See `relay.Link`."""
         await self._ask((), PROBE_WITHIN)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         if self._asking is not None:
             self._asking.cancel()
 
@@ -110,7 +113,7 @@ class SiteLink:
 
     def _answered(self, message: Message) -> None:
         entry = self._open.get(str(message.get_header(channel.TRY_ID)))
-        # The answer to a try that was given up comes in vain: its call is on its way again.
+        # Ignore the answer to a try that was given up: its call is on its way again.
         if entry is not None and not entry.answer.done():
             entry.answer.set_result(message)
 
@@ -120,7 +123,7 @@ class SiteLink:
             question.set_result(message)
 
     async def _keep_asking(self) -> None:
-        """Find the tries of which the server knows nothing, neither now nor at the question before."""
+        """Find the tries that the server denies twice in a row."""
         denied: set[str] = set()
         wait = ASK_EVERY
         while True:
@@ -139,7 +142,7 @@ class SiteLink:
                 running = await self._ask(asked, ASK_AGAIN)
             except LinkFault:
                 wait = ASK_EVERY
-                continue  # Slow or down: both say nothing about what was sent.
+                continue  # The link is slow or down. Neither says anything about the calls that were sent.
             for number in (asked - running) & denied:
                 entry = self._open.get(number)
                 if entry is not None and not entry.answer.done():
@@ -149,7 +152,7 @@ class SiteLink:
             self._news.clear()
 
     async def _ask(self, tries: Iterable[str], within: float) -> set[str]:
-        """Ask which of `tries` the server is carrying out. Raises `LinkFault` after `within` seconds."""
+        """Return those of `tries` that the server is executing. Raises `LinkFault` after `within` seconds."""
         number = uuid.uuid4().hex
         question = self._questions[number] = self._loop.create_future()
         headers = {channel.TRY_ID: number, channel.TRIES: json.dumps(sorted(tries))}

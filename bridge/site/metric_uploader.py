@@ -1,4 +1,4 @@
-"""Sends what an app logs with FLARE's writers to the server, before any reply that comes after it."""
+"""Send the points that an app logs with FLARE's writers to the server, ahead of any later reply."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bridge.relay.calls import Call, JobOver, Link, Request, Response, Retry, Ru
 log = logging.getLogger(__name__)
 
 AGAIN = 0.1
-"""Seconds until points are sent again whose call was given up."""
+"""Seconds until points are sent again after their call was given up."""
 
 
 class MetricUploader:
-    """A site's points that the server does not have yet. Its coroutines belong to one event loop."""
+    """Points of a site that the server does not have yet. Its coroutines belong to one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -37,14 +37,15 @@ class MetricUploader:
         self._none_left.set()
 
     def put(self, dxo: DXO) -> None:
-        """Take one in, from any thread; what cannot be carried is left out, with a line in the log."""
+        """Add one point, from any thread. A point that cannot be carried is dropped, with a line in the
+        log."""
         try:
             line = metrics_relay.encode(dxo)
         except ValueError as error:
             log.warning("not tracked: %s", error)
             return
         with contextlib.suppress(RuntimeError):  # The loop is closed: the job is over on this side.
-            # In the loop's order: so it is there before any reply that is sent later.
+            # Keep the loop's order, so that the point is there before any reply that is sent later.
             self._loop.call_soon_threadsafe(self._put, line)
 
     def _put(self, line: bytes) -> None:
@@ -63,15 +64,15 @@ class MetricUploader:
             self._delivering = asyncio.ensure_future(self._deliver(self._caller))
 
     def send_by(self, caller: SiteRelay) -> None:
-        """Send them by `caller` from now on."""
+        """Send the points by `caller` from now on."""
         self._caller = caller
 
     async def delivered(self) -> None:
-        """Wait until the server has all that was put so far."""
+        """Wait until the server has all points that were added so far."""
         await self._none_left.wait()
 
     def close(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self._caller = None
         if self._delivering is not None:
             self._delivering.cancel()
@@ -84,7 +85,7 @@ class MetricUploader:
         except JobOver:
             pass
         except Exception:
-            # The replies must not wait for what will not come.
+            # Replies must not wait for points that will not come.
             log.exception("%d points are lost", len(self._waiting))
         finally:
             self._delivering = None
@@ -96,14 +97,14 @@ class MetricUploader:
         lines = _batch(self._waiting)
         head = json.dumps([self._stream, self._first]).encode()
         request = Request(metrics_relay.PATH, (), b"\n".join([head, *lines]))
-        # Harmless: the server tells by the numbers what it has already.
+        # Idempotent: the server tells by the numbers which points it has.
         rule = Rule(Retry.IDEMPOTENT, f"points:{self._stream}:{self._first}")
         try:
             response = await caller.call(request, rule)
         except asyncio.CancelledError:
             if self._caller is None:
                 raise
-            # The SuperNode has died, and all calls under way are being given up with it.
+            # The SuperNode has died, and all calls in flight are being given up with it.
             await asyncio.sleep(AGAIN)
             return
         if response is None:
@@ -127,7 +128,7 @@ def _batch(waiting: deque[bytes]) -> list[bytes]:
 
 
 class MetricsBeforeReplies:
-    """A link (`relay.Link`) on which no reply overtakes the points that were logged before it."""
+    """A link (`relay.Link`) where no reply overtakes the points that were logged before it."""
 
     def __init__(self, link: Link, points: MetricUploader) -> None:
         self._link = link

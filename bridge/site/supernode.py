@@ -1,4 +1,4 @@
-"""One site's SuperNode, a process of its own or a thread of this one, whose SuperLink is the gateway."""
+"""Start one site's SuperNode, as a process or as a thread of this one, with the gateway as its SuperLink."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bridge.launch.process import FlowerProcess, gone
 from bridge.launch.sandbox import Policy
 
 SUPEREXEC_WITHIN = 30.0
-"""Seconds from a SuperNode's start until its SuperExec is there; it starts it at once."""
+"""Seconds from a SuperNode's start until its SuperExec exists. It is started at once."""
 
 OWN_END = 0.5
-"""Seconds for the end of a SuperNode itself to be seen after that of its SuperExec."""
+"""Seconds until a SuperNode's own end is seen after that of its SuperExec."""
 
 
 class SuperNode(Protocol):
-    """A SuperNode that runs, with all that it has started."""
+    """A running SuperNode with its children."""
 
     @property
     def pid(self) -> int:
@@ -34,21 +34,20 @@ class SuperNode(Protocol):
         ...
 
     async def ended(self) -> str:
-        """Wait until it can work no more; return why, for people."""
+        """Wait until the SuperNode can work no more. Return the reason, for people."""
         ...
 
     async def stop(self, grace: float) -> None:
-        """End it and all that it has started, by force after `grace` seconds."""
+        """End the SuperNode and its children, by force after `grace` seconds."""
         ...
 
 
 def check(kind: str, packages: AppEnvironment | None = None) -> None:
-    """See whether a SuperNode of this `kind` can be had here, for an app in this environment (None: not
-    known).
+    """Check that a SuperNode of this `kind` can run here, for an app in this environment (None: unknown).
 
     Raises:
         ValueError: there is no such kind.
-        UnsupportedFlower: its flwr, or this process's, does not allow it.
+        UnsupportedFlower: the environment's flwr, or this process's, does not allow it.
     """
     if kind not in (PROCESS, INLINE):
         raise ValueError(f"supernode {kind!r}: expected {PROCESS!r} or {INLINE!r}")
@@ -62,17 +61,17 @@ def check(kind: str, packages: AppEnvironment | None = None) -> None:
 
 @dataclass(frozen=True)
 class SuperNodeSetup:
-    """What a SuperNode is started with."""
+    """The parts that a SuperNode is started with."""
 
     gateway_port: int
     work_dir: Path
-    """Where its ClientApps run."""
+    """The folder that its ClientApps run in."""
     home: Path
-    """For what Flower unpacks."""
+    """The folder that Flower unpacks into."""
     node_config: Mapping[str, ConfigValue]
     prefork: environment.Prefork = environment.PREFORK
     extra_env: Mapping[str, str] = field(default_factory=dict)
-    """What the job sets in the ClientApps' environment."""
+    """Variables that the job sets in the ClientApps' environment."""
     confinement: Confinement = UNCONFINED
     packages: AppEnvironment = field(default_factory=app_environment.own)
     """The environment that SuperNode and ClientApps run in."""
@@ -80,7 +79,7 @@ class SuperNodeSetup:
     def confined(
         self, ports: tuple[int, ...], app_ports: tuple[int, ...]
     ) -> tuple[Policy | None, dict[str, str]]:
-        """The policy of its processes, and their environment; see `Confinement.around`."""
+        """Return the policy of its processes, and their variables. See `Confinement.around`."""
         policy, confined = self.confinement.around(self.work_dir, self.home, ports=ports, app_ports=app_ports)
         return policy, environment.variables(self.home, self.extra_env, self.packages) | confined
 
@@ -88,7 +87,7 @@ class SuperNodeSetup:
 async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNode:
     """Start a SuperNode against the gateway on loopback."""
     if kind == INLINE:
-        # Here, since it leans on what not every flwr has.
+        # Imported here, because it needs parts that not every flwr has.
         from bridge.site.inline import InlineSuperNode
 
         return await InlineSuperNode.start(setup)
@@ -109,24 +108,25 @@ async def start_supernode(setup: SuperNodeSetup, kind: str = PROCESS) -> SuperNo
 
 
 class SuperNodeProcess(FlowerProcess):
-    """A SuperNode that is a process of its own."""
+    """A SuperNode in a separate process."""
 
     ends_with_superexec: bool = False
-    """Whether it ends by itself when its SuperExec does."""
+    """True if the SuperNode ends when its SuperExec does."""
 
     async def ended(self) -> str:
-        """Wait until it can work no more; return why, for people.
+        """Wait until the SuperNode can work no more. Return the reason, for people.
 
-        One that has lost its SuperExec lives on, and waits for ever for a ClientApp that nobody starts; but
-        for those that `supernode_process.py` runs, which end with it.
+        A SuperNode that has lost its SuperExec lives on, and waits without end for a ClientApp that nobody
+        starts. Those that `supernode_process.py` runs end with their SuperExec instead.
         """
-        # Not `wait`: that waits for all who write into the same pipe too, such as a ClientApp.
+        # Not `wait`: that also waits for all other writers of the same pipe, such as a ClientApp.
         watched = [asyncio.ensure_future(gone(self.pid))]
         if not self.ends_with_superexec:
             watched.append(asyncio.ensure_future(self._without_superexec()))
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-            # Its SuperExec ends with it, and may be seen to end first; its code is there a little later.
+            # The SuperExec ends with the SuperNode, and may be seen to end first. The exit code follows a
+            # little later.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OWN_END):
                     while self.returncode is None:

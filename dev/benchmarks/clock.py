@@ -1,8 +1,8 @@
-"""Notes when the rounds of a run begin and end: a copy of this file goes with every app that is measured.
+"""Note when the rounds of a run begin and end. A copy of this file goes with every measured app.
 
-It listens to Flower's own log in the ServerApp's process and writes the time of the lines that begin a round
-and end the last one (`strategy.py` and `server.py` of flwr 1.34 to 1.43) into a file beside what the app
-writes, so that it measures the same in every set-up, and no app is changed.
+It listens to Flower's log in the ServerApp's process. It writes the time of the lines that begin a round and
+end the last one (`strategy.py` and `server.py` of flwr 1.34 to 1.43) into a file beside the app's output. So
+it measures the same in every set-up, and no app is changed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import re
 from pathlib import Path
 
 FILE = "bench-rounds.jsonl"
-"""In the ServerApp's working directory: `{"round": number or null for the end, "t": Unix time}` a line."""
+"""A file in the ServerApp's working directory: `{"round": number or null for the end, "t": Unix time}` a
+line."""
 
 BEGIN = re.compile(r"^\[ROUND (\d+)(?:/\d+)?\]$")
 END = re.compile(r"^(\[SUMMARY\]$|Strategy execution finished )")
 
 
 class Clock(logging.Handler):
-    """Writes the time of such lines."""
+    """Write the time of such lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take note of one line of Flower's log."""
+        """Handle one line of Flower's log."""
         text = record.getMessage()
         begin = BEGIN.match(text)
         if begin or END.match(text):
@@ -33,5 +34,5 @@ class Clock(logging.Handler):
 
 
 def start() -> None:
-    """Listen from now on."""
+    """Start to listen."""
     logging.getLogger("flwr").addHandler(Clock())

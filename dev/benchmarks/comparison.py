@@ -1,6 +1,6 @@
-"""Runs every app in every set-up, one after the other and in turns, and puts the figures together.
+"""Run every app in every set-up, one after the other and in turns, and combine the figures.
 
-In turns: what else the machine does then weighs on all set-ups alike.
+Turns spread other work of the machine evenly over all set-ups.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dev.benchmarks.timed import NoRounds, timed_copy
 from scripts import core, data, engine, wheelhouse
 
 FOLDER = core.HOUSE / "bench"
-"""Takes all that a benchmark makes; emptied at its start. Runs that failed stay there with their logs."""
+"""The folder of all that a benchmark makes, emptied at its start. Failed runs stay there with their logs."""
 
 LOCK = core.HOUSE / "bench.lock"
 
@@ -42,18 +42,18 @@ LARGE = 50_000_000
 """Numbers of 4 bytes: 200 MB."""
 
 DATA_SITES = ("site-1", "site-2")
-"""The two that train the quickstart."""
+"""The two sites that train the quickstart."""
 
 
 @dataclass(frozen=True)
 class App:
-    """What is measured of an app.
+    """An app, and how it is measured.
 
     Attributes:
-        within: seconds for one run in one set-up, its start and end included: some three times what the
-            slowest takes on 2 cores.
-        whole: whether the figure is the whole run, from the first round's begin to the last one's end, or
-            that by the number of rounds.
+        within: seconds for one run in one set-up, with its start and end: some three times what the slowest
+            takes on 2 cores.
+        whole: whether the figure is the whole run, from the first round's start to the last one's end, or
+            that time divided by the number of rounds.
     """
 
     app: Path
@@ -79,7 +79,7 @@ KNOWN = {
     "sites_4": App(ADDER, sites=4, rounds=3, within=240),
     "sites_16": App(ADDER, sites=16, rounds=3, within=420),
 }
-"""What stands behind the names of `report.APPS`, and what only growth needs."""
+"""The apps with names in `report.APPS`, and one that only growth needs."""
 
 MAKERS: Mapping[str, Callable[[], setups.Setup]] = {
     "plain": Plain,
@@ -87,7 +87,7 @@ MAKERS: Mapping[str, Callable[[], setups.Setup]] = {
     "processes": Processes,
     "containers": lambda: Containers(FOLDER / "data"),
 }
-"""What stands behind those of `report.SETUPS`."""
+"""The set-ups with names in `report.SETUPS`."""
 
 GROWTH = {
     2: "nothing",
@@ -95,15 +95,16 @@ GROWTH = {
     8: "sites_8",
     16: "sites_16",
 }
-"""By number of sites."""
+"""The apps that measure growth, by number of sites."""
 GROWTH_SETUPS = ("plain", "processes")
 
 QUICK_WITHIN = 445.0
-"""Seconds for all runs of `--quick`, so that it is done in 480 where all that it needs is there already."""
+"""Seconds for all runs of `--quick`, so that it takes at most 480 where everything it needs is there
+already."""
 QUICK_ROUNDS = {"nothing": 2}
 
 FAILURES = (RunFailed, NoRounds, core.Failure, AssertionError, OSError, ValueError, SubprocessError)
-"""What a set-up may raise without the others being stopped. AssertionError: `tests.federation` asserts."""
+"""Errors of one set-up that do not stop the others. AssertionError: `tests.federation` asserts."""
 
 Cell = tuple[str, str]
 """An app and a set-up."""
@@ -111,7 +112,7 @@ Cell = tuple[str, str]
 
 @dataclass
 class Outcomes:
-    """What the runs gave, by app and set-up."""
+    """The results of the runs, by app and set-up."""
 
     measured: defaultdict[Cell, list[setups.Measured]] = field(default_factory=lambda: defaultdict(list))
     failures: defaultdict[Cell, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -120,10 +121,10 @@ class Outcomes:
 def compare(
     apps: Sequence[str], names: Sequence[str], runs: int, command: str, *, quick: bool = False
 ) -> dict[str, Any]:
-    """Measure these apps (of `report`'s, and growth) in these set-ups; returns the report.
+    """Measure these apps (of `report`'s, and growth) in these set-ups, and return the report.
 
     Args:
-        quick: with fewer rounds, and no run goes on after QUICK_WITHIN.
+        quick: use fewer rounds, and stop every run after QUICK_WITHIN.
     """
     lock = LOCK.open("w")
     try:
@@ -148,7 +149,7 @@ def _compare(
             _prepare(name, ready, cells, outcomes)
         deadline = time.monotonic() + (QUICK_WITHIN if quick else float("inf"))
         for turn in range(runs):
-            # Every other turn backwards, so that none always runs after the same.
+            # Every other turn goes backwards, so that no set-up always runs after the same one.
             for app, name in _ordered(cells, backwards=turn % 2 == 1, quick=quick):
                 if outcomes.failures[app, name]:
                     continue
@@ -178,7 +179,7 @@ def _compare(
 
 
 def choose(apps: Sequence[str], names: Sequence[str]) -> list[Cell]:
-    """What is to be run: every app in every set-up, and for `growth` what else it needs."""
+    """Return the runs: every app in every set-up, and what `growth` needs besides."""
     cells = [(app, name) for app in report.APPS if app in apps for name in report.SETUPS if name in names]
     if report.GROWTH in apps:
         grown = [(app, name) for app in GROWTH.values() for name in GROWTH_SETUPS if name in names]
@@ -187,7 +188,8 @@ def choose(apps: Sequence[str], names: Sequence[str]) -> list[Cell]:
 
 
 def _ordered(cells: Sequence[Cell], *, backwards: bool, quick: bool) -> list[Cell]:
-    """App by app; `backwards` turns the set-ups of each around; `quick` leaves the least for the end."""
+    """Order the runs app by app. `backwards` reverses the set-ups of each. `quick` leaves the least for the
+    end."""
     order = list(report.SETUPS)
     apps = list(dict.fromkeys(app for app, _ in cells))
     sign = -1 if backwards else 1
@@ -199,7 +201,7 @@ def _ordered(cells: Sequence[Cell], *, backwards: bool, quick: bool) -> list[Cel
 
 
 def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes) -> Path | None:
-    """Make the copies with the clock; returns the folder with torch, if an app needs it."""
+    """Make the copies with the clock. Return the folder with torch, if an app needs it."""
     for folder in folders:
         timed_copy(folder, FOLDER / "apps" / folder.name)
     if QUICKSTART not in folders:
@@ -217,17 +219,17 @@ def _prepare_apps(folders: set[Path], cells: Sequence[Cell], outcomes: Outcomes)
 
 
 def platform_of_wheels() -> str:
-    """This machine, in the words of the engine."""
+    """Return this machine's architecture, by the engine's name for it."""
     words = {machine: name for name, machine in wheelhouse.MACHINES.items()}
     return words.get(platform.machine(), platform.machine())
 
 
 def _prepare(name: str, ready: dict[str, setups.Setup], cells: Sequence[Cell], outcomes: Outcomes) -> None:
-    """Make a set-up ready; if that fails, all its runs have failed."""
+    """Make a set-up ready. If that fails, all its runs have failed."""
     setup = MAKERS[name]()
     begin = time.monotonic()
     core.say(f"Preparing {name}")
-    # Also half made, it is to be removed at the end.
+    # Even a half-made set-up has to be removed at the end.
     ready[name] = setup
     try:
         setup.prepare()
@@ -254,14 +256,14 @@ def _work(app: App, packages: Path | None) -> setups.Work:
 
 
 def _measure(cell: Cell, setup: setups.Setup, work: setups.Work, folder: Path, outcomes: Outcomes) -> None:
-    """One run; what goes wrong in it is kept as its reason."""
+    """Measure one run, or keep the reason why it failed."""
     begin = time.monotonic()
     try:
         if work.within <= 0:
             raise RunFailed("there was no time left for it")
         found = setup.run(work, folder)
     except FAILURES as failure:
-        # The reason is published: where this checkout lies is nobody's affair.
+        # The reason is published, so leave out this checkout's path.
         reason = f"{type(failure).__name__}: {failure}".replace(f"{core.ROOT}/", "")
         outcomes.failures[cell].append(reason)
         core.say(f"  FAILED after {time.monotonic() - begin:.0f} s: {failure}\n  logs: {folder}")
@@ -278,7 +280,7 @@ def _measure(cell: Cell, setup: setups.Setup, work: setups.Work, folder: Path, o
 
 
 def _figures(apps: Sequence[str], outcomes: Outcomes) -> dict[str, Any]:
-    """The measures: what is asked for, as far as it was run."""
+    """Return the requested measures, as far as they were run."""
     result: dict[str, Any] = {"apps": {}}
     for app in (name for name in report.APPS if name in apps):
         unit = "seconds" if KNOWN[app].whole else "seconds a round"
@@ -322,7 +324,7 @@ def _growth(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Of all that takes part."""
+    """Return the versions of everything that takes part."""
     commit = core.run(["git", "rev-parse", "--short", "HEAD"]).stdout.decode().strip()
     return {
         "flwr": metadata.version("flwr"),
@@ -336,7 +338,7 @@ def versions() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What it all ran on."""
+    """Describe the machine of the benchmark."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {

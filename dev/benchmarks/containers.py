@@ -1,4 +1,5 @@
-"""Flowerbed as people use it: a federation in containers, of its own name and port; removed at the end."""
+"""Flowerbed as people use it: a federation in containers, with a name and port for it alone, removed at the
+end."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from dev.scratch_federation import ScratchFederation, make
 from scripts import base_image, console, core, engine, wheelhouse
 
 PROJECT = "flowerbedbench"
-"""Compose's name for it, and the first part of its images' names."""
+"""Compose's name for the federation, and the first part of its images' names."""
 
 MOST_SITES = 8
 
@@ -24,14 +25,14 @@ BUILD_WITHIN = 1800.0
 """Seconds for the images, from nothing."""
 
 DOWN_WITHIN = 60.0
-"""Seconds for the containers to end; each has 10, and they end side by side."""
+"""Seconds for the containers to end. Each has 10, and they end side by side."""
 
 
 class Containers:
-    """See the module's text."""
+    """The set-up in containers: see the module's text."""
 
     def __init__(self, data: Path) -> None:
-        """`data` holds one folder a site, for the apps that read any."""
+        """Create the set-up. `data` holds one folder a site, for the apps that read any."""
         self._data = data
         self._federation: ScratchFederation | None = None
 
@@ -42,14 +43,14 @@ class Containers:
         wheelhouse.RUNTIME.fill(engine.ask().architecture)
         sites = [f"site-{number}" for number in range(1, MOST_SITES + 1)]
         for site in sites:
-            # Compose mounts each of them, also where an app needs no data.
+            # Compose mounts each of them, even if the app needs no data.
             (self._data / site).mkdir(parents=True, exist_ok=True)
         settings = {"FLOWERBED_DATA": str(self._data)}
         self._federation = make("bench/containers", PROJECT, sites[2:], settings)
         self._federation.must("provision")
         core.say("  building its images")
         self._federation.must("build", timeout=BUILD_WITHIN)
-        self._down()  # What a benchmark has left behind that was killed.
+        self._down()  # Remove what a killed benchmark has left behind.
 
     def close(self) -> None:
         """Remove containers, volumes, images and the copy."""
@@ -60,7 +61,7 @@ class Containers:
         shutil.rmtree(self._federation.root, ignore_errors=True)
 
     def run(self, work: Work, folder: Path) -> Measured:
-        """See `Setup.run`. Only the sites that take part are up."""
+        """Run an app, as in `Setup.run`. Only the sites that take part are up."""
         assert self._federation is not None
         root, deadline = self._federation.root, time.monotonic() + work.within
         sites = [f"site-{number}" for number in range(1, work.sites + 1)]

@@ -1,9 +1,9 @@
-"""Take the measures of docs/performance.md on this checkout's own federation; prints one JSON object.
+"""Measure this checkout's own federation for docs/performance.md, and print one JSON object.
 
     .flowerbed/venv/bin/python dev/benchmarks/federation.py [--runs N]
 
-It needs ./flowerbed quickstart to have run once, stops and starts the federation, and leaves it up. Times are
-seconds, memory is MB of the container as `docker stats` counts it (without the page cache).
+Run ./flowerbed quickstart once before. This stops and starts the federation, and leaves it up. Times are
+seconds. Memory is MB of the container as `docker stats` counts it (without the page cache).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE_BEFORE_MEASURE = 20.0
-"""Seconds after the last job, so that its processes are gone and FLARE has written what it keeps."""
+"""Seconds after the last job, for its processes to end and FLARE to write its files."""
 
 
 def verb(*words: str) -> dict[str, Any]:
-    """Run a verb of flowerbed; returns its JSON object."""
+    """Run a verb of flowerbed, and return its JSON object."""
     command = [str(ROOT / "flowerbed"), *words, "--format", "json"]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     value: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
@@ -31,7 +31,7 @@ def verb(*words: str) -> dict[str, Any]:
 
 
 def job(app: str) -> dict[str, Any]:
-    """Run an app to its end; returns where its time went."""
+    """Run an app to its end, and return where its time went."""
     job_id = str(verb("submit", app, "--build")["job_id"])
     verb("wait", job_id)
     seconds: dict[str, Any] = verb("results", job_id)["seconds"]
@@ -39,7 +39,7 @@ def job(app: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """Each container's memory in MB."""
+    """Return each container's memory in MB."""
     names = subprocess.run(
         ["docker", "compose", "ps", "--format", "{{.Name}}"],
         cwd=ROOT,
@@ -58,7 +58,7 @@ def memory() -> dict[str, float]:
 
 
 def rebuild_after_an_edit() -> float:
-    """Seconds of `build` after a line was added to the bridge; the file is restored."""
+    """Return the seconds of `build` after a line was added to the bridge. The file is restored."""
     file = ROOT / "bridge" / "common" / "loop.py"
     text = file.read_text()
     try:

@@ -1,12 +1,11 @@
-"""What a federation spends when nothing happens, and what a job adds while its sites train; prints one JSON
-object, in percent of one core.
+"""Measure an idle federation's use of processors, and what a job adds while its sites train.
 
     .flowerbed/venv/bin/python -m dev.benchmarks.idle [--seconds N] [--supernode process|inline]
 
-It needs this checkout's own federation to be up, without a job. The containers' figures are the engine's,
-health checks included; those of single processes are the kernel's. The training only sleeps, so that all that
-the job adds is the relay's, FLARE's and Flower's. Exit code 1 if a container spends more than `IDLE`, or
-relay and SuperNode more than `JOB` on any of them.
+This prints one JSON object, in percent of one core. It needs this checkout's own federation to be up, without
+a job. The containers' figures are the engine's, health checks included. Those of single processes are the
+kernel's. The training only sleeps, so everything that the job adds belongs to the relay, FLARE and Flower.
+Exit code 1 if a container uses more than `IDLE`, or relay and SuperNode more than `JOB` in any of them.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ from dev.benchmarks.meter import cpu_of
 from dev.benchmarks.site_memory import APP, SETTLED, processes
 
 IDLE, JOB = 2.0, 1.0
-"""Percent of a core: of a container without a job, and of what a job adds to one of them for relay and
-SuperNode, while its sites train."""
+"""Percent of a core: a container's without a job, and what a job's relay and SuperNode add to a container
+while its sites train."""
 
 POLLING = ("runner_process", "worker_process", "flower-supernod")
-"""What these run in: FLARE's processes of the job, and the SuperNode, by their names."""
+"""Names of the processes of relay and SuperNode: FLARE's job processes, and the SuperNode."""
 
 AT_EASE = 20.0
-"""Seconds after whatever was before, until an idle federation is measured."""
+"""Seconds for a federation to become idle before it is measured."""
 
 JOB_BEGINS_WITHIN, LONGER = 60.0, 30.0
-"""Seconds until all sites train, and for which they train beyond the measure."""
+"""Seconds until all sites train, and how much longer than the measurement they train."""
 
 ENGINE = "/var/run/docker.sock"
 
 
 def containers() -> dict[str, str]:
-    """The running containers' ids by their services' names."""
+    """Return the running containers' IDs by their services' names."""
     command = ["docker", "compose", "ps", "--format", "{{.Service}} {{.ID}}"]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return dict(line.split() for line in lines)
 
 
 def spent(ids: dict[str, str]) -> dict[str, float]:
-    """CPU seconds that each container has spent, with all that ran in it."""
+    """Return the CPU seconds of each container, with all processes that ran in it."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=ENGINE), base_url="http://engine") as client:
         found = {}
         for service, container in ids.items():
@@ -61,8 +60,8 @@ Percents = dict[str, float]
 
 
 def over(seconds: float, ids: dict[str, str], jobs: dict[str, dict[int, str]]) -> tuple[Percents, Percents]:
-    """Percent of a core over the next seconds: of each container, and of a job's processes in all of them
-    (`jobs`: by service, name by id), as "service name"."""
+    """Measure percent of a core over the next seconds, as "service name": of each container, and of a job's
+    processes in all of them (`jobs`: by service, name by ID)."""
     before, began = spent(ids), time.monotonic()
     ticks = {pid: cpu_of(pid) for found in jobs.values() for pid in found}
     time.sleep(seconds)
@@ -70,13 +69,13 @@ def over(seconds: float, ids: dict[str, str], jobs: dict[str, dict[int, str]]) -
     percent: Percents = defaultdict(float)
     for service, found in jobs.items():
         for pid, name in found.items():
-            # What has ended meanwhile was a health check's.
+            # A process that has ended meanwhile was a health check's.
             percent[f"{service} {name}"] += 100 * max(0.0, cpu_of(pid) - ticks[pid]) / took
     return {s: round(100 * (after[s] - before[s]) / took, 2) for s in ids}, dict(percent)
 
 
 def main() -> None:
-    """Measure both, print them, and say by the exit code whether they are within the limits."""
+    """Measure both, print them, and report by the exit code whether they are within the limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60, help="of each measure (default: 60)")
     parser.add_argument("--supernode", default="process", help="as for submit")

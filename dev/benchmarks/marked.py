@@ -1,7 +1,7 @@
-"""The programs of one measured run: started with a mark, by which all that they start is found and ended.
+"""Start the programs of one measured run with a mark, which finds all their descendants to end them.
 
-Flower's programs leave their parent's process group and outlive it, so a mark in the environment, which
-descendants inherit, is the only thing that all of them have in common.
+Flower's programs leave their parent's process group and outlive it. Descendants inherit the environment, so a
+mark there is the only thing that all of them have in common.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from types import TracebackType
 from dev.benchmarks.meter import SERVER
 
 MARK = "FLOWERBED_BENCH"
-"""The environment variable."""
+"""The environment variable of the mark."""
 
 STOP_WITHIN = 5.0
-"""Seconds from SIGTERM to SIGKILL: what has been measured is there already."""
+"""Seconds from SIGTERM to SIGKILL: the measurements are complete by then."""
 
 POLL = 0.1
-"""Seconds between two looks at what tells nobody when it is ready: a port, a line in a log."""
+"""Seconds between two checks of a port or a log, which report nothing."""
 
 TAIL = 25
 """Lines of a program's output that go into the reason of a failed run."""
 
 
 class RunFailed(Exception):
-    """A run could not be measured; the text says why."""
+    """A run could not be measured. The text says why."""
 
 
 class Programs:
-    """Starts programs; as a context manager, ends them and all that they started."""
+    """Start programs. As a context manager, end them and all that they started."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
-        """`folder` takes their output; `env` is added to this process's environment."""
+        """Create the context. `folder` takes the output, and `env` is added to this process's environment."""
         self._folder = folder
         self._env = dict(env)
         self._id = uuid.uuid4().hex
@@ -47,7 +47,7 @@ class Programs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def needles(self) -> dict[bytes, str]:
-        """What stands in the environment of these processes, and their role, for a `Meter`."""
+        """Return the mark in the environment of these processes, and their role, for a `Meter`."""
         return {f"{MARK}={self._id}:{SERVER}".encode(): SERVER, self._mark: "other"}
 
     @property
@@ -57,7 +57,7 @@ class Programs:
     def start(
         self, name: str, command: Sequence[str | os.PathLike[str]], *, role: str = "site"
     ) -> subprocess.Popen[bytes]:
-        """Start a program in the folder, its output in NAME.log there."""
+        """Start a program in the folder, with its output in NAME.log there."""
         return self._start(name, command, role, {}, stdin=subprocess.DEVNULL)
 
     def call(
@@ -70,10 +70,10 @@ class Programs:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Run a program to its end, and return what it printed to stdout; the rest is in NAME.log.
+        """Run a program to its end, and return its stdout. The rest is in NAME.log.
 
         Raises:
-            RunFailed: it failed, or did not end within so many seconds.
+            RunFailed: it failed, or did not end within `within` seconds.
         """
         process = self._start(
             name, command, "user", env or {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
@@ -90,16 +90,16 @@ class Programs:
         return output
 
     def tail(self, name: str) -> str:
-        """The last lines of a program's log."""
+        """Return the last lines of a program's log."""
         file = self._folder / f"{name}.log"
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
         return "\n".join(lines[-TAIL:])
 
     def wait_for(self, what: str, is_there: Callable[[], bool], within: float) -> None:
-        """Wait until something is there that only shows when one looks.
+        """Poll until something is there.
 
         Raises:
-            RunFailed: it was not within so many seconds, or a program that was started has ended.
+            RunFailed: it did not appear within `within` seconds, or a started program has ended.
         """
         deadline = time.monotonic() + within
         while not is_there():
@@ -166,7 +166,7 @@ class Programs:
 
 
 def having(mark: bytes) -> list[int]:
-    """The processes in whose environment stands `mark`. One that has ended has none any more."""
+    """Return the processes with `mark` in their environment. An ended process has no environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""How much memory the relay takes beyond the bodies that are in flight, through a run of 200 MB models.
+"""Measure the relay's memory beyond the bodies in flight, through a run of 200 MB models.
 
     .flowerbed/venv/bin/python -m dev.benchmarks.memory [--array-size N] [--rounds N] [--job JOB]
 
-Without --job: both halves of the relay in this process, between a real SuperLink and two real SuperNodes,
-without FLARE. With --job: FLARE's processes of that job, which runs in containers on this machine, sampled
-until it ends (as root). Prints one JSON object, in MiB; it needs some 6 GB for the Flower processes.
+Without --job, both halves of the relay run in this process, between a real SuperLink and two real SuperNodes,
+without FLARE. With --job, this samples FLARE's processes of a job in containers on this machine until it ends
+(as root). It prints one JSON object, in MiB. The Flower processes need some 6 GB.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EVERY = 0.02
 """Seconds between two samples: a chunk of 5 MiB is in flight for about as long."""
 
 SETTLED = 5.0
-"""Seconds after the SuperNodes have registered, until the memory counts as the idle level."""
+"""Seconds after the SuperNodes have registered before the memory counts as the idle level."""
 
 MIB = 2**20
 
@@ -72,7 +72,7 @@ class Metered(Gateway):
 
 
 class Straight:
-    """A site's link that is no line at all."""
+    """A site's link without a line: it calls the forwarder directly."""
 
     def __init__(self, forwarder: Forwarder, site: str) -> None:
         self._forwarder, self._site = forwarder, site
@@ -82,11 +82,11 @@ class Straight:
         return await self._forwarder.answer(self._site, call)
 
     async def probe(self) -> None:
-        """The link stands."""
+        """Do nothing: the link is always up."""
 
 
 async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
-    """Run the app over the relay; returns the measures."""
+    """Run the app over the relay, and return the measures."""
     me = psutil.Process()
     peak = {"above_idle": 0.0, "in_flight": 0.0, "difference": float("-inf")}
     kept = 0
@@ -142,8 +142,8 @@ async def without_flare(array_size: int, rounds: int) -> dict[str, float]:
 
 
 def with_flare(job: str) -> dict[str, float]:
-    """Sample FLARE's processes of a job until it ends; returns the peak of each. Its idle level is the peak
-    of a job with --run-config array-size=10."""
+    """Sample FLARE's processes of a job until it ends, and return the peak of each. For the idle level,
+    measure a job with --run-config array-size=10."""
     highest: dict[str, int] = {}
     processes: dict[str, psutil.Process] = {}
     while True:
@@ -170,7 +170,7 @@ def with_flare(job: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print it."""
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--array-size", type=int, default=50_000_000, help="numbers of 4 bytes")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""What all processes of a run take together: memory and processor, and the server's part of the latter."""
+"""Measure all processes of a run together: memory and processor, with the server's part of the latter."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from types import TracebackType
 import psutil
 
 EVERY = 0.2
-"""Seconds between two looks. A 200 MB array is held for longer; what lives for less is missed."""
+"""Seconds between two samples. A 200 MB array is held for longer. Anything shorter-lived is missed."""
 
 SHARES_EVERY = 1.0
-"""Seconds between two looks at the shares on a plateau: each costs the kernel some 2 ms a process, and the
-measuring must not show in what is measured."""
+"""Seconds between two samples of the shares on a plateau: each costs the kernel some 2 ms a process, and the
+measurement must not show in its result."""
 
 HIGHER, NEARLY = 1.005, 0.95
-"""By how much the resident sets must exceed their highest so far to be looked into at once, and how near
-they must be to be looked into at all."""
+"""Factors of the highest resident sets so far: above the first, the shares are read at once, and below the
+second not at all."""
 
 MB = 1e6
 
 SERVER = "server"
-"""The role of the processes whose processor time counts for itself."""
+"""The role of processes with separately counted processor time."""
 
 
 PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
@@ -34,7 +34,7 @@ PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: Unix time, and CPU seconds until then, of all processes and of the server's."""
+    """One sample: Unix time, and CPU seconds until then, of all processes and of the server's."""
 
     t: float
     all_cpu: float
@@ -42,15 +42,15 @@ class Sample:
 
 
 class Meter:
-    """Samples the processes that carry a needle in their environment, control group or command line.
+    """Sample the processes that carry a needle in their environment, control group or command line.
 
-    Memory is the sum of the proportional shares (PSS), so that what processes have in common counts once. It
-    is taken when the resident sets, which are cheap to read and count that more than once, are as high as
-    ever. `exact` says whether all shares could be read; else it has the resident set of those that could not.
+    Memory is the sum of the proportional shares (PSS), so shared memory counts once. Resident sets are cheap
+    to read and count it several times. The shares are read when the resident sets are at their highest.
+    `exact` says whether all shares could be read. Otherwise the sum has the resident set of the others.
     """
 
     def __init__(self, needles: Mapping[bytes, str]) -> None:
-        """`needles`: the role of the processes that have it."""
+        """Create the meter. `needles` has the role of the processes by their needle."""
         self._needles = dict(needles)
         self._known: dict[int, str | None] = {}
         self._new: set[int] = set()
@@ -59,10 +59,10 @@ class Meter:
         self._samples: list[Sample] = []
         self._highest, self._looked_into = 0, 0.0
         self.peak = 0.0
-        """The most memory at a time, in MB."""
+        """The most memory at any time, in MB."""
         self.exact = True
         self.own_cpu = 0.0
-        """CPU seconds that the sampling itself took."""
+        """CPU seconds of the sampling itself."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
 
@@ -77,7 +77,7 @@ class Meter:
         self._thread.join()
 
     def cpu(self, begin: float, end: float) -> tuple[float, float]:
-        """CPU seconds between two moments (Unix time), of all processes and of the server's."""
+        """Return the CPU seconds between two moments (Unix time), of all processes and of the server's."""
         before = [sample for sample in self._samples if sample.t <= begin][-1:]
         until = [sample for sample in self._samples if sample.t <= end + EVERY][-1:]
         spent = [
@@ -98,12 +98,12 @@ class Meter:
             self._new.discard(gone)
         fresh = set(pids) - self._known.keys()
         for pid in fresh | self._new:
-            # Looked at twice: at first a process may still be its parent's copy.
+            # Read twice: at first a process may still be its parent's copy.
             self._known[pid] = self._role(pid)
         self._new = fresh
         members = [pid for pid, role in self._known.items() if role is not None]
         for pid in members:
-            # What one that has ended since the last look had spent by then stays in the sum.
+            # The time of a process that has ended since the last sample stays in the sum.
             spent = self._all_cpu[pid] = cpu_of(pid) or self._all_cpu.get(pid, 0.0)
             if self._known[pid] == SERVER:
                 self._server_cpu[pid] = spent
@@ -122,7 +122,7 @@ class Meter:
             try:
                 text += (folder / name).read_bytes()
             except OSError:
-                continue  # Ended, or another user's: what can be read has to do.
+                continue  # Ended, or another user's: the readable files have to do.
         return next((role for needle, role in self._needles.items() if needle in text), None)
 
     def _share_of(self, pid: int) -> int:
@@ -135,11 +135,11 @@ class Meter:
             return 0
 
 
-# Read from /proc here, and not by psutil: five times a second of some twenty processes.
+# Read from /proc here, and not with psutil: this runs five times a second for some twenty processes.
 
 
 def resident_of(pid: int) -> int:
-    """Bytes of a process's resident set; 0 if it has ended."""
+    """Return the bytes of a process's resident set, or 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE
     except (OSError, IndexError):
@@ -147,7 +147,7 @@ def resident_of(pid: int) -> int:
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds that a process has spent, without its children; 0 if it has ended."""
+    """Return the CPU seconds of a process, without its children, or 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""The pictures of a report: every app's seconds in the four set-ups, and how rounds grow with the sites."""
+"""Draw a report: every app's seconds in the four set-ups, and how rounds grow with the sites."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _bars(axes: Any, name: str, content: Mapping[str, Any]) -> None:
     plain = content.get(PLAIN)
     if plain is not None and name in TARGETS:
         known.append(plain * TARGETS[name])
-        # Only over Flowerbed's own two.
+        # Only over Flowerbed's own two set-ups.
         axes.hlines(known[-1], 1.55, 3.45, color="black", linestyle=(0, (4, 3)), linewidth=1)
     axes.set_title(TITLES[name], fontsize=11)
     axes.set_ylabel(content["unit"])

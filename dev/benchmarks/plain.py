@@ -1,8 +1,8 @@
-"""Plain Flower: SuperLink, SuperNodes and `flwr run` as Flower's own guide says, nothing changed.
+"""Run plain Flower: SuperLink, SuperNodes and `flwr run` as in Flower's own guide, unchanged.
 
-https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html: the same programs and flags,
-and ports beside, since others may run on this machine. Isolation (`subprocess`) and all intervals are
-Flower's defaults. The run is started when all SuperNodes are registered, as it is in Flowerbed.
+https://flower.ai/docs/framework/how-to-run-flower-with-deployment-engine.html: the same programs and flags.
+The ports are added, since other programs may run on this machine. Isolation (`subprocess`) and all intervals
+are Flower's defaults. The run starts when all SuperNodes are registered, as in Flowerbed.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from dev.benchmarks.meter import SERVER, Meter
 from dev.benchmarks.setups import HERE, Measured, Work, environment, measured, toml_words
 
 READY_WITHIN = 60.0
-"""Seconds for a SuperLink to answer, and then for all SuperNodes to register; 16 of them take 20."""
+"""Seconds for a SuperLink to answer, and then for all SuperNodes to register. 16 of them take 20."""
 
 REGISTERED = "SuperNode ID: "
-"""What a SuperNode logs when it is registered (flwr 1.34 to 1.43)."""
+"""A SuperNode's log line when it is registered (flwr 1.34 to 1.43)."""
 
 CONNECTION = "local-deployment"
 
 
 class Plain:
-    """See the module's text."""
+    """The set-up of plain Flower: see the module's text."""
 
     def prepare(self) -> None:
-        """Nothing: Flower is in the environment."""
+        """Do nothing: Flower is in the environment."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def run(self, work: Work, folder: Path) -> Measured:
-        """See `Setup.run`."""
+        """Run an app, as in `Setup.run`."""
         deadline = time.monotonic() + work.within
         home, port = folder / "home", free_port()
         home.mkdir(parents=True)

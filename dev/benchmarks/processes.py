@@ -1,8 +1,8 @@
-"""Flowerbed without containers: the same kits, FLARE programs and job, as processes of this machine.
+"""Run Flowerbed without containers: the same kits, FLARE programs and job, as processes of this machine.
 
-The kits come from the project's own provisioning, with mutual TLS, and are started by their own scripts as
-in the images (`images/entrypoint`). The job goes in and is followed as `./flowerbed submit --wait` does it,
-by the console program under an admin's kit.
+The kits come from the project's own provisioning, with mutual TLS. Their own scripts start them, as in the
+images (`images/entrypoint`). The console program under an admin's kit submits the job and follows it, as in
+`./flowerbed submit --wait`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from scripts import app as apps
 from scripts.wait import COMPLETED
 
 READY_WITHIN = 90.0
-"""Seconds for the server to answer, and then for all sites to register: they start at once, and 16 of them
-need their time on few cores."""
+"""Seconds for the server to answer, and then for all sites to register. They start at once, and 16 of them
+need time on few cores."""
 
 MOST_SITES = 16
 
@@ -33,16 +33,16 @@ RESULTS_WITHIN = 60.0
 """Seconds to fetch a job's results."""
 
 REGISTERED = "Successfully registered client"
-"""What a site logs when it is (nvflare 2.9.0); the health check in the images looks for it too."""
+"""A site's log line when it is registered (nvflare 2.9.0). The images' health check looks for it too."""
 
 CODE = "/opt/flowerbed"
-"""Where the image has the bridge (`images/Dockerfile`)."""
+"""The bridge's path in the image (`images/Dockerfile`)."""
 
 ADMIN = "admin@flowerbed.example"
 
 
 class Processes:
-    """See the module's text."""
+    """The set-up in processes: see the module's text."""
 
     def __init__(self) -> None:
         self._root = Path()
@@ -64,7 +64,7 @@ class Processes:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def run(self, work: Work, folder: Path) -> Measured:
-        """See `Setup.run`."""
+        """Run an app, as in `Setup.run`."""
         deadline = time.monotonic() + work.within
         sites = [f"site-{number}" for number in range(1, work.sites + 1)]
         for name in ("server", ADMIN, *sites):
@@ -106,7 +106,7 @@ class Processes:
         return measured_job(tar, folder / "results", work, meter)
 
     def _lay_out(self, name: str, folder: Path) -> None:
-        """Copy a kit; the image's folders become the copy itself and the checkout."""
+        """Copy a kit. Paths of the image become those of the copy and the checkout."""
         shutil.copytree(self._kits / name, folder)
         for file in (folder / "local").glob("*.json*"):
             text = file.read_text().replace(f'"{WORKSPACE}/', f'"{folder}/')

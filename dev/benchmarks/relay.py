@@ -1,10 +1,10 @@
-"""What the relay costs a message: through gateway, FLARE and forwarder, beside one direct HTTPS hop.
+"""Measure the relay's cost for a message, through gateway, FLARE and forwarder, beside one direct HTTPS hop.
 
-For each scheme it provisions a federation of a server and two sites, runs FLARE's own processes with these
-kits on this machine (mutual TLS on loopback, no containers), and in them a job that has the relay's two ends.
-Beside it stands an HTTPS server of the same kind. Messages of each size go up (in the request) and down (in
-the answer), by turns over both ways: milliseconds, MB (10^6 bytes) a second, CPU seconds of all processes for
-each GB, and how many times the direct hop the relay took.
+For each scheme this provisions a federation of a server and two sites, and runs FLARE's own processes with
+these kits on this machine (mutual TLS on loopback, no containers). A job in them has the relay's two ends. An
+HTTPS server of the same kind runs beside it. Messages of each size go up (in the request) and down (in the
+answer), by turns over both ways. The measures are milliseconds, MB (10^6 bytes) a second, CPU seconds of all
+processes for each GB, and the relay's multiple of the direct hop's time.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from bridge.common.ports import free_port
 from dev.benchmarks.relay_ends import Block, superlink, supernode
 from dev.benchmarks.relay_job import PORT_FILE, RelayController, RelayExecutor
 from dev.scratch_federation import Project, edit, participant, set_scheme
-from provisioning.checks import SCHEMES
 from provisioning.harden import CLASSES, DRIVERS, WORKSPACE
+from provisioning.keys import SCHEMES
 from scripts import core
 
 SITES = ("site-1", "site-2")
 COMPONENTS = tuple(f"{c.__module__}.{c.__name__}" for c in (RelayController, RelayExecutor))
 ADMIN = "admin@flowerbed.example"
 NAME = "flowerbedrelay"
-"""The project's."""
+"""The project's name."""
 SIZES = {"100 B": 100, "1 MiB": 2**20, "5 MiB": 5 * 2**20, "50 MiB": 50 * 2**20}
 CALLS = {"100 B": 40, "1 MiB": 12, "5 MiB": 6, "50 MiB": 1}
 """Calls of a block: short enough that a disturbance meets both ways."""
 
 CHUNK = "5 MiB"
-"""What Flower cuts arrays into, two at a time a site."""
+"""The size of Flower's array chunks, two at a time a site."""
 
 CALLERS = 2
 TOGETHER = 4.0
-"""Seconds for which all callers call at once."""
+"""Seconds in which all callers call at once."""
 
 READY_WITHIN = 60.0
-"""Seconds for a process, a federation or a job to be there; each takes 1 to 15."""
+"""Seconds for a process, a federation or a job to be there. Each takes 1 to 15."""
 
 
 def measure(runs: int, schemes: Sequence[str] = SCHEMES) -> dict[str, Any]:
     """Give each way its turn `runs` times.
 
-    Returns `{"cores", "load", "calls", "schemes": {scheme: measures}}`.
+    Return `{"cores", "load", "calls", "schemes": {scheme: measures}}`.
     """
     before = os.getloadavg()
     measures = {scheme: _scheme(scheme, runs) for scheme in schemes}
@@ -110,7 +110,7 @@ def _measure(nodes: dict[str, _Node], pids: dict[str, list[int]], rounds: int) -
             took: dict[str, list[float]] = {"direct": [], "relay": []}
             cpu = dict.fromkeys(took, 0.0)
             for way in took:
-                node.do(Block(way, direction, size, 2))  # Buffers and connections are there from now on.
+                node.do(Block(way, direction, size, 2))  # Warm up buffers and connections.
             for _ in range(rounds):
                 for way in took:
                     before = _cpu(pids[way])
@@ -147,7 +147,7 @@ def _side_by_side(took: dict[str, list[float]], cpu: dict[str, float], size: int
 
 
 def _together(nodes: dict[str, _Node], pids: dict[str, list[int]], direction: str) -> dict[str, Any]:
-    """Two callers a site, both sites; then one site's small messages while the other's callers go on."""
+    """Run two callers a site at both sites, then one site's small messages beside the other's callers."""
     size = SIZES[CHUNK]
     value: dict[str, Any] = {}
     for way in ("direct", "relay"):
@@ -178,7 +178,7 @@ def _together(nodes: dict[str, _Node], pids: dict[str, list[int]], direction: st
 
 
 def _cpu(pids: Sequence[int]) -> float:
-    """CPU seconds of these processes and all that they have started."""
+    """Return the CPU seconds of these processes and all that they have started."""
     total = 0.0
     for pid in pids:
         process = psutil.Process(pid)
@@ -193,7 +193,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 class _Process:
-    """A process of this benchmark's with a pipe to it."""
+    """A process of this benchmark, with a pipe to it."""
 
     def __init__(self, target: Any, *args: Any) -> None:
         self._pipe, other = _SPAWN.Pipe()
@@ -216,7 +216,7 @@ class _Process:
 
 
 class _End(_Process):
-    """A SuperLink, made up."""
+    """An imitation of a SuperLink."""
 
     def __init__(self, tls: tuple[str, str] | None) -> None:
         super().__init__(superlink, tuple(SIZES.values()), tls)
@@ -224,29 +224,29 @@ class _End(_Process):
 
 
 class _Node(_Process):
-    """A SuperNode, made up."""
+    """An imitation of a SuperNode."""
 
     def __init__(self, site: str, ways: dict[str, str], ca: str) -> None:
         super().__init__(supernode, ways, f"the key of {site}".encode(), ca)
         self._received()
 
     def start(self, block: Block) -> None:
-        """Let it carry out a block."""
+        """Start a block of calls."""
         self._pipe.send(block)
 
     def result(self) -> list[float]:
-        """The seconds of each call of the block."""
+        """Return the seconds of each call of the block."""
         took: list[float] = self._received()
         return took
 
     def do(self, block: Block) -> list[float]:
-        """Both."""
+        """Start a block, and return its result."""
         self.start(block)
         return self.result()
 
 
 def _provision(folder: Path, scheme: str) -> Path:
-    """Make kits as this checkout does, but for processes on this machine; returns their folder."""
+    """Make kits as this checkout does, but for processes on this machine, and return their folder."""
     for name in ("provisioning", "compose"):
         shutil.copytree(core.ROOT / name, folder / name)
     shutil.copy(core.ROOT / "project.yml", folder)
@@ -265,7 +265,7 @@ def _provision(folder: Path, scheme: str) -> Path:
         raise RuntimeError(f"nvflare provision failed: {done.stdout.decode()}{done.stderr.decode()}")
     kits = folder / "workspace" / NAME / "prod_00"
     for file in kits.glob("*/local/*.json*"):
-        # Where the image has what is here; and the job's components are others.
+        # Replace the image's paths with this machine's, and the job's components with this benchmark's.
         for there, here in (
             (f"{WORKSPACE}/", f"{file.parents[1]}/"),
             (DRIVERS, str(core.ROOT / "bridge" / "flare" / "drivers")),
@@ -277,7 +277,7 @@ def _provision(folder: Path, scheme: str) -> Path:
 
 @contextlib.contextmanager
 def _federation(kits: Path) -> Iterator[list[int]]:
-    """Run the server and the sites; gives their process ids."""
+    """Run the server and the sites, and yield their process IDs."""
     roles = {"server": "server", **dict.fromkeys(SITES, "client")}
     processes = []
     env = {**os.environ, "PYTHONPATH": str(core.ROOT)}
@@ -298,7 +298,7 @@ def _federation(kits: Path) -> Iterator[list[int]]:
         yield [process.pid for process in processes]
     finally:
         for process in processes:
-            # With its group: a job's processes would outlive it for some seconds.
+            # With its group: otherwise a job's processes would outlive it for some seconds.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -306,7 +306,7 @@ def _federation(kits: Path) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _job(kits: Path, address: str) -> Iterator[dict[str, int]]:
-    """Run the job whose forwarder asks the SuperLink at `address`; gives each site's gateway's port."""
+    """Run a job with a forwarder to the SuperLink at `address`, and yield the port of each site's gateway."""
     job = FedJob(name="relay", min_clients=len(SITES))
     job.set_app_packages(["bridge", "dev"])
     job.to_server(RelayController(address))

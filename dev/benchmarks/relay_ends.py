@@ -1,8 +1,8 @@
-"""What stands before and behind the relay in `dev.benchmarks.relay`: a SuperNode and a SuperLink, made up.
+"""Imitate the SuperNode and the SuperLink at the two ends of the relay in `dev.benchmarks.relay`.
 
-Both speak the Fleet API with flwr's own messages, since the forwarder looks at whose node, message and
-object a call is for. The SuperNode's HTTP client and the SuperLink's HTTP server are those that flwr 1.41
-uses: `httpx.Client` and uvicorn with its defaults.
+Both speak the Fleet API with flwr's own messages, since the forwarder checks the owner of each call's node,
+message and object. The SuperNode's HTTP client and the SuperLink's HTTP server are those of flwr 1.41:
+`httpx.Client`, and uvicorn with its defaults.
 """
 
 from __future__ import annotations
@@ -45,28 +45,31 @@ from bridge.fleet import wire
 RUN, SUPERLINK_NODE = 1, 1
 SESSION = "session"
 TIMEOUT = 60.0
-"""Seconds for one call: 50 MiB take about one."""
+"""Seconds for one call. 50 MiB take about one."""
 
 Scope = MutableMapping[str, Any]
 
 
 PUSHES = 4096
-"""Objects of each size that are pushed, each but once: a repetition would be answered from memory."""
+"""Objects of each size that are pushed, each only once: a repetition would be answered from memory."""
 
 
 def object_id(size: int, number: int = 0) -> str:
-    """What the `number`th object of `size` bytes is called."""
+    """Return the ID of the `number`th object of `size` bytes."""
     return f"{size:032x}{number:032x}"
 
 
 def superlink(ready: Connection, sizes: tuple[int, ...], tls: tuple[str, str] | None) -> None:
-    """Serve a SuperLink for objects of `sizes`; sends its port through `ready`. With `tls`, a certificate's
-    and a key's file, over HTTPS. To be run in a process of its own, which is killed in the end."""
+    """Serve a SuperLink for objects of `sizes`, and send its port through `ready`.
+
+    With `tls`, the files of a certificate and its key, it serves HTTPS. Run it in a separate process, and
+    kill that at the end.
+    """
     files = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls else {}
     app = _superlink_app(sizes)
     config = uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off", **files)  # type: ignore[arg-type]
     sock = config.bind_socket()
-    sock.listen()  # Who connects from now on waits until it is served.
+    sock.listen()  # Clients that connect from now on wait until they are served.
     ready.send(sock.getsockname()[1])
     uvicorn.Server(config).run([sock])
 
@@ -96,7 +99,7 @@ def _superlink_app(sizes: tuple[int, ...]) -> Callable[[Scope, Any, Any], Awaita
                 pushed = PushMessagesResponse(session_id=SESSION, objects_to_push=names)
                 return bytes(pushed.SerializeToString())
             case wire.PUSH_OBJECT:
-                # Parsed, as a SuperLink has to.
+                # Parse it, as a SuperLink has to.
                 stored = len(PushObjectRequest.FromString(body).object_content) >= 0
                 return bytes(PushObjectResponse(stored=stored).SerializeToString())
             case wire.PULL_OBJECT:
@@ -123,7 +126,7 @@ def _superlink_app(sizes: tuple[int, ...]) -> Callable[[Scope, Any, Any], Awaita
 
 
 def _two_messages(node: int, sizes: tuple[int, ...]) -> bytes:
-    """One to pull the objects of, one to reply to: a reply ends the right to pull."""
+    """Return one message to pull objects of, and one to reply to: a reply ends the right to pull."""
     names = ("to pull", "to reply to")
     return bytes(
         PullMessagesResponse(
@@ -145,7 +148,7 @@ def _two_messages(node: int, sizes: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class Block:
-    """Calls to be made one after the other: which way, of which size, and how many or for how long."""
+    """Calls to make one after the other: their way, direction and size, and their number or total time."""
 
     way: str
     direction: str
@@ -194,7 +197,7 @@ class SuperNode:
         return content
 
     def request(self, direction: str, size: int) -> tuple[str, bytes]:
-        """The call that brings `size` bytes up or down."""
+        """Return the call that brings `size` bytes up or down."""
         if direction == "download":
             pull = PullObjectRequest(node=self._node, run_id=RUN, object_id=object_id(size))
             return wire.PULL_OBJECT, pull.SerializeToString()
@@ -208,7 +211,7 @@ class SuperNode:
         return wire.PUSH_OBJECT, push.SerializeToString()
 
     def carry_out(self, block: Block) -> list[float]:
-        """Make a block's calls; returns the seconds that each took."""
+        """Make a block's calls, and return the seconds of each."""
         took: list[float] = []
         lock = threading.Lock()
 
@@ -235,8 +238,8 @@ class SuperNode:
 
 
 def supernode(commands: Connection, ways: dict[str, str], key: bytes, ca: str) -> None:
-    """Carry out `Block`s that come through `commands`, over the ways (name to URL); sends back the seconds of
-    each call. To be run in a process of its own; None ends it."""
+    """Carry out `Block`s that come through `commands`, over the ways (name to URL), and send back each call's
+    seconds. Run it in a separate process. None ends it."""
     nodes = {way: SuperNode(url, key, ca) for way, url in ways.items()}
     commands.send("ready")
     while (block := commands.recv()) is not None:

@@ -27,21 +27,21 @@ from bridge.site.gateway import Gateway
 from bridge.site.link import SiteLink
 
 PORT_FILE = "gateway.port"
-"""In the job's folder at a site: where its gateway listens."""
+"""The file with the gateway's port, in the job's folder at a site."""
 
 ABORT_CHECK = 0.2
-"""Seconds between two looks at FLARE's abort signal, which can only be polled."""
+"""Seconds between two checks of FLARE's abort signal, which can only be polled."""
 
 
 class RelayController(Controller):
-    """The server's end: forwards to whatever answers at `address` (host:port)."""
+    """The server's end: it forwards to the server at `address` (host:port)."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
         self.address = address
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE: open the link, as `bridge.server.controller` does."""
+        """Open the link, as `bridge.server.controller` does. FLARE calls this."""
         logging.getLogger("httpx").setLevel(logging.WARNING)
         loop = LoopThread("flowerbed")
         forwarder = Forwarder(Observer(lambda event: None), grace=900)
@@ -51,19 +51,19 @@ class RelayController(Controller):
         loop.loop.call_soon_threadsafe(forwarder.open, self.address)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Called by FLARE: run until the job is aborted."""
+        """Run until the job is aborted. FLARE calls this."""
         while not abort_signal.triggered:
             time.sleep(ABORT_CHECK)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Called by FLARE after `control_flow`."""
+        """Do nothing. FLARE calls this after `control_flow`."""
 
 
 class RelayExecutor(Executor):
-    """A site's end: a gateway with nobody before it yet."""
+    """A site's end: a gateway without a client yet."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Called by FLARE for every event of the run."""
+        """Handle an event of the run. FLARE calls this."""
         if event_type != EventType.START_RUN:
             return
         loop = LoopThread("flowerbed")
@@ -78,7 +78,7 @@ class RelayExecutor(Executor):
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
-        """Called by FLARE for a task: there is none."""
+        """Answer a task with an empty result: the job has none. FLARE would call this."""
         return Shareable()
 
 

@@ -1,4 +1,4 @@
-"""From the figures of single runs to medians, ratios and the one JSON object of `flowerbed bench`."""
+"""Turn the figures of single runs into medians, ratios and the one JSON object of `flowerbed bench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 PLAIN = "plain"
 SETUPS = (PLAIN, "upstream", "processes", "containers")
-"""Plain Flower first: every ratio is to it."""
+"""The set-ups. Plain Flower comes first: every ratio is to it."""
 
 NAMES = {
     PLAIN: "plain Flower",
@@ -16,11 +16,11 @@ NAMES = {
     "processes": "Flowerbed, processes",
     "containers": "Flowerbed, containers",
 }
-"""Of the set-ups, for people."""
+"""Names of the set-ups for people."""
 
 APPS = ("nothing", "quickstart", "large_1", "large_20", "sites_8")
 GROWTH = "growth"
-"""Beside the apps: nothing on more and more sites, in two of the set-ups."""
+"""A measure beside the apps: the app "nothing" on more and more sites, in two of the set-ups."""
 
 TARGETS = {
     "nothing": 0.30,
@@ -30,28 +30,28 @@ TARGETS = {
     "sites_8": 0.35,
     "peak_memory": 1.25,
 }
-"""The most that Flowerbed's ratio to plain Flower is meant to be."""
+"""Goals for Flowerbed's ratio to plain Flower, at most."""
 
 JOB = ("submit_to_first_round", "last_round_to_finished")
-"""Seconds of a job: from FLARE's taking it to the first round's begin, and from the last one's end to FLARE's
-last status."""
+"""Seconds of a job: from FLARE's taking it to the start of the first round, and from the end of the last
+round to FLARE's last status."""
 
 ENOUGH_RUNS = 3
-"""From so many runs on, of all set-ups, figures may stand in the documentation."""
+"""Least runs of all set-ups for figures that go into the documentation."""
 
 Values = Mapping[str, Sequence[float]]
 """The figures of the single runs, by set-up."""
 
 
 def median(values: Sequence[float]) -> float:
-    """To a thousandth."""
+    """Return the median to a thousandth."""
     return round(statistics.median(values), 3)
 
 
 def entry(values: Values, failures: Mapping[str, Sequence[str]], unit: str) -> dict[str, Any]:
-    """One measure: by set-up the median, its ratio to plain Flower's, and every single figure.
+    """Return one measure: by set-up the median, its ratio to plain Flower's, and every single figure.
 
-    A set-up of which a run has failed has no median: what is left of it might be the better part.
+    A set-up with a failed run has no median: the remaining runs might be the better ones.
     """
     medians = {
         name: median(values[name]) if values.get(name) and not failures.get(name) else None for name in SETUPS
@@ -68,7 +68,7 @@ def entry(values: Values, failures: Mapping[str, Sequence[str]], unit: str) -> d
 
 
 def jobs(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Medians of the seconds before and after the rounds of jobs."""
+    """Return the medians of the seconds before and after the rounds of jobs."""
     found: dict[str, Any] = {"of": len(seconds)}
     for key in JOB:
         values = [job[key] for job in seconds]
@@ -77,14 +77,14 @@ def jobs(seconds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 GROWTH_KEYS = ("seconds_a_round", "cpu_a_round", "server_cpu_a_round")
-"""What is measured of growth: seconds, CPU seconds of all processes, and of the server's."""
+"""Measures of growth: seconds, CPU seconds of all processes, and those of the server's."""
 
 
 def growth(sites: Sequence[int], runs: Mapping[tuple[int, str], Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Medians by number of sites, None where there is no run.
+    """Return the medians by number of sites, or None where there is no run.
 
     Args:
-        runs: by number of sites and set-up, of each run the values of GROWTH_KEYS.
+        runs: the values of GROWTH_KEYS of each run, by number of sites and set-up.
     """
     content: dict[str, Any] = {"sites": list(sites)}
     names = [name for name in SETUPS if any(runs.get((number, name)) for number in sites)]
@@ -100,7 +100,7 @@ def growth(sites: Sequence[int], runs: Mapping[tuple[int, str], Sequence[Sequenc
 
 
 def growth_text(content: Mapping[str, Any], cores: int) -> str:
-    """What grows with the sites, and why: lines for below the plot."""
+    """Return lines for below the plot: what grows with the sites, and why."""
     lines = []
     for name, seconds in content["seconds_a_round"].items():
         cpu, server = content["cpu_a_round"][name], content["server_cpu_a_round"][name]
@@ -124,7 +124,8 @@ def growth_text(content: Mapping[str, Any], cores: int) -> str:
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """A new report, with what only the old one has measured: so that a long benchmark can run in parts."""
+    """Return a new report, with measures that only the old one has, so that a long benchmark can run in
+    parts."""
     result = dict(new)
     result["apps"] = {**old.get("apps", {}), **new["apps"]}
     for part in ("peak_memory", "growth", "jobs"):
@@ -134,7 +135,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failed(report: Mapping[str, Any]) -> list[str]:
-    """Every measure that failed, a line each."""
+    """Return every measure that failed, a line each."""
     lines = {
         f"{app}, {name}": reasons
         for app, content in report["apps"].items()

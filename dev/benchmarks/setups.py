@@ -1,4 +1,4 @@
-"""What the four set-ups have in common: what is run, what is measured, how it is called."""
+"""Define the common parts of the four set-ups: the work, the measures, the interface."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""Of the images, and so of every set-up: nobody reaches for a registry, sites do not fight for cores."""
+"""Variables of the images, and so of every set-up: no access to a registry, and no fight for cores."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One app to be run.
+    """One app to run.
 
     Attributes:
         app: its folder, with the clock in it.
-        rounds: how many it will run.
-        sites: how many take part.
+        rounds: the number of its rounds.
+        sites: the number of sites that take part.
         config: overrides of its run config.
         packages: a folder for PYTHONPATH with what it needs beyond Flower and numpy, if anything.
         data: a folder with one folder a site, if it reads any.
-        within: seconds for the whole run, the set-up's own start and end included.
+        within: seconds for the whole run, with the set-up's own start and end.
     """
 
     app: Path
@@ -52,7 +52,7 @@ class Work:
 
     @property
     def host_config(self) -> dict[str, Any]:
-        """The overrides where the app sees this machine's folders."""
+        """The overrides for an app that sees this machine's folders."""
         return {**self.config, **({} if self.data is None else {"data-dir": str(self.data)})}
 
 
@@ -61,13 +61,13 @@ class Measured:
     """One run.
 
     Attributes:
-        rounds: when they were.
-        peak_memory: MB of all processes of the set-up at a time.
+        rounds: the times of its rounds.
+        peak_memory: MB of all processes of the set-up at the highest moment.
         exact: whether that is the sum of proportional shares.
-        cpu: CPU seconds of all processes while the rounds ran.
-        server_cpu: those of the server's.
-        meter_cpu: CPU seconds that the measuring of memory took.
-        job: of a FLARE job in Flowerbed, seconds before and after the rounds (`report.JOB`).
+        cpu: CPU seconds of all processes during the rounds.
+        server_cpu: the part of the server's processes.
+        meter_cpu: CPU seconds of measuring memory.
+        job: seconds before and after the rounds of a FLARE job in Flowerbed (`report.JOB`).
     """
 
     rounds: Rounds
@@ -83,30 +83,31 @@ class Setup(Protocol):
     """One way to run a Flower app."""
 
     def prepare(self) -> None:
-        """Get all that is needed, before anything is measured; raises if it cannot be had."""
+        """Get everything that is needed, before anything is measured. Raise if it cannot be had."""
 
     def run(self, work: Work, folder: Path) -> Measured:
-        """Start it, run an app to its end, and end it, whatever happens; `folder` takes all that is written.
+        """Start the set-up, run an app to its end, and end the set-up in every case. `folder` takes all
+        output.
 
         Raises:
-            RunFailed, NoRounds: with the reason.
+            RunFailed, NoRounds: the run failed. The text has the reason.
         """
 
     def close(self) -> None:
-        """Remove what `prepare` made and what nobody will use again."""
+        """Remove files of `prepare` that nobody will use again."""
 
 
 def measured(folder: Path, work: Work, meter: Meter) -> Measured:
-    """Put together what a run has left in `folder` and what was measured meanwhile."""
+    """Combine a run's output in `folder` with the figures of its meter."""
     rounds = read_rounds(folder, work.rounds)
     cpu, server_cpu = meter.cpu(rounds.begins[0], rounds.end)
     return Measured(rounds, meter.peak, meter.exact, cpu, server_cpu, meter.own_cpu)
 
 
 def measured_job(download: bytes, folder: Path, work: Work, meter: Meter) -> Measured:
-    """The same for a job of Flowerbed, from what the console program's `download` gives.
+    """Combine the same for a job of Flowerbed, with the content of the console program's `download`.
 
-    FLARE says when it took the job and when it set its last status, the clock when the rounds were.
+    FLARE knows when it took the job and when it set its last status. The clock knows the times of the rounds.
     """
     with tarfile.open(fileobj=io.BytesIO(download)) as tar:
         core.unpack(tar, folder)
@@ -119,7 +120,8 @@ def measured_job(download: bytes, folder: Path, work: Work, meter: Meter) -> Mea
 
 
 def environment(python: Path, *paths: Path | None) -> dict[str, str]:
-    """The variables by which `python` and the programs beside it are found, and what is in these folders."""
+    """Return variables that make `python`, the programs beside it, and the content of these folders
+    available."""
     return {
         **VARIABLES,
         "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -128,10 +130,10 @@ def environment(python: Path, *paths: Path | None) -> dict[str, str]:
 
 
 HERE = Path(sys.executable)
-"""The Python with which flowerbed runs; `bench` puts Flower into its environment."""
+"""The Python of flowerbed's verbs. `bench` installs Flower into its environment."""
 
 
 def toml_words(config: Mapping[str, Any]) -> str:
-    """Overrides as `flwr run --run-config` takes them."""
+    """Return overrides in the form of `flwr run --run-config`."""
     values = {key: json.dumps(value) if isinstance(value, str) else value for key, value in config.items()}
     return " ".join(f"{key}={value}" for key, value in values.items())

@@ -1,6 +1,6 @@
-"""Runs a Flower app by FLARE's own Flower integration in FLARE's simulator, as its documentation shows.
+"""Run a Flower app with FLARE's own Flower integration in FLARE's simulator, as its documentation shows.
 
-It runs in an environment of its own, with an older Flower; it knows nothing of Flowerbed.
+It runs in a separate environment, with an older Flower, and knows nothing of Flowerbed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nvflare.recipe import SimEnv
 
 
 def main() -> None:
-    """Run it to its end."""
+    """Run the app to its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("app")
     parser.add_argument("workspace")

@@ -1,10 +1,10 @@
-"""Weigh a site's processes while it trains, with a SuperNode of each kind; prints one JSON object.
+"""Measure the memory of a site's processes during training, with a SuperNode of each kind.
 
     .flowerbed/venv/bin/python -m dev.benchmarks.site_memory [--runs N] [--cold]
 
-It needs this checkout's own federation to be up, and root on this machine, since some of Flower's processes
-do not let their user look. MiB: `pss` counts a page that several processes share by its part for each, and so
-can be added up; `rss` counts it for each of them in full.
+This prints one JSON object. It needs this checkout's own federation to be up, and root on this machine, since
+some of Flower's processes do not let their user look. Figures are MiB. `pss` divides a page among the
+processes that share it, and so can be added up. `rss` counts it for each of them in full.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ APP = ROOT / "tests" / "apps" / "numpy-add"
 SITE = "site-1"
 
 TRAINING = 10
-"""Seconds of each training, in which the processes are weighed."""
+"""Seconds of each training, in which the processes are measured."""
 
 SETTLED = 4.0
-"""Seconds from the ClientApp's start until it is weighed: by then it has imported all, and trains."""
+"""Seconds from the ClientApp's start to the measurement: by then it has imported everything, and trains."""
 
 BESIDE = ("client_train", "server_train", "docker-init", "tini", "sh")
-"""What a container runs without a job."""
+"""Processes of a container without a job."""
 
 MIB = 2**20
 
@@ -38,7 +38,7 @@ KINDS = ("process", "inline")
 
 
 def processes(service: str = SITE) -> dict[int, str]:
-    """The processes of a service's container: name by id, on this machine."""
+    """Return the processes of a service's container: name by ID, on this machine."""
     compose = ["docker", "compose", "ps", "--quiet", service]
     container = subprocess.run(compose, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     command = ["docker", "top", container, "-eo", "pid,comm,args"]
@@ -53,7 +53,7 @@ def processes(service: str = SITE) -> dict[int, str]:
 
 
 def weigh() -> dict[str, dict[str, float]]:
-    """Each process's memory, by name."""
+    """Return each process's memory, by name."""
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"pss": 0.0, "rss": 0.0})
     for pid, name in processes().items():
         memory = psutil.Process(pid).memory_full_info()
@@ -63,7 +63,7 @@ def weigh() -> dict[str, dict[str, float]]:
 
 
 def job(kind: str, *options: str) -> dict[str, dict[str, float]]:
-    """Run one job; returns what its site's processes weigh in its first training."""
+    """Run one job, and return the memory of its site's processes in its first training."""
     config = f"train-seconds={TRAINING}"
     words = ("--rounds", "1", "--run-config", config, "--supernode", kind, *options)
     job_id = str(verb("submit", str(APP), "--build", *words)["job_id"])
@@ -76,7 +76,7 @@ def job(kind: str, *options: str) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Weigh by turns, and print the medians."""
+    """Measure by turns, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of each kind (default: 3)")
     parser.add_argument("--cold", action="store_true", help="without copies of a template")

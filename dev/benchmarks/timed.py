@@ -1,4 +1,4 @@
-"""An app with the clock in it: a copy, of which nothing is changed but where its ServerApp is found."""
+"""Put the clock into a copy of an app, which changes only where its ServerApp is found."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from dev.benchmarks import clock
 
 ENTRY, CLOCK = "bench_entry", "bench_clock"
-"""The modules that are put beside the app's own."""
+"""The modules that are added to the app's own."""
 
 SERVERAPP = re.compile(r'^serverapp = "([\w.]+):(\w+)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """When the rounds of a run began, and when the last one ended: Unix time in seconds."""
+    """Starts of a run's rounds, and the end of the last one: Unix time in seconds."""
 
     begins: list[float]
     end: float
@@ -31,16 +31,16 @@ class Rounds:
 
     @property
     def whole(self) -> float:
-        """Seconds from the first round's begin to the last one's end."""
+        """Seconds from the first round's start to the last one's end."""
         return self.end - self.begins[0]
 
 
 class NoRounds(Exception):
-    """The clock has not seen a whole run; the text says what is missing."""
+    """The clock has not seen a whole run. The text says what is missing."""
 
 
 def timed_copy(app: Path, folder: Path) -> Path:
-    """Copy a Flower app to `folder`, with the clock in it; returns `folder`."""
+    """Copy a Flower app to `folder`, with the clock in it, and return `folder`."""
     shutil.copytree(app, folder, ignore=shutil.ignore_patterns("__pycache__"))
     project = folder / "pyproject.toml"
     text = project.read_text()
@@ -59,7 +59,7 @@ def timed_copy(app: Path, folder: Path) -> Path:
 
 
 def read_rounds(folder: Path, rounds: int) -> Rounds:
-    """Find what the clock wrote, anywhere below `folder`.
+    """Find the clock's file anywhere below `folder`.
 
     Raises:
         NoRounds: not all of `rounds` began, or the last one did not end.

@@ -1,4 +1,4 @@
-"""FLARE's own Flower integration, with the newest Flower that it works with, in FLARE's simulator."""
+"""Run FLARE's own Flower integration, with the newest Flower that it supports, in FLARE's simulator."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dev.benchmarks.meter import Meter
 from dev.benchmarks.setups import Measured, Work, environment, measured
 
 FLARE, FLOWER = "2.9.0", "1.34.0"
-"""nvflare 2.9.0 asks for any flwr from 1.26 on; from 1.35 on its flags for the SuperLink are refused."""
+"""nvflare 2.9.0 asks for any flwr from 1.26 on. From 1.35 on Flower refuses FLARE's flags for the
+SuperLink."""
 
 
 class Upstream:
-    """See the module's text."""
+    """The set-up of FLARE's integration: see the module's text."""
 
     def __init__(self) -> None:
         self._python = Path()
@@ -27,11 +28,11 @@ class Upstream:
         self._python = environments.python_with(f"flwr=={FLOWER}", f"nvflare=={FLARE}")
 
     def close(self) -> None:
-        """Nothing: the environment is kept."""
+        """Do nothing: the environment is kept."""
 
     def run(self, work: Work, folder: Path) -> Measured:
-        """See `Setup.run`. SuperLink and SuperNodes are the simulator's to start, so the first round begins
-        before the SuperNodes are there."""
+        """Run an app, as in `Setup.run`. The simulator starts SuperLink and SuperNodes, so the first round
+        starts before the SuperNodes are there."""
         deadline = time.monotonic() + work.within
         env = environment(self._python, work.packages)
         with Programs(folder, env) as programs, Meter(programs.needles()) as meter:

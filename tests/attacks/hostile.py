@@ -11,10 +11,10 @@ from typing import Any
 from tests.federation import Federation
 
 PROLOGUE = Path(__file__).with_name("impostor.py").read_text()
-"""What an attack may use; see there."""
+"""The beginning of every attack, with its tools."""
 
 NO_CONNECTION = "no connection"
-"""What an attack gets whose kit the server does not let connect."""
+"""The result of an attack with a kit that the server does not let connect."""
 
 WITHIN = 120.0
 """Seconds for one attack."""
@@ -25,9 +25,9 @@ def act(federation: Federation, service: str, program: str, *words: str) -> Any:
 
     Args:
         federation: the federation, which is up.
-        service: whose container: `member`, `lead`, `admin` or a site.
-        program: Python that follows `impostor.py`; its last call is `tell(RESULT)`.
-        words: are `WORDS` there.
+        service: the container's service: `member`, `lead`, `admin` or a site.
+        program: Python that follows `impostor.py`. Its last call is `tell(RESULT)`.
+        words: the value of `WORDS` there.
 
     Returns:
         RESULT, which went through JSON.
@@ -36,7 +36,7 @@ def act(federation: Federation, service: str, program: str, *words: str) -> Any:
 
 
 def act_in(container: str, program: str, *words: str) -> Any:
-    """The same in a container by its id, which Compose need not know any more."""
+    """Do the same in a container by its ID, even if Compose no longer knows it."""
     command = ["docker", "exec", "-i", "-w", "/tmp", container, "python", "-P", "-"]
     process = subprocess.run(
         [*command, *words],
@@ -51,7 +51,7 @@ def act_in(container: str, program: str, *words: str) -> Any:
 
 
 def join(federation: Federation, service: str, job: str) -> Any:
-    """Try to take part in a job as a Flower node; returns the status of each call."""
+    """Try to take part in a job as a Flower node, and return the status of each call."""
     return act(federation, service, "tell(Impostor().join(WORDS[0]))", job)
 
 

@@ -1,7 +1,7 @@
-"""Acts under a FLARE identity from inside its container, where its kit is. Beginning of a program that
-`hostile.act` pipes to Python there; what follows is the attack, and ends with `tell`.
+"""Act under a FLARE identity from inside its container, where its kit is.
 
-It speaks to a job as a site does, by the bridge's own end of the link: only the identity is another one.
+`hostile.act` pipes this to Python there, as the beginning of a program. The attack follows, and ends with
+`tell`. It speaks to a job as a site does, with the bridge's own end of the link. Only the identity differs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from bridge.relay.calls import Call, JobOver, LinkFault, Request
 from bridge.site.link import SiteLink
 
 WORDS = sys.argv[1:]
-"""What the test has given the attack."""
+"""The test's words to the attack."""
 
 KIT = pathlib.Path("/kit/startup")
 ANSWER_WITHIN = 20.0
@@ -61,7 +61,7 @@ LOGIN_WITHIN = 20.0
 FLEET = "/v1/fleet/"
 
 NO_CONNECTION = "no connection"
-"""What is told if the server, or a relay, does not let this kit connect."""
+"""The result if the server, or a relay, does not let this kit connect."""
 
 
 def tell(result: Any) -> NoReturn:
@@ -99,15 +99,15 @@ class Impostor:
         kind: str = "",
         host: str = "",
     ) -> None:
-        """Connect; and log in, unless `credentials` (token, signature, ssid) are given.
+        """Connect, and log in unless `credentials` (token, signature, ssid) are given.
 
-        Tells `NO_CONNECTION`, or why the server refuses the login, and ends.
+        If the server does not let the kit connect, or refuses the login, report that and end.
 
         Args:
-            credentials: of an earlier login, or stolen.
-            kit: whose certificate to use.
-            kind: what to log in as (`ClientType`), if not as what the kit is for.
-            host: where to look for the server, if not where the kit says.
+            credentials: those of an earlier login, or stolen ones.
+            kit: the kit with the certificate to use.
+            kind: the kind to log in as (`ClientType`), if not the kit's.
+            host: the server's host, if not the kit's.
         """
         logging.disable(logging.CRITICAL)
         fobs_initialize()
@@ -122,7 +122,7 @@ class Impostor:
             (server,) = client["servers"]
             self.name, usual = client["client"]["fqsn"], ClientType.REGULAR
             project, identity = server["name"], server["identity"]
-            # Below the site's own cell, whose connection stays as it is.
+            # Below the site's own cell, which keeps its connection.
             fqcn = FQCN.join([self.name, uuid.uuid4().hex])
             url = f"{server['service']['scheme']}://{server['service']['target']}"
         if host:
@@ -184,15 +184,15 @@ class Impostor:
         tell(NO_CONNECTION)
 
     def request(self, target: str, channel: str, topic: str, payload: Any, **headers: Any) -> str:
-        """Ask a cell by FLARE's own request; returns the return code of its reply."""
+        """Ask a cell with FLARE's own request, and return the return code of its reply."""
         message = Message(headers, payload)
         reply = self.cell.send_request(channel, topic, target, message, timeout=ANSWER_WITHIN)
         return str(reply.get_header(MessageHeaderKey.RETURN_CODE))
 
     def call(self, job: str, name: str, body: bytes = b"", path: str = "", **headers: str) -> Any:
-        """Send a call of the Fleet API to a job, signed with an own Flower key, as its SuperNode would.
+        """Send a call of the Fleet API to a job, signed with a new Flower key, as its SuperNode would.
 
-        Returns its status and its body; or a word for the answer that is none.
+        Return its status and its body, or a word if there is no answer.
         """
         return self._loop.run_until_complete(self._call(job, path or FLEET + name, body, headers))
 
@@ -224,7 +224,7 @@ class Impostor:
         return response.status, response.body
 
     def join(self, job: str) -> dict[str, Any]:
-        """Try to take part in a job as a Flower node; returns the status of each call."""
+        """Try to take part in a job as a Flower node, and return the status of each call."""
         told: dict[str, Any] = {}
         register = RegisterNodeFleetRequest(public_key=self._public)
         told["register-node"], body = self.call(job, "register-node", register.SerializeToString())

@@ -68,7 +68,7 @@ def test_another_app_than_the_signed_one_runs_at_no_site(federation: Federation)
 
 
 def test_a_site_runs_the_deployed_apps_that_it_has_listed(larger: Federation) -> None:
-    """site-5 has vetted others; the job goes on without it."""
+    """site-5 has approved others, and the job goes on without it."""
     shutil.copytree(APPS / "dice", larger.root / "deployed" / "dice", dirs_exist_ok=True)
     shutil.copytree(APPS / "numpy-add", larger.root / "deployed" / "vetted", dirs_exist_ok=True)
     changed = shutil.copytree(APPS / "numpy-add", larger.root / "deployed" / "changed", dirs_exist_ok=True)

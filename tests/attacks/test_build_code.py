@@ -23,7 +23,7 @@ from scripts import core, engine, environments, resolution, source_builds, uv
 
 SECRET = "hunter2"  # Not one.
 OTHER = "aaaaaaaaaaaa"
-"""Another environment."""
+"""The name of another environment."""
 
 BACKEND = """
 import glob, json, os, socket, zipfile
@@ -95,7 +95,7 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loopback() -> Iterator[int]:
-    """A port where something listens for this machine only."""
+    """Yield a port with a listener for this machine only."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield int(listening.getsockname()[1])
 
@@ -145,7 +145,7 @@ def evil(tmp_path: Path, victim: Path, loopback: int, monkeypatch: pytest.Monkey
 
 
 def without_pip(run: Any) -> Any:
-    """This machine's own configuration of pip counts for nothing here."""
+    """Ignore this machine's own configuration of pip."""
 
     def instead(command: Any, **options: Any) -> Any:
         return run(["true"] if "config" in command else command, **options)
@@ -154,7 +154,7 @@ def without_pip(run: Any) -> Any:
 
 
 def untouched(victim: Path) -> None:
-    """Nothing but the environment itself is another than before."""
+    """Check that only the environment itself has changed."""
     assert victim.read_text() == "alias ls=ls" and victim.stat().st_mode & 0o777 == 0o600
     root = uv.ENVIRONMENTS
     assert not any(path.is_symlink() for path in (root / uv.CACHE, root / OTHER, *(root / OTHER).iterdir()))
@@ -189,6 +189,6 @@ def test_a_link_in_the_place_of_what_uv_writes_is_not_followed(evil: Evil, victi
 
 
 def test_the_network_is_tried_with_none_of_the_packages_code(evil: Evil, loopback: int) -> None:
-    """How the network is found, where an index answers on one of the two only."""
+    """Search for the network where an index answers on only one of the two."""
     places = (f"127.0.0.1:{loopback}",)
     assert source_builds._reaches("host", places) and not source_builds._reaches("bridge", places)

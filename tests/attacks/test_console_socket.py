@@ -37,7 +37,7 @@ print(sorted(words[1] for words in tcp if words[3] == "0A" and not words[1].star
 
 
 def connect(federation: Federation, service: str, user: str) -> str:
-    """What a process of `user` in a service's container gets from the socket's place there."""
+    """Return what a process of `user` in a service's container gets from the socket's path there."""
     command = [
         "docker",
         "exec",
@@ -55,7 +55,7 @@ def connect(federation: Federation, service: str, user: str) -> str:
 
 @pytest.fixture
 def asked(federation: Federation) -> Federation:
-    """One whose admin's daemon runs."""
+    """Return the federation with the admin's daemon running."""
     federation.must("jobs")
     return federation
 
@@ -81,7 +81,7 @@ def test_another_user_in_the_console_gets_no_answer(asked: Federation) -> None:
 
 @pytest.mark.parametrize("service", ["server", "site-1", "lead"])
 def test_from_another_container_there_is_no_way_to_it(asked: Federation, service: str) -> None:
-    """An app runs in those of the server and the sites, as the same user."""
+    """An app runs in the containers of the server and the sites, as the same user."""
     theirs = asked.exec(service, "cat", "/proc/net/unix")
     assert SOCKET not in theirs or service == "lead"
     if service != "lead":  # A lead's own is in a place of that name.
@@ -116,7 +116,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 
 
 def audit_lines(federation: Federation) -> list[str]:
-    """What the server's audit log says of the person that the verbs use."""
+    """Return the server's audit lines about the person that the verbs use."""
     text = federation.exec("server", "sh", "-c", "cat /workspace/audit.log")
     return [line for line in text.splitlines() if "admin@" in line]
 

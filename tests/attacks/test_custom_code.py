@@ -1,7 +1,7 @@
-"""Somebody who may submit brings code to where none is wanted, in every form that a job can take.
+"""A submitter brings code to a server and a site that refuse it, in every form that a job can take.
 
-The jobs are signed and handed in under a real identity, the lead's. What is refused and why is looked at form
-by form in `tests/unit/test_contents.py`; here it is the real server that refuses, and the real site.
+The jobs are signed and submitted under a real identity, the lead's. `tests/unit/test_contents.py` checks each
+form's refusal and its reason. Here the real server refuses, and the real site.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def test_no_app_runs_in_flares_environment(larger: Federation, exported: dict[st
 
 
 def asking_for(app: bytes, packages: bytes) -> bytes:
-    """A bundle whose app asks for other packages."""
+    """Return a bundle of an app that asks for other packages."""
     with zipfile.ZipFile(io.BytesIO(app)) as before, tempfile.TemporaryDirectory() as folder:
         before.extractall(folder)
         project = Path(folder) / "pyproject.toml"

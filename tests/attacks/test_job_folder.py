@@ -108,8 +108,8 @@ print(json.dumps(found))
 
 
 def test_no_process_imports_from_its_working_directory_or_from_a_job(federation: Federation) -> None:
-    """Of FLARE's own processes of a job this is their beginning: they take the job's folder `custom` from
-    their path before the app's first process is there (`tests/unit/test_import_path.py`)."""
+    """Check the start of FLARE's own processes of a job: they take the job's folder `custom` from their path
+    before the app's first process exists (`tests/unit/test_import_path.py`)."""
     words = ("--rounds", "2", "--run-config", "train-seconds=4", "--sites", "site-1,site-2")
     job = federation.submit("numpy-add", *words)
     seen: dict[str, list[list[Any]]] = {}

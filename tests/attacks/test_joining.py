@@ -1,4 +1,4 @@
-"""Who takes part in a job: nobody but its sites, whatever kit, token or role he has."""
+"""Only its sites take part in a job. No kit, token or role lets anybody else in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SITES = ("site-1", "site-2", "site-5")
 """Whom the job names. The last one refuses it: it takes no custom code."""
 
 TRIES = {"register-node": 403, "activate-node": 403, "pull-messages": 403}
-"""What becomes of each call of an impostor."""
+"""The status of each call of an impostor."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def job(larger: Federation) -> Iterator[str]:
 @pytest.mark.parametrize("who", ["member", "lead", "admin", "site-3", "site-5"])
 def test_who_is_no_site_of_the_job_cannot_join_it(larger: Federation, job: str, who: str) -> None:
     assert hostile.join(larger, who, job) == TRIES
-    if who.startswith("site"):  # It had to register anew for that: the site itself begins again.
+    if who.startswith("site"):  # It had to register again for that: restart the site itself.
         larger.compose("restart", who)
 
 

@@ -1,4 +1,4 @@
-"""What a container of this machine reaches: whom it connects to, and nobody else."""
+"""A container of this machine reaches only the participant that it connects to."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ for place in sys.argv[1:] * 2:
         print(place, error)
         time.sleep(1)
 """
-"""A word on a port of a container, and what others hear there."""
+"""A script that sends a word to a container's port, and prints what others hear there."""
 
 OUTSIDE = ["192.0.2.1:443", "8.8.8.8:53", "pypi.org:443", "169.254.169.254:80"]
 """Addresses and a name of the internet, and where clouds keep a machine's credentials."""
@@ -93,7 +93,7 @@ def docker(*words: str) -> Any:
 
 
 def reached(federation: Federation, service: str, targets: list[str]) -> set[str]:
-    """Those of HOST:PORT that a service's container reaches."""
+    """Return those of HOST:PORT that a service's container reaches."""
     found = json.loads(federation.exec(service, "python", "-c", REACH, *targets))
     return {target for target, outcome in found.items() if outcome == "open"}
 
@@ -138,7 +138,7 @@ def test_it_reaches_the_server_and_nothing_else(
 def test_the_server_publishes_one_port_and_reaches_its_sites_no_further_than_they_let_it(
     federation: Federation,
 ) -> None:
-    """It is in a network with each of them, so only what they listen on could be reached: nothing."""
+    """A listener shares a network with each of them, so only its open ports could be reached: none."""
     for site in ("site-1", "site-2"):
         listening = federation.exec(site, "cat", "/proc/net/tcp", "/proc/net/tcp6")
         local = [line.split()[1] for line in listening.splitlines() if " 0A " in line]
@@ -158,7 +158,7 @@ def test_an_app_that_would_need_a_way_out_leads_its_user_to_the_line_for_it(fede
 def test_egress_any_opens_the_way_out_and_none_to_the_other_sites(
     larger: Federation, host_service: int, victim: str
 ) -> None:
-    """site-4 has `egress: any`. The machine's own address stands for the internet."""
+    """site-4 has `egress: any`. The machine's own address represents the internet."""
     out = of_this_machine(host_service)[-1:]
     assert reached(larger, "site-4", ["server:8002", *out]) == {"server:8002", *out}
     assert reached(larger, victim, out) == set()

@@ -1,4 +1,4 @@
-"""What FLARE is told about a job counts only from its own sites."""
+"""Reports to FLARE about a job count only from the job's sites."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tell(told)
 
 
 def test_forged_reports_neither_fail_a_job_nor_start_the_forger_in_it(larger: Federation) -> None:
-    """Six such reports would fail the job; in a job for all sites, one would let the forger in."""
+    """Six such reports would fail the job. In a job for all sites, one would let the forger in."""
     config = ("--run-config", "train-seconds=6", "--run-config", "min-available-clients=2")
     hostile.registered(larger, "site-3")
     job = larger.submit("numpy-add", "--rounds", "2", "--sites", "site-1,site-2", *config)
@@ -33,6 +33,6 @@ def test_forged_reports_neither_fail_a_job_nor_start_the_forger_in_it(larger: Fe
     assert job in log, "not the log that would tell of it"
     assert f"site-3 {absent.SITE_LEFT.format(job=job)}" not in log
     assert absent.NOT_STARTED.format(job=job) not in log
-    # It had to register anew to act: the site itself begins again.
+    # It had to register again to act: restart the site itself.
     larger.compose("restart", "site-3")
     hostile.registered(larger, "site-3")

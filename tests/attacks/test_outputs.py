@@ -1,4 +1,4 @@
-"""A hostile app at the sites: what it logs, answers and writes is bounded, and acts on nobody."""
+"""A hostile app at the sites: its logs, answers and files are limited, and act on nobody."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREADS = 150
 """Threads of a job's process at the server, with two sites: it has some 60, and 18 writers' here."""
 
 ACTING = set("\x1b\x07\r\u202e\x9b")
-"""What a terminal would act on."""
+"""Characters that act on a terminal."""
 
 
 def submit(federation: Federation, **config: float) -> str:
@@ -33,7 +33,7 @@ def submit(federation: Federation, **config: float) -> str:
 
 
 def threads(federation: Federation, job: str) -> int:
-    """How many threads the job's processes have at the server, FLARE's and Flower's together."""
+    """Return the number of threads of the job's processes at the server, FLARE's and Flower's together."""
     script = (
         "import pathlib\n"
         "count = 0\n"
@@ -144,5 +144,5 @@ def test_a_clientapp_that_fills_the_disk_ends_its_sites_part(federation: Federat
     assert time.monotonic() - began < 180
     log = str(federation.must("logs", job, "--site", "site-1")["log"])
     assert "this site's part in the job is ended" in log and "limits.job_files" in log
-    # Another site has a limit of its own.
+    # Another site has its own limit.
     assert "limits.job_files" not in str(federation.must("logs", job, "--site", "site-2")["log"])

@@ -48,7 +48,7 @@ def long_job(federation: Federation) -> str:
 
 
 def out_after(container: str) -> float:
-    """Wait until the SuperNode in a container has ended; returns the seconds."""
+    """Wait until the SuperNode in a container has ended, and return the seconds."""
     began = time.monotonic()
     while hostile.supernodes(container):
         assert time.monotonic() - began < OUT_WITHIN
@@ -89,7 +89,7 @@ def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, proje
     time.sleep(8)  # Then connections are closed too.
     connect = "tell(Impostor(json.loads(WORDS[0])).join(WORDS[1]))"
     words = (json.dumps(stolen), job)
-    # The server says that it is there before it looks at who it is; then it closes the connection.
+    # The server greets before it checks the certificate, and then closes the connection.
     answers = hostile.act_in(site_3, connect, *words)
     assert answers == hostile.NO_CONNECTION or all(isinstance(answer, str) for answer in answers.values())
     assert hostile.act_in(member, "Impostor(); tell('in')") != "in"

@@ -1,4 +1,4 @@
-"""What each role may do, asked of the running server: a lead sees to its own jobs and operates nothing."""
+"""Ask the running server for each role's rights: a lead manages its own jobs and operates nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPERATING = (
     "restart client site-4",
     "shutdown client site-4",
 )
-"""What is for those who run the federation."""
+"""Commands for those who run the federation."""
 
 
 def told(federation: Federation, who: str, *commands: str) -> dict[str, Any]:

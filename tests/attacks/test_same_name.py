@@ -1,4 +1,4 @@
-"""A second checkout whose project has the same name takes nothing over from the first."""
+"""A second checkout with the same project name takes nothing over from the first."""
 
 from __future__ import annotations
 

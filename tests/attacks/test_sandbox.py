@@ -15,7 +15,7 @@ REFUSED = "PermissionError"
 
 @pytest.fixture(scope="module")
 def seen(federation: Federation) -> dict[str, Any]:
-    """What the apps saw: the ServerApp, and the ClientApps of both sites."""
+    """Return what the apps saw: the ServerApp, and the ClientApps of both sites."""
     job = federation.submit("trespasser")
     done = federation.must("wait", job)
     assert done["status"] == "FINISHED:COMPLETED", done

@@ -15,7 +15,7 @@ print(sum(len(list((p / "task").iterdir())) for p in pathlib.Path("/proc").glob(
 
 
 def threads(federation: Federation) -> int:
-    """Of all processes in the server's container."""
+    """Count the threads of all processes in the server's container."""
     return int(federation.exec("server", "python", "-c", THREADS))
 
 
@@ -23,7 +23,7 @@ def test_a_thousand_silent_connections_keep_nobody_out(federation: Federation) -
     before = threads(federation)
     with silent(federation.port, CROWD):
         during = threads(federation)
-        # The verb logs in to the server, over a connection of its own.
+        # The verb logs in to the server over its own connection.
         assert sorted(site["name"] for site in federation.must("status")["sites"]) == federation.sites
         assert answered(federation, federation.kits / "site-1" / "startup")
         assert not answered(federation, None)

@@ -1,4 +1,5 @@
-"""A second federation, with nine sites, whose lines fail for ten minutes while the other tests run."""
+"""Make a second federation with nine sites, and let their lines fail for ten minutes beside the other
+tests."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ START_APART = 20.0
 """Seconds from one job's start to the next one's."""
 
 JOBS_AT_ONCE = 4
-"""Of the long ones; with more, two cores start SuperNodes for longer than a job waits for them."""
+"""Long jobs at once. With more, two cores start SuperNodes for longer than a job waits for them."""
 
 
 @pytest.fixture(scope="session")
 def nine_sites(checkout: Federation) -> Iterator[Federation]:
     here_already = 2
     more = long_lines.SITES[here_already:]
-    # After the first one, whose images are most of its own.
+    # After the first federation, which has made most of its images.
     federation = copy_of_checkout(
         "test-lines", f"{PROJECT}lines", more, health_interval=15, max_jobs=JOBS_AT_ONCE
     )
@@ -33,7 +34,7 @@ def nine_sites(checkout: Federation) -> Iterator[Federation]:
 
 @pytest.fixture(scope="session")
 def long_jobs(nine_sites: Federation) -> Iterator[dict[str, long_lines.Job]]:
-    """All jobs of `long_lines`, side by side; they start one after the other, as nine sites at once would
+    """Run all jobs of `long_lines` side by side. They start one after the other, as nine sites at once would
     keep two cores busy for longer than a job waits for its sites."""
     pool = ThreadPoolExecutor(len(long_lines.RUNS))
     jobs: dict[str, long_lines.Job] = {}

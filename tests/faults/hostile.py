@@ -37,7 +37,7 @@ CONNECTIONS = 1000
 
 
 def gateway_port() -> int:
-    """The gateway's port, as soon as it stands on a command line: the SuperNode has not registered yet."""
+    """Return the gateway's port once it is on a command line: the SuperNode has not registered yet."""
     while True:
         for file in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -73,7 +73,7 @@ class Hostile:
             self.results[attack][0] += 1
 
     async def speak(self) -> None:
-        """Speak for a node of its own, and for others'."""
+        """Speak for an own node, and for others'."""
         other = Node(node_id=random.getrandbits(63))
         metadata = Metadata(run_id=1, src_node_id=other.node_id, dst_node_id=1)
         fleet = "/v1/fleet/"
@@ -110,7 +110,7 @@ class Hostile:
             await self.post("another API", path, b"")
 
     async def garbage(self) -> None:
-        """What is no HTTP, or nearly."""
+        """Send bytes that are not HTTP, or nearly HTTP."""
         for number in range(100):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             head = b"POST /v1/fleet/get-run HTTP/1.1\r\ncontent-length: 4\r\n" if number % 2 else b""
@@ -123,7 +123,7 @@ class Hostile:
             writer.close()
 
     async def hold(self, until: float) -> None:
-        """Hold as many connections open as it can, in all states; open each again that is closed."""
+        """Hold as many connections open as possible, in all states, and reopen each one that is closed."""
 
         async def one(number: int) -> None:
             beginning = (

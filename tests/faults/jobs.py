@@ -1,4 +1,4 @@
-"""What the fault tests do with jobs and containers: hit one in its training, see it take part again."""
+"""Help the fault tests with jobs and containers: hit one in its training, and see it take part again."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from tests.federation import Federation
 
 SITES_JOB, SERVERS_JOB = "worker_process", "runner_process"
-"""What the command lines of FLARE's processes of a job hold, on a site and on the server."""
+"""Words in the command lines of FLARE's processes of a job, on a site and on the server."""
 
 SUPERLINK, SERVERAPP = "flower-superlin", "flwr-serverapp"
 SUPERNODE, SUPEREXEC, TRAINING = "flower-supernod", "flower-superexe", "flwr-clientapp"
-"""The names of Flower's processes, as far as Linux keeps them."""
+"""The names of Flower's processes, as Linux cuts them."""
 
 INLINE = ("--supernode", "inline")
-"""For `submit`: each site's SuperNode is a thread of FLARE's process of the job."""
+"""Options of `submit` that run each site's SuperNode in a thread of FLARE's process of the job."""
 
 _KILL = (
     "import os, pathlib, signal\n"
@@ -39,12 +39,13 @@ def submit_until_training(
 
 
 def runs(federation: Federation, service: str, word: str) -> bool:
-    """Whether a process in the container has `word` in its name or command line; False for no container."""
+    """Return whether a process in the container has `word` in its name or command line. False for no
+    container."""
     return any(word in line for line in federation.processes(service, check=False))
 
 
 def until(true: Callable[[], bool], seconds: float) -> float:
-    """Wait until something is true; returns how long that took (seconds)."""
+    """Wait until something is true, and return how long that took (seconds)."""
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s"
@@ -58,7 +59,7 @@ def kill_process(federation: Federation, service: str, word: str) -> None:
 
 
 def kill_container(federation: Federation, service: str) -> None:
-    """SIGKILL all of it; it stays down, since the engine takes that for a person's wish."""
+    """Kill all of it with SIGKILL. It stays down, since the engine takes that for a person's wish."""
     docker("kill", federation.container(service))
 
 

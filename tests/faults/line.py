@@ -18,7 +18,7 @@ SERVER_PORT = 8002
 
 
 class Kind(enum.Enum):
-    """How a line fails."""
+    """A kind of a line's failure."""
 
     STALLED = "stalled"
     """Packets vanish, and nobody is told."""

@@ -1,9 +1,9 @@
-"""Jobs over lines that fail for long, at each phase of a round, over one that is slow, and without a site.
+"""Run jobs over lines that fail for long, at each phase of a round, over a slow one, and without a site.
 
-They run side by side, since ten minutes are long: one on three sites, each of which is hit in another phase
-of the same round; one on a fourth, hit between two rounds, for which it need not wait for the others; one on
-four more, hit for 5, 30 and 120 s, round by round; and one over a slow line. When one has ended, another
-takes its place, in which a site is away for longer than the job waits.
+They run side by side, since ten minutes are long. One has three sites, each hit in another phase of the same
+round. One has a fourth site, hit between two rounds, for which it need not wait for the others. One has four
+more, hit for 5, 30 and 120 s, round by round. One runs over a slow line. After an ended job, another takes
+its place, in which a site is away for longer than the job waits.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ SITES = [*THREE, FOURTH, *FOUR_MORE, SLOW]
 TEN_MINUTES = 600
 
 BITS_PER_SECOND, ROUND_TRIP = 1_000_000, 0.2
-"""The slow line's; the round trip in seconds."""
+"""The slow line's rate, and its round trip in seconds."""
 
 TWENTY_MB = 5_000_000
 """Numbers (float32) in the model that takes it."""
 
 
 GRACE = 60
-"""Seconds for which a job waits for a site: the least."""
+"""Seconds for which a job waits for a site: the least allowed."""
 
 AWAY = 80
-"""Seconds for which a site is away that comes back after the grace."""
+"""Seconds of absence of a site that comes back after the grace."""
 
 
 Job = Future[dict[str, Any]]
@@ -115,7 +115,7 @@ RUNS: dict[str, Callable[[Federation], dict[str, Any]]] = {
     "beyond": _beyond,
     "never": _never,
 }
-"""By name; each runs a job, and returns what `wait` says of it."""
+"""The jobs by name. Each entry runs a job, and returns the result of `wait`."""
 
 AFTER = {"beyond": "shorter", "never": "long"}
-"""Which of them wait for another's end: FLARE runs four jobs at a time."""
+"""Jobs that wait for another's end: FLARE runs four jobs at a time."""

@@ -23,11 +23,11 @@ TRAINING = 2
 
 
 CONFIG = ("--run-config", f"array-size={ARRAY} train-seconds={TRAINING}")
-"""For `submit`: each phase lasts long enough to be hit."""
+"""Options of `submit` that make each phase long enough to be hit."""
 
 
 class Phase(enum.Enum):
-    """Where a site is in a round; the value is what its SuperNode says when it comes there (flwr 1.41)."""
+    """A site's phase in a round. The value is its SuperNode's log line at that point (flwr 1.41)."""
 
     PULL = "Receiving: train message"
     TRAINING = "Received successfully"
@@ -40,7 +40,7 @@ in_each_phase = pytest.mark.parametrize(
     [Phase.PULL, pytest.param(Phase.TRAINING, marks=pytest.mark.pick), Phase.PUSH, Phase.BETWEEN_ROUNDS],
     ids=lambda phase: phase.name,
 )
-"""Runs a test once for each; in training also without --faults."""
+"""Run a test once for each phase. The one in training also runs without --faults."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Fault:
 
 
 def run_with(federation: Federation, faults: Sequence[Fault], *options: str, rounds: int) -> dict[str, Any]:
-    """Run numpy-add while lines fail; returns what `wait` says of the completed job."""
+    """Run numpy-add while lines fail, and return the completed job's result of `wait`."""
     job = federation.submit("numpy-add", "--rounds", str(rounds), *CONFIG, *options)
     sites = {fault.site for fault in faults}
     with ThreadPoolExecutor(len(sites)) as pool:
@@ -139,7 +139,7 @@ def _moments(federation: Federation, job: str, site: str) -> Iterator[tuple[int,
 
 
 def _log(federation: Federation, job: str, site: str) -> Iterator[str]:
-    """The lines of a site's log of a job, from the first on, as they come; ends with the container."""
+    """Yield the lines of a site's log of a job, from the first on, as they come, until the container ends."""
     file = f"/workspace/{job}/log.txt"
     wait = f"until [ -f {file} ]; do sleep 0.1; done; exec tail -n +1 -F {file}"
     command = ["docker", "exec", federation.container(site), "sh", "-c", wait]

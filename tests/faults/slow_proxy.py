@@ -1,7 +1,7 @@
-"""A TCP proxy that is slow: python slow_proxy.py BITS_PER_SECOND ROUND_TRIP_SECONDS; prints its port.
+"""Run a slow TCP proxy: python slow_proxy.py BITS_PER_SECOND ROUND_TRIP_SECONDS. It prints its port.
 
-Connections come by a redirecting firewall rule, and go on to where they were meant to go. All share the
-rate, one for each direction, as they would share a line.
+A firewall rule redirects connections to it, and it passes them on to their destinations. All share the rate,
+one for each direction, as they would share a line.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Direction:
 
 
 async def main(bits_per_second: float, round_trip: float) -> None:
-    """Serve for ever."""
+    """Serve until killed."""
     up = Direction(bits_per_second / 8, round_trip / 2)
     down = Direction(bits_per_second / 8, round_trip / 2)
 

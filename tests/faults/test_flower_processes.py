@@ -46,7 +46,7 @@ def test_a_supernode_is_started_again_and_takes_part_in_the_next_round(
     assert left_over(federation) == NOTHING
 
 
-def test_a_site_whose_supernode_ends_too_often_begins_anew(federation: Federation) -> None:
+def test_a_site_with_a_supernode_that_ends_too_often_starts_over(federation: Federation) -> None:
     # Each end costs the site at most one message, and no round begins without both sites: rounds are left.
     options = ("--run-config", "min-available-clients=2")
     job = submit_until_training(federation, *options, rounds=RESTARTS // 2 + 3)

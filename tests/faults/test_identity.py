@@ -14,7 +14,7 @@ from tests.federation import NOTHING, Federation, left_over
 
 HOSTILE = Path(__file__).with_name("hostile.py").read_text()
 SECONDS = 25
-"""How long it attacks, from before the SuperNode has registered on."""
+"""Seconds of the attack, which begins before the SuperNode has registered."""
 
 REFUSED = {
     "a second registration": {"403"},
@@ -30,10 +30,10 @@ REFUSED = {
     "another API": {"404"},
     "garbage": {"400"},
 }
-"""By attack, the answers that it may get."""
+"""The allowed answers to each attack."""
 
 CROWDED = {"0", "503"}
-"""What it gets besides while it floods the gateway itself: no answer, or one to try again."""
+"""Further answers while it floods the gateway itself: none, or one to try again."""
 
 
 @pytest.mark.pick

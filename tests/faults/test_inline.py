@@ -1,5 +1,7 @@
-"""Faults that hit a site whose SuperNode is a thread of FLARE's process, and so cannot be killed alone. What
-is like with one that is a process is in `test_flower_processes.py` and `test_site_lost.py`."""
+"""Faults at a site with a SuperNode in a thread of FLARE's process, which cannot be killed alone.
+
+Faults that are the same with a SuperNode process are in `test_flower_processes.py` and `test_site_lost.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_proce
     rounds = federation.must("wait", job)["rounds"]
     assert sorted(rounds[-1]["sites"]) == ["site-1", "site-2"]
     log = federation.must("logs", job, "--site", "site-1")["log"]
-    # A log begins anew with each process of the job.
+    # Each process of the job begins a new log.
     before, after = log.split("the SuperNode lost its SuperExec, start 1 of 5")
     assert "Receiving: train message" in before and "Receiving: train message" in after
     server = federation.must("logs", job)["log"]
@@ -26,7 +28,7 @@ def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_proce
     assert left_over(federation) == NOTHING
 
 
-def test_no_reply_is_lost_by_a_line_that_fails_for_15_s(federation: Federation) -> None:
+def test_a_line_failing_for_15_s_loses_no_reply(federation: Federation) -> None:
     phases = ((Phase.PULL, Kind.CUT), (Phase.TRAINING, Kind.STALLED), (Phase.PUSH, Kind.STALLED))
     faults = [Fault("site-1", phase, kind, 15, number) for number, (phase, kind) in enumerate(phases, 1)]
     assert run_with(federation, faults, *INLINE, rounds=3)["rounds"] == undisturbed(3, federation.sites)

@@ -50,7 +50,7 @@ def test_jobs_of_a_restarted_server_end_and_are_submitted_again_where_they_ask(
     assert left_over(federation) == NOTHING
 
 
-def test_a_job_is_repeated_in_whatever_phase_the_server_restarts(federation: Federation) -> None:
+def test_a_job_is_repeated_after_a_server_restart_in_any_phase(federation: Federation) -> None:
     job = federation.submit("numpy-add", "--rounds", "2", "--retries", "3", *CONFIG)
     for phase in (Phase.PULL, Phase.PUSH, Phase.BETWEEN_ROUNDS):
         wait_for(federation, job, "site-1", phase)

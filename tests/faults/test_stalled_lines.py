@@ -1,7 +1,7 @@
-"""Lines that fail for long, at each phase of a round, and one that is slow: all sites' replies arrive. And
-sites that are away for longer than their job waits.
+"""All replies arrive over lines that fail for long, at each phase of a round, and over a slow one.
 
-The jobs run from the first test of faults on, on a federation of their own (`conftest.py`).
+Sites that are away for longer than their job waits are here too. The jobs run from the first test of faults
+on, on a separate federation (`conftest.py`).
 """
 
 from __future__ import annotations

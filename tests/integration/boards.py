@@ -1,4 +1,4 @@
-"""What TensorBoard and MLflow know of a job, as they tell whoever asks them."""
+"""Read what TensorBoard and MLflow know of a job, as they tell any client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Points = dict[str, dict[str, list[tuple[int, float]]]]
-"""By site and tag: step and value of each point."""
+"""Step and value of each point, by site and tag."""
 
 ASKED_WITHIN = 60.0
 """Seconds for one answer."""
@@ -85,7 +85,7 @@ Board = TensorBoard | MLflow
 
 
 def logged(points: Points) -> Points:
-    """Those that the app has logged itself, not those that were read from its replies."""
+    """Return the points that the app has logged, without those read from its replies."""
     return {
         site: {tag: rows for tag, rows in tags.items() if not tag.startswith("flower/")}
         for site, tags in points.items()
@@ -93,12 +93,12 @@ def logged(points: Points) -> Points:
 
 
 def count(points: Points) -> int:
-    """How many there are."""
+    """Return the number of points."""
     return sum(len(rows) for tags in points.values() for rows in tags.values())
 
 
 def counted(board: Board, app: str, job: str, number: int, within: float) -> Points:
-    """Wait until the app has logged `number` points and the board shows them; returns all there are."""
+    """Wait until the app has logged `number` points and the board shows them. Return all points."""
     deadline = time.monotonic() + within
     while count(logged(points := board.points(app, job))) < number:
         assert time.monotonic() < deadline, f"{count(logged(points))} points, expected {number}: {points}"

@@ -15,7 +15,7 @@ from tests.federation import Federation
 
 @dataclass(frozen=True)
 class Job:
-    """One of several at a time, and which sites it must have."""
+    """One of several jobs at a time, and the sites it must have."""
 
     app: Path
     run_config: str
@@ -24,7 +24,7 @@ class Job:
     """The app is put on the server, and the job brings no code."""
 
     def submit(self, federation: Federation) -> str:
-        """Hand it in; returns its id."""
+        """Submit it, and return its ID."""
         if self.deployed:
             shutil.copytree(self.app, federation.root / "deployed" / self.app.name, dirs_exist_ok=True)
         sites = "--sites", ",".join(self.sites)
@@ -39,10 +39,10 @@ MEET_WITHIN = 120.0
 
 
 def three_at_once_and_two_that_wait(federation: Federation, all_sites: Sequence[str]) -> None:
-    """Run them; each gives its own results, no port is opened, and what waited runs then.
+    """Run them. Each gives its own results, no port is opened, and the waiting ones run then.
 
     The last of `all_sites` takes only apps that are deployed on the server. Jobs with such an app are on all
-    sites, and those that bring their code on the others.
+    sites. Jobs that bring code are on the others.
     """
     everywhere, bringing = tuple(all_sites), tuple(all_sites[:-1])
     five, four = len(everywhere), len(bringing)
@@ -90,7 +90,7 @@ def three_at_once_and_two_that_wait(federation: Federation, all_sites: Sequence[
 
 
 def submit(federation: Federation, app: Path, run_config: str, *options: str, deployed: bool = False) -> str:
-    """Hand in an app; returns the job's id."""
+    """Submit an app, and return the job's ID."""
     which = ("--deployed", app.name) if deployed else (str(app),)
     return str(federation.must("submit", *which, "--run-config", run_config, *options)["job_id"])
 

@@ -65,7 +65,7 @@ def test_a_new_interpreter_for_each_message_gives_the_same_to_the_last_bit(
     app = str(federation.root / "apps" / "pytorch-quickstart")
     job = federation.must("submit", app, "--rounds", "2", "--cold")["job_id"]
     deadline = time.monotonic() + 90
-    # An interpreter that was started for it, not a copy of the fork server, whose command line is another.
+    # A new interpreter, not a copy of the fork server, which has another command line.
     while not any("bridge.flower.programs flwr-clientapp" in line for line in federation.processes("site-1")):
         assert time.monotonic() < deadline
         time.sleep(0.5)

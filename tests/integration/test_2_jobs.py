@@ -1,4 +1,4 @@
-"""Jobs that fail, are aborted or are refused; and what is left on the containers after them."""
+"""Jobs that fail, are aborted or are refused, and their traces on the containers afterwards."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ LOOKUPS = {
 
 @pytest.fixture(scope="module")
 def lookups(federation: Federation) -> dict[str, Outcome]:
-    """What is told of each, at once."""
+    """Look all of them up at once, and return the results."""
     jobs = {name: federation.submit("lookup", *options) for name, options in LOOKUPS.items()}
     return {name: federation.verb("wait", job) for name, job in jobs.items()}
 
 
-def test_a_job_whose_replies_all_failed_does_not_end_well(
+def test_a_job_with_only_failed_replies_does_not_complete(
     federation: Federation, lookups: dict[str, Outcome]
 ) -> None:
     """Flower says that its run completed."""
@@ -128,7 +128,7 @@ def test_a_job_with_one_good_reply_ends_well_and_names_the_others(
     assert kinds[:2] == ["phase", "phase"] and kinds[-1] == "run ended"
 
 
-def test_the_cause_of_a_crash_stands_before_what_came_of_it(lookups: dict[str, Outcome]) -> None:
+def test_the_cause_of_a_crash_is_shown_before_its_consequences(lookups: dict[str, Outcome]) -> None:
     reason = lookups["crash"].value["reason"].splitlines()
     assert reason[0].startswith("every query reply failed, 2 of 2, and then the Flower run failed: ")
     assert "list index out of range" in reason[-1] and reason[1] == "site-1: RuntimeError: no table here"
@@ -169,7 +169,7 @@ def test_abort_ends_the_job_and_all_its_processes_and_remove_frees_what_it_took(
 
 
 def stored_bytes(federation: Federation) -> int:
-    """What the server's store takes."""
+    """Return the bytes of the server's store."""
     return int(federation.exec("server", "du", "-sb", "/workspace/store").split()[0])
 
 
@@ -178,7 +178,7 @@ SUBMITTERS = ("admin", "lead")
 
 @pytest.fixture(scope="module")
 def submitted(federation: Federation) -> dict[str, str]:
-    """A job of each, at once."""
+    """Submit a job of each at once."""
     return {who: federation.submit("numpy-add", "--rounds", "1", "--as", who) for who in SUBMITTERS}
 
 
@@ -224,7 +224,7 @@ def test_results_and_logs_of_an_unknown_job(federation: Federation) -> None:
 
 
 def next_with(lines: Iterable[str], words: str) -> str:
-    """What comes, up to the first line with these words."""
+    """Return the lines up to the first one with these words."""
     told = ""
     for line in lines:
         told += line
@@ -233,7 +233,7 @@ def next_with(lines: Iterable[str], words: str) -> str:
     raise AssertionError(f"no {words} in {told!r}")
 
 
-def test_a_job_that_fails_and_one_that_hangs_do_not_touch_a_third_whose_log_is_followed(
+def test_a_failing_and_a_hanging_job_do_not_affect_a_third_with_a_followed_log(
     federation: Federation,
 ) -> None:
     good = federation.submit("numpy-add", "--rounds", "2", "--run-config", "train-seconds=8")

@@ -11,7 +11,7 @@ MB = 10**6
 
 
 def test_a_record_of_100_mb_arrives_both_ways(federation: Federation) -> None:
-    """At two sites at once. Up to this size it was cut off at a site's gateway, and the job hung."""
+    """Send it at two sites at once. A site's gateway once cut off this size, and the job hung."""
     job = federation.submit(
         "large-record", "--run-config", "up=100", "--run-config", "down=100", "--run-config", "num-sites=2"
     )

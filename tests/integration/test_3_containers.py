@@ -1,4 +1,4 @@
-"""What a container is, read off the running containers; and what the images hold, read off every layer."""
+"""Settings of the running containers, and the content of every image layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site gives to apps, as an app finds it; and what is told before one misses it."""
+"""A site's gifts to apps, as an app finds them, and the messages before an app misses one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "only site-1 knows"
 
 @pytest.fixture(scope="module")
 def said(federation: Federation) -> dict[str, Any]:
-    """What the clients of both sites say. The data of site-1 is for its group only."""
+    """Return the output of both sites' clients. The data of site-1 is for its group only."""
     folder = federation.root / "data/site-1"
     os.chown(folder, -1, GROUP)
     folder.chmod(0o750)
@@ -46,7 +46,7 @@ def test_an_app_finds_variables_hosts_memory_and_data_of_its_group(said: dict[st
     assert one["files"] >= 4 and one["bytes"] > 1e6
 
 
-def test_what_only_the_site_knows_is_in_no_image(federation: Federation) -> None:
+def test_no_image_holds_what_only_the_site_knows(federation: Federation) -> None:
     history = ["docker", "image", "history", "--no-trunc", f"{PROJECT}-site-1:dev"]
     told = subprocess.run(history, capture_output=True, text=True, check=True).stdout
     kit = federation.exec("site-1", "sh", "-c", "cat /kit/local/*")

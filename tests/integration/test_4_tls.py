@@ -1,4 +1,4 @@
-"""Who the server lets in: nobody without a certificate or of another CA, no site under another's name."""
+"""The server lets nobody in without a certificate, with another CA's, or under another site's name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAID_NOTHING = 2.0
 
 
 def answered(federation: Federation, kit: Path | None) -> bool:
-    """Whether the server's port takes a client with the certificate in `kit`, or with none."""
+    """Return whether the server's port takes a client with the certificate in `kit`, or with none."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # It is the server that has to refuse.
@@ -65,8 +65,8 @@ tell("connected")
 
 
 @pytest.mark.parametrize("service", ["site-1", "site-2", "admin", "lead"])
-def test_everybody_checks_whose_certificate_the_server_has(federation: Federation, service: str) -> None:
-    """By its address the server is nobody that its certificate is for. FLARE itself looks over gRPC only."""
+def test_everybody_checks_the_name_in_the_servers_certificate(federation: Federation, service: str) -> None:
+    """Dial the server's address, which its certificate does not name. FLARE itself checks over gRPC only."""
     with ThreadPoolExecutor() as pool:
         by_name, by_address = pool.map(
             lambda how: hostile.act(federation, service, CONNECT, how), ("name", "address")

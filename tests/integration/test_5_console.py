@@ -20,7 +20,7 @@ PROMPT = r"\r\n> |^> "
 
 
 def _remove_one_off_containers() -> None:
-    """What `compose run` leaves when its terminal is taken away."""
+    """Remove the container that `compose run` leaves when its terminal is taken away."""
     labels = [f"com.docker.compose.project={PROJECT}", "com.docker.compose.oneoff=True"]
     command = ["docker", "ps", "--quiet", "--all", *(f"--filter=label={label}" for label in labels)]
     left = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

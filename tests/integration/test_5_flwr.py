@@ -177,6 +177,7 @@ def test_a_new_app_runs_to_its_results(federation: Federation, flwr: Flwr, app: 
     with zipfile.ZipFile(io.BytesIO(httpx.get(url[0], verify=context).content)) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
         assert {"serverapp/model.npy", "events.jsonl", "logs/server.log", "logs/site-1.log"} <= names
+    assert federation.must("results", run)["job_id"] == listed["job_id"]
 
 
 def test_the_bundle_is_the_one_that_flower_built(federation: Federation, flwr: Flwr, app: Path) -> None:

@@ -1,4 +1,4 @@
-"""Apps with packages of their own, which FLARE and other apps could not live with: built, and run."""
+"""Apps with their own packages, which would break FLARE and other apps, are built and run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SITES = ("site-1", "site-2")
 ROWS = {"site-1": (2, 1, 10), "site-2": (4, 3, 30)}
 """Slope, intercept and number of rows."""
 TABLES = {"site-1": 'visits "of" all', "site-2": "visits"}
-"""What each site calls its table: one says so in its node config."""
+"""Each site's name for its table. One says so in its node config."""
 
 
 @pytest.fixture(scope="module")
 def data(federation: Federation) -> None:
-    """What the sites' folders hold."""
+    """Fill the sites' folders."""
     for site in SITES:
         slope, intercept, count = ROWS[site]
         lines = ["x,y", *(f"{x},{slope * x + intercept}" for x in range(count))]
@@ -47,7 +47,7 @@ def data(federation: Federation) -> None:
 
 
 def build(federation: Federation, app: Path, *options: str) -> dict[str, Any]:
-    """Make an app's environment; returns its description."""
+    """Make an app's environment, and return its description."""
     (made,) = federation.must("build", "--app", str(app), *options, timeout=900)["environments"]
     return dict(made)
 
@@ -59,7 +59,7 @@ def forget(app: Path) -> None:
 
 
 def results(federation: Federation, job: str, file: str) -> Any:
-    """What the ServerApp of a job that ends well has written."""
+    """Wait for a job to complete, and return its ServerApp's output."""
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
     folder = Path(federation.must("results", job)["folder"])
     return json.loads((folder / "serverapp" / file).read_text())
@@ -67,7 +67,7 @@ def results(federation: Federation, job: str, file: str) -> Any:
 
 @pytest.fixture
 def job(federation: Federation, data: None, request: pytest.FixtureRequest) -> str:
-    """A job of the app that the test names, in an environment that is made for it."""
+    """Run a job of the app that the test names, in an environment made for it."""
     build(federation, APPS / request.param)
     return federation.submit(f"own-packages/{request.param}")
 
@@ -131,10 +131,10 @@ def test_two_flowers_at_once_on_one_federation(federation: Federation, tmp_path:
         assert [entry["metrics"]["mean"] for entry in rounds] == [1, 2]
 
 
-def test_what_has_no_wheel_is_built_in_a_container(
+def test_packages_without_wheels_are_built_in_a_container(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A source package with a part in C, of one's own: `UV_FIND_LINKS` names its folder."""
+    """`UV_FIND_LINKS` names the folder of a source package of the user's, with a part in C."""
     source_package(tmp_path / "found" / "flowerbed_trial-1.0.tar.gz")
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "found"))
     app = with_requirements(tmp_path / "app", '"flwr", "numpy", "flowerbed-trial==1.0"')
@@ -155,7 +155,7 @@ def test_what_has_no_wheel_is_built_in_a_container(
 def test_a_site_without_the_environment_says_so_within_seconds(
     federation: Federation, tmp_path: Path
 ) -> None:
-    """One container sees another folder, as a site whose user has not built the app's environment."""
+    """One container sees another folder, like a site without the app's environment."""
     app = ROOT / "tests" / "apps" / "numpy-add"
     name = build(federation, app)["name"]
     restarted(federation, "site-2", FLOWERBED_ENVIRONMENTS=str(tmp_path))
@@ -174,7 +174,7 @@ def test_a_site_without_the_environment_says_so_within_seconds(
 
 
 def test_nothing_is_taken_from_a_job_that_runs(federation: Federation) -> None:
-    """Neither its environment, nor a container of its: verbs refuse, name it, and the job goes on."""
+    """A job keeps its environment and its containers: verbs refuse, name it, and the job goes on."""
     name = build(federation, ROOT / "tests" / "apps" / "numpy-add")["name"]
     settings = federation.root / ".env"
     before = settings.read_text()
@@ -201,7 +201,7 @@ def test_nothing_is_taken_from_a_job_that_runs(federation: Federation) -> None:
 
 
 def listed(federation: Federation, job: str) -> dict[str, Any]:
-    """What `jobs` says of a job."""
+    """Return the entry of a job in `jobs`."""
     return next(entry for entry in federation.must("jobs")["jobs"] if entry["job_id"] == job)
 
 
@@ -209,7 +209,7 @@ ALONE = "min-available-clients=1"
 
 
 def restarted(federation: Federation, site: str, **variables: str) -> None:
-    """Make a site's container anew, and have it registered."""
+    """Recreate a site's container, and wait until it is registered."""
     command = ["docker", "compose", "up", "--detach", "--no-deps", "--force-recreate", site]
     env = {**os.environ, **variables}
     subprocess.run(command, cwd=federation.root, env=env, check=True, capture_output=True, timeout=120)
@@ -220,13 +220,13 @@ def restarted(federation: Federation, site: str, **variables: str) -> None:
 
 
 def is_over(federation: Federation, job: str) -> bool:
-    """Whether a job has ended."""
+    """Return whether a job has ended."""
     listed = {str(entry["job_id"]): str(entry["status"]) for entry in federation.must("jobs")["jobs"]}
     return listed[job].startswith("FINISHED")
 
 
 def with_requirements(folder: Path, requirements: str) -> Path:
-    """A copy of `numpy-add` that asks for something else."""
+    """Copy `numpy-add` with another requirement."""
     shutil.copytree(ROOT / "tests" / "apps" / "numpy-add", folder)
     project = folder / "pyproject.toml"
     asked = '"flwr>=1.26.0", "numpy"'

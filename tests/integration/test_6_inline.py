@@ -1,4 +1,4 @@
-"""A job whose SuperNodes are threads of FLARE's processes goes as any other, with a process less a site."""
+"""A job with SuperNodes in threads of FLARE's processes runs like any other, with one process less a site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index that asks for a password: an app's packages come from it, and the password is left nowhere."""
+"""An app's packages come from an index with a password, and the password is left nowhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = {
 
 @dataclass
 class Index:
-    """One package, for whoever knows the password."""
+    """An index of one package, for clients that know the password."""
 
     wheel: bytes
     served: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Index:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """It listens on loopback."""
+    """Run the index on loopback."""
     file = tmp_path / WHEEL
     with zipfile.ZipFile(file, "w") as archive:
         for name, text in PARTS.items():
@@ -87,7 +87,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def command_lines() -> Iterator[bytes]:
-    """Those of all processes."""
+    """Yield the command lines of all processes."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             yield (folder / "cmdline").read_bytes()

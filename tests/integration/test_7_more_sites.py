@@ -1,6 +1,6 @@
-"""Three more sites and a member, by editing project.yml alone; what was there stays as it is.
+"""Editing project.yml alone adds three more sites and a member, and changes nothing for the others.
 
-The last of them takes no custom code: with all five, apps run that are deployed on the server.
+The last site takes no custom code. Apps that are deployed on the server run with all five.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_the_new_sites_are_registered_and_take_part(larger: Federation) -> None:
     assert outcome["refused"] == {}
 
 
-def test_a_site_whose_policy_forbids_custom_code_refuses_it_and_the_others_go_on(larger: Federation) -> None:
+def test_a_site_that_forbids_custom_code_refuses_it_and_the_others_go_on(larger: Federation) -> None:
     sites = ("--sites", "site-1,site-5", "--min-sites", "1", "--run-config", "min-available-clients=1")
     job = larger.submit("numpy-add", "--rounds", "1", *sites)
     outcome = larger.verb("wait", job)
@@ -58,7 +58,7 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     larger.compose("restart", "--timeout", "2", "server")
     try:
         registered("site-1", "site-2", "site-3", "site-5")
-        # A site takes some 12 s to come up and in; a round takes a second, and more on a busy machine.
+        # A site takes some 12 s to start and register. A round takes a second, and more on a busy machine.
         app, lasting = (
             str(ROOT / "tests/apps/numpy-add"),
             ("--rounds", "24", "--run-config", "train-seconds=1"),
@@ -87,12 +87,12 @@ def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Fede
 
 
 def test_code_for_the_server_alone_is_refused_too(larger: Federation, tmp_path: Path) -> None:
-    """It would come to the site through Flower. FLARE itself looks only at what goes to the site."""
+    """The code would come to the site through Flower. FLARE itself checks only the site's part."""
     app, job = str(ROOT / "tests/apps/numpy-add"), tmp_path / "job"
     larger.must("submit", app, "--rounds", "1", "--sites", "site-1,site-5", "--export", str(job))
     shutil.rmtree(job / "app_site-5" / "custom")
     config = job / "app_server" / "config" / "config_fed_server.json"
-    # By such a key FLARE takes it for a job whose app is on the server.
+    # This key makes FLARE take it for a job with an app on the server.
     config.write_text(
         json.dumps({**json.loads(config.read_text()), "flower_app_path": "local/custom/adding"})
     )
@@ -113,7 +113,7 @@ def test_a_member_may_not_submit(larger: Federation) -> None:
     assert "not authorized" in outcome.value["error"]
 
 
-def test_each_site_has_data_of_its_own(larger: Federation) -> None:
+def test_each_site_has_its_own_data(larger: Federation) -> None:
     sums = {
         larger.exec(site, "sh", "-c", "sha256sum /data/FashionMNIST/raw/train-images*").split()[0]
         for site in SITES

@@ -22,16 +22,16 @@ from tests.integration.boards import Board, MLflow, Points, TensorBoard, count, 
 from tests.integration.many_jobs import open_to_others, statuses, submit
 
 APP, LIGHT = ROOT / "apps" / "pytorch-tracking", ROOT / "tests" / "apps" / "curves"
-"""Log the same curves; the second does not train. Folder and app have the same name."""
+"""Two apps that log the same curves. The second does not train. Folder and app have the same name."""
 SITES = ["site-1", "site-2", "site-3"]
 TAGS = ["train/accuracy", "train/loss", "validation/accuracy", "validation/loss"]
 ROUNDS = 3
 
 ALL = len(SITES) * len(TAGS) * ROUNDS
-"""Points: the 36 by which FLARE's maintainers judge their own tracking."""
+"""Number of points: FLARE's maintainers test their own tracking with these 36."""
 
 CUT = 30.0
-"""Seconds for which a site's line is down."""
+"""Seconds of a site's line being down."""
 
 SHOWN_WITHIN = 15.0
 """Seconds after a job's end until a board has read the last of it."""
@@ -41,7 +41,7 @@ PICTURES = ROOT / "results" / "tracking"
 
 @pytest.fixture(scope="module")
 def boards(larger: Federation) -> Iterator[dict[str, Board]]:
-    """Both, beside the federation."""
+    """Run both boards beside the federation."""
     with (larger.root / ".env").open("a") as env:
         for name in ("TENSORBOARD", "MLFLOW"):
             env.write(f"FLOWERBED_{name}_PORT={free_port()}\n")
@@ -53,7 +53,7 @@ def boards(larger: Federation) -> Iterator[dict[str, Board]]:
 
 
 def begin(federation: Federation, app: Path, board: Board, sites: Sequence[str] = SITES) -> str:
-    """Hand in an app that logs its curves; returns the job's id."""
+    """Submit an app that logs its curves, and return the job's ID."""
     words = ["--sites", ",".join(sites), "--rounds", str(ROUNDS), "--tracking", board.kind]
     config = f"min-available-clients={len(sites)}"
     return str(federation.must("submit", str(app), *words, "--run-config", config)["job_id"])
@@ -73,7 +73,7 @@ def bootstraps(federation: Federation, job: str, sites: Sequence[str] = SITES) -
 
 
 def quoted(program: str) -> str:
-    """A program as it stands between single quotes."""
+    """Return a program quoted for single quotes."""
     return program.replace("'", "'\\''")
 
 
@@ -90,7 +90,7 @@ class Watched:
     bootstraps: list[tuple[str, str]] = field(default_factory=list)
 
     def look(self, federation: Federation, shown: Page) -> bool:
-        """Look at it, once each site's app has logged something; returns whether it has."""
+        """Look at it once each site's app has logged something. Return whether it has."""
         points = self.board.points(self.app, self.job)
         if not all(logged(points).get(site) for site in self.sites):
             return False
@@ -108,7 +108,7 @@ RUNS = {
     "tensorboard, line cut": (LIGHT, "tensorboard", SITES),
     "mlflow, line cut": (LIGHT, "mlflow", SITES),
 }
-"""What is tracked, at once: by app, board and sites. The line that is cut is site-1's."""
+"""The jobs that are tracked at once: app, board and sites. The line that is cut is site-1's."""
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_every_point_arrives_once_and_is_seen_while_the_job_runs(
         assert sorted(tags) == TAGS, site
         for rows in tags.values():
             assert [step for step, _ in rows] == [1, 2, 3]
-    # What was read from the replies says the same as what was logged, as the app means both.
+    # The values from the replies equal the logged ones, as the app intends.
     for entry in outcome["rounds"]:
         for site in run.sites:
             for kind, metric, tag in (("train", "train_loss", "train/loss"), ("evaluate", "loss", TAGS[3])):
@@ -184,8 +184,8 @@ def test_nothing_is_left_of_jobs_that_were_tracked(larger: Federation, watched: 
 
 @pytest.fixture(scope="module")
 def silent(larger: Federation, boards: dict[str, Board]) -> dict[str, tuple[str, str, str]]:
-    """By board, an app of either kind that logs nothing: legacy and Message API. The third evaluates at the
-    server, and has metrics that are lists."""
+    """Run an app of either kind that logs nothing, by board: legacy and Message API. The third evaluates at
+    the server, and has metrics that are lists."""
     config = "num-server-rounds=2 min-available-{}=2"
     return {
         kind: (

@@ -1,4 +1,4 @@
-"""The benchmark itself, as far as it needs no containers: two set-ups, one app, one turn."""
+"""The parts of the benchmark that need no containers: two set-ups, one app, one turn."""
 
 from __future__ import annotations
 

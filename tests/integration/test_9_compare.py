@@ -1,4 +1,4 @@
-"""`flowerbed compare`: real training in plain Flower and in a federation of its own."""
+"""`flowerbed compare`: real training in plain Flower and in a separate federation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HASH = 64
 
 @pytest.fixture
 def checkout_itself() -> Iterator[Federation]:
-    """This checkout, without the results that a test leaves in it."""
+    """Return this checkout, and remove the results that a test leaves in it."""
     before = set(ROOT.glob("results/compare-*"))
     yield Federation(ROOT, 0)
     for folder in set(ROOT.glob("results/compare-*")) - before:
@@ -55,7 +55,7 @@ def test_three_sites_train_the_same_to_the_last_bit(checkout_itself: Federation)
 
 
 @pytest.mark.timeout(900)
-def test_an_app_that_differs_from_itself_is_found_out(checkout_itself: Federation) -> None:
+def test_an_app_that_differs_from_itself_is_detected(checkout_itself: Federation) -> None:
     outcome = checkout_itself.verb("compare", str(ROOT / "tests/apps/dice"), "--rounds", "1", timeout=850)
 
     assert outcome.code == 1
@@ -68,6 +68,6 @@ def test_an_app_that_differs_from_itself_is_found_out(checkout_itself: Federatio
 
 
 def _left() -> str:
-    """What the comparison has left in the engine."""
+    """Return what the comparison has left in the engine."""
     command = ["docker", "ps", "--all", "--quiet", "--filter", f"name={compare.PROJECT}"]
     return core.run(command).stdout.decode().strip()

@@ -1,4 +1,4 @@
-"""A federation whose connections speak another scheme than project.yml's own: mutual TLS, health, a job."""
+"""A federation with another scheme of connections than project.yml's: mutual TLS, health, a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dev.scratch_federation import set_scheme
-from provisioning.checks import SCHEMES
+from provisioning.keys import SCHEMES
 from scripts.core import ROOT
 from tests.federation import NOTHING, PROJECT, Federation, copy_of_checkout, left_over, running
 from tests.integration.test_4_tls import answered
@@ -24,13 +24,13 @@ ARRAY = 2_000_000
 
 @pytest.fixture(scope="module")
 def copy() -> Federation:
-    """One that has never had project.yml's own scheme."""
+    """Make a federation that has never had project.yml's own scheme."""
     return copy_of_checkout(f"{PROJECT}schemes", f"{PROJECT}schemes", scheme=OTHERS[0])
 
 
 @pytest.fixture(scope="module", params=OTHERS)
 def other(copy: Federation, request: pytest.FixtureRequest) -> Iterator[Federation]:
-    """It, with one scheme after the other."""
+    """Run the federation with one scheme after the other."""
     if request.param != OTHERS[0]:
         copy.edit(lambda project: set_scheme(project, request.param))
         copy.must("provision")

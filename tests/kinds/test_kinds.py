@@ -23,7 +23,7 @@ AT_ONCE = 3
 """Runs at a time: most of each is waiting."""
 
 
-# Those that take longest come first.
+# The longest come first.
 KINDS = {
     "many arrays and none": Kind("echo", sites=1, config={"num-sites": 1}, writes="same.json"),
     "SecAgg+": Kind("secure-sum", sites=3),
@@ -48,7 +48,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Runs]]:
-    """All runs, each in a process of its own: a run's children are then that run's only."""
+    """Start all runs, each in a separate process, so that a run's children belong to it alone."""
     with pairs(KINDS, tmp_path_factory, AT_ONCE) as running:
         yield running
 
@@ -82,7 +82,7 @@ def test_the_server_sees_the_sum_and_no_sites_numbers(runs: dict[str, Runs]) -> 
     (entry,) = rounds(runs, "SecAgg+")
     for parts in entry["sites"].values():
         assert parts["train"][differences.HASH] == ArrayRecord().object_id
-        # 100 examples that say 1, 200 that say 2, 300 that say 3; SecAgg+ rounds to some 1e-6.
+        # 100 examples say 1, 200 say 2, 300 say 3. SecAgg+ rounds to some 1e-6.
         assert parts["evaluate"]["mean"] == pytest.approx(14 / 6, abs=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_a_site_knows_how_often_it_was_drawn(runs: dict[str, Runs]) -> None:
 
 def test_the_loop_ends_when_the_model_is_good_enough(runs: dict[str, Runs]) -> None:
     losses = json.loads((runs["own loop that stops early"].plain() / "losses.json").read_text())
-    # From 0 to 0.75 to 1.125, where one site wants 1 and the other 2; of 20 rounds.
+    # From 0 to 0.75 to 1.125, where one site wants 1 and the other 2, in the first of 20 rounds.
     assert losses == [0.8125, 0.390625]
 
 
@@ -112,7 +112,7 @@ def test_the_answers_are_those_of_all_data_in_one_place(runs: dict[str, Runs]) -
     assert (found["histogram"], found["edges"]) == (counts.tolist(), pytest.approx(edges.tolist()))
 
 
-def test_what_is_empty_and_what_is_many_comes_back_as_it_was(runs: dict[str, Runs]) -> None:
+def test_empty_and_numerous_records_come_back_unchanged(runs: dict[str, Runs]) -> None:
     found = json.loads((runs["many arrays and none"].plain() / "same.json").read_text())
     assert found == {"nothing": 1, "empty records": 1, "records of nothing": 1, "many arrays": 1}
 

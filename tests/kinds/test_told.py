@@ -1,4 +1,4 @@
-"""What is read of a real run's messages and of its ServerApp's output."""
+"""The bridge reads a real run's messages and its ServerApp's output."""
 
 from __future__ import annotations
 

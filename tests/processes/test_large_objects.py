@@ -1,6 +1,7 @@
-"""One record of many bytes, with real Flower processes over the relay: it arrives, or the ServerApp is told.
+"""A record of many bytes arrives, or the ServerApp is told, with real Flower processes over the relay.
 
-What crosses FLARE in parts is `tests/unit/test_parts.py`; the same in containers `tests/integration`.
+`tests/unit/test_parts.py` tests messages that cross FLARE in parts, and `tests/integration` does so in
+containers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ APP = Path(__file__).parents[1] / "apps" / "large-record"
 MB = 10**6
 
 RELAY_LIMIT = 80 * 2**20
-"""Bytes that the relay's halves may take above the idle level; `docs/reliability.md` has what they took."""
+"""Bytes of the relay's halves above the idle level, at most. `docs/reliability.md` has their measured use."""
 
 
 async def run(

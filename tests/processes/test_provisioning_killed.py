@@ -105,7 +105,7 @@ def in_use(root: Path) -> Path | None:
 
 
 WRITTEN = ("workspace", ".env", "sites")
-"""What each run may write."""
+"""Files and folders that each run may write."""
 
 
 def put_back(root: Path, saved: Path | None) -> None:
@@ -116,7 +116,7 @@ def put_back(root: Path, saved: Path | None) -> None:
 
 
 def check_after_kill(root: Path, before: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """What must hold at the very moment of a kill. Returns what the CA's file holds then."""
+    """Check the files at the very moment of a kill, and return the content of the CA's file."""
     known = state_of(root)  # It can be read.
     assert {key: known.get(key) for key in before} == before, "something that was known is lost"
     prod = in_use(root)
@@ -130,7 +130,7 @@ def check_after_kill(root: Path, before: dict[str, Any], names: set[str]) -> dic
 
 
 def check_after_next(root: Path, known: dict[str, Any], names: set[str]) -> None:
-    """What must hold after the next run."""
+    """Check the files after the next run."""
     after = state_of(root)
     assert {key: after.get(key) for key in known} == known, "issued again"
     prod = in_use(root)

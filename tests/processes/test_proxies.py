@@ -1,4 +1,4 @@
-"""No connection to loopback goes through a proxy, whatever the engine has put into the container."""
+"""No connection to loopback goes through a proxy, even if the engine sets one in the container."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOWHERE = "http://127.0.0.1:9"
 """A proxy that does not answer."""
 
 INJECTED = {name: NOWHERE for plain in ("http_proxy", "https_proxy") for name in (plain, plain.upper())}
-"""What the engine sets for `httpProxy` and `httpsProxy` in Docker's config.json."""
+"""Variables that the engine sets for `httpProxy` and `httpsProxy` in Docker's config.json."""
 
 ASK = """
 import sys, httpx, urllib.request
@@ -53,12 +53,12 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(b"here")
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @contextlib.contextmanager
 def answering() -> Iterator[HTTPServer]:
-    """A server that says `here`, and keeps what was asked for."""
+    """A server that says `here`, and keeps the requests."""
     server = HTTPServer(("127.0.0.1", 0), _Answer)
     server.seen = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -23,9 +23,9 @@ APPS = Path(__file__).parents[1] / "apps"
 
 
 def first_taken(monkeypatch: pytest.MonkeyPatch, other: socket.socket, times: int) -> list[Ports]:
-    """Have the first ports that are chosen, so many `times`, be those of `other`; returns what is chosen."""
+    """Make the first `times` chosen ports those of `other`, and return all choices."""
     chosen: list[Ports] = []
-    # It does not listen: whoever asks there hears at once that this is not the SuperLink.
+    # It does not listen: clients learn at once that this is not the SuperLink.
     other.bind(("127.0.0.1", 0))
 
     def ports() -> Ports:
@@ -51,7 +51,7 @@ def test_a_superlink_starts_again_for_a_taken_port_and_tells_within_seconds_who_
         run = asyncio.ensure_future(superlink.finished(await superlink.start_run(app, {})))
         while (serverapp := superlink._process.descendant("flwr-serverapp")) is None:
             await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)  # By now it is known to `finished` too.
+        await asyncio.sleep(0.5)  # By now `finished` knows the process too.
         os.kill(serverapp if program == "flwr-serverapp" else superlink._process.pid, signal.SIGKILL)
         with pytest.raises(RunFailed, match=ends):
             async with asyncio.timeout(5):
@@ -71,10 +71,10 @@ def test_a_superlink_starts_again_for_a_taken_port_and_tells_within_seconds_who_
     asyncio.run(test())
 
 
-def test_a_superlink_whose_port_is_taken_again_is_given_up(
+def test_a_superlink_is_given_up_when_its_port_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends as Flower's does then, which the test before this has seen."""
+    """Imitate a process that ends as Flower's does in the test before this."""
     monkeypatch.setattr(environment, "superlink_command", lambda *_: ["false"])
     with socket.socket() as other:
         chosen = first_taken(monkeypatch, other, 2)

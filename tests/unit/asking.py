@@ -1,4 +1,4 @@
-"""A request to the console program whose session is a stand-in."""
+"""Make a request to the console program with a session that is a stand-in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Asked(ConsoleCall):
             yield self._session
 
     def pause(self, seconds: float) -> None:
-        """By the clock that was given."""
+        """Pause by the given clock."""
         self._sleep(max(0.0, seconds))
 
     @property

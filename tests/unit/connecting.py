@@ -20,7 +20,8 @@ APP = 7
 
 
 def driver(name: str) -> Any:
-    """A module of `bridge/flare/drivers`, by the name under which FLARE imports what that folder holds.
+    """Return a module of `bridge/flare/drivers`, under the name with which FLARE imports that folder's
+    modules.
 
     Under its name in the package it would be a second copy, and change again what the first has changed.
     """

@@ -1,4 +1,4 @@
-"""A `docker` command that answers as it is told, kits with real certificates, a link to a made-up server."""
+"""Fakes: a `docker` command with given answers, kits with real certificates, a link to an imitated server."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ case "$*" in
 *) echo "{name} $*: nobody told me what to answer" >&2; exit 1;;
 esac
 """
-"""A shell's, since it starts in no time."""
+"""A shell's program, since it starts in no time."""
 HASH = "a" * 64
-"""By which Compose knows each container again."""
+"""Compose's hash of each container."""
 NO_ENGINE = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock."
 
 
 def versions(client: str = "20.10.24") -> str:
-    """What `docker version` answers in JSON."""
+    """Return `docker version`'s answer in JSON."""
     server = {"Version": "27.1.0", "Arch": "amd64"}
     return json.dumps({"Client": {"Version": client}, "Server": server})
 
 
 def inspected(**labels: str) -> str:
-    """What `docker image inspect` answers."""
+    """Return `docker image inspect`'s answer."""
     return json.dumps([{"Size": 1029000000, "Config": {"Labels": labels}}])
 
 
@@ -54,11 +54,11 @@ HEALTHY = {
     "image prune": {},
     "info --format": {"out": json.dumps({"DockerRootDir": "/", "SystemTime": "2026-01-02T03:04:05Z"})},
 }
-"""What an engine that is well, with Compose and a CLI that can build, answers."""
+"""Answers of a healthy engine, with Compose and a CLI that can build."""
 
 
 class Program:
-    """A program on a PATH of its own, that answers by how it is called."""
+    """A program alone on a PATH. Its answer depends on its arguments."""
 
     def __init__(self, folder: Path, name: str = "docker", answers: dict[str, Any] | None = None) -> None:
         folder.mkdir(exist_ok=True)
@@ -82,13 +82,13 @@ class Program:
 
     @property
     def calls(self) -> list[str]:
-        """How it was called, in order."""
+        """Return its calls, in order."""
         file = self.folder / f"{self.name}.calls"
         return file.read_text().splitlines() if file.exists() else []
 
 
 def _steps(answer: dict[str, Any]) -> str:
-    """What the shell does for an answer."""
+    """Return the shell's steps for an answer."""
     steps = []
     if answer.get("needs"):
         lacks = f"printf %s {shlex.quote(NO_ENGINE)} >&2; exit 1"
@@ -150,7 +150,7 @@ def environment(root: Path, name: str = "0123456789ab", app: Path | None = None,
 
 
 def _up(health: str) -> str:
-    """What `docker ps` says of a container that runs."""
+    """Return `docker ps`'s line for a running container."""
     return (
         f"Up 3 minutes ({'health: ' if health == 'starting' else ''}{health})" if health else "Up 3 minutes"
     )
@@ -191,7 +191,7 @@ class Checkout:
         self.edited()
 
     def edited(self, *services: str) -> None:
-        """Say whose part of the Compose file is another one than when its container was made."""
+        """Set the services with another part of the Compose file than when their containers were made."""
         lines = [f"{name} {'b' * 64 if name in services else HASH}\n" for name in self.kits]
         self.docker.answer("compose --profile * config --hash", out="".join(lines))
 

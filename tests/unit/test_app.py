@@ -114,7 +114,7 @@ def test_packed_files_can_be_zipped(folder: Path, tmp_path_factory: pytest.TempP
     assert names == set(apps.read(folder).files)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere does not exist: expected the folder of a Flower app"):
         apps.read(tmp_path / "nowhere")
 
@@ -124,7 +124,7 @@ def test_a_file_for_a_folder(folder: Path) -> None:
         apps.read(folder / "pyproject.toml")
 
 
-def test_no_pyproject(folder: Path) -> None:
+def test_a_folder_without_pyproject_is_refused(folder: Path) -> None:
     (folder / "pyproject.toml").unlink()
     with pytest.raises(UsageError, match=r"holds no pyproject\.toml"):
         apps.read(folder)
@@ -265,7 +265,7 @@ def test_run_config_of_a_file_goes_to_the_console_as_its_content(
         'fab-include = ["**/*.py", "**/*.json"]\nfab-exclude = ["/data/*"]',
     ],
 )
-def test_what_is_checked_and_sent_is_what_flower_bundles(
+def test_checked_and_sent_files_are_those_that_flower_bundles(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, more: str
 ) -> None:
     """The bundle of what is sent is the bundle of the folder, byte for byte."""
@@ -289,7 +289,7 @@ def test_what_is_checked_and_sent_is_what_flower_bundles(
     assert by_name_alone == app.files.keys() - bundle - apps.NAMES
 
 
-def test_what_an_app_excludes_is_neither_checked_nor_counted_nor_sent(
+def test_excluded_files_are_neither_checked_nor_counted_nor_sent(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, "old/broken.py", "def (")

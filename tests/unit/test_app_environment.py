@@ -35,7 +35,7 @@ NAME = "0123456789ab"
 
 
 def asking(*lines: Any, python: Any = None) -> dict[str, Any]:
-    """A pyproject.toml that asks for these."""
+    """Write a pyproject.toml with these requirements."""
     return {"project": {"dependencies": list(lines), **({"requires-python": python} if python else {})}}
 
 
@@ -122,7 +122,7 @@ HOSTILE = (
     [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'"flwr"', b'{"flwr": "1.42.0"}', *HOSTILE],
 )
 def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
-    """It may also be written by the code that a package was built with."""
+    """The code that built a package may have written the file."""
     environment(tmp_path, "bbbbbbbbbbbb", APP)
     if isinstance(content, bytes):
         environment(tmp_path, NAME)
@@ -177,7 +177,7 @@ def test_what_is_in_it(tmp_path: Path) -> None:
 
 
 def test_flowers_processes_get_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a job sets goes before none of them."""
+    """A job's variables override none of them."""
     environment(tmp_path, NAME, libraries=["lib"])
     made = app_environment.named(NAME, tmp_path)
     variables = flower.variables(tmp_path / "home", {"APP_X": "1", "LD_LIBRARY_PATH": "/evil"}, made)
@@ -192,7 +192,7 @@ def config(app: Path) -> dict[str, Any]:
 def test_supernode_and_superlink_start_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """And find the programs that they start there: Flower's own, by name."""
+    """They also find the programs that they start there: Flower's own, by name."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/flares/own")
     environment(tmp_path, NAME, flwr="1.42.0", libraries=["lib"])
     made = app_environment.named(NAME, tmp_path)
@@ -247,7 +247,7 @@ def test_a_job_runs_in_the_one_that_it_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A job of `numpy-add` in FLARE, as controller and executor see it; environments in `tmp_path`/made."""
+    """A job of `numpy-add` in FLARE, for controller and executor, with environments in `tmp_path`/made."""
     monkeypatch.setattr(app_environment.of_job, "__defaults__", (tmp_path / "made",))
     run_dir = tmp_path / "workspace" / "j-1"
     custom = run_dir / "custom"
@@ -288,7 +288,7 @@ def test_a_server_without_it_refuses_the_job_by_name(
 def test_what_vanished_under_a_job_is_its_first_cause(
     job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As seen: a SuperLink whose packages go spoke of the version of grpc."""
+    """A SuperLink without its packages once reported the version of grpc."""
     environment(job.made, NAME)
     made = FlowerController(environment=NAME)
     panics: list[str] = []
@@ -342,7 +342,7 @@ def test_a_site_without_it_takes_no_part_and_says_so_by_name(
 def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says_so(
     job: SimpleNamespace,
 ) -> None:
-    """It was built from a base image with more Pythons. A SuperNode would be started six times."""
+    """Its base image has more Pythons. A SuperNode would be started six times."""
     environment(job.made, NAME, APP, python="3.77")
     programs = app_environment.named(NAME, job.made).programs
     programs.mkdir(parents=True)
@@ -384,7 +384,7 @@ def test_where_apps_have_environments_a_job_without_one_is_refused(
         packages, why = site._packages(options, brought, "site-1")
         assert packages is None
         assert why.startswith("site-1 takes no part: the job names no environment") and told in why
-    # What is no app at all is the reason before that.
+    # A bundle that is not an app is the reason before that.
     (job.custom / fab.NAME).write_bytes(b"")
     panics: list[str] = []
     monkeypatch.setattr(made, "system_panic", lambda reason, fl_ctx: panics.append(reason))

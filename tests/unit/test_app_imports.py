@@ -1,4 +1,4 @@
-"""What an app imports at once, read in its code; and what cannot be imported, as the container says."""
+"""Read an app's immediate imports in its code, and the failed ones in the container's answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.core import ROOT
 def imports(
     serverapp: str = "mine.server:app", clientapp: str = "mine.client:app", **files: str
 ) -> list[str]:
-    """What an app with these files imports; `__` in a name is `/`, and `Init` is `__init__`."""
+    """Return the imports of an app with these files. `__` in a name is `/`, and `Init` is `__init__`."""
     content = {
         f"{name.replace('__', '/').replace('Init', '__init__')}.py": text.encode()
         for name, text in files.items()
@@ -66,7 +66,7 @@ def test_a_module_that_no_package_seems_to_bring_is_named_once() -> None:
     ]
 
 
-def test_what_both_apps_and_their_own_modules_import() -> None:
+def test_imports_of_both_apps_and_their_own_modules_count() -> None:
     found = imports(
         mine__server="import numpy as np, os.path\nfrom flwr.server import A\nfrom mine import task\n",
         mine__client="from mine.task import load\nimport sklearn.linear_model\n",
@@ -93,7 +93,7 @@ def test_a_package_is_imported_before_its_modules() -> None:
     assert imports(mine__Init="import early\n", mine__server="", mine__client="") == ["early"]
 
 
-def test_what_an_app_may_do_without_is_not_counted() -> None:
+def test_optional_imports_are_not_counted() -> None:
     code = """
 try:
     import fast
@@ -112,7 +112,7 @@ import always
     assert imports(mine__server=code, mine__client="") == ["always"]
 
 
-def test_files_that_nobody_imports_are_not_read() -> None:
+def test_unimported_files_are_not_read() -> None:
     found = imports(
         mine__server="import needed\n", mine__client="", mine__plot="import matplotlib\n", setup="import x\n"
     )
@@ -143,7 +143,7 @@ def attempts(*modules: str, folder: Path) -> list[list[str]]:
     return found
 
 
-def test_what_fails_is_told_and_what_modules_print_is_not(tmp_path: Path) -> None:
+def test_failed_imports_are_reported_and_module_output_is_not(tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text("import os; print('hello'); os.write(1, b'from C')\n")
     (tmp_path / "ends.py").write_text("raise SystemExit('over')\n")
     (tmp_path / "long.py").write_text("raise ValueError('x' * 1_000_000)\n")

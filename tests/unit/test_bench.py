@@ -34,7 +34,7 @@ def context(partition: int, config: dict[str, Any]) -> Context:
 
 
 class DirectGrid(Grid):
-    """Two nodes, whose ClientApp is called where it is asked for."""
+    """Two nodes. Asking one calls its ClientApp in place."""
 
     def __init__(self, app: ClientApp) -> None:
         self.app = app
@@ -100,14 +100,14 @@ def test_an_app_that_adds_wrongly_fails(monkeypatch: pytest.MonkeyPatch) -> None
 def test_no_two_chunks_of_a_large_model_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(comparison.ADDER)
     adder = __import__("adder")
-    chunk = 1_310_720  # 5 MiB of float32, by which Flower cuts.
+    chunk = 1_310_720  # 5 MiB of float32, the size of Flower's chunks.
     model = adder.beginning(4, 2 * chunk)
     parts = [hash(array[k * chunk : (k + 1) * chunk].tobytes()) for array in model for k in (0, 1)]
 
     assert len(set(parts)) == 8
 
 
-def test_rounds_that_never_began_are_no_figure(tmp_path: Path) -> None:
+def test_rounds_that_never_began_have_no_figure(tmp_path: Path) -> None:
     with pytest.raises(NoRounds, match="no round began"):
         read_rounds(tmp_path, 1)
     (tmp_path / clock.FILE).write_text('{"round": 1, "t": 5.0}\n')
@@ -133,7 +133,7 @@ def test_an_entry_has_medians_and_ratios_to_plain() -> None:
     assert "failures" not in entry
 
 
-def test_what_failed_once_has_no_figure_but_a_reason() -> None:
+def test_a_failed_run_has_a_reason_instead_of_a_figure() -> None:
     values = {"plain": [8.0, 6.0], "processes": [2.0]}
     failures = {"processes": ["RunFailed: it hung\nlog"], "plain": []}
     content = {"apps": {"nothing": report.entry(values, failures, "seconds a round")}}
@@ -186,7 +186,7 @@ def test_a_part_run_later_keeps_the_other_figures() -> None:
     }
 
 
-def test_growth_measures_what_the_apps_have_not() -> None:
+def test_growth_measures_what_the_apps_do_not() -> None:
     cells = comparison.choose(["nothing", "growth"], ["plain", "containers"])
 
     assert cells == [

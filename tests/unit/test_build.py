@@ -41,7 +41,7 @@ def complete(wheels: wheelhouse.Wheelhouse, architecture: str = "amd64") -> None
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """An engine that is well, an ordinary user, and a full wheelhouse."""
+    """Set up a healthy engine, an ordinary user, and a full wheelhouse."""
     program = Program(tmp_path / "bin")
     root = tmp_path / "root"
     root.mkdir()
@@ -101,7 +101,7 @@ def test_runtime_first_then_everybody_and_the_tag_at_last(
 def test_a_build_that_works_removes_the_kits_of_before(
     checkout: Checkout, docker: Program, flowerbed: Run, works: bool
 ) -> None:
-    """And neither a newer one, which may be made at this moment, nor anything else."""
+    """A newer kit stays too, which may be in the making, and so does anything else."""
     workspace = core.ROOT / "workspace" / "flowerbed"
     shutil.copytree(workspace / "prod_00", workspace / "prod_07")
     checkout.env.write_text(checkout.env.read_text().replace("prod_00", "prod_07"))
@@ -116,7 +116,7 @@ def test_a_build_that_works_removes_the_kits_of_before(
     assert ("removed the old kits" in text) is works
 
 
-def test_who_takes_no_part_any_more_is_named_with_what_is_left(
+def test_former_participants_are_named_with_their_leftovers(
     checkout: Checkout, docker: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
     docker.answer("volume ls", out="server\nsite-9\nsite-8\nmlflow\n\n")
@@ -170,7 +170,7 @@ REAL, STAND_IN = (
 
 
 def bases(docker: Program) -> set[str]:
-    """What the images were built from."""
+    """Return the bases of the built images."""
     return {call.split("BASE=")[1].split()[0] for call in builds(docker)}
 
 
@@ -188,7 +188,7 @@ def test_an_old_stand_in_no_longer_shadows_the_real_base(
     assert bases(docker) == {"flowerbed-base:bookworm"}
 
 
-def test_a_base_is_made_under_its_own_name_and_made_anew_when_asked_for(
+def test_a_base_is_made_under_its_own_name_and_remade_on_request(
     checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
@@ -246,7 +246,7 @@ def wheel(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """An empty wheelhouse for two wheels, and a pip that puts both there."""
+    """Set up an empty wheelhouse for two wheels, and a pip that puts both there."""
     calls: list[list[str]] = []
     known = [wheel(tmp_path / "index", name) for name in ("nvflare-2.9.0", "flwr-1.42.0")]
     RUNTIME.requirements.write_text(
@@ -270,7 +270,7 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_of_two_that_fill_it_at_once_one_fetches(
     downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A download takes a while: as seen, the second verb took the first one's wheels away."""
+    """Downloads take a while: once the second verb took the first one's wheels away."""
     download = wheelhouse.download
 
     def slow(*words: Any) -> None:
@@ -291,7 +291,7 @@ def test_wheels_that_are_gone_are_fetched_again(downloads: list[list[str]]) -> N
     assert RUNTIME.fill("amd64") == 1 and RUNTIME.is_complete("amd64")
 
 
-def test_what_pip_has_left_out_is_named_and_is_not_complete(
+def test_packages_that_pip_left_out_are_named_and_incomplete(
     downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheelhouse, "download", lambda architecture, folder, *more: folder.mkdir())
@@ -341,7 +341,7 @@ def test_a_build_refuses_wheels_that_nobody_fetched(
     assert code == 1 and "evil-1.0" in outcome["error"] and not builds(docker)
 
 
-def test_each_image_has_a_list_and_wheels_of_its_own(docker: Program) -> None:
+def test_each_image_has_its_own_list_and_wheels(docker: Program) -> None:
     lists = [wheels.requirements.name for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT)]
     assert lists == ["requirements.txt", "requirements-mlflow.txt", "requirements-mlflow-client.txt"]
     assert len({wheels.folder for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT)}) == 3
@@ -349,7 +349,7 @@ def test_each_image_has_a_list_and_wheels_of_its_own(docker: Program) -> None:
     assert MLFLOW.is_there and not MLFLOW_CLIENT.is_there
 
 
-def test_what_mlflow_needs_is_fetched_when_asked_for_and_kept_up_from_then_on(
+def test_mlflows_packages_are_fetched_on_request_and_kept_current(
     checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
@@ -432,7 +432,7 @@ def test_a_job_folder_has_no_environment(
 
 
 @pytest.mark.parametrize("words", [["--dry-run"], ["--gpu"], ["--apt", "libgomp1"], ["--upgrade"]])
-def test_what_is_for_an_environment_needs_an_app(
+def test_environment_options_need_an_app(
     checkout: Checkout, docker: Program, flowerbed: Run, words: list[str]
 ) -> None:
     code, outcome, _ = flowerbed("build", *words)

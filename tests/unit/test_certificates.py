@@ -1,4 +1,4 @@
-"""What a certificate may be used for: in real handshakes of FLARE's drivers, and in its message cipher."""
+"""A certificate's allowed uses: in real handshakes of FLARE's drivers, and in its message cipher."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Issue = Callable[[CertBuilder, Participant], tuple[rsa.RSAPrivateKey, x509.Certi
 
 OURS: Issue = CertificateBuilder.get_pri_key_cert
 FLARES: Issue = CertBuilder.get_pri_key_cert
-"""As every kit had it before."""
+"""FLARE's way, in which every kit's certificate was issued before."""
 
 
 def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> CertBuilder:
-    """A new CA."""
+    """Make a new CA."""
     folder.mkdir()
     builder = kind(root_valid_days=3650)
     builder.persistent_state = _CertState(str(folder))
@@ -42,13 +42,13 @@ def authority(folder: Path, kind: type[CertBuilder] = CertificateBuilder) -> Cer
 
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory: pytest.TempPathFactory) -> CertBuilder:
-    """One for all tests that need but one: its key takes a while."""
+    """Make one CA for all tests that need only one: its key takes a while."""
     return authority(tmp_path_factory.mktemp("ours") / "state")
 
 
 @pytest.fixture(scope="module")
 def flares(tmp_path_factory: pytest.TempPathFactory) -> CertBuilder:
-    """As every federation had it before."""
+    """Make a CA with FLARE's builder, as every federation had before."""
     return authority(tmp_path_factory.mktemp("flares") / "state", CertBuilder)
 
 
@@ -109,7 +109,7 @@ def test_a_certificate_is_for_its_role_and_signs_no_other(ca: CertBuilder, type_
     server = [ExtendedKeyUsageOID.SERVER_AUTH] if type_ == "server" else []
     purposes = list(extension(certificate, x509.ExtendedKeyUsage).value)
     assert purposes == [*server, ExtendedKeyUsageOID.CLIENT_AUTH]
-    # What FLARE asks of it: its chain checked, and its role read from the subject.
+    # FLARE's demands: a valid chain, and a role in the subject.
     verify_cert_chain(certificate, [], ca.root_cert)
     assert key.key_size == 2048
     flares = CertBuilder.get_pri_key_cert(ca, participant)[1]
@@ -117,7 +117,7 @@ def test_a_certificate_is_for_its_role_and_signs_no_other(ca: CertBuilder, type_
 
 
 def test_flares_message_cipher_takes_the_keys(ca: CertBuilder) -> None:
-    """It takes no others: the lengths of its fields are those of 2048 bits."""
+    """FLARE takes no others: the lengths of its fields are those of 2048 bits."""
     ends = []
     for type_, name in (("server", "server"), ("client", "site-1")):
         props = {"default_host": name} if type_ == "server" else {}
@@ -134,7 +134,7 @@ SCHEMES = ("grpc", "tcp", "http")
 
 
 def connects(listens: Path, asks: Path, scheme: str, *, within: float = 10) -> bool:
-    """Whether a FLARE connection comes about, with mutual TLS."""
+    """Return whether a FLARE connection comes about, with mutual TLS."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     listener = End(listens, f"{scheme}://127.0.0.1:{port}", Mode.PASSIVE)
@@ -150,7 +150,7 @@ def connects(listens: Path, asks: Path, scheme: str, *, within: float = 10) -> b
 
 
 def connected(*pairs: tuple[Path, Path]) -> list[tuple[str, Path, Path]]:
-    """Which of these listeners and askers connect within two seconds, over which scheme. All try at once."""
+    """Return the listeners and clients that connect within two seconds, with the scheme. All try at once."""
     ways = [(scheme, listens, asks) for listens, asks in pairs for scheme in SCHEMES]
     with ThreadPoolExecutor(len(ways)) as pool:
         tries = [pool.submit(connects, listens, asks, scheme, within=2) for scheme, listens, asks in ways]
@@ -169,14 +169,14 @@ def test_everybody_connects(
 
 
 def test_a_sites_certificate_cannot_pose_as_the_server(tmp_path: Path, ca: CertBuilder) -> None:
-    """Not even when it is for the very name that was dialled."""
+    """Even a certificate for the very name that was dialled does not help."""
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
     impostor = kit(tmp_path / "localhost", ca, "client", "localhost", files="server")
     assert connected((impostor, site)) == []
 
 
 def test_nor_can_a_kit_of_another_ca(tmp_path: Path, ca: CertBuilder) -> None:
-    """Neither as the server nor as a site."""
+    """It serves neither as the server nor as a site."""
     other = authority(tmp_path / "other")
     site = kit(tmp_path / "site-1", ca, "client", "site-1")
     server = kit(tmp_path / "server", ca, "server", "server")

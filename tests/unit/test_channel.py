@@ -111,11 +111,11 @@ ANYBODY = Anybody()
 
 
 class Cells:
-    """A site's cell and the server's, and between them a line that loses on command what is sent."""
+    """A site's cell and the server's, with a line between them that loses messages on command."""
 
     def __init__(self) -> None:
         self.lose: list[str] = []
-        """Topics of which the next message is lost, each once."""
+        """Topics for which the next message is lost, each once."""
         self.sent: list[str] = []
         self.unreachable = False
         self.site, self.server = _Cell(self, "site-1.job"), _Cell(self, "server.job")
@@ -197,7 +197,7 @@ def test_a_lost_message_is_found_out_by_asking(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_call_that_takes_its_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a slow server nor a question that is not answered is a loss."""
+    """Neither a slow server nor an unanswered question is a loss."""
     monkeypatch.setattr(site_link, "ASK_EVERY", 0.01)
     monkeypatch.setattr(site_link, "ASK_SELDOM", 0.01)
     monkeypatch.setattr(site_link, "ASK_AGAIN", 0.01)
@@ -226,7 +226,7 @@ def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.Mon
     async def test(cells: Cells, link: SiteLink) -> None:
         held = asyncio.ensure_future(link.send(CALL))
         await asyncio.sleep(1)
-        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s; without that there would be some 45.
+        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s. Without that there would be some 45.
         assert 2 <= cells.sent.count(channel.QUESTION) <= 8
         cells.lose = [channel.ANSWER]
         async with asyncio.timeout(0.5):

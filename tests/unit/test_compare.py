@@ -1,4 +1,4 @@
-"""How two runs are compared, and what `compare` says of it."""
+"""Compare two runs, and check `compare`'s report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SITES = ("site-1", "site-2")
 
 
 def events(rounds: int = 2, evaluated: bool = True) -> list[dict[str, Any]]:
-    """A run's record: what each round sends, and what each site replies."""
+    """Return a run's record: what each round sends, and what each site replies."""
     found: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
         found.append({"event": "round", "round": number, "of": None, "t": float(number)})
@@ -45,7 +45,7 @@ def events(rounds: int = 2, evaluated: bool = True) -> list[dict[str, Any]]:
 
 
 def change(found: list[dict[str, Any]], number: int, site: str, kind: str) -> dict[str, Any]:
-    """A reply of `found`, to be changed."""
+    """Return a reply of `found`, to be changed."""
     return next(
         e
         for e in found
@@ -54,13 +54,13 @@ def change(found: list[dict[str, Any]], number: int, site: str, kind: str) -> di
 
 
 def first(other: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Where it parts from `events()`."""
+    """Return the first difference to `events()`."""
     return differences.first(differences.rounds(events()), differences.rounds(other))
 
 
 def test_the_order_in_which_threads_are_done_does_not_count() -> None:
     assert first(events()[::-1]) is None
-    # 2 rounds of: 1 hash and loss, 3 averages and training's 2 more; 2 sites, 3 values, one hash of each.
+    # 2 rounds of: 1 hash and loss, 3 averages and training's 2 more. 2 sites, 3 values, one hash of each.
     assert differences.count(differences.rounds(events())) == sum(
         1 for _ in differences.values(differences.rounds(events()[::-1]))
     )
@@ -102,7 +102,7 @@ def test_every_value_of_a_site_counts(
     assert (found["round"], found["site"], found["metric"]) == (number, site, metric)
 
 
-def test_what_is_sent_counts_and_stands_before_its_evaluation() -> None:
+def test_sent_parameters_count_and_come_before_their_evaluation() -> None:
     other = events()
     for event in other:
         if event["event"] == "sent" and event["parameters"] == "made-1":
@@ -116,7 +116,7 @@ def test_a_round_that_is_missing_is_a_difference() -> None:
     assert found is not None and found["round"] == 2
 
 
-def test_minus_zero_is_not_zero_and_a_whole_number_is_no_fraction() -> None:
+def test_minus_zero_differs_from_zero_and_an_int_from_a_float() -> None:
     assert not differences._same(0.0, -0.0)
     assert not differences._same(1, 1.0)
     assert differences._same(float("inf"), float("inf"))
@@ -156,7 +156,7 @@ def test_nothing_is_drawn_of_an_app_without_metrics(tmp_path: Path) -> None:
     assert not compare_picture.draw(outcome, None, tmp_path / "x.png")
 
 
-def test_a_serverapp_is_told_whose_the_nodes_are(tmp_path: Path) -> None:
+def test_a_serverapp_learns_each_nodes_site(tmp_path: Path) -> None:
     plan.write_plan(tmp_path, 7, {22: "site-1", 11: "site-2"})
     told = json.loads((tmp_path / plan.PLAN_FILE).read_text())
     assert told == {"seed": 7, "sites": {"22": "site-1", "11": "site-2"}}

@@ -1,4 +1,4 @@
-"""What the console program makes of what comes through stdin: files in a folder of its own, or an error."""
+"""The console program turns stdin into files in a new folder, or into an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ APP = Path(__file__).parents[1] / "apps" / "numpy-add"
 
 
 class Session:
-    """A session whose server takes all."""
+    """A session with a server that accepts everything."""
 
     def __init__(self) -> None:
         self.submitted: list[str] = []

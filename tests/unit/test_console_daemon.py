@@ -32,7 +32,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as ano
 
 
 class Console:
-    """A console's daemon in a folder of its own."""
+    """A console's daemon in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "console"
@@ -114,7 +114,7 @@ def test_a_daemon_that_was_killed_is_started_again(console: Console) -> None:
 
 
 def test_another_kit_is_for_another_daemon(console: Console) -> None:
-    """A certificate that was renewed: FLARE reads a kit once in a process."""
+    """FLARE reads a kit once in a process, so a renewed certificate needs a new one."""
     console.hash()
     before = console.pid()
     (console.kit / "client.crt").write_text("another")
@@ -180,7 +180,7 @@ def test_a_folder_that_others_may_enter_is_not_used(
 
 
 class Session:
-    """One of FLARE's, as far as it is opened and closed."""
+    """An imitation of FLARE's session, which opens and closes."""
 
     def __init__(self) -> None:
         self.api = self
@@ -288,7 +288,7 @@ def test_what_jobs_are_made_with_is_imported_once_after_the_first_answer(
 
 
 def test_a_watched_stdin_that_ends_ends_the_client(tmp_path: Path) -> None:
-    """It is how `docker exec` tells that the verb on the host was interrupted."""
+    """`docker exec` reports like this that the verb on the host was interrupted."""
     listener = socket.socket(socket.AF_UNIX)
     (tmp_path / "console").mkdir(mode=0o700)
     listener.bind(str(tmp_path / "console" / "socket"))

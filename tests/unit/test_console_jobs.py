@@ -1,4 +1,4 @@
-"""Which job is meant, and how much of its log is wanted."""
+"""Find the job that the user names, and the requested part of its log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = ("aa11", "aa22", "bb33")
 
 
 class Session:
-    """A server with jobs, whose log grows at each look."""
+    """A server with jobs. Their log grows at each look."""
 
     def __init__(self) -> None:
         self.jobs = [
@@ -140,7 +140,7 @@ def test_a_log_is_followed_when_flare_brings_its_end_only(monkeypatch: pytest.Mo
         f"{cut}fou\nfiv\n",
         f"{cut}six\nsev\n",
     ]
-    # Of the last look nothing is known: it is shown whole, and says that it is an end.
+    # The last look shares nothing with the one before: it is shown whole, and marked as an end.
     assert read(session, follow=True) == f"one\ntwo\nthr\nfou\nfiv\n{cut}six\nsev\n"
     assert logs.added("one\ntwo\n", "new\n") == "new\n", "begun anew"
 
@@ -154,7 +154,7 @@ def test_a_log_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_a
 
 
 class Ended(Session):
-    """A job that has ended, whose results FLARE puts into one folder, whoever asks."""
+    """An ended job. FLARE puts its results into one folder for all clients."""
 
     def __init__(self, folder: Path, *logs: str) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_a_log_without_a_sites_name_is_left_out(tmp_path: Path) -> None:
     assert [Path(name).name for name in downloaded(Asked(session))] == ["server.log", "site-1.log"]
 
 
-def test_who_reads_slowly_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Asked(Ended(tmp_path, "server"))
     held = []
 
@@ -230,7 +230,7 @@ class Store(Session):
         del self.stored[job]
 
 
-def test_ended_jobs_are_removed_and_it_is_said_what_is_freed() -> None:
+def test_ended_jobs_are_removed_and_the_freed_bytes_shown() -> None:
     session = Store(a="FINISHED:COMPLETED", b="FINISHED:ABORTED", c="RUNNING")
     call = Asked(session)
     jobs.remove(call, ["a", "b"])

@@ -1,4 +1,4 @@
-"""What a job may hold: every form in which one could bring something else is refused, by name."""
+"""A job's allowed content: every form of bringing anything else is refused, by name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exported(tmp_path: Path, *, deployed: bool = False, **options: Any) -> Files
 
 
 def zipped(files: Files, folder: str = "add", *, folders: bool = True) -> bytes:
-    """As FLARE's console zips them; or without the entries of folders, as anybody else may."""
+    """Zip files like FLARE's console, or without entries of folders, as others may."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
@@ -59,7 +59,7 @@ def zipped(files: Files, folder: str = "add", *, folders: bool = True) -> bytes:
 @pytest.mark.parametrize("tracking", ["none", "tensorboard", "mlflow"])
 @pytest.mark.parametrize("sites", [None, ["site-1", "site-3"]])
 @pytest.mark.parametrize("folders", [True, False])
-def test_what_flowerbed_exports_is_taken(
+def test_flowerbeds_exports_are_accepted(
     tmp_path: Path, tracking: str, sites: list[str] | None, folders: bool
 ) -> None:
     options: dict[str, Any] = {"tracking": tracking, "sites": sites, "run_config": {"array-size": 3}}
@@ -101,7 +101,7 @@ def added(name: str, content: bytes = b"x") -> Callable[[Files], None]:
 
 
 def bundle(files: Files) -> bytes:
-    """A FAB with these files, however they shrink."""
+    """Return a FAB with these files, even if they compress well."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -394,7 +394,7 @@ def test_nothing_lies_outside_the_jobs_folder(tmp_path: Path, folder: str) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\3\4"])
-def test_what_is_no_zip_is_refused(content: bytes) -> None:
+def test_invalid_zips_are_refused(content: bytes) -> None:
     with pytest.raises(Unfit, match="no zip that can be read"):
         contents.of_job(content, "add")
 

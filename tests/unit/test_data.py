@@ -1,4 +1,4 @@
-"""The split of Fashion-MNIST, on a small stand-in of the dataset's files."""
+"""Split a small imitation of the Fashion-MNIST files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = {"train": (2000, 28, 28), "t10k": (1000, 28, 28)}
 
 @pytest.fixture
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files in the published format; every image carries its own number in its first two pixels."""
+    """Write files in the published format. Every image carries its own number in its first two pixels."""
     monkeypatch.setattr(data, "SHAPES", SHAPES)
     folder = tmp_path / "originals"
     folder.mkdir()
@@ -39,7 +39,7 @@ def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """As torchvision reads it: magic 0x0000 08 dimensions, big-endian sizes, bytes."""
+    """Read a file like torchvision: magic 0x0000 08 dimensions, big-endian sizes, bytes."""
     content = path.read_bytes()
     dimensions = content[3]
     assert content[:3] == b"\x00\x00\x08"

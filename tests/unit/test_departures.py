@@ -1,4 +1,4 @@
-"""A site leaves a job that runs, by itself or since it is put out: each part of the job learns of it."""
+"""A site leaves a running job, or is removed from it, and each part of the job learns of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SITE, OTHER = "site-1", "site-2"
 
 
 class Job:
-    """The parts of a job that departures speak to, as far as the test looks at them."""
+    """The parts of a job that departures speak to, as the test needs them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ class Job:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job with two sites that are ready."""
+    """Make a job with two sites that are ready."""
     return Job(monkeypatch)
 
 
@@ -81,7 +81,7 @@ def test_a_site_may_leave_before_there_is_a_superlink(job: Job) -> None:
     assert job.told() and not job.superlink.remove_node.called
 
 
-def test_what_is_told_of_a_site_again_and_again_is_bounded(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_messages_about_a_site_are_limited(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "EVENTS_LIMIT", 1000)
     for _ in range(100):
         job.run(lambda: job.departures.put_out(SITE, "it was disabled"))
@@ -99,7 +99,7 @@ def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
 
 
 def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
-    """Whoever may ask the job for its events could say it to the job, with any name and any reason."""
+    """Every reader of the job's events could send this to the job, with any name and any reason."""
     forged = f"{SITE}][A:x]\n[U:admin][A:abort_job"
     job.run(lambda: job.departures.put_out(forged, "it was disabled"))
     job.run(lambda: job.departures.put_out("site-9", "it was disabled"))

@@ -92,7 +92,7 @@ print(json.dumps({
 
 
 def run(*folders: Path | None) -> list[dict[str, object]]:
-    """What the program finds, by the plan in each folder, or where nobody asks for one."""
+    """Return the program's findings, by the plan in each folder, or without a plan."""
     asked = [
         {} if folder is None else {environment.DETERMINISTIC: str(folder / plan.PLAN_FILE)}
         for folder in folders
@@ -136,7 +136,7 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
     }
 
     assert with_another_seed["random"] != found["random"]
-    # In another process, whose sets have another order.
+    # In another process, where sets have another order.
     assert run(first) == [found]
 
     # Nothing is done where nobody asks.
@@ -144,8 +144,8 @@ def test_nodes_clients_and_replies_come_in_the_order_of_the_sites(tmp_path: Path
     assert sorted(tmp_path.iterdir()) == [first, other]
 
 
-def test_waits_do_not_change_what_is_drawn() -> None:
-    """A heartbeat, a retry: their lengths are random, and how many there are depends on the machine."""
+def test_waits_do_not_change_the_random_draws() -> None:
+    """The lengths of waits (a heartbeat, a retry) are random, and their number depends on the machine."""
     program = (
         "import importlib, random\n"
         "from bridge.flower import deterministic\n"

@@ -35,7 +35,7 @@ JOB, OTHER_JOB, NO_JOB = (f"{number:08d}-0000-4000-8000-000000000000" for number
 # The files of a job that runs
 
 
-def test_what_is_used_counts_blocks_entries_and_no_links(tmp_path: Path) -> None:
+def test_usage_counts_blocks_and_entries_but_not_links(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"x" * 100_000)
     with (tmp_path / "sparse").open("wb") as file:
@@ -68,7 +68,7 @@ def test_a_watch_tells_once_and_not_before(tmp_path: Path, monkeypatch: pytest.M
     assert len(told) == 1 and "limits.job_files" in told[0]
 
 
-# What jobs leave
+# Files that jobs leave.
 
 
 def job_folder(place: Path, age: float, name: str = "") -> Path:
@@ -126,7 +126,7 @@ def auditor(tmp_path: Path) -> Iterator[Any]:
     AuditService.close()
 
 
-def test_the_audit_log_has_a_bound_and_loses_no_line_of_late(auditor: Any, tmp_path: Path) -> None:
+def test_the_audit_log_is_limited_and_keeps_its_latest_lines(auditor: Any, tmp_path: Path) -> None:
     AuditService.add_event("me", "before")
     assert audit.bound(20_000) and audit.bound(20_000)
     for number in range(1000):
@@ -141,7 +141,7 @@ def test_the_audit_log_has_a_bound_and_loses_no_line_of_late(auditor: Any, tmp_p
     ]
 
 
-def test_no_audit_log_no_bound(tmp_path: Path) -> None:
+def test_without_an_audit_log_there_is_no_limit(tmp_path: Path) -> None:
     AuditService.close()
     assert not audit.bound(1000)
 
@@ -150,7 +150,7 @@ def test_no_audit_log_no_bound(tmp_path: Path) -> None:
 
 
 class Server:
-    """As much of FLARE's server as takes streams, with its own streamer and our receiver."""
+    """A part of FLARE's server that takes streams, with its own streamer and our receiver."""
 
     def __init__(self, workspace: Path) -> None:
         self.args = SimpleNamespace(workspace=str(workspace))
@@ -187,7 +187,7 @@ class Server:
         end: bool = True,
         more: dict[str, Any] | None = None,
     ) -> list[str]:
-        """Stream a log; returns the answers."""
+        """Stream a log, and return the answers."""
         tx, answers = uuid.uuid4().hex, []
         parts: list[Any] = [*chunks, *([None] if end else [])]
         with self.manager.new_context() as fl_ctx:
@@ -236,13 +236,13 @@ def test_a_log_without_end_is_cut_with_a_line(
     assert log.startswith("x" * 1000 + "\n") and len(log) < 1200
     assert log.count("the rest is dropped (limits.log of the server") == 1
     assert caplog.text.count("the rest is dropped") == 1
-    # The log of errors has room of its own, and no more of it.
+    # The log of errors has its own limit, and no more.
     server.stream(b"y" * 5000, name="error_log.txt")
     assert 1000 < len(server.stored[(JOB, "site-1", "ERRORLOG")]) < 1200
 
 
 def test_a_site_chooses_no_file_of_the_server(server: Server, tmp_path: Path) -> None:
-    """FLARE kept the path of what is to be stored in the context that the site sends."""
+    """FLARE kept the file's path in the context that the site sends."""
     secret = tmp_path / "server.key"
     secret.write_text("PRIVATE")
     for more in (
@@ -294,14 +294,14 @@ def test_streams_and_logs_of_a_site_are_bounded_and_so_are_threads(
     assert len([r for r in caplog.records if "no log is taken" in r.getMessage()]) == 200
     for tx in list(server.streamer.tx_table):
         server.streamer._end_tx(tx, ReturnCode.TIMEOUT, FLContext())
-    # Those that have ended make room.
+    # Ended jobs make room.
     assert server.stream(b"x") == [ReturnCode.OK] * 2
 
 
 # The audit log: repeated questions
 
 
-def test_polling_is_one_line_and_what_changes_something_is_one_each_time(
+def test_polling_is_one_audit_line_and_each_change_another(
     auditor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audit.bound(10**9)

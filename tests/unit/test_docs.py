@@ -1,4 +1,4 @@
-"""What the pages name exists: the tests of docs/security.md."""
+"""Names and links in the documentation lead to tests, files and pages that exist."""
 
 from __future__ import annotations
 
@@ -8,35 +8,59 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "security.md").read_text()
+DOCS = ROOT / "docs"
+SECURITY = [DOCS / "security.md", *sorted((DOCS / "security").glob("*.md"))]
+SECURITY_TEXT = "\n".join(page.read_text() for page in SECURITY)
 
 TEST = re.compile(r"`((?:attacks|faults|integration|processes|unit)/test_\w+\.py)(?:::(\w+))?`")
-NAMED = sorted(set(TEST.findall(PAGE)))
+NAMED = sorted(set(TEST.findall(SECURITY_TEXT)))
 
-ROW = re.compile(r"^\| .* \|$", re.MULTILINE)
+ATTACKS = re.compile(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", re.MULTILINE)
+ROWS = [row for table in ATTACKS.findall(SECURITY_TEXT) for row in table.splitlines()]
 
 
-def test_the_page_names_tests() -> None:
-    assert len(NAMED) > 30
-    others = re.findall(r"`(?!tests/)(?:[\w/]*/)?test_\w+\.py", TEST.sub("", PAGE))
+def test_the_security_pages_name_tests() -> None:
+    assert len(NAMED) > 150
+    others = re.findall(r"`(?!tests/)(?:[\w/]*/)?test_\w+\.py", TEST.sub("", SECURITY_TEXT))
     assert not others, "a test in another form than file::name"
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=["::".join(found) for found in NAMED])
-def test_each_test_of_the_security_page_is_there(file: str, name: str) -> None:
+def test_each_test_of_the_security_pages_is_there(file: str, name: str) -> None:
     path = ROOT / "tests" / file
     assert path.is_file()
     assert not name or re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE)
 
 
-def test_every_attack_names_a_test() -> None:
-    """Each row of a table that has a column for it."""
-    for table in re.findall(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", PAGE, re.MULTILINE):
-        for row in table.splitlines():
-            assert TEST.search(row.rsplit("|", 2)[1]), row
+def test_every_attack_names_its_defense_and_a_test() -> None:
+    """Every row of an attack table names existing code, or the part of FLARE, and a test."""
+    assert len(ROWS) >= 165, "a row is lost, or its table has another header"
+    for row in ROWS:
+        _attack, _outcome, where, test = row.strip("| ").split(" | ")
+        assert TEST.search(test), row
+        assert "FLARE" in where or "`" in where, row
+        assert all((ROOT / path).exists() for path in re.findall(r"`([^`]+)`", where)), row
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+def test_every_table_with_tests_is_a_table_of_attacks() -> None:
+    """Every row that ends with a test is in a table whose header the other tests know."""
+    lines = [line for line in SECURITY_TEXT.splitlines() if re.search(r"\| `\w+/test_[^|]*\|$", line)]
+    assert sorted(lines) == sorted(ROWS)
+
+
+def test_the_security_page_leads_to_every_page_about_security() -> None:
+    linked = {
+        (page.parent / target).resolve()
+        for page in (DOCS / "security.md", DOCS / "security" / "not-defended.md")
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    }
+    assert not [page.name for page in SECURITY[1:] if page.resolve() not in linked]
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -68,6 +92,6 @@ def test_files_that_pages_name_exist() -> None:
         )
     }
     assert not sorted(pair for pair in named if not (ROOT / pair[1]).is_file())
-    walks = (ROOT / "docs" / "architecture" / "walks.md").read_text()
+    walks = (ROOT / "docs" / "architecture" / "what-does-a-request-pass.md").read_text()
     files = re.findall(r"`((?:site|server|relay|job)/\w+\.py)", walks)
     assert len(files) > 8 and all((ROOT / "bridge" / name).is_file() for name in files)

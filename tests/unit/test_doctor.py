@@ -39,7 +39,7 @@ Examine = Callable[[], tuple[int, dict[str, dict[str, str]], str]]
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
-    """A federation that is provisioned and built, on an engine that is well."""
+    """Set up a federation that is provisioned and built, on a healthy engine."""
     root = tmp_path / "root"
     root.mkdir()
     docker = Program(tmp_path / "bin")
@@ -92,7 +92,7 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     assert all(finding["mend"] == "" for finding in found.values())
 
 
-def test_no_engine(checkout: Checkout, examine: Examine) -> None:
+def test_without_an_engine_the_rest_is_still_checked(checkout: Checkout, examine: Examine) -> None:
     checkout.docker.answer("version --format", needs="/nonexistent")
     code, found, told = examine()
     assert code == 1 and levels(found) == {"engine": "fail"}
@@ -325,13 +325,13 @@ def test_a_remote_engine_is_not_measured_here(
 
 
 def test_a_container_says_how_full_it_is_without_flare() -> None:
-    """It is a process for each container: FLARE takes most of a second to import."""
+    """Each container starts a process, and FLARE takes most of a second to import."""
     program = "import sys, bridge.flare.usage; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "nvflare" not in done.stdout.split()
 
 
-# What sites give to apps
+# Sites' gifts to apps.
 
 
 def answer(**by_folder: object) -> str:

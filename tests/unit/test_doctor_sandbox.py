@@ -1,4 +1,4 @@
-"""What doctor says of the sandbox of a participant that runs."""
+"""doctor reports the sandbox of a running participant."""
 
 from __future__ import annotations
 

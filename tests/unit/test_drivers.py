@@ -29,7 +29,7 @@ SIZES = (0, 1, 100, 3_000_000)
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a free port, over the scheme that is asked for. Kits lie in `tmp_path`."""
+    """Return the URL of a free port, over the requested scheme. Kits are in `tmp_path`."""
     authority = Authority()
     for name, role in (("server", "server"), ("site-1", "client"), ("site-2", "client")):
         authority.kit(tmp_path / name, role)
@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def ends(url: str, tmp_path: Path) -> Iterator[tuple[End, End]]:
-    """A listener and who connects to it, with mutual TLS."""
+    """A listener and its client, with mutual TLS."""
     listener = End(tmp_path / "server", url, Mode.PASSIVE)
     asker = End(tmp_path / "site-1", url, Mode.ACTIVE)
     yield listener, asker
@@ -97,7 +97,7 @@ def test_a_thousand_silent_connections_keep_nobody_out_and_take_few_threads(
         late = End(tmp_path / "site-2", url, Mode.ACTIVE)
         try:
             late.peers.get(timeout=5)
-            # FLARE's own pools grow by some threads, whoever connects.
+            # FLARE's own pools grow by some threads with any connection.
             assert threading.active_count() - before < 256 + 100
         finally:
             late.communicator.stop()

@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with nothing on PATH, an ordinary user, an empty checkout; returns the PATH's folder."""
+    """Make a machine with an empty PATH, an ordinary user and an empty checkout. Return the PATH's folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
     root = tmp_path / "root"
@@ -48,19 +48,19 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def docker(bare: Path) -> Program:
-    """With an engine that is well."""
+    """Add a healthy engine."""
     return Program(bare)
 
 
 @pytest.fixture
 def checkout(docker: Program) -> Checkout:
-    """And a federation that is provisioned and built, and does not run."""
+    """Add a federation that is provisioned and built, and does not run."""
     return Checkout(core.ROOT, docker, port=free_port())
 
 
 @pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """Who is in project.yml: who was provisioned."""
+    """Put into project.yml those who were provisioned."""
     types = {"server": "server", "site-1": "client", "admin@x.example": "admin"}
     people = [{"name": name, "type": kind} for name, kind in types.items()]
     monkeypatch.setattr(provision, "load", lambda file: {"name": "flowerbed", "participants": people})
@@ -132,7 +132,7 @@ def test_root_gets_an_engine_from_the_distribution(bare: Path, monkeypatch: pyte
 def test_sudo_up_starts_the_engine_before_there_is_anything_to_start(
     bare: Path, monkeypatch: pytest.MonkeyPatch, flowerbed: Run
 ) -> None:
-    """As the error says that an ordinary user gets; then it says who may use the engine."""
+    """An ordinary user's error asks for this command. Afterwards it says who may use the engine."""
     code, outcome, _ = flowerbed("up")
     assert code == 1 and "run `sudo ./flowerbed up` once" in outcome["error"]
     monkeypatch.setattr(apt, "is_possible", lambda: True)
@@ -157,7 +157,7 @@ def test_an_address_without_its_brackets_is_named(
 
 @pytest.fixture
 def root_without_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Root on a machine with no service manager; ends the engine that a test starts."""
+    """Become root on a machine without a service manager. End the engine that a test starts."""
     monkeypatch.setattr(apt, "is_root", lambda: True)
     yield bare
     if engine.PID_FILE.exists():
@@ -668,7 +668,7 @@ def test_a_kit_for_this_machine_dials_the_published_port(checkout: Checkout, flo
         kit = core.ROOT / outcome["kit"]
         made = json.loads((kit / "startup" / "fed_admin.json").read_text())
         assert made == {"admin": {**dialled, "host": host, "port": port}}
-        # What FLARE has downloaded there is still there after the next.
+        # FLARE's downloads there survive the next provisioning.
         (kit / "transfer").mkdir(exist_ok=True)
         (kit / "transfer" / address).touch()
     assert sorted(path.name for path in (kit / "transfer").iterdir()) == ["0.0.0.0", "127.0.0.1", "192.0.2.7"]

@@ -1,4 +1,4 @@
-"""What the containers' entrypoint does to a volume, without a container."""
+"""Run the containers' entrypoint on a volume, without a container."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ version = "1.42.0"
 sdist = {url = "https://x.example/flwr.tar.gz"}
 """
 FLWR = "flwr-1.42.0-py3-none-any.whl"
-"""What it would be called, built."""
+"""The name of its wheel."""
 PROJECT = """\
 [project]
 name = "{name}"
@@ -200,7 +200,7 @@ def app(tmp_path: Path) -> Write:
 
 
 def there() -> list[str]:
-    """All that is in the folder of environments, but for uv's cache."""
+    """Return everything in the folder of environments, except uv's cache."""
     known = (uv.CACHE, ".lock", source_builds.BOX)
     return sorted(path.name for path in uv.ENVIRONMENTS.iterdir() if path.name not in known)
 
@@ -249,7 +249,7 @@ def test_apps_with_one_lock_share_and_a_changed_requirement_disturbs_nobody(play
     assert before == sorted(path.stat().st_ino for path in (uv.ENVIRONMENTS / name / "venv").rglob("*"))
 
 
-def test_what_another_app_of_an_environment_imports_is_tried_too(
+def test_another_apps_imports_are_tried_too(
     played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = make(app())["name"]
@@ -293,7 +293,7 @@ def test_the_lock_python_and_debian_packages_make_the_name(played: Uv, app: Writ
     assert there() == [], "resolving leaves nothing"
 
 
-def test_what_cannot_be_resolved_is_said_in_uvs_words(played: Uv, app: Write) -> None:
+def test_resolution_errors_are_shown_in_uvs_words(played: Uv, app: Write) -> None:
     played.fails["compile"] = 1, UNSOLVED
     with pytest.raises(core.UsageError) as refused:
         resolution.resolve(app())
@@ -381,7 +381,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("code", ["import pandas.io\n", "from pandas import x\n"])
-def test_what_is_imported_and_not_asked_for_is_named(played: Uv, app: Write, code: str) -> None:
+def test_imports_without_a_requirement_are_named(played: Uv, app: Write, code: str) -> None:
     module = "pandas.io" if ".io" in code else "pandas"
     played.failed_imports = [(module, "ModuleNotFoundError", "No module named 'pandas'")]
     first = app(code=f"{code}app = client = None\n")
@@ -392,10 +392,10 @@ def test_what_is_imported_and_not_asked_for_is_named(played: Uv, app: Write, cod
     assert environments.of_app(first) is None and there() == []
 
 
-def test_what_a_package_fails_with_by_itself_is_no_more_than_a_note(
+def test_a_packages_own_failure_is_only_a_note(
     played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without network, data or GPU much cannot work here that works at a site."""
+    """Without network, data or GPU, much fails here that works at a site."""
     played.failed_imports = [
         ("numpy", "ModuleNotFoundError", "No module named 'numpy_extra'"),
         ("flwr", "RuntimeError", "no GPU\nhere"),
@@ -477,7 +477,7 @@ def test_debian_packages_are_unpacked_beside_and_found_by_the_linker(played: Uv,
         ("apt", "E: Unable to locate package libgomp1", "Unable to locate package"),
     ],
 )
-def test_what_cannot_be_installed_leaves_nothing_behind(
+def test_a_failed_installation_leaves_nothing_behind(
     played: Uv, app: Write, step: str, said: str, text: str
 ) -> None:
     played.fails[step] = 1, said
@@ -485,7 +485,7 @@ def test_what_cannot_be_installed_leaves_nothing_behind(
     with pytest.raises(core.Failure, match=text):
         make(first, apt=["libgomp1"])
     assert there() == [] and environments.of_app(first) is None
-    # And the next try begins anew.
+    # The next try starts over.
     played.fails.clear()
     assert make(first, apt=["libgomp1"])["name"] in there()
 
@@ -527,7 +527,7 @@ def test_a_lock_with_an_address_has_no_hash_for_it(played: Uv, app: Write) -> No
     assert "--require-hashes" not in sync and facts["packages"] == 3 and wheel in played.synced
 
 
-def test_what_has_no_wheel_is_built_apart_and_installed_as_the_wheel_that_came(
+def test_packages_without_wheels_are_built_apart_and_installed_from_the_built_wheel(
     played: Uv, app: Write
 ) -> None:
     played.lock = LOCK + "mine @ git+https://git.example/mine@0123abcd\n"
@@ -552,7 +552,7 @@ def test_what_has_no_wheel_is_built_apart_and_installed_as_the_wheel_that_came(
     ]
     [sync] = [call for call in played.calls if "sync" in call]
     assert "--require-hashes" in sync and "--no-build" in sync and played.wheels is not None
-    # Of numpy, uv's own counts, whatever a build leaves.
+    # Of numpy, uv's wheel counts, and none that a build leaves.
     assert sorted(path.name for path in played.wheels.iterdir()) == [FLWR, mine]
 
 
@@ -581,7 +581,7 @@ def test_what_a_build_leaves_in_a_wheels_place_is_refused(
 def test_uv_resolves_again_where_packages_are_built(
     played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only if it has to; and what it then leaves is looked at."""
+    """It does so only if it must, and the result is checked."""
     assert resolution.resolve(app()).packages and played.builds == []
 
     def fails(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -672,7 +672,7 @@ def test_another_python_is_honoured_where_the_base_has_it_and_refused_where_not(
 # The verbs
 
 
-def test_a_dry_run_shows_what_would_be_there_and_installs_nothing(
+def test_a_dry_run_shows_the_packages_and_installs_nothing(
     played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, outcome, told = build(capsys, "--app", app().folder, "--dry-run")
@@ -697,7 +697,9 @@ def test_an_import_that_no_package_seems_to_bring_is_told_before_anything_is_ins
         assert len(outcome["environments"][0]["notes"]) == 1
 
 
-def test_what_is_there_is_not_made_again(played: Uv, app: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_environment_is_not_made_again(
+    played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = app().folder
     name = build(capsys, "--app", folder)[1]["environments"][0]["name"]
     calls = len(played.calls)
@@ -721,9 +723,7 @@ def test_several_apps_are_read_before_the_first_is_made(
     assert [made["name"] for made in outcome["environments"]] == there() * 2
 
 
-def test_a_flower_that_nobody_has_tried_is_told_of(
-    played: Uv, app: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_untested_flower_is_reported(played: Uv, app: Write, capsys: pytest.CaptureFixture[str]) -> None:
     played.lock = LOCK.replace("flwr==1.42.0", "flwr==1.44.0")
     assert "flwr 1.44.0 is newer" in build(capsys, "--app", app().folder)[2]
 
@@ -734,7 +734,7 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[s
     return code, json.loads(said.out.splitlines()[-1]), said.err + said.out
 
 
-def test_apps_lists_what_there_is(
+def test_apps_lists_all_environments(
     played: Uv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert listed(capsys)[1] == {"environments": []}
@@ -795,7 +795,7 @@ def test_one_that_a_job_uses_is_not_removed_unless_forced(
     assert listed(capsys, "--remove", "cccc")[0] == 0, "nothing runs"
 
 
-def test_nothing_is_removed_when_nobody_can_say_what_is_used(
+def test_nothing_is_removed_when_usage_is_unknown(
     played: Uv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent(service: str, verb: str) -> None:
@@ -823,7 +823,7 @@ def test_a_name_that_fits_several_or_none_removes_nothing(
 
 
 def test_a_verb_that_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As seen: a refusal within seconds took 25, since another verb resolved at the same time."""
+    """A refusal within seconds once took 25, since another verb resolved at the same time."""
 
     def wait() -> None:
         with core.alone(tmp_path / ".lock"):
@@ -842,7 +842,7 @@ def test_a_verb_that_waits_for_another_says_so(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_no_two_make_or_remove_at_once(played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes second waits: here it would for ever, so that it has to give up at once."""
+    """The second one waits. Here it would wait without end, so it has to give up at once."""
     import fcntl
 
     flock = fcntl.flock

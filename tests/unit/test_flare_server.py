@@ -1,4 +1,5 @@
-"""Whose reports and heartbeats count, and how a site is put out. FLARE's server is played here."""
+"""Reports and heartbeats count only from the right sites, and a site can be removed, at an imitated
+server."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def test_a_report_of_a_job_that_has_ended_counts_only_from_its_sites(
     assert resolved == [("j", "site-2")]
 
 
-def test_a_person_is_no_site(flare: Flare) -> None:
+def test_a_person_is_not_a_site(flare: Flare) -> None:
     """FLARE takes a console at its word if it says that it is a site, and would hand it jobs."""
     who, kind = "member@flowerbed.example", CellMessageHeaderKeys.CLIENT_TYPE
     refused = str(ReturnCode.UNAUTHENTICATED)
@@ -140,7 +141,7 @@ def test_a_stranger_is_not_started_in_a_job_for_all(flare: Flare) -> None:
         flare.server.start_site("j", "site-3", 1)
 
 
-def test_a_site_that_is_put_out_is_no_participant_and_the_jobs_process_is_told(flare: Flare) -> None:
+def test_a_removed_site_is_not_a_participant_and_the_jobs_process_is_told(flare: Flare) -> None:
     assert flare.server.put_out("j", "site-1", "why")
     assert flare.server.participants("j") == ["site-2"]
     assert flare.sent == [("j", meta.SITES_TOPIC, {meta.OUT: {"site-1": "why"}})]

@@ -45,7 +45,7 @@ CALLS: list[tuple[Request, Any]] = [
     (reply(), PUSHED),
     (request(wire.PUSH_OBJECT, MODEL), None),
 ]
-"""What a SuperNode asks, in its order, and what the SuperLink answers."""
+"""A SuperNode's requests in order, and the SuperLink's answers."""
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def at_the_server(counts: Counter[str]) -> list[Counter[str]]:
-    """What each of `CALLS` costs from the channel's reader to the observer."""
+    """Return the cost of each of `CALLS` from the channel's reader to the observer."""
 
     async def test() -> list[Counter[str]]:
         found, answers = [], iter(CALLS)
@@ -84,7 +84,7 @@ def at_the_server(counts: Counter[str]) -> list[Counter[str]]:
                 return Response(200, (), b"" if answer is None else answer.SerializeToString())
 
             async def close(self) -> None:
-                """Nothing to close."""
+                """Do nothing."""
 
         forwarder = Forwarder(Observer(lambda event: None), grace=60)
         forwarder.open("127.0.0.1:1")
@@ -120,7 +120,7 @@ def test_a_site_looks_a_name_up_once_and_parses_no_large_body(counts: Counter[st
     asyncio.run(test())
 
 
-def test_an_observer_parses_no_object_to_throw_it_away(counts: Counter[str]) -> None:
+def test_an_observer_parses_no_object_that_it_does_not_need(counts: Counter[str]) -> None:
     observer = Observer(lambda event: None)
     observer.record("site-1", CALLS[-1][0], Response(200))
     assert counts["requests"] == 0

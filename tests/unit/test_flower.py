@@ -123,8 +123,8 @@ async def _answer(status: int, reader: asyncio.StreamReader, writer: asyncio.Str
     ],
 )
 def test_an_inline_supernode_ends_alone(tmp_path: Path, status: int, reason: str) -> None:
-    """Neither a 401 nor an exit of Flower's nor a SuperExec's death ends this process, and a thread that
-    would try for ever ends when it is told to, with all that it has started. Signals stay this process's."""
+    """Neither a 401 nor an exit of Flower's nor a SuperExec's death ends this process. A thread that would
+    try without end ends when it is told to, with all that it has started. Signals stay this process's."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     before = {thread.name for thread in threading.enumerate()}
 
@@ -164,7 +164,7 @@ def test_an_older_supernode_without_its_superexec_counts_as_ended(
             over = asyncio.ensure_future(process.ended())
             while (superexec := process.descendant("flower-superexec")) is None:
                 await asyncio.sleep(0.02)
-            await asyncio.sleep(0.5)  # By now it has found it too.
+            await asyncio.sleep(0.5)  # By now the SuperNode has found it too.
             os.kill(superexec, signal.SIGKILL)
             async with asyncio.timeout(5):
                 return await over

@@ -39,7 +39,7 @@ def app_in(folder: Path, asked: str = '"flwr>=1.28.0"') -> Path:
 
 
 class Index:
-    """Instead of uv: locks with what stands here, and remembers what it was asked for."""
+    """An imitation of uv: it answers with these locks, and remembers its requests."""
 
     def __init__(self, lock: str, said: str = "") -> None:
         self.lock, self.said, self.asked = lock, said, ""
@@ -72,7 +72,7 @@ def test_the_flower_beside_an_app_is_the_published_one(url: str) -> None:
         app_environment.requirements({"project": {"dependencies": [f"mine @ {url}"]}})
 
 
-def test_another_reference_stays_what_it_is() -> None:
+def test_other_references_are_kept() -> None:
     for line in ("flwr @ https://example.org/flwr-1.40-py3-none-any.whl", "mine @ git+https://example.org/a"):
         found = app_environment.requirements({"project": {"dependencies": [line]}})
         assert line in {requirement.replace("@", " @", 1) for requirement in found}
@@ -86,7 +86,7 @@ def test_another_reference_stays_what_it_is() -> None:
         ('"numpy", "flwr-datasets"', "flwr>=1.34\n"),
     ],
 )
-def test_no_flower_is_taken_that_is_too_old(index: Index, tmp_path: Path, asked: str, more: str) -> None:
+def test_a_too_old_flower_is_never_chosen(index: Index, tmp_path: Path, asked: str, more: str) -> None:
     resolution.resolve(apps.read(app_in(tmp_path / "toy", asked)))
     assert index.asked.endswith(more) and index.asked.count(">=1.34") == 1
 
@@ -105,7 +105,7 @@ def test_no_flower_is_taken_that_is_too_old(index: Index, tmp_path: Path, asked:
 def test_only_torchs_own_cuda_build_is_refused(
     index: Index, tmp_path: Path, torch: str, needs: str, fits: bool
 ) -> None:
-    """XGBoost asks for a package of NVIDIA's, whatever it runs on; and an app may ask for one itself."""
+    """XGBoost asks for a package of NVIDIA's on every machine, and an app may ask for one itself."""
     lines = [line for line in (needs, f"torch=={torch}" if torch else "") if line]
     index.lock += "".join(f"{line} \\\n    --hash=sha256:00\n" for line in lines)
     app = apps.read(app_in(tmp_path / "toy"))
@@ -117,7 +117,7 @@ def test_only_torchs_own_cuda_build_is_refused(
     assert resolution.resolve(app, gpu=True).gpu
 
 
-def test_apps_are_found_and_what_stops_one_is_told(index: Index, tmp_path: Path) -> None:
+def test_apps_are_found_and_their_errors_reported(index: Index, tmp_path: Path) -> None:
     checkout = tmp_path / "flower"
     app_in(checkout / "examples" / "one")
     app_in(checkout / "framework" / "e2e" / "two")
@@ -134,7 +134,7 @@ def test_apps_are_found_and_what_stops_one_is_told(index: Index, tmp_path: Path)
     )
 
 
-def test_the_table_stands_between_its_marks() -> None:
+def test_the_table_is_between_its_marks() -> None:
     torch = Package("torch", "2.8.0", 1 << 30, True)
     packages = (Package("flwr", "1.42.0", 10**6, True), torch, Package("easydict", "1.1", None, False))
     app = apps.App(Path("a"), "a", "1")

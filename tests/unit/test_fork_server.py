@@ -71,7 +71,7 @@ echo '{"argv": ["new"]}'
 
 
 def run(folder: Path, modules: str, times: int, *more: str) -> tuple[list[dict[str, Any]], str]:
-    """Start a ClientApp some times; returns what each said, and what was logged."""
+    """Start a ClientApp some times, and return the output of each, and the log."""
     (folder / "mine.py").write_text("")
     (folder / "flwr-clientapp").write_text(NEW)
     (folder / "flwr-clientapp").chmod(0o755)
@@ -149,7 +149,7 @@ open("seen.json", "w").write(json.dumps(seen))
 @pytest.mark.skipif(bool(sandbox.missing(sandbox.abi())), reason="an older kernel than Linux 6.12")
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_an_import_reaches_nothing_of_the_supernode(tmp_path: Path, anywhere: bool) -> None:
-    """An app chooses what it imports: something that is installed may run a file that the app has written."""
+    """An app chooses its imports: an installed package may run a file that the app has written."""
     work = tmp_path / "work"
     (work / "planted").mkdir(parents=True)
     (work / "planted" / "__main__.py").write_text("open('ran', 'w')")
@@ -175,7 +175,7 @@ import ctypes
 routine = ctypes.CDLL(None).pause
 ctypes.CDLL(None).pthread_create(ctypes.byref(ctypes.c_ulong()), None, routine, None)
 """
-"""Starts a thread of which Python knows nothing."""
+"""A program that starts a thread unknown to Python."""
 
 CAREFUL = """
 import os, pathlib
@@ -208,7 +208,7 @@ def test_a_module_that_a_copy_cannot_have_is_left_out_and_all_others_are_kept(
 
 
 def test_threads_of_which_a_fork_takes_care_keep_nothing_out(tmp_path: Path) -> None:
-    """As the one that pandas and datasets bring: pyarrow's."""
+    """Such a thread is pyarrow's, which pandas and datasets bring."""
     (tmp_path / "careful.py").write_text(OUTSIDE + CAREFUL)
     (_, second, end), said = run(tmp_path, "careful,colorsys", 2)
     assert (second["known"][0], end, said) == (True, {"copies": True}, "")

@@ -1,4 +1,4 @@
-"""Verbs in copies of a process, by which the slow tests act, do what verbs do in new interpreters."""
+"""Verbs in copies of a process, as the slow tests use them, do the same as in new interpreters."""
 
 from __future__ import annotations
 

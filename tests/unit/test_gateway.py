@@ -41,7 +41,7 @@ async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[
 
 
 async def register(client: httpx.AsyncClient) -> None:
-    """After this, requests with the headers SUPERNODE are no stranger's."""
+    """Register the SuperNode, so that requests with the headers SUPERNODE are no stranger's."""
     answer = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
     assert answer.status_code == 200
 
@@ -145,7 +145,7 @@ def test_a_body_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ("push-object", 502, 503),
     ],
 )
-def test_errors_become_what_a_supernode_can_stand(call: str, found: int, told: int) -> None:
+def test_errors_become_answers_that_a_supernode_handles(call: str, found: int, told: int) -> None:
     async def server(_: Call) -> Response:
         return Response(found)
 
@@ -371,7 +371,7 @@ def test_strangers_neither_see_nor_drop_what_is_kept_for_the_supernode() -> None
 
 
 def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> None:
-    """So that the server refuses it, and knows of it, and whoever made it stays a stranger."""
+    """The server must see it to refuse it, and its sender must stay a stranger."""
     seen: list[Call] = []
     own: list[int] = []
 
@@ -400,7 +400,8 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
 
 
 def test_looking_at_connections_keeps_nobody_waiting() -> None:
-    """It takes long where a process holds much. A stranger must not stop the SuperNode's calls by it."""
+    """Reading takes long where a process holds much. A stranger must not delay the SuperNode's calls with
+    it."""
 
     def slow(port: int) -> bool:
         time.sleep(0.3)
@@ -431,7 +432,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
 
 
 def test_what_cannot_be_seen_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But where it could not be seen from the start, refusing would end every job."""
+    """Where the process could not be seen from the start, refusing would end every job."""
 
     def denied(self: psutil.Process, kind: str) -> None:
         raise psutil.AccessDenied(self.pid)
@@ -460,8 +461,8 @@ def test_a_connection_is_told_from_those_of_other_processes() -> None:
 
 
 def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
-    """1,000 connections at once, of which some wait for a head, some for a body, and some for an answer that
-    does not come; the SuperNode's calls are answered all the same."""
+    """Of 1,000 connections at once, some wait for a head, some for a body, and some for an answer that does
+    not come. The SuperNode's calls are answered all the same."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(files, 4096), most), most))
     stuck = 0

@@ -42,7 +42,7 @@ esac
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with so many GPUs of 80 GiB, some of it the driver's."""
+    """Set up a machine with so many GPUs of 80 GiB, some of it the driver's."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
@@ -63,7 +63,7 @@ def asked(manager: SiteGPUs, number: int, **more: float) -> tuple[bool, str]:
 
 
 def started(manager: SiteGPUs, number: int) -> dict[int, float]:
-    """As FLARE starts a job at a site; returns what it is to give back."""
+    """Start a job at a site like FLARE, and return what the job has to give back."""
     enough, token = asked(manager, number)
     assert enough, token
     allocated = manager.allocate_resources({"num_of_gpus": number} if number else {}, token, NO_CONTEXT)

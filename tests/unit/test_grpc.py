@@ -51,7 +51,7 @@ Ask = Callable[..., Awaitable[bytes]]
 
 @asynccontextmanager
 async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[tuple[Ask, int]]:
-    """A gateway before `server`; gives how to call it, and its port."""
+    """Run a gateway before `server`, and yield how to call it, and its port."""
     caller = SiteRelay(Link(server), answer_within=answer_within)
     served = GrpcGateway(caller)
     await served.start()
@@ -79,7 +79,7 @@ async def code(answer: Awaitable[bytes]) -> tuple[StatusCode, str]:
 
 
 async def register(ask: Ask) -> None:
-    """After this, calls with `KEY` are no stranger's."""
+    """Register the SuperNode, so that calls with `KEY` are no stranger's."""
     await ask(FLEET + "RegisterNode", b"", KEY)
 
 
@@ -151,7 +151,7 @@ def test_every_other_method_is_unimplemented(method: str) -> None:
     asyncio.run(test())
 
 
-def test_what_is_too_large_or_stands_twice_is_refused() -> None:
+def test_oversized_calls_and_repeated_metadata_are_refused() -> None:
     async def test() -> None:
         async with gateway(never) as (ask, _):
             for size in (UNAUTHENTICATED_BODY_LIMIT + 1, wire.BODY_LIMIT + 1):
@@ -179,7 +179,9 @@ def test_what_is_too_large_or_stands_twice_is_refused() -> None:
         ("PushMessages", StatusCode.OUT_OF_RANGE, StatusCode.OUT_OF_RANGE),
     ],
 )
-def test_errors_become_what_a_supernode_can_stand(call: str, found: StatusCode, told: StatusCode) -> None:
+def test_errors_become_answers_that_a_supernode_handles(
+    call: str, found: StatusCode, told: StatusCode
+) -> None:
     async def server(_: Call) -> Response:
         return grpc_form.refusal(found, "the SuperLink's words")
 
@@ -188,7 +190,7 @@ def test_errors_become_what_a_supernode_can_stand(call: str, found: StatusCode, 
             got, message = await code(ask(FLEET + call))
             assert got is told
             assert (message == "the SuperLink's words") == (found is told)
-            # By these words a SuperNode would take it for a failed TLS handshake, and give up.
+            # With these words a SuperNode would assume a failed TLS handshake, and give up.
             assert "handshake failed" not in message
 
     asyncio.run(test())
@@ -256,7 +258,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
 
 
 class SuperLink(grpc.GenericRpcHandler):
-    """A stand-in that answers a call with its body, or as `answer` says, on a port of its own."""
+    """An imitation that answers a call with its body, or as `answer` says, on a separate port."""
 
     def __init__(self, answer: Callable[[str, bytes, Any], Awaitable[bytes]]) -> None:
         self._answer = answer

@@ -42,7 +42,7 @@ def program(kit: Path) -> ModuleType:
 def serving(
     kit: Path, *, clients: Path | None = None, greeting: bytes = b"h2", alpn: bool = True
 ) -> Iterator[int]:
-    """A TLS server with a kit's certificate, for one connection at a time; yields its port."""
+    """Run a TLS server with a kit's certificate, for one connection at a time, and yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(kit / "server.crt", kit / "server.key")
     context.load_verify_locations((clients or kit) / "rootCA.pem")

@@ -1,4 +1,4 @@
-"""Which errors of an app lead its user to `egress:`, and which do not."""
+"""Some errors of an app lead its user to `egress:`, and others do not."""
 
 from __future__ import annotations
 

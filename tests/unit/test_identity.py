@@ -1,4 +1,4 @@
-"""Each site speaks for its own Flower node, whatever else runs in its container."""
+"""Each site speaks for its own Flower node, with anything else running in its container."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def given(unasked: bool = False) -> Nodes:
 
 
 def replied() -> Nodes:
-    """The same after its reply."""
+    """Return the nodes after its reply."""
     nodes = given()
     answer = PushMessagesResponse(session_id="s1", objects_to_push=["a1"])
     nodes.check("site-1", 1, reply())
@@ -300,7 +300,7 @@ Handler = Callable[[asyncio.StreamWriter, str, str, bytes], Awaitable[None]]
 
 
 async def superlink(handler: Handler) -> asyncio.Server:
-    """A stand-in that reads one request a connection and lets `handler` answer it, or not."""
+    """Run an imitation that reads one request a connection and lets `handler` answer it, or not."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -319,7 +319,7 @@ def answer(writer: asyncio.StreamWriter, status: int, body: bytes = b"") -> None
 
 
 def test_a_call_that_must_happen_once_says_which_it_is_and_a_heartbeat_gives_the_grace() -> None:
-    """The connection breaks at each first try; the id by which the SuperLink knows it again stays."""
+    """The connection breaks at each first try. The ID that identifies it to the SuperLink stays."""
     seen: list[tuple[str, str, bytes]] = []
 
     async def handler(writer: asyncio.StreamWriter, path: str, head: str, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What FLARE's processes of a job import from: nothing in the job's folder, nor their working directory."""
+"""FLARE's processes of a job import nothing from the job's folder, nor from their working directory."""
 
 from __future__ import annotations
 

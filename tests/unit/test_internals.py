@@ -1,5 +1,7 @@
-"""What Flowerbed leans on inside FLARE and Flower that neither documents: one test for each, which
-names the version it was read in. When one fails after an upgrade, look at the module it names."""
+"""Undocumented behaviour of FLARE and Flower that Flowerbed relies on: one test for each.
+
+Each test names the version it was read in. When one fails after an upgrade, look at the module it names.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +178,7 @@ def test_channel_cells_stream_blobs_and_tell_when_they_are_whole() -> None:
 
 
 class _SignsFor:
-    """A verifier for which each client's token is its own name."""
+    """A verifier that takes each client's name for its token."""
 
     def verify(self, client_name: str, token: str, signature: str) -> bool:
         return client_name == token == signature
@@ -211,7 +213,7 @@ def test_flare_ties_a_client_name_to_its_token_and_an_address_only_to_its_beginn
     assert channel.site_of(message) == client
 
 
-def test_in_the_simulator_the_jobs_cell_stands_beside_the_servers() -> None:
+def test_in_the_simulator_the_jobs_cell_is_beside_the_servers() -> None:
     """nvflare 2.9.0 `private/fed/app/simulator/simulator_runner.py` and `server/fed_server.py`."""
     simulator = inspect.getsource(import_module("nvflare.private.fed.app.simulator.simulator_runner"))
     assert "self.server.job_cell = self.server.create_job_cell(" in simulator
@@ -234,7 +236,7 @@ def test_a_recipe_sees_the_environment_before_the_job_goes_there() -> None:
     assert "os.environ.copy()" in inspect.getsource(poc_commands._env_with_cli_python_path)
 
 
-def test_channel_lets_go_of_what_flare_keeps_of_a_message() -> None:
+def test_channel_releases_flares_copy_of_a_message() -> None:
     """`fuel/f3/streaming/byte_streamer.py` and `stream_types.py`: who refers to whom."""
     assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
     future = StreamFuture(1, task_handle=object())
@@ -325,7 +327,7 @@ def test_parent_reads_who_refused_a_job_where_flare_writes_it() -> None:
     for line in ("server: {err}", "server: OK", "{client_name}: {reply.body}", "{client_name}: OK"):
         assert f'deploy_detail.append(f"{line}")' in source or f'deploy_detail.append("{line}")' in source
     run = inspect.getsource(JobRunner.run)
-    # What is written before the status, and before the event at which the keeper looks for it.
+    # FLARE writes this before the status, and before the event at which the keeper looks for it.
     started, failed = run.index("self._start_run("), run.index("RunStatus.FAILED_TO_RUN")
     detail = "JobMetaKey.JOB_DEPLOY_DETAIL.value: deploy_detail"
     assert run.index(detail) < started
@@ -408,7 +410,7 @@ def test_a_variable_says_how_long_a_job_waits_for_its_sites() -> None:
 
 
 def test_flower_logs_the_lines_that_the_benchmark_times() -> None:
-    """flwr 1.41.0 `server/server.py`; the lines of `serverapp/strategy` are timed in `test_bench.py`."""
+    """flwr 1.41.0 `server/server.py`. `test_bench.py` times the lines of `serverapp/strategy`."""
     source = inspect.getsource(server)
     begin, end = 'log(INFO, "[ROUND %s]", current_round)', 'log(INFO, "[SUMMARY]")'
     assert source.count(begin) == source.count(end) == 1
@@ -416,7 +418,7 @@ def test_flower_logs_the_lines_that_the_benchmark_times() -> None:
 
 
 def test_a_supernode_and_a_site_log_that_they_are_registered() -> None:
-    """flwr 1.41.0 `supernode/start_client_internal.py`, nvflare 2.9.0 `private/fed/client/`; the benchmark
+    """flwr 1.41.0 `supernode/start_client_internal.py`, nvflare 2.9.0 `private/fed/client/`. The benchmark
     waits for these lines, and the health check for the site's."""
     assert f'log(INFO, "{plain.REGISTERED}%s", node_id)' in inspect.getsource(start_client_internal)
     assert processes.REGISTERED in inspect.getsource(fed_client_base)
@@ -437,7 +439,7 @@ def test_drivers_change_what_flare_uses() -> None:
     # Else the listener would not shake hands in `accept`, and need not be kept from it.
     assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
     assert source["drivers.aio_http_driver"].count("await self._connection_handler(") == 2
-    # Whose certificate is to be for the name that was dialled.
+    # The certificate has to be for the name that was dialled.
     assert "net_utils.get_ssl_context(self.connector.params, False)" in source["drivers.aio_http_driver"]
     # When this fails, a driver can be had by its scheme, and none needs to be replaced.
     assert "is already registered, ignored" in inspect.getsource(DriverManager.register)

@@ -1,4 +1,4 @@
-"""A Flower app as a FLARE job folder, and what is refused before anything is sent."""
+"""A Flower app becomes a FLARE job folder, and errors are refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def export(tmp_path: Path, **options: object) -> Path:
 def test_the_job_folder_holds_the_app_and_nothing_of_ours(tmp_path: Path) -> None:
     job = export(tmp_path, run_config={"num-server-rounds": 7}, min_sites=2)
     custom = job / "app" / "custom"
-    # One file, from which nothing can be imported where it lies; it is what Flower makes of the app.
+    # One file, and nothing can be imported from it in place: it is Flower's bundle of the app.
     assert [path.name for path in custom.rglob("*")] == [fab.NAME]
     assert (custom / fab.NAME).read_bytes() == fab.build(APP)
     assert {"pyproject.toml", "numpyadd/client_app.py"} <= set(fab.files(fab.build(APP)))
@@ -93,7 +93,7 @@ def test_a_job_for_an_app_on_the_server_holds_no_code(tmp_path: Path, sites: lis
         "flower_app_path": "local/custom/adding",
         "run_config": {"num-server-rounds": 7},
     }
-    # By this FLARE's server knows such a job, and has every site asked for its right.
+    # FLARE's server knows such a job by this, and asks every site for its right.
     assert JobMetaValidator._has_flower_app_path(json.loads(file.read_text()))
 
 
@@ -105,7 +105,7 @@ def test_a_job_is_for_one_app(tmp_path: Path) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A server's, with two apps as its container has them: behind a link."""
+    """Make a server's folder with two apps, behind a link as in its container."""
     for name in ("adding", "other"):
         shutil.copytree(APP, tmp_path / "apps" / name)
     (tmp_path / "workspace" / "local").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What an app leaves in its results, as FLARE's job store keeps it."""
+"""FLARE's job store keeps an app's results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HONEST = {
 
 
 def stored(job: Path, store: FilesystemStorage | None = None) -> dict[str, str]:
-    """What a download of the job brings, by name."""
+    """Return the files of a download of the job, by name."""
     root = job.parent / "store"
     store = store or JobStore(root_dir=str(root))
     store.create_object("job", b"", {}, overwrite_existing=True)
@@ -66,7 +66,7 @@ def stored(job: Path, store: FilesystemStorage | None = None) -> dict[str, str]:
         (None, None),
     ],
 )
-def test_what_a_job_said_of_its_end_is_noted(job: Path, lines: str | None, said: str | None) -> None:
+def test_a_jobs_own_account_of_its_end_is_noted(job: Path, lines: str | None, said: str | None) -> None:
     if lines is not None:
         (job / meta.EVENTS_FILE).write_text(lines)
     store = JobStore(root_dir=str(job.parent / "store"))
@@ -80,7 +80,7 @@ def test_files_come_as_flare_brings_them(job: Path) -> None:
     assert stored(job, FilesystemStorage(root_dir=str(job.parent / "store"))) == HONEST
 
 
-def test_it_says_what_a_job_takes_and_frees_it(job: Path) -> None:
+def test_a_jobs_size_is_shown_and_freed(job: Path) -> None:
     root = job.parent / "store"
     store = JobStore(root_dir=str(root))
     (job / "serverapp" / "model").write_bytes(bytes(100_000))
@@ -140,7 +140,7 @@ def test_no_pipe_holds_up_the_end_of_jobs(job: Path) -> None:
 
 
 def test_closed_and_deep_folders_are_stored_counted_and_removed(job: Path) -> None:
-    """As a user without privileges, whom the rights of files concern."""
+    """Run as a user without privileges, who is bound by the files' modes."""
     program = f"""
 import encodings.cp437, os, shutil, sys, zipfile
 from pathlib import Path
@@ -244,7 +244,7 @@ def test_results_that_are_none_are_flares_error(job: Path) -> None:
 
 
 def test_each_name_can_be_stored_and_unpacked(job: Path) -> None:
-    """One that is no UTF-8 kept its job running without end, and FLARE unpacks none with a backslash."""
+    """A name that is not UTF-8 kept its job running without end. FLARE unpacks none with a backslash."""
     folder = os.fsencode(job / "serverapp")
     for name in (b"\xff\xfe", b"a\\..\\b", "\u00e4".encode(), b"a\nb"):
         Path(os.fsdecode(folder + b"/" + name)).write_text("here")

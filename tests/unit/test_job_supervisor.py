@@ -1,4 +1,4 @@
-"""What the keeper decides. FLARE's server is played here; `tests/faults` has the real one."""
+"""Decisions of the job supervisor at an imitated server of FLARE's. `tests/faults` has the real one."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ class Server:
         return self.said.get(job)
 
     def __getattr__(self, name: str) -> Any:
-        # Whatever else `FlareServer` can do: a name that it has not is a mistake of the keeper's.
+        # Accept the rest of `FlareServer`. A name that it lacks is a mistake of the supervisor's.
         if not callable(getattr(FlareServer, name, None)):
             raise AttributeError(f"Parent has no {name}")
         return lambda *words: self.done.append((name, *words))
 
     def has_done_now(self, word: str) -> bool:
-        """Whether something has been done."""
+        """Return whether something has been done."""
         return any(done[0] == word for done in self.done)
 
     def has_done(self, *wanted: Any) -> bool:
-        """Whether something comes to be done within two seconds; the keeper's threads do it."""
+        """Return whether something is done within two seconds, in the supervisor's threads."""
         deadline = time.monotonic() + 2
         while not any(done[: len(wanted)] == wanted for done in self.done):
             if time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def test_each_start_has_its_own_number_and_there_are_not_many(server: Server, mi
     assert "site-1 left the job 6 times" in server.done[-1][2]
 
 
-def test_what_was_long_ago_is_forgiven_but_numbers_go_on(server: Server, mine: JobSupervisor) -> None:
+def test_old_failures_are_forgiven_but_start_numbers_go_on(server: Server, mine: JobSupervisor) -> None:
     for _ in range(RESTARTS):
         mine._died("j", "site-1")
         idle(mine)
@@ -303,7 +303,7 @@ def test_a_site_that_is_not_the_jobs_does_not_hold_it_back(server: Server, mine:
     assert blocked(mine) == ""
 
 
-def test_whoever_is_removed_is_put_out_until_the_jobs_process_knows(
+def test_a_removed_site_is_put_out_until_the_jobs_process_knows(
     server: Server, mine: JobSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [False, True]

@@ -1,4 +1,4 @@
-"""What a server keeps of large bodies: whole ones do not change, and no site takes another's room."""
+"""A server keeps large bodies: whole ones do not change, and no site takes another's room."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE, TWO, THREE = "site-1", "site-2", "site-3"
 
 
 class Server:
-    """A server that carries a call out when it may, and says what its body was before and then."""
+    """A server that carries a call out when it may, and reports its body before and then."""
 
     def __init__(self, folder: Path) -> None:
         self.parts = ServerParts(self._answer, folder)
@@ -63,13 +63,13 @@ def test_a_body_does_not_change_after_its_check_and_a_part_may_come_again(tmp_pa
     async def test() -> None:
         server = Server(tmp_path)
         await server.put(ONE, "c", MINE)
-        # Before its call comes, too: a part whose answer was lost comes again, and is the same.
+        # Also before its call comes: a part is sent again after a lost answer, and is the same.
         await server.put(ONE, "c", FORGED)
         call = server.call(ONE, "c", len(MINE))
         await asyncio.sleep(0.01)
         await server.put(ONE, "c", FORGED)
         again = server.call(ONE, "c", len(MINE))
-        with pytest.raises(LinkFault):  # Of another size, under the same name.
+        with pytest.raises(LinkFault):  # With another size, under the same name.
             await server.put(ONE, "c", FORGED + b"b")
         server.may.set()
         assert (await call).status == (await again).status == 200
@@ -178,7 +178,7 @@ def test_bodies_in_use_count_and_so_do_parts(tmp_path: Path, monkeypatch: pytest
             await server.put(ONE, f"{number}", MINE)
             calls.append(server.call(ONE, f"{number}", len(MINE)))
         await asyncio.sleep(0.01)
-        # What it says of them makes no difference: their bytes are on the disk.
+        # Its report on them changes nothing: their bytes are on the disk.
         server.bodies.heard(ONE, 2, ["0", "1"])
         with pytest.raises(LinkFault, match="calls of site-1 with large bodies are being carried out"):
             await server.put(ONE, "more", MINE, incarnation=2)
@@ -250,14 +250,14 @@ def test_one_site_cannot_take_anothers_share_of_the_disk(disk: KeptBodies) -> No
     run(test)
 
 
-def test_what_is_in_use_is_waited_for(disk: KeptBodies) -> None:
+def test_a_body_in_use_is_waited_for(disk: KeptBodies) -> None:
     async def test() -> None:
         kept = await disk.take(ONE, REQUEST, "a", 900)
         with disk.in_use(ONE, kept):
             for _ in range(2):
                 with pytest.raises(LinkFault, match=OTHERS_FIRST):
                     await disk.take(TWO, REQUEST, "a", 200)
-            # Nothing new begins with it, or it would be in use for ever.
+            # Nothing new begins with it, or it would stay in use.
             assert disk.find(ONE, REQUEST, "a") is None
         # A part of it may be on its way to the disk still.
         assert disk.size(ONE) == 0
@@ -271,7 +271,7 @@ def test_what_is_in_use_is_waited_for(disk: KeptBodies) -> None:
 
 
 def test_a_large_answer_counts_from_its_first_byte(disk: KeptBodies, tmp_path: Path) -> None:
-    """A site may ask for it as often as it likes: its room is not there twice."""
+    """A site may ask for a body any number of times: it takes room once."""
 
     async def test() -> None:
         server = ServerParts(lambda site, call: asyncio.sleep(0, Response(200)), tmp_path)

@@ -43,7 +43,7 @@ def workspace(tmp_path: Path) -> Path:
     return workspace
 
 
-def test_what_an_app_has_written_is_not_found(workspace: Path) -> None:
+def test_files_that_an_app_has_written_are_not_found(workspace: Path) -> None:
     assert look(workspace, "guarded") == [
         "local/resources.json.default",
         "startup/rootCA.pem",
@@ -51,8 +51,8 @@ def test_what_an_app_has_written_is_not_found(workspace: Path) -> None:
     ]
 
 
-def test_flare_by_itself_would_find_it(workspace: Path) -> None:
-    """If this fails, FLARE looks otherwise than it did, and `kit_search.py` is to be read again."""
+def test_flare_alone_would_find_it(workspace: Path) -> None:
+    """If this fails, FLARE searches differently now: read `kit_search.py` again."""
     assert look(workspace, "as it is") == ["job/resources.json", "job/rootCA.pem", "job/app.json"]
 
 

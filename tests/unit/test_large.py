@@ -43,7 +43,7 @@ async def echo(call: Call) -> Response:
 
 
 class Through:
-    """A link to a server that asks whoever is at an address."""
+    """A link to the server at any address."""
 
     def __init__(self, fleet: Transport, address: str, folder: Path) -> None:
         self._upstream = upstream(fleet, address)
@@ -67,7 +67,7 @@ class Through:
 
 @asynccontextmanager
 async def gateway(fleet: Transport, link: Link, folder: Path) -> AsyncIterator[int]:
-    """A gateway before `link`; gives its port."""
+    """Run a gateway before `link`, and yield its port."""
     caller = SiteRelay(link)
     served = (Gateway if fleet is Transport.HTTP else GrpcGateway)(caller, folder=folder)
     await served.start()
@@ -79,7 +79,7 @@ async def gateway(fleet: Transport, link: Link, folder: Path) -> AsyncIterator[i
 
 
 async def ask(fleet: Transport, port: int, name: str, body: bytes) -> tuple[int, bytes]:
-    """A SuperNode's call: HTTP's status, or 200, 400 or 413 for gRPC's, and the answer."""
+    """Make a SuperNode's call, and return HTTP's status (200, 400 or 413 for gRPC's) and the answer."""
     path = next(path for path, known in wire.PATHS[fleet].items() if known == name)
     if fleet is Transport.HTTP:
         headers = {"content-type": wire.MEDIA_TYPE, wire.PUBLIC_KEY: KEY}
@@ -181,7 +181,7 @@ def test_large_objects_come_to_the_superlink_one_after_the_other(tmp_path: Path)
         await asyncio.gather(*(push(f"site-{n}", (large, small)[n % 2]) for n in range(4)))
 
     asyncio.run(test())
-    # Those of the usual size do not wait for them.
+    # Bodies of the usual size do not wait for them.
     assert sorted(at_once) == [(False, 1), (False, 2), (True, 1), (True, 1)]
 
 

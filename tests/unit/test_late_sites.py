@@ -1,4 +1,5 @@
-"""A site that comes up while a job runs is let in. FLARE's server is played: `tests/integration` has it."""
+"""A site that starts during a job is let in. FLARE's server is imitated. `tests/integration` has the real
+one."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class Server:
         self.told.append(f"forget {site}")
 
     def start_site(self, job: str, site: str, number: int) -> None:
-        """As the real one does it: in the end the site is among the participants, even if it fails."""
+        """Start a site like the real server: in the end it is among the participants, even if it fails."""
         self.starts.append((job, site, number))
         self.process[RunProcessKey.PARTICIPANTS][f"t-{site}"] = Client(site, f"t-{site}")
         self.job.meta[JobMetaKey.JOB_CLIENTS] = [{"name": name} for name in self.participants(job)]

@@ -1,4 +1,4 @@
-"""What a program prints is in the log: each line as a record of its own, all at the price of one."""
+"""A program's output is in the log, each line as a separate record, for the cost of one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Counted(BaseFormatter):  # type: ignore[misc]
 
 @pytest.fixture
 def handlers(tmp_path: Path) -> Iterator[dict[str, logging.Handler]]:
-    """Those of FLARE's that write files, and one without a format, for all that the bridge logs."""
+    """Yield FLARE's handlers that write files, and one without a format, for all that the bridge logs."""
     made: dict[str, logging.Handler] = {
         name: RotatingFileHandler(tmp_path / name, maxBytes=10**7, backupCount=1)
         for name in ("log.txt", "log.json", "plain.txt", "error.txt")
@@ -85,15 +85,13 @@ def test_many_lines_are_written_as_if_each_were_logged(
     assert written(tmp_path) == one_by_one
     assert one_by_one["log.txt"][0] == "TIME - supernode - INFO - epoch 1, loss 0.1"
     assert json.loads(one_by_one["log.json"][2])["message"] == LINES[2]
-    # What is logged as ever is written as ever.
+    # A usual record is written as usual.
     log.error("an error of %s", "ours")
     assert written(tmp_path)["log.txt"][-2] == "TIME - supernode - ERROR - an error of ours"
     assert written(tmp_path)["error.txt"][-2] == "an error of ours"
 
 
-def test_no_line_can_be_taken_for_one_of_another_logger(
-    tmp_path: Path, handlers: dict[str, logging.Handler]
-) -> None:
+def test_no_line_can_pass_for_another_loggers(tmp_path: Path, handlers: dict[str, logging.Handler]) -> None:
     forged = "2026-11-27 23:59:59,000 - ClientRunner - INFO - all is well"
     log_lines(logging.getLogger("bridge.supernode"), ["x", forged, "[identity=server, run=1]: y"])
     assert all(line.startswith("TIME - supernode - INFO - ") for line in written(tmp_path)["log.txt"][:-1])
@@ -149,7 +147,7 @@ def test_all_that_a_program_prints_is_in_the_log_to_its_last_line(
     assert counted.formatted < 1000
 
 
-def test_a_line_without_an_end_takes_no_memory_without_end(
+def test_an_endless_line_takes_limited_memory(
     tmp_path: Path, handlers: dict[str, logging.Handler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.launch.process._LINE_LIMIT", 1000)
@@ -168,7 +166,7 @@ def test_a_line_without_an_end_takes_no_memory_without_end(
     assert after == "TIME - supernode - INFO - next"
 
 
-def test_what_was_printed_is_logged_when_the_reaper_is_killed(
+def test_printed_output_is_logged_when_the_reaper_is_killed(
     tmp_path: Path, handlers: dict[str, logging.Handler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader is gathering then, and nobody tells it that the program has ended."""

@@ -23,7 +23,7 @@ SOMETHING = PullMessagesResponse(messages_list=[Message()]).SerializeToString()
 
 
 class Server:
-    """An ASGI app that answers every path with what stands in `answers`."""
+    """An ASGI app that answers every path from `answers`."""
 
     def __init__(self) -> None:
         self.answers: dict[str, bytes] = {}

@@ -55,7 +55,7 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 class Fired:
-    """What the tracker hands on."""
+    """The events that the tracker fires."""
 
     def __init__(self) -> None:
         self.points: list[tuple[str, DXO]] = []
@@ -69,13 +69,13 @@ class Fired:
 
 
 class TrackerLink:
-    """A link that brings points to a tracker, and says in which order everything came."""
+    """A link that brings points to a tracker, and records the order of everything."""
 
     def __init__(self, tracker: metric_receiver.MetricReceiver) -> None:
         self.tracker = tracker
         self.came: list[str] = []
         self.losses = 0
-        """So many answers are lost, each after the server has acted."""
+        """Number of lost answers, each lost after the server has acted."""
         self.up = asyncio.Event()
         self.up.set()
 
@@ -105,7 +105,7 @@ def tracker(fired: Fired) -> metric_receiver.MetricReceiver:
 
 
 def put(waiting: metric_uploader.MetricUploader, *dxos: DXO) -> None:
-    """As FLARE's relay does: from another thread."""
+    """Put points like FLARE's relay, from another thread."""
 
     def put_all() -> None:
         for dxo in dxos:
@@ -330,7 +330,7 @@ def test_a_receiver_that_fails_or_hangs_holds_up_nobody(
 
 
 class Engine:
-    """As much of FLARE's engine as receivers and `metric_receiver.fire` ask for."""
+    """The part of FLARE's engine that receivers and `metric_receiver.fire` need."""
 
     def __init__(self, run_dir: Path, receiver: trackers._Receiver) -> None:
         meta = {"name": "my job/é", "job_id": "0123456789"}
@@ -352,7 +352,7 @@ class Engine:
 
 
 class Inner:
-    """In the place of FLARE's receiver."""
+    """A substitute for FLARE's receiver."""
 
     def __init__(self, folder: Path) -> None:
         self.root_log_dir = str(folder)
@@ -405,7 +405,7 @@ def test_a_job_without_its_tracker_says_so_once(tmp_path: Path, caplog: pytest.L
 
 
 class MlflowClient:
-    """In the place of MLflow's: what it is told, by run."""
+    """A substitute for MLflow's client, with the calls by run."""
 
     runs: ClassVar[dict[str, list[Any]]] = {}
 
@@ -428,7 +428,7 @@ class MlflowClient:
 
 @pytest.fixture
 def mlflow_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MLflow's client, which the tests' environment lacks, as far as FLARE's receiver asks for it."""
+    """The part of MLflow's client that FLARE's receiver needs, which the tests' environment lacks."""
 
     def kept(key: str, value: Any, timestamp: int = 0, step: int = 0) -> SimpleNamespace:
         return SimpleNamespace(key=key, value=value, step=step)
@@ -492,7 +492,7 @@ def test_no_gateway_lets_points_through() -> None:
 
 def test_what_is_told_of_the_points() -> None:
     told = metric_receiver.logged({"b": 1, "a": 2})
-    # As every event has, and whoever shows progress expects.
+    # Every event has this, and progress displays expect it.
     assert abs(told.pop("t") - time.time()) < 60
     assert json.dumps(told) == '{"event": "tracked", "points": {"a": 2, "b": 1}}'
 
@@ -501,7 +501,7 @@ def test_what_is_told_of_the_points() -> None:
 
 
 class EventFileWriter:
-    """In the place of TensorBoard's: as there, each has a file and a thread."""
+    """A substitute for TensorBoard's writer. As there, each has a file and a thread."""
 
     all: ClassVar[list[EventFileWriter]] = []
 
@@ -525,7 +525,7 @@ class EventFileWriter:
 
 
 def noted(**values: Any) -> SimpleNamespace:
-    """An event or a summary of TensorBoard's."""
+    """Return an event or a summary of TensorBoard's."""
     return SimpleNamespace(**values)
 
 
@@ -574,7 +574,7 @@ def summed(kind: Any, value: Any) -> SimpleNamespace:
 
 
 def scalars(tag: str, values: dict[str, float]) -> bytes:
-    """What a hostile site sends: no writer of ours has looked at it."""
+    """Return a hostile site's points, which none of our writers has checked."""
     return json.dumps([tag, values, "SCALARS", "TORCH_TENSORBOARD", {"global_step": 1}]).encode()
 
 

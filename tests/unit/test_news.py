@@ -29,7 +29,7 @@ JOB = "job"
 
 
 class Engine:
-    """As much of FLARE's engine, with a job's process behind its cell, as is asked."""
+    """The needed part of FLARE's engine, with a job's process behind its cell."""
 
     def __init__(self, events: JobEventLog) -> None:
         self.events = events
@@ -144,7 +144,7 @@ def test_an_event_is_told_though_the_disk_is_full(tmp_path: Path) -> None:
 
 
 class Session:
-    """A console's session; counts what would be lines in the audit log."""
+    """A console's session. It counts the lines of an audit log."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine, self.clock = engine, clock
@@ -181,7 +181,7 @@ class Session:
 
 
 class Clock:
-    """Time that passes when somebody sleeps; events come at their times."""
+    """A clock that advances when somebody sleeps. Events come at their times."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -206,7 +206,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 def follow(session: Session, timeout: float) -> float:
-    """Follow for so long; returns the audit lines that this makes in an hour."""
+    """Follow for so long, and return the audit lines of an hour."""
     began = session.clock.now
     with contextlib.suppress(ConsoleError):
         following.follow(session.call, JOB, began + timeout, following.Watched(began=began))
@@ -214,7 +214,7 @@ def follow(session: Session, timeout: float) -> float:
 
 
 def test_an_hour_of_waiting_writes_few_lines(engine: Engine, clock: Clock) -> None:
-    """Before, a line came every quarter of a second: 14,400 in an hour."""
+    """A line every quarter of a second, as before, makes 14,400 in an hour."""
     session = Session(engine, clock)
     clock.plan = [(1000.0 + 60 * n, lambda: engine.events.emit({"event": "round"})) for n in range(1, 60)]
     assert follow(session, 3600) < 600

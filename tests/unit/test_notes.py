@@ -1,4 +1,4 @@
-"""A note of a job's own process reaches the job's meta; nobody else's does."""
+"""A note of a job's own process reaches the job's meta. Nobody else's does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.job import notes
 
 
 class Cell:
-    """FLARE's, as far as notes go: what is sent from one arrives at the other, with the sender's name."""
+    """The part of FLARE's cells that notes use: a message arrives at the other, with the sender's name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,7 +74,7 @@ def test_a_note_is_taken_from_the_jobs_own_process(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"7", b"[1, 2]", json.dumps(["a"]).encode(), None])
-def test_what_is_no_note_is_left(body: Any) -> None:
+def test_invalid_notes_are_ignored(body: Any) -> None:
     cell = Cell("server")
     told: list[Any] = []
     notes.receive(cell, lambda *note: told.append(note))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What is read of the messages that pass, where a whole run does not show it."""
+"""The bridge reads passing messages, in cases that a whole run does not show."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def saw(observer: Observer, site: str, name: str, message: Protobuf, answer: Pro
 
 
 def begins(observer: Observer, group: str = "1") -> None:
-    """A message of a round is handed out."""
+    """Hand out a message of a round."""
     message = Message(metadata=Metadata(message_id=f"of {group}", group_id=group))
     pulled = PullMessagesResponse(messages_list=[message], message_object_trees=[ObjectTree()])
     saw(observer, "site-1", wire.PULL, PullMessagesRequest(), pulled)
@@ -53,7 +53,7 @@ def pushes_reply(
     kind: str = "evaluate",
     error: str = "",
 ) -> None:
-    """A reply is announced; its objects follow, unless the SuperLink has them."""
+    """Announce a reply. Its objects follow, unless the SuperLink has them."""
     data = Metadata(
         message_id=f"reply {number} of {site}",
         reply_to_message_id="message",
@@ -71,7 +71,7 @@ def pushes_object(observer: Observer, site: str, object_id: str, content: bytes)
 
 
 def test_sites_that_say_the_same_are_both_heard() -> None:
-    """The SuperLink asks only the first of them for the objects, whose ids are hashes."""
+    """The SuperLink asks only the first of them for the objects, since their IDs are hashes."""
     events: list[Event] = []
     observer = Observer(events.append)
     begins(observer)
@@ -99,7 +99,7 @@ def test_an_object_under_another_ones_id_says_nothing() -> None:
 
 
 def pulls(observer: Observer, site: str, content: RecordDict) -> None:
-    """A message without a group is handed out; its objects follow."""
+    """Hand out a message without a group. Its objects follow."""
     tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=content.object_id)])
     pulled = PullMessagesResponse(
         messages_list=[Message(metadata=Metadata(message_id="message"))], message_object_trees=[tree]
@@ -140,7 +140,7 @@ ESCAPE = "loss\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n\u202e"
 def replies_with(
     observer: Observer, record: MetricRecord | ConfigRecord, *, kind: str = "train", number: int = 0
 ) -> None:
-    """A whole reply of site-1 with this record."""
+    """Send a whole reply of site-1 with this record."""
     content = RecordDict({"metrics": record})
     for part in (content, record):
         pushes_object(observer, "site-1", part.object_id, part.deflate())
@@ -206,7 +206,7 @@ def test_a_site_cannot_fill_the_servers_memory_with_events(
     assert events[-1]["site"] == "site-2"
 
 
-def test_what_cannot_be_read_costs_so_many_lines_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_messages_log_a_limited_number_of_lines(caplog: pytest.LogCaptureFixture) -> None:
     observer = Observer(lambda event: None)
     for _ in range(1000):
         observer.record("site-1", Request(wire.PREFIX + wire.PUSH, (), b"\xff\xff"), Response(200))
@@ -229,7 +229,7 @@ def gives(
     round_: int = 0,
     created: float = 0.0,
 ) -> None:
-    """A message is handed out; as the strategies of the Message API do, its settings name the round."""
+    """Hand out a message with the round in its settings, as the strategies of the Message API do."""
     content = RecordDict({"config": ConfigRecord({"server-round": round_} if round_ else {"x": 1})})
     tree = ObjectTree(object_id="message", children=[ObjectTree(object_id=content.object_id)])
     data = Metadata(message_id=message_id, message_type=kind, created_at=created)
@@ -243,7 +243,7 @@ def gives(
 def answers(
     observer: Observer, site: str, message_id: str, *, error: str = "", kind: str = "x", record: bool = True
 ) -> None:
-    """A reply to it, an error or one with `METRICS`; without `record`, that is too large to be read."""
+    """Reply to it with an error or with `METRICS`. Without `record`, the reply is too large to be read."""
     data = Metadata(message_id=f"to {message_id}", reply_to_message_id=message_id, message_type=kind)
     failed = {"error": Error(code=2, reason=error)} if error else {}
     tree = ObjectTree(
@@ -265,7 +265,7 @@ def test_lists_of_numbers_are_metrics_too() -> None:
 
 
 def test_lists_of_a_config_record_are_no_metrics() -> None:
-    """They are an app's data, such as the masked numbers of SecAgg+."""
+    """Such lists are an app's data, like the masked numbers of SecAgg+."""
     events: list[Event] = []
     observer = Observer(events.append)
     begins(observer)
@@ -324,7 +324,7 @@ def test_a_good_reply_that_is_too_large_to_be_read_is_no_failure() -> None:
 
 
 def test_a_site_fails_no_job_by_a_kind_that_nobody_asked_for() -> None:
-    """Nor by a message of its own that says it is an error."""
+    """An unasked message that says it is an error fails none either."""
     observer = Observer(lambda event: None)
     for number, site in enumerate(("site-1", "site-2")):
         gives(observer, site, f"for {site}", "train", round_=1, created=1.0)
@@ -344,7 +344,7 @@ def test_a_site_fails_no_job_by_a_kind_that_nobody_asked_for() -> None:
     assert observer.outcomes.lost() == []
 
 
-def test_rounds_that_are_counted_anew_are_all_told() -> None:
+def test_restarted_round_numbers_are_all_reported() -> None:
     """Five starts of two rounds. One site is late: its messages of an old round begin nothing."""
     events: list[Event] = []
     observer = Observer(events.append)
@@ -355,7 +355,7 @@ def test_rounds_that_are_counted_anew_are_all_told() -> None:
             for kind in ("train", "evaluate"):
                 now += 1
                 for site in ("site-1", "site-2"):
-                    # Made at the same time, nearly, in whichever order they are handed out.
+                    # Made at nearly the same time, and handed out in either order.
                     now += 0.001 if site == "site-1" else -0.0005
                     message = f"{fold} {number} {kind} {site}"
                     gives(observer, site, message, kind, round_=number, created=now)
@@ -370,7 +370,7 @@ def test_rounds_that_are_counted_anew_are_all_told() -> None:
 
 
 def test_starts_of_one_round_each_are_all_told() -> None:
-    """They train only, so the number of the round stays as it is."""
+    """The messages train only, so the number of the round stays."""
     events: list[Event] = []
     observer = Observer(events.append)
     for fold in range(3):
@@ -409,7 +409,7 @@ def test_an_app_that_evaluates_nothing_has_lost_nothing(error: str) -> None:
 
 
 def test_a_round_that_trains_in_stages_is_one() -> None:
-    """As SecAgg+ does, with the round in the message's group."""
+    """SecAgg+ does so, with the round in the message's group."""
     events: list[Event] = []
     observer = Observer(events.append)
     for number, (round_, kind) in enumerate(
@@ -431,7 +431,7 @@ def test_a_round_that_trains_in_stages_is_one() -> None:
 
 
 def test_a_start_that_asks_other_sites_is_one_too() -> None:
-    """It trains after the round was evaluated."""
+    """The site trains after the round was evaluated."""
     events: list[Event] = []
     observer = Observer(events.append)
     for number, (site, kind) in enumerate(

@@ -1,4 +1,4 @@
-"""What is read of a ServerApp's output, and when its lines are shown."""
+"""Read a ServerApp's output, and show its lines at the right time."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_lines_that_say_nothing_cost_nothing(line: str) -> None:
 
 
 FULL = "└──> MetricRecord: {'a': [" + ", ".join(["1.5"] * 6400) + "]}"
-"""A line of numbers, nearly as long as is read."""
+"""Return a line of numbers, nearly as long as the limit for reading."""
 
 
 def test_central_evaluation_has_room_in_bytes(
@@ -142,13 +142,13 @@ def test_central_evaluation_has_room_in_bytes(
     assert caplog.text.count("no more are kept") == 1
     found = events.since(0)
     assert 30 < len(found) < 40 and found[-1]["metrics"] == {"a": [1.5] * 6400}
-    # What the job's end says has room all the same.
+    # The message of the job's end has room all the same.
     events.emit({"event": "run ended", "reason": "x", "t": 1.0})
     assert events.since(len(found))[0]["reason"] == "x"
 
 
 def test_so_many_lines_are_read_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that say none cost the job's loop, too."""
+    """Lines without metrics cost the job's loop too."""
     monkeypatch.setattr(output, "READ_IN_ALL", 100_000)
     nothing = FULL.replace("1.5", "'x'")
     assert len(taken(FULL)) == 1
@@ -186,7 +186,7 @@ def test_a_console_gets_events_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [len(piece) for piece in pieces] == [2, 1, 1, 2, 2]
 
 
-def test_what_is_read_of_the_output_passes_who_asks_for_it(tmp_path: Path) -> None:
+def test_metrics_read_from_the_output_are_passed_on(tmp_path: Path) -> None:
     """The controller does, for the boards (`metric_receiver.py`)."""
     passed: list[Event] = []
     events = JobEventLog(tmp_path / "events.jsonl", passed.append)
@@ -195,7 +195,7 @@ def test_what_is_read_of_the_output_passes_who_asks_for_it(tmp_path: Path) -> No
 
 
 def shown(*parts: tuple[float, str], round_at: int | None = None) -> list[list[str]]:
-    """Which lines come in which events: each part is a pause and a line."""
+    """Return the lines of each event. Each part is a pause and a line."""
     events: list[Event] = []
 
     async def run() -> None:
@@ -223,8 +223,8 @@ def test_an_app_without_rounds_shows_its_output_live(monkeypatch: pytest.MonkeyP
     assert shown(*lines) == [["one"], ["two"], ["three\\x1b[2K"]]
 
 
-def test_flowers_own_first_lines_begin_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app may import for long after them, and then begin a round."""
+def test_flowers_own_first_lines_do_not_start_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may import for long after its first lines, and then begin a round."""
     monkeypatch.setattr(output, "HELD", 0.05)
     first = "INFO :      Start `flwr-serverapp` process", "Successfully installed a to /b/c.1."
     assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []
@@ -325,13 +325,13 @@ def test_a_reason_names_some_sites_and_says_how_many_there_are() -> None:
 
 
 class Ended:
-    """A SuperLink whose ServerApp has raised."""
+    """A SuperLink with a ServerApp that has raised."""
 
     def traceback(self) -> str:
         return "Traceback (most recent call last):\n  x\nIndexError: list index out of range"
 
 
-def test_the_cause_of_a_crash_goes_before_what_came_of_it() -> None:
+def test_the_cause_of_a_crash_comes_before_its_consequences() -> None:
     link: Any = Ended()
     outcomes = Outcomes()
     crashed, good = RunEnd("failed", "list index out of range"), RunEnd("completed", "")

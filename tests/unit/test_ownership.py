@@ -1,4 +1,4 @@
-"""A second checkout with a project's name takes nothing over; `docker` answers as it is told."""
+"""A second checkout with a project's name takes nothing over. An imitated `docker` answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE = "image inspect flowerbed-runtime:dev"
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """An engine, and a second checkout that could start."""
+    """Set up an engine, and a second checkout that could start."""
     program = Program(tmp_path / "bin")
     root = tmp_path / "second"
     root.mkdir()
@@ -69,7 +69,9 @@ def test_the_second_is_refused_with_the_firsts_folder(
     assert changing == []
 
 
-def test_ours_and_one_that_is_gone_keep_nobody_out(docker: Program, flowerbed: Run, tmp_path: Path) -> None:
+def test_our_own_and_a_deleted_checkout_keep_nobody_out(
+    docker: Program, flowerbed: Run, tmp_path: Path
+) -> None:
     link = tmp_path / "link"
     link.symlink_to(core.ROOT)
     docker.answer(CONTAINERS, out=f"{core.ROOT}\n{link}\n{tmp_path / 'moved'}\n")
@@ -113,7 +115,7 @@ def test_an_error_of_the_system_is_a_sentence(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_what_root_writes_is_given_to_the_checkouts_owner(docker: Program, flowerbed: Run) -> None:
+def test_files_of_root_are_given_to_the_checkouts_owner(docker: Program, flowerbed: Run) -> None:
     os.chown(core.ROOT, 4242, 4242)
     flowerbed("up")
     assert (core.ROOT / ".env").stat().st_uid == 4242

@@ -1,4 +1,4 @@
-"""Who may speak to a job's process: the job's sites under their current tokens, and nobody else."""
+"""Only the job's sites, under their current tokens, may speak to a job's process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def client(name: str, token: str, fqcn: str = "") -> Client:
 
 
 class Job:
-    """A job with site-1 and site-2, the second behind a relay; and what its process is told of."""
+    """A job with site-1 and site-2, the second behind a relay, and the messages to its process."""
 
     def __init__(self) -> None:
         self.clients = {"t1": client("site-1", "t1"), "t2": client("site-2", "t2", "relay-1.site-2")}
@@ -88,7 +88,7 @@ def test_nobody_else_is(case: str) -> None:
     assert Job().participants.why_not(SITE_1 | NOT_ADMITTED[case])
 
 
-def test_where_flare_has_no_session_id_none_is_asked_for() -> None:
+def test_no_session_id_is_requested_where_flare_has_none() -> None:
     job = Job()
     simulated = Participants(lambda: job.clients, None, job.ask)
     assert simulated.why_not(SITE_1 | {CellMessageHeaderKeys.SSID: "NA"}) is None
@@ -98,7 +98,7 @@ QUESTION = {StreamHeaderKey.TOPIC: channel.QUESTION}
 
 
 class Link:
-    """The server's end of a link of that job; frames are given to its filter, as FLARE does."""
+    """The server's end of a link of that job. Frames go to its filter, as in FLARE."""
 
     def __init__(self, job: Job) -> None:
         self.cells = Cells()
@@ -126,7 +126,7 @@ class Link:
         future.add_done_callback(lambda: self.answers.append(Message(future.headers, future.value)))
 
     def frame(self, headers: dict[str, Any], stream: dict[str, Any] | None = None) -> bool:
-        """Whether a frame passes."""
+        """Return whether a frame passes."""
         ours = {StreamHeaderKey.CHANNEL: channel.CHANNEL, StreamHeaderKey.TOPIC: channel.CALL}
         frame = Message(
             {**headers, channel.TRY_ID: "n1", StreamHeaderKey.SEQUENCE: 0, **ours, **(stream or {})}
@@ -134,7 +134,7 @@ class Link:
         return self.cells.server.check(frame) is None
 
     def settle(self) -> None:
-        """Wait until all that was begun on the loop is done, but for answers that are held."""
+        """Wait until everything begun on the loop is done, except for answers that are held."""
 
         async def idle() -> None:
             for _ in range(60):
@@ -166,7 +166,7 @@ def test_nobody_puts_a_piece_into_anothers_message() -> None:
     try:
         forged = SITE_1 | NOT_ADMITTED["a member that says it is a site's cell"]
         assert not link.frame(forged, {StreamHeaderKey.SEQUENCE: 1})
-        # Nor one that says to be of another kind; what is FLARE's own, from its own cells, passes.
+        # Nor a frame of another kind. FLARE's own, from its own cells, passes.
         other = {StreamHeaderKey.CHANNEL: "other", StreamHeaderKey.SEQUENCE: 1}
         assert not link.frame(forged, other)
         assert link.frame({MessageHeaderKey.ORIGIN: "server"}, other)
@@ -208,7 +208,7 @@ def test_questions_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(look())
 
 
-def test_a_site_that_is_put_out_meanwhile_gets_no_answer_but_403() -> None:
+def test_a_site_removed_meanwhile_gets_only_403() -> None:
     job = Job()
     link = Link(job)
     try:

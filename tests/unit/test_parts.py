@@ -33,12 +33,12 @@ def whole(body: StoredBody | None) -> bytes:
 
 @dataclass
 class Direct:
-    """A link that is none, and that fails as often as it is told."""
+    """A link without a line. It fails as often as it is told."""
 
     server: ServerParts
     site: str = "site-1"
     faults: list[int] = field(default_factory=list)
-    """The numbers of the calls whose answer is lost."""
+    """The numbers of the calls with a lost answer."""
     calls: list[Call] = field(default_factory=list)
 
     async def send(self, call: Call) -> Response:
@@ -78,7 +78,7 @@ def test_both_bodies_arrive_in_parts_over_a_link_that_fails(tmp_path: Path) -> N
         assert set(asked) == {up}
         assert (response.status, response.headers) == (200, (("content-type", "x"),))
         assert whole(response.stored) == down
-        # What had come once is not sent again: of six parts, only the lost answers' are.
+        # A part that has come is not sent again: of six parts, only those with lost answers are.
         sent = [call for call in direct.calls if call.request.path in parts.PATHS]
         assert len(sent) <= 3 + 3 + len(direct.faults) + 2 * parts.PARTS_AT_ONCE
         assert max(len(call.request.body) for call in direct.calls) == PART
@@ -150,7 +150,7 @@ def put(of: str, offset: int, size: int, data: bytes, incarnation: int = 1) -> C
 
 
 def last(of: str, size: int, *done: str) -> Call:
-    """The call whose parts have come."""
+    """Return the call after its parts have come."""
     return Call(of, Request(PATH, ((parts.SIZE, str(size)),), b""), done)
 
 
@@ -212,7 +212,7 @@ def test_a_head_says_all_but_the_object() -> None:
 
 
 def test_a_head_cannot_say_another_node_than_the_whole() -> None:
-    """Whoever reads the whole merges fields that stand twice: so nothing may be left out for its size."""
+    """A reader of the whole merges repeated fields, so nothing may be left out for its size."""
     other = PushObjectRequest(node=Node(node_id=8)).SerializeToString()
     twice = OBJECT.SerializeToString() + other + PushObjectRequest(object_content=b"x").SerializeToString()
     assert PushObjectRequest.FromString(twice).node.node_id == 8

@@ -1,4 +1,4 @@
-"""A site's word on code that a job brings, through the hooks by which FLARE's client asks for it."""
+"""A site's policy on code that a job brings, through the hooks of FLARE's client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECURITY = {
 
 
 class Client:
-    """The FLARE client's engine, as far as it fires events."""
+    """The part of the FLARE client's engine that fires events."""
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
         fire_event_to_components(event_type, [CodePolicy()], fl_ctx)
@@ -37,7 +37,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(job: dict[str, Any] | None, role: str = "lead", command: str = AdminCommandNames.SUBMIT_JOB) -> Any:
-    """What FLARE's client gets to hear, before it deploys a job of this meta."""
+    """Return the answer to FLARE's client before it deploys a job with this meta."""
     request = Message("deploy", b"")
     for header, value in (
         (RequestHeader.SUBMITTER_NAME, "ann@x.example"),

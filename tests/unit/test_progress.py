@@ -1,4 +1,4 @@
-"""Progress: a bar at a terminal, lines elsewhere; of steps, of bytes, of rounds."""
+"""Progress of steps, bytes and rounds: a bar at a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_terminal_gets_a_bar_without_markup_and_lines_above_it(capsys: pytest.
 
 
 @pytest.mark.usefixtures("at_terminal")
-def test_a_long_step_takes_what_the_rest_leaves_of_the_line(
+def test_a_long_step_is_cut_to_the_rest_of_the_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -125,7 +125,7 @@ BUILD = """\
 ------
 executor failed running [/bin/sh -c set -eu;     python3 -m venv /opt/venv]: exit code: 3
 """
-"""As docker 20.10 prints it."""
+"""The output of docker 20.10."""
 
 
 def test_in_a_pipe_each_step_that_is_done_is_one_line_without_counters(
@@ -171,7 +171,7 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_reason_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither of a site that was put out nor of any other event."""
+    """A removed site and any other event add no line."""
     forged = "gone\n     21 s  FINISHED:COMPLETED"
     lines = wait.Progress()
     for event in (
@@ -227,7 +227,7 @@ def test_a_long_line_above_a_bar_stays_whole(
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_of_a_build_what_is_cached_is_no_line(
+def test_cached_build_steps_print_no_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     said = [

@@ -67,7 +67,7 @@ Edit = Callable[[str], str]
 
 
 def checkout(to: Path) -> Path:
-    """A copy of what provisioning needs, without whatever this checkout has provisioned."""
+    """Copy what provisioning needs, without this checkout's own kits and state."""
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
@@ -92,7 +92,7 @@ def done(root: Path) -> dict[str, Any]:
 
 
 def nvflare(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What a person types who knows only FLARE."""
+    """Run the command of a person who knows only FLARE."""
     return forked.run(root, "nvflare.cli", "provision", "-p", "project.yml", *arguments)
 
 
@@ -109,7 +109,7 @@ def replace(old: str, new: str) -> Edit:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's own project, provisioned by FLARE's command alone; only to look at."""
+    """Provision the repository's own project with FLARE's command alone. Tests may only read it."""
     root = checkout(tmp_path_factory.mktemp("plain") / "repo")
     (root / ".env").write_text("# mine\nFLOWERBED_BIND=0.0.0.0\nCOMPOSE_PROJECT_NAME=old\n")
     process = nvflare(root)
@@ -236,7 +236,7 @@ def test_who_may_download_a_job_may_read_its_log(plain: Path) -> None:
 
 
 def may(kit: Path, role: str, right: str, of: str = "ann@flowerbed.example") -> bool:
-    """What FLARE says when it reads the kit's policy, of Ann's right to what `of` has submitted."""
+    """Return FLARE's reading of the kit's policy: Ann's right to the jobs of `of`."""
     policy = json.loads((kit / "local/authorization.json.default").read_text())
     person = Person("ann@flowerbed.example", "flowerbed", role)
     allowed, _ = FLAuthorizer("flowerbed", policy).authorize(
@@ -252,7 +252,7 @@ ROLES = ("project_admin", "lead", "org_admin", "member")
 
 @pytest.mark.parametrize("participant", ["server", "site-1"])
 def test_a_lead_submits_and_sees_to_its_own_jobs_and_operates_nothing(plain: Path, participant: str) -> None:
-    """Evaluated by FLARE; all are of one organization, as in the default project."""
+    """FLARE evaluates it. All are of one organization, as in the default project."""
     kit = plain / PROD / participant
     own = ("abort_job", "delete_job", "download_job", "clone_job")
     seen = ("get_job_log", "app_command") if participant == "server" else ()
@@ -497,7 +497,7 @@ def test_who_is_elsewhere_has_a_compose_file_with_nobody_elses_settings(again: P
     lines = ("COMPOSE_PROJECT_NAME=flowerbed", "FLOWERBED_COMPOSE=site-2.yaml", "FLOWERBED_TAG=dev")
     (machine / ".env").write_text("\n".join(lines) + "\n")
     (machine / "own.env").write_text("TOKEN=own\n")
-    # What the site's image makes of its own file.
+    # The site's image reads its own file.
     own = {"env_file": "own.env", "node_config": {"b": 2}, "gpus": 2, "shm_size": "1GB"}
     own["data"] = {"images": "/usr/share", "tables": {"folder": "/usr/lib", "group": 4321}}
     assert own_settings.problems(own) == []
@@ -627,7 +627,7 @@ def compose(root: Path, *arguments: str, **env: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def compose_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compose v2 or later; reading files needs no engine."""
+    """Require Compose v2 or later. Reading files needs no engine."""
     here = shutil.which("docker") and compose(tmp_path_factory.mktemp("any"), "version").returncode == 0
     if not here:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no `docker compose` here")
@@ -650,7 +650,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     assert process.returncode == 0, process.stderr
     content = json.loads(process.stdout)
     assert content["name"] == "flowerbed"
-    # What shows the curves is started only if it is asked for: the next test.
+    # The tools for the curves start only on request: see the next test.
     assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
     carrier = content["services"].pop("flwr")
@@ -799,7 +799,7 @@ SITE_2 = "  - name: site-2\n    type: client\n    org: elsewhere"
 
 
 def age(root: Path, subject: str, days: int) -> None:
-    """Give a participant a certificate whose last day is this many days away."""
+    """Give a participant a certificate that ends in this many days."""
     path = root / STATE
     state = json.loads(path.read_text())
     old = x509.load_pem_x509_certificate(state[subject]["cert"].encode())

@@ -65,7 +65,7 @@ def test_one_that_gives_up_waiting_leaves_the_other_its_files(tmp_path: Path) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # What a shell starts in the background ignores it, and so would this.
+        # A shell's background processes ignore the signal, and so would this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
@@ -106,7 +106,7 @@ def test_the_cas_file_is_written_when_it_changes_and_the_old_one_is_kept(again: 
 
 
 def test_a_certificate_of_before_is_kept_and_named(again: Path) -> None:
-    """One without a usage, as FLARE makes them."""
+    """Make a certificate without a usage, like FLARE's."""
     age(again, "site-1", 200)
     code, outcome, text = verb(again)
     assert (code, outcome["reissued"]) == (0, [])

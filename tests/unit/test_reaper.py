@@ -1,4 +1,4 @@
-"""Nothing of what a reaper has started outlives its end, and nothing else is hit."""
+"""No process of a reaper outlives its end, and no other process is hit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bridge.launch import reaper, sandbox, syscalls
 from bridge.launch.process import FlowerProcess
 
 WALK = {"walk": True}
-"""As on a kernel that cannot confine signals."""
+"""The option that imitates a kernel which cannot confine signals."""
 
 HIDDEN = """
 import os, subprocess, sys, time
@@ -55,7 +55,7 @@ time.sleep(600)
 
 @contextmanager
 def reaped(*command: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A reaper, which in the end ends."""
+    """Run a reaper, and end it at last."""
     keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", reaper.__file__],
         stdin=subprocess.PIPE,
@@ -85,7 +85,7 @@ def told(keeper: subprocess.Popen[bytes]) -> list[str]:
 
 
 def marked(word: str) -> list[psutil.Process]:
-    """The processes that have `word` in their command line, but for reapers."""
+    """Return the processes with `word` in their command line, except for reapers."""
     return [p for p in psutil.process_iter() if word in " ".join(_words(p))]
 
 
@@ -97,7 +97,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def gone(word: str) -> float:
-    """Wait for the end of all such processes; returns the seconds that it took."""
+    """Wait for the end of all such processes, and return the seconds that it took."""
     began = time.monotonic()
     while marked(word):
         assert time.monotonic() - began < 10, marked(word)

@@ -96,7 +96,7 @@ def test_arguments_go_to_where_they_mean_something(tmp_path: Path) -> None:
         "run_config": {"array-size": 3},
     }
     assert executor == {"client_shutdown_timeout": 3.0, "extra_env": {"APP_GREETING": "hello"}}
-    # What Flowerbed waits for anyway is not made shorter; and the grace's own name goes first.
+    # Flowerbed's own waits are not made shorter, and the grace's own name takes precedence.
     controller, _ = configs(
         tmp_path,
         superlink_ready_timeout=5.0,
@@ -134,7 +134,7 @@ def test_one_warning_names_what_has_no_effect(caplog: pytest.LogCaptureFixture) 
         ),
     ],
 )
-def test_what_cannot_be_had_is_refused(arguments: dict[str, Any], said: str) -> None:
+def test_invalid_recipe_arguments_are_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         FlowerRecipe(**arguments)
 
@@ -211,7 +211,7 @@ def test_a_job_is_simulated_without_streams_of_logs_and_left_as_it_was(
 
 
 class _Running:
-    """A SuperLink whose run ends after some seconds."""
+    """A SuperLink with a run that ends after some seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -222,7 +222,7 @@ class _Running:
 
 
 @pytest.mark.parametrize("calls", [True, False])
-def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
+def test_a_run_with_silent_sites_has_failed(calls: bool) -> None:
     controller = FlowerController()
     controller.options = dataclasses.replace(controller.options, progress_timeout=0.2)
 
@@ -248,7 +248,7 @@ def test_a_run_whose_sites_are_silent_has_failed(calls: bool) -> None:
             asyncio.run(run())
 
 
-def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
+def test_errors_are_reported_before_anything_runs(tmp_path: Path) -> None:
     both: dict[str, Any] = {"flower_content": APP, "flower_app_path": "local/custom/x"}
     for arguments, found in (({}, "neither"), (both, "both")):
         with pytest.raises(ValueError, match=f"either flower_content or flower_app_path, found {found}"):

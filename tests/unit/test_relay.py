@@ -19,7 +19,8 @@ def rule(repeat: Retry, key: str = "k", releases: str | None = None) -> Rule:
 
 
 class Server:
-    """Answers with a number that grows at every execution; `faults` are raised first, in order."""
+    """A server that answers with a number that grows at every execution. It raises `faults` first, in
+    order."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -75,7 +76,7 @@ def test_a_held_answer_is_given_again_until_it_is_released() -> None:
 
 
 SHOWS = Rule(Retry.IDEMPOTENT, "object", shows=("k", b"1"))
-"""A call that only an asker makes who has read the first answer, which is "1"."""
+"""Make a call that only an asker makes who has read the first answer, which is "1"."""
 
 
 def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -259,7 +260,7 @@ def test_the_server_is_told_which_answers_arrived() -> None:
     run(test)
 
 
-def test_the_ledger_executes_a_call_once_and_forgets_what_is_done() -> None:
+def test_the_ledger_executes_a_call_once_and_forgets_finished_calls() -> None:
     async def test() -> None:
         ledger = CallLedger()
         executed: list[str] = []

@@ -1,8 +1,9 @@
-"""What each name that `bridge/flower/replaced.py` replaces in flwr does then.
+"""Each replacement in flwr by `bridge/flower/replaced.py` works.
 
-Of these, `LOOP_TIME` and `GET_EXECUTOR` show in a run: sleeps are woken, processes are copies
+Two of them show in a run: with `LOOP_TIME` and `GET_EXECUTOR`, sleeps are woken and processes are copies
 (`test_flower.py`, and `tests/versions` for each version). `FLEET_CLIENT` and `SIGNAL_HANDLERS` show where a
-SuperNode in a thread ends alone (`test_flower.py`); `FUTURES`, `REGISTER_CLIENT`: `test_deterministic.py`.
+SuperNode in a thread ends alone (`test_flower.py`). For `FUTURES` and `REGISTER_CLIENT` see
+`test_deterministic.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bridge.flower import fork_server, replaced, serverapp, superlink_process
 from bridge.flower.link_state import lasting
 
 AWAY = 1000.0
-"""Seconds that a site may be away; Flower's own are 180."""
+"""Seconds that a site may be away. Flower's own limit is 180."""
 
 
 def test_there_are_ten_at_most_and_each_says_why() -> None:
@@ -53,14 +54,14 @@ def test_a_flower_without_such_a_name_goes_without(caplog: pytest.LogCaptureFixt
 
 @pytest.fixture
 def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test replaces is put back after it."""
+    """Restore a test's replacements after it."""
     for name in replaced.ALL:
         module, last = import_module(name.module), name.name.split(".")[0]
         monkeypatch.setattr(module, last, getattr(module, last))
 
 
 def pushing(state: InMemoryLinkState, node: int, root: str) -> str:
-    """Let a node begin a reply with that object; returns its session."""
+    """Let a node begin a reply with that object, and return its session."""
     reply: Any = SimpleNamespace(metadata=SimpleNamespace(src_node_id=node, reply_to_message_id="task"))
     session: str = state.start_session(run_id=1)
     state.store_message_and_object_tree(reply, ObjectTree(object_id=root), session)
@@ -69,7 +70,7 @@ def pushing(state: InMemoryLinkState, node: int, root: str) -> str:
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch, as_before: None) -> InMemoryLinkState:
-    """A SuperLink's, as its factory makes it."""
+    """Return a SuperLink's state, as its factory makes it."""
     monkeypatch.setattr(InMemoryLinkState, "store_message_res", lambda self, message: "as it were")
     replaced.replace(replaced.LINK_STATE, lambda kind: lasting(kind, AWAY))
     factory: Any = import_module(replaced.LINK_STATE.module)
@@ -152,7 +153,7 @@ def test_the_executor_starts_what_flowers_own_would(
 
 
 class Slow(HttpGrid):
-    """A grid whose replies come one at a time."""
+    """A grid with replies that come one at a time."""
 
     def push_messages(self, messages: Any) -> Any:
         return list(messages)

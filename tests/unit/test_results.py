@@ -1,4 +1,4 @@
-"""From a job's events to its summary, its curves and its folder of results."""
+"""Turn a job's events into its summary, its curves and its folder of results."""
 
 from __future__ import annotations
 
@@ -88,6 +88,15 @@ def test_a_site_without_a_metric_or_with_an_error_spoils_no_average() -> None:
     entry = summary.rounds_of(events)[0]
     assert entry["metrics"] == {"loss": 2.0}
     assert entry["sites"]["b"]["evaluate"]["error"] == "RuntimeError: on purpose"
+
+
+def test_a_metric_may_be_called_error() -> None:
+    """A reply that failed has its reason under that name in summary.json."""
+    events = [reply(1, site, "evaluate", 1, 10, error=error) for site, error in (("a", 1.0), ("b", 2.0))]
+    rounds = summary.rounds_of([EVENTS[0], *events])
+    assert rounds[0]["metrics"] == {"error": 1.5}
+    assert results._last_round(rounds) == "round 1, average over 2 sites: error 1.5"
+    assert curves.choose(rounds) == [curves.Panel("Error", "error", None)]
 
 
 def test_a_training_metric_does_not_hide_the_evaluation_s() -> None:
@@ -218,7 +227,7 @@ SECOND = [
 """A second start of one round."""
 
 
-def test_what_the_server_evaluates_has_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_evaluation_has_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     told = summary.summarize("j-1", META, [*EVENTS, *AT_SERVER])
@@ -234,7 +243,7 @@ def test_what_the_server_evaluates_has_a_curve(tmp_path: Path, monkeypatch: pyte
     assert panels[-1] == curves.Panel("F1", None, None, "f1")
 
 
-def test_rounds_that_are_counted_anew_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarted_round_numbers_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     told = summary.summarize("j-1", META, [*EVENTS[:-1], *SECOND])
@@ -316,7 +325,7 @@ def test_results_of_a_job_that_was_removed_are_those_on_the_disk(
         results.run(GONE)
 
 
-def test_what_failed_is_in_the_summary_and_told(
+def test_failures_are_in_the_summary_and_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = "".join(json.dumps(event) + "\n" for event in [*EVENTS[:-1], OUTCOME, EVENTS[-1]])
@@ -334,7 +343,7 @@ def test_what_failed_is_in_the_summary_and_told(
 
 
 def test_a_job_that_could_not_be_scheduled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what FLARE's own scheduler has written down."""
+    """FLARE's own scheduler has written the reason down."""
     scheduler = DefaultJobScheduler(1, max_schedule_count=3, min_schedule_interval=0.0)
     monkeypatch.setattr(scheduler, "_try_job", lambda job, ctx: (1, None, "missing required site site-2"))
     engine = SimpleNamespace(new_context=lambda: nullcontext(FLContext()))
@@ -352,7 +361,7 @@ def test_a_job_that_could_not_be_scheduled_says_why(monkeypatch: pytest.MonkeyPa
     assert jobs.kept({**known, "status": "RUNNING"})["reason"] == ""
 
 
-def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panels_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     real = Figure.savefig
 
@@ -379,7 +388,7 @@ def test_many_sites_and_many_rounds_can_be_drawn(tmp_path: Path) -> None:
     assert curves.draw(summary.summarize("j", META, events), tmp_path / "c.png")
 
 
-def test_no_metrics_no_picture(tmp_path: Path) -> None:
+def test_without_metrics_there_is_no_picture(tmp_path: Path) -> None:
     assert not curves.draw(summary.summarize("j", META, []), tmp_path / "c.png")
     assert not (tmp_path / "c.png").exists()
 
@@ -572,7 +581,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
             unpack(tar, tmp_path)
 
 
-def test_what_is_unpacked_can_be_read_by_others(tmp_path: Path) -> None:
+def test_others_can_read_unpacked_files(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         folder = tarfile.TarInfo("app")
@@ -608,7 +617,7 @@ def test_no_results_are_fetched_when_the_folder_is_full(
     assert (folder / "summary.json").is_file()
 
 
-def test_a_limit_that_is_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_must_be_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(results.LIMIT, "much")
     with pytest.raises(UsageError, match="found 'much'"):
         results.limit()
@@ -617,7 +626,7 @@ def test_a_limit_that_is_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_archive_that_says_it_is_too_large_is_not_unpacked(tmp_path: Path) -> None:
-    """A sparse or forged header costs nothing: what counts is what it says."""
+    """A sparse or forged header costs nothing: only its text counts."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for number in range(3):
@@ -651,7 +660,7 @@ def test_a_download_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.M
 def test_a_server_chooses_no_folder_of_this_machine(
     said: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was taken over may answer what it likes for a job's id."""
+    """A compromised server may answer anything for a job's ID."""
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(console, "ask", lambda *_, **__: {"job_id": said})
     monkeypatch.setattr(console, "fetch", lambda *_, **__: pytest.fail("asked for it"))

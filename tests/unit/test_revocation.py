@@ -1,4 +1,4 @@
-"""Who was removed: the file is read as it changes, and one that is broken lets nobody new in."""
+"""The file of removed names is read as it changes, and a broken one lets nobody new in."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_without_the_folder_nobody_is_revoked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"revoked": "site-1"}', '{"revoked": [1]}'])
-def test_a_broken_file_lets_nobody_new_in(
+def test_a_broken_file_admits_nobody_new(
     tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     revoke(tmp_path, "site-1")
@@ -118,7 +118,7 @@ def test_the_revoked_neither_register_nor_beat_nor_log_in(
 
 
 class Line:
-    """A connection over mutual TLS, of `name`."""
+    """Open a connection over mutual TLS, as `name`."""
 
     def __init__(self, name: str, mode: Mode = Mode.PASSIVE) -> None:
         self.closed = False
@@ -142,12 +142,12 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("scheme", ["grpc", "grpcs", "agrpc", "tcp", "stcp", "http", "https", "satcp"])
 def test_each_of_flares_drivers_looks_who_connects(scheme: str) -> None:
-    # By its name: FLARE loads the folder's modules itself, beside the copy that this test imports.
+    # Compare names: FLARE loads the folder's modules itself, beside the copy that this test imports.
     assert "Admitting" in {kind.__name__ for kind in driver_mgr.find_driver_class(scheme).__mro__}
 
 
 class Driver(Admitting):  # type: ignore[misc]
-    """One of FLARE's, without a network."""
+    """An imitation of FLARE's, without a network."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which folder may import which: the folder of a file of `bridge/` says in which process it runs."""
+"""Folders import only what they may: a file's folder in `bridge/` says in which process it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "server": {*BOTH_ENDS, "job"},
     "flare": {*BOTH_ENDS, "job", "site", "server"},
 }
-"""What else of the bridge a folder may import. A site may import `flower`: its SuperNode may be inside."""
+"""Other parts of the bridge that a folder may import. A site may import `flower`: its SuperNode may be
+inside."""
 
 WITHOUT = {
     "common": {"nvflare", "flwr"},
@@ -42,7 +43,7 @@ ALONE = {
 
 PRODUCT = ("bridge", "scripts", "provisioning")
 ALIKE = 80
-"""Characters of a function, without its name and docstring, that may stand twice."""
+"""Characters of a function, without its name and docstring, that may occur twice."""
 
 OURS = {*PRODUCT, "dev", "tests", "images"}
 MAY_USE = {
@@ -52,7 +53,7 @@ MAY_USE = {
     "dev": {"bridge", "provisioning", "scripts"},
     "tests": OURS,
 }
-"""What of ours a folder beside the bridge may import. The command line imports verbs of `dev` by name."""
+"""Our folders that a folder beside the bridge may import. The command line imports verbs of `dev` by name."""
 
 
 def modules(*folders: str) -> dict[str, Path]:
@@ -71,7 +72,7 @@ EVERYWHERE = MODULES | modules("dev", "tests")
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    """A file's code, read once."""
+    """Return a file's code, read once."""
     return ast.parse(path.read_text())
 
 
@@ -99,7 +100,7 @@ def _imports(path: Path, at_import: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
-def test_a_folder_of_the_bridge_imports_what_it_may(folder: str) -> None:
+def test_bridge_folders_import_only_what_they_may(folder: str) -> None:
     allowed = {f"bridge.{other}" for other in (folder, *MAY_IMPORT[folder])}
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
@@ -117,7 +118,7 @@ def test_every_folder_of_the_bridge_has_a_rule() -> None:
     assert [path.name for path in (ROOT / "bridge").glob("*.py")] == ["__init__.py"]
 
 
-def test_verbs_and_builders_import_of_the_bridge_what_is_common() -> None:
+def test_verbs_and_builders_import_only_common_parts_of_the_bridge() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in modules("scripts", "provisioning").values()
@@ -134,8 +135,8 @@ def test_verbs_and_builders_import_of_the_bridge_what_is_common() -> None:
 
 
 @pytest.mark.parametrize("folder", MAY_USE)
-def test_a_folder_beside_the_bridge_imports_what_it_may(folder: str) -> None:
-    """A test may use all, an app (a test's, a benchmark's) nothing of ours."""
+def test_other_folders_import_only_what_they_may(folder: str) -> None:
+    """A test may import everything, and an app (a test's, a benchmark's) nothing of ours."""
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in modules(folder).values()
@@ -146,7 +147,7 @@ def test_a_folder_beside_the_bridge_imports_what_it_may(folder: str) -> None:
     assert not wrong
 
 
-def test_what_tests_share_imports_no_test() -> None:
+def test_shared_test_helpers_import_no_test() -> None:
     shared = {name: path for name, path in modules("tests").items() if not path.name.startswith("test_")}
     assert not [
         f"{module} imports {name}"
@@ -156,7 +157,7 @@ def test_what_tests_share_imports_no_test() -> None:
     ]
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_imports_are_circular() -> None:
     graph = {
         name: {other for other in imports(path, at_import=True) if other in EVERYWHERE and other != name}
         for name, path in EVERYWHERE.items()
@@ -176,7 +177,7 @@ def test_no_two_classes_share_a_name() -> None:
     assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
-def test_no_two_functions_are_written_alike() -> None:
+def test_no_function_is_a_copy_of_another() -> None:
     """Code that two sides of a wall need is shared, not copied. (A line or two may be.)"""
     places: dict[str, list[str]] = {}
     for module, path in modules(*PRODUCT, "dev").items():

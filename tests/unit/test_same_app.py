@@ -29,7 +29,7 @@ def own() -> bytes:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The same app but for one line."""
+    """The same app except for one line."""
     app = shutil.copytree(APP, tmp_path_factory.mktemp("other") / "app")
     with (app / "numpyadd" / "client_app.py").open("a") as file:
         file.write("# changed\n")
@@ -42,12 +42,12 @@ def answer(content: bytes, claimed: str = "") -> bytes:
     return bytes(content)
 
 
-def test_the_signed_app_passes_and_no_other(own: bytes, other: bytes) -> None:
+def test_only_the_signed_app_passes(own: bytes, other: bytes) -> None:
     expected = Expected("site-1", own, None)
     assert expected.objection(answer(own)) == ""
     reason = expected.objection(answer(other))
     assert "app numpy-add 1.0.0" in reason and fab.sha256(own) in reason and fab.sha256(other) in reason
-    # What the server claims does not count.
+    # The server's claim does not count.
     assert "under the hash" in expected.objection(answer(other, claimed=fab.sha256(own)))
     assert "under the hash" in expected.objection(answer(own, claimed=fab.sha256(other)))
     assert (
@@ -131,7 +131,7 @@ def test_the_server_is_told_even_if_the_link_fails_at_first() -> None:
 
 
 class Running:
-    """A SuperLink whose run ends after a second."""
+    """A SuperLink with a run that ends after a second."""
 
     async def finished(self, run_id: int) -> RunEnd:
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""What a process may do under the policies of a job, tried on this machine's kernel."""
+"""Try on this machine's kernel what a process may do under a job's policies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 def confined(
     folder: Path, code: str, *, ports: tuple[int, ...] = (), app: bool = True, **more: Any
 ) -> dict[str, Any]:
-    """Run `code` as an app of a job in `folder` (else as its SuperNode); returns what it has `seen`."""
+    """Run `code` as an app of a job in `folder` (else as its SuperNode), and return what it has `seen`."""
     confinement = more.pop("confinement", Confinement(on=True))
     outer, variables = confinement.around(folder / "work", folder / "flwr", ports=ports, app_ports=ports)
     assert outer is not None
@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[str, str, tuple[int | str, ...]]] = {
     "messages": ("ENOSYS", "msgget", (7, 0o1600)),
     "a queue": ("ENOSYS", "mq_open", ("flowerbed", 0o102, 0o600, 0)),
 }
-"""By name: the error, the call, and its arguments."""
+"""The error, the call, and its arguments, by name."""
 
 
 def _calls() -> list[tuple[int | str, ...]]:
@@ -292,7 +292,7 @@ def test_without_the_filter_it_would_be_another_answer(tmp_path: Path, name: str
 
 
 @needs_all
-def test_what_honest_programs_call_stays_open() -> None:
+def test_calls_of_honest_programs_stay_allowed() -> None:
     # A socket's path again.
     with tempfile.TemporaryDirectory(prefix="fb") as name:
         (Path(name) / "work").mkdir()
@@ -391,7 +391,7 @@ def test_devices_are_those_that_are_there(tmp_path: Path) -> None:
 
 
 def _filtered(here: syscalls.Machine, number: int, *words: int, arch: int = 0, abi: int = 7) -> int:
-    """What the filter says of a call, by a small BPF machine: an errno, or 0."""
+    """Return the filter's answer to a call, from a small BPF machine: an errno, or 0."""
     data = {syscalls.NUMBER_AT: number, syscalls.ARCH_AT: arch or here.arch}
     for position, word in enumerate((*words, 0, 0, 0, 0, 0)):
         data[syscalls.ARGUMENTS_AT + 8 * position] = word & 0xFFFFFFFF
@@ -549,7 +549,7 @@ def test_doctor_hears_of_it() -> None:
     }
 
 
-def test_best_effort_takes_what_there_is_and_says_so(
+def test_best_effort_uses_the_available_features_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sandbox, "abi", lambda: 5)

@@ -1,4 +1,4 @@
-"""A copy of a checkout, for a federation beside the user's: as from a release, which is no Git checkout."""
+"""A copy of a checkout, for a federation beside the user's, also from a release without Git."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_has_the_checkouts_files_and_nothing_of_its_federation(release: Path)
         assert not (made.root / name).exists(), name
 
 
-def test_its_project_is_what_is_asked_for(release: Path) -> None:
+def test_the_copys_project_is_as_requested(release: Path) -> None:
     made = scratch_federation.make("other", "flowerbedother", ["site-3"], {"A": "b"}, "grpc", 2)
     project = yaml.safe_load((made.root / "project.yml").read_text())
     assert project["name"] == "flowerbedother"
@@ -55,7 +55,7 @@ def test_its_project_is_what_is_asked_for(release: Path) -> None:
     assert (release / ".env").read_text() == "FLOWERBED_PORT=1\n"
 
 
-def test_what_fails_in_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_in_the_copy_give_their_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch_federation, "COMPOSE", f"{sys.executable} -c exit('no-such-thing')")
     with pytest.raises(Failure, match="no-such-thing"):
         ScratchFederation(tmp_path, 0).compose("up")
@@ -70,7 +70,7 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in ("dev", "tes
 """
 
 
-def test_what_users_run_imports_no_developers_tool() -> None:
+def test_users_programs_import_no_developer_tools() -> None:
     process = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True
     )

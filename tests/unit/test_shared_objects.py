@@ -12,7 +12,7 @@ from scripts import shared_objects
 
 
 def elf(*needed: str) -> bytes:
-    """A shared object of 64 bits that needs these libraries, with no code in it."""
+    """Return a shared object of 64 bits that needs these libraries, with no code in it."""
     strings, offsets = b"\0", []
     for name in needed:
         offsets.append(len(strings))
@@ -89,7 +89,7 @@ def test_what_is_no_shared_object_is_passed_over(packages: Path, content: bytes)
 
 
 def test_an_extension_module_of_this_python(packages: Path) -> None:
-    """One that a linker has made."""
+    """Return one that a linker has made."""
     import _ctypes
 
     (packages / "real.so").write_bytes(Path(_ctypes.__file__).read_bytes())

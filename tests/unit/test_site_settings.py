@@ -1,4 +1,4 @@
-"""What a site gives to apps: what is refused, what Compose is told, what Flower reads."""
+"""A site's settings for apps: refusals, Compose's part, Flower's part."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_the_image_refuses_what_is_wrong(text: str, expected: str) -> None:
     assert expected in process.stderr
 
 
-# What is on this machine
+# Things on this machine.
 
 
 def missing(root: Path, **given: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The steps of `./flowerbed test`, of which some run beside one another."""
+"""The steps of `./flowerbed test`. Some of them run beside one another."""
 
 from __future__ import annotations
 

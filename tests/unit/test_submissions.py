@@ -1,4 +1,4 @@
-"""What the server and the sites make of a job: FLARE's own code around ours, as in their processes."""
+"""Server and sites handle a job: FLARE's own code around ours, as in their processes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def forbid(workspace: Path) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """By what FLARE's command looks at a job: `validate(folder, zip)`."""
+    """Return the check of a job in FLARE's command: `validate(folder, zip)`."""
     monkeypatch.setattr(job_cmds, "JobMetaValidator", job_cmds.JobMetaValidator)
     watch_submissions(tmp_path / "workspace")
     return lambda content, folder="add": job_cmds.JobMetaValidator().validate(folder, content)
@@ -68,7 +68,7 @@ def test_flares_command_uses_the_name_that_is_replaced() -> None:
 
 
 def without_the_entry(files: Files) -> bytes:
-    """A zip that says of every folder that it is there, but for `custom`."""
+    """Make a zip that claims the existence of every folder except `custom`."""
     return zipped({**files, "app/config/": b""}, folders=False)
 
 
@@ -153,7 +153,7 @@ class Store:
 
 
 def scheduled(workspace: Path, store: Store, **known: Any) -> tuple[str, dict[str, Any]]:
-    """Let FLARE be about to schedule a job; returns why not, and the meta that goes to the sites."""
+    """Let FLARE be about to schedule a job. Return the objection, and the meta that goes to the sites."""
     job = {
         "job_id": "j-1",
         "job_folder_name": "add",
@@ -209,7 +209,7 @@ def test_a_job_that_may_not_run_is_closed_with_the_reason(tmp_path: Path, how: s
 def deploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Files, *, site: str, role: str = "lead"
 ) -> str:
-    """Hand a participant its part, as FLARE does; returns its objection."""
+    """Deploy a participant's part like FLARE, and return its objection."""
     server = site == "server"
     validator = FLAppValidator(
         site_type="server" if server else "client",

@@ -23,7 +23,7 @@ from bridge.flower.supernode_api import Events
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who was woken."""
+    """Return the list of those who were woken."""
     found: list[str] = []
     monkeypatch.setattr(Events, "changed", lambda self, *what: found.extend(what))
     return found
@@ -35,7 +35,7 @@ def task(state: Any) -> None:
 
 @pytest.mark.parametrize("store", ["store_message", "store_messages"])
 def test_a_clientapp_starts_after_its_message_is_there(store: str, told: list[str]) -> None:
-    """By either name: the second is the loop's from flwr 1.43 on."""
+    """Either name counts. From flwr 1.43 on the loop uses the second."""
     events, active = Events(), []
     factory = events.factory(lambda: active.append(True))
     state = factory.state()
@@ -47,7 +47,7 @@ def test_a_clientapp_starts_after_its_message_is_there(store: str, told: list[st
     assert not events.may_start()
     kind = type(state).__mro__[1]
     original = getattr(kind, store)
-    setattr(kind, store, lambda self, message: None)  # What it does with it is Flower's.
+    setattr(kind, store, lambda self, message: None)  # The rest is Flower's.
     try:
         getattr(state, store)([])
     finally:
@@ -64,7 +64,7 @@ def test_an_object_wakes_those_who_wait_for_it(told: list[str]) -> None:
 
 
 def test_its_servers_answers_are_not_held_back_by_the_kernel() -> None:
-    """Without it each answer took 40 ms more: a quarter of a second a round."""
+    """Without this each answer took 40 ms more: a quarter of a second a round."""
     events = Events()
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
@@ -76,7 +76,7 @@ def test_its_servers_answers_are_not_held_back_by_the_kernel() -> None:
             assert asking.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_a_state_that_no_longer_tells_is_told_of(
+def test_a_state_that_reports_nothing_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supernode_api, "READY_WITHIN", 0.0)
@@ -89,7 +89,7 @@ def test_a_state_that_no_longer_tells_is_told_of(
 
 
 def test_the_fork_server_hears_of_an_app_before_it_runs() -> None:
-    """It is read in the bundle that the loop stores: no process of the app says what it imports."""
+    """The imports are read in the bundle that the loop stores: no process of the app reports them."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(
@@ -103,7 +103,7 @@ def test_the_fork_server_hears_of_an_app_before_it_runs() -> None:
     assert asked == [*fork_server.LATE, "email", "email.charset", "email.nothing", "numpy"]
 
 
-def test_what_a_fork_server_is_asked_for_fits() -> None:
+def test_requests_to_a_fork_server_fit() -> None:
     """A longer request would be cut, and end it."""
     ours, its = fork_server.ends()
     with its:

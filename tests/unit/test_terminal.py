@@ -40,7 +40,7 @@ def _asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 100 columns."""
+    """Imitate a terminal of 100 columns."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
@@ -87,7 +87,7 @@ def test_a_narrow_terminal_gets_a_job_on_a_line(
 
 @pytest.mark.usefixtures("colour")
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_long_reason_stands_below_the_table(
+def test_a_long_reason_is_below_the_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -145,7 +145,7 @@ def test_doctor_answers_on_stdout(
     assert capsys.readouterr() == (expected, "")
 
 
-def test_watching_in_a_pipe_tells_what_changed(
+def test_watching_in_a_pipe_shows_changes_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([JOBS, JOBS, [*JOBS, {**JOBS[0], "job_id": "c"}]])
@@ -200,7 +200,7 @@ def test_watching_at_a_terminal_is_in_place(
 
 
 @pytest.mark.parametrize("verb", ["jobs", "status"])
-def test_watching_gives_no_object(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watching_refuses_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--watch", "--format", "json"]) == 2
     assert "--watch" in json.loads(capsys.readouterr().out)["error"]
 

@@ -1,4 +1,4 @@
-"""Text from sites on its way to a terminal; lines in logs; events that are read back."""
+"""Text from sites on its way to a terminal, lines in logs, events that are read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may read what is unpacked on this machine."""
+"""Unpacked files are readable by the right users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.core import unpack
 def test_who_may_read_what_is_unpacked(
     tmp_path: Path, for_consoles: bool, umask: int, modes: tuple[int, int]
 ) -> None:
-    """Job folders: the consoles, which are another user. Results: whoever the umask says."""
+    """Job folders are for the consoles, which are another user. For results, the umask decides."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         folder = tarfile.TarInfo("app")

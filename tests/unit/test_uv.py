@@ -1,4 +1,4 @@
-"""How uv is called: where it takes packages from, what its container sees, and who sees passwords."""
+"""uv's calls: its sources of packages, its container's view, and who sees passwords."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
     return Engine(monkeypatch, tmp_path)
 
 
-def test_what_pip_is_told_uv_is_told(pip: Any) -> None:
+def test_uv_gets_pips_settings(pip: Any) -> None:
     pip(
         "global.index-url='https://index.example/simple'",
         "global.extra-index-url='\\nhttps://a.example/simple\\nhttps://b.example/simple'",
@@ -86,7 +86,7 @@ def test_what_pip_is_told_uv_is_told(pip: Any) -> None:
     assert uv.sources().variables == {
         "UV_DEFAULT_INDEX": "https://index.example/simple",
         "UV_INDEX": "https://a.example/simple https://b.example/simple",
-        # As pip: the newest of all, whichever index has it.
+        # Like pip: the newest version from any index.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_FIND_LINKS": "https://c.example/wheels,https://d.example/wheels",
         "UV_INSECURE_HOST": "index.example",
@@ -94,8 +94,8 @@ def test_what_pip_is_told_uv_is_told(pip: Any) -> None:
     assert uv.sources().are_named
 
 
-def test_of_what_pip_is_told_the_same_counts_first_as_for_pip(pip: Any) -> None:
-    """It lists them by name, and takes a variable before its files."""
+def test_pips_settings_have_the_same_precedence_as_for_pip(pip: Any) -> None:
+    """pip lists settings by name, and takes a variable before its files."""
     pip(
         ":env:.index-url='https://variable.example/simple'",
         "global.index-url='https://file.example/simple'",
@@ -110,7 +110,7 @@ def test_uvs_own_variables_count_before_pips(pip: Any, monkeypatch: pytest.Monke
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://uv.example/simple")
     monkeypatch.setenv("UV_INDEX_PRIVATE_PASSWORD", SECRET)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    # None of these says where packages are, and one would replace what the container has of its own.
+    # None of these says where packages are, and one would replace the container's own.
     for name in ("UV_PYTHON", "UV_CACHE_DIR", "PATH", "UV_LINK_MODE", "PYTHONPATH"):
         monkeypatch.setenv(name, "/mine")
     assert uv.sources().variables == {
@@ -180,7 +180,7 @@ def test_no_password_is_on_a_command_line_or_with_what_builds(
 
 
 def volumes(command: list[str]) -> list[str]:
-    """What a container sees."""
+    """Return the mounts of a container."""
     return [command[number + 1] for number, word in enumerate(command) if word == "--volume"]
 
 
@@ -262,7 +262,7 @@ def test_without_an_index_none_is_asked(pip: Any, docker: Engine) -> None:
 def test_no_network_for_what_an_environment_is_tried_with(
     monkeypatch: pytest.MonkeyPatch, docker: Engine
 ) -> None:
-    """It runs the packages' code: it sees one environment to read, and it reaches nobody."""
+    """This container runs the packages' code: it sees one environment to read, and it reaches nobody."""
     commands: list[list[str]] = []
     monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))
     script, folder = Path("/checkout/images/try_imports.py"), uv.ENVIRONMENTS / "x"
@@ -276,7 +276,7 @@ def test_no_network_for_what_an_environment_is_tried_with(
     assert "--env=LD_LIBRARY_PATH=/a:/b" in commands[0]
 
 
-def test_what_runs_as_root_sees_one_new_folder_or_none(
+def test_containers_as_root_see_one_new_folder_or_none(
     pip: Any, monkeypatch: pytest.MonkeyPatch, docker: Engine
 ) -> None:
     commands: list[list[str]] = []
@@ -310,7 +310,7 @@ def test_a_lock_is_installed_as_it_is(pip: Any, docker: Engine, tmp_path: Path) 
         "error: linker `cc` not found",
     ],
 )
-def test_what_has_to_be_built_is_known_whatever_its_own_tools_say(said: str) -> None:
+def test_needed_builds_are_recognized_with_any_tool_output(said: str) -> None:
     begins = "" if said.startswith("Git") else "error: Failed to build `a==1.0`\n"
     assert source_builds.NOT_BUILT.search(begins + said)
     assert not source_builds.NOT_BUILT.search("No solution found when resolving dependencies")

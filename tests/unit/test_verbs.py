@@ -1,4 +1,4 @@
-"""submit, jobs, wait, logs, abort and results against a stand-in for `docker compose exec`."""
+"""submit, jobs, wait, logs, abort and results with an imitated `docker compose exec`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ sys.exit(answer.get("code", 0))
 
 
 class Fake:
-    """The stand-in: what it answers, and how it was called."""
+    """An imitation: its answers, and its calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 ANN: dict[str, Any] = {"as": {"name": "Ann.Bee@x.example", "role": "project_admin"}}
-"""In what a verb gives that has asked the federation: as whom."""
+"""The identity, in the object of a verb that has asked the federation."""
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -203,7 +203,7 @@ def test_submit_names_who_is_missing_before_the_jobs_id(
     missing = "site-1 of project.yml is not registered: the job runs with site-2\n"
     assert code == 0 and outcome["missing_sites"] == ["site-1"]
     assert told.index(missing) < told.index("job j-1")
-    # Who names the sites is told by an error, if one is missing.
+    # A user who names the sites gets an error if one is missing.
     _, outcome, told = flowerbed("submit", APP, "--sites", "site-2")
     assert "missing_sites" not in outcome and "not registered" not in told
     fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-1", "site-2"]}\n')
@@ -495,7 +495,7 @@ def test_wait_says_who_was_put_out_and_what_it_may_not_show(fake: Fake, flowerbe
 
 
 class Session:
-    """A session of FLARE's console whose identity may not ask a job for its events."""
+    """A session of FLARE's console with an identity that may not ask a job for its events."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -528,7 +528,7 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     refusals = [event["reason"] for event in call.lines if event["event"] == "no progress"]
     assert refusals == (["not authorized"] if denied else [])
     assert session.asked == (1 if denied else 3)
-    # Of a job whose process does not answer yet it is told that it starts.
+    # A job without a process that answers yet is reported as starting.
     monkeypatch.setattr(inside, "STARTING_AFTER", 0.0)
     call = Asked(Session(RuntimeError("starting")))
     inside.wait(call, "j-1")
@@ -616,7 +616,7 @@ def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Ru
         "    (the traceback is above)",
         "    1 of 2 train replies failed",
     ]
-    # Of one that was not shown, or only its beginning, none is missing.
+    # If none of it was shown, or only its beginning, none is missing.
     for shown in (output[:1], []):
         fake.answer("wait", out=lines(*PROGRESS[:2], *shown, end))
         assert reason.splitlines()[1] in flowerbed("wait", "j-1")[1]["error"]
@@ -781,7 +781,7 @@ EVIL = "\x1b]52;c;aGk=\x07\x1b[2K\r    85 s  FINISHED:COMPLETED\n   86 s  more\u
 
 
 def harmless(text: str) -> None:
-    """Nothing in what was printed acts on a terminal, and no line of it poses as one of ours."""
+    """No output acts on a terminal, and no line of it poses as one of ours."""
     assert not set(text) & set("\x1b\x07\r\u202e\x9b"), text
     assert not any(line.strip().startswith(("85 s", "86 s")) for line in text.splitlines()), text
 

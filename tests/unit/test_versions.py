@@ -1,4 +1,4 @@
-"""Which flwr works, and which two work together: the table, the rule, and who is told."""
+"""The versions of flwr that work, alone and together: the table, the rule, and the messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For whom a job waits that has not started, in `jobs` and in `wait`."""
+"""`jobs` and `wait` name the sites that a job waits for before its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes two requests the same call."""
+"""Requests are the same call under these conditions."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def test_a_pull_of_an_object_shows_that_the_message_arrived_in_which_it_is() -> 
         assert (shows[1] in answer) is shown
 
 
-def test_what_is_no_pull_of_an_object_shows_nothing() -> None:
+def test_calls_other_than_object_pulls_show_nothing() -> None:
     assert wire.FleetCall(wire.PREFIX + wire.PULL_OBJECT, (), b"\xff\xff").rule.shows is None
     assert wire.FleetCall(wire.PREFIX + wire.HEARTBEAT, (), b"").rule.shows is None

@@ -1,4 +1,4 @@
-"""What stands in an app's working directory: the data, and at the server what the app keeps."""
+"""The content of an app's working directory: the data, and at the server the app's kept files."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ attempt("own", lambda: open("data/own", "w").write("ok"))
     assert (data / "x.csv").read_text() == "3,4"
 
 
-# What the app keeps
+# Files that the app keeps.
 
 
 class Workspace:
-    """As much of FLARE's as is asked."""
+    """The needed part of FLARE's workspace."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -139,7 +139,7 @@ def root(tmp_path: Path) -> Path:
 def begin(
     root: Path, number: int, monkeypatch: pytest.MonkeyPatch, org: str = "clinic", **app: str
 ) -> WorkDir:
-    """What job `number` of an app gets."""
+    """Return the working directory of an app's job `number`."""
     config = {
         "project": {"name": app.get("name", "trainer")},
         "tool": {"flwr": {"app": {"publisher": app.get("publisher", "me")}}},
@@ -155,7 +155,7 @@ def begin(
     return place
 
 
-def test_what_an_app_keeps_outlives_its_job(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_apps_kept_files_outlive_its_job(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = begin(root, 1, monkeypatch)
     (first.path / "kept" / "round-1").write_text("weights")
     (first.path / "model").write_text("result")

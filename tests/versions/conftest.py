@@ -31,14 +31,14 @@ def python_with() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def torch() -> Path:
-    """A folder for PYTHONPATH with torch."""
+    """Return a folder for PYTHONPATH with torch."""
     if not environments.is_images_python():
         pytest.skip(f"the wheelhouse is for the images' Python, which is {base_image.PYTHON}")
     return environments.torch()
 
 
 def must(*command: str, path: Path | None = None) -> str:
-    """Run a command in the checkout, with `path` as its PYTHONPATH; returns its output, if it succeeds."""
+    """Run a command in the checkout, with `path` as its PYTHONPATH, and return its output if it succeeds."""
     env = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
     done = subprocess.run(command, cwd=core.ROOT, env=env, capture_output=True, text=True, timeout=RUN_WITHIN)
     assert done.returncode == 0, done.stderr[-3000:]

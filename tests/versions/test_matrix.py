@@ -1,7 +1,7 @@
-"""The apps on other flwr versions: real SuperLink and SuperNodes of that version over the lossy relay.
+"""Run the apps on other flwr versions: real SuperLink and SuperNodes of that version over the lossy relay.
 
-Each in an environment of its own, without FLARE and without containers (`tests/driver.py`). flwr 1.41 is
-what all other tests run on. `test_nightly.py` is the same for the next one.
+Each runs in its own environment, without FLARE and without containers (`tests/driver.py`). All other tests
+run on flwr 1.41. `test_nightly.py` does the same for the next version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.versions.conftest import must
 EVERYTHING_GRPC, FLEET_GRPC = "1.34.0", "1.39.0"
 OLDER, PROMPT = (EVERYTHING_GRPC, FLEET_GRPC), ("1.40.0", "1.41.0", "1.42.0")
 UNTRIED = "1.99.0"
-"""This environment's flwr says that it is this one."""
+"""Check that this environment's flwr reports this version."""
 
 VERSIONS = (*OLDER, *PROMPT, UNTRIED)
 """`PROMPT` run without their waits. They speak HTTP."""
@@ -37,7 +37,7 @@ AT_ONCE = 2
 """Runs at a time: most of each is waiting."""
 
 IMAGES = {"train": 64, "t10k": 32}
-"""How many a site has of the stand-in for Fashion-MNIST."""
+"""A site's images from the imitation of Fashion-MNIST."""
 
 Outcomes = dict[tuple[str, str], Future[Outcome]]
 
@@ -46,7 +46,7 @@ Outcomes = dict[tuple[str, str], Future[Outcome]]
 def outcomes(
     python_with: Callable[[str], Path], torch: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Outcomes]:
-    """What becomes of each app with each version."""
+    """Return each app's outcome with each version."""
     images = tmp_path_factory.mktemp("data")
     for site in ("site-1", "site-2"):
         stand_in(images, site)
@@ -72,7 +72,7 @@ def outcomes(
 
 
 def says(folder: Path, version: str) -> Path:
-    """Write a folder for PYTHONPATH by which flwr is that `version`: where confined processes may read."""
+    """Write a folder for PYTHONPATH that gives flwr that `version`, where confined processes may read."""
     (told := folder / f"flwr-{version}.dist-info").mkdir(parents=True)
     (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: flwr\nVersion: {version}\n")
     (told / "entry_points.txt").write_text(str(metadata.distribution("flwr").read_text("entry_points.txt")))

@@ -11,8 +11,8 @@ from bridge.flare.console.verbs import answer
 
 
 def main(request: str) -> int:
-    """Answer on stdout; returns the exit code."""
-    # FLARE prints, and stdout is the answer's.
+    """Answer on stdout. Returns the exit code."""
+    # FLARE prints to stdout too, which must hold only the answer.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     sys.stdout = sys.stderr
     sessions = OpenSessions()

@@ -1,4 +1,4 @@
-"""The verbs that take an app: look at it, make a job of it, hand it in."""
+"""The verbs that take an app: check it, make a job of it, submit it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bridge.flare.console.run_config import overrides
 from bridge.job import fab
 
 FOLDER = "job"
-"""The folder in which a job goes to the server, whatever its own name is."""
+"""The folder that a job goes to the server in, under any original name."""
 
 _making = threading.Lock()
-"""FLARE's job API is not for two threads."""
+"""FLARE's job API is not thread-safe."""
 
 
 def check(call: ConsoleCall) -> None:
-    """See whether an app can run in this image."""
+    """Check that an app can run in this image."""
     versions.generation()
     with archive.unpacked(call) as app:
         config = read_app(app)
@@ -36,7 +36,7 @@ def check(call: ConsoleCall) -> None:
 
 
 def hash(call: ConsoleCall) -> None:
-    """Say by which hash sites know an app: that of the FAB which a job of it carries."""
+    """Report the hash that sites know an app by: that of its FAB in a job."""
     with archive.unpacked(call) as app:
         content = fab.build(app)
     project = fab.read(content).get("project", {})
@@ -51,7 +51,7 @@ def export(
     run_config: Sequence[str] = (),
     run_config_file: str | None = None,
 ) -> None:
-    """Answer with the job's folder; the arguments are those of `submit`."""
+    """Answer with the job's folder. The arguments are those of `submit`."""
     versions.generation()
     options = _with_overrides(options, run_config, run_config_file)
     with archive.unpacked(call) as app, tempfile.TemporaryDirectory() as into:
@@ -65,7 +65,7 @@ def submit(
     run_config: Sequence[str] = (),
     run_config_file: str | None = None,
 ) -> None:
-    """Hand an app in as a job, or a job's folder as it is.
+    """Submit an app as a job, or a job's folder unchanged.
 
     Args:
         deployed: the name of an app that the server has.
@@ -127,15 +127,15 @@ def _with_overrides(
 def make_job(
     app: Path, into: Path, options: Mapping[str, Any], *, deployed: str, default_min_sites: int
 ) -> Path:
-    """Check the app against this image and write its job folder; returns the folder.
+    """Check the app against this image and write its job folder. Returns the folder.
 
     Args:
         app: the app's folder, or its FAB. Of one that is on the server, only its pyproject.toml is there.
         options: fields of `JobOptions`, as far as they are given.
-        deployed: the name of the app's folder on the server; empty: the job brings the app.
-        default_min_sites: the fewest sites, where neither they nor the sites are given.
+        deployed: the name of the app's folder on the server, or "" if the job brings the app.
+        default_min_sites: the fewest sites, if neither they nor the sites are given.
     """
-    # Here, since with an unsupported flwr it need not import.
+    # Imported here, since with an unsupported flwr the import may fail.
     from bridge.flare.job import FlowerJob
 
     config = fab.config(app)
@@ -157,8 +157,8 @@ def make_job(
 
 
 def _wanted(job: Path) -> tuple[int, list[str]]:
-    """The fewest sites of a job, and those without which it does not start. Its name is looked at too:
-    FLARE, and people, take it for a name."""
+    """Return the fewest sites of a job, and those that it does not start without. Its name is checked too,
+    because FLARE and people use it as a name."""
     try:
         meta = json.loads((job / "meta.json").read_text())
         name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)

@@ -1,4 +1,4 @@
-"""Folders that come and go as a tar."""
+"""Send and receive folders as a tar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path, PurePosixPath
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 
 INPUT_LIMIT = 256 * 1024 * 1024
-"""Bytes of all files of an app or a job: four times what the host's side sends."""
+"""Bytes of all files of an app or a job: four times the limit of the host's side."""
 
 
 @contextlib.contextmanager
 def unpacked(call: ConsoleCall) -> Iterator[Path]:
-    """The folder that came with a request: files and folders only, nothing outside it.
+    """Unpack the folder that came with a request: files and folders only, nothing outside it.
 
-    Our own check, since the Python 3.11.2 of Debian 12 has no extraction filters.
+    The check is ours, since the Python 3.11.2 of Debian 12 has no extraction filters.
     """
     with tempfile.TemporaryDirectory() as folder:
         size = 0
@@ -43,7 +43,7 @@ class _Out:
 
 
 def send(call: ConsoleCall, folder: Path) -> None:
-    """Answer with what is in a folder."""
+    """Answer with a folder's content."""
     with tarfile.open(fileobj=_Out(call), mode="w|") as tar:  # type: ignore[call-overload]
         for path in sorted(folder.iterdir()):
             tar.add(path, arcname=path.name)

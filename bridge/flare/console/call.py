@@ -1,4 +1,4 @@
-"""One request of a verb: what it has brought, where its answer goes, and the errors that it can end with."""
+"""One request of a verb: its payload, the way for its answer, and its possible errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 from bridge.common.errors import FlowerbedError
 
 Session = Any
-"""One of FLARE's (`nvflare.fuel.flare_api.flare_api.Session`)."""
+"""A FLARE session (`nvflare.fuel.flare_api.flare_api.Session`)."""
 
 
 class ConsoleError(FlowerbedError):
@@ -24,18 +24,19 @@ class ConsoleError(FlowerbedError):
 
 
 class Unreachable(ConsoleError):
-    """The server does not answer, or has lost the session."""
+    """Raised when the server does not answer, or has lost the session."""
 
 
 class Gone(FlowerbedError):
-    """Nobody waits for the answer any longer."""
+    """Raised when nobody waits for the answer any longer."""
 
 
 class Sessions(Protocol):
-    """Where a verb gets a session of FLARE's."""
+    """The source of FLARE sessions for verbs."""
 
     def one(self) -> AbstractContextManager[Session]:
-        """A session that no other verb uses meanwhile. What FLARE raises in it is a `ConsoleError`."""
+        """Return a session that no other verb uses meanwhile. FLARE's exceptions in it become a
+        `ConsoleError`."""
         ...
 
 
@@ -49,7 +50,8 @@ class ConsoleCall:
         payload: IO[bytes],
         gone: threading.Event | None = None,
     ) -> None:
-        """
+        """Create the request.
+
         Args:
             sessions: for the questions to the server.
             write: takes a piece of the answer.
@@ -66,7 +68,7 @@ class ConsoleCall:
         self.write(json.dumps(value).encode() + b"\n")
 
     def session(self) -> AbstractContextManager[Session]:
-        """A session for a question or two; see `Sessions.one`.
+        """Return a session for a question or two. See `Sessions.one`.
 
         Raises:
             Gone: nobody waits for the answer.
@@ -76,7 +78,7 @@ class ConsoleCall:
         return self._sessions.one()
 
     def pause(self, seconds: float) -> None:
-        """Wait, as long as somebody waits for the answer.
+        """Pause while somebody waits for the answer.
 
         Raises:
             Gone: nobody does.

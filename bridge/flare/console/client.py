@@ -1,12 +1,12 @@
 """Hand one request to the console's daemon and pass on its answer: `python -I -S client.py REQUEST [MODE]`.
 
-Only the standard library, and little of it: this runs for each verb. It starts the daemon if none answers, or
-if the one that did has ended. MODE is `payload` where the app or job comes through stdin, and `watch` where
+Only the standard library, and little of it, because this runs for each verb. It starts the daemon if none
+answers, or if the daemon has ended. MODE is `payload` if the app or job comes through stdin, and `watch` if
 the end of stdin means that nobody listens any more.
 
-The daemon listens on a Unix socket in a folder that only this user can enter. Each end looks who the other
-is. A request is a line: `p` or `-` (with payload or without), then JSON. The answer is frames: a letter, four
-bytes of length, and the content.
+The daemon listens on a Unix socket in a folder that only this user can enter. Each end checks the other's
+user. A request is a line: `p` or `-` (with payload or without), then JSON. The answer is frames: a letter,
+four bytes of length, and the content.
 """
 
 # pathlib takes longer to import than all the rest.
@@ -28,17 +28,17 @@ import sys
 from collections.abc import Callable, Iterator
 
 FOLDER = os.environ.get("FLOWERBED_CONSOLE") or f"/tmp/flowerbed-console-{os.geteuid()}"
-"""Not in the volume, which a second container of this identity may share."""
+"""The daemon's folder. It is not in the volume, which a second container of this identity may share."""
 
 SOCKET, LOCK, START_LOG = (f"{FOLDER}/{name}" for name in ("socket", "lock", "start.log"))
 
 DAEMON = "bridge.flare.console.daemon"
 
 START_WITHIN = 60.0
-"""Seconds for the daemon to import FLARE and listen; seen: 2 on a quiet machine."""
+"""Seconds for the daemon to import FLARE and listen. It took 2 on a quiet machine."""
 
 GO, AGAIN, OUT, ERR, EXIT = b"g", b"r", b"o", b"e", b"x"
-"""The frames: the request is taken, ask another daemon, two kinds of output, and the exit code."""
+"""The frames: the request is accepted, ask another daemon, two kinds of output, and the exit code."""
 
 HEAD = struct.Struct(">cI")
 CHUNK = 256 * 1024
@@ -46,11 +46,11 @@ TRIES = 3
 
 
 class Trouble(Exception):
-    """There is no daemon to ask; the text is for people."""
+    """Raised when there is no daemon to ask. The text is for people."""
 
 
 def own_folder() -> str:
-    """The folder of the socket, which is made if it is not there.
+    """Return the folder of the socket. It is made if it does not exist.
 
     Raises:
         Trouble: somebody else may enter it.
@@ -68,14 +68,14 @@ def own_folder() -> str:
 
 
 def is_own(peer: socket.socket) -> bool:
-    """Whether the process at the other end is of the same user."""
+    """Return whether the process at the other end has the same user."""
     size = struct.calcsize("3i")
     _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return bool(user == os.geteuid())
 
 
 def main(request: str, mode: str = "") -> int:
-    """Ask; returns the exit code."""
+    """Send the request. Returns the exit code."""
     try:
         code = 1
         payload = functools.partial(os.read, 0, CHUNK) if mode == "payload" else None
@@ -138,7 +138,7 @@ def _connected() -> socket.socket:
     own_folder()
     if found := _connect():
         return found
-    # Of two verbs that start at once, the second waits and finds the daemon of the first.
+    # If two verbs start at once, the second waits and finds the daemon of the first.
     with open(LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if found := _connect():
@@ -164,7 +164,7 @@ def _connect() -> socket.socket | None:
 def _start() -> None:
     """Start the daemon and wait until it listens."""
     with open(START_LOG, "wb") as log:
-        # -P: what lies in the working directory, a volume, is not imported.
+        # -P: no module is imported from the working directory, a volume.
         daemon = subprocess.Popen(
             [sys.executable, "-P", "-m", DAEMON],
             stdin=subprocess.DEVNULL,
@@ -199,7 +199,7 @@ def _send_payload(daemon: socket.socket, payload: Callable[[], bytes]) -> None:
             daemon.sendall(chunk)
         daemon.shutdown(socket.SHUT_WR)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # It wants no more; its answer says why.
+        pass  # The daemon wants no more. Its answer says why.
 
 
 def _watch_stdin() -> None:

@@ -1,8 +1,8 @@
-"""The console's daemon: keeps sessions of FLARE's open, and answers the requests that `client.py` brings.
+"""Run the console's daemon: keep FLARE sessions open, and answer the requests that `client.py` brings.
 
-The first verb starts it. It ends when nobody has asked for a while, or when the kit has changed: FLARE reads
-a kit once in a process. It opens no port. The socket lies in a folder that only its own user can enter, and a
-process of another user is turned away.
+The first verb starts it. It ends when nobody has asked for a while, or when the kit has changed, because
+FLARE reads a kit once in a process. It opens no port. The socket is in a folder that only its own user can
+enter, and a process of another user is rejected.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ IDLE_END = 900.0
 """Seconds without a request until the daemon ends. It takes some 200 MB."""
 
 TIDY_EVERY = 30.0
-"""Seconds between two looks for what is idle."""
+"""Seconds between two looks for idle sessions."""
 
 REQUEST_LIMIT = 1024 * 1024
 """Bytes of a request, without its payload."""
 
 FOR_SUBMIT = ("bridge.flare.job", "flwr.cli.build")
-"""What a job is made with. They take half a second to import: after the first answer, so no verb waits."""
+"""Modules that make a job. They take half a second to import, so the import follows the first answer."""
 
 WAITING = 64
-"""Connections that may wait to be taken."""
+"""Connections that may wait to be accepted."""
 
 LOG_LIMIT = 1024 * 1024
 """Bytes of the daemon's log, and of the one before."""
@@ -48,7 +48,7 @@ KIT = ("client.crt", "client.key", "rootCA.pem", "fed_admin.json")
 
 
 class Daemon:
-    """Answers requests, each in a thread of its own."""
+    """Answers requests, each in a separate thread."""
 
     def __init__(self, listener: socket.socket, sessions: OpenSessions, kit: Path) -> None:
         self._listener = listener
@@ -61,16 +61,16 @@ class Daemon:
         self._ready = threading.Thread(target=_get_ready, name="get-ready", daemon=True)
 
     def serve(self) -> None:
-        """Answer until nobody has asked for a while, or the kit has changed; then remove the socket."""
+        """Answer until nobody has asked for a while, or the kit has changed. Then remove the socket."""
         self._listener.settimeout(TIDY_EVERY)
         while not self._is_over():
             with contextlib.suppress(TimeoutError):
                 asker, _ = self._listener.accept()
                 self._take(asker)
-            # A server that does not answer keeps a farewell waiting.
+            # A silent server would delay a logout.
             threading.Thread(target=self._sessions.close, args=(KEPT_IDLE,), daemon=True).start()
         Path(client.SOCKET).unlink(missing_ok=True)
-        # Whoever has connected meanwhile is sent to the next daemon.
+        # Clients that have connected meanwhile are sent to the next daemon.
         self._listener.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -93,7 +93,7 @@ class Daemon:
     def _serve_one(self, asker: socket.socket) -> None:
         try:
             with asker, asker.makefile("rb") as reader:
-                # A listener with a time-out hands on sockets without one, on Linux; said all the same.
+                # On Linux a listener with a timeout accepts sockets without one. Be explicit anyway.
                 asker.settimeout(None)
                 if client.is_own(asker):
                     self._answer(asker, reader)
@@ -122,15 +122,15 @@ class Daemon:
         call = ConsoleCall(self._sessions, lambda data: _send(asker, client.OUT, data), reader, gone)
         code = answer(call, line[1:], lambda text: _send(asker, client.ERR, text))
         while line[:1] == b"p" and reader.read(client.CHUNK):
-            pass  # What the verb has left of the payload: the asker sends it all before it listens.
+            pass  # Read the rest of the payload: the client sends it all before it listens.
         _send(asker, client.EXIT, str(code).encode())
-        # It ends the watch.
+        # This ends the watch.
         asker.shutdown(socket.SHUT_RDWR)
 
 
 def _get_ready() -> None:
     for name in FOR_SUBMIT:
-        # With a flwr that is too old it need not import. The verb says so.
+        # The import may fail with a flwr that is too old. The verb reports it.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 
@@ -146,7 +146,7 @@ def _send(asker: socket.socket, kind: bytes, content: bytes = b"") -> None:
 
 
 def stamp(kit: Path) -> object:
-    """Changes when a file of the kit does."""
+    """Return a value that changes when a file of the kit does."""
     found = []
     for name in KIT:
         with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ def stamp(kit: Path) -> object:
 
 
 def listen() -> socket.socket:
-    """The socket, in its folder. What a daemon left that was killed is replaced."""
+    """Return the socket, in its folder. The socket of a killed daemon is replaced."""
     client.own_folder()
     Path(client.SOCKET).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -167,7 +167,7 @@ def listen() -> socket.socket:
 
 
 def main() -> None:
-    """Say on stdout when the daemon listens, and serve."""
+    """Report on stdout when the daemon listens, and serve."""
     os.umask(0o077)
     logging.basicConfig(
         level=logging.WARNING,
@@ -175,7 +175,7 @@ def main() -> None:
         handlers=[RotatingFileHandler(f"{client.own_folder()}/log", maxBytes=LOG_LIMIT, backupCount=1)],
     )
     daemon = Daemon(listen(), OpenSessions(), WORKSPACE / "startup")
-    # One write: the client that has started it reads, and closes its end.
+    # One write, because the client that started the daemon reads, and closes its end.
     os.write(sys.stdout.fileno(), b"ready\n")
     # FLARE prints, and nobody reads it.
     with Path(os.devnull).open("r+b") as nowhere:

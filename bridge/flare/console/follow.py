@@ -1,4 +1,4 @@
-"""The verb `wait`: a job's events as they come, until it has ended. The server may restart meanwhile."""
+"""The verb `wait`: report a job's events until it has ended, even across a restart of the server."""
 
 from __future__ import annotations
 
@@ -23,70 +23,71 @@ ANSWER_WITHIN = 10.0
 """Seconds for an answer, beyond those for which the server may keep the question."""
 
 BACK_WITHIN = 60.0
-"""Seconds for a server that was there to come back, while somebody waits for a job: it takes about 10."""
+"""Seconds for a lost server to come back while somebody waits for a job. It takes about 10."""
 
 NOT_STARTED = "FINISHED:FAILED_TO_RUN"
 """The status of a job that too many of its sites, or the server, have refused."""
 
 NOTED_WITHIN = 3.0
-"""Seconds after that status in which the server notes the reason beside it: a few hundredths of one."""
+"""Seconds after that status in which the server notes the reason beside it. It takes a few hundredths of
+one."""
 
 NEWS_WITHIN = 15.0
-"""Seconds for which the server may keep a question after a job's events until there are some (`news.py`)."""
+"""Seconds for which the server may keep a question for a job's events until there are some (`news.py`)."""
 
 LISTENERS = 6
-"""Verbs that let the server keep their question, at a time. Each has a session to itself meanwhile, and some
-have to be left for the others (`sessions.MOST`). A further one asks every `GATHERED` seconds."""
+"""Verbs that let the server keep their question, at a time. Each occupies a session meanwhile, and some
+sessions must be left for the others (`sessions.MOST`). A further verb asks every `GATHERED` seconds."""
 
 GATHERED = 2.0
-"""Seconds to which the pause between two answers grows in five minutes, where there is news all the time."""
+"""Seconds to which the pause between two answers grows in five minutes, if there is news all the time."""
 
 QUEUED = 5.0
 """Seconds to which the pause grows while a job waits for its turn."""
 
 WAITS_AFTER, WAITS_EVERY = 3.0, 45.0
-"""Seconds that a job is watched before it is said for what it waits (most start in one), and between two
-looks at that. Each is a line in the server's audit log."""
+"""Seconds until the cause of a job's wait is reported (most start in one), and between two looks at it. Each
+look is a line in the server's audit log."""
 
 STATUS_FIRST, STATUS_EVERY = 2.0, 30.0
-"""Seconds between two questions after the status of a job that runs: at first, and later."""
+"""Seconds between two questions for the status of a running job: at first, and later."""
 
 STARTING_AFTER = 3.0
-"""Seconds after which it is told that a job's processes still start."""
+"""Seconds after which the start of a job's processes is reported."""
 
 RUN_ENDED = "run ended"
-"""The event that says why a run has failed. A site's refusal has a reason too, and is none of the job's."""
+"""The event with the reason of a failed run. A site's refusal has a reason too, which is not the job's."""
 
 _listening = threading.BoundedSemaphore(LISTENERS)
 
 
 class Denied(FlowerbedError):
-    """The server does not let this identity do it; the text is FLARE's."""
+    """Raised when the server does not allow this identity to do it. The text is FLARE's."""
 
 
 @dataclass
 class Watched:
-    """What was told of a job so far."""
+    """The events of a job that were reported so far."""
 
     status: str = ""
     events: int = 0
     refused: set[str] = field(default_factory=set)
     ended: float | None = None
-    """When its end was seen (Unix time); None: it has not ended, or had before anybody watched."""
+    """The time its end was seen (Unix time), or None: it has not ended, or ended before anybody watched."""
     contact: float | None = None
-    """When the server answered last, by the monotonic clock."""
+    """The time of the server's last answer, by the monotonic clock."""
     began: float = field(default_factory=time.monotonic)
     waits: str = ""
-    """For what the job waits, as it was told last."""
+    """The cause of the job's wait that was last reported."""
     looked: float | None = None
-    """When that was looked at, by the monotonic clock."""
+    """The time of the last look at it, by the monotonic clock."""
     starting: bool = False
-    """Whether it was told that the job's processes start."""
+    """True once the start of the job's processes was reported."""
     denied: bool = False
-    """Whether this identity may not ask the running job for its events."""
+    """True if this identity may not ask the running job for its events."""
 
     def tell(self, call: ConsoleCall, event: dict[str, Any]) -> None:
-        """Tell an event; of a site that refused only once, since job and keeper both know of it."""
+        """Report an event. A site's refusal is reported only once, since job and keeper both know of it."""
         if event.get("event") == "refused":
             if event["site"] in self.refused:
                 return
@@ -95,7 +96,7 @@ class Watched:
 
 
 def wait(call: ConsoleCall, job: str, timeout: float | None = None) -> None:
-    """Tell the job's events; give up after `timeout` seconds."""
+    """Report the job's events. Give up after `timeout` seconds."""
     told = Watched()
     deadline = None if timeout is None else told.began + timeout
     while True:
@@ -108,7 +109,7 @@ def wait(call: ConsoleCall, job: str, timeout: float | None = None) -> None:
 
 
 def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
-    """Tell what was not told yet, to the job's end or the deadline (by the monotonic clock)."""
+    """Report new events, until the job's end or the deadline (by the monotonic clock)."""
     while not _tell_status(call, job, told).startswith("FINISHED"):
         if told.status == "RUNNING" and not told.denied:
             _tell_news(call, job, deadline, told)
@@ -125,7 +126,7 @@ def follow(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -
             reason = event.get("reason", "")
     meta = _ended(call, job, told)
     noted = kept(meta)
-    # What the server knows goes before what the job's own process saw: it may have been told to stop.
+    # The server's knowledge precedes that of the job's own process, which may have been told to stop.
     noted["reason"] = noted["reason"] or reason
     call.say({"event": "end", "status": told.status, "t": times(meta)[2] or told.ended, **noted})
 
@@ -138,7 +139,8 @@ def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     now, before = str(meta.get("status")), told.status
     submitted, started, _ = times(meta)
     if now != before and not now.startswith("FINISHED"):
-        # The first one may be an old one. A later one is told as it is seen: no line goes back in time.
+        # The first status may be old. A later one has the time when it was seen, so no line goes back in
+        # time.
         at = None if before else {"SUBMITTED": submitted, "RUNNING": started}.get(now)
         call.say({"event": "status", "status": now, "submitted": submitted, "t": at or time.time()})
     elif now != before:
@@ -149,14 +151,14 @@ def _tell_status(call: ConsoleCall, job: str, told: Watched) -> str:
     if waits and waits != told.waits:
         call.say({"event": "waits", "reason": waits, "t": time.time()})
     told.waits = waits
-    if now != NOT_STARTED:  # There, it is the reason.
+    if now != NOT_STARTED:  # With that status, it is the reason.
         for site, why in kept(meta)["refused"].items():
             told.tell(call, {"event": "refused", "site": site, "reason": why, "t": time.time()})
     return now
 
 
 def _waits(session: Session, meta: dict[str, Any], told: Watched) -> str:
-    """For what a job waits; empty if it does not, or has just been handed in."""
+    """Return the cause of a job's wait, or "" if it does not wait, or was just submitted."""
     if meta.get("status") not in waiting.WAITING:
         return ""
     now = time.monotonic()
@@ -167,7 +169,7 @@ def _waits(session: Session, meta: dict[str, Any], told: Watched) -> str:
 
 
 def _ended(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
-    """An ended job's meta. What the server has noted there comes just after the status."""
+    """Return an ended job's meta. The server's notes there come just after the status."""
     noted_by = time.monotonic() + (NOTED_WITHIN if told.status == NOT_STARTED else 0.0)
     while True:
         with call.session() as session:
@@ -178,7 +180,7 @@ def _ended(call: ConsoleCall, job: str, told: Watched) -> dict[str, Any]:
 
 
 def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watched) -> None:
-    """Tell a running job's events as they come; return when its status is worth a question."""
+    """Report a running job's events as they come. Return when its status is worth a question."""
     asked = time.monotonic()
     every = STATUS_EVERY if asked - told.began > STATUS_EVERY else STATUS_FIRST
     while True:
@@ -199,22 +201,23 @@ def _tell_news(call: ConsoleCall, job: str, deadline: float | None, told: Watche
             told.starting = True
             processes = {"event": "phase", "phase": "processes", "ready": [], "missing": []}
             call.say({**processes, "t": time.time()})
-        # Not at once again, whatever comes; but what waited for news has paused already.
+        # Do not ask again at once, whatever comes. A question that waited for news has paused already.
         call.pause(_pause(told, GATHERED, deadline) - (0.0 if found else now - before))
         if found is None or now - asked > every or (deadline is not None and now > deadline):
             return
 
 
 def _pause(told: Watched, most: float, deadline: float | None) -> float:
-    """Seconds until the next question: a person who has just begun to watch gets answers sooner."""
+    """Return the seconds until the next question. Somebody who has just begun to watch gets answers
+    sooner."""
     watched = time.monotonic() - told.began
     pause = min(most, POLL + most * watched / 300)
     return pause if deadline is None else min(pause, max(POLL / 5, deadline - time.monotonic()))
 
 
 def _new_events(call: ConsoleCall, job: str, since: int, longest: float) -> list[dict[str, Any]] | None:
-    """The running job's events from number `since` on: when there are some, or after `longest` seconds. None
-    while its process starts or ends.
+    """Return the running job's events from number `since` on, when there are some, or after `longest`
+    seconds. Returns None while its process starts or ends.
 
     Raises:
         Denied: they are not for this identity.
@@ -242,13 +245,13 @@ def _ask_for_events(session: Session, job: str, since: int, wait: float) -> dict
     except (api_spec.AuthorizationError, api_spec.AuthenticationError) as error:
         return Denied(str(error))
     except Exception:
-        return None  # The job's status, asked for next, tells what matters.
+        return None  # The job's status, asked for next, tells the rest.
     finally:
         session.unset_timeout()
 
 
 def _final_events(call: ConsoleCall, job: str) -> Iterator[dict[str, Any]]:
-    """All events of an ended job, from its stored workspace, one by one: they may be hundreds of MB."""
+    """Yield all events of an ended job, from its stored workspace, one by one. They may be hundreds of MB."""
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "own"
         with downloading, call.session() as session:
@@ -258,5 +261,5 @@ def _final_events(call: ConsoleCall, job: str) -> Iterator[dict[str, Any]]:
                 return  # A job that never ran has no workspace.
             for file in sorted(Path(location or folder).rglob(EVENTS_FILE))[:1]:
                 shutil.move(file, own)
-        # Who reads slowly holds up nobody else.
+        # Outside the lock: a slow reader delays nobody else.
         yield from events.read(own)

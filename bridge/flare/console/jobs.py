@@ -1,4 +1,4 @@
-"""The verbs that ask for jobs, end them, and fetch what is left of them."""
+"""The verbs that list jobs, end them, and fetch their results."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
 
 POLL = 0.5
-"""Seconds between two questions, at the least."""
+"""Seconds between two questions, at least."""
 
 MATCHES_SHOWN = 10
-"""Jobs that are listed where a prefix fits several."""
+"""Jobs that are listed if a prefix fits several."""
 
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""The name of a participant, and so of its log's file. project.yml takes fewer."""
+"""The name of a participant, and so of its log's file. project.yml allows fewer."""
 
 downloading = threading.Lock()
-"""FLARE puts what it downloads into one folder a job, whoever asks."""
+"""FLARE downloads into one folder for each job, for all callers."""
 
 
 def listed(call: ConsoleCall) -> None:
-    """Say which jobs there are."""
+    """List the jobs."""
     with call.session() as session:
         jobs = session.list_jobs(detailed=True)
         wait = any(job.get("status") in waiting.WAITING for job in jobs)
@@ -62,7 +62,8 @@ def _entry(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server has noted of a job: its reason, who refused it, which jobs repeat which."""
+    """Return the server's notes about a job: its reason, the sites that refused it, the jobs that repeat
+    others."""
     return {
         "reason": keys.noted_reason(meta),
         "refused": meta.get(keys.REFUSED) or {},
@@ -73,10 +74,10 @@ def kept(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove(call: ConsoleCall, jobs: Sequence[str]) -> None:
-    """Remove ended jobs from the server's store; say how many bytes that has freed.
+    """Remove ended jobs from the server's store. Report the bytes freed.
 
     Raises:
-        ConsoleError: one has not ended: then none is removed. Or the server refuses one: those before it
+        ConsoleError: one has not ended, and none is removed. Or the server refuses one, and those before it
             are gone (`removed`).
     """
     freed, removed = 0, list[str]()
@@ -101,7 +102,7 @@ def remove(call: ConsoleCall, jobs: Sequence[str]) -> None:
 
 
 def resolve(call: ConsoleCall, job: str) -> None:
-    """Say the id of the job that is meant: by `latest`, or by the beginning of its id."""
+    """Report the id of the job that is meant by `latest`, or by the beginning of its id."""
     with call.session() as session:
         if job == LATEST:
             found = session.list_jobs(detailed=True)
@@ -133,7 +134,7 @@ def _when(job: Mapping[str, Any]) -> str:
 
 
 def status(call: ConsoleCall) -> None:
-    """Say which sites are registered, and which jobs there are."""
+    """Report the registered sites and the jobs."""
     with call.session() as session:
         info = session.get_system_info()
         jobs = session.list_jobs(detailed=True)
@@ -154,7 +155,7 @@ def abort(call: ConsoleCall, job: str) -> None:
 
 
 def end(call: ConsoleCall, within: float) -> None:
-    """Abort all jobs that run, and wait until they have ended; say which there were, and which are left."""
+    """Abort all running jobs, and wait until they have ended. Report them, and the remaining ones."""
     deadline = time.monotonic() + within
     asked: set[str] = set()
     with call.session() as session:
@@ -163,7 +164,7 @@ def end(call: ConsoleCall, within: float) -> None:
             time.monotonic() < deadline
         ):
             for job in set(left) - asked:
-                # FLARE may be too busy, or the job just starting: then it is asked again.
+                # FLARE may be too busy, or the job is just starting. Then ask again.
                 with contextlib.suppress(Exception):
                     session.abort_job(job)
                     asked.add(job)
@@ -202,5 +203,5 @@ def download(call: ConsoleCall, job: str) -> None:
             workspace = location / "workspace"
             if workspace.is_dir():
                 workspace.rename(out / "workspace")
-        # Who reads slowly holds up nobody else.
+        # Outside the lock: a slow reader delays nobody else.
         archive.send(call, out)

@@ -1,4 +1,4 @@
-"""The verb `logs`: a job's log, or its end, and what is added to it as long as the job runs."""
+"""The verb `logs`: show a job's log, or its end, and follow it as long as the job runs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from bridge.common.meta import SITES
 from bridge.flare.console.call import ConsoleCall, ConsoleError
 
 SERVER = "server"
-"""Stands, beside the names of sites, for the server's own log."""
+"""The server's own log, beside the names of sites."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at a log that is followed. Each brings all of it, or its last 5 MiB."""
 
 STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
-"""How a line of FLARE's begins: when it was written. An app's line may begin with another form."""
+"""The form of the time at the beginning of FLARE's lines. An app's line may begin with another form."""
 
 KNOWN_BY = 1 << 16
-"""Characters of a log's end by which it is found again, once the log is longer than what FLARE brings."""
+"""Characters of a log's end that identify the place, once the log is longer than the part that FLARE
+brings."""
 
 
 def logs(
@@ -36,7 +37,7 @@ def logs(
         site: the log of the job at the server (`server`), or at a site.
         tail: only so many of the last lines.
         since: only lines of the last so many seconds. A line without a time goes with the one before it.
-        follow: go on with what is added until the job has ended.
+        follow: continue with new lines until the job has ended.
     """
     ended = has_ended(call, job) if follow else True
     text = log_of(call, job, site, ended=ended)
@@ -56,10 +57,10 @@ def logs(
 
 
 def added(before: str, text: str) -> str:
-    """What a log has now that it had not before.
+    """Return the part of a log that was added.
 
-    All of it where the log was begun anew, or where more has come than FLARE brings: its first line says so
-    then. Where the same stands twice, it may be shown twice, and nothing is left out.
+    That is all of it if the log has restarted, or if more has come than FLARE brings, which its first line
+    then says. Repeated text may be shown twice, and nothing is left out.
     """
     if text.startswith(before):
         return text[len(before) :]
@@ -99,7 +100,7 @@ def log_of(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
 
 
 def written_since(text: str, moment: datetime) -> str:
-    """The lines of a log from a moment on."""
+    """Return the lines of a log from a moment on."""
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
         if (stamp := STAMP.match(line)) is None:

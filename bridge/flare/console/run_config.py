@@ -1,4 +1,4 @@
-"""Overrides of an app's run config as `flwr run --run-config` takes them, read by Flower's own functions."""
+"""Read overrides of an app's run config as `flwr run --run-config` takes them, by Flower's own functions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bridge.flare.console.call import ConsoleError
 
 
 def overrides(given: Sequence[str], file: str | None = None) -> dict[str, ConfigValue]:
-    """Return the overrides by key, nested keys joined with dots.
+    """Return the overrides by key. Nested keys are joined with dots.
 
     Flower (1.34 to 1.42 `common/config.py`) reads all texts together. Of `a.b=1` and then `a.c=2` it would
-    lose the first, so each is also read by itself, and a later one goes before an earlier one.
+    lose the first, so each is also read alone, and a later one overrides an earlier one.
 
     Args:
         given: texts such as `key=value`, each with several of them.
         file: the content of a TOML file in their place.
 
     Raises:
-        ConsoleError: Flower refuses them; in its words.
+        ConsoleError: Flower refuses them, in its words.
     """
-    # Here, since it need not import where flwr is too old, and not every job has overrides.
+    # Imported here, since it may fail with an old flwr, and not every job has overrides.
     import click
     from flwr.common.config import parse_config_args
     from flwr.common.serde import user_config_to_proto
@@ -36,7 +36,7 @@ def overrides(given: Sequence[str], file: str | None = None) -> dict[str, Config
                 path.write_text(file)
                 found = parse_config_args([str(path)])
         else:
-            # Nothing more, beside: by that no text is taken for the path of a file, which would be one here.
+            # The empty text keeps Flower from taking a single text for the path of a file.
             parse_config_args([*given, ""])
             for text in given:
                 found |= parse_config_args([text, ""])

@@ -1,10 +1,10 @@
-"""Sessions of FLARE's that stay open, and its errors in words for people.
+"""Keep FLARE sessions open, and turn FLARE's errors into words for people.
 
-FLARE's `Session` (nvflare 2.9.0 `fuel/flare_api/flare_api.py`) is not for two threads: the time for an answer
-is a field of it, and its downloads share a folder. So a verb has a session to itself while it asks, and then
-lays it back. Of a session that was idle the server is asked first whether it knows it, which costs some
-milliseconds and no line in the audit log. After a restart of the server, or once it has expired, the verb
-logs in again.
+FLARE's `Session` (nvflare 2.9.0 `fuel/flare_api/flare_api.py`) is not thread-safe: the time for an answer is
+a field of it, and its downloads share a folder. So each verb has exclusive use of a session while it asks,
+and then returns it. Before an idle session is used, the server is asked whether it knows the session. The
+question costs some milliseconds and no line in the audit log. After a restart of the server, or once the
+session has expired, the verb logs in again.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from pathlib import Path
 from bridge.flare.console.call import ConsoleError, Session, Unreachable
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
-"""The folder that holds this identity's kit (`startup/`, `local/`) and takes what FLARE writes."""
+"""The folder that holds this identity's kit (`startup/`, `local/`) and FLARE's output."""
 
 CONNECT_WITHIN = 15.0
 """Seconds to reach the server."""
 
 LOGIN_TRIES = 3
-"""Questions for a login. FLARE waits 5 s for each answer, and asks 15 times by itself."""
+"""Questions for a login. FLARE waits 5 s for each answer, and asks 15 times by default."""
 
 CHECK_WITHIN = 2.0
 """Seconds for the server to say whether it knows a session."""
 
 MOST = 8
-"""Sessions at a time. Each is a connection and some 20 threads; a further verb waits for its turn."""
+"""Sessions at a time. Each is a connection and some 20 threads. A further verb waits for its turn."""
 
 FRESH = 1.0
-"""Seconds for which an answer proves that the server knows the session: a verb may ask several things."""
+"""Seconds for which an answer proves that the server knows the session, because a verb may ask several
+questions."""
 
 KEPT_IDLE = 600.0
-"""Seconds for which a session is kept that nobody uses. FLARE's server ends it after 1800."""
+"""Seconds for which an unused session is kept. FLARE's server ends it after 1800."""
 
 
 class OpenSessions:
-    """Those of this process. Thread-safe."""
+    """The open sessions of this process. Thread-safe."""
 
     def __init__(self, most: int = MOST) -> None:
         self._free = threading.BoundedSemaphore(most)
@@ -65,7 +66,7 @@ class OpenSessions:
             self._lay_back(session, lost=False)
 
     def close(self, idle_for: float = 0.0) -> None:
-        """Log out where nobody has asked for so long."""
+        """Log out of sessions that were idle for this many seconds."""
         now = time.monotonic()
         with self._lock:
             old = [session for session, since in self._idle if now - since >= idle_for]
@@ -75,7 +76,7 @@ class OpenSessions:
                 session.close()
 
     def _known(self) -> Session | None:
-        """One that is idle and that the server still knows."""
+        """Return an idle session that the server still knows."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -94,7 +95,7 @@ class OpenSessions:
 
 
 def log_in() -> Session:
-    """A new session of this container's identity."""
+    """Return a new session of this container's identity."""
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
     user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
@@ -102,7 +103,7 @@ def log_in() -> Session:
 
 
 def is_known(session: Session) -> bool:
-    """Whether the server still has this session."""
+    """Return whether the server still has this session."""
     from nvflare.fuel.hci.client.api_status import APIStatus
     from nvflare.fuel.hci.proto import InternalCommands, ProtoKey
 
@@ -119,8 +120,8 @@ def is_known(session: Session) -> bool:
 
 
 def _give_up(session: Session) -> None:
-    """Close it without a word to the server, which does not answer or does not know it. Not here: FLARE takes
-    its time for that."""
+    """Close it without a message to the server, which does not answer or does not know it. FLARE's close is
+    slow, so it runs elsewhere."""
     threading.Thread(target=session.api.close, name="session-close", daemon=True).start()
 
 
@@ -134,7 +135,7 @@ def flare_errors() -> Iterator[None]:
 
 
 def told(error: BaseException) -> BaseException:
-    """What is raised in the place of an exception of FLARE's."""
+    """Return the exception to raise in place of one of FLARE's."""
     from nvflare.fuel.flare_api import api_spec
 
     if isinstance(error, ConsoleError) or not isinstance(error, Exception):

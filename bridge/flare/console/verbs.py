@@ -1,4 +1,4 @@
-"""Which verbs there are, and how a request becomes an answer with an exit code."""
+"""List the verbs, and turn a request into an answer with an exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
 
 
 def answer(call: ConsoleCall, request: str | bytes, tell_error: Callable[[bytes], None]) -> int:
-    """Do what a request asks for; returns the exit code.
+    """Execute a request. Returns the exit code.
 
     Args:
         call: takes the answer.

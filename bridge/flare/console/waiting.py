@@ -1,4 +1,4 @@
-"""What a job waits for that has been handed in and has not started."""
+"""Find the cause why a submitted job has not started."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ WAITING = ("SUBMITTED", "APPROVED")
 """The status of such a job."""
 
 SILENT = 25.0
-"""Seconds after which a site should have been heard of: it says something every 10. FLARE's server takes it
-for gone much later."""
+"""Seconds after which a site should have been heard. It sends something every 10. FLARE's server gives it up
+much later."""
 
 ALL, SERVER = "@ALL", "server"
-"""Stand in FLARE's deploy map for all sites that are there, and for the server."""
+"""FLARE's words in a deploy map for all registered sites, and for the server."""
 
 _STAMP = re.compile(r"[0-9-]{10} [0-9:]{8}: ")
-"""How a line of FLARE's schedule history begins."""
+"""The beginning of a line of FLARE's schedule history."""
 
 
 def registered(session: Session) -> dict[str, float]:
-    """The sites that are registered, in the order of their names, and how many seconds ago each was heard."""
+    """Return the registered sites, in the order of their names, with the seconds since each was heard."""
     now = time.time()
     known = {
         str(c.name): round(now - float(c.last_connect_time), 1) for c in session.get_system_info().client_info
@@ -33,14 +33,14 @@ def registered(session: Session) -> dict[str, float]:
 
 
 def silent(sites: Mapping[str, float]) -> dict[str, float]:
-    """Those that should have been heard of."""
+    """Return the sites that should have been heard."""
     return {site: since for site, since in sites.items() if since > SILENT}
 
 
 def waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
-    """Say for what a job waits, for people; empty if it does not wait.
+    """Return the cause of a job's wait, for people, or "" if it does not wait.
 
-    FLARE looks for sites in this order too, and says what it has met only after a try, and often not for whom
+    FLARE looks for sites in this order too. It reports a problem only after a try, and often without the site
     (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).
 
     Args:
@@ -50,7 +50,7 @@ def waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
     try:
         return _waits_for(meta, sites) if meta.get("status") in WAITING else ""
     except (TypeError, ValueError, AttributeError):
-        return ""  # A meta that FLARE will refuse.
+        return ""  # FLARE will refuse this meta.
 
 
 def _waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
@@ -75,9 +75,9 @@ def _waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
 
 
 def _deployed(deploy_map: Mapping[str, Any]) -> Iterator[str]:
-    """The sites that a job names; none if it goes to all."""
+    """Yield the sites that a job names, or none if it goes to all."""
     for places in deploy_map.values():
         for place in places:
-            # FLARE takes a table, too.
+            # FLARE accepts a table, too.
             names = place.get("sites", ()) if isinstance(place, dict) else (place,)
             yield from (str(name) for name in names if name not in (ALL, SERVER))

@@ -1,25 +1,25 @@
-"""FLARE's drivers, with an end to dead connections and none for those who were removed. For nvflare 2.9.0.
+"""Replace FLARE's drivers, to end dead connections and to keep removed sites out. For nvflare 2.9.0.
 
-FLARE imports what lies in this folder before it opens its first connection, in each of its processes: the
-kits' `comm_driver_path` names it (`fuel/f3/communicator.py`, `load_comm_drivers`). Importing this module puts
-subclasses of FLARE's drivers into their place. On the wire all stays as it is, so either end may be without.
+FLARE imports the modules of this folder before it opens its first connection, in each of its processes: the
+kits' `comm_driver_path` names it (`fuel/f3/communicator.py`, `load_comm_drivers`). Importing this module
+replaces FLARE's drivers by subclasses. The wire format stays the same, so either end may lack them.
 
-- A TCP listener of FLARE's shakes hands over TLS while it accepts: one connection that says nothing keeps out
-  everybody else. Here each does so in its own thread, within `HANDSHAKE_WITHIN`, and at most `HANDSHAKES` at
-  once. An HTTP listener, which has no threads, has the same limit of time.
-- A TCP connection cannot send once its process has 1,024 files open, as `select` takes no higher number. Here
-  it asks `poll`.
-- Over TCP and HTTP whoever connects trusts every public authority of its machine besides the federation's.
-  Here it trusts the federation's only.
-- Over TCP and HTTP whoever connects takes any certificate of the federation's CA for the server's, so that a
-  site between could pose as it. Here the certificate must be for the name that was dialled, as in gRPC.
-- Over TCP and HTTP a dead line is found out when the kernel gives it up, after a quarter of an hour. Here it
-  is found out as by gRPC's keep-alive.
-- Whatever the scheme, a listener lets in nobody by mutual TLS whose name in the certificate is revoked
+- FLARE's TCP listener does the TLS handshake while it accepts, so one silent connection keeps everybody else
+  out. Here each handshake has its own thread, at most `HANDSHAKE_WITHIN` seconds, and at most `HANDSHAKES`
+  run at once. An HTTP listener, which has no threads, has the same time limit.
+- A TCP connection cannot send once its process has 1,024 files open, because `select` accepts no higher
+  number. Here it uses `poll`.
+- Over TCP and HTTP a client trusts every public authority of its machine besides the federation's. Here it
+  trusts the federation's only.
+- Over TCP and HTTP a client accepts any certificate of the federation's CA for the server's, so a site in
+  between could pose as the server. Here the certificate must be for the name that was dialled, as in gRPC.
+- Over TCP and HTTP a dead line is noticed when the kernel gives it up, after a quarter of an hour. Here it is
+  noticed as by gRPC's keep-alive.
+- With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
-  later. Until then the site is put out of its jobs, and can hear so.
+  later. Until then the site is removed from its jobs, and can hear so.
 
-`tests/unit/test_internals.py` fails when nvflare changes what is used here.
+`tests/unit/test_internals.py` fails when nvflare changes the parts that are used here.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ from bridge.job import replaced
 log = logging.getLogger(__name__)
 
 HANDSHAKE_WITHIN = 10.0
-"""Seconds for a TLS handshake with whoever has connected over TCP or HTTP. gRPC's are in the kits
+"""Seconds for the TLS handshake of a TCP or HTTP client. gRPC's limits are in the kits
 (`provisioning/harden.py`)."""
 
 HANDSHAKES = 256
-"""Connections over TCP that have not shaken hands yet. Each has a thread, and the container has 4096."""
+"""TCP connections in their handshake. Each has a thread, and the container has 4096."""
 
 LINE_CHECK, LINE_DEAD = 10, 20
-"""Seconds without a byte until TCP asks whether the other end is there, and without an acknowledgement until
-the connection is dead: gRPC's are in the kits (`provisioning/harden.py`)."""
+"""Seconds without a byte until TCP probes the other end, and without an acknowledgement until the connection
+is dead. gRPC's are in the kits (`provisioning/harden.py`)."""
 
 CLOSE_AFTER = 5.0
 """Seconds for which a connection stays open after its name was revoked."""
 
 LOOK_EVERY = 2.0
-"""Seconds from one look at the open connections to the next."""
+"""Seconds between two looks at the open connections."""
 
 TOLD_EVERY = 3600.0
-"""Seconds from one line in the audit log about a name to the next: a site that was removed goes on trying."""
+"""Seconds between two lines in the audit log about a name, because a removed site keeps trying."""
 
-# Those who were removed, whatever the scheme
+# Removed names, with any scheme
 
 _listening: weakref.WeakSet[Admitting] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -81,13 +81,13 @@ _told: dict[str, float] = {}
 
 
 class Admitting(BaseDriver):  # type: ignore[misc]
-    """A driver that lets in nobody who was removed."""
+    """A driver that rejects everybody who was removed."""
 
     def add_connection(self, conn: Any) -> None:
         """Called by the driver for each new connection, before its first frame is read.
 
         Raises:
-            CommError: it is closed, since the other end was removed.
+            CommError: it is closed, because the other end was removed.
         """
         name = _peer(conn)
         if name is not None:
@@ -99,13 +99,13 @@ class Admitting(BaseDriver):  # type: ignore[misc]
         super().add_connection(conn)
 
     def close_connection(self, conn: Any) -> None:
-        """Called by the driver at a connection's end. One that was refused was never there."""
+        """Called by the driver at a connection's end. A rejected connection was never added."""
         if conn.name in self.connections:
             super().close_connection(conn)
 
 
 def _peer(conn: Any) -> str | None:
-    """The name in the certificate of whoever has connected over mutual TLS to this process."""
+    """Return the name in the certificate of the other end of a mutual TLS connection to this process."""
     connector = conn.connector
     if connector.mode != Mode.PASSIVE or not is_mtls_connection(connector.params):
         return None
@@ -121,7 +121,7 @@ def _audit(name: str, text: str) -> None:
 
 
 def _watch(driver: Admitting) -> None:
-    """Begin to look at the connections of a driver."""
+    """Begin to watch the connections of a driver."""
     with _lock:
         if not _listening:
             threading.Thread(target=_keep_closing, name="flowerbed-revoked", daemon=True).start()
@@ -142,7 +142,7 @@ def _keep_closing() -> None:
 
 
 def close_removed(driver: Admitting) -> None:
-    """Close the connections of those who were revoked a while ago."""
+    """Close the connections of names that were revoked a while ago."""
     for conn in list(driver.connections.values()):
         name = _peer(conn)
         if name is not None and REVOCATIONS.removed(name, CLOSE_AFTER):
@@ -151,17 +151,18 @@ def close_removed(driver: Admitting) -> None:
             conn.close()
 
 
-# TLS: whom who dials trusts
+# TLS: the certificates that a client trusts
 
 
 class _Dialling(ssl.SSLContext):
-    """The context of who dials: the certificate has to be for the name that was dialled. FLARE says no."""
+    """The context of a client: the certificate must be for the name that was dialled. FLARE switches this
+    off."""
 
     check_hostname = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
 
 def _no_public_authority(purpose: ssl.Purpose) -> ssl.SSLContext:
-    """Take the place of `ssl.create_default_context`. FLARE adds the federation's CA and the certificate."""
+    """Replace `ssl.create_default_context`. FLARE adds the federation's CA and the certificate."""
     if purpose == ssl.Purpose.SERVER_AUTH:
         return _Dialling(ssl.PROTOCOL_TLS_CLIENT)
     return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -171,7 +172,7 @@ def _no_public_authority(purpose: ssl.Purpose) -> ssl.SSLContext:
 
 
 def set_keepalive(sock: Any) -> None:
-    """Let the kernel find out that a TCP connection is dead."""
+    """Let the kernel notice that a TCP connection is dead."""
     if getattr(sock, "family", None) not in (socket.AF_INET, socket.AF_INET6):
         return
     for level, option, value in (
@@ -185,7 +186,7 @@ def set_keepalive(sock: Any) -> None:
 
 
 class TcpConnection(SocketConnection):  # type: ignore[misc]
-    """FLARE's, which finds out that its line is dead, and sends whatever its file's number."""
+    """FLARE's connection, which also notices a dead line, and sends whatever its file's number."""
 
     def __init__(self, sock: Any, connector: Any, secure: bool) -> None:
         super().__init__(sock, connector, secure)
@@ -208,17 +209,17 @@ class TcpConnection(SocketConnection):  # type: ignore[misc]
 
 
 class Handshakes:
-    """The connections that have not shaken hands yet. One too many, and one of them is closed: the oldest of
-    the address that has the most, so that nobody keeps out who calls from another."""
+    """The connections in their handshake. One too many closes another: the oldest of the address with the
+    most, so that nobody keeps callers from other addresses out."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
         self._waiting: dict[socket.socket, str] = {}
-        """By age; the value is the address."""
+        """By age. The value is the address."""
 
     def begin(self, connection: socket.socket, address: str) -> None:
-        """Count a new connection in."""
+        """Add a new connection."""
         with self._lock:
             self._waiting[connection] = address
             if len(self._waiting) <= self._most:
@@ -227,14 +228,14 @@ class Handshakes:
             oldest = next(c for c, place in self._waiting.items() if place == busiest)
             del self._waiting[oldest]
         try:
-            # Not closed: its thread still reads, and would read from whoever gets the number next. Nor by
-            # its own `shutdown`, which takes TLS away from under that thread.
+            # Not closed, because its thread still reads, and would read from the next owner of its number.
+            # Not by its own `shutdown`, which takes TLS away from under that thread.
             socket.socket.shutdown(oldest, socket.SHUT_RDWR)
         except OSError as error:
             log.debug("a connection from %s was gone already: %s", busiest, error)
 
     def end(self, connection: socket.socket) -> None:
-        """Count one out, whatever came of it."""
+        """Remove a connection after its handshake, successful or not."""
         with self._lock:
             self._waiting.pop(connection, None)
 
@@ -243,10 +244,11 @@ _handshakes = Handshakes(HANDSHAKES)
 
 
 class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
-    """FLARE's, whose connections shake hands in their own threads."""
+    """FLARE's listener, with handshakes in the connections' own threads."""
 
     request_queue_size = HANDSHAKES
-    """Whom the kernel keeps until they are accepted; with Python's own 5 a crowd is kept out."""
+    """Connections that the kernel keeps until they are accepted. Python's default of 5 would keep a crowd
+    out."""
 
     def get_request(self) -> Any:
         """Called by `socketserver` for the next connection."""
@@ -276,7 +278,7 @@ class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
 
 
 class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
-    """FLARE's, with the listener and the connections of this module."""
+    """FLARE's driver, with the listener and the connections of this module."""
 
     def listen(self, connector: Any) -> None:
         """See `Driver.listen`."""
@@ -296,7 +298,7 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
         self.carry(TcpConnection(sock, connector, bool(context)))
 
     def carry(self, connection: TcpConnection) -> None:
-        """Carry what comes over a connection, to its end."""
+        """Process the data of a connection, to its end."""
         self.add_connection(connection)
         connection.read_loop()
         self.close_connection(connection)
@@ -306,7 +308,7 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
 
 
 class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
-    """FLARE's, which finds out that a line is dead."""
+    """FLARE's driver, which also notices a dead line."""
 
     async def _connection_handler(self, websocket: Any) -> None:
         """Called for each connection, at both ends."""
@@ -315,11 +317,11 @@ class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[m
 
 
 OURS = {driver.__name__: driver for driver in (TcpDriver, AioHttpDriver)}
-"""Named as FLARE's, which it would register otherwise, and complain."""
+"""Named as FLARE's, which would register them otherwise, and complain."""
 
 
 def _admitting(drivers: dict[str, Any]) -> dict[str, Any]:
-    """By scheme, each driver as one that lets in nobody who was removed."""
+    """Return, by scheme, each driver as one that rejects everybody who was removed."""
     return {
         scheme: OURS.get(kind.__name__) or type(kind.__name__, (Admitting, kind), {})
         for scheme, kind in drivers.items()
@@ -327,14 +329,14 @@ def _admitting(drivers: dict[str, Any]) -> dict[str, Any]:
 
 
 def install() -> None:
-    """Change nvflare's drivers, in this process."""
-    # FLARE's own come first; most often they are there already.
+    """Replace nvflare's drivers in this process."""
+    # FLARE's own come first. Most often they are there already.
     driver_mgr.search_folder(str(Path(drivers.__file__).parent), drivers.__package__)
     replaced.replace(replaced.DRIVERS, _admitting)
     replaced.replace(
         replaced.TRUST, lambda _: namespace_proxy(ssl, create_default_context=_no_public_authority)
     )
-    # Of asyncio's own, which aiohttp's listener goes by: it cannot be told another.
+    # aiohttp's listener uses asyncio's own limit, and has no setting for another.
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_WITHIN  # type: ignore[misc]
 
 

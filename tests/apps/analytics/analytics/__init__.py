@@ -1,1 +1,1 @@
-"""How are the sites' numbers distributed? None of them leaves its site."""
+"""Find the distribution of the sites' numbers. None of the numbers leaves its site."""

@@ -1,4 +1,4 @@
-"""The server: two questions, of which the second needs the first one's answer."""
+"""The server: it asks two questions, and the second needs the first one's answer."""
 
 import json
 import time

@@ -25,5 +25,5 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def trained(context: Context) -> int:
-    """How often this site has trained, in this run."""
+    """Return how often this site has trained in this run."""
     return context.state["kept"]["trainings"] if "kept" in context.state else 0

@@ -21,7 +21,7 @@ class Logging(NumPyClient):
         return self.log("validation"), 10, {}
 
     def log(self, what: str) -> float:
-        """Log the next step of a kind; returns its loss, which differs by site, kind and step."""
+        """Log the next step of a kind, and return its loss, which differs by site, kind and step."""
         steps = self.context.state.setdefault("steps", MetricRecord())
         steps[what] = step = int(steps.get(what, 0)) + 1
         loss = (int(self.context.node_config["partition-id"]) + 1 + len(what) / 100) / step

@@ -1,1 +1,1 @@
-"""What the server says comes back."""
+"""The sites send back what the server says."""

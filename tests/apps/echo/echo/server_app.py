@@ -36,5 +36,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def many(number: int) -> ArrayRecord:
-    """So many arrays of which no two are alike: Flower would send only one of them."""
+    """Return so many arrays, all of them different: Flower would send equal ones only once."""
     return ArrayRecord({f"layer.{i}": Array(np.full(4, i, dtype=np.float32)) for i in range(number)})

@@ -1,1 +1,1 @@
-"""Each site walks half the way to a number of its own."""
+"""Each site moves half the way to its own number."""

@@ -1,4 +1,4 @@
-"""The server: sends, collects and averages by itself, in both ways that the grid has."""
+"""The server: it sends, collects and averages itself, in both ways that the grid offers."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def messages(kind: str, number: int, model: np.ndarray, nodes: list[int]) -> lis
 
 
 def push_and_pull(grid: Grid, sent: list[Message]) -> Iterable[Message]:
-    """As `send_and_receive`, but there is time for other things; replies in the order of what was sent."""
+    """Do as `send_and_receive`, with time for other things, and return replies in the order of sending."""
     ids = list(grid.push_messages(sent))
     found: dict[str, Message] = {}
     while missing := [one for one in ids if one not in found]:

@@ -1,4 +1,4 @@
-"""What a hostile site may say, and tests/attacks/test_outputs.py looks for."""
+"""Outputs of a hostile site, which tests/attacks/test_outputs.py looks for."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Hostile(NumPyClient):
 
 
 def log_points():  # noqa: ANN201
-    """By FLARE's own writer, if it is there."""
+    """Log points with FLARE's own writer, if it is there."""
     try:
         from nvflare.client import tracking
     except ImportError:

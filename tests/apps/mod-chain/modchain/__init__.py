@@ -1,1 +1,1 @@
-"""What a site learned is clipped, measured, and blurred before it leaves."""
+"""A site's update is clipped, measured, and blurred before it leaves."""

@@ -1,4 +1,4 @@
-"""The server: FedAvg; after N rounds every number has grown by N, and stands so in final_model.npy."""
+"""The server: FedAvg. After N rounds every number in final_model.npy has grown by N."""
 
 import numpy as np
 from flwr.common import Context, ndarrays_to_parameters, parameters_to_ndarrays

@@ -1,1 +1,1 @@
-"""What each site adds is masked; only the sum of all can be read."""
+"""Each site's number is masked. Only the sum of all can be read."""

@@ -1,4 +1,4 @@
-"""The client: adds 1, 2, 3, ...; the mod masks it."""
+"""The client: it adds 1, 2, 3, ... and the mod masks that."""
 
 import numpy as np
 from flwr.client import Client, ClientApp, NumPyClient

@@ -1,1 +1,1 @@
-"""Where is the middle of all sites' points? Flower's strategies find it, each in its way."""
+"""Find the middle of all sites' points, with each of Flower's strategies."""

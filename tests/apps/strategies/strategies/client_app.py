@@ -1,4 +1,4 @@
-"""The client: its points lie about a place of its own; it walks from the server's to the middle of them."""
+"""The client: its points lie around its own place, and it moves from the server's point to their middle."""
 
 import numpy as np
 from flwr.client import Client, ClientApp, NumPyClient

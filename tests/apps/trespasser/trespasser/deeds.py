@@ -1,4 +1,4 @@
-"""What is tried, by the ServerApp and by each ClientApp alike."""
+"""Attempts that the ServerApp and each ClientApp make."""
 
 # ruff: noqa: PTH104, PTH108, PTH110, PTH123, PTH208, SIM115
 
@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 PIDS = range(1, 3000)
-"""Where a container's processes are looked for: /proc cannot be listed."""
+"""Numbers to search for a container's processes: /proc cannot be listed."""
 
 MPTCP = 262
 """The protocol's number."""
@@ -35,7 +35,7 @@ for _ in range(20):
 
 
 def do(deed, job_folder):  # noqa: ANN001, ANN201
-    """Do it; returns what was seen."""
+    """Do one deed, and return what was seen."""
     if deed == "look":
         return look(job_folder)
     # No child, not in this session, and with nothing in its environment to know it by.
@@ -45,7 +45,7 @@ def do(deed, job_folder):  # noqa: ANN001, ANN201
 
 
 def look(job_folder):  # noqa: ANN001, ANN201
-    """Try everything; returns by name what came of it: an error's name, or what was there."""
+    """Try everything, and return each result by name: an error's name, or what was there."""
     seen = {}
 
     def attempt(name, act):  # noqa: ANN001, ANN202
@@ -159,7 +159,7 @@ def watch(path):  # noqa: ANN001, ANN201
 
 
 def opens(path):  # noqa: ANN001, ANN201
-    """Whether a terminal opens. One that is not there does not."""
+    """Return whether a terminal opens. A missing one does not."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_NOCTTY))
     except (PermissionError, FileNotFoundError):
@@ -184,7 +184,8 @@ def connects(port, host="127.0.0.1"):  # noqa: ANN001, ANN201
 
 
 def abstract():  # noqa: ANN201
-    """FLARE has none: one of one's own shows that they work at all."""
+    """Connect to an abstract socket of the test's own, since FLARE has none: it shows that they work at
+    all."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
         listener.bind("\0trespasser" + str(os.getpid()))
         listener.listen()
@@ -193,7 +194,7 @@ def abstract():  # noqa: ANN201
 
 
 def loaded():  # noqa: ANN201
-    """What a DataLoader with workers gives, if torch is here."""
+    """Return the result of a DataLoader with workers, if torch is here."""
     try:
         import torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""What an app sees in its working directory."""
+"""An app's view of its working directory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,13 @@ def seen() -> dict[str, str]:
 
 
 def written(path: Path) -> str:
-    """How many letters can be added to a file."""
+    """Return how many letters can be added to a file."""
     with path.open("a") as file:
         return str(file.write("x"))
 
 
 def attempt(action: Callable[[], str]) -> str:
-    """What comes of an action, or the name of its error."""
+    """Return an action's result, or the name of its error."""
     try:
         return action()
     except OSError as error:

@@ -1,19 +1,19 @@
-"""Every client adds a constant of its own to every number."""
+"""An app in which every client adds its own constant to every number."""
 
 import numpy as np
 
 PERIOD = 65521
-"""A prime, so that no two chunks of a large array are alike: Flower would send only one of them."""
+"""A prime, so that no two chunks of a large array are equal: Flower would send only one of them."""
 APART = 1000
-"""Between two arrays, for the same reason; more than the rounds of a run add."""
+"""Distance between two arrays, for the same reason. It exceeds what the rounds of a run add."""
 
 
 def beginning(arrays: int, numbers: int) -> list[np.ndarray]:
-    """Before the first round: 0, 1, 2, ... and from 0 again; the next array from 1000; and so on."""
+    """Return the initial numbers: 0, 1, 2, ... and from 0 again, the next array from 1000, and so on."""
     period = np.arange(PERIOD, dtype=np.float32)
     return [np.resize(period + APART * number, numbers) for number in range(arrays)]
 
 
 def constant(partition: int) -> int:
-    """What a client adds: each another, so that no two replies are alike either."""
+    """Return a client's constant. It differs between clients, so that no two replies are equal either."""
     return 1 + partition

@@ -1,4 +1,4 @@
-"""The client: adds its constant to every number; evaluates by telling the first one."""
+"""The client: it adds its constant to every number, and evaluates by reporting the first one."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""The server: Flower's FedAvg as it is; a number that did not grow as it must fails the run."""
+"""The server: Flower's unchanged FedAvg, with a check that fails the run if a number is wrong."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context
@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def check(arrays: list[np.ndarray], grown: float) -> None:
-    """Raise unless the arrays' first numbers and last ones have grown by so much."""
+    """Raise unless the arrays' first and last numbers have grown by `grown`."""
     for number, (array, before) in enumerate(
         zip(arrays, beginning(len(arrays), arrays[0].size), strict=True)
     ):

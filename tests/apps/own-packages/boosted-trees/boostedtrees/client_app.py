@@ -1,4 +1,4 @@
-"""The client: trees for numbers below and above a border of its own."""
+"""The client: trees for numbers below and above its own border."""
 
 import lightgbm as lgb
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which packages this process has."""
+"""The packages of this process."""
 
 from importlib.metadata import version
 
