@@ -299,15 +299,15 @@ def test_another_person_acts_under_another_identity(federation: Federation, home
 
 def test_a_kit_alone_serves_it_too(federation: Federation, flwr: Flwr, app: Path) -> None:
     port = free_port()
-    started = ("flwr-api", "--as", "lead", "--port", str(port))
-    federation.shown(*started, "--write", "--name", "kit")
+    kit = federation.root / federation.must("kit", "--as", "lead")["kit"]
+    federation.shown("flwr-api", "--kit", str(kit), "--port", str(port), "--write", "--name", "kit")
     try:
         assert "site-1" in flwr("supernode", "ls", "kit")
         answer = json.loads(flwr("run", str(app), "kit", "-c", "num-server-rounds=1", "--format", "json"))
         assert "[ROUND 1/1]" in flwr("log", answer["run-id"], "kit")
         (job,) = (one for one in federation.must("jobs")["jobs"] if one["run_id"] == answer["run-id"])
         assert job["submitter"] == "lead@flowerbed.example"
-        taken = federation.verb(*started)
+        taken = federation.verb("flwr-api", "--as", "lead", "--port", str(port))
         assert taken.code == 1 and f"Port {port} on 127.0.0.1 is taken" in taken.value["error"]
     finally:
         federation.must("flwr-api", "--as", "lead", "--stop")
