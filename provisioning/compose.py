@@ -71,7 +71,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             output_error(
                 "INVALID_ARGS",
                 exit_code=4,
-                detail=f"expected a workspace below {ROOT}, where the images are built; found {workspace}. "
+                detail=f"expected a workspace below {ROOT}, where the images are built, found {workspace}. "
                 f"Run it there, without -w.",
             )
 

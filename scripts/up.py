@@ -140,7 +140,7 @@ def _check_address() -> None:
     address = settings.read(settings.BIND)
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise core.Failure(
-            f"{settings.BIND}: expected an address, with an IPv6 one in brackets; found {address}. Write "
+            f"{settings.BIND}: expected an address, with an IPv6 one in brackets, found {address}. Write "
             f"{settings.BIND}=[{address.strip('[]')}]."
         )
 

@@ -111,7 +111,7 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
     except Unfit:
         raise
     except fab.NO_ZIP as error:
-        raise Unfit(f"the job is no zip that can be read: {str(error)[:ERROR_SHOWN]}") from None
+        raise Unfit(f"the job is not a readable zip file: {str(error)[:ERROR_SHOWN]}") from None
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:
@@ -162,7 +162,7 @@ def _check_server(part: Contents) -> None:
         found = "both" if part.fab else "neither"
         raise Unfit(
             f"expected the job to bring an app ({CUSTOM}/{fab.NAME}) or to name one on the server "
-            f"(flower_app_path), found {found}. Export it anew if an older Flowerbed has made it."
+            f"(flower_app_path), found {found}. If an older Flowerbed made the job, export it again."
         )
 
 
@@ -205,13 +205,13 @@ def _part(app: str, files: Files) -> Contents:
 def _parsed(where: str, text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key appears twice")
         return dict(pairs)
 
     try:
         content = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Unfit(f"{where} is no JSON: {error}") from None
+        raise Unfit(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise Unfit(f"{where}: expected a JSON object")
     return content
@@ -267,7 +267,7 @@ def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code
         else:
             good = _is_setting(key, value)
         if not good:
-            raise Unfit(f"{where}: {key[:60]!r} is not what a job of Flowerbed has there")
+            raise Unfit(f"{where}: {key[:60]!r} is not expected there")
     components = content.get("components", [])
     if not isinstance(components, list):
         raise Unfit(f"{where}: expected components to be a list")

@@ -176,7 +176,7 @@ class FlareServer:
             return True
         left = {token: c for token, c in process[RunProcessKey.PARTICIPANTS].items() if c.name != site}
         if len(left) < max(1, int(job.min_sites or 1)):
-            self.fail(job_id, f"{site} was put out of the job, and too few sites are left: {why}")
+            self.fail(job_id, f"{site} was removed from the job, and too few sites are left: {why}")
             return True
         process[RunProcessKey.PARTICIPANTS] = left
         job.meta[JobMetaKey.JOB_CLIENTS] = [client.to_dict() for client in left.values()]
@@ -291,7 +291,7 @@ class FlareServer:
             try:
                 self._runner._save_workspace(fl_ctx, None, job)
             except Exception:
-                log.exception("what job %s had done could not be stored", job)
+                log.exception("could not store the results of job %s", job)
             self._manager.set_status(job, status, fl_ctx)
 
     def clone(self, job: str, new: str, values: Mapping[str, Any]) -> None:

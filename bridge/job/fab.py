@@ -42,8 +42,9 @@ def build(app: Path) -> bytes:
         raise BadApp(f"the app cannot be built: {error}") from error
     if wrong := [name for name, found in files(content).items() if found == LEFT_OUT]:
         raise BadApp(
-            f"the app cannot be built: this Flower bundles {', '.join(wrong)}, which was taken for a file "
-            "that it leaves out and was not sent. Take what is about it out of fab-include and fab-exclude."
+            f"the app cannot be built: this Flower bundles {', '.join(wrong)}, which Flowerbed did not "
+            "send, because Flower usually leaves it out. Remove patterns that match it from fab-include and "
+            "fab-exclude."
         )
     return content
 

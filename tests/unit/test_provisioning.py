@@ -833,14 +833,14 @@ def test_certificates_near_or_past_their_end_are_renewed(again: Path) -> None:
 BAD: dict[str, tuple[Edit, str]] = {
     "broken YAML": (replace("participants:", "participants: ]"), "line 12: this is not YAML"),
     "not a mapping": (lambda _: "- a\n- b\n", "expected a mapping"),
-    "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list; found nothing"),
+    "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list, found nothing"),
     "no type": (replace("    type: client\n", ""), "participant site-1: expected 'type' as text"),
     "unknown type": (replace("type: client", "type: clinet"), "expected type server, client"),
     "duplicate name": (replace("name: site-2", "name: site-1"), "participant 'site-1' stands there 2 times"),
-    "no server": (replace("type: server", "type: client"), "one participant of type server; found none"),
+    "no server": (replace("type: server", "type: client"), "one participant of type server, found none"),
     "two servers": (
         replace("type: client", "type: server"),
-        "one participant of type server; found server, site-1",
+        "one participant of type server, found server, site-1",
     ),
     "no admin": (replace("role: project_admin", "role: org_admin"), "type admin with role project_admin"),
     "unknown role": (replace("role: lead", "role: boss"), "expected role project_admin"),
@@ -889,19 +889,19 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "unknown scheme": (
         replace("scheme: tcp", "scheme: quic"),
-        "expected StaticFileBuilder's scheme to be grpc, tcp or http; found 'quic'",
+        "expected StaticFileBuilder's scheme to be grpc, tcp or http, found 'quic'",
     ),
     "unknown scheme of a relay": (
         lambda text: text.replace("\nbuilders:", SITES.replace("scheme: grpc", "scheme: https")),
-        "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http; found 'https'",
+        "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http, found 'https'",
     ),
     "no jobs at once": (
         replace(f"{HARDEN}\n", f"{HARDEN}\n    args: {{max_jobs: 0}}\n"),
-        "expected HardenBuilder's max_jobs to be a whole number from 1; found int 0",
+        "expected HardenBuilder's max_jobs to be a whole number from 1, found int 0",
     ),
     "custom code is neither true nor false": (
         replace("name: site-2\n", "name: site-2\n    custom_code: never\n"),
-        "site 'site-2': expected custom_code to be true or false; found 'never'",
+        "site 'site-2': expected custom_code to be true or false, found 'never'",
     ),
     "custom code of an admin": (
         replace("role: lead", "role: lead\n    custom_code: false"),
@@ -909,27 +909,27 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a policy that is misspelt": (
         replace("name: site-2\n", "name: site-2\n    alowed_apps: []\n"),
-        "site 'site-2': there is no key 'alowed_apps'; did you mean allowed_apps?",
+        "site 'site-2': unknown key 'alowed_apps'. Did you mean allowed_apps?",
     ),
     "revoked is misspelt": (
         replace("\nbuilders:", "\nrevoke: [site-9]\nbuilders:"),
-        "project: there is no key 'revoke'; did you mean revoked?",
+        "project: unknown key 'revoke'. Did you mean revoked?",
     ),
     "a sandbox of another kind": (
         replace("name: site-2\n", "name: site-2\n    sandbox: strict\n"),
-        "site 'site-2': expected sandbox to be required, best-effort, off; found 'strict'",
+        "site 'site-2': expected sandbox to be required, best-effort, off, found 'strict'",
     ),
     "egress to one address": (
         replace("name: site-2\n", "name: site-2\n    egress: 10.0.0.1\n"),
-        "site 'site-2': expected egress to be server, any; found '10.0.0.1'",
+        "site 'site-2': expected egress to be server, any, found '10.0.0.1'",
     ),
     "a server elsewhere": (
         replace("type: server\n", "type: server\n    elsewhere: true\n"),
-        "server 'server': elsewhere is for all but the server; leave it out",
+        "server 'server': elsewhere is for all but the server. Leave it out",
     ),
     "elsewhere is a place": (
         replace("name: site-2\n", "name: site-2\n    elsewhere: berlin\n"),
-        "site 'site-2': expected elsewhere to be true or false; found 'berlin'",
+        "site 'site-2': expected elsewhere to be true or false, found 'berlin'",
     ),
     "an allowed app by its name": (
         replace("name: site-2\n", "name: site-2\n    allowed_apps: [dice]\n"),
@@ -941,15 +941,15 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a limit that is no size": (
         replace("name: site-2\n", "name: site-2\n    limits: {log: much}\n"),
-        "site 'site-2': expected limits.log to be a size such as 20GB; found 'much'",
+        "site 'site-2': expected limits.log to be a size such as 20GB, found 'much'",
     ),
     "no kept jobs": (
         replace("name: site-2\n", "name: site-2\n    limits: {kept_jobs: 0}\n"),
-        "site 'site-2': expected limits.kept_jobs to be a whole number from 1; found int 0",
+        "site 'site-2': expected limits.kept_jobs to be a whole number from 1, found int 0",
     ),
     "a node config of a wrong type": (
         replace("name: site-2\n", "name: site-2\n    node_config: {ids: [1, 2]}\n"),
-        "site 'site-2': expected node_config.ids to be a text, a whole number of 64 bits",
+        "site 'site-2': expected node_config.ids to be a string, a 64-bit integer",
     ),
     "a key of ours in a node config": (
         replace("name: site-2\n", "name: site-2\n    node_config: {client-name: me}\n"),
@@ -957,7 +957,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a node config of the server": (
         replace("type: server\n", "type: server\n    node_config: {a: 1}\n"),
-        "server 'server': node_config is for sites; leave it out",
+        "server 'server': node_config is for sites. Leave it out",
     ),
     "data of a person": (
         replace("role: lead\n", "role: lead\n    data: /srv\n"),
@@ -965,7 +965,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a misspelt setting": (
         replace("name: site-2\n", "name: site-2\n    enviroment: {A: 1}\n"),
-        "there is no key 'enviroment'; did you mean environment?",
+        "unknown key 'enviroment'. Did you mean environment?",
     ),
     "data that is not there": (
         replace("name: site-2\n", "name: site-2\n    data: /no/such/folder\n"),
@@ -981,26 +981,26 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "revoked is no list": (
         replace("\nbuilders:", "\nrevoked: site-9\nbuilders:"),
-        "revoked: expected a list of names of sites and people; found 'site-9'",
+        "revoked: expected a list of names of sites and people, found 'site-9'",
     ),
     "a site under a name of the server's": (
         replace("[localhost, 127.0.0.1]", "[localhost, Site-2]"),
-        "server 'server': expected a name in host_names that is nobody else's; found 'Site-2', under which "
+        "server 'server': expected a name in host_names that is nobody else's, found 'Site-2', under which "
         "'site-2' could pose as 'server'",
     ),
     "a site under the server's first name": (
         replace("    host_names: [", "    default_host: site-1\n    host_names: ["),
-        "expected a name in default_host that is nobody else's; found 'site-1'",
+        "expected a name in default_host that is nobody else's, found 'site-1'",
     ),
     "a site that dials the server by another's name": (
         replace("name: site-2\n", "name: site-2\n    connect_to: {host: site-1}\n"),
-        "site 'site-2': expected a name in connect_to that is nobody else's; found 'site-1'",
+        "site 'site-2': expected a name in connect_to that is nobody else's, found 'site-1'",
     ),
     "a relay under a name of the server's": (
         lambda text: text.replace("127.0.0.1]", "127.0.0.1, fl.example]").replace(
             "\nbuilders:", SITES.replace("port: 8102", "port: 8102, host_names: [fl.example]")
         ),
-        "relay 'relay-1': expected a name in host_names that is nobody else's; found 'fl.example', under "
+        "relay 'relay-1': expected a name in host_names that is nobody else's, found 'fl.example', under "
         "which 'server' could pose as 'relay-1'",
     ),
     # Left to FLARE to find.

@@ -194,7 +194,7 @@ def test_a_job_that_may_not_run_is_closed_with_the_reason(tmp_path: Path, how: s
     content = {"no zip": None, "store": 7}.get(how, zipped(files))
     store = Store(content)
     reason, known = scheduled(tmp_path, store, submitter_role=role)
-    said = {"contents": "evil.so", "no zip": "could not look", "store": "could not look"}
+    said = {"contents": "evil.so", "no zip": "could not check", "store": "could not check"}
     assert said.get(how, meta.NO_CUSTOM_CODE) in reason
     assert store.status == "FINISHED:FAILED_TO_RUN" and not known.get("byoc")
     assert store.noted == {
