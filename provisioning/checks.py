@@ -53,7 +53,10 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 """Names that lead each machine to itself."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that belong to no participant (`compose/`)."""
+"""Containers of the federation that belong to no participant (`compose/`), and start only on demand."""
+
+FLWR = "flwr"
+"""The container through which Flower's command line reaches the consoles."""
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
@@ -154,7 +157,7 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.who}: expected {expected}."
         elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
             yield f"{entry.who}: FLARE uses this name for something else. Choose another."
-        elif service_name(entry.name) in TOOLS:
+        elif service_name(entry.name) in (*TOOLS, FLWR):
             yield f"{entry.who}: this is the name of another container. Choose another."
         if not re.fullmatch(r"\w+", entry.org, re.ASCII):
             yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."

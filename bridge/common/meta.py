@@ -60,6 +60,9 @@ STORED = "flowerbed_stored"
 """Bytes that the job takes in the server's store. They are looked up when the meta is read
 (`job_store.py`)."""
 
+APP = "flowerbed_app"
+"""The app that the job brings: `id` (publisher/name), `version` and `hash`. Only the server writes it."""
+
 SITES_TOPIC = "flowerbed.sites"
 """The app command that makes the job's process look again at its sites' tokens. The server's own process
 sends it."""

@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,6 +91,8 @@ class Contents:
     """The app on the server that it names instead, as `flower_app_path`. Only the server's part does."""
     environment: str = ""
     """The app's environment that it names, in the server's part."""
+    app: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The brought app's `id`, `version` and `hash`, as Flower shows them; empty: it brings none."""
 
 
 def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
@@ -166,7 +168,7 @@ def _check_server(part: Contents) -> None:
 
 def _part(app: str, files: Files) -> Contents:
     """One part of a job: its files by their path in it."""
-    content = ""
+    content, brought_app = "", dict[str, str]()
     for path in files:
         folder, _, name = path.rpartition("/")
         allowed = {
@@ -181,10 +183,10 @@ def _part(app: str, files: Files) -> Contents:
     if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
         app_file = brought(FAB_LIMIT)
         try:
-            fab.read(app_file)
+            brought_app = fab.identity(app_file)
         except BadApp as error:
             raise Unfit(f"{app}/{CUSTOM}/{fab.NAME}: {error}") from None
-        content = fab.sha256(app_file)
+        content = brought_app["hash"]
     elif any(path.startswith(f"{CUSTOM}/") for path in files):
         raise foreign(f"{app}/{CUSTOM}/")
     found: dict[str, Mapping[str, Any]] = {}
@@ -195,7 +197,9 @@ def _part(app: str, files: Files) -> Contents:
                 where, name, _parsed(where, read(TEXT_LIMIT)), brings_code=bool(content)
             )
     deployed = "".join(str(given.get("flower_app_path") or "") for given in found.values())
-    return Contents(content, deployed, str(found.get(SERVER_CONFIG, {}).get("environment") or ""))
+    return Contents(
+        content, deployed, str(found.get(SERVER_CONFIG, {}).get("environment") or ""), brought_app
+    )
 
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:

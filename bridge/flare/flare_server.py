@@ -302,7 +302,7 @@ class FlareServer:
             old = self._manager.get_job(job, fl_ctx).meta
             # FLOWER_PREDEPLOYED is FLARE's, which forgets it (nvflare 2.9.0). Sites would not be asked then.
             keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
-            keys |= {meta.LATE_SITES, meta.ENVIRONMENT}
+            keys |= {meta.LATE_SITES, meta.ENVIRONMENT, meta.APP}
             kept = {str(key): value for key, value in old.items() if key in keys}
             kept[JobMetaKey.CLONED_FROM.value] = job
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)

@@ -136,6 +136,7 @@ def mark(known: dict[str, Any], found: contents.Contents) -> None:
         (AppValidationKey.BYOC, bool(found.fab)),
         (FlowerConstant.FLOWER_PREDEPLOYED, bool(found.deployed)),
         (meta.ENVIRONMENT, found.environment),
+        (meta.APP, dict(found.app)),
     ):
         known.pop(key, None)
         if value:

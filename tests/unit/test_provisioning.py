@@ -31,6 +31,7 @@ from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
+from provisioning.names import flwr_port
 from scripts import core, provision
 from tests.unit import forked
 from tests.unit.forked import ended
@@ -364,18 +365,42 @@ def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
 
 
 def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
-    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", *TOOLS}
+    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", "flwr", *TOOLS}
     assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
 
 
-def test_only_the_server_publishes_a_port(wide: Path) -> None:
+def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) -> None:
     published = {name: service["ports"] for name, service in services(wide).items() if "ports" in service}
-    assert published == {"server": ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]}
+    assert published.pop("server") == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]
+    keys = {"admin": "ADMIN", "lead": "LEAD", "mem-ber": "MEM_BER"}
+    assert published == {
+        "flwr": [
+            f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
+            f"${{FLOWERBED_FLWR_PORT_{key}:-{flwr_port('flowerbed', name)}}}:{9093 + number}"
+            for number, (name, key) in enumerate(keys.items())
+        ]
+    }
+
+
+def test_flowers_command_line_reaches_each_console_by_a_socket_of_its_own(wide: Path) -> None:
+    composed = services(wide)
+    people = ("admin", "lead", "mem-ber")
+    assert composed["flwr"]["command"] == [f"{9093 + n}=/flwr/{p}/socket" for n, p in enumerate(people)]
+    assert composed["flwr"]["volumes"] == [f"flwr.{person}:/flwr/{person}" for person in people]
+    for person in people:
+        mine = [volume for volume in composed[person]["volumes"] if str(volume).startswith("flwr.")]
+        assert mine == [f"flwr.{person}:/flwr"]
+
+
+def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
+    assert flwr_port("flowerbed", "admin") == flwr_port("flowerbed", "admin")
+    ports = {flwr_port(project, name) for project in ("flowerbed", "other") for name in ("admin", "lead")}
+    assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
 
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
     for name, service in services(wide).items():
-        if name in TOOLS:
+        if name in {*TOOLS, "flwr"}:
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
         assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
@@ -406,6 +431,9 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
         }
         assert isolated == name.startswith("link-")
     assert content["networks"]["outside"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
+    assert content["networks"]["flwr"]["driver_opts"] == {
+        "com.docker.network.bridge.enable_ip_masquerade": "false"
+    }
     silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
     assert silent == {*people, "site-5"} - {"site-2"}
 
@@ -625,6 +653,11 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     # The tools for the curves start only on request: see the next test.
     assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
+    carrier = content["services"].pop("flwr")
+    assert carrier["image"] == "flowerbed-runtime:t" and not carrier.get("environment")
+    assert {mount["type"] for mount in carrier["volumes"]} == {"volume"}
+    assert list(carrier["networks"]) == ["flwr"] and carrier["read_only"] and carrier["init"]
+    assert (carrier["user"], carrier["cap_drop"]) == ("10001:10001", ["ALL"])
     for name, service in content["services"].items():
         assert service["image"] == f"flowerbed-{name}:t"
         assert service["user"] == "10001:10001"
@@ -643,6 +676,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert mounts.pop("/workspace")["source"] == name
         if name == "server":
             assert mounts.pop("/tracking")["source"] == "tensorboard"
+        if service["command"] == ["console"]:
+            assert mounts.pop("/flwr")["source"] == f"flwr.{name}"
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
@@ -652,7 +687,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
         "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
-        "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
+        "console": {n: {"/jobs": str(wide / "jobs"), **made} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
 
