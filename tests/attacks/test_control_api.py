@@ -251,7 +251,7 @@ def test_a_login_is_worth_nothing_before_its_approval(
     code = details.device_code.partition(".")[0]
     # Another person's approval is for another person.
     outcome = federation.verb("flwr-config", "--approve", code, "--as", "lead")
-    assert outcome.code == 2 and "no login waits under the code" in outcome.value["error"]
+    assert outcome.code == 2 and "no login waits for the code" in outcome.value["error"]
     federation.must("flwr-config", "--approve", code)
     answer.ParseFromString(admin.call("get-auth-tokens", request, "-").content)
     assert admin.call("list-runs", pb.ListRunsRequest(), answer.access_token).status_code == 200
