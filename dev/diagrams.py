@@ -67,7 +67,8 @@ def processes() -> Picture:
     picture = Picture(
         "Processes and environments",
         "A verb on your machine runs a small client in a console's container, where a daemon holds "
-        "FLARE sessions over mutual TLS. In a site's container the FLARE client starts a job process,"
+        "FLARE sessions over mutual TLS. Flower's command reaches the same daemon over TLS, with a token. "
+        "In a site's container the FLARE client starts a job process,"
         " which starts a reaper. All three run from FLARE's environment. The reaper starts the "
         "SuperNode, which has a fork server, which becomes one ClientApp for each message. These run "
         "from the app's environment, each step under a narrower policy. The server's container is "
@@ -75,14 +76,17 @@ def processes() -> Picture:
         720,
         614,
     )
-    verb = picture.box("bed", 14, 16, 232, 58, "./flowerbed VERB", "on your machine")
-    picture.box("container", 390, 10, 316, 96)
+    verb = picture.box("bed", 14, 10, 232, 48, "./flowerbed VERB", "on your machine")
+    command = picture.box("flower", 14, 70, 232, 48, "flwr run", "on yours, or another")
+    picture.box("container", 390, 10, 316, 108)
     picture.text(548, 32, "a console's container", kind="name")
-    daemon = picture.box("bed", 424, 44, 248, 50, "console daemon", "keeps FLARE sessions open")
-    picture.arrow((verb.x + verb.width, 58), (daemon.x, 58), gap=2)
-    picture.text(318, 50, "docker exec")
-    picture.arrow((548, 94), (548, 150), both=True, tls=True, gap=2)
-    picture.text(566, 132, "mutual TLS", kind="name", colour="tls-ink", align="left")
+    daemon = picture.box("bed", 424, 44, 248, 62, "console daemon", "keeps FLARE sessions open")
+    picture.arrow((verb.x + verb.width, 54), (daemon.x, 54), gap=2)
+    picture.text(318, 46, "docker exec")
+    picture.arrow((command.x + command.width, 94), (daemon.x, 94), gap=2)
+    picture.text(318, 86, "TLS, token")
+    picture.arrow((548, 106), (548, 150), both=True, tls=True, gap=2)
+    picture.text(566, 139, "mutual TLS", kind="name", colour="tls-ink", align="left")
     _participant(
         picture, 14, "a site's container", "client", "SuperNode", "ClientApp", "one copy for", "each message"
     )

@@ -53,7 +53,10 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 """Names that lead each machine to itself."""
 
 TOOLS = ("tensorboard", "mlflow")
-"""Containers of the federation that belong to no participant (`compose/`)."""
+"""Containers of the federation that belong to no participant (`compose/`), and start only on demand."""
+
+FLWR = "flwr"
+"""The container through which Flower's command line reaches the consoles."""
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
@@ -92,10 +95,10 @@ class Entry:
 def problems_in_file(content: Any) -> list[str]:
     """Return what is wrong with the parsed content of a project.yml, one sentence each."""
     if not isinstance(content, dict):
-        return [f"expected a mapping with name, participants and builders; found {kind_of(content)}."]
+        return [f"expected a mapping with name, participants and builders, found {kind_of(content)}."]
     participants = content.get("participants")
     if not isinstance(participants, list):
-        return [f"participants: expected a list; found {kind_of(participants)}."]
+        return [f"participants: expected a list, found {kind_of(participants)}."]
     shape = [found for item in participants for found in _shape(item)]
     if shape:
         return shape
@@ -124,43 +127,43 @@ def problems(name: Any, entries: Sequence[Entry], builders: Any, revoked: Any = 
 
 def _shape(item: Any) -> Iterator[str]:
     if not isinstance(item, dict):
-        yield f"participants: expected a mapping with name, type and org; found {kind_of(item)}."
+        yield f"participants: expected a mapping with name, type and org, found {kind_of(item)}."
         return
     who = item.get("name") or "one without a name"
     for key in ("name", "type", "org"):
         if not isinstance(item.get(key), str) or not item[key]:
-            yield f"participant {who}: expected '{key}' as text; found {kind_of(item.get(key))}."
+            yield f"participant {who}: expected '{key}' as text, found {kind_of(item.get(key))}."
     if isinstance(item.get("type"), str) and item["type"] not in _NAMES:
-        yield f"participant {who}: expected type {', '.join(_NAMES)}; found '{item['type']}'."
+        yield f"participant {who}: expected type {', '.join(_NAMES)}, found '{item['type']}'."
 
 
 def _project(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not re.fullmatch(_PROJECT, name):
         yield (
             f"name: expected lower-case letters, digits, - and _ (it begins the name of every image, "
-            f"at most 63 characters); found {kind_of(name)}."
+            f"at most 63 characters), found {kind_of(name)}."
         )
 
 
 def _participants(entries: Sequence[Entry]) -> Iterator[str]:
     servers = [entry.name for entry in entries if entry.type == "server"]
     if len(servers) != 1:
-        yield f"expected one participant of type server; found {', '.join(servers) or 'none'}."
+        yield f"expected one participant of type server, found {', '.join(servers) or 'none'}."
     if not any(entry.properties.get("role") == "project_admin" for entry in entries if entry.type == "admin"):
-        yield "expected a participant of type admin with role project_admin; found none: nobody could run it."
+        yield "expected a participant of type admin with role project_admin, found none: nobody could run it."
     for entry in entries:
         pattern, expected = _NAMES[entry.type]
         if not re.fullmatch(pattern, entry.name):
             yield f"{entry.who}: expected {expected}."
         elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
             yield f"{entry.who}: the name means something else to FLARE; choose another."
-        elif service_name(entry.name) in TOOLS:
+        elif service_name(entry.name) in (*TOOLS, FLWR):
             yield f"{entry.who}: that is the name of a container beside the participants'; choose another."
         if not re.fullmatch(r"\w+", entry.org, re.ASCII):
-            yield f"{entry.who}: expected org in letters, digits and _; found '{entry.org}'."
+            yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."
         role = entry.properties.get("role")
         if entry.type == "admin" and role not in ROLES:
-            yield f"{entry.who}: expected role {', '.join(ROLES)}; found {kind_of(role)}."
+            yield f"{entry.who}: expected role {', '.join(ROLES)}, found {kind_of(role)}."
         yield from _policy(entry)
         yield from _ports(entry)
     for name, times in Counter(entry.name for entry in entries).items():
@@ -173,7 +176,7 @@ def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[st
     builder's."""
     for key in keys:
         if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
-            yield f"{who}: there is no key '{key}'; did you mean {close[0]}?"
+            yield f"{who}: unknown key '{key}'. Did you mean {close[0]}?"
 
 
 def _policy(entry: Entry) -> Iterator[str]:
@@ -182,7 +185,7 @@ def _policy(entry: Entry) -> Iterator[str]:
     for key in (OURS[name] for name in entry.properties if name in OURS):
         # Keys that only a site gives to apps are checked below.
         if entry.type not in key.of and not (entry.type == SERVER and key.name in site_settings.OF_SITES):
-            yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}; leave it out."
+            yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}. Leave it out."
     yield from _switch(entry, ELSEWHERE)
     if entry.type not in (SERVER, SITE):
         return
@@ -192,7 +195,7 @@ def _policy(entry: Entry) -> Iterator[str]:
         if name == SANDBOX and value is False:
             continue  # YAML reads a bare `off` like this.
         if value not in choices:
-            yield f"{entry.who}: expected {name} to be {', '.join(choices)}; found {kind_of(value)}."
+            yield f"{entry.who}: expected {name} to be {', '.join(choices)}, found {kind_of(value)}."
     yield from _allowed_apps(entry)
     yield from _limits(entry)
     for problem in site_settings.problems(entry.properties, server=entry.type == SERVER):
@@ -202,7 +205,7 @@ def _policy(entry: Entry) -> Iterator[str]:
 def _switch(entry: Entry, key: str) -> Iterator[str]:
     value = entry.properties.get(key, True)
     if not isinstance(value, bool):
-        yield f"{entry.who}: expected {key} to be true or false; found {kind_of(value)}."
+        yield f"{entry.who}: expected {key} to be true or false, found {kind_of(value)}."
 
 
 def _allowed_apps(entry: Entry) -> Iterator[str]:
@@ -213,7 +216,7 @@ def _allowed_apps(entry: Entry) -> Iterator[str]:
     ):
         yield (
             f"{entry.who}: expected {ALLOWED_APPS} to be a list of SHA-256 hashes, as ./flowerbed hash APP "
-            f"prints them; found {kind_of(value)}."
+            f"prints them, found {kind_of(value)}."
         )
 
 
@@ -223,20 +226,20 @@ def _limits(entry: Entry) -> Iterator[str]:
         return
     if not isinstance(value, dict) or not set(value) <= {*SIZES, *NUMBERS}:
         expected = ", ".join((*SIZES, *NUMBERS))
-        yield f"{entry.who}: expected {LIMITS} to have {expected}; found {kind_of(value)}."
+        yield f"{entry.who}: expected {LIMITS} to have {expected}, found {kind_of(value)}."
         return
     for key, found in value.items():
         if key in SIZES and size(found) is None:
-            yield f"{entry.who}: expected {LIMITS}.{key} to be a size such as 20GB; found {kind_of(found)}."
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a size such as 20GB, found {kind_of(found)}."
         if key in NUMBERS and (type(found) is not int or found < 1):
-            yield f"{entry.who}: expected {LIMITS}.{key} to be a whole number from 1; found {kind_of(found)}."
+            yield f"{entry.who}: expected {LIMITS}.{key} to be a whole number from 1, found {kind_of(found)}."
 
 
 def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        yield f"{REVOKED}: expected a list of names of sites and people; found {kind_of(value)}."
+        yield f"{REVOKED}: expected a list of names of sites and people, found {kind_of(value)}."
         return
     for name in value:
         if name in names:
@@ -247,7 +250,7 @@ def _ports(entry: Entry) -> Iterator[str]:
     if entry.type == "server":
         port = entry.properties.get("fed_learn_port", PORT)
         if not _is_port(port):
-            yield f"{entry.who}: expected fed_learn_port from 1 to 65535; found {kind_of(port)}."
+            yield f"{entry.who}: expected fed_learn_port from 1 to 65535, found {kind_of(port)}."
         admin_port = entry.properties.get("admin_port", port)
         if admin_port != port:
             yield (
@@ -258,7 +261,7 @@ def _ports(entry: Entry) -> Iterator[str]:
         listening = entry.properties.get("listening_host")
         port = listening.get("port") if isinstance(listening, dict) else None
         if not _is_port(port):
-            yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535); found {kind_of(port)}."
+            yield f"{entry.who}: expected a fixed port in listening_host (1 to 65535), found {kind_of(port)}."
         if isinstance(listening, dict) and "scheme" in listening:
             yield from _scheme(f"{entry.who}: expected listening_host's scheme to be", listening["scheme"])
 
@@ -290,7 +293,7 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
             holder = holders.setdefault(host.lower(), owner)
             if holder != owner and host not in OWN_MACHINE:
                 yield (
-                    f"{entry.who}: expected a name in {key} that is nobody else's; found '{host}', under "
+                    f"{entry.who}: expected a name in {key} that is nobody else's, found '{host}', under "
                     f"which '{holder}' could pose as '{owner}'. Rename one of the two."
                 )
 
@@ -326,9 +329,9 @@ def _builders(builders: Any) -> Iterator[str]:
         jobs = arguments.get("max_jobs", 1)
         if path == HARDEN and (type(jobs) is not int or jobs < 1):
             expected = "builders: expected HardenBuilder's max_jobs to be a whole number from 1"
-            yield f"{expected}; found {kind_of(jobs)}."
+            yield f"{expected}, found {kind_of(jobs)}."
 
 
 def _scheme(expected: str, found: Any) -> Iterator[str]:
     if found not in SCHEMES:
-        yield f"{expected} {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}; found {kind_of(found)}."
+        yield f"{expected} {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, found {kind_of(found)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from nvflare.tool.cli_output import output_error
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import dotenv, networks, note, revocation, site_files
-from provisioning.checks import TOOLS
+from provisioning.checks import FLWR, TOOLS
 from provisioning.keys import PORT, REVOKED
-from provisioning.names import service_name
+from provisioning.names import flwr_port, flwr_port_key, service_name
 from provisioning.state import Lock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,15 @@ FRAGMENTS = {
 
 PROFILE = "elsewhere"
 """The Compose profile of participants on other machines. `up` here leaves them out."""
+
+SOCKET_FOLDER, SOCKET = "/flwr", "socket"
+"""Where a console listens for Flower's command line."""
+
+FIRST_PORT = 9093
+"""The first port in the container by which that comes in: Flower's own for its Control API."""
+
+ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
+"""The folder with the environments of apps, beside the Compose file at the root."""
 
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
@@ -62,7 +71,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             output_error(
                 "INVALID_ARGS",
                 exit_code=4,
-                detail=f"expected a workspace below {ROOT}, where the images are built; found {workspace}. "
+                detail=f"expected a workspace below {ROOT}, where the images are built, found {workspace}. "
                 f"Run it there, without -w.",
             )
 
@@ -136,14 +145,19 @@ def render(project: Project, prod: Path) -> str:
     people = _people(project)
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     joined = networks.of_project(project)
+    consoles = [p for p in project.get_admins() if not networks.is_elsewhere(p)]
+    flwr = _flwr(consoles, project, "runtime")
+    names = [service_name(p.name) for p in people]
+    sockets = [_socket_volume(service_name(p.name)) for p in project.get_admins()]
     content = {
         "services": {
             service_name(p.name): _service(p, project, prod) | joined.of(service_name(p.name)) for p in people
         }
+        | flwr
         | tools,
         # Each tool's volume has the tool's name.
-        "volumes": {name: {} for name in (*(service_name(p.name) for p in people), *TOOLS)},
-        "networks": joined.defined,
+        "volumes": {name: {} for name in (*names, *TOOLS, *sockets)},
+        "networks": joined.defined | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
 
@@ -156,12 +170,44 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     del service["profiles"]
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
+    # The image that is there.
+    flwr = _flwr([participant], project, name) if participant.type == ParticipantType.ADMIN else {}
+    defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked},
-        "volumes": {name: {}},
-        "networks": {network: joined.defined[network] for network in networked.get("networks", {})},
+        "services": {name: service | networked} | flwr,
+        "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
+        "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
+
+
+def _flwr(consoles: Sequence[Participant], project: Project, image: str) -> dict[str, Any]:
+    """Return the service by which Flower's command line reaches consoles; nothing if there are none."""
+    if not consoles:
+        return {}
+    names = [service_name(console.name) for console in consoles]
+    ports = {name: FIRST_PORT + index for index, name in enumerate(names)}
+    service = {
+        "extends": {"file": f"compose/{FLWR}.yaml", "service": FLWR},
+        "image": _image(image),
+        "command": [f"{port}={SOCKET_FOLDER}/{name}/{SOCKET}" for name, port in ports.items()],
+        "ports": [
+            f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
+            f"${{{flwr_port_key(name)}:-{flwr_port(project.name, name)}}}:{port}"
+            for name, port in ports.items()
+        ],
+        "volumes": [f"{_socket_volume(name)}:{SOCKET_FOLDER}/{name}" for name in names],
+    }
+    return {FLWR: service}
+
+
+def _image(name: str) -> str:
+    return f"${{COMPOSE_PROJECT_NAME}}-{name}:${{FLOWERBED_TAG:?no images yet, run ./flowerbed build}}"
+
+
+def _socket_volume(console: str) -> str:
+    """The volume with a console's socket. No participant has a name with a dot."""
+    return f"{FLWR}.{console}"
 
 
 def _people(project: Project) -> list[Participant]:
@@ -177,7 +223,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     name, role = service_name(participant.name), FRAGMENTS[participant.type]
     service: dict[str, Any] = {
         "extends": {"file": f"compose/{role}.yaml", "service": role},
-        "image": f"${{COMPOSE_PROJECT_NAME}}-{name}:${{FLOWERBED_TAG:?no images yet, run ./flowerbed build}}",
+        "image": _image(name),
         "build": {"args": {"KIT": (prod / participant.name).as_posix()}},
         "hostname": name,
         "labels": {"org.flowerbed.participant": participant.name},
@@ -189,6 +235,11 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         port = participant.get_prop("fed_learn_port", PORT)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
         return _given(service, participant, project)
+    if participant.type == ParticipantType.ADMIN:
+        service["volumes"].append(f"{_socket_volume(name)}:{SOCKET_FOLDER}")
+        if not networks.is_elsewhere(participant):
+            # Where the server is, a run whose app has no environment is refused at once.
+            service["volumes"].append(shown(ENVIRONMENTS, "/environments"))
     upstream = networks.upstream(participant, project)
     if networks.is_elsewhere(participant):
         service["profiles"] = [PROFILE]

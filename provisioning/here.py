@@ -40,7 +40,7 @@ def missing(settings: Mapping[str, Any], root: Path) -> Iterator[str]:
         yield from _env_file(name, root / name)
     if GPUS in settings and is_local_linux() and not any(path.exists() for path in DRIVERS):
         yield (
-            f"{GPUS}: expected NVIDIA's driver on this machine; found none ({DRIVERS[0]} is not there). "
+            f"{GPUS}: expected NVIDIA's driver on this machine, found none ({DRIVERS[0]} is not there). "
             f"Install it and the NVIDIA Container Toolkit, or leave {GPUS} out"
         )
 
@@ -64,7 +64,7 @@ def is_local_linux() -> bool:
 def _group(folder: Folder) -> Iterator[str]:
     if folder.group is not None and gid(folder.group) is None:
         yield (
-            f"{DATA}: expected group {folder.group} on this machine; found none of that name. "
+            f"{DATA}: expected group {folder.group} on this machine, found none of that name. "
             f"`getent group` lists them; sudo groupadd {folder.group} makes it"
         )
 

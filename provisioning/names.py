@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+
+FLWR_PORTS = range(20000, 32000)
+"""Where the ports for Flower's command line are, below those that Linux gives to outgoing connections."""
 
 
 def service_name(participant: str) -> str:
@@ -13,3 +17,17 @@ def service_name(participant: str) -> str:
     """
     local, at, _ = participant.partition("@")
     return re.sub(r"[^a-z0-9]+", "-", local.lower()).strip("-") if at else participant
+
+
+def flwr_port(project: str, service: str) -> int:
+    """Return the published port of a person's console for Flower's command line, where none is set.
+
+    It is made of the names, so that two federations of one machine have different ones.
+    """
+    digest = hashlib.sha256(f"{project} {service}".encode()).digest()
+    return FLWR_PORTS[int.from_bytes(digest[:4], "big") % len(FLWR_PORTS)]
+
+
+def flwr_port_key(service: str) -> str:
+    """Return the setting for that port."""
+    return f"FLOWERBED_FLWR_PORT_{service.upper().replace('-', '_')}"

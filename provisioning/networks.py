@@ -26,6 +26,12 @@ TRACKING = "tracking"
 OUTSIDE = "outside"
 """The network with a way out. Its containers cannot reach each other."""
 
+FLWR_NETWORK: dict[str, dict[str, Any]] = {
+    "flwr": {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+}
+"""The network by which Flower's command line comes in. Only the container that carries it further is there.
+The internet does not answer what that sends."""
+
 NO_NAMES = ["127.0.0.1"]
 """The resolver of a container without a way out, for names that are no container's. Nothing answers there.
 Engines before 25 would forward such a question even from an internal network, and so carry data out in it."""

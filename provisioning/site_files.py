@@ -81,7 +81,7 @@ def problems(participants: Iterable[_Participant]) -> Iterator[str]:
             continue
         server = participant["type"] == SERVER
         foreign = [str(key) for key in own if key not in site_settings.KEYS]
-        found = [f"there is no key {', '.join(foreign)}; expected {', '.join(site_settings.KEYS)}"] * bool(
+        found = [f"unknown key {', '.join(foreign)}: expected one of {', '.join(site_settings.KEYS)}"] * bool(
             foreign
         )
         found += site_settings.problems(own, server=server)
@@ -106,7 +106,7 @@ def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str
     """Yield what is wrong only with the merged settings."""
     counts = site_settings.merged(participant, own)
     if PROXY in counts and participant.get("egress") != "any":
-        yield f"{PROXY} needs egress: any in project.yml; found an app that may connect nowhere else"
+        yield f"{PROXY} needs egress: any in project.yml, found an app that may connect nowhere else"
     if NODE_CONFIG in counts:
         yield from site_settings.node_config_problems(counts[NODE_CONFIG])
     for folder in site_settings.folders(counts.get(DATA)) if participant.get("elsewhere") else []:
@@ -133,7 +133,7 @@ def _own(participant: _Participant) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise _Unfit(f"it cannot be read: {error}") from None
     if content is not None and not isinstance(content, dict):
-        raise _Unfit(f"expected keys with values; found {site_settings.kind_of(content)}")
+        raise _Unfit(f"expected keys with values, found {site_settings.kind_of(content)}")
     return content or {}
 
 

@@ -29,13 +29,13 @@ HOME = Path(__file__).resolve().parent.parent
 PANELS = {
     "Begin": ("quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
-    "Federation": ("provision", "build", "data", "up", "status", "down", "kit"),
+    "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
     "Developers": ("compare", "bench", "test"),
 }
 """The verbs, in the order of `--help`."""
 
 VERBS = {
-    name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name}"
+    name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name.replace('-', '_')}"
     for panel, names in PANELS.items()
     for name in names
 }

@@ -284,7 +284,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
                 if stray := PAIR.sub("", text).strip():
                     raise UsageError(
                         f"--run-config '{text}': expected key=value, several with spaces between them, and "
-                        f"no space before or after the =; found '{stray}' beside."
+                        f"no space before or after the =, found '{stray}' beside."
                     )
                 values |= _values("\n".join(f"{key} = {value}" for key, value in PAIR.findall(text)))
         request["run_config"] = list(given)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
+from bridge.common.run_ids import job_or_prefix
 from provisioning.names import service_name
 from scripts import compose, engine, provision
 from scripts.core import ROOT, Failure, UsageError, in_words, say
@@ -63,13 +64,15 @@ def service(identity: str | None) -> str:
 
 
 def full_id(console: str, job: str) -> str:
-    """Return the ID of the job that a person names by its whole ID, the beginning of it, or `latest`.
+    """Return the ID of the job that a person names: by ID, its beginning, Flower's run ID, or `latest`.
 
     Raises:
         UsageError: there is no such job, or more than one.
         Failure: the server's answer is not an ID.
     """
-    return job if FULL_ID.fullmatch(job) else an_id(ask(console, "resolve", job=job).get("job_id"))
+    if FULL_ID.fullmatch(job):
+        return job
+    return an_id(ask(console, "resolve", job=job_or_prefix(job)).get("job_id"))
 
 
 def an_id(said: object) -> str:
@@ -175,10 +178,10 @@ def _answer(
             code = process.wait()
         if code:
             errors.seek(0)
-            raise _failure(console, code, errors.read())
+            raise failure(console, code, errors.read())
 
 
-def _failure(console: str, code: int, errors: bytes) -> Failure:
+def failure(console: str, code: int, errors: bytes) -> Failure:
     """Return the error of the console program, or of docker in its place."""
     said = errors.decode(errors="replace").strip()
     try:

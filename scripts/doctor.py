@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 
 from bridge.common.text import shown
 from provisioning import dotenv
+from provisioning.checks import FLWR
 from provisioning.names import service_name
 from scripts import (
     apt,
@@ -266,7 +267,8 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
         elif engine.is_remote() or up.is_free(address, number):
             yield Finding("port", "ok", f"{where} is free for the {name}")
         else:
-            mend = f"stop the program that has it (ss -ltnp), or write {up.port_key(name)}=another into .env"
+            key = up.port_key(config, name, number)
+            mend = f"stop the program that has it (ss -ltnp), or write {key}=another into .env"
             yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
@@ -291,7 +293,9 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
     asked = {
         name: container
         for name, container in running.items()
-        if name in config["services"] and "console" not in (config["services"][name].get("command") or ())
+        if name in config["services"]
+        and name != FLWR
+        and "console" not in (config["services"][name].get("command") or ())
     }
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = dict(zip(asked, pool.map(_usage_of, asked.values()), strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bridge.common.run_ids import run_id
 from scripts import console, terminal
 from scripts.core import in_words, say
 from scripts.json_object import JsonObject
@@ -48,6 +49,7 @@ JSON = JsonObject(
     {
         "jobs": "a list, the newest first",
         "jobs[].job_id": "its id",
+        "jobs[].run_id": "Flower's [run id](../how-to/flower-cli.md#run-ids-and-job-ids) of it, as text",
         "jobs[].name": "its name",
         "jobs[].status": "FLARE's [status](job.md#status)",
         "jobs[].submit_time": "when FLARE took it, Unix time",
@@ -82,8 +84,10 @@ def run(watch: Watch = False, identity: As = None) -> dict[str, Any]:
 
 
 def newest_first(service: str) -> list[dict[str, Any]]:
-    """Return all jobs, the newest first."""
-    jobs = list(console.ask(service, "list")["jobs"])
+    """Return all jobs, the newest first, each with Flower's run ID."""
+    jobs = [
+        {**job, "run_id": str(run_id(str(job["job_id"])))} for job in console.ask(service, "list")["jobs"]
+    ]
     return sorted(jobs, key=lambda job: float(job.get("submit_time") or 0), reverse=True)
 
 

@@ -47,7 +47,14 @@ JSON = JsonObject(
 
 def run(identity: As = None) -> dict[str, Any]:
     """Make the kit anew; what its `transfer` holds stays."""
-    service = console.service(identity)
+    made = make(console.service(identity))
+    if not core.as_json:
+        print(made["kit"])
+    return made
+
+
+def make(service: str) -> dict[str, Any]:
+    """Make the kit of a person, by the name of the console; returns its folder and where it dials."""
     services = compose.config(tag=ANY_TAG)["services"]
     source = core.ROOT / services[service]["build"]["args"]["KIT"]
     if not (source / CONFIG).is_file():
@@ -66,8 +73,6 @@ def run(identity: As = None) -> dict[str, Any]:
     (kit / CONFIG).unlink()
     (kit / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     name = kit.relative_to(core.ROOT).as_posix()
-    if not core.as_json:
-        print(name)
     return {"kit": name, "user": admin["username"], "host": admin["host"], "port": admin["port"]}
 
 

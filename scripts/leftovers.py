@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from provisioning.checks import FLWR
 from scripts import core, engine
 
 LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
@@ -47,9 +48,13 @@ def tell(compose_file: Path, project: str, tag: str) -> list[str]:
     process = core.run([engine.docker(), *LIST, f"label=com.docker.compose.project={project}"])
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
     known = (yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {})
-    gone = sorted(volumes - set(known))
+    # The socket of a console goes with it.
+    sockets = {name for name in volumes if name.startswith(f"{FLWR}.")}
+    gone = sorted(volumes - set(known) - sockets)
     for name in gone:
-        image, remove = f"{project}-{name}:{tag}", [f"docker volume rm {project}_{name}"]
+        own = [name, *({f"{FLWR}.{name}"} & sockets)]
+        image = f"{project}-{name}:{tag}"
+        remove = [f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"]
         if engine.has(image):
             remove.append(f"docker image rm {image}")
         if (data := core.ROOT / "data" / name).is_dir():

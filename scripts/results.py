@@ -112,7 +112,7 @@ def limit() -> int:
     said = settings.read(LIMIT)
     found = size(int(said) if said.isdigit() else said)
     if found is None:
-        raise UsageError(f"Expected {LIMIT} to be a size such as {settings.DEFAULTS[LIMIT]}; found '{said}'.")
+        raise UsageError(f"Expected {LIMIT} to be a size such as {settings.DEFAULTS[LIMIT]}, found '{said}'.")
     return found
 
 

@@ -81,6 +81,24 @@ YOURS = (
         "The most that `results/` may hold. A download that would not fit is not kept. No `up` is needed. "
         "[`limits`](project.md#limits) bounds what jobs put on the disks of server and sites.",
     ),
+    Setting(
+        "FLOWERBED_FLWR_BIND",
+        "127.0.0.1",
+        "The address on which the ports for [Flower's command line](../how-to/flower-cli.md) are published.",
+    ),
+    Setting(
+        "FLOWERBED_FLWR_PORT_NAME",
+        "",
+        "One person's port for it. NAME is the console's name in capitals, with `_` for `-`.",
+        "20000 to 31999, made from the project's and the person's name",
+    ),
+    Setting(
+        "FLOWERBED_FLWR_HOSTS",
+        "",
+        "More names and addresses at which Flower's command line reaches this machine, separated by commas. "
+        "They go into the certificate.",
+        "none",
+    ),
     Setting("FLOWERBED_TENSORBOARD_PORT", "6006", "TensorBoard's published port."),
     Setting("FLOWERBED_MLFLOW_PORT", "5000", "MLflow's published port."),
     Setting(

@@ -289,7 +289,7 @@ def export(service: str, app: apps.App, folder: Path, request: Mapping[str, Any]
         folder.is_dir() and (not any(folder.iterdir()) or (folder / "meta.json").is_file())
     ):
         raise UsageError(
-            f"--export {folder}: expected a new or empty folder, or an earlier export; found other files."
+            f"--export {folder}: expected a new or empty folder, or an earlier export, found other files."
         )
     content = console.fetch(service, "export", app.pack(), **request)
     with content, tarfile.open(fileobj=content) as tar, replaced(folder) as fresh:

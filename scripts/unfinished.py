@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from provisioning.checks import TOOLS
+from provisioning.checks import FLWR, TOOLS
 from provisioning.names import service_name
 from scripts import compose, console, engine, provision
 
@@ -38,7 +38,7 @@ def hit_by(services: Iterable[str]) -> list[tuple[dict[str, Any], list[str]]]:
     project = provision.load(provision.DEFAULT_PROJECT)
     kinds = {service_name(item["name"]): item["type"] for item in project["participants"]}
     # A service no longer in project.yml can only have been a site, or a relay with sites that are gone too.
-    late = {service: kinds.get(service, "client") for service in services if service not in TOOLS}
+    late = {service: kinds.get(service, "client") for service in services if service not in (*TOOLS, FLWR)}
     late = {service: kind for service, kind in late.items() if kind != "admin"}
     if not late:
         return []

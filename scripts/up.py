@@ -23,6 +23,8 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
+from provisioning.checks import FLWR
+from provisioning.names import flwr_port_key
 from scripts import (
     behind,
     compose,
@@ -138,7 +140,7 @@ def _check_address() -> None:
     address = settings.read(settings.BIND)
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise core.Failure(
-            f"{settings.BIND}: expected an address, with an IPv6 one in brackets; found {address}. Write "
+            f"{settings.BIND}: expected an address, with an IPv6 one in brackets, found {address}. Write "
             f"{settings.BIND}=[{address.strip('[]')}]."
         )
 
@@ -186,7 +188,7 @@ def _check_ports(config: dict[str, Any]) -> None:
         if name not in running and not engine.is_remote() and not is_free(address, number):
             raise core.Failure(
                 f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                f"which). Stop that, or write {port_key(name)}=another port into .env.",
+                f"which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
                 port=number,
             )
 
@@ -221,9 +223,26 @@ def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
-def port_key(service: str) -> str:
-    """Return the setting for a service's published port."""
-    return f"FLOWERBED_{service.upper()}_PORT" if service in TRACKING else "FLOWERBED_PORT"
+def port_key(config: dict[str, Any], service: str, number: int) -> str:
+    """Return the setting for a service's published port, which has this number."""
+    if service in TRACKING:
+        return f"FLOWERBED_{service.upper()}_PORT"
+    for console, (_, port) in flwr_ports(config).items():
+        if service == FLWR and port == number:
+            return flwr_port_key(console)
+    return "FLOWERBED_PORT"
+
+
+def flwr_ports(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return where Flower's command line reaches each console: address and port by the console's name."""
+    service = config["services"].get(FLWR) or {}
+    # Each word of the command is PORT=/flwr/CONSOLE/socket.
+    routes = dict(word.split("=", 1) for word in service.get("command") or ())
+    consoles = {port: Path(path).parent.name for port, path in routes.items()}
+    return {
+        consoles[str(port["target"])]: (port.get("host_ip") or "0.0.0.0", int(port["published"]))
+        for port in service.get("ports", ())
+    }
 
 
 def is_free(address: str, port: int) -> bool:

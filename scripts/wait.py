@@ -166,9 +166,9 @@ class Progress:
             why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")
         elif kind == "joined":
-            self._say(event, f"{event['site']} came late, and takes part from now on")
+            self._say(event, f"{event['site']} joined late and takes part from now on")
         elif kind == "removed":
-            self._say(event, f"{event['site']} is put out of the job: {event['reason']}")
+            self._say(event, f"{event['site']} was removed from the job: {event['reason']}")
         elif kind == "no progress":
             self._say(event, f"no progress is shown before the job's end: {event['reason']}")
         elif kind == "phase":

@@ -38,6 +38,7 @@ that is free. The last two have their own federations."""
 
 LONGEST = (
     "flower",
+    "control_api",
     "gateway",
     "drivers",
     "provisioning",

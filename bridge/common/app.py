@@ -62,7 +62,7 @@ def read_app(app: Path) -> dict[str, Any]:
     try:
         return parse((app / PYPROJECT).read_bytes())
     except FileNotFoundError:
-        found = f"holds no {PYPROJECT}" if app.is_dir() else "does not exist"
+        found = f"has no {PYPROJECT}" if app.is_dir() else "does not exist"
         raise BadApp(f"{app} {found}: expected the folder of a Flower app") from None
 
 
@@ -180,7 +180,7 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
     """
     root, app = workspace / DEPLOYED, workspace / flower_app_path
     if _closed(root):
-        raise BadApp("the folder of the deployed apps cannot be read by the server's user: chmod a+rX")
+        raise BadApp("the server's user cannot read the folder of the deployed apps. Run: chmod a+rX")
     inside = root.resolve() in app.resolve().parents and flower_app_path.startswith(f"{DEPLOYED}/")
     if not inside or not app.is_dir():
         known = sorted(file.parent.name for file in root.glob("*/pyproject.toml"))
@@ -192,7 +192,7 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
         if _closed(path):
             found = path.relative_to(root)
             mend = f"chmod -R a+rX {app.name}"
-            raise BadApp(f"{found} of the deployed apps cannot be read by the server's user: {mend}")
+            raise BadApp(f"the server's user cannot read {found} of the deployed apps. Run: {mend}")
     return app
 
 
@@ -243,7 +243,9 @@ def check_packages(config: Mapping[str, Any]) -> None:
         try:
             wanted = Requirement(line)
         except InvalidRequirement as error:
-            raise BadApp(f"pyproject.toml asks for {line!r}, which is no requirement: {error}") from None
+            raise BadApp(
+                f"pyproject.toml asks for {line!r}, which is not a valid requirement: {error}"
+            ) from None
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
         try:
@@ -253,10 +255,11 @@ def check_packages(config: Mapping[str, Any]) -> None:
         else:
             # A local label such as +cpu names a build of a package, not a version.
             if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
-                missing.append(f"{line} (there is {found})")
+                missing.append(f"{line} (installed: {found})")
     if missing:
         raise BadApp(
-            f"the app asks for packages that are not here: {', '.join(missing)}. In containers, make its "
+            f"the app needs packages that are not installed here: {', '.join(missing)}. In containers, make "
+            "its "
             "environment: ./flowerbed build --app APP. Elsewhere, install them where FLARE runs",
             missing=missing,
         )

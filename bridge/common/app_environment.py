@@ -116,16 +116,20 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     lines = _project(config).get("dependencies", [])
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise BadApp(f"{PYPROJECT}: [project] dependencies: expected a list of texts, found {lines!r}"[:300])
+        raise BadApp(
+            f"{PYPROJECT}: [project] dependencies: expected a list of strings, found {lines!r}"[:300]
+        )
     found, names = set(), set()
     for line in lines:
         if not line.isprintable():
             # A separate line in uv's list could be an option.
-            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: it has more than one line")
+            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is not a valid requirement: it has more than one line")
         try:
             wanted = Requirement(line)
         except InvalidRequirement as error:
-            raise BadApp(f"{PYPROJECT}: {line[:200]!r} is no requirement: {str(error)[:500]}") from None
+            raise BadApp(
+                f"{PYPROJECT}: {line[:200]!r} is not a valid requirement: {str(error)[:500]}"
+            ) from None
         wanted.name = canonicalize_name(wanted.name)
         if wanted.name in versions.DISTRIBUTIONS:
             wanted.extras.discard("simulation")
@@ -134,8 +138,8 @@ def requirements(config: Mapping[str, Any]) -> tuple[str, ...]:
             found.add(str(wanted))
         elif wanted.name not in versions.DISTRIBUTIONS:
             raise BadApp(
-                f"{PYPROJECT}: {line[:200]!r} means a folder beside the app, which is not there where "
-                "packages are built. Build a wheel of it, and name its folder in UV_FIND_LINKS"
+                f"{PYPROJECT}: {line[:200]!r} refers to a folder next to the app. Packages are built "
+                "without that folder. Build a wheel of it, and name the wheel's folder in UV_FIND_LINKS"
             )
     if not names & set(versions.DISTRIBUTIONS):
         found.add(versions.DISTRIBUTIONS[0])
@@ -158,7 +162,7 @@ def requires_python(config: Mapping[str, Any]) -> str:
     """Return the Python versions that an app accepts, such as `>=3.10`, or "" for any."""
     wanted = _project(config).get("requires-python", "")
     if not isinstance(wanted, str):
-        raise BadApp(f"{PYPROJECT}: requires-python: expected a text, found {wanted!r}"[:300])
+        raise BadApp(f"{PYPROJECT}: requires-python: expected a string, found {wanted!r}"[:300])
     return wanted.strip()
 
 
@@ -175,7 +179,7 @@ def named(name: str, root: Path = ROOT) -> AppEnvironment:
         NoEnvironment: there is none in `root`, or it is broken.
     """
     if not NAME.fullmatch(name):
-        raise NoEnvironment(f"environment {name[:100]!r}: expected 12 digits of 0-9 and a-f")
+        raise NoEnvironment(f"environment {name[:100]!r}: expected 12 hexadecimal digits")
     facts = _described(root / name)
     if facts is None:
         raise NoEnvironment(
@@ -221,11 +225,11 @@ def of_job(name: str, config: Mapping[str, Any] | None, root: Path = ROOT) -> Ap
         return own()
     if config is None:
         raise NoEnvironment(
-            "the job names no environment, and the app does not come with it. Hand it in by "
-            "./flowerbed submit --deployed NAME, which names the app's"
+            "the job names no environment and brings no app. Submit it with "
+            "./flowerbed submit --deployed NAME, which names the app's environment"
         )
     raise NoEnvironment(
-        "the job names no environment, and none here was made for what its app asks for. Make it: "
+        "the job names no environment, and none here was made for its app. Make one: "
         "./flowerbed build --app APP"
     )
 
@@ -235,8 +239,8 @@ def _check_python(made: AppEnvironment) -> None:
     python = made.programs / "python"
     if python.is_symlink() and not python.exists():
         raise NoEnvironment(
-            f"its image lacks Python {made.facts['python']}, with which the app's environment {made.name} "
-            "was made. Make its image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
+            f"its image lacks Python {made.facts['python']}, which the app's environment {made.name} "
+            "needs. Build the image from a base that has it: FLOWERBED_BASE=IMAGE ./flowerbed build",
             missing=made.name,
         )
 

@@ -53,10 +53,10 @@ def opened(content: bytes) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
             if size > UNPACKED_LIMIT:
-                raise BadApp(f"{NAME} holds {size} bytes, {UNPACKED_LIMIT} are allowed")
+                raise BadApp(f"{NAME} holds {size} bytes, at most {UNPACKED_LIMIT} are allowed")
             yield archive
     except NO_ZIP as error:
-        raise BadApp(f"{NAME} is no Flower App Bundle: {error}") from None
+        raise BadApp(f"{NAME} is not a Flower App Bundle: {error}") from None
 
 
 def imports(content: bytes) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class DiskWatch:
                 size += used(folder, self._limit - size)
             if size > self._limit:
                 self._too_much(
-                    f"its files are more than {self._limit / 2**20:,.0f} MB, the limit of this participant "
+                    f"its files take more than {self._limit / 2**20:,.0f}MB, this participant's limit "
                     "(limits.job_files in project.yml)"
                 )
                 return
@@ -114,7 +114,7 @@ def run_command(*command: str) -> bytes:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEEP_WITHIN, check=False
         ).stdout
     except subprocess.TimeoutExpired:
-        log.error("%s took more than %.0f s, and was ended", command[0], SWEEP_WITHIN)
+        log.error("%s took more than %.0f s and was stopped", command[0], SWEEP_WITHIN)
         return b""
 
 

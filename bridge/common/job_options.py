@@ -163,8 +163,8 @@ class JobOptions:
         "give the ServerApp its replies in the order of the sites, and random numbers from this seed, and "
         "record what passes it",
         SERVER,
-        more="See [the order of replies](../reproducibility.md#the-order-of-replies). flwr 1.40 to 1.43, "
-        "another one is refused",
+        more="See [the order of replies](../reproducibility.md#the-order-of-replies). It needs flwr 1.40 "
+        "to 1.43",
         flag="--in-order",
         metavar="SEED",
         recipe=True,
@@ -321,7 +321,7 @@ def given_to(user: str, given: Mapping[str, Any]) -> JobOptions:
     """
     foreign = sorted(set(given) - {option.name for option in options(user)})
     if foreign:
-        raise TypeError(f"unexpected options of the {user}: {', '.join(foreign)}")
+        raise TypeError(f"unexpected options for the {user}: {', '.join(foreign)}")
     made = JobOptions(**given)
     made.check()
     return made

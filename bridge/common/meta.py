@@ -29,7 +29,7 @@ NO_CUSTOM_CODE = "its policy forbids custom code (right byoc)"
 NEVER = "never: "
 """The prefix of a site's answer to FLARE's question for a job's needs, if the site will never meet them."""
 
-BUSY = "other jobs have them"
+BUSY = "in use by other jobs"
 """Part of such an answer if the site will meet them once other jobs have ended."""
 
 RETRIES = "flowerbed_retries"
@@ -59,6 +59,9 @@ STARTS = "flowerbed_starts"
 STORED = "flowerbed_stored"
 """Bytes that the job takes in the server's store. They are looked up when the meta is read
 (`job_store.py`)."""
+
+APP = "flowerbed_app"
+"""The app that the job brings: `id` (publisher/name), `version` and `hash`. Only the server writes it."""
 
 SITES_TOPIC = "flowerbed.sites"
 """The app command that makes the job's process look again at its sites' tokens. The server's own process
@@ -98,7 +101,7 @@ def noted_reason(meta: Mapping[str, Any]) -> str:
     # Each line is a time and a problem (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).
     history = [str(line) for line in meta.get("schedule_history") or () if GIVEN_UP not in str(line)]
     if not history:
-        return "FLARE could not schedule the job, and does not say why"
+        return "FLARE could not schedule the job and did not say why"
     met = re.sub(r"^[0-9-]{10} [0-9:]{8}: ", "", history[-1])
     times = f", tried {len(history)} times" if len(history) > 1 else ""
     return f"FLARE could not schedule the job{times}: {met}"

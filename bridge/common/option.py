@@ -19,7 +19,7 @@ _NAMES = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    Sequence: "a list of texts",
+    Sequence: "a list of strings",
     Mapping: "a table",
 }
 
@@ -106,7 +106,7 @@ class Option:
         if self.choices:
             return "" if value in self.choices else f"{value!r}: expected {self.bounds}"
         if isinstance(value, float) and not math.isfinite(value):
-            return f"{value!r}: expected a number that is finite"
+            return f"{value!r}: expected a finite number"
         low = self.at_least is not None and value < self.at_least
         if low or (self.at_most is not None and value > self.at_most):
             shown = f"{value:g}" if isinstance(value, float) else f"{value!r}"[:VALUE_SHOWN]

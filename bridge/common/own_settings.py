@@ -39,9 +39,9 @@ _Dumper.add_representer(OverrideList, lambda d, value: d.represent_sequence("!ov
 def problems(content: Any) -> list[str]:
     """Return the errors in the content of the file."""
     if not isinstance(content, Mapping):
-        return [f"expected keys with values; found {site_settings.kind_of(content)}"]
+        return [f"expected keys with values, found {site_settings.kind_of(content)}"]
     if foreign := [str(key) for key in content if key not in site_settings.KEYS]:
-        return [f"there is no key {', '.join(foreign)}; expected {', '.join(site_settings.KEYS)}"]
+        return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(site_settings.KEYS)}"]
     found = list(site_settings.problems(content))
     if not found:
         groups = {folder.group for folder in site_settings.folders(content.get(DATA))}

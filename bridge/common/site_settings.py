@@ -69,7 +69,7 @@ def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[s
     for key in (key for key in KEYS if key in settings):
         value = settings[key]
         if server and key in OF_SITES:
-            yield f"{key} is for sites; leave it out"
+            yield f"{key} is for sites. Leave it out"
         elif value is not None:
             check = TABLE[key].check
             assert check is not None
@@ -79,19 +79,19 @@ def problems(settings: Mapping[str, Any], *, server: bool = False) -> Iterator[s
 def node_config_problems(value: Any) -> Iterator[str]:
     """Return the errors in a node config."""
     if not isinstance(value, Mapping):
-        yield f"expected {NODE_CONFIG} to have {EXPECTED[NODE_CONFIG]}; found {kind_of(value)}"
+        yield f"expected {NODE_CONFIG} to have {EXPECTED[NODE_CONFIG]}, found {kind_of(value)}"
         return
     for key, item in value.items():
         if not isinstance(key, str) or not _CONFIG_KEY.fullmatch(key):
             expected = "keys of letters, digits, '_', '-' and '.'"
-            yield f"expected {NODE_CONFIG} to have {expected}; found {kind_of(key)}"
+            yield f"expected {NODE_CONFIG} to have {expected}, found {kind_of(key)}"
         elif key in OURS:
-            yield f"{NODE_CONFIG}: {', '.join(OURS)} are set for each job; leave {key} out"
+            yield f"{NODE_CONFIG}: {', '.join(OURS)} are set for each job. Leave {key} out"
         elif any(str(other).startswith(f"{key}.") for other in value):
-            yield f"{NODE_CONFIG}: {key} is a value and a table, since another key begins with {key}."
+            yield f"{NODE_CONFIG}: {key} is both a value and a table, because another key begins with {key}."
         elif not _is_config_value(item):
-            expected = "a text, a whole number of 64 bits, a finite number, true or false"
-            yield f"expected {NODE_CONFIG}.{key} to be {expected}; found {kind_of(item)}"
+            expected = "a string, a 64-bit integer, a finite number, true or false"
+            yield f"expected {NODE_CONFIG}.{key} to be {expected}, found {kind_of(item)}"
 
 
 def kind_of(value: Any) -> str:
@@ -141,12 +141,12 @@ def _node_config(_: str, value: Any) -> Iterator[str]:
 
 
 def _wrong(key: str, value: Any) -> str:
-    return f"expected {key} to be {EXPECTED[key]}; found {kind_of(value)}"
+    return f"expected {key} to be {EXPECTED[key]}, found {kind_of(value)}"
 
 
 def _switch(key: str, value: Any) -> Iterator[str]:
     if not isinstance(value, bool):
-        yield f"expected {key} to be true or false; found {kind_of(value)}"
+        yield f"expected {key} to be true or false, found {kind_of(value)}"
 
 
 def _size(key: str, value: Any) -> Iterator[str]:
@@ -177,7 +177,7 @@ def _data(key: str, value: Any) -> Iterator[str]:
         for name, item in value.items():
             if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
                 expected = "names of letters, digits, '.', '_' and '-'"
-                yield f"expected {key} to have {expected}; found {kind_of(name)}"
+                yield f"expected {key} to have {expected}, found {kind_of(name)}"
             else:
                 yield from _one_folder(f"{key}.{name}", item)
 
@@ -188,11 +188,11 @@ def _one_folder(where: str, value: Any) -> Iterator[str]:
         path, group = value.get("folder"), value.get("group")
     if not isinstance(path, str) or not path or "\0" in path or path.startswith("~"):
         expected = "a folder's path (without ~), or {folder: PATH, group: GROUP}"
-        yield f"expected {where} to be {expected}; found {kind_of(value)}"
+        yield f"expected {where} to be {expected}, found {kind_of(value)}"
     elif isinstance(group, bool) or not isinstance(group, str | int | None) or group == "":
-        yield f"expected {where}.group to be a group's name or number; found {kind_of(group)}"
+        yield f"expected {where}.group to be a group's name or number, found {kind_of(group)}"
     elif group in (0, "0", "root"):
-        yield f"{where}.group: root's would open more than the data; give the data a group"
+        yield f"{where}.group: the root group would open more than the data. Give the data another group"
 
 
 def _is_one_folder(value: Any) -> bool:
@@ -214,15 +214,15 @@ def _environment(key: str, value: Any) -> Iterator[str]:
         if problem := variable_problem(name):
             yield f"{key}: {problem}"
         elif not isinstance(item, str | int | float) or (isinstance(item, str) and "\0" in item):
-            yield f"expected {key}.{name} to be a text or a number; found {kind_of(item)}"
+            yield f"expected {key}.{name} to be a string or a number, found {kind_of(item)}"
 
 
 def variable_problem(name: Any) -> str:
     """Return why a site may not set a variable of this name, or "" if it may."""
     if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
-        return f"expected a variable's name in letters, digits and _; found {kind_of(name)}"
+        return f"expected a variable's name in letters, digits and _, found {kind_of(name)}"
     if name.startswith(RESERVED) or name in RESERVED_NAMES:
-        return f"{name} is not for apps: FLARE, Flower or Python take orders from it; leave it out"
+        return f"{name} is not for apps: FLARE, Flower or Python obey it. Leave it out"
     if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         return f"{name}: use {PROXY}, which keeps the federation's own connections out of the proxy"
     return ""
@@ -240,9 +240,9 @@ def _hosts(key: str, value: Any) -> Iterator[str]:
         return
     for name, address in value.items():
         if not isinstance(name, str) or not _HOST.fullmatch(name) or name == "localhost":
-            yield f"expected {key} to have names of hosts other than localhost; found {kind_of(name)}"
+            yield f"expected {key} to have names of hosts other than localhost, found {kind_of(name)}"
         elif address != HOST_GATEWAY and not _is_address(address):
-            yield f"expected {key}.{name} to be an IP address or {HOST_GATEWAY}; found {kind_of(address)}"
+            yield f"expected {key}.{name} to be an IP address or {HOST_GATEWAY}, found {kind_of(address)}"
 
 
 def _is_address(value: Any) -> bool:
@@ -261,7 +261,10 @@ def _proxy(key: str, value: Any) -> Iterator[str]:
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not port:
         yield _wrong(key, value)
     elif port > LAST_PORT:
-        yield f"{key}: an app may connect to ports 1 to {LAST_PORT} of other machines; found {port}"
+        yield (
+            f"{key}: expected a port from 1 to {LAST_PORT}, which apps may reach on other machines. Found "
+            f"{port}"
+        )
 
 
 _APPS = (SERVER, SITE)

@@ -152,7 +152,7 @@ def require_fast_path(what: str, version: str | None = None) -> None:
     if not generation(version).fast_path:
         raise UnsupportedFlower(
             f"{what} does not work with flwr {version or installed()}: expected {known_inside()}. Leave the "
-            "option out, or let the app ask for one of these in its pyproject.toml."
+            "option out, or ask for one of these versions in the app's pyproject.toml."
         )
 
 
@@ -180,7 +180,7 @@ def generation(version: str | None = None) -> Generation:
         return NEWER
     raise UnsupportedFlower(
         f"flwr {version} does not work here: expected {supported()}. "
-        "Let the app ask for one of these in its pyproject.toml."
+        "Ask for one of these versions in the app's pyproject.toml."
     )
 
 
@@ -190,8 +190,8 @@ def newer(version: str | None = None) -> str | None:
     if generation(version) is not NEWER:
         return None
     return (
-        f"flwr {version[:VERSION_LIMIT]} is newer than those that Flowerbed knows ({supported()}). "
-        "The app runs, without Flowerbed's fast path: as slowly as in plain Flower."
+        f"flwr {version[:VERSION_LIMIT]} is newer than the versions that Flowerbed knows ({supported()}). "
+        "The app runs without Flowerbed's fast path, at plain Flower's speed."
     )
 
 
@@ -213,7 +213,7 @@ def mismatch(site: str, found: str, server: str) -> str | None:
         return None
     return (
         f"{site} has flwr {found} (Fleet API over {theirs.value}), the server has flwr {server} (Fleet API "
-        f"over {ours.value}); they cannot talk. Give both the same environment of the app "
+        f"over {ours.value}). They cannot talk to each other. Give both the same environment of the app "
         f"(./flowerbed apps shows which there are), or leave {site} out with --sites."
     )
 

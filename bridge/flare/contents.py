@@ -14,7 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,6 +91,8 @@ class Contents:
     """The app on the server that it names instead, as `flower_app_path`. Only the server's part does."""
     environment: str = ""
     """The app's environment that it names, in the server's part."""
+    app: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The brought app's `id`, `version` and `hash`, as Flower shows them; empty: it brings none."""
 
 
 def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
@@ -109,7 +111,7 @@ def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
     except Unfit:
         raise
     except fab.NO_ZIP as error:
-        raise Unfit(f"the job is no zip that can be read: {str(error)[:ERROR_SHOWN]}") from None
+        raise Unfit(f"the job is not a readable zip file: {str(error)[:ERROR_SHOWN]}") from None
 
 
 def of_part(folder: Path, *, server: bool) -> Contents:
@@ -160,13 +162,13 @@ def _check_server(part: Contents) -> None:
         found = "both" if part.fab else "neither"
         raise Unfit(
             f"expected the job to bring an app ({CUSTOM}/{fab.NAME}) or to name one on the server "
-            f"(flower_app_path), found {found}. Export it anew if an older Flowerbed has made it."
+            f"(flower_app_path), found {found}. If an older Flowerbed made the job, export it again."
         )
 
 
 def _part(app: str, files: Files) -> Contents:
     """One part of a job: its files by their path in it."""
-    content = ""
+    content, brought_app = "", dict[str, str]()
     for path in files:
         folder, _, name = path.rpartition("/")
         allowed = {
@@ -181,10 +183,10 @@ def _part(app: str, files: Files) -> Contents:
     if (brought := files.get(f"{CUSTOM}/{fab.NAME}")) is not None:
         app_file = brought(FAB_LIMIT)
         try:
-            fab.read(app_file)
+            brought_app = fab.identity(app_file)
         except BadApp as error:
             raise Unfit(f"{app}/{CUSTOM}/{fab.NAME}: {error}") from None
-        content = fab.sha256(app_file)
+        content = brought_app["hash"]
     elif any(path.startswith(f"{CUSTOM}/") for path in files):
         raise foreign(f"{app}/{CUSTOM}/")
     found: dict[str, Mapping[str, Any]] = {}
@@ -195,19 +197,21 @@ def _part(app: str, files: Files) -> Contents:
                 where, name, _parsed(where, read(TEXT_LIMIT)), brings_code=bool(content)
             )
     deployed = "".join(str(given.get("flower_app_path") or "") for given in found.values())
-    return Contents(content, deployed, str(found.get(SERVER_CONFIG, {}).get("environment") or ""))
+    return Contents(
+        content, deployed, str(found.get(SERVER_CONFIG, {}).get("environment") or ""), brought_app
+    )
 
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key appears twice")
         return dict(pairs)
 
     try:
         content = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Unfit(f"{where} is no JSON: {error}") from None
+        raise Unfit(f"{where} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise Unfit(f"{where}: expected a JSON object")
     return content
@@ -263,7 +267,7 @@ def _check_config(where: str, name: str, content: dict[str, Any], *, brings_code
         else:
             good = _is_setting(key, value)
         if not good:
-            raise Unfit(f"{where}: {key[:60]!r} is not what a job of Flowerbed has there")
+            raise Unfit(f"{where}: {key[:60]!r} is not expected there")
     components = content.get("components", [])
     if not isinstance(components, list):
         raise Unfit(f"{where}: expected components to be a list")

@@ -176,7 +176,7 @@ class FlareServer:
             return True
         left = {token: c for token, c in process[RunProcessKey.PARTICIPANTS].items() if c.name != site}
         if len(left) < max(1, int(job.min_sites or 1)):
-            self.fail(job_id, f"{site} was put out of the job, and too few sites are left: {why}")
+            self.fail(job_id, f"{site} was removed from the job, and too few sites are left: {why}")
             return True
         process[RunProcessKey.PARTICIPANTS] = left
         job.meta[JobMetaKey.JOB_CLIENTS] = [client.to_dict() for client in left.values()]
@@ -291,7 +291,7 @@ class FlareServer:
             try:
                 self._runner._save_workspace(fl_ctx, None, job)
             except Exception:
-                log.exception("what job %s had done could not be stored", job)
+                log.exception("could not store the results of job %s", job)
             self._manager.set_status(job, status, fl_ctx)
 
     def clone(self, job: str, new: str, values: Mapping[str, Any]) -> None:
@@ -302,7 +302,7 @@ class FlareServer:
             old = self._manager.get_job(job, fl_ctx).meta
             # FLOWER_PREDEPLOYED is FLARE's, which forgets it (nvflare 2.9.0). Sites would not be asked then.
             keys = {*CLONED_META_KEYS, *SUBMITTER, FlowerConstant.FLOWER_PREDEPLOYED}
-            keys |= {meta.LATE_SITES, meta.ENVIRONMENT}
+            keys |= {meta.LATE_SITES, meta.ENVIRONMENT, meta.APP}
             kept = {str(key): value for key, value in old.items() if key in keys}
             kept[JobMetaKey.CLONED_FROM.value] = job
             self._manager.clone(job, {**kept, JobMetaKey.JOB_ID.value: new, **values}, fl_ctx)

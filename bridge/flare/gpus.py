@@ -56,7 +56,7 @@ class SiteGPUs(GPUResourceManager):  # type: ignore[misc]
         if (memory := resource_requirement.get(self.gpu_mem_key, 0)) > self._each and wanted:
             return False, f"{meta.NEVER}the job asks for {memory:g} GiB of a GPU, which has {self._each:.0f}"
         enough, token = super().check_resources(resource_requirement, fl_ctx)
-        return enough, token if enough else f"{in_words(wanted)} wanted, and {meta.BUSY}"
+        return enough, token if enough else f"{in_words(wanted)} wanted, {meta.BUSY}"
 
     def allocate_resources(
         self, resource_requirement: dict[str, Any], token: str, fl_ctx: FLContext

@@ -64,7 +64,7 @@ class Housekeeper(FLComponent):
             try:
                 tidy(workspace, kept)
             except Exception:
-                log.exception("the workspace could not be tidied")
+                log.exception("could not tidy the workspace")
             time.sleep(TIDY_EVERY)
 
 
@@ -84,7 +84,7 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
             removed.append(folder)
     for folder in _unused(workspace, running, now)[kept:]:
         log.warning(
-            "removed what an app kept in %s: other apps were used since", folder.relative_to(workspace)
+            "removed an app's kept files in %s: other apps were used since", folder.relative_to(workspace)
         )
         remove(folder)
         lasting.note(folder).unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def tidy(workspace: Path, kept: int) -> list[Path]:
                 remove(folder)
                 removed.append(folder)
     if removed:
-        log.info("removed %d folders of jobs that have ended", len(removed))
+        log.info("removed %d folders of ended jobs", len(removed))
     return removed
 
 

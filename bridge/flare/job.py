@@ -19,7 +19,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.job_config.file_source import FileSource
 
 from bridge.common import job_options, meta, versions
-from bridge.common.app import ROUNDS_KEY, check_code, check_run_config, read_app
+from bridge.common.app import ROUNDS_KEY, check_run_config
 from bridge.common.job_options import ConfigValue, JobOptions
 from bridge.flare.contents import BUILT
 from bridge.job import fab
@@ -62,8 +62,9 @@ class FlowerJob(FedJob):
         """Make the job.
 
         Args:
-            app: the Flower app's folder. It is bundled now, and goes with the job as one file (`fab.py`).
-                None: the app is deployed on the server, at `flower_app_path`. Then no code goes with the job.
+            app: the Flower app's folder, or its FAB. The folder is bundled now, and goes with the job as one
+                file (`fab.py`). None: the app is deployed on the server, at `flower_app_path`. Then no code
+                goes with the job.
             given: fields of `JobOptions`. With tracking "none" FLARE's own `add_experiment_tracking` may
                 still add a receiver.
 
@@ -127,9 +128,7 @@ class FlowerJob(FedJob):
         folder = tempfile.mkdtemp(prefix="flowerbed-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / fab.NAME
-        content = fab.build(app)
-        check_code(read_app(app), fab.files(content), f"{app}/")
-        file.write_bytes(content)
+        file.write_bytes(fab.bundled(app))
         return FileSource(str(file), app_folder_type="custom")
 
     def simulator_run(self, *args: Any, **options: Any) -> Any:
@@ -174,7 +173,7 @@ def _checked(options: JobOptions, app: Path | None) -> JobOptions:
     if options.rounds is not None:
         options = replace(options, run_config={**(options.run_config or {}), ROUNDS_KEY: options.rounds})
     if app is not None:
-        check_run_config(read_app(app), options.run_config or {})
+        check_run_config(fab.config(app), options.run_config or {})
     return options
 
 

@@ -41,9 +41,9 @@ def zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
         raise Unfit(f"the job's folder is called {folder!r}: expected letters, digits, '.', '_' and '-'")
     entries = archive.infolist()
     if len(entries) > ENTRIES:
-        raise Unfit(f"the job holds {len(entries)} files and folders, {ENTRIES} are allowed")
+        raise Unfit(f"the job holds {len(entries)} files and folders, at most {ENTRIES} are allowed")
     if (size := sum(entry.file_size for entry in entries)) > UNPACKED_LIMIT:
-        raise Unfit(f"the job holds {size} bytes, {UNPACKED_LIMIT} are allowed")
+        raise Unfit(f"the job holds {size} bytes, at most {UNPACKED_LIMIT} are allowed")
     _see_no_two([entry.filename.rstrip("/") for entry in entries])
     files = {}
     for entry in entries:
@@ -51,7 +51,7 @@ def zip_files(archive: zipfile.ZipFile, folder: str) -> Files:
         if entry.orig_filename != name or not name.isascii() or not name.isprintable() or "\\" in name:
             raise Unfit(f"the job holds a file with an odd name: {entry.orig_filename[:200]!r}")
         if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-            raise Unfit(f"the job holds {name[:200]!r}, which is a link or no file")
+            raise Unfit(f"the job holds {name[:200]!r}, which is not a regular file")
         path = name.removeprefix(f"{folder}/")
         if path == name:
             raise Unfit(f"the job holds {name[:200]!r}, outside its folder {folder!r}")
@@ -76,7 +76,7 @@ def folder_files(folder: Path, prefix: str = "") -> Iterable[tuple[str, Callable
         elif stat.S_ISREG(mode):
             yield name, partial(_read_file, path)
         else:
-            raise Unfit(f"the job holds {name!r}, which is a link or no file")
+            raise Unfit(f"the job holds {name!r}, which is not a regular file")
 
 
 def _see_no_two(names: list[str]) -> None:

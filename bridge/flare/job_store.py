@@ -190,7 +190,7 @@ def pack(folders: list[Path], archive: Path) -> None:
         for folder in folders:
             for number, path in enumerate(_entries(folder)):
                 if number == MOST:
-                    log.warning("the results have more than %d files: the others are not part of them", MOST)
+                    log.warning("the results have more than %d files: the others are left out", MOST)
                     break
                 name = member_name(path.relative_to(folder))
                 if path.is_dir() and not path.is_symlink():

@@ -51,8 +51,8 @@ RESTARTED = "server restarted"
 LOST = "the job's process on the server ended before the run did: it was killed, or had too little memory"
 
 
-NOT_STARTED = "FLARE could not start the job; the server's log says why"
-TOO_FEW = "Too few sites are left: let the job have fewer (submit --min-sites), or "
+NOT_STARTED = "FLARE could not start the job. The server's log says why"
+TOO_FEW = "Too few sites are left: lower --min-sites of submit, or "
 DEPLOYED = " an app that is deployed on the server (submit --deployed)"
 
 
@@ -159,7 +159,7 @@ class JobSupervisor(FLComponent):
         threading.Thread(target=work[0], args=work[1], name="job-supervisor", daemon=True).start()
 
     def _start(self, job: str, site: str, why: str, part: _Part, wait: float) -> None:
-        log.warning("%s left job %s: %s; start %d of %d", site, job, why, part.failures, RESTARTS)
+        log.warning("%s left job %s: %s. Restart %d of %d", site, job, why, part.failures, RESTARTS)
         time.sleep(wait)
         try:
             if not self._server.runs(job):
@@ -190,7 +190,7 @@ class JobSupervisor(FLComponent):
             try:
                 self._look()
             except Exception:
-                log.exception("who was removed could not be looked at")
+                log.exception("could not check who was removed")
             time.sleep(LOOK_EVERY)
 
     def _look(self) -> None:
@@ -240,7 +240,7 @@ class JobSupervisor(FLComponent):
             try:
                 self._close(job, known)
             except Exception:
-                log.exception("job %s, which ran when the server ended, could not be closed", job)
+                log.exception("could not close job %s, which ran when the server ended", job)
 
     def _close(self, job: str, known: dict[str, Any]) -> None:
         told = self._server.how_its_run_ended(job)
@@ -263,7 +263,7 @@ class JobSupervisor(FLComponent):
         self._server.end(job, RunStatus.FINISHED_ABNORMAL)
         again = noted.get(meta.RETRIED_AS)
         log.warning(
-            "job %s ran when the server ended%s", job, f"; it is repeated as job {again}" if again else ""
+            "job %s ran when the server ended%s", job, f". It is repeated as job {again}" if again else ""
         )
 
     # Jobs that are submitted again
@@ -293,7 +293,9 @@ class JobSupervisor(FLComponent):
             return f"waiting for {', '.join(sorted(absent))}"
         with self._lock:
             busy = sorted(site for site in here & sites if self._left.get(site))
-        return f"{', '.join(busy)} must first end what the restarted server left there" if busy else ""
+        return (
+            f"{', '.join(busy)} must first end the job that the restarted server left there" if busy else ""
+        )
 
     def _release(self) -> None:
         """Let the scheduler look again at jobs that have nothing more to wait for."""

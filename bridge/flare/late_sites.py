@@ -106,9 +106,9 @@ def why_not(flare: FlareServer, job_id: str, site: str) -> str:
     if job is None:
         return "the job has ended"
     if known.get(meta.LATE_SITES) is False:
-        return "the job lets in no sites that come late"
+        return "the job does not accept late sites"
     if out := (known.get(meta.REMOVED) or {}).get(site):
-        return f"it was put out of the job: {out}"
+        return f"it was removed from the job: {out}"
     refused = {**(known.get(meta.REFUSED) or {}), **flare.refusals(job_id)}.get(site, NO_REPLY)
     if not refused.startswith(NO_REPLY):
         return f"it refused the job: {refused}"

@@ -99,9 +99,9 @@ class LogReceiver(JobLogReceiver):
         site, job = part = self._get_trusted_stream_identity(fl_ctx)
         why = ""
         if not isinstance(name, str) or not NAME.fullmatch(name) or not JOB_ID.fullmatch(job):
-            why = "its name, or its job's, has not the form of one"
+            why = "its name or its job's name is not valid"
         elif not takes_part(site, job, fl_ctx):
-            why = "the site has no part in that job"
+            why = "the site takes no part in that job"
         else:
             with self._lock:
                 logs = self._written.setdefault(part, {})
@@ -109,7 +109,9 @@ class LogReceiver(JobLogReceiver):
                 while len(self._written) > REMEMBERED:
                     self._written.popitem(last=False)
                 if self._streams[site] >= SITE_STREAMS or (name not in logs and len(logs) >= JOB_LOGS):
-                    why = f"{SITE_STREAMS} streams of a site and {JOB_LOGS} logs of a job are taken at most"
+                    why = (
+                        f"at most {SITE_STREAMS} streams of a site and {JOB_LOGS} logs of a job are accepted"
+                    )
                 else:
                     # The stream starts over, and so does its file.
                     logs[name] = 0
@@ -117,7 +119,7 @@ class LogReceiver(JobLogReceiver):
                     stream_ctx[_PART], stream_ctx[_OPEN] = (*part, name), site
         if why:
             said = one_line(f"{name!r} for job {job!r}: {why}", 300)
-            self._told.warn(log, site, "no log is taken of %s: %s", one_line(site, 100), said)
+            self._told.warn(log, site, "refused a log of %s: %s", one_line(site, 100), said)
         return not why
 
     def closed(self, stream_ctx: StreamContext) -> None:
@@ -141,7 +143,7 @@ class LogReceiver(JobLogReceiver):
         if room > 0:
             super()._on_chunk_received(data[:room], stream_ctx, fl_ctx)
         if last:
-            note = f"the log of {site} is longer than {self._limit / 2**20:g} MB; the rest is dropped"
+            note = f"the log of {site} is longer than {self._limit / 2**20:g} MB. The rest is dropped"
             note += " (limits.log of the server, project.yml)"
             log.warning("job %s: %s", job, note)
             super()._on_chunk_received(f"\n{note}\n".encode(), stream_ctx, fl_ctx)

@@ -51,8 +51,8 @@ class PartPolicy(AppValidator):
         except ValueError as error:
             return str(error), {}
         except Exception as error:
-            log.exception("the job could not be looked at")
-            return f"the job could not be looked at: {type(error).__name__}", {}
+            log.exception("the job could not be checked")
+            return f"the job could not be checked: {type(error).__name__}", {}
         if found.fab and not own.custom_code:
             return meta.NO_CUSTOM_CODE, {}
         return "", {AppValidationKey.BYOC: True} if found.fab else {}
@@ -71,8 +71,8 @@ class CodePolicy(FLComponent):
             reason = _objection(fl_ctx.get_prop(FLContextKey.SECURITY_ITEMS))
         except Exception as error:
             # FLARE continues when a component fails, which would let code in here.
-            log.exception("the job could not be looked at")
-            reason = f"the site could not look at it: {type(error).__name__}"
+            log.exception("the job could not be checked")
+            reason = f"the site could not check it: {type(error).__name__}"
         if reason:
             fl_ctx.set_prop(FLContextKey.AUTHORIZATION_RESULT, False, sticky=False)
             fl_ctx.set_prop(FLContextKey.AUTHORIZATION_REASON, reason, sticky=False)

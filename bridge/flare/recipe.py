@@ -154,8 +154,8 @@ class FlowerRecipe(Recipe):  # type: ignore[misc]
         kind = type(env).__name__
         if self._app is None:
             raise ValueError(
-                f"flower_app_path: expected an environment whose server has the app, found {kind}, whose "
-                "server is made anew. Use flower_content."
+                f"flower_app_path: expected an environment with a server that has the app, found {kind}, "
+                "which starts with a new server. Use flower_content."
             )
         versions.generation()
         check_packages(read_app(self._app))

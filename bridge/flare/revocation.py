@@ -73,7 +73,7 @@ class Revoked:
             stamp = str(error)
             if stamp != self._stamp:
                 self._broken = f"{self._file} cannot be read ({error}). Run ./flowerbed provision."
-                log.error("nobody is let in who is not in already: %s", self._broken)
+                log.error("refusing all new connections: %s", self._broken)
             self._stamp = stamp
             return
         self._stamp, self._broken = stamp, ""

@@ -56,7 +56,7 @@ class SiteMessages:
                 self._on_heartbeat(site, request.get_header(CellMessageHeaderKeys.TOKEN), jobs)
             except Exception:
                 # The site must get its answer, even if its jobs cause an error.
-                log.exception("%s's heartbeat could not be looked at", site)
+                log.exception("%s's heartbeat could not be checked", site)
         return reply
 
     def outcome(self, request: Message) -> Message:

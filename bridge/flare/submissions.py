@@ -96,8 +96,8 @@ class JobPolicy(FLComponent):
             reason = str(error)
         except Exception as error:
             # FLARE continues when a component fails, which would let code in here.
-            log.exception("the job could not be looked at")
-            reason = f"the server could not look at it: {type(error).__name__}"
+            log.exception("the job could not be checked")
+            reason = f"the server could not check it: {type(error).__name__}"
         if not reason:
             # This very dictionary goes to the sites.
             mark(known, found)
@@ -115,14 +115,14 @@ class JobPolicy(FLComponent):
             manager.update_meta(job, noted, fl_ctx)
             manager.set_status(job, RunStatus.FAILED_TO_RUN, fl_ctx)
         except Exception:
-            log.exception("job %s, which is refused, could not be closed", job)
+            log.exception("could not close job %s, which is refused", job)
 
 
 def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
     """Note that a site has left a running job, because it got another app than it has checked."""
     process = engine.run_processes.get(job) or {}
     if site not in {client.name for client in (process.get(RunProcessKey.PARTICIPANTS) or {}).values()}:
-        log.warning("%s refuses job %s, of which it is not", site, job)
+        log.warning("%s refuses job %s, but takes no part in it", site, job)
         return
     manager = engine.get_component(SystemComponents.JOB_MANAGER)
     with engine.new_context() as fl_ctx:
@@ -136,6 +136,7 @@ def mark(known: dict[str, Any], found: contents.Contents) -> None:
         (AppValidationKey.BYOC, bool(found.fab)),
         (FlowerConstant.FLOWER_PREDEPLOYED, bool(found.deployed)),
         (meta.ENVIRONMENT, found.environment),
+        (meta.APP, dict(found.app)),
     ):
         known.pop(key, None)
         if value:

@@ -76,7 +76,7 @@ def metadata_of(headers: Headers) -> Metadata:
 def _pair(key: str, value: str) -> tuple[str, str | bytes]:
     key = _BACK.get(key, key)
     if not _KEY.fullmatch(key) or not _TEXT.fullmatch(value):
-        raise ValueError(f"{key[:100]!r} with {value[:100]!r} is no metadata")
+        raise ValueError(f"{key[:100]!r} with {value[:100]!r} is not valid metadata")
     return key, base64.b64decode(value, validate=True) if key.endswith("-bin") else value
 
 

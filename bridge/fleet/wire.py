@@ -220,10 +220,10 @@ def head_of(read: Callable[[int, int], bytes], size: int) -> bytes:
             raise ValueError(f"a field of kind {kind}")
         # One reader may stop here, where another finds more fields.
         if tag >= 2**32 or length > size - position:
-            raise ValueError("a field that is none, or goes over the end")
+            raise ValueError("a field with an invalid tag or length")
         if (tag >> 3, kind) != (OBJECT_FIELD, 2):
             if len(head) + length > HEAD_LIMIT:
-                raise ValueError(f"more than {HEAD_LIMIT} bytes beside the object")
+                raise ValueError(f"more than {HEAD_LIMIT} bytes besides the object")
             head += read(position, length)
         position += length
     return head
@@ -240,7 +240,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ValueError("a number that does not end")
+    raise ValueError("an unterminated number")
 
 
 def call_name(path: str, transport: Transport | None = None) -> str | None:

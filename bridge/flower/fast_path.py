@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 
-HELD = "a pull was held until there was something"
-WOKEN = "a sleep of the SuperNode was ended by what it waited for"
-COPIED = "an app's process is a copy"
-ASKED = "the ServerApp asks for replies without a pause"
-UNSTORED = "a ClientApp waited for a message of which nothing was heard: it starts late"
+HELD = "a pull waited for a message"
+WOKEN = "a sleep of the SuperNode ended as soon as there was something to do"
+COPIED = "an app's process was forked"
+ASKED = "the ServerApp asks for replies without pauses"
+UNSTORED = "a ClientApp starts late: nothing announced its message"
 """The line if it does not work: the state no longer calls the methods that we know."""
 
 PREFIX = "fast path: "

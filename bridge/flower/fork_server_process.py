@@ -175,7 +175,7 @@ class _ForkServerLoop:
             return
         if why := _why_unsafe():
             self._unsafe = why
-            log.warning("an app's processes start as new interpreters: %s", why)
+            log.warning("app processes start as new interpreters, and are not forked: %s", why)
         while missing and not self._unsafe:
             receiving, sending = os.pipe()
             child = os.fork()
@@ -194,9 +194,9 @@ class _ForkServerLoop:
                 _outlive(child)
             os.waitpid(child, 0)
             log.warning(
-                "%s is imported by each of the app's processes, and all else once: %s",
+                "each app process imports %s itself, and shares all other imports: %s",
                 package := culprit.partition(".")[0],
-                why or "its import has ended the process",
+                why or "importing it ended the process",
             )
             missing = [module for module in missing if module.partition(".")[0] != package]
 
@@ -246,9 +246,9 @@ def _why_unsafe() -> str:
     """Return why a copy of this process would not be like a new one, or ""."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return "an import has initialised CUDA"
+        return "an import initialized CUDA"
     if (threads := threading.active_count()) > 1:
-        return f"an import has started {threads - 1} threads"
+        return f"an import started threads ({threads - 1})"
     if not _native_threads():
         return ""
     # A library that ends its threads before a fork, as OpenBLAS does, has none after one.
@@ -256,7 +256,7 @@ def _why_unsafe() -> str:
         os._exit(0)
     os.waitpid(trial, 0)
     native = ", ".join(_native_threads())
-    return f"an import has started threads outside Python ({native})" if native else ""
+    return f"an import started threads outside Python ({native})" if native else ""
 
 
 def _native_threads() -> list[str]:

@@ -58,7 +58,7 @@ class RefusedObjects:
                 await asyncio.to_thread(self._reply, asked, reason.decode("latin-1"))
             except Exception:
                 # This flwr keeps its messages in another way. Then the ServerApp's own timeout counts.
-                log.exception("no error reply could be made")
+                log.exception("could not create an error reply")
             await _answer(send, 413, b"text/plain", reason)
         elif path == PULL and self._reasons:
             await self._pull(scope, receive, send)

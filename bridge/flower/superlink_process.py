@@ -208,7 +208,9 @@ def main(arguments: list[str]) -> None:
     except (ImportError, AttributeError, TypeError) as changed:
         if row is not versions.NEWER:
             raise
-        log.warning("this flwr is made otherwise, so it runs as it is, without answers kept: %r", changed)
+        log.warning(
+            "this flwr differs from those known, so it runs unmodified and no answers are kept: %r", changed
+        )
         run()
     else:
         server.run()

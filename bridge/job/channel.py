@@ -126,18 +126,18 @@ def read_call(message: Message) -> Call:
         raise BadCall("a message without a path and an id")
     incarnation = message.get_header(INCARNATION)
     if type(incarnation) is not int or incarnation < 1:
-        raise BadCall(f"a message with {str(incarnation)[:50]!r} for an incarnation")
+        raise BadCall(f"a message with {str(incarnation)[:50]!r} as its incarnation")
     done = json_list(message, DONE, DONE_LIMIT)
     if not all(isinstance(gone, str) for gone in done):
-        raise BadCall("a message with ids that are no strings")
+        raise BadCall("a message with ids that are not strings")
     headers = json_list(message, SITE_HEADERS, HEADERS_LIMIT)
     if not all(
         isinstance(pair, list) and len(pair) == 2 and all(_is_line(x) for x in pair) for pair in headers
     ):
-        raise BadCall("a message with headers that are no pairs of printable ASCII")
+        raise BadCall("a message with headers that are not pairs of printable ASCII")
     body = message.payload if message.payload is not None else b""
     if not isinstance(body, (bytes, bytearray, memoryview)):
-        raise BadCall(f"a message with a {type(body).__name__} for a body")
+        raise BadCall(f"a message with a {type(body).__name__} as its body")
     request = wire.FleetCall(path, tuple((k, v) for k, v in headers), bytes(body))
     return Call(call_id, request, tuple(done), incarnation)
 
@@ -150,9 +150,9 @@ def json_list(message: Message, header: str, limit: int) -> list[Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise BadCall(f"a message whose {header} is no JSON") from None
+        raise BadCall(f"a message in which {header} is not JSON") from None
     if not isinstance(value, list):
-        raise BadCall(f"a message whose {header} is no list")
+        raise BadCall(f"a message in which {header} is not a list")
     return value
 
 

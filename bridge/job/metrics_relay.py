@@ -105,7 +105,7 @@ def encode(dxo: DXO) -> bytes:
     except (TypeError, RecursionError):
         raise ValueError(f"{data.tag}: only numbers and text are carried") from None
     if len(line) > POINT_LIMIT:
-        raise ValueError(f"{data.tag}: {len(line)} characters, {POINT_LIMIT} are carried")
+        raise ValueError(f"{data.tag}: {len(line)} characters, at most {POINT_LIMIT} are carried")
     return line.encode()
 
 
@@ -116,29 +116,29 @@ def decode(line: bytes) -> DXO:
         ValueError: it is not such a line. The text says why, in one short line.
     """
     if len(line) > POINT_LIMIT:
-        raise ValueError(f"{len(line)} bytes in one point, {POINT_LIMIT} are taken")
+        raise ValueError(f"{len(line)} bytes in one point, at most {POINT_LIMIT} are accepted")
     try:
         tag, value, kind, writer, more = json.loads(line)
         data_type, sender = AnalyticsDataType(kind), LogWriterName(writer)
         check(tag, value, data_type, more)
         return AnalyticsData(tag, value, data_type, sender, **more).to_dxo()
     except (TypeError, RecursionError, ValueError) as error:
-        raise ValueError(f"a point that cannot be taken: {one_line(str(error), TAG_LIMIT)}") from None
+        raise ValueError(f"an invalid point: {one_line(str(error), TAG_LIMIT)}") from None
 
 
 def check(tag: Any, value: Any, data_type: AnalyticsDataType, more: Any) -> None:
     """Raise `ValueError` if a part of a point lacks its form. FLARE's own checks follow."""
     if data_type not in TAKEN:
-        raise ValueError(f"{data_type.value} is not taken")
+        raise ValueError(f"{data_type.value} is not accepted")
     check_tag(tag)
     if not isinstance(more, dict) or len(more) > MORE_LIMIT:
-        raise ValueError("its further arguments are no short list")
+        raise ValueError("its extra arguments are not a short list")
     for name, argument in more.items():
         if not isinstance(argument, str | int | float | None) or len(f"{name}{argument}") > TAG_LIMIT:
-            raise ValueError("a further argument is no short text and no number")
+            raise ValueError("an extra argument is neither a short string nor a number")
     step, path = more.get(TrackConst.GLOBAL_STEP_KEY), more.get(TrackConst.PATH_KEY)
     if step is not None and (type(step) is not int or not 0 <= step < NUMBER_LIMIT):
-        raise ValueError("its step is no whole number from 0")
+        raise ValueError("its step is not a whole number of 0 or more")
     if path is not None:
         check_tag(path)
     if data_type in NAMED:
@@ -149,9 +149,9 @@ def check(tag: Any, value: Any, data_type: AnalyticsDataType, more: Any) -> None
     for part in value.values() if data_type in NAMED else (value,):
         if isinstance(part, str) and data_type not in NUMBERS:
             if len(part) > TEXT_LIMIT and data_type != AnalyticsDataType.TEXT:
-                raise ValueError(f"{len(part)} characters in a value, {TEXT_LIMIT} are taken")
+                raise ValueError(f"{len(part)} characters in a value, at most {TEXT_LIMIT} are accepted")
         elif not isinstance(part, float) and not (isinstance(part, int) and abs(part) < NUMBER_LIMIT):
-            raise ValueError("a value is no number" + ("" if data_type in NUMBERS else " and no text"))
+            raise ValueError("a value is not a number" + ("" if data_type in NUMBERS else " or a string"))
 
 
 def check_tag(tag: Any) -> None:

@@ -41,10 +41,10 @@ def receive(cell: Cell, on_refused: Callable[[str, str, str], None]) -> None:
             server, job = FQCN.split(origin)
             site, reason = json.loads(bytes(request.payload))
             if server != FQCN.ROOT_SERVER or not isinstance(site, str) or not isinstance(reason, str):
-                raise ValueError("no note")
+                raise ValueError("not a note")
             on_refused(job, site, reason[:REASON_LIMIT])
         except Exception as error:
-            log.warning("a note from %s is not taken: %s", origin[:200], error)
+            log.warning("refused a note from %s: %s", origin[:200], error)
         return make_reply(ReturnCode.OK, "", None)
 
     cell.register_request_cb(channel=CHANNEL, topic=REFUSED, cb=note)

@@ -29,7 +29,7 @@ JOB_VALIDATOR = Name(
     "nvflare.private.fed.server.job_cmds",
     "JobMetaValidator",
     "2.9.0",
-    "Its event for a job that is handed in shows the job's meta, and not the files (`submissions.py`).",
+    "Its event for a submitted job shows the job's meta, but not its files (`submissions.py`).",
 )
 """`test_submissions.py`."""
 
@@ -37,7 +37,7 @@ APP_COMMAND = Name(
     "nvflare.private.fed.server.server_engine",
     "ServerEngine.send_app_command",
     "2.9.0",
-    "It holds the engine's lock until the job's process has answered, so that nobody may wait (`news.py`).",
+    "It holds the engine's lock until the job's process has answered, so no call may wait (`news.py`).",
 )
 """`test_news.py`."""
 
@@ -45,7 +45,7 @@ LIVE_LOG = Name(
     "nvflare.private.fed.server.job_cmds",
     "JobCommandModule._read_live_client_job_log",
     "2.9.0",
-    "It shows `NAME/log.txt` in a job's folder to whoever may read the job's log, whatever the name, and "
+    "It shows `NAME/log.txt` in a job's folder to everyone who may read the job's log, under any name, and "
     "follows links, which a ServerApp may have made there (`log_receiver.py`).",
 )
 """`test_disk.py`."""
@@ -54,7 +54,7 @@ MISSING_OUTCOME = Name(
     "nvflare.private.fed.server.fed_server",
     "FederatedServer._resolve_missing_client_outcome",
     "2.9.0",
-    "A job that has ended well fails if a site is then restarted before it reported (`flare_server.py`).",
+    "A job that has succeeded fails if a site then restarts before it has reported (`flare_server.py`).",
 )
 """`test_flare_server.py`."""
 
@@ -62,7 +62,7 @@ AUDIT_FILE = Name(
     "nvflare.fuel.sec.audit",
     "Auditor.audit_file",
     "2.9.0",
-    "The audit log has no bound, and each question of a console that waits is a line (`audit.py`).",
+    "The audit log is unbounded, and each poll of a waiting console adds a line (`audit.py`).",
 )
 """`test_disk.py`."""
 
@@ -70,7 +70,7 @@ DRIVERS = Name(
     "nvflare.fuel.f3.communicator",
     "driver_mgr.drivers",
     "2.9.0",
-    "It takes further drivers, but none for a scheme that it has one for (`drivers/flowerbed_drivers.py`).",
+    "It accepts more drivers, but no second one for a scheme (`drivers/flowerbed_drivers.py`).",
 )
 """`test_drivers.py`, `test_revocation.py`."""
 

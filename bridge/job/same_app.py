@@ -51,22 +51,22 @@ class Expected:
         try:
             handed = GetFabResponse.FromString(response).fab
         except DecodeError:
-            return f"{self._site} was handed what is no app"
+            return f"{self._site} was sent something that is not an app"
         found = fab.sha256(handed.content)
         if handed.hash_str != found:
-            return f"{self._site} was handed app {found} under the hash {_shown(handed.hash_str)}"
+            return f"{self._site} was sent app {found} under the hash {_shown(handed.hash_str)}"
         if self._own is not None:
             if found == self._own:
                 return ""
             return (
-                f"the server handed out {_name(handed.content)} with the hash {found}; the job as it was "
-                f"signed for {self._site} has {self._own}. Ask who runs the server"
+                f"the server sent {_name(handed.content)} with the hash {found}. The job that was "
+                f"signed for {self._site} has {self._own}. Ask the operator of the server"
             )
         if self._allowed is None or found in self._allowed:
             return ""
         listed = ", ".join(sorted(self._allowed)) or "none"
         return (
-            f"{self._site} allows the deployed apps {listed}; the server handed out {_name(handed.content)} "
+            f"{self._site} allows the deployed apps {listed}. The server sent {_name(handed.content)} "
             f"with the hash {found}. To allow it, add it to {self._site} in project.yml: "
             f"allowed_apps: [{found}]"
         )

@@ -112,7 +112,7 @@ def _own_node_config() -> dict[str, Any]:
         content = json.loads(text) if text else {}
     except ValueError as error:
         raise ValueError(
-            f"{site_settings.NODE_CONFIG_VARIABLE}: expected a JSON object, found no JSON: {error}"
+            f"{site_settings.NODE_CONFIG_VARIABLE}: expected a JSON object, found invalid JSON: {error}"
         ) from None
     if problem := next(site_settings.node_config_problems(content), ""):
         raise ValueError(f"{site_settings.NODE_CONFIG_VARIABLE}: {problem}.")

@@ -54,7 +54,9 @@ OpenSSL, proxies, torch and many more obey variables, and some of these run code
 EXTRA_LIMIT = 32 * 1024
 """Characters of one value."""
 
-NOT_WITHOUT_CODE = "extra_env: expected none, since the job brings no app; set keys of its run config instead"
+NOT_WITHOUT_CODE = (
+    "extra_env: expected none, because the job brings no app. Set keys of its run config instead"
+)
 """The reason why a job with an app on the server may set no variables."""
 
 _MARKS = "\\\"'"
@@ -74,14 +76,14 @@ def check_extra(extra: Mapping[str, str]) -> None:
     """
     for name, value in extra.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ValueError(f"extra_env {name!r}: expected a name and a text, found {value!r}")
+            raise ValueError(f"extra_env {name!r}: expected a name and a string, found {value!r}")
         if not _EXTRA_NAME.fullmatch(name):
             raise ValueError(
                 f"extra_env {name[:100]!r}: expected a name that begins with {EXTRA}, such as {EXTRA}DEPTH, "
                 "in capital letters, digits and _"
             )
         if "\0" in value or len(value) > EXTRA_LIMIT:
-            raise ValueError(f"extra_env {name!r}: expected a text of at most {EXTRA_LIMIT} characters")
+            raise ValueError(f"extra_env {name!r}: expected a string of at most {EXTRA_LIMIT} characters")
 
 
 def variables(

@@ -152,7 +152,7 @@ class FlowerProcess:
         # Not `wait_for`: the follower continues if this is cancelled.
         await asyncio.wait([self._follower], timeout=grace + reaper.WITHIN + REAPER_GRACE)
         if not self._follower.done():
-            self._log.error("processes of it cannot be ended: they do not react to SIGKILL")
+            self._log.error("some of its processes cannot be ended: they do not react to SIGKILL")
             with contextlib.suppress(ProcessLookupError):
                 self._reaper.kill()
         self._reaper.stdin.close()
@@ -184,14 +184,14 @@ class FlowerProcess:
 
     async def _end_what_is_left(self) -> None:
         """End the children of a reaper that was killed, by the kernel (short of memory) or by an operator."""
-        self._log.error("its reaper was killed. What it has left is looked for, and ended.")
+        self._log.error("its reaper was killed. Looking for leftover processes, to end them.")
         own = reaper.own_filters()
         dying, ended, quiet = {self._pid}, 0, 0
         until = asyncio.get_running_loop().time() + reaper.WITHIN
         while quiet < QUIET_LOOKS:
             found = await asyncio.to_thread(reaper.left_behind, own)
             if asyncio.get_running_loop().time() > until:
-                self._log.error("processes of it are left: %s", ", ".join(map(str, sorted(found))))
+                self._log.error("some of its processes are left: %s", ", ".join(map(str, sorted(found))))
                 break
             quiet = 0 if found else quiet + 1
             for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -202,9 +202,11 @@ class FlowerProcess:
             dying = {pid for pid in dying | found if not _buried(pid)}
             await asyncio.sleep(reaper.AGAIN)
         if not self._filtered:
-            self._log.error("it was not confined, so processes of it may be left: they cannot be told apart.")
+            self._log.error(
+                "it was not confined, so some of its processes may be left. They cannot be told from others."
+            )
         elif ended:
-            self._log.error("%d processes of it were ended", ended)
+            self._log.error("ended %d of its processes", ended)
 
     async def _read(self) -> None:
         """Log the output, until all its writers have ended."""

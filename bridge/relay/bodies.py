@@ -50,12 +50,12 @@ class StoredBody:
         self._hashed = 0
         free = room(folder)
         if size > free:
-            raise NoRoom(f"{size:,} bytes, and the disk has room for {max(free, 0):,}")
+            raise NoRoom(f"{size:,} bytes, but the disk has room for {max(free, 0):,}")
         with tempfile.TemporaryFile(dir=folder) as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                raise NoRoom(f"{size:,} bytes, and the disk says: {error.strerror}") from None
+                raise NoRoom(f"{size:,} bytes, but the disk says: {error.strerror}") from None
             self._number = os.dup(file.fileno())
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class StoredBody:
     def write(self, offset: int, data: bytes) -> None:
         """Write at an offset. Raises `ValueError` beyond the body's size, or if the body is sealed."""
         if self._sealed:
-            raise ValueError("a body that is whole is not written again")
+            raise ValueError("a complete body cannot be written again")
         if offset < 0 or offset + len(data) > self._size:
             raise ValueError(f"{len(data)} bytes at {offset} of a body of {self._size}")
         view = memoryview(data)

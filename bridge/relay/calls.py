@@ -235,7 +235,7 @@ class SiteRelay:
             if held.replays > MAX_REPLAYS:
                 del self._held[key]
                 log.warning(
-                    "%s: the answer arrived %d times and was never confirmed, so that it is let go of",
+                    "%s: the answer arrived %d times and was never confirmed, so it is dropped",
                     path,
                     held.replays,
                 )

@@ -94,7 +94,7 @@ class KeptBodies:
                     raise LinkFault(OTHERS_FIRST) from None
                 raise
             if site in self._out:
-                raise LinkFault(f"{site} takes no part any longer")
+                raise LinkFault(f"{site} no longer takes part")
             return self._keep(site, (way, call_id), body)
 
     def _keep(self, site: str, key: tuple[str, str], body: StoredBody) -> Kept:
@@ -135,7 +135,7 @@ class KeptBodies:
         if mine + size > share:
             if mine and size <= max(share, free + mine):
                 raise LinkFault(f"the other large bodies of {site} come first")
-            raise NoRoom(f"{size:,} bytes, and the disk has room for {max(free, 0):,}")
+            raise NoRoom(f"{size:,} bytes, but the disk has room for {max(free, 0):,}")
         while free < size:
             found = [
                 (kept.used_at, name, key)

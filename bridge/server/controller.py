@@ -261,7 +261,7 @@ class FlowerController(Controller):
             self._fatal = str(fl_ctx.get_prop(FLContextKey.EVENT_DATA, default=""))
             if self._gone:
                 gone = ", ".join(sorted(self._gone))
-                self._fatal += f"; out of reach for longer than {self.options.grace:.0f} s: {gone}"
+                self._fatal += f". Sites out of reach for longer than {self.options.grace:.0f} s: {gone}"
         if event_type == EventType.END_RUN and self._loop is not None:
             ending.shorten_shutdown_grace()
             if self._stopping is not None:
@@ -282,7 +282,7 @@ class FlowerController(Controller):
     def _too_much(self, reason: str) -> None:
         """Note that the job's files exceed their limit. `control_flow` sees it and ends the run."""
         log.error("the job is ended: %s", reason)
-        self._overfull = f"the job was ended at the server: {reason}. What is in ./kept counts too."
+        self._overfull = f"the job was ended at the server: {reason}. Files in ./kept count too."
 
     def _app(self, fl_ctx: FLContext) -> JobApp:
         workspace = _workspace(fl_ctx)
@@ -364,7 +364,7 @@ def _reason(end: RunEnd, superlink: SuperLink, outcomes: Outcomes) -> str:
     parts = [reason, superlink.traceback(), replies]
     if outcomes.lost():
         first, _, more = replies.partition("\n")
-        parts = [f"{first}, and then {reason}", more, superlink.traceback()]
+        parts = [f"{first}. Then {reason}", more, superlink.traceback()]
     return "\n".join(part for part in parts if part)
 
 

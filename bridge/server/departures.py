@@ -44,7 +44,7 @@ class NodeRemover:
     def remove(self, site: str, node_id: int) -> None:
         """Remove a site's old node, because the site has a new SuperNode or is out."""
         if self._superlink is not None:
-            log.info("%s's node %d is removed: it has a new SuperNode, or is put out", site, node_id)
+            log.info("removed node %d of %s: it has a new SuperNode, or no longer takes part", node_id, site)
             self._removals.add(asyncio.ensure_future(self._superlink.remove_node(node_id)))
 
 
@@ -80,7 +80,7 @@ class Departures:
         """Take note that a site leaves: it got another app than it has checked, or its disk is full."""
         if site in self._readiness.incompatible:
             return
-        log.error("%s takes no part any more: %s", site, reason)
+        log.error("%s no longer takes part: %s", site, reason)
         self._out("refused", site, reason, audited=reason, why=reason)
         notes.send(self._cell, site, reason)
         self._forwarder.free_bodies(site)
@@ -97,8 +97,8 @@ class Departures:
         if site not in self._sites:
             return
         why = one_line(why, WHY_LIMIT)
-        log.warning("%s is put out of the job: %s", site, why)
-        said = f"put out of the job: {why}"
+        log.warning("%s is removed from the job: %s", site, why)
+        said = f"removed from the job: {why}"
         self._out("removed", site, why, audited=said, why=f"{site} was {said}")
         self._forwarder.put_out(site)
         self._link.put_out(site, why)

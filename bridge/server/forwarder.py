@@ -142,7 +142,7 @@ class Forwarder:
             else:  # Parts of it are read from the disk.
                 request = await asyncio.to_thread(wire.whole_call, call.request)
         except ValueError as error:
-            self.refuse(site, f"sent a large body that is none of Flower's: {error}")
+            self.refuse(site, f"sent a large body that is not one of Flower's messages: {error}")
             return Response(400)
         if request.name is None:
             # The gateway lets no such path through, so the gateway did not send it.
@@ -237,4 +237,4 @@ class Forwarder:
                 if once is not None:
                     self._arrived.append(once)
                 return response
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")

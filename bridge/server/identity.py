@@ -94,7 +94,7 @@ class Nodes:
         try:
             message = call.message
         except DecodeError:
-            raise IdentityError(f"the body of {name} is no {wire.MESSAGES[name].__name__}") from None
+            raise IdentityError(f"the body of {name} is not a {wire.MESSAGES[name].__name__}") from None
         key = _public_key(name, request)
         if name in (wire.REGISTER, wire.ACTIVATE) and message.public_key != key:
             raise IdentityError(f"{name} for a key that is not the caller's")
@@ -162,11 +162,11 @@ def _check_ids(name: str, message: Any, node: _Node, *, unasked: bool) -> None:
                 raise IdentityError(f"{name} of an object that is in no message to the node")
         case wire.GET_RUN | wire.GET_FAB:
             if not any(message.run_id == received.run_id for received in node.received.values()):
-                raise IdentityError(f"{name} of run {message.run_id}, of which the node has no message")
+                raise IdentityError(f"{name} of run {message.run_id}, from which the node has no message")
         case wire.PUSH:
             if len(message.messages_list) != 1 or len(message.message_object_trees) != 1:
                 raise IdentityError(
-                    f"{name} of {len(message.messages_list)} messages, one at a time is expected"
+                    f"{name} of {len(message.messages_list)} messages, expected one at a time"
                 )
             _check_pushed(name, message.messages_list[0].metadata, node, unasked=unasked)
         case wire.PUSH_OBJECT:
@@ -188,13 +188,13 @@ def _check_pushed(name: str, pushed: Any, node: _Node, *, unasked: bool) -> None
             raise IdentityError(f"{name} of a message to node {pushed.dst_node_id}, not to the ServerApp")
         if not any(pushed.run_id == received.run_id for received in node.received.values()):
             raise IdentityError(
-                f"{name} of a message in run {pushed.run_id}, of which the node has no message"
+                f"{name} of a message in run {pushed.run_id}, from which the node has no message"
             )
         return
     received = node.received.get(pushed.reply_to_message_id)
     if received is None:
         # A message without the id that it replies to would go to another node.
-        raise IdentityError(f"{name} of what is no reply to a message that the node was given")
+        raise IdentityError(f"{name} of something that is not a reply to a message for the node")
     if pushed.run_id != received.run_id or pushed.dst_node_id != received.sender:
         raise IdentityError(f"{name} of a reply to another run or node than the message came from")
     if received.reply not in (None, pushed.message_id):

@@ -75,6 +75,6 @@ class JobApp:
         content = same_app.brought(self.custom)
         if content is None:
             raise BadApp(
-                f"the job holds no app: expected custom/{fab.NAME}. Export it anew, if it is an old one."
+                f"the job holds no app: expected custom/{fab.NAME}. If the job is old, export it again."
             )
         return content

@@ -87,7 +87,7 @@ class ServerLink:
         if why is None:
             self._reply(message, {channel.FAULT: "this site has just come back"})
             return
-        self._refuse(site, f"a message from whoever takes no part: {why}")
+        self._refuse(site, f"a message from outside the job: {why}")
         if message.get_header(StreamHeaderKey.TOPIC) == channel.CALL:
             self._reply(message, channel.refusal(why))
 

@@ -114,7 +114,9 @@ class MetricReceiver:
     def _new(self, site: str, body: bytes) -> Iterator[tuple[DXO, int]]:
         """Yield the points of a body that `site` has not sent before, each with its bytes."""
         if len(body) > metrics_relay.BODY_LIMIT:
-            raise ValueError(f"{len(body)} bytes of points, {metrics_relay.BODY_LIMIT} are allowed at once")
+            raise ValueError(
+                f"{len(body)} bytes of points, at most {metrics_relay.BODY_LIMIT} are allowed at once"
+            )
         # Split off no more lines than a call may bring, because each is looked at.
         head, *lines = body.split(b"\n", metrics_relay.AT_ONCE + 1)
         if len(lines) > metrics_relay.AT_ONCE:
@@ -212,14 +214,16 @@ class MetricReceiver:
                 self._fire(site, dxo)
             except Exception as error:
                 what = one_line(repr(error), metrics_relay.TAG_LIMIT)
-                self._told.warn(log, site, "a point of %s could not be handed on: %s", site, what)
+                self._told.warn(log, site, "a point of %s could not be passed on: %s", site, what)
 
     def close(self) -> None:
         """Hand on the waiting points, for `TAKEN_WITHIN` seconds at most, and end. Blocks."""
         self._queue.put(None)
         self._thread.join(TAKEN_WITHIN)
         if self._thread.is_alive():
-            log.warning("%d points were not taken in %.0f s", self._queue.qsize() - 1, TAKEN_WITHIN)
+            log.warning(
+                "receivers did not accept %d points within %.0f s", self._queue.qsize() - 1, TAKEN_WITHIN
+            )
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Participants:
         if client is None or client.name != name:
             return "its token is not that of a site of this job"
         if self._ssid is not None and headers.get(CellMessageHeaderKeys.SSID) != self._ssid:
-            return "it has not FLARE's session id"
+            return "it does not have FLARE's session id"
         if not _is_at(headers.get(MessageHeaderKey.ORIGIN), client):
             return "it comes from another cell than the site's"
         return None
@@ -89,7 +89,7 @@ class Participants:
             self._asked = time.monotonic()
             await asyncio.get_running_loop().run_in_executor(None, self._refresh)
         except Exception as error:
-            log.warning("the sites' tokens could not be asked for: %s", error)
+            log.warning("could not get the sites' tokens: %s", error)
         finally:
             self._refreshing = None
 

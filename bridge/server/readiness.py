@@ -38,7 +38,7 @@ class SiteReadiness(Observer):
         """See `Observer.record`."""
         if response.status == 200 and wire.fleet_call(request).name == wire.ACTIVATE:
             if site in self.late - self.ready:
-                log.info("%s came late, and takes part from now on", site)
+                log.info("%s joined late and takes part from now on", site)
                 self._events.emit(site, {"event": "joined", "site": site, "t": time.time()})
             self.ready.add(site)
             self._changed.set()

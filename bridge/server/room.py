@@ -34,4 +34,4 @@ class EventRoom:
         self._emitted[source] += len(json.dumps(event))
         self._emit(event)
         if self.full(source):
-            log.warning("%s: %d characters of events; no more are kept", source, EVENTS_LIMIT)
+            log.warning("%s: %d characters of events, further ones are dropped", source, EVENTS_LIMIT)

@@ -147,7 +147,7 @@ class SuperLink:
                 # Another process may take a port between the choice and its use.
                 if last or are_free(astuple(ports)):
                     raise
-                log.warning("another program took a port of the SuperLink's, which starts again: %s", failed)
+                log.warning("another program took a port of the SuperLink's. Starting it again: %s", failed)
             else:
                 break
         return superlink
@@ -271,7 +271,7 @@ class SuperLink:
                 self._printed(frame.log_output)
             self._printed("", over=True)
         except ControlApiError as refused:
-            log.warning("the ServerApp's log cannot be had: %s", refused)
+            log.warning("could not read the ServerApp's log: %s", refused)
 
     def _printed(self, text: str, *, over: bool = False) -> None:
         """Take in a part of the ServerApp's output. It may end within a line."""

@@ -91,7 +91,7 @@ class _Receiver(AnalyticsReceiver):
                 self._inner = self._opened(fl_ctx)
             except Exception as error:
                 self._broken = True
-                log.error("the job is not tracked: %s cannot be had: %s", type(self).__name__, error)
+                log.error("the job is not tracked: could not open %s: %s", type(self).__name__, error)
                 return
         try:
             self._save(fl_ctx, shareable, record_origin)
@@ -170,7 +170,7 @@ class TensorBoard(_Receiver):
         runs.add((tag, key))
         if len(runs) == SITE_RUNS:
             log.warning(
-                "%s: further keys of add_scalars become scalars tag/key, as %d have a run", site, SITE_RUNS
+                "%s: %d keys of add_scalars have a run. Further ones become scalars tag/key", site, SITE_RUNS
             )
         return True
 

@@ -72,7 +72,7 @@ class Refusals:
         if now < self._silent_until:
             self._unsaid += 1
             return
-        more = f" (and {self._unsaid} others since the last such line)" if self._unsaid else ""
+        more = f" (and {self._unsaid} more since the last such line)" if self._unsaid else ""
         log.warning("the gateway refused: %s%s", reason[:300], more)
         self._unsaid = 0
         self._silent_until = now + REFUSALS_LOGGED_EVERY
@@ -130,7 +130,7 @@ class BoundedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for bytes that are not an HTTP request."""
-        self._refusals.add("what is no HTTP/1.1 request")
+        self._refusals.add("something that is not an HTTP/1.1 request")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
@@ -166,7 +166,7 @@ class BoundedConnection(H11Protocol):
         if what:
             within = HEAD_TIMEOUT if what == "head" else BODY_TIMEOUT + self._more_time()
             self._timer = self.loop.call_later(
-                within, self._end, f"a {what} that was not there after {within:.0f} s"
+                within, self._end, f"a {what} that did not arrive within {within:.0f} s"
             )
 
     def _more_time(self) -> float:

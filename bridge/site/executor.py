@@ -241,7 +241,7 @@ class FlowerExecutor(Executor):
     def _other_app(self, reason: str) -> None:
         """Take no part, because the server hands out another app than this site has checked, or the app has
         no environment."""
-        log.error("this site takes no part any more: %s", reason)
+        log.error("this site no longer takes part: %s", reason)
         self._leaving = asyncio.ensure_future(self._leave(reason))
 
     async def _leave(self, reason: str) -> None:
@@ -366,7 +366,7 @@ def shows_connections(pid: int) -> bool:
         psutil.Process(pid).net_connections("tcp")
     except psutil.AccessDenied:
         log.warning(
-            "the kernel does not show the connections of process %d: whoever registers first is taken for "
+            "the kernel does not show the connections of process %d: the first to register is taken for "
             "the SuperNode",
             pid,
         )

@@ -151,7 +151,7 @@ class Gateway:
             except TooManyRequests as crowded:
                 raise _BadRequest(503, str(crowded)) from None
         if size > self._bytes_left:
-            raise _BadRequest(503, f"a body of {size} bytes, of which {self._bytes_left} may come now")
+            raise _BadRequest(503, f"a body of {size} bytes, only {self._bytes_left} may come now")
         self._bytes_left -= size
         try:
             request = wire.FleetCall(scope["path"], headers, await _body(receive, size))
@@ -167,7 +167,9 @@ class Gateway:
         try:
             request, reason = await large_request(path, headers, _gathered(receive, size), size, self._folder)
         except ValueError as error:
-            raise _BadRequest(400, f"{path} with {size} bytes that are none of Flower's: {error}") from None
+            raise _BadRequest(
+                400, f"{path} with {size} bytes that are not one of Flower's messages: {error}"
+            ) from None
         finally:
             self._stored -= 1
         if reason:
@@ -195,7 +197,7 @@ def _check(scope: Scope) -> tuple[tuple[str, str], ...]:
     except UnicodeDecodeError:
         raise _BadRequest(400, f"{path} with a header that is not ASCII") from None
     if len(dict(kept)) != len(kept):
-        raise _BadRequest(400, f"{path} with a header that stands twice")
+        raise _BadRequest(400, f"{path} with a duplicate header")
     if dict(kept).get("content-type") != wire.MEDIA_TYPE:
         raise _BadRequest(415, f"{path} with content type {dict(kept).get('content-type')!r}")
     return tuple(kept)
@@ -209,7 +211,7 @@ def _body_size(scope: Scope, limit: int) -> int:
         raise _BadRequest(400, f"{scope['path']} with a transfer encoding")
     size = int(headers.get(b"content-length", b"0"))  # h11 accepts only digits, and only one value.
     if size > limit:
-        raise _BadRequest(413, f"{scope['path']} with a body of {size} bytes, {limit} are allowed")
+        raise _BadRequest(413, f"{scope['path']} with a body of {size} bytes, at most {limit} are allowed")
     return size
 
 
@@ -222,7 +224,7 @@ async def _pieces(receive: Receive, size: int) -> AsyncIterator[bytes]:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _BadRequest(400, f"a body of {size} bytes that broke off")
+            raise _BadRequest(400, f"a body of {size} bytes that ended early")
         yield message.get("body", b"")
         if not message.get("more_body", False):
             return

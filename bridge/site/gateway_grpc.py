@@ -94,7 +94,7 @@ class GrpcGateway:
 
     async def _answer(self, request: Request, port: int) -> Response:
         if len(dict(request.headers)) != len(request.headers):
-            raise _BadGrpcRequest(StatusCode.INVALID_ARGUMENT, "metadata that stands twice")
+            raise _BadGrpcRequest(StatusCode.INVALID_ARGUMENT, "duplicate metadata")
         if self._admission.owner.is_supernode(
             (key.encode(), value.encode()) for key, value in request.headers
         ):

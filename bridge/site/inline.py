@@ -130,7 +130,7 @@ class _Life(logging.Handler):
                         return answer
                     wait = random.uniform(0, longest)
                     longest = min(2 * longest, RETRY_LAST)
-                    log.warning("the SuperNode is not answered, next try in %.1f s", wait)
+                    log.warning("the SuperNode gets no answer, next try in %.1f s", wait)
                     life.events.over.wait(wait)
 
         return Client
@@ -229,7 +229,7 @@ class InlineSuperNode:
         await asyncio.gather(*stops)
         await asyncio.wait([self._ended], timeout=grace)
         if not self._ended.done():
-            log.info("the SuperNode's thread has a call to end yet")
+            log.info("the SuperNode's thread still has a call to finish")
         if self._fork_server is not None:
             self._fork_server.close()
 

@@ -33,7 +33,7 @@ async def large_request(
     body: StoredBody | None = None
     reason = ""
     if size > OBJECT_LIMIT:
-        reason = f"{size:,} bytes, and {OBJECT_LIMIT:,} are the most that Flower can send in one"
+        reason = f"{size:,} bytes, more than the {OBJECT_LIMIT:,} that Flower can send at once"
     else:
         try:
             body = await asyncio.to_thread(StoredBody, size, folder)

@@ -53,7 +53,7 @@ class MetricUploader:
             self._dropped += 1
             if self._dropped & (self._dropped - 1) == 0:
                 log.warning(
-                    "%d points were dropped: %d wait for the link already",
+                    "%d points were dropped: %d are already waiting for the link",
                     self._dropped,
                     metrics_relay.WAITING,
                 )

@@ -46,7 +46,7 @@ def timed_copy(app: Path, folder: Path) -> Path:
     text = project.read_text()
     found = SERVERAPP.search(text)
     if found is None:
-        raise ValueError(f'{app}/pyproject.toml: expected a line serverapp = "module:attribute"; found none')
+        raise ValueError(f'{app}/pyproject.toml: expected a line serverapp = "module:attribute", found none')
     project.write_text(text.replace(found[0], f'serverapp = "{ENTRY}:app"'))
     shutil.copyfile(clock.__file__, folder / f"{CLOCK}.py")
     (folder / f"{ENTRY}.py").write_text(

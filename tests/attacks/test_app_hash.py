@@ -55,13 +55,13 @@ def test_another_app_than_the_signed_one_runs_at_no_site(federation: Federation)
         assert taken_over.stdout is not None and taken_over.stdout.readline() == "ready\n"
         job = federation.submit("numpy-add", "--rounds", "1", "--sites", "site-1,site-2")
         outcome = federation.verb("wait", job)
-    assert taken_over.returncode == 0, "the server handed out the right app"
+    assert taken_over.returncode == 0, "the server sent the right app"
     assert (outcome.code, outcome.value["status"]) == (1, "FINISHED:EXECUTION_EXCEPTION"), outcome.text
     reason = outcome.value["reason"]
     assert (
         fab.sha256(content) in reason and hash_of("numpy-add") in reason and "app numpy-add 1.0.0" in reason
     )
-    assert "refused the job and takes no part: the server handed out app numpy-add" in outcome.text
+    assert "refused the job and takes no part: the server sent app numpy-add" in outcome.text
     for site in ("site-1", "site-2"):
         found = federation.exec(site, "sh", "-c", "ls /workspace/stolen 2>/dev/null || true")
         assert found == "", f"{site} has run it"

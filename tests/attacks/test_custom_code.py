@@ -166,7 +166,7 @@ def test_no_app_runs_in_flares_environment(larger: Federation, exported: dict[st
     handed_in = act(larger, "lead", HAND_IN, json.dumps(words))
     for what, told in (
         ("brought", "the server cannot run the app: the job names no environment, and none here was made"),
-        ("deployed", "takes no part: the job names no environment, and the app does not come with it"),
+        ("deployed", "takes no part: the job names no environment and brings no app"),
     ):
         outcome = larger.verb("wait", handed_in[what], "--timeout", "90")
         assert outcome.code == 1 and told in outcome.value["error"], (what, handed_in, outcome)

@@ -24,7 +24,7 @@ def test_a_supernode_that_loses_its_superexec_is_started_again_in_the_same_proce
     before, after = log.split("the SuperNode lost its SuperExec, start 1 of 5")
     assert "Receiving: train message" in before and "Receiving: train message" in after
     server = federation.must("logs", job)["log"]
-    assert "is removed: it has a new SuperNode" in server and absent.CALL_REFUSED not in server
+    assert ": it has a new SuperNode" in server and absent.CALL_REFUSED not in server
     assert left_over(federation) == NOTHING
 
 

@@ -130,7 +130,7 @@ def test_a_job_with_one_good_reply_ends_well_and_names_the_others(
 
 def test_the_cause_of_a_crash_is_shown_before_its_consequences(lookups: dict[str, Outcome]) -> None:
     reason = lookups["crash"].value["reason"].splitlines()
-    assert reason[0].startswith("every query reply failed, 2 of 2, and then the Flower run failed: ")
+    assert reason[0].startswith("every query reply failed, 2 of 2. Then the Flower run failed: ")
     assert "list index out of range" in reason[-1] and reason[1] == "site-1: RuntimeError: no table here"
 
 

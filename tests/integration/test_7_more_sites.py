@@ -76,7 +76,7 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     assert not took_part[0] and took_part[-1]
     assert all({"site-1", "site-2"} <= set(one["sites"]) for one in outcome.value["rounds"])
     assert [one["loss"] for one in outcome.value["rounds"]] == [float(n + 1) for n in range(24)]
-    assert "site-4 came late, and takes part from now on" in outcome.text
+    assert "site-4 joined late and takes part from now on" in outcome.text
 
 
 def test_it_ends_the_job_that_must_have_all_with_that_as_the_reason(larger: Federation) -> None:

@@ -87,4 +87,4 @@ def test_an_object_that_cannot_come_is_an_error_reply_with_its_size(
     said, _ = asyncio.run(run(tmp_path, {"down": 1, "up": 20}, {"down": 20, "up": 1}, within=60))
     for (reply,), who in zip(said, ("this site cannot send", "the server cannot send"), strict=True):
         assert f"{who} an object of 20,0" in reply["error"]
-        assert "bytes, and the disk has room for 0" in reply["error"]
+        assert "bytes, but the disk has room for 0" in reply["error"]

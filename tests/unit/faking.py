@@ -226,3 +226,23 @@ class Link:
 
     async def probe(self) -> None:
         """See `relay.Link`."""
+
+
+def signed_kit_certificate(name: str, role: str) -> bytes:
+    """A person's certificate with a role, as FLARE's provisioner writes it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.UNSTRUCTURED_NAME, role)]
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(Encoding.PEM)

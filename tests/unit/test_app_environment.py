@@ -61,11 +61,11 @@ def test_no_simulation_is_installed_and_flower_always() -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (asking("a b"), "'a b' is no requirement"),
-        (asking("numpy", 3), "expected a list of texts, found ['numpy', 3]"),
-        ({"project": {"dependencies": "numpy"}}, "expected a list of texts, found 'numpy'"),
+        (asking("a b"), "'a b' is not a valid requirement"),
+        (asking("numpy", 3), "expected a list of strings, found ['numpy', 3]"),
+        ({"project": {"dependencies": "numpy"}}, "expected a list of strings, found 'numpy'"),
         ({"project": {"dependencies": {"x": 1}}}, "expected a list"),
-        (asking("numpy" + " ;" * 100_000), "is no requirement"),
+        (asking("numpy" + " ;" * 100_000), "is not a valid requirement"),
     ],
 )
 def test_what_is_no_requirement_is_named(config: dict[str, Any], text: str) -> None:
@@ -90,7 +90,7 @@ def test_apps_that_ask_for_the_same_have_one_key() -> None:
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     environment(tmp_path / "inside", "x")
     (tmp_path / "inside" / DESCRIPTION).write_text((tmp_path / "inside" / "x" / DESCRIPTION).read_text())
-    with pytest.raises(NoEnvironment, match="expected 12 digits of 0-9 and a-f"):
+    with pytest.raises(NoEnvironment, match="expected 12 hexadecimal digits"):
         app_environment.named(name, tmp_path / "inside")
 
 
@@ -391,7 +391,7 @@ def test_where_apps_have_environments_a_job_without_one_is_refused(
     made._loop, made._events = LoopThread("test"), JobEventLog(job.folder / "events.jsonl")
     made.control_flow(Signal(), job.context)
     made._loop.close()
-    assert len(panics) == 1 and panics[0].startswith("app.fab is no Flower App Bundle")
+    assert len(panics) == 1 and panics[0].startswith("app.fab is not a Flower App Bundle")
 
 
 @pytest.mark.parametrize("project", [[], [{"name": "x"}], "x", 1])

@@ -401,7 +401,7 @@ def test_an_unknown_machine_is_named() -> None:
         (None, "expected the folder of a Flower app"),
         ("[project", "is not valid TOML"),
         (APP.replace("DEPENDENCIES", "3"), "expected a list"),
-        (APP.replace("DEPENDENCIES", "['a b']"), "'a b' is no requirement"),
+        (APP.replace("DEPENDENCIES", "['a b']"), "'a b' is not a valid requirement"),
     ],
 )
 def test_a_wrong_pyproject_is_named_before_any_work(

@@ -155,7 +155,7 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
     "FLARE's decomposers": (added("app/custom/nvflare_decomposers/x.py"), "nvflare_decomposers"),
     "a nested archive": (added("app/custom/more.zip", zipped({"a": b"x"})), "more.zip"),
     "a nested archive for a FAB": (added("app/custom/app.fab", zipped({"a": b"x"})), "no pyproject.toml"),
-    "no FAB": (added("app/custom/app.fab", b"#!/bin/sh"), "no Flower App Bundle"),
+    "no FAB": (added("app/custom/app.fab", b"#!/bin/sh"), "not a Flower App Bundle"),
     "an app whose pyproject.toml takes minutes to read": (
         added("app/custom/app.fab", bundle({"pyproject.toml": b"k=[" + b"[]," * 100_000 + b"]"})),
         "pyproject.toml has more than 262144 bytes",
@@ -188,9 +188,9 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
         "more than 4194304 bytes",
     ),
     # Configurations
-    "no JSON": (added(SERVER, b"{"), "no JSON"),
-    "a key that stands twice": (added(SERVER, b'{"workflows": [], "workflows": []}'), "stands twice"),
-    "a deep one": (added(SERVER, b"[" * 100_000), "no JSON"),
+    "no JSON": (added(SERVER, b"{"), "is not JSON"),
+    "a duplicate key": (added(SERVER, b'{"workflows": [], "workflows": []}'), "appears twice"),
+    "a deep one": (added(SERVER, b"[" * 100_000), "is not JSON"),
     "a launcher of programs": (edited(CLIENT, component(LAUNCHER, script="sh -c id")), "SubprocessLauncher"),
     "one for the server": (edited(SERVER, component(LAUNCHER, script="sh")), "SubprocessLauncher"),
     "another executor": (edited(CLIENT, lambda c: main_of(c).update(path="os.system")), r"os\.system"),
@@ -254,10 +254,10 @@ HOSTILE: dict[str, tuple[Callable[[Files], None], str]] = {
     ),
     "text in the server's": (edited(SERVER, lambda c: c["server"].update(name="x")), "'server'"),
     # Options that the participants cannot act on
-    "an option that there is not": (edited(CLIENT, argument(foo=1)), "unexpected options of the site: foo"),
+    "an option that there is not": (edited(CLIENT, argument(foo=1)), "unexpected options for the site: foo"),
     "an option of the server's": (
         edited(CLIENT, argument(grace=60)),
-        "unexpected options of the site: grace",
+        "unexpected options for the site: grace",
     ),
     "a time that is text": (
         edited(SERVER, argument(sites_within="x")),
@@ -359,7 +359,7 @@ def test_another_app_for_the_server_than_for_the_sites_is_refused(tmp_path: Path
 def test_variables_need_an_app_of_the_jobs_own(tmp_path: Path) -> None:
     files = exported(tmp_path, deployed=True)
     edited(CLIENT, argument(extra_env={"APP_DEPTH": "3"}))(files)
-    with pytest.raises(Unfit, match="expected none, since the job brings no app"):
+    with pytest.raises(Unfit, match="expected none, because the job brings no app"):
         contents.of_job(zipped(files), "add")
 
 
@@ -371,7 +371,7 @@ def test_links_devices_and_hidden_names_are_refused(tmp_path: Path) -> None:
             entry = zipfile.ZipInfo("add/app/custom/.__nvfl_sig2.json")
             entry.external_attr = (kind | 0o777) << 16
             archive.writestr(entry, "/kit/startup/client.key")
-        with pytest.raises(Unfit, match="a link or no file"):
+        with pytest.raises(Unfit, match="not a regular file"):
             contents.of_job(buffer.getvalue(), "add")
     # A name that ends where Python's reader thinks so, and goes on for others.
     raw = zipped({**files, "app/custom/app.fabXevil": b"x"}).replace(b"app.fabXevil", b"app.fab\0evil")
@@ -395,7 +395,7 @@ def test_nothing_lies_outside_the_jobs_folder(tmp_path: Path, folder: str) -> No
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\3\4"])
 def test_invalid_zips_are_refused(content: bytes) -> None:
-    with pytest.raises(Unfit, match="no zip that can be read"):
+    with pytest.raises(Unfit, match="not a readable zip file"):
         contents.of_job(content, "add")
 
 
@@ -437,17 +437,17 @@ def test_a_part_with_links_or_pipes_is_refused(tmp_path: Path) -> None:
     part = part_of(tmp_path, exported(tmp_path))
     (part / "custom" / "app.fab").rename(tmp_path / "app.fab")
     (part / "custom" / "app.fab").symlink_to(tmp_path / "app.fab")
-    with pytest.raises(Unfit, match="a link or no file"):
+    with pytest.raises(Unfit, match="not a regular file"):
         contents.of_part(part, server=True)
     (part / "custom" / "app.fab").unlink()
     os.mkfifo(part / "custom" / "app.fab")
-    with pytest.raises(Unfit, match="a link or no file"):
+    with pytest.raises(Unfit, match="not a regular file"):
         contents.of_part(part, server=True)
     (part / "custom" / "app.fab").unlink()
     (part / "custom").rmdir() if not list((part / "custom").iterdir()) else None
     (part / "config").rename(tmp_path / "config")
     (part / "config").symlink_to(tmp_path / "config")
-    with pytest.raises(Unfit, match="a link or no file"):
+    with pytest.raises(Unfit, match="not a regular file"):
         contents.of_part(part, server=True)
 
 

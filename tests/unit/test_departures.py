@@ -91,9 +91,9 @@ def test_repeated_messages_about_a_site_are_limited(job: Job, monkeypatch: pytes
 def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
     job.run(lambda: job.departures.put_out(SITE, "it was disabled"))
     assert job.told() == [("removed", SITE, "it was disabled")]
-    assert job.audited == [(SITE, "put out of the job: it was disabled")]
+    assert job.audited == [(SITE, "removed from the job: it was disabled")]
     assert job.readiness.ready == {OTHER}
-    assert job.readiness.why_incompatible() == f"{SITE} was put out of the job: it was disabled"
+    assert job.readiness.why_incompatible() == f"{SITE} was removed from the job: it was disabled"
     job.forwarder.put_out.assert_called_once_with(SITE)
     job.link.put_out.assert_called_once_with(SITE, "it was disabled")
 
@@ -108,7 +108,7 @@ def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
     job.run(lambda: job.departures.put_out(SITE, "gone\n  FINISHED:COMPLETED\x1b[2J" + "x" * 1000))
     ((_, _, reason),) = job.told()
     assert reason.startswith("gone\\n  FINISHED:COMPLETED\\x1b[2Jxx") and len(reason) == 200
-    assert job.audited == [(SITE, f"put out of the job: {reason}")]
+    assert job.audited == [(SITE, f"removed from the job: {reason}")]
 
 
 def test_a_sites_own_reason_is_one_line_of_the_audit_log(job: Job) -> None:

@@ -234,8 +234,8 @@ def test_a_log_without_end_is_cut_with_a_line(
     assert set(answers) == {ReturnCode.OK}
     (log,) = server.stored.values()
     assert log.startswith("x" * 1000 + "\n") and len(log) < 1200
-    assert log.count("the rest is dropped (limits.log of the server") == 1
-    assert caplog.text.count("the rest is dropped") == 1
+    assert log.count("The rest is dropped (limits.log of the server") == 1
+    assert caplog.text.count("The rest is dropped") == 1
     # The log of errors has its own limit, and no more.
     server.stream(b"y" * 5000, name="error_log.txt")
     assert 1000 < len(server.stored[(JOB, "site-1", "ERRORLOG")]) < 1200
@@ -271,7 +271,7 @@ def test_a_log_is_of_a_job_that_the_site_takes_part_in(
 ) -> None:
     assert ReturnCode.OK not in server.stream(b"x", site=site, job=job)
     assert server.stored == {} and not (tmp_path / "streams").exists()
-    assert "no log is taken" in caplog.text
+    assert "refused a log" in caplog.text
 
 
 def test_the_log_of_a_job_that_has_just_ended_is_taken(server: Server) -> None:
@@ -291,7 +291,7 @@ def test_streams_and_logs_of_a_site_are_bounded_and_so_are_threads(
     assert (
         len([path for path in (tmp_path / "streams").rglob("*") if path.is_file()]) <= log_receiver.JOB_LOGS
     )
-    assert len([r for r in caplog.records if "no log is taken" in r.getMessage()]) == 200
+    assert len([r for r in caplog.records if "refused a log" in r.getMessage()]) == 200
     for tx in list(server.streamer.tx_table):
         server.streamer._end_tx(tx, ReturnCode.TIMEOUT, FLContext())
     # Ended jobs make room.

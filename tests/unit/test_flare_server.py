@@ -152,7 +152,7 @@ def test_a_removed_site_is_not_a_participant_and_the_jobs_process_is_told(flare:
 def test_a_job_with_too_few_sites_left_fails(flare: Flare) -> None:
     flare.engine.job_runner.running_jobs["j"].min_sites = 2
     assert flare.server.put_out("j", "site-1", "why")
-    assert flare.failed == [("j", "site-1 was put out of the job, and too few sites are left: why")]
+    assert flare.failed == [("j", "site-1 was removed from the job, and too few sites are left: why")]
 
 
 def test_a_job_that_has_ended_well_does_not_fail_for_a_site_that_restarts_before_it_reported(

@@ -68,7 +68,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
 def test_the_flower_beside_an_app_is_the_published_one(url: str) -> None:
     config = {"project": {"dependencies": [f"flwr[simulation] @ {url}", "numpy"]}}
     assert app_environment.requirements(config) == ("flwr", "numpy")
-    with pytest.raises(BadApp, match=r"a folder beside the app.*UV_FIND_LINKS"):
+    with pytest.raises(BadApp, match=r"a folder next to the app.*UV_FIND_LINKS"):
         app_environment.requirements({"project": {"dependencies": [f"mine @ {url}"]}})
 
 

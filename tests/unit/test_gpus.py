@@ -78,7 +78,7 @@ def test_each_job_has_its_gpus_to_itself(machine: Any) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     second = started(gpus, 2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
-    assert asked(gpus, 1) == (False, "1 GPU wanted, and other jobs have them")
+    assert asked(gpus, 1) == (False, "1 GPU wanted, in use by other jobs")
     gpus.free_resources(first, "", NO_CONTEXT)
     assert asked(gpus, 2)[0] is False, "one is free"
     assert started(gpus, 1) == {0: 0} and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
@@ -179,7 +179,7 @@ def test_one_that_others_can_run_goes_on_and_the_site_is_named() -> None:
 
 
 def test_one_that_waits_for_a_busy_site_waits() -> None:
-    busy = (False, "1 GPU wanted, and other jobs have them")
+    busy = (False, "1 GPU wanted, in use by other jobs")
     store, job = answered(
         {"site-1": busy, "site-2": (True, "t")}, schedule_count=9, schedule_history=["x"] * 50
     )
@@ -196,7 +196,7 @@ def test_flares_scheduler_goes_on_asking_for_it() -> None:
     job = Job("j", {"num_of_gpus": 1}, {"app": ["site-1"]}, known, min_sites=1)
     engine = MagicMock(spec=ServerEngineSpec)
     engine.get_clients.return_value = [SimpleNamespace(name="site-1")]
-    engine.check_client_resources.return_value = {"site-1": (False, "1 GPU wanted, and other jobs have them")}
+    engine.check_client_resources.return_value = {"site-1": (False, "1 GPU wanted, in use by other jobs")}
     context = FLContext()
     context.get_engine = lambda *_, **__: engine
     engine.new_context.return_value.__enter__.return_value = context
@@ -210,5 +210,5 @@ def test_flares_scheduler_goes_on_asking_for_it() -> None:
         assert known["schedule_count"] == min(number + 1, 3), "the next try is 40 s later at most"
     assert (
         engine.check_client_resources.call_count == 15
-        and "other jobs have them" in known["schedule_history"][-1]
+        and "in use by other jobs" in known["schedule_history"][-1]
     )

@@ -158,8 +158,8 @@ def test_a_node_may_use_what_it_was_given() -> None:
         (reply(src_node_id=1), "from node 1"),
         (reply(dst_node_id=22), "another run or node"),
         (reply(run_id=6), "another run or node"),
-        (reply(reply_to_message_id="m2"), "no reply to a message"),
-        (reply(reply_to_message_id="", dst_node_id=22), "no reply to a message"),
+        (reply(reply_to_message_id="m2"), "not a reply to a message"),
+        (reply(reply_to_message_id="", dst_node_id=22), "not a reply to a message"),
         (request(wire.PUSH, PushMessagesRequest(node=NODE)), "of 0 messages"),
         (
             request(
@@ -182,7 +182,7 @@ def test_ids_in_messages_must_be_the_nodes_own(refused: Request, why: str) -> No
 
 def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> None:
     unasked = reply(reply_to_message_id="", message_id="u1")
-    with pytest.raises(IdentityError, match="no reply to a message"):
+    with pytest.raises(IdentityError, match="not a reply to a message"):
         given(unasked=False).check("site-1", 1, unasked)
     nodes = given(unasked=True)
     nodes.check("site-1", 1, unasked)
@@ -198,7 +198,7 @@ def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> Non
         ({"src_node_id": 22}, "from node 22"),
         ({"dst_node_id": 22}, "to node 22, not to the ServerApp"),
         ({"dst_node_id": 11}, "to node 11, not to the ServerApp"),
-        ({"run_id": 6}, "in run 6, of which the node has no message"),
+        ({"run_id": 6}, "in run 6, from which the node has no message"),
     ],
 )
 def test_what_is_said_unasked_is_the_nodes_own_too(changed: dict[str, int], why: str) -> None:
@@ -284,7 +284,7 @@ def test_nothing_before_a_registration_and_nothing_malformed() -> None:
     nodes = Nodes()
     with pytest.raises(IdentityError, match="before"):
         nodes.check("site-1", 1, request(wire.PULL, PullMessagesRequest(node=Node(node_id=11))))
-    with pytest.raises(IdentityError, match="is no PushMessagesRequest"):
+    with pytest.raises(IdentityError, match="is not a PushMessagesRequest"):
         nodes.check("site-1", 1, Request("/v1/fleet/push-messages", (), b"\xff\xff\xff"))
 
 

@@ -154,7 +154,7 @@ def test_a_deployed_app_that_cannot_be_read_is_named(
     closed = workspace / DEPLOYED / "adding" / "numpyadd" / "client_app.py"
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and may(path, mode))
-    with pytest.raises(BadApp, match=r"adding/numpyadd/client_app\.py of the deployed apps cannot be read"):
+    with pytest.raises(BadApp, match=r"cannot read adding/numpyadd/client_app\.py of the deployed apps"):
         deployed_app(workspace, "local/custom/adding")
     assert deployed_app(workspace, "local/custom/other")
 
@@ -228,7 +228,7 @@ def test_missing_packages_are_all_named() -> None:
         check_packages({"project": {"dependencies": wanted}})
     missing = refused.value.facts["missing"]
     assert missing[0] == "no-such-package>=1"
-    assert missing[1].startswith("flwr>=99 (there is 1.")
+    assert missing[1].startswith("flwr>=99 (installed: 1.")
     assert len(missing) == 2
 
 

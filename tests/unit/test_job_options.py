@@ -45,12 +45,12 @@ def test_the_bounds_of_the_grace_are_flowers() -> None:
         ({"retries": 101}, "retries 101: expected 0 to 100"),
         ({"retries": True}, "retries True: expected a whole number"),
         ({"warm": 1}, "warm 1: expected true or false"),
-        ({"sites": "site-1"}, "sites 'site-1': expected a list of texts"),
+        ({"sites": "site-1"}, "sites 'site-1': expected a list of strings"),
         ({"run_config": ["a=1"]}, "expected a table"),
         ({"tracking": "wandb"}, "tracking 'wandb': expected tensorboard, mlflow, none"),
         ({"progress_timeout": 1.0}, "progress_timeout 1: expected 60 to 604800 seconds"),
-        ({"grace": float("nan")}, "grace nan: expected a number that is finite"),
-        ({"grace": float("inf")}, "grace inf: expected a number that is finite"),
+        ({"grace": float("nan")}, "grace nan: expected a finite number"),
+        ({"grace": float("inf")}, "grace inf: expected a finite number"),
         ({"grace": 10**400}, "grace 1000000000000000000000000000000000000000: expected 60 to 3600"),
         ({"sites_within": 1e308}, r"sites_within 1e\+308: expected 0 to 86400 seconds"),
         ({"client_shutdown_timeout": 11}, "client_shutdown_timeout 11: expected 0 to 10 seconds"),
@@ -62,7 +62,7 @@ def test_an_invalid_value_is_named_with_the_allowed_ones(given: dict[str, Any], 
 
 
 def test_a_component_takes_its_own_options_alone() -> None:
-    with pytest.raises(TypeError, match="unexpected options of the server: supernode"):
+    with pytest.raises(TypeError, match="unexpected options for the server: supernode"):
         job_options.given_to(job_options.SERVER, {"supernode": "inline"})
 
 

@@ -221,7 +221,7 @@ def test_a_job_that_starts_has_its_sites_and_who_refused_it(server: Server, mine
         (
             {"site-2": meta.NO_CUSTOM_CODE, "site-1": "no resources"},
             "site-1 refused the job: no resources; site-2 refused the job: its policy forbids custom code "
-            "(right byoc). Too few sites are left: let the job have fewer (submit --min-sites), or take an "
+            "(right byoc). Too few sites are left: lower --min-sites of submit, or take an "
             "app that is deployed on the server (submit --deployed)",
         ),
         (
@@ -230,7 +230,7 @@ def test_a_job_that_starts_has_its_sites_and_who_refused_it(server: Server, mine
             "deployed on the server (submit --deployed)",
         ),
         ({"site-1": "no resources"}, "site-1 refused the job: no resources"),
-        ({}, "FLARE could not start the job; the server's log says why"),
+        ({}, "FLARE could not start the job. The server's log says why"),
     ],
 )
 def test_a_job_that_could_not_start_gets_a_reason(

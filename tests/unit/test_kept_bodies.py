@@ -106,7 +106,7 @@ def test_a_part_that_is_being_written_is_not_written_by_another(
         await asyncio.wait(both)
         found = server.bodies.find(ONE, REQUEST, "c")
         assert found is not None and found.body.read(0, small) == b"a" * small
-        with pytest.raises(ValueError, match="a body that is whole is not written again"):
+        with pytest.raises(ValueError, match="a complete body cannot be written again"):
             found.body.write(0, b"b")
 
     run(test)
@@ -126,7 +126,7 @@ def test_a_site_that_is_put_out_leaves_no_bodies(tmp_path: Path) -> None:
         call.cancel()
         await asyncio.wait([call])
         assert server.bodies.size(ONE) == 0 < server.bodies.size(TWO)
-        with pytest.raises(LinkFault, match="takes no part any longer"):
+        with pytest.raises(LinkFault, match="no longer takes part"):
             await server.put(ONE, "e", MINE)
 
     run(test)
@@ -231,7 +231,7 @@ def test_one_site_cannot_take_anothers_share_of_the_disk(disk: KeptBodies) -> No
         await take(disk, ONE, REQUEST, "a", 600)  # It is alone.
         with pytest.raises(LinkFault, match="the other large bodies of site-1 come first"):
             await take(disk, ONE, REQUEST, "b", 100)  # More than half of the room.
-        with pytest.raises(NoRoom, match="501 bytes, and the disk has room for 400"):
+        with pytest.raises(NoRoom, match="501 bytes, but the disk has room for 400"):
             await take(disk, TWO, REQUEST, "a", 501)  # More than its share.
         await take(disk, TWO, REQUEST, "a", 450)
         assert (disk.size(ONE), disk.size(TWO)) == (0, 450)

@@ -129,7 +129,7 @@ def test_an_object_without_room_goes_on_as_a_reason(
     asyncio.run(test())
     request = calls[-1].request
     size = f"{OBJECT.ByteSize():,}"
-    reason = f"this site cannot send an object of {size} bytes, and the disk has room for 0"
+    reason = f"this site cannot send an object of {size} bytes, but the disk has room for 0"
     assert dict(request.headers)[parts.REFUSED] == reason
     told = PushObjectRequest.FromString(request.body)
     assert (told.node.node_id, told.run_id, told.object_id) == (7, 5, OBJECT.object_id)

@@ -101,8 +101,8 @@ def test_a_site_that_comes_up_while_a_job_runs_is_started(late: LateSites, serve
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({meta.LATE_SITES: False}, "lets in no sites"),
-        ({meta.REMOVED: {"site-3": "it was disabled"}}, "was put out"),
+        ({meta.LATE_SITES: False}, "does not accept late sites"),
+        ({meta.REMOVED: {"site-3": "it was disabled"}}, "was removed"),
         ({meta.REFUSED: {"site-3": "it has no GPU"}}, "refused the job"),
     ],
 )

@@ -188,7 +188,7 @@ def test_no_python_that_is_new_enough(machine: Machine) -> None:
     machine.python(old=1)
     process = machine.run("up", "--format", "json")
     assert process.returncode == 1
-    assert "it needs Python 3.11 or newer; found Python 3.12.3" in process.stderr
+    assert "it needs Python 3.11 or newer, found Python 3.12.3" in process.stderr
     assert json.loads(process.stdout.splitlines()[-1])["error"].startswith("it needs Python 3.11")
     (machine.bin / "python3").unlink()
     assert "found none" in machine.run("up").stderr

@@ -139,7 +139,7 @@ def test_central_evaluation_has_room_in_bytes(
     finally:
         tracemalloc.stop()
     assert kept < 2**21 and (tmp_path / "events.jsonl").stat().st_size < 2**20 + 2**16
-    assert caplog.text.count("no more are kept") == 1
+    assert caplog.text.count("further ones are dropped") == 1
     found = events.since(0)
     assert 30 < len(found) < 40 and found[-1]["metrics"] == {"a": [1.5] * 6400}
     # The message of the job's end has room all the same.
@@ -350,7 +350,7 @@ def test_the_cause_of_a_crash_comes_before_its_consequences() -> None:
         "the Flower run completed, but every train reply failed, 2 of 2\nsite-1, round 1: no table\n"
     )
     assert controller._reason(crashed, link, outcomes) == (
-        "every train reply failed, 2 of 2, and then the Flower run failed: list index out of range\n"
+        "every train reply failed, 2 of 2. Then the Flower run failed: list index out of range\n"
         f"site-1, round 1: no table\nsite-2, round 1: no table\n{link.traceback()}"
     )
 

@@ -80,8 +80,9 @@ OF_OTHERS = (
     "Temporary failure in name resolution",
     "Network is unreachable",
     "No route to host",
+    "Connection to the SuperLink is unavailable",
 )
-"""Messages on the page on trouble that are Docker's or the kernel's."""
+"""Messages on the page on trouble that are Docker's, the kernel's or Flower's."""
 
 VARYING = re.compile(r"\.\.\.|'[^']*'|\S*\d\S*|\b(?:server|site|JOB|N)\b|[():,/]|\. ")
 

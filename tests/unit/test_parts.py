@@ -140,7 +140,7 @@ def test_a_body_for_which_the_disk_has_no_room_is_refused_with_its_size(
     response = asyncio.run(test())
     assert response.status == 413
     who = "the server" if side == "server" else "this site"
-    reason = f"{who} cannot take an object of 4,194,305 bytes, and the disk has room for 0"
+    reason = f"{who} cannot take an object of 4,194,305 bytes, but the disk has room for 0"
     assert told[-1] == Request(PATH, ((parts.REFUSED, reason),), b"head")
 
 
@@ -191,7 +191,7 @@ def test_a_stored_body_has_no_name_and_ends_with_its_holder(tmp_path: Path) -> N
     del body
     with pytest.raises(OSError):
         os.fstat(number)
-    with pytest.raises(NoRoom, match="bytes, and the disk"):
+    with pytest.raises(NoRoom, match="bytes, but the disk"):
         StoredBody(2**60, tmp_path)
 
 

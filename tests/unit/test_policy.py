@@ -67,4 +67,4 @@ def test_only_handing_out_a_job_is_looked_at() -> None:
 
 def test_what_cannot_be_looked_at_is_refused() -> None:
     allowed, reason = asked(None)
-    assert not allowed and reason == "the site could not look at it: AttributeError"
+    assert not allowed and reason == "the site could not check it: AttributeError"

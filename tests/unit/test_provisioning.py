@@ -31,6 +31,7 @@ from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
+from provisioning.names import flwr_port
 from scripts import core, provision
 from tests.unit import forked
 from tests.unit.forked import ended
@@ -364,18 +365,42 @@ def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
 
 
 def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
-    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", *TOOLS}
+    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", "flwr", *TOOLS}
     assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
 
 
-def test_only_the_server_publishes_a_port(wide: Path) -> None:
+def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) -> None:
     published = {name: service["ports"] for name, service in services(wide).items() if "ports" in service}
-    assert published == {"server": ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]}
+    assert published.pop("server") == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]
+    keys = {"admin": "ADMIN", "lead": "LEAD", "mem-ber": "MEM_BER"}
+    assert published == {
+        "flwr": [
+            f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
+            f"${{FLOWERBED_FLWR_PORT_{key}:-{flwr_port('flowerbed', name)}}}:{9093 + number}"
+            for number, (name, key) in enumerate(keys.items())
+        ]
+    }
+
+
+def test_flowers_command_line_reaches_each_console_by_a_socket_of_its_own(wide: Path) -> None:
+    composed = services(wide)
+    people = ("admin", "lead", "mem-ber")
+    assert composed["flwr"]["command"] == [f"{9093 + n}=/flwr/{p}/socket" for n, p in enumerate(people)]
+    assert composed["flwr"]["volumes"] == [f"flwr.{person}:/flwr/{person}" for person in people]
+    for person in people:
+        mine = [volume for volume in composed[person]["volumes"] if str(volume).startswith("flwr.")]
+        assert mine == [f"flwr.{person}:/flwr"]
+
+
+def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
+    assert flwr_port("flowerbed", "admin") == flwr_port("flowerbed", "admin")
+    ports = {flwr_port(project, name) for project in ("flowerbed", "other") for name in ("admin", "lead")}
+    assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
 
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
     for name, service in services(wide).items():
-        if name in TOOLS:
+        if name in {*TOOLS, "flwr"}:
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
         assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
@@ -406,6 +431,9 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
         }
         assert isolated == name.startswith("link-")
     assert content["networks"]["outside"]["driver_opts"] == {"com.docker.network.bridge.enable_icc": "false"}
+    assert content["networks"]["flwr"]["driver_opts"] == {
+        "com.docker.network.bridge.enable_ip_masquerade": "false"
+    }
     silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
     assert silent == {*people, "site-5"} - {"site-2"}
 
@@ -625,6 +653,11 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     # The tools for the curves start only on request: see the next test.
     assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
+    carrier = content["services"].pop("flwr")
+    assert carrier["image"] == "flowerbed-runtime:t" and not carrier.get("environment")
+    assert {mount["type"] for mount in carrier["volumes"]} == {"volume"}
+    assert list(carrier["networks"]) == ["flwr"] and carrier["read_only"] and carrier["init"]
+    assert (carrier["user"], carrier["cap_drop"]) == ("10001:10001", ["ALL"])
     for name, service in content["services"].items():
         assert service["image"] == f"flowerbed-{name}:t"
         assert service["user"] == "10001:10001"
@@ -643,6 +676,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert mounts.pop("/workspace")["source"] == name
         if name == "server":
             assert mounts.pop("/tracking")["source"] == "tensorboard"
+        if service["command"] == ["console"]:
+            assert mounts.pop("/flwr")["source"] == f"flwr.{name}"
         for mount in mounts.values():
             assert mount["read_only"] is True
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
@@ -652,7 +687,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
         "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
-        "console": {n: {"/jobs": str(wide / "jobs")} for n in ("admin", "lead", "mem-ber")},
+        "console": {n: {"/jobs": str(wide / "jobs"), **made} for n in ("admin", "lead", "mem-ber")},
     }
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
 
@@ -798,14 +833,14 @@ def test_certificates_near_or_past_their_end_are_renewed(again: Path) -> None:
 BAD: dict[str, tuple[Edit, str]] = {
     "broken YAML": (replace("participants:", "participants: ]"), "line 12: this is not YAML"),
     "not a mapping": (lambda _: "- a\n- b\n", "expected a mapping"),
-    "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list; found nothing"),
+    "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list, found nothing"),
     "no type": (replace("    type: client\n", ""), "participant site-1: expected 'type' as text"),
     "unknown type": (replace("type: client", "type: clinet"), "expected type server, client"),
     "duplicate name": (replace("name: site-2", "name: site-1"), "participant 'site-1' stands there 2 times"),
-    "no server": (replace("type: server", "type: client"), "one participant of type server; found none"),
+    "no server": (replace("type: server", "type: client"), "one participant of type server, found none"),
     "two servers": (
         replace("type: client", "type: server"),
-        "one participant of type server; found server, site-1",
+        "one participant of type server, found server, site-1",
     ),
     "no admin": (replace("role: project_admin", "role: org_admin"), "type admin with role project_admin"),
     "unknown role": (replace("role: lead", "role: boss"), "expected role project_admin"),
@@ -854,19 +889,19 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "unknown scheme": (
         replace("scheme: tcp", "scheme: quic"),
-        "expected StaticFileBuilder's scheme to be grpc, tcp or http; found 'quic'",
+        "expected StaticFileBuilder's scheme to be grpc, tcp or http, found 'quic'",
     ),
     "unknown scheme of a relay": (
         lambda text: text.replace("\nbuilders:", SITES.replace("scheme: grpc", "scheme: https")),
-        "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http; found 'https'",
+        "relay 'relay-1': expected listening_host's scheme to be grpc, tcp or http, found 'https'",
     ),
     "no jobs at once": (
         replace(f"{HARDEN}\n", f"{HARDEN}\n    args: {{max_jobs: 0}}\n"),
-        "expected HardenBuilder's max_jobs to be a whole number from 1; found int 0",
+        "expected HardenBuilder's max_jobs to be a whole number from 1, found int 0",
     ),
     "custom code is neither true nor false": (
         replace("name: site-2\n", "name: site-2\n    custom_code: never\n"),
-        "site 'site-2': expected custom_code to be true or false; found 'never'",
+        "site 'site-2': expected custom_code to be true or false, found 'never'",
     ),
     "custom code of an admin": (
         replace("role: lead", "role: lead\n    custom_code: false"),
@@ -874,27 +909,27 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a policy that is misspelt": (
         replace("name: site-2\n", "name: site-2\n    alowed_apps: []\n"),
-        "site 'site-2': there is no key 'alowed_apps'; did you mean allowed_apps?",
+        "site 'site-2': unknown key 'alowed_apps'. Did you mean allowed_apps?",
     ),
     "revoked is misspelt": (
         replace("\nbuilders:", "\nrevoke: [site-9]\nbuilders:"),
-        "project: there is no key 'revoke'; did you mean revoked?",
+        "project: unknown key 'revoke'. Did you mean revoked?",
     ),
     "a sandbox of another kind": (
         replace("name: site-2\n", "name: site-2\n    sandbox: strict\n"),
-        "site 'site-2': expected sandbox to be required, best-effort, off; found 'strict'",
+        "site 'site-2': expected sandbox to be required, best-effort, off, found 'strict'",
     ),
     "egress to one address": (
         replace("name: site-2\n", "name: site-2\n    egress: 10.0.0.1\n"),
-        "site 'site-2': expected egress to be server, any; found '10.0.0.1'",
+        "site 'site-2': expected egress to be server, any, found '10.0.0.1'",
     ),
     "a server elsewhere": (
         replace("type: server\n", "type: server\n    elsewhere: true\n"),
-        "server 'server': elsewhere is for all but the server; leave it out",
+        "server 'server': elsewhere is for all but the server. Leave it out",
     ),
     "elsewhere is a place": (
         replace("name: site-2\n", "name: site-2\n    elsewhere: berlin\n"),
-        "site 'site-2': expected elsewhere to be true or false; found 'berlin'",
+        "site 'site-2': expected elsewhere to be true or false, found 'berlin'",
     ),
     "an allowed app by its name": (
         replace("name: site-2\n", "name: site-2\n    allowed_apps: [dice]\n"),
@@ -906,15 +941,15 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a limit that is no size": (
         replace("name: site-2\n", "name: site-2\n    limits: {log: much}\n"),
-        "site 'site-2': expected limits.log to be a size such as 20GB; found 'much'",
+        "site 'site-2': expected limits.log to be a size such as 20GB, found 'much'",
     ),
     "no kept jobs": (
         replace("name: site-2\n", "name: site-2\n    limits: {kept_jobs: 0}\n"),
-        "site 'site-2': expected limits.kept_jobs to be a whole number from 1; found int 0",
+        "site 'site-2': expected limits.kept_jobs to be a whole number from 1, found int 0",
     ),
     "a node config of a wrong type": (
         replace("name: site-2\n", "name: site-2\n    node_config: {ids: [1, 2]}\n"),
-        "site 'site-2': expected node_config.ids to be a text, a whole number of 64 bits",
+        "site 'site-2': expected node_config.ids to be a string, a 64-bit integer",
     ),
     "a key of ours in a node config": (
         replace("name: site-2\n", "name: site-2\n    node_config: {client-name: me}\n"),
@@ -922,7 +957,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a node config of the server": (
         replace("type: server\n", "type: server\n    node_config: {a: 1}\n"),
-        "server 'server': node_config is for sites; leave it out",
+        "server 'server': node_config is for sites. Leave it out",
     ),
     "data of a person": (
         replace("role: lead\n", "role: lead\n    data: /srv\n"),
@@ -930,7 +965,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "a misspelt setting": (
         replace("name: site-2\n", "name: site-2\n    enviroment: {A: 1}\n"),
-        "there is no key 'enviroment'; did you mean environment?",
+        "unknown key 'enviroment'. Did you mean environment?",
     ),
     "data that is not there": (
         replace("name: site-2\n", "name: site-2\n    data: /no/such/folder\n"),
@@ -946,26 +981,26 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "revoked is no list": (
         replace("\nbuilders:", "\nrevoked: site-9\nbuilders:"),
-        "revoked: expected a list of names of sites and people; found 'site-9'",
+        "revoked: expected a list of names of sites and people, found 'site-9'",
     ),
     "a site under a name of the server's": (
         replace("[localhost, 127.0.0.1]", "[localhost, Site-2]"),
-        "server 'server': expected a name in host_names that is nobody else's; found 'Site-2', under which "
+        "server 'server': expected a name in host_names that is nobody else's, found 'Site-2', under which "
         "'site-2' could pose as 'server'",
     ),
     "a site under the server's first name": (
         replace("    host_names: [", "    default_host: site-1\n    host_names: ["),
-        "expected a name in default_host that is nobody else's; found 'site-1'",
+        "expected a name in default_host that is nobody else's, found 'site-1'",
     ),
     "a site that dials the server by another's name": (
         replace("name: site-2\n", "name: site-2\n    connect_to: {host: site-1}\n"),
-        "site 'site-2': expected a name in connect_to that is nobody else's; found 'site-1'",
+        "site 'site-2': expected a name in connect_to that is nobody else's, found 'site-1'",
     ),
     "a relay under a name of the server's": (
         lambda text: text.replace("127.0.0.1]", "127.0.0.1, fl.example]").replace(
             "\nbuilders:", SITES.replace("port: 8102", "port: 8102, host_names: [fl.example]")
         ),
-        "relay 'relay-1': expected a name in host_names that is nobody else's; found 'fl.example', under "
+        "relay 'relay-1': expected a name in host_names that is nobody else's, found 'fl.example', under "
         "which 'server' could pose as 'relay-1'",
     ),
     # Left to FLARE to find.

@@ -127,10 +127,10 @@ def test_one_warning_names_what_has_no_effect(caplog: pytest.LogCaptureFixture) 
         ({"flower_content": APP, "extra_env": {"PATH": "x"}}, "extra_env 'PATH'"),
         ({"flower_content": APP, "extra_env": {"OPENSSL_CONF": "x"}}, "extra_env 'OPENSSL_CONF'"),
         ({"flower_content": APP, "extra_env": {"app_x": "x"}}, "begins with APP_"),
-        ({"flower_content": APP, "extra_env": {"APP_DEPTH": 3}}, "expected a name and a text, found 3"),
+        ({"flower_content": APP, "extra_env": {"APP_DEPTH": 3}}, "expected a name and a string, found 3"),
         (
             {"flower_app_path": "local/custom/x", "extra_env": {"APP_X": "1"}},
-            "expected none, since the job brings no app",
+            "expected none, because the job brings no app",
         ),
     ],
 )

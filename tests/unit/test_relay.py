@@ -92,7 +92,7 @@ def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pyte
         assert b"1" not in bodies[-2:]
 
     run(test)
-    (line,) = (record.getMessage() for record in caplog.records if "let go" in record.getMessage())
+    (line,) = (record.getMessage() for record in caplog.records if "never confirmed" in record.getMessage())
     assert line.startswith("/v1/fleet/x: the answer arrived 4 times")
 
 

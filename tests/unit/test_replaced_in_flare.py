@@ -34,6 +34,8 @@ NOT_FLARES = {
     ("bridge/server/upstream.py", "stream"),  # httpx's answer
     ("bridge/server/heartbeat.py", "heartbeat_interval"),  # Flower's message
     ("bridge/common/log_lines.py", "msecs"),  # a log's record
+    ("bridge/flare/control_api/daemon.py", "size"),  # a tar's entry
+    ("bridge/flare/control_api/downloads.py", "compress_type"),  # a zip's entry
 }
 DATA = {
     # FLARE's copy of a sent message is released.

@@ -356,7 +356,7 @@ def test_a_job_that_could_not_be_scheduled_says_why(monkeypatch: pytest.MonkeyPa
     known = {**job.meta, "status": RunStatus.FINISHED_CANT_SCHEDULE.value}
     why = "FLARE could not schedule the job, tried 3 times: missing required site site-2"
     assert summary.summarize("j", known, [])["reason"] == jobs.kept(known)["reason"] == why
-    assert jobs.kept({**known, "schedule_history": None})["reason"].endswith("does not say why")
+    assert jobs.kept({**known, "schedule_history": None})["reason"].endswith("did not say why")
     assert jobs.kept({**known, "flowerbed_reason": "x"})["reason"] == "x"
     assert jobs.kept({**known, "status": "RUNNING"})["reason"] == ""
 

@@ -34,7 +34,11 @@ WITHOUT = {
     "fleet": {"nvflare"},
     "flower": {"nvflare"},
 }
-ALONE = {"bridge.flare.console.client"}
+ALONE = {
+    "bridge.flare.console.client",
+    "bridge.flare.control_api.access",
+    "bridge.flare.control_api.waiter",
+}
 """Programs that import nothing of ours: each call of a verb would pay for it."""
 
 PRODUCT = ("bridge", "scripts", "provisioning")

@@ -51,7 +51,8 @@ def test_only_the_signed_app_passes(own: bytes, other: bytes) -> None:
     assert "under the hash" in expected.objection(answer(other, claimed=fab.sha256(own)))
     assert "under the hash" in expected.objection(answer(own, claimed=fab.sha256(other)))
     assert (
-        expected.objection(answer(b"")) and expected.objection(b"\xff") == "site-1 was handed what is no app"
+        expected.objection(answer(b""))
+        and expected.objection(b"\xff") == "site-1 was sent something that is not an app"
     )
     assert "an app without a name" in expected.objection(answer(b"no zip"))
     assert expected.objection(b"")
@@ -62,7 +63,7 @@ def test_deployed_apps_are_those_that_the_site_allows(own: bytes, other: bytes) 
     expected = Expected("site-1", None, [fab.sha256(own)])
     assert expected.objection(answer(own)) == ""
     reason = expected.objection(answer(other))
-    assert reason.startswith(f"site-1 allows the deployed apps {fab.sha256(own)}; the server handed out app")
+    assert reason.startswith(f"site-1 allows the deployed apps {fab.sha256(own)}. The server sent app")
     assert reason.endswith(f"add it to site-1 in project.yml: allowed_apps: [{fab.sha256(other)}]")
     assert "allows the deployed apps none" in Expected("site-1", None, []).objection(answer(own))
     # The list is for deployed apps: what a job brings has a signature.

@@ -24,18 +24,24 @@ from provisioning import here, site_files
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a list as a node config": ({"node_config": ["a"]}, "expected node_config to have keys, each with"),
-    "a list in a node config": ({"node_config": {"a": [1]}}, "expected node_config.a to be a text, a whole"),
-    "a date in a node config": ({"node_config": {"a": None}}, "expected node_config.a to be a text, a whole"),
-    "a number beyond 64 bits": ({"node_config": {"a": 2**63}}, "whole number of 64 bits"),
+    "a list in a node config": (
+        {"node_config": {"a": [1]}},
+        "expected node_config.a to be a string, a 64-bit",
+    ),
+    "a date in a node config": (
+        {"node_config": {"a": None}},
+        "expected node_config.a to be a string, a 64-bit",
+    ),
+    "a number beyond 64 bits": ({"node_config": {"a": 2**63}}, "64-bit integer"),
     "a number without end": ({"node_config": {"a": float("inf")}}, "a finite number"),
     "a key with a blank": ({"node_config": {"a b": 1}}, "keys of letters, digits"),
-    "one of our keys": ({"node_config": {"partition-id": 7}}, "leave partition-id out"),
-    "a key that is also a table": ({"node_config": {"a": 1, "a.b": 2}}, "a is a value and a table"),
+    "one of our keys": ({"node_config": {"partition-id": 7}}, "Leave partition-id out"),
+    "a key that is also a table": ({"node_config": {"a": 1, "a.b": 2}}, "a is both a value and a table"),
     "a number as data": ({"data": 5}, "expected data to be a folder, {folder: PATH, group: GROUP}"),
     "no data": ({"data": {}}, "expected data to be a folder"),
     "a home folder": ({"data": "~/x"}, "a folder's path (without ~)"),
     "a data folder's name with a slash": ({"data": {"../a": "/x"}}, "expected data to have names of letters"),
-    "data of root's group": ({"data": {"folder": "/x", "group": "root"}}, "root's would open more"),
+    "data of root's group": ({"data": {"folder": "/x", "group": "root"}}, "the root group would open more"),
     "data of a group that is true": ({"data": {"folder": "/x", "group": True}}, "a group's name or number"),
     "an unknown key of data": ({"data": {"folder": "/x", "mode": 7}}, "{folder: PATH, group: GROUP}"),
     "a list as environment": ({"environment": ["A=1"]}, "expected environment to be names of variables"),
@@ -43,10 +49,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "Python's variable": ({"environment": {"PYTHONPATH": "x"}}, "PYTHONPATH is not for apps"),
     "a proxy as a variable": ({"environment": {"http_proxy": "x"}}, "http_proxy: use proxy"),
     "a variable of no name": ({"environment": {"A-B": "x"}}, "a variable's name in letters"),
-    "a list as a variable": ({"environment": {"A": [1]}}, "expected environment.A to be a text"),
+    "a list as a variable": ({"environment": {"A": [1]}}, "expected environment.A to be a string"),
     "a number as env_file": ({"env_file": 3}, "expected env_file to be the path of a file"),
-    "a size of a word": ({"shm_size": "much"}, "expected shm_size to be a size such as 2GB; found 'much'"),
-    "memory below nothing": ({"memory": -1}, "expected memory to be a size such as 16GB; found int -1"),
+    "a size of a word": ({"shm_size": "much"}, "expected shm_size to be a size such as 2GB, found 'much'"),
+    "memory below nothing": ({"memory": -1}, "expected memory to be a size such as 16GB, found int -1"),
     "half of no core": ({"cpus": 0}, "expected cpus to be a number of cores above 0"),
     "no GPU": ({"gpus": 0}, "expected gpus to be all, a number of GPUs, or a list of their ids"),
     "GPUs that are true": ({"gpus": True}, "expected gpus to be all"),
@@ -54,8 +60,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a host by a name": ({"hosts": {"db": "other"}}, "expected hosts.db to be an IP address or host-gateway"),
     "loopback elsewhere": ({"hosts": {"localhost": "10.0.0.1"}}, "names of hosts other than localhost"),
     "a proxy without a port": ({"proxy": "http://p"}, "expected proxy to be an address such as http://"),
-    "a proxy out of reach": ({"proxy": "http://p:40000"}, "may connect to ports 1 to 32767"),
-    "logs to some": ({"share_logs": "some"}, "expected share_logs to be true or false; found 'some'"),
+    "a proxy out of reach": ({"proxy": "http://p:40000"}, "expected a port from 1 to 32767"),
+    "logs to some": ({"share_logs": "some"}, "expected share_logs to be true or false, found 'some'"),
 }
 
 
@@ -68,7 +74,7 @@ def test_each_wrong_value_has_one_clear_error(case: str) -> None:
 
 def test_a_node_config_and_logs_are_no_servers() -> None:
     found = list(site_settings.problems({"node_config": {"a": 1}, "share_logs": False}, server=True))
-    assert found == ["node_config is for sites; leave it out", "share_logs is for sites; leave it out"]
+    assert found == ["node_config is for sites. Leave it out", "share_logs is for sites. Leave it out"]
 
 
 RIGHT: dict[str, Any] = {
@@ -178,9 +184,9 @@ def test_what_only_the_site_knows_goes_before_the_kit(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "found no JSON"),
+        ("{", "found invalid JSON"),
         ('{"a": [1]}', "expected node_config.a"),
-        ('{"client-name": "x"}', "leave client-name"),
+        ('{"client-name": "x"}', "Leave client-name"),
     ],
 )
 def test_a_broken_variable_is_told(
@@ -221,8 +227,8 @@ SITE = {"name": "site-1", "type": "client"}
 
 BAD_FILES = {
     "no YAML": ("a: ]", "sites/site-1.yml: line 1: this is not YAML"),
-    "no keys": ("- a", "sites/site-1.yml: expected keys with values; found list"),
-    "an unknown key": ("datas: /x", "sites/site-1.yml: there is no key datas; expected node_config"),
+    "no keys": ("- a", "sites/site-1.yml: expected keys with values, found list"),
+    "an unknown key": ("datas: /x", "sites/site-1.yml: unknown key datas: expected one of node_config"),
     "a wrong value": ("cpus: many", "sites/site-1.yml: expected cpus to be a number of cores"),
     "a proxy where nothing is reached": (
         "proxy: http://p:1",
@@ -292,8 +298,8 @@ def test_the_image_makes_a_compose_file_of_it() -> None:
     ("text", "expected"),
     [
         ("a: ]", "settings of site-3: this is not YAML"),
-        ("- a", "expected keys with values; found list"),
-        ("datas: /x", "there is no key datas; expected node_config"),
+        ("- a", "expected keys with values, found list"),
+        ("datas: /x", "unknown key datas: expected one of node_config"),
         ("cpus: many", "expected cpus to be a number of cores"),
         (
             "data: {folder: /x, group: research}",
@@ -350,7 +356,7 @@ def test_a_closed_folder_needs_a_group(tmp_path: Path) -> None:
 def test_a_group_has_to_be_there(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     found = missing(tmp_path, data={"folder": "there", "group": "no-such-group"})
-    assert "expected group no-such-group on this machine; found none of that name" in found[0]
+    assert "expected group no-such-group on this machine, found none of that name" in found[0]
 
 
 def test_a_file_of_variables_is_looked_into(tmp_path: Path) -> None:
@@ -367,7 +373,7 @@ def test_gpus_need_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(here, "DRIVERS", (tmp_path / "version",))
     (none,) = missing(tmp_path, gpus="all")
-    assert "gpus: expected NVIDIA's driver on this machine; found none" in none
+    assert "gpus: expected NVIDIA's driver on this machine, found none" in none
     (tmp_path / "version").touch()
     assert missing(tmp_path, gpus="all") == []
     monkeypatch.setattr(here, "DRIVERS", (tmp_path / "none",))

@@ -94,6 +94,22 @@ def test_the_environment_of_the_stored_job_is_marked(tmp_path: Path, command: An
     assert known[meta.ENVIRONMENT] == "0123456789ab"
 
 
+def test_nobody_claims_another_app(tmp_path: Path, command: Any) -> None:
+    """The server writes what Flower's command line shows of a job's app."""
+    files = exported(tmp_path)
+    valid, error, known = command(zipped(files))
+    assert valid, error
+    content = next(content for path, content in files.items() if path.endswith(fab.NAME))
+    assert known[meta.APP] == {
+        "id": "flowerbed/numpy-add",
+        "version": "1.0.0",
+        "hash": fab.sha256(content),
+    }
+    claimed = json.loads(files["meta.json"]) | {meta.APP: {"id": "a/b", "version": "9", "hash": "0"}}
+    valid, error, _ = command(zipped(files | {"meta.json": json.dumps(claimed).encode()}))
+    assert not valid and meta.APP in error
+
+
 def test_what_may_not_be_in_a_job_is_refused_at_once(tmp_path: Path, command: Any) -> None:
     files = exported(tmp_path, deployed=True)
     files["app/config/evil.so"] = b"x"
@@ -178,7 +194,7 @@ def test_a_job_that_may_not_run_is_closed_with_the_reason(tmp_path: Path, how: s
     content = {"no zip": None, "store": 7}.get(how, zipped(files))
     store = Store(content)
     reason, known = scheduled(tmp_path, store, submitter_role=role)
-    said = {"contents": "evil.so", "no zip": "could not look", "store": "could not look"}
+    said = {"contents": "evil.so", "no zip": "could not check", "store": "could not check"}
     assert said.get(how, meta.NO_CUSTOM_CODE) in reason
     assert store.status == "FINISHED:FAILED_TO_RUN" and not known.get("byoc")
     assert store.noted == {

@@ -491,7 +491,7 @@ def test_wait_says_who_was_put_out_and_what_it_may_not_show(fake: Fake, flowerbe
     fake.answer("wait", out=lines(*PROGRESS[:2], *told_of, END))
     _, _, told = flowerbed("wait", "j-1")
     assert "no progress is shown before the job's end: not authorized" in told
-    assert "site-3 is put out of the job: it was disabled" in told
+    assert "site-3 was removed from the job: it was disabled" in told
 
 
 class Session:

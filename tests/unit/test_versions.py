@@ -42,7 +42,9 @@ def test_a_flower_that_nobody_has_tried_runs_plain_with_a_warning(new: str) -> N
     row = versions.generation(new)
     assert not row.fast_path and newest.fast_path
     assert (row.fleet, row.control, row.superlink) == (newest.fleet, newest.control, newest.superlink)
-    assert f"flwr {new} is newer than those that Flowerbed knows (1.34 to 1.43)" in str(versions.newer(new))
+    assert f"flwr {new} is newer than the versions that Flowerbed knows (1.34 to 1.43)" in str(
+        versions.newer(new)
+    )
     assert versions.mismatch("site-1", new, "1.42.0") is None
 
 

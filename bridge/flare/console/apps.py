@@ -83,24 +83,38 @@ def submit(
         else:
             fewest = max(1, len(here))
             job = make_job(folder, Path(into), options, deployed=deployed, default_min_sites=fewest)
-        wanted, needed = _wanted(job)
-        unknown = {*(options.get("sites") or ()), *needed} - {*here}
-        if unknown:
-            raise ConsoleError(
-                f"no site {', '.join(sorted(unknown))} is registered; "
-                f"registered are: {', '.join(here) or 'none'}",
-                2,
-            )
-        if wanted > len(here):
-            raise ConsoleError(
-                f"the job asks for {wanted} sites, but {len(here)} are registered"
-                f"{': ' + ', '.join(here) if here else ''}",
-                2,
-                registered=[*here],
-            )
-        with call.session() as session:
-            answer = {"job_id": session.submit_job(str(job)), "sites": [*here]}
-        call.say(answer | ({"silent": gone} if (gone := waiting.silent(here)) else {}))
+        call.say(hand_in(call, job, here, options.get("sites") or ()))
+
+
+def hand_in(
+    call: ConsoleCall, job: Path, here: Mapping[str, float], sites: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Submit a job's folder; returns its id and the sites that are there.
+
+    Args:
+        here: the registered sites, as `waiting.registered` returns them.
+        sites: those that were asked for.
+
+    Raises:
+        ConsoleError: a site that it needs is not registered.
+    """
+    wanted, needed = _wanted(job)
+    if unknown := {*sites, *needed} - {*here}:
+        raise ConsoleError(
+            f"no site {', '.join(sorted(unknown))} is registered; "
+            f"registered are: {', '.join(here) or 'none'}",
+            2,
+        )
+    if wanted > len(here):
+        raise ConsoleError(
+            f"the job asks for {wanted} sites, but {len(here)} are registered"
+            f"{': ' + ', '.join(here) if here else ''}",
+            2,
+            registered=[*here],
+        )
+    with call.session() as session:
+        answer = {"job_id": session.submit_job(str(job)), "sites": [*here]}
+    return answer | ({"silent": gone} if (gone := waiting.silent(here)) else {})
 
 
 def _with_overrides(
@@ -116,7 +130,7 @@ def make_job(
     """Check the app against this image and write its job folder. Returns the folder.
 
     Args:
-        app: the app's folder; of one that is on the server, only its pyproject.toml is there.
+        app: the app's folder, or its FAB. Of one that is on the server, only its pyproject.toml is there.
         options: fields of `JobOptions`, as far as they are given.
         deployed: the name of the app's folder on the server, or "" if the job brings the app.
         default_min_sites: the fewest sites, if neither they nor the sites are given.
@@ -124,7 +138,7 @@ def make_job(
     # Imported here, since with an unsupported flwr the import may fail.
     from bridge.flare.job import FlowerJob
 
-    config = read_app(app)
+    config = fab.config(app)
     fab.check(config)
     options = {**job_options.submit_defaults(), **options}
     options.setdefault("name", job_name(config["project"]["name"].strip()))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import _thread
 import fcntl
+import functools
 import json
 import os
 import select
@@ -24,6 +25,7 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 FOLDER = os.environ.get("FLOWERBED_CONSOLE") or f"/tmp/flowerbed-console-{os.geteuid()}"
 """The daemon's folder. It is not in the volume, which a second container of this identity may share."""
@@ -75,16 +77,61 @@ def is_own(peer: socket.socket) -> bool:
 def main(request: str, mode: str = "") -> int:
     """Send the request. Returns the exit code."""
     try:
-        for _ in range(TRIES):
-            code = _talk(_connected(), request, mode)
-            if code is not None:
-                return code
-        raise Trouble("the console's daemon ends as soon as it is asked")
+        code = 1
+        payload = functools.partial(os.read, 0, CHUNK) if mode == "payload" else None
+        for kind, content in ask(request, payload, _watch_stdin if mode == "watch" else None):
+            if kind == EXIT:
+                code = int(content)
+                continue
+            out = sys.stderr if kind == ERR else sys.stdout
+            out.buffer.write(content)
+            out.buffer.flush()
+        return code
     except Trouble as trouble:
         print(json.dumps({"error": str(trouble)}), file=sys.stderr)
         return 1
     except (BrokenPipeError, KeyboardInterrupt):
         return 130
+
+
+def ask(
+    request: str, payload: Callable[[], bytes] | None = None, taken: Callable[[], None] | None = None
+) -> Iterator[tuple[bytes, bytes]]:
+    """Hand a request over, and yield the frames of the answer: output, errors, at the end the exit code.
+
+    Closing the iterator says that nobody listens any more.
+
+    Args:
+        payload: returns the next piece of what goes with the request, at the end nothing.
+        taken: is called when a daemon has taken the request.
+
+    Raises:
+        Trouble: no daemon answers.
+    """
+    for _ in range(TRIES):
+        with _connected() as daemon, daemon.makefile("rb") as answer:
+            try:
+                daemon.sendall((b"-" if payload is None else b"p") + request.encode() + b"\n")
+                if _frame(answer)[0] != GO:
+                    continue  # This daemon ends.
+            except (BrokenPipeError, ConnectionResetError, EOFError):
+                continue  # It has ended before it took the request.
+            if payload is not None:
+                _send_payload(daemon, payload)
+            if taken is not None:
+                taken()
+            yield from _answer(answer)
+            return
+    raise Trouble("the console's daemon ends as soon as it is asked")
+
+
+def _answer(answer: object) -> Iterator[tuple[bytes, bytes]]:
+    try:
+        while (frame := _frame(answer))[0] != EXIT:
+            yield frame
+    except (ConnectionResetError, EOFError):
+        raise Trouble("the console's daemon has ended in the middle of an answer. Try again.") from None
+    yield frame
 
 
 def _connected() -> socket.socket:
@@ -135,30 +182,6 @@ def _start() -> None:
             raise Trouble(f"the console's daemon has not started: {last}")
 
 
-def _talk(daemon: socket.socket, request: str, mode: str) -> int | None:
-    """Hand the request over and pass on the answer; returns the exit code. None: this daemon ends."""
-    with daemon, daemon.makefile("rb") as answer:
-        try:
-            daemon.sendall((b"p" if mode == "payload" else b"-") + request.encode() + b"\n")
-            kind, _ = _frame(answer)
-        except (BrokenPipeError, ConnectionResetError, EOFError):
-            return None  # It has ended before it took the request.
-        if kind != GO:
-            return None
-        if mode == "payload":
-            _send_payload(daemon)
-        elif mode == "watch":
-            _thread.start_new_thread(_leave_with_stdin, ())
-        try:
-            while (frame := _frame(answer))[0] != EXIT:
-                out = sys.stderr if frame[0] == ERR else sys.stdout
-                out.buffer.write(frame[1])
-                out.buffer.flush()
-        except (ConnectionResetError, EOFError):
-            raise Trouble("the console's daemon has ended in the middle of an answer. Try again.") from None
-        return int(frame[1])
-
-
 def _frame(answer: object) -> tuple[bytes, bytes]:
     head = answer.read(HEAD.size)  # type: ignore[attr-defined]
     if len(head) < HEAD.size:
@@ -170,13 +193,17 @@ def _frame(answer: object) -> tuple[bytes, bytes]:
     return kind, content
 
 
-def _send_payload(daemon: socket.socket) -> None:
+def _send_payload(daemon: socket.socket, payload: Callable[[], bytes]) -> None:
     try:
-        while chunk := os.read(0, CHUNK):
+        while chunk := payload():
             daemon.sendall(chunk)
         daemon.shutdown(socket.SHUT_WR)
     except (BrokenPipeError, ConnectionResetError):
         pass  # The daemon wants no more. Its answer says why.
+
+
+def _watch_stdin() -> None:
+    _thread.start_new_thread(_leave_with_stdin, ())
 
 
 def _leave_with_stdin() -> None:

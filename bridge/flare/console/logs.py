@@ -39,8 +39,8 @@ def logs(
         since: only lines of the last so many seconds. A line without a time goes with the one before it.
         follow: continue with new lines until the job has ended.
     """
-    ended = _has_ended(call, job) if follow else True
-    text = _log(call, job, site, ended=ended)
+    ended = has_ended(call, job) if follow else True
+    text = log_of(call, job, site, ended=ended)
     shown = text if since is None else written_since(text, datetime.now() - timedelta(seconds=since))
     if tail is not None:
         shown = "".join(shown.splitlines(keepends=True)[-tail:]) if tail > 0 else ""
@@ -48,8 +48,8 @@ def logs(
     while not ended:
         call.pause(LOOK_EVERY)
         # In this order: what is added between the two questions is not missed.
-        ended = _has_ended(call, job)
-        latest = _log(call, job, site, ended=ended)
+        ended = has_ended(call, job)
+        latest = log_of(call, job, site, ended=ended)
         # FLARE has no log, or less of it, while it moves the job's folder into its store.
         if not text.startswith(latest):
             call.write(added(text, latest).encode())
@@ -69,12 +69,21 @@ def added(before: str, text: str) -> str:
     return text if at < 0 else text[at + len(end) :]
 
 
-def _has_ended(call: ConsoleCall, job: str) -> bool:
+def has_ended(call: ConsoleCall, job: str) -> bool:
+    """Whether a job has ended."""
     with call.session() as session:
         return str(session.get_job_meta(job).get("status")).startswith("FINISHED")
 
 
-def _log(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
+def log_of(call: ConsoleCall, job: str, site: str, *, ended: bool) -> str:
+    """The log of a job at the server or a site, all of it or its last 5 MiB.
+
+    Args:
+        ended: whether the job has. Before, a log that is not there yet is empty.
+
+    Raises:
+        ConsoleError: there is none.
+    """
     with call.session() as session:
         reply = session.get_job_logs(job, target=site)
         text = reply["logs"].get(site)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.common import versions
 from bridge.common.app import BadApp
-from bridge.flare.console import apps, follow, jobs, logs
+from bridge.flare.console import apps, follow, jobs, logs, runs
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Gone
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "download": jobs.download,
     "wait": follow.wait,
     "logs": logs.logs,
+    "start-run": runs.start,
+    "runs": runs.listed,
+    "run-log": runs.log,
 }
 
 

@@ -138,7 +138,7 @@ def _keep_closing() -> None:
             try:
                 close_removed(driver)
             except Exception:
-                log.exception("the connections of those who were removed could not be looked at")
+                log.exception("could not check for connections of removed participants")
 
 
 def close_removed(driver: Admitting) -> None:
