@@ -109,7 +109,7 @@ def explain(purpose: str, said: str) -> NoReturn:
         raise core.Failure(BUILD)
     if re.search(r"Cannot connect to the Docker daemon|Is the docker daemon running", said):
         raise core.Failure(
-            "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor looks why."
+            "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor finds out why."
         )
     if engine.is_remote() and (path := NO_FOLDER.search(said)):
         raise core.Failure(

@@ -47,7 +47,7 @@ def check_engine(answer: engine.Answer) -> Finding:
     if not answer.problem:
         where = f", at {here.engine_address()}" if engine.is_remote() else ""
         return Finding("engine", "ok", f"{answer.name} {answer.version} ({answer.architecture}){where}")
-    mend = "start it, or look why it does not answer"
+    mend = "start it, or find out why it does not answer"
     if "permission denied" in answer.problem.lower():
         mend = "join the group docker (sudo usermod -aG docker $USER, log in again), or run flowerbed as root"
     elif engine.is_remote():
@@ -65,7 +65,7 @@ def check_compose() -> Finding:
     version = engine.compose_version()
     if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
-    wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
+    wanted = f"{version}, but {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
     return Finding("compose", "fail", found, "./flowerbed up installs one for you, from PyPI")
 
