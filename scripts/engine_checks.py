@@ -36,7 +36,8 @@ def check(answer: engine.Answer) -> Iterator[Finding]:
     if not answer.problem:
         has_base = engine.has(base_image.name())
         yield from check_mounts(has_base=has_base)
-        rootless = engine_view.is_rootless() if has_base or not answer.is_podman else False
+        # Podman 4 needs a container to tell, and so the base image.
+        rootless = engine_view.is_rootless() if has_base or not answer.is_podman else os.geteuid() != 0
         yield from check_limits(engine.info(), is_podman=answer.is_podman, rootless=rootless)
         if answer.is_podman:
             yield from check_podman(answer, has_base=has_base, rootless=rootless)
@@ -117,6 +118,9 @@ def check_podman(answer: engine.Answer, *, has_base: bool, rootless: bool) -> It
     if version is None or Version(version[0]) < OLDEST_PODMAN:
         text = f"{answer.version}, whose containers would not find the server by its name"
         yield Finding("podman", "fail", text, f"install Podman {OLDEST_PODMAN} or newer")
+    if not rootless:
+        found = "as root, it lets containers reach services of its machine that listen on all addresses"
+        yield Finding("podman", "warn", found, f"run it without root, or use Docker: {PAGE}")
     if here.is_local_linux():
         yield from _local_podman(rootless=rootless)
     if has_base:

@@ -265,6 +265,16 @@ def test_podman_without_a_controller_of_cgroup_v2_starts_nothing(podman: Program
     assert level == "fail" and "starts no container" in found and "cgroup v2" in mend
 
 
+def test_podman_as_root_is_warned_of(
+    podman: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    podman.answer("info --format", out="{}")
+    podman.answer("run --rm --network none", out="0 0 4294967295\n")
+    monkeypatch.setattr(engine, "SYSTEMD", tmp_path)
+    level, found, _ = findings()["podman"]
+    assert level == "warn" and "as root" in found
+
+
 # macOS.
 
 
