@@ -29,12 +29,13 @@ CONTAINERS = ("integration", "faults", "attacks")
 
 PARTS = {
     "processes": PROCESSES,
-    "attacks": ("attacks",),
+    "attacks": ("attacks", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_schemes",),
 }
 """Parts that run beside all other slow tests: the first while their images are made, the rest in the worker
-that is free. The last two have their own federations."""
+that is free. Attacks begin with the larger federation, and tracking needs it: so both workers take about as
+long. The last two have their own federations."""
 
 LONGEST = (
     "flower",

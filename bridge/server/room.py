@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from bridge.fleet.replies import Event
 
@@ -14,6 +15,14 @@ log = logging.getLogger(__name__)
 EVENTS_LIMIT = 32 * 1024 * 1024
 """Characters of all events of one job from one source: a site's replies, the ServerApp's rounds, or its
 central evaluation. Later events are dropped."""
+
+
+class WrittenEvent(dict[str, Any]):
+    """An event with its text. It is written once, to be counted and to be kept."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(event)
+        self.text = json.dumps(event)
 
 
 class EventRoom:
@@ -31,7 +40,8 @@ class EventRoom:
         """Pass an event on, or drop it."""
         if self.full(source):
             return
-        self._emitted[source] += len(json.dumps(event))
-        self._emit(event)
+        written = WrittenEvent(event)
+        self._emitted[source] += len(written.text)
+        self._emit(written)
         if self.full(source):
             log.warning("%s: %d characters of events, further ones are dropped", source, EVENTS_LIMIT)
