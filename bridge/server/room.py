@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from bridge.fleet.replies import Event
@@ -18,11 +19,11 @@ central evaluation. Later events are dropped."""
 
 
 class WrittenEvent(dict[str, Any]):
-    """An event with its text. It is written once, to be counted and to be kept."""
+    """An event that is written as text once, to be counted and to be kept."""
 
-    def __init__(self, event: Event) -> None:
-        super().__init__(event)
-        self.text = json.dumps(event)
+    @cached_property
+    def text(self) -> str:
+        return json.dumps(self)
 
 
 class EventRoom:
