@@ -61,7 +61,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             reason = self._why_stale(kept["cert"], participant) if kept else None
             if reason:
                 del known[participant.subject]
-                note(ctx, f"{participant.name}: certificate issued anew by the same CA ({reason}).")
+                note(ctx, f"{participant.name}: new certificate from the same CA ({reason}).")
         super().build(project, ctx)
         for participant in [*project.get_clients(), *project.get_relays()]:
             if participant.get_listening_host():
@@ -71,8 +71,8 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         if left < 3 * RENEW:
             note(
                 ctx,
-                f"the CA's own certificate ends in {left.days} days, and with it every connection. Move "
-                f"{ctx.get_workspace()} away and provision anew: everybody then needs a new kit.",
+                f"the CA's own certificate ends in {left.days} days, and with it every connection. "
+                f"Move {ctx.get_workspace()} away and provision again. Everybody then needs a new kit.",
             )
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
@@ -106,7 +106,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         """Issue a certificate with a new key. FLARE's has neither basic constraints nor a key usage."""
         begin, last = _now(), self.root_cert.not_valid_after_utc
         if last <= begin:
-            raise RuntimeError(f"the CA's own certificate has ended on {last.date()}: nothing can be issued.")
+            raise RuntimeError(f"the CA's own certificate expired on {last.date()}: nothing can be issued.")
         end = min(last, begin + datetime.timedelta(days=DEFAULT_CERT_VALID_DAYS))
         role = participant.get_prop("role") if participant.type == "admin" else None
         # For the listening end of a relay or site, FLARE asks with the type "server".
@@ -142,8 +142,8 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         if without:
             note(
                 ctx,
-                f"{', '.join(without)}: the certificate does not say yet whether it is a server's or a "
-                f"client's. It will when it is renewed, {RENEW.days} days before its last day.",
+                f"{', '.join(without)}: the certificate does not yet say whether it is for a server or a "
+                f"client. It will after its renewal, {RENEW.days} days before its last day.",
             )
 
     def _why_stale(self, pem: str, participant: Participant) -> str | None:

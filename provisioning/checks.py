@@ -129,10 +129,10 @@ def _shape(item: Any) -> Iterator[str]:
     if not isinstance(item, dict):
         yield f"participants: expected a mapping with name, type and org, found {kind_of(item)}."
         return
-    who = item.get("name") or "one without a name"
+    who = item.get("name") or "without a name"
     for key in ("name", "type", "org"):
         if not isinstance(item.get(key), str) or not item[key]:
-            yield f"participant {who}: expected '{key}' as text, found {kind_of(item.get(key))}."
+            yield f"participant {who}: expected '{key}' to be a string, found {kind_of(item.get(key))}."
     if isinstance(item.get("type"), str) and item["type"] not in _NAMES:
         yield f"participant {who}: expected type {', '.join(_NAMES)}, found '{item['type']}'."
 
@@ -150,15 +150,15 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
     if len(servers) != 1:
         yield f"expected one participant of type server, found {', '.join(servers) or 'none'}."
     if not any(entry.properties.get("role") == "project_admin" for entry in entries if entry.type == "admin"):
-        yield "expected a participant of type admin with role project_admin, found none: nobody could run it."
+        yield "expected a participant of type admin with role project_admin, found none."
     for entry in entries:
         pattern, expected = _NAMES[entry.type]
         if not re.fullmatch(pattern, entry.name):
             yield f"{entry.who}: expected {expected}."
         elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
-            yield f"{entry.who}: the name means something else to FLARE; choose another."
+            yield f"{entry.who}: FLARE uses this name for something else. Choose another."
         elif service_name(entry.name) in (*TOOLS, FLWR):
-            yield f"{entry.who}: that is the name of a container beside the participants'; choose another."
+            yield f"{entry.who}: this is the name of another container. Choose another."
         if not re.fullmatch(r"\w+", entry.org, re.ASCII):
             yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."
         role = entry.properties.get("role")
@@ -168,7 +168,7 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
         yield from _ports(entry)
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
-            yield f"participant '{name}' stands there {times} times; a name is for one only."
+            yield f"participant '{name}' appears {times} times. A name is for one only."
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:
@@ -243,7 +243,7 @@ def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
         return
     for name in value:
         if name in names:
-            yield f"{REVOKED}: '{name}' is also a participant; remove it from one of the two lists."
+            yield f"{REVOKED}: '{name}' is also a participant. Remove it from one of the two lists."
 
 
 def _ports(entry: Entry) -> Iterator[str]:
@@ -255,7 +255,7 @@ def _ports(entry: Entry) -> Iterator[str]:
         if admin_port != port:
             yield (
                 f"{entry.who}: admin_port {admin_port} differs from fed_learn_port {port}, and only one port "
-                f"is published; leave admin_port out."
+                "is published. Leave admin_port out."
             )
     elif entry.type == "relay":
         listening = entry.properties.get("listening_host")
@@ -278,7 +278,7 @@ def _services(entries: Sequence[Entry]) -> Iterator[str]:
             names.append(entry.name)
     for service, names in by_service.items():
         if len(names) > 1:
-            yield f"{' and '.join(names)} would share one container, '{service}'; rename one of them."
+            yield f"{' and '.join(names)} would share one container, '{service}'. Rename one of them."
 
 
 def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
@@ -317,9 +317,9 @@ def _builders(builders: Any) -> Iterator[str]:
     paths = [item.get("path") for item in listed if isinstance(item, dict)]
     missing = [path for path in BUILDERS if path not in paths]
     if missing:
-        yield f"builders: {', '.join(missing)} missing; expected, in this order: {', '.join(BUILDERS)}."
+        yield f"builders: {', '.join(missing)} missing. Expected, in this order: {', '.join(BUILDERS)}."
     elif [path for path in paths if path in BUILDERS] != list(BUILDERS):
-        yield f"builders: wrong order; expected {', '.join(BUILDERS)}."
+        yield f"builders: wrong order, expected {', '.join(BUILDERS)}."
     for item in listed:
         path, arguments = (item.get("path"), item.get("args")) if isinstance(item, dict) else (None, None)
         if not isinstance(arguments, dict):

@@ -81,7 +81,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         wip = Path(ctx.pop(CtxKey.WIP))
         self._lock = Lock(
             Path(ctx.get_state_dir()),
-            lambda: note(ctx, "another provisioning of this project is under way: waiting for its end."),
+            lambda: note(ctx, "waiting for another provisioning of this project to end."),
         )
         # A killed run leaves these. A prod_NN is complete once it has its Compose file, which comes last.
         left = [wip] if wip.is_dir() and any(wip.iterdir()) else []
@@ -92,7 +92,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             shutil.rmtree(path)
         if left:
             names = ", ".join(sorted(path.name for path in left))
-            note(ctx, f"removed {names}, which an earlier run left half done.")
+            note(ctx, f"removed {names}, which an earlier run left unfinished.")
         wip.mkdir(exist_ok=True)
         ctx[CtxKey.WIP] = str(wip)
 
@@ -103,7 +103,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             output_error(
                 "INVALID_ARGS",
                 exit_code=4,
-                detail=f"{ctx.get_workspace()} holds prod_99, FLARE's last number; remove old prod_ folders.",
+                detail=f"{ctx.get_workspace()} has prod_99, FLARE's last number. Remove old prod_ folders.",
             )
         prod = Path(current).resolve()
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
@@ -118,7 +118,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
             shutil.rmtree(prod)
-            note(ctx, f"nothing changed: {previous.name} stays in use, {prod.name} is removed again.")
+            note(ctx, f"nothing changed: {previous.name} stays in use, and {prod.name} is removed.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)

@@ -65,7 +65,7 @@ def _group(folder: Folder) -> Iterator[str]:
     if folder.group is not None and gid(folder.group) is None:
         yield (
             f"{DATA}: expected group {folder.group} on this machine, found none of that name. "
-            f"`getent group` lists them; sudo groupadd {folder.group} makes it"
+            f"`getent group` lists them, and `sudo groupadd {folder.group}` makes it"
         )
 
 
@@ -74,11 +74,11 @@ def _folder(folder: Folder, path: Path) -> Iterator[str]:
         return
     where = f"{DATA}: {path}"
     if path.is_symlink():
-        yield f"{where} is a link to {path.readlink()}; name the folder itself"
+        yield f"{where} is a link to {path.readlink()}. Name the folder itself"
     elif not path.exists():
-        yield f"{where} is not there; make it, or correct the path"
+        yield f"{where} does not exist. Make it, or correct the path"
     elif not path.is_dir():
-        yield f"{where} is a file; name the folder that it is in"
+        yield f"{where} is a file. Name the folder that it is in"
     elif (number := gid(folder.group) if folder.group is not None else USER) is not None:
         yield from _unreadable(where, path, number, has_group=folder.group is not None)
 
@@ -97,7 +97,7 @@ def _unreadable(where: str, path: Path, number: int, *, has_group: bool) -> Iter
         todo = f"chgrp it to that group and chmod g+rx it: {path}"
         if not has_group:
             todo = f"name its group ({{folder: ..., group: {_group_name(status.st_gid)}}}), or chmod o+rx it"
-        yield f"{where} is not readable by the containers' user ({USER}; {mode}); {todo}"
+        yield f"{where} is not readable by the containers' user ({USER}, {mode}): {todo}"
 
 
 def _group_name(number: int) -> str:
@@ -114,7 +114,7 @@ def _env_file(name: str, path: Path) -> Iterator[str]:
         yield f"{ENV_FILE}: {path} cannot be read: {error}"
         return
     if names is None:
-        yield f"{ENV_FILE}: {path} is not there; make it (chmod 600, lines NAME=value), or correct the path"
+        yield f"{ENV_FILE}: {path} does not exist. Make it (chmod 600, lines NAME=value), or correct the path"
         return
     for variable in names:
         if problem := variable_problem(variable):

@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "sites"
 
 TEMPLATE = """\
-# What {name} gives to apps. This file is the site's own: no update changes it, and nothing of it is in a kit
-# or an image. What stands here goes before project.yml. All keys: docs/reference/project.md
+# What {name} gives to apps. This file is the site's own: no update changes it, and no kit or image
+# or an image. It takes precedence over project.yml. All keys: docs/reference/project.md
 # After an edit: ./flowerbed provision, then ./flowerbed up
 #
 # data: {{folder: /srv/hospital, group: research}}   read-only at /data
@@ -97,7 +97,7 @@ def missing(participants: Iterable[_Participant]) -> list[str]:
         if item.get("type") not in (SERVER, SITE) or item.get("elsewhere"):
             continue
         if (path := path_of(item["name"])).exists() and not os.access(path, os.R_OK):
-            found.append(f"{FOLDER}/{path.name} cannot be read by you; its owner is to provision.")
+            found.append(f"{FOLDER}/{path.name} is not readable for you. Its owner must provision.")
         found += [f"{item['name']}: {problem}." for problem in here.missing(settings(item), ROOT)]
     return found
 
@@ -112,7 +112,8 @@ def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str
     for folder in site_settings.folders(counts.get(DATA)) if participant.get("elsewhere") else []:
         if isinstance(folder.group, str):
             yield (
-                f"{DATA}: expected the number of group {folder.group}, as the site is on another machine; "
+                f"{DATA}: expected the number of group {folder.group}, because the site is on another "
+                "machine. "
                 f"`getent group {folder.group}` shows it there"
             )
 

@@ -39,8 +39,8 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Unreadable(
             f"{path}, the CA and all certificates, cannot be read: {error}. Put back a copy of it "
-            f"({PREVIOUS} is the one before the last change), or move {folder.parent} away to begin anew: "
-            f"everybody then needs a new kit."
+            f"({PREVIOUS} is the one before the last change), or move {folder.parent} away to start over. "
+            "Everybody then needs a new kit."
         ) from None
     return content
 

@@ -118,7 +118,7 @@ def read(folder: Path) -> App:
         if (folder / "meta.json").is_file():
             return _read_job(folder)
         raise UsageError(
-            f"{shown} holds no pyproject.toml: expected the folder of a Flower app (as `flwr new` makes it) "
+            f"{shown} has no pyproject.toml: expected the folder of a Flower app (as `flwr new` makes it) "
             "or a job folder that `flowerbed submit --export` wrote."
         )
     files = collect(folder)
@@ -240,7 +240,7 @@ def _read_job(folder: Path) -> App:
     size = sum(path.stat().st_size for path in files.values())
     if size > MOST_JOB_BYTES:
         raise UsageError(
-            f"The job folder {folder} holds {in_words(size)}: expected at most {in_words(MOST_JOB_BYTES)}."
+            f"The job folder {folder} has {in_words(size)}: expected at most {in_words(MOST_JOB_BYTES)}."
         )
     content = {name: path.read_bytes() for name, path in files.items()}
     return App(folder, name, "", files=content, ready=True)
@@ -284,7 +284,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
                 if stray := PAIR.sub("", text).strip():
                     raise UsageError(
                         f"--run-config '{text}': expected key=value, several with spaces between them, and "
-                        f"no space before or after the =, found '{stray}' beside."
+                        f"no space before or after the =, found a stray '{stray}'."
                     )
                 values |= _values("\n".join(f"{key} = {value}" for key, value in PAIR.findall(text)))
         request["run_config"] = list(given)
@@ -299,7 +299,7 @@ def run_config(app: App, given: Sequence[str], rounds: int | None = None) -> dic
         with _checked(f"--rounds sets {ROUNDS_KEY}: "):
             check_run_config(app.pyproject, [ROUNDS_KEY])
         if ROUNDS_KEY in values:
-            raise UsageError(f"--rounds and --run-config {ROUNDS_KEY} were both given: expected one of them.")
+            raise UsageError(f"expected either --rounds or --run-config {ROUNDS_KEY}, found both.")
     return request
 
 
@@ -310,7 +310,7 @@ def _toml(path: str) -> str:
     except OSError as error:
         raise UsageError(
             f"--run-config {path}: expected a TOML file: {error.strerror}. "
-            'A text that ends so needs quotes: key="name.toml".'
+            'A value that ends in .toml needs quotes: key="name.toml".'
         ) from None
     if len(content) > CONFIG_LIMIT:
         raise UsageError(
@@ -319,7 +319,7 @@ def _toml(path: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"--run-config {path}: expected UTF-8, as in all TOML: {error}.") from None
+        raise UsageError(f"--run-config {path}: expected UTF-8, as TOML requires: {error}.") from None
 
 
 def _values(text: str) -> dict[str, Any]:

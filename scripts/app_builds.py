@@ -37,7 +37,7 @@ PLAN = {
     "bytes_to_fetch": "the size of all packages",
     "packages": "their versions, by name",
     "without_wheel": "the packages that would be built here",
-    "notes": "imports that no package of the lock seems to bring, judging by names",
+    "notes": "imports that no package of the lock seems to provide, judging by names",
 }
 """Those of one that would be made."""
 
@@ -71,7 +71,7 @@ def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:
     """Make one app's environment, unless it exists. Needs `environments.prepare`."""
     there = environments.of_app(app, gpu=choice.gpu)
     if there is not None and not choice.upgrade and not choice.dry_run and set(choice.apt) <= _apt(there):
-        core.say(f"{app.name}: environment {there.name} is there ({_contents(there)}).")
+        core.say(f"{app.name}: environment {there.name} already exists ({_contents(there)}).")
         facts = environments.serve(app, uv.ENVIRONMENTS / there.name, there.facts)
         return {"name": there.name, **facts}
     try:
@@ -127,7 +127,7 @@ def _tell(resolved: Resolved, notes: Sequence[str]) -> dict[str, Any]:
         built = "" if package.is_wheel else "  no wheel: it is built here"
         core.say(f"  {package.name:{width}}  {package.version:14}  {size:>8}{built}".rstrip())
     unknown = sum(package.size is None for package in resolved.packages)
-    more = f", and {unknown} whose size the index does not say" if unknown else ""
+    more = f", and {unknown} more of unknown size" if unknown else ""
     core.say(
         f"{len(largest)} packages, {core.in_words(resolved.size)} to fetch{more}. Nothing was installed."
     )

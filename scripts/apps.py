@@ -81,14 +81,14 @@ def _see_unused(names: set[str]) -> None:
         using = [job for job in unfinished.jobs() if job.get("environment") in {*names, "", None}]
     except core.Failure as failure:
         raise core.Failure(
-            f"The server could not be asked which jobs use it, so nothing was removed: {failure}\n"
-            "  Remove it all the same: add --force"
+            f"Could not ask the server which jobs use it, so nothing was removed: {failure}\n"
+            "  To remove it anyway, add --force"
         ) from None
     if using:
         many = "A job uses it" if len(using) == 1 else f"{len(using)} jobs use it"
         raise core.Failure(
             f"{many}, so nothing was removed:\n{unfinished.named(using)}\n{unfinished.how_to_go_on(using)}   "
-            "or remove it all the same, and the job fails: add --force",
+            "or remove it anyway with --force, and the job fails",
             jobs=[job["job_id"] for job in using],
         )
 
@@ -98,7 +98,7 @@ def _named(name: str, made: list[AppEnvironment]) -> AppEnvironment:
     if len(found) != 1:
         there = ", ".join(one.name for one in found or made) or "none"
         raise core.UsageError(
-            f"--remove {name}: expected the name of one environment, found {len(found)}: there are {there}."
+            f"--remove {name}: expected the name of one environment, found {len(found)}. There are: {there}."
         )
     return found[0]
 

@@ -60,8 +60,8 @@ def ensure(*, renew: bool = False) -> str:
             raise core.Failure(
                 f"The base image {source} cannot be pulled: {said.strip()}\n"
                 f"Bring it from another machine (docker save {source} -o base.tar there, docker load -i "
-                "base.tar here), or, on Debian or Ubuntu, run flowerbed as root: where there is none, it "
-                "makes a stand-in from Debian packages."
+                "base.tar here), or, on Debian or Ubuntu, run flowerbed as root: it then makes a stand-in "
+                "from Debian packages."
             )
         _make_base()
         how = "made"
@@ -90,7 +90,7 @@ def _name_stand_in() -> None:
         return
     if not engine.has(STAND_IN):
         core.must(core.run([engine.docker(), "tag", BASE, STAND_IN]), f"docker tag {STAND_IN}")
-    core.say(f"  {BASE} was made here from Debian packages: from now on it is {STAND_IN}")
+    core.say(f"  {BASE} was made here from Debian packages: it is now called {STAND_IN}")
     core.must(core.run([engine.docker(), "image", "rm", BASE]), f"docker image rm {BASE}")
 
 

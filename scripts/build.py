@@ -40,7 +40,7 @@ from scripts import (
 )
 from scripts.json_object import JsonObject, below
 
-EXTRA_ARGUMENT = "Before each app stands --app: build --app APP --app APP."
+EXTRA_ARGUMENT = "Put --app before each app: build --app APP --app APP."
 """The message for an extra argument, such as the second app of `--app apps/*`."""
 
 TAG = "dev"

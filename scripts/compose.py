@@ -105,7 +105,7 @@ def explain(purpose: str, said: str) -> NoReturn:
         raise core.Failure(BUILD)
     if re.search(r"Cannot connect to the Docker daemon|Is the docker daemon running", said):
         raise core.Failure(
-            "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor looks why."
+            "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor finds out why."
         )
     if NO_GPU in said:
         raise core.Failure(

@@ -83,7 +83,7 @@ def an_id(said: object) -> str:
         Failure: it is not an ID.
     """
     if not isinstance(said, str) or not AN_ID.fullmatch(said):
-        raise Failure(f"The server says {str(said)[:200]!r}, which is no job's id. Nothing is done with it.")
+        raise Failure(f"The server says {str(said)[:200]!r}, which is not a job ID. It is ignored.")
     return said
 
 

@@ -115,7 +115,7 @@ def alone(file: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("  another flowerbed is at work on the same: waiting for its end")
+            say("  waiting for another flowerbed that works on the same files")
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
@@ -153,7 +153,7 @@ def unpack(
         size += max(0, member.size) if member.isfile() else 0
         if limit is not None and (size > limit or number >= FILES_LIMIT):
             bounds = f"{FILES_LIMIT} files or {in_words(limit)}"
-            raise Failure(f"The archive has more than {bounds}: nothing of it is kept.")
+            raise Failure(f"The archive has more than {bounds}: none of it is kept.")
         if member.isfile() or member.isdir():
             tar.extract(member, folder, set_attrs=False)
             mode = 0o777 if member.isdir() else 0o666
@@ -221,7 +221,7 @@ def explain_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
         return f"{what}.{_whose(Path(os.fsdecode(error.filename)))}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{what}. The disk is full, or your share of it: df -h shows which."
+        return f"{what}. The disk is full, or your quota is used up: df -h shows which."
     return f"{what}."
 
 

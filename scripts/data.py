@@ -240,7 +240,7 @@ def fetch(folder: Path = ORIGINALS) -> Path:
                 (folder / f"{name}.new").replace(folder / name)
             return folder
     raise Failure(
-        "Fashion-MNIST could not be got:\n    "
+        "Could not get Fashion-MNIST:\n    "
         + "\n    ".join(tried)
         + f"\n  Put {', '.join(MD5)} into {folder} yourself (from another machine), then run this again."
     )
@@ -266,7 +266,7 @@ def from_package(scratch: Path) -> str:
     for name in MD5:
         inside = scratch / INSTALLED.relative_to("/") / name
         if not inside.is_file():
-            return f"Debian's package {PACKAGE}: it holds no {INSTALLED / name}"
+            return f"Debian's package {PACKAGE}: it lacks {INSTALLED / name}"
         inside.replace(scratch / name)
     return ""
 
@@ -325,7 +325,7 @@ def read_idx(path: Path) -> Bytes:
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
         array: Bytes = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
         if magic != b"\x00\x00\x08" or shape != expected or array.size != np.prod(expected):
-            raise ValueError(f"it holds an array of shape {shape}, expected bytes of shape {expected}")
+            raise ValueError(f"it has an array of shape {shape}, expected bytes of shape {expected}")
     except (OSError, EOFError, IndexError, struct.error, ValueError) as error:
         text = f"{path} is not Fashion-MNIST's file: {error}. Remove it and run this again."
         raise Failure(text) from error

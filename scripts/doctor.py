@@ -135,7 +135,7 @@ def check_engine(answer: engine.Answer) -> Finding:
     """Check that an engine answers."""
     if not answer.problem:
         return Finding("engine", "ok", f"Docker {answer.version} ({answer.architecture})")
-    mend = "start it, or look why it does not answer"
+    mend = "start it, or find out why it does not answer"
     if "permission denied" in answer.problem.lower():
         mend = "join the group docker (sudo usermod -aG docker $USER, log in again), or run flowerbed as root"
     elif not engine.is_remote():
@@ -149,7 +149,7 @@ def check_compose() -> Finding:
     version = engine.compose_version()
     if version and version >= engine.OLDEST_COMPOSE:
         return Finding("compose", "ok", f"Docker Compose {version}")
-    wanted = f"{version}, {engine.OLDEST_COMPOSE} or newer is needed"
+    wanted = f"{version}, but {engine.OLDEST_COMPOSE} or newer is needed"
     found = wanted if version else "no plugin `docker compose`"
     return Finding("compose", "fail", found, "./flowerbed up installs one for you, from PyPI")
 
@@ -244,12 +244,12 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
             ends[kit.name] = certificates.valid_until(kit / "startup")
         except (OSError, ValueError, TypeError, InvalidSignature) as error:
             found = f"{kit.relative_to(core.ROOT)}: {str(error) or 'its certificate is not signed by its CA'}"
-            yield Finding("kits", "fail", found, "./flowerbed provision writes kits anew and keeps the CA")
+            yield Finding("kits", "fail", found, "./flowerbed provision writes new kits and keeps the CA")
     if not ends:
         return
     first = min(ends, key=lambda name: ends[name])
     left = (ends[first] - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
-    mend = "./flowerbed provision renews it; then build and up"
+    mend = "./flowerbed provision renews it. Then build and up"
     if left < 0:
         yield Finding("certificates", "fail", f"{first}'s ended {-left:.0f} days ago", mend)
     elif left < EXPIRY_WARN_DAYS:
@@ -285,7 +285,7 @@ def check_clocks(containers: list[str]) -> Finding:
     if level == "ok":
         return Finding("clocks", "ok", f"{whose} are within {max(abs(skew), 0.1):.1f} s of this machine's")
     found = f"{name} is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
-    return Finding("clocks", level, found, "let that machine set its clock by the network (timedatectl)")
+    return Finding("clocks", level, found, "turn on that machine's time synchronization (timedatectl)")
 
 
 def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Finding]:
@@ -302,14 +302,14 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
     near: list[str] = []
     for name, usage in answers.items():
         if usage is None:
-            near.append(f"{name} could not be asked")
+            near.append(f"could not ask {name}")
             continue
         disk = usage["disk"]
         taken = [("its disk", disk["total"] - disk["free"], disk["total"])]
         taken += [(use["what"], use["used"], use["limit"]) for use in usage["uses"]]
         near += [f"{name}: {_near(*use)}" for use in taken if use[1] > NEAR * use[2]]
     if near:
-        mend = "limits of project.yml, docker system df; a job that goes over its limit is ended"
+        mend = "see limits in project.yml, and docker system df. A job that exceeds its limit is ended"
         yield Finding("limits", "warn", "; ".join(near), mend)
     elif answers:
         store = sum(usage["store"] for usage in answers.values() if usage is not None)
@@ -326,7 +326,7 @@ def check_results() -> Finding:
     use = ("results/", results.used(), limit)
     if use[1] > NEAR * limit:
         return Finding(
-            "results", "warn", _near(*use), f"remove what nobody needs, or raise {results.LIMIT} in .env"
+            "results", "warn", _near(*use), f"remove what you do not need, or raise {results.LIMIT} in .env"
         )
     return Finding("results", "ok", f"{core.in_words(use[1])} of {core.in_words(limit)} in results/")
 
@@ -376,7 +376,7 @@ def check_sandbox(participant: dict[str, Any], container: str) -> Iterator[Findi
         return
     found = f"{name}: {asked}, and its kernel cannot confine {told['missing']}"
     level: Level = "fail" if asked == "required" else "warn"
-    yield Finding("sandbox", level, found, "a newer kernel (and Landlock switched on) confines more")
+    yield Finding("sandbox", level, found, "a newer kernel with Landlock enabled confines more")
 
 
 def _skew(clock: Callable[[], float]) -> float:

@@ -98,7 +98,7 @@ def _end_jobs(*, force: bool) -> list[str]:
         service = console.service(None)
         answer = console.ask(service, "end", within=END_WITHIN) if force else console.ask(service, "list")
     except core.Failure as failure:
-        core.say(f"The server could not be asked whether a job runs: {failure}")
+        core.say(f"Could not ask the server whether a job runs: {failure}")
         return []
     running = [job for job in answer["jobs"] if job["status"] in unfinished.RUNNING]
     queued = [job for job in answer["jobs"] if job["status"] in unfinished.QUEUED]
@@ -106,7 +106,7 @@ def _end_jobs(*, force: bool) -> list[str]:
         raise core.Failure(
             f"{'A job runs' if len(running) == 1 else f'{len(running)} jobs run'}, so nothing was stopped:\n"
             f"{unfinished.named(running)}\n{unfinished.how_to_go_on(running)}   "
-            "or end all, as aborted: ./flowerbed down --force",
+            "or abort them all: ./flowerbed down --force",
             jobs=[job["job_id"] for job in running],
         )
     if queued:
@@ -114,7 +114,7 @@ def _end_jobs(*, force: bool) -> list[str]:
         core.say(f"Not started yet, and kept until the next ./flowerbed up: {names}")
     ids = [job["job_id"] for job in running]
     if ids:
-        core.say(f"Ended as aborted: {', '.join(ids)}")
+        core.say(f"Aborted: {', '.join(ids)}")
         if answer["left"]:
             left = ", ".join(answer["left"])
             core.say(f"Not ended within {END_WITHIN:.0f} s, so stopped with the server: {left}")

@@ -67,7 +67,9 @@ def docker() -> str:
     """
     path = shutil.which("docker")
     if path is None:
-        raise core.Failure("There is no docker command: ./flowerbed up installs an engine, where it may.")
+        raise core.Failure(
+            "There is no docker command. As root on Debian or Ubuntu, ./flowerbed up installs an engine."
+        )
     return path
 
 
@@ -181,7 +183,7 @@ def _tell_who_may_use_it() -> None:
     user = os.environ.get("SUDO_USER", "root")
     if apt.is_root() and user != "root":
         core.say(
-            f"  {user} may use the engine after `sudo usermod -aG docker {user}` and a new login. Whoever "
+            f"  {user} may use the engine after `sudo usermod -aG docker {user}` and a new login. Anyone who "
             "may use it can become root on this machine."
         )
 
@@ -285,7 +287,9 @@ def _install_compose() -> None:
     wanted = OLDEST_COMPOSE
     folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
     state = f"found {found or 'none'}"
-    core.say(f"  installing Docker Compose as a plugin in {folder} ({state}, {wanted} or newer is needed)")
+    core.say(
+        f"  installing Docker Compose as a plugin in {folder} ({state}, but {wanted} or newer is needed)"
+    )
     try:
         _unpack_compose(folder)
     except (core.Failure, OSError) as error:

@@ -266,7 +266,7 @@ def _try(app: apps.App, folder: Path, facts: Mapping[str, Any], modules: Sequenc
             )
         elif kind == "ModuleNotFoundError" and absent and absent[1].split(".")[0] == module.split(".")[0]:
             wrong.append(
-                f"the app imports {module}, and none of its packages has that. Add what brings it to "
+                f"the app imports {module}, and none of its packages provides it. Add the package to "
                 f"dependencies in {app.folder}/pyproject.toml"
             )
         else:

@@ -78,7 +78,7 @@ def run(
     container = f"{admin['project_name']}-flwr-api-{service_name(str(admin['username']))}"
     if stop:
         core.must(core.run([engine.docker(), "rm", "--force", container]), "Ending it")
-        say(f"Ended {container}. Its logins stay good for the next start.")
+        say(f"Ended {container}. Its logins stay valid for the next start.")
         return {"container": container}
     if not up.is_free(host, port):
         raise Failure(f"Port {port} on {host} is taken by another program. Choose another: --port N.")
@@ -94,7 +94,7 @@ def _admin(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / kit.CONFIG).read_text())["admin"])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{folder} holds no startup kit of a person: expected {kit.CONFIG} in it: {error}. "
+            f"{folder} has no startup kit of a person: expected {kit.CONFIG} in it: {error}. "
             "./flowerbed kit makes one."
         ) from None
 

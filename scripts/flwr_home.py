@@ -92,7 +92,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:
-        raise Failure(f"{where} is no TOML: {error}. Mend it, or move it away.") from None
+        raise Failure(f"{where} is not valid TOML: {error}. Fix it, or move it away.") from None
 
 
 def write_token(host: str, token: str) -> Path:
@@ -109,7 +109,7 @@ def write_token(host: str, token: str) -> Path:
     except (ValueError, yaml.YAMLError):
         known = None
     if not isinstance(known, dict):
-        raise Failure(f"{file} is not what Flower writes there. Move it away.")
+        raise Failure(f"{file} is not a file that Flower wrote. Move it away.")
     # A refresh token must be there. Flowerbed's login is renewed by a person.
     for name, value in (("authn-type", "oidc"), ("oidc-access-token", token), ("oidc-refresh-token", "none")):
         known[KEYS.format(host=host, name=name)] = base64.b64encode(value.encode()).decode()

@@ -28,7 +28,7 @@ def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
     who = ", ".join(sorted(sites)) or "the participant"
     return (
         f"The app could not connect: by default it reaches nothing outside its job. `egress: any` for {who} "
-        "in project.yml lets it; then provision, build and up."
+        "in project.yml allows that. Then provision, build and up."
     )
 
 

@@ -26,7 +26,7 @@ def way_to_torch(version: str) -> str:
     """Return how uv finds the CPU build of a torch for which it found a CUDA build."""
     found = named()
     why = (
-        f"PyTorch's index of CPU builds was not asked, since {found} said where packages are. "
+        f"PyTorch's index of CPU builds was not asked, because {found} sets where packages come from. "
         if found
         else ""
     )

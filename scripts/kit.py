@@ -58,7 +58,7 @@ def make(service: str) -> dict[str, Any]:
     services = compose.config(tag=ANY_TAG)["services"]
     source = core.ROOT / services[service]["build"]["args"]["KIT"]
     if not (source / CONFIG).is_file():
-        raise core.Failure(f"{source} holds no kit of an admin: run ./flowerbed provision.")
+        raise core.Failure(f"{source} has no admin's kit: run ./flowerbed provision.")
     content = json.loads((source / CONFIG).read_text())
     admin = content["admin"]
     admin |= _published(services[_server()]["ports"])

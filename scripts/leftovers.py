@@ -23,7 +23,7 @@ def forget_kits(compose_file: Path) -> list[str]:
     old = [path for path in used.parent.glob("prod_[0-9]*") if _number(path) < _number(used)]
     for path in sorted(old):
         shutil.rmtree(path)
-        core.say(f"  removed the old kits {path}, which no image uses any more")
+        core.say(f"  removed the old kits {path}, which no image uses")
     return [path.name for path in old]
 
 

@@ -86,7 +86,7 @@ def packages(lock: str, pylock: str) -> tuple[Package, ...]:
             found.append(Package(name, version, size, is_wheel))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError, OSError) as error:
         # uv never writes this. The code of packages could, where they were built.
-        raise core.Failure(f"The packages that uv has listed make no sense: {str(error)[:200]}") from None
+        raise core.Failure(f"Could not read uv's list of packages: {str(error)[:200]}") from None
     return tuple(found)
 
 
@@ -122,7 +122,7 @@ def open_plain(file: Path, limit: int = LIMIT) -> BufferedReader:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         found = os.fstat(descriptor)
     except OSError as error:
-        raise core.Failure(f"{file.name}: expected a file that uv has written: {error.strerror}.") from None
+        raise core.Failure(f"{file.name}: expected a file that uv wrote: {error.strerror}.") from None
     if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
         os.close(descriptor)
         raise core.Failure(f"{file.name}: expected a file of at most {core.in_words(limit)}.")

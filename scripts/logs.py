@@ -64,7 +64,7 @@ def run(
     except core.Failure as failure:
         if site not in known and not failure.facts.get("denied"):
             raise core.UsageError(
-                f"--site: there is no {site}. There are: {', '.join(known)}.", **failure.facts
+                f"--site: unknown site {site}. There are: {', '.join(known)}.", **failure.facts
             ) from None
         raise
     return {"job_id": job, "site": site, "log": "".join(log)}

@@ -47,7 +47,7 @@ def names(text: str, option: str, known: Sequence[str]) -> list[str]:
     if not found:
         raise core.UsageError(f"{option} {text!r}: expected names with commas between, such as {known[0]}.")
     if unknown := [name for name in found if name not in known]:
-        raise core.UsageError(f"{option}: there is no {', '.join(unknown)}. There are: {', '.join(known)}.")
+        raise core.UsageError(f"{option}: unknown name {', '.join(unknown)}. There are: {', '.join(known)}.")
     return found
 
 
@@ -96,4 +96,6 @@ def check_watch() -> None:
         UsageError: both are given.
     """
     if core.as_json:
-        raise core.UsageError("--watch cannot be combined with --format json: it never ends with an object.")
+        raise core.UsageError(
+            "--watch cannot be combined with --format json: that never ends with an object."
+        )

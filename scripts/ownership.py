@@ -35,7 +35,8 @@ def check(project: str = "") -> None:
         if _is_another(folder):
             raise core.Failure(
                 f"The project name '{name}' belongs to the federation in {folder}. This one, in {core.ROOT}, "
-                "would take over its containers, images and volumes. Give one of the two another `name:` in "
+                "would take over its containers, images and volumes. Give one of the two a different `name:` "
+                "in "
                 f"project.yml, then ./flowerbed provision, build and up. Or, if {folder} is no longer "
                 "needed: ./flowerbed down --volumes there, and remove the folder.",
                 folder=folder,

@@ -98,7 +98,7 @@ def _farewell(outcome: dict[str, Any], begin: float) -> float:
     curves = Path(outcome["folder"]).relative_to(ROOT) / "curves.png"
     say(f"\n{reached} after {seconds:.0f} s in all. The curves: {curves}")
     say("The federation is still up. Now try:")
-    say("  ./flowerbed status                            who is there and how it is")
+    say("  ./flowerbed status                            containers, sites and running jobs")
     say("  ./flowerbed submit APP --wait                 your own Flower app, unchanged")
     say("  ./flowerbed up --tracking tensorboard         the curves of this and every job, live")
     say("  ./flowerbed quickstart --alpha 0.3            the same with uneven data")

@@ -150,7 +150,10 @@ def _python(wanted: str, app: apps.App) -> str:
 def _no_lock(app: apps.App, said: str) -> str:
     asked = f"{app.folder}/pyproject.toml"
     oldest = f"flwr: {versions.OLDEST} or newer"
-    return f"The packages that {asked} asks for cannot be had together ({oldest}). uv says:\n{said.strip()}"
+    return (
+        f"The packages that {asked} asks for cannot be installed together ({oldest}). uv "
+        f"says:\n{said.strip()}"
+    )
 
 
 def _oldest(wanted: Sequence[str]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def fetched_before(job: str) -> dict[str, Any]:
     found = [path for path in found if console.FULL_ID.fullmatch(path.name) and (path / SUMMARY).is_file()]
     if not found:
         raise UsageError(
-            f"No job {job}: it was removed, or never was, and {RESULTS.name}/ has nothing of it. "
+            f"No job {job}: it was removed, or never was, and {RESULTS.name}/ has no results of it. "
             "To list jobs: ./flowerbed jobs",
             no_job=True,
         )
@@ -78,12 +78,12 @@ def fetched_before(job: str) -> dict[str, Any]:
     try:
         summary = json.loads((folder / SUMMARY).read_text())
         if not isinstance(summary, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
     except (OSError, ValueError) as error:
         raise Failure(
             f"The server has no job {folder.name}, and {folder / SUMMARY} is broken: {error}."
         ) from None
-    say(f"The server has job {folder.name} no longer. This was fetched before:")
+    say(f"The server no longer has job {folder.name}. This was fetched before:")
     return {**summarize(folder.name, {}, []), **summary, "folder": str(folder)}
 
 
@@ -128,7 +128,7 @@ def used(without: Path | None = None) -> int:
 def _full(job: str) -> Failure:
     return Failure(
         f"The results of job {job} are not fetched: {RESULTS.name}/ would have more than "
-        f"{in_words(limit())}. Remove what nobody needs, or raise {LIMIT} in .env. "
+        f"{in_words(limit())}. Remove what you do not need, or raise {LIMIT} in .env. "
         "The server keeps the job's results."
     )
 
@@ -141,7 +141,7 @@ def lay_out(content: IO[bytes], job: str, folder: Path, room: int | None = None)
             with tarfile.open(fileobj=content) as tar:
                 unpack(tar, Path(scratch), room)
         except (tarfile.TarError, OSError) as error:
-            raise Failure(f"The result of job {job} did not arrive whole: {error}. Try again.") from error
+            raise Failure(f"The result of job {job} arrived incomplete: {error}. Try again.") from error
         workspace = Path(scratch) / "workspace"
         for logs in (Path(scratch) / "logs", workspace / "logs"):
             for log in sorted(logs.glob("*.log")) if logs.is_dir() else ():

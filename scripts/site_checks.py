@@ -110,7 +110,7 @@ def check_data(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterato
     try:
         looks = read_data(config, running)
     except core.Failure as error:
-        yield Finding("data", "warn", f"could not be looked at: {error}", "./flowerbed up, then try again")
+        yield Finding("data", "warn", f"could not check it: {error}", "./flowerbed up, then try again")
         return
     for look in (look for look in looks if look.closed):
         yield Finding("data", "fail" if look.is_shut else "warn", look.found, look.mend)

@@ -92,9 +92,9 @@ def call(
     done = uv.run(compiler_image(packages), command, variables, seen, network=network(), tell=tell)
     if done.returncode and given != told:
         done.stdout += (
-            "\nWhat builds a package is not given the passwords of your indexes and proxies. If this one has "
-            f"to have them, and you trust it: {PASSWORDS}=1 ./flowerbed build ... Or build a wheel of it "
-            "elsewhere, and name its folder in UV_FIND_LINKS."
+            "\nA package's build does not get the passwords of your indexes and proxies. If this package "
+            f"needs them, and you trust it: {PASSWORDS}=1 ./flowerbed build ... Or build a wheel of it "
+            "elsewhere, and name the wheel's folder in UV_FIND_LINKS."
         )
     return done
 
@@ -125,7 +125,9 @@ def wheels(
             core.fail(f"Building {', '.join(sorted(without))} for {resolved.app.name}", done.stdout)
         built = dict(_built(folder, without, kept))
     if missing := sorted(without - set(built)):
-        core.fail(f"Building {', '.join(missing)} for {resolved.app.name}", f"{done.stdout}\nNo wheel came.")
+        core.fail(
+            f"Building {', '.join(missing)} for {resolved.app.name}", f"{done.stdout}\nNo wheel was built."
+        )
     return "".join(built.get(name, entry) for name, entry in locks.entries(resolved.lock)), kept
 
 

@@ -95,7 +95,7 @@ def status() -> dict[str, Any]:
     try:
         told, in_project = server.result(), provision.site_names()
     except core.Failure as failure:
-        return {**outcome, "why": f"The server could not be asked: {failure}"}
+        return {**outcome, "why": f"Could not ask the server: {failure}"}
     outcome["sites"] = [{**site, "in_project": site["name"] in in_project} for site in told["sites"]]
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome

@@ -73,7 +73,7 @@ JSON = JsonObject(
     },
     {
         "missing": "what the app asks for, if no environment was made for it",
-        "apt": "the Debian packages for want of which the last build of its environment was refused",
+        "apt": "the missing Debian packages that made the last build of its environment fail",
     },
     {"With `--wait`": "summary.json"},
 )
@@ -184,7 +184,7 @@ def job_request(
     fewest = options.get("min_sites", 1)
     if not 1 <= fewest <= len(sites):
         raise UsageError(
-            f"--min-sites {fewest}: expected 1 to {len(sites)}; the sites are {', '.join(sites)}."
+            f"--min-sites {fewest}: expected 1 to {len(sites)}. The sites are {', '.join(sites)}."
         )
     return {"deployed": deployed, "options": options, **run_config}
 
@@ -214,7 +214,7 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
     key = app_environment.key(app.pyproject) if made is None else ""
     if made is None and build and refused.apt_of(key):
         raise UsageError(
-            f"The last build for {app.name} was refused, since it needs Debian packages: "
+            f"The last build for {app.name} was refused, because it needs Debian packages: "
             f"{', '.join(refused.apt_of(key))}. Make its environment: {refused.command(app.folder, key)}",
             apt=refused.apt_of(key),
         )
@@ -228,14 +228,13 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
     if made is None:
         more = "." if refused.apt_of(key) else ", or submit with --build."
         raise UsageError(
-            f"No environment was made yet for what {app.name} asks for. Make it: "
-            f"{refused.command(app.folder, key)}{more}",
+            f"{app.name} has no environment yet. Make one: {refused.command(app.folder, key)}{more}",
             missing=list(app_environment.requirements(app.pyproject)),
         )
     for module in _not_there(app, made):
         say(
-            f"  Note: the app imports {module}, which its environment {made.name} lacks: add what brings it "
-            f"to dependencies in {app.folder}/pyproject.toml, then build again."
+            f"  Note: the app imports {module}, which its environment {made.name} lacks. Add the package to "
+            f"dependencies in {app.folder}/pyproject.toml, then build again."
         )
     if warning := versions.newer(made.flwr):
         say(f"  Note: {warning}")
@@ -268,7 +267,7 @@ def submit(service: str, app: apps.App, request: Mapping[str, Any]) -> dict[str,
         say(f"{_named(missing)} not registered: the job runs with {', '.join(sites)}")
     for site, seconds in (answer.get("silent") or {}).items():
         if site in (request.get("options", {}).get("sites") or sites):
-            say(f"{site} has not been heard of for {seconds:.0f} s: the job may have to wait for it")
+            say(f"{site} was last heard from {seconds:.0f} s ago: the job may have to wait for it")
     said = f"Submitted {app.name} {app.version}".rstrip() + (f" under the name {named}" * (named != app.name))
     say(f"{said} as {service}: job {job}")
     outcome = {"job_id": job, "app": app.name, "version": app.version}

@@ -173,12 +173,12 @@ def _check_data(config: dict[str, Any], running: dict[str, str]) -> None:
     try:
         looks = [look for look in site_checks.read_data(config, running) if look.closed]
     except core.Failure as failure:
-        core.say(f"  Whether apps can read the data could not be tried: {failure}")
+        core.say(f"  Could not test whether apps can read the data: {failure}")
         return
     for look in (look for look in looks if not look.is_shut):
-        core.say(f"  {look.found}. To let it: {look.mend}.")
+        core.say(f"  {look.found}. To allow it: {look.mend}.")
     if shut := [look for look in looks if look.is_shut]:
-        text = "\n".join(f"  {look.found}. To let it: {look.mend}." for look in shut)
+        text = "\n".join(f"  {look.found}. To allow it: {look.mend}." for look in shut)
         raise core.Failure(f"All are up, but no app can read this data:\n{text}")
 
 
@@ -198,19 +198,19 @@ def _check_jobs(late: Sequence[str], *, force: bool) -> None:
     try:
         hit = unfinished.hit_by(late)
     except core.Failure as failure:
-        core.say(f"The server could not be asked whether a job runs: {failure}")
+        core.say(f"Could not ask the server whether a job runs: {failure}")
         return
     if not hit:
         return
     who = sorted({service for _, services in hit for service in services})
     if force:
-        core.say(f"Made anew in the middle of {len(hit)} job{'s' * (len(hit) > 1)}: {', '.join(who)}")
+        core.say(f"Replaced in the middle of {len(hit)} job{'s' * (len(hit) > 1)}: {', '.join(who)}")
         return
     jobs = [{**job, "name": f"{job['name']}  ({', '.join(services)})"} for job, services in hit]
     raise core.Failure(
-        f"{', '.join(who)} would be made anew in the middle of a job, so nothing was started:\n"
+        f"{', '.join(who)} would be replaced in the middle of a job, so nothing was started:\n"
         f"{unfinished.named(jobs)}\n{unfinished.how_to_go_on(jobs)}   "
-        "or do it all the same: ./flowerbed up --force",
+        "or do it anyway: ./flowerbed up --force",
         jobs=[job["job_id"] for job in jobs],
         services=who,
     )

@@ -92,7 +92,7 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
     end = events[-1] if events else {}
     if end.get("event") != "end":
         raise Failure(
-            f"The console stopped telling of job {job} before its end. Wait again: ./flowerbed wait {job}"
+            f"The console stopped reporting job {job} before it ended. Wait again: ./flowerbed wait {job}"
         )
     status, reason = str(end["status"]), hints.with_hint(str(end.get("reason") or ""), events)
     again = end.get("retried_as")
@@ -170,7 +170,7 @@ class Progress:
         elif kind == "removed":
             self._say(event, f"{event['site']} was removed from the job: {event['reason']}")
         elif kind == "no progress":
-            self._say(event, f"no progress is shown before the job's end: {event['reason']}")
+            self._say(event, f"no progress until the job's end: {event['reason']}")
         elif kind == "phase":
             self._say(event, _phase(event))
         elif kind == "output":

@@ -105,7 +105,7 @@ class Wheelhouse:
         download(architecture, fresh, options, None if old else self.size)
         if lost := self.lacking(fresh):
             raise core.Failure(
-                f"pip has fetched the wheels of the {self.name} image, and these are not there: "
+                f"pip has fetched the wheels of the {self.name} image, but these are missing: "
                 f"{', '.join(lost)}. Try again.",
                 wheels=lost,
             )
@@ -131,7 +131,7 @@ class Wheelhouse:
         wheels = sorted(self.folder.glob("*.whl"))
         if foreign := [wheel.name for wheel in wheels if hash_of(wheel) not in hashes]:
             raise core.Failure(
-                f"These wheels in {self.folder} are not what was fetched, or nobody fetched them: "
+                f"These wheels in {self.folder} have changed, or were not fetched by flowerbed: "
                 f"{', '.join(foreign)}. Remove them, and `./flowerbed build` fetches what is missing.",
                 wheels=foreign,
             )

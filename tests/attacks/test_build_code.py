@@ -181,7 +181,7 @@ def test_the_code_that_builds_a_package_reaches_nothing_but_its_own(evil: Evil, 
 
 
 def test_a_link_in_the_place_of_what_uv_writes_is_not_followed(evil: Evil, victim: Path) -> None:
-    with pytest.raises(core.Failure, match=r"lock\.txt: expected a file that uv has written"):
+    with pytest.raises(core.Failure, match=r"lock\.txt: expected a file that uv wrote"):
         environments.make(resolution.resolve(evil(linked=True)))
     untouched(victim)
     source_builds.forget()

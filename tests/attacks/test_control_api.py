@@ -203,14 +203,14 @@ def requirement_with_option(files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is no Flower App Bundle"),
-        (b"no zip", "is no Flower App Bundle"),
+        (b"", "is not a Flower App Bundle"),
+        (b"no zip", "is not a Flower App Bundle"),
         (no_pyproject, "has no pyproject.toml"),
         (syntax_error, "syntax error"),
         (other_module, "there is no numpyadd/nowhere.py"),
         (bomb, "bytes, 268435456 are allowed"),
         (nested, "is not valid TOML"),
-        (requirement_with_option, "is no requirement"),
+        (requirement_with_option, "is not a valid requirement"),
         (b"x" * (FAB_LIMIT + 1), "expected at most 10485760"),
     ],
     ids=lambda value: getattr(value, "__name__", "bytes") if not isinstance(value, str) else "",
@@ -251,7 +251,7 @@ def test_a_login_is_worth_nothing_before_its_approval(
     code = details.device_code.partition(".")[0]
     # Another person's approval is for another person.
     outcome = federation.verb("flwr-config", "--approve", code, "--as", "lead")
-    assert outcome.code == 2 and "no login waits under the code" in outcome.value["error"]
+    assert outcome.code == 2 and "no login waits for the code" in outcome.value["error"]
     federation.must("flwr-config", "--approve", code)
     answer.ParseFromString(admin.call("get-auth-tokens", request, "-").content)
     assert admin.call("list-runs", pb.ListRunsRequest(), answer.access_token).status_code == 200

@@ -27,7 +27,7 @@ def test_it_is_refused_with_the_firsts_folder(
     refused = second.verb(*verbs)
     assert refused.code == 1
     assert refused.value["folder"] == str(federation.root)
-    assert "another `name:` in project.yml" in refused.text
+    assert "a different `name:` in project.yml" in refused.text
     assert federation.compose("ps", "--quiet") == before
 
 

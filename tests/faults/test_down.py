@@ -31,6 +31,6 @@ def test_down_is_refused_during_a_job_and_ends_it_by_force(federation: Federatio
 def test_down_works_when_the_server_does_not_answer(federation: Federation) -> None:
     kill_container(federation, "server")
     outcome = federation.verb("down")
-    assert outcome.code == 0 and "could not be asked" in outcome.text
+    assert outcome.code == 0 and "Could not ask" in outcome.text
     assert federation.compose("ps", "--quiet") == ""
     federation.must("up")

@@ -126,7 +126,7 @@ def test_a_file_for_a_folder(folder: Path) -> None:
 
 def test_a_folder_without_pyproject_is_refused(folder: Path) -> None:
     (folder / "pyproject.toml").unlink()
-    with pytest.raises(UsageError, match=r"holds no pyproject\.toml"):
+    with pytest.raises(UsageError, match=r"has no pyproject\.toml"):
         apps.read(folder)
 
 
@@ -241,7 +241,7 @@ def test_run_config_of_a_file_goes_to_the_console_as_its_content(
     file.write_text('name = "k\u00f6ln"\n[optimizer]\nlr = 0.5\n')
     assert apps.run_config(app, [str(file)], 2) == {"run_config_file": file.read_text()}
     file.write_text("num-server-rounds = 3")
-    with pytest.raises(UsageError, match="both given"):
+    with pytest.raises(UsageError, match="found both"):
         apps.run_config(app, [str(file)], 2)
     for content, error in (
         (b"learning = 1", r"unknown configuration key learning"),
@@ -323,10 +323,10 @@ def test_excluded_files_are_neither_checked_nor_counted_nor_sent(
             r"--run-config: unknown .* key learning.*app has: num-server-rounds, name, optimizer\.lr",
         ),
         (["name"], None, r"--run-config 'name': expected key=value"),
-        (["name=1 stray"], None, r"expected key=value.*found 'stray' beside"),
+        (["name=1 stray"], None, r"expected key=value.*found a stray 'stray'"),
         (["name = 1"], None, r"no space before or after the ="),
         ([], 0, r"--rounds 0: expected at least 1"),
-        (["num-server-rounds=2"], 3, r"both given"),
+        (["num-server-rounds=2"], 3, r"found both"),
     ],
 )
 def test_bad_run_config(folder: Path, given: list[str], rounds: int | None, error: str) -> None:

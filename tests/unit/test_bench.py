@@ -265,5 +265,5 @@ def test_wrong_use_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str
     assert main(["bench", "--format", "json", *words]) == 2
     said = json.loads(capsys.readouterr().out)["error"]
     assert re.search(
-        r"expected (at least 1|no --apps|names .* such as plain)|there is no \w+\. There are: nothing,", said
+        r"expected (at least 1|no --apps|names .* such as plain)|unknown name \w+\. There are: nothing,", said
     )

@@ -295,7 +295,7 @@ def test_packages_that_pip_left_out_are_named_and_incomplete(
     downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheelhouse, "download", lambda architecture, folder, *more: folder.mkdir())
-    with pytest.raises(core.Failure, match="these are not there: nvflare, flwr"):
+    with pytest.raises(core.Failure, match="these are missing: nvflare, flwr"):
         RUNTIME.fill("amd64")
     assert not RUNTIME.is_there and not RUNTIME.is_complete("amd64")
 

@@ -59,7 +59,7 @@ def test_latest_is_the_job_that_was_submitted_last() -> None:
     assert resolved("latest") == "aa22"
     none = Session()
     none.jobs = []
-    with pytest.raises(ConsoleError, match="there is no job yet"):
+    with pytest.raises(ConsoleError, match="there are no jobs yet"):
         resolved("latest", none)
 
 

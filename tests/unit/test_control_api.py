@@ -405,7 +405,7 @@ def test_flowers_login_works(endpoint: Endpoint, flwr: Callable[..., str], home:
 def test_a_token_that_was_revoked_is_told_so(flwr: Callable[..., str], endpoint: Endpoint) -> None:
     access.revoke()
     said = shown(flwr("ls", "flowerbed", code=1))
-    assert "Your login is not good, or has ended" in said
+    assert "Your login is not valid, or has ended" in said
     endpoint.token = access.new_token()
 
 
@@ -419,7 +419,7 @@ def test_an_app_is_handed_in_as_it_is(flwr: Callable[..., str], endpoint: Endpoi
     )
     answer = json.loads(said[said.index("{") :])
     assert answer["run-id"] == str(RUN) and answer["federation-id"] == FEDERATION
-    assert "site-2 has not been heard of for 40 s" in answer["note"]
+    assert "site-2 was last heard from 40 s ago" in answer["note"]
     (asked,) = endpoint.console.asked
     assert asked["run_config"] == {"num-server-rounds": 2, "train-seconds": 0.5}
     with tarfile.open(fileobj=io.BytesIO(endpoint.console.payloads[0])) as tar:
@@ -675,7 +675,7 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "@flwrlabs/quickstart", "flowerbed"), "Flowerbed fetches no app from Flower Hub"),
+        (("run", "@flwrlabs/quickstart", "flowerbed"), "Flowerbed does not fetch apps from Flower Hub"),
         (
             ("run", str(APP), "flowerbed", "--federation-config", "num-supernodes=5"),
             "Flowerbed runs on real sites",
@@ -685,7 +685,7 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
         (("federation", "archive", FEDERATION, "flowerbed"), "This endpoint serves one federation"),
         (("federation", "add-supernode", "5", FEDERATION, "flowerbed"), "project.yml says who takes part"),
         (("federation", "remove-supernode", "5", FEDERATION, "flowerbed"), "project.yml says who"),
-        (("federation", "invite", "ls", "flowerbed"), "Nobody is invited"),
+        (("federation", "invite", "ls", "flowerbed"), "has no invitations"),
         (("supernode", "unregister", "5", "flowerbed"), "Sites register themselves"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
@@ -704,7 +704,7 @@ def test_every_other_call_has_a_sentence(name: str, endpoint: Endpoint) -> None:
 
 
 def test_a_call_that_nobody_knows_has_one_too(endpoint: Endpoint) -> None:
-    assert "nothing for Flower's call 'fly'" in endpoint.refused("fly", pb.ListRunsRequest())[1]
+    assert "does not support Flower's call 'fly'" in endpoint.refused("fly", pb.ListRunsRequest())[1]
     assert (
         endpoint.refused("fly", pb.ListRunsRequest(), token=None)[0] == errors.ACCOUNT_AUTHENTICATION_FAILED
     )

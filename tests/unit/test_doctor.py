@@ -112,7 +112,7 @@ def test_nothing_at_all(checkout: Checkout, examine: Examine, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("call", "answer", "check", "level", "text"),
     [
-        ("compose version", {"out": "2.10.2\n"}, "compose", "fail", "2.10.2, 2.20 or newer"),
+        ("compose version", {"out": "2.10.2\n"}, "compose", "fail", "2.10.2, but 2.20 or newer"),
         ("compose version", {"code": 1}, "compose", "fail", "no plugin"),
         ("version --format", {"out": versions("26.1.5")}, "builder", "fail", "BuildKit"),
         ("image inspect python:3.11-slim", {"code": 1}, "base image", "warn", "no python"),
@@ -271,7 +271,7 @@ def usage(**more: Any) -> dict[str, Any]:
         (usage(disk={"total": 100 * GB, "free": 15 * GB}), "warn", "its disk has 85 GB of 100 GB (85%)"),
         (usage(uses=[{"what": "files of job j", "used": 9, "limit": 10}]), "warn", "files of job j has"),
         (usage(uses=[{"what": "files of job j", "used": 7, "limit": 10}]), "ok", "no participant"),
-        (None, "warn", "could not be asked"),
+        (None, "warn", "could not ask"),
     ],
 )
 def test_limits_are_warned_of_before_they_are_met(
@@ -396,7 +396,7 @@ def test_settings_are_shown_without_their_secrets(
     monkeypatch.setattr(site_files, "ROOT", tmp_path)
     _, found, told = examine()
     assert found["settings"]["level"] == "fail"
-    assert "site-2: data: /no/such/folder is not there" in found["settings"]["found"]
+    assert "site-2: data: /no/such/folder does not exist" in found["settings"]["found"]
     assert "project.yml or sites/site-2.yml" in found["settings"]["mend"]
     checks = list(site_checks.check_settings(people[:1]))
     assert [check.found for check in checks] == [

@@ -488,7 +488,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     checkout.running(server="unhealthy", admin="")
     code, outcome, told = flowerbed("down")
     assert code == 0 and outcome["stopped"] == ["admin", "server"]
-    assert "could not be asked whether a job runs: the server cannot be reached" in told
+    assert "Could not ask the server whether a job runs: the server cannot be reached" in told
 
 
 def test_up_makes_nothing_anew_in_the_middle_of_a_job(
@@ -509,11 +509,11 @@ def test_up_makes_nothing_anew_in_the_middle_of_a_job(
 
     say()
     checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
-    assert starts(), "nothing is to be made anew"
+    assert starts(), "nothing is to be replaced"
     checkout.edited("site-1")
     code, outcome, _ = flowerbed("up")
     assert (code, outcome["jobs"], outcome["services"]) == (1, ["j-1"], ["site-1"])
-    assert "site-1 would be made anew" in outcome["error"] and "j-1  mine  (site-1)" in outcome["error"]
+    assert "site-1 would be replaced" in outcome["error"] and "j-1  mine  (site-1)" in outcome["error"]
     assert "./flowerbed wait j-1" in outcome["error"] and "./flowerbed up --force" in outcome["error"]
     assert not starts() and starts("--force")
     say(sites=["site-2"])

@@ -327,11 +327,13 @@ def test_a_refused_cuda_build_says_which_configuration_led_there(
 
     assert "was not asked" not in said()
     found = said(UV_FIND_LINKS="/wheels", UV_INDEX="https://x.example/simple", SSL_CERT_FILE="/c.pem")
-    assert "since pip's extra-index-url, find-links (pip config list) said where packages are" in found
+    assert (
+        "because pip's extra-index-url, find-links (pip config list) sets where packages come from" in found
+    )
     assert "UV_TORCH_BACKEND=cpu" in found and "torch 2.8.0+cpu" in found
     monkeypatch.setenv("UV_INDEX", "https://x.example/simple")
     found = said(UV_FIND_LINKS="/wheels", UV_INDEX="https://x.example/simple")
-    assert "since UV_INDEX and pip's find-links (pip config list) said" in found
+    assert "because UV_INDEX and pip's find-links (pip config list) sets" in found
 
 
 def test_a_part_of_cuda_that_another_package_asks_for_is_no_cuda_build(played: Uv, app: Write) -> None:
@@ -602,7 +604,7 @@ def test_uv_resolves_again_where_packages_are_built(
         '[[packages]]\nname="flwr"\nwheels=[1]',
     ):
         played.pylock = bad
-        with pytest.raises(core.Failure, match="make no sense"):
+        with pytest.raises(core.Failure, match="Could not read uv's list"):
             resolution.resolve(app())
     assert there() == []
 
@@ -681,7 +683,7 @@ def test_a_dry_run_shows_the_packages_and_installs_nothing(
     assert made["packages"] == {"numpy": "2.4.0", "flwr": "1.42.0"} and made["bytes_to_fetch"] == 20_000_000
     assert made["without_wheel"] == ["flwr"] and "no wheel: it is built here" in told
     assert made["notes"] == [] and "Note:" not in told
-    assert "19.1 MB to fetch, and 1 whose size the index does not say. Nothing was installed." in told
+    assert "19.1 MB to fetch, and 1 more of unknown size. Nothing was installed." in told
 
 
 @pytest.mark.parametrize("how", [["--dry-run"], []])
@@ -704,7 +706,7 @@ def test_an_existing_environment_is_not_made_again(
     name = build(capsys, "--app", folder)[1]["environments"][0]["name"]
     calls = len(played.calls)
     _, outcome, told = build(capsys, "--app", folder)
-    assert outcome["environments"][0]["name"] == name and "is there" in told
+    assert outcome["environments"][0]["name"] == name and "already exists" in told
     assert len(played.calls) == calls, "uv is not asked"
     played.lock = LOCK.replace("2.4.0", "2.5.0")
     assert build(capsys, "--app", folder, "--upgrade")[1]["environments"][0]["name"] != name
@@ -807,7 +809,7 @@ def test_nothing_is_removed_when_usage_is_unknown(
     monkeypatch.setattr(console, "ask", silent)
     code, _, told = listed(capsys, "--remove", "aaaa")
     assert code == 1 and there() == ["aaaaaaaaaaaa"]
-    assert "could not be asked which jobs use it" in told and "--force" in told
+    assert "Could not ask the server which jobs use it" in told and "--force" in told
 
 
 @pytest.mark.parametrize("name", ["aa", "", "dd", "../environments", "/", ".", ".cache", "*"])
@@ -834,7 +836,7 @@ def test_a_verb_that_waits_for_another_says_so(tmp_path: Path, capsys: pytest.Ca
             assert "waiting" not in capsys.readouterr().err
             second = pool.submit(wait)
             deadline = time.monotonic() + 10
-            while "waiting for its end" not in (told := capsys.readouterr().err):
+            while "waiting for another flowerbed" not in (told := capsys.readouterr().err):
                 assert time.monotonic() < deadline, told
                 time.sleep(0.01)
             assert not second.done()

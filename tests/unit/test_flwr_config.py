@@ -74,7 +74,7 @@ def test_what_is_there_stays_comments_too(home: Path) -> None:
 def test_a_form_that_cannot_be_edited_is_left_as_it_is(text: str, home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text(text)
-    with pytest.raises(Failure, match=r"choose another name with --name|is no TOML"):
+    with pytest.raises(Failure, match=r"choose another name with --name|is not valid TOML"):
         flwr_home.write_connection("flowerbed", HOST, "")
     assert (home / "config.toml").read_text() == text
 
@@ -82,7 +82,7 @@ def test_a_form_that_cannot_be_edited_is_left_as_it_is(text: str, home: Path) ->
 def test_a_broken_file_is_left_as_it_is(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text("[superlink\n")
-    with pytest.raises(Failure, match="is no TOML"):
+    with pytest.raises(Failure, match="is not valid TOML"):
         flwr_home.write_connection("flowerbed", HOST, "")
 
 
@@ -136,7 +136,7 @@ def test_wrong_use_is_refused(given: dict[str, object], said: str) -> None:
     ("given", "said"),
     [
         ({"folder": Path("/nowhere"), "identity": "lead"}, "one of --kit and --as"),
-        ({"folder": Path("/nowhere")}, "holds no startup kit of a person"),
+        ({"folder": Path("/nowhere")}, "has no startup kit of a person"),
         ({"folder": Path("/nowhere"), "name": "a b"}, "expected letters, digits"),
     ],
 )

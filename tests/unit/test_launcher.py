@@ -1,7 +1,11 @@
-"""The launcher: makes its environment once, and says what it lacks. On a PATH of chosen programs only."""
+"""The launcher: makes its environment once, and says what it lacks.
+
+Its PATH has chosen programs only, and these refuse options that macOS's do not have.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +17,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "dirname", "readlink", "cmp", "flock", "mkdir", "cp", "id", "cat", "sleep")
+TOOLS = ("bash", "dirname", "readlink", "cmp", "mkdir", "cp", "id", "cat", "sleep", "ls", "chown")
+
+# A tool that knows POSIX's options only. (macOS's readlink has -f since 12.3.)
+POSIX_TOOL = """\
+#!/bin/sh
+for word do
+    case $word in
+        --) ;;
+        --* | -f) echo "{tool}: illegal option -- $word" >&2; exit 1 ;;
+    esac
+done
+exec {path} "$@"
+"""
 
 # A Python that can be new or old, with or without ensurepip, with a pip that works or fails.
 PYTHON = """\
@@ -27,6 +43,7 @@ case "$*" in
     *"-m venv"*) mkdir -p {venv}/bin; cp "$0" {venv}/bin/python; echo {venv}/bin/pip > {venv}/made ;;
     *"import pip"*) test -e {venv}/made ;;
     *"-m pip"*) sleep 0.3; exit {pip_fails} ;;
+    *flock*) exec {real} "$@" ;;
     *"-m scripts"*) echo "scripts from $PWD with $PYTHONPATH" ;;
 esac
 """
@@ -45,11 +62,20 @@ class Machine:
         for tool in TOOLS:
             path = shutil.which(tool)
             assert path, f"this test needs {tool}"
-            (self.bin / tool).symlink_to(path)
+            if tool == "bash":
+                (self.bin / tool).symlink_to(path)
+                continue
+            (self.bin / tool).write_text(POSIX_TOOL.format(tool=tool, path=path))
+            (self.bin / tool).chmod(0o755)
 
     def python(self, *, old: int = 0, lacks_ensurepip: int = 0, pip_fails: int = 0) -> None:
         text = PYTHON.format(
-            log=self.log, old=old, lacks_ensurepip=lacks_ensurepip, pip_fails=pip_fails, venv=self.venv
+            log=self.log,
+            old=old,
+            lacks_ensurepip=lacks_ensurepip,
+            pip_fails=pip_fails,
+            venv=self.venv,
+            real=sys.executable,
         )
         for program in (self.bin / "python3", self.venv / "bin" / "python"):
             if program.parent.is_dir():
@@ -98,6 +124,56 @@ def test_of_two_that_start_at_once_one_makes_it(machine: Machine) -> None:
     with ThreadPoolExecutor() as both:
         assert [process.returncode for process in both.map(machine.run, ("status", "jobs"))] == [0, 0]
     assert machine.calls.count("-m venv") == machine.calls.count("-m pip") == 1
+
+
+def test_one_that_waits_for_the_other_has_nothing_to_do(machine: Machine) -> None:
+    """Python locks the file, and the lock outlives that Python."""
+    machine.python()
+    machine.venv.parent.mkdir()
+    with (machine.venv.parent / "venv.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with ThreadPoolExecutor() as beside:
+            waiting = beside.submit(machine.run, "status")
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            assert "-m venv" not in machine.calls
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert waiting.result().returncode == 0
+    assert machine.calls.count("-m venv") == 1
+
+
+@pytest.mark.parametrize("target", ["{root}/flowerbed", "../root/flowerbed", "second"])
+def test_it_is_found_through_links(machine: Machine, tmp_path: Path, target: str) -> None:
+    machine.python()
+    links = tmp_path / "a folder"
+    links.mkdir()
+    (links / "first").symlink_to(target.format(root=machine.root))
+    (links / "second").symlink_to("../root/flowerbed")
+    process = subprocess.run(
+        [links / "first", "status"],
+        cwd=links,
+        env={"PATH": str(machine.bin), "CDPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f"scripts from {links} with {machine.root}\n"
+
+
+def test_without_words_it_fails_as_clearly(machine: Machine) -> None:
+    machine.python(old=1)
+    process = machine.run()
+    assert process.returncode == 1 and process.stdout == ""
+    assert "unbound variable" not in process.stderr and "it needs Python 3.11" in process.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_made_belongs_to_the_checkouts_owner(machine: Machine) -> None:
+    machine.python()
+    os.chown(machine.root, 12345, 12346)
+    assert machine.run("status").returncode == 0
+    for path in (machine.venv, machine.venv / "installed.txt", machine.venv.parent / "venv.lock"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
 
 
 def test_what_pip_left_unfinished_is_done_again(machine: Machine) -> None:

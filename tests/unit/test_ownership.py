@@ -64,7 +64,7 @@ def test_the_second_is_refused_with_the_firsts_folder(
     docker.answer(found_by, out=image if found_by == IMAGE else f"{first}\n{first}\n")
     code, outcome = flowerbed(*verb.split())
     assert code == 1 and outcome["folder"] == str(first)
-    assert "another `name:` in project.yml" in outcome["error"] and str(core.ROOT) in outcome["error"]
+    assert "a different `name:` in project.yml" in outcome["error"] and str(core.ROOT) in outcome["error"]
     changing = [c for c in docker.calls if {"up", "down", "build", "exec"} & set(c.split())]
     assert changing == []
 

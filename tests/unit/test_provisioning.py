@@ -777,7 +777,7 @@ def test_changed_host_names_reissue_the_server_certificate_only(again: Path) -> 
     edit(again, replace("[localhost, 127.0.0.1]", "[localhost, 127.0.0.1, fl.example.org]"))
     code, outcome, text = verb(again)
     assert (code, outcome["reissued"]) == (0, ["server"])
-    (line,) = (line for line in text.splitlines() if "issued anew by the same CA" in line)
+    (line,) = (line for line in text.splitlines() if "new certificate from the same CA" in line)
     assert line.startswith("server: ")
     assert "fl.example.org" in line
     kit = again / "workspace/flowerbed/prod_01/server/startup"
@@ -834,9 +834,9 @@ BAD: dict[str, tuple[Edit, str]] = {
     "broken YAML": (replace("participants:", "participants: ]"), "line 12: this is not YAML"),
     "not a mapping": (lambda _: "- a\n- b\n", "expected a mapping"),
     "no participants": (lambda _: "name: flowerbed\n", "participants: expected a list, found nothing"),
-    "no type": (replace("    type: client\n", ""), "participant site-1: expected 'type' as text"),
+    "no type": (replace("    type: client\n", ""), "participant site-1: expected 'type' to be a string"),
     "unknown type": (replace("type: client", "type: clinet"), "expected type server, client"),
-    "duplicate name": (replace("name: site-2", "name: site-1"), "participant 'site-1' stands there 2 times"),
+    "duplicate name": (replace("name: site-2", "name: site-1"), "participant 'site-1' appears 2 times"),
     "no server": (replace("type: server", "type: client"), "one participant of type server, found none"),
     "two servers": (
         replace("type: client", "type: server"),
@@ -851,11 +851,11 @@ BAD: dict[str, tuple[Edit, str]] = {
     "illegal site name": (replace("name: site-2", "name: site_2"), "site 'site_2': expected a host name"),
     "name reserved by FLARE": (
         lambda text: text.replace("name: server", "name: fl").replace("name: site-2", "name: server"),
-        "site 'server': the name means something else to FLARE",
+        "site 'server': FLARE uses this name for something else",
     ),
     "name of another container": (
         replace("name: site-2", "name: mlflow"),
-        "site 'mlflow': that is the name of a container beside the participants'",
+        "site 'mlflow': this is the name of another container",
     ),
     "illegal admin name": (
         replace("name: lead@flowerbed.example", "name: lead"),
@@ -969,7 +969,7 @@ BAD: dict[str, tuple[Edit, str]] = {
     ),
     "data that is not there": (
         replace("name: site-2\n", "name: site-2\n    data: /no/such/folder\n"),
-        "site-2: data: /no/such/folder is not there; make it, or correct the path.",
+        "site-2: data: /no/such/folder does not exist. Make it, or correct the path.",
     ),
     "a proxy that cannot be reached": (
         replace("name: site-2\n", "name: site-2\n    proxy: http://p:3128\n"),

@@ -69,7 +69,7 @@ def test_one_that_gives_up_waiting_leaves_the_other_its_files(tmp_path: Path) ->
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
-        assert any("another provisioning of this project is under way" in line for line in process.stdout)
+        assert any("waiting for another provisioning of this project" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         try:
             process.communicate()
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_is_removed_and_told(again: Path) -> None:
         (again / WORKSPACE / name).mkdir(parents=True)
     code, _, text = verb(again)
     assert code == 0
-    assert "removed prod_01, wip, which an earlier run left half done" in text
+    assert "removed prod_01, wip, which an earlier run left unfinished" in text
     assert sorted(p.name for p in (again / WORKSPACE).iterdir()) == ["policy", "prod_00", "state"]
     assert not (again / PROD / "site-9").exists()
 
@@ -110,5 +110,5 @@ def test_a_certificate_of_before_is_kept_and_named(again: Path) -> None:
     age(again, "site-1", 200)
     code, outcome, text = verb(again)
     assert (code, outcome["reissued"]) == (0, [])
-    (line,) = (line for line in text.splitlines() if "does not say yet" in line)
-    assert line.startswith("site-1: the certificate does not say yet whether it is a server's or a client's")
+    (line,) = (line for line in text.splitlines() if "does not yet say" in line)
+    assert line.startswith("site-1: the certificate does not yet say whether it is for a server or a client")

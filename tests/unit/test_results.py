@@ -306,10 +306,12 @@ def test_results_of_a_job_that_was_removed_are_those_on_the_disk(
     for job in (GONE, GONE[:4]):
         assert results.run(job) == before
     told = capsys.readouterr().err
-    assert f"The server has job {GONE} no longer. This was fetched before:\n" in told
+    assert f"The server no longer has job {GONE}. This was fetched before:\n" in told
     assert str(folder.parent / GONE) in told and "Job " in told
     for job in ("ffff", ".."):
-        with pytest.raises(UsageError, match="it was removed, or never was, and results/ has nothing of it"):
+        with pytest.raises(
+            UsageError, match="it was removed, or never was, and results/ has no results of it"
+        ):
             results.run(job)
     send(monkeypatch, FILES)
     results.collect("admin", GONE[:-1] + "1")
@@ -664,11 +666,11 @@ def test_a_server_chooses_no_folder_of_this_machine(
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(console, "ask", lambda *_, **__: {"job_id": said})
     monkeypatch.setattr(console, "fetch", lambda *_, **__: pytest.fail("asked for it"))
-    with pytest.raises(Failure, match="no job's id"):
+    with pytest.raises(Failure, match="not a job ID"):
         console.full_id("admin", "latest")
-    with pytest.raises(Failure, match="no job's id"):
+    with pytest.raises(Failure, match="not a job ID"):
         results.collect("admin", said)  # type: ignore[arg-type]
     app = SimpleNamespace(name="app", version="1", pack=lambda: b"")
-    with pytest.raises(Failure, match="no job's id"):
+    with pytest.raises(Failure, match="not a job ID"):
         submit.submit("admin", app, {})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

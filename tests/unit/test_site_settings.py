@@ -258,7 +258,7 @@ def test_a_file_that_only_its_owner_reads_stops_nobody_but_provisioning(
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)
     assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
     (problem,) = site_files.missing([SITE])
-    assert problem == "sites/site-1.yml cannot be read by you; its owner is to provision."
+    assert problem == "sites/site-1.yml is not readable for you. Its owner must provision."
 
 
 def test_a_file_of_comments_says_nothing(root: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_proxy_is_fine_with_a_way_out(root: Path) -> None:
 def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
     away = {**SITE, "elsewhere": True, "data": {"folder": "/x", "group": "research"}}
     (problem,) = site_files.problems([away])
-    assert "expected the number of group research, as the site is on another machine" in problem
+    assert "expected the number of group research, because the site is on another machine" in problem
 
 
 # The same on a machine that has only the site's image
@@ -327,11 +327,11 @@ def test_a_folder_has_to_be_there_and_to_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert missing(tmp_path, data={"a": "there", "b": str(tmp_path / "there")}) == []
     (gone,) = missing(tmp_path, data="gone")
-    assert f"{tmp_path}/gone is not there; make it" in gone
+    assert f"{tmp_path}/gone does not exist. Make it" in gone
     (link,) = missing(tmp_path, data="link")
-    assert "is a link to there; name the folder itself" in link
+    assert "is a link to there. Name the folder itself" in link
     (file,) = missing(tmp_path, data="file")
-    assert "is a file; name the folder that it is in" in file
+    assert "is a file. Name the folder that it is in" in file
 
 
 def test_a_closed_folder_needs_a_group(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_closed_folder_needs_a_group(tmp_path: Path) -> None:
     folder.chmod(0o750)
     number = folder.stat().st_gid
     (closed,) = missing(tmp_path, data="patients")
-    assert "is not readable by the containers' user (10001; mode 0750, group" in closed
+    assert "is not readable by the containers' user (10001, mode 0750, group" in closed
     assert "name its group ({folder: ..., group:" in closed
     (other,) = missing(tmp_path, data={"folder": "patients", "group": number + 1})
     assert "chgrp it to that group and chmod g+rx it" in other
@@ -364,7 +364,7 @@ def test_a_file_of_variables_is_looked_into(tmp_path: Path) -> None:
     (tmp_path / "bad.env").write_text("LD_PRELOAD=x\n")
     assert missing(tmp_path, env_file="good.env") == []
     (gone,) = missing(tmp_path, env_file=["good.env", "gone.env"])
-    assert "gone.env is not there; make it (chmod 600" in gone
+    assert "gone.env does not exist. Make it (chmod 600" in gone
     (bad,) = missing(tmp_path, env_file="bad.env")
     assert "env_file bad.env: LD_PRELOAD is not for apps" in bad
 

@@ -214,7 +214,7 @@ def test_submit_names_who_is_missing_before_the_jobs_id(
 def test_submit_says_who_is_silent(fake: Fake, flowerbed: Run) -> None:
     answer = {"job_id": "j-1", "sites": ["site-1", "site-2"], "silent": {"site-2": 96.4}}
     fake.answer("submit", reads=True, out=lines(answer))
-    said = "site-2 has not been heard of for 96 s: the job may have to wait for it\n"
+    said = "site-2 was last heard from 96 s ago: the job may have to wait for it\n"
     assert said in flowerbed("submit", APP)[2]
     assert said in flowerbed("submit", APP, "--sites", "site-2")[2]
     assert said not in flowerbed("submit", APP, "--sites", "site-1")[2]
@@ -310,7 +310,7 @@ def test_submit_as_somebody_else(fake: Fake, flowerbed: Run, identity: str, serv
         ([APP, "--run-config", "array-size = 1"], "--run-config 'array-size = 1': expected key=value"),
         ([APP, "--run-config", "/nowhere/a.toml"], "--run-config /nowhere/a.toml: expected a TOML file"),
         ([APP, "--run-config", "x=1"], "The app has: num-server-rounds"),
-        ([APP, "--sites", "site-1,site-9"], "--sites: there is no site-9. There are: site-1, site-2"),
+        ([APP, "--sites", "site-1,site-9"], "--sites: unknown name site-9. There are: site-1, site-2"),
         ([APP, "--sites", "site-1,site-2,site-1"], "--sites site-1,site-2,site-1: site-1 is named twice."),
         ([APP, "--timeout", "5m"], "--timeout: expected --wait with it."),
         ([APP, "--name", "a b"], "--name 'a b': expected letters, digits, '.', '_' and '-'"),
@@ -363,7 +363,7 @@ def test_what_is_wrong_with_a_job_is_said_before_its_environment_is_made(
     shutil.rmtree(tmp_path / "environments" / MADE)
     monkeypatch.setattr(app_builds, "make", lambda *given: pytest.fail("minutes of work for nothing"))
     code, outcome, _ = flowerbed("submit", APP, "--build", "--sites", "site-9")
-    assert code == 2 and "there is no site-9" in outcome["error"]
+    assert code == 2 and "unknown name site-9" in outcome["error"]
 
 
 def test_submit_takes_the_environment_that_is_named(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_wait_says_who_was_put_out_and_what_it_may_not_show(fake: Fake, flowerbe
     )
     fake.answer("wait", out=lines(*PROGRESS[:2], *told_of, END))
     _, _, told = flowerbed("wait", "j-1")
-    assert "no progress is shown before the job's end: not authorized" in told
+    assert "no progress until the job's end: not authorized" in told
     assert "site-3 was removed from the job: it was disabled" in told
 
 
@@ -726,7 +726,7 @@ def test_wait_for_an_unknown_job(fake: Fake, flowerbed: Run) -> None:
 def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS))
     code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
-    assert code == 1 and "before its end" in outcome["error"]
+    assert code == 1 and "before it ended" in outcome["error"]
     assert fake.request(0) == {"verb": "wait", "job": "j-1", "timeout": 5.0}
     assert fake.calls[0][8] == "watch"
 
@@ -866,7 +866,7 @@ def test_values_of_another_type_are_sent_as_flower_takes_them_with_one_note(
 def test_logs_of_a_site_that_is_not_there(fake: Fake, flowerbed: Run) -> None:
     fake.answer("logs", code=1, err=error("there is no log of site-9 for job j-1: not available"))
     code, outcome, _ = flowerbed("logs", "j-1", "--site", "site-9", "--follow")
-    assert (code, outcome["error"]) == (2, "--site: there is no site-9. There are: server, site-1, site-2.")
+    assert (code, outcome["error"]) == (2, "--site: unknown site site-9. There are: server, site-1, site-2.")
     assert fake.request(0)["follow"] is False
     fake.answer("logs", code=1, err=error("refused by the server", denied=True))
     assert flowerbed("logs", "j-1", "--site", "site-9")[1]["error"].startswith("refused by the server")

@@ -44,8 +44,8 @@ def meta(status: str = "SUBMITTED", **more: Any) -> dict[str, Any]:
             ["site-3"],
             "waits for 1 of site-1 (not registered), site-2 (not registered)",
         ),
-        (meta(min_clients=3), ["site-1", "site-2"], "waits for 3 sites; there are: site-1, site-2"),
-        (meta(min_clients=1), [], "waits for 1 sites; there are: none"),
+        (meta(min_clients=3), ["site-1", "site-2"], "waits for 3 sites, there are: site-1, site-2"),
+        (meta(min_clients=1), [], "waits for 1 sites, there are: none"),
         (
             meta(
                 schedule_history=["2026-11-27 23:00:00: early", "2026-11-27 23:00:09: not enough memory: a"]
@@ -65,7 +65,7 @@ def test_a_site_that_is_silent_is_named_too() -> None:
     job = meta(min_clients=2, schedule_history=history)
     assert waiting.waits_for(job, sites) == "waits for site-2 (silent)"
     assert waiting.waits_for(meta(min_clients=3), sites) == (
-        "waits for 3 sites; there are: site-1, site-2 (silent)"
+        "waits for 3 sites, there are: site-1, site-2 (silent)"
     )
     job = meta(mandatory_clients=["site-1", "site-2", "site-3"])
     assert waiting.waits_for(job, sites) == "waits for site-2 (silent), site-3 (not registered)"
@@ -137,5 +137,5 @@ def test_a_job_folder_without_the_sites_that_it_needs_is_not_handed_in() -> None
     job = {"name": "x", "min_clients": 1, "mandatory_clients": ["site-2"], "deploy_map": TO_TWO}
     folder = tar((tarfile.TarInfo("meta.json"), json.dumps(job).encode()))
     call = Asked(Server(["RUNNING"], [["site-1", "site-3"]]), folder)
-    with pytest.raises(ConsoleError, match="no site site-2 is registered; registered are: site-1, site-3"):
+    with pytest.raises(ConsoleError, match=r"no site site-2 is registered\. Registered are: site-1, site-3"):
         apps.submit(call)

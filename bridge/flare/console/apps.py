@@ -101,8 +101,8 @@ def hand_in(
     wanted, needed = _wanted(job)
     if unknown := {*sites, *needed} - {*here}:
         raise ConsoleError(
-            f"no site {', '.join(sorted(unknown))} is registered; "
-            f"registered are: {', '.join(here) or 'none'}",
+            f"no site {', '.join(sorted(unknown))} is registered. "
+            f"Registered are: {', '.join(here) or 'none'}",
             2,
         )
     if wanted > len(here):
@@ -164,7 +164,7 @@ def _wanted(job: Path) -> tuple[int, list[str]]:
         name, wanted = meta.get("name"), int(meta.get("min_clients") or 1)
         needed = [str(site) for site in meta.get("mandatory_clients") or ()]
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConsoleError(f"the job's meta.json is broken: {error}", 2) from None
+        raise ConsoleError(f"the job's meta.json is not valid: {error}", 2) from None
     if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
         raise ConsoleError(
             f"the job's meta.json has the name {str(name)[:200]!r}: expected letters, digits, '.', '_', '-'",

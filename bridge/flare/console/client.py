@@ -60,7 +60,7 @@ def own_folder() -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        raise Trouble(f"the console's folder {FOLDER} cannot be made: {error}") from None
+        raise Trouble(f"could not make the console's folder {FOLDER}: {error}") from None
     found = os.lstat(FOLDER)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise Trouble(f"expected {FOLDER} to be a folder that only user {os.geteuid()} can enter")
@@ -122,7 +122,7 @@ def ask(
                 taken()
             yield from _answer(answer)
             return
-    raise Trouble("the console's daemon ends as soon as it is asked")
+    raise Trouble("the console's daemon ends as soon as it gets a request")
 
 
 def _answer(answer: object) -> Iterator[tuple[bytes, bytes]]:
@@ -130,7 +130,7 @@ def _answer(answer: object) -> Iterator[tuple[bytes, bytes]]:
         while (frame := _frame(answer))[0] != EXIT:
             yield frame
     except (ConnectionResetError, EOFError):
-        raise Trouble("the console's daemon has ended in the middle of an answer. Try again.") from None
+        raise Trouble("the console's daemon ended in the middle of an answer. Try again.") from None
     yield frame
 
 

@@ -98,7 +98,7 @@ class Daemon:
                 if client.is_own(asker):
                     self._answer(asker, reader)
                 else:
-                    log.warning("a process of another user was turned away")
+                    log.warning("refused a process of another user")
         except OSError as error:
             log.info("a request was broken off: %s", error)
         finally:

@@ -107,7 +107,7 @@ def resolve(call: ConsoleCall, job: str) -> None:
         if job == LATEST:
             found = session.list_jobs(detailed=True)
             if not found:
-                raise ConsoleError("there is no job yet. Submit one: ./flowerbed submit APP", 2)
+                raise ConsoleError("there are no jobs yet. Submit one: ./flowerbed submit APP", 2)
             newest = max(found, key=lambda entry: float(entry.get("submit_time") or 0))
             call.say({"job_id": newest.get("job_id")})
             return
@@ -125,7 +125,7 @@ def _ambiguous(prefix: str, found: list[Mapping[str, Any]]) -> str:
     lines = [f"  {job['job_id']}  {job['name']}  {job['status']}  {_when(job)}" for job in newest]
     more = f"\n  and {len(lines) - MATCHES_SHOWN} more" if len(lines) > MATCHES_SHOWN else ""
     shown = "\n".join(lines[:MATCHES_SHOWN])
-    return f"'{prefix}' is ambiguous. It matches {len(found)} jobs; add more characters:\n{shown}{more}"
+    return f"'{prefix}' is ambiguous. It matches {len(found)} jobs. Add more characters:\n{shown}{more}"
 
 
 def _when(job: Mapping[str, Any]) -> str:

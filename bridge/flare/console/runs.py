@@ -62,7 +62,7 @@ def _environment(config: Mapping[str, Any]) -> AppEnvironment | None:
     if (made := app_environment.find(config)) is None:
         wanted = app_environment.requirements(config)
         raise BadApp(
-            f"No environment was made yet for what the app asks for ({', '.join(wanted)}). Make it on the "
+            f"The app has no environment yet. It asks for {', '.join(wanted)}. Make one on the "
             "federation's machine: ./flowerbed build --app APP",
             missing=list(wanted),
         )

@@ -68,7 +68,7 @@ def _waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
     if (more := fewest - len(can)) > 0:
         missing = absent(named or sites)
         if len(missing) < more:
-            return f"waits for {fewest} sites; there are: {', '.join([*can, *missing]) or 'none'}"
+            return f"waits for {fewest} sites, there are: {', '.join([*can, *missing]) or 'none'}"
         return f"waits for {f'{more} of ' * (more < len(missing))}{', '.join(missing)}"
     history = meta.get("schedule_history") or ()
     return f"waits: {_STAMP.sub('', str(history[-1]), count=1)}" if history else "waits for its turn"

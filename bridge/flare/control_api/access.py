@@ -137,7 +137,7 @@ def approve(code: str) -> None:
         login = _waiting().get(code)
         if login is None:
             raise AccessDenied(
-                f"no login waits under the code {code[:20]!r}. A code looks like BCDF-GHJK and is good for "
+                f"no login waits for the code {code[:20]!r}. A code looks like BCDF-GHJK and is valid for "
                 f"{LOGIN_WITHIN / 60:.0f} minutes: run flwr login again"
             )
         _write(f"{LOGINS}/{code}", {**login, "approved": True})
@@ -219,7 +219,7 @@ def main(request: str) -> int:
             case "revoke":
                 answer = {"revoked": revoke()}
             case unknown:
-                raise AccessDenied(f"there is nothing called {str(unknown)[:40]!r} to do")
+                raise AccessDenied(f"unknown action {str(unknown)[:40]!r}")
     except AccessDenied as denied:
         print(json.dumps({"error": str(denied)}), file=sys.stderr)
         return 2

@@ -105,7 +105,7 @@ class Api:
         try:
             message.ParseFromString(await _body(request, OPEN_BODY_LIMIT if call.open else BODY_LIMIT))
         except DecodeError:
-            raise ControlError("the body is no such message", errors.INVALID_PROTOBUF_PAYLOAD) from None
+            raise ControlError("the body is not such a message", errors.INVALID_PROTOBUF_PAYLOAD) from None
         answer = await run_in_threadpool(call.handle, message, calls.Asked(_base(request), self.links))
         if isinstance(answer, Message):
             headers = {"Cache-Control": "no-store"}
@@ -116,7 +116,7 @@ class Api:
         job = request.path_params["job"]
         if not JOB.fullmatch(job) or not self.links.take(job, request.query_params):
             return PlainTextResponse(
-                "This link is not good, or not any more. Get a new one: flwr pull RUN_ID\n",
+                "This link is not valid, or has expired. Get a new one: flwr pull RUN_ID\n",
                 HTTPStatus.FORBIDDEN,
             )
         pieces = downloads.zipped(job)
@@ -147,7 +147,7 @@ def _authenticate(request: Request) -> None:
     if scheme.lower() != "bearer" or not token:
         raise errors.unauthenticated(f"You are not logged in. {calls.HOW_TO_LOG_IN}")
     if not access.is_token(token.strip()):
-        raise errors.unauthenticated(f"Your login is not good, or has ended. {calls.HOW_TO_LOG_IN}")
+        raise errors.unauthenticated(f"Your login is not valid, or has ended. {calls.HOW_TO_LOG_IN}")
 
 
 def _base(request: Request) -> str:

@@ -71,8 +71,8 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
     """Hand an app in as a job."""
     if request.app_spec or (request.fab.hash_str and not request.fab.content):
         raise ControlError(
-            f"{request.app_spec or 'This app'} is not on this machine, and Flowerbed fetches no app from "
-            "Flower Hub. Fetch it with flwr new, and run its folder.",
+            f"{request.app_spec or 'This app'} is not on this machine, and Flowerbed does not fetch apps "
+            "from Flower Hub. Fetch it with flwr new, and run its folder.",
             errors.INVALID_APP_SPEC,
         )
     if request.HasField("override_federation_config"):
@@ -96,7 +96,7 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
         raise _told(refusal, errors.FAILED_TO_CREATE_RUN) from None
     notes = [answer["warning"]] if answer.get("warning") else []
     for site, seconds in (answer.get("silent") or {}).items():
-        notes.append(f"{site} has not been heard of for {seconds:.0f} s: the run may have to wait for it.")
+        notes.append(f"{site} was last heard from {seconds:.0f} s ago: the run may have to wait for it.")
     return pb.StartRunResponse(
         run_id=run_id(str(answer["job_id"])),
         federation=runs.federation_id(),
@@ -111,7 +111,7 @@ def _run_config(request: pb.StartRunRequest) -> dict[str, bool | int | float | s
         kind = scalar.WhichOneof("scalar")
         if kind not in ("bool", "sint64", "uint64", "double", "string"):
             raise ControlError(
-                f"--run-config {one_line(key, SAID_LIMIT)}: expected true, false, a number or a text",
+                f"--run-config {one_line(key, SAID_LIMIT)}: expected true, false, a number or a string",
                 errors.INVALID_RUN_CONFIG,
             )
         found[key] = getattr(scalar, kind)
@@ -270,12 +270,12 @@ MEANINGLESS: Mapping[str, str] = {
     "remove-node-from-federation": SITES,
     "remove-account-from-federation": SITES,
     "configure-simulation-federation": "Flowerbed runs apps on real sites, and has no simulation.",
-    "stream-run-events": "Flowerbed tells a run's progress in its log: flwr log RUN_ID --stream",
+    "stream-run-events": "Flowerbed shows a run's progress in its log: flwr log RUN_ID --stream",
     **dict.fromkeys(
         (f"{verb}-invitation" for verb in ("create", "accept", "reject", "revoke")),
-        f"Nobody is invited to a Flowerbed federation. {SITES}",
+        f"A Flowerbed federation has no invitations. {SITES}",
     ),
-    "list-invitations": f"Nobody is invited to a Flowerbed federation. {SITES}",
+    "list-invitations": f"A Flowerbed federation has no invitations. {SITES}",
     **dict.fromkeys(
         ("list-apps", "list-app-associations", "add-app", "remove-app"),
         "Flowerbed keeps no list of Flower apps. ./flowerbed apps lists the environments of apps.",
@@ -287,7 +287,7 @@ MEANINGLESS: Mapping[str, str] = {
 def nothing_for(call: str) -> ControlError:
     """The error for a call that is not answered."""
     known = MEANINGLESS.get(call)
-    return errors.meaningless(known or f"Flowerbed has nothing for Flower's call '{one_line(call, 60)}'.")
+    return errors.meaningless(known or f"Flowerbed does not support Flower's call '{one_line(call, 60)}'.")
 
 
 def _check_federation(name: str) -> None:

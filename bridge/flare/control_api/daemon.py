@@ -38,7 +38,7 @@ def ask(verb: str, payload: bytes | None = None, **arguments: Any) -> dict[str, 
     """
     answers = list(stream(verb, payload, **arguments))
     if not answers:
-        raise Refusal(f"the console's daemon has answered nothing to '{verb}'")
+        raise Refusal(f"the console's daemon did not answer '{verb}'")
     return answers[-1]
 
 
