@@ -23,6 +23,7 @@ class WrittenEvent(dict[str, Any]):
 
     @cached_property
     def text(self) -> str:
+        """The event in JSON."""
         return json.dumps(self)
 
 
