@@ -53,7 +53,7 @@ def _port(name: str, address: str, number: int, key: str) -> Finding:
     where = f"{address}:{number}"
     if engine.is_remote() or up.is_free(address, number):
         return Finding("port", "ok", f"{where} is free for the {name}")
-    mend = f"stop the program that has it (ss -ltnp), or write {key}=another into .env"
+    mend = f"stop the program that has it ({up.WHO_LISTENS}), or write {key}=another into .env"
     return Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
