@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from provisioning import dotenv
+from provisioning.here import engine_address
 from scripts import core, engine
 
 TIMEOUT = 60.0
@@ -27,6 +28,9 @@ HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 
 NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
+
+NO_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
+"""The engine's error when a container is to mount a folder that is not on its machine."""
 
 BUILD = "There are no images yet: run ./flowerbed build."
 
@@ -106,6 +110,11 @@ def explain(purpose: str, said: str) -> NoReturn:
     if re.search(r"Cannot connect to the Docker daemon|Is the docker daemon running", said):
         raise core.Failure(
             "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor finds out why."
+        )
+    if engine.is_remote() and (path := NO_FOLDER.search(said)):
+        raise core.Failure(
+            f"The engine's machine has no folder {path[1]}. Containers mount the folders of that machine: "
+            f"{engine_address()}. ./flowerbed doctor says what to do."
         )
     if NO_GPU in said:
         raise core.Failure(

@@ -106,7 +106,9 @@ def build(
         arguments: the stage's other build arguments.
     """
     words, env = engine.builder()
-    words += ["--network", network, "--progress", "plain", "--file", DOCKERFILE, "--tag", image]
+    # Podman's builder has no such option.
+    words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
+    words += ["--network", network, "--file", DOCKERFILE, "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
     for name, value in {**({"KIT": kit} if kit else {}), **(arguments or {})}.items():
         words += ["--build-arg", f"{name}={value}"]

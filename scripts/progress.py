@@ -73,9 +73,9 @@ class Bar:
             drawn.update(task, completed=done, what=one_line(what, TEXT_LIMIT))
         elif what and what != self._said:
             self._said = what
-            core.say(
-                f"  {done:.0f}{f' of {self._total:.0f}' if self._total else ''}: {one_line(what, LINE_LIMIT)}"
-            )
+            # A number says something only beside the amount of all work.
+            number = f"{done:.0f} of {self._total:.0f}: " if self._total else ""
+            core.say(f"  {number}{one_line(what, LINE_LIMIT)}")
         elif self._in_bytes and time.monotonic() - self._told > LINE_EVERY:
             self._told = time.monotonic()
             core.say(f"  {core.in_words(done)}{f' of {core.in_words(self._total)}' if self._total else ''}")

@@ -15,9 +15,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bridge.common import hints, summary
 from bridge.common.meta import ABORTED
 from bridge.common.text import bare_error, one_line, shown
-from scripts import console, hints, progress, summary
+from scripts import console, progress
 from scripts.core import Failure, say
 from scripts.json_object import JsonObject
 from scripts.options import As, Job, Timeout

@@ -32,6 +32,10 @@ class Client:
     name, last_connect_time = "site-1", 0.0
 
 
+class Other(Client):
+    name = "site-2"
+
+
 class Server:
     """A FLARE session: what it is told of jobs, and what it was handed."""
 
@@ -39,6 +43,7 @@ class Server:
         self.statuses, self.log = statuses, log or [""]
         self.denied = False
         self.submitted: dict[str, Any] = {}
+        self.metas: list[dict[str, Any]] = []
         self.bundle = b""
         self.client_info = [Client()]
 
@@ -47,6 +52,7 @@ class Server:
 
     def submit_job(self, folder: str) -> str:
         self.submitted = json.loads((Path(folder) / "meta.json").read_text())
+        self.metas.append(self.submitted)
         (file, *_) = sorted(Path(folder).rglob(fab.NAME))
         self.bundle = file.read_bytes()
         (config, *_) = sorted(Path(folder).rglob("config_fed_server.json"))
@@ -80,7 +86,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment for the app, in a folder of them."""
     monkeypatch.setattr(app_environment, "ROOT", tmp_path)
     made = AppEnvironment("1.42.0", tmp_path, "0123456789ab")
-    monkeypatch.setattr(app_environment, "find", lambda config: made)
+    monkeypatch.setattr(app_environment, "find", lambda config, gpu: made)
 
 
 def handed(content: bytes) -> bytes:
@@ -95,6 +101,27 @@ def test_a_bundle_becomes_a_job_as_it_is() -> None:
     assert call.lines[0]["job_id"] == "the-job" and call.lines[0]["sites"] == ["site-1"]
     assert server.bundle == content and server.submitted["name"] == "numpy-add"
     assert '"num-server-rounds": 7' in server.config and "0123456789ab" in server.config
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_run_may_need_fewer_sites_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, find = list[bool](), app_environment.find
+
+    def found(config: Any, gpu: bool) -> AppEnvironment | None:
+        asked.append(gpu)
+        return find(config, gpu=gpu)
+
+    monkeypatch.setattr(app_environment, "find", found)
+    server = Server(["SUBMITTED"])
+    server.client_info = [Client(), Other()]
+    runs.start(Asked(server, payload=handed(fab.build(APP))), min_sites=1, gpus=2)
+    runs.start(Asked(server, payload=handed(fab.build(APP))))
+    fewer, all_of_them = server.metas
+    assert fewer["min_clients"] == 1 and all_of_them["min_clients"] == 2
+    assert "2" in json.dumps(fewer["resource_spec"]) and not all_of_them["resource_spec"]
+    assert asked == [True, False]
+    with pytest.raises(ConsoleError, match="the job asks for 3 sites, but 2 are registered"):
+        runs.start(Asked(server, payload=handed(fab.build(APP))), min_sites=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
@@ -113,7 +140,9 @@ def test_without_an_environment_the_command_that_makes_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app_environment, "ROOT", tmp_path)
-    with pytest.raises(BadApp, match=r"No environment .* \(flwr>=1.26.0, numpy\).*build --app APP") as error:
+    with pytest.raises(
+        BadApp, match=r"no environment yet. It asks for flwr>=1.26.0, numpy. .*build --app APP"
+    ) as error:
         runs.start(Asked(Server([""]), payload=handed(fab.build(APP))))
     assert error.value.facts == {"missing": ["flwr>=1.26.0", "numpy"]}
 

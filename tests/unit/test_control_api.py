@@ -429,6 +429,17 @@ def test_an_app_is_handed_in_as_it_is(flwr: Callable[..., str], endpoint: Endpoi
         assert fab.sha256(file.read()) == fab.sha256(fab.build(APP))
 
 
+def test_the_federation_config_asks_for_sites_and_gpus(flwr: Callable[..., str], endpoint: Endpoint) -> None:
+    endpoint.console.answers["start-run"] = {"job_id": JOB, "sites": ["site-1", "site-2"]}
+    keys = "num-supernodes=2 client-resources-num-gpus=1.0"
+    said = flwr("run", str(APP), "flowerbed", "--federation-config", keys, "--format", "json")
+    note = json.loads(said[said.index("{") :])["note"]
+    assert note == "The run needs 2 sites, and all registered sites may take part."
+    flwr("run", str(APP), "flowerbed")
+    asked, plain = endpoint.console.asked
+    assert (asked["min_sites"], asked["gpus"]) == (2, 1) and not {"min_sites", "gpus"} & plain.keys()
+
+
 def test_a_value_that_is_no_configuration_is_refused(endpoint: Endpoint) -> None:
     for value in (Scalar(bytes=b"x"), Scalar()):
         request = pb.StartRunRequest(override_config={"rounds": value})
@@ -593,6 +604,7 @@ def test_a_link_brings_the_results_once(endpoint: Endpoint) -> None:
     large = os.urandom(3 * downloads.CHUNK)
     files = {
         "meta.json": b"{}",
+        "summary.json": b"{}",
         "logs/site-1.log": b"log",
         "workspace/serverapp/model.npy": large,
         "workspace/events.jsonl": b"",
@@ -610,11 +622,13 @@ def test_a_link_brings_the_results_once(endpoint: Endpoint) -> None:
         assert archive.testzip() is None
         assert {name.removeprefix(f"{JOB}/") for name in archive.namelist()} == {
             "meta.json",
+            "summary.json",
             "logs/site-1.log",
             "serverapp/model.npy",
             "events.jsonl",
         }
         assert archive.read(f"{JOB}/serverapp/model.npy") == large
+    assert next(one for one in endpoint.console.asked if one["verb"] == "download")["summarized"]
     again = endpoint.http.get(url)
     assert again.status_code == 403 and "flwr pull" in again.text
 
@@ -677,8 +691,20 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
     [
         (("run", "@flwrlabs/quickstart", "flowerbed"), "Flowerbed does not fetch apps from Flower Hub"),
         (
-            ("run", str(APP), "flowerbed", "--federation-config", "num-supernodes=5"),
-            "Flowerbed runs on real sites",
+            ("run", str(APP), "flowerbed", "--federation-config", "client-resources-num-cpus=2"),
+            "--federation-config client-resources-num-cpus sets up Flower's simulation",
+        ),
+        (
+            ("run", str(APP), "flowerbed", "--federation-config", "client-resources-num-gpus=0.5"),
+            "client-resources-num-gpus=0.5: expected a whole number, 0 or more",
+        ),
+        (
+            ("run", str(APP), "flowerbed", "--federation-config", "client-resources-num-gpus=inf"),
+            "client-resources-num-gpus=inf: expected a whole number",
+        ),
+        (
+            ("run", str(APP), "flowerbed", "--federation-config", "num-supernodes=0"),
+            "num-supernodes=0: expected a whole number, 1 or more",
         ),
         (("run", str(APP), "flowerbed", "--federation", "@a/b"), "There is no federation @a/b"),
         (("federation", "create", "more", "flowerbed"), "project.yml says who takes part"),

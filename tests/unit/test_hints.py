@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts import hints
+from bridge.common import hints
 
 NETWORK = (
     "gaierror: [Errno -3] Temporary failure in name resolution",

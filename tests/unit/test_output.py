@@ -147,6 +147,23 @@ def test_central_evaluation_has_room_in_bytes(
     assert events.since(len(found))[0]["reason"] == "x"
 
 
+def test_an_event_is_written_as_text_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The text that counts against the source's room is the one that is kept."""
+    events = JobEventLog(tmp_path / "events.jsonl")
+    events.output.round_began()
+    written: list[Event] = []
+    dumps = json.dumps
+
+    def counted(event: Event) -> str:
+        written.append(event)
+        return dumps(event)
+
+    monkeypatch.setattr(json, "dumps", counted)
+    events.output.take([FULL])
+    assert [event["metrics"] for event in written] == [{"a": [1.5] * 6400}]
+    assert events.since(0) == written == [json.loads((tmp_path / "events.jsonl").read_text())]
+
+
 def test_so_many_lines_are_read_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines without metrics cost the job's loop too."""
     monkeypatch.setattr(output, "READ_IN_ALL", 100_000)

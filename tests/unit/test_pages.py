@@ -81,8 +81,9 @@ OF_OTHERS = (
     "Network is unreachable",
     "No route to host",
     "Connection to the SuperLink is unavailable",
+    "memory.max ...: No such file or directory",
 )
-"""Messages on the page on trouble that are Docker's, the kernel's or Flower's."""
+"""Messages on the page on trouble that are Docker's, Podman's, the kernel's or Flower's."""
 
 VARYING = re.compile(r"\.\.\.|'[^']*'|\S*\d\S*|\b(?:server|site|JOB|N)\b|[():,/]|\. ")
 

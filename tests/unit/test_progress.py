@@ -31,6 +31,13 @@ def test_without_a_terminal_each_step_is_a_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "  1 of 3: FROM \\x1b[2Jx\n  2 of 3: RUN pip\n"
 
 
+def test_without_a_terminal_and_a_total_a_line_has_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.Bar("installing") as bar:
+        bar.at(0, "Downloading flwr (1.2MiB)")
+        bar.at(1, "Downloading numpy (16MiB)")
+    assert capsys.readouterr().err == "  Downloading flwr (1.2MiB)\n  Downloading numpy (16MiB)\n"
+
+
 def test_without_a_terminal_bytes_are_told_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

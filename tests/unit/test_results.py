@@ -18,9 +18,10 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, RunStatus
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 
+from bridge.common import summary
 from bridge.common.meta import times
 from bridge.flare.console import jobs
-from scripts import compose, console, core, curves, engine, results, submit, summary
+from scripts import compose, console, core, curves, engine, results, submit
 from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bridge.common import hints
 from bridge.common.meta import REFUSED, RETRIED_AS, noted_reason, times
 from bridge.common.text import bare_error, one_line
-from scripts import hints
 
 Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
