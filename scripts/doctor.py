@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -29,18 +29,17 @@ from provisioning.checks import FLWR
 from provisioning.names import service_name
 from scripts import (
     base_image,
-    behind,
     certificates,
     compose,
     core,
     engine,
     engine_checks,
+    federation_checks,
     images,
     provision,
     results,
     site_checks,
     terminal,
-    up,
     wheelhouse,
 )
 from scripts.findings import Finding, Level
@@ -111,9 +110,14 @@ def examine() -> Iterator[Finding]:
         yield check_disk()
         yield check_base()
         yield check_wheels(answer.architecture)
+    name = federation_checks.check_name() if alive else None
+    if name is not None:
+        yield name
+        alive = name.level != "fail"  # Otherwise the containers are another folder's.
     config = _config()
     if isinstance(config, Finding):
         yield config
+        yield from federation_checks.check_port()
         return
     yield check_project()
     yield from check_kits(config)
@@ -124,8 +128,9 @@ def examine() -> Iterator[Finding]:
     yield from site_checks.check_gpus(config, running)
     if alive:
         yield check_images(config)
-        yield from check_containers(config, containers)
-        yield from check_ports(config, set(running))
+        yield from federation_checks.check_containers(config, containers)
+        yield from federation_checks.check_sites(running)
+        yield from federation_checks.check_ports(config, set(running))
         yield check_clocks(list(running.values()))
         yield from check_sandboxes(running)
         yield from check_usage(config, running)
@@ -163,13 +168,6 @@ def check_images(config: dict[str, Any]) -> Finding:
     if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
     return Finding("images", "ok", f"{len(config['services'])} built")
-
-
-def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
-    """Check that all containers run with the last provisioning and build."""
-    late = behind.containers(containers, behind.hashes(), config)
-    if found := behind.in_words(late, behind.kits(config)):
-        yield Finding("containers", "warn", found)
 
 
 def _config() -> dict[str, Any] | Finding:
@@ -225,20 +223,6 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
     else:
         yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
-
-
-def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
-    """Check that the published port is free, or ours."""
-    for name, address, number in up.ports(config):
-        where = f"{address}:{number}"
-        if name in running:
-            yield Finding("port", "ok", f"{where} is the {name}'s")
-        elif engine.is_remote() or up.is_free(address, number):
-            yield Finding("port", "ok", f"{where} is free for the {name}")
-        else:
-            key = up.port_key(config, name, number)
-            mend = f"stop the program that has it ({up.WHO_LISTENS}), or write {key}=another into .env"
-            yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
 def check_clocks(containers: list[str]) -> Finding:

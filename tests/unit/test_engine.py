@@ -291,6 +291,7 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
             "why": outcome["error"],
             "containers": [],
             "sites": [],
+            "missing_sites": [],
             "jobs": [],
             "behind": "",
             "changed": "",

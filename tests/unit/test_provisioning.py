@@ -479,6 +479,18 @@ def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
 
 
 @pytest.mark.usefixtures("compose_here")
+def test_who_is_elsewhere_may_dial_an_address(again: Path) -> None:
+    there = "    elsewhere: true\n    connect_to: {name: server, host: 192.0.2.2}\n"
+    edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
+    kits = {name: again / kit for name, kit in done(again)["kits"].items()}
+    certificate = x509.load_pem_x509_certificate((kits["server"] / "startup" / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert ipaddress.ip_address("192.0.2.2") in names.get_values_for_type(x509.IPAddress)
+    for site, host in (("site-1", "server"), ("site-2", "192.0.2.2")):
+        text = (kits[site] / "startup" / "fed_client.json").read_text()
+        assert f'"target": "{host}:8002"' in text, text
+
+
 def test_who_is_elsewhere_has_a_compose_file_with_nobody_elses_settings(again: Path, tmp_path: Path) -> None:
     there = "    elsewhere: true\n    env_file: /etc/site-2.env\n    node_config: {a: 1}\n    gpus: all\n"
     edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
@@ -991,6 +1003,10 @@ BAD: dict[str, tuple[Edit, str]] = {
     "a site under the server's first name": (
         replace("    host_names: [", "    default_host: site-1\n    host_names: ["),
         "expected a name in default_host that is nobody else's, found 'site-1'",
+    ),
+    "an address that containers here cannot dial": (
+        replace("    host_names: [", "    default_host: 192.0.2.2\n    host_names: ["),
+        "server 'server': expected a name in default_host, found the address 192.0.2.2",
     ),
     "a site that dials the server by another's name": (
         replace("name: site-2\n", "name: site-2\n    connect_to: {host: site-1}\n"),
