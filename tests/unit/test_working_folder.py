@@ -85,7 +85,7 @@ def test_data_with_an_entry_of_that_name_means_that_one(job: Path, data: Path) -
     assert not any(job.iterdir()) and (data / "data" / "y.csv").is_file()
 
 
-def test_of_too_many_entries_one_link_is_made(job: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_entries_get_one_link(job: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working_folder, "MOST", 1)
     link(job, data)
     assert list(job.iterdir()) == [job / "data"] and (job / "data" / "x.csv").read_text() == "3,4"
