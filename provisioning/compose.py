@@ -168,10 +168,15 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
+    # The image was loaded there. Nothing to build it from is there, and no registry has it.
+    del service["build"]
+    service["pull_policy"] = "never"
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     # The image that is there.
     flwr = _flwr([participant], project, name) if participant.type == ParticipantType.ADMIN else {}
+    for carrier in flwr.values():
+        carrier["pull_policy"] = "never"
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
         "services": {name: service | networked} | flwr,
@@ -224,7 +229,12 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     service: dict[str, Any] = {
         "extends": {"file": f"compose/{role}.yaml", "service": role},
         "image": _image(name),
-        "build": {"args": {"KIT": (prod / participant.name).as_posix()}},
+        "build": {
+            "context": ".",
+            "dockerfile": "images/Dockerfile",
+            "target": "participant",
+            "args": {"KIT": (prod / participant.name).as_posix()},
+        },
         "hostname": name,
         "labels": {"org.flowerbed.participant": participant.name},
         "volumes": [f"{name}:/workspace"],

@@ -137,9 +137,10 @@ def run(
     project, wanted = str(config["name"]), images.participants(config, TAG)
     ownership.check(project)
     runtime = images.runtime(project, TAG)
-    images.check_disk(first=no_cache or not engine.has(runtime))
+    is_first = no_cache or not engine.has(runtime)
+    images.check_disk(first=is_first)
     base = _fetch(mlflow=mlflow, renew=pull)
-    core.say(f"  building {runtime} (about 40 s the first time)")
+    core.say(f"  building {runtime}{' (about 40 s)' if is_first else ''}")
     steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:

@@ -118,7 +118,7 @@ def build(
     words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
-        shown = buildkit.Steps(bar)
+        shown = buildkit.Steps(bar, quiet=bool(kit))
         code, said = progress.follow([*words, "."], shown.tell, env=env, timeout=BUILD_TIMEOUT)
     if code:
         if "no space left on device" in said:
