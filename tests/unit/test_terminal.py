@@ -25,6 +25,7 @@ STATUS: dict[str, Any] = {
         {"service": "site-1", "state": "running", "health": "unhealthy"},
     ],
     "sites": [{"name": "site-1", "last_seen_seconds": 3.2}],
+    "missing_sites": [],
     "jobs": [JOBS[0]],
 }
 
