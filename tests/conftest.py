@@ -31,7 +31,7 @@ PARTS = {
     "processes": PROCESSES,
     "attacks": ("attacks",),
     "compare": ("integration/test_9_compare",),
-    "schemes": ("integration/test_9_schemes",),
+    "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
 }
 """Parts that run beside all other slow tests: the first while their images are made, the rest in the worker
 that is free. The last two have their own federations."""
