@@ -46,6 +46,7 @@ def federation(released: Release) -> Iterator[ScratchFederation]:
     clean_up = ("down", "--volumes", "--remove-orphans", "--rmi", "local")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWERBED_RUNTIME", released.image)
+        made.must("data")
         made.must("provision")
         made.must("build", timeout=600)
         made.must("build", "--app", str(APP), timeout=600)
