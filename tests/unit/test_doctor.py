@@ -482,7 +482,7 @@ def test_settings_are_shown_without_their_secrets(
     assert "hush" not in told and "site-3" not in found["settings"]["found"]
 
 
-def test_a_look_finds_what_cannot_be_read(tmp_path: Path) -> None:
+def test_a_look_finds_unreadable_files(tmp_path: Path) -> None:
     """The very file that containers run, as it is run there."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open/a.csv").write_text("x")

@@ -217,7 +217,7 @@ def test_podman_that_has_all(podman: Program) -> None:
     assert found.found == "Podman 5.4.2 (amd64)"
 
 
-def test_podman_builds_by_itself(podman: Program) -> None:
+def test_podman_builds_without_buildkit(podman: Program) -> None:
     podman.answer("buildx version", out="github.com/docker/buildx v0.16.1\n")
     assert engine.builder() == ([str(podman.folder / "docker"), "build"], {"DOCKER_BUILDKIT": "0"})
     assert "Podman's own builder" in engine_checks.check_builder(engine.ask()).found
