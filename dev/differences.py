@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from scripts.summary import EVALUATE, TRAIN, rounds_of
+from bridge.common.summary import EVALUATE, TRAIN, rounds_of
 
 Event = Mapping[str, Any]
 Place = tuple[int, int, str, str]

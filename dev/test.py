@@ -5,8 +5,8 @@
   ./flowerbed test --faults         and all of tests/faults, not only the pick
   ./flowerbed test -k relay         only tests whose names say so, no style and types
   ./flowerbed test -- -x --lf       words for pytest after --
-The slow tests come last, if all before them passed, in two workers. They start an engine where none runs, and
-build and run separate federations: one that runs from this checkout is left alone.
+The slow tests come last, if all before them passed, in three workers. They start an engine where none runs,
+and build and run separate federations: one that runs from this checkout is left alone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
 SLOW_FOLDERS = ("attacks", "faults", "integration", "kinds", "processes", "versions")
 """Folders below `tests` without quick tests. Each worker would import them first."""
-IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
-"""Options that divide the slow tests among two workers (`tests/conftest.py`)."""
+IN_PARTS = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
+"""Options that divide the slow tests among three workers (`tests/conftest.py`)."""
 END_WITHIN = 120.0
 """Seconds to end a federation that a test has left. It takes 10."""
 NO_TESTS = 5

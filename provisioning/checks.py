@@ -34,7 +34,7 @@ from provisioning.keys import (
     SCHEMES,
     SIZES,
 )
-from provisioning.names import service_name
+from provisioning.names import is_address, service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
 """FLARE's builder that writes the scheme into the kits."""
@@ -290,6 +290,12 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
     holders = {entry.name.lower(): entry.name for entry in entries}
     for entry in entries:
         for key, host, owner in _hosts(entry, server):
+            if key == "default_host" and is_address(host):
+                yield (
+                    f"{entry.who}: expected a name in default_host, found the address {host}. Containers of "
+                    "this machine can dial only names. Leave default_host out, and give each site elsewhere "
+                    f"connect_to: {{name: {entry.name}, host: {host}}}."
+                )
             holder = holders.setdefault(host.lower(), owner)
             if holder != owner and host not in OWN_MACHINE:
                 yield (

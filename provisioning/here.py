@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import grp
+import hashlib
+import json
 import os
 import stat
 import sys
@@ -55,10 +57,36 @@ def gid(group: str | int) -> int | None:
         return None
 
 
+def engine_address() -> str:
+    """Return the address of the engine that the docker command uses, or an empty text for the default one.
+
+    Like the command, it looks at DOCKER_HOST, DOCKER_CONTEXT and the chosen context, in this order. It reads
+    the context's file, since every verb asks and the command takes longer.
+    """
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    try:
+        context = os.environ.get("DOCKER_CONTEXT") or json.loads((config / "config.json").read_text()).get(
+            "currentContext", "default"
+        )
+        folder = hashlib.sha256(context.encode()).hexdigest()
+        meta = json.loads((config / "contexts" / "meta" / folder / "meta.json").read_text())
+        return str(meta["Endpoints"]["docker"]["Host"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return ""  # No context was chosen, or the default one, which has no file.
+
+
+def is_remote_engine() -> bool:
+    """Return whether the engine is on another machine."""
+    address = engine_address()
+    return address != "" and not address.startswith(("unix://", "npipe://"))
+
+
 def is_local_linux() -> bool:
     """Return whether the containers run on this very machine, and so see its files."""
-    host = os.environ.get("DOCKER_HOST", "")
-    return sys.platform == "linux" and (host == "" or host.startswith("unix://"))
+    # Docker Desktop on Linux has its engine in a virtual machine.
+    return sys.platform == "linux" and not is_remote_engine() and "/.docker/desktop/" not in engine_address()
 
 
 def _group(folder: Folder) -> Iterator[str]:

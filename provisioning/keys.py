@@ -86,7 +86,8 @@ PARTICIPANT = (
     Key(
         "default_host",
         "a name",
-        "The name that everybody's kit dials.",
+        "The name that everybody's kit dials. For an address, "
+        "[use `connect_to`](../how-to/site-elsewhere.md).",
         default="the participant's own name",
         of=(SERVER, RELAY),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 
 FLWR_PORTS = range(20000, 32000)
@@ -31,3 +32,12 @@ def flwr_port(project: str, service: str) -> int:
 def flwr_port_key(service: str) -> str:
     """Return the setting for that port."""
     return f"FLOWERBED_FLWR_PORT_{service.upper().replace('-', '_')}"
+
+
+def is_address(host: str) -> bool:
+    """Return whether a host is given by its address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

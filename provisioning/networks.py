@@ -18,7 +18,7 @@ from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
 from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
-from provisioning.names import service_name
+from provisioning.names import is_address, service_name
 
 TRACKING = "tracking"
 """The network of the server and the tools that show the curves."""
@@ -132,15 +132,7 @@ def _aliases(listener: Participant) -> list[str]:
         listening = listener.get_listening_host()
         names = [listening.default_host, *(listening.host_names or [])]
     own = (service_name(listener.name), "localhost")
-    return [name for name in dict.fromkeys(names) if name not in own and not _is_address(name)]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return [name for name in dict.fromkeys(names) if name not in own and not is_address(name)]
 
 
 def _subnets(project: str, names: Sequence[str]) -> Iterator[str | None]:

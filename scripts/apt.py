@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 
 from scripts import core
@@ -18,8 +19,8 @@ def is_root() -> bool:
 
 
 def is_possible() -> bool:
-    """Return whether `install` can work: as root, on a machine with apt."""
-    return is_root() and shutil.which("apt-get") is not None
+    """Return whether `install` can work: as root, on a Linux with apt."""
+    return sys.platform == "linux" and is_root() and shutil.which("apt-get") is not None
 
 
 def install(*packages: str, optional: Sequence[str] = ()) -> None:

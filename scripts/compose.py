@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from provisioning import dotenv
+from provisioning.here import engine_address
 from scripts import core, engine
 
 TIMEOUT = 60.0
@@ -25,8 +26,14 @@ CONTAINER = f"""\
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 """The health in a container's Status."""
 
+INSPECTED = "{{.Name}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
+"""The format of `docker inspect`: a container's name and health."""
+
 NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
+
+NO_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
+"""The engine's error when a container is to mount a folder that is not on its machine."""
 
 BUILD = "There are no images yet: run ./flowerbed build."
 
@@ -93,7 +100,19 @@ def containers() -> list[dict[str, str]]:
     for value in found:
         health = HEALTH.search(value.pop("Status"))
         value["Health"] = health[1] if health else ""
+    if any(value["State"] == "running" for value in found) and not any(value["Health"] for value in found):
+        _inspect_health(found)
     return found
+
+
+def _inspect_health(containers: Sequence[dict[str, str]]) -> None:
+    """Add the health of containers that `docker ps` shows without it, as on Podman."""
+    names = {value["Name"]: value for value in containers}
+    process = core.run([engine.docker(), "inspect", "--format", INSPECTED, *names], timeout=TIMEOUT)
+    for line in process.stdout.decode(errors="replace").splitlines():
+        name, _, health = line.partition(" ")
+        if (value := names.get(name.removeprefix("/"))) is not None:
+            value["Health"] = health
 
 
 def explain(purpose: str, said: str) -> NoReturn:
@@ -106,6 +125,11 @@ def explain(purpose: str, said: str) -> NoReturn:
     if re.search(r"Cannot connect to the Docker daemon|Is the docker daemon running", said):
         raise core.Failure(
             "No Docker engine answers: ./flowerbed up starts it, ./flowerbed doctor finds out why."
+        )
+    if engine.is_remote() and (path := NO_FOLDER.search(said)):
+        raise core.Failure(
+            f"The engine's machine has no folder {path[1]}. Containers mount the folders of that machine: "
+            f"{engine_address()}. ./flowerbed doctor says what to do."
         )
     if NO_GPU in said:
         raise core.Failure(

@@ -1,8 +1,9 @@
 """Check what the federation needs, and say how to fix what is wrong. Changes nothing.
 
-It looks at the engine, Compose, BuildKit, the disk, the base image, wheels and images. It looks at the kits
-with their keys and certificates, at what sites give to apps, and whether the containers' user can read their
-data. It looks at ports, the containers' clocks, how far their kernel confines apps, and disks near a limit.
+It looks at the engine and what it lacks, Compose, the builder, the disk, the base image, wheels and images.
+It looks at the kits with their keys and certificates, at what sites give to apps, and whether the containers'
+user can read their data. It looks at ports, the containers' clocks, how far their kernel confines apps, and
+disks near a limit.
 
 Each line is ok, warn or fail. A warning works, or a verb will see to it. The exit code is 1 if any check
 fails.
@@ -14,7 +15,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -27,19 +28,18 @@ from provisioning import dotenv
 from provisioning.checks import FLWR
 from provisioning.names import service_name
 from scripts import (
-    apt,
     base_image,
-    behind,
     certificates,
     compose,
     core,
     engine,
+    engine_checks,
+    federation_checks,
     images,
     provision,
     results,
     site_checks,
     terminal,
-    up,
     wheelhouse,
 )
 from scripts.findings import Finding, Level
@@ -102,17 +102,22 @@ def _tell(finding: Finding) -> None:
 def examine() -> Iterator[Finding]:
     """Yield all findings. A check is left out if it needs what an earlier one missed."""
     answer = engine.ask()
-    yield check_engine(answer)
-    yield check_compose()
+    yield from engine_checks.check(answer)
+    yield engine_checks.check_compose()
     alive = not answer.problem
     if alive:
-        yield check_builder()
+        yield engine_checks.check_builder(answer)
         yield check_disk()
         yield check_base()
         yield check_wheels(answer.architecture)
+    name = federation_checks.check_name() if alive else None
+    if name is not None:
+        yield name
+        alive = name.level != "fail"  # Otherwise the containers are another folder's.
     config = _config()
     if isinstance(config, Finding):
         yield config
+        yield from federation_checks.check_port()
         return
     yield check_project()
     yield from check_kits(config)
@@ -123,44 +128,13 @@ def examine() -> Iterator[Finding]:
     yield from site_checks.check_gpus(config, running)
     if alive:
         yield check_images(config)
-        yield from check_containers(config, containers)
-        yield from check_ports(config, set(running))
+        yield from federation_checks.check_containers(config, containers)
+        yield from federation_checks.check_sites(running)
+        yield from federation_checks.check_ports(config, set(running))
         yield check_clocks(list(running.values()))
         yield from check_sandboxes(running)
         yield from check_usage(config, running)
     yield check_results()
-
-
-def check_engine(answer: engine.Answer) -> Finding:
-    """Check that an engine answers."""
-    if not answer.problem:
-        return Finding("engine", "ok", f"Docker {answer.version} ({answer.architecture})")
-    mend = "start it, or find out why it does not answer"
-    if "permission denied" in answer.problem.lower():
-        mend = "join the group docker (sudo usermod -aG docker $USER, log in again), or run flowerbed as root"
-    elif not engine.is_remote():
-        mend = "./flowerbed up" if apt.is_possible() else "sudo ./flowerbed up"
-        mend += " installs (on Debian or Ubuntu) and starts one"
-    return Finding("engine", "fail", answer.problem, mend)
-
-
-def check_compose() -> Finding:
-    """Check that the Compose plugin is installed and new enough."""
-    version = engine.compose_version()
-    if version and version >= engine.OLDEST_COMPOSE:
-        return Finding("compose", "ok", f"Docker Compose {version}")
-    wanted = f"{version}, but {engine.OLDEST_COMPOSE} or newer is needed"
-    found = wanted if version else "no plugin `docker compose`"
-    return Finding("compose", "fail", found, "./flowerbed up installs one for you, from PyPI")
-
-
-def check_builder() -> Finding:
-    """Check that some CLI can build with BuildKit."""
-    found = engine.find_builder()
-    if found:
-        return Finding("builder", "ok", f"BuildKit through {' '.join(found[0])}")
-    found_none = "no docker command here can use BuildKit"
-    return Finding("builder", "fail", found_none, "install the package docker-buildx")
 
 
 def check_disk() -> Finding:
@@ -194,13 +168,6 @@ def check_images(config: dict[str, Any]) -> Finding:
     if lost := images.lost(config):
         return Finding("images", "warn", f"missing: {', '.join(lost)}", "./flowerbed build")
     return Finding("images", "ok", f"{len(config['services'])} built")
-
-
-def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
-    """Check that all containers run with the last provisioning and build."""
-    late = behind.containers(containers, behind.hashes(), config)
-    if found := behind.in_words(late, behind.kits(config)):
-        yield Finding("containers", "warn", found)
 
 
 def _config() -> dict[str, Any] | Finding:
@@ -238,7 +205,7 @@ def check_settings() -> Iterator[Finding]:
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     """Check that each kit's files belong together, and how long it is valid."""
     ends: dict[str, datetime.datetime] = {}
-    for service in config["services"].values():
+    for service in (service for service in config["services"].values() if "build" in service):
         kit = core.ROOT / service["build"]["args"]["KIT"]
         try:
             ends[kit.name] = certificates.valid_until(kit / "startup")
@@ -256,20 +223,6 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
     else:
         yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
-
-
-def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
-    """Check that the published port is free, or ours."""
-    for name, address, number in up.ports(config):
-        where = f"{address}:{number}"
-        if name in running:
-            yield Finding("port", "ok", f"{where} is the {name}'s")
-        elif engine.is_remote() or up.is_free(address, number):
-            yield Finding("port", "ok", f"{where} is free for the {name}")
-        else:
-            key = up.port_key(config, name, number)
-            mend = f"stop the program that has it (ss -ltnp), or write {key}=another into .env"
-            yield Finding("port", "fail", f"{where} is taken by another program", mend)
 
 
 def check_clocks(containers: list[str]) -> Finding:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -22,6 +23,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from provisioning import here
 from scripts import apt, core
 
 OLDEST_COMPOSE = Version("2.20")
@@ -57,6 +59,13 @@ class Answer:
     version: str = ""
     architecture: str = ""
     problem: str = ""
+    is_podman: bool = False
+    """Whether it is Podman, which answers on a socket like Docker's."""
+
+    @property
+    def name(self) -> str:
+        """The product's name."""
+        return "Podman" if self.is_podman else "Docker"
 
 
 def docker() -> str:
@@ -86,7 +95,9 @@ def ask() -> Answer:
     process = core.run([path, "version", "--format", AS_JSON], timeout=ANSWER_TIMEOUT)
     if process.returncode == 0:
         server = json.loads(process.stdout)["Server"]
-        return Answer(version=server["Version"], architecture=server["Arch"])
+        parts = [str(part.get("Name")) for part in server.get("Components") or ()]
+        podman = any(name.startswith("Podman") for name in parts)
+        return Answer(version=server["Version"], architecture=server["Arch"], is_podman=podman)
     lines = process.stderr.decode(errors="replace").strip().splitlines()
     return Answer(problem=lines[-1] if lines else "docker version printed nothing")
 
@@ -116,9 +127,14 @@ def labels(names: Sequence[str], key: str) -> dict[str, str]:
     return {
         name: str((image["Config"].get("Labels") or {}).get(key, ""))
         for image in found
-        for name in image.get("RepoTags") or ()
+        for name in map(_short, image.get("RepoTags") or ())
         if name in names
     }
+
+
+def _short(image: str) -> str:
+    """Return an image's name without the registry that Podman puts before it."""
+    return image.removeprefix("localhost/").removeprefix("docker.io/library/")
 
 
 def info() -> dict[str, Any]:
@@ -154,8 +170,7 @@ def has_compose() -> bool:
 
 def is_remote() -> bool:
     """Return whether the user points docker at an engine on another machine."""
-    host = os.environ.get("DOCKER_HOST", "")
-    return host != "" and not host.startswith("unix://")
+    return here.is_remote_engine()
 
 
 def ensure() -> dict[str, str]:
@@ -213,6 +228,9 @@ def builder() -> tuple[list[str], dict[str, str]]:
 
 def find_builder() -> tuple[list[str], dict[str, str]] | None:
     """Find a builder like `builder`, but install nothing. Return None if no CLI can build."""
+    if ask().is_podman:
+        # Podman has no BuildKit. It builds itself, with the same Dockerfile, when the CLI's old builder asks.
+        return [docker(), "build"], {"DOCKER_BUILDKIT": "0"}
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     for path in dict.fromkeys(p for f in folders if (p := shutil.which("docker", path=f))):
         if core.run([path, "buildx", "version"], timeout=ANSWER_TIMEOUT).returncode == 0:
@@ -229,14 +247,19 @@ def find_builder() -> tuple[list[str], dict[str, str]] | None:
 def _bring_up(problem: str) -> None:
     if is_remote():
         raise core.Failure(
-            f"The Docker engine at {os.environ['DOCKER_HOST']} does not answer: {problem}. Start it, or "
-            "unset DOCKER_HOST to use this machine's own."
+            f"The Docker engine at {here.engine_address()} does not answer: {problem}. Start it. Or, to use "
+            "this machine's own, unset DOCKER_HOST and DOCKER_CONTEXT (docker context use default)."
         )
     if "permission denied" in problem.lower():
         raise core.Failure(
             f"The Docker engine refuses this user: {problem}\n"
             "Let an administrator add you to the group docker (sudo usermod -aG docker $USER, then log in "
             "again), or run flowerbed as root."
+        )
+    if sys.platform != "linux":
+        raise core.Failure(
+            f"No Docker engine answers ({problem}). Start Docker Desktop, or another engine, and try again. "
+            "flowerbed installs one on Debian and Ubuntu only."
         )
     installed = shutil.which("dockerd") is not None and shutil.which("docker") is not None
     if not installed and not apt.is_possible():

@@ -29,6 +29,7 @@ from scripts import (
     base_image,
     core,
     engine,
+    engine_view,
     images,
     progress,
     resolution,
@@ -70,6 +71,8 @@ def of_app(app: apps.App, *, gpu: bool = False) -> AppEnvironment | None:
 def prepare() -> None:
     """Get the base image, in which uv runs, and uv itself."""
     base_image.ensure()
+    # Otherwise the environments would come to a folder of another machine.
+    engine_view.check(core.ROOT)
     wheelhouse.RUNTIME.fill(engine.ask().architecture)
     uv.prepare()
 

@@ -108,7 +108,9 @@ def build(
         labels: the labels of an image that is not for this machine only.
     """
     words, env = engine.builder()
-    words += ["--network", network, "--progress", "plain", "--file", DOCKERFILE, "--tag", image]
+    # Podman's builder has no such option.
+    words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
+    words += ["--network", network, "--file", DOCKERFILE, "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
     taken = {"RUNTIME": published.name()} if target in ("published", "participant") else {}
     given = {"KIT": kit, **taken, **(arguments or {})}

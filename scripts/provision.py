@@ -22,7 +22,7 @@ import yaml
 
 from provisioning import NOTE, checks, dotenv, keys, site_files, state
 from provisioning.names import service_name
-from scripts import behind, compose, core, images, progress
+from scripts import behind, compose, core, images, ownership, progress
 from scripts.json_object import JsonObject
 
 DEFAULT_PROJECT = core.ROOT / "project.yml"
@@ -107,7 +107,12 @@ def run(
     parts = [f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added") if outcome[key]]
     for who in outcome["still_valid"]:
         core.say(STILL_VALID.format(who=who))
-    core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}).{core.follow_up(_next())}")
+    try:
+        ownership.check(name)
+        follows = core.follow_up(_next())
+    except core.Failure as failure:  # The kits are right. The next verb would refuse.
+        follows = f" {failure}"
+    core.say(f"{name}: kits in {prod} (certificates: {'; '.join(parts)}).{follows}")
     return outcome
 
 

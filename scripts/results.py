@@ -22,12 +22,12 @@ from typing import IO, Any
 from bridge.common.events import read
 from bridge.common.meta import EVENTS_FILE
 from bridge.common.site_settings import size
+from bridge.common.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 from bridge.common.text import one_line
 from scripts import console, curves, settings
 from scripts.core import ROOT, Failure, UsageError, in_words, replaced, say, unpack
 from scripts.json_object import JsonObject
 from scripts.options import As, Job
-from scripts.summary import KEYS, NAME_LIMIT, TEXT_LIMIT, failures, is_error, summarize, untrained
 
 RESULTS, SUMMARY = ROOT / "results", "summary.json"
 

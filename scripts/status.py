@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import behind, compose, console, core, engine, provision, terminal
+from scripts import behind, compose, console, core, engine, ownership, provision, terminal
 from scripts.json_object import JsonObject
 from scripts.options import Watch, check_watch
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ENDED = ("FINISHED",)
 """First words in the status of a job that has ended."""
+
+REGISTERING = "docs/how-to/trouble.md#a-site-does-not-register lists the causes"
+"""The advice for a site that is not registered."""
 
 
 JSON = JsonObject(
@@ -34,6 +37,7 @@ JSON = JsonObject(
         "sites[].name": "its name",
         "sites[].last_seen_seconds": "the seconds since the server heard from it",
         "sites[].in_project": "true if project.yml names it",
+        "missing_sites": "the sites of project.yml that are not registered, if the server could be asked",
         "jobs": "those that have not ended, as [`jobs`](#jobs) has them, without `waits`",
         "changed": "how project.yml differs from what was provisioned, empty if it does not. `build`, `up` "
         "and `doctor` say so too",
@@ -59,7 +63,7 @@ def status() -> dict[str, Any]:
     """Return the federation's state as far as it can be known, with the keys of `JSON`. Never fail because
     something is down."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
-    outcome["behind"] = ""
+    outcome |= {"behind": "", "missing_sites": []}
     if not compose.is_provisioned():
         return {**outcome, "why": compose.PROVISION, "changed": ""}
     outcome["changed"] = provision.changes_in_words()
@@ -72,7 +76,12 @@ def status() -> dict[str, Any]:
         if answer.problem:
             why = f"No Docker engine answers ({answer.problem}): ./flowerbed up starts it."
             return {**outcome, "why": why}
+        owned = side_by_side.submit(ownership.check)
         found = {c["Service"]: c for c in compose.containers()}
+        try:
+            owned.result()
+        except core.Failure as failure:
+            return {**outcome, "why": str(failure)}
         is_running = any(c["State"] == "running" for c in found.values())
         server = side_by_side.submit(_ask_server) if is_running else None
         config = resolved.result()
@@ -97,8 +106,15 @@ def status() -> dict[str, Any]:
     except core.Failure as failure:
         return {**outcome, "why": f"Could not ask the server: {failure}"}
     outcome["sites"] = [{**site, "in_project": site["name"] in in_project} for site in told["sites"]]
+    known = {site["name"] for site in told["sites"]}
+    outcome["missing_sites"] = [name for name in in_project if name not in known]
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
+
+
+def stopped(services: Mapping[str, Any], containers: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the services without a running container, in the order of their names."""
+    return sorted(name for name in services if containers.get(name, {}).get("State") != "running")
 
 
 def _ask_server() -> dict[str, Any]:
@@ -114,6 +130,8 @@ def parts(outcome: dict[str, Any]) -> list[RenderableType]:
     ]
     # Sites on other machines, and those that have left project.yml.
     rows += [[name, "-", "-", _heard(site)] for name, site in seen.items()]
+    shown = {c["service"] for c in outcome["containers"]}
+    rows += [[name, "-", "-", "not registered"] for name in outcome["missing_sites"] if name not in shown]
     found: list[RenderableType] = []
     if rows:
         found.append(terminal.table(["SERVICE", "STATE", "HEALTH", "SITE"], rows))
@@ -133,7 +151,27 @@ def _heard(site: Mapping[str, Any] | None) -> str:
 def _remarks(outcome: dict[str, Any]) -> list[str]:
     """Return the remarks below the tables."""
     why = str(outcome["why"]) or ("" if outcome["jobs"] else "No jobs are running.")
-    return [line for line in (outcome.get("changed", ""), outcome.get("behind", ""), why) if line]
+    return [
+        line for line in (outcome.get("changed", ""), outcome.get("behind", ""), *_ill(outcome), why) if line
+    ]
+
+
+def _ill(outcome: dict[str, Any]) -> list[str]:
+    """Return a remark for what a running federation lacks, with the verb that helps."""
+    containers = {c["service"]: {"State": c["state"]} for c in outcome["containers"]}
+    if not any(c["State"] == "running" for c in containers.values()):
+        return []
+    remarks = []
+    if down := stopped(containers, containers):
+        remarks.append(
+            f"Not running: {', '.join(down)}. ./flowerbed up starts {'it' if len(down) == 1 else 'them'}."
+        )
+    ill = sorted(c["service"] for c in outcome["containers"] if c["health"] == "unhealthy")
+    if ill:
+        remarks.append(f"Unhealthy: {', '.join(ill)}. ./flowerbed doctor looks why.")
+    if missing := outcome["missing_sites"]:
+        remarks.append(f"Not registered: {', '.join(missing)}. {REGISTERING}.")
+    return remarks
 
 
 def _look() -> terminal.Seen:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -30,6 +31,7 @@ from scripts import (
     compose,
     core,
     engine,
+    engine_view,
     images,
     leftovers,
     ownership,
@@ -52,6 +54,9 @@ RECOVERED_WITHIN = 30.0
 
 LOOK_EVERY = 1.0
 """Seconds between two checks of the containers' health."""
+
+WHO_LISTENS = "ss -ltnp" if sys.platform == "linux" else "lsof -nP -iTCP -sTCP:LISTEN"
+"""The command that shows which program listens on a port."""
 
 STEP = re.compile(r"^\s*Container (?P<container>\S+)\s+(?P<step>Started|Healthy|Error)\b")
 """A line of Compose's plain progress that is worth showing."""
@@ -158,6 +163,7 @@ def _check_images(config: dict[str, Any]) -> None:
 
 def _check_folders(config: dict[str, Any]) -> None:
     """Check the folders here, since Docker's error names neither the site nor the verb."""
+    engine_view.check(core.ROOT)
     for name, service in config["services"].items():
         for volume in service.get("volumes", []):
             if volume["type"] != "bind" or engine.is_remote() or Path(volume["source"]).is_dir():
@@ -187,8 +193,8 @@ def _check_ports(config: dict[str, Any]) -> None:
     for name, address, number in ports(config):
         if name not in running and not engine.is_remote() and not is_free(address, number):
             raise core.Failure(
-                f"Port {number} on {address}, the {name}'s, is taken by another program (ss -ltnp shows "
-                f"which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
+                f"Port {number} on {address}, the {name}'s, is taken by another program ({WHO_LISTENS} "
+                f"shows which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
                 port=number,
             )
 

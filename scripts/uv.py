@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bridge.common import app_environment
 from bridge.common.app_environment import DESCRIPTION
-from scripts import base_image, core, engine, progress, wheelhouse
+from scripts import base_image, core, engine, engine_view, progress, wheelhouse
 
 ENVIRONMENTS = core.ENVIRONMENTS
 
@@ -303,7 +303,7 @@ def prepare() -> None:
 def _as_owner() -> list[str]:
     """Return options that give a container's files to the user, and the container no other rights."""
     words = ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    if any("rootless" in str(option) for option in engine.info().get("SecurityOptions") or ()):
+    if engine_view.is_rootless():
         return words  # Its root is the user.
     owner = ENVIRONMENTS.stat()
     return [*words, "--user", f"{owner.st_uid}:{owner.st_gid}"]

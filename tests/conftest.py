@@ -2,9 +2,9 @@
 
 Quick tests run in four workers, since some of their time is waiting. A file stays together (`--dist
 loadfile`: the groups of pytest-xdist 3.8 have no effect with pytest 9.2), and the longest come first
-(`LONGEST`). The slow ones run in two workers, by the parts in `PARTS`, each worker with its own federation:
-`./flowerbed test` runs them with `--dist loadscope`. With `-n 0` they run one after the other, with one
-federation.
+(`LONGEST`). The slow ones run in three workers, by the parts in `PARTS`, each worker with its own federation:
+`./flowerbed test` runs them with `--dist loadscope`. With two workers, two cores were idle for a tenth of the
+time. With `-n 0` they run one after the other, with one federation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ CONTAINERS = ("integration", "faults", "attacks")
 
 PARTS = {
     "processes": PROCESSES,
-    "attacks": ("attacks",),
+    "attacks": ("attacks", "faults", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
 }
-"""Parts that run beside all other slow tests: the first while their images are made, the rest in the worker
-that is free. The last two have their own federations."""
+"""Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
+Attacks begin with the larger federation, which tracking needs, and faults run with any: so all workers take
+about as long. The last two parts have their own federations."""
 
 LONGEST = (
     "flower",

@@ -1,4 +1,4 @@
-"""One real federation in containers for all tests of a lane: a copy of this checkout
+"""One real federation in containers for all tests of a worker: a copy of this checkout
 (`dev/scratch_federation.py`). A plugin of `tests/conftest.py`, so that integration and fault tests share it.
 """
 
@@ -28,7 +28,7 @@ from tests.forked_verbs import ForkedVerbs
 PROJECT = os.environ.get("FLOWERBED_TEST_PROJECT", "flowerbedtest")
 """Compose's name for the federation. Two checkouts that run their tests at the same time need two names."""
 if (WORKER := os.environ.get("PYTEST_XDIST_WORKER", "gw0")) != "gw0":
-    # The second lane has its own federation (`tests/conftest.py`).
+    # Each worker has its own federation (`tests/conftest.py`).
     PROJECT += WORKER
 
 

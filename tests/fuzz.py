@@ -38,7 +38,7 @@ from nvflare.apis.dxo import DXO
 from nvflare.fuel.f3.message import Message as FlareMessage
 from nvflare.private.defs import CellMessageHeaderKeys
 
-from bridge.common import events
+from bridge.common import events, summary
 from bridge.fleet import wire
 from bridge.fleet.replies import Event
 from bridge.fleet.wire import MESSAGES
@@ -51,7 +51,7 @@ from bridge.server.link import ServerLink
 from bridge.server.observe import Observer
 from bridge.server.participants import Participants
 from bridge.site.gateway import Gateway
-from scripts import summary, wait
+from scripts import wait
 from tests.fuzz_large import HeadsTarget, LargeTarget
 
 BATCH = 2000

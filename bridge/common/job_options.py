@@ -62,7 +62,10 @@ class JobOptions:
         None,
         "override the app's run config, as for `flwr run`: pairs, or a TOML file",
         SERVER,
-        more="In a job's file: keys of `[tool.flwr.app.config]` with dots; true, false, numbers or text",
+        more=(
+            "In a job's file: keys of `[tool.flwr.app.config]` with dots. Values are true, false, numbers or "
+            "strings"
+        ),
         flag="--run-config",
         metavar="K=V",
     )

@@ -78,7 +78,10 @@ MACHINES = {
 }
 """By `os.uname().machine`."""
 
-DOMAINS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+AF_NETLINK = 16
+"""Not in `socket` on macOS, where the recipe imports this module and runs none of it."""
+
+DOMAINS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, AF_NETLINK)
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 STREAM_PROTOCOLS = (0, socket.IPPROTO_TCP)
 TYPE_MASK = 0xF

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bridge.fleet.replies import Event
 from bridge.server.output import ServerAppOutput
+from bridge.server.room import WrittenEvent
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class JobEventLog:
             self.output.round_began()
         elif event["event"] == "reply" and event["round"] is None:
             self.output.has_no_rounds()
-        text = json.dumps(event)
+        text = event.text if isinstance(event, WrittenEvent) else json.dumps(event)
         with self._news:
             self._events.append(text)
             self._news.notify_all()

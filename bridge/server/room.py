@@ -6,6 +6,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 from bridge.fleet.replies import Event
 
@@ -14,6 +16,15 @@ log = logging.getLogger(__name__)
 EVENTS_LIMIT = 32 * 1024 * 1024
 """Characters of all events of one job from one source: a site's replies, the ServerApp's rounds, or its
 central evaluation. Later events are dropped."""
+
+
+class WrittenEvent(dict[str, Any]):
+    """An event that is written as text once, to be counted and to be kept."""
+
+    @cached_property
+    def text(self) -> str:
+        """The event in JSON."""
+        return json.dumps(self)
 
 
 class EventRoom:
@@ -31,7 +42,8 @@ class EventRoom:
         """Pass an event on, or drop it."""
         if self.full(source):
             return
-        self._emitted[source] += len(json.dumps(event))
-        self._emit(event)
+        written = WrittenEvent(event)
+        self._emitted[source] += len(written.text)
+        self._emit(written)
         if self.full(source):
             log.warning("%s: %d characters of events, further ones are dropped", source, EVENTS_LIMIT)

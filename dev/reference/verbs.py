@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import click
 
-from bridge.common import job_options
+from bridge.common import job_options, summary
 from dev.reference.job import with_more
 from dev.reference.markdown import cell, code, marked, rows
-from scripts import app_builds, summary
+from scripts import app_builds
 from scripts.__main__ import FORMAT, VERBS, verb
 from scripts.json_object import ON_ERROR, JsonObject, Keys, below
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -102,7 +104,7 @@ STARTED = re.compile(r"Successfully started run (\d+) in federation (\S+)")
 
 
 def new_app(folder: Path, more: str = "") -> Path:
-    """An app in the shape in which `flwr new` makes one. It fetches them, so this one is written here."""
+    """An app in the shape in which `flwr new` makes one, with a configuration for these tests."""
     package = folder / "quickstart_numpy"
     package.mkdir(parents=True)
     (folder / "pyproject.toml").write_text(PYPROJECT.format(more=more))
@@ -134,6 +136,15 @@ def command(home: Path, program: Path | None = None) -> Flwr:
         return done.stdout if code == 0 else " ".join(said.replace("│", " ").split())
 
     return run
+
+
+def pulled(said: str, home: Path) -> dict[str, bytes]:
+    """The files behind the link that `flwr pull` has printed, by name."""
+    (url,) = re.findall(r"https://\S+", said)
+    connection = tomllib.loads((home / "config.toml").read_text())["superlink"]["flowerbed"]
+    context = ssl.create_default_context(cafile=connection["root-certificates"])
+    with zipfile.ZipFile(io.BytesIO(httpx.get(url, verify=context).content)) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +181,12 @@ def test_a_new_app_runs_to_its_results(federation: Federation, flwr: Flwr, app: 
     # Its log, once more and at once.
     assert "this ServerApp prints a line" in flwr("log", run, "flowerbed", "--show")
     # What it left.
-    url = re.search(r"https://\S+", flwr("pull", run, "flowerbed"))
-    assert url
-    certificates = tomllib.loads((home / "config.toml").read_text())["superlink"]["flowerbed"]
-    context = ssl.create_default_context(cafile=certificates["root-certificates"])
-    with zipfile.ZipFile(io.BytesIO(httpx.get(url[0], verify=context).content)) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
-        assert {"serverapp/model.npy", "events.jsonl", "logs/server.log", "logs/site-1.log"} <= names
-    assert federation.must("results", run)["job_id"] == listed["job_id"]
+    files = pulled(flwr("pull", run, "flowerbed"), home)
+    assert {"serverapp/model.npy", "events.jsonl", "logs/server.log", "logs/site-1.log"} <= files.keys()
+    results = federation.must("results", run)
+    assert results["job_id"] == listed["job_id"]
+    summary = json.loads(files["summary.json"])
+    assert summary == {key: results[key] for key in summary} and len(summary["rounds"]) == 2
 
 
 def test_the_bundle_is_the_one_that_flower_built(federation: Federation, flwr: Flwr, app: Path) -> None:
@@ -189,7 +198,7 @@ def test_the_bundle_is_the_one_that_flower_built(federation: Federation, flwr: F
     flwr("log", answer["run-id"], "flowerbed")
 
 
-def test_run_config_does_what_it_means(federation: Federation, flwr: Flwr, app: Path) -> None:
+def test_run_config_takes_effect(federation: Federation, flwr: Flwr, app: Path) -> None:
     said = flwr("run", str(app), "flowerbed", "-c", "num-server-rounds=1", "--stream")
     assert "[ROUND 1/1]" in said
     said = flwr("run", str(app), "flowerbed", "-c", "rounds=1", code=1)
@@ -229,7 +238,7 @@ def test_sites_are_supernodes_of_one_federation(federation: Federation, flwr: Fl
     assert all(text in shown for text in ("site-1", "admin@flowerbed.example", "project_admin"))
 
 
-def test_what_submit_hands_in_is_a_run_too(federation: Federation, flwr: Flwr) -> None:
+def test_a_submitted_job_is_a_run_too(federation: Federation, flwr: Flwr) -> None:
     job = federation.submit("numpy-add", "--rounds", "1")
     assert "[ROUND 1]" in flwr("log", str(run_id(job)), "flowerbed", "--stream")
     listed = json.loads(flwr("ls", "flowerbed", "--format", "json"))["runs"]
@@ -276,16 +285,32 @@ def _tried(flwr: Flwr) -> dict[str, Any]:
         return {}
 
 
-def test_the_oldest_flower_that_is_promised_works(federation: Federation, flwr: Flwr, home: Path) -> None:
-    program = environments.python_with("flwr==1.40.0").with_name("flwr")
-    oldest = command(home, program)
-    assert "1.40.0" in oldest("--version")
-    app = ROOT / "tests" / "apps" / "numpy-add"
-    said = oldest("run", str(app), "flowerbed", "-c", "num-server-rounds=1", "--stream")
+FLOWERS = ("1.40.0", "1.41.0", "1.42.0")
+"""The versions of Flower's command that are promised: from the oldest to the one in requirements/test.in."""
+
+
+@pytest.mark.parametrize("version", FLOWERS)
+def test_each_flower_runs_the_app_that_flwr_new_made(
+    federation: Federation, flwr: Flwr, home: Path, tmp_path: Path, version: str
+) -> None:
+    """tests/apps/flwr-new is what `flwr new quickstart-numpy --framework numpy --username flwrlabs` of flwr
+    1.24.0 has made, the last version that did not fetch it. The command may edit it."""
+    app = shutil.copytree(ROOT / "tests" / "apps" / "flwr-new", tmp_path / "quickstart-numpy")
+    own = importlib.metadata.version("flwr") == version
+    program = None if own else environments.python_with(f"flwr=={version}").with_name("flwr")
+    this = command(home, program)
+    assert version in this("--version")
+    options = ("-c", "num-server-rounds=1", "--federation-config", "num-supernodes=2")
+    said = this("run", str(app), "flowerbed", *options, "--stream")
     found = STARTED.search(said)
-    assert found and "[ROUND 1]" in said
-    assert found[1] in oldest("ls", "flowerbed")
-    assert "site-1" in oldest("supernode", "ls", "flowerbed")
+    assert found and "[ROUND 1/1]" in said and "Saving final model to disk" in said
+    assert found[1] in this("ls", "flowerbed")
+    assert "site-1" in this("supernode", "ls", "flowerbed")
+    assert "Saving final model" in this("log", found[1], "flowerbed", "--show")
+    names = pulled(this("pull", found[1], "flowerbed"), home)
+    assert {"serverapp/final_model.npz", "summary.json"} <= names.keys()
+    said = this("run", str(app), "flowerbed", "--federation-config", "num-supernodes=99", code=1)
+    assert "the job asks for 99 sites" in said
 
 
 def test_another_person_acts_under_another_identity(federation: Federation, home: Path, flwr: Flwr) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from scripts import summary
+from bridge.common import summary
 from tests.driver import run_app
 
 FOLDS = Path(__file__).parents[1] / "apps" / "folds"

@@ -269,9 +269,7 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return calls
 
 
-def test_of_two_that_fill_it_at_once_one_fetches(
-    downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_at_once_fetch_once(downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads take a while: once the second verb took the first one's wheels away."""
     download = wheelhouse.download
 
@@ -318,7 +316,7 @@ def test_a_full_wheelhouse_is_not_filled_again(downloads: list[list[str]]) -> No
     assert not RUNTIME.is_complete("arm64")
 
 
-def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
+def test_a_changed_or_foreign_wheel_is_refused_by_name(
     downloads: list[list[str]],
 ) -> None:
     RUNTIME.fill("amd64")
@@ -335,9 +333,7 @@ def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
     assert failure.value.facts == {"wheels": ["evil-1.0-py3-none-any.whl"]}
 
 
-def test_a_build_refuses_wheels_that_nobody_fetched(
-    checkout: Checkout, docker: Program, flowerbed: Run
-) -> None:
+def test_a_build_refuses_wheels_it_did_not_fetch(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
     wheel(RUNTIME.folder, "evil-1.0")
     code, outcome, _ = flowerbed("build")
     assert code == 1 and "evil-1.0" in outcome["error"] and not builds(docker)
@@ -419,7 +415,7 @@ def test_a_wrong_pyproject_is_named_before_any_work(
     assert not any(call.startswith("run") for call in docker.calls), "no package was asked for"
 
 
-def test_a_second_app_without_its_option_is_told_how(docker: Program, flowerbed: Run) -> None:
+def test_a_second_app_without_its_option_gets_a_hint(docker: Program, flowerbed: Run) -> None:
     code, outcome, _ = flowerbed("build", "--app", "one", "two", "three")
     assert code == 2 and "(two three)" in outcome["error"]
     assert "build --app APP --app APP" in outcome["error"]

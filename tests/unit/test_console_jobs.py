@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from nvflare.fuel.flare_api import api_spec
 
 from bridge.common import meta as keys
+from bridge.common import summary
 from bridge.flare.console import jobs, logs
 from bridge.flare.console.call import ConsoleError
 from tests.unit.asking import Asked
@@ -163,7 +165,7 @@ class Ended(Session):
 
     def download_job_result(self, job: str, folder: str) -> str:
         assert jobs.downloading.locked()
-        (self._folder / "workspace").mkdir()
+        (self._folder / "workspace").mkdir(exist_ok=True)
         return str(self._folder)
 
     def get_job_logs(self, job: str, target: str) -> dict[str, Any]:
@@ -179,6 +181,42 @@ def downloaded(call: Asked) -> list[str]:
 def test_a_log_without_a_sites_name_is_left_out(tmp_path: Path) -> None:
     session = Ended(tmp_path, "server", "site-1", "../../out", "/x", "n" * 255, "")
     assert [Path(name).name for name in downloaded(Asked(session))] == ["server.log", "site-1.log"]
+
+
+def summarized(folder: Path, events: str) -> dict[str, bytes]:
+    """The files of a download with a summary."""
+    (folder / "workspace").mkdir(parents=True)
+    (folder / "workspace" / "events.jsonl").write_text(events)
+    call = Asked(Ended(folder))
+    jobs.download(call, "aa11", summarized=True)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(call.said))) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+
+
+ROUND = '{"event": "round", "round": 1, "t": 5.0}\n'
+
+
+def test_a_summary_comes_with_the_results_when_it_is_asked_for(tmp_path: Path) -> None:
+    found = summarized(tmp_path, ROUND)
+    told = json.loads(found["summary.json"])
+    assert told["status"] == "FINISHED:COMPLETED" and [entry["round"] for entry in told["rounds"]] == [1]
+    assert found["workspace/events.jsonl"].decode() == ROUND
+
+
+def test_events_that_cannot_be_summarized_keep_no_results_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*words: Any) -> dict[str, Any]:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(jobs, "SUMMARIZED_LIMIT", len(ROUND) - 1)
+    found = summarized(tmp_path / "large", ROUND)
+    assert "workspace/events.jsonl" in found and "summary.json" not in found
+    monkeypatch.setattr(jobs, "SUMMARIZED_LIMIT", len(ROUND))
+    monkeypatch.setattr(summary, "summarize", broken)
+    found = summarized(tmp_path / "broken", ROUND)
+    assert "workspace/events.jsonl" in found and "summary.json" not in found
+    assert "events.jsonl has 41 bytes, more than 40" in caplog.text and "too large" in caplog.text
 
 
 def test_a_slow_reader_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +285,7 @@ def test_no_job_is_removed_if_one_has_not_ended(status: str) -> None:
     assert [*session.stored] == ["a", "b"]
 
 
-def test_a_job_that_is_refused_ends_it_and_what_is_gone_is_said() -> None:
+def test_a_refused_job_ends_it_and_removed_jobs_are_named() -> None:
     session = Store(a="FINISHED:COMPLETED", bad="FINISHED:COMPLETED", c="FINISHED:COMPLETED")
     with pytest.raises(ConsoleError, match="job bad is not removed: refused by the server") as refused:
         jobs.remove(Asked(session), ["a", "bad", "c"])

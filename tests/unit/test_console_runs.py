@@ -32,6 +32,10 @@ class Client:
     name, last_connect_time = "site-1", 0.0
 
 
+class Other(Client):
+    name = "site-2"
+
+
 class Server:
     """A FLARE session: what it is told of jobs, and what it was handed."""
 
@@ -39,6 +43,7 @@ class Server:
         self.statuses, self.log = statuses, log or [""]
         self.denied = False
         self.submitted: dict[str, Any] = {}
+        self.metas: list[dict[str, Any]] = []
         self.bundle = b""
         self.client_info = [Client()]
 
@@ -47,6 +52,7 @@ class Server:
 
     def submit_job(self, folder: str) -> str:
         self.submitted = json.loads((Path(folder) / "meta.json").read_text())
+        self.metas.append(self.submitted)
         (file, *_) = sorted(Path(folder).rglob(fab.NAME))
         self.bundle = file.read_bytes()
         (config, *_) = sorted(Path(folder).rglob("config_fed_server.json"))
@@ -80,7 +86,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment for the app, in a folder of them."""
     monkeypatch.setattr(app_environment, "ROOT", tmp_path)
     made = AppEnvironment("1.42.0", tmp_path, "0123456789ab")
-    monkeypatch.setattr(app_environment, "find", lambda config: made)
+    monkeypatch.setattr(app_environment, "find", lambda config, gpu: made)
 
 
 def handed(content: bytes) -> bytes:
@@ -97,8 +103,29 @@ def test_a_bundle_becomes_a_job_as_it_is() -> None:
     assert '"num-server-rounds": 7' in server.config and "0123456789ab" in server.config
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_run_may_need_fewer_sites_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, find = list[bool](), app_environment.find
+
+    def found(config: Any, gpu: bool) -> AppEnvironment | None:
+        asked.append(gpu)
+        return find(config, gpu=gpu)
+
+    monkeypatch.setattr(app_environment, "find", found)
+    server = Server(["SUBMITTED"])
+    server.client_info = [Client(), Other()]
+    runs.start(Asked(server, payload=handed(fab.build(APP))), min_sites=1, gpus=2)
+    runs.start(Asked(server, payload=handed(fab.build(APP))))
+    fewer, all_of_them = server.metas
+    assert fewer["min_clients"] == 1 and all_of_them["min_clients"] == 2
+    assert "2" in json.dumps(fewer["resource_spec"]) and not all_of_them["resource_spec"]
+    assert asked == [True, False]
+    with pytest.raises(ConsoleError, match="the job asks for 3 sites, but 2 are registered"):
+        runs.start(Asked(server, payload=handed(fab.build(APP))), min_sites=3)
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
-def test_what_is_no_bundle_is_refused(content: bytes) -> None:
+def test_other_files_than_bundles_are_refused(content: bytes) -> None:
     with pytest.raises(BadApp):
         runs.start(Asked(Server([""]), payload=handed(content)))
 
@@ -109,16 +136,18 @@ def test_a_key_that_the_app_has_not_is_refused() -> None:
         runs.start(Asked(Server([""]), payload=handed(fab.build(APP))), run_config={"rounds": 1})
 
 
-def test_without_an_environment_the_command_that_makes_it_is_said(
+def test_without_an_environment_the_command_that_makes_it_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app_environment, "ROOT", tmp_path)
-    with pytest.raises(BadApp, match=r"No environment .* \(flwr>=1.26.0, numpy\).*build --app APP") as error:
+    with pytest.raises(
+        BadApp, match=r"no environment yet. It asks for flwr>=1.26.0, numpy. .*build --app APP"
+    ) as error:
         runs.start(Asked(Server([""]), payload=handed(fab.build(APP))))
     assert error.value.facts == {"missing": ["flwr>=1.26.0", "numpy"]}
 
 
-def test_where_no_environment_can_be_seen_the_server_chooses(
+def test_without_visible_environments_the_server_chooses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app_environment, "ROOT", tmp_path / "nowhere")
@@ -127,7 +156,7 @@ def test_where_no_environment_can_be_seen_the_server_chooses(
     assert server.bundle
 
 
-def test_jobs_are_told_as_runs() -> None:
+def test_jobs_are_shown_as_runs() -> None:
     call = Asked(Server(["RUNNING", "FINISHED:COMPLETED"]))
     runs.listed(call)
     running, ended = call.lines[0]["runs"]
@@ -139,7 +168,7 @@ def test_jobs_are_told_as_runs() -> None:
     assert [run["job_id"] for run in only.lines[0]["runs"]] == ["1a"]
 
 
-def test_of_the_log_the_serverapps_lines_are_shown() -> None:
+def test_only_the_serverapps_lines_of_the_log_are_shown() -> None:
     assert runs.printed(LOG) == [
         "INFO :      [ROUND 1]",
         "2026-11-28 02:04:03,591 - superlink - INFO - a line of the app's",
@@ -147,7 +176,7 @@ def test_of_the_log_the_serverapps_lines_are_shown() -> None:
     ]
 
 
-def test_the_log_is_told_as_it_grows_and_a_line_only_whole() -> None:
+def test_the_log_streams_in_whole_lines() -> None:
     lines = [f"{STAMP} - serverapp - INFO - {word}\n" for word in ("one", "two", "three")]
     looks = ["", lines[0] + lines[1][:-3], "".join(lines)]
     call = Asked(Server(["SUBMITTED", "RUNNING", "RUNNING", "FINISHED:COMPLETED"], looks))

@@ -88,8 +88,18 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     code, found, told = examine()
     assert code == 0 and levels(found) == {}, told
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
-    assert set(found) == wanted | {"data", "images", "port", "clocks", "results"}
+    assert set(found) == wanted | {"name", "data", "images", "port", "clocks", "results"}
     assert all(finding["mend"] == "" for finding in found.values())
+
+
+def test_a_container_without_a_kit_is_left_alone(checkout: Checkout, examine: Examine) -> None:
+    """Flower's command line comes in through one."""
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    config["services"]["flwr"] = {"image": "flowerbed-runtime:dev", "volumes": []}
+    checkout.docker.answer("compose config", out=json.dumps(config))
+    fetched("amd64")
+    code, found, told = examine()
+    assert code == 0 and found["certificates"]["level"] == "ok", told
 
 
 def test_without_an_engine_the_rest_is_still_checked(checkout: Checkout, examine: Examine) -> None:
@@ -237,12 +247,78 @@ def test_a_port_that_another_program_has(checkout: Checkout, examine: Examine) -
         assert "is the server's" in examine()[1]["port"]["found"]
 
 
+def test_a_container_that_does_not_run(checkout: Checkout, examine: Examine) -> None:
+    checkout.docker.answer("exec", out=f"{time.time()}\n")
+    checkout.docker.answer("exec --interactive", out=answer(data={}))
+    checkout.running(**{"server": "healthy", "admin": ""})
+    code, found, _ = examine()
+    assert code == 1 and found["containers"]["found"] == "site-1 not running"
+    assert found["containers"]["mend"] == "./flowerbed up"
+    checkout.running(**{"server": "healthy", "site-1": "unhealthy", "admin": ""})
+    code, found, _ = examine()
+    assert code == 1 and found["containers"]["found"] == "unhealthy: site-1"
+    assert "a-site-does-not-register" in found["containers"]["mend"]
+
+
+PEOPLE = [
+    {"name": "server", "type": "server", "default_host": "fl.example", "sandbox": "off"},
+    {"name": "site-1", "type": "client", "sandbox": "off"},
+    {"name": "admin@x.example", "type": "admin", "role": "project_admin"},
+]
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_site_that_is_not_registered(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(provision, "load", lambda project: {"name": "flowerbed", "participants": PEOPLE})
+    checkout.docker.answer("exec", out=f"{time.time()}\n")
+    checkout.docker.answer("exec --interactive", out=answer(data={}))
+    ask = "exec -i flowerbed-admin-1"
+    checkout.docker.answer(ask, out='{"sites": [{"name": "site-1", "last_seen_seconds": 1}], "jobs": []}\n')
+    up = {"server": "healthy", "site-1": "healthy", "admin": ""}
+    checkout.running(**up)
+    assert examine()[1]["sites"]["found"] == "1 registered"
+    checkout.docker.answer(ask, out='{"sites": [], "jobs": []}\n')
+    if where == "elsewhere":
+        del up["site-1"]
+        checkout.running(**up)
+    code, found, _ = examine()
+    assert found["sites"]["level"] == ("fail" if where == "here" else "warn") and code == 1
+    assert found["sites"]["found"] == "site-1 not registered. Sites dial fl.example:8002"
+    checkout.docker.answer(ask, err="no answer", code=1)
+    assert "could not ask the server" in examine()[1]["sites"]["found"]
+
+
+@pytest.mark.parametrize("is_provisioned", [True, False])
+def test_a_name_and_a_port_that_another_federation_has(
+    checkout: Checkout, examine: Examine, tmp_path: Path, is_provisioned: bool
+) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "project.yml").touch()
+    label = "ps --all --filter label=com.docker.compose.project=flowerbed"
+    checkout.docker.answer(label, out=f"{first}\n")
+    checkout.running(**{"server": "healthy", "site-1": "unhealthy", "admin": ""})
+    port = free_port()
+    text = checkout.env.read_text() if is_provisioned else ""
+    checkout.env.write_text(f"{text}FLOWERBED_PORT={port}\n")
+    code, found, _ = examine()
+    assert code == 1 and found["name"]["level"] == "fail"
+    assert str(first) in found["name"]["found"] and found["name"]["mend"].startswith("give one of the two")
+    assert not {"containers", "sites", "sandbox"} & set(found), "the other's are not examined"
+    if not is_provisioned:
+        assert found["port"]["found"] == f"127.0.0.1:{port} is free for the server"
+        with socket.create_server(("127.0.0.1", port)):
+            assert "taken" in examine()[1]["port"]["found"]
+
+
 @pytest.mark.parametrize(("ahead", "level"), [(60.0, "fail"), (-60.0, "fail"), (2.5, "warn"), (-2.5, "warn")])
 def test_clocks(
     checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch, ahead: float, level: str
 ) -> None:
-    checkout.running(**{"server": "healthy", "site-1": "healthy"})
-    skews = {"flowerbed-server-1": 0.0, "flowerbed-site-1-1": ahead}
+    checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
+    skews = {"flowerbed-server-1": 0.0, "flowerbed-admin-1": 0.0, "flowerbed-site-1-1": ahead}
     monkeypatch.setattr(doctor, "_clock_of", lambda name: time.time() + skews[name])
     code, found, _ = examine()
     assert found["clocks"]["level"] == level and code == (level == "fail")
@@ -406,7 +482,7 @@ def test_settings_are_shown_without_their_secrets(
     assert "hush" not in told and "site-3" not in found["settings"]["found"]
 
 
-def test_a_look_finds_what_cannot_be_read(tmp_path: Path) -> None:
+def test_a_look_finds_unreadable_files(tmp_path: Path) -> None:
     """The very file that containers run, as it is run there."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open/a.csv").write_text("x")

@@ -147,6 +147,23 @@ def test_central_evaluation_has_room_in_bytes(
     assert events.since(len(found))[0]["reason"] == "x"
 
 
+def test_an_event_is_written_as_text_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The text that counts against the source's room is the one that is kept."""
+    events = JobEventLog(tmp_path / "events.jsonl")
+    events.output.round_began()
+    written: list[Event] = []
+    dumps = json.dumps
+
+    def counted(event: Event) -> str:
+        written.append(event)
+        return dumps(event)
+
+    monkeypatch.setattr(json, "dumps", counted)
+    events.output.take([FULL])
+    assert [event["metrics"] for event in written] == [{"a": [1.5] * 6400}]
+    assert events.since(0) == written == [json.loads((tmp_path / "events.jsonl").read_text())]
+
+
 def test_so_many_lines_are_read_for_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines without metrics cost the job's loop too."""
     monkeypatch.setattr(output, "READ_IN_ALL", 100_000)
@@ -230,7 +247,7 @@ def test_flowers_own_first_lines_do_not_start_the_output(monkeypatch: pytest.Mon
     assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []
 
 
-def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
+def test_an_app_that_ends_at_once_still_shows_its_output() -> None:
     assert shown((0.0, "one"), (0.0, "two")) == [["one", "two"]]
 
 
@@ -294,7 +311,7 @@ def test_a_traceback_comes_with_its_cause() -> None:
     assert found == text.rstrip("\n")
 
 
-def test_who_is_waited_for_is_said_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_names_missing_sites_and_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.server.phases.AGAIN", 0.05)
     events: list[Event] = []
 

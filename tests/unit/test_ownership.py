@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, core, engine, ownership
+from scripts import apt, core, engine, ownership, provision
 from scripts.__main__ import main
 from tests.unit.faking import Checkout, Program, inspected
 
@@ -120,3 +120,27 @@ def test_files_of_root_are_given_to_the_checkouts_owner(docker: Program, flowerb
     flowerbed("up")
     assert (core.ROOT / ".env").stat().st_uid == 4242
     assert {path.stat().st_uid for path in (core.ROOT / "workspace").rglob("*")} == {4242}
+
+
+def test_status_shows_nothing_of_the_firsts(docker: Program, first: Path, flowerbed: Run) -> None:
+    docker.answer(CONTAINERS, out=f"{first}\n")
+    line = {"Service": "server", "Name": "flowerbed-server-1", "State": "running", "Image": "x", "Hash": "a"}
+    docker.answer("ps --all --format", out=json.dumps(line | {"Status": "Up 1 minute"}))
+    code, outcome = flowerbed("status")
+    assert (code, outcome["containers"], outcome["sites"]) == (0, [], []) and str(first) in outcome["why"]
+
+
+def test_provision_says_that_the_name_is_the_firsts(
+    docker: Program, first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = [
+        {"name": "server", "type": "server", "org": "x"},
+        {"name": "site-1", "type": "client", "org": "x"},
+        {"name": "admin@x.example", "type": "admin", "org": "x", "role": "project_admin"},
+    ]
+    monkeypatch.setattr(provision, "load", lambda file: {"name": "flowerbed", "participants": people})
+    monkeypatch.setattr(provision, "_nvflare", lambda file: [])
+    docker.answer(CONTAINERS, out=f"{first}\n")
+    assert main(["provision"]) == 0
+    told = capsys.readouterr().err
+    assert f"belongs to the federation in {first}" in told and "Next:" not in told

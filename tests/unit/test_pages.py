@@ -81,8 +81,9 @@ OF_OTHERS = (
     "Network is unreachable",
     "No route to host",
     "Connection to the SuperLink is unavailable",
+    "memory.max ...: No such file or directory",
 )
-"""Messages on the page on trouble that are Docker's, the kernel's or Flower's."""
+"""Messages on the page on trouble that are Docker's, Podman's, the kernel's or Flower's."""
 
 VARYING = re.compile(r"\.\.\.|'[^']*'|\S*\d\S*|\b(?:server|site|JOB|N)\b|[():,/]|\. ")
 
@@ -161,7 +162,7 @@ def test_a_page_s_blocks(tmp_path: Path) -> None:
         (["flowerbed is up"], "mine is up", []),
     ],
 )
-def test_what_a_page_shows_is_looked_for(shown: list[str], printed: str, lacking: list[str]) -> None:
+def test_a_pages_output_is_compared(shown: list[str], printed: str, lacking: list[str]) -> None:
     assert pages.missing(shown, printed, "mine") == lacking
 
 

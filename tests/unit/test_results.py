@@ -18,9 +18,10 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, RunStatus
 from nvflare.app_common.job_schedulers.job_scheduler import DefaultJobScheduler
 
+from bridge.common import summary
 from bridge.common.meta import times
 from bridge.flare.console import jobs
-from scripts import compose, console, core, curves, engine, results, submit, summary
+from scripts import compose, console, core, curves, engine, results, submit
 from scripts.core import Failure, UsageError, unpack
 
 START = 1_700_000_000.0
@@ -161,7 +162,7 @@ def test_a_round_that_was_begun_only_took_no_time() -> None:
         ([EVENTS[0], EVENTS[1], {**EVENTS[2], "error": "E"}], "round 1, average over 1 site (1 failed): "),
     ],
 )
-def test_the_last_round_with_numbers_is_told(events: list[dict[str, Any]], text: str) -> None:
+def test_the_last_round_with_numbers_is_shown(events: list[dict[str, Any]], text: str) -> None:
     assert results._last_round(summary.rounds_of(events)).startswith(text)
 
 

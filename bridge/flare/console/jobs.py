@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import tempfile
 import threading
@@ -13,11 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bridge.common import events, summary
 from bridge.common import meta as keys
 from bridge.common.meta import LATEST
 from bridge.flare.console import archive, waiting
 from bridge.flare.console.call import ConsoleCall, ConsoleError, Session
 from bridge.flare.console.sessions import told
+
+log = logging.getLogger(__name__)
 
 RUNNING = ("DISPATCHED", "RUNNING")
 """The status of a job that has processes."""
@@ -30,6 +34,10 @@ MATCHES_SHOWN = 10
 
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """The name of a participant, and so of its log's file. project.yml allows fewer."""
+
+SUMMARIZED_LIMIT = 64 * 1024 * 1024
+"""Bytes of events that are read for a summary: some hundred thousand replies. As objects they take ten times
+that, and the console has 1 GB."""
 
 downloading = threading.Lock()
 """FLARE downloads into one folder for each job, for all callers."""
@@ -180,8 +188,12 @@ def _unfinished(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def download(call: ConsoleCall, job: str) -> None:
-    """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar."""
+def download(call: ConsoleCall, job: str, summarized: bool = False) -> None:
+    """Answer with the ended job's results: workspace/, logs/ and meta.json, as a tar.
+
+    Args:
+        summarized: add summary.json. `./flowerbed results` makes it itself.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with downloading:
             with call.session() as session:
@@ -204,4 +216,18 @@ def download(call: ConsoleCall, job: str) -> None:
             if workspace.is_dir():
                 workspace.rename(out / "workspace")
         # Outside the lock: a slow reader delays nobody else.
+        if summarized:
+            _summarize(job, meta, out)
         archive.send(call, out)
+
+
+def _summarize(job: str, meta: Mapping[str, Any], folder: Path) -> None:
+    """Write summary.json. An app may have written the events, and they never keep the results from a user."""
+    file = folder / "workspace" / keys.EVENTS_FILE
+    try:
+        if file.is_file() and (size := file.stat().st_size) > SUMMARIZED_LIMIT:
+            raise ValueError(f"{file.name} has {size} bytes, more than {SUMMARIZED_LIMIT}")
+        found = summary.summarize(job, meta, list(events.read(file)))
+        (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
+    except Exception as error:
+        log.warning("the results of job %s go without summary.json: %r", job, error)

@@ -31,27 +31,36 @@ WAITS_AFTER, WAITS_EVERY = 2.0, 30.0
 """Seconds for which a run is watched before its log says for what it waits, and between two looks at that."""
 
 
-def start(call: ConsoleCall, run_config: Mapping[str, ConfigValue] | None = None) -> None:
+def start(
+    call: ConsoleCall,
+    run_config: Mapping[str, ConfigValue] | None = None,
+    min_sites: int | None = None,
+    gpus: int = 0,
+) -> None:
     """Hand in the FAB that came with the request as a job, for all sites that are registered.
 
     Args:
         run_config: overrides of the app's run config.
+        min_sites: the fewest sites, if not all that are registered.
+        gpus: those that the app needs at each site.
     """
     versions.generation()
     with archive.unpacked(call) as folder, tempfile.TemporaryDirectory() as into:
         file = folder / fab.NAME
         if not file.is_file():
             raise ConsoleError(f"expected {fab.NAME} in the request's tar", 2)
-        made = _environment(fab.config(file))
+        made = _environment(fab.config(file), gpu=gpus > 0)
         with call.session() as session:
             here = waiting.registered(session)
-        options = {"run_config": dict(run_config or {}), **({"environment": made.name} if made else {})}
+        options: dict[str, Any] = {"run_config": dict(run_config or {}), "gpus": gpus}
+        options |= {"environment": made.name} if made else {}
+        options |= {"min_sites": min_sites} if min_sites else {}
         job = apps.make_job(file, Path(into), options, deployed="", default_min_sites=max(1, len(here)))
         warning = versions.newer(made.flwr) if made else ""
         call.say(apps.hand_in(call, job, here) | ({"warning": warning} if warning else {}))
 
 
-def _environment(config: Mapping[str, Any]) -> AppEnvironment | None:
+def _environment(config: Mapping[str, Any], *, gpu: bool) -> AppEnvironment | None:
     """The app's environment. A console of another machine sees none, and leaves the choice to the server.
 
     Raises:
@@ -59,7 +68,7 @@ def _environment(config: Mapping[str, Any]) -> AppEnvironment | None:
     """
     if not app_environment.ROOT.is_dir():
         return None
-    if (made := app_environment.find(config)) is None:
+    if (made := app_environment.find(config, gpu=gpu)) is None:
         wanted = app_environment.requirements(config)
         raise BadApp(
             f"The app has no environment yet. It asks for {', '.join(wanted)}. Make one on the "

@@ -141,7 +141,7 @@ def told(error: BaseException) -> BaseException:
     if isinstance(error, ConsoleError) or not isinstance(error, Exception):
         return error
     if isinstance(error, api_spec.NoConnection):
-        return Unreachable(f"the server cannot be reached: {error}. Is the federation up? ./flowerbed status")
+        return Unreachable(f"the server cannot be reached: {error}. ./flowerbed doctor looks why")
     if isinstance(error, api_spec.AuthorizationError | api_spec.AuthenticationError):
         return ConsoleError(f"refused by the server: {error}", denied=True)
     if isinstance(error, api_spec.JobNotFound):

@@ -16,7 +16,7 @@ from bridge.common.app import FAB_LIMIT
 from bridge.common.meta import SAID_LIMIT
 from bridge.common.run_ids import job_prefix, run_id
 from bridge.common.text import one_line
-from bridge.flare.control_api import access, daemon, errors, runs
+from bridge.flare.control_api import access, daemon, errors, federation_config, runs
 from bridge.flare.control_api.downloads import Links
 from bridge.flare.control_api.errors import ControlError
 from bridge.job import fab
@@ -75,12 +75,7 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
             "from Flower Hub. Fetch it with flwr new, and run its folder.",
             errors.INVALID_APP_SPEC,
         )
-    if request.HasField("override_federation_config"):
-        raise ControlError(
-            "--federation-config, or options of the connection, set up Flower's simulation. Flowerbed runs "
-            "on real sites. Leave them out. `./flowerbed submit --sites` chooses sites.",
-            errors.INVALID_RUN_CONFIG,
-        )
+    options = federation_config.options_of(request.override_federation_config)
     _check_federation(request.federation)
     if request.connector_ids or request.connector_refs:
         raise errors.meaningless("Flowerbed has no connectors.", errors.CONNECTOR_FAILURE)
@@ -91,10 +86,12 @@ def start_run(request: pb.StartRunRequest, asked: Asked) -> Message:
             errors.FAILED_TO_CREATE_RUN,
         )
     try:
-        answer = daemon.ask("start-run", daemon.tar_of(fab.NAME, content), run_config=_run_config(request))
+        answer = daemon.ask(
+            "start-run", daemon.tar_of(fab.NAME, content), run_config=_run_config(request), **options
+        )
     except daemon.Refusal as refusal:
         raise _told(refusal, errors.FAILED_TO_CREATE_RUN) from None
-    notes = [answer["warning"]] if answer.get("warning") else []
+    notes = [text for text in (federation_config.note(options), answer.get("warning")) if text]
     for site, seconds in (answer.get("silent") or {}).items():
         notes.append(f"{site} was last heard from {seconds:.0f} s ago: the run may have to wait for it.")
     return pb.StartRunResponse(
@@ -269,7 +266,8 @@ MEANINGLESS: Mapping[str, str] = {
     "add-node-to-federation": SITES,
     "remove-node-from-federation": SITES,
     "remove-account-from-federation": SITES,
-    "configure-simulation-federation": "Flowerbed runs apps on real sites, and has no simulation.",
+    "configure-simulation-federation": "Flowerbed runs apps on real sites, and has no simulation. "
+    "flwr run --federation-config takes num-supernodes and client-resources-num-gpus.",
     "stream-run-events": "Flowerbed shows a run's progress in its log: flwr log RUN_ID --stream",
     **dict.fromkeys(
         (f"{verb}-invitation" for verb in ("create", "accept", "reject", "revoke")),

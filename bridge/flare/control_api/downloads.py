@@ -70,7 +70,7 @@ def zipped(job: str) -> Iterator[bytes]:
     """Yield an ended job's results as a zip. Raises `daemon.Refusal`."""
     written = _Pieces()
     with (
-        tarfile.open(fileobj=_Reader(daemon.fetch("download", job=job)), mode="r|") as tar,  # type: ignore[call-overload]
+        tarfile.open(fileobj=_Reader(daemon.fetch("download", job=job, summarized=True)), mode="r|") as tar,  # type: ignore[call-overload]
         zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,  # type: ignore[call-overload]
     ):
         for member in tar:
