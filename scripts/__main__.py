@@ -114,20 +114,8 @@ def _help(docstring: str) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"flowerbed {_number()}")
+        print(f"flowerbed {core.version()}")
         raise typer.Exit
-
-
-def _number() -> str:
-    """Return the version, which only pyproject.toml states. An installed program has it in its metadata."""
-    if not places.IS_CHECKOUT:
-        from importlib.metadata import version
-
-        return version("flowerbed")
-    import tomllib  # Here, since no verb needs it.
-
-    content = tomllib.loads((core.SOURCE / "pyproject.toml").read_text())
-    return str(content["project"]["version"])
 
 
 app = typer.Typer(cls=Verbs, name="flowerbed", rich_markup_mode="rich", context_settings=SETTINGS)

@@ -30,6 +30,18 @@ HOUSE = ROOT / ".flowerbed"
 ENVIRONMENTS = HOUSE / "environments"
 """All environments of apps. Server and sites see this folder (`bridge/common/app_environment.py`)."""
 
+
+def version() -> str:
+    """Return Flowerbed's version. Only pyproject.toml states it, and the metadata of an installed program."""
+    if not places.IS_CHECKOUT:
+        from importlib.metadata import version as installed  # Here, since hardly a verb needs either.
+
+        return installed("flowerbed")
+    import tomllib
+
+    return str(tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]["version"])
+
+
 as_json = False
 """Set by `--format json`: then only the JSON object goes to stdout."""
 

@@ -68,7 +68,7 @@ def test_each_strategy_makes_something_else_of_the_same(runs: dict[str, Runs]) -
     assert len(made) == 4
 
 
-def test_what_leaves_a_site_was_clipped_and_blurred(runs: dict[str, Runs]) -> None:
+def test_a_sites_update_is_clipped_and_blurred(runs: dict[str, Runs]) -> None:
     sites = rounds(runs, "mods")[0]["sites"]
     for number, site in enumerate(("site-1", "site-2"), 1):
         found = sites[site]["train"]

@@ -62,7 +62,7 @@ def test_a_call_arrives_as_it_was_sent() -> None:
         *(({}, payload) for payload in (10**12, "text", [b"a"], {"a": 1}, 1.5)),
     ],
 )
-def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any], payload: Any) -> None:
+def test_a_malformed_call_is_refused_with_the_sites_name(changed: dict[str, Any], payload: Any) -> None:
     told: list[tuple[str, str]] = []
 
     async def answer(site: str, call: Call) -> Response:
@@ -76,7 +76,7 @@ def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any],
         assert told[0][0] == "site-1"
 
 
-def test_a_fault_is_no_refusal() -> None:
+def test_a_fault_is_not_a_refusal() -> None:
     async def answer(site: str, call: Call) -> Response:
         raise LinkFault("later")
 

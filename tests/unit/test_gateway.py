@@ -168,7 +168,7 @@ def test_a_link_that_stays_silent_is_a_503_in_time() -> None:
     asyncio.run(test())
 
 
-def test_after_the_job_a_supernode_is_let_go() -> None:
+def test_after_the_job_a_supernode_may_leave() -> None:
     async def over(_: Call) -> Response:
         raise JobOver
 
@@ -431,7 +431,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
     asyncio.run(test())
 
 
-def test_what_cannot_be_seen_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_connection_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the process could not be seen from the start, refusing would end every job."""
 
     def denied(self: psutil.Process, kind: str) -> None:

@@ -211,7 +211,7 @@ def test_a_log_is_read_without_the_results(job: Path) -> None:
     assert done.stdout.split("\n")[:3] == ["log", "{}", "True"], done
 
 
-def test_of_a_long_log_the_end_is_read(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_end_of_a_long_log_is_read(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_store, "LOG_END", 1000)
     (job / "log.txt").write_text("first\n" + "x" * 5000 + "\nlast\n")
     stored(job)
