@@ -127,7 +127,7 @@ WRITTEN = (
     ),
     Setting("FLOWERBED_TAG", "", "The images' tag.", "`build`"),
 )
-"""Those that verbs write into `.env`; `by_default` says which one."""
+"""Those that verbs write into `.env`. `by_default` says which one."""
 
 ENVIRONMENT = (
     Setting(

@@ -17,7 +17,7 @@ NO_WAY_OUT = re.compile(
 
 
 def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
-    """Return the advice for a job that ended for `reason` with these events, or an empty text."""
+    """Return the advice for a job that ended for `reason` with these events, or an empty string."""
     sites = {
         str(event["site"])
         for event in events

@@ -95,7 +95,7 @@ def node_config_problems(value: Any) -> Iterator[str]:
 
 
 def kind_of(value: Any) -> str:
-    """Return a value's kind, for people."""
+    """Return a value's kind, for users."""
     if value is None or isinstance(value, str):
         return f"'{value[:200]}'" if value else "nothing"
     return f"{type(value).__name__} {value!r}"[:200]

@@ -15,7 +15,7 @@ Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
 
 NAME_LIMIT, TEXT_LIMIT = 200, 2000
-"""Characters of a name, and of a reason or error, in a line for people."""
+"""Characters of a name, and of a reason or error, in a line for users."""
 
 ERRORS_SHOWN = 5
 """Sites with first errors that are shown to people, at most."""

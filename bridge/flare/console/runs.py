@@ -82,7 +82,7 @@ def listed(call: ConsoleCall, prefix: str = "") -> None:
     """Say which jobs there are, with what Flower tells of a run.
 
     Args:
-        prefix: only those jobs whose ids begin so.
+        prefix: only jobs with ids that begin so.
     """
     with call.session() as session:
         jobs = session.list_jobs(detailed=True, **({"id_prefix": prefix} if prefix else {}))

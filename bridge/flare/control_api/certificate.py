@@ -1,4 +1,4 @@
-"""The server's certificate: made where it is used, by a CA whose key nobody keeps.
+"""The server's certificate: made where it is used, by a CA. Nobody keeps that CA's key.
 
 The federation's CA is not here, since its key stays where kits are made. So the first start makes a CA, signs
 one certificate and forgets the CA's key. A client that trusts this CA trusts this server and nothing else.
