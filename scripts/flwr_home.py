@@ -44,7 +44,7 @@ def folder() -> Path:
 
 def table(name: str, address: str, certificates: Path) -> str:
     """Return the part of the configuration that describes a connection."""
-    # JSON's texts are TOML's too.
+    # JSON strings are TOML's too.
     return (
         f"[superlink.{name}]\n"
         f"address = {json.dumps(address)}\n"

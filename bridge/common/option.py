@@ -42,7 +42,7 @@ class Option:
 
     name: str
     type: Any
-    """`bool`, `int`, `float`, `str`, `Sequence` (of texts) or `Mapping`."""
+    """`bool`, `int`, `float`, `str`, `Sequence` (of strings) or `Mapping`."""
     default: Any
     help: str
     """One line without a full stop, for `--help` and the reference."""

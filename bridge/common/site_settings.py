@@ -271,7 +271,7 @@ _APPS = (SERVER, SITE)
 _KEYS = (
     Key(
         NODE_CONFIG,
-        "keys, each with a text, a number, true or false",
+        "keys, each with a string, a number, true or false",
         "The app finds these keys in `context.node_config`. `client-name`, `partition-id` and "
         "`num-partitions` are set for each job, so a site cannot set them.",
         of=(SITE,),
@@ -300,7 +300,7 @@ _KEYS = (
     ),
     Key(
         ENVIRONMENT,
-        "names of variables, each with a text or a number",
+        "names of variables, each with a string or a number",
         "The app has these environment variables. Those that FLARE, Flower, Python or the linker read are "
         "refused.",
         of=_APPS,

@@ -41,7 +41,7 @@ KEYS = {
     "rounds[].loss": "the evaluation's, else the training's, else null",
     "rounds[].metrics": "[means over the sites](job.md#rounds)",
     "rounds[].sites": "by site, then `train` and `evaluate`: the numbers in that reply, with "
-    "`num_examples`, and `error`, a text, if it failed",
+    "`num_examples`, and `error`, a string, if it failed",
     "rounds[].trained?": "false if every training reply of the round failed. Its metrics are then of a "
     "model that the round has not trained",
     "central": "what the strategy has evaluated at the server, in order",

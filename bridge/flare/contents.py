@@ -339,7 +339,7 @@ def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset
 
 
 def _see_no_references(where: str, value: Any) -> None:
-    """Refuse references in a configuration's texts. FLARE replaces `{NAME}` and `${secret:file:PATH}` by
+    """Refuse references in a configuration's strings. FLARE replaces `{NAME}` and `${secret:file:PATH}` by
     values at the server or the site, a key for example (nvflare 2.9.0 `fuel/utils/secret_utils.py`)."""
     waiting = [value]
     while waiting:

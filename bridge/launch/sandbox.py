@@ -94,8 +94,8 @@ rule fits them."""
 
 
 class Policy(NamedTuple):
-    """The permissions of a process. It consists of tuples, texts and numbers, so that it can be passed on as
-    JSON."""
+    """The permissions of a process. It consists of tuples, strings and numbers, so that it can be passed on
+    as JSON."""
 
     readable: tuple[str, ...] = ()
     """Files and folders. A policy with no file at all confines no files."""

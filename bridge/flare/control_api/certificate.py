@@ -23,7 +23,7 @@ LIFE, RENEW = datetime.timedelta(days=730), datetime.timedelta(days=30)
 """How long a certificate is good, and how much of that is left when the next start makes another."""
 
 NAMES = "FLOWERBED_FLWR_HOSTS"
-"""The variable with more names and addresses, with commas between, by which the server is dialled."""
+"""The variable with more names and addresses for the server, separated by commas."""
 
 OWN = ("localhost", "127.0.0.1", "::1")
 """The names that it always has."""
