@@ -111,10 +111,7 @@ def _help(docstring: str) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import tomllib  # Here, since no verb needs it.
-
-        content = tomllib.loads((HOME / "pyproject.toml").read_text())
-        print(f"flowerbed {content['project']['version']}")
+        print(f"flowerbed {core.version()}")
         raise typer.Exit
 
 

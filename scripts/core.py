@@ -27,6 +27,14 @@ HOUSE = ROOT / ".flowerbed"
 ENVIRONMENTS = HOUSE / "environments"
 """All environments of apps. Server and sites see this folder (`bridge/common/app_environment.py`)."""
 
+
+def version() -> str:
+    """Return Flowerbed's version, which only pyproject.toml states."""
+    import tomllib  # Here, since hardly a verb needs it.
+
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
 as_json = False
 """Set by `--format json`: then only the JSON object goes to stdout."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import base_image, buildkit, core, engine, ownership, progress
+from scripts import base_image, buildkit, core, engine, ownership, progress, published
 
 LABEL = "org.flowerbed.image"
 """The label of every image built from DOCKERFILE."""
@@ -95,27 +95,33 @@ def build(
     fresh: bool = False,
     network: str = "none",
     arguments: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> float:
     """Build one stage of the Dockerfile under a name. Return the seconds it took.
 
     Args:
-        target: runtime, participant, mlflow or compiler.
+        target: runtime, published, participant, mlflow or compiler.
         kit: the kit's folder, relative to the root.
         fresh: use nothing from the builder's cache.
         network: none or host.
         arguments: the stage's other build arguments.
+        labels: the labels of an image that is not for this machine only.
     """
     words, env = engine.builder()
     # Podman's builder has no such option.
     words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
     words += ["--network", network, "--file", DOCKERFILE, "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
-    for name, value in {**({"KIT": kit} if kit else {}), **(arguments or {})}.items():
-        words += ["--build-arg", f"{name}={value}"]
+    taken = {"RUNTIME": published.name()} if target in ("published", "participant") else {}
+    given = {"KIT": kit, **taken, **(arguments or {})}
+    words += [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
     words += ["--no-cache"] if fresh else []
-    # Not on a participant's image, which may go to another machine.
-    words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
-    words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
+    marks = dict(labels or {})
+    if target in ("runtime", "published") and labels is None:
+        # Not on a participant's image, which may go to another machine.
+        marks[ownership.LABEL] = str(core.ROOT)
+    marks |= {KIT: kit_mark(core.ROOT / kit)} if kit else {}
+    words += [word for name, value in marks.items() for word in ("--label", f"{name}={value}")]
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
         shown = buildkit.Steps(bar)

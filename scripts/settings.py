@@ -29,6 +29,7 @@ class Setting:
 
 
 BIND, RESULTS_LIMIT, BASE = "FLOWERBED_BIND", "FLOWERBED_RESULTS_LIMIT", "FLOWERBED_BASE"
+RUNTIME = "FLOWERBED_RUNTIME"
 
 YOURS = (
     Setting(
@@ -135,6 +136,13 @@ ENVIRONMENT = (
         "",
         "The base image of a build.",
         "`python:3.11-slim`, or `flowerbed-base:bookworm` where that was made",
+    ),
+    Setting(
+        RUNTIME,
+        "",
+        "The [published runtime image](../how-to/published-images.md) that `build` puts kits on, with its "
+        "digest.",
+        "none: `build` makes one",
     ),
     Setting(
         "FLOWERBED_BUILD_PASSWORDS",

@@ -31,7 +31,7 @@ PARTS = {
     "processes": PROCESSES,
     "attacks": ("attacks", "faults", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
-    "schemes": ("integration/test_9_schemes",),
+    "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
 Attacks begin with the larger federation, which tracking needs, and faults run with any: so all workers take

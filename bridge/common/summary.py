@@ -145,10 +145,19 @@ def failures(outcome: Mapping[str, Any]) -> list[str]:
     ]
     for site, first in itertools.islice(outcome["errors"].items(), ERRORS_SHOWN):
         at = f", round {first['round']}" if first.get("round") else ""
+        took, failed = _rounds_of_site(outcome.get("rounds") or (), site)
+        if took == failed > 1:
+            at = f" failed in every round ({failed} of {took})"
         lines.append(f"{one_line(site, NAME_LIMIT)}{at}: {one_line(bare_error(first['error']), TEXT_LIMIT)}")
     if (more := len(outcome["errors"]) - ERRORS_SHOWN) > 0:
         lines.append(f"and {more} more sites: summary.json has all")
     return lines
+
+
+def _rounds_of_site(rounds: Sequence[Mapping[str, Any]], site: str) -> tuple[int, int]:
+    """Return the number of rounds with a site's replies, and of those in which all of them failed."""
+    replies = [list(entry["sites"][site].values()) for entry in rounds if site in entry["sites"]]
+    return len(replies), sum(all(map(is_error, kinds)) for kinds in replies)
 
 
 def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, Any]:

@@ -92,6 +92,16 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     assert all(finding["mend"] == "" for finding in found.values())
 
 
+def test_a_container_without_a_kit_is_left_alone(checkout: Checkout, examine: Examine) -> None:
+    """Flower's command line comes in through one."""
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    config["services"]["flwr"] = {"image": "flowerbed-runtime:dev", "volumes": []}
+    checkout.docker.answer("compose config", out=json.dumps(config))
+    fetched("amd64")
+    code, found, told = examine()
+    assert code == 0 and found["certificates"]["level"] == "ok", told
+
+
 def test_without_an_engine_the_rest_is_still_checked(checkout: Checkout, examine: Examine) -> None:
     checkout.docker.answer("version --format", needs="/nonexistent")
     code, found, told = examine()

@@ -665,6 +665,32 @@ def test_wait_shows_the_output_of_an_app_without_rounds_and_what_failed(fake: Fa
     assert "  1 of 2 query replies failed\n  site-1: no table here\n" in told
 
 
+@pytest.mark.parametrize("status", ["FINISHED:COMPLETED", "FINISHED:EXECUTION_EXCEPTION"])
+def test_wait_names_a_site_that_always_failed_and_its_log(fake: Fake, flowerbed: Run, status: str) -> None:
+    events = [{**e, "error": "E: x"} if e.get("site") == "site-2" else e for e in PROGRESS]
+    again = [{**e, "round": 2} for e in events[2:]]
+    first = {"kind": "train", "round": 1, "error": "E: x"}
+    counts = {"train": {"replies": 4, "failed": 2}}
+    replies = {"event": "replies", "kinds": counts, "errors": {"site-2": first}, "t": 111.0}
+    fake.answer("wait", out=lines(*events, *again, replies, {**END, "status": status}))
+    _, _, told = flowerbed("wait", "j-1")
+    assert "Logs: ./flowerbed logs j-1 --site site-2\n" in told
+    if status == "FINISHED:COMPLETED":
+        assert "  site-2 failed in every round (2 of 2): E: x\n" in told
+
+
+def test_wait_names_no_log_of_a_job_that_never_started(fake: Fake, flowerbed: Run) -> None:
+    why = "site-1 takes no part: it lacks the app's environment 0123456789ab"
+    refused = {"event": "refused", "site": "site-1", "reason": why, "t": 103.5}
+    end = {**END, "status": "FINISHED:CAN_NOT_SCHEDULE", "reason": "FLARE could not schedule the job"}
+    fake.answer("wait", out=lines(PROGRESS[0], refused, end))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert code == 1 and "Logs:" not in outcome["error"]
+    assert "site-1 refused the job and takes no part: it lacks" in told
+    fake.answer("wait", out=lines(*PROGRESS[:2], refused, end))
+    assert "Logs: ./flowerbed logs j-1" in flowerbed("wait", "j-1")[1]["error"]
+
+
 def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: Run) -> None:
     events = [{**event, "start": 2} for event in PROGRESS[2:]]
     evaluation = {"event": "evaluation", "start": 2, "round": 1, "t": 110.0}
