@@ -36,7 +36,7 @@ Project = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a verb: exit code, the JSON object, its text for people."""
+    """The result of a verb: exit code, the JSON object, its text for users."""
 
     code: int
     value: dict[str, Any]
@@ -60,7 +60,7 @@ class ScratchFederation:
     def run_verb(
         self, words: Sequence[str], timeout: float, shown: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run `flowerbed WORDS`. With `shown`, its text for people is not kept."""
+        """Run `flowerbed WORDS`. With `shown`, its text for users is not kept."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "scripts", *words],
             cwd=self.root,

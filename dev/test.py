@@ -73,7 +73,7 @@ def run(
         ),
     ] = None,
 ) -> dict[str, Any]:
-    """Run what is asked for; fails if any of it does."""
+    """Run what is asked for. Fails if any of it does."""
     install()
     session = Session(to_stderr=core.as_json)
     if not only:

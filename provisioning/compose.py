@@ -182,7 +182,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
 
 
 def _flwr(consoles: Sequence[Participant], project: Project, image: str) -> dict[str, Any]:
-    """Return the service by which Flower's command line reaches consoles; nothing if there are none."""
+    """Return the service by which Flower's command line reaches consoles, or nothing if there are none."""
     if not consoles:
         return {}
     names = [service_name(console.name) for console in consoles]

@@ -160,7 +160,7 @@ def unpack(
     The check is ours, since the Python 3.11.2 of Debian 12 has no extraction filters.
 
     Args:
-        for_consoles: let the consoles' user read it, who is another one. Otherwise the umask decides.
+        for_consoles: let the consoles' user, a different one, read it. Otherwise the umask decides.
         limit: bytes of all its files. A larger archive, or more than `FILES_LIMIT` files, is a `Failure`.
     """
     size = 0

@@ -114,7 +114,7 @@ def has(name: str) -> bool:
 
 
 def label(name: str, key: str) -> str:
-    """Return the value of an image's label, or an empty text if there is no such image or label."""
+    """Return the value of an image's label, or an empty string if there is no such image or label."""
     labels = ((image(name) or {}).get("Config") or {}).get("Labels") or {}
     return str(labels.get(key, ""))
 

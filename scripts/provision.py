@@ -76,7 +76,7 @@ def run(
         ),
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
-    """Provision a project file and tell the user what was kept, issued anew and added.
+    """Provision a project file and tell the user what was kept, reissued and added.
 
     Raises:
         core.UsageError: the file is missing or wrong.

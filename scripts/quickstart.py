@@ -51,7 +51,7 @@ def run(
     alpha: data.Alpha = None,
     seed: data.Seed = 0,
 ) -> dict[str, Any]:
-    """Do all steps in order; each is skipped by its own verb where nothing is to be done."""
+    """Do all steps in order. A step's verb skips it if nothing has to be done."""
     begin = time.monotonic()
     app = apps.read(APP)
     sites = provision.site_names()

@@ -135,7 +135,7 @@ WRITTEN = (
         "`init`",
     ),
 )
-"""Those that verbs write into `.env`; `by_default` says which one."""
+"""Those that verbs write into `.env`. `by_default` says which one."""
 
 ENVIRONMENT = (
     Setting(

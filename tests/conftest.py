@@ -67,7 +67,7 @@ class Parts(LoadScopeScheduling):
 
     def _reschedule(self, node: WorkerController) -> None:
         """Give a worker its next part before the last test of what it has: it begins none before it knows the
-        next. xdist does so one test sooner. Then a part of two tests brings another part with it."""
+        next. xdist does so one test sooner. A part with two tests then brings another part with it."""
         if self._pending_of(self.assigned_work[node]) <= 1 or not self.workqueue:
             super()._reschedule(node)
 
