@@ -19,9 +19,9 @@ from provisioning import dotenv, networks, note, revocation, site_files
 from provisioning.checks import FLWR, TOOLS
 from provisioning.keys import PORT, REVOKED
 from provisioning.names import flwr_port, flwr_port_key, service_name
+from provisioning.places import ROOT
 from provisioning.state import Lock
 
-ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
 ALONE = "elsewhere-{name}.yaml"
 """The Compose file for the other machine of a participant that runs elsewhere."""
@@ -44,6 +44,9 @@ FIRST_PORT = 9093
 
 ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
 """The folder with the environments of apps, beside the Compose file at the root."""
+
+PROGRAM = "${FLOWERBED_PROGRAM:-.}"
+"""`flowerbed init` writes this into .env: there, the program is a copy of the installed one."""
 
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
@@ -187,7 +190,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
 
 
 def _flwr(consoles: Sequence[Participant], project: Project, image: str) -> dict[str, Any]:
-    """Return the service by which Flower's command line reaches consoles; nothing if there are none."""
+    """Return the service by which Flower's command line reaches consoles, or nothing if there are none."""
     if not consoles:
         return {}
     names = [service_name(console.name) for console in consoles]
@@ -231,9 +234,9 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         "image": _image(name),
         "build": {
             "context": ".",
-            "dockerfile": "images/Dockerfile",
+            "dockerfile": f"{PROGRAM}/images/Dockerfile",
+            "args": {"KIT": (prod / participant.name).as_posix(), "PROGRAM": PROGRAM},
             "target": "participant",
-            "args": {"KIT": (prod / participant.name).as_posix()},
         },
         "hostname": name,
         "labels": {"org.flowerbed.participant": participant.name},

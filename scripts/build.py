@@ -5,6 +5,8 @@ from Debian packages where no registry answers. Wheels go into .flowerbed/wheels
 network. After an edit of bridge/ or a new kit, only the last layers are built again. The images are
 `PROJECT-runtime:dev` and `PROJECT-SERVICE:dev`.
 
+With FLOWERBED_RUNTIME=IMAGE it makes no runtime image, but takes that of a release.
+
 With --app it makes no image, but the environment that an app runs in: the packages that its pyproject.toml
 asks for. It does nothing where that environment exists, and no `up` is needed afterwards.
 
@@ -35,6 +37,7 @@ from scripts import (
     leftovers,
     ownership,
     provision,
+    published,
     uv,
     wheelhouse,
 )
@@ -140,8 +143,11 @@ def run(
     is_first = no_cache or not engine.has(runtime)
     images.check_disk(first=is_first)
     base = _fetch(mlflow=mlflow, renew=pull)
-    core.say(f"  building {runtime}{' (about 40 s)' if is_first else ''}")
-    steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
+    once = " (about 40 s)" if is_first else ""
+    taken = published.name()
+    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}{once}")
+    steps = [("published" if taken else "runtime", runtime, "")]
+    steps += [("participant", f"{i.name}:{TAG}", i.kit) for i in wanted]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:
         core.say(f"  {name} in {images.build(target, name, kit=kit, fresh=no_cache and not kit):.1f} s")
@@ -164,10 +170,12 @@ def run(
 def _fetch(*, mlflow: bool, renew: bool) -> str:
     """Get the base image and all wheels, and return how the base was obtained."""
     base = base_image.ensure(renew=renew)
+    taken = published.ensure(mlflow=mlflow)
     architecture = engine.ask().architecture
     wheelhouse.prepare()
     uv.prepare()
-    wanted = [wheelhouse.RUNTIME]
+    # A published image has its packages. `build --app` fetches them for uv, which is among them.
+    wanted = [] if taken else [wheelhouse.RUNTIME]
     wanted += [
         wheels for wheels in (wheelhouse.MLFLOW, wheelhouse.MLFLOW_CLIENT) if mlflow or wheels.is_there
     ]
