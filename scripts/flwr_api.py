@@ -128,7 +128,7 @@ def _start(container: str, folder: Path, host: str, port: int) -> None:
 
 
 def _mounts(folder: Path) -> Iterator[str]:
-    """Each file by itself: a kit for this machine consists of links, and no other kit is to be seen."""
+    """Each file alone: a kit for this machine consists of links, and no other kit must be visible."""
     for part in ("startup", "local"):
         for file in sorted((folder / part).iterdir()):
             if file.is_file():
