@@ -2,8 +2,9 @@
 
     python -m dev.benchmarks.first_run
 
-A separate federation runs before, as somebody else has set it up. The environment of Flower's command begins
-empty, and pip takes nothing from its cache. The app is the one of `flwr new` (tests/apps/flwr-new).
+A separate federation is set up first and not counted. The environment of Flower's command begins empty, and
+pip takes nothing from its cache. The app is the one of `flwr new` (tests/apps/flwr-new). Copies share this
+checkout's environments of apps, so `build --app` makes one only if there is none yet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dev import scratch_federation
-from scripts.core import ROOT
+from scripts.core import ROOT, Failure
 
 NAME = "first-run"
 APP = ROOT / "tests" / "apps" / "flwr-new"
@@ -60,8 +61,13 @@ def _measure(root: Path, folder: Path) -> None:
 
 def _timed(words: Sequence[str | Path], root: Path, env: Mapping[str, str]) -> float:
     began = time.monotonic()
-    subprocess.run(words, cwd=root, env=env, stdout=subprocess.DEVNULL, timeout=STEP_WITHIN, check=True)
-    return time.monotonic() - began
+    done = subprocess.run(
+        words, cwd=root, env=env, capture_output=True, text=True, timeout=STEP_WITHIN, check=False
+    )
+    took = time.monotonic() - began
+    if done.returncode:
+        raise Failure(f"{' '.join(map(str, words))} failed:\n{done.stderr.strip()}")
+    return took
 
 
 if __name__ == "__main__":
