@@ -31,7 +31,7 @@ INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
 """Seconds to download and install them (150 MB)."""
-TYPED = ("scripts", "provisioning", "bridge", "images", "dev", "tests")
+TYPED = ("src", "scripts", "provisioning", "bridge", "images", "dev", "tests")
 
 QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test before it counts as hanging."""

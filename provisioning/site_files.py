@@ -20,11 +20,11 @@ from bridge.common.errors import FlowerbedError
 from bridge.common.site_settings import DATA, NODE_CONFIG, PROXY
 from provisioning import here
 from provisioning.names import service_name
+from provisioning.places import ROOT
 
 if TYPE_CHECKING:
     from nvflare.lighter.entity import Participant, Project
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "sites"
 
 TEMPLATE = """\

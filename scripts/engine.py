@@ -28,7 +28,7 @@ from scripts import apt, core
 
 OLDEST_COMPOSE = Version("2.20")
 """`include` came with 2.20."""
-COMPOSE_PIN = core.ROOT / "requirements" / "compose.txt"
+COMPOSE_PIN = core.SOURCE / "requirements" / "compose.txt"
 COMPOSE_PROGRAM = re.compile(r"\.data/scripts/docker-compose$")
 """The path of Compose in the pinned package."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from provisioning import places
 from scripts import app as apps
 from scripts import (
     app_builds,
@@ -32,7 +33,7 @@ from scripts import (
 from scripts.core import ROOT, say
 from scripts.json_object import JsonObject
 
-APP = ROOT / "apps" / "pytorch-quickstart"
+APP = places.TEMPLATE / "apps" / "pytorch-quickstart"
 
 
 JSON = JsonObject(

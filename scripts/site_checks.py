@@ -169,7 +169,7 @@ def check_settings(participants: Sequence[Mapping[str, Any]]) -> Iterator[Findin
         ):
             continue
         name, settings = participant["name"], site_files.settings(participant)
-        missing = list(here.missing(settings, site_files.ROOT))
+        missing = list(here.missing(settings, core.ROOT))
         for problem in missing:
             yield Finding("settings", "fail", f"{name}: {problem}", f"correct it, in {_places(name)}")
         if settings and not missing:

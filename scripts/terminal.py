@@ -54,7 +54,7 @@ def cell(value: object, style: str | None = None) -> Text:
     """Return a value as one line of text, which neither Rich nor a terminal interprets."""
     from rich.text import Text
 
-    text = one_line(str(value), CELL_LIMIT)
+    text = one_line(core.as_called(str(value)), CELL_LIMIT)
     found = next((colour for colour, words in STYLES.items() if text.startswith(words)), "")
     return Text(text, style=found if style is None else style)
 

@@ -32,10 +32,11 @@ PARTS = {
     "attacks": ("attacks", "faults", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
+    "installed": ("integration/test_6_installed",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
 Attacks begin with the larger federation, which tracking needs, and faults run with any: so all workers take
-about as long. The last two parts have their own federations."""
+about as long. The last three parts have their own federations."""
 
 LONGEST = (
     "flower",
