@@ -1,7 +1,7 @@
 """Measure Flowerbed beside plain Flower and FLARE's own Flower integration, on this machine.
 
   ./flowerbed bench                       everything, 3 turns: writes docs/performance/
-  ./flowerbed bench --apps large_1        one app, all set-ups; the others' figures in that file stay
+  ./flowerbed bench --apps large_1        one app, all set-ups. Figures of other apps stay
   ./flowerbed bench --quick               one turn of nothing and quickstart, in at most 8 minutes
   ./flowerbed bench relay                 latency and MB/s of one message, for each of FLARE's schemes
 It runs each app in four set-ups in turns: plain Flower, FLARE's own integration with the newest Flower that
@@ -63,8 +63,8 @@ JSON = JsonObject(
         "peak_memory?": "the same in MB, for `large_1`. `kind` is `proportional`, or `resident` where "
         "shares cannot be read",
         "jobs?": "`submit_to_first_round` and `last_round_to_finished` in seconds, `of` how many jobs",
-        "growth?": "`sites`, `text`, and `seconds_a_round`, `cpu_a_round` (of all processes) and "
-        "`server_cpu_a_round` by set-up; `text`",
+        "growth?": "`sites`, `text`, `seconds_a_round`, `cpu_a_round` (of all processes) and "
+        "`server_cpu_a_round` by set-up",
     },
     {
         "`bench relay`": {

@@ -175,16 +175,16 @@ def life() -> Picture:
         "A site's life",
         "A site that is away registers. When a job starts, it takes part until the job ends. A site "
         "that registers while a job runs is late, and is let in unless it has refused that job or was"
-        " put out of it. A site with a process that ends is started again, up to five times, and the "
+        " removed from it. A site with a process that ends is started again, up to five times, and the "
         "sixth time the job fails. A site out of reach has the job's grace to come back. A site that "
-        "is revoked or disabled is put out, until its name leaves the list or it is enabled again.",
+        "is revoked or disabled is removed, until its name leaves the list or it is enabled again.",
         720,
         426,
     )
     picture.box("zone", 232, 14, 474, 398)
     picture.text(250, 42, "known to the server", align="left")
     away = picture.box("container", 14, 64, 120, 54, "away")
-    out = picture.box("key", 14, 318, 120, 54, "put out")
+    out = picture.box("key", 14, 318, 120, 54, "removed")
     registered = picture.box("flare", 250, 64, 130, 54, "registered", "heartbeat: 10 s")
     late = picture.box("flare", 250, 170, 130, 54, "late", "job runs already")
     stays = picture.box("container", 250, 318, 130, 54, "stays out", "of this job")

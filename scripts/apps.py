@@ -1,7 +1,7 @@
 """List the environments of apps, with their sizes, and remove one.
 
   ./flowerbed apps                       list them, and the apps that they were made for
-  ./flowerbed apps --remove 1f3a...      remove one; its name may be shortened
+  ./flowerbed apps --remove 1f3a...      remove one. Its name may be shortened
 `./flowerbed build --app APP` makes one. While a job that has not ended uses an environment, `--remove`
 refuses and names the job.
 """
@@ -46,7 +46,7 @@ def run(
     """Show what is there, or remove.
 
     Raises:
-        core.Failure: a job uses what is to be removed, and `force` is not set.
+        core.Failure: a job uses the environment, and `force` is not set.
     """
     if force and not remove:
         raise core.UsageError("--force: expected --remove NAME with it.")

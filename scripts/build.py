@@ -5,6 +5,8 @@ from Debian packages where no registry answers. Wheels go into .flowerbed/wheels
 network. After an edit of bridge/ or a new kit, only the last layers are built again. The images are
 `PROJECT-runtime:dev` and `PROJECT-SERVICE:dev`.
 
+With FLOWERBED_RUNTIME=IMAGE it makes no runtime image, but takes that of a release.
+
 With --app it makes no image, but the environment that an app runs in: the packages that its pyproject.toml
 asks for. It does nothing where that environment exists, and no `up` is needed afterwards.
 
@@ -35,6 +37,7 @@ from scripts import (
     leftovers,
     ownership,
     provision,
+    published,
     uv,
     wheelhouse,
 )
@@ -139,8 +142,10 @@ def run(
     runtime = images.runtime(project, TAG)
     images.check_disk(first=no_cache or not engine.has(runtime))
     base = _fetch(mlflow=mlflow, renew=pull)
-    core.say(f"  building {runtime} (about 40 s the first time)")
-    steps = [("runtime", runtime, ""), *(("participant", f"{i.name}:{TAG}", i.kit) for i in wanted)]
+    taken = published.name()
+    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime} (about 40 s the first time)")
+    steps = [("published" if taken else "runtime", runtime, "")]
+    steps += [("participant", f"{i.name}:{TAG}", i.kit) for i in wanted]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
     for target, name, kit in steps:
         core.say(f"  {name} in {images.build(target, name, kit=kit, fresh=no_cache and not kit):.1f} s")
@@ -163,10 +168,12 @@ def run(
 def _fetch(*, mlflow: bool, renew: bool) -> str:
     """Get the base image and all wheels, and return how the base was obtained."""
     base = base_image.ensure(renew=renew)
+    taken = published.ensure(mlflow=mlflow)
     architecture = engine.ask().architecture
     wheelhouse.prepare()
     uv.prepare()
-    wanted = [wheelhouse.RUNTIME]
+    # A published image has its packages. `build --app` fetches them for uv, which is among them.
+    wanted = [] if taken else [wheelhouse.RUNTIME]
     wanted += [
         wheels for wheels in (wheelhouse.MLFLOW, wheelhouse.MLFLOW_CLIENT) if mlflow or wheels.is_there
     ]

@@ -26,11 +26,14 @@ CONTAINER = f"""\
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 """The health in a container's Status."""
 
+INSPECTED = "{{.Name}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
+"""The format of `docker inspect`: a container's name and health."""
+
 NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
 
 NO_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
-"""The engine's error when a container is to mount a folder that is not on its machine."""
+"""The engine's error when a container should mount a folder that is not on its machine."""
 
 BUILD = "There are no images yet: run ./flowerbed build."
 
@@ -73,7 +76,7 @@ def with_profiles(profiles: Sequence[str]) -> list[str]:
 
 
 def project() -> str:
-    """Return the federation's name for Compose, or an empty text if nothing is provisioned."""
+    """Return the federation's name for Compose, or an empty string if nothing is provisioned."""
     return os.environ.get(PROJECT) or dotenv.read(core.ROOT / ".env").get(PROJECT, "")
 
 
@@ -97,7 +100,19 @@ def containers() -> list[dict[str, str]]:
     for value in found:
         health = HEALTH.search(value.pop("Status"))
         value["Health"] = health[1] if health else ""
+    if any(value["State"] == "running" for value in found) and not any(value["Health"] for value in found):
+        _inspect_health(found)
     return found
+
+
+def _inspect_health(containers: Sequence[dict[str, str]]) -> None:
+    """Add the health of containers that `docker ps` shows without it, as on Podman."""
+    names = {value["Name"]: value for value in containers}
+    process = core.run([engine.docker(), "inspect", "--format", INSPECTED, *names], timeout=TIMEOUT)
+    for line in process.stdout.decode(errors="replace").splitlines():
+        name, _, health = line.partition(" ")
+        if (value := names.get(name.removeprefix("/"))) is not None:
+            value["Health"] = health
 
 
 def explain(purpose: str, said: str) -> NoReturn:

@@ -41,7 +41,7 @@ def _maps_users(image: str) -> bool:
 
 
 def unseen(root: Path) -> str:
-    """Return why containers do not see a checkout's files, or an empty text if they do.
+    """Return why containers do not see a checkout's files, or an empty string if they do.
 
     The base image must be there, unless the engine runs on this very machine.
     """
@@ -74,3 +74,16 @@ def check(root: Path) -> None:
     """
     if problem := unseen(root):
         raise core.Failure(f"{problem[0].upper()}{problem[1:]}. To mend it, {how_to_show(root)}.")
+
+
+def check_host_network(purpose: str) -> None:
+    """Refuse an engine with containers that cannot have this machine's own network.
+
+    Raises:
+        core.Failure: it is elsewhere, in a virtual machine, or Docker without root.
+    """
+    if not here.is_local_linux() or (is_rootless() and not engine.ask().is_podman):
+        raise core.Failure(
+            f"{purpose} needs an engine that gives containers this machine's own network: Docker as root, or "
+            "Podman, on Linux. For the people of this federation, ./flowerbed flwr-config needs none of that."
+        )

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import base_image, buildkit, core, engine, ownership, progress
+import bridge.common
+from provisioning import places
+from scripts import base_image, buildkit, core, engine, ownership, progress, published
 
 LABEL = "org.flowerbed.image"
 """The label of every image built from DOCKERFILE."""
 KIT = "org.flowerbed.kit"
 """The label of a participant's image with the `kit_mark` of its kit."""
 DOCKERFILE = "images/Dockerfile"
+"""Below the program's folder."""
 
 FIRST_BUILD_GB = 3.0
 """Free disk for a build from nothing, in GB: the image 0.4, the builder's copy 0.5, the wheels and their copy
@@ -95,27 +98,34 @@ def build(
     fresh: bool = False,
     network: str = "none",
     arguments: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> float:
     """Build one stage of the Dockerfile under a name. Return the seconds it took.
 
     Args:
-        target: runtime, participant, mlflow or compiler.
+        target: runtime, published, participant, mlflow or compiler.
         kit: the kit's folder, relative to the root.
         fresh: use nothing from the builder's cache.
         network: none or host.
         arguments: the stage's other build arguments.
+        labels: the labels of an image that is not for this machine only.
     """
     words, env = engine.builder()
+    program = lay_program()
     # Podman's builder has no such option.
     words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
-    words += ["--network", network, "--file", DOCKERFILE, "--tag", image]
+    words += ["--network", network, "--file", f"{program}/{DOCKERFILE}", "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
-    for name, value in {**({"KIT": kit} if kit else {}), **(arguments or {})}.items():
-        words += ["--build-arg", f"{name}={value}"]
+    taken = {"RUNTIME": published.name()} if target in ("published", "participant") else {}
+    given = {"KIT": kit, "PROGRAM": program, **taken, **(arguments or {})}
+    words += [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
     words += ["--no-cache"] if fresh else []
-    # Not on a participant's image, which may go to another machine.
-    words += ["--label", f"{ownership.LABEL}={core.ROOT}"] if target == "runtime" else []
-    words += ["--label", f"{KIT}={kit_mark(core.ROOT / kit)}"] if kit else []
+    marks = dict(labels or {})
+    if target in ("runtime", "published") and labels is None:
+        # Not on a participant's image, which may go to another machine.
+        marks[ownership.LABEL] = str(core.ROOT)
+    marks |= {KIT: kit_mark(core.ROOT / kit)} if kit else {}
+    words += [word for name, value in marks.items() for word in ("--label", f"{name}={value}")]
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
         shown = buildkit.Steps(bar)
@@ -125,6 +135,36 @@ def build(
             raise core.Failure(f"The disk became full while building {image}: docker system df shows why.")
         core.fail(f"Building {image}", buildkit.failure(said))
     return time.monotonic() - start
+
+
+def lay_program() -> str:
+    """Return the folder of `bridge` and `images` for the builder, relative to the root.
+
+    The builder reads only files below the root. An installed program is elsewhere, so it is copied there.
+    """
+    if places.ROOT == places.SOURCE:
+        return "."
+    parts = {"bridge": Path(bridge.common.__file__).parents[1], "images": core.SOURCE / "images"}
+    mark = _content(parts)
+    folder = core.ROOT / places.PROGRAM
+    stamp = folder / "copied"
+    if not stamp.is_file() or stamp.read_text() != mark:
+        with core.replaced(folder) as fresh:
+            for name, source in parts.items():
+                shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+            (fresh / stamp.name).write_text(mark)
+    return places.PROGRAM
+
+
+def _content(folders: Mapping[str, Path]) -> str:
+    """Return a hash of all files in the folders, by the folders' names."""
+    digest = hashlib.sha256()
+    for name, folder in sorted(folders.items()):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.parent.name != "__pycache__":
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{name}/{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def kit_mark(kit: Path) -> str:

@@ -29,6 +29,7 @@ class Setting:
 
 
 BIND, RESULTS_LIMIT, BASE = "FLOWERBED_BIND", "FLOWERBED_RESULTS_LIMIT", "FLOWERBED_BASE"
+RUNTIME = "FLOWERBED_RUNTIME"
 
 YOURS = (
     Setting(
@@ -126,8 +127,15 @@ WRITTEN = (
         "FLOWERBED_COMPOSE", "", "The Compose file in use, which `compose.yaml` includes.", "`provision`"
     ),
     Setting("FLOWERBED_TAG", "", "The images' tag.", "`build`"),
+    Setting(
+        "FLOWERBED_PROGRAM",
+        ".",
+        "The folder that images are made from. It marks a federation that "
+        "[`init`](verbs.md#init) has laid out.",
+        "`init`",
+    ),
 )
-"""Those that verbs write into `.env`; `by_default` says which one."""
+"""Those that verbs write into `.env`. `by_default` says which one."""
 
 ENVIRONMENT = (
     Setting(
@@ -135,6 +143,13 @@ ENVIRONMENT = (
         "",
         "The base image of a build.",
         "`python:3.11-slim`, or `flowerbed-base:bookworm` where that was made",
+    ),
+    Setting(
+        RUNTIME,
+        "",
+        "The [published runtime image](../how-to/published-images.md) that `build` puts kits on, with its "
+        "digest.",
+        "none: `build` makes one",
     ),
     Setting(
         "FLOWERBED_BUILD_PASSWORDS",

@@ -109,13 +109,34 @@ def follow(service: str, job: str, *, timeout: float | None = None) -> dict[str,
             # Indented, so that none of its lines can pass for one of ours.
             why = textwrap.indent(untold(reason, events), "    ")
             ended = f"ended as {status}" + (f":\n{why}\n" if reason else ".\n")
-        more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n  " if again else ""
-        raise Failure(f"Job {job} {ended}  {more}Logs: ./flowerbed logs {job}", **facts)
+        more = f"It was submitted again as job {again}: ./flowerbed wait {again}\n" if again else ""
+        logs = _logs(job, facts) if _has_log(events) else ""
+        raise Failure(f"Job {job} {ended}{more and '  '}{more}{logs and '  '}{logs}".rstrip(), **facts)
     for line in summary.failures(facts):
         say(f"  {line}")
+    if facts["errors"]:
+        say(f"  {_logs(job, facts)}")
     if reason:
         say(textwrap.indent(reason, "    "))
     return facts
+
+
+def _has_log(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the job has started, as far as is known. One that was refused or never scheduled has no
+    log."""
+    before = ("status", "waits", "refused", "end")
+    unknown = not any(event.get("event") in ("waits", "refused") for event in events)
+    return unknown or any(
+        event.get("event") not in before or str(event.get("status")).startswith("RUNNING") for event in events
+    )
+
+
+def _logs(job: str, facts: Mapping[str, Any]) -> str:
+    """Return the line that names the log with the cause: the first failed site's, else the server's."""
+    site = next(iter(facts["errors"]), None)
+    return f"Logs: ./flowerbed logs {job[:SHORT]}" + (
+        f" --site {one_line(site, summary.NAME_LIMIT)}" if site else ""
+    )
 
 
 def untold(reason: str, events: Sequence[Mapping[str, Any]]) -> str:
@@ -164,7 +185,9 @@ class Progress:
         elif kind == "waits":
             self._say(event, str(event["reason"]))
         elif kind == "refused":
-            why = one_line(str(event["reason"]), summary.TEXT_LIMIT)
+            # A site's executor begins with the same words.
+            why = str(event["reason"]).removeprefix(f"{event['site']} takes no part: ")
+            why = one_line(why, summary.TEXT_LIMIT)
             self._say(event, f"{event['site']} refused the job and takes no part: {why}")
         elif kind == "joined":
             self._say(event, f"{event['site']} joined late and takes part from now on")

@@ -31,11 +31,12 @@ PARTS = {
     "processes": PROCESSES,
     "attacks": ("attacks", "faults", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
-    "schemes": ("integration/test_9_schemes",),
+    "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
+    "installed": ("integration/test_6_installed",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
 Attacks begin with the larger federation, which tracking needs, and faults run with any: so all workers take
-about as long. The last two parts have their own federations."""
+about as long. The last three parts have their own federations."""
 
 LONGEST = (
     "flower",
@@ -50,7 +51,7 @@ LONGEST = (
     "provisioning_killed",
     "verbs",
 )
-"""Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone in the end."""
+"""Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone at the end."""
 
 
 def part_of(test: str) -> str:
@@ -66,7 +67,7 @@ class Parts(LoadScopeScheduling):
 
     def _reschedule(self, node: WorkerController) -> None:
         """Give a worker its next part before the last test of what it has: it begins none before it knows the
-        next. xdist does so one test sooner. Then a part of two tests brings another part with it."""
+        next. xdist does so one test sooner. A part with two tests then brings another part with it."""
         if self._pending_of(self.assigned_work[node]) <= 1 or not self.workqueue:
             super()._reschedule(node)
 

@@ -59,7 +59,7 @@ an environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
-    """Raised when there is no such environment here. The text is for people."""
+    """Raised when there is no such environment here. The text is for users."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def named(name: str, root: Path = ROOT) -> AppEnvironment:
     facts = _described(root / name)
     if facts is None:
         raise NoEnvironment(
-            f"it lacks the app's environment {name}. Make it there: ./flowerbed build --app APP", missing=name
+            f"it lacks the app's environment {name}. Make it: ./flowerbed build --app APP. For a site on "
+            f"another machine, copy .flowerbed/environments/{name} there",
+            missing=name,
         )
     return _made(root / name, facts)
 

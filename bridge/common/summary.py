@@ -15,7 +15,7 @@ Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
 
 NAME_LIMIT, TEXT_LIMIT = 200, 2000
-"""Characters of a name, and of a reason or error, in a line for people."""
+"""Characters of a name, and of a reason or error, in a line for users."""
 
 ERRORS_SHOWN = 5
 """Sites with first errors that are shown to people, at most."""
@@ -41,7 +41,7 @@ KEYS = {
     "rounds[].loss": "the evaluation's, else the training's, else null",
     "rounds[].metrics": "[means over the sites](job.md#rounds)",
     "rounds[].sites": "by site, then `train` and `evaluate`: the numbers in that reply, with "
-    "`num_examples`, and `error`, a text, if it failed",
+    "`num_examples`, and `error`, a string, if it failed",
     "rounds[].trained?": "false if every training reply of the round failed. Its metrics are then of a "
     "model that the round has not trained",
     "central": "what the strategy has evaluated at the server, in order",
@@ -145,10 +145,19 @@ def failures(outcome: Mapping[str, Any]) -> list[str]:
     ]
     for site, first in itertools.islice(outcome["errors"].items(), ERRORS_SHOWN):
         at = f", round {first['round']}" if first.get("round") else ""
+        took, failed = _rounds_of_site(outcome.get("rounds") or (), site)
+        if took == failed > 1:
+            at = f" failed in every round ({failed} of {took})"
         lines.append(f"{one_line(site, NAME_LIMIT)}{at}: {one_line(bare_error(first['error']), TEXT_LIMIT)}")
     if (more := len(outcome["errors"]) - ERRORS_SHOWN) > 0:
         lines.append(f"and {more} more sites: summary.json has all")
     return lines
+
+
+def _rounds_of_site(rounds: Sequence[Mapping[str, Any]], site: str) -> tuple[int, int]:
+    """Return the number of rounds with a site's replies, and of those in which all of them failed."""
+    replies = [list(entry["sites"][site].values()) for entry in rounds if site in entry["sites"]]
+    return len(replies), sum(all(map(is_error, kinds)) for kinds in replies)
 
 
 def _average(sites: Mapping[str, Mapping[str, Mapping[str, Any]]], kind: str) -> dict[str, Any]:

@@ -37,6 +37,15 @@ def link_data(work_dir: Path, data: Path = DATA, but: Collection[str] = ()) -> N
     """
     try:
         names = sorted(entry.name for entry in os.scandir(data))
+    except PermissionError:
+        # An app would only say that its file is not there.
+        log.error(
+            "user %d of this container cannot read %s, so the app finds no data there. On this machine, "
+            "./flowerbed doctor says how to let it",
+            os.geteuid(),
+            data,
+        )
+        return
     except OSError:
         return  # This participant has no data.
     folder = work_dir / NAME

@@ -188,7 +188,7 @@ def test_a_link_in_the_place_of_what_uv_writes_is_not_followed(evil: Evil, victi
     assert {path.name for path in uv.ENVIRONMENTS.iterdir()} == {uv.CACHE, OTHER}
 
 
-def test_the_network_is_tried_with_none_of_the_packages_code(evil: Evil, loopback: int) -> None:
+def test_the_network_check_runs_no_code_of_packages(evil: Evil, loopback: int) -> None:
     """Search for the network where an index answers on only one of the two."""
     places = (f"127.0.0.1:{loopback}",)
     assert source_builds._reaches("host", places) and not source_builds._reaches("bridge", places)

@@ -80,7 +80,7 @@ def test_another_user_in_the_console_gets_no_answer(asked: Federation) -> None:
 
 
 @pytest.mark.parametrize("service", ["server", "site-1", "lead"])
-def test_from_another_container_there_is_no_way_to_it(asked: Federation, service: str) -> None:
+def test_another_container_cannot_reach_it(asked: Federation, service: str) -> None:
     """An app runs in the containers of the server and the sites, as the same user."""
     theirs = asked.exec(service, "cat", "/proc/net/unix")
     assert SOCKET not in theirs or service == "lead"
@@ -121,7 +121,7 @@ def audit_lines(federation: Federation) -> list[str]:
     return [line for line in text.splitlines() if "admin@" in line]
 
 
-def test_a_verb_that_asks_again_logs_in_no_more_and_is_no_line(asked: Federation) -> None:
+def test_a_repeated_verb_logs_in_once_and_writes_no_audit_line(asked: Federation) -> None:
     before = audit_lines(asked)
     began = time.monotonic()
     for _ in range(5):

@@ -117,7 +117,7 @@ def test_a_wrong_token_is_refused(people: dict[str, Person], token: str) -> None
     assert answer.status_code == 401 and "./flowerbed flwr-config --write" in answer.json()["detail"]
 
 
-def test_the_token_of_one_person_is_none_of_anothers(people: dict[str, Person]) -> None:
+def test_a_token_works_for_one_person_only(people: dict[str, Person]) -> None:
     assert people["lead"].call("list-runs", pb.ListRunsRequest()).status_code == 200
     answer = people["admin"].call("list-runs", pb.ListRunsRequest(), people["lead"].token)
     assert answer.status_code == 401
@@ -152,7 +152,7 @@ def test_no_container_reaches_it(federation: Federation, people: dict[str, Perso
         assert reached.strip() == "", (service, reached)
 
 
-def test_what_carries_it_holds_no_kit_and_no_token(federation: Federation, people: dict[str, Person]) -> None:
+def test_its_container_holds_no_kit_and_no_token(federation: Federation, people: dict[str, Person]) -> None:
     found = federation.exec("flwr", "sh", "-c", "ls /kit /workspace/startup/ 2>&1; find /flwr -type f; env")
     assert "client.key" not in found and "No such file" in found
     assert people["admin"].token not in found

@@ -31,7 +31,7 @@ def job(larger: Federation) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("who", ["member", "lead", "admin", "site-3", "site-5"])
-def test_who_is_no_site_of_the_job_cannot_join_it(larger: Federation, job: str, who: str) -> None:
+def test_only_the_jobs_sites_can_join_it(larger: Federation, job: str, who: str) -> None:
     assert hostile.join(larger, who, job) == TRIES
     if who.startswith("site"):  # It had to register again for that: restart the site itself.
         larger.compose("restart", who)

@@ -26,7 +26,7 @@ tell(str(session.api.do_command(WORDS[0])))
 
 @pytest.fixture
 def project(larger: Federation) -> Iterator[str]:
-    """project.yml as it was, put back in the end."""
+    """project.yml as it was, put back at the end."""
     file = larger.root / "project.yml"
     before = file.read_text()
     yield before
@@ -74,7 +74,7 @@ def ask_daemon(console: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
-def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, project: str) -> None:
+def test_a_revoked_site_and_person_are_removed_at_once(larger: Federation, project: str) -> None:
     job = long_job(larger)
     stolen = hostile.act(larger, "site-3", "tell(stolen(WORDS[0]))", job)
     larger.must("jobs", "--as", "member")  # A session that stays open, in the console's daemon.
@@ -105,7 +105,7 @@ def test_a_revoked_site_and_person_are_put_out_at_once(larger: Federation, proje
     ]  # fmt: skip
 
 
-def test_a_site_that_is_disabled_is_put_out_too(larger: Federation) -> None:
+def test_a_disabled_site_is_removed_too(larger: Federation) -> None:
     job = long_job(larger)
     site_3 = larger.container("site-3")
     began = time.monotonic()

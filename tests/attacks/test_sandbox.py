@@ -81,7 +81,7 @@ def test_it_gets_past_it_by_no_other_call(one: dict[str, Any]) -> None:
     }
 
 
-def test_what_an_app_needs_works(one: dict[str, Any]) -> None:
+def test_an_apps_own_needs_are_met(one: dict[str, Any]) -> None:
     assert (one["write its folder"], one["temporary file"], one["abstract socket"]) == (2, True, True)
     assert one["temporary folder"].startswith("/workspace/") and one["temporary folder"].endswith("/tmp")
     assert (one["loaded"], one["threads"]) == (190.0, "2\n")

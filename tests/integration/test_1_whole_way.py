@@ -42,7 +42,7 @@ def test_three_rounds_reach_80_percent(quickstart: Outcome, results: Path) -> No
     assert 0 < seconds["last_round_to_finished"] < seconds["total"]
 
 
-def test_the_progress_was_told_by_round_and_site(quickstart: Outcome) -> None:
+def test_the_progress_was_shown_by_round_and_site(quickstart: Outcome) -> None:
     told = re.findall(r"(?m)^ +(\d+) s  (.*)$", quickstart.text)
     seconds, lines = [int(second) for second, _ in told], [line for _, line in told]
     assert seconds == sorted(seconds)
@@ -158,7 +158,7 @@ def test_the_job_is_listed_as_completed(federation: Federation, results: Path) -
     assert jobs[results.name]["status"] == "FINISHED:COMPLETED"
 
 
-def test_status_says_who_is_there(federation: Federation) -> None:
+def test_status_shows_the_registered_sites(federation: Federation) -> None:
     status = federation.must("status")
     assert status["up"]
     assert {site["name"] for site in status["sites"]} == {"site-1", "site-2"}

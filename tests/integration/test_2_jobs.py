@@ -149,7 +149,7 @@ def test_an_app_without_rounds_shows_what_happens_and_its_output(lookups: dict[s
     assert shown == sorted(shown)
 
 
-def test_abort_ends_the_job_and_all_its_processes_and_remove_frees_what_it_took(
+def test_abort_ends_all_processes_of_a_job_and_remove_frees_its_space(
     federation: Federation,
 ) -> None:
     job = federation.submit("numpy-add", "--rounds", "100")

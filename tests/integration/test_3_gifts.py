@@ -54,7 +54,7 @@ def test_no_image_holds_what_only_the_site_knows(federation: Federation) -> None
     assert SECRET not in told + kit and "hush" not in told + kit
 
 
-def test_data_that_cannot_be_read_is_told_before_a_job_finds_out(federation: Federation) -> None:
+def test_unreadable_data_is_reported_before_a_job(federation: Federation) -> None:
     folder = federation.root / "data/site-1"
     before = folder.stat().st_mode
     reading = [check for check in federation.must("doctor")["checks"] if check["check"] == "data"]

@@ -123,7 +123,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(home: Path, program: Path | None = None) -> Flwr:
-    """Flower's command with its files in `home`; returns what it prints, and fails with it."""
+    """Flower's command with its files in `home`. Returns what it prints, and fails with it."""
     program = program or Path(sys.executable).with_name("flwr")
     environ = {**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0"}
 
@@ -198,7 +198,7 @@ def test_the_bundle_is_the_one_that_flower_built(federation: Federation, flwr: F
     flwr("log", answer["run-id"], "flowerbed")
 
 
-def test_run_config_does_what_it_means(federation: Federation, flwr: Flwr, app: Path) -> None:
+def test_run_config_takes_effect(federation: Federation, flwr: Flwr, app: Path) -> None:
     said = flwr("run", str(app), "flowerbed", "-c", "num-server-rounds=1", "--stream")
     assert "[ROUND 1/1]" in said
     said = flwr("run", str(app), "flowerbed", "-c", "rounds=1", code=1)
@@ -238,7 +238,7 @@ def test_sites_are_supernodes_of_one_federation(federation: Federation, flwr: Fl
     assert all(text in shown for text in ("site-1", "admin@flowerbed.example", "project_admin"))
 
 
-def test_what_submit_hands_in_is_a_run_too(federation: Federation, flwr: Flwr) -> None:
+def test_a_submitted_job_is_a_run_too(federation: Federation, flwr: Flwr) -> None:
     job = federation.submit("numpy-add", "--rounds", "1")
     assert "[ROUND 1]" in flwr("log", str(run_id(job)), "flowerbed", "--stream")
     listed = json.loads(flwr("ls", "flowerbed", "--format", "json"))["runs"]

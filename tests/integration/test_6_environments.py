@@ -152,7 +152,7 @@ def test_packages_without_wheels_are_built_in_a_container(
     assert only["metrics"]["mean"] == 1
 
 
-def test_a_site_without_the_environment_says_so_within_seconds(
+def test_a_site_without_the_environment_reports_it_within_seconds(
     federation: Federation, tmp_path: Path
 ) -> None:
     """One container sees another folder, like a site without the app's environment."""

@@ -68,7 +68,7 @@ def test_each_strategy_makes_something_else_of_the_same(runs: dict[str, Runs]) -
     assert len(made) == 4
 
 
-def test_what_leaves_a_site_was_clipped_and_blurred(runs: dict[str, Runs]) -> None:
+def test_a_sites_update_is_clipped_and_blurred(runs: dict[str, Runs]) -> None:
     sites = rounds(runs, "mods")[0]["sites"]
     for number, site in enumerate(("site-1", "site-2"), 1):
         found = sites[site]["train"]
@@ -82,7 +82,7 @@ def test_the_server_sees_the_sum_and_no_sites_numbers(runs: dict[str, Runs]) -> 
     (entry,) = rounds(runs, "SecAgg+")
     for parts in entry["sites"].values():
         assert parts["train"][differences.HASH] == ArrayRecord().object_id
-        # 100 examples say 1, 200 say 2, 300 say 3. SecAgg+ rounds to some 1e-6.
+        # 100 examples say 1, 200 say 2, 300 say 3. SecAgg+ rounds to about 1e-6.
         assert parts["evaluate"]["mean"] == pytest.approx(14 / 6, abs=1e-5)
 
 

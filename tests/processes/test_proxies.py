@@ -178,7 +178,7 @@ def test_each_process_of_the_image_does_so_at_its_start() -> None:
     assert done.stdout.split() == ["intranet.example,127.0.0.1,localhost,::1"] * 2, done.stderr
 
 
-def test_what_is_spared_stays_one_list() -> None:
+def test_hosts_without_a_proxy_stay_one_list() -> None:
     once = proxies.direct({"NO_PROXY": "a, b"}, ["server"])
     assert once == dict.fromkeys(("NO_PROXY", "no_proxy"), "a,b,127.0.0.1,localhost,::1,server")
     assert proxies.direct(once, ["server"]) == once

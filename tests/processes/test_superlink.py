@@ -40,7 +40,7 @@ def first_taken(monkeypatch: pytest.MonkeyPatch, other: socket.socket, times: in
     return chosen
 
 
-def test_a_superlink_starts_again_for_a_taken_port_and_tells_within_seconds_who_was_killed(
+def test_a_superlink_restarts_for_a_taken_port_and_reports_a_kill_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.server.superlink.SERVERAPP_TOLD", 0.5)

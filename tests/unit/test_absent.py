@@ -45,6 +45,6 @@ def test_a_site_that_is_not_waited_for_is_logged(caplog: pytest.LogCaptureFixtur
     assert f"{absent.STARTS_WITHOUT} site-2" in caplog.text
 
 
-def test_a_job_whose_progress_cannot_be_seen_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_reports_hidden_progress(capsys: pytest.CaptureFixture[str]) -> None:
     Progress().tell({"event": "no progress", "reason": "not authorized", "t": 0})
     assert absent.NO_PROGRESS in capsys.readouterr().err

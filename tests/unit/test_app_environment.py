@@ -68,7 +68,7 @@ def test_no_simulation_is_installed_and_flower_always() -> None:
         (asking("numpy" + " ;" * 100_000), "is not a valid requirement"),
     ],
 )
-def test_what_is_no_requirement_is_named(config: dict[str, Any], text: str) -> None:
+def test_an_invalid_requirement_is_named(config: dict[str, Any], text: str) -> None:
     with pytest.raises(BadApp) as bad:
         app_environment.requirements(config)
     assert text in str(bad.value) and "pyproject.toml" in str(bad.value)
@@ -121,7 +121,7 @@ HOSTILE = (
     "content",
     [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'"flwr"', b'{"flwr": "1.42.0"}', *HOSTILE],
 )
-def test_a_broken_description_is_no_environment(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
+def test_a_broken_description_is_not_an_environment(tmp_path: Path, content: bytes | dict[str, Any]) -> None:
     """The code that built a package may have written the file."""
     environment(tmp_path, "bbbbbbbbbbbb", APP)
     if isinstance(content, bytes):
@@ -142,7 +142,7 @@ def test_a_description_without_end_is_not_read_to_its_end(tmp_path: Path) -> Non
         app_environment.named(NAME, tmp_path)
 
 
-def test_folders_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
+def test_paths_that_are_not_folders_are_skipped(tmp_path: Path) -> None:
     assert app_environment.every(tmp_path / "nowhere") == []
     for name in (".cache", ".resolving-0123456789ab", "notes"):
         environment(tmp_path, name)
@@ -150,7 +150,7 @@ def test_folders_that_are_none_are_not_looked_at(tmp_path: Path) -> None:
     assert app_environment.every(tmp_path) == []
 
 
-def test_it_is_found_by_what_the_app_asks_for_and_its_kind(tmp_path: Path) -> None:
+def test_it_is_found_by_the_apps_requirements_and_its_kind(tmp_path: Path) -> None:
     environment(tmp_path, NAME, APP)
     environment(tmp_path, "cccccccccccc", APP, gpu=True)
     for gpu, name in ((False, NAME), (True, "cccccccccccc")):
@@ -285,7 +285,7 @@ def test_a_server_without_it_refuses_the_job_by_name(
     assert len(panics) == 1 and panics[0].startswith("the server cannot run the app: ") and name in panics[0]
 
 
-def test_what_vanished_under_a_job_is_its_first_cause(
+def test_a_removed_environment_is_a_jobs_first_cause(
     job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SuperLink without its packages once reported the version of grpc."""
@@ -330,7 +330,7 @@ def test_without_one_the_server_looks_whether_its_own_packages_are_enough(
 
 
 @pytest.mark.parametrize("name", ["cccccccccccc", "../../etc"])
-def test_a_site_without_it_takes_no_part_and_says_so_by_name(
+def test_a_site_without_it_names_it_and_takes_no_part(
     job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     options = FlowerExecutor(environment=name).options
@@ -339,7 +339,7 @@ def test_a_site_without_it_takes_no_part_and_says_so_by_name(
     assert why.startswith("site-1 takes no part: ") and name in why
 
 
-def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says_so(
+def test_a_site_without_the_environments_python_reports_it_and_takes_no_part(
     job: SimpleNamespace,
 ) -> None:
     """Its base image has more Pythons. A SuperNode would be started six times."""
@@ -356,7 +356,7 @@ def test_a_site_whose_image_lacks_the_environments_python_takes_no_part_and_says
     assert app_environment.of_job(NAME, None, job.made).name == NAME
 
 
-def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cannot_run_inside(
+def test_a_site_warns_of_an_untested_flower_and_refuses_to_run_it_inline(
     job: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment(job.made, NAME, flwr="1.44.0")
@@ -372,7 +372,7 @@ def test_a_site_warns_of_a_flower_that_nobody_has_tried_and_refuses_what_it_cann
         site._packages(inline, None, "site-1")
 
 
-def test_where_apps_have_environments_a_job_without_one_is_refused(
+def test_in_containers_a_job_without_an_environment_is_refused(
     job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.made.mkdir()
@@ -395,13 +395,13 @@ def test_where_apps_have_environments_a_job_without_one_is_refused(
 
 
 @pytest.mark.parametrize("project", [[], [{"name": "x"}], "x", 1])
-def test_a_project_that_is_no_table_is_one_clear_error(project: Any) -> None:
+def test_a_project_that_is_not_a_table_is_one_clear_error(project: Any) -> None:
     for function in (app_environment.requirements, app_environment.requires_python, app_environment.key):
         with pytest.raises(BadApp, match=r"pyproject.toml: \[project\]: expected a table, found "):
             function({"project": project})
 
 
-def test_an_address_with_another_line_in_it_is_no_requirement() -> None:
+def test_an_address_with_a_line_break_is_not_a_requirement() -> None:
     """uv would take the line for an option of its list."""
     for end in ("\n", "\r"):
         with pytest.raises(BadApp, match="more than one line"):

@@ -55,7 +55,7 @@ def seen(code: str, *packages: str) -> list[str]:
         ("mine.app", "numpy"),
     ],
 )
-def test_a_module_is_known_by_the_name_of_what_brings_it(module: str, package: str) -> None:
+def test_a_module_is_named_by_the_package_that_provides_it(module: str, package: str) -> None:
     assert seen(f"import {module}\n", "flwr", package) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, base_image, core, images, leftovers, uv, wheelhouse
+from scripts import apt, base_image, core, images, leftovers, ownership, published, uv, wheelhouse
 from scripts.__main__ import main
 from scripts.wheelhouse import MLFLOW, MLFLOW_CLIENT, RUNTIME
 from tests.unit.faking import Checkout, Program, inspected
@@ -53,10 +54,12 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(wheelhouse, "HOUSE", house / "wheels")
     monkeypatch.setattr(uv, "ENVIRONMENTS", house / "environments")
     (root / "images").mkdir()
+    monkeypatch.setattr(wheelhouse, "IMAGES", root / "images")
     for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT):
         wheels.requirements.write_text("")
     complete(RUNTIME)
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
+    monkeypatch.delenv("FLOWERBED_RUNTIME", raising=False)
     program.answer("build")
     return program
 
@@ -267,9 +270,7 @@ def downloads(docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return calls
 
 
-def test_of_two_that_fill_it_at_once_one_fetches(
-    downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_at_once_fetch_once(downloads: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads take a while: once the second verb took the first one's wheels away."""
     download = wheelhouse.download
 
@@ -316,7 +317,7 @@ def test_a_full_wheelhouse_is_not_filled_again(downloads: list[list[str]]) -> No
     assert not RUNTIME.is_complete("arm64")
 
 
-def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
+def test_a_changed_or_foreign_wheel_is_refused_by_name(
     downloads: list[list[str]],
 ) -> None:
     RUNTIME.fill("amd64")
@@ -333,9 +334,7 @@ def test_a_wheel_that_was_changed_or_that_nobody_fetched_is_refused_by_name(
     assert failure.value.facts == {"wheels": ["evil-1.0-py3-none-any.whl"]}
 
 
-def test_a_build_refuses_wheels_that_nobody_fetched(
-    checkout: Checkout, docker: Program, flowerbed: Run
-) -> None:
+def test_a_build_refuses_wheels_it_did_not_fetch(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
     wheel(RUNTIME.folder, "evil-1.0")
     code, outcome, _ = flowerbed("build")
     assert code == 1 and "evil-1.0" in outcome["error"] and not builds(docker)
@@ -417,7 +416,7 @@ def test_a_wrong_pyproject_is_named_before_any_work(
     assert not any(call.startswith("run") for call in docker.calls), "no package was asked for"
 
 
-def test_a_second_app_without_its_option_is_told_how(docker: Program, flowerbed: Run) -> None:
+def test_a_second_app_without_its_option_gets_a_hint(docker: Program, flowerbed: Run) -> None:
     code, outcome, _ = flowerbed("build", "--app", "one", "two", "three")
     assert code == 2 and "(two three)" in outcome["error"]
     assert "build --app APP --app APP" in outcome["error"]
@@ -438,3 +437,80 @@ def test_environment_options_need_an_app(
     code, outcome, _ = flowerbed("build", *words)
     assert code == 2 and outcome["error"].startswith(f"{words[0]}: expected --app APP")
     assert docker.calls == []
+
+
+IMAGE = f"registry.example.org/flowerbed-runtime@sha256:{'a' * 64}"
+
+
+@pytest.fixture
+def published_image(docker: Program, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a published image of this version, which the engine lacks until it is pulled."""
+    (core.ROOT / "pyproject.toml").write_text('[project]\nversion = "0.1.0"\n')
+    monkeypatch.setenv("FLOWERBED_RUNTIME", IMAGE)
+    pulled = core.ROOT / "pulled"
+    docker.answer(f"image inspect {IMAGE}", needs=pulled, out=inspected(**{published.VERSION: "0.1.0"}))
+    docker.answer(f"pull --quiet {IMAGE}", creates=pulled)
+    return IMAGE
+
+
+def test_a_published_image_is_pulled_once_and_gets_the_kits(
+    checkout: Checkout, docker: Program, flowerbed: Run, published_image: str
+) -> None:
+    shutil.rmtree(RUNTIME.folder)
+    for _ in range(2):
+        code, outcome, text = flowerbed("build")
+        assert code == 0, text
+    assert outcome["images"][0] == "flowerbed-runtime:dev" and f"flowerbed-runtime:dev is {IMAGE}" in text
+    assert [call for call in docker.calls if call.startswith("pull")] == [f"pull --quiet {IMAGE}"]
+    first, *others = builds(docker)[:4]
+    assert "--target published" in first and f"--label {ownership.LABEL}=" in first
+    assert all("--target participant" in call and ownership.LABEL not in call for call in others)
+    assert all(f"--build-arg RUNTIME={IMAGE}" in call for call in (first, *others))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({published.VERSION: "0.0.9"}, "expected an image of Flowerbed 0.1.0, which this is, and .* 0.0.9"),
+        ({}, "holds no published Flowerbed"),
+        (
+            {published.VERSION: "0.1.0", base_image.STAND_IN_LABEL: "bookworm"},
+            "have Python in two places",
+        ),
+    ],
+)
+def test_a_published_image_that_does_not_fit_is_refused(
+    checkout: Checkout,
+    docker: Program,
+    flowerbed: Run,
+    published_image: str,
+    labels: dict[str, str],
+    said: str,
+) -> None:
+    docker.answer(f"image inspect {IMAGE}", out=inspected(**labels))
+    code, outcome, _ = flowerbed("build")
+    assert code == 1 and re.search(said, outcome["error"]), outcome
+    assert not builds(docker)
+
+
+def test_a_published_image_without_a_digest_is_not_pulled(
+    checkout: Checkout,
+    docker: Program,
+    flowerbed: Run,
+    published_image: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    docker.answer("image inspect registry.example.org/flowerbed-runtime:0.1.0", code=1)
+    monkeypatch.setenv("FLOWERBED_RUNTIME", "registry.example.org/flowerbed-runtime:0.1.0")
+    code, outcome, _ = flowerbed("build")
+    assert code == 2 and "expected an image with its digest, NAME@sha256:" in outcome["error"]
+    assert not [call for call in docker.calls if call.startswith("pull")]
+
+
+def test_a_published_image_has_no_client_of_mlflow(
+    checkout: Checkout, docker: Program, flowerbed: Run, published_image: str
+) -> None:
+    complete(MLFLOW)
+    complete(MLFLOW_CLIENT)
+    code, outcome, _ = flowerbed("build", "--tracking", "mlflow")
+    assert code == 2 and "lacks MLflow's client" in outcome["error"] and not builds(docker)

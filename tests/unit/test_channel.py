@@ -62,7 +62,7 @@ def test_a_call_arrives_as_it_was_sent() -> None:
         *(({}, payload) for payload in (10**12, "text", [b"a"], {"a": 1}, 1.5)),
     ],
 )
-def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any], payload: Any) -> None:
+def test_a_malformed_call_is_refused_with_the_sites_name(changed: dict[str, Any], payload: Any) -> None:
     told: list[tuple[str, str]] = []
 
     async def answer(site: str, call: Call) -> Response:
@@ -76,7 +76,7 @@ def test_what_is_no_call_is_refused_with_the_sites_name(changed: dict[str, Any],
         assert told[0][0] == "site-1"
 
 
-def test_a_fault_is_no_refusal() -> None:
+def test_a_fault_is_not_a_refusal() -> None:
     async def answer(site: str, call: Call) -> Response:
         raise LinkFault("later")
 
@@ -226,7 +226,7 @@ def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.Mon
     async def test(cells: Cells, link: SiteLink) -> None:
         held = asyncio.ensure_future(link.send(CALL))
         await asyncio.sleep(1)
-        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s. Without that there would be some 45.
+        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s. Without that there would be about 45.
         assert 2 <= cells.sent.count(channel.QUESTION) <= 8
         cells.lose = [channel.ANSWER]
         async with asyncio.timeout(0.5):

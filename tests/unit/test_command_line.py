@@ -96,7 +96,7 @@ def test_wrong_use_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
         ([], False),
     ],
 )
-def test_who_wants_an_object(words: list[str], wants: bool) -> None:
+def test_the_nodes_that_want_an_object(words: list[str], wants: bool) -> None:
     assert _wants_json(words) is wants
 
 

@@ -54,7 +54,7 @@ def test_a_job_goes_from_one_folder_whatever_its_name_is() -> None:
     assert call.lines == [{"job_id": "j-1", "sites": ["site-1"]}]
 
 
-def test_a_site_that_is_silent_is_told_of() -> None:
+def test_a_silent_site_is_reported() -> None:
     session = Session()
     session.heard -= 100
     answer = submit(tar(named("my-job")), session).lines[0]
@@ -156,7 +156,7 @@ def changed(into: Path, **lines: str) -> Path:
         ({"publisher": 'publisher = "me"\nfab-include = []'}, 'Property "fab-include"'),
     ],
 )
-def test_what_flower_refuses_of_an_app_is_refused_in_its_words(
+def test_an_app_that_flower_refuses_is_refused_in_its_words(
     tmp_path: Path, lines: dict[str, str], words: str, deployed: str
 ) -> None:
     with pytest.raises(BadApp, match="the app cannot be built: ") as refused:

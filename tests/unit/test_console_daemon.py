@@ -228,7 +228,7 @@ def test_two_verbs_at_once_share_no_session_and_a_third_waits(made: list[Session
     assert not third.is_alive() and len(made) == 2
 
 
-def test_a_session_that_the_server_has_forgotten_is_opened_anew(made: list[Session]) -> None:
+def test_a_session_the_server_forgot_is_reopened(made: list[Session]) -> None:
     pool = OpenSessions()
     with pool.one():
         pass
@@ -259,7 +259,7 @@ def test_a_session_that_has_failed_is_not_used_again(made: list[Session]) -> Non
         assert session is made[1], "an error of the verb's own leaves the session as it was"
 
 
-def test_a_verb_for_which_nobody_waits_any_more_ends(made: list[Session]) -> None:
+def test_an_abandoned_verb_ends(made: list[Session]) -> None:
     gone = threading.Event()
     call = ConsoleCall(OpenSessions(), lambda data: None, None, gone)  # type: ignore[arg-type]
     threading.Timer(0.05, gone.set).start()
@@ -269,7 +269,7 @@ def test_a_verb_for_which_nobody_waits_any_more_ends(made: list[Session]) -> Non
         call.session()
 
 
-def test_what_jobs_are_made_with_is_imported_once_after_the_first_answer(
+def test_the_modules_for_jobs_are_imported_once_after_the_first_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready: list[str] = []

@@ -285,7 +285,7 @@ def test_no_job_is_removed_if_one_has_not_ended(status: str) -> None:
     assert [*session.stored] == ["a", "b"]
 
 
-def test_a_job_that_is_refused_ends_it_and_what_is_gone_is_said() -> None:
+def test_a_refused_job_ends_it_and_removed_jobs_are_named() -> None:
     session = Store(a="FINISHED:COMPLETED", bad="FINISHED:COMPLETED", c="FINISHED:COMPLETED")
     with pytest.raises(ConsoleError, match="job bad is not removed: refused by the server") as refused:
         jobs.remove(Asked(session), ["a", "bad", "c"])

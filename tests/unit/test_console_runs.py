@@ -125,7 +125,7 @@ def test_a_run_may_need_fewer_sites_and_gpus(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
-def test_what_is_no_bundle_is_refused(content: bytes) -> None:
+def test_other_files_than_bundles_are_refused(content: bytes) -> None:
     with pytest.raises(BadApp):
         runs.start(Asked(Server([""]), payload=handed(content)))
 
@@ -136,7 +136,7 @@ def test_a_key_that_the_app_has_not_is_refused() -> None:
         runs.start(Asked(Server([""]), payload=handed(fab.build(APP))), run_config={"rounds": 1})
 
 
-def test_without_an_environment_the_command_that_makes_it_is_said(
+def test_without_an_environment_the_command_that_makes_it_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app_environment, "ROOT", tmp_path)
@@ -147,7 +147,7 @@ def test_without_an_environment_the_command_that_makes_it_is_said(
     assert error.value.facts == {"missing": ["flwr>=1.26.0", "numpy"]}
 
 
-def test_where_no_environment_can_be_seen_the_server_chooses(
+def test_without_visible_environments_the_server_chooses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app_environment, "ROOT", tmp_path / "nowhere")
@@ -156,7 +156,7 @@ def test_where_no_environment_can_be_seen_the_server_chooses(
     assert server.bundle
 
 
-def test_jobs_are_told_as_runs() -> None:
+def test_jobs_are_shown_as_runs() -> None:
     call = Asked(Server(["RUNNING", "FINISHED:COMPLETED"]))
     runs.listed(call)
     running, ended = call.lines[0]["runs"]
@@ -168,7 +168,7 @@ def test_jobs_are_told_as_runs() -> None:
     assert [run["job_id"] for run in only.lines[0]["runs"]] == ["1a"]
 
 
-def test_of_the_log_the_serverapps_lines_are_shown() -> None:
+def test_only_the_serverapps_lines_of_the_log_are_shown() -> None:
     assert runs.printed(LOG) == [
         "INFO :      [ROUND 1]",
         "2026-11-28 02:04:03,591 - superlink - INFO - a line of the app's",
@@ -176,7 +176,7 @@ def test_of_the_log_the_serverapps_lines_are_shown() -> None:
     ]
 
 
-def test_the_log_is_told_as_it_grows_and_a_line_only_whole() -> None:
+def test_the_log_streams_in_whole_lines() -> None:
     lines = [f"{STAMP} - serverapp - INFO - {word}\n" for word in ("one", "two", "three")]
     looks = ["", lines[0] + lines[1][:-3], "".join(lines)]
     call = Asked(Server(["SUBMITTED", "RUNNING", "RUNNING", "FINISHED:COMPLETED"], looks))

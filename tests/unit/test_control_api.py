@@ -119,7 +119,7 @@ class Endpoint:
         return self.http.post(f"/v1/control/{name}", content=content, headers={**MEDIA, **more, **headers})
 
     def refused(self, name: str, request: Message, **given: Any) -> tuple[int, str]:
-        """Send a call that is refused; returns Flower's number and the sentence."""
+        """Send a call that is refused. Returns Flower's number and the sentence."""
         answer = self.call(name, request, **given)
         error = FlowerError.from_json(answer.text)
         assert error is not None and answer.is_error, answer.text
@@ -242,7 +242,7 @@ def test_without_a_token_nothing_is_answered_but_a_login(name: str, endpoint: En
     "header",
     ["", "Bearer", "Basic {token}", "{token}", "bearer\t{token}", "Bearer {token} x"],
 )
-def test_other_forms_of_a_token_are_no_token(header: str, endpoint: Endpoint) -> None:
+def test_other_forms_of_a_token_are_refused(header: str, endpoint: Endpoint) -> None:
     headers = {**MEDIA, "authorization": header.format(token=endpoint.token)}
     answer = endpoint.http.post("/v1/control/list-runs", headers=headers)
     assert answer.status_code == 401
@@ -272,7 +272,7 @@ def test_too_large_requests_are_refused(endpoint: Endpoint) -> None:
     assert not endpoint.console.asked
 
 
-def test_what_is_no_message_is_refused(endpoint: Endpoint) -> None:
+def test_a_malformed_message_is_refused(endpoint: Endpoint) -> None:
     token = {"authorization": f"Bearer {endpoint.token}"}
     wrong = endpoint.http.post("/v1/control/list-runs", content=b"\xff\xff", headers={**MEDIA, **token})
     assert wrong.status_code == 400 and wrong.json()["code"] == errors.INVALID_PROTOBUF_PAYLOAD
@@ -402,7 +402,7 @@ def test_flowers_login_works(endpoint: Endpoint, flwr: Callable[..., str], home:
     assert str(RUN) in flwr("ls", "flowerbed")
 
 
-def test_a_token_that_was_revoked_is_told_so(flwr: Callable[..., str], endpoint: Endpoint) -> None:
+def test_a_revoked_token_is_told_so(flwr: Callable[..., str], endpoint: Endpoint) -> None:
     access.revoke()
     said = shown(flwr("ls", "flowerbed", code=1))
     assert "Your login is not valid, or has ended" in said
@@ -412,7 +412,7 @@ def test_a_token_that_was_revoked_is_told_so(flwr: Callable[..., str], endpoint:
 # Runs
 
 
-def test_an_app_is_handed_in_as_it_is(flwr: Callable[..., str], endpoint: Endpoint) -> None:
+def test_an_app_is_submitted_unchanged(flwr: Callable[..., str], endpoint: Endpoint) -> None:
     endpoint.console.answers["start-run"] = {"job_id": JOB, "sites": ["site-1"], "silent": {"site-2": 40.0}}
     said = flwr(
         "run", str(APP), "flowerbed", "-c", "num-server-rounds=2 train-seconds=0.5", "--format", "json"
@@ -440,7 +440,7 @@ def test_the_federation_config_asks_for_sites_and_gpus(flwr: Callable[..., str],
     assert (asked["min_sites"], asked["gpus"]) == (2, 1) and not {"min_sites", "gpus"} & plain.keys()
 
 
-def test_a_value_that_is_no_configuration_is_refused(endpoint: Endpoint) -> None:
+def test_a_value_that_is_not_configuration_is_refused(endpoint: Endpoint) -> None:
     for value in (Scalar(bytes=b"x"), Scalar()):
         request = pb.StartRunRequest(override_config={"rounds": value})
         code, said = endpoint.refused("start-run", request)
@@ -543,7 +543,7 @@ def test_flwr_stop_ends_a_job(flwr: Callable[..., str], endpoint: Endpoint) -> N
     assert f"Run {RUN} has already ended: finished:completed" in said
 
 
-def test_what_flare_denies_is_told_with_the_name(endpoint: Endpoint) -> None:
+def test_a_denial_of_flares_names_the_identity(endpoint: Endpoint) -> None:
     endpoint.console.answers["abort"] = (1, "refused by the server: no right", {"denied": True})
     answer = endpoint.call("stop-run", pb.StopRunRequest(run_id=RUN))
     assert answer.status_code == 403
@@ -557,7 +557,7 @@ def test_what_flare_denies_is_told_with_the_name(endpoint: Endpoint) -> None:
         ("stream-logs", "run-log", pb.StreamLogsRequest),
     ],
 )
-def test_what_is_not_this_persons_is_refused_before_anything_comes(
+def test_another_persons_run_is_refused_before_any_data(
     name: str, verb: str, request_type: Callable[..., Message], endpoint: Endpoint
 ) -> None:
     endpoint.console.answers["runs"] = {"runs": [job("FINISHED:COMPLETED")]}
@@ -716,7 +716,7 @@ def test_flwr_federation_ls_shows_it(flwr: Callable[..., str]) -> None:
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
-def test_what_has_no_meaning_gets_a_sentence(
+def test_an_unsupported_call_gets_an_explanation(
     words: tuple[str, ...], said: str, flwr: Callable[..., str], endpoint: Endpoint
 ) -> None:
     assert said in shown(flwr(*words, code=1))
@@ -729,7 +729,7 @@ def test_every_other_call_has_a_sentence(name: str, endpoint: Endpoint) -> None:
     assert code == errors.NO_FEDERATION_MANAGEMENT and said.endswith((".", "--stream"))
 
 
-def test_a_call_that_nobody_knows_has_one_too(endpoint: Endpoint) -> None:
+def test_an_unknown_call_has_one_too(endpoint: Endpoint) -> None:
     assert "does not support Flower's call 'fly'" in endpoint.refused("fly", pb.ListRunsRequest())[1]
     assert (
         endpoint.refused("fly", pb.ListRunsRequest(), token=None)[0] == errors.ACCOUNT_AUTHENTICATION_FAILED

@@ -71,7 +71,7 @@ def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> 
     assert job.audited == job.noted == [(SITE, "its disk is full")]
     job.superlink.remove_node.assert_awaited_once_with(1)
     assert job.readiness.ready == {OTHER} and job.readiness.why_incompatible() == "its disk is full"
-    # Its link stays: its own call that says so is to be answered.
+    # Its link stays: its own call that says so must be answered.
     job.link.put_out.assert_not_called()
     job.forwarder.free_bodies.assert_called_once_with(SITE)
 
@@ -88,7 +88,7 @@ def test_repeated_messages_about_a_site_are_limited(job: Job, monkeypatch: pytes
     assert 5 < len(job.told()) < 20
 
 
-def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
+def test_a_removed_site_is_cut_off(job: Job) -> None:
     job.run(lambda: job.departures.put_out(SITE, "it was disabled"))
     assert job.told() == [("removed", SITE, "it was disabled")]
     assert job.audited == [(SITE, "removed from the job: it was disabled")]
@@ -98,7 +98,7 @@ def test_a_site_that_is_put_out_is_cut_off(job: Job) -> None:
     job.link.put_out.assert_called_once_with(SITE, "it was disabled")
 
 
-def test_nobody_forges_a_line_by_saying_who_is_out(job: Job) -> None:
+def test_a_removal_notice_forges_no_line(job: Job) -> None:
     """Every reader of the job's events could send this to the job, with any name and any reason."""
     forged = f"{SITE}][A:x]\n[U:admin][A:abort_job"
     job.run(lambda: job.departures.put_out(forged, "it was disabled"))

@@ -334,9 +334,7 @@ def test_a_line_that_looks_like_a_question_but_says_more_is_written(auditor: Any
 
 
 @pytest.mark.parametrize("name", ["serverapp", "..", "../other", "/etc", "site-9", "site-1/../serverapp"])
-def test_by_no_name_of_a_site_another_file_is_read(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sites_name_reads_no_other_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ServerApp may leave a link to the server's key, which FLARE would show as the log of a site."""
     monkeypatch.setattr(
         JobCommandModule, "_read_live_client_job_log", JobCommandModule._read_live_client_job_log

@@ -95,3 +95,24 @@ def test_files_that_pages_name_exist() -> None:
     walks = (ROOT / "docs" / "architecture" / "what-does-a-request-pass.md").read_text()
     files = re.findall(r"`((?:site|server|relay|job)/\w+\.py)", walks)
     assert len(files) > 8 and all((ROOT / "bridge" / name).is_file() for name in files)
+
+
+PROSE = [page for page in (*PAGES, ROOT / "CHANGELOG.md") if not re.match(r"\d{4}-", page.name)]
+"""All pages but dated ones, which stay as they were."""
+
+
+def prose(page: Path) -> str:
+    """The text of a page without code, headings, pictures and addresses."""
+    text = re.sub(r"<!--.*?-->|^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^(    .*|#+ .*|!\[.*)$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]*`", "code", text))
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_sentences_are_short_and_have_no_semicolons(page: Path) -> None:
+    text = prose(page)
+    assert not re.findall(".*;.*", text)
+    paragraphs = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    sentences = re.split(r"(?<=[.!?:])\s|\n\s*\n|\n(?=\s*[-*]|\s*\d+\. )", paragraphs)
+    counts = [len(sentence.split()) for sentence in sentences if sentence.strip()]
+    assert sum(counts) <= 16 * len(counts), "the mean of words a sentence"

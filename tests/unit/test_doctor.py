@@ -50,6 +50,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.setattr(core, "ROOT", root)
     monkeypatch.setattr(wheelhouse, "HOUSE", root / "wheels")
     (root / "images").mkdir()
+    monkeypatch.setattr(wheelhouse, "IMAGES", root / "images")
     RUNTIME.requirements.touch()
     people = [{"name": name} for name in ("server", "site-1", "admin@x.example")]
     content = {"name": "flowerbed", "participants": people}
@@ -90,6 +91,16 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
     wanted = {"engine", "compose", "builder", "disk", "base image", "wheels", "project.yml", "certificates"}
     assert set(found) == wanted | {"name", "data", "images", "port", "clocks", "results"}
     assert all(finding["mend"] == "" for finding in found.values())
+
+
+def test_a_container_without_a_kit_is_left_alone(checkout: Checkout, examine: Examine) -> None:
+    """Flower's command line comes in through one."""
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    config["services"]["flwr"] = {"image": "flowerbed-runtime:dev", "volumes": []}
+    checkout.docker.answer("compose config", out=json.dumps(config))
+    fetched("amd64")
+    code, found, told = examine()
+    assert code == 0 and found["certificates"]["level"] == "ok", told
 
 
 def test_without_an_engine_the_rest_is_still_checked(checkout: Checkout, examine: Examine) -> None:
@@ -472,7 +483,7 @@ def test_settings_are_shown_without_their_secrets(
     assert "hush" not in told and "site-3" not in found["settings"]["found"]
 
 
-def test_a_look_finds_what_cannot_be_read(tmp_path: Path) -> None:
+def test_a_look_finds_unreadable_files(tmp_path: Path) -> None:
     """The very file that containers run, as it is run there."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open/a.csv").write_text("x")

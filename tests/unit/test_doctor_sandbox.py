@@ -49,7 +49,7 @@ def test_the_program_that_it_asks_is_there_and_tells() -> None:
     assert {"level", "missing"} <= set(json.loads(said))
 
 
-def test_why_nothing_is_known_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_why_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, 2, b"", b"Python 3\nno such file\n")
 

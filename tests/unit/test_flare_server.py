@@ -141,7 +141,7 @@ def test_a_stranger_is_not_started_in_a_job_for_all(flare: Flare) -> None:
         flare.server.start_site("j", "site-3", 1)
 
 
-def test_a_removed_site_is_not_a_participant_and_the_jobs_process_is_told(flare: Flare) -> None:
+def test_a_removed_site_leaves_the_participants_and_the_jobs_process_hears_of_it(flare: Flare) -> None:
     assert flare.server.put_out("j", "site-1", "why")
     assert flare.server.participants("j") == ["site-2"]
     assert flare.sent == [("j", meta.SITES_TOPIC, {meta.OUT: {"site-1": "why"}})]

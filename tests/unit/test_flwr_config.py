@@ -47,7 +47,7 @@ def test_where_flower_has_no_configuration_yet_it_gets_its_own_beside(home: Path
     assert content["default"] == "local" and {"local", "supergrid", "flowerbed"} < set(content)
 
 
-def test_what_is_there_stays_comments_too(home: Path) -> None:
+def test_existing_content_stays_with_its_comments(home: Path) -> None:
     home.mkdir()
     file = home / "config.toml"
     file.write_text(OWN)
@@ -140,6 +140,6 @@ def test_wrong_use_is_refused(given: dict[str, object], said: str) -> None:
         ({"folder": Path("/nowhere"), "name": "a b"}, "expected letters, digits"),
     ],
 )
-def test_flwr_api_refuses_what_is_no_kit(given: dict[str, object], said: str) -> None:
+def test_flwr_api_refuses_a_folder_without_a_kit(given: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         flwr_api.run(**given)  # type: ignore[arg-type]

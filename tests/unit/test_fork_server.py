@@ -207,14 +207,14 @@ def test_a_module_that_a_copy_cannot_have_is_left_out_and_all_others_are_kept(
     assert said.count("imports restless itself") == 1
 
 
-def test_threads_of_which_a_fork_takes_care_keep_nothing_out(tmp_path: Path) -> None:
+def test_threads_that_survive_a_fork_exclude_nothing(tmp_path: Path) -> None:
     """Such a thread is pyarrow's, which pandas and datasets bring."""
     (tmp_path / "careful.py").write_text(OUTSIDE + CAREFUL)
     (_, second, end), said = run(tmp_path, "careful,colorsys", 2)
     assert (second["known"][0], end, said) == (True, {"copies": True}, "")
 
 
-def test_where_a_fork_server_has_threads_itself_new_interpreters_are_used(tmp_path: Path) -> None:
+def test_a_fork_server_with_threads_uses_new_interpreters(tmp_path: Path) -> None:
     (first, second, end), said = run(tmp_path, "colorsys", 2, "with a thread")
     assert (first["argv"], second, end) == (["flwr-clientapp", "0"], {"argv": ["new"]}, {"copies": False})
     assert "and are not forked: an import started threads (1)" in said

@@ -168,7 +168,7 @@ def test_a_link_that_stays_silent_is_a_503_in_time() -> None:
     asyncio.run(test())
 
 
-def test_after_the_job_a_supernode_is_let_go() -> None:
+def test_after_the_job_a_supernode_may_leave() -> None:
     async def over(_: Call) -> Response:
         raise JobOver
 
@@ -431,7 +431,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
     asyncio.run(test())
 
 
-def test_what_cannot_be_seen_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_connection_is_not_the_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the process could not be seen from the start, refusing would end every job."""
 
     def denied(self: psutil.Process, kind: str) -> None:
@@ -462,7 +462,7 @@ def test_a_connection_is_told_from_those_of_other_processes() -> None:
 
 def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
     """Of 1,000 connections at once, some wait for a head, some for a body, and some for an answer that does
-    not come. The SuperNode's calls are answered all the same."""
+    not come. The SuperNode's calls are still answered."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(files, 4096), most), most))
     stuck = 0

@@ -86,7 +86,7 @@ def test_each_job_has_its_gpus_to_itself(machine: Any) -> None:
     assert asked(gpus, 2)[0]
 
 
-def test_a_promise_that_is_taken_back_is_no_loss(machine: Any) -> None:
+def test_a_withdrawn_promise_loses_nothing(machine: Any) -> None:
     gpus = machine(1)
     _, token = asked(gpus, 1)
     assert not asked(gpus, 1)[0]
@@ -118,7 +118,7 @@ def test_a_site_without_gpus_says_that_it_never_will(
     assert asked(gpus, 0)[0]
 
 
-def test_a_site_whose_driver_fails_runs_on_without(
+def test_a_site_with_a_failing_driver_goes_on_without_gpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")

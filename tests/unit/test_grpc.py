@@ -208,7 +208,7 @@ def test_a_link_that_stays_silent_is_unavailable_in_time() -> None:
     asyncio.run(test())
 
 
-def test_after_the_job_a_supernode_is_let_go() -> None:
+def test_after_the_job_a_supernode_may_leave() -> None:
     async def over(_: Call) -> Response:
         raise JobOver
 

@@ -15,9 +15,11 @@ NETWORK = (
     "PermissionError: [Errno 13] Permission denied",
     "NewConnectionError('... Failed to establish a new connection: [Errno 13] Permission denied'))",
 )
-OTHER = (
+FILES = (
     "PermissionError: [Errno 13] Permission denied: '/data/x'",
     "FileNotFoundError: [Errno 2] No such file or directory: '/data/x'",
+)
+OTHER = (
     "RuntimeError: this ClientApp raises on purpose",
     "",
 )
@@ -33,3 +35,14 @@ def test_an_error_of_the_network_names_the_line_and_the_site(text: str) -> None:
 @pytest.mark.parametrize("text", OTHER)
 def test_another_error_stays_as_it_is(text: str) -> None:
     assert hints.with_hint(text, [{"event": "reply", "site": "site-2", "error": text}]) == text
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_file_that_is_not_found_leads_to_the_check_of_the_data(text: str) -> None:
+    hint = hints.of_job("", [{"event": "reply", "site": "site-2", "error": text}])
+    assert "./flowerbed doctor" in hint and "site-2" in hint and "egress" not in hint
+
+
+def test_a_job_that_wants_gpus_of_sites_without_names_the_option() -> None:
+    why = "FLARE could not schedule the job: site-1: the job asks for 1 GPU and the site has none"
+    assert "without --gpus" in hints.of_job(why, [])

@@ -180,7 +180,7 @@ def test_ids_in_messages_must_be_the_nodes_own(refused: Request, why: str) -> No
         nodes.check("site-1", 1, refused)
 
 
-def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> None:
+def test_from_1_43_on_a_node_may_send_the_serverapp_an_unasked_message() -> None:
     unasked = reply(reply_to_message_id="", message_id="u1")
     with pytest.raises(IdentityError, match="not a reply to a message"):
         given(unasked=False).check("site-1", 1, unasked)
@@ -201,7 +201,7 @@ def test_from_1_43_on_a_node_may_say_something_unasked_to_the_serverapp() -> Non
         ({"run_id": 6}, "in run 6, from which the node has no message"),
     ],
 )
-def test_what_is_said_unasked_is_the_nodes_own_too(changed: dict[str, int], why: str) -> None:
+def test_an_unasked_message_must_be_the_nodes_own(changed: dict[str, int], why: str) -> None:
     with pytest.raises(IdentityError, match=why):
         given(unasked=True).check("site-1", 1, reply(reply_to_message_id="", **changed))
 
@@ -239,7 +239,7 @@ def test_a_call_needs_its_nodes_key() -> None:
             nodes.check("site-2", 1, request(name, message))
 
 
-def test_what_is_remembered_of_a_site_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_site_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "MESSAGES_KEPT", 3)
     monkeypatch.setattr(identity, "IDS_KEPT", 30)
     nodes = Nodes()
@@ -358,7 +358,7 @@ def test_a_call_that_must_happen_once_says_which_it_is_and_a_heartbeat_gives_the
     assert SendNodeHeartbeatRequest.FromString(bodies[wire.HEARTBEAT]).heartbeat_interval == 450
 
 
-def test_a_refusal_is_told_with_the_sites_name() -> None:
+def test_a_refusal_is_logged_with_the_sites_name() -> None:
     told: list[tuple[str, str]] = []
 
     async def test() -> None:

@@ -35,9 +35,7 @@ def test_flowers_processes_have_neither(tmp_path: Path, monkeypatch: pytest.Monk
     assert found == [str(Path(import_path.__file__).parents[2]), "/opt/venv"]
 
 
-def test_in_an_environment_of_its_own_an_app_imports_nothing_of_flares(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_app_imports_none_of_flares_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FLARE names its own site-packages in the variable: an app with another Flower would get FLARE's."""
     monkeypatch.setenv("PYTHONPATH", "/opt/venv/lib/python3.11/site-packages")
     packages = AppEnvironment("1.34.0", tmp_path, "0123456789ab")

@@ -215,7 +215,7 @@ NAMED = "[project]\nname='x'\nversion='1'\n"
         (NAMED + "[tool.flwr.app]\npublisher=[1]\n", r"publisher .*found \[1\]"),
     ],
 )
-def test_a_folder_that_is_no_app_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_folder_without_an_app_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(BadApp, match=said):

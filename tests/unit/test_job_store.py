@@ -211,7 +211,7 @@ def test_a_log_is_read_without_the_results(job: Path) -> None:
     assert done.stdout.split("\n")[:3] == ["log", "{}", "True"], done
 
 
-def test_of_a_long_log_the_end_is_read(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_end_of_a_long_log_is_read(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_store, "LOG_END", 1000)
     (job / "log.txt").write_text("first\n" + "x" * 5000 + "\nlast\n")
     stored(job)
@@ -244,7 +244,7 @@ def test_results_that_are_none_are_flares_error(job: Path) -> None:
 
 
 def test_each_name_can_be_stored_and_unpacked(job: Path) -> None:
-    """A name that is not UTF-8 kept its job running without end. FLARE unpacks none with a backslash."""
+    """A name that is not UTF-8 once kept its job running forever. FLARE unpacks none with a backslash."""
     folder = os.fsencode(job / "serverapp")
     for name in (b"\xff\xfe", b"a\\..\\b", "\u00e4".encode(), b"a\nb"):
         Path(os.fsdecode(folder + b"/" + name)).write_text("here")

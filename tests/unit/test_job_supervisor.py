@@ -133,7 +133,7 @@ def test_a_site_that_comes_up_while_a_job_runs_is_let_in(
     assert not mine._late._tries and ("let in", "j", "site-4") not in server.done
 
 
-def test_a_site_whose_report_was_lost_is_started_again(server: Server, mine: JobSupervisor) -> None:
+def test_a_site_with_a_lost_report_is_started_again(server: Server, mine: JobSupervisor) -> None:
     mine._heartbeat("site-1", "t1", frozenset({"j"}))
     mine._heartbeat("site-1", "t1", NONE)
     assert server.has_done("start", "j", "site-1", 1)
@@ -195,7 +195,7 @@ def test_a_killed_servers_jobs_are_closed_and_repeated_under_one_id(
         ("the app raised", RunStatus.FINISHED_EXECUTION_EXCEPTION),
     ],
 )
-def test_a_job_whose_run_had_ended_gets_its_true_status(
+def test_a_job_with_an_ended_run_gets_its_true_status(
     server: Server, mine: JobSupervisor, said: str, status: RunStatus
 ) -> None:
     server.said = {"j": said}
@@ -209,7 +209,7 @@ def told(mine: JobSupervisor, event: str) -> None:
     mine.handle_event(event, context)
 
 
-def test_a_job_that_starts_has_its_sites_and_who_refused_it(server: Server, mine: JobSupervisor) -> None:
+def test_a_starting_job_has_its_sites_and_refusals(server: Server, mine: JobSupervisor) -> None:
     server.refused = {"site-2": "no reply (deployment timeout)"}
     told(mine, EventType.JOB_STARTED)
     assert server.done == [("note", "j", {meta.SITES: ["site-1"], meta.REFUSED: server.refused})]
@@ -287,7 +287,7 @@ def test_a_repeated_job_waits_for_its_sites_and_for_the_old_ones_end(
     assert blocked(mine) == ""
 
 
-def test_a_repeated_job_does_not_wait_for_ever(server: Server, mine: JobSupervisor) -> None:
+def test_a_repeated_job_does_not_wait_forever(server: Server, mine: JobSupervisor) -> None:
     server.here.add("site-2")
     mine._heartbeat("site-2", "t3", frozenset({"old"}))
     assert blocked(mine)
@@ -303,7 +303,7 @@ def test_a_site_that_is_not_the_jobs_does_not_hold_it_back(server: Server, mine:
     assert blocked(mine) == ""
 
 
-def test_a_removed_site_is_put_out_until_the_jobs_process_knows(
+def test_a_removed_site_stays_out_until_the_jobs_process_knows(
     server: Server, mine: JobSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [False, True]

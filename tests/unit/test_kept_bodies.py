@@ -112,7 +112,7 @@ def test_a_part_that_is_being_written_is_not_written_by_another(
     run(test)
 
 
-def test_a_site_that_is_put_out_leaves_no_bodies(tmp_path: Path) -> None:
+def test_a_removed_site_leaves_no_bodies(tmp_path: Path) -> None:
     async def test() -> None:
         server = Server(tmp_path)
         for site in (ONE, TWO):

@@ -137,7 +137,7 @@ def test_an_object_without_room_goes_on_as_a_reason(
 
 
 @BOTH
-def test_a_large_body_that_is_no_object_is_refused(tmp_path: Path, fleet: Transport) -> None:
+def test_a_large_body_without_an_object_is_refused(tmp_path: Path, fleet: Transport) -> None:
     async def test() -> None:
         async with gateway(fleet, faking.Link(echo), tmp_path) as port:
             await ask(fleet, port, wire.REGISTER, b"")

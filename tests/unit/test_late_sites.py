@@ -106,7 +106,9 @@ def test_a_site_that_comes_up_while_a_job_runs_is_started(late: LateSites, serve
         ({meta.REFUSED: {"site-3": "it has no GPU"}}, "refused the job"),
     ],
 )
-def test_whom_a_job_does_not_let_in(late: LateSites, server: Server, said: dict[str, Any], why: str) -> None:
+def test_sites_that_a_job_does_not_let_in(
+    late: LateSites, server: Server, said: dict[str, Any], why: str
+) -> None:
     server.meta.update(said)
     assert why in late_sites.why_not(server, "j", "site-3")  # type: ignore[arg-type]
     for _ in range(3):
@@ -129,9 +131,7 @@ def test_one_that_did_not_answer_at_the_start_comes_in(late: LateSites, server: 
     assert server.starts and server.meta[meta.REFUSED] == {}
 
 
-def test_before_flare_has_started_a_job_and_after_its_end_nobody_is_let_in(
-    late: LateSites, server: Server
-) -> None:
+def test_no_site_is_let_in_before_a_job_starts_or_after_it_ends(late: LateSites, server: Server) -> None:
     late.closed("j")
     late.here("j", "site-3")
     late.here("other", "site-3")
@@ -182,7 +182,7 @@ def test_nobodys_partition_changes_when_a_site_comes_late() -> None:
 # In the job's process at the server
 
 
-def test_a_late_site_is_told_of_counts_and_can_be_put_out() -> None:
+def test_a_late_site_is_announced_counts_and_can_be_removed() -> None:
     events: list[dict[str, Any]] = []
     readiness = SiteReadiness(events.append, None)
     link = Mock()

@@ -119,7 +119,7 @@ def test_the_environment_is_made_once_and_kept_up_to_date(machine: Machine, tmp_
     assert machine.calls.count("-m venv") == 1 and machine.calls.count("-m pip") == 2
 
 
-def test_of_two_that_start_at_once_one_makes_it(machine: Machine) -> None:
+def test_two_starts_at_once_make_it_once(machine: Machine) -> None:
     machine.python()
     with ThreadPoolExecutor() as both:
         assert [process.returncode for process in both.map(machine.run, ("status", "jobs"))] == [0, 0]
@@ -168,7 +168,7 @@ def test_without_words_it_fails_as_clearly(machine: Machine) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_what_root_made_belongs_to_the_checkouts_owner(machine: Machine) -> None:
+def test_files_that_root_made_belong_to_the_checkouts_owner(machine: Machine) -> None:
     machine.python()
     os.chown(machine.root, 12345, 12346)
     assert machine.run("status").returncode == 0
@@ -176,7 +176,7 @@ def test_what_root_made_belongs_to_the_checkouts_owner(machine: Machine) -> None
         assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
 
 
-def test_what_pip_left_unfinished_is_done_again(machine: Machine) -> None:
+def test_an_unfinished_pip_run_is_repeated(machine: Machine) -> None:
     machine.python(pip_fails=1)
     failed = machine.run("status")
     assert failed.returncode == 1 and "pip could not install" in failed.stderr and failed.stdout == ""
@@ -212,7 +212,7 @@ def test_no_venv_and_no_right_to_install_it(machine: Machine) -> None:
     assert "sudo apt-get install python3.12-venv" in process.stderr
 
 
-def test_what_lies_in_the_callers_folder_is_not_imported(tmp_path: Path) -> None:
+def test_files_in_the_callers_folder_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "__main__.py").write_text("print('not ours')")
     (tmp_path / "json.py").write_text("raise SystemExit('not ours either')")

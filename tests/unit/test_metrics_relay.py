@@ -146,7 +146,7 @@ def test_mlflows_parameters_and_texts_are_carried_too() -> None:
 
 
 @pytest.mark.parametrize("value", ["x" * metrics_relay.POINT_LIMIT, b"bytes"])
-def test_what_is_too_large_or_no_text_is_left_out(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_too_large_or_not_text_are_left_out(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     kind = AnalyticsDataType.TEXT if isinstance(value, str) else AnalyticsDataType.IMAGE
     metric_uploader.MetricUploader(asyncio.new_event_loop()).put(create_analytic_dxo("note", value, kind))
     assert "not tracked: note" in caplog.text
@@ -213,7 +213,7 @@ async def test_the_end_waits_for_no_point(tracker: metric_receiver.MetricReceive
 
 
 @on_a_loop
-async def test_a_site_that_starts_anew_begins_a_new_stream(
+async def test_a_restarted_site_begins_a_new_stream(
     tracker: metric_receiver.MetricReceiver, fired: Fired
 ) -> None:
     for _ in range(2):
@@ -285,9 +285,7 @@ def test_replies_become_points_and_nothing_raises(
     assert tracker.taken == {}
 
 
-def test_what_the_server_evaluates_becomes_points_too(
-    tracker: metric_receiver.MetricReceiver, fired: Fired
-) -> None:
+def test_central_evaluation_becomes_points_too(tracker: metric_receiver.MetricReceiver, fired: Fired) -> None:
     event = {"event": "evaluation", "round": 0, "metrics": {"accuracy": 0.5, "each": [1, 2.0]}}
     tracker.add(event)
     tracker.add({**event, "start": 2, "metrics": {"all": [0.5] * 500}})
@@ -490,7 +488,7 @@ def test_no_gateway_lets_points_through() -> None:
     assert wire.call_name(metrics_relay.PATH) is None
 
 
-def test_what_is_told_of_the_points() -> None:
+def test_the_log_of_the_points() -> None:
     told = metric_receiver.logged({"b": 1, "a": 2})
     # Every event has this, and progress displays expect it.
     assert abs(told.pop("t") - time.time()) < 60
@@ -749,7 +747,7 @@ def test_a_site_that_floods_costs_no_other_sites_points(monkeypatch: pytest.Monk
     assert fired.steps("site-2") == [1]
 
 
-def test_what_mlflow_refuses_of_one_site_keeps_back_nobody_else(
+def test_points_that_mlflow_refuses_cost_no_other_site(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[str] = []

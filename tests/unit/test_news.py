@@ -88,7 +88,7 @@ def test_an_answer_comes_when_the_time_is_over_or_the_job(engine: Engine) -> Non
     assert time.monotonic() - began < 10
 
 
-def test_a_job_whose_process_is_gone_keeps_nobody(engine: Engine) -> None:
+def test_a_job_without_a_process_keeps_no_site(engine: Engine) -> None:
     after(0.2, engine.run_processes.clear)
     began = time.monotonic()
     assert told(engine, 0, 20) == []
@@ -120,7 +120,7 @@ def test_so_many_wait_and_the_next_is_answered_at_once(
     assert told(engine, 0, 0.1) == []
 
 
-def test_what_a_console_says_is_taken_within_bounds() -> None:
+def test_a_consoles_output_is_bounded() -> None:
     assert [news.seconds({"wait": wait}) for wait in (-1, 2.5, 10**9, float("inf"))] == [
         0,
         2.5,
@@ -137,7 +137,7 @@ def test_flares_command_is_as_it_was() -> None:
     assert "with self.lock" in source and "CellChannel.SERVER_COMMAND" in source
 
 
-def test_an_event_is_told_though_the_disk_is_full(tmp_path: Path) -> None:
+def test_an_event_is_reported_on_a_full_disk(tmp_path: Path) -> None:
     events = JobEventLog(tmp_path / "no folder" / "events.jsonl")
     events.emit({"event": "round"})
     assert events.since(0) == [{"event": "round"}]
@@ -233,7 +233,7 @@ def test_a_job_that_waits_for_its_turn_writes_few_lines(engine: Engine, clock: C
     assert follow(session, 3600) < 900
 
 
-def test_news_is_told_at_once_and_the_end_too(engine: Engine, clock: Clock) -> None:
+def test_news_arrives_at_once_and_the_end_too(engine: Engine, clock: Clock) -> None:
     session = Session(engine, clock)
     told_at: list[float] = []
 

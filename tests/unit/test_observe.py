@@ -214,7 +214,7 @@ def test_unreadable_messages_log_a_limited_number_of_lines(caplog: pytest.LogCap
     assert len(lines) == 200 and "further ones are not logged" in lines[-1]
 
 
-def test_a_reply_with_thousands_of_records_is_looked_at_in_part() -> None:
+def test_a_reply_with_thousands_of_records_is_read_in_part() -> None:
     said = {f"r{number}": METRICS.object_id for number in range(5000)}
     assert len(observe._names(said)) == observe.RECORDS_LIMIT
     assert observe._names({"a": [1], "b" * 300: "id", "c": "i" * 300, "d": "id"}) == {"d": "id"}
@@ -264,7 +264,7 @@ def test_lists_of_numbers_are_metrics_too() -> None:
     assert events[1]["metrics"] == {"curve": [0.1, 0.2], "loss": 0.5, "none": []}
 
 
-def test_lists_of_a_config_record_are_no_metrics() -> None:
+def test_lists_of_a_config_record_are_not_metrics() -> None:
     """Such lists are an app's data, like the masked numbers of SecAgg+."""
     events: list[Event] = []
     observer = Observer(events.append)
@@ -282,7 +282,7 @@ def test_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(events[1]["metrics"]) == ["a", "c", "d"]
 
 
-def test_a_reply_of_no_round_is_told_where_it_failed() -> None:
+def test_a_failed_reply_without_a_round_is_shown() -> None:
     events: list[Event] = []
     observer = Observer(events.append)
     for site in ("site-1", "site-2"):
@@ -298,7 +298,7 @@ def test_a_reply_of_no_round_is_told_where_it_failed() -> None:
     assert observer.outcomes.lost() == []
 
 
-def test_a_kind_of_which_every_reply_failed_is_lost() -> None:
+def test_a_kind_with_only_failed_replies_is_lost() -> None:
     observer = Observer(lambda event: None)
     for number, kind in ((1, "train"), (2, "evaluate"), (3, "train"), (4, "evaluate")):
         for site in ("site-1", "site-2"):
@@ -315,7 +315,7 @@ def test_a_kind_of_which_every_reply_failed_is_lost() -> None:
     ]
 
 
-def test_a_good_reply_that_is_too_large_to_be_read_is_no_failure() -> None:
+def test_a_good_reply_too_large_to_read_is_not_a_failure() -> None:
     observer = Observer(lambda event: None)
     for site, error in (("site-1", "x"), ("site-2", "")):
         gives(observer, site, f"for {site}", "train", round_=1, created=1.0)
@@ -369,7 +369,7 @@ def test_restarted_round_numbers_are_all_reported() -> None:
     assert told == [(s, r, kind) for s in range(1, 6) for r in (1, 2) for kind in ("train", "evaluate")]
 
 
-def test_starts_of_one_round_each_are_all_told() -> None:
+def test_starts_of_one_round_each_are_all_shown() -> None:
     """The messages train only, so the number of the round stays."""
     events: list[Event] = []
     observer = Observer(events.append)
@@ -448,7 +448,7 @@ def test_a_start_that_asks_other_sites_is_one_too() -> None:
 
 
 @pytest.mark.parametrize("megabytes", [1, 10])
-def test_a_record_that_is_too_large_to_be_read_keeps_no_reply_from_being_told(megabytes: int) -> None:
+def test_a_record_too_large_to_read_hides_no_reply(megabytes: int) -> None:
     """A ConfigRecord may be a model."""
     large = ConfigRecord({"model": bytes(megabytes * 10**6)})
     content = RecordDict({"config": large, "metrics": METRICS})

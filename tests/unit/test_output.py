@@ -142,7 +142,7 @@ def test_central_evaluation_has_room_in_bytes(
     assert caplog.text.count("further ones are dropped") == 1
     found = events.since(0)
     assert 30 < len(found) < 40 and found[-1]["metrics"] == {"a": [1.5] * 6400}
-    # The message of the job's end has room all the same.
+    # The message of the job's end still has room.
     events.emit({"event": "run ended", "reason": "x", "t": 1.0})
     assert events.since(len(found))[0]["reason"] == "x"
 
@@ -247,7 +247,7 @@ def test_flowers_own_first_lines_do_not_start_the_output(monkeypatch: pytest.Mon
     assert shown((0.0, first[0]), (0.0, first[1]), (0.2, "Starting"), (0.0, "x"), round_at=3) == []
 
 
-def test_an_app_that_ends_at_once_shows_its_output_all_the_same() -> None:
+def test_an_app_that_ends_at_once_still_shows_its_output() -> None:
     assert shown((0.0, "one"), (0.0, "two")) == [["one", "two"]]
 
 
@@ -311,7 +311,7 @@ def test_a_traceback_comes_with_its_cause() -> None:
     assert found == text.rstrip("\n")
 
 
-def test_who_is_waited_for_is_said_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_names_missing_sites_and_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.server.phases.AGAIN", 0.05)
     events: list[Event] = []
 

@@ -162,7 +162,7 @@ def test_a_page_s_blocks(tmp_path: Path) -> None:
         (["flowerbed is up"], "mine is up", []),
     ],
 )
-def test_what_a_page_shows_is_looked_for(shown: list[str], printed: str, lacking: list[str]) -> None:
+def test_a_pages_output_is_compared(shown: list[str], printed: str, lacking: list[str]) -> None:
     assert pages.missing(shown, printed, "mine") == lacking
 
 

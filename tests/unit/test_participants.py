@@ -161,7 +161,7 @@ def test_a_stranger_is_told_403_and_nothing_is_made_of_its_frames() -> None:
         link.loop.close()
 
 
-def test_nobody_puts_a_piece_into_anothers_message() -> None:
+def test_no_sender_adds_a_piece_to_anothers_message() -> None:
     link = Link(Job())
     try:
         forged = SITE_1 | NOT_ADMITTED["a member that says it is a site's cell"]

@@ -55,16 +55,16 @@ def test_a_job_that_brings_code_is_refused_with_a_reason() -> None:
     assert asked({"byoc": True}) == (False, meta.NO_CUSTOM_CODE)
 
 
-def test_a_job_without_code_and_one_of_somebody_who_may_are_taken() -> None:
+def test_jobs_without_code_or_of_an_allowed_submitter_pass() -> None:
     assert asked({"name": "deployed", "flower_predeployed": True}) == (True, "")
     assert asked({"byoc": True}, role="project_admin") == (True, "")
 
 
-def test_only_handing_out_a_job_is_looked_at() -> None:
+def test_only_the_deployment_of_a_job_is_checked() -> None:
     assert asked({"byoc": True}, command=AdminCommandNames.CHECK_RESOURCES) == (True, "")
     assert asked({"byoc": True}, command=AdminCommandNames.SHELL_LS) == (True, "")
 
 
-def test_what_cannot_be_looked_at_is_refused() -> None:
+def test_an_unreadable_job_is_refused() -> None:
     allowed, reason = asked(None)
     assert not allowed and reason == "the site could not check it: AttributeError"

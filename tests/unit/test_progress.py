@@ -177,7 +177,7 @@ def test_rounds_fill_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(0, 2), (1, None), (1, 2), (2, None)]
 
 
-def test_no_reason_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reason_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A removed site and any other event add no line."""
     forged = "gone\n     21 s  FINISHED:COMPLETED"
     lines = wait.Progress()

@@ -79,7 +79,7 @@ def checkout(to: Path) -> Path:
 
 
 def verb(root: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """`flowerbed provision` as a program: exit code, JSON object, text for people."""
+    """`flowerbed provision` as a program: exit code, JSON object, text for users."""
     process = forked.run(root, "scripts", "provision", "--format", "json", *arguments)
     assert process.stdout, process.stderr
     return process.returncode, json.loads(process.stdout.splitlines()[-1]), process.stderr
@@ -288,7 +288,7 @@ def test_who_may_bring_code_may_run_what_is_on_the_server(plain: Path, participa
         assert [may(plain / PROD / participant, role, right) for role in ROLES] == [True, True, False, False]
 
 
-def test_what_the_operator_decides_is_in_the_kit(wide: Path) -> None:
+def test_the_operators_decisions_are_in_the_kit(wide: Path) -> None:
     decided = {who: settings.read(wide / PROD / who) for who in ("server", "site-1", "site-2", "site-3")}
     assert not decided["server"].custom_code and decided["site-1"].custom_code
     assert decided["site-1"] == settings.Settings(sandbox="best-effort", egress="server")
@@ -382,7 +382,7 @@ def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) 
     }
 
 
-def test_flowers_command_line_reaches_each_console_by_a_socket_of_its_own(wide: Path) -> None:
+def test_flowers_command_line_reaches_each_console_by_its_own_socket(wide: Path) -> None:
     composed = services(wide)
     people = ("admin", "lead", "mem-ber")
     assert composed["flwr"]["command"] == [f"{9093 + n}=/flwr/{p}/socket" for n, p in enumerate(people)]
@@ -415,7 +415,7 @@ def test_waiting_and_names_follow_the_project(wide: Path) -> None:
     assert composed["server"]["networks"]["link-site-3"]["aliases"] == ["fl.hospital.example"]
 
 
-def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wide: Path) -> None:
+def test_each_shares_a_network_only_with_its_peer(wide: Path) -> None:
     content = yaml.safe_load((wide / PROD / "compose.yaml").read_text())
     members: dict[str, set[str]] = {}
     for name, service in content["services"].items():
@@ -439,7 +439,7 @@ def test_each_shares_a_network_with_whom_it_connects_to_and_with_nobody_else(wid
 
 
 def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> None:
-    """The engine has ranges for some 30 networks only."""
+    """The engine has ranges for about 30 networks only."""
 
     def subnets() -> dict[str, str]:
         content = yaml.safe_load((again / dotenv.read(again / ".env")["FLOWERBED_COMPOSE"]).read_text())
@@ -461,7 +461,7 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
 
 
 @pytest.mark.usefixtures("compose_here")
-def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
+def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
     edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
     done(again)
 
@@ -479,7 +479,7 @@ def test_who_is_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
 
 
 @pytest.mark.usefixtures("compose_here")
-def test_who_is_elsewhere_may_dial_an_address(again: Path) -> None:
+def test_a_site_elsewhere_may_dial_an_address(again: Path) -> None:
     there = "    elsewhere: true\n    connect_to: {name: server, host: 192.0.2.2}\n"
     edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
     kits = {name: again / kit for name, kit in done(again)["kits"].items()}
@@ -491,7 +491,7 @@ def test_who_is_elsewhere_may_dial_an_address(again: Path) -> None:
         assert f'"target": "{host}:8002"' in text, text
 
 
-def test_who_is_elsewhere_has_a_compose_file_with_nobody_elses_settings(again: Path, tmp_path: Path) -> None:
+def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path, tmp_path: Path) -> None:
     there = "    elsewhere: true\n    env_file: /etc/site-2.env\n    node_config: {a: 1}\n    gpus: all\n"
     edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
     edit(again, replace("role: lead\n", "role: lead\n    elsewhere: true\n"))
@@ -599,7 +599,7 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     assert "hush" not in (prod / "compose.yaml").read_text(), "it is read when a container starts"
 
 
-def test_settings_that_changed_are_told_until_they_are_provisioned(
+def test_changed_settings_are_reported_until_provisioned(
     again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core, "ROOT", again)
@@ -704,7 +704,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     assert (wide / "jobs").is_dir() and (wide / "deployed").is_dir()
 
 
-def test_who_is_revoked_is_written_where_containers_see_it_change(again: Path) -> None:
+def test_revoked_names_are_written_where_containers_see_changes(again: Path) -> None:
     policy = again / "workspace/flowerbed/policy"
     assert json.loads((policy / "revoked.json").read_text()) == {"revoked": []}
     edit(again, replace("participants:", "revoked: [site-9, lady@flowerbed.example]\nparticipants:"))
@@ -719,13 +719,13 @@ def test_who_is_revoked_is_written_where_containers_see_it_change(again: Path) -
         "revoked": ["lady@flowerbed.example", "site-9"]
     }
     assert [p.name for p in policy.iterdir()] == ["revoked.json"]
-    # The container's user is another one.
+    # The container runs as a different user.
     assert policy.stat().st_mode & 0o777 == 0o755
     assert (policy / "revoked.json").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.usefixtures("compose_here")
-def test_what_shows_the_curves_is_hardened_too_and_apart_from_the_sites(wide: Path) -> None:
+def test_tracking_tools_are_hardened_and_apart_from_the_sites(wide: Path) -> None:
     words = ("--profile", "tensorboard", "--profile", "mlflow", "config", "--format", "json")
     process = compose(wide, *words, FLOWERBED_TAG="t")
     assert process.returncode == 0, process.stderr
@@ -1071,7 +1071,7 @@ def test_a_role_cannot_change_silently(again: Path) -> None:
     assert "Traceback" not in text
 
 
-def test_damaged_state_is_told(again: Path) -> None:
+def test_damaged_state_is_reported(again: Path) -> None:
     (again / STATE).write_text("{")
     code, outcome, _ = verb(again)
     assert code == 1

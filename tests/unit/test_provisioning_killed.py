@@ -80,7 +80,7 @@ def test_one_that_gives_up_waiting_leaves_the_other_its_files(tmp_path: Path) ->
     lock.release()
 
 
-def test_what_a_killed_run_left_is_removed_and_told(again: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_and_named(again: Path) -> None:
     for name in ("wip/site-9/startup", "prod_01/site-9/startup"):
         (again / WORKSPACE / name).mkdir(parents=True)
     code, _, text = verb(again)

@@ -123,7 +123,7 @@ def test_a_program_that_cannot_be_started_says_why() -> None:
 @pytest.mark.parametrize("how", ["stdin ends", "terminate", "program ends"])
 @pytest.mark.parametrize("kernel", [{}, WALK], ids=["scoped", "walk"])
 @pytest.mark.parametrize("script", [DEAF, GROWING], ids=["deaf", "growing"])
-def test_what_hides_is_ended(script: str, kernel: dict[str, bool], how: str) -> None:
+def test_a_hidden_process_ends(script: str, kernel: dict[str, bool], how: str) -> None:
     word = f"# {os.getpid()} {time.monotonic_ns()}"
     with reaped(sys.executable, "-S", "-c", HIDDEN, script + word, **kernel) as keeper:
         assert keeper.stdin is not None and keeper.stderr is not None
@@ -143,7 +143,7 @@ def test_what_hides_is_ended(script: str, kernel: dict[str, bool], how: str) -> 
 
 
 @pytest.mark.skipif(sandbox.abi() < sandbox.SIGNALS_ABI, reason="this kernel cannot confine signals")
-def test_what_has_run_for_long_is_ended_as_well() -> None:
+def test_an_old_process_ends_as_well() -> None:
     """The reaper gives up some seconds after it has begun to kill, and not after it has begun to wait."""
     program = "from bridge.launch import reaper; reaper.WITHIN = 0.5; reaper.main()"
     keeper = subprocess.Popen(
@@ -165,7 +165,7 @@ def test_what_has_run_for_long_is_ended_as_well() -> None:
     assert gone(word) < 5
 
 
-def test_what_forks_faster_than_one_can_look_is_ended_and_a_neighbour_is_not() -> None:
+def test_a_fast_forking_process_ends_and_a_neighbor_does_not() -> None:
     mine, other = (f"# {name} {time.monotonic_ns()}" for name in ("mine", "other"))
     with (
         reaped(sys.executable, "-S", "-c", HIDDEN, DEAF + other),
@@ -200,7 +200,7 @@ def test_it_ends_with_its_reaper_and_may_not_signal_it() -> None:
 
 @pytest.mark.skipif(not syscalls.available(), reason="this kernel has no filters of system calls")
 @pytest.mark.parametrize("script", [DEAF, GROWING], ids=["deaf", "growing"])
-def test_what_a_killed_reaper_leaves_is_ended_and_a_neighbour_is_not(
+def test_leftovers_of_a_killed_reaper_end_and_a_neighbor_does_not(
     tmp_path: Path, script: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine, other = (f"# {name} {time.monotonic_ns()}" for name in ("mine", "other"))

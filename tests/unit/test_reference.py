@@ -109,7 +109,7 @@ def test_every_verb_states_its_object(name: str) -> None:
     ],
     ids=" ".join,
 )
-def test_a_verb_gives_what_it_states_where_nothing_is_provisioned(
+def test_a_verb_gives_the_stated_keys_without_provisioning(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(core, "ROOT", tmp_path)

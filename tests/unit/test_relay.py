@@ -79,7 +79,7 @@ SHOWS = Rule(Retry.IDEMPOTENT, "object", shows=("k", b"1"))
 """Make a call that only an asker makes who has read the first answer, which is "1"."""
 
 
-def test_an_answer_that_arrives_and_is_never_confirmed_is_let_go_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_is_never_confirmed_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         caller = SiteRelay(Server())
         bodies = []
@@ -235,7 +235,7 @@ def test_an_answer_that_came_too_late_is_kept_for_the_repetition() -> None:
     run(test)
 
 
-def test_the_end_of_the_job_is_told_once_and_ends_every_call() -> None:
+def test_the_end_of_the_job_is_announced_once_and_ends_every_call() -> None:
     async def test() -> None:
         told: list[str] = []
         server = Server()

@@ -162,7 +162,7 @@ def test_a_round_that_was_begun_only_took_no_time() -> None:
         ([EVENTS[0], EVENTS[1], {**EVENTS[2], "error": "E"}], "round 1, average over 1 site (1 failed): "),
     ],
 )
-def test_the_last_round_with_numbers_is_told(events: list[dict[str, Any]], text: str) -> None:
+def test_the_last_round_with_numbers_is_shown(events: list[dict[str, Any]], text: str) -> None:
     assert results._last_round(summary.rounds_of(events)).startswith(text)
 
 

@@ -52,12 +52,12 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert revoked.why_not("site-1") is None and not revoked.removed("site-1")
 
 
-def test_without_the_folder_nobody_is_revoked(tmp_path: Path) -> None:
+def test_without_the_folder_no_name_is_revoked(tmp_path: Path) -> None:
     assert Revoked(tmp_path / "none").why_not("site-1") is None
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"revoked": "site-1"}', '{"revoked": [1]}'])
-def test_a_broken_file_admits_nobody_new(
+def test_a_broken_file_admits_no_new_connection(
     tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     revoke(tmp_path, "site-1")

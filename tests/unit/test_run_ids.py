@@ -29,12 +29,12 @@ def test_every_job_leads_to_its_run_and_back(job: uuid.UUID) -> None:
         assert str(job).startswith(job_or_prefix(str(run)))
 
 
-def test_what_is_no_uuid_has_a_run_id_too() -> None:
+def test_an_id_that_is_not_a_uuid_has_a_run_id_too() -> None:
     assert 0 < run_id("a job of somebody's own") < 2**64
 
 
 @pytest.mark.parametrize("text", ["latest", JOB, "1fd0980e", "12345678", "0", "99999999999999999999"])
-def test_what_is_no_run_id_stays_as_it_is(text: str) -> None:
+def test_other_ids_than_run_ids_stay_unchanged(text: str) -> None:
     assert job_or_prefix(text) == text
 
 

@@ -174,7 +174,7 @@ attempt("bind any", lambda: socket.create_server(("127.0.0.1", 0)) and "listens"
 
 @needs_all
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_an_app_may_have_processes_of_its_own(method: str) -> None:
+def test_an_app_may_start_processes(method: str) -> None:
     # Not in pytest's folder: a socket's path has at most 107 characters. In a job's folder it has 83.
     with tempfile.TemporaryDirectory(prefix="fb") as name:
         seen = _own_processes(Path(name), method)
@@ -363,7 +363,7 @@ attempt("name", lambda: bool(socket.getaddrinfo("localhost", 1)))
 
 
 @needs_all
-def test_of_dev_it_uses_few(tmp_path: Path) -> None:
+def test_it_may_use_few_devices(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     seen = confined(
         tmp_path,
@@ -440,7 +440,7 @@ def test_the_filter_is_the_same_on_each_processor(name: str) -> None:
         assert _filtered(here, here.numbers["socket"], 1, 1, 0, arch=arch) == errno.ENOSYS
 
 
-def test_x32s_numbers_are_no_calls() -> None:
+def test_x32_numbers_are_not_calls() -> None:
     here = syscalls.MACHINES["x86_64"]
     for number in (0x40000000 + here.numbers["socket"], 512, 547, 0xFFFFFFFF):
         assert _filtered(here, number, 1, 1) == errno.ENOSYS

@@ -53,7 +53,7 @@ def put(folder: Path, distribution: str, files: dict[str, bytes]) -> None:
         (folder / path).write_bytes(content)
 
 
-def test_what_nobody_has_is_named_with_the_distribution(packages: Path) -> None:
+def test_a_missing_library_is_named_with_its_distribution(packages: Path) -> None:
     assert shared_objects.missing(packages, []) == {"libgomp.so.1": {"xgboost"}}
 
 
@@ -62,7 +62,7 @@ def test_what_the_base_has_is_not_missing(packages: Path, provided: Sequence[str
     assert shared_objects.missing(packages, provided) == {}
 
 
-def test_what_a_package_brings_itself_is_not_missing(packages: Path) -> None:
+def test_a_packages_own_library_is_not_missing(packages: Path) -> None:
     put(packages, "other-1", {"other.libs/libgomp.so.1": elf()})
     assert shared_objects.missing(packages, []) == {}
 
@@ -81,7 +81,7 @@ def test_a_file_of_no_distribution_is_named_itself(packages: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"GROUP ( libx.so.1 )", b"\x7fELF", elf("liba.so.1")[:100], b"\x7fELF" + b"\xff" * 4096]
 )
-def test_what_is_no_shared_object_is_passed_over(packages: Path, content: bytes) -> None:
+def test_other_files_than_shared_objects_are_skipped(packages: Path, content: bytes) -> None:
     (packages / "odd.so").write_bytes(content)
     (packages / "dangling.so").symlink_to("/nowhere")
     (packages / "folder.so").mkdir()

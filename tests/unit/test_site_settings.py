@@ -72,7 +72,7 @@ def test_each_wrong_value_has_one_clear_error(case: str) -> None:
     assert expected in problem
 
 
-def test_a_node_config_and_logs_are_no_servers() -> None:
+def test_node_config_and_share_logs_are_refused_at_the_server() -> None:
     found = list(site_settings.problems({"node_config": {"a": 1}, "share_logs": False}, server=True))
     assert found == ["node_config is for sites. Leave it out", "share_logs is for sites. Leave it out"]
 
@@ -92,7 +92,7 @@ RIGHT: dict[str, Any] = {
 }
 
 
-def test_compose_is_told_each_of_them() -> None:
+def test_compose_gets_each_of_them() -> None:
     assert not list(site_settings.problems(RIGHT))
     service = site_service.service(RIGHT, {"research": 1234}, without_proxy=["server", "localhost"])
     volumes = [(v["source"], v["target"], v["read_only"]) for v in service.pop("volumes")]
@@ -153,7 +153,7 @@ def test_the_sites_file_adds_to_the_projects_and_goes_before_it() -> None:
     }
 
 
-def test_flower_reads_a_node_config_as_it_stands_there() -> None:
+def test_flower_reads_a_node_config_as_written() -> None:
     config: dict[str, ConfigValue] = {
         "text": "postgresql://u:p@h/d?a=1&b='2' \"x\"",
         "lines": "a\nb\t\\ \u2028 ü 😀",
@@ -170,9 +170,7 @@ def test_flower_reads_a_node_config_as_it_stands_there() -> None:
     assert parse_config_args([command[command.index("--node-config") + 1]]) == config
 
 
-def test_what_only_the_site_knows_goes_before_the_kit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sites_own_settings_override_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "local").mkdir()
     (tmp_path / settings.FILE).write_text('{"node_config": {"a": 1, "b": "kit"}}')
     assert settings.read(tmp_path).node_config == {"a": 1, "b": "kit"}
@@ -189,7 +187,7 @@ def test_what_only_the_site_knows_goes_before_the_kit(
         ('{"client-name": "x"}', "Leave client-name"),
     ],
 )
-def test_a_broken_variable_is_told(
+def test_a_broken_variable_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str
 ) -> None:
     monkeypatch.setenv("FLOWERBED_NODE_CONFIG", text)
@@ -245,9 +243,7 @@ def test_a_sites_own_file_has_one_clear_error(root: Path, case: str) -> None:
     assert expected in problem
 
 
-def test_a_file_that_only_its_owner_reads_stops_nobody_but_provisioning(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_file_stops_only_provisioning(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = root / "sites/site-1.yml"
     file.write_text("cpus: 4\n")
 

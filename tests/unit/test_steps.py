@@ -9,7 +9,7 @@ from scripts.core import ROOT, Failure
 from tests.conftest import CONTAINERS, LONGEST, PROCESSES
 
 
-def test_what_runs_beside_is_shown_after_the_tests_and_its_failure_counts(
+def test_parallel_work_is_shown_after_the_tests_and_its_failure_counts(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     session = steps.Session(to_stderr=True)

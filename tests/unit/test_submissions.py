@@ -72,7 +72,7 @@ def without_the_entry(files: Files) -> bytes:
     return zipped({**files, "app/config/": b""}, folders=False)
 
 
-def test_the_mark_is_made_of_what_is_there(tmp_path: Path, command: Any) -> None:
+def test_the_mark_covers_the_content(tmp_path: Path, command: Any) -> None:
     brought, deployed = exported(tmp_path / "a"), exported(tmp_path / "b", deployed=True)
     for content in (zipped(brought), without_the_entry(brought)):
         valid, error, known = command(content)
@@ -110,7 +110,7 @@ def test_nobody_claims_another_app(tmp_path: Path, command: Any) -> None:
     assert not valid and meta.APP in error
 
 
-def test_what_may_not_be_in_a_job_is_refused_at_once(tmp_path: Path, command: Any) -> None:
+def test_forbidden_content_of_a_job_is_refused_at_once(tmp_path: Path, command: Any) -> None:
     files = exported(tmp_path, deployed=True)
     files["app/config/evil.so"] = b"x"
     valid, error, known = command(zipped(files))
@@ -235,7 +235,7 @@ def deploy(
 
 
 @pytest.mark.parametrize("site", ["server", "site-1"])
-def test_a_part_is_looked_at_where_it_is_deployed(
+def test_a_part_is_checked_where_it_is_deployed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str
 ) -> None:
     brought, deployed = exported(tmp_path / "a"), exported(tmp_path / "b", deployed=True)

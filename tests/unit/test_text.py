@@ -80,14 +80,14 @@ END = {"event": "run ended", "reason": "", "t": 3.5}
     ],
     ids=lambda line: line[:40],
 )
-def test_a_line_that_is_no_event_costs_itself_only(line: str, tmp_path: Path) -> None:
+def test_a_malformed_event_loses_only_its_line(line: str, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     good = [ROUND, REPLY, END]
     file.write_text("\n".join([json.dumps(ROUND), line, json.dumps(REPLY), json.dumps(END), line]))
     assert list(events.read(file)) == good
 
 
-def test_bytes_that_are_no_text_and_no_file(tmp_path: Path) -> None:
+def test_bytes_that_are_neither_text_nor_a_file(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     assert list(events.read(file)) == []
     file.write_bytes(b"\xff\xfe\n" + json.dumps(END).encode() + b"\n\xc3")

@@ -16,7 +16,7 @@ from scripts.core import unpack
     ("for_consoles", "umask", "modes"),
     [(True, 0o077, (0o755, 0o644)), (False, 0o077, (0o700, 0o600)), (False, 0o022, (0o755, 0o644))],
 )
-def test_who_may_read_what_is_unpacked(
+def test_the_umask_decides_who_reads_unpacked_files(
     tmp_path: Path, for_consoles: bool, umask: int, modes: tuple[int, int]
 ) -> None:
     """Job folders are for the consoles, which are another user. For results, the umask decides."""

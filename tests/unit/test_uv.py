@@ -128,7 +128,7 @@ def test_pip_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert str(tmp_path) in uv.sources().mounts
 
 
-def test_nothing_is_named_where_nothing_is_told(pip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_or_certificate_names_no_source(pip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not uv.sources().are_named and uv.sources().mounts == ()
     pip("global.proxy='http://proxy.example:3128'", "global.cert='/nowhere/ca.pem'")
     assert not uv.sources().are_named, "these say not where packages are"
@@ -199,9 +199,7 @@ def test_the_container_sees_environments_and_nothing_else(pip: Any, docker: Engi
     assert volumes(docker.commands[1]) == [*seen, program]
 
 
-def test_what_builds_sees_a_cache_of_its_own_and_nothing_else(
-    pip: Any, docker: Engine, tmp_path: Path
-) -> None:
+def test_a_build_sees_only_its_own_cache(pip: Any, docker: Engine, tmp_path: Path) -> None:
     built(["pip", "install"])
     [command] = docker.commands
     seen = [f"{uv.ENVIRONMENTS}/{name}:/environments/{name}" for name in (".building/cache", "one")]
@@ -230,7 +228,7 @@ def built(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         (["global.no-index='1'", "global.find-links='/wheels'"], ["host"], "bridge", []),
     ],
 )
-def test_what_builds_is_on_this_machines_network_only_where_it_must(
+def test_a_build_uses_this_machines_network_only_if_it_must(
     pip: Any,
     monkeypatch: pytest.MonkeyPatch,
     told: list[str],
@@ -259,9 +257,7 @@ def test_without_an_index_none_is_asked(pip: Any, docker: Engine) -> None:
     assert [command[-1] == "--no-index" for command in docker.commands] == [True, False, True]
 
 
-def test_no_network_for_what_an_environment_is_tried_with(
-    monkeypatch: pytest.MonkeyPatch, docker: Engine
-) -> None:
+def test_imports_are_tried_without_a_network(monkeypatch: pytest.MonkeyPatch, docker: Engine) -> None:
     """This container runs the packages' code: it sees one environment to read, and it reaches nobody."""
     commands: list[list[str]] = []
     monkeypatch.setattr(core, "run", lambda command, **options: commands.append(command))

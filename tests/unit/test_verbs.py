@@ -186,16 +186,14 @@ def test_submit_sends_the_app_and_its_options(fake: Fake, flowerbed: Run) -> Non
         assert "numpyadd/client_app.py" in tar.getnames()
 
 
-def test_submit_tells_that_nobody_has_tried_the_apps_flower(
-    fake: Fake, flowerbed: Run, tmp_path: Path
-) -> None:
+def test_submit_warns_of_an_untested_flower(fake: Fake, flowerbed: Run, tmp_path: Path) -> None:
     environment(tmp_path / "environments", MADE, APP, flwr="1.44.0")
     fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
     _, outcome, told = flowerbed("submit", APP)
     assert told.count("flwr 1.44.0 is newer") == 1 and "warning" not in outcome
 
 
-def test_submit_names_who_is_missing_before_the_jobs_id(
+def test_submit_names_missing_sites_before_the_jobs_id(
     fake: Fake, flowerbed: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.answer("submit", reads=True, out='{"job_id": "j-1", "sites": ["site-2"]}\n')
@@ -211,7 +209,7 @@ def test_submit_names_who_is_missing_before_the_jobs_id(
     assert "missing_sites" not in outcome and "not registered" not in told
 
 
-def test_submit_says_who_is_silent(fake: Fake, flowerbed: Run) -> None:
+def test_submit_names_silent_sites(fake: Fake, flowerbed: Run) -> None:
     answer = {"job_id": "j-1", "sites": ["site-1", "site-2"], "silent": {"site-2": 96.4}}
     fake.answer("submit", reads=True, out=lines(answer))
     said = "site-2 was last heard from 96 s ago: the job may have to wait for it\n"
@@ -220,7 +218,7 @@ def test_submit_says_who_is_silent(fake: Fake, flowerbed: Run) -> None:
     assert said not in flowerbed("submit", APP, "--sites", "site-1")[2]
 
 
-def test_submit_names_who_is_missing_when_they_are_too_few(fake: Fake, flowerbed: Run) -> None:
+def test_submit_names_missing_sites_when_too_few_are_there(fake: Fake, flowerbed: Run) -> None:
     said = error("the job asks for 2 sites, but 1 are registered: site-1", registered=["site-1"])
     fake.answer("submit", reads=True, code=2, err=said)
     code, outcome, _ = flowerbed("submit", APP, "--min-sites", 2)
@@ -357,7 +355,7 @@ def test_submit_makes_the_environment_if_asked_to(
     assert made == [[APP]] and fake.request(1)["options"] == {"environment": "ffffffffffff"}
 
 
-def test_what_is_wrong_with_a_job_is_said_before_its_environment_is_made(
+def test_a_wrong_job_is_reported_before_its_environment_is_made(
     fake: Fake, flowerbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(tmp_path / "environments" / MADE)
@@ -388,7 +386,7 @@ def test_a_member_is_refused(fake: Fake, flowerbed: Run) -> None:
     assert (code, outcome) == (1, {"error": text, "denied": True, "as": identity})
 
 
-def test_as_whom_is_said_where_somebody_chose(fake: Fake, flowerbed: Run) -> None:
+def test_the_identity_is_shown_if_chosen(fake: Fake, flowerbed: Run) -> None:
     fake.answer("list", out=json.dumps({"jobs": []}) + "\n")
     assert " as " not in f" {flowerbed('jobs')[2]}"
     assert flowerbed("jobs", "--as", "lead")[2].startswith("as lead@x.example (lead)\n")
@@ -483,7 +481,7 @@ PROGRESS = (
 END = {"event": "end", "status": "FINISHED:COMPLETED", "reason": "", "t": 112.0}
 
 
-def test_wait_says_who_was_put_out_and_what_it_may_not_show(fake: Fake, flowerbed: Run) -> None:
+def test_wait_names_removed_sites_and_hidden_progress(fake: Fake, flowerbed: Run) -> None:
     told_of = (
         {"event": "no progress", "reason": "not authorized", "t": 104.0},
         {"event": "removed", "site": "site-3", "reason": "it was disabled", "t": 105.0},
@@ -520,7 +518,7 @@ class Session:
 
 
 @pytest.mark.parametrize("denied", [True, False])
-def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_denial_of_the_servers_is_shown_once(denied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inside, "POLL", 0.0)
     session = Session(AuthorizationError("not authorized") if denied else RuntimeError("starting"))
     call = Asked(session)
@@ -535,7 +533,7 @@ def test_what_the_server_does_not_allow_is_said_once(denied: bool, monkeypatch: 
     assert [event["phase"] for event in call.lines if event["event"] == "phase"] == ["processes"]
 
 
-def test_events_of_an_ended_job_are_told_as_they_are_read_and_hold_up_no_download(
+def test_events_of_an_ended_job_are_streamed_and_delay_no_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(RuntimeError())
@@ -622,7 +620,7 @@ def test_wait_shows_tabs_as_space_and_a_traceback_once(fake: Fake, flowerbed: Ru
         assert reason.splitlines()[1] in flowerbed("wait", "j-1")[1]["error"]
 
 
-def test_wait_shows_what_a_site_failed_of(fake: Fake, flowerbed: Run) -> None:
+def test_wait_shows_a_sites_error(fake: Fake, flowerbed: Run) -> None:
     for error in ("RuntimeError: on purpose", "<class 'some.module.RuntimeError'>:<'on purpose'>"):
         failed = {**reply("site-1", "train", 1, 107.0), "error": error}
         fake.answer("wait", out=lines(*PROGRESS[:3], failed, END))
@@ -667,6 +665,32 @@ def test_wait_shows_the_output_of_an_app_without_rounds_and_what_failed(fake: Fa
     assert "  1 of 2 query replies failed\n  site-1: no table here\n" in told
 
 
+@pytest.mark.parametrize("status", ["FINISHED:COMPLETED", "FINISHED:EXECUTION_EXCEPTION"])
+def test_wait_names_a_site_that_always_failed_and_its_log(fake: Fake, flowerbed: Run, status: str) -> None:
+    events = [{**e, "error": "E: x"} if e.get("site") == "site-2" else e for e in PROGRESS]
+    again = [{**e, "round": 2} for e in events[2:]]
+    first = {"kind": "train", "round": 1, "error": "E: x"}
+    counts = {"train": {"replies": 4, "failed": 2}}
+    replies = {"event": "replies", "kinds": counts, "errors": {"site-2": first}, "t": 111.0}
+    fake.answer("wait", out=lines(*events, *again, replies, {**END, "status": status}))
+    _, _, told = flowerbed("wait", "j-1")
+    assert "Logs: ./flowerbed logs j-1 --site site-2\n" in told
+    if status == "FINISHED:COMPLETED":
+        assert "  site-2 failed in every round (2 of 2): E: x\n" in told
+
+
+def test_wait_names_no_log_of_a_job_that_never_started(fake: Fake, flowerbed: Run) -> None:
+    why = "site-1 takes no part: it lacks the app's environment 0123456789ab"
+    refused = {"event": "refused", "site": "site-1", "reason": why, "t": 103.5}
+    end = {**END, "status": "FINISHED:CAN_NOT_SCHEDULE", "reason": "FLARE could not schedule the job"}
+    fake.answer("wait", out=lines(PROGRESS[0], refused, end))
+    code, outcome, told = flowerbed("wait", "j-1")
+    assert code == 1 and "Logs:" not in outcome["error"]
+    assert "site-1 refused the job and takes no part: it lacks" in told
+    fake.answer("wait", out=lines(*PROGRESS[:2], refused, end))
+    assert "Logs: ./flowerbed logs j-1" in flowerbed("wait", "j-1")[1]["error"]
+
+
 def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: Run) -> None:
     events = [{**event, "start": 2} for event in PROGRESS[2:]]
     evaluation = {"event": "evaluation", "start": 2, "round": 1, "t": 110.0}
@@ -683,7 +707,7 @@ def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: R
     assert f"  server       evaluated {shown}" in told
 
 
-def test_an_aborted_job_is_said_to_be(fake: Fake, flowerbed: Run) -> None:
+def test_an_aborted_job_is_reported_as_aborted(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS, {**END, "status": "FINISHED:ABORTED", "reason": "aborted"}))
     code, outcome, told = flowerbed("wait", "j-1")
     assert (code, outcome["status"], outcome["reason"]) == (1, "FINISHED:ABORTED", "aborted")
@@ -708,7 +732,7 @@ def test_wait_names_the_job_that_repeats_one(fake: Fake, flowerbed: Run) -> None
     assert "again as job j-2: ./flowerbed wait j-2" in told
 
 
-def test_wait_tells_who_refused_the_job(fake: Fake, flowerbed: Run) -> None:
+def test_wait_names_the_sites_that_refused(fake: Fake, flowerbed: Run) -> None:
     why = {"site-3": "its policy forbids custom code (right byoc)"}
     refused = {"event": "refused", "site": "site-3", "reason": why["site-3"], "t": 103.5}
     fake.answer("wait", out=lines(*PROGRESS[:2], refused, *PROGRESS[2:], {**END, "refused": why}))
@@ -723,7 +747,7 @@ def test_wait_for_an_unknown_job(fake: Fake, flowerbed: Run) -> None:
     assert (code, outcome["error"]) == (2, "no such job: j-9. The jobs there are: ./flowerbed jobs")
 
 
-def test_wait_that_is_cut_off_says_so(fake: Fake, flowerbed: Run) -> None:
+def test_an_interrupted_wait_says_so(fake: Fake, flowerbed: Run) -> None:
     fake.answer("wait", out=lines(*PROGRESS))
     code, outcome, _ = flowerbed("wait", "j-1", "--timeout", 5)
     assert code == 1 and "before it ended" in outcome["error"]
@@ -927,7 +951,7 @@ def test_the_console_tells_the_times_that_flare_has_kept(monkeypatch: pytest.Mon
     assert call.lines.pop()["t"] > 1000, "what is seen to happen has the time at which it is seen"
 
 
-def test_remove_names_each_job_once_and_says_what_was_freed(fake: Fake, flowerbed: Run) -> None:
+def test_remove_names_each_job_once_and_the_freed_space(fake: Fake, flowerbed: Run) -> None:
     ids = [f"0000000{n}-0000-0000-0000-000000000000" for n in (1, 2)]
     fake.answer("remove", out=json.dumps({"removed": ids, "freed_bytes": 3 * 2**30}) + "\n")
     code, outcome, told = flowerbed("remove", *ids, ids[0])
@@ -936,7 +960,7 @@ def test_remove_names_each_job_once_and_says_what_was_freed(fake: Fake, flowerbe
     assert "Removed 2 jobs from the server's store: 3 GB freed. What is in results/ stays." in told
 
 
-def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) -> None:
+def test_a_refused_remove_names_the_removed_jobs(fake: Fake, flowerbed: Run) -> None:
     fake.answer("resolve", out='{"job_id": "j-1"}\n')
     fake.answer("remove", code=1, err=error("job j-1 is not removed", removed=["j-0"], freed_bytes=5))
     code, outcome, _ = flowerbed("remove", "j-1")
@@ -945,7 +969,7 @@ def test_remove_that_is_refused_says_what_is_gone(fake: Fake, flowerbed: Run) ->
     assert flowerbed("remove", "../x")[0] == 2
 
 
-def test_jobs_and_wait_say_for_whom_a_job_waits(fake: Fake, flowerbed: Run) -> None:
+def test_jobs_and_wait_name_the_sites_a_job_waits_for(fake: Fake, flowerbed: Run) -> None:
     waits = "waits for site-2, not registered"
     fake.answer("list", out=lines({"jobs": [{"job_id": "j-1", "status": "SUBMITTED", "waits": waits}]}))
     _, outcome, told = flowerbed("jobs")
@@ -983,7 +1007,7 @@ def test_a_job_id_cannot_lead_out_of_the_results(fake: Fake, job: str) -> None:
     assert main(["results", "--", job]) == 2 and fake.calls == []
 
 
-def test_an_answer_that_is_no_json_is_named(fake: Fake, flowerbed: Run) -> None:
+def test_an_answer_that_is_not_json_is_named(fake: Fake, flowerbed: Run) -> None:
     fake.answer("abort", out="hello\n")
     assert "answered no JSON object" in flowerbed("abort", "j-1")[1]["error"]
 
@@ -1028,7 +1052,7 @@ def test_quickstart_does_every_step_in_order(fake: Fake, flowerbed: Run, steps: 
     assert outcome["job_id"] == "j-1" and len(outcome["steps"]) == 8
 
 
-def test_only_a_verb_by_itself_says_which_one_comes_next() -> None:
+def test_only_a_single_verb_names_the_next_one() -> None:
     with core.led():
         assert core.follow_up("up") == ""
     assert core.follow_up("up") == " Next: ./flowerbed up"

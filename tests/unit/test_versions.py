@@ -37,7 +37,7 @@ def test_an_unsupported_flower_is_refused_with_the_range_that_works(wrong: str) 
 
 
 @pytest.mark.parametrize("new", ["1.44.0", "1.44.0.dev20261201", "2.0.1"])
-def test_a_flower_that_nobody_has_tried_runs_plain_with_a_warning(new: str) -> None:
+def test_an_untested_flower_runs_plain_with_a_warning(new: str) -> None:
     newest = versions.GENERATIONS[-1]
     row = versions.generation(new)
     assert not row.fast_path and newest.fast_path
@@ -49,7 +49,7 @@ def test_a_flower_that_nobody_has_tried_runs_plain_with_a_warning(new: str) -> N
 
 
 @pytest.mark.parametrize("known", ["1.34.0", "1.41.0", "1.43.0.dev20261026"])
-def test_there_is_no_warning_of_one_that_is_known(known: str) -> None:
+def test_a_known_version_gives_no_warning(known: str) -> None:
     assert versions.newer(known) is None
 
 

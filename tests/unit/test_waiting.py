@@ -55,7 +55,7 @@ def meta(status: str = "SUBMITTED", **more: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_it_is_said_for_whom_a_job_waits(job: dict[str, Any], here: list[str], told: str) -> None:
+def test_a_job_names_the_sites_it_waits_for(job: dict[str, Any], here: list[str], told: str) -> None:
     assert waiting.waits_for(job, dict.fromkeys(here, 1.0)) == told
 
 
@@ -133,7 +133,7 @@ def test_odd_meta_costs_no_other_jobs_line(odd: dict[str, Any]) -> None:
     assert waiting.waits_for(meta(**odd), {"site-1": 1.0}) == ""
 
 
-def test_a_job_folder_without_the_sites_that_it_needs_is_not_handed_in() -> None:
+def test_a_job_folder_without_its_sites_is_not_submitted() -> None:
     job = {"name": "x", "min_clients": 1, "mandatory_clients": ["site-2"], "deploy_map": TO_TWO}
     folder = tar((tarfile.TarInfo("meta.json"), json.dumps(job).encode()))
     call = Asked(Server(["RUNNING"], [["site-1", "site-3"]]), folder)

@@ -51,6 +51,21 @@ def test_an_app_finds_the_data_where_a_supernode_started_there_has_it(job: Path,
         assert (job / found).read_text() == "1,2"
 
 
+def test_the_log_says_that_the_data_cannot_be_read(
+    job: Path, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shut(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", shut)
+    link(job, data)
+    assert f"cannot read {data}" in caplog.text and "./flowerbed doctor" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    link(job, data / "none")
+    assert caplog.text == "" and not list(job.iterdir())
+
+
 def test_an_app_writes_beside_the_data(job: Path, data: Path) -> None:
     link(job, data)
     (job / "data" / "cache").mkdir()
@@ -70,7 +85,7 @@ def test_data_with_an_entry_of_that_name_means_that_one(job: Path, data: Path) -
     assert not any(job.iterdir()) and (data / "data" / "y.csv").is_file()
 
 
-def test_of_too_many_entries_one_link_is_made(job: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_entries_get_one_link(job: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working_folder, "MOST", 1)
     link(job, data)
     assert list(job.iterdir()) == [job / "data"] and (job / "data" / "x.csv").read_text() == "3,4"

@@ -100,7 +100,7 @@ def test_the_numpy_app_adds_up(outcomes: Outcomes, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_fast_path_is_where_it_is_said_to_be(outcomes: Outcomes, version: str) -> None:
+def test_the_fast_path_is_where_the_table_says(outcomes: Outcomes, version: str) -> None:
     outcome = outcomes[version, NUMPY].result()
     assert outcome.slow() == set() if version in PROMPT else outcome.fast == {}
 
