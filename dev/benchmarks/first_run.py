@@ -10,6 +10,7 @@ checkout's environments of apps, so `build --app` makes one only if there is non
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,13 +44,15 @@ def _measure(root: Path, folder: Path) -> None:
     environ = {**os.environ, "FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
     verbs = {**environ, "PYTHONPATH": str(root)}
     verb = [sys.executable, "-P", "-m", "scripts"]
-    run: list[str | Path] = [flwr, "run", APP, "flowerbed", "--stream"]
+    # Flower's command edits an app that names federations, as those of `flwr new` did.
+    app = shutil.copytree(APP, folder / "app")
+    run: list[str | Path] = [flwr, "run", app, "flowerbed", "--stream"]
     total = 0.0
     steps: list[tuple[str, list[str | Path], Mapping[str, str]]] = [
         ("python -m venv", [sys.executable, "-m", "venv", folder / "venv"], environ),
         ("pip install flwr", [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "flwr"], environ),
         ("flwr-config --write", [*verb, "flwr-config", "--write"], verbs),
-        ("build --app", [*verb, "build", "--app", APP], verbs),
+        ("build --app", [*verb, "build", "--app", app], verbs),
         ("flwr run --stream", run, environ),
     ]
     for name, words, env in steps:
