@@ -66,6 +66,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     commit(root)
     monkeypatch.setattr(core, "ROOT", root)
+    monkeypatch.setattr(core, "SOURCE", root)
     monkeypatch.setattr(test, "install", lambda: None)
     return root
 
