@@ -140,12 +140,10 @@ def run(
     project, wanted = str(config["name"]), images.participants(config, TAG)
     ownership.check(project)
     runtime = images.runtime(project, TAG)
-    is_first = no_cache or not engine.has(runtime)
-    images.check_disk(first=is_first)
+    images.check_disk(first=no_cache or not engine.has(runtime))
     base = _fetch(mlflow=mlflow, renew=pull)
-    once = " (about 40 s)" if is_first else ""
     taken = published.name()
-    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}{once}")
+    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}")
     steps = [("published" if taken else "runtime", runtime, "")]
     steps += [("participant", f"{i.name}:{TAG}", i.kit) for i in wanted]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
