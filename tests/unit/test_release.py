@@ -152,6 +152,7 @@ def docker(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.setattr(wheelhouse, "HOUSE", tmp_path / "wheels")
+    monkeypatch.setattr(wheelhouse, "IMAGES", project / "images")
     (project / "images").mkdir()
     folder = wheelhouse.RUNTIME.folder
     folder.mkdir(parents=True)
