@@ -164,9 +164,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         added = [name for name in _dialled(project) if name not in [*listed, server.get_default_host()]]
         server.set_prop("host_names", [*listed, *added])
         if added:
-            note(
-                ctx, f"{server.name}: also for {', '.join(added)}, because host_names lacks what is dialled."
-            )
+            note(ctx, f"{server.name}: its certificate also has {', '.join(added)}, because kits dial it.")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Edit the files of FLARE's builders, then close the kits to others."""

@@ -350,7 +350,7 @@ def test_a_name_that_only_a_site_dials_is_added_with_a_note(tmp_path: Path) -> N
     code, _, text = verb(root)
     assert code == 0
     assert "via.example" in sans(root / PROD / "server/startup/server.crt")
-    assert "server: also for via.example" in text
+    assert "server: its certificate also has via.example" in text
 
 
 def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
