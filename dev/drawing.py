@@ -138,8 +138,8 @@ class Picture:
             y: the foot of the first.
             lines: the text.
             kind: `name` or `note`.
-            colour: a class of `STYLE`; without one, names are dark and notes are not.
-            align: `left` or `right`; without one, the middle.
+            colour: a class of `STYLE`. Without one, names are dark and notes are not.
+            align: `left` or `right`. Without one, the middle.
             within: the box that holds it. Without one, the picture does.
         """
         colour = colour or ("ink" if kind == "name" else "soft")
@@ -166,8 +166,7 @@ class Picture:
     ) -> None:
         """Draw a line through `points`, with a tip at its end. With `both` it has one at its beginning too.
 
-        Args:
-            points: of a line whose parts are level or upright.
+        Args: points: of a line with level or upright parts.
             both: whether it goes both ways.
             dashed: whether it is drawn so.
             tls: whether it is a line of mutual TLS: thick and green.

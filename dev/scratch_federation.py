@@ -36,7 +36,7 @@ Project = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a verb: exit code, the JSON object, its text for people."""
+    """The result of a verb: exit code, the JSON object, its text for users."""
 
     code: int
     value: dict[str, Any]
@@ -60,7 +60,7 @@ class ScratchFederation:
     def run_verb(
         self, words: Sequence[str], timeout: float, shown: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run `flowerbed WORDS`. With `shown`, its text for people is not kept."""
+        """Run `flowerbed WORDS`. With `shown`, its text for users is not kept."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "scripts", *words],
             cwd=self.root,
@@ -159,7 +159,7 @@ def make(
     for path in _files(ROOT):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, root / path)
-    _share(ROOT / ".flowerbed", root / ".flowerbed")
+    share_downloads(ROOT / ".flowerbed", root / ".flowerbed")
 
     def change(project: Project) -> None:
         project["name"] = name
@@ -195,7 +195,7 @@ def _files(root: Path) -> Iterator[Path]:
                 yield relative / name
 
 
-def _share(source: Path, target: Path) -> None:
+def share_downloads(source: Path, target: Path) -> None:
     """Link the downloads. The environment is the one that runs the tests.
 
     The environments of apps are this checkout's: each one that is made serves all copies.

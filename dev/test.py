@@ -31,7 +31,7 @@ INSTALLED = Path(sys.prefix) / "installed-test.txt"
 """A copy of the requirements that are installed."""
 INSTALL_TIMEOUT = 1200.0
 """Seconds to download and install them (150 MB)."""
-TYPED = ("scripts", "provisioning", "bridge", "images", "dev", "tests")
+TYPED = ("src", "scripts", "provisioning", "bridge", "images", "dev", "tests")
 
 QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test before it counts as hanging."""
@@ -73,7 +73,7 @@ def run(
         ),
     ] = None,
 ) -> dict[str, Any]:
-    """Run what is asked for; fails if any of it does."""
+    """Run what is asked for. Fails if any of it does."""
     install()
     session = Session(to_stderr=core.as_json)
     if not only:

@@ -17,7 +17,7 @@ REFUSED_WITHIN = 0.2
 
 
 def main(port: int) -> str:
-    """Return what is wrong, or an empty text."""
+    """Return what is wrong, or an empty string."""
     context = ssl.create_default_context(cafile=KIT + "rootCA.pem")
     # The name does not matter: the certificate must be exactly the kit's.
     context.check_hostname = False

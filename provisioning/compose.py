@@ -19,9 +19,9 @@ from provisioning import dotenv, networks, note, revocation, site_files
 from provisioning.checks import FLWR, TOOLS
 from provisioning.keys import PORT, REVOKED
 from provisioning.names import flwr_port, flwr_port_key, service_name
+from provisioning.places import ROOT
 from provisioning.state import Lock
 
-ROOT = Path(__file__).resolve().parent.parent
 FILE = "compose.yaml"
 ALONE = "elsewhere-{name}.yaml"
 """The Compose file for the other machine of a participant that runs elsewhere."""
@@ -182,7 +182,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
 
 
 def _flwr(consoles: Sequence[Participant], project: Project, image: str) -> dict[str, Any]:
-    """Return the service by which Flower's command line reaches consoles; nothing if there are none."""
+    """Return the service by which Flower's command line reaches consoles, or nothing if there are none."""
     if not consoles:
         return {}
     names = [service_name(console.name) for console in consoles]

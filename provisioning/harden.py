@@ -136,7 +136,7 @@ FLARE's 30 s take a slow line for a dead one. `DRIVERS` finds dead lines by thei
 
 
 MAX_JOBS = 3
-"""Jobs at once, unless project.yml says otherwise (FLARE's default: 4). Each takes some 400 MB of the
+"""Jobs at once, unless project.yml says otherwise (FLARE's default: 4). Each takes about 400 MB of the
 server's 4 GB and of each site's 6 GB, and its app's memory."""
 
 

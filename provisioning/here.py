@@ -58,7 +58,7 @@ def gid(group: str | int) -> int | None:
 
 
 def engine_address() -> str:
-    """Return the address of the engine that the docker command uses, or an empty text for the default one.
+    """Return the address of the engine that the docker command uses, or an empty string for the default one.
 
     Like the command, it looks at DOCKER_HOST, DOCKER_CONTEXT and the chosen context, in this order. It reads
     the context's file, since every verb asks and the command takes longer.

@@ -37,7 +37,7 @@ NO_NAMES = ["127.0.0.1"]
 Engines before 25 would forward such a question even from an internal network, and so carry data out in it."""
 
 CHOSEN_BY_ENGINE = 4
-"""Number of links with addresses that the engine chooses. It has some 30 ranges for the machine's
+"""Number of links with addresses that the engine chooses. It has about 30 ranges for the machine's
 networks."""
 
 RANGE = ipaddress.ip_network("198.18.0.0/15")

@@ -20,11 +20,11 @@ from bridge.common.errors import FlowerbedError
 from bridge.common.site_settings import DATA, NODE_CONFIG, PROXY
 from provisioning import here
 from provisioning.names import service_name
+from provisioning.places import ROOT
 
 if TYPE_CHECKING:
     from nvflare.lighter.entity import Participant, Project
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = "sites"
 
 TEMPLATE = """\
@@ -172,7 +172,7 @@ def service(participant: Participant, project: Project) -> dict[str, Any]:
 
 
 def mark(participant: _Participant) -> str:
-    """Return a digest that identifies settings without telling them, or an empty text if there are none."""
+    """Return a digest that identifies settings without telling them, or an empty string if there are none."""
     text = json.dumps(settings(participant), sort_keys=True, default=str)
     # A letter first, so that YAML does not read a number.
     return "" if text == "{}" else f"s{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -13,26 +13,26 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import click
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from provisioning import places
 from scripts import core
 from scripts.core import Failure, UsageError, say
 
-HOME = Path(__file__).resolve().parent.parent
-"""The folder of this program."""
-
 PANELS = {
-    "Begin": ("quickstart", "doctor"),
+    "Begin": ("init", "quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
     "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
     "Developers": ("compare", "bench", "test"),
 }
 """The verbs, in the order of `--help`."""
+
+if not places.IS_CHECKOUT:
+    del PANELS["Developers"]
 
 VERBS = {
     name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name.replace('-', '_')}"
@@ -41,8 +41,11 @@ VERBS = {
 }
 """The module of each verb."""
 
-WRITE_NOTHING = ("doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status")
-"""Verbs that leave no file in the checkout, so there is nothing to give to its owner."""
+ANYWHERE = ("init", "flwr-api")
+"""Verbs that need no federation in the working directory."""
+
+WRITE_NOTHING = ("init", "doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status")
+"""Verbs that leave no file in the federation's folder, so there is nothing to give to its owner."""
 
 MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs"}
 MEANT |= {"rm": "remove", "delete": "remove", "help": "--help"}
@@ -75,9 +78,9 @@ class Verbs(TyperGroup):
 
 def summary(name: str) -> str:
     """Return the first line of a verb's docstring, read without importing the verb."""
-    path = HOME / VERBS[name].replace(".", "/")
+    path = core.SOURCE / VERBS[name].replace(".", "/")
     with path.with_suffix(".py").open() as file:
-        return file.readline().strip().strip('"')
+        return core.as_called(file.readline().strip().strip('"'))
 
 
 def verb(name: str) -> click.Command:
@@ -99,7 +102,7 @@ def verb(name: str) -> click.Command:
 def _help(docstring: str) -> str:
     """Return a docstring as Rich shows it: prose as wide as the terminal, examples unchanged."""
     lines = [""]
-    for line in inspect.cleandoc(docstring).replace("[", r"\[").splitlines():
+    for line in inspect.cleandoc(core.as_called(docstring)).replace("[", r"\[").splitlines():
         if line.startswith(" "):
             lines.append(f"[cyan]{line}[/cyan]")
         elif line and lines[-1] and not lines[-1].startswith("[cyan]"):
@@ -119,8 +122,10 @@ app = typer.Typer(cls=Verbs, name="flowerbed", rich_markup_mode="rich", context_
 
 
 @app.callback(
-    epilog="New here? Run ./flowerbed quickstart: it goes from nothing to a trained model. "
-    "For help with a verb: ./flowerbed VERB --help",
+    epilog=core.as_called(
+        "New here? Run ./flowerbed quickstart: it goes from nothing to a trained model. "
+        "For help with a verb: ./flowerbed VERB --help"
+    ),
     subcommand_metavar="VERB [ARGS]...",
 )
 def flowerbed(
@@ -151,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     outcome: dict[str, Any] | int
     code = 0
     try:
+        _need_federation(words)
         outcome = typer.main.get_command(app).main(words, "flowerbed", standalone_mode=False)
         if outcome == INTERRUPTED:
             raise KeyboardInterrupt
@@ -171,11 +177,24 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(outcome, dict):
         if identity := _acting_as():
             outcome = {**outcome, "as": dict(identity)}
+        if "error" in outcome:
+            outcome = {**outcome, "error": core.as_called(str(outcome["error"]))}
         if core.as_json:
             print(json.dumps(outcome), flush=True)
-    if not words or words[0] not in WRITE_NOTHING:
+    if places.IS_THERE and words[0] not in WRITE_NOTHING:
         core.give_back()
     return code
+
+
+def _need_federation(words: Sequence[str]) -> None:
+    """Refuse a verb of an installed program outside of any federation. Help and completion work anywhere."""
+    if places.IS_THERE or words[0] not in VERBS or words[0] in ANYWHERE or {"--help", "-h"} & set(words):
+        return
+    raise UsageError(
+        places.UNSAFE
+        or f"There is no federation in {core.ROOT} or above: expected project.yml and compose.yaml that "
+        "./flowerbed init has written. Go to its folder, or lay one out: ./flowerbed init DIR"
+    )
 
 
 def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:

@@ -331,7 +331,7 @@ def _values(text: str) -> dict[str, Any]:
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a decimal number", str: "text"}
-"""The types of a run config, for people."""
+"""The types of a run config, for users."""
 
 
 def _of_other_types(own: Mapping[str, Any], values: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def run(
     """Show what is there, or remove.
 
     Raises:
-        core.Failure: a job uses what is to be removed, and `force` is not set.
+        core.Failure: a job uses the environment, and `force` is not set.
     """
     if force and not remove:
         raise core.UsageError("--force: expected --remove NAME with it.")

@@ -61,7 +61,7 @@ def kits(config: Mapping[str, Any]) -> list[str]:
 
 
 def in_words(late: Sequence[str], other_kits: Sequence[str]) -> str:
-    """Return a sentence with what to do about both, or an empty text if there is nothing to do."""
+    """Return a sentence with what to do about both, or an empty string if there is nothing to do."""
     if other_kits:
         return f"Built with an earlier kit: {', '.join(other_kits)}. Run ./flowerbed build, then up."
     if late:

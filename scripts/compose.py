@@ -33,7 +33,7 @@ NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
 
 NO_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
-"""The engine's error when a container is to mount a folder that is not on its machine."""
+"""The engine's error when a container should mount a folder that is not on its machine."""
 
 BUILD = "There are no images yet: run ./flowerbed build."
 
@@ -76,7 +76,7 @@ def with_profiles(profiles: Sequence[str]) -> list[str]:
 
 
 def project() -> str:
-    """Return the federation's name for Compose, or an empty text if nothing is provisioned."""
+    """Return the federation's name for Compose, or an empty string if nothing is provisioned."""
     return os.environ.get(PROJECT) or dotenv.read(core.ROOT / ".env").get(PROJECT, "")
 
 

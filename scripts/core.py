@@ -18,8 +18,11 @@ from typing import Any, NoReturn
 
 from bridge.common.errors import FlowerbedError
 from bridge.common.text import one_line, shown
+from provisioning import places
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT, SOURCE = places.ROOT, places.SOURCE
+"""The folder of the federation, and that of the program (`provisioning/places.py`)."""
+
 HOUSE = ROOT / ".flowerbed"
 """The launcher's files: the Python environment, the wheelhouse, the engine's pid and log."""
 
@@ -29,10 +32,14 @@ ENVIRONMENTS = HOUSE / "environments"
 
 
 def version() -> str:
-    """Return Flowerbed's version, which only pyproject.toml states."""
-    import tomllib  # Here, since hardly a verb needs it.
+    """Return Flowerbed's version. Only pyproject.toml states it, and the metadata of an installed program."""
+    if not places.IS_CHECKOUT:
+        from importlib.metadata import version as installed  # Here, since hardly a verb needs either.
 
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+        return installed("flowerbed")
+    import tomllib
+
+    return str(tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]["version"])
 
 
 as_json = False
@@ -58,12 +65,17 @@ class UsageError(Failure):
     exit_code = 2
 
 
+def as_called(text: str) -> str:
+    """Return a text in which `./flowerbed` is the command as people call it: an installed one has no path."""
+    return text if places.IS_CHECKOUT else text.replace("./flowerbed", "flowerbed")
+
+
 def say(text: str = "", end: str = "\n") -> None:
     """Print a line for a person, to stderr: stdout belongs to results and `--format json`.
 
     Parts of it may come from a site or an app. Characters that act on a terminal are shown as their codes.
     """
-    print(shown(text), file=sys.stderr, end=end, flush=True)
+    print(shown(as_called(text)), file=sys.stderr, end=end, flush=True)
 
 
 def run(
@@ -148,7 +160,7 @@ def unpack(
     The check is ours, since the Python 3.11.2 of Debian 12 has no extraction filters.
 
     Args:
-        for_consoles: let the consoles' user read it, who is another one. Otherwise the umask decides.
+        for_consoles: let the consoles' user, a different one, read it. Otherwise the umask decides.
         limit: bytes of all its files. A larger archive, or more than `FILES_LIMIT` files, is a `Failure`.
     """
     size = 0

@@ -90,7 +90,7 @@ JSON = JsonObject(
 
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
-    """Make every site's part; returns the manifest that stands in data/manifest.json."""
+    """Make every site's part. Returns the manifest in data/manifest.json."""
     manifest = prepare(_without_data(), alpha=alpha, seed=seed)
     say(table(manifest))
     say("Running sites see new parts at once; nothing has to be restarted.")
@@ -161,7 +161,7 @@ def prepare(
         raw = raw_folder(data, site)
         for folder_of_site in (raw.parent.parent, raw.parent, raw):
             folder_of_site.mkdir(parents=True, exist_ok=True)
-            folder_of_site.chmod(0o755)  # For the container's user, which is another one, under any umask.
+            folder_of_site.chmod(0o755)  # For the containers, which run as a different user, under any umask.
         counts[site] = {}
         for split in SHAPES:
             chosen = parts[split][number]
@@ -247,7 +247,7 @@ def fetch(folder: Path = ORIGINALS) -> Path:
 
 
 def from_package(scratch: Path) -> str:
-    """Unpack Debian's package into `scratch` without installing it. Return the error, or an empty text."""
+    """Unpack Debian's package into `scratch` without installing it. Return the error, or an empty string."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return f"Debian's package {PACKAGE}: no apt-get here"
     say(f"data: getting Debian's package {PACKAGE} (31 MB)")
@@ -272,7 +272,7 @@ def from_package(scratch: Path) -> str:
 
 
 def from_addresses(scratch: Path) -> str:
-    """Download the files into `scratch` and check their MD5. Return the error, or an empty text."""
+    """Download the files into `scratch` and check their MD5. Return the error, or an empty string."""
     # Imported here, since it takes a while.
     import httpx
 
@@ -348,7 +348,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file that every user may read (a container's user is another one), or keep the old one."""
+    """Write a file that every user may read (containers run as a different user), or keep the old one."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_bytes(content)
     temporary.chmod(0o644)

@@ -89,9 +89,9 @@ def _tell(finding: Finding) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found = Text(shown(finding.found))
+    found = Text(core.as_called(shown(finding.found)))
     if finding.mend:
-        found.append(f"\n-> {shown(finding.mend)}", "bold")
+        found.append(core.as_called(f"\n-> {shown(finding.mend)}"), "bold")
     line = Table.grid(padding=(0, 1))
     line.add_column(width=5)
     line.add_column(width=13)

@@ -28,7 +28,7 @@ from scripts import apt, core
 
 OLDEST_COMPOSE = Version("2.20")
 """`include` came with 2.20."""
-COMPOSE_PIN = core.ROOT / "requirements" / "compose.txt"
+COMPOSE_PIN = core.SOURCE / "requirements" / "compose.txt"
 COMPOSE_PROGRAM = re.compile(r"\.data/scripts/docker-compose$")
 """The path of Compose in the pinned package."""
 
@@ -114,7 +114,7 @@ def has(name: str) -> bool:
 
 
 def label(name: str, key: str) -> str:
-    """Return the value of an image's label, or an empty text if there is no such image or label."""
+    """Return the value of an image's label, or an empty string if there is no such image or label."""
     labels = ((image(name) or {}).get("Config") or {}).get("Labels") or {}
     return str(labels.get(key, ""))
 

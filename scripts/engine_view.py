@@ -41,7 +41,7 @@ def _maps_users(image: str) -> bool:
 
 
 def unseen(root: Path) -> str:
-    """Return why containers do not see a checkout's files, or an empty text if they do.
+    """Return why containers do not see a checkout's files, or an empty string if they do.
 
     The base image must be there, unless the engine runs on this very machine.
     """

@@ -46,7 +46,7 @@ UNPACKED = 4.0
 SPARE = 1e9
 """Bytes that stay free on the disk."""
 
-IMAGES = core.ROOT / "images"
+IMAGES = core.SOURCE / "images"
 
 APT = """
 mkdir -p /tmp/archives/partial

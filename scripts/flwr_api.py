@@ -105,12 +105,13 @@ def _start(container: str, folder: Path, host: str, port: int) -> None:
     state.mkdir(mode=0o700, exist_ok=True)
     # Root of a rootless engine's container is the user.
     user, group = (0, 0) if engine_view.is_rootless() else (os.getuid(), os.getgid())
-    owner = f"uid={user},gid={group}"
+    # Podman does not know these options, and a new tmpfs is root's without them.
+    owner = f",uid={user},gid={group}" if user or group else ""
     more = () if host == LOOPBACK else (f"--env=FLOWERBED_FLWR_HOSTS={host},{socket.gethostname()}",)
     words = [
         *("run", "--detach", f"--name={container}", f"--user={user}:{group}", *LIMITS, *CLOSED),
-        *("--tmpfs=/tmp:size=256m,mode=1777", f"--tmpfs=/workspace:size=1g,mode=0700,{owner}"),
-        *(f"--tmpfs=/kit/transfer:size=1m,mode=0700,{owner}", f"--volume={state}:/workspace/control-api"),
+        *("--tmpfs=/tmp:size=256m,mode=1777", f"--tmpfs=/workspace:size=1g,mode=0700{owner}"),
+        *(f"--tmpfs=/kit/transfer:size=1m,mode=0700{owner}", f"--volume={state}:/workspace/control-api"),
         *_mounts(folder),
         *("--env=TMPDIR=/workspace/tmp", f"--env=FLOWERBED_FLWR_LISTEN={host} {port}", *more),
         *(_image(), "console"),
@@ -127,7 +128,7 @@ def _start(container: str, folder: Path, host: str, port: int) -> None:
 
 
 def _mounts(folder: Path) -> Iterator[str]:
-    """Each file by itself: a kit for this machine consists of links, and no other kit is to be seen."""
+    """Each file alone: a kit for this machine consists of links, and no other kit must be visible."""
     for part in ("startup", "local"):
         for file in sorted((folder / part).iterdir()):
             if file.is_file():

@@ -44,7 +44,7 @@ def folder() -> Path:
 
 def table(name: str, address: str, certificates: Path) -> str:
     """Return the part of the configuration that describes a connection."""
-    # JSON's texts are TOML's too.
+    # JSON strings are TOML's too.
     return (
         f"[superlink.{name}]\n"
         f"address = {json.dumps(address)}\n"
@@ -53,7 +53,7 @@ def table(name: str, address: str, certificates: Path) -> str:
 
 
 def write_connection(name: str, address: str, ca: str) -> Path:
-    """Describe a connection in Flower's configuration; what else is there stays. Returns the file.
+    """Describe a connection in Flower's configuration. Everything else in it stays. Returns the file.
 
     Raises:
         Failure: the file is no TOML, or describes the connection in a way that cannot be replaced.
@@ -96,7 +96,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def write_token(host: str, token: str) -> Path:
-    """Put a token for a host into Flower's credentials; what else is there stays. Returns the file.
+    """Put a token for a host into Flower's credentials. Everything else in them stays. Returns the file.
 
     Raises:
         Failure: the file is broken.
@@ -118,7 +118,7 @@ def write_token(host: str, token: str) -> Path:
 
 
 def _write(file: Path, text: str, mode: int) -> None:
-    """Write a file in one step; nobody else can read it before it has its mode."""
+    """Write a file in one step. Nobody else can read it before it has its mode."""
     file = file.resolve()
     draft = file.with_name(f".{file.name}.flowerbed")
     draft.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def run(
     ],
     identity: As = None,
 ) -> dict[str, Any]:
-    """Bundle the app as `submit` does; say its hash."""
+    """Bundle the app as `submit` does, and print its hash."""
     found = apps.read(app)
     if found.ready:
         raise UsageError(f"{app} is a job folder: expected the folder of a Flower app.")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bridge.common
+from provisioning import places
 from scripts import base_image, buildkit, core, engine, ownership, progress, published
 
 LABEL = "org.flowerbed.image"
@@ -17,6 +19,7 @@ LABEL = "org.flowerbed.image"
 KIT = "org.flowerbed.kit"
 """The label of a participant's image with the `kit_mark` of its kit."""
 DOCKERFILE = "images/Dockerfile"
+"""Below the program's folder."""
 
 FIRST_BUILD_GB = 3.0
 """Free disk for a build from nothing, in GB: the image 0.4, the builder's copy 0.5, the wheels and their copy
@@ -108,12 +111,13 @@ def build(
         labels: the labels of an image that is not for this machine only.
     """
     words, env = engine.builder()
+    program = lay_program()
     # Podman's builder has no such option.
     words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
-    words += ["--network", network, "--file", DOCKERFILE, "--tag", image]
+    words += ["--network", network, "--file", f"{program}/{DOCKERFILE}", "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
     taken = {"RUNTIME": published.name()} if target in ("published", "participant") else {}
-    given = {"KIT": kit, **taken, **(arguments or {})}
+    given = {"KIT": kit, "PROGRAM": program, **taken, **(arguments or {})}
     words += [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
     words += ["--no-cache"] if fresh else []
     marks = dict(labels or {})
@@ -131,6 +135,36 @@ def build(
             raise core.Failure(f"The disk became full while building {image}: docker system df shows why.")
         core.fail(f"Building {image}", buildkit.failure(said))
     return time.monotonic() - start
+
+
+def lay_program() -> str:
+    """Return the folder of `bridge` and `images` for the builder, relative to the root.
+
+    The builder reads only files below the root. An installed program is elsewhere, so it is copied there.
+    """
+    if places.ROOT == places.SOURCE:
+        return "."
+    parts = {"bridge": Path(bridge.common.__file__).parents[1], "images": core.SOURCE / "images"}
+    mark = _content(parts)
+    folder = core.ROOT / places.PROGRAM
+    stamp = folder / "copied"
+    if not stamp.is_file() or stamp.read_text() != mark:
+        with core.replaced(folder) as fresh:
+            for name, source in parts.items():
+                shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+            (fresh / stamp.name).write_text(mark)
+    return places.PROGRAM
+
+
+def _content(folders: Mapping[str, Path]) -> str:
+    """Return a hash of all files in the folders, by the folders' names."""
+    digest = hashlib.sha256()
+    for name, folder in sorted(folders.items()):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.parent.name != "__pycache__":
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{name}/{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def kit_mark(kit: Path) -> str:

@@ -1,4 +1,4 @@
-"""Describe this machine's configuration of package indexes for people."""
+"""Describe this machine's configuration of package indexes for users."""
 
 from __future__ import annotations
 

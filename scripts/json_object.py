@@ -55,7 +55,7 @@ class JsonObject:
     like: Mapping[str, str] = field(default_factory=dict)
 
     def problems(self, found: Mapping[str, Any]) -> list[str]:
-        """Return how an object differs from what is stated; empty if it does not."""
+        """Return how an object differs from what is stated, or an empty string."""
         if "error" in found:
             more = {
                 p: text for keys in (*self._forms, self.on_error) for p, text in keys.items() if "." not in p

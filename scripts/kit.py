@@ -46,7 +46,7 @@ JSON = JsonObject(
 
 
 def run(identity: As = None) -> dict[str, Any]:
-    """Make the kit anew; what its `transfer` holds stays."""
+    """Make the kit again. The files in its `transfer` stay."""
     made = make(console.service(identity))
     if not core.as_json:
         print(made["kit"])
@@ -54,7 +54,7 @@ def run(identity: As = None) -> dict[str, Any]:
 
 
 def make(service: str) -> dict[str, Any]:
-    """Make the kit of a person, by the name of the console; returns its folder and where it dials."""
+    """Make the kit of a person, by the name of the console. Returns its folder and where it dials."""
     services = compose.config(tag=ANY_TAG)["services"]
     source = core.ROOT / services[service]["build"]["args"]["KIT"]
     if not (source / CONFIG).is_file():

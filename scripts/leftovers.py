@@ -1,4 +1,4 @@
-"""Find keys that nobody needs any more: earlier kits, and files of participants who have left."""
+"""Find keys that are no longer needed: earlier kits, and files of participants who have left."""
 
 from __future__ import annotations
 

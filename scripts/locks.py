@@ -73,7 +73,7 @@ def packages(lock: str, pylock: str) -> tuple[Package, ...]:
 
     Args:
         lock: in the form of requirements.txt, with hashes.
-        pylock: the same as pylock.toml, which knows the wheels, or an empty text if it is not known.
+        pylock: the same as pylock.toml, which knows the wheels, or an empty string if it is not known.
     """
     try:
         sized = {p["name"]: p for p in tomllib.loads(pylock).get("packages", [])} if pylock else {}

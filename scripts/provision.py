@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def run(
         ),
     ] = DEFAULT_PROJECT,
 ) -> dict[str, Any]:
-    """Provision a project file and tell the user what was kept, issued anew and added.
+    """Provision a project file and tell the user what was kept, reissued and added.
 
     Raises:
         core.UsageError: the file is missing or wrong.
@@ -267,9 +268,10 @@ def _certificates(project: str) -> dict[str, str]:
 
 def _nvflare(project: Path) -> list[str]:
     """Run `nvflare provision`, and return our builders' notes."""
-    command = [sys.executable, "-m", "nvflare.cli", "--format", "json", "provision", "--force"]
+    command = [sys.executable, "-P", "-m", "nvflare.cli", "--format", "json", "provision", "--force"]
+    path = os.pathsep.join(filter(None, (str(core.SOURCE), os.environ.get("PYTHONPATH"))))
     with progress.Bar("making certificates and kits"):
-        process = core.run([*command, "-p", project.resolve()], timeout=TIMEOUT)
+        process = core.run([*command, "-p", project.resolve()], env={"PYTHONPATH": path}, timeout=TIMEOUT)
     output = process.stderr.decode(errors="replace")
     if process.returncode == 0:
         mark = "INFO: " + NOTE

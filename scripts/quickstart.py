@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from provisioning import places
 from scripts import app as apps
 from scripts import (
     app_builds,
@@ -32,7 +33,7 @@ from scripts import (
 from scripts.core import ROOT, say
 from scripts.json_object import JsonObject
 
-APP = ROOT / "apps" / "pytorch-quickstart"
+APP = places.TEMPLATE / "apps" / "pytorch-quickstart"
 
 
 JSON = JsonObject(
@@ -50,7 +51,7 @@ def run(
     alpha: data.Alpha = None,
     seed: data.Seed = 0,
 ) -> dict[str, Any]:
-    """Do all steps in order; each is skipped by its own verb where nothing is to be done."""
+    """Do all steps in order. A step's verb skips it if nothing has to be done."""
     begin = time.monotonic()
     app = apps.read(APP)
     sites = provision.site_names()

@@ -127,8 +127,15 @@ WRITTEN = (
         "FLOWERBED_COMPOSE", "", "The Compose file in use, which `compose.yaml` includes.", "`provision`"
     ),
     Setting("FLOWERBED_TAG", "", "The images' tag.", "`build`"),
+    Setting(
+        "FLOWERBED_PROGRAM",
+        ".",
+        "The folder that images are made from. It marks a federation that "
+        "[`init`](verbs.md#init) has laid out.",
+        "`init`",
+    ),
 )
-"""Those that verbs write into `.env`; `by_default` says which one."""
+"""Those that verbs write into `.env`. `by_default` says which one."""
 
 ENVIRONMENT = (
     Setting(

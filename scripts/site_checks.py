@@ -1,6 +1,6 @@
 """Check for `doctor` what server and sites give to apps, and whether their data can be read.
 
-Only a container can tell: its user is another one than ours, and its engine may be on another machine.
+Only a container can tell: its user is not ours, and its engine may be on another machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Look:
 
     @property
     def found(self) -> str:
-        """The finding, for people."""
+        """The finding, for users."""
         what = f"{self.service}: user {here.USER} of its container"
         if not self.closed:
             return f"{what} reads {self.source}"
@@ -169,7 +169,7 @@ def check_settings(participants: Sequence[Mapping[str, Any]]) -> Iterator[Findin
         ):
             continue
         name, settings = participant["name"], site_files.settings(participant)
-        missing = list(here.missing(settings, site_files.ROOT))
+        missing = list(here.missing(settings, core.ROOT))
         for problem in missing:
             yield Finding("settings", "fail", f"{name}: {problem}", f"correct it, in {_places(name)}")
         if settings and not missing:

@@ -115,7 +115,7 @@ def run(
     identity: As = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """Check, pack and submit the app; wait if asked to."""
+    """Check, pack and submit the app. Wait if asked to."""
     for option in job_options.of_submit():
         if option.is_switch:
             given[option.name] = not option.default if given[option.name] else None

@@ -1,4 +1,4 @@
-"""Print answers for people: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
+"""Print answers for users: tables on stdout, in colour at a terminal, plain and at full width in a pipe.
 
 With `--format json` stdout belongs to the object, and tables go to stderr. No text of a site or an app is
 read as markup or acts on the terminal: every cell passes `bridge.common.text`. Only functions that show
@@ -40,7 +40,7 @@ Seen = tuple[Any, Sequence["RenderableType"]]
 
 
 def console(*, err: bool = False) -> Console:
-    """Return Rich's console for stdout, or for stderr where stdout is not for people."""
+    """Return Rich's console for stdout, or for stderr where stdout is not for users."""
     from rich.console import Console
 
     file: TextIO = sys.stderr if err or core.as_json else sys.stdout
@@ -54,7 +54,7 @@ def cell(value: object, style: str | None = None) -> Text:
     """Return a value as one line of text, which neither Rich nor a terminal interprets."""
     from rich.text import Text
 
-    text = one_line(str(value), CELL_LIMIT)
+    text = one_line(core.as_called(str(value)), CELL_LIMIT)
     found = next((colour for colour, words in STYLES.items() if text.startswith(words)), "")
     return Text(text, style=found if style is None else style)
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from scripts import base_image, core, progress
 
 HOUSE = core.HOUSE / "wheels"
+IMAGES = core.SOURCE / "images"
+"""The folder of the lists."""
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """The engine's names of architectures, and the wheels' names for them."""
@@ -50,7 +52,7 @@ class Wheelhouse:
     def requirements(self) -> Path:
         """The file of the list."""
         part = "" if self is RUNTIME else f"-{self.name}"
-        return core.ROOT / "images" / f"requirements{part}.txt"
+        return IMAGES / f"requirements{part}.txt"
 
     @property
     def is_there(self) -> bool:

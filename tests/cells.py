@@ -43,7 +43,7 @@ def run(program: str, folder: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        env={**os.environ, "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{folder}", **environment},
         capture_output=True,
         text=True,
         timeout=150,

@@ -32,10 +32,11 @@ PARTS = {
     "attacks": ("attacks", "faults", "integration/test_7_many_sites", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
+    "installed": ("integration/test_6_installed",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
 Attacks begin with the larger federation, which many sites and tracking need, and faults run with any: so all
-workers take about as long. The last two parts have their own federations."""
+workers take about as long. The last three parts have their own federations."""
 
 LONGEST = (
     "flower",
@@ -66,7 +67,7 @@ class Parts(LoadScopeScheduling):
 
     def _reschedule(self, node: WorkerController) -> None:
         """Give a worker its next part before the last test of what it has: it begins none before it knows the
-        next. xdist does so one test sooner. Then a part of two tests brings another part with it."""
+        next. xdist does so one test sooner. A part with two tests then brings another part with it."""
         if self._pending_of(self.assigned_work[node]) <= 1 or not self.workqueue:
             super()._reschedule(node)
 

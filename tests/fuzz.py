@@ -193,7 +193,7 @@ class GatewayTarget:
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
             if leaves:
-                # The gateway is to notice, and not to wait for its time-outs.
+                # The gateway should notice, without waiting for its timeouts.
                 writer.write_eof()
             async with asyncio.timeout(3):
                 return await reader.read()

@@ -54,7 +54,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Its page and line, for people."""
+        """Its page and line, for users."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
@@ -233,7 +233,7 @@ def table() -> str:
 
 
 def told(counts: Counter[str]) -> str:
-    """Numbers of blocks, for people."""
+    """Numbers of blocks, for users."""
     return ", ".join(f"{number} {sort}" for sort, number in sorted(counts.items())) or "no blocks"
 
 

@@ -46,7 +46,7 @@ DEPLOYED = "local/custom"
 
 
 class BadApp(FlowerbedError):
-    """Raised when the folder is not a Flower app that can run here. The text is for people."""
+    """Raised when the folder is not a Flower app that can run here. The text is for users."""
 
     def __init__(self, text: str, **facts: Any) -> None:
         super().__init__(text)

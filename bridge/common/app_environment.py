@@ -59,7 +59,7 @@ an environment: it may have come from another machine."""
 
 
 class NoEnvironment(BadApp):
-    """Raised when there is no such environment here. The text is for people."""
+    """Raised when there is no such environment here. The text is for users."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class DiskWatch:
         Args:
             folders: are looked at together. They need not exist yet.
             limit: bytes.
-            too_much: is told the reason, on the watch's thread.
+            too_much: called with the reason, on the watch's thread.
         """
         self._folders = tuple(folders)
         self._limit = limit

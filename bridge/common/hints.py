@@ -23,7 +23,7 @@ NO_GPU = re.compile(r"asks for \d+ GPU")
 
 
 def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
-    """Return the advice for a job that ended for `reason` with these events, or an empty text."""
+    """Return the advice for a job that ended for `reason` with these events, or an empty string."""
     events = list(events)
     sites = _sites(NO_WAY_OUT, events)
     if sites or NO_WAY_OUT.search(reason):
@@ -41,7 +41,7 @@ def of_job(reason: str, events: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _sites(pattern: re.Pattern[str], events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the sites with a reply whose error matches, in order."""
+    """Return the sites with a reply with an error that matches, in order."""
     replies = (event for event in events if event.get("event") == "reply")
     return sorted({str(event["site"]) for event in replies if pattern.search(str(event.get("error") or ""))})
 

@@ -155,7 +155,7 @@ class JobOptions:
         PROCESS,
         "run the SuperNode as a process, or as a thread of FLARE's process, which takes less memory",
         SITE,
-        more="[Inline](../architecture/what-is-an-inline-supernode.md) is some 0.1 s a round slower, with "
+        more="[Inline](../architecture/what-is-an-inline-supernode.md) is about 0.1 s a round slower, with "
         "the same results, and needs flwr 1.40 to 1.43",
         flag="--supernode",
         choices=(PROCESS, INLINE),

@@ -74,7 +74,7 @@ EVENTS_FILE = "events.jsonl"
 """The file with all of them, in the job's folder on the server."""
 
 OUT = "out"
-"""A key of the first app command: the sites that take no part any longer, with the reasons, by name."""
+"""A key of the first app command: the sites that no longer take part, with the reasons, by name."""
 
 REMOVED = "flowerbed_removed"
 """The sites that were removed from the job while it ran, with the reasons, by name."""

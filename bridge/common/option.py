@@ -42,7 +42,7 @@ class Option:
 
     name: str
     type: Any
-    """`bool`, `int`, `float`, `str`, `Sequence` (of texts) or `Mapping`."""
+    """`bool`, `int`, `float`, `str`, `Sequence` (of strings) or `Mapping`."""
     default: Any
     help: str
     """One line without a full stop, for `--help` and the reference."""
@@ -67,7 +67,7 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """Return the values that are allowed, for people, or "" for all of the type."""
+        """Return the values that are allowed, for users, or "" for all of the type."""
         if self.choices:
             return ", ".join(self.choices)
         if self.at_least is not None and self.at_most is not None:

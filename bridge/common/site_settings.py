@@ -95,7 +95,7 @@ def node_config_problems(value: Any) -> Iterator[str]:
 
 
 def kind_of(value: Any) -> str:
-    """Return a value's kind, for people."""
+    """Return a value's kind, for users."""
     if value is None or isinstance(value, str):
         return f"'{value[:200]}'" if value else "nothing"
     return f"{type(value).__name__} {value!r}"[:200]
@@ -271,7 +271,7 @@ _APPS = (SERVER, SITE)
 _KEYS = (
     Key(
         NODE_CONFIG,
-        "keys, each with a text, a number, true or false",
+        "keys, each with a string, a number, true or false",
         "The app finds these keys in `context.node_config`. `client-name`, `partition-id` and "
         "`num-partitions` are set for each job, so a site cannot set them.",
         of=(SITE,),
@@ -300,7 +300,7 @@ _KEYS = (
     ),
     Key(
         ENVIRONMENT,
-        "names of variables, each with a text or a number",
+        "names of variables, each with a string or a number",
         "The app has these environment variables. Those that FLARE, Flower, Python or the linker read are "
         "refused.",
         of=_APPS,

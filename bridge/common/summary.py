@@ -15,7 +15,7 @@ Event = Mapping[str, Any]
 TRAIN, EVALUATE = "train", "evaluate"
 
 NAME_LIMIT, TEXT_LIMIT = 200, 2000
-"""Characters of a name, and of a reason or error, in a line for people."""
+"""Characters of a name, and of a reason or error, in a line for users."""
 
 ERRORS_SHOWN = 5
 """Sites with first errors that are shown to people, at most."""
@@ -41,7 +41,7 @@ KEYS = {
     "rounds[].loss": "the evaluation's, else the training's, else null",
     "rounds[].metrics": "[means over the sites](job.md#rounds)",
     "rounds[].sites": "by site, then `train` and `evaluate`: the numbers in that reply, with "
-    "`num_examples`, and `error`, a text, if it failed",
+    "`num_examples`, and `error`, a string, if it failed",
     "rounds[].trained?": "false if every training reply of the round failed. Its metrics are then of a "
     "model that the round has not trained",
     "central": "what the strategy has evaluated at the server, in order",

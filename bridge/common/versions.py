@@ -117,11 +117,11 @@ class Ports:
 
 
 class UnsupportedFlower(FlowerbedError):
-    """Raised when this flwr does not speak the protocol that the relay carries. The text is for people."""
+    """Raised when this flwr does not speak the protocol that the relay carries. The text is for users."""
 
 
 def supported() -> str:
-    """Return the range that is known to work, for people."""
+    """Return the range that is known to work, for users."""
     return f"{_text(GENERATIONS[0].first)} to {_text(GENERATIONS[-1].last)}"
 
 
@@ -141,14 +141,14 @@ def installed() -> str:
 
 
 def known_inside() -> str:
-    """Return the range that can run without waits, or inside another process, for people."""
+    """Return the range that can run without waits, or inside another process, for users."""
     known = [row for row in GENERATIONS if row.fast_path]
     return f"{_text(known[0].first)} to {_text(known[-1].last)}"
 
 
 def require_fast_path(what: str, version: str | None = None) -> None:
     """Raise `UnsupportedFlower` unless the internals of flwr `version` (None: the installed one) are known.
-    `what`, for people, depends on them."""
+    `what`, for users, depends on them."""
     if not generation(version).fast_path:
         raise UnsupportedFlower(
             f"{what} does not work with flwr {version or installed()}: expected {known_inside()}. Leave the "
@@ -158,7 +158,7 @@ def require_fast_path(what: str, version: str | None = None) -> None:
 
 def require_same_minor(what: str, version: str) -> None:
     """Raise `UnsupportedFlower` unless flwr `version` is the installed one, except for its last number.
-    `what`, for people, runs here and talks to it."""
+    `what`, for users, runs here and talks to it."""
     if _minor(version) != _minor(installed()):
         raise UnsupportedFlower(
             f"{what} has flwr {installed()}, and the app has flwr {version}. Leave the option out."

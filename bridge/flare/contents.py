@@ -62,7 +62,7 @@ ERROR_SHOWN = 300
 """Characters that an error shows of Python's message about a zip, which quotes the zip."""
 
 NUMBER_LIMIT = 2**64
-"""No number of a job is larger, because a seed may have 64 bits."""
+"""The largest number in a job: a seed has at most 64 bits."""
 
 MAPS, LISTS = frozenset({"run_config", "extra_env"}), frozenset({"run_config_quoted", "events"})
 """The arguments that are not single values."""
@@ -92,7 +92,7 @@ class Contents:
     environment: str = ""
     """The app's environment that it names, in the server's part."""
     app: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """The brought app's `id`, `version` and `hash`, as Flower shows them; empty: it brings none."""
+    """The brought app's `id`, `version` and `hash`, as Flower shows them. Empty: it brings none."""
 
 
 def of_job(zipped: str | bytes | IO[bytes], folder: str) -> Contents:
@@ -339,7 +339,7 @@ def _check_component(where: str, component: Any, allowed: Mapping[str, frozenset
 
 
 def _see_no_references(where: str, value: Any) -> None:
-    """Refuse references in a configuration's texts. FLARE replaces `{NAME}` and `${secret:file:PATH}` by
+    """Refuse references in a configuration's strings. FLARE replaces `{NAME}` and `${secret:file:PATH}` by
     values at the server or the site, a key for example (nvflare 2.9.0 `fuel/utils/secret_utils.py`)."""
     waiting = [value]
     while waiting:

@@ -60,7 +60,7 @@ class Refused(CannotStart):
     def __init__(self, said: str) -> None:
         why = said.removeprefix(meta.NEVER).removeprefix(f"{ERROR_MSG_PREFIX}: ")
         self.why = DEPLOY_ERRORS.get(why, why)
-        """The reason, for people."""
+        """The reason, for users."""
         super().__init__(f"it refused the job: {self.why}")
 
 
@@ -83,8 +83,8 @@ class FlareServer:
         Both are called on FLARE's threads and must return soon.
 
         Args:
-            on_heartbeat: is told the site, its token and the jobs that have a process there.
-            on_death: is told job and site. FLARE no longer fails the job for it.
+            on_heartbeat: called with the site, its token and the jobs that have a process there.
+            on_death: called with job and site. FLARE no longer fails the job for it.
         """
         cell, server, runner = self._server.cell, self._server, self._runner
 

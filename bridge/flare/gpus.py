@@ -2,7 +2,7 @@
 
 FLARE 2.9.0 takes their number from the kit, and knows a GPU by memory alone. So two jobs which name none
 share the first one (`app_common/resource_managers/gpu_resource_manager.py`). And FLARE cannot tell a job that
-asks for more GPUs than there are from one that asks for busy ones. It would let it wait for hours.
+asks for more GPUs than there are from one that asks for busy ones, so it lets the job wait for hours.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,254}")
 
 
 class Unfit(FlowerbedError, ValueError):
-    """Raised when the job is refused. The text is for people."""
+    """Raised when the job is refused. The text is for users."""
 
 
 Files = Mapping[str, Callable[[int], bytes]]

@@ -63,7 +63,7 @@ class JobPolicy(FLComponent):
         }
         known: dict[str, Any] = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         if any(not enough and meta.BUSY in str(token) for enough, token in answers.values()):
-            # FLARE gives a job up after ten tries, some 40 min. Another job may have the GPUs for days.
+            # FLARE gives a job up after ten tries, about 40 min. Another job may have the GPUs for days.
             tries, history = JobMetaKey.SCHEDULE_COUNT.value, JobMetaKey.SCHEDULE_HISTORY.value
             known[tries] = min(known.get(tries) or 0, PATIENT_TRIES)
             known[history] = (known.get(history) or [])[-HISTORY_KEPT:]

@@ -109,7 +109,7 @@ arrays into chunks of 5 MiB (`flwr/common/constant.py`, MAX_ARRAY_CHUNK_SIZE). A
 
 OBJECT_FIELD: int = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
 HEAD_LIMIT = 64 * 1024
-"""Bytes of a request with an object beside the object: node, run, session and the object's id, some 200."""
+"""Bytes of a request with an object beside the object: node, run, session and the object's id, about 200."""
 
 PASSED_ERRORS = frozenset({403})
 """403 (PERMISSION_DENIED) on a pull means "the run is not running": the SuperNode goes on."""

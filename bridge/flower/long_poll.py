@@ -43,7 +43,7 @@ of them, so a timeout that the app has set is seen as early."""
 RECHECK_SECONDS = 3.0
 """Seconds after which a question is put to the server again without a cause, if time alone may bring an
 answer: replies, since a node may be out of time, and a SuperNode's tasks, which its `gate` holds back. All
-else is looked for when the client asks again, after `MAX_POLL_SECONDS`. A look costs a SuperLink some 5 ms.
+else is looked for when the client asks again, after `MAX_POLL_SECONDS`. A look costs a SuperLink about 5 ms.
 """
 
 TINY = 64

@@ -51,7 +51,7 @@ COMMAND, API = "flwr.superlink.cli.flower_superlink", "flwr.superlink.main"
 """flwr's modules with the program and its FastAPI app."""
 
 LOG_STREAM_INTERVAL = 0.05
-"""Seconds between two looks at a run with a streamed log. Each look takes some 0.1 ms."""
+"""Seconds between two looks at a run with a streamed log. Each look takes about 0.1 ms."""
 
 
 class IdempotencyMiddleware:

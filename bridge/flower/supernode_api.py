@@ -42,7 +42,7 @@ READY_WITHIN = 5.0
 earlier ClientApp that was killed before it could hand in its context."""
 
 API_END = 1.0
-"""Seconds for a SuperNode's own server to close its port. It takes some 0.1 s."""
+"""Seconds for a SuperNode's own server to close its port. It takes about 0.1 s."""
 
 
 class Events:

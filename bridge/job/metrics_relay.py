@@ -37,7 +37,7 @@ AT_ONCE = 500
 """Points in one call."""
 
 POINT_LIMIT = 64 * 1024
-"""Characters of one point. A number has some 150, a text may have more."""
+"""Characters of one point. A number has about 150, a text may have more."""
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of one call's points."""

@@ -25,7 +25,7 @@ REASON_LIMIT = 2000
 
 
 def send(cell: Cell, site: str, reason: str) -> None:
-    """In the job's process: report that a site takes no part any more, and why. No answer is waited for."""
+    """In the job's process: report that a site no longer takes part, and why. No answer is waited for."""
     body = json.dumps([site, reason[:REASON_LIMIT]]).encode()
     cell.fire_and_forget(
         channel=CHANNEL, topic=REFUSED, targets=FQCN.ROOT_SERVER, message=Message(payload=body)

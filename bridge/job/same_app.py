@@ -47,7 +47,7 @@ class Expected:
         self._allowed = None if allowed is None else frozenset(allowed)
 
     def objection(self, response: bytes) -> str:
-        """Return why the app in a response to get-fab must not run here, for people, or ""."""
+        """Return why the app in a response to get-fab must not run here, for users, or ""."""
         try:
             handed = GetFabResponse.FromString(response).fab
         except DecodeError:
@@ -89,7 +89,7 @@ class SameApp:
     """A link (`relay.Link`) that lets no app pass but the expected one."""
 
     def __init__(self, link: Link, expected: Expected, on_other: Callable[[str], None]) -> None:
-        """Watch `link`. `on_other` is told the reason, the first time that another app comes."""
+        """Watch `link`. `on_other` is called with the reason, the first time that another app comes."""
         self._link = link
         self._expected = expected
         self._on_other = on_other
@@ -124,7 +124,7 @@ async def tell(caller: SiteRelay, reason: str) -> None:
 
 
 def take(on_refused: Callable[[str, str], None]) -> Callable[[str, Request], Awaitable[Response]]:
-    """Return the handler of such a call at the server. `on_refused` is told site and reason."""
+    """Return the handler of such a call at the server. `on_refused` is called with site and reason."""
 
     async def carry_out(site: str, request: Request) -> Response:
         try:

@@ -60,7 +60,7 @@ NOT_WITHOUT_CODE = (
 """The reason why a job with an app on the server may set no variables."""
 
 _MARKS = "\\\"'"
-"""Characters that end a text for Flower, or begin an escape."""
+"""Characters that end a string for Flower, or begin an escape."""
 
 NO_EXTRA: Mapping[str, str] = {}
 """A job that sets no variables."""
@@ -184,8 +184,8 @@ def supernode_command(
 
 
 def _toml(value: ConfigValue) -> str:
-    """Return a value as Flower reads it. It uses TOML after a pattern that ends a text at its next quotation
-    mark (flwr 1.41.0 `common/config.py`, `parse_config_args`)."""
+    """Return a value as Flower reads it. It uses TOML after a pattern that ends a string at its next
+    quotation mark (flwr 1.41.0 `common/config.py`, `parse_config_args`)."""
     if not isinstance(value, str):
         return json.dumps(value)
     plain = (c if c.isprintable() and c not in _MARKS else f"\\U{ord(c):08X}" for c in value)

@@ -11,7 +11,7 @@ events."""
 
 
 WHAT = "a job whose ServerApp keeps the sites' order (in order)"
-"""The name of such a job, for people."""
+"""The name of such a job, for users."""
 
 
 def write_plan(folder: Path, seed: int, sites: dict[int, str]) -> None:

@@ -90,12 +90,12 @@ Ranges = tuple[tuple[int, int], ...]
 _libc = ctypes.CDLL(None, use_errno=True)
 _pins: list[int] = []
 """Open descriptors of files in /proc. The kernel recreates those inodes when nobody holds them, and then no
-rule fits them any more."""
+rule fits them."""
 
 
 class Policy(NamedTuple):
-    """The permissions of a process. It consists of tuples, texts and numbers, so that it can be passed on as
-    JSON."""
+    """The permissions of a process. It consists of tuples, strings and numbers, so that it can be passed on
+    as JSON."""
 
     readable: tuple[str, ...] = ()
     """Files and folders. A policy with no file at all confines no files."""
@@ -135,7 +135,7 @@ def abi() -> int:
 
 
 def level(version: int, filters: bool = True) -> str:
-    """Return the parts that an ABI confines, on a kernel with or without system call filters, for people."""
+    """Return the parts that an ABI confines, on a kernel with or without system call filters, for users."""
     if version < FILES_ABI:
         return "nothing (no Landlock)"
     parts = ["files"]

@@ -49,7 +49,7 @@ class NodeRemover:
 
 
 class Departures:
-    """Tells all parts of a job that a site takes no part any more."""
+    """Tells all parts of a job that a site no longer takes part."""
 
     def __init__(
         self,

@@ -51,10 +51,10 @@ class Forwarder:
         Args:
             watcher: is shown every exchange with the SuperLink after it took place.
             grace: seconds for which a site may be unreachable until the SuperLink gives its node up.
-            on_refused: is told site and reason when a call is malformed or does not speak for the site's
+            on_refused: called with site and reason when a call is malformed or does not speak for the site's
                 node, for each site as often as `LogLimit` allows.
-            on_replaced: is told site and node id of a node that nobody should wait for: the site has a new
-                SuperNode, or was removed.
+            on_replaced: called with site and node id of a node that nobody should wait for: the site has a
+                new SuperNode, or was removed.
             folder: the folder for large objects in transit.
         """
         self._watcher = watcher
@@ -97,13 +97,13 @@ class Forwarder:
         return self._nodes.ids()
 
     def put_out(self, site: str) -> None:
-        """Let `site` take no part any longer. For it the job is over, and its Flower node is given up."""
+        """Let `site` no longer take part. For it the job is over, and its Flower node is given up."""
         self._out.add(site)
         self.free_bodies(site)
         self._give_up_node(site)
 
     def free_bodies(self, site: str) -> None:
-        """Drop the large bodies of `site`, which takes no part any longer."""
+        """Drop the large bodies of `site`, which no longer takes part."""
         self._parts.put_out(site)
 
     def _give_up_node(self, site: str) -> None:

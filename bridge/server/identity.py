@@ -82,7 +82,7 @@ class Nodes:
         return {node: site for node, site in nodes if node is not None}
 
     def leave(self, site: str) -> int | None:
-        """Forget the node of `site`, which takes no part any longer. Returns the node's id."""
+        """Forget the node of `site`, which no longer takes part. Returns the node's id."""
         node = self._nodes.pop(site, None)
         return None if node is None else node.node_id
 

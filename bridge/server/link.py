@@ -44,7 +44,8 @@ class ServerLink:
             loop: the loop for all calls of the following.
             participants: the sites that may call at all.
             answer: executes a call of a site.
-            refuse: is told site and reason of a message that is not a call, or not from a site of this job.
+            refuse: called with site and reason of a message that is not a call, or not from a site of this
+                job.
             admit: see `Admit`.
         """
         self._cell = cell
@@ -58,7 +59,7 @@ class ServerLink:
         cell.core_cell.add_incoming_filter(STREAM_CHANNEL, STREAM_DATA_TOPIC, self._filter)
 
     def put_out(self, site: str, why: str) -> None:
-        """Answer the calls that `site` still waits for: it takes no part any longer."""
+        """Answer the calls that `site` still waits for: it no longer takes part."""
         for key, task in list(self._running.items()):
             if key[0] == site:
                 task.cancel(why)

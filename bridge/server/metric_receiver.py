@@ -81,7 +81,7 @@ class MetricReceiver:
 
         Args:
             fire: fires the event of one point, and is told its site.
-            refuse: is told site and reason of a call that brings no points.
+            refuse: called with site and reason of a call that brings no points.
         """
         self._fire = fire
         self._refuse = refuse

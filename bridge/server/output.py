@@ -37,7 +37,7 @@ READ_LIMIT = 32 * 1024
 """Characters of a line that is read for metrics."""
 
 READ_IN_ALL = 32 * 1024 * 1024
-"""Characters of all lines that are read for metrics. Reading them takes some 4 s of the loop that serves the
+"""Characters of all lines that are read for metrics. Reading them takes about 4 s of the loop that serves the
 sites."""
 
 _NOT_THE_APPS = re.compile(

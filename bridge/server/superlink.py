@@ -62,7 +62,7 @@ STOP_GRACE = 5.0
 
 
 class RunFailed(FlowerbedError):
-    """Raised when the app's run did not start or did not complete. The text is the reason, for people."""
+    """Raised when the app's run did not start or did not complete. The text is the reason, for users."""
 
 
 @dataclass(frozen=True)

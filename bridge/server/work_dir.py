@@ -84,6 +84,6 @@ def _kept(root: Path, job_meta: Path, app: bytes) -> Path:
 
 
 def as_name(text: str) -> str:
-    """Return a folder's name for any text. No two texts have the same."""
+    """Return a folder's name for any text. No two strings have the same."""
     safe = quote(text, safe="").replace(".", "%2E") or "%"
     return safe if len(safe) <= LONGEST else f"{safe[:LONGEST]}~{hashlib.sha256(text.encode()).hexdigest()}"

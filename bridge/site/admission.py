@@ -23,7 +23,7 @@ UNAUTHENTICATED_AT_ONCE = 4
 
 UNAUTHENTICATED_WAITING = 64
 """Calls of strangers in flight or in the queue. Further ones are answered 503. The server refuses each call
-within some 10 ms. The SuperNode counts as a stranger until it has registered, and gets its turn within a
+within about 10 ms. The SuperNode counts as a stranger until it has registered, and gets its turn within a
 second."""
 
 _PROTOBUF = (("content-type", wire.MEDIA_TYPE),)

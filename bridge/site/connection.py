@@ -21,8 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Connections held. A SuperNode uses fewer than ten. Each takes at most some 100 KiB and one file descriptor,
-and a container may have 1024 of those."""
+"""Connections held. A SuperNode uses fewer than ten. Each takes at most about 100 KiB and one file
+descriptor, and a container may have 1024 of those."""
 
 ACCEPTED_IN_A_TURN = 64
 """Connections accepted in one turn of the event loop. The number is small, so that a request that came with

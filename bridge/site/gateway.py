@@ -67,7 +67,7 @@ class Gateway:
         self._stored = 0
         # Bind here, so that the port is known and taken before the SuperNode starts. Name the protocol,
         # because asyncio sets TCP_NODELAY only on such sockets. With Nagle's algorithm each answer's body
-        # waited some 40 ms for the acknowledgement of its headers.
+        # waited about 40 ms for the acknowledgement of its headers.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]

@@ -63,7 +63,7 @@ _EXIT = re.compile(r"Exit Code: (\d+)\n(.*?)(?:\n\n|$)", re.DOTALL)
 
 
 class Ended(SystemExit):
-    """Ends a SuperNode's thread, past every `except Exception` of Flower's. The text says why, for people.
+    """Ends a SuperNode's thread, past every `except Exception` of Flower's. The text says why, for users.
 
     A SystemExit is the only exception that ends a Python thread without a traceback.
     """
@@ -112,7 +112,7 @@ class _Life(logging.Handler):
         self.check()
 
     def client(self, kind: Any) -> type[Any]:
-        """Return a `FleetHttpClient` that retries until the thread is to end. Then it makes no further call,
+        """Return a `FleetHttpClient` that retries until the thread must end. Then it makes no further call,
         and returns from none."""
         life = self
 
@@ -136,7 +136,7 @@ class _Life(logging.Handler):
         return Client
 
     def failed(self, path: str, error: httpx.HTTPError) -> None:
-        """Return if the call is to be retried, and raise otherwise."""
+        """Return if the call must be retried, and raise otherwise."""
         self.check()
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         if status == REFUSED:
@@ -208,7 +208,7 @@ class InlineSuperNode:
         return os.getpid()
 
     async def ended(self) -> str:
-        """Wait until the SuperNode can work no more. Return the reason, for people."""
+        """Wait until the SuperNode can work no more. Return the reason, for users."""
         lost = asyncio.ensure_future(self._without_superexec())
         try:
             watched: list[asyncio.Future[Any]] = [self._ended, lost]
@@ -237,7 +237,7 @@ class InlineSuperNode:
         await gone(await asyncio.shield(self._superexec))
 
     async def _start_process(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> int | None:
-        """Start a program. Returns its process's id, or None if everything is to end."""
+        """Start a program. Returns its process's id, or None if everything must end."""
         async with self._starting:
             if self._life.over:
                 return None

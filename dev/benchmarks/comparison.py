@@ -50,7 +50,7 @@ class App:
     """An app, and how it is measured.
 
     Attributes:
-        within: seconds for one run in one set-up, with its start and end: some three times what the slowest
+        within: seconds for one run in one set-up, with its start and end: about three times what the slowest
             takes on 2 cores.
         whole: whether the figure is the whole run, from the first round's start to the last one's end, or
             that time divided by the number of rounds.

@@ -4,7 +4,7 @@
 
 Without --job, both halves of the relay run in this process, between a real SuperLink and two real SuperNodes,
 without FLARE. With --job, this samples FLARE's processes of a job in containers on this machine until it ends
-(as root). It prints one JSON object, in MiB. The Flower processes need some 6 GB.
+(as root). It prints one JSON object, in MiB. The Flower processes need about 6 GB.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ EVERY = 0.2
 """Seconds between two samples. A 200 MB array is held for longer. Anything shorter-lived is missed."""
 
 SHARES_EVERY = 1.0
-"""Seconds between two samples of the shares on a plateau: each costs the kernel some 2 ms a process, and the
+"""Seconds between two samples of the shares on a plateau: each costs the kernel about 2 ms a process, and the
 measurement must not show in its result."""
 
 HIGHER, NEARLY = 1.005, 0.95

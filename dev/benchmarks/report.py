@@ -16,7 +16,7 @@ NAMES = {
     "processes": "Flowerbed, processes",
     "containers": "Flowerbed, containers",
 }
-"""Names of the set-ups for people."""
+"""Names of the set-ups for users."""
 
 APPS = ("nothing", "quickstart", "large_1", "large_20", "sites_8")
 GROWTH = "growth"

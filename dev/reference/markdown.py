@@ -28,7 +28,7 @@ def cell(text: str) -> str:
 
 
 def value(default: object) -> str:
-    """Return a default for people."""
+    """Return a default for users."""
     if default is None:
         return "none"
     if isinstance(default, float):

@@ -115,7 +115,7 @@ def of_this_machine(port: int) -> list[str]:
     ]
     names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     configs = [config for n in docker("network", "inspect", *names) for config in n["IPAM"]["Config"]]
-    # Where a range was given the engine does not say which address it keeps: the first.
+    # The engine keeps the first address of a given range, and does not say so.
     gateways = [c.get("Gateway") or str(next(ipaddress.ip_network(c["Subnet"]).hosts())) for c in configs]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # Sends nothing; the kernel chooses the address.

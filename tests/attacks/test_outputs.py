@@ -19,7 +19,7 @@ FORMULA = "loss $\\frac{$"
 """A metric's name, half a formula."""
 
 THREADS = 150
-"""Threads of a job's process at the server, with two sites: it has some 60, and 18 writers' here."""
+"""Threads of a job's process at the server, with two sites: it has about 60, and 18 writers' here."""
 
 ACTING = set("\x1b\x07\r\u202e\x9b")
 """Characters that act on a terminal."""

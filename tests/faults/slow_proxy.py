@@ -83,7 +83,7 @@ async def main(bits_per_second: float, round_trip: float) -> None:
         await asyncio.gather(up.carry(reader, far_writer), down.carry(far_reader, writer))
 
     listening = socket.socket()
-    # A line holds little: what the kernel would buffer here, some 6 MB, is minutes on a slow one.
+    # A line holds little: what the kernel would buffer here, about 6 MB, is minutes on a slow one.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER)
     listening.bind(("127.0.0.1", 0))
     server = await asyncio.start_server(serve, sock=listening)

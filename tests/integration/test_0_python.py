@@ -69,7 +69,7 @@ def test_the_page_runs_in_proof_of_concept_mode(tmp_path: Path) -> None:
     try:
         process = cells.run(cells.cells("In proof-of-concept mode"), ROOT, **folders)
         cells.check(process, "FINISHED:COMPLETED")
-        # FLARE's own scripts look only now and then whether they are to end.
+        # FLARE's own scripts check only now and then whether they should end.
         psutil.wait_procs(left_of(tmp_path), timeout=15)
         assert left_of(tmp_path) == {}
     finally:

@@ -70,7 +70,7 @@ def test_healthy_means_something(federation: Federation) -> None:
     for service in ("server", "site-1", "site-2"):
         command = ["docker", "inspect", "--format", "{{.State.Health.Status}}", federation.container(service)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "healthy"
-    # A process alone is not health: without its server a site is soon unhealthy.
+    # A running process is not enough: without its server a site soon becomes unhealthy.
     site = ["/opt/flowerbed/bin/healthcheck", "site"]
     check = "rm -rf /tmp/health/registered; echo 999999999 > /tmp/health/log_begins; "
     before = federation.exec("site-1", "cat", "/tmp/health/log_begins").strip()

@@ -123,7 +123,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(home: Path, program: Path | None = None) -> Flwr:
-    """Flower's command with its files in `home`; returns what it prints, and fails with it."""
+    """Flower's command with its files in `home`. Returns what it prints, and fails with it."""
     program = program or Path(sys.executable).with_name("flwr")
     environ = {**os.environ, "FLWR_HOME": str(home), "COLUMNS": "200", "FLWR_TELEMETRY_ENABLED": "0"}
 

@@ -24,7 +24,7 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     larger.compose("restart", "--timeout", "2", "server")
     try:
         registered("site-1", "site-2", "site-3", "site-5")
-        # A site takes some 12 s to start and register. A round takes a second, and more on a busy machine.
+        # A site takes about 12 s to start and register. A round takes a second, and more on a busy machine.
         app, lasting = (
             str(ROOT / "tests/apps/numpy-add"),
             ("--rounds", "24", "--run-config", "train-seconds=1"),

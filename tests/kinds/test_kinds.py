@@ -82,7 +82,7 @@ def test_the_server_sees_the_sum_and_no_sites_numbers(runs: dict[str, Runs]) -> 
     (entry,) = rounds(runs, "SecAgg+")
     for parts in entry["sites"].values():
         assert parts["train"][differences.HASH] == ArrayRecord().object_id
-        # 100 examples say 1, 200 say 2, 300 say 3. SecAgg+ rounds to some 1e-6.
+        # 100 examples say 1, 200 say 2, 300 say 3. SecAgg+ rounds to about 1e-6.
         assert parts["evaluate"]["mean"] == pytest.approx(14 / 6, abs=1e-5)
 
 

@@ -51,7 +51,7 @@ class FlwrCommand:
         )
 
     def __call__(self, *words: str, code: int = 0) -> str:
-        """Run it; returns what it prints. It ends with this code, and without a traceback."""
+        """Run it. Returns what it prints. It ends with this code, and without a traceback."""
         assert self._server.stdin is not None and self._server.stdout is not None
         with tempfile.NamedTemporaryFile() as out:
             self._server.stdin.write(json.dumps([words, out.name]) + "\n")

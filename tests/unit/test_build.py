@@ -54,6 +54,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(wheelhouse, "HOUSE", house / "wheels")
     monkeypatch.setattr(uv, "ENVIRONMENTS", house / "environments")
     (root / "images").mkdir()
+    monkeypatch.setattr(wheelhouse, "IMAGES", root / "images")
     for wheels in (RUNTIME, MLFLOW, MLFLOW_CLIENT):
         wheels.requirements.write_text("")
     complete(RUNTIME)

@@ -226,7 +226,7 @@ def test_it_asks_ever_less_often_until_something_is_sent(monkeypatch: pytest.Mon
     async def test(cells: Cells, link: SiteLink) -> None:
         held = asyncio.ensure_future(link.send(CALL))
         await asyncio.sleep(1)
-        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s. Without that there would be some 45.
+        # After 0.02, 0.04, 0.08, 0.16, 0.32, 0.64 s. Without that there would be about 45.
         assert 2 <= cells.sent.count(channel.QUESTION) <= 8
         cells.lose = [channel.ANSWER]
         async with asyncio.timeout(0.5):

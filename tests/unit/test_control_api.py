@@ -119,7 +119,7 @@ class Endpoint:
         return self.http.post(f"/v1/control/{name}", content=content, headers={**MEDIA, **more, **headers})
 
     def refused(self, name: str, request: Message, **given: Any) -> tuple[int, str]:
-        """Send a call that is refused; returns Flower's number and the sentence."""
+        """Send a call that is refused. Returns Flower's number and the sentence."""
         answer = self.call(name, request, **given)
         error = FlowerError.from_json(answer.text)
         assert error is not None and answer.is_error, answer.text

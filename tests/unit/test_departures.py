@@ -71,7 +71,7 @@ def test_a_site_that_leaves_is_noted_once_and_its_node_is_given_up(job: Job) -> 
     assert job.audited == job.noted == [(SITE, "its disk is full")]
     job.superlink.remove_node.assert_awaited_once_with(1)
     assert job.readiness.ready == {OTHER} and job.readiness.why_incompatible() == "its disk is full"
-    # Its link stays: its own call that says so is to be answered.
+    # Its link stays: its own call that says so must be answered.
     job.link.put_out.assert_not_called()
     job.forwarder.free_bodies.assert_called_once_with(SITE)
 

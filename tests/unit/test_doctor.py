@@ -50,6 +50,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
     monkeypatch.setattr(core, "ROOT", root)
     monkeypatch.setattr(wheelhouse, "HOUSE", root / "wheels")
     (root / "images").mkdir()
+    monkeypatch.setattr(wheelhouse, "IMAGES", root / "images")
     RUNTIME.requirements.touch()
     people = [{"name": name} for name in ("server", "site-1", "admin@x.example")]
     content = {"name": "flowerbed", "participants": people}

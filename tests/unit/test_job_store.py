@@ -244,7 +244,7 @@ def test_results_that_are_none_are_flares_error(job: Path) -> None:
 
 
 def test_each_name_can_be_stored_and_unpacked(job: Path) -> None:
-    """A name that is not UTF-8 kept its job running without end. FLARE unpacks none with a backslash."""
+    """A name that is not UTF-8 once kept its job running forever. FLARE unpacks none with a backslash."""
     folder = os.fsencode(job / "serverapp")
     for name in (b"\xff\xfe", b"a\\..\\b", "\u00e4".encode(), b"a\nb"):
         Path(os.fsdecode(folder + b"/" + name)).write_text("here")

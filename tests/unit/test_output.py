@@ -142,7 +142,7 @@ def test_central_evaluation_has_room_in_bytes(
     assert caplog.text.count("further ones are dropped") == 1
     found = events.since(0)
     assert 30 < len(found) < 40 and found[-1]["metrics"] == {"a": [1.5] * 6400}
-    # The message of the job's end has room all the same.
+    # The message of the job's end still has room.
     events.emit({"event": "run ended", "reason": "x", "t": 1.0})
     assert events.since(len(found))[0]["reason"] == "x"
 

@@ -79,7 +79,7 @@ def checkout(to: Path) -> Path:
 
 
 def verb(root: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """`flowerbed provision` as a program: exit code, JSON object, text for people."""
+    """`flowerbed provision` as a program: exit code, JSON object, text for users."""
     process = forked.run(root, "scripts", "provision", "--format", "json", *arguments)
     assert process.stdout, process.stderr
     return process.returncode, json.loads(process.stdout.splitlines()[-1]), process.stderr
@@ -439,7 +439,7 @@ def test_each_shares_a_network_only_with_its_peer(wide: Path) -> None:
 
 
 def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> None:
-    """The engine has ranges for some 30 networks only."""
+    """The engine has ranges for about 30 networks only."""
 
     def subnets() -> dict[str, str]:
         content = yaml.safe_load((again / dotenv.read(again / ".env")["FLOWERBED_COMPOSE"]).read_text())
@@ -719,7 +719,7 @@ def test_revoked_names_are_written_where_containers_see_changes(again: Path) -> 
         "revoked": ["lady@flowerbed.example", "site-9"]
     }
     assert [p.name for p in policy.iterdir()] == ["revoked.json"]
-    # The container's user is another one.
+    # The container runs as a different user.
     assert policy.stat().st_mode & 0o777 == 0o755
     assert (policy / "revoked.json").stat().st_mode & 0o777 == 0o644
 

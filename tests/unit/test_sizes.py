@@ -1,4 +1,4 @@
-"""Small modules: nothing of the product or of its developers' tools is over its measure."""
+"""Small modules: no part of the product or of its developers' tools exceeds its size limit."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ STATUS: dict[str, Any] = {
         {"service": "site-1", "state": "running", "health": "unhealthy"},
     ],
     "sites": [{"name": "site-1", "last_seen_seconds": 3.2}],
+    "missing_sites": [],
     "jobs": [JOBS[0]],
 }
 
@@ -127,7 +128,7 @@ def test_status_is_two_tables_and_its_remark_goes_to_stderr(
     assert main(["status"]) == 0
     told = capsys.readouterr()
     assert "site-3   -        -          registered, not in project.yml, last heard 7 s ago\n" in told.out
-    assert told.err == f"{changed}\nNo jobs are running.\n"
+    assert told.err == f"{changed}\nUnhealthy: site-1. ./flowerbed doctor looks why.\nNo jobs are running.\n"
     monkeypatch.setattr(
         status, "status", lambda: {**STATUS, "containers": [], "sites": [], "jobs": [], "why": "It is down."}
     )

@@ -79,7 +79,7 @@ def normalized(dataset: FashionMNIST) -> TensorDataset:
 def train(
     net: nn.Module, trainloader: DataLoader, epochs: int, lr: float, device: torch.device
 ) -> tuple[float, float]:
-    """Train the model; returns loss and accuracy over the last epoch, as the model improved."""
+    """Train the model. Returns loss and accuracy over the last epoch, as the model improved."""
     net.to(device)
     criterion = nn.CrossEntropyLoss().to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
@@ -100,7 +100,7 @@ def train(
 
 
 def test(net: nn.Module, testloader: DataLoader, device: torch.device) -> tuple[float, float]:
-    """Evaluate the model; returns mean loss and accuracy."""
+    """Evaluate the model. Returns mean loss and accuracy."""
     net.to(device)
     criterion = nn.CrossEntropyLoss(reduction="sum").to(device)
     net.eval()

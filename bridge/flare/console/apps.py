@@ -89,7 +89,7 @@ def submit(
 def hand_in(
     call: ConsoleCall, job: Path, here: Mapping[str, float], sites: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Submit a job's folder; returns its id and the sites that are there.
+    """Submit a job's folder. Returns its id and the sites that are there.
 
     Args:
         here: the registered sites, as `waiting.registered` returns them.

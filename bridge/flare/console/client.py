@@ -46,7 +46,7 @@ TRIES = 3
 
 
 class Trouble(Exception):
-    """Raised when there is no daemon to ask. The text is for people."""
+    """Raised when there is no daemon to ask. The text is for users."""
 
 
 def own_folder() -> str:

@@ -27,7 +27,7 @@ from bridge.flare.console.verbs import answer
 log = logging.getLogger(__name__)
 
 IDLE_END = 900.0
-"""Seconds without a request until the daemon ends. It takes some 200 MB."""
+"""Seconds without a request until the daemon ends. It takes about 200 MB."""
 
 TIDY_EVERY = 30.0
 """Seconds between two looks for idle sessions."""

@@ -13,11 +13,11 @@ from bridge.flare.console.call import ConsoleError
 def overrides(given: Sequence[str], file: str | None = None) -> dict[str, ConfigValue]:
     """Return the overrides by key. Nested keys are joined with dots.
 
-    Flower (1.34 to 1.42 `common/config.py`) reads all texts together. Of `a.b=1` and then `a.c=2` it would
+    Flower (1.34 to 1.42 `common/config.py`) reads all strings together. Of `a.b=1` and then `a.c=2` it would
     lose the first, so each is also read alone, and a later one overrides an earlier one.
 
     Args:
-        given: texts such as `key=value`, each with several of them.
+        given: strings such as `key=value`, each with several of them.
         file: the content of a TOML file in their place.
 
     Raises:
@@ -36,7 +36,7 @@ def overrides(given: Sequence[str], file: str | None = None) -> dict[str, Config
                 path.write_text(file)
                 found = parse_config_args([str(path)])
         else:
-            # The empty text keeps Flower from taking a single text for the path of a file.
+            # The empty text keeps Flower from taking a single string for the path of a file.
             parse_config_args([*given, ""])
             for text in given:
                 found |= parse_config_args([text, ""])

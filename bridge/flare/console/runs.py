@@ -25,7 +25,7 @@ PRINTED = re.compile(r"[0-9-]{10} [0-9:]{8},[0-9]+ - serverapp - [A-Z]+ - (.*)",
 (`bridge/common/log_lines.py`)."""
 
 LOOK_AGAIN, LOOK_SELDOM = 0.5, 2.0
-"""Seconds between two looks at a run's log: in the first minute, and after some."""
+"""Seconds between two checks of a run's log, in the first minute and later."""
 
 WAITS_AFTER, WAITS_EVERY = 2.0, 30.0
 """Seconds for which a run is watched before its log says for what it waits, and between two looks at that."""
@@ -82,7 +82,7 @@ def listed(call: ConsoleCall, prefix: str = "") -> None:
     """Say which jobs there are, with what Flower tells of a run.
 
     Args:
-        prefix: only those jobs whose ids begin so.
+        prefix: only jobs with ids that begin so.
     """
     with call.session() as session:
         jobs = session.list_jobs(detailed=True, **({"id_prefix": prefix} if prefix else {}))

@@ -1,4 +1,4 @@
-"""Keep FLARE sessions open, and turn FLARE's errors into words for people.
+"""Keep FLARE sessions open, and turn FLARE's errors into words for users.
 
 FLARE's `Session` (nvflare 2.9.0 `fuel/flare_api/flare_api.py`) is not thread-safe: the time for an answer is
 a field of it, and its downloads share a folder. So each verb has exclusive use of a session while it asks,
@@ -32,7 +32,7 @@ CHECK_WITHIN = 2.0
 """Seconds for the server to say whether it knows a session."""
 
 MOST = 8
-"""Sessions at a time. Each is a connection and some 20 threads. A further verb waits for its turn."""
+"""Sessions at a time. Each is a connection and about 20 threads. A further verb waits for its turn."""
 
 FRESH = 1.0
 """Seconds for which an answer proves that the server knows the session, because a verb may ask several
@@ -127,7 +127,7 @@ def _give_up(session: Session) -> None:
 
 @contextlib.contextmanager
 def flare_errors() -> Iterator[None]:
-    """Turn FLARE's exceptions into one error for people."""
+    """Turn FLARE's exceptions into one error for users."""
     try:
         yield
     except Exception as error:

@@ -38,7 +38,7 @@ def silent(sites: Mapping[str, float]) -> dict[str, float]:
 
 
 def waits_for(meta: Mapping[str, Any], sites: Mapping[str, float]) -> str:
-    """Return the cause of a job's wait, for people, or "" if it does not wait.
+    """Return the cause of a job's wait, for users, or "" if it does not wait.
 
     FLARE looks for sites in this order too. It reports a problem only after a try, and often without the site
     (nvflare 2.9.0 `app_common/job_schedulers/job_scheduler.py`).

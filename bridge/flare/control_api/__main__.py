@@ -37,7 +37,7 @@ class IdleEndingServer(uvicorn.Server):
         self._busy = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn ten times a second; True ends the server."""
+        """Called by uvicorn ten times a second. True ends the server."""
         if self.server_state.connections:
             self._busy = time.monotonic()
         return await super().on_tick(counter) or time.monotonic() - self._busy > IDLE_END

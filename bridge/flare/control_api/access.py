@@ -1,4 +1,4 @@
-"""Who may ask Flower's Control API: whoever has a token that this person has given out.
+"""Who may ask Flower's Control API: everyone who has a token from this person.
 
     python -I -S access.py '{"do": "connection"}'  what a client needs to connect
     python -I -S access.py '{"do": "token"}'       the same, and a new token
@@ -54,7 +54,7 @@ CODE = re.compile(rf"[{CODE_LETTERS}]{{4}}-[{CODE_LETTERS}]{{4}}")
 
 
 class AccessDenied(Exception):
-    """The text is for people."""
+    """The text is for users."""
 
 
 def user() -> str:
@@ -102,7 +102,7 @@ def is_token(token: str) -> bool:
 
 
 def revoke() -> int:
-    """End all tokens, and what waits for approval; returns how many tokens there were."""
+    """End all tokens, and what waits for approval. Returns how many tokens there were."""
     with _locked():
         count = len(_tokens())
         (folder() / TOKENS).unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def approve(code: str) -> None:
 
 
 def finish_login(device_code: str) -> str | None:
-    """Return a token once the login was approved; None: not yet.
+    """Return a token once the login was approved. None: not yet.
 
     Raises:
         AccessDenied: no such login waits.
@@ -203,7 +203,7 @@ def _locked() -> Iterator[None]:
 
 
 def main(request: str) -> int:
-    """Answer one request; returns the exit code."""
+    """Answer one request. Returns the exit code."""
     os.umask(0o077)
     try:
         asked = json.loads(request)

@@ -224,7 +224,7 @@ def get_login_details(request: pb.GetLoginDetailsRequest, asked: Asked) -> Messa
 
 
 def get_auth_tokens(request: pb.GetAuthTokensRequest, asked: Asked) -> Message:
-    """Return a token once the login was approved; an empty answer before."""
+    """Return a token once the login was approved, and an empty answer before."""
     try:
         token = access.finish_login(request.device_code)
     except access.AccessDenied as denied:

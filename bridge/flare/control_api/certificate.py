@@ -1,4 +1,4 @@
-"""The server's certificate: made where it is used, by a CA whose key nobody keeps.
+"""The server's certificate: made where it is used, by a CA. Nobody keeps that CA's key.
 
 The federation's CA is not here, since its key stays where kits are made. So the first start makes a CA, signs
 one certificate and forgets the CA's key. A client that trusts this CA trusts this server and nothing else.
@@ -23,7 +23,7 @@ LIFE, RENEW = datetime.timedelta(days=730), datetime.timedelta(days=30)
 """How long a certificate is good, and how much of that is left when the next start makes another."""
 
 NAMES = "FLOWERBED_FLWR_HOSTS"
-"""The variable with more names and addresses, with commas between, by which the server is dialled."""
+"""The variable with more names and addresses for the server, separated by commas."""
 
 OWN = ("localhost", "127.0.0.1", "::1")
 """The names that it always has."""

@@ -92,7 +92,8 @@ EPOCH = 946_684_800
 
 
 def _place(name: str) -> str:
-    """Where a file of the console's tar lies in the zip; empty: nowhere, its name would lead out of it."""
+    """Where a file of the console's tar lies in the zip. Empty: nowhere, because its name would lead out of
+    it."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
         return ""

@@ -25,7 +25,7 @@ INVALID_PROTOBUF_PAYLOAD = 1003
 
 
 class ControlError(FlowerbedError):
-    """Ends a call; the text is for people."""
+    """Ends a call. The text is for users."""
 
     def __init__(self, text: str, code: int, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(text)
@@ -38,7 +38,7 @@ class ControlError(FlowerbedError):
 
 
 def unauthenticated(text: str) -> ControlError:
-    """The error for somebody whose token is missing or not good."""
+    """The error for a caller without a valid token."""
     return ControlError(text, ACCOUNT_AUTHENTICATION_FAILED, HTTPStatus.UNAUTHORIZED)
 
 

@@ -1,7 +1,7 @@
 """Carry connections from published ports to consoles: `python -I -S forwarder.py PORT=SOCKET...`
 
 A console's networks are internal, and the engine publishes no port of such a container. So this program runs
-in a container of its own, which has neither a kit nor a token. What it carries is encrypted between Flower's
+in a separate container, which has neither a kit nor a token. What it carries is encrypted between Flower's
 command line and the console.
 """
 
@@ -59,7 +59,7 @@ async def connect(path: str, reader: asyncio.StreamReader, writer: asyncio.Strea
 
 
 async def serve(routes: dict[int, str]) -> None:
-    """Serve until the end of the process; the argument is the path of a socket by port."""
+    """Serve until the end of the process. The argument is the path of a socket by port."""
     for port, path in routes.items():
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str = path) -> None:

@@ -37,7 +37,7 @@ def federation_id() -> str:
 
 
 def run_of(job: Mapping[str, Any]) -> Run:
-    """Return a job as a run; the argument is an entry of the console's verb `runs`."""
+    """Return a job as a run. The argument is an entry of the console's verb `runs`."""
     status = str(job["status"])
     name, detail = STATUSES.get(status, ("finished", "failed"))
     app = job.get("app") or {}
@@ -59,7 +59,7 @@ def run_of(job: Mapping[str, Any]) -> Run:
 
 
 def node_of(site: Mapping[str, Any], now: float) -> NodeInfo:
-    """Return a site as a SuperNode; the argument is an entry of `sites` of the console's verb `status`.
+    """Return a site as a SuperNode. The argument is an entry of `sites` of the console's verb `status`.
 
     FLARE tells when it last heard of a site, and no time before that.
     """
@@ -95,12 +95,12 @@ def federation(nodes: Iterable[NodeInfo] = (), runs: Iterable[Run] = ()) -> Fede
 
 
 def _role() -> str:
-    """The person's role in FLARE, which stands in the certificate; empty: none stands there."""
+    """The person's role in FLARE, from the certificate. Empty: the certificate has none."""
     certificate = x509.load_pem_x509_certificate((access.WORKSPACE / "startup" / "client.crt").read_bytes())
     found = certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)
     return str(found[0].value) if found else ""
 
 
 def iso(moment: float | None) -> str:
-    """Return a Unix time as ISO 8601; empty: it is not known."""
+    """Return a Unix time as ISO 8601. Empty: it is not known."""
     return "" if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
