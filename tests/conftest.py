@@ -51,7 +51,7 @@ LONGEST = (
     "provisioning_killed",
     "verbs",
 )
-"""Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone in the end."""
+"""Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone at the end."""
 
 
 def part_of(test: str) -> str:

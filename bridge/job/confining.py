@@ -19,7 +19,7 @@ CONFIGS = ("startup/fed_server.json", "startup/fed_client.json")
 
 class NotConfined(FlowerbedError):
     """Raised when this participant runs apps only confined, and the kernel cannot do that. The text is for
-    people."""
+    users."""
 
 
 def confinement(here: settings.Settings, workspace: Path, bootstrap: Path | None = None) -> Confinement:

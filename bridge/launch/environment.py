@@ -132,7 +132,7 @@ def with_bridge(path: str, without: Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Prefork:
-    """The choice whether apps' processes are copies of one that has done the imports, and the `modules` to
+    """The switch that forks apps' processes from one that has done the imports, and the `modules` to
     import."""
 
     on: bool = True

@@ -234,7 +234,7 @@ class FlowerExecutor(Executor):
             self._supernode = await start()
         log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
         # Exit as if this process had crashed. The server's keeper then starts over with another process, and
-        # fails the job in the end. After a panic the site would merely be missing.
+        # finally fails the job. After a panic the site would merely be missing.
         logging.shutdown()
         os._exit(ProcessExitCode.EXCEPTION)
 

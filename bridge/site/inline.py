@@ -208,7 +208,7 @@ class InlineSuperNode:
         return os.getpid()
 
     async def ended(self) -> str:
-        """Wait until the SuperNode can work no more. Return the reason, for users."""
+        """Wait until the SuperNode can no longer work. Return the reason, for users."""
         lost = asyncio.ensure_future(self._without_superexec())
         try:
             watched: list[asyncio.Future[Any]] = [self._ended, lost]

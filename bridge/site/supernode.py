@@ -34,7 +34,7 @@ class SuperNode(Protocol):
         ...
 
     async def ended(self) -> str:
-        """Wait until the SuperNode can work no more. Return the reason, for users."""
+        """Wait until the SuperNode can no longer work. Return the reason, for users."""
         ...
 
     async def stop(self, grace: float) -> None:
@@ -114,7 +114,7 @@ class SuperNodeProcess(FlowerProcess):
     """True if the SuperNode ends when its SuperExec does."""
 
     async def ended(self) -> str:
-        """Wait until the SuperNode can work no more. Return the reason, for users.
+        """Wait until the SuperNode can no longer work. Return the reason, for users.
 
         A SuperNode that has lost its SuperExec lives on, and waits without end for a ClientApp that nobody
         starts. Those that `supernode_process.py` runs end with their SuperExec instead.

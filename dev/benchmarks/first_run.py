@@ -2,13 +2,15 @@
 
     python -m dev.benchmarks.first_run
 
-A separate federation runs before, as somebody else has set it up. The environment of Flower's command begins
-empty, and pip takes nothing from its cache. The app is the one of `flwr new` (tests/apps/flwr-new).
+A separate federation is set up first and not counted. The environment of Flower's command begins empty, and
+pip takes nothing from its cache. The app is the one of `flwr new` (tests/apps/flwr-new). Copies share this
+checkout's environments of apps, so `build --app` makes one only if there is none yet.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dev import scratch_federation
-from scripts.core import ROOT
+from scripts.core import ROOT, Failure
 
 NAME = "first-run"
 APP = ROOT / "tests" / "apps" / "flwr-new"
@@ -42,13 +44,15 @@ def _measure(root: Path, folder: Path) -> None:
     environ = {**os.environ, "FLWR_HOME": str(folder / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
     verbs = {**environ, "PYTHONPATH": str(root)}
     verb = [sys.executable, "-P", "-m", "scripts"]
-    run: list[str | Path] = [flwr, "run", APP, "flowerbed", "--stream"]
+    # Flower's command edits an app that names federations, as those of `flwr new` did.
+    app = shutil.copytree(APP, folder / "app")
+    run: list[str | Path] = [flwr, "run", app, "flowerbed", "--stream"]
     total = 0.0
     steps: list[tuple[str, list[str | Path], Mapping[str, str]]] = [
         ("python -m venv", [sys.executable, "-m", "venv", folder / "venv"], environ),
         ("pip install flwr", [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "flwr"], environ),
         ("flwr-config --write", [*verb, "flwr-config", "--write"], verbs),
-        ("build --app", [*verb, "build", "--app", APP], verbs),
+        ("build --app", [*verb, "build", "--app", app], verbs),
         ("flwr run --stream", run, environ),
     ]
     for name, words, env in steps:
@@ -60,8 +64,13 @@ def _measure(root: Path, folder: Path) -> None:
 
 def _timed(words: Sequence[str | Path], root: Path, env: Mapping[str, str]) -> float:
     began = time.monotonic()
-    subprocess.run(words, cwd=root, env=env, stdout=subprocess.DEVNULL, timeout=STEP_WITHIN, check=True)
-    return time.monotonic() - began
+    done = subprocess.run(
+        words, cwd=root, env=env, capture_output=True, text=True, timeout=STEP_WITHIN, check=False
+    )
+    took = time.monotonic() - began
+    if done.returncode:
+        raise Failure(f"{' '.join(map(str, words))} failed:\n{done.stderr.strip()}")
+    return took
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def requirement_with_option(files: dict[str, bytes]) -> None:
         (no_pyproject, "has no pyproject.toml"),
         (syntax_error, "syntax error"),
         (other_module, "there is no numpyadd/nowhere.py"),
-        (bomb, "bytes, 268435456 are allowed"),
+        (bomb, "bytes, at most 268435456 are allowed"),
         (nested, "is not valid TOML"),
         (requirement_with_option, "is not a valid requirement"),
         (b"x" * (FAB_LIMIT + 1), "expected at most 10485760"),

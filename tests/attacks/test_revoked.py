@@ -26,7 +26,7 @@ tell(str(session.api.do_command(WORDS[0])))
 
 @pytest.fixture
 def project(larger: Federation) -> Iterator[str]:
-    """project.yml as it was, put back in the end."""
+    """project.yml as it was, put back at the end."""
     file = larger.root / "project.yml"
     before = file.read_text()
     yield before

@@ -18,7 +18,7 @@ SERVER_PORT = 8002
 
 
 class Kind(enum.Enum):
-    """A kind of a line's failure."""
+    """A way in which a line fails."""
 
     STALLED = "stalled"
     """Packets vanish, and nobody is told."""

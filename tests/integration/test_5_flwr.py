@@ -296,6 +296,7 @@ def test_each_flower_runs_the_app_that_flwr_new_made(
     """tests/apps/flwr-new is what `flwr new quickstart-numpy --framework numpy --username flwrlabs` of flwr
     1.24.0 has made, the last version that did not fetch it. The command may edit it."""
     app = shutil.copytree(ROOT / "tests" / "apps" / "flwr-new", tmp_path / "quickstart-numpy")
+    assert "\n[tool.flwr.federations]\n" in (app / "pyproject.toml").read_text(), "not as flwr new made it"
     own = importlib.metadata.version("flwr") == version
     program = None if own else environments.python_with(f"flwr=={version}").with_name("flwr")
     this = command(home, program)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import os
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,7 @@ class Hook(BuildHookInterface):
         path.write_text(os.urandom(8).hex())
         build_data["force_include"][str(path)] = "pack/random.txt"
 """
+COMMITTED = (2026, 11, 28, 5, 6, 8)
 NAME = "registry.example.org/flowerbed-runtime"
 
 
@@ -62,6 +66,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     commit(root)
     monkeypatch.setattr(core, "ROOT", root)
+    monkeypatch.setattr(core, "SOURCE", root)
     monkeypatch.setattr(test, "install", lambda: None)
     return root
 
@@ -72,7 +77,8 @@ def commit(root: Path) -> None:
         ["add", "-A"],
         ["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-qm", "x"],
     ):
-        subprocess.run(["git", *words], cwd=root, check=True)
+        date = datetime.datetime(*COMMITTED, tzinfo=datetime.UTC).isoformat()
+        subprocess.run(["git", *words], cwd=root, env={**os.environ, "GIT_COMMITTER_DATE": date}, check=True)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -115,6 +121,8 @@ def test_two_builds_give_the_same_packages(project: Path, tmp_path: Path) -> Non
         (project / "pack" / "__init__.py").touch()
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert set(hashes(tmp_path / "a")) == {"flowerbed-0.2.0-py3-none-any.whl", "flowerbed-0.2.0.tar.gz"}
+    with zipfile.ZipFile(tmp_path / "a" / "flowerbed-0.2.0-py3-none-any.whl") as wheel:
+        assert {file.date_time for file in wheel.infolist()} == {COMMITTED}, "when it was committed"
 
 
 def test_packages_that_differ_are_refused(
@@ -144,6 +152,7 @@ def docker(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     monkeypatch.delenv("FLOWERBED_BASE", raising=False)
     monkeypatch.setattr(apt, "is_root", lambda: False)
     monkeypatch.setattr(wheelhouse, "HOUSE", tmp_path / "wheels")
+    monkeypatch.setattr(wheelhouse, "IMAGES", project / "images")
     (project / "images").mkdir()
     folder = wheelhouse.RUNTIME.folder
     folder.mkdir(parents=True)

@@ -222,7 +222,8 @@ def download(call: ConsoleCall, job: str, summarized: bool = False) -> None:
 
 
 def _summarize(job: str, meta: Mapping[str, Any], folder: Path) -> None:
-    """Write summary.json. An app may have written the events, and they never keep the results from a user."""
+    """Write summary.json. An app may have written the events, so they must never prevent a user from getting
+    the results."""
     file = folder / "workspace" / keys.EVENTS_FILE
     try:
         if file.is_file() and (size := file.stat().st_size) > SUMMARIZED_LIMIT:
