@@ -100,10 +100,11 @@ def problems_in_file(content: Any) -> list[str]:
     if not isinstance(participants, list):
         return [f"participants: expected a list, found {kind_of(participants)}."]
     shape = [found for item in participants for found in _shape(item)]
-    if shape:
-        return shape
-    entries = [Entry(item["name"], item["type"], item["org"], item) for item in participants]
     misspelt = list(_misspelt("project", content, (REVOKED,)))
+    if shape:
+        rest = [found for item in participants for found in _of_broken(item)]
+        return [*misspelt, *_project(content.get("name")), *shape, *rest, *_builders(content.get("builders"))]
+    entries = [Entry(item["name"], item["type"], item["org"], item) for item in participants]
     return misspelt + problems(content.get("name"), entries, content.get("builders"), content.get(REVOKED))
 
 
@@ -137,6 +138,18 @@ def _shape(item: Any) -> Iterator[str]:
         yield f"participant {who}: expected type {', '.join(_NAMES)}, found '{item['type']}'."
 
 
+def _of_broken(item: Any) -> Iterator[str]:
+    """Check the rest of an item beside one with a wrong shape. Without name or type there is nothing to go
+    by."""
+    name, kind, org = (item.get(key) if isinstance(item, dict) else None for key in ("name", "type", "org"))
+    if not isinstance(name, str) or not isinstance(kind, str) or kind not in _NAMES:
+        return
+    entry = Entry(name, kind, org if isinstance(org, str) and org else "x", item)
+    if org is not entry.org:
+        yield from _misspelt(entry.who, item, ("org",))
+    yield from _participant(entry)
+
+
 def _project(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not re.fullmatch(_PROJECT, name):
         yield (
@@ -152,23 +165,28 @@ def _participants(entries: Sequence[Entry]) -> Iterator[str]:
     if not any(entry.properties.get("role") == "project_admin" for entry in entries if entry.type == "admin"):
         yield "expected a participant of type admin with role project_admin, found none."
     for entry in entries:
-        pattern, expected = _NAMES[entry.type]
-        if not re.fullmatch(pattern, entry.name):
-            yield f"{entry.who}: expected {expected}."
-        elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
-            yield f"{entry.who}: FLARE uses this name for something else. Choose another."
-        elif service_name(entry.name) in (*TOOLS, FLWR):
-            yield f"{entry.who}: this is the name of another container. Choose another."
-        if not re.fullmatch(r"\w+", entry.org, re.ASCII):
-            yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."
-        role = entry.properties.get("role")
-        if entry.type == "admin" and role not in ROLES:
-            yield f"{entry.who}: expected role {', '.join(ROLES)}, found {kind_of(role)}."
-        yield from _policy(entry)
-        yield from _ports(entry)
+        yield from _participant(entry)
     for name, times in Counter(entry.name for entry in entries).items():
         if times > 1:
             yield f"participant '{name}' appears {times} times. A name is for one only."
+
+
+def _participant(entry: Entry) -> Iterator[str]:
+    """Check one participant alone."""
+    pattern, expected = _NAMES[entry.type]
+    if not re.fullmatch(pattern, entry.name):
+        yield f"{entry.who}: expected {expected}."
+    elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
+        yield f"{entry.who}: FLARE uses this name for something else. Choose another."
+    elif service_name(entry.name) in (*TOOLS, FLWR):
+        yield f"{entry.who}: this is the name of another container. Choose another."
+    if not re.fullmatch(r"\w+", entry.org, re.ASCII):
+        yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."
+    role = entry.properties.get("role")
+    if entry.type == "admin" and role not in ROLES:
+        yield f"{entry.who}: expected role {', '.join(ROLES)}, found {kind_of(role)}."
+    yield from _policy(entry)
+    yield from _ports(entry)
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:

@@ -45,6 +45,9 @@ FIRST_PORT = 9093
 ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
 """The folder with the environments of apps, beside the Compose file at the root."""
 
+PROGRAM = "${FLOWERBED_PROGRAM:-.}"
+"""`flowerbed init` writes this into .env: there, the program is a copy of the installed one."""
+
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
 
@@ -168,10 +171,15 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
+    # The image was loaded there. Nothing to build it from is there, and no registry has it.
+    del service["build"]
+    service["pull_policy"] = "never"
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     # The image that is there.
     flwr = _flwr([participant], project, name) if participant.type == ParticipantType.ADMIN else {}
+    for carrier in flwr.values():
+        carrier["pull_policy"] = "never"
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
         "services": {name: service | networked} | flwr,
@@ -224,7 +232,12 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     service: dict[str, Any] = {
         "extends": {"file": f"compose/{role}.yaml", "service": role},
         "image": _image(name),
-        "build": {"args": {"KIT": (prod / participant.name).as_posix()}},
+        "build": {
+            "context": ".",
+            "dockerfile": f"{PROGRAM}/images/Dockerfile",
+            "args": {"KIT": (prod / participant.name).as_posix(), "PROGRAM": PROGRAM},
+            "target": "participant",
+        },
         "hostname": name,
         "labels": {"org.flowerbed.participant": participant.name},
         "volumes": [f"{name}:/workspace"],

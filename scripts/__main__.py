@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -174,6 +175,12 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         say(f"{who}: interrupted")
         outcome, code = {"error": "interrupted"}, INTERRUPTED
+    except Exception as error:
+        # A mistake of ours. Its traceback helps to find it, and one object still ends `--format json`.
+        traceback.print_exc()
+        text = f"unexpected error: {type(error).__name__}: {error}"
+        say(f"{who}: {text}\n  Please report it, with the lines above.")
+        outcome, code = {"error": text}, 1
     if isinstance(outcome, dict):
         if identity := _acting_as():
             outcome = {**outcome, "as": dict(identity)}

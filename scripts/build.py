@@ -143,7 +143,7 @@ def run(
     images.check_disk(first=no_cache or not engine.has(runtime))
     base = _fetch(mlflow=mlflow, renew=pull)
     taken = published.name()
-    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime} (about 40 s the first time)")
+    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}")
     steps = [("published" if taken else "runtime", runtime, "")]
     steps += [("participant", f"{i.name}:{TAG}", i.kit) for i in wanted]
     steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []

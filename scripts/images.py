@@ -128,7 +128,7 @@ def build(
     words += [word for name, value in marks.items() for word in ("--label", f"{name}={value}")]
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
-        shown = buildkit.Steps(bar)
+        shown = buildkit.Steps(bar, quiet=bool(kit))
         code, said = progress.follow([*words, "."], shown.tell, env=env, timeout=BUILD_TIMEOUT)
     if code:
         if "no space left on device" in said:

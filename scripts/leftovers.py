@@ -57,10 +57,10 @@ def tell(compose_file: Path, project: str, tag: str) -> list[str]:
         remove = [f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"]
         if engine.has(image):
             remove.append(f"docker image rm {image}")
-        if (data := core.ROOT / "data" / name).is_dir():
-            remove.append(f"rm -r {data.relative_to(core.ROOT)}")
+        # Its data is somebody's original, so no line to copy removes that.
+        data = f" Its data stays in data/{name}." if (core.ROOT / "data" / name).is_dir() else ""
         core.say(
-            f"{name} no longer takes part. Its key and data are still here. To remove them: "
-            + " && ".join(remove)
+            f"{name} no longer takes part. Its volume and key are still here.{data} "
+            f"To remove volume and key: {' && '.join(remove)}"
         )
     return gone

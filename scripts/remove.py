@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bridge.common.meta import LATEST
 from scripts import console, ownership
-from scripts.core import in_words, say
+from scripts.core import UsageError, in_words, say
 from scripts.json_object import JsonObject
 from scripts.options import As, job_id
 
@@ -30,12 +31,15 @@ def run(
         typer.Argument(
             metavar="JOB...",
             parser=job_id,
-            help="The jobs' ids, the first letters of them, or 'latest'.",
+            help="The jobs' ids, or the first letters of them. 'latest' is refused, since it names another "
+            "job after each removal.",
         ),
     ],
     identity: As = None,
 ) -> dict[str, Any]:
     """Remove the jobs: all of them, or none."""
+    if LATEST in jobs:
+        raise UsageError(f"{LATEST}: expected the id of the job to remove. ./flowerbed jobs lists them.")
     ownership.check()
     service = console.service(identity)
     named = list(dict.fromkeys(console.full_id(service, job) for job in jobs))

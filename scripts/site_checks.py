@@ -115,7 +115,7 @@ def check_data(config: Mapping[str, Any], running: Mapping[str, str]) -> Iterato
     for look in (look for look in looks if look.closed):
         yield Finding("data", "fail" if look.is_shut else "warn", look.found, look.mend)
     if looks and not any(look.closed for look in looks):
-        names = ", ".join(dict.fromkeys(look.service for look in looks))
+        names = ", ".join(sorted({look.service for look in looks}))
         yield Finding("data", "ok", f"read as the containers' user: {names}")
     elif not looks and not lost and not engine.is_remote():
         names = ", ".join(name for name, service in config["services"].items() if data_folders(service))

@@ -128,7 +128,7 @@ def run(
     services = {c["Service"]: c.get("Health") or c["State"] for c in containers}
     _check_data(config, {c["Service"]: c["Name"] for c in containers if c["State"] == "running"})
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"Up in {seconds:.0f} s: {', '.join(services)}.{core.follow_up('submit APP')}")
+    core.say(f"Up in {seconds:.0f} s: {', '.join(sorted(services))}.{core.follow_up('submit APP')}")
     provision.tell_changes()
     if late := behind.in_words([], behind.kits(config)):
         core.say(late)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scripts import compose, core, options, provision
+from scripts import compose, core, options, provision, status
 from scripts.__main__ import VERBS, _wants_json, main, summary, verb
 from scripts.core import ROOT
 
@@ -200,3 +200,16 @@ def test_only_a_verb_that_may_write_looks_for_files_of_roots(
     monkeypatch.setattr(core, "give_back", lambda: asked.append(name))
     main([name, "--no-such-option"])
     assert len(asked) == looks
+
+
+def test_an_unexpected_error_is_an_object_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise KeyError("build")
+
+    monkeypatch.setattr(status, "status", broken)
+    assert main(["status", "--format", "json"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"error": "unexpected error: KeyError: 'build'"}
+    assert "Traceback" in shown.err and "Please report it" in shown.err

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -210,6 +211,27 @@ def test_no_venv_and_no_right_to_install_it(machine: Machine) -> None:
     process = machine.run("up")
     assert process.returncode == 1 and process.stdout == ""
     assert "sudo apt-get install python3.12-venv" in process.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_another_users_checkout_says_whose_it_is(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # Others cannot enter pytest's folders.
+        folder = Path(name)
+        folder.chmod(0o755)
+        machine = Machine(folder)
+        machine.python()
+        (machine.root / ".flowerbed").mkdir(mode=0o755)
+        process = subprocess.run(
+            [machine.root / "flowerbed", "up", "--format", "json"],
+            env={"PATH": str(machine.bin), "HOME": "/nonexistent"},
+            capture_output=True,
+            text=True,
+            user=65534,
+            group=65534,
+        )
+    assert process.returncode == 1
+    told = json.loads(process.stdout.splitlines()[-1])["error"]
+    assert f"{machine.root} belongs to root" in told and "Clone your own copy" in told, process.stderr
 
 
 def test_files_in_the_callers_folder_are_not_imported(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_each_builds_from_its_own_kit(wide: Path) -> None:
         if name in {*TOOLS, "flwr"}:
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
-        assert service["build"] == {"args": {"KIT": f"{PROD}/{participant}"}}
+        assert service["build"]["args"]["KIT"] == f"{PROD}/{participant}"
         assert (wide / service["build"]["args"]["KIT"] / "startup").is_dir()
 
 
@@ -519,6 +519,7 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     process = compose(machine, "config", "--format", "json")
     assert process.returncode == 0, process.stderr
     site = json.loads(process.stdout)["services"]["site-2"]
+    assert "build" not in site and site["pull_policy"] == "never", "its machine has only the image"
     assert {mount["target"] for mount in site["volumes"]} == {"/workspace", "/data/images", "/data/tables"}
     assert (site["environment"]["TOKEN"], site["environment"]["FLOWERBED_NODE_CONFIG"]) == ("own", '{"b": 2}')
     (device,) = site["deploy"]["resources"]["reservations"]["devices"]
@@ -1003,6 +1004,12 @@ BAD: dict[str, tuple[Edit, str]] = {
     "a site under the server's first name": (
         replace("    host_names: [", "    default_host: site-1\n    host_names: ["),
         "expected a name in default_host that is nobody else's, found 'site-1'",
+    ),
+    "a wrong shape beside other errors": (
+        lambda text: text.replace("name: site-2\n", "name: site-2\n    memory: lots\n", 1).replace(
+            "    org: flowerbed", "    orgg: flowerbed", 1
+        ),
+        "memory",
     ),
     "an address that containers here cannot dial": (
         replace("    host_names: [", "    default_host: 192.0.2.2\n    host_names: ["),

@@ -691,6 +691,11 @@ def test_wait_names_no_log_of_a_job_that_never_started(fake: Fake, flowerbed: Ru
     assert "Logs: ./flowerbed logs j-1" in flowerbed("wait", "j-1")[1]["error"]
 
 
+def test_remove_takes_no_latest(fake: Fake, flowerbed: Run) -> None:
+    code, outcome, _ = flowerbed("remove", "latest")
+    assert code == 2 and "expected the id" in outcome["error"] and fake.calls == []
+
+
 def test_wait_shows_starts_central_evaluation_and_lists(fake: Fake, flowerbed: Run) -> None:
     events = [{**event, "start": 2} for event in PROGRESS[2:]]
     evaluation = {"event": "evaluation", "start": 2, "round": 1, "t": 110.0}
