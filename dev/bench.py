@@ -108,7 +108,9 @@ def run(
     if runs < 1:
         raise core.UsageError(f"--runs {runs}: expected at least 1.")
     if what and (apps or setups or quick):
-        raise core.UsageError("bench relay: expected no --apps, --setups or --quick; they choose among apps.")
+        raise core.UsageError(
+            "bench relay: expected no --apps, --setups or --quick. These choose among apps."
+        )
     test.install()
     # End and remove everything, even when a signal ends this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

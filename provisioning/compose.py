@@ -52,7 +52,7 @@ SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
 
 HEADER = """\
-# Written by provisioning; the compose.yaml at the root includes it. Do not edit: everything that a person
+# Written by provisioning, and included by the compose.yaml at the root. Do not edit: everything that a person
 # may want to change is in project.yml and in compose/.
 """
 

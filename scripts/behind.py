@@ -67,6 +67,6 @@ def in_words(late: Sequence[str], other_kits: Sequence[str]) -> str:
     if late:
         return (
             f"Still {'runs' if len(late) == 1 else 'run'} as before the last provision, build or edit: "
-            f"{', '.join(late)}. ./flowerbed up starts {'it' if len(late) == 1 else 'them'} anew."
+            f"{', '.join(late)}. ./flowerbed up replaces {'it' if len(late) == 1 else 'them'}."
         )
     return ""

@@ -93,7 +93,7 @@ def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part. Returns the manifest in data/manifest.json."""
     manifest = prepare(_without_data(), alpha=alpha, seed=seed)
     say(table(manifest))
-    say("Running sites see new parts at once; nothing has to be restarted.")
+    say("Running sites see new parts at once. Nothing has to be restarted.")
     return manifest
 
 

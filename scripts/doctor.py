@@ -177,7 +177,7 @@ def _config() -> dict[str, Any] | Finding:
     try:
         return compose.config(tag=dotenv.read(core.ROOT / ".env").get("FLOWERBED_TAG", "none"))
     except core.Failure as failure:
-        return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it anew")
+        return Finding("compose file", "fail", str(failure), "./flowerbed provision writes it again")
 
 
 def check_project() -> Finding:
@@ -266,7 +266,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         yield Finding("limits", "warn", "; ".join(near), mend)
     elif answers:
         store = sum(usage["store"] for usage in answers.values() if usage is not None)
-        found = f"no participant is near its limits; the job store has {core.in_words(store)}"
+        found = f"no participant is near its limits. The job store has {core.in_words(store)}"
         yield Finding("limits", "ok", found)
 
 

@@ -70,7 +70,7 @@ def run(
         raise UsageError(f"--name {title}: expected a-z, 0-9, - and _, with a letter or a digit first.")
     if there := [item for item in ("project.yml", "compose.yaml", "compose") if (folder / item).exists()]:
         raise UsageError(
-            f"{folder} holds {', '.join(there)} already: expected a folder without a federation. To renew "
+            f"{folder} already has {', '.join(there)}: expected a folder without a federation. To renew "
             f"the files of one after an upgrade: ./flowerbed init {folder} --update"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _update(folder: Path) -> dict[str, Any]:
     """Renew the files of the program in a federation, and keep what a person edited."""
     if not dotenv.read(folder / ".env").get(places.MARK) or not (folder / "project.yml").is_file():
         raise UsageError(
-            f"{folder} holds no federation that was laid out. To lay one out: ./flowerbed init DIR"
+            f"{folder} has no federation that was laid out. To lay one out: ./flowerbed init DIR"
         )
     written, before = [], []
     for file in _templates():

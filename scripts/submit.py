@@ -142,7 +142,7 @@ def run(
 
 def _chosen(app: Path | None, deployed: str | None) -> apps.App:
     if app is not None and deployed is not None:
-        raise UsageError("--deployed NAME: not allowed with APP, whose code would travel.")
+        raise UsageError("--deployed NAME: not allowed with APP, because APP's code would travel.")
     if app is not None:
         return apps.read(app)
     if deployed is not None:

@@ -29,14 +29,14 @@ CONTAINERS = ("integration", "faults", "attacks")
 
 PARTS = {
     "processes": PROCESSES,
-    "attacks": ("attacks", "faults", "integration/test_7_tracking"),
+    "attacks": ("attacks", "faults", "integration/test_7_many_sites", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
     "installed": ("integration/test_6_installed",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
-Attacks begin with the larger federation, which tracking needs, and faults run with any: so all workers take
-about as long. The last three parts have their own federations."""
+Attacks begin with the larger federation, which many sites and tracking need, and faults run with any: so all
+workers take about as long. The last three parts have their own federations."""
 
 LONGEST = (
     "flower",

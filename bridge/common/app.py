@@ -185,8 +185,8 @@ def deployed_app(workspace: Path, flower_app_path: str) -> Path:
     if not inside or not app.is_dir():
         known = sorted(file.parent.name for file in root.glob("*/pyproject.toml"))
         raise BadApp(
-            f"no app '{flower_app_path.removeprefix(f'{DEPLOYED}/')}' is deployed on the server; "
-            f"there are: {', '.join(known) or 'none'}"
+            f"no app '{flower_app_path.removeprefix(f'{DEPLOYED}/')}' is deployed on the server. "
+            f"Deployed are: {', '.join(known) or 'none'}"
         )
     for path in (app, *sorted(app.rglob("*"))):
         if _closed(path):

@@ -44,7 +44,7 @@ EITHER = "expected either flower_content or flower_app_path, found {found}"
 
 NOTHING_IS_INSTALLED = (
     "expected False, found True. Nothing is installed while a job runs: sites run what is in their images. "
-    "Put the app's packages there (./flowerbed build --app APP); for SimEnv and PocEnv, into this "
+    "Put the app's packages there (./flowerbed build --app APP). For SimEnv and PocEnv, put them into this "
     "environment."
 )
 

@@ -546,7 +546,7 @@ def test_containers_from_before_an_edit_are_named(
     assert flowerbed("status")[1]["behind"] == ""
     checkout.edited("site-1")
     _, outcome, told = flowerbed("status")
-    assert "edit: site-1. ./flowerbed up starts it anew" in outcome["behind"] and outcome["behind"] in told
+    assert "edit: site-1. ./flowerbed up replaces it" in outcome["behind"] and outcome["behind"] in told
     checkout.edited()
     # A build has given the name to another image: Docker shows the number of the one that runs.
     ran = docker.answers["ps --all --format"]["out"].replace("flowerbed-site-1:dev", "7af4226438cf")
@@ -562,7 +562,7 @@ def test_containers_from_before_an_edit_are_named(
         for name, kit in checkout.kits.items()
     ]
     docker.answer("image inspect flowerbed-server:dev flowerbed-site-1:dev", out=json.dumps(built))
-    assert "starts it anew" in flowerbed("status")[1]["behind"]
+    assert "replaces it" in flowerbed("status")[1]["behind"]
     assert provision._next() == "up"
     (checkout.kits["server"] / "startup" / "fed_server.json").write_text("{}")
     assert "Built with an earlier kit: server. Run ./flowerbed build" in flowerbed("status")[1]["behind"]

@@ -135,7 +135,7 @@ def test_an_app_is_found_by_its_name(workspace: Path) -> None:
 def test_nothing_but_deployed_apps_can_be_named(workspace: Path, path: str) -> None:
     (workspace / DEPLOYED / "link").symlink_to(workspace / "other-job" / "app_server" / "custom")
     with pytest.raises(
-        BadApp, match=r"no app '.*' is deployed on the server; there are: adding, (link, )?other"
+        BadApp, match=r"no app '.*' is deployed on the server\. Deployed are: adding, (link, )?other"
     ):
         deployed_app(workspace, path)
     with pytest.raises(BadApp, match="no app"):
@@ -143,7 +143,7 @@ def test_nothing_but_deployed_apps_can_be_named(workspace: Path, path: str) -> N
 
 
 def test_a_server_without_deployed_apps_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadApp, match="no app 'x' is deployed on the server; there are: none"):
+    with pytest.raises(BadApp, match=r"no app 'x' is deployed on the server\. Deployed are: none"):
         deployed_app(tmp_path, "local/custom/x")
 
 

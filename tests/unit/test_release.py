@@ -125,6 +125,14 @@ def test_two_builds_give_the_same_packages(project: Path, tmp_path: Path) -> Non
         assert {file.date_time for file in wheel.infolist()} == {COMMITTED}, "when it was committed"
 
 
+def test_two_builds_of_this_checkout_give_the_same_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test, "install", lambda: None)
+    assert release.main(["packages", str(tmp_path)]) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".whl", ".gz"}
+
+
 def test_packages_that_differ_are_refused(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
