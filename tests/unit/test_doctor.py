@@ -344,7 +344,7 @@ def usage(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("answer", "level", "said"),
     [
-        (usage(), "ok", "the job store has"),
+        (usage(), "ok", "The job store has"),
         (usage(disk={"total": 100 * GB, "free": 15 * GB}), "warn", "its disk has 85 GB of 100 GB (85%)"),
         (usage(uses=[{"what": "files of job j", "used": 9, "limit": 10}]), "warn", "files of job j has"),
         (usage(uses=[{"what": "files of job j", "used": 7, "limit": 10}]), "ok", "no participant"),

@@ -120,7 +120,7 @@ def test_init_overwrites_nothing(installed: Installed, tmp_path: Path, name: str
     (tmp_path / "labs").mkdir()
     (tmp_path / "labs" / name).write_text("mine")
     outcome = installed.verb("init", "labs", folder=tmp_path)
-    assert outcome.code == 2 and f"labs holds {name} already" in outcome.value["error"]
+    assert outcome.code == 2 and f"labs already has {name}" in outcome.value["error"]
     assert [path.name for path in (tmp_path / "labs").iterdir()] == [name]
     assert (tmp_path / "labs" / name).read_text() == "mine"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scripts import base_image, core, engine, images, progress, source_builds, uv, wheelhouse
+from scripts import base_image, core, engine, engine_view, images, progress, source_builds, uv, wheelhouse
 
 SECRET = "hunter2"  # Not one.
 FIRST = "https://ann:hunter2@index.example/simple"
@@ -55,6 +55,7 @@ class Engine:
         monkeypatch.setattr(progress, "follow", self.follow)
         monkeypatch.setattr(engine, "docker", lambda: "docker")
         monkeypatch.setattr(engine, "info", dict)
+        monkeypatch.setattr(engine_view, "is_rootless", lambda: False)
         monkeypatch.setattr(engine, "has", lambda image: False)
         monkeypatch.setattr(base_image, "name", lambda: "the-base")
         monkeypatch.setattr(uv, "program", lambda: tmp_path / "uv")
