@@ -179,7 +179,10 @@ def test_limits_that_have_no_effect_are_named(docker: Program) -> None:
     assert "memory" not in found and "processes" in found and "kernel" in mend
 
 
-def test_a_rootless_engines_root_owns_what_a_build_writes(docker: Program, tmp_path: Path) -> None:
+def test_a_rootless_engines_root_owns_what_a_build_writes(
+    docker: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uv, "ENVIRONMENTS", tmp_path)
     assert any(word.startswith("--user") for word in uv._as_owner())
     docker.answer("info --format", out=json.dumps({"SecurityOptions": ["name=seccomp", "name=rootless"]}))
     assert engine_view.is_rootless() and not any(word == "--user" for word in uv._as_owner())
