@@ -39,8 +39,8 @@ QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
 SLOW_FOLDERS = ("attacks", "faults", "integration", "kinds", "processes", "versions")
 """Folders below `tests` without quick tests. Each worker would import them first."""
-IN_PARTS = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
-"""Options that divide the slow tests among three workers (`tests/conftest.py`)."""
+IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
+"""Options that divide the slow tests among two workers (`tests/conftest.py`)."""
 END_WITHIN = 120.0
 """Seconds to end a federation that a test has left. It takes 10."""
 NO_TESTS = 5

@@ -180,6 +180,8 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     flwr = _flwr([participant], project, name) if participant.type == ParticipantType.ADMIN else {}
     for carrier in flwr.values():
         carrier["pull_policy"] = "never"
+        # That image has the person's kit, which the carrier of encrypted bytes needs not.
+        carrier["tmpfs"] = ["/kit:size=4k,mode=0555"]
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
         "services": {name: service | networked} | flwr,

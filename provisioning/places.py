@@ -7,6 +7,8 @@ in any folder. It is then found as Docker Compose finds its file: in the working
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 from pathlib import Path
 
 from bridge.common.errors import FlowerbedError
@@ -43,24 +45,51 @@ def laid_out() -> Path | None:
         return None  # The working directory was removed.
     for folder in (here, *here.parents):
         if (folder / "compose.yaml").is_file():
-            if not dotenv.read(folder / ".env").get(MARK):
+            # A FIFO would never be read to its end.
+            marked = (folder / ".env").is_file() and dotenv.read(folder / ".env").get(MARK)
+            if not marked:
                 return None
-            _check_owner(folder)
+            check_owner(folder)
             return folder
     return None
 
 
-def _check_owner(folder: Path) -> None:
-    """Refuse a folder, or its `.env`, of another user, as Git does. Root may act for the user of sudo."""
+def check_owner(folder: Path) -> None:
+    """Refuse a folder that another user could have filled. Git refuses such a folder too.
+
+    Root may act for the user of sudo.
+
+    Raises:
+        Unsafe: the folder or one of its files is another user's, or a link, or others may write it.
+    """
     trusted = {os.geteuid(), 0}
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal():
         trusted.add(int(os.environ["SUDO_UID"]))
-    for path in (folder, folder / ".env", folder / "compose.yaml", folder / "project.yml"):
-        if path.exists() and path.stat().st_uid not in trusted:
-            raise Unsafe(
-                f"The federation in {folder} belongs to another user: expected {path} to be yours or root's. "
-                "Run this as that user, or chown the folder if you trust its files."
-            )
+    for path in (folder, *(folder / name for name in (".env", "compose.yaml", "project.yml"))):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid not in trusted:
+            problem = "belongs to another user"
+        elif stat.S_ISLNK(found.st_mode):
+            problem = "is a link"
+        elif found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_private(found)):
+            problem = "may be written by other users"
+        else:
+            continue
+        raise Unsafe(
+            f"The federation in {folder} is not safe to use: {path} {problem}. Expected a file or folder of "
+            "yours or root's that nobody else may write. If you trust its content, chown and chmod it."
+        )
+
+
+def _is_private(found: os.stat_result) -> bool:
+    """Return whether the group is the owner's own, as many systems give each user one."""
+    try:
+        return pwd.getpwuid(found.st_uid).pw_gid == found.st_gid
+    except KeyError:
+        return False
 
 
 def _found() -> tuple[Path | None, str]:

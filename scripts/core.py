@@ -142,7 +142,8 @@ def alone(file: Path) -> Iterator[None]:
 
 def pip(verb: str) -> list[str]:
     """Return the words that call pip's `install` or `download` quietly and without building anything."""
-    return [sys.executable, "-m", "pip", verb, "--disable-pip-version-check", "-qq", "--only-binary", ":all:"]
+    program = [sys.executable, "-P", "-m", "pip", verb]
+    return [*program, "--disable-pip-version-check", "-qq", "--only-binary", ":all:"]
 
 
 FILES_LIMIT = 200_000
@@ -227,6 +228,8 @@ def give_back() -> None:
     if os.geteuid() != 0 or (owner := ROOT.stat()).st_uid == 0:
         return
     for name in WRITTEN:
+        if (ROOT / name).is_symlink():
+            continue  # What it leads to is not ours to give.
         for path in (ROOT / name, *(ROOT / name).rglob("*")):
             try:
                 if path.lstat().st_uid == 0:

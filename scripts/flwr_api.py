@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from provisioning import dotenv
+from provisioning import dotenv, places
 from provisioning.names import service_name
 from scripts import console, core, engine, engine_view, flwr_config, flwr_home, kit, up
 from scripts.core import Failure, UsageError, say
@@ -136,7 +136,7 @@ def _mounts(folder: Path) -> Iterator[str]:
 
 
 def _image() -> str:
-    env = dotenv.read(core.ROOT / ".env")
+    env = dotenv.read(core.ROOT / ".env") if places.IS_THERE else {}
     image = f"{env.get('COMPOSE_PROJECT_NAME', 'flowerbed')}-runtime:{env.get('FLOWERBED_TAG', 'dev')}"
     if not engine.has(image):
         raise Failure(f"There is no image {image}: run ./flowerbed build, or load it (docker load).")

@@ -145,14 +145,13 @@ def lay_program() -> str:
     if places.ROOT == places.SOURCE:
         return "."
     parts = {"bridge": Path(bridge.common.__file__).parents[1], "images": core.SOURCE / "images"}
-    mark = _content(parts)
     folder = core.ROOT / places.PROGRAM
-    stamp = folder / "copied"
-    if not stamp.is_file() or stamp.read_text() != mark:
+    if folder.is_symlink():
+        raise core.Failure(f"{folder} is a link: expected a folder that this program fills. Remove it.")
+    if _content({name: folder / name for name in parts}) != _content(parts):
         with core.replaced(folder) as fresh:
             for name, source in parts.items():
                 shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
-            (fresh / stamp.name).write_text(mark)
     return places.PROGRAM
 
 

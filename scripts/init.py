@@ -11,6 +11,7 @@ be on one machine: each needs another name, and another port.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -27,6 +28,9 @@ FILES = ("compose.yaml", ".dockerignore")
 """Files that are ours to renew. What a person wants to change is in project.yml, .env and compose/."""
 
 EXAMPLE = "apps/pytorch-quickstart"
+
+COMPOSE_FILES = ("compose*.y*ml", "docker-compose*.y*ml")
+"""Files that Docker Compose reads by itself."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """A Compose project's name."""
@@ -68,7 +72,8 @@ def run(
     title = name or re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_")
     if not NAME.fullmatch(title):
         raise UsageError(f"--name {title}: expected a-z, 0-9, - and _, with a letter or a digit first.")
-    if there := [item for item in ("project.yml", "compose.yaml", "compose") if (folder / item).exists()]:
+    _check_owner(folder)
+    if there := _in_the_way(folder):
         raise UsageError(
             f"{folder} already has {', '.join(there)}: expected a folder without a federation. To renew "
             f"the files of one after an upgrade: ./flowerbed init {folder} --update"
@@ -92,8 +97,25 @@ def run(
     return {"folder": str(folder.resolve()), "name": title, "written": written, "before": []}
 
 
+def _check_owner(folder: Path) -> None:
+    """Refuse a folder that somebody else could have filled."""
+    if folder.exists():
+        try:
+            places.check_owner(folder)
+        except places.Unsafe as error:
+            raise UsageError(str(error)) from None
+
+
+def _in_the_way(folder: Path) -> list[str]:
+    """Return what `init` would overwrite, or what would act on the new federation: links too."""
+    names = ("project.yml", "compose", ".env", ".dockerignore", EXAMPLE, ".flowerbed", "workspace")
+    files = {path.name for pattern in COMPOSE_FILES for path in folder.glob(pattern)}
+    return sorted(files | {name for name in names if os.path.lexists(folder / name)})
+
+
 def _update(folder: Path) -> dict[str, Any]:
     """Renew the files of the program in a federation, and keep what a person edited."""
+    _check_owner(folder)
     if not dotenv.read(folder / ".env").get(places.MARK) or not (folder / "project.yml").is_file():
         raise UsageError(
             f"{folder} has no federation that was laid out. To lay one out: ./flowerbed init DIR"

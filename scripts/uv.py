@@ -102,7 +102,7 @@ class Sources:
 def sources() -> Sources:
     """Return the places in the user's variables and in pip's configuration."""
     found = {}
-    said = core.run([sys.executable, "-m", "pip", "config", "list"]).stdout.decode(errors="replace")
+    said = core.run([sys.executable, "-P", "-m", "pip", "config", "list"]).stdout.decode(errors="replace")
     told = [line.partition("=")[::2] for line in said.splitlines()]
     # pip lists by name. To pip, a variable goes before a file, and in a file a command before all commands.
     for section in ("global", "download", "install", ":env:"):

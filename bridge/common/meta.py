@@ -17,6 +17,8 @@ REASON = "flowerbed_reason"
 SAID = "flowerbed_said"
 """The job's own process's words on its run's end, in one line. The job's events have all of them."""
 
+REFUSAL_LIMIT = 1000
+"""Characters of the reason that a site gives for its refusal."""
 SAID_LIMIT = 200
 """Characters of that."""
 

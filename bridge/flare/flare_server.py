@@ -32,6 +32,7 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 from bridge.common import events, meta
 from bridge.common.errors import FlowerbedError
 from bridge.common.meta import EVENTS_FILE
+from bridge.common.text import one_line
 from bridge.flare import log_receiver
 from bridge.flare.revocation import DISABLED, REVOCATIONS, REVOKED
 from bridge.flare.site_messages import SiteMessages
@@ -266,7 +267,7 @@ class FlareServer:
         detail = self.known(job).get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ()
         answers = dict(line.partition(": ")[::2] for line in detail)
         return {
-            name: DEPLOY_ERRORS.get(said, said)
+            name: DEPLOY_ERRORS.get(said, one_line(said, meta.REFUSAL_LIMIT))
             for name, answer in answers.items()
             if (said := answer.removeprefix(f"{ERROR_MSG_PREFIX}: ")) not in ("", "OK")
         }

@@ -23,6 +23,7 @@ from nvflare.app_opt.flower.defs import Constant as FlowerConstant
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from bridge.common import meta
+from bridge.common.text import one_line
 from bridge.flare import contents
 from bridge.flare.flare_server import SERVER
 from bridge.flare.policy import may_bring_code
@@ -57,7 +58,7 @@ class JobPolicy(FLComponent):
         """
         answers = fl_ctx.get_prop(FLContextKey.RESOURCE_CHECK_RESULT) or {}
         lacks = {
-            site: token.removeprefix(meta.NEVER)
+            site: one_line(token.removeprefix(meta.NEVER), meta.REFUSAL_LIMIT)
             for site, (enough, token) in answers.items()
             if not enough and str(token).startswith(meta.NEVER)
         }
@@ -127,7 +128,9 @@ def _note_refusal(engine: Any, job: str, site: str, reason: str) -> None:
     manager = engine.get_component(SystemComponents.JOB_MANAGER)
     with engine.new_context() as fl_ctx:
         known = manager.get_job(job, fl_ctx).meta.get(meta.REFUSED) or {}
-        manager.update_meta(job, {meta.REFUSED: {**known, site: reason}}, fl_ctx)
+        manager.update_meta(
+            job, {meta.REFUSED: {**known, site: one_line(reason, meta.REFUSAL_LIMIT)}}, fl_ctx
+        )
 
 
 def mark(known: dict[str, Any], found: contents.Contents) -> None:

@@ -202,6 +202,20 @@ def test_only_a_verb_that_may_write_looks_for_files_of_roots(
     assert len(asked) == looks
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_a_link_leads_to_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, patients = tmp_path / "root", tmp_path / "patients"
+    (root / "results").mkdir(parents=True)
+    patients.mkdir()
+    (patients / "record").touch()
+    (root / "data").symlink_to(patients)
+    os.chown(root, 12345, 12345)
+    monkeypatch.setattr(core, "ROOT", root)
+    core.give_back()
+    assert (root / "results").stat().st_uid == 12345
+    assert {path.stat().st_uid for path in (patients, patients / "record")} == {0}
+
+
 def test_an_unexpected_error_is_an_object_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from bridge.common.app import FAB_LIMIT
 from bridge.common.run_ids import run_id
 from bridge.flare.console import client
 from bridge.flare.control_api import __main__ as server
-from bridge.flare.control_api import access, calls, certificate, downloads, errors, waiter
+from bridge.flare.control_api import access, calls, certificate, downloads, errors, runs, waiter
 from bridge.flare.control_api.app import BODY_LIMIT, OPEN_BODY_LIMIT, Api
 from bridge.job import fab
 from scripts import flwr_home
@@ -350,7 +350,7 @@ def test_a_login_waits_for_approval_and_is_good_once(endpoint: Endpoint) -> None
     page = httpx.get(
         details.verification_uri_complete, verify=ssl.create_default_context(cafile=endpoint.ca)
     ).text
-    code = page.split("--approve ")[1].strip()
+    code = page.split("--approve ")[1].split()[0]
     with pytest.raises(access.AccessDenied, match="no login waits"):
         access.approve("BBBB-BBBB" if code != "BBBB-BBBB" else "CCCC-CCCC")
     access.approve(code.lower())
@@ -471,6 +471,17 @@ def test_flwr_log_shows_what_there_is_and_why_it_failed(flwr: Callable[..., str]
     shown = flwr("log", str(RUN), "flowerbed", "--show")
     assert "one\ntwo\n" in shown and "boom" not in shown
     assert "The run has ended (finished:failed): boom" in flwr("log", str(RUN), "flowerbed")
+
+
+def test_what_a_site_says_does_not_act_on_the_terminal(endpoint: Endpoint) -> None:
+    """Flower's command prints it as it comes."""
+    said = "\x1b]52;c;aGk=\x07"
+    told: list[dict[str, Any]] = [{"note": said}, {"status": "FINISHED:ABANDONED", "reason": said}]
+    (answer,) = calls._log(iter(told))
+    assert isinstance(answer, pb.StreamLogsResponse)
+    job = {"job_id": JOB, "status": "FINISHED:ABANDONED", "reason": said}
+    texts = [answer.log_output, runs.run_of(job).status.details, str(errors.ControlError(said, 1).content)]
+    assert all("\x1b" not in text and "x1b]52" in text for text in texts)
 
 
 def test_a_stream_ends_with_its_reader(endpoint: Endpoint) -> None:

@@ -115,8 +115,14 @@ def test_flares_own_command_works_there(installed: Installed, tmp_path: Path) ->
     assert (tmp_path / "labs" / "workspace" / "labs" / "prod_00" / "compose.yaml").is_file()
 
 
-@pytest.mark.parametrize("name", ["project.yml", "compose.yaml", "compose"])
-def test_init_overwrites_nothing(installed: Installed, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("project.yml", "compose.yaml", "compose", ".env", ".dockerignore", "workspace", ".flowerbed"),
+        *("compose.override.yaml", "docker-compose.yml"),
+    ],
+)
+def test_init_overwrites_and_adopts_nothing(installed: Installed, tmp_path: Path, name: str) -> None:
     (tmp_path / "labs").mkdir()
     (tmp_path / "labs" / name).write_text("mine")
     outcome = installed.verb("init", "labs", folder=tmp_path)
@@ -164,6 +170,35 @@ def test_a_federation_of_another_user_is_not_used(installed: Installed, tmp_path
         assert outcome.code == 2 and "belongs to another user" in outcome.value["error"]
 
 
+@pytest.mark.parametrize(("file", "mode"), [(".", 0o777), (".env", 0o666), ("project.yml", 0o646)])
+def test_a_federation_that_others_may_write_is_not_used(
+    installed: Installed, tmp_path: Path, file: str, mode: int
+) -> None:
+    assert installed.verb("init", "labs", folder=tmp_path).code == 0
+    (tmp_path / "labs" / file).chmod(mode)
+    outcome = installed.verb("jobs", folder=tmp_path / "labs")
+    assert outcome.code == 2 and "may be written by other users" in outcome.value["error"]
+
+
+def test_a_federation_of_links_is_not_used(installed: Installed, tmp_path: Path) -> None:
+    """Links to somebody's own files would pass for that person's."""
+    assert installed.verb("init", "labs", folder=tmp_path).code == 0
+    (tmp_path / "planted").mkdir()
+    for name in (".env", "compose.yaml"):
+        (tmp_path / "planted" / name).symlink_to(tmp_path / "labs" / name)
+    outcome = installed.verb("jobs", folder=tmp_path / "planted")
+    assert outcome.code == 2 and "is a link" in outcome.value["error"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_init_fills_no_folder_of_another_user(installed: Installed, tmp_path: Path) -> None:
+    (tmp_path / "labs").mkdir()
+    os.chown(tmp_path / "labs", 12345, 12345)
+    outcome = installed.verb("init", "labs", folder=tmp_path)
+    assert outcome.code == 2 and "belongs to another user" in outcome.value["error"]
+    assert list((tmp_path / "labs").iterdir()) == []
+
+
 def test_a_checkouts_command_acts_on_the_federation_it_is_called_in(
     installed: Installed, tmp_path: Path
 ) -> None:
@@ -185,13 +220,17 @@ def test_images_are_made_from_a_copy_of_the_program(tmp_path: Path, monkeypatch:
     copy = tmp_path / places.PROGRAM
     assert (copy / "images" / "Dockerfile").is_file() and (copy / "bridge" / "__init__.py").is_file()
     assert not list(copy.rglob("__pycache__"))
-    stamp = (copy / "copied").stat().st_mtime_ns
+    as_written = (copy / "images").stat().st_ino
     images.lay_program()
-    assert (copy / "copied").stat().st_mtime_ns == stamp
-    (copy / "copied").write_text("another version")
-    (copy / "images" / "Dockerfile").write_text("old")
+    assert (copy / "images").stat().st_ino == as_written, "it was copied again"
+    # Whatever changed there, images are made from the program.
+    (copy / "images" / "Dockerfile").write_text("FROM planted")
     images.lay_program()
     assert (copy / "images" / "Dockerfile").read_text() == (ROOT / "images" / "Dockerfile").read_text()
+    copy.rename(tmp_path / "elsewhere")
+    copy.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(core.Failure, match="is a link"):
+        images.lay_program()
 
 
 def test_the_recipe_has_its_types(installed: Installed, tmp_path: Path) -> None:

@@ -501,6 +501,10 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     assert process.returncode == 0, f"{process.stderr}: the files of another machine are not looked for here"
     assert "elsewhere-lead.yaml" in {path.name for path in prod.iterdir()}
 
+    # The carrier runs from the person's image, which has the kit. It sees none of it.
+    lead = yaml.safe_load((prod / "elsewhere-lead.yaml").read_text())["services"]
+    assert any(mount.startswith("/kit:") for mount in lead["flwr"]["tmpfs"])
+
     machine = tmp_path / "machine"
     shutil.copytree(again / "compose", machine / "compose")
     shutil.copy(again / "compose.yaml", machine)

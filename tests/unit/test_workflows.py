@@ -85,5 +85,6 @@ def test_every_step_of_a_release_exists_and_runs() -> None:
 def test_only_the_last_job_may_sign_and_nothing_is_published_before_the_tests() -> None:
     found = jobs(FOLDER / "release.yml")
     assert [name for name, job in found.items() if "id-token" in job["permissions"]] == ["publish"]
-    assert found["image"]["needs"] == "test" and found["publish"]["needs"] == ["test", "image"]
+    assert found["packages"]["needs"] == found["image"]["needs"] == "test"
+    assert found["publish"]["needs"] == ["packages", "image"]
     assert "secrets." not in "".join(file.read_text() for file in FILES)

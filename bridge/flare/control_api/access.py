@@ -87,12 +87,17 @@ def folder() -> Path:
 
 def new_token() -> str:
     """Return a new token of this person's."""
-    token = secrets.token_urlsafe(32)
     with _locked():
-        tokens = _tokens()
-        tokens[_hash(token)] = time.time() + TOKEN_LIFE
-        newest = sorted(tokens, key=lambda known: tokens[known])[-TOKENS_KEPT:]
-        _write(TOKENS, {"user": user(), "tokens": {known: tokens[known] for known in newest}})
+        return _new_token()
+
+
+def _new_token() -> str:
+    """Make a token, under the lock."""
+    token = secrets.token_urlsafe(32)
+    tokens = _tokens()
+    tokens[_hash(token)] = time.time() + TOKEN_LIFE
+    newest = sorted(tokens, key=lambda known: tokens[known])[-TOKENS_KEPT:]
+    _write(TOKENS, {"user": user(), "tokens": {known: tokens[known] for known in newest}})
     return token
 
 
@@ -157,7 +162,7 @@ def finish_login(device_code: str) -> str | None:
         if not login["approved"]:
             return None
         (folder() / LOGINS / code).unlink()
-    return new_token()
+        return _new_token()
 
 
 def _waiting() -> dict[str, dict[str, Any]]:

@@ -136,8 +136,9 @@ async def _login(request: Request) -> Response:
     if not access.CODE.fullmatch(code):
         return PlainTextResponse("Run flwr login again.\n", HTTPStatus.NOT_FOUND)
     return PlainTextResponse(
-        "To let this login in, run on the machine with your kit:\n\n"
-        f"    ./flowerbed flwr-config --approve {code}\n"
+        "Did you just run flwr login, and does it show this code? Then run on the machine with your kit:\n\n"
+        f"    ./flowerbed flwr-config --approve {code}\n\n"
+        "Otherwise, approve nothing: somebody else is trying to log in as you.\n"
     )
 
 

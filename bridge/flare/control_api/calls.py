@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from bridge.common.app import FAB_LIMIT
 from bridge.common.meta import SAID_LIMIT
 from bridge.common.run_ids import job_prefix, run_id
-from bridge.common.text import one_line
+from bridge.common.text import one_line, shown
 from bridge.flare.control_api import access, daemon, errors, federation_config, runs
 from bridge.flare.control_api.downloads import Links
 from bridge.flare.control_api.errors import ControlError
@@ -182,10 +182,10 @@ def _log(told: Iterator[dict[str, Any]]) -> Iterator[Message]:
     for found in told:
         text += "".join(f"{line}\n" for line in found.get("lines") or ())
         if note := found.get("note"):
-            text += f"{note}\n"
+            text += f"{shown(note)}\n"
         if found.get("reason"):
             name, detail = runs.STATUSES.get(str(found["status"]), ("finished", "failed"))
-            text += f"The run has ended ({name}:{detail}): {found['reason']}\n"
+            text += f"The run has ended ({name}:{detail}): {shown(found['reason'])}\n"
         if text and (not found or "status" in found):
             yield pb.StreamLogsResponse(log_output=text, latest_timestamp=time.time())
             text = ""

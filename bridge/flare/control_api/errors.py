@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from bridge.common.errors import FlowerbedError
+from bridge.common.text import shown
 
 # Flower's numbers (flwr 1.40 to 1.42 `supercore/error/base.py`, ApiErrorCode).
 NO_FEDERATION_MANAGEMENT = 1
@@ -34,7 +35,7 @@ class ControlError(FlowerbedError):
     @property
     def content(self) -> dict[str, int | str]:
         """What Flower's CLI reads."""
-        return {"code": self.code, "detail": str(self)}
+        return {"code": self.code, "detail": shown(str(self))}
 
 
 def unauthenticated(text: str) -> ControlError:

@@ -17,6 +17,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.run_pb2 import Run, RunStatus
 
 from bridge.common.run_ids import run_id
+from bridge.common.text import shown
 from bridge.flare.console.waiting import SILENT
 from bridge.flare.control_api import access
 
@@ -51,7 +52,7 @@ def run_of(job: Mapping[str, Any]) -> Run:
         starting_at=iso(job.get("started")),
         running_at=iso(job.get("started") if name in ("running", "finished") else None),
         finished_at=iso(job.get("ended")),
-        status=RunStatus(status=name, sub_status=detail, details=str(job.get("reason") or "")),
+        status=RunStatus(status=name, sub_status=detail, details=shown(str(job.get("reason") or ""))),
         flwr_aid=submitter,
         federation=federation_id(),
         account_name=submitter,
