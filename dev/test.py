@@ -5,7 +5,7 @@
   ./flowerbed test --faults         and all of tests/faults, not only the pick
   ./flowerbed test -k relay         only tests whose names say so, no style and types
   ./flowerbed test -- -x --lf       words for pytest after --
-The slow tests come last, if all before them passed, in three workers. They start an engine where none runs,
+The slow tests come last, if all before them passed, in two workers. They start an engine where none runs,
 and build and run separate federations: one that runs from this checkout is left alone.
 """
 

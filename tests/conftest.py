@@ -2,9 +2,9 @@
 
 Quick tests run in four workers, since some of their time is waiting. A file stays together (`--dist
 loadfile`: the groups of pytest-xdist 3.8 have no effect with pytest 9.2), and the longest come first
-(`LONGEST`). The slow ones run in three workers, by the parts in `PARTS`, each worker with its own federation:
-`./flowerbed test` runs them with `--dist loadscope`. With two workers, two cores were idle for a tenth of the
-time. With `-n 0` they run one after the other, with one federation.
+(`LONGEST`). The slow ones run in two workers, by the parts in `PARTS`, each worker with its own federation:
+`./flowerbed test` runs them with `--dist loadscope`. With `-n 0` they run one after the other,
+with one federation.
 """
 
 from __future__ import annotations
