@@ -100,7 +100,7 @@ class DiskWatch:
                 size += used(folder, self._limit - size)
             if size > self._limit:
                 self._too_much(
-                    f"its files take more than {self._limit / 2**20:,.0f}MB, this participant's limit "
+                    f"its files take more than {self._limit / 2**20:,.0f} MB, this participant's limit "
                     "(limits.job_files in project.yml)"
                 )
                 return

@@ -190,7 +190,7 @@ def test_nothing_is_taken_from_a_job_that_runs(federation: Federation) -> None:
         assert (uv.ENVIRONMENTS / name / "environment.json").is_file()
         assert federation.must("status")["behind"] == ""
         settings.write_text(before + "FLOWERBED_SITE_MEMORY=5g\n")
-        assert "site-1, site-2. ./flowerbed up starts them anew" in federation.must("status")["behind"]
+        assert "site-1, site-2. ./flowerbed up replaces them" in federation.must("status")["behind"]
         outcome = federation.verb("up")
         assert (outcome.code, outcome.value["jobs"]) == (1, [job])
         assert outcome.value["services"] == ["site-1", "site-2"]
