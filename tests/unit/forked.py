@@ -59,10 +59,10 @@ start = subprocess.run
 
 def run(words, **options):
     "The verb starts FLARE as a program: that is a copy too."
-    if words[1:3] != ["-m", "nvflare.cli"]:
+    if words[1:4] != ["-P", "-m", "nvflare.cli"]:
         return start(words, **options)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        code = copy(options["cwd"], words[2], words[3:], out.fileno(), err.fileno())
+        code = copy(options["cwd"], words[3], words[4:], out.fileno(), err.fileno())
         said = [os.pread(file.fileno(), 10**7, 0) for file in (out, err)]
     return subprocess.CompletedProcess(words, code, *said)
 
