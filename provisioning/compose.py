@@ -13,6 +13,7 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
+from bridge.common import site_service
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import dotenv, networks, note, revocation, site_files
@@ -50,6 +51,16 @@ PROGRAM = "${FLOWERBED_PROGRAM:-.}"
 
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
+
+RUNTIME = "${FLOWERBED_RUNTIME:?expected .env as the join file has written it}"
+"""The runtime image on another machine, by its ID."""
+
+JOINED = {name: f"${{{name}:-}}" for name in ("FLOWERBED_JOIN", "FLOWERBED_INSTANCE")}
+"""What a participant on another machine tells the server: by which join file it came, and a number of its
+machine."""
+
+KIT_LABEL = {"org.flowerbed.kit": "${FLOWERBED_KIT:-}"}
+"""With another kit, Compose makes the container again."""
 
 HEADER = """\
 # Written by provisioning, and included by the compose.yaml at the root. Do not edit: everything that a person
@@ -171,9 +182,13 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
-    # The image was loaded there. Nothing to build it from is there, and no registry has it.
+    # Nothing to build it from is there, and the join file has seen to the image.
     del service["build"]
     service["pull_policy"] = "never"
+    if participant.type != ParticipantType.ADMIN:
+        service |= {"image": RUNTIME, "environment": dict(JOINED)}
+        service["labels"] |= KIT_LABEL
+        service["volumes"] = site_service.own_mounts(name)
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     # The image that is there.
@@ -272,8 +287,12 @@ def _given(service: dict[str, Any], participant: Participant, project: Project) 
         service["labels"][SETTINGS] = mark
     data = more.pop("volumes", [])
     if not data and participant.type == ParticipantType.CLIENT:
-        data = [shown(f"${{FLOWERBED_DATA:-./data}}/{service['hostname']}", DATA_FOLDER)]
+        # A site on another machine has a folder to itself.
+        own = "" if networks.is_elsewhere(participant) else f"/{service['hostname']}"
+        data = [shown(f"${{FLOWERBED_DATA:-./data}}{own}", DATA_FOLDER)]
     service["volumes"] += data
+    if "environment" in more:
+        more["environment"] = service.get("environment", {}) | more["environment"]
     return service | more
 
 

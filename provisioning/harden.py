@@ -42,6 +42,7 @@ COMPONENTS = {
     },
     ParticipantType.CLIENT: {
         "flowerbed_policy": "bridge.flare.policy.CodePolicy",
+        "flowerbed_join": "bridge.flare.joins.JoinTeller",
         "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
     },
 }
