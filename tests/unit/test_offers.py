@@ -22,6 +22,8 @@ from bridge.common.site_environments import ACCEPT, APPROVE, NEWS, REFUSE, Appro
 from bridge.keeper import environments as keeper
 from bridge.keeper.environments import Installer
 from provisioning.certificates import CertificateBuilder
+from scripts import core, provision
+from scripts import offers as host
 from tests.unit.faking import environment
 from tests.unit.test_certificates import authority
 
@@ -376,6 +378,106 @@ def test_what_a_killed_run_leaves_is_removed(stick: Stick, tmp_path: Path) -> No
     keeper.forget_unfinished(installer.root)
     assert not (installer.root / ".new-x").exists()
     assert installer.look() == [NAME]
+
+
+@pytest.fixture
+def federation(tmp_path: Path, ca: CertBuilder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a federation with a site elsewhere, whose people's kits are here, and an environment."""
+    participants: list[dict[str, Any]] = [
+        {"name": "server", "type": "server", "org": "a"},
+        {"name": "site-1", "type": "client", "org": "a", "elsewhere": True, "connect_to": {"host": "h"}},
+    ]
+    for role in ("lead", "project_admin", "member"):
+        name = f"{role}@hospital.example"
+        participants.append({"name": name, "type": "admin", "org": "a", "role": role})
+        kit = tmp_path / "workspace" / "flowerbed" / "prod_00" / name / "startup"
+        kit.mkdir(parents=True)
+        key, certificate = person(ca, role)
+        (kit / "client.key").write_bytes(key)
+        (kit / "client.crt").write_bytes(certificate)
+    project = {"api_version": 3, "name": "flowerbed", "participants": participants}
+    monkeypatch.setattr(provision, "load", lambda file: project)
+    (tmp_path / ".env").write_text("FLOWERBED_COMPOSE=workspace/flowerbed/prod_00/compose.yaml\n")
+    house = tmp_path / ".flowerbed"
+    monkeypatch.setattr(core, "ROOT", tmp_path)
+    monkeypatch.setattr(core, "ENVIRONMENTS", house / "environments")
+    monkeypatch.setattr(host, "FOLDER", house / "offers")
+    folder = made(house / "environments")
+    describe(folder, keys=["some app's"], made=1.0)
+    return tmp_path
+
+
+def describe(folder: Path, **facts: Any) -> None:
+    file = folder / app_environment.DESCRIPTION
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+def offered(root: Path, ca: CertBuilder) -> offers.Environment:
+    text = (root / ".flowerbed" / "offers" / "environments" / f"{NAME}.json").read_bytes()
+    return offers.read(text, NAME, ca.serialized_cert)
+
+
+def test_the_servers_machine_offers_what_an_app_uses(federation: Path, ca: CertBuilder) -> None:
+    assert host.update() == [NAME]
+    offer = offered(federation, ca)
+    assert offer.signer == "project_admin@hospital.example"
+    files = federation / ".flowerbed" / "offers" / "environments"
+    assert {path.stat().st_mode & 0o777 for path in files.iterdir()} == {0o644}
+    before = [path.stat().st_mtime_ns for path in sorted(files.iterdir())]
+    # Nothing changes without a cause.
+    assert host.update() == []
+    assert [path.stat().st_mtime_ns for path in sorted(files.iterdir())] == before
+    site = federation / "site"
+    site.mkdir()
+    (site / "rootCA.pem").write_bytes(ca.serialized_cert)
+    assert Installer(files.parent, site, site / "rootCA.pem").look() == [NAME]
+
+
+def test_another_app_needs_a_new_statement_only(federation: Path, ca: CertBuilder) -> None:
+    host.update()
+    first = offered(federation, ca)
+    describe(federation / ".flowerbed" / "environments" / NAME, keys=["one", "two"])
+    assert host.update() == []
+    assert offered(federation, ca).packed == first.packed
+    assert offered(federation, ca).facts["keys"] == ["one", "two"]
+    # Made again under the same name, it has other times in it.
+    describe(federation / ".flowerbed" / "environments" / NAME, made=2.0)
+    assert host.update() == [NAME]
+
+
+def test_a_renewed_certificate_signs_again(federation: Path, ca: CertBuilder) -> None:
+    host.update()
+    file = federation / ".flowerbed" / "offers" / "environments" / f"{NAME}.json"
+    before = file.read_bytes()
+    who = "project_admin@hospital.example"
+    renewed = federation / "workspace" / "flowerbed" / "renewed" / who
+    renewed.mkdir(parents=True)
+    kit = federation / "workspace" / "flowerbed" / "prod_00" / who / "startup"
+    (renewed / "client.crt").write_bytes(person(ca, "project_admin")[1])
+    (kit / "client.key").write_bytes(person(ca, "project_admin")[0])
+    assert host.update() == []
+    assert file.read_bytes() != before
+
+
+def test_what_no_app_uses_is_not_offered(federation: Path) -> None:
+    host.update()
+    describe(federation / ".flowerbed" / "environments" / NAME, keys=[])
+    assert host.update() == []
+    assert list((federation / ".flowerbed" / "offers" / "environments").iterdir()) == []
+
+
+def test_nothing_is_packed_without_sites_elsewhere_or_a_signer(
+    federation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = provision.load(federation)["participants"]
+    for one in people:
+        if one["type"] == "admin":
+            one["role"] = "member"
+    assert host.update() == []
+    assert "no kit of a project_admin or lead is here to sign it" in capsys.readouterr().err
+    del people[1]
+    assert host.update() == []
+    assert list((federation / ".flowerbed" / "offers" / "environments").iterdir()) == []
 
 
 @pytest.mark.parametrize(
