@@ -52,14 +52,14 @@ PROGRAM = "${FLOWERBED_PROGRAM:-.}"
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
 
-RUNTIME = "${FLOWERBED_RUNTIME:?expected .env as the join file has written it}"
+RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
 """The runtime image on another machine, by its ID."""
 
-JOINED = {name: f"${{{name}:-}}" for name in ("FLOWERBED_JOIN", "FLOWERBED_INSTANCE")}
+JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE")}
 """What a participant on another machine tells the server: by which join file it came, and a number of its
 machine."""
 
-KIT_LABEL = {"org.flowerbed.kit": "${FLOWERBED_KIT:-}"}
+KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
 """With another kit, Compose makes the container again."""
 
 HEADER = """\
@@ -196,10 +196,11 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     service["pull_policy"] = "never"
     if participant.type != ParticipantType.ADMIN:
         service |= {"image": RUNTIME, "environment": dict(JOINED)}
-        service["labels"] |= KIT_LABEL
         service["volumes"] = site_service.own_mounts(name)
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
+    if participant.type != ParticipantType.ADMIN:
+        service["labels"] |= KIT_LABEL
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():

@@ -100,8 +100,8 @@ check_signature() {
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
             "expected a federation with the CA $fingerprint, found the CA $found. Somebody else made this file. Do not use it."
     elif [ -f "$dir/.env" ] && [ -n "$update" ]; then
-        [ "$(value FLOWERBED_CA)" = "$found" ] || fail \
-            "the site in $dir trusts the CA $(value FLOWERBED_CA), and this file is from the CA $found. If that is right, \
+        [ "$(value SITE_CA)" = "$found" ] || fail \
+            "the site in $dir trusts the CA $(value SITE_CA), and this file is from the CA $found. If that is right, \
 say so: --fingerprint $found"
     elif [ -z "$yes" ]; then
         say "The federation's CA has the fingerprint"
@@ -127,10 +127,10 @@ put() {
 look() {
     had=
     if [ -f "$dir/.env" ] && [ -f "$dir/site" ]; then
-        other=$(value FLOWERBED_SITE)
+        other=$(value SITE_NAME)
         [ "$other" = "$SITE" ] || fail "$dir is the folder of the site $other: expected that of $SITE. Name another: --dir DIR"
-        had=$(value FLOWERBED_JOIN)
-        if [ -n "$(value FLOWERBED_JOINED)" ] && [ -z "$update" ]; then
+        had=$(value SITE_JOIN)
+        if [ -n "$(value SITE_JOINED)" ] && [ -z "$update" ]; then
             [ "$had" = "$JOIN" ] || fail "$SITE has joined with another file. To take what is new in this one: \
 $dir/site update $file"
             say "$SITE has joined already, in $dir. Nothing was changed. Its state: $dir/site status"
@@ -155,23 +155,23 @@ lay() {
     files "$fresh"
     chmod 0755 "$fresh/site"
     {
-        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|FLOWERBED_(SITE|SERVER|RUNTIME|JOIN|JOINED|KIT|CA))=" "$dir/.env" || true
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|SERVER|RUNTIME|JOIN|JOINED|KIT|CA))=" "$dir/.env" || true
         echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
-        echo "FLOWERBED_SITE=$SITE"
-        echo "FLOWERBED_SERVER=$SERVER"
-        echo "FLOWERBED_RUNTIME=$RUNTIME"
-        echo "FLOWERBED_JOIN=$JOIN"
-        echo "FLOWERBED_KIT=$KIT"
-        echo "FLOWERBED_CA=$found"
-        [ -n "$had" ] || echo "FLOWERBED_INSTANCE=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
+        echo "SITE_NAME=$SITE"
+        echo "SITE_SERVER=$SERVER"
+        echo "SITE_RUNTIME=$RUNTIME"
+        echo "SITE_JOIN=$JOIN"
+        echo "SITE_KIT=$KIT"
+        echo "SITE_CA=$found"
+        [ -n "$had" ] || echo "SITE_INSTANCE=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
     } >"$fresh/.env"
     if [ -z "$had" ]; then
         mkdir -p "$fresh/data"
         [ ! -d "$dir" ] || rmdir "$dir"
         mv "$fresh" "$dir"
     else
-        joined=$(value FLOWERBED_JOINED)
-        [ -z "$joined" ] || echo "FLOWERBED_JOINED=$joined" >>"$fresh/.env"
+        joined=$(value SITE_JOINED)
+        [ -z "$joined" ] || echo "SITE_JOINED=$joined" >>"$fresh/.env"
         merge
     fi
     (cd "$dir" && ./site own) || fail "the files in $dir cannot be given to the containers' user, as said above."
@@ -183,7 +183,7 @@ merge() {
     rm -f "$fresh/site.yml"
     rm -rf "$fresh/environments" "$fresh/spool"
     set -- renewed compose compose.yaml site .env
-    [ "$(value FLOWERBED_KIT)" = "$KIT" ] || set -- kit "$@"
+    [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add DAC_OVERRIDE --cap-add FOWNER \
         --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
@@ -239,7 +239,7 @@ main() {
         "$dir/site" stop 2>/dev/null || true
         fail "$SITE has not joined, and is stopped. Its folder stays: correct what is named above, and run this again."
     fi
-    [ -n "$(value FLOWERBED_JOINED)" ] || echo "FLOWERBED_JOINED=$(date -u +%Y-%m-%d)" >>"$dir/.env"
+    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>"$dir/.env"
     step "done"
     say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
     say "All verbs: $dir/site"

@@ -127,8 +127,8 @@ leave() {
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
-unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES FLOWERBED_RUNTIME
-site=$(value FLOWERBED_SITE) image=$(value FLOWERBED_RUNTIME) server=$(value FLOWERBED_SERVER)
+unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
+site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
 verb=${1:-help}
 [ $# = 0 ] || shift
 case $verb in

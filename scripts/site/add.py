@@ -150,8 +150,8 @@ def _entry(
         )
     if changed := [key for key, value in asked.items() if known.get(key) != value]:
         raise core.UsageError(
-            f"{name} is in project.yml with another {', '.join(changed)}. Edit it there, and leave the options "
-            "out."
+            f"{name} is in project.yml with another {', '.join(changed)}. Edit it there, and leave the "
+            "options out."
         )
     return dict(known)
 

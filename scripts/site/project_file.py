@@ -84,7 +84,8 @@ def _root(text: str) -> yaml.MappingNode:
 
 
 def _value(text: str, key: str) -> yaml.Node:
-    return next(value for name, value in _root(text).value if name.value == key)
+    found: yaml.Node = next(value for name, value in _root(text).value if name.value == key)
+    return found
 
 
 def _key_line(text: str, key: str) -> int:
@@ -93,7 +94,7 @@ def _key_line(text: str, key: str) -> int:
 
 def _last_line(node: yaml.Node) -> int:
     """Return the last line of a node, without the comments that follow it."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style or not node.value:
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
         # The end of a block scalar is the beginning of the next line.
         mark = node.end_mark
         return int(mark.line - 1 if mark.column == 0 and mark.line > node.start_mark.line else mark.line)
