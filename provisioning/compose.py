@@ -127,7 +127,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
         # Containers mount these folders, and cannot start without them.
-        for folder in ("jobs", "deployed", ".flowerbed/environments"):
+        for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():
                 (ROOT / folder).mkdir(parents=True)
                 # For the containers' user too, under any umask.

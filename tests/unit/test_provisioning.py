@@ -700,8 +700,9 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
     made = {"/environments": str(wide / ".flowerbed/environments")}
+    offers = {"/offers": str(wide / ".flowerbed/offers")}
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made, **offers}},
         "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs"), **made} for n in ("admin", "lead", "mem-ber")},
