@@ -189,7 +189,7 @@ merge() {
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
             for part; do
                 rm -rf "/folder/.old"
-                cp -a "/fresh/$part" "/folder/.new"
+                cp -pRP "/fresh/$part" "/folder/.new"
                 [ ! -e "/folder/$part" ] || mv "/folder/$part" /folder/.old
                 mv /folder/.new "/folder/$part"
             done
