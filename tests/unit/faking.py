@@ -103,6 +103,13 @@ def _steps(answer: dict[str, Any]) -> str:
     return "; ".join([*steps, f"exit {answer.get('code', 0)}"])
 
 
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
 class Authority:
     """A CA that signs kits."""
 
@@ -111,31 +118,44 @@ class Authority:
         self.name = name
         self.certificate = self._sign(name, self.key, 3650)
 
-    def _sign(self, subject: str, key: ec.EllipticCurvePrivateKey, days: float) -> x509.Certificate:
+    def _sign(
+        self,
+        subject: str,
+        key: ec.EllipticCurvePrivateKey,
+        days: float,
+        since: float = 400,
+        host: str = "127.0.0.1",
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder(
             issuer_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)]),
             subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]),
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=now - datetime.timedelta(days=400),
+            not_valid_before=now - datetime.timedelta(days=since),
             not_valid_after=now + datetime.timedelta(days=days),
         )
         builder = builder.add_extension(
             x509.BasicConstraints(ca=subject == self.name, path_length=None), True
-        ).add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        ).add_extension(x509.SubjectAlternativeName([_general_name(host)]), False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def kit(self, folder: Path, role: str = "client", days: float = 300) -> None:
+    def kit(
+        self,
+        folder: Path,
+        role: str = "client",
+        days: float = 300,
+        since: float = 400,
+        host: str = "127.0.0.1",
+    ) -> None:
         """Write a kit's certificates and key into FOLDER/startup."""
         startup = folder / "startup"
         startup.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (startup / f"{role}.key").write_bytes(pem)
-        (startup / f"{role}.crt").write_bytes(self._sign(folder.name, key, days).public_bytes(Encoding.PEM))
+        certificate = self._sign(folder.name, key, days, since, host)
+        (startup / f"{role}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
 
