@@ -7,7 +7,7 @@ import ipaddress
 import json
 import shlex
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +103,17 @@ def _steps(answer: dict[str, Any]) -> str:
     return "; ".join([*steps, f"exit {answer.get('code', 0)}"])
 
 
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
 class Authority:
     """A CA that signs kits."""
 
-    def __init__(self, name: str = "flowerbed") -> None:
+    def __init__(self, name: str = "flowerbed", names: Sequence[str] = ("127.0.0.1",)) -> None:
+        self.names = names
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = name
         self.certificate = self._sign(name, self.key, 3650)
 
     def _sign(
-        self,
-        subject: str,
-        key: ec.EllipticCurvePrivateKey,
-        days: float,
-        since: float = 400,
-        host: str = "127.0.0.1",
+        self, subject: str, key: ec.EllipticCurvePrivateKey, days: float, since: float = 400
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder(
@@ -137,26 +126,26 @@ class Authority:
         )
         builder = builder.add_extension(
             x509.BasicConstraints(ca=subject == self.name, path_length=None), True
-        ).add_extension(x509.SubjectAlternativeName([_general_name(host)]), False)
+        ).add_extension(x509.SubjectAlternativeName([_general_name(name) for name in self.names]), False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def kit(
-        self,
-        folder: Path,
-        role: str = "client",
-        days: float = 300,
-        since: float = 400,
-        host: str = "127.0.0.1",
-    ) -> None:
+    def kit(self, folder: Path, role: str = "client", days: float = 300, since: float = 400) -> None:
         """Write a kit's certificates and key into FOLDER/startup."""
         startup = folder / "startup"
         startup.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (startup / f"{role}.key").write_bytes(pem)
-        certificate = self._sign(folder.name, key, days, since, host)
+        certificate = self._sign(folder.name, key, days, since)
         (startup / f"{role}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def environment(root: Path, name: str = "0123456789ab", app: Path | None = None, **facts: Any) -> Path:

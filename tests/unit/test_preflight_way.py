@@ -212,7 +212,7 @@ def test_a_certificate_of_another_ca(
     ca: str, host: str, said: str, tmp_path: Path, authority: Authority
 ) -> None:
     other = tmp_path / "other"
-    Authority(ca).kit(other, "server", host=host)
+    Authority(ca, [host]).kit(other, "server")
     made = context(other)
     made.verify_mode = ssl.CERT_NONE
     with answering(in_tls(made)) as port:
@@ -232,7 +232,8 @@ def test_a_servers_certificate_that_is_not_valid(
     days: float, since: float, host: str, check: str, said: str, tmp_path: Path, authority: Authority
 ) -> None:
     server = tmp_path / "server"
-    authority.kit(server, "server", days, since, host)
+    authority.names = [host]
+    authority.kit(server, "server", days, since)
     with answering(in_tls(context(server))) as port:
         found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
     assert said in failed(found, check)
