@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "fleet": {"relay", "common"},
     "launch": {"common"},
     "preflight": {"launch", "common"},
+    "keeper": {"common"},
     "flower": BOTH_ENDS,
     "job": BOTH_ENDS,
     "site": {*BOTH_ENDS, "job", "flower"},
@@ -33,6 +34,7 @@ WITHOUT = {
     "relay": {"nvflare", "flwr"},
     "launch": {"nvflare", "flwr"},
     "preflight": {"nvflare", "flwr"},
+    "keeper": {"nvflare", "flwr"},
     "fleet": {"nvflare"},
     "flower": {"nvflare"},
 }
