@@ -18,14 +18,17 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
 - With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so.
+- Over TCP and HTTP a listener also serves the runtime image and environments (`bridge/flare/offers_door.py`).
 
 `tests/unit/test_internals.py` fails when nvflare changes the parts that are used here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import asyncio.constants
 import collections
+import contextlib
 import logging
 import select
 import socket
@@ -36,6 +39,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from nvflare.fuel.f3 import drivers
 from nvflare.fuel.f3.cellnet.identity import is_mtls_connection
 from nvflare.fuel.f3.comm_error import CommError
@@ -48,6 +52,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
+from bridge.flare import offers_door
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -271,6 +276,10 @@ class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
                 return
             finally:
                 _handshakes.end(request)
+            if request.selected_alpn_protocol() == offers_door.PROTOCOL:
+                with contextlib.suppress(OSError):
+                    offers_door.DOOR.serve(request)
+                return
         try:
             self.driver.carry(TcpConnection(request, self.connector, bool(self.ssl_context)))
         except CommError as error:
@@ -284,6 +293,8 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
         """See `Driver.listen`."""
         self.connector = connector
         self.server = TcpListener(self, connector)
+        if is_mtls_connection(connector.params):
+            self.server.ssl_context.set_alpn_protocols([offers_door.PROTOCOL])
         self.server.serve_forever()
 
     def connect(self, connector: Any) -> None:
@@ -309,6 +320,24 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
 
 class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
     """FLARE's driver, which also notices a dead line."""
+
+    def listen(self, connector: Any) -> None:
+        """See `Driver.listen`."""
+        self.connector = connector
+        self.ssl_context = net_utils.get_ssl_context(connector.params, True)
+        self.app = web.Application(client_max_size=aio_http_driver.MAX_FRAME_SIZE)
+        self.app.router.add_get(f"/{aio_http_driver.WS_PATH}", self._websocket_handler)
+        if is_mtls_connection(connector.params):
+            self.app.router.add_route("*", "/{path:.*}", offers_door.handle)
+        self.aio_context.run_coro(self._serve()).result()
+
+    async def _serve(self) -> None:
+        self.runner = web.AppRunner(self.app, access_log=None)
+        await self.runner.setup()
+        host, port = (self.connector.params.get(key.value) for key in (DriverParams.HOST, DriverParams.PORT))
+        self.site = web.TCPSite(self.runner, host, port, ssl_context=self.ssl_context)
+        await self.site.start()
+        await self.stop_event
 
     async def _connection_handler(self, websocket: Any) -> None:
         """Called for each connection, at both ends."""
