@@ -30,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from nvflare.fuel.f3.cellnet.identity import is_mtls_connection
+from nvflare.fuel.f3.drivers import aio_http_driver, net_utils
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import offers
 from bridge.flare.revocation import REVOCATIONS
@@ -136,6 +139,35 @@ class Door:
 
 DOOR = Door()
 """The door of this process."""
+
+
+class HttpListening:
+    """The part of a driver that listens for `http` connections, and serves files too."""
+
+    connector: Any
+    runner: Any
+    site: Any
+    aio_context: Any
+    stop_event: Any
+    _websocket_handler: Any
+
+    def listen(self, connector: Any) -> None:
+        """See `Driver.listen`."""
+        self.connector = connector
+        self.ssl_context = net_utils.get_ssl_context(connector.params, True)
+        self.app = web.Application(client_max_size=aio_http_driver.MAX_FRAME_SIZE)
+        self.app.router.add_get(f"/{aio_http_driver.WS_PATH}", self._websocket_handler)
+        if is_mtls_connection(connector.params):
+            self.app.router.add_route("*", "/{path:.*}", handle)
+        self.aio_context.run_coro(self._serve()).result()
+
+    async def _serve(self) -> None:
+        self.runner = web.AppRunner(self.app, access_log=None)
+        await self.runner.setup()
+        host, port = (self.connector.params.get(key.value) for key in (DriverParams.HOST, DriverParams.PORT))
+        self.site = web.TCPSite(self.runner, host, port, ssl_context=self.ssl_context)
+        await self.site.start()
+        await self.stop_event
 
 
 async def handle(request: web.Request) -> web.StreamResponse:
