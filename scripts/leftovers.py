@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from provisioning.checks import FLWR
+from provisioning.names import carrier, is_carrier
 from scripts import core, engine, kit_layer, ownership
 
 LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
@@ -79,10 +79,10 @@ def tell(compose_file: Path, project: str) -> list[str]:
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
     known = _known(compose_file)
     # The socket of a console goes with it.
-    sockets = {name for name in volumes if name.startswith(f"{FLWR}.")}
+    sockets = {name for name in volumes if is_carrier(name)}
     gone = sorted(volumes - known - sockets)
     for name in gone:
-        own = [name, *({f"{FLWR}.{name}"} & sockets)]
+        own = [name, *({carrier(name)} & sockets)]
         remove = f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"
         # Its data is somebody's original, so no line to copy removes that.
         data = f" Its data stays in data/{name}." if (core.ROOT / "data" / name).is_dir() else ""
