@@ -7,9 +7,10 @@ this site, and behind it the site's files. `bridge/common/join_file.py` has the 
 from __future__ import annotations
 
 import datetime
-import hashlib
+import io
 import json
 import secrets
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,6 @@ FOLDER = Path(__file__).parent / "join"
 SHARED = ("container.yaml", "site.yaml", "relay.yaml")
 """The files of `compose/` that a site's Compose file extends."""
 
-RENEWED = ("client.crt", "rootCA.pem", "server.crt")
-"""The files of a kit that are replaced in its life. In the kit there are links to them."""
-
 MARK = "---- end of the file ----"
 """The line after each file in a join file."""
 
@@ -48,6 +46,7 @@ class Invitation:
         runtime_from: a name with a digest by which the site can pull it, or nothing.
         last_day: the last day on which the file can be used.
         id: what tells this file from all others.
+        kit: a hash of the kit.
     """
 
     site: str
@@ -57,6 +56,7 @@ class Invitation:
     runtime_from: str
     last_day: datetime.date
     id: str
+    kit: str
 
 
 def new_id() -> str:
@@ -64,11 +64,11 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-def render(invitation: Invitation, kit: Path, compose: str, authority: Path) -> str:
+def render(invitation: Invitation, kit: bytes, compose: str, authority: Path) -> str:
     """Return the text of a join file.
 
     Args:
-        kit: the folder with the site's startup kit.
+        kit: a tar archive with the site's folders `kit` and `renewed`.
         compose: the site's Compose file.
         authority: the folder with the CA's key.
     """
@@ -77,7 +77,6 @@ def render(invitation: Invitation, kit: Path, compose: str, authority: Path) -> 
     key = serialization.load_pem_private_key(known["root_pri_key"].encode(), None)
     assert isinstance(key, rsa.RSAPrivateKey)  # provisioning/certificates.py makes no other.
     files = _files(invitation, kit, compose)
-    kit_files = sorted(item for item in files.items() if item[0].startswith("kit/"))
     names = {
         "SITE": invitation.site,
         "PROJECT": invitation.project,
@@ -86,7 +85,7 @@ def render(invitation: Invitation, kit: Path, compose: str, authority: Path) -> 
         "RUNTIME_FROM": invitation.runtime_from,
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
-        "KIT": hashlib.sha256(json.dumps(kit_files).encode()).hexdigest()[:16],
+        "KIT": invitation.kit,
     }
     script = (FOLDER / "join.sh").read_text().split("\n", 1)[1]
     body = [
@@ -126,7 +125,7 @@ def _head(invitation: Invitation, fingerprint: str) -> str:
 """
 
 
-def _files(invitation: Invitation, kit: Path, compose: str) -> dict[str, str]:
+def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
     """Return the files of a site's folder. The name of a link ends with ` -> ` and where it leads."""
     files = {
         "compose.yaml": compose,
@@ -135,13 +134,12 @@ def _files(invitation: Invitation, kit: Path, compose: str) -> dict[str, str]:
     }
     for name in SHARED:
         files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
-    for path in sorted(path for part in ("startup", "local") for path in (kit / part).iterdir()):
-        inside = f"kit/{path.relative_to(kit).as_posix()}"
-        if path.parent.name == "startup" and path.name in RENEWED:
-            files[f"renewed/{path.name}"] = path.read_text()
-            files[f"{inside} -> /renewed/{path.name}"] = ""
-        else:
-            files[inside] = path.read_text()
+    with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
+        for member in archive:
+            if member.issym():
+                files[f"{member.name} -> {member.linkname}"] = ""
+            elif content := archive.extractfile(member) if member.isfile() else None:
+                files[member.name] = content.read().decode()
     return files
 
 

@@ -27,11 +27,11 @@ import yaml
 
 from bridge.common import join_file
 from bridge.common.site_settings import TABLE
-from provisioning import dotenv, join, state
+from provisioning import dotenv, join, renewed, state
 from provisioning.compose import ALONE
 from provisioning.keys import ELSEWHERE, OURS
 from provisioning.names import service_name
-from scripts import core, engine, images, provision, published, settings
+from scripts import core, engine, images, kit_layer, provision, published, settings
 from scripts.json_object import JsonObject
 from scripts.site import project_file
 
@@ -230,9 +230,12 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
         runtime_from=runtime.pulled,
         last_day=last,
         id=join.new_id(),
+        kit=kit_layer.mark(kit),
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
-    text = join.render(invitation, kit, compose, workspace / "state")
+    text = join.render(
+        invitation, kit_layer.pack(kit, workspace / renewed.FOLDER / name), compose, workspace / "state"
+    )
     join.record(workspace / "policy", name, invitation.id, last)
     state.write_whole(file, text.encode(), 0o600)
     _give(file)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bridge.common import join_file
 from bridge.common.join_file import BadJoinFile
 from provisioning import join, state
+from scripts import kit_layer
 
 SITE = "hospital-c"
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -83,8 +84,9 @@ def written(ca: Path, folder: Path, days: int = 1) -> str:
         runtime_from="",
         last_day=TODAY + datetime.timedelta(days=days),
         id="0123",
+        kit="4567",
     )
-    return join.render(invitation, kit(folder / "kit", ca), "services: {}\n", ca)
+    return join.render(invitation, kit_layer.pack(kit(folder / "kit", ca)), "services: {}\n", ca)
 
 
 class Site:
