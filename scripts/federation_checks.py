@@ -33,7 +33,7 @@ def check_port() -> Iterator[Finding]:
     except core.Failure:
         return  # `check_project` reports it.
     given = settings.read("FLOWERBED_PORT")
-    server = next((item for item in participants if item.get("type") == "server"), {})
+    server: Mapping[str, Any] = next((item for item in participants if item.get("type") == "server"), {})
     ours = server.get(DEFAULT_PORT) or server.get("fed_learn_port", PORT)
     number = int(given) if given.isdecimal() else ours
     yield _port("server", settings.read(settings.BIND), number, "FLOWERBED_PORT")
