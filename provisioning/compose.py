@@ -193,7 +193,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     service = _service(participant, project, prod)
     del service["profiles"]
     if participant.type != ParticipantType.ADMIN:
-        service |= {"image": RUNTIME, "environment": dict(JOINED)}
+        service |= {"image": RUNTIME, "environment": service.get("environment", {}) | JOINED}
         service["volumes"] = site_service.own_mounts(name)
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)

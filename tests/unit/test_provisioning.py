@@ -542,7 +542,7 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
     assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
     for name in ("site-2", "lead"):
         given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
-        assert given["environment"] == {"FLOWERBED_CONNECT_THROUGH": "http://gate.example:3128"}, name
+        assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
 
 
 def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
