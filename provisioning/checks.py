@@ -34,7 +34,7 @@ from provisioning.keys import (
     SCHEMES,
     SIZES,
 )
-from provisioning.names import is_address, service_name
+from provisioning.names import is_address, is_carrier, service_name
 
 STATIC_FILES = "nvflare.lighter.impl.static_file.StaticFileBuilder"
 """FLARE's builder that writes the scheme into the kits."""
@@ -54,9 +54,6 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 TOOLS = ("tensorboard", "mlflow")
 """Containers of the federation that belong to no participant (`compose/`), and start only on demand."""
-
-FLWR = "flwr"
-"""The container through which Flower's command line reaches the consoles."""
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
@@ -178,7 +175,7 @@ def _participant(entry: Entry) -> Iterator[str]:
         yield f"{entry.who}: expected {expected}."
     elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
         yield f"{entry.who}: FLARE uses this name for something else. Choose another."
-    elif service_name(entry.name) in (*TOOLS, FLWR):
+    elif service_name(entry.name) in TOOLS or is_carrier(service_name(entry.name)):
         yield f"{entry.who}: this is the name of another container. Choose another."
     if not re.fullmatch(r"\w+", entry.org, re.ASCII):
         yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."

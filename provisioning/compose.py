@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
-from provisioning import dotenv, networks, note, revocation, site_files
-from provisioning.checks import FLWR, TOOLS
+from provisioning import dotenv, links, networks, note, revocation, site_files
+from provisioning.checks import TOOLS
 from provisioning.keys import PORT, REVOKED
-from provisioning.names import flwr_port, flwr_port_key, service_name
+from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
 
@@ -39,8 +39,8 @@ PROFILE = "elsewhere"
 SOCKET_FOLDER, SOCKET = "/flwr", "socket"
 """Where a console listens for Flower's command line."""
 
-FIRST_PORT = 9093
-"""The first port in the container by which that comes in: Flower's own for its Control API."""
+FLWR_PORT = 9093
+"""The port in the container by which that comes in: Flower's own for its Control API."""
 
 ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
 """The folder with the environments of apps, beside the Compose file at the root."""
@@ -110,16 +110,18 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             )
         prod = Path(current).resolve()
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
+        known = links.read(previous)
         for participant in filter(networks.is_elsewhere, _people(project)):
             alone = prod / ALONE.format(name=service_name(participant.name))
             alone.write_text(render_alone(participant, project, prod.relative_to(ROOT)))
         draft = prod / f"{FILE}.new"
-        draft.write_text(render(project, prod.relative_to(ROOT)))
+        draft.write_text(render(project, prod.relative_to(ROOT), known))
         if site_files.any_own(project):
             # It holds settings that only the site knows.
             draft.chmod(0o600)
+        links.save(prod, networks.assigned(project, known))
         draft.replace(prod / FILE)
-        if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT))):
+        if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT), known)):
             shutil.rmtree(prod)
             note(ctx, f"nothing changed: {previous.name} stays in use, and {prod.name} is removed.")
             prod = previous
@@ -127,7 +129,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
         # Containers mount these folders, and cannot start without them.
-        for folder in ("jobs", "deployed", ".flowerbed/environments"):
+        for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():
                 (ROOT / folder).mkdir(parents=True)
                 # For the containers' user too, under any umask.
@@ -143,13 +145,20 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             self._lock.release()
 
 
-def render(project: Project, prod: Path) -> str:
-    """Return the Compose file of a project with its kits in `prod`, a path relative to the root."""
+def render(project: Project, prod: Path, known: Mapping[str, links.Links]) -> str:
+    """Return the Compose file of a project.
+
+    Args:
+        project: who takes part.
+        prod: the folder with the kits, relative to the root.
+        known: the links at the last provisioning.
+    """
     people = _people(project)
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
-    joined = networks.of_project(project)
-    consoles = [p for p in project.get_admins() if not networks.is_elsewhere(p)]
-    flwr = _flwr(consoles, project, "runtime")
+    joined = networks.of_project(project, known)
+    flwr: dict[str, Any] = {}
+    for console in project.get_admins():
+        flwr |= {} if networks.is_elsewhere(console) else _flwr(console, project, "runtime")
     names = [service_name(p.name) for p in people]
     sockets = [_socket_volume(service_name(p.name)) for p in project.get_admins()]
     content = {
@@ -167,7 +176,7 @@ def render(project: Project, prod: Path) -> str:
 
 def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     """Return the Compose file of a participant on another machine, without anybody else's settings."""
-    name, joined = service_name(participant.name), networks.of_project(project)
+    name, joined = service_name(participant.name), networks.of_project(project, {})
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
@@ -177,11 +186,11 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     # The image that is there.
-    flwr = _flwr([participant], project, name) if participant.type == ParticipantType.ADMIN else {}
-    for carrier in flwr.values():
-        carrier["pull_policy"] = "never"
+    flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
+    for part in flwr.values():
+        part["pull_policy"] = "never"
         # That image has the person's kit, which the carrier of encrypted bytes needs not.
-        carrier["tmpfs"] = ["/kit:size=4k,mode=0555"]
+        part["tmpfs"] = ["/kit:size=4k,mode=0555"]
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
         "services": {name: service | networked} | flwr,
@@ -191,24 +200,23 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     return _written(content)
 
 
-def _flwr(consoles: Sequence[Participant], project: Project, image: str) -> dict[str, Any]:
-    """Return the service by which Flower's command line reaches consoles, or nothing if there are none."""
-    if not consoles:
-        return {}
-    names = [service_name(console.name) for console in consoles]
-    ports = {name: FIRST_PORT + index for index, name in enumerate(names)}
+def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
+    """Return the service that carries Flower's command line to a console.
+
+    Each console has one. With one for all, a new person would replace it under the others' connections.
+    """
+    name = service_name(console.name)
     service = {
         "extends": {"file": f"compose/{FLWR}.yaml", "service": FLWR},
         "image": _image(image),
-        "command": [f"{port}={SOCKET_FOLDER}/{name}/{SOCKET}" for name, port in ports.items()],
+        "command": [f"{FLWR_PORT}={SOCKET_FOLDER}/{name}/{SOCKET}"],
         "ports": [
             f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
-            f"${{{flwr_port_key(name)}:-{flwr_port(project.name, name)}}}:{port}"
-            for name, port in ports.items()
+            f"${{{flwr_port_key(name)}:-{flwr_port(project.name, name)}}}:{FLWR_PORT}"
         ],
-        "volumes": [f"{_socket_volume(name)}:{SOCKET_FOLDER}/{name}" for name in names],
+        "volumes": [f"{_socket_volume(name)}:{SOCKET_FOLDER}/{name}"],
     }
-    return {FLWR: service}
+    return {carrier(name): service}
 
 
 def _image(name: str) -> str:
@@ -216,8 +224,8 @@ def _image(name: str) -> str:
 
 
 def _socket_volume(console: str) -> str:
-    """The volume with a console's socket. No participant has a name with a dot."""
-    return f"{FLWR}.{console}"
+    """The volume with a console's socket. It has the name of the service that carries to it."""
+    return carrier(console)
 
 
 def _people(project: Project) -> list[Participant]:

@@ -6,6 +6,9 @@ import hashlib
 import ipaddress
 import re
 
+FLWR = "flwr"
+"""The containers through which Flower's command line reaches the consoles (`compose/flwr.yaml`)."""
+
 FLWR_PORTS = range(20000, 32000)
 """Where the ports for Flower's command line are, below those that Linux gives to outgoing connections."""
 
@@ -18,6 +21,19 @@ def service_name(participant: str) -> str:
     """
     local, at, _ = participant.partition("@")
     return re.sub(r"[^a-z0-9]+", "-", local.lower()).strip("-") if at else participant
+
+
+def carrier(service: str) -> str:
+    """Return the Compose service that carries Flower's command line to a person's console.
+
+    No other participant has such a name: `checks.py` sees to it.
+    """
+    return f"{FLWR}.{service}"
+
+
+def is_carrier(service: str) -> bool:
+    """Return whether a Compose service is one of those. Before, all consoles had one."""
+    return service == FLWR or service.startswith(f"{FLWR}.")
 
 
 def flwr_port(project: str, service: str) -> int:

@@ -2,7 +2,8 @@
 
 A participant of this machine shares a network with its upstream (the server, or the relay in its
 `connect_to`) and with nobody else. That network is internal, and the bridge has no address in it. So neither
-the internet nor a service of the host answers. `outside` is for participants that need a way out: a site with
+the internet nor a service of the host answers. The upstream is in further links, ready for newcomers
+(`links.py`). `outside` is for participants that need a way out: a site with
 `egress: any`, and each participant with its other end on another machine.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
 from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
+from provisioning.links import Links
 from provisioning.names import is_address, service_name
 
 TRACKING = "tracking"
@@ -85,29 +87,51 @@ def is_elsewhere(participant: Participant) -> bool:
     return bool(participant.get_prop(ELSEWHERE, False))
 
 
-def of_project(project: Project) -> Networks:
-    """Return the networks of a project."""
+def assigned(project: Project, known: Mapping[str, Links]) -> dict[str, Links]:
+    """Return each listener's links by the listener's name, for the participants of this machine.
+
+    Args:
+        project: who takes part.
+        known: the links at the last provisioning. It stays as it is.
+    """
+    found: dict[str, Links] = {}
+    linked = _linked(project)
+    for listener in (project.get_server(), *project.get_relays()):
+        if is_elsewhere(listener):
+            continue
+        old = known.get(listener.name, Links())
+        links = found[listener.name] = Links(old.number, dict(old.taken), dict(old.left))
+        links.assign([p.name for p in linked if upstream(p, project) is listener])
+    return found
+
+
+def of_project(project: Project, known: Mapping[str, Links]) -> Networks:
+    """Return the networks of a project.
+
+    Args:
+        project: who takes part.
+        known: the links at the last provisioning.
+    """
     server = project.get_server()
-    others = [*project.get_relays(), *project.get_clients(), *project.get_admins()]
-    # In the order of the file, so that adding a participant at its end changes nothing for those before it.
-    order = [p.name for p in project.get_all_participants()]
-    others.sort(key=lambda participant: order.index(participant.name))
+    others = _others(project)
     result = Networks({TRACKING: {}, "default": {}})
     aliases = {p.name: _aliases(p) for p in (server, *project.get_relays())}
     if aliases[server.name]:
         result.joined[service_name(server.name)] = {"default": {"aliases": [*aliases[server.name]]}}
-    linked = [p for p in others if not is_elsewhere(p) and not is_elsewhere(upstream(p, project))]
-    subnets = _subnets(project.name, [p.name for p in linked])
+    links = assigned(project, known)
+    names = [f"link-{service_name(who)}-{n}" for who, of in links.items() for n in range(1, of.number + 1)]
+    result.defined |= dict(zip(names, map(_isolated, _subnets(project.name, names)), strict=True))
+    for who, of in links.items():
+        name, called = service_name(who), {"aliases": [*aliases[who]]} if aliases[who] else {}
+        result.joined.setdefault(name, {}).update(
+            {f"link-{name}-{number}": dict(called) for number in range(1, of.number + 1)}
+        )
+    linked = _linked(project)
     for participant in others:
-        own = service_name(participant.name)
-        joined = result.joined.setdefault(own, {})
+        joined = result.joined.setdefault(service_name(participant.name), {})
         if participant in linked:
-            other = upstream(participant, project)
-            name = f"link-{own}"
-            result.defined[name] = _isolated(next(subnets))
-            joined[name] = {}
-            names = {"aliases": [*aliases[other.name]]} if aliases[other.name] else {}
-            result.joined.setdefault(service_name(other.name), {})[name] = names
+            other = upstream(participant, project).name
+            joined[f"link-{service_name(other)}-{links[other].taken[participant.name]}"] = {}
         may_go_out = participant.get_prop(EGRESS, EGRESSES[0]) != EGRESSES[0]
         if participant not in linked or (may_go_out and participant.type == ParticipantType.CLIENT):
             joined[OUTSIDE] = {}
@@ -122,6 +146,18 @@ def of_project(project: Project) -> Networks:
     if any(OUTSIDE in networks for networks in result.joined.values()):
         result.defined[OUTSIDE] = {"driver_opts": {"com.docker.network.bridge.enable_icc": "false"}}
     return result
+
+
+def _others(project: Project) -> list[Participant]:
+    """Return all but the server, in the order of the file."""
+    others = [*project.get_relays(), *project.get_clients(), *project.get_admins()]
+    order = [p.name for p in project.get_all_participants()]
+    return sorted(others, key=lambda participant: order.index(participant.name))
+
+
+def _linked(project: Project) -> list[Participant]:
+    """Return the participants of this machine that connect to a listener of this machine."""
+    return [p for p in _others(project) if not is_elsewhere(p) and not is_elsewhere(upstream(p, project))]
 
 
 def _aliases(listener: Participant) -> list[str]:

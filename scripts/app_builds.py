@@ -10,7 +10,7 @@ from typing import Any
 from bridge.common import app_environment, versions
 from bridge.common.app_environment import AppEnvironment
 from scripts import app as apps
-from scripts import app_imports, core, engine, environments, refused, resolution, source_builds, uv
+from scripts import app_imports, core, engine, environments, offers, refused, resolution, source_builds, uv
 from scripts.locks import Resolved
 
 _NAMED = {
@@ -64,7 +64,10 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
     with uv.alone():
         uv.forget_leftovers()
         source_builds.forget()
-        return [make_one(app, choice) for app in found]
+        made = [make_one(app, choice) for app in found]
+        if not choice.dry_run:
+            offers.update()
+        return made
 
 
 def make_one(app: apps.App, choice: Choice) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
-from scripts import core, environments, terminal, unfinished, uv
+from scripts import core, environments, offers, terminal, unfinished, uv
 from scripts.app_builds import ENVIRONMENT
 from scripts.core import say
 from scripts.json_object import JsonObject, below
@@ -56,7 +56,9 @@ def run(
         with uv.alone():
             if not force:
                 _see_unused({one.name for one in wanted})
-            return {"removed": [_remove(one) for one in wanted]}
+            removed = [_remove(one) for one in wanted]
+            offers.update()
+            return {"removed": removed}
     if made:
         terminal.show(_table(made))
     else:

@@ -25,8 +25,7 @@ from cryptography.exceptions import InvalidSignature
 
 from bridge.common.text import shown
 from provisioning import dotenv
-from provisioning.checks import FLWR
-from provisioning.names import service_name
+from provisioning.names import is_carrier, service_name
 from scripts import (
     base_image,
     certificates,
@@ -247,7 +246,7 @@ def check_usage(config: dict[str, Any], running: dict[str, str]) -> Iterator[Fin
         name: container
         for name, container in running.items()
         if name in config["services"]
-        and name != FLWR
+        and not is_carrier(name)
         and "console" not in (config["services"][name].get("command") or ())
     }
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -46,7 +46,7 @@ def check_ports(config: dict[str, Any], running: set[str]) -> Iterator[Finding]:
         if name in running:
             yield Finding("port", "ok", f"{address}:{number} is the {name}'s")
         else:
-            yield _port(name, address, number, up.port_key(config, name, number))
+            yield _port(name, address, number, up.port_key(name))
 
 
 def _port(name: str, address: str, number: int, key: str) -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from provisioning.checks import FLWR
+from provisioning.names import carrier, is_carrier
 from scripts import core, engine
 
 LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
@@ -49,10 +49,10 @@ def tell(compose_file: Path, project: str, tag: str) -> list[str]:
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
     known = (yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {})
     # The socket of a console goes with it.
-    sockets = {name for name in volumes if name.startswith(f"{FLWR}.")}
+    sockets = {name for name in volumes if is_carrier(name)}
     gone = sorted(volumes - set(known) - sockets)
     for name in gone:
-        own = [name, *({f"{FLWR}.{name}"} & sockets)]
+        own = [name, *({carrier(name)} & sockets)]
         image = f"{project}-{name}:{tag}"
         remove = [f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"]
         if engine.has(image):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from provisioning.checks import FLWR, TOOLS
-from provisioning.names import service_name
+from provisioning.checks import TOOLS
+from provisioning.keys import REVOKED
+from provisioning.names import is_carrier, service_name
 from scripts import compose, console, engine, provision
 
 RUNNING, QUEUED = ("RUNNING", "DISPATCHED"), ("SUBMITTED", "APPROVED")
@@ -33,12 +34,14 @@ def jobs(states: Iterable[str] = (*RUNNING, *QUEUED)) -> list[dict[str, Any]]:
 def hit_by(services: Iterable[str]) -> list[tuple[dict[str, Any], list[str]]]:
     """Return the jobs that run in these services' containers, each with those of the services in it.
 
-    The server and a relay take part in all jobs. All services take part in a job that has only begun.
+    The server and a relay take part in all jobs. All services take part in a job that has only begun. A
+    revoked participant takes part in none: the server has already shut it out.
     """
     project = provision.load(provision.DEFAULT_PROJECT)
     kinds = {service_name(item["name"]): item["type"] for item in project["participants"]}
     # A service no longer in project.yml can only have been a site, or a relay with sites that are gone too.
-    late = {service: kinds.get(service, "client") for service in services if service not in (*TOOLS, FLWR)}
+    apart = {*TOOLS, *map(service_name, project.get(REVOKED) or ())}
+    late = {s: kinds.get(s, "client") for s in services if s not in apart and not is_carrier(s)}
     late = {service: kind for service, kind in late.items() if kind != "admin"}
     if not late:
         return []

@@ -24,8 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from provisioning import dotenv
-from provisioning.checks import FLWR
-from provisioning.names import flwr_port_key
+from provisioning.names import carrier, flwr_port_key, is_carrier
 from scripts import (
     behind,
     compose,
@@ -194,7 +193,7 @@ def _check_ports(config: dict[str, Any]) -> None:
         if name not in running and not engine.is_remote() and not is_free(address, number):
             raise core.Failure(
                 f"Port {number} on {address}, the {name}'s, is taken by another program ({WHO_LISTENS} "
-                f"shows which). Stop that, or write {port_key(config, name, number)}=another port into .env.",
+                f"shows which). Stop that, or write {port_key(name)}=another port into .env.",
                 port=number,
             )
 
@@ -229,25 +228,21 @@ def ports(config: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield name, port.get("host_ip") or "0.0.0.0", int(port["published"])
 
 
-def port_key(config: dict[str, Any], service: str, number: int) -> str:
-    """Return the setting for a service's published port, which has this number."""
+def port_key(service: str) -> str:
+    """Return the setting for a service's published port."""
     if service in TRACKING:
         return f"FLOWERBED_{service.upper()}_PORT"
-    for console, (_, port) in flwr_ports(config).items():
-        if service == FLWR and port == number:
-            return flwr_port_key(console)
+    if is_carrier(service):
+        return flwr_port_key(service.removeprefix(carrier("")))
     return "FLOWERBED_PORT"
 
 
 def flwr_ports(config: dict[str, Any]) -> dict[str, tuple[str, int]]:
     """Return where Flower's command line reaches each console: address and port by the console's name."""
-    service = config["services"].get(FLWR) or {}
-    # Each word of the command is PORT=/flwr/CONSOLE/socket.
-    routes = dict(word.split("=", 1) for word in service.get("command") or ())
-    consoles = {port: Path(path).parent.name for port, path in routes.items()}
     return {
-        consoles[str(port["target"])]: (port.get("host_ip") or "0.0.0.0", int(port["published"]))
-        for port in service.get("ports", ())
+        service.removeprefix(carrier("")): (address, number)
+        for service, address, number in ports(config)
+        if is_carrier(service)
     }
 
 

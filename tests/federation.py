@@ -90,6 +90,16 @@ class Federation(ScratchFederation):
         container."""
         return self._docker("exec", self._name(service), *words, check=check)
 
+    def containers(self) -> dict[str, str]:
+        """Return each running container of the federation, by its name: its ID and when it started."""
+        project = dotenv.read(self.root / ".env")["COMPOSE_PROJECT_NAME"]
+        labels = (f"project={project}", "oneoff=False")
+        filters = [word for label in labels for word in ("--filter", f"label=com.docker.compose.{label}")]
+        ids = self._docker("ps", "--quiet", *filters, check=True).split()
+        form = "{{.Name}} {{.Id}} {{.State.StartedAt}}"
+        found = self._docker("inspect", "--format", form, *ids, check=True)
+        return dict(line.removeprefix("/").split(" ", 1) for line in found.splitlines())
+
     def processes(self, service: str, check: bool = True) -> list[str]:
         """Names and command lines of all processes in a container, as the engine tells them.
 
@@ -320,7 +330,7 @@ def larger(federation: Federation) -> Federation:
     Where attacks come first, the federation has them from its beginning."""
     if federation.sites == SITES:
         return federation
-    before = federation.kits
+    before, containers = federation.kits, federation.containers()
     # The tutorial may have added site-3.
     new = {"member@flowerbed.example", *SITES} - {*federation.sites}
     federation.edit(with_more)
@@ -329,7 +339,8 @@ def larger(federation: Federation) -> Federation:
     federation.must("data")
     federation.must("build")
     federation.must("up")
-    # The server's container is a new one: the sites that were there find it when they next ask.
+    now_there = federation.containers()
+    assert {name: now_there[name] for name in containers} == containers, "nobody else's may be recreated"
     deadline = time.monotonic() + REGISTERED_WITHIN
     while sorted(str(site["name"]) for site in federation.must("status")["sites"]) != federation.sites:
         assert time.monotonic() < deadline

@@ -143,7 +143,7 @@ def test_no_container_reaches_it(federation: Federation, people: dict[str, Perso
     what carries Flower's command line.
     """
     inspected = subprocess.run(
-        ["docker", "inspect", federation.container("flwr")], capture_output=True, text=True, check=True
+        ["docker", "inspect", federation.container("flwr.admin")], capture_output=True, text=True, check=True
     )
     networks = json.loads(inspected.stdout)[0]["NetworkSettings"]["Networks"].values()
     places = [
@@ -152,7 +152,9 @@ def test_no_container_reaches_it(federation: Federation, people: dict[str, Perso
         for key in ("IPAddress", "Gateway")
         for port in (9093, 9094)
     ]
-    places += [f"{name}:{port}" for name in ("flwr", "admin", "lead") for port in (9093, 9094)]
+    places += [
+        f"{name}:{port}" for name in ("flwr.admin", "flwr.lead", "admin", "lead") for port in (9093, 9094)
+    ]
 
     def reached(service: str) -> str:
         return federation.exec(service, "python", "-I", "-S", "-c", REACH, *places).strip()
@@ -163,7 +165,9 @@ def test_no_container_reaches_it(federation: Federation, people: dict[str, Perso
 
 
 def test_its_container_holds_no_kit_and_no_token(federation: Federation, people: dict[str, Person]) -> None:
-    found = federation.exec("flwr", "sh", "-c", "ls /kit /workspace/startup/ 2>&1; find /flwr -type f; env")
+    found = federation.exec(
+        "flwr.admin", "sh", "-c", "ls /kit /workspace/startup/ 2>&1; find /flwr -type f; env"
+    )
     assert "client.key" not in found and "No such file" in found
     assert people["admin"].token not in found
     # Nobody but the console's user reaches its socket, and a token is kept as its hash.

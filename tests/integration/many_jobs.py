@@ -76,8 +76,12 @@ def three_at_once_and_two_that_wait(federation: Federation, all_sites: Sequence[
     opened = {service: open_to_others(federation, service) - before[service] for service in services}
     assert not any(opened.values()), opened
     published = federation.compose("ps", "--format", "{{.Service}} {{.Ports}}").splitlines()
-    # The other carries Flower's command line, on this machine alone.
-    assert sorted(line.split()[0] for line in published if "->" in line) == ["flwr", "server"]
+    # The others carry Flower's command line, on this machine alone.
+    assert sorted(line.split()[0] for line in published if "->" in line) == [
+        "flwr.admin",
+        "flwr.lead",
+        "server",
+    ]
     found = {job: federation.must("wait", job, timeout=600) for job in (*apps, *waiting)}
     assert {entry["status"] for entry in found.values()} == {"FINISHED:COMPLETED"}
     for wanted, entry in zip((*running, *late), found.values(), strict=True):

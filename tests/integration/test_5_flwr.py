@@ -270,7 +270,7 @@ def test_an_app_without_an_environment_leads_to_the_command_that_makes_it(flwr: 
 
 def test_ids_and_the_login_survive_a_restart(federation: Federation, flwr: Flwr) -> None:
     before = json.loads(flwr("ls", "flowerbed", "--format", "json"))["runs"]
-    federation.compose("restart", "admin", "flwr")
+    federation.compose("restart", "admin", "flwr.admin")
     deadline = time.monotonic() + 60
     while "runs" not in (found := _tried(flwr)):
         assert time.monotonic() < deadline

@@ -7,7 +7,7 @@ import ipaddress
 import json
 import shlex
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def _steps(answer: dict[str, Any]) -> str:
 class Authority:
     """A CA that signs kits."""
 
-    def __init__(self, name: str = "flowerbed") -> None:
+    def __init__(self, name: str = "flowerbed", names: Sequence[str] = ("127.0.0.1",)) -> None:
+        self.names = names
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = name
         self.certificate = self._sign(name, self.key, 3650)
@@ -123,9 +124,7 @@ class Authority:
         )
         builder = builder.add_extension(
             x509.BasicConstraints(ca=subject == self.name, path_length=None), True
-        ).add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        ).add_extension(x509.SubjectAlternativeName([_general_name(name) for name in self.names]), False)
         return builder.sign(self.key, hashes.SHA256())
 
     def kit(self, folder: Path, role: str = "client", days: float = 300) -> None:
@@ -137,6 +136,13 @@ class Authority:
         (startup / f"{role}.key").write_bytes(pem)
         (startup / f"{role}.crt").write_bytes(self._sign(folder.name, key, days).public_bytes(Encoding.PEM))
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def environment(root: Path, name: str = "0123456789ab", app: Path | None = None, **facts: Any) -> Path:

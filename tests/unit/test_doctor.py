@@ -96,7 +96,7 @@ def test_a_machine_that_is_well(checkout: Checkout, examine: Examine) -> None:
 def test_a_container_without_a_kit_is_left_alone(checkout: Checkout, examine: Examine) -> None:
     """Flower's command line comes in through one."""
     config = json.loads(checkout.docker.answers["compose config"]["out"])
-    config["services"]["flwr"] = {"image": "flowerbed-runtime:dev", "volumes": []}
+    config["services"]["flwr.admin"] = {"image": "flowerbed-runtime:dev", "volumes": []}
     checkout.docker.answer("compose config", out=json.dumps(config))
     fetched("amd64")
     code, found, told = examine()

@@ -31,7 +31,7 @@ from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
-from provisioning.names import flwr_port
+from provisioning.names import flwr_port, is_carrier
 from scripts import core, provision
 from tests.unit import forked
 from tests.unit.forked import ended
@@ -150,6 +150,12 @@ def certificates(prod: Path) -> dict[str, bytes]:
     return {p.relative_to(prod).as_posix(): p.read_bytes() for p in prod.glob("*/startup/*.crt")}
 
 
+def kits(prod: Path, but: str = "") -> dict[str, bytes]:
+    """Return the content of all kits' files by their paths, without those of `but`."""
+    paths = {path.relative_to(prod): path for path in prod.rglob("*") if path.is_file()}
+    return {str(p): path.read_bytes() for p, path in paths.items() if len(p.parts) > 1 and p.parts[0] != but}
+
+
 def resources(root: Path, participant: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(
         (root / PROD / participant / "local/resources.json.default").read_text()
@@ -157,8 +163,10 @@ def resources(root: Path, participant: str) -> dict[str, Any]:
     return content
 
 
-def services(root: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((root / PROD / "compose.yaml").read_text())
+def services(root: Path, prod: str = "prod_00") -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(
+        (root / PROD).with_name(prod).joinpath("compose.yaml").read_text()
+    )
     return dict(content["services"])
 
 
@@ -365,8 +373,24 @@ def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
 
 
 def test_compose_has_exactly_the_participants(plain: Path, wide: Path) -> None:
-    assert set(services(plain)) == {"server", "site-1", "site-2", "admin", "lead", "flwr", *TOOLS}
-    assert set(services(wide)) == {*services(plain), "site-3", "site-5", "relay-1", "mem-ber"}
+    assert set(services(plain)) == {
+        "server",
+        "site-1",
+        "site-2",
+        "admin",
+        "lead",
+        "flwr.admin",
+        "flwr.lead",
+        *TOOLS,
+    }
+    assert set(services(wide)) == {
+        *services(plain),
+        "site-3",
+        "site-5",
+        "relay-1",
+        "mem-ber",
+        "flwr.mem-ber",
+    }
 
 
 def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) -> None:
@@ -374,20 +398,20 @@ def test_the_server_publishes_a_port_and_flower_comes_in_by_another(wide: Path) 
     assert published.pop("server") == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-8002}:8002"]
     keys = {"admin": "ADMIN", "lead": "LEAD", "mem-ber": "MEM_BER"}
     assert published == {
-        "flwr": [
+        f"flwr.{name}": [
             f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"
-            f"${{FLOWERBED_FLWR_PORT_{key}:-{flwr_port('flowerbed', name)}}}:{9093 + number}"
-            for number, (name, key) in enumerate(keys.items())
+            f"${{FLOWERBED_FLWR_PORT_{key}:-{flwr_port('flowerbed', name)}}}:9093"
         ]
+        for name, key in keys.items()
     }
 
 
 def test_flowers_command_line_reaches_each_console_by_its_own_socket(wide: Path) -> None:
     composed = services(wide)
     people = ("admin", "lead", "mem-ber")
-    assert composed["flwr"]["command"] == [f"{9093 + n}=/flwr/{p}/socket" for n, p in enumerate(people)]
-    assert composed["flwr"]["volumes"] == [f"flwr.{person}:/flwr/{person}" for person in people]
     for person in people:
+        assert composed[f"flwr.{person}"]["command"] == [f"9093=/flwr/{person}/socket"]
+        assert composed[f"flwr.{person}"]["volumes"] == [f"flwr.{person}:/flwr/{person}"]
         mine = [volume for volume in composed[person]["volumes"] if str(volume).startswith("flwr.")]
         assert mine == [f"flwr.{person}:/flwr"]
 
@@ -400,7 +424,7 @@ def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
 
 def test_each_builds_from_its_own_kit(wide: Path) -> None:
     for name, service in services(wide).items():
-        if name in {*TOOLS, "flwr"}:
+        if name in TOOLS or is_carrier(name):
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
         assert service["build"]["args"]["KIT"] == f"{PROD}/{participant}"
@@ -412,7 +436,7 @@ def test_waiting_and_names_follow_the_project(wide: Path) -> None:
     assert composed["site-3"]["depends_on"] == {"server": {"condition": "service_healthy"}}
     assert composed["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
     assert composed["server"]["networks"]["default"]["aliases"] == ["fl.hospital.example"]
-    assert composed["server"]["networks"]["link-site-3"]["aliases"] == ["fl.hospital.example"]
+    assert composed["server"]["networks"]["link-server-5"]["aliases"] == ["fl.hospital.example"]
 
 
 def test_each_shares_a_network_only_with_its_peer(wide: Path) -> None:
@@ -422,9 +446,12 @@ def test_each_shares_a_network_only_with_its_peer(wide: Path) -> None:
         for network in service.get("networks", []):
             members.setdefault(network, set()).add(name)
     people = ("site-1", "site-2", "site-3", "relay-1", "admin", "lead", "mem-ber")
-    links = {f"link-{name}": {"server", name} for name in people} | {"link-site-5": {"relay-1", "site-5"}}
+    links = [members.pop(name) for name in sorted(members) if name.startswith("link-")]
+    taken = [{"server", name} for name in people] + [{"relay-1", "site-5"}]
+    ready = [{"server"}] * (16 - len(people)) + [{"relay-1"}] * 7
+    assert sorted(links, key=sorted) == sorted(taken + ready, key=sorted)
     # site-2 has `egress: any`. The file of the server's container names the rest.
-    assert members == {"default": {"server"}, **links, "outside": {"site-2"}}
+    assert members == {"default": {"server"}, "outside": {"site-2"}}
     for name, network in content["networks"].items():
         isolated = network.get("internal", False) and network["driver_opts"] == {
             "com.docker.network.bridge.inhibit_ipv4": "true"
@@ -449,7 +476,7 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
     edit(again, replace("\nbuilders:", "".join(["\n", *more, "\nbuilders:"])))
     done(again)
     before = subnets()
-    assert len(before) == 40 and len(set(before.values())) == 40
+    assert len(before) == 48 and len(set(before.values())) == 48
     for subnet in before.values():
         assert ipaddress.IPv4Network(subnet).subnet_of(ipaddress.IPv4Network("198.18.0.0/15"))
     edit(again, replace(more[5], ""))
@@ -457,7 +484,7 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
     assert code == 0 and outcome["still_valid"] == ["site-8"]
     assert "site-8 is no longer in project.yml, but its certificate is still valid" in said
     assert "(revoked: [site-8])" in said
-    assert subnets() == {name: subnet for name, subnet in before.items() if name != "link-site-8"}
+    assert subnets() == before
 
 
 @pytest.mark.usefixtures("compose_here")
@@ -472,7 +499,7 @@ def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
         return content
 
     here, there = config(), config("--profile", "elsewhere")
-    assert "site-2" not in here["services"] and "link-site-2" not in here["services"]["server"]["networks"]
+    assert "site-2" not in here["services"]
     site = there["services"]["site-2"]
     assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
     assert here["services"]["server"] == there["services"]["server"]
@@ -503,7 +530,7 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
 
     # The carrier runs from the person's image, which has the kit. It sees none of it.
     lead = yaml.safe_load((prod / "elsewhere-lead.yaml").read_text())["services"]
-    assert any(mount.startswith("/kit:") for mount in lead["flwr"]["tmpfs"])
+    assert any(mount.startswith("/kit:") for mount in lead["flwr.lead"]["tmpfs"])
 
     machine = tmp_path / "machine"
     shutil.copytree(again / "compose", machine / "compose")
@@ -670,11 +697,13 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
     # The tools for the curves start only on request: see the next test.
     assert set(content["services"]) == set(services(wide)) - TOOLS
     commands: dict[str, dict[str, dict[str, str]]] = {}
-    carrier = content["services"].pop("flwr")
-    assert carrier["image"] == "flowerbed-runtime:t" and not carrier.get("environment")
-    assert {mount["type"] for mount in carrier["volumes"]} == {"volume"}
-    assert list(carrier["networks"]) == ["flwr"] and carrier["read_only"] and carrier["init"]
-    assert (carrier["user"], carrier["cap_drop"]) == ("10001:10001", ["ALL"])
+    for name in filter(is_carrier, list(content["services"])):
+        carrier = content["services"].pop(name)
+        assert carrier["image"] == "flowerbed-runtime:t" and not carrier.get("environment")
+        assert [mount["source"] for mount in carrier["volumes"]] == [name]
+        assert {mount["type"] for mount in carrier["volumes"]} == {"volume"}
+        assert list(carrier["networks"]) == ["flwr"] and carrier["read_only"] and carrier["init"]
+        assert (carrier["user"], carrier["cap_drop"]) == ("10001:10001", ["ALL"])
     for name, service in content["services"].items():
         assert service["image"] == f"flowerbed-{name}:t"
         assert service["user"] == "10001:10001"
@@ -700,8 +729,9 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
     made = {"/environments": str(wide / ".flowerbed/environments")}
+    offers = {"/offers": str(wide / ".flowerbed/offers")}
     assert commands == {
-        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made}},
+        "server": {"server": {"/apps": str(wide / "deployed"), "/policy": policy, **made, **offers}},
         "relay": {"relay-1": {"/policy": policy}},
         "site": {f"site-{n}": {"/data": str(wide / f"elsewhere/site-{n}"), **made} for n in (1, 2, 3, 5)},
         "console": {n: {"/jobs": str(wide / "jobs"), **made} for n in ("admin", "lead", "mem-ber")},
@@ -777,6 +807,13 @@ def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_pa
     after = certificates(root / "workspace/flowerbed/prod_01")
     assert after.pop("site-4/startup/client.crt")
     assert after == before
+    assert kits(root / "workspace/flowerbed/prod_01", but="site-4") == kits(root / PROD)
+    composed, was = services(root, "prod_01"), services(wide)
+    del composed["site-4"]
+    # `docker compose` recreates no container whose part is as it was, apart from how its image is built.
+    for part in (*composed.values(), *was.values()):
+        part.pop("build", None)
+    assert composed == was
     assert "relay-1/startup/server.crt" in before
     assert (outcome["added"], outcome["reissued"]) == (["site-4"], [])
     assert outcome["kits"]["site-4"] == "workspace/flowerbed/prod_01/site-4"

@@ -12,7 +12,7 @@ import contextlib
 import sys
 
 CONNECTIONS = 128
-"""Connections at a time, of all consoles. A further one is closed."""
+"""Connections at a time. A further one is closed."""
 
 CHUNK = 64 * 1024
 """Bytes that are read at a time."""

@@ -15,6 +15,8 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
   between could pose as the server. Here the certificate must be for the name that was dialled, as in gRPC.
 - Over TCP and HTTP a dead line is noticed when the kernel gives it up, after a quarter of an hour. Here it is
   noticed as by gRPC's keep-alive.
+- Over TCP a client knows IPv4 only, and over TCP and HTTP no proxy. Here it knows both
+  (`bridge/flare/dialling.py`). A listener on all addresses takes IPv6 as well.
 - With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so.
@@ -41,7 +43,7 @@ from nvflare.fuel.f3 import drivers
 from nvflare.fuel.f3.cellnet.identity import is_mtls_connection
 from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.communicator import driver_mgr
-from nvflare.fuel.f3.drivers import aio_http_driver, net_utils, tcp_driver
+from nvflare.fuel.f3.drivers import aio_http_driver, grpc_driver, net_utils, tcp_driver
 from nvflare.fuel.f3.drivers.base_driver import BaseDriver
 from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
@@ -49,7 +51,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import certificates
+from bridge.flare import certificates, dialling
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -252,6 +254,17 @@ class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
     """Connections that the kernel keeps until they are accepted. Python's default of 5 would keep a crowd
     out."""
 
+    def __init__(self, driver: Any, connector: Any) -> None:
+        if not connector.params.get(DriverParams.HOST.value) and socket.has_dualstack_ipv6():
+            self.address_family = socket.AF_INET6
+        super().__init__(driver, connector)
+
+    def server_bind(self) -> None:
+        """Called by `socketserver`. A listener on all addresses takes IPv4 as well as IPv6."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
     def get_request(self) -> Any:
         """Called by `socketserver` for the next connection."""
         if not self.ssl_context:
@@ -291,12 +304,8 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
     def connect(self, connector: Any) -> None:
         """See `Driver.connect`."""
         self.connector = connector
-        host = connector.params[DriverParams.HOST.value]
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         context = net_utils.get_ssl_context(connector.params, ssl_server=False)
-        if context:
-            sock = context.wrap_socket(sock, server_hostname=host)
-        sock.connect((host, int(connector.params[DriverParams.PORT.value])))
+        sock = dialling.dial(*dialling.target(connector), context)
         self.carry(TcpConnection(sock, connector, bool(context)))
 
     def carry(self, connection: TcpConnection) -> None:
@@ -309,8 +318,8 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
 # HTTP
 
 
-class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
-    """FLARE's driver, which also notices a dead line."""
+class AioHttpDriver(Admitting, dialling.HttpDialling, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
+    """FLARE's driver, which also notices a dead line, and dials through a proxy."""
 
     async def _connection_handler(self, websocket: Any) -> None:
         """Called for each connection, at both ends."""
@@ -318,7 +327,14 @@ class AioHttpDriver(Admitting, aio_http_driver.AioHttpDriver):  # type: ignore[m
         await super()._connection_handler(websocket)
 
 
-OURS = {driver.__name__: driver for driver in (TcpDriver, AioHttpDriver)}
+# gRPC
+
+
+class GrpcDriver(Admitting, dialling.GrpcDialling, grpc_driver.GrpcDriver):  # type: ignore[misc]
+    """FLARE's driver, which also dials through the proxy of the site's setting."""
+
+
+OURS = {driver.__name__: driver for driver in (TcpDriver, AioHttpDriver, GrpcDriver)}
 """Named as FLARE's, which would register them otherwise, and complain."""
 
 

@@ -1,0 +1,111 @@
+"""The site's decisions about environments from the server, as files beside the environments.
+
+`environments` in `site.yml` is the policy. With `approve`, the site's administrator approves each environment
+by the checksum of its archive (`./site approve CHECKSUM`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ACCEPT, APPROVE, REFUSE = POLICIES = ("accept", "approve", "refuse")
+"""Take environments that a person of the federation has signed, or only approved ones, or none."""
+
+VARIABLE = "FLOWERBED_TAKE_ENVIRONMENTS"
+"""The container's variable with the policy."""
+
+APPROVED, NEWS = ".approved", ".news.json"
+"""The files, in the folder of the environments. The keeper writes them, and the site's FLARE reads them."""
+
+CHECKSUM = re.compile("[0-9a-f]{64}")
+
+LIMIT = 1 << 20
+"""Bytes of either file that are read."""
+
+TEXT = 300
+"""Characters of a reason."""
+
+
+def policy() -> str:
+    """Return the policy of this container. An unknown word takes nothing."""
+    found = os.environ.get(VARIABLE) or ACCEPT
+    return found if found in POLICIES else REFUSE
+
+
+@dataclass
+class Approvals:
+    """The checksums that the site's administrator has approved, a line each."""
+
+    root: Path
+
+    def make(self) -> None:
+        """Make the file if there is none."""
+        if not (self.root / APPROVED).exists():
+            (self.root / APPROVED).touch(0o644)
+
+    def read(self) -> set[str]:
+        """Return the checksums."""
+        return set(_read(self.root / APPROVED).decode(errors="replace").split())
+
+    def add(self, checksum: str) -> None:
+        """Approve one more.
+
+        Raises:
+            ValueError: it is not a checksum.
+        """
+        if not CHECKSUM.fullmatch(checksum):
+            raise ValueError(f"expected a checksum of 64 characters, 0-9 and a-f, found {checksum[:80]!r}")
+        if checksum not in self.read():
+            with (self.root / APPROVED).open("a") as file:
+                file.write(f"{checksum}\n")
+
+
+@dataclass
+class News:
+    """The environments that were not installed, by name.
+
+    Attributes:
+        waiting: the checksums that wait for approval.
+        refused: the reasons of refusals.
+    """
+
+    waiting: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, root: Path) -> News:
+        """Return the news in a folder of environments. A file with other content counts as none."""
+        try:
+            content = json.loads(_read(root / NEWS) or b"{}")
+            parts = [content.get(name, {}) for name in ("waiting", "refused")]
+            waiting, refused = ({str(k): str(v) for k, v in part.items()} for part in parts)
+        except (AttributeError, RecursionError, ValueError):
+            return cls()
+        return cls(waiting, refused)
+
+    def keep(self, known: News, name: str) -> None:
+        """Take over what was known about an environment."""
+        for mine, others in ((self.waiting, known.waiting), (self.refused, known.refused)):
+            if name in others:
+                mine[name] = others[name]
+
+    def write(self, root: Path) -> None:
+        """Write the file in one step."""
+        fresh = root / f"{NEWS}.new"
+        fresh.write_text(json.dumps(asdict(self)) + "\n")
+        fresh.chmod(0o644)
+        fresh.replace(root / NEWS)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with os.fdopen(file, "rb") as opened:
+        return opened.read(LIMIT) if stat.S_ISREG(os.fstat(file).st_mode) else b""

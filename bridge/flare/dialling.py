@@ -1,0 +1,181 @@
+"""Dial the server or a relay: by IPv4 or IPv6, directly or through an HTTP proxy, within a time limit.
+
+FLARE's TCP driver (nvflare 2.9.0) knows IPv4 only, no proxy, and no limit of time. Its HTTP driver knows no
+proxy. Its gRPC driver goes by gRPC's own variables, and does not say why a proxy makes no tunnel.
+`drivers/flowerbed_drivers.py` uses this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from nvflare.fuel.f3.drivers import net_utils
+from nvflare.fuel.f3.drivers.aio_http_driver import MAX_FRAME_SIZE, WS_PATH
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+
+from bridge.common import connect_through
+from bridge.common.connect_through import Proxy, ProxyError
+
+DIAL_WITHIN = 20.0
+"""Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
+for two minutes, in longer and longer steps, and a site is late after its line is back."""
+
+NEXT_ADDRESS_AFTER = 3.0
+"""Seconds until the next address of a name is tried. With many a network, IPv6 leads nowhere."""
+
+ENVIRONMENT = {
+    name: os.environ.get(name, "") for name in (connect_through.VARIABLE, connect_through.PASSWORD)
+}
+"""The setting, as this process got it. An inline SuperNode removes it from the process's variables."""
+
+GRPC_PROXY = "grpc.http_proxy"
+"""gRPC's option for the proxy of one channel. It comes before gRPC's variables."""
+
+DIALLED = Path("/tmp/health/dialled")
+"""The file that tells a site's health check which port of the other end it is connected to."""
+
+
+def proxy_to(host: str) -> Proxy | None:
+    """Return the proxy that leads to a host, or None if it is dialled directly.
+
+    Raises:
+        ValueError: the setting is no address of a proxy.
+    """
+    return connect_through.chosen({**os.environ, **ENVIRONMENT}, host)
+
+
+def dial(host: str, port: int, context: ssl.SSLContext | None) -> socket.socket:
+    """Return a connection to a host's port, in TLS if there is a context.
+
+    Raises:
+        OSError: there is none. For a proxy, the text says what to do.
+        ValueError: the setting is no address of a proxy.
+    """
+    proxy = proxy_to(host)
+    connection = _connected(host, port, proxy)
+    try:
+        if context:
+            # With this name the other end, or what is in between, knows whom the caller wants (SNI).
+            connection = context.wrap_socket(connection, server_hostname=host)
+        connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
+    tell_health_check(host, port, proxy)
+    return connection
+
+
+def check_proxy(host: str, port: int) -> Proxy | None:
+    """Return the proxy that leads to a host, after it has made a tunnel, for a library that does not say why
+    there is none.
+
+    Raises:
+        OSError: there is none. The text says what to do.
+        ValueError: the setting is no address of a proxy.
+    """
+    if proxy := proxy_to(host):
+        _connected(host, port, proxy).close()
+    return proxy
+
+
+def tell_health_check(host: str, port: int, proxy: Proxy | None) -> None:
+    """Write down which port of the other end this container is connected to."""
+    if host in connect_through.LOOPBACK:
+        return
+    # Without a container there is no such folder, and no health check.
+    with contextlib.suppress(OSError):
+        draft = DIALLED.with_name(f"{DIALLED.name}.{os.getpid()}")
+        draft.write_text(f"{proxy.port if proxy else port}\n")
+        draft.replace(DIALLED)
+
+
+def _connected(host: str, port: int, proxy: Proxy | None) -> socket.socket:
+    if proxy is None:
+        return _first(host, port)
+    try:
+        connection = _first(proxy.host, proxy.port)
+    except OSError as error:
+        raise ProxyError(connect_through.unreachable(proxy, error)) from None
+    try:
+        connect_through.tunnel(connection, proxy, host, port)
+    except TimeoutError:
+        connection.close()
+        raise ProxyError(connect_through.unreachable(proxy, TimeoutError())) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _first(host: str, port: int) -> socket.socket:
+    """Return a connection to the first address of a host that answers, of either family."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, address) in enumerate(found, 1):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(DIAL_WITHIN if number == len(found) else NEXT_ADDRESS_AFTER)
+            connection.connect(address)
+            connection.settimeout(DIAL_WITHIN)
+            return connection
+        except OSError:
+            connection.close()
+            if number == len(found):
+                raise
+    raise OSError(f"{host} has no address")
+
+
+def target(connector: Any) -> tuple[str, int]:
+    """Return the host and the port that a connector leads to."""
+    params = connector.params
+    return params[DriverParams.HOST.value], int(params[DriverParams.PORT.value])
+
+
+class HttpDialling:
+    """The dialling part of FLARE's HTTP driver, with a proxy."""
+
+    aio_context: Any
+    connector: Any
+    ssl_context: Any
+
+    def connect(self, connector: Any) -> None:
+        """See `Driver.connect`."""
+        self.connector = connector
+        self.ssl_context = net_utils.get_ssl_context(connector.params, False)
+        host, port = target(connector)
+        proxy = check_proxy(host, port)
+        tell_health_check(host, port, proxy)
+        self.aio_context.run_coro(self._dial(host, port, proxy)).result()
+
+    async def _dial(self, host: str, port: int, proxy: Proxy | None) -> None:
+        url = f"{'wss' if self.ssl_context else 'ws'}://{host}:{port}/{WS_PATH}"
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(
+                url,
+                ssl=self.ssl_context or True,
+                proxy=proxy.url if proxy else None,
+                max_msg_size=MAX_FRAME_SIZE,
+            ) as websocket,
+        ):
+            await self._connection_handler(websocket)  # type: ignore[attr-defined]
+
+
+class GrpcDialling:
+    """The dialling part of FLARE's gRPC driver, with the same proxy."""
+
+    options: Any
+
+    def connect(self, connector: Any) -> None:
+        """See `Driver.connect`."""
+        host, port = target(connector)
+        proxy = check_proxy(host, port)
+        tell_health_check(host, port, proxy)
+        others = [option for option in self.options or [] if option[0] != GRPC_PROXY]
+        self.options = [*others, (GRPC_PROXY, proxy.url)] if proxy else others
+        super().connect(connector)  # type: ignore[misc]

@@ -1,0 +1,84 @@
+"""A participant keeps its link. A newcomer takes one that is ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from provisioning import links
+from provisioning.links import Links
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "READY", 3)
+    monkeypatch.setattr(links, "STEP", 4)
+
+
+def assigned(*names: str, before: Links | None = None) -> Links:
+    found = before or Links()
+    found.assign(names)
+    return found
+
+
+def test_there_are_links_for_those_to_come() -> None:
+    found = assigned("site-1", "site-2", "admin", "lead")
+    assert found.taken == {"site-1": 1, "site-2": 2, "admin": 3, "lead": 4}
+    assert found.number == 8
+    assert assigned().number == 4
+
+
+def test_a_newcomer_takes_one_that_is_ready_and_moves_nobody() -> None:
+    found = assigned("site-1", "site-2", "admin", "lead")
+    assigned("site-1", "site-0", "site-2", "admin", "lead", before=found)
+    assert found.taken == {"site-1": 1, "site-2": 2, "admin": 3, "lead": 4, "site-0": 5}
+    assert found.number == 8
+
+
+def test_more_are_made_only_when_none_is_left() -> None:
+    names = [f"site-{number}" for number in range(8)]
+    found = assigned(*names[:4])
+    for upto in (5, 6, 7, 8):
+        assert assigned(*names[:upto], before=found).number == 8
+    assert assigned(*names, "site-8", before=found).number == 12
+
+
+def test_a_link_that_was_left_is_taken_last_since_a_container_may_still_be_there() -> None:
+    found = assigned("a", "b", "c", "d")
+    assigned("a", "c", before=found)
+    assert found.left == {"b": 2, "d": 4}
+    assigned("a", "c", "e", "f", "g", "h", before=found)
+    assert found.taken == {"a": 1, "c": 3, "e": 5, "f": 6, "g": 7, "h": 8}
+    assigned("a", "c", "e", "f", "g", "h", "i", before=found)
+    assert found.taken["i"] == 2 and found.left == {"d": 4} and found.number == 8
+
+
+def test_one_that_comes_back_has_its_link_again() -> None:
+    found = assigned("a", "b", "c")
+    assigned("a", before=found)
+    assert assigned("a", "c", "b", before=found).taken == {"a": 1, "c": 3, "b": 2}
+    assert found.left == {}
+
+
+def test_they_are_remembered(tmp_path: Path) -> None:
+    found = {"server": assigned("a", "b"), "relay-1": assigned("c")}
+    assigned("b", before=found["server"])
+    links.save(tmp_path, found)
+    assert links.read(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"server": 1}',
+        '{"server": {"number": 4, "taken": {"a": 1}, "left": {"b": 1}}}',
+        '{"server": {"number": 4, "taken": {"a": 5}, "left": {}}}',
+    ],
+)
+def test_a_file_that_is_none_counts_as_absent(tmp_path: Path, text: str) -> None:
+    """Two participants in one link would see each other."""
+    (tmp_path / links.FILE).write_text(text)
+    assert links.read(tmp_path) == {}
