@@ -49,6 +49,7 @@ BRIDGE = {
 }
 TOOLS = {"tensorboard", "mlflow"}
 HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.log_receiver.LogReceiver"
+REPORTS, REPORTER = "bridge.flare.site_reports.SiteReports", "bridge.flare.site_reporter.SiteReporter"
 KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
 GPUS = "bridge.flare.gpus.SiteGPUs"
 JOB_STORE = "bridge.flare.job_store.JobStore"
@@ -189,7 +190,11 @@ def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, particip
     allowed = resources(plain, participant)
     own = {
         HOUSEKEEPER,
-        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY, GPUS}),
+        *(
+            {KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE, REPORTS}
+            if participant == "server"
+            else {POLICY, GPUS, REPORTER}
+        ),
     }
     listed = set(allowed["class_allow_list"])
     assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)

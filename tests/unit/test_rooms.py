@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "relay": {"common"},
     "fleet": {"relay", "common"},
     "launch": {"common"},
+    "keeper": {"common"},
     "flower": BOTH_ENDS,
     "job": BOTH_ENDS,
     "site": {*BOTH_ENDS, "job", "flower"},
@@ -31,6 +32,7 @@ WITHOUT = {
     "common": {"nvflare", "flwr"},
     "relay": {"nvflare", "flwr"},
     "launch": {"nvflare", "flwr"},
+    "keeper": {"nvflare", "flwr"},
     "fleet": {"nvflare"},
     "flower": {"nvflare"},
 }
