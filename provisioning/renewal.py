@@ -48,28 +48,28 @@ class Step(Enum):
     REISSUED = "reissued"
 
 
-def step(content: Mapping[str, Any]) -> Step:
+def step(known: Mapping[str, Any]) -> Step:
     """Return where the replacement of the CA stands."""
-    if content.get(NEXT):
+    if known.get(NEXT):
         return Step.BOTH_TRUSTED
-    return Step.REISSUED if content.get(OLD) else Step.NONE
+    return Step.REISSUED if known.get(OLD) else Step.NONE
 
 
-def authority(content: Mapping[str, Any]) -> signing.Authority:
+def authority(known: Mapping[str, Any]) -> signing.Authority:
     """Return the CA that signs."""
-    return signing.Authority(signing.load(content[ROOT]), signing.load_key(content[ROOT_KEY]))
+    return signing.Authority(signing.load(known[ROOT]), signing.load_key(known[ROOT_KEY]))
 
 
-def trusted(content: Mapping[str, Any]) -> str:
+def trusted(known: Mapping[str, Any]) -> str:
     """Return the CAs that everybody trusts, as `rootCA.pem`. The one that signs comes first."""
-    return "".join(content[key].strip() + "\n" for key in (ROOT, NEXT, OLD) if content.get(key))
+    return "".join(known[key].strip() + "\n" for key in (ROOT, NEXT, OLD) if known.get(key))
 
 
-def certificates(content: Mapping[str, Any]) -> Iterator[tuple[str, str, x509.Certificate]]:
+def certificates(known: Mapping[str, Any]) -> Iterator[tuple[str, str, x509.Certificate]]:
     """Yield each certificate with its participant's name and its subject in the CA's file."""
-    for subject, entry in content.items():
-        if isinstance(entry, dict) and entry.get("cert"):
-            yield subject.removesuffix(LISTENER), subject, signing.load(entry["cert"])
+    for subject, pair in known.items():
+        if isinstance(pair, dict) and pair.get("cert"):
+            yield subject.removesuffix(LISTENER), subject, signing.load(pair["cert"])
 
 
 def is_due(certificate: x509.Certificate) -> bool:
@@ -96,56 +96,56 @@ def why_renew(
 
 
 def renew(
-    content: dict[str, Any], kinds: Mapping[str, str], *, days: float, every: bool = False
+    known: dict[str, Any], kinds: Mapping[str, str], *, days: float, every: bool = False
 ) -> dict[str, str]:
     """Reissue the certificates that are due, in the CA's file.
 
     Args:
-        content: the CA's file. Its certificates are replaced.
+        known: the content of the CA's file. Its certificates are replaced.
         kinds: the type of each participant whose certificates may be renewed, by name. Nobody else's are.
         days: the life of a new certificate.
         every: reissue all of them, due or not.
 
     Returns: the reason for each subject with a new certificate.
     """
-    ca = authority(content)
+    ca = authority(known)
     reasons = {}
-    for name, subject, old in list(certificates(content)):
+    for name, subject, old in list(certificates(known)):
         if name not in kinds:
             continue
         if reason := why_renew(old, ca.certificate, days=days, every=every):
             serves = kinds[name] == "server" or subject.endswith(LISTENER)
-            content[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
+            known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
             reasons[subject] = reason
     return reasons
 
 
-def begin(content: dict[str, Any]) -> None:
+def begin(known: dict[str, Any]) -> None:
     """Take step 1: make a second CA, with the life of the first."""
-    first = signing.load(content[ROOT])
+    first = signing.load(known[ROOT])
     life = first.not_valid_after_utc - first.not_valid_before_utc
     second = signing.new_authority(_next_name(first.subject), life / datetime.timedelta(days=1))
-    content[NEXT], content[NEXT_KEY] = signing.dump(second.certificate), signing.dump_key(second.key)
+    known[NEXT], known[NEXT_KEY] = signing.dump(second.certificate), signing.dump_key(second.key)
 
 
-def switch(content: dict[str, Any]) -> None:
+def switch(known: dict[str, Any]) -> None:
     """Begin step 2: let the second CA sign. `renew` then reissues everything."""
-    content[OLD] = content[ROOT]
-    content[ROOT], content[ROOT_KEY] = content.pop(NEXT), content.pop(NEXT_KEY)
+    known[OLD] = known[ROOT]
+    known[ROOT], known[ROOT_KEY] = known.pop(NEXT), known.pop(NEXT_KEY)
 
 
-def finish(content: dict[str, Any]) -> None:
+def finish(known: dict[str, Any]) -> None:
     """Take step 3: trust the first CA no longer."""
-    del content[OLD]
+    del known[OLD]
 
 
-def not_by(content: Mapping[str, Any], names: Collection[str]) -> list[str]:
+def not_by(known: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """Return those of some participants that have a certificate of another CA than the one that signs."""
-    ca = signing.load(content[ROOT])
+    ca = signing.load(known[ROOT])
     return sorted(
         {
             name
-            for name, _, certificate in certificates(content)
+            for name, _, certificate in certificates(known)
             if name in names and why_renew(certificate, ca, days=0, every=False) == "the CA is another"
         }
     )
