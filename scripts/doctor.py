@@ -204,8 +204,7 @@ def check_settings() -> Iterator[Finding]:
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     """Check that each kit's files belong together, and how long it is valid."""
     ends: dict[str, datetime.datetime] = {}
-    for service in (service for service in config["services"].values() if "build" in service):
-        kit = core.ROOT / service["build"]["args"]["KIT"]
+    for kit in filter(None, map(compose.kit, config["services"].values())):
         try:
             ends[kit.name] = certificates.valid_until(kit / "startup")
         except (OSError, ValueError, TypeError, InvalidSignature) as error:

@@ -52,6 +52,11 @@ HEALTHY = {
     "image inspect": {"out": inspected()},
     "image inspect flowerbed-base": {"code": 1},
     "image prune": {},
+    "image ls": {},
+    "create": {"out": "c0ffee\n"},
+    "cp -": {},
+    "commit": {},
+    "rm c0ffee": {},
     "info --format": {"out": json.dumps({"DockerRootDir": "/", "SystemTime": "2026-01-02T03:04:05Z"})},
 }
 """Answers of a healthy engine, with Compose and a CLI that can build."""
@@ -178,7 +183,7 @@ class Checkout:
         services: dict[str, Any] = {
             name: {
                 "image": f"flowerbed-{name}:dev",
-                "build": {"args": {"KIT": kit.relative_to(root).as_posix()}},
+                "labels": {"org.flowerbed.participant": kit.name},
                 "volumes": [],
             }
             for name, kit in self.kits.items()
