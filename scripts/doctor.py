@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
+from bridge.common.finding import Finding, Level
 from bridge.common.text import shown
 from provisioning import dotenv
 from provisioning.names import is_carrier, service_name
@@ -41,7 +42,6 @@ from scripts import (
     terminal,
     wheelhouse,
 )
-from scripts.findings import Finding, Level
 from scripts.json_object import JsonObject
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
