@@ -13,6 +13,7 @@ from cryptography import x509
 
 from bridge.common.finding import Finding
 from bridge.common.text import one_line
+from bridge.preflight import over_grpc
 from bridge.preflight.kit import NEW_KIT, Kit, common_name
 from bridge.preflight.reach import ANSWER_WITHIN, Line, Stopped
 
@@ -24,6 +25,9 @@ SAID_LIMIT = 120
 
 HEAD_LIMIT = 16384
 """Bytes of an answer's head that are read."""
+
+HTTP = "http/1.1"
+"""The name of HTTP among TLS's protocols (ALPN)."""
 
 HTTP_PATH = "/f3"
 """FLARE's path over http (nvflare 2.9.0 `fuel/f3/drivers/aio_http_driver.py`)."""
@@ -89,24 +93,27 @@ def check_admission(line: Line, kit: Kit) -> Accepted:
     try:
         with context.wrap_socket(line.open(), server_hostname=line.to.host) as tls:
             if kit.scheme == "http":
-                return _over_http(tls, kit)
+                return _over_http(tls, line, kit)
             # A server refuses after its side of the handshake. A gRPC server greets, others wait.
-            tls.settimeout(ANSWER_WITHIN if kit.scheme == "grpc" else _patience(line))
+            within = REFUSED_WITHIN + 4 * line.seconds
+            tls.settimeout(ANSWER_WITHIN if kit.scheme == "grpc" else within)
             try:
                 closed = not tls.recv(1)
             except TimeoutError:
                 closed = False
-            return Accepted(_closed(kit) if closed else _accepted(kit))
+        if closed or (kit.scheme == "grpc" and over_grpc.is_closed(line, kit, within)):
+            return Accepted(_closed(kit))
+        return Accepted(_accepted(kit), ask_time(line, kit) if kit.scheme == "tcp" else None)
     except OSError as error:
         return Accepted(_refused(kit, error))
 
 
-def _over_http(tls: ssl.SSLSocket, kit: Kit) -> Accepted:
+def _over_http(tls: ssl.SSLSocket, line: Line, kit: Kit) -> Accepted:
     """Open a WebSocket as FLARE does. The answer tells the server's time."""
     tls.settimeout(ANSWER_WITHIN)
     before = time.time()
     request = (
-        f"GET {HTTP_PATH} HTTP/1.1\r\nHost: {kit.addresses[0]}\r\nUpgrade: websocket\r\n"
+        f"GET {HTTP_PATH} HTTP/1.1\r\nHost: {line.to}\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: Zmxvd2VyYmVkIGRvY3Rvcg==\r\n\r\n"
     )
@@ -125,6 +132,21 @@ def _over_http(tls: ssl.SSLSocket, kit: Kit) -> Accepted:
     except TimeoutError:
         closed = False
     return Accepted(_closed(kit) if closed else _accepted(kit), _ahead(head, before))
+
+
+def ask_time(line: Line, kit: Kit) -> float | None:
+    """Return by how much this clock is ahead of the server's, over TCP, or None if the server does not tell.
+
+    The server answers HTTP on the same port to those who ask for it in TLS (`bridge/flare/offers_door.py`).
+    """
+    context = _context(kit, verify=True)
+    context.set_alpn_protocols([HTTP])
+    with contextlib.suppress(OSError), context.wrap_socket(line.open(), server_hostname=line.to.host) as tls:
+        if tls.selected_alpn_protocol() == HTTP:
+            before = time.time()
+            tls.sendall(f"HEAD / HTTP/1.1\r\nHost: {line.to}\r\nConnection: close\r\n\r\n".encode())
+            return _ahead(read_head(tls), before)
+    return None
 
 
 def _ahead(head: str, before: float) -> float | None:
@@ -281,10 +303,6 @@ def _is_for(certificate: x509.Certificate, host: str) -> bool:
         host = str(ipaddress.ip_address(host))
     domain = host.partition(".")[2]
     return bool({host, f"*.{domain}"} & set(_names(certificate)))
-
-
-def _patience(line: Line) -> float:
-    return REFUSED_WITHIN + 4 * line.seconds
 
 
 def _accepted(kit: Kit) -> Finding:
