@@ -94,6 +94,8 @@ def _way(kit: kits.Kit, to: kits.Address) -> Iterator[Finding]:
 def _over(line: reach.Line, kit: kits.Kit) -> Iterator[Finding]:
     """Yield the findings about what answers at the end of a line."""
     yield secure.check_certificate(line, kit)
+    if not secure.can_identify(kit):
+        return
     accepted = secure.check_admission(line, kit)
     yield accepted.finding
     if accepted.finding.level == "ok":

@@ -73,7 +73,11 @@ def check_certificate(line: Line, kit: Kit) -> Finding:
         found = _peer(line, kit, line.to.host)
     except OSError as error:
         raise Stopped(_no_tls(line, kit, error)) from None
-    certificate = x509.load_der_x509_certificate(found)
+    try:
+        certificate = x509.load_der_x509_certificate(found)
+    except ValueError as error:
+        text = f"{line.to} answers with a certificate that cannot be read: {one_line(str(error), SAID_LIMIT)}"
+        raise Stopped(Finding("tls", "fail", text, INSPECTS.format(to=line.to))) from None
     issuer, subject = common_name(certificate.issuer), common_name(certificate.subject)
     try:
         with _context(kit, verify=True).wrap_socket(line.open(), server_hostname=line.to.host) as tls:
@@ -187,10 +191,21 @@ def _context(kit: Kit, *, verify: bool) -> ssl.SSLContext:
     else:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    context.load_cert_chain(files["certificate"], files["key"])
+    # A key that cannot be used is a finding about the kit. What answers can be seen without one.
+    with contextlib.suppress(OSError):
+        context.load_cert_chain(files["certificate"], files["key"])
     if kit.scheme == "grpc":
         context.set_alpn_protocols(["h2"])
     return context
+
+
+def can_identify(kit: Kit) -> bool:
+    """Return whether the kit's certificate and key can be used together."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(kit.files["certificate"], kit.files["key"])
+    except OSError:
+        return False
+    return True
 
 
 def _peer(line: Line, kit: Kit, name: str | None) -> bytes:
@@ -293,7 +308,7 @@ def _is_from(certificate: x509.Certificate, authority: x509.Certificate) -> bool
 def _names(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return ["no name"]
     return [one_line(str(name.value), SAID_LIMIT) for name in names]
 
@@ -333,9 +348,9 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def read_head(line: ssl.SSLSocket) -> str:
-    """Return the head of an HTTP answer."""
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT:
+    """Return the head of an HTTP answer, as far as it comes in time."""
+    head, deadline = b"", time.monotonic() + ANSWER_WITHIN
+    while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT and time.monotonic() < deadline:
         part = line.recv(1)
         if not part:
             break
