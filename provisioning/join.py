@@ -27,8 +27,20 @@ from provisioning import places, state
 FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
-SHARED = ("container.yaml", "site.yaml", "relay.yaml")
-"""The files of `compose/` that a site's Compose file extends."""
+SHARED = {
+    "site": ("container.yaml", "site.yaml"),
+    "relay": ("container.yaml", "relay.yaml"),
+    "console": ("container.yaml", "console.yaml", "flwr.yaml"),
+}
+"""The files of `compose/` that a participant's Compose file extends, by its role."""
+
+WHOSE = {"site": "the site", "relay": "the relay", "console": "the console"}
+STARTS = {
+    "site": "It starts the site, and waits until the server has registered it.",
+    "relay": "It starts the relay, and waits until it answers on its port, which other machines may dial.",
+    "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
+}
+"""What a join file does at the end, by role."""
 
 MARK = "---- end of the file ----"
 """The line after each file in a join file."""
@@ -39,7 +51,8 @@ class Invitation:
     """What a join file is for.
 
     Attributes:
-        site: the participant's name, which is also its service's.
+        site: the participant's name in Compose.
+        role: `site`, `relay` or `console`.
         project: the federation's name.
         server: host and port that the site dials.
         runtime: the ID of the runtime image.
@@ -50,6 +63,7 @@ class Invitation:
     """
 
     site: str
+    role: str
     project: str
     server: str
     runtime: str
@@ -79,6 +93,7 @@ def render(invitation: Invitation, kit: bytes, compose: str, authority: Path) ->
     files = _files(invitation, kit, compose)
     names = {
         "SITE": invitation.site,
+        "ROLE": invitation.role,
         "PROJECT": invitation.project,
         "SERVER": invitation.server,
         "RUNTIME": invitation.runtime,
@@ -104,7 +119,7 @@ def _head(invitation: Invitation, fingerprint: str) -> str:
     site = invitation.site
     return f"""\
 #!/bin/sh
-# Join file of the site {site} for the Flowerbed federation '{invitation.project}'.
+# Join file of {WHOSE[invitation.role]} {site} for the Flowerbed federation '{invitation.project}'.
 #
 # IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once the site has joined.
 #
@@ -119,8 +134,8 @@ def _head(invitation: Invitation, fingerprint: str) -> str:
 #   3. It lets that image check the signature at the end of this file, in a container without a network.
 #   4. It makes the folder ./{site} with the files that you see below.
 #   5. It checks this machine and the way to {invitation.server}, and stops if something would fail.
-#   6. It starts the site, and waits until the server has registered it.
-# The site connects to {invitation.server} and opens no port. Only that folder and Docker are changed.
+#   6. {STARTS[invitation.role]}
+# It connects to {invitation.server}. Only that folder and Docker are changed.
 # To remove all of it: ./{site}/site leave
 """
 
@@ -130,9 +145,10 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
     files = {
         "compose.yaml": compose,
         "site": (FOLDER / "site.sh").read_text(),
-        "site.yml": (FOLDER / "site.yml").read_text().format(name=invitation.site),
     }
-    for name in SHARED:
+    if invitation.role == "site":
+        files["site.yml"] = (FOLDER / "site.yml").read_text().format(name=invitation.site)
+    for name in SHARED[invitation.role]:
         files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
     with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
         for member in archive:

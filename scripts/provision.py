@@ -120,7 +120,7 @@ def run(
 def _next() -> str:
     """Return the next verb. Images are built only if a kit differs from the one in its image."""
     try:
-        config = compose.config(profiles=["elsewhere"])
+        config = compose.config()
         is_built = not images.lost(config) and not behind.kits(config)
     except core.Failure:
         is_built = False  # No engine, or no images yet.

@@ -1,4 +1,4 @@
-"""Add a site on another machine, and write the one file with which it joins.
+"""Add a site on another machine, and write the one file with which it joins. Or a relay, or a person.
 
 It adds the site to project.yml unless it is there, makes its kit, and writes NAME.join. Nothing else
 changes: no other kit, no container, no running job. At the site, `sh NAME.join` checks the machine, starts
@@ -9,6 +9,8 @@ new to a site that has joined (`./site update NAME.join` there).
 
   ./flowerbed site add hospital-c --org hospital
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
+  ./flowerbed site add relay-1 --relay 8003 --address relay.example.org
+  ./flowerbed site add researcher@hospital.example --role lead
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from bridge.common import join_file
 from bridge.common.site_settings import TABLE
 from provisioning import dotenv, join, renewed, state
 from provisioning.compose import ALONE
-from provisioning.keys import ELSEWHERE, OURS
+from provisioning.keys import ELSEWHERE, OURS, ROLES
 from provisioning.names import service_name
 from scripts import core, engine, images, kit_layer, provision, published, settings
 from scripts.json_object import JsonObject
@@ -37,6 +39,9 @@ from scripts.site import project_file
 
 DAYS = 14
 """Days for which a join file can be used, unless `--days` says otherwise."""
+
+ROLE_OF = {"fed_client.json": "site", "fed_relay.json": "relay", "fed_admin.json": "console"}
+"""The role of a kit by its file."""
 
 BEGIN = "#!/bin/sh\n# Join file of "
 
@@ -76,6 +81,17 @@ def run(
         str | None,
         typer.Option(metavar="RELAY", help="The relay that the site connects to.", show_default="the server"),
     ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(metavar="ROLE", help="For a person, whose name is an e-mail address: the role."),
+    ] = None,
+    relay: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="PORT", help="Add a relay, which listens on this port."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST", help="With --relay: the name by which sites dial it.")
+    ] = None,
     days: Annotated[
         int, typer.Option(min=1, max=365, metavar="N", help="How many days the file can be used.")
     ] = DAYS,
@@ -91,7 +107,9 @@ def run(
     """
     file = output or Path(f"{name}.join")
     _check_output(file)
-    asked = {"org": org, **_settings(given or []), "connect_to": connect_to}
+    asked = {"org": org, **_settings(given or []), "connect_to": connect_to, "role": role}
+    if relay or address:
+        asked["listening_host"] = _listening(relay, address)
     project = provision.load(provision.DEFAULT_PROJECT)
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
@@ -108,6 +126,13 @@ def run(
             provision.DEFAULT_PROJECT.write_text(before)
         raise
     return _invite(name, str(project["name"]), runtime, days, file) | {"added": known is None}
+
+
+def _listening(port: int | None, address: str | None) -> dict[str, Any]:
+    """Return where a relay listens."""
+    if not port or not address:
+        raise core.UsageError("expected --relay PORT and --address HOST together.")
+    return {"port": port, "default_host": address}
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,10 @@ def _entry(
     """Return the site's item of project.yml."""
     if known is None:
         server = next(item for item in project["participants"] if item["type"] == "server")
-        first = {"name": name, "type": "client", "org": asked.get("org", server["org"]), ELSEWHERE: True}
+        kind = "admin" if "@" in name else "relay" if "listening_host" in asked else "client"
+        if kind == "admin" and "role" not in asked:
+            raise core.UsageError(f"{name} is a person: expected --role with one of {', '.join(ROLES)}.")
+        first = {"name": name, "type": kind, "org": asked.get("org", server["org"]), ELSEWHERE: True}
         return first | {key: value for key, value in asked.items() if key != "org"}
     if not known.get(ELSEWHERE):
         raise core.UsageError(
@@ -224,6 +252,7 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
     last = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)
     invitation = join.Invitation(
         site=service_name(name),
+        role=next(role for config, role in ROLE_OF.items() if (kit / "startup" / config).exists()),
         project=project,
         server=_dialled(kit),
         runtime=runtime.id,
@@ -236,7 +265,9 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
     text = join.render(
         invitation, kit_layer.pack(kit, workspace / renewed.FOLDER / name), compose, workspace / "state"
     )
-    join.record(workspace / "policy", name, invitation.id, last)
+    if invitation.role == "site":
+        # Relays and consoles do not tell by which file they have come.
+        join.record(workspace / "policy", name, invitation.id, last)
     state.write_whole(file, text.encode(), 0o600)
     _give(file)
     fingerprint = join_file.check(text)
@@ -266,8 +297,10 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
 
 def _dialled(kit: Path) -> str:
     """Return host and port that a kit dials."""
-    client, relay = kit / "startup/fed_client.json", kit / "startup/fed_relay.json"
-    content = json.loads((client if client.exists() else relay).read_text())
+    (file,) = (kit / "startup" / name for name in ROLE_OF if (kit / "startup" / name).exists())
+    content = json.loads(file.read_text())
+    if admin := content.get("admin"):
+        return f"{admin['host']}:{admin['port']}"
     return str(content["servers"][0]["service"]["target"])
 
 
