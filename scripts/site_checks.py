@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import readable, site_settings
+from bridge.common.finding import Finding
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import here, site_files
 from scripts import core, engine
-from scripts.findings import Finding
 
 WITHIN = readable.WITHIN + 17.0
 """Seconds for a container's answer: the limit of the check, and a slow start of Python on a busy machine."""
@@ -186,7 +186,7 @@ def in_words(settings: Mapping[str, Any]) -> str:
             parts.append(f"{key} {', '.join(map(_folder, site_settings.folders(value)))}")
         elif key == site_settings.HOSTS:
             parts.append(f"{key} {', '.join(f'{name} {address}' for name, address in value.items())}")
-        elif key == site_settings.PROXY:
+        elif key in (site_settings.PROXY, site_settings.CONNECT_THROUGH):
             # Without its user and password.
             parts.append(f"{key} {value.rpartition('@')[2].rpartition('//')[2]}")
         else:

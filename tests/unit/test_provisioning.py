@@ -49,6 +49,7 @@ BRIDGE = {
 }
 TOOLS = {"tensorboard", "mlflow"}
 HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.log_receiver.LogReceiver"
+REPORTS, REPORTER = "bridge.flare.site_reports.SiteReports", "bridge.flare.site_reporter.SiteReporter"
 KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
 GPUS = "bridge.flare.gpus.SiteGPUs"
 JOB_STORE = "bridge.flare.job_store.JobStore"
@@ -189,7 +190,11 @@ def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, particip
     allowed = resources(plain, participant)
     own = {
         HOUSEKEEPER,
-        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY, GPUS}),
+        *(
+            {KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE, REPORTS}
+            if participant == "server"
+            else {POLICY, GPUS, REPORTER}
+        ),
     }
     listed = set(allowed["class_allow_list"])
     assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)
@@ -422,13 +427,12 @@ def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
     assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
 
 
-def test_each_builds_from_its_own_kit(wide: Path) -> None:
+def test_each_has_its_own_kit_beside_the_file(wide: Path) -> None:
     for name, service in services(wide).items():
         if name in TOOLS or is_carrier(name):
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
-        assert service["build"]["args"]["KIT"] == f"{PROD}/{participant}"
-        assert (wide / service["build"]["args"]["KIT"] / "startup").is_dir()
+        assert "build" not in service and (wide / PROD / participant / "startup").is_dir()
 
 
 def test_waiting_and_names_follow_the_project(wide: Path) -> None:
@@ -518,6 +522,34 @@ def test_a_site_elsewhere_may_dial_an_address(again: Path) -> None:
         assert f'"target": "{host}:8002"' in text, text
 
 
+def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(again: Path) -> None:
+    edit(again, replace("fed_learn_port: 8002\n", "fed_learn_port: 8002\n    default_port: 443\n"))
+    edit(again, replace("    host_names: [", "    default_host: fl.example.org\n    host_names: ["))
+    there = "    elsewhere: true\n    connect_through: http://gate.example:3128\n"
+    edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
+    edit(again, replace("role: lead\n", f"role: lead\n{there}"))
+    outcome = done(again)
+    kits = {name: again / kit for name, kit in outcome["kits"].items()}
+    for name, port in (("server", 8002), ("site-1", 8002), ("site-2", 443)):
+        (kit,) = (kits[name] / "startup").glob("fed_*.json")
+        target = json.loads(kit.read_text())["servers"][0]["service"]["target"]
+        assert target == f"{'server' if name == 'server' else 'fl.example.org'}:{port}", name
+    for name, port in (("admin@flowerbed.example", 8002), ("lead@flowerbed.example", 443)):
+        admin = json.loads((kits[name] / "startup/fed_admin.json").read_text())["admin"]
+        assert (admin["host"], admin["port"]) == ("fl.example.org", port), name
+    compose_file = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
+    for name in ("site-2", "lead"):
+        given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
+        assert given["environment"] == {"FLOWERBED_CONNECT_THROUGH": "http://gate.example:3128"}, name
+
+
+def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
+    file = root / Path(outcome["compose"]).parent / f"elsewhere-{service}.yaml"
+    content: dict[str, Any] = yaml.safe_load(file.read_text())["services"][service]
+    return content
+
+
 def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path, tmp_path: Path) -> None:
     there = "    elsewhere: true\n    env_file: /etc/site-2.env\n    node_config: {a: 1}\n    gpus: all\n"
     edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
@@ -597,6 +629,7 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     site = content["site-1"]
     mounts = {m["target"]: m["source"] for m in site["volumes"] if m.get("read_only")}
     made = str(again / ".flowerbed/environments")
+    assert mounts.pop("/renewed") == str(again / "workspace/flowerbed/renewed/site-1")
     assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables), "/environments": made}
     assert site["group_add"] == ["1234"]
     # Compose doubles a $ of a value when it prints it.
@@ -692,6 +725,7 @@ def test_compose_says_which_verb_is_missing(plain: Path, tmp_path: Path) -> None
 def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> None:
     process = compose(wide, "config", "--format", "json", FLOWERBED_TAG="t", FLOWERBED_DATA="elsewhere")
     assert process.returncode == 0, process.stderr
+    renewals = wide / "workspace/flowerbed/renewed"
     content = json.loads(process.stdout)
     assert content["name"] == "flowerbed"
     # The tools for the curves start only on request: see the next test.
@@ -714,8 +748,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0
         assert list(service["ulimits"]) == ["core"]
         assert service["pids_limit"] > 0
-        assert service["build"]["context"] == str(wide)
-        assert service["build"]["target"] == "participant"
+        # A builder's cache would keep the key.
+        assert "build" not in service and service["pull_policy"] == "never"
         assert ("healthcheck" in service) == (service["command"] != ["console"])
         assert "docker.sock" not in json.dumps(service)
         mounts = {mount["target"]: mount for mount in service["volumes"]}
@@ -726,6 +760,10 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
             assert mounts.pop("/flwr")["source"] == f"flwr.{name}"
         for mount in mounts.values():
             assert mount["read_only"] is True
+        participant = service["labels"]["org.flowerbed.participant"]
+        assert mounts.pop("/renewed")["source"] == str(renewals / participant), "only its own"
+        assert ("/renewals" in mounts) == (name == "server")
+        mounts.pop("/renewals", None)
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
     made = {"/environments": str(wide / ".flowerbed/environments")}
@@ -792,7 +830,12 @@ def test_tracking_tools_are_hardened_and_apart_from_the_sites(wide: Path) -> Non
 def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     before = certificates(again / PROD)
     outcome = done(again)
-    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["policy", "prod_00", "state"]
+    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == [
+        "policy",
+        "prod_00",
+        "renewed",
+        "state",
+    ]
     assert certificates(again / PROD) == before
     assert outcome["compose"] == f"{PROD}/compose.yaml"
     assert (outcome["reissued"], outcome["added"]) == ([], [])
@@ -920,6 +963,14 @@ BAD: dict[str, tuple[Edit, str]] = {
     "bad port": (
         replace("fed_learn_port: 8002", "fed_learn_port: x"),
         "expected fed_learn_port from 1 to 65535",
+    ),
+    "bad dialled port": (
+        replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    default_port: 0"),
+        "expected default_port from 1 to 65535, found int 0",
+    ),
+    "a person here behind a proxy": (
+        replace("role: lead\n", "role: lead\n    connect_through: http://p:1\n"),
+        "admin 'lead@flowerbed.example': connect_through is for another machine (elsewhere: true)",
     ),
     "second port": (
         replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    admin_port: 8003"),
