@@ -544,6 +544,28 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
         assert given["environment"] == {"FLOWERBED_CONNECT_THROUGH": "http://gate.example:3128"}, name
 
 
+def test_a_relay_has_a_published_port_if_other_machines_reach_it(again: Path) -> None:
+    relays = """
+  - {name: site-5, type: client, org: flowerbed, connect_to: relay-1}
+  - {name: site-6, type: client, org: flowerbed, connect_to: relay-2, elsewhere: true}
+  - {name: relay-1, type: relay, org: flowerbed, listening_host: {port: 8102}}
+  - {name: relay-2, type: relay, org: flowerbed, default_port: 443, listening_host: {port: 8103}}
+  - name: relay-3
+    type: relay
+    org: flowerbed
+    elsewhere: true
+    listening_host: {port: 8104, default_host: relay.example.org}
+
+builders:"""
+    edit(again, replace("\nbuilders:", relays))
+    outcome = done(again)
+    here = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    assert "ports" not in here["relay-1"]
+    assert here["relay-2"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:443:8103"]
+    there = ["${FLOWERBED_BIND:-0.0.0.0}:${FLOWERBED_PORT:-8104}:8104"]
+    assert elsewhere(again, outcome, "relay-3")["ports"] == there
+
+
 def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
     file = root / Path(outcome["compose"]).parent / f"elsewhere-{service}.yaml"
     content: dict[str, Any] = yaml.safe_load(file.read_text())["services"][service]
@@ -913,13 +935,18 @@ def age(root: Path, subject: str, days: int) -> None:
     path.write_text(json.dumps(state))
 
 
-def test_certificates_near_or_past_their_end_are_renewed(again: Path) -> None:
+def test_certificates_past_half_of_their_life_are_renewed_for_the_same_keys(again: Path) -> None:
     age(again, "site-1", 10)
-    age(again, "site-2", 100)
+    age(again, "site-2", 310)
+    before = certificate(again / PROD / "site-1/startup/client.crt")
     assert done(again)["reissued"] == ["site-1"]
     age(again, "site-2", -1)
     outcome = done(again)
     assert outcome["reissued"] == ["site-2"]
+    startup = again / outcome["kits"]["site-1"] / "startup"
+    assert certificate(startup / "client.crt").public_key() == before.public_key()
+    key = serialization.load_pem_private_key((startup / "client.key").read_bytes(), None)
+    assert key.public_key() == before.public_key(), "the key is kept"
     end = certificate(again / outcome["kits"]["site-2"] / "startup/client.crt").not_valid_after_utc
     assert end > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
 
