@@ -560,6 +560,9 @@ builders:"""
     edit(again, replace("\nbuilders:", relays))
     outcome = done(again)
     here = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    kit = again / outcome["kits"]["site-5"]
+    assert "relay-1:8102" in (kit / "local/relay__resources.json").read_text()
+    assert here["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
     assert "ports" not in here["relay-1"]
     assert here["relay-2"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:443:8103"]
     there = ["${FLOWERBED_BIND:-0.0.0.0}:${FLOWERBED_PORT:-8104}:8104"]
