@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.common import offers, signed, site_environments, spool
 from bridge.common.app_environment import DESCRIPTION, NAME, ROOT
+from bridge.common.errors import FlowerbedError
 from bridge.common.offers import ARCHIVE, ENVIRONMENTS, MESSAGE, OFFERED, PIECE, STATEMENT
 from bridge.common.site_environments import APPROVE, PART, REFUSE, Approvals, News, Wishes
 
@@ -36,7 +37,7 @@ SPARE = 1 << 30
 """Bytes that stay free on the disk."""
 
 
-class Lost(Exception):
+class Lost(FlowerbedError):
     """Raised when the server does not answer. The next report begins again."""
 
 
