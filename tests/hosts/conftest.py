@@ -1,4 +1,4 @@
-"""Give the tests one federation on several hosts. Refuse or skip hosts where this machine cannot have them."""
+"""Give the tests one federation on several hosts, and skip them where this machine cannot have hosts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""A site joins from another host: one file and one command."""
