@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes
 
 import bridge
 from bridge.common import app_environment
+from bridge.common.server_address import Address
+from bridge.flare.addresses import ADDRESSES
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
 
@@ -64,7 +66,8 @@ class SiteFacts:
             "version": versions,
             "uptime_seconds": lambda: round(time.monotonic() - self._began),
             "certificate": lambda: certificate(self._workspace / "startup"),
-            "dialled": self._dialled,
+            "dialled": lambda: in_words(ADDRESSES.dialled() or ADDRESSES.of_kit()),
+            "known_address": lambda: in_words(ADDRESSES.today() or ADDRESSES.of_kit()),
             "disk": self._disk,
             "memory": memory,
             "gpus": self._gpu,
@@ -79,14 +82,13 @@ class SiteFacts:
         found: dict[str, Any] = {}
         for name, fact in gather.items():
             try:
-                found[name] = fact()
+                value = fact()
             except Exception as error:
                 log.debug("no %s to report: %r", name, error)
+                continue
+            if value is not None:
+                found[name] = value
         return found
-
-    def _dialled(self) -> str:
-        client = self._engine.client
-        return str(client.servers[client._get_project_name()]["target"])
 
     def _disk(self) -> dict[str, int]:
         usage = shutil.disk_usage(self._workspace)
@@ -178,6 +180,11 @@ def gpus() -> list[dict[str, Any]]:
         name, total, free = (part.strip() for part in line.rsplit(",", 2))
         found.append({"name": name, "memory": int(total) * 2**20, "free": int(free) * 2**20})
     return found
+
+
+def in_words(address: Address | None) -> str | None:
+    """Return an address as text."""
+    return None if address is None else str(address)
 
 
 def environments() -> list[dict[str, str]]:
