@@ -22,7 +22,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]
 """A name, or an IP address of either kind."""
 
 
-class Address(NamedTuple):
+class ServerAddress(NamedTuple):
     """A host with its port."""
 
     host: str
@@ -32,7 +32,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def read(content: Any) -> Address:
+def read(content: Any) -> ServerAddress:
     """Return the address in the content of `server.json`.
 
     Raises:
@@ -43,10 +43,10 @@ def read(content: Any) -> Address:
         raise ValueError(f"expected a host's name or IP address, found {str(host)[:200]!r}")
     if type(port) is not int or not 0 < port < 65536:
         raise ValueError(f"expected a port from 1 to 65535, found {str(port)[:200]!r}")
-    return Address(host, port)
+    return ServerAddress(host, port)
 
 
-def of_file(file: Path) -> Address | None:
+def of_file(file: Path) -> ServerAddress | None:
     """Return the address in a `server.json`, or None if there is no such file.
 
     Raises:
@@ -60,31 +60,33 @@ def of_file(file: Path) -> Address | None:
     return read(json.loads(text))
 
 
-def of_kit(startup: Path) -> Address | None:
+def of_kit(kit: Path) -> ServerAddress | None:
     """Return the address that a kit dials, or None if it dials nobody. The server's kit does not.
 
     Args:
-        startup: the kit's folder `startup`.
+        kit: its folder, with `startup` and `local`.
 
     Raises:
         ValueError: the kit is broken.
     """
     for name, find in _PLACES.items():
-        if (startup / name).is_file():
-            return find(json.loads((startup / name).read_text()))
+        if (kit / name).is_file():
+            return find(json.loads((kit / name).read_text()))
     return None
 
 
-def _split(target: str) -> Address:
+def _split(target: str) -> ServerAddress:
     host, _, port = target.rpartition(":")
     return read({"host": host.strip("[]"), "port": int(port)})
 
 
-_PLACES: Mapping[str, Callable[[Any], Address]] = {
+_PLACES: Mapping[str, Callable[[Any], ServerAddress]] = {
     # A site behind a relay also has the server's address, and does not dial it.
-    "relay__resources.json": lambda kit: _split(kit["relay_config"]["address"]),
-    "fed_relay.json": lambda kit: _split(kit["connect_to"]["address"]),
-    "fed_client.json": lambda kit: _split(kit["servers"][0]["service"]["target"]),
-    "fed_admin.json": lambda kit: read({"host": kit["admin"]["host"], "port": int(kit["admin"]["port"])}),
+    "local/relay__resources.json": lambda kit: _split(kit["relay_config"]["address"]),
+    "startup/fed_relay.json": lambda kit: _split(kit["connect_to"]["address"]),
+    "startup/fed_client.json": lambda kit: _split(kit["servers"][0]["service"]["target"]),
+    "startup/fed_admin.json": lambda kit: read(
+        {"host": kit["admin"]["host"], "port": int(kit["admin"]["port"])}
+    ),
 }
 """The files of a kit with its address, in nvflare 2.9.0."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import server_address
-from bridge.common.server_address import Address
+from bridge.common.server_address import ServerAddress
 from bridge.common.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ class Addresses:
     """The addresses of the other end of this participant's connection."""
 
     def __init__(self, kit: Path = KIT, renewed: Path = RENEWED) -> None:
-        self._startup, self._file = kit / "startup", renewed / server_address.FILE
+        self._kit, self._file = kit, renewed / server_address.FILE
         self._lock = threading.Lock()
-        self._dialled: Address | None = None
+        self._dialled: ServerAddress | None = None
 
-    def choose(self, given: Address, answers: Callable[[Address], None]) -> Address:
+    def choose(self, given: ServerAddress, answers: Callable[[ServerAddress], None]) -> ServerAddress:
         """Return the address to dial in place of a connector's.
 
         Args:
@@ -65,15 +65,15 @@ class Addresses:
             self._dialled = chosen
         return chosen
 
-    def of_kit(self) -> Address | None:
+    def of_kit(self) -> ServerAddress | None:
         """Return the kit's address, or None if there is no kit or it dials nobody."""
         try:
-            return server_address.of_kit(self._startup)
+            return server_address.of_kit(self._kit)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             log.warning("the kit has no address: %r", error)
             return None
 
-    def today(self) -> Address | None:
+    def today(self) -> ServerAddress | None:
         """Return the address that is valid today, or None if the kit's is."""
         try:
             return server_address.of_file(self._file)
@@ -81,7 +81,7 @@ class Addresses:
             log.warning("%s is ignored: %s", self._file, error)
             return None
 
-    def dialled(self) -> Address | None:
+    def dialled(self) -> ServerAddress | None:
         """Return the address that was dialled last, or None if nobody was."""
         with self._lock:
             return self._dialled

@@ -21,7 +21,7 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
-from bridge.common.server_address import Address
+from bridge.common.server_address import ServerAddress
 from bridge.flare import addresses
 
 DIAL_WITHIN = 20.0
@@ -140,11 +140,11 @@ def _first(host: str, port: int) -> socket.socket:
 def target(connector: Any) -> tuple[str, int]:
     """Return the host and the port that a connector leads to, where the other end is today."""
     params = connector.params
-    given = Address(params[DriverParams.HOST.value], int(params[DriverParams.PORT.value]))
+    given = ServerAddress(params[DriverParams.HOST.value], int(params[DriverParams.PORT.value]))
     # FLARE dials, and shows, what is in the parameters.
     given = params.setdefault(GIVEN, given)
 
-    def answers(address: Address) -> None:
+    def answers(address: ServerAddress) -> None:
         context = net_utils.get_ssl_context(params, ssl_server=False)
         if context and params.get(DriverParams.SCHEME.value) in GRPC_SCHEMES:
             context.set_alpn_protocols(["h2"])

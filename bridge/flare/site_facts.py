@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 
 import bridge
 from bridge.common import app_environment
-from bridge.common.server_address import Address
+from bridge.common.server_address import ServerAddress
 from bridge.flare.addresses import ADDRESSES
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
@@ -182,7 +182,7 @@ def gpus() -> list[dict[str, Any]]:
     return found
 
 
-def in_words(address: Address | None) -> str | None:
+def in_words(address: ServerAddress | None) -> str | None:
     """Return an address as text."""
     return None if address is None else str(address)
 

@@ -10,12 +10,12 @@ import pytest
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import server_address
-from bridge.common.server_address import Address
+from bridge.common.server_address import ServerAddress
 from bridge.common.spool import Spool
 from bridge.flare import addresses, dialling
 from bridge.flare.addresses import Addresses
 
-OLD, NEW = Address("old.example.org", 8002), Address("new.example.org", 443)
+OLD, NEW = ServerAddress("old.example.org", 8002), ServerAddress("new.example.org", 443)
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def moves(site: Addresses, text: str = json.dumps(NEW._asdict())) -> None:
     site._file.write_text(text)
 
 
-def silent(address: Address) -> None:
+def silent(address: ServerAddress) -> None:
     raise ConnectionRefusedError(f"{address} refuses")
 
 
 def test_the_kits_address_is_dialled_until_the_server_moves(site: Addresses) -> None:
     assert site.choose(OLD, silent) == OLD and site.dialled() == OLD
     moves(site)
-    tried: list[Address] = []
+    tried: list[ServerAddress] = []
     assert site.choose(OLD, tried.append) == NEW == site.dialled()
     assert tried == [NEW] and site.today() == NEW and site.of_kit() == OLD
 
@@ -53,7 +53,7 @@ def test_the_kits_address_is_dialled_if_nobody_answers_at_the_new_one(site: Addr
 
 def test_other_connections_of_a_process_stay_as_they_are(site: Addresses) -> None:
     moves(site)
-    assert site.choose(Address("localhost", 40000), silent) == Address("localhost", 40000)
+    assert site.choose(ServerAddress("localhost", 40000), silent) == ServerAddress("localhost", 40000)
 
 
 @pytest.mark.parametrize(
@@ -96,23 +96,25 @@ def test_a_connector_is_led_to_the_new_address(site: Addresses, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("fed_client.json", {"servers": [{"service": {"target": "a.example:8002"}}]}),
-        ("fed_relay.json", {"connect_to": {"address": "a.example:8002"}}),
-        ("fed_admin.json", {"admin": {"host": "a.example", "port": 8002}}),
-        ("relay__resources.json", {"relay_config": {"address": "a.example:8002"}}),
+        ("startup/fed_client.json", {"servers": [{"service": {"target": "a.example:8002"}}]}),
+        ("startup/fed_relay.json", {"connect_to": {"address": "a.example:8002"}}),
+        ("startup/fed_admin.json", {"admin": {"host": "a.example", "port": 8002}}),
+        ("local/relay__resources.json", {"relay_config": {"address": "a.example:8002"}}),
     ],
 )
 def test_the_address_of_each_kind_of_kit_is_known(tmp_path: Path, name: str, content: Any) -> None:
     assert server_address.of_kit(tmp_path) is None
+    (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text(json.dumps(content))
     assert server_address.of_kit(tmp_path) == ("a.example", 8002)
 
 
 def test_a_site_behind_a_relay_dials_the_relay(tmp_path: Path) -> None:
     for name, content in (
-        ("fed_client.json", {"servers": [{"service": {"target": "server:8002"}}]}),
-        ("relay__resources.json", {"relay_config": {"address": "relay-1:8102"}}),
+        ("startup/fed_client.json", {"servers": [{"service": {"target": "server:8002"}}]}),
+        ("local/relay__resources.json", {"relay_config": {"address": "relay-1:8102"}}),
     ):
+        (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(json.dumps(content))
     assert server_address.of_kit(tmp_path) == ("relay-1", 8102)
 
