@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bridge.common.server_address import ServerAddress
 from bridge.common.spool import Spool
 from bridge.flare import addresses, dialling
 from bridge.flare.addresses import Addresses
+from bridge.keeper import address as keeper
 
 OLD, NEW = ServerAddress("old.example.org", 8002), ServerAddress("new.example.org", 443)
 
@@ -153,3 +155,37 @@ def test_the_address_goes_to_the_keeper(tmp_path: Path) -> None:
             addresses.take({"server": wrong}, None, spool)
     # Where the server's machine mounts the file, nothing is written.
     addresses.take({"server": NEW._asdict()}, None, Spool(tmp_path / "none"))
+
+
+# In the keeper
+
+
+def test_the_keeper_installs_an_address(tmp_path: Path) -> None:
+    spool, renewed = tmp_path / "spool", tmp_path / "renewed"
+    spool.mkdir()
+    renewed.mkdir()
+    assert not keeper.install(spool, renewed)
+    (spool / server_address.FILE).write_text(json.dumps({**NEW._asdict(), "more": "x"}))
+    assert keeper.install(spool, renewed) and not keeper.install(spool, renewed)
+    assert server_address.of_file(renewed / server_address.FILE) == NEW
+    assert [path.name for path in renewed.iterdir()] == [server_address.FILE]
+
+
+@pytest.mark.parametrize("text", ["", "[" * 60_000, '{"host": "a;b", "port": 1}', '{"host": "a", "port": 70000}'])
+def test_the_keeper_installs_no_nonsense(tmp_path: Path, text: str) -> None:
+    (tmp_path / server_address.FILE).write_text(text)
+    (tmp_path / "renewed").mkdir()
+    with pytest.raises(ValueError, match="xpect"):
+        keeper.install(tmp_path, tmp_path / "renewed")
+    assert list((tmp_path / "renewed").iterdir()) == []
+
+
+def test_the_keeper_follows_no_link_of_the_spools_writer(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(json.dumps(NEW._asdict()))
+    (tmp_path / "renewed").mkdir()
+    (tmp_path / server_address.FILE).symlink_to(secret)
+    assert not keeper.install(tmp_path, tmp_path / "renewed")
+    (tmp_path / server_address.FILE).unlink()
+    os.mkfifo(tmp_path / server_address.FILE)
+    assert not keeper.install(tmp_path, tmp_path / "renewed")
