@@ -171,7 +171,9 @@ def test_the_keeper_installs_an_address(tmp_path: Path) -> None:
     assert [path.name for path in renewed.iterdir()] == [server_address.FILE]
 
 
-@pytest.mark.parametrize("text", ["", "[" * 60_000, '{"host": "a;b", "port": 1}', '{"host": "a", "port": 70000}'])
+@pytest.mark.parametrize(
+    "text", ["", "[" * 60_000, '{"host": "a;b", "port": 1}', '{"host": "a", "port": 70000}']
+)
 def test_the_keeper_installs_no_nonsense(tmp_path: Path, text: str) -> None:
     (tmp_path / server_address.FILE).write_text(text)
     (tmp_path / "renewed").mkdir()
