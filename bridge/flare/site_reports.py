@@ -32,7 +32,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report
-from bridge.flare import addresses
+from bridge.flare import addresses, site_facts
 from bridge.flare.flare_server import FlareServer
 from bridge.flare.site_messages import is_person
 
@@ -198,6 +198,5 @@ class SiteReportsCommand(CommandModule):  # type: ignore[misc]
 
     def _show(self, conn: Connection, args: list[str]) -> None:
         found = self._reports.now()
-        conn.append_string(
-            f"{len(found)} reports", meta=make_meta(MetaStatusValue.OK, extra={"sites": found})
-        )
+        told = {"sites": found, "server_version": site_facts.versions()}
+        conn.append_string(f"{len(found)} reports", meta=make_meta(MetaStatusValue.OK, extra=told))
