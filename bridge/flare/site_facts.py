@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives import hashes
 import bridge
 from bridge.common import app_environment
 from bridge.common.server_address import ServerAddress
+from bridge.common.site_environments import policy
+from bridge.flare import site_environments
 from bridge.flare.addresses import ADDRESSES
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
@@ -73,6 +75,7 @@ class SiteFacts:
             "gpus": self._gpu,
             "data": self._data.seen,
             "environments": environments,
+            "environments_not_installed": site_environments.state,
             "policy": self._policy,
             "jobs": self._running,
             "round_trip_seconds": lambda: round(self.round_trip, 3),
@@ -107,6 +110,7 @@ class SiteFacts:
             "sandbox": own.sandbox,
             "egress": own.egress,
             "custom_code": own.custom_code,
+            "environments": policy(),
         }
         return known if own.allowed_apps is None else {**known, "allowed_apps": len(own.allowed_apps)}
 
