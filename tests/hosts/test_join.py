@@ -1,1 +1,0 @@
-"""A site joins from another host: one file and one command."""
