@@ -16,7 +16,7 @@ from nvflare.tool.cli_output import output_error
 from bridge.common import site_service
 from bridge.common.site_service import shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
-from provisioning import dotenv, elsewhere, links, networks, note, renewed, revocation, site_files
+from provisioning import addresses, dotenv, elsewhere, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
 from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
@@ -126,7 +126,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        renewed.write(prod.parent, [prod / p.name for p in people])
+        kits = [prod / p.name for p in people]
+        renewed.write(prod.parent, kits)
+        addresses.write(prod.parent, kits)
+        addresses.save(Path(ctx.get_state_dir()), addresses.dialled(project))
         # Containers mount these folders, and cannot start without them.
         for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():
@@ -169,7 +172,7 @@ def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks
         | tools,
         # Each tool's volume has the tool's name.
         "volumes": {name: {} for name in (*names, *TOOLS, *sockets)},
-        "networks": joined.defined | (networks.FLWR_NETWORK if flwr else {}),
+        "networks": joined.among(names) | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
 
@@ -260,6 +263,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         if not networks.is_elsewhere(participant):
             # Where the server is, a run whose app has no environment is refused at once.
             service["volumes"].append(shown(ENVIRONMENTS, "/environments"))
+    if participant.type == ParticipantType.RELAY:
+        service |= _published(participant, project)
     upstream = networks.upstream(participant, project)
     if not networks.is_elsewhere(participant) and not networks.is_elsewhere(upstream):
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
@@ -268,6 +273,20 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type != ParticipantType.CLIENT and (proxy := participant.get_prop(CONNECT_THROUGH)):
         service |= site_service.service({CONNECT_THROUGH: proxy}, {}, without_proxy=[])
     return service
+
+
+def _published(relay: Participant, project: Project) -> dict[str, Any]:
+    """Return the port by which other machines reach a relay, or nothing if none of them has to.
+
+    A relay on another machine is there for others, so its port is open unless its folder's .env says less.
+    """
+    away = networks.is_elsewhere(relay)
+    if not away and not networks.has_clients_elsewhere(relay, project):
+        return {}
+    port = relay.get_listening_host().port
+    shown_port = relay.get_prop(DEFAULT_PORT, port)
+    host = "${FLOWERBED_BIND:-0.0.0.0}" if away else "${FLOWERBED_BIND:-127.0.0.1}"
+    return {"ports": [f"{host}:{f'${{FLOWERBED_PORT:-{shown_port}}}' if away else shown_port}:{port}"]}
 
 
 def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:

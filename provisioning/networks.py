@@ -73,6 +73,11 @@ class Networks:
         content: dict[str, Any] = {"networks": self.joined[service]} if service in self.joined else {}
         return content | ({"dns": NO_NAMES[:]} if service in self.silent else {})
 
+    def among(self, services: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the networks, without the one with a way out if none of these services is in it."""
+        out = any(OUTSIDE in self.joined.get(service, {}) for service in services)
+        return {name: network for name, network in self.defined.items() if out or name != OUTSIDE}
+
 
 def upstream(participant: Participant, project: Project) -> Participant:
     """Return the server or relay that a participant connects to."""
@@ -103,6 +108,12 @@ def assigned(project: Project, known: Mapping[str, ListenerLinks]) -> dict[str, 
         links = found[listener.name] = ListenerLinks(old.number, dict(old.taken), dict(old.left))
         links.assign([p.name for p in linked if upstream(p, project) is listener])
     return found
+
+
+def has_clients_elsewhere(listener: Participant, project: Project) -> bool:
+    """Return whether somebody on another machine connects to the server or relay."""
+    others = (*project.get_relays(), *project.get_clients(), *project.get_admins())
+    return any(is_elsewhere(p) and upstream(p, project) is listener for p in others)
 
 
 def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks:
@@ -137,8 +148,7 @@ def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks
             joined[OUTSIDE] = {}
     for other in project.get_relays():
         # Clients on another machine come through a published port, which needs a way out.
-        away = any(is_elsewhere(p) and upstream(p, project) is other for p in others)
-        if away and not is_elsewhere(other):
+        if has_clients_elsewhere(other, project) and not is_elsewhere(other):
             result.joined[service_name(other.name)][OUTSIDE] = {}
     result.silent = {
         service_name(p.name) for p in others if OUTSIDE not in result.joined[service_name(p.name)]

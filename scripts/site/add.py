@@ -16,7 +16,6 @@ new to a site that has joined (`./site update NAME.join` there).
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from bridge.common import join_file
+from bridge.common import join_file, server_address
 from bridge.common.site_settings import TABLE
 from provisioning import dotenv, join, renewed, state
 from provisioning.compose import ALONE
@@ -297,11 +296,9 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
 
 def _dialled(kit: Path) -> str:
     """Return host and port that a kit dials."""
-    (file,) = (kit / "startup" / name for name in ROLE_OF if (kit / "startup" / name).exists())
-    content = json.loads(file.read_text())
-    if admin := content.get("admin"):
-        return f"{admin['host']}:{admin['port']}"
-    return str(content["servers"][0]["service"]["target"])
+    found = server_address.of_kit(kit)
+    assert found is not None  # Each kit has one.
+    return str(found)
 
 
 def _give(file: Path) -> None:
