@@ -47,6 +47,15 @@ BEGIN = "#!/bin/sh\n# Join file of "
 REGISTRY = re.compile(r"(localhost|[^/]*[.:][^/]*)/.+@sha256:[0-9a-f]{64}")
 """The name of an image with its digest in a registry."""
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of the site in project.yml, with its value in YAML. May be given more than once.",
+    ),
+]
+
 JSON = JsonObject(
     {
         "site": "the site's name",
@@ -68,14 +77,7 @@ def run(
         str | None,
         typer.Option(metavar="ORG", help="The site's organization.", show_default="the server's"),
     ] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A key of the site in project.yml, with its value in YAML. May be given more than once.",
-        ),
-    ] = None,
+    given: Set = None,
     connect_to: Annotated[
         str | None,
         typer.Option(metavar="RELAY", help="The relay that the site connects to.", show_default="the server"),
