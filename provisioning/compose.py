@@ -14,11 +14,12 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from bridge.common import site_service
-from bridge.common.site_service import shown
+from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
+from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
 from provisioning import dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
-from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
+from provisioning.keys import CUSTOM_CODE, DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
@@ -199,6 +200,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         service = _given(service, participant, project)
     if participant.type != ParticipantType.ADMIN:
         service["labels"] |= KIT_LABEL
+    kept = {KEEPER: _keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():
@@ -207,11 +209,25 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         part["tmpfs"] = ["/kit:size=4k,mode=0555"]
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked} | flwr,
+        "services": {name: service | networked} | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
         "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
+
+
+def _keeper(participant: Participant) -> dict[str, Any]:
+    """Return the service that installs what the server sends to a site."""
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
+        "image": RUNTIME,
+        "pull_policy": "never",
+        "volumes": site_service.keeper_mounts(),
+    }
+    if not participant.get_prop(CUSTOM_CODE, True):
+        # A lead's packages are a lead's code.
+        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
+    return service
 
 
 def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
