@@ -17,7 +17,7 @@ from bridge.common import site_service
 from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
 from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
-from provisioning import dotenv, links, networks, note, renewed, revocation, site_files
+from provisioning import addresses, dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
 from provisioning.keys import CUSTOM_CODE, DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
@@ -140,7 +140,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        renewed.write(prod.parent, [prod / p.name for p in people])
+        kits = [prod / p.name for p in people]
+        renewed.write(prod.parent, kits)
+        addresses.write(prod.parent, kits)
+        addresses.save(Path(ctx.get_state_dir()), addresses.dialled(project))
         # Containers mount these folders, and cannot start without them.
         for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():

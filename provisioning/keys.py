@@ -89,7 +89,7 @@ PARTICIPANT = (
     Key(
         "default_host",
         "a name",
-        "The name that everybody's kit dials. For an address, "
+        "The name that everybody's kit dials. [It may change](../how-to/move-the-server.md). For an address, "
         "[use `connect_to`](../how-to/site-elsewhere.md).",
         default="the participant's own name",
         of=(SERVER, RELAY),

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,13 @@ def test_a_name_that_only_a_site_dials_is_added_with_a_note(tmp_path: Path) -> N
     assert code == 0
     assert "via.example" in sans(root / PROD / "server/startup/server.crt")
     assert "server: its certificate also has via.example" in text
+
+
+def test_each_participant_is_told_the_address_that_it_dials(wide: Path) -> None:
+    renewed = wide / "workspace/flowerbed/renewed"
+    told = {path.parent.name: json.loads(path.read_text()) for path in renewed.glob("*/server.json")}
+    assert told["site-5"] == {"host": "relay-1", "port": 8102}
+    assert told["site-1"] == told["relay-1"] and told["site-1"]["port"] == 8002
 
 
 def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
@@ -932,6 +940,38 @@ def test_certificates_past_half_of_their_life_are_renewed_for_the_same_keys(agai
     assert key.public_key() == before.public_key(), "the key is kept"
     end = certificate(again / outcome["kits"]["site-2"] / "startup/client.crt").not_valid_after_utc
     assert end > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
+
+
+def default_host(host: str) -> Edit:
+    line = f"    default_host: {host}\n    host_names"
+    return lambda text: re.sub(r"    (default_host: .*\n    )?host_names", line, text)
+
+
+def test_a_server_that_moves_is_known_by_its_old_name_for_a_time(again: Path) -> None:
+    """Sites on other machines have a kit with the old name, and dial it until they have heard of the new
+    one."""
+    workspace = again / "workspace/flowerbed"
+    files = {
+        who: workspace / "renewed" / who / "server.json"
+        for who in ("server", "site-1", "admin@flowerbed.example")
+    }
+    assert json.loads(files["site-1"].read_text()) == {"host": "server", "port": 8002}
+    assert files["admin@flowerbed.example"].is_file() and not files["server"].exists()
+    names = []
+    for host in ("old.example.org", "new.example.org"):
+        edit(again, default_host(host))
+        outcome = done(again)
+        assert json.loads(files["site-1"].read_text()) == {"host": host, "port": 8002}
+        assert files["site-1"].stat().st_mode & 0o777 == 0o644
+        names.append(sans(again / outcome["kits"]["server"] / "startup/server.crt"))
+    assert "old.example.org" in names[0] & names[1] and "new.example.org" in names[1] - names[0]
+    # Nobody dials it any more.
+    state = workspace / "state/addresses.json"
+    left = {**json.loads(state.read_text()), "old.example.org": time.time() - 91 * 86400}
+    assert left["new.example.org"] is None
+    state.write_text(json.dumps(left))
+    last = sans(again / done(again)["kits"]["server"] / "startup/server.crt")
+    assert "old.example.org" not in last and "new.example.org" in last
 
 
 # Bad input
