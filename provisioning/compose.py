@@ -298,6 +298,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         if not networks.is_elsewhere(participant):
             # Where the server is, a run whose app has no environment is refused at once.
             service["volumes"].append(shown(ENVIRONMENTS, "/environments"))
+    if participant.type == ParticipantType.RELAY:
+        service |= _published(participant, project)
     upstream = networks.upstream(participant, project)
     if networks.is_elsewhere(participant):
         service["profiles"] = [PROFILE]
@@ -308,6 +310,20 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type != ParticipantType.CLIENT and (proxy := participant.get_prop(CONNECT_THROUGH)):
         service |= site_service.service({CONNECT_THROUGH: proxy}, {}, without_proxy=[])
     return service
+
+
+def _published(relay: Participant, project: Project) -> dict[str, Any]:
+    """Return the port by which other machines reach a relay, or nothing if none of them has to.
+
+    A relay on another machine is there for others, so its port is open unless its folder's .env says less.
+    """
+    away = networks.is_elsewhere(relay)
+    if not away and not networks.has_clients_elsewhere(relay, project):
+        return {}
+    port = relay.get_listening_host().port
+    shown_port = relay.get_prop(DEFAULT_PORT, port)
+    host = "${FLOWERBED_BIND:-0.0.0.0}" if away else "${FLOWERBED_BIND:-127.0.0.1}"
+    return {"ports": [f"{host}:{f'${{FLOWERBED_PORT:-{shown_port}}}' if away else shown_port}:{port}"]}
 
 
 def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:
