@@ -166,6 +166,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
         for relay in project.get_relays():
             _complete_listener(relay)
+        dialled.name_relays(project)
         dialled.write_ports(project)
         server = project.get_server()
         listed = _listed(server.get_prop("host_names"))

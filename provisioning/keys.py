@@ -152,7 +152,8 @@ PARTICIPANT = (
     Key(
         "listening_host",
         "`{port: PORT}`",
-        "Where the relay listens. The port is fixed. `scheme` may be `grpc`, `tcp` or `http`. `default_host` "
+        "Where the relay listens. The port is fixed. It is published if another machine connects to it. "
+        "`scheme` may be `grpc`, `tcp` or `http`. `default_host` "
         "and `connection_security` become the relay's name and `mtls` where they are not given.",
         of=(RELAY,),
     ),

@@ -11,6 +11,8 @@ Usage: ./site VERB
   status            show whether it runs and is registered
   logs [-f]         show its log
   doctor            check this machine, the way to the server, the certificate and the data
+  approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
+  take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
   leave [--yes]     stop the site and remove all that joining made. Its data stays
 END
@@ -89,7 +91,10 @@ status() {
     state=$(docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
     case $state in
-        "running healthy") echo "$site runs since $since and is registered with $server." ;;
+        "running healthy")
+            echo "$site runs since $since and is registered with $server."
+            pending || true
+            ;;
         running*)
             echo "$site runs since $since and is not registered with $server."
             explain
@@ -142,6 +147,22 @@ examine() {
         --mount "type=bind,source=$here/renewed,target=/renewed,readonly" "$image" "$@" "--broken=${wrong:-it said nothing}"
 }
 
+# pending: show the packages from the server that are not installed.
+pending() {
+    once --mount "type=bind,source=$here/environments,target=/environments,readonly" "$image" keeper news
+}
+
+approve() {
+    [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
+    compose run --rm --no-deps -T keeper keeper approve "$1"
+}
+
+take() {
+    [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
+    folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
+}
+
 leave() {
     if [ "${1:-}" != --yes ]; then
         [ -t 0 ] || fail "leave asks first: expected a terminal, or ./site leave --yes." 2
@@ -177,6 +198,8 @@ case $verb in
         [ $# = 1 ] || fail "update needs the newer join file: ./site update FILE" 2
         exec sh "$1" --dir "$here" --update
         ;;
+    approve) approve "$@" ;;
+    take) take "$@" ;;
     leave) leave "$@" ;;
     own) own ;;
     help | -h | --help) usage ;;

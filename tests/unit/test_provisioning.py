@@ -553,6 +553,31 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
         assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
 
 
+def test_a_relay_has_a_published_port_if_other_machines_reach_it(again: Path) -> None:
+    relays = """
+  - {name: site-5, type: client, org: flowerbed, connect_to: relay-1}
+  - {name: site-6, type: client, org: flowerbed, connect_to: relay-2, elsewhere: true}
+  - {name: relay-1, type: relay, org: flowerbed, listening_host: {port: 8102}}
+  - {name: relay-2, type: relay, org: flowerbed, default_port: 443, listening_host: {port: 8103}}
+  - name: relay-3
+    type: relay
+    org: flowerbed
+    elsewhere: true
+    listening_host: {port: 8104, default_host: relay.example.org}
+
+builders:"""
+    edit(again, replace("\nbuilders:", relays))
+    outcome = done(again)
+    here = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    kit = again / outcome["kits"]["site-5"]
+    assert "relay-1:8102" in (kit / "local/relay__resources.json").read_text()
+    assert here["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
+    assert "ports" not in here["relay-1"]
+    assert here["relay-2"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:443:8103"]
+    there = ["${FLOWERBED_BIND:-0.0.0.0}:${FLOWERBED_PORT:-8104}:8104"]
+    assert elsewhere(again, outcome, "relay-3")["ports"] == there
+
+
 def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
     file = root / Path(outcome["compose"]).parent / f"elsewhere-{service}.yaml"
     content: dict[str, Any] = yaml.safe_load(file.read_text())["services"][service]
