@@ -14,7 +14,7 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from bridge.common import site_service
-from bridge.common.site_service import shown
+from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
 from provisioning import addresses, dotenv, elsewhere, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
@@ -185,13 +185,14 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     service["labels"] |= elsewhere.KIT_LABEL
+    kept = {KEEPER: elsewhere.keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
     is_person = participant.type == ParticipantType.ADMIN
     flwr = _flwr(participant, project, name) if is_person else {}
     for part in flwr.values():
         part |= {"image": elsewhere.RUNTIME, "pull_policy": "never"}
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked} | flwr,
+        "services": {name: service | networked} | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
         "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }

@@ -12,6 +12,9 @@ from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant
 
 from bridge.common import site_service
+from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
+from bridge.common.site_service import KEEPER
+from provisioning.keys import CUSTOM_CODE
 from provisioning.names import carrier, service_name
 
 HEADER = """\
@@ -38,3 +41,17 @@ def service(here: Mapping[str, Any], participant: Participant) -> dict[str, Any]
     else:
         given["volumes"] = site_service.own_mounts(name)
     return {**here, **given}
+
+
+def keeper(participant: Participant) -> dict[str, Any]:
+    """Return the service that installs what the server sends to a site."""
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
+        "image": RUNTIME,
+        "pull_policy": "never",
+        "volumes": site_service.keeper_mounts(),
+    }
+    if not participant.get_prop(CUSTOM_CODE, True):
+        # A lead's packages are a lead's code.
+        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
+    return service
