@@ -39,6 +39,7 @@ FACTS: Mapping[str, Any] = {
     "clock": _NUMBER,
     "round_trip_seconds": _NUMBER,
     "dialled": _TEXT,
+    "known_address": _TEXT,
     "certificate": {"begins": _NUMBER, "ends": _NUMBER, "serial": _TEXT, "trusts": [_TEXT]},
     "disk": {"total": _NUMBER, "free": _NUMBER},
     "memory": {"total": _NUMBER, "used": _NUMBER},
@@ -55,6 +56,7 @@ FACTS: Mapping[str, Any] = {
         }
     ],
     "environments": [{"name": _TEXT, "flwr": _TEXT}],
+    "environments_not_installed": {"waiting": [_TEXT], "refused": [_TEXT]},
     "policy": {
         "sandbox": _TEXT,
         "egress": _TEXT,
