@@ -114,8 +114,7 @@ def run(
             raise core.Failure(compose.PROVISION)
         core.say(f"The Docker engine {found['engine']} runs now. Next: ./flowerbed quickstart")
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
-    _check_address()
-    _renew()
+    _prepare()
     # A running tool stays up.
     there = compose.containers()
     shown_by = sorted({*(tracking or ()), *{c["Service"] for c in there}.intersection(TRACKING)})
@@ -146,8 +145,9 @@ def run(
     return {"services": services, "tracking": addresses, "seconds": seconds}
 
 
-def _renew() -> None:
-    """Renew the certificates that are due."""
+def _prepare() -> None:
+    """Check the address, and renew the certificates that are due."""
+    _check_address()
     with contextlib.suppress(core.Failure):  # `doctor` tells of what is due.
         if names := renew.due():
             core.say(f"Renewed certificates: {', '.join(names)}.")
