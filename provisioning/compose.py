@@ -145,7 +145,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             self._lock.release()
 
 
-def render(project: Project, prod: Path, known: Mapping[str, links.Links]) -> str:
+def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks]) -> str:
     """Return the Compose file of a project.
 
     Args:

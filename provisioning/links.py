@@ -26,7 +26,7 @@ engine 0.1 s at the start of a federation, and 0.1 s at its end."""
 
 
 @dataclass
-class Links:
+class ListenerLinks:
     """The links of one listener. They have numbers from 1."""
 
     number: int = 0
@@ -55,7 +55,7 @@ class Links:
         return next(number for number in range(1, len(used) + 2) if number not in used)
 
 
-def read(prod: Path) -> dict[str, Links]:
+def read(prod: Path) -> dict[str, ListenerLinks]:
     """Return the links of each listener by its name. Without a usable file there are none."""
     try:
         content = json.loads((prod / FILE).read_text())
@@ -64,16 +64,16 @@ def read(prod: Path) -> dict[str, Links]:
         return {}
 
 
-def _links(value: Mapping[str, Any]) -> Links:
+def _links(value: Mapping[str, Any]) -> ListenerLinks:
     taken, left = ({str(k): int(v) for k, v in value[key].items()} for key in ("taken", "left"))
-    found = Links(int(value["number"]), taken, left)
+    found = ListenerLinks(int(value["number"]), taken, left)
     numbers = [*taken.values(), *left.values()]
     if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(1, found.number + 1)):
         raise ValueError("two participants have one link, or a number is out of range")
     return found
 
 
-def save(prod: Path, links: Mapping[str, Links]) -> None:
+def save(prod: Path, links: Mapping[str, ListenerLinks]) -> None:
     """Write the file."""
     content = {name: vars(value) for name, value in links.items()}
     write_whole(prod / FILE, (json.dumps(content, indent=2) + "\n").encode(), 0o644)

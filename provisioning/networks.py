@@ -19,7 +19,7 @@ from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
 from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
-from provisioning.links import Links
+from provisioning.links import ListenerLinks
 from provisioning.names import is_address, service_name
 
 TRACKING = "tracking"
@@ -87,25 +87,25 @@ def is_elsewhere(participant: Participant) -> bool:
     return bool(participant.get_prop(ELSEWHERE, False))
 
 
-def assigned(project: Project, known: Mapping[str, Links]) -> dict[str, Links]:
+def assigned(project: Project, known: Mapping[str, ListenerLinks]) -> dict[str, ListenerLinks]:
     """Return each listener's links by the listener's name, for the participants of this machine.
 
     Args:
         project: who takes part.
         known: the links at the last provisioning. It stays as it is.
     """
-    found: dict[str, Links] = {}
+    found: dict[str, ListenerLinks] = {}
     linked = _linked(project)
     for listener in (project.get_server(), *project.get_relays()):
         if is_elsewhere(listener):
             continue
-        old = known.get(listener.name, Links())
-        links = found[listener.name] = Links(old.number, dict(old.taken), dict(old.left))
+        old = known.get(listener.name, ListenerLinks())
+        links = found[listener.name] = ListenerLinks(old.number, dict(old.taken), dict(old.left))
         links.assign([p.name for p in linked if upstream(p, project) is listener])
     return found
 
 
-def of_project(project: Project, known: Mapping[str, Links]) -> Networks:
+def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks:
     """Return the networks of a project.
 
     Args:

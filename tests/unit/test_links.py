@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from provisioning import links
-from provisioning.links import Links
+from provisioning.links import ListenerLinks
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "STEP", 4)
 
 
-def assigned(*names: str, before: Links | None = None) -> Links:
-    found = before or Links()
+def assigned(*names: str, before: ListenerLinks | None = None) -> ListenerLinks:
+    found = before or ListenerLinks()
     found.assign(names)
     return found
 
