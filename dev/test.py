@@ -37,7 +37,7 @@ QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test before it counts as hanging."""
 QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
-SLOW_FOLDERS = ("attacks", "faults", "integration", "kinds", "processes", "versions")
+SLOW_FOLDERS = ("attacks", "faults", "hosts", "integration", "kinds", "processes", "versions")
 """Folders below `tests` without quick tests. Each worker would import them first."""
 IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 """Options that divide the slow tests among two workers (`tests/conftest.py`)."""

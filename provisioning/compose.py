@@ -15,7 +15,7 @@ from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_service import shown
 from bridge.common.site_settings import DATA_FOLDER
-from provisioning import dotenv, links, networks, note, revocation, site_files
+from provisioning import dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
 from provisioning.keys import PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
@@ -45,8 +45,8 @@ FLWR_PORT = 9093
 ENVIRONMENTS = "${FLOWERBED_ENVIRONMENTS:-./.flowerbed/environments}"
 """The folder with the environments of apps, beside the Compose file at the root."""
 
-PROGRAM = "${FLOWERBED_PROGRAM:-.}"
-"""`flowerbed init` writes this into .env: there, the program is a copy of the installed one."""
+PARTICIPANT = "org.flowerbed.participant"
+"""The label with the participant's name, which is also the name of its kit's folder beside the file."""
 
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
@@ -110,8 +110,8 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             )
         prod = Path(current).resolve()
         previous = prod.with_name(f"prod_{ctx[CtxKey.LAST_PROD_STAGE]:02d}")
-        known = links.read(previous)
-        for participant in filter(networks.is_elsewhere, _people(project)):
+        known, people = links.read(previous), _people(project)
+        for participant in filter(networks.is_elsewhere, people):
             alone = prod / ALONE.format(name=service_name(participant.name))
             alone.write_text(render_alone(participant, project, prod.relative_to(ROOT)))
         draft = prod / f"{FILE}.new"
@@ -128,6 +128,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
+        renewed.write(prod.parent, [prod / p.name for p in people])
         # Containers mount these folders, and cannot start without them.
         for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():
@@ -180,9 +181,6 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
-    # The image was loaded there. Nothing to build it from is there, and no registry has it.
-    del service["build"]
-    service["pull_policy"] = "never"
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     # The image that is there.
@@ -242,19 +240,20 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     service: dict[str, Any] = {
         "extends": {"file": f"compose/{role}.yaml", "service": role},
         "image": _image(name),
-        "build": {
-            "context": ".",
-            "dockerfile": f"{PROGRAM}/images/Dockerfile",
-            "args": {"KIT": (prod / participant.name).as_posix(), "PROGRAM": PROGRAM},
-            "target": "participant",
-        },
+        # `./flowerbed build` makes it, or it was loaded. No registry has it.
+        "pull_policy": "never",
         "hostname": name,
-        "labels": {"org.flowerbed.participant": participant.name},
+        "labels": {PARTICIPANT: participant.name},
         "volumes": [f"{name}:/workspace"],
     }
+    renewals = f"./{(prod.parent / renewed.FOLDER).as_posix()}"
+    if not networks.is_elsewhere(participant):
+        service["volumes"].append(shown(f"{renewals}/{participant.name}", "/renewed"))
     if participant.type in (ParticipantType.SERVER, ParticipantType.RELAY):
         service["volumes"].append(shown(f"./{(prod.parent / revocation.FOLDER).as_posix()}", "/policy"))
     if participant.type == ParticipantType.SERVER:
+        # For the sites on other machines, which it tells of them. Certificates are public.
+        service["volumes"].append(shown(renewals, "/renewals"))
         port = participant.get_prop("fed_learn_port", PORT)
         service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
         return _given(service, participant, project)

@@ -39,10 +39,12 @@ COMPONENTS = {
         "flowerbed_keeper": "bridge.flare.job_supervisor.JobSupervisor",
         "flowerbed_policy": "bridge.flare.submissions.JobPolicy",
         "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
+        "flowerbed_reports": "bridge.flare.site_reports.SiteReports",
     },
     ParticipantType.CLIENT: {
         "flowerbed_policy": "bridge.flare.policy.CodePolicy",
         "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
+        "flowerbed_reporter": "bridge.flare.site_reporter.SiteReporter",
     },
 }
 """Our components of FLARE's own process, of the server and of a site. Each says what FLARE lacks."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts import compose, core, engine, images
+from scripts import compose, core, engine, kit_layer
 
 _LINE = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
 """A line of `docker compose config --hash`."""
@@ -50,13 +50,13 @@ def containers(
 def kits(config: Mapping[str, Any]) -> list[str]:
     """Return the services with images from another kit than the one in use."""
     wanted = {
-        service["image"]: (name, images.kit_mark(core.ROOT / service["build"]["args"]["KIT"]))
+        service["image"]: (name, kit_layer.mark(kit))
         for name, service in config["services"].items()
-        if "build" in service
+        if (kit := compose.kit(service))
     }
     if not wanted:
         return []
-    built = engine.labels(list(wanted), images.KIT)
+    built = engine.labels(list(wanted), kit_layer.KIT)
     return sorted(wanted[image][0] for image, mark in built.items() if mark != wanted[image][1])
 
 

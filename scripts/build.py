@@ -21,6 +21,7 @@ asks for. It does nothing where that environment exists, and no `up` is needed a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ from scripts import (
     core,
     engine,
     images,
+    kit_layer,
     leftovers,
     ownership,
     provision,
@@ -137,32 +139,46 @@ def run(
     mlflow = tracking == "mlflow"
     engine.ensure()
     config = compose.config(tag=TAG, profiles=["elsewhere"])
-    project, wanted = str(config["name"]), images.participants(config, TAG)
+    project, wanted = str(config["name"]), images.participants(config)
     ownership.check(project)
     runtime = images.runtime(project, TAG)
     images.check_disk(first=no_cache or not engine.has(runtime))
     base = _fetch(mlflow=mlflow, renew=pull)
-    taken = published.name()
-    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}")
-    steps = [("published" if taken else "runtime", runtime, "")]
-    steps += [("participant", f"{i.name}:{TAG}", i.kit) for i in wanted]
-    steps += [("mlflow", f"{project}-mlflow:{TAG}", "")] if mlflow else []
-    for target, name, kit in steps:
-        core.say(f"  {name} in {images.build(target, name, kit=kit, fresh=no_cache and not kit):.1f} s")
-    images.forget_old()
-    leftovers.forget_kits(core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"])
+    tools = [f"{project}-mlflow:{TAG}"] if mlflow else []
+    _make(runtime, wanted, tools, fresh=no_cache)
+    _forget(project)
     dotenv.write(core.ROOT / ".env", {"FLOWERBED_TAG": TAG})
     provision.tell_changes()
     megabytes = round((engine.image(runtime) or {})["Size"] / 1e6)
     seconds = round(time.monotonic() - start, 1)
-    core.say(f"{len(steps)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s.{core.follow_up('up')}")
+    names = [runtime, *wanted, *tools]
+    core.say(f"{len(names)} images ({runtime}: {megabytes} MB) in {seconds:.0f} s.{core.follow_up('up')}")
     return {
         "tag": TAG,
-        "images": [name for _, name, _ in steps],
+        "images": names,
         "base": base,
         "runtime_mb": megabytes,
         "seconds": seconds,
     }
+
+
+def _make(runtime: str, wanted: Mapping[str, Path], tools: Sequence[str], *, fresh: bool) -> None:
+    """Build the runtime image, the tools' images, and each participant's image on the runtime."""
+    taken = published.name()
+    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}")
+    steps = [("published" if taken else "runtime", runtime), *(("mlflow", name) for name in tools)]
+    for target, name in steps:
+        core.say(f"  {name} in {images.build(target, name, fresh=fresh):.1f} s")
+    for name, kit in wanted.items():
+        core.say(f"  {name} in {kit_layer.bake(kit, runtime, name):.1f} s")
+
+
+def _forget(project: str) -> None:
+    """Remove images and kits that newer ones have replaced. They hold keys."""
+    images.forget_old()
+    file = core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
+    leftovers.forget_images(file, project, TAG)
+    leftovers.forget_kits(file)
 
 
 def _fetch(*, mlflow: bool, renew: bool) -> str:

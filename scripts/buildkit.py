@@ -17,9 +17,9 @@ NEXT, SHELL = re.compile(r"\s*(?:;|&&)\s*"), re.compile(r"set -|(if|then|for|do)
 class Steps:
     """Show the steps of a build as they begin: on a bar, or as a line for each that is not cached."""
 
-    def __init__(self, bar: progress.Bar, *, quiet: bool = False) -> None:
-        """Create the reader. With `quiet` there are no lines: the steps of a kit's image take no time."""
-        self._bar, self._quiet = bar, quiet
+    def __init__(self, bar: progress.Bar) -> None:
+        """Create the reader."""
+        self._bar = bar
         self._stages: dict[str, tuple[int, int]] = {}
         self._begun: dict[str, str] = {}
         self._shown: set[str] = set()
@@ -38,7 +38,7 @@ class Steps:
                 self._bar.at(self._done, self._begun[key], self._total)
         elif key in self._begun and not line.startswith(f"{key} sha256:"):
             what = self._begun.pop(key)
-            is_work = said != ["CACHED"] and not what.startswith("FROM ") and not self._quiet
+            is_work = said != ["CACHED"] and not what.startswith("FROM ")
             if is_work and key not in self._shown and not progress.at_terminal():
                 self._shown.add(key)
                 core.say(f"  {what}")

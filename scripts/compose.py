@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from provisioning import dotenv
@@ -28,6 +29,9 @@ HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
 
 INSPECTED = "{{.Name}} {{if .State.Health}}{{.State.Health.Status}}{{end}}"
 """The format of `docker inspect`: a container's name and health."""
+
+PARTICIPANT = "org.flowerbed.participant"
+"""The label with a participant's name (`provisioning/compose.py`)."""
 
 NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
@@ -68,6 +72,13 @@ def config(*, tag: str = "", profiles: Sequence[str] = ()) -> dict[str, Any]:
     words = [*with_profiles(profiles), "config", "--format", "json"]
     content = call(words, env={"FLOWERBED_TAG": tag} if tag else None)
     return dict(json.loads(content))
+
+
+def kit(service: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the kit of a service of the resolved file, or None if it is no participant's."""
+    name = (service.get("labels") or {}).get(PARTICIPANT)
+    file = dotenv.read(core.ROOT / ".env").get("FLOWERBED_COMPOSE")
+    return (core.ROOT / file).parent / name if name and file else None
 
 
 def with_profiles(profiles: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 
+from bridge.common.finding import Finding, Level
 from bridge.common.text import shown
 from provisioning import dotenv
 from provisioning.names import is_carrier, service_name
@@ -41,7 +42,6 @@ from scripts import (
     terminal,
     wheelhouse,
 )
-from scripts.findings import Finding, Level
 from scripts.json_object import JsonObject
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
@@ -204,8 +204,7 @@ def check_settings() -> Iterator[Finding]:
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     """Check that each kit's files belong together, and how long it is valid."""
     ends: dict[str, datetime.datetime] = {}
-    for service in (service for service in config["services"].values() if "build" in service):
-        kit = core.ROOT / service["build"]["args"]["KIT"]
+    for kit in filter(None, map(compose.kit, config["services"].values())):
         try:
             ends[kit.name] = certificates.valid_until(kit / "startup")
         except (OSError, ValueError, TypeError, InvalidSignature) as error:

@@ -11,9 +11,9 @@ from typing import Any
 
 from packaging.version import Version
 
+from bridge.common.finding import Finding
 from provisioning import here
 from scripts import apt, base_image, core, engine, engine_view
-from scripts.findings import Finding
 
 PAGE = "docs/how-to/other-engines.md"
 

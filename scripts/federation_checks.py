@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bridge.common.finding import Finding
 from provisioning.keys import PORT
 from provisioning.names import service_name
 from scripts import behind, compose, console, core, engine, ownership, provision, settings, up
-from scripts.findings import Finding
 from scripts.status import REGISTERING, stopped
 
 

@@ -6,18 +6,15 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bridge.common
 from provisioning import places
-from scripts import base_image, buildkit, core, engine, ownership, progress, published
+from scripts import base_image, buildkit, compose, core, engine, ownership, progress, published
 
 LABEL = "org.flowerbed.image"
 """The label of every image built from DOCKERFILE."""
-KIT = "org.flowerbed.kit"
-"""The label of a participant's image with the `kit_mark` of its kit."""
 DOCKERFILE = "images/Dockerfile"
 """Below the program's folder."""
 
@@ -28,14 +25,6 @@ REBUILD_GB = 1.0
 """Free disk for a build when the runtime image exists, in GB: participants' images are small."""
 BUILD_TIMEOUT = 1800.0
 """Seconds for one image. The runtime took 35 to 65 on 2 cores."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """A participant's image: its name without the tag, and the kit to bake in, relative to the root."""
-
-    name: str
-    kit: str
 
 
 def runtime(project: str, tag: str) -> str:
@@ -77,11 +66,10 @@ def check_disk(first: bool) -> None:
             )
 
 
-def participants(config: dict[str, Any], tag: str) -> list[Image]:
-    """Return the images that a federation needs, from its resolved Compose file."""
+def participants(config: dict[str, Any]) -> dict[str, Path]:
+    """Return the kits of the images that a federation needs, by image, from its resolved Compose file."""
     services = config["services"].values()
-    found = {s["image"].removesuffix(f":{tag}"): s["build"]["args"]["KIT"] for s in services if "build" in s}
-    return [Image(name, kit) for name, kit in sorted(found.items())]
+    return dict(sorted((s["image"], kit) for s in services if (kit := compose.kit(s))))
 
 
 def lost(config: dict[str, Any]) -> list[str]:
@@ -94,7 +82,6 @@ def build(
     target: str,
     image: str,
     *,
-    kit: str = "",
     fresh: bool = False,
     network: str = "none",
     arguments: Mapping[str, str] | None = None,
@@ -103,8 +90,7 @@ def build(
     """Build one stage of the Dockerfile under a name. Return the seconds it took.
 
     Args:
-        target: runtime, published, participant, mlflow or compiler.
-        kit: the kit's folder, relative to the root.
+        target: runtime, published, mlflow or compiler.
         fresh: use nothing from the builder's cache.
         network: none or host.
         arguments: the stage's other build arguments.
@@ -116,19 +102,17 @@ def build(
     words += ["--progress", "plain"] if env.get("DOCKER_BUILDKIT") != "0" else []
     words += ["--network", network, "--file", f"{program}/{DOCKERFILE}", "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
-    taken = {"RUNTIME": published.name()} if target in ("published", "participant") else {}
-    given = {"KIT": kit, "PROGRAM": program, **taken, **(arguments or {})}
+    taken = {"RUNTIME": published.name()} if target == "published" else {}
+    given = {"PROGRAM": program, **taken, **(arguments or {})}
     words += [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
     words += ["--no-cache"] if fresh else []
     marks = dict(labels or {})
     if target in ("runtime", "published") and labels is None:
-        # Not on a participant's image, which may go to another machine.
         marks[ownership.LABEL] = str(core.ROOT)
-    marks |= {KIT: kit_mark(core.ROOT / kit)} if kit else {}
     words += [word for name, value in marks.items() for word in ("--label", f"{name}={value}")]
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
-        shown = buildkit.Steps(bar, quiet=bool(kit))
+        shown = buildkit.Steps(bar)
         code, said = progress.follow([*words, "."], shown.tell, env=env, timeout=BUILD_TIMEOUT)
     if code:
         if "no space left on device" in said:
@@ -164,16 +148,6 @@ def _content(folders: Mapping[str, Path]) -> str:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{name}/{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
-
-
-def kit_mark(kit: Path) -> str:
-    """Return a hash of a kit's files, which identifies the kit."""
-    digest = hashlib.sha256()
-    for path in sorted(path for part in ("startup", "local") for path in (kit / part).rglob("*")):
-        if path.is_file():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(kit).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def forget_old() -> None:

@@ -56,8 +56,8 @@ def run(identity: As = None) -> dict[str, Any]:
 def make(service: str) -> dict[str, Any]:
     """Make the kit of a person, by the name of the console. Returns its folder and where it dials."""
     services = compose.config(tag=ANY_TAG)["services"]
-    source = core.ROOT / services[service]["build"]["args"]["KIT"]
-    if not (source / CONFIG).is_file():
+    source = compose.kit(services[service])
+    if source is None or not (source / CONFIG).is_file():
         raise core.Failure(f"{source} has no admin's kit: run ./flowerbed provision.")
     content = json.loads((source / CONFIG).read_text())
     admin = content["admin"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from provisioning.names import carrier, is_carrier
-from scripts import core, engine
+from scripts import core, engine, kit_layer, ownership
 
 LIST = ("volume", "ls", "--format", '{{.Label "com.docker.compose.volume"}}', "--filter")
 
@@ -27,40 +27,66 @@ def forget_kits(compose_file: Path) -> list[str]:
     return [path.name for path in old]
 
 
+def forget_images(compose_file: Path, project: str, tag: str) -> list[str]:
+    """Remove this federation's images with a kit that nobody needs any more, and return their names.
+
+    Each holds a key. An image that a container still runs from stays, for the next `up`.
+
+    Args:
+        compose_file: the federation's file, which names all current participants.
+        project: the name of the Compose project.
+        tag: its images' tag.
+    """
+    filters = [f"label={kit_layer.KIT}", f"label={ownership.LABEL}={core.ROOT}"]
+    words = [word for one in filters for word in ("--filter", one)]
+    shown = core.run([engine.docker(), "image", "ls", *words, "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"])
+    lines = shown.stdout.decode(errors="replace").splitlines() if shown.returncode == 0 else []
+    keep, gone = {f"{project}-{name}:{tag}" for name in _known(compose_file)}, []
+    for number, name in (line.split(" ", 1) for line in lines if " " in line):
+        # An engine other than Docker's puts its registry before the name.
+        if name in keep or name.removeprefix("localhost/") in keep:
+            continue
+        removed = core.run([engine.docker(), "image", "rm", number if "<none>" in name else name])
+        if removed.returncode == 0:
+            gone.append(name)
+            core.say(f"  removed {'an image of before' if '<none>' in name else name}, with its key")
+    return gone
+
+
+def _known(compose_file: Path) -> set[str]:
+    """Return the names of all current participants in Compose, and of tools: each has a volume."""
+    return set((yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {}))
+
+
 def _number(prod: Path) -> int:
     digits = prod.name.removeprefix("prod_")
     return int(digits) if digits.isdecimal() else 0
 
 
-def tell(compose_file: Path, project: str, tag: str) -> list[str]:
-    """Say which earlier participants still have a volume, an image with their key or a folder of data.
+def tell(compose_file: Path, project: str) -> list[str]:
+    """Say which earlier participants still have a volume or a folder of data.
 
     None of it is removed: a volume may hold data that somebody still wants.
 
     Args:
         compose_file: the federation's file, which names all current participants.
         project: the name of the Compose project.
-        tag: its images' tag.
 
     Returns:
         The earlier participants' names in Compose.
     """
     process = core.run([engine.docker(), *LIST, f"label=com.docker.compose.project={project}"])
     volumes = set(process.stdout.decode(errors="replace").split()) if process.returncode == 0 else set()
-    known = (yaml.safe_load(compose_file.read_text()) or {}).get("volumes", {})
+    known = _known(compose_file)
     # The socket of a console goes with it.
     sockets = {name for name in volumes if is_carrier(name)}
-    gone = sorted(volumes - set(known) - sockets)
+    gone = sorted(volumes - known - sockets)
     for name in gone:
         own = [name, *({carrier(name)} & sockets)]
-        image = f"{project}-{name}:{tag}"
-        remove = [f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"]
-        if engine.has(image):
-            remove.append(f"docker image rm {image}")
+        remove = f"docker volume rm {' '.join(f'{project}_{volume}' for volume in own)}"
         # Its data is somebody's original, so no line to copy removes that.
         data = f" Its data stays in data/{name}." if (core.ROOT / "data" / name).is_dir() else ""
         core.say(
-            f"{name} no longer takes part. Its volume and key are still here.{data} "
-            f"To remove volume and key: {' && '.join(remove)}"
+            f"{name} no longer takes part. Its volume is still here.{data} To remove the volume: {remove}"
         )
     return gone

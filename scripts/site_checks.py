@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common import readable, site_settings
+from bridge.common.finding import Finding
 from bridge.common.site_settings import DATA_FOLDER
 from provisioning import here, site_files
 from scripts import core, engine
-from scripts.findings import Finding
 
 WITHIN = readable.WITHIN + 17.0
 """Seconds for a container's answer: the limit of the check, and a slow start of Python on a busy machine."""

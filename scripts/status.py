@@ -1,6 +1,7 @@
-"""Show the containers, the registered sites and the running jobs.
+"""Show the containers, every site wherever it runs, and the running jobs.
 
-The exit code is 0 also when all is down. Texts below the tables name the verbs that help.
+Each site reports to the server every 20 s. The exit code is 0 also when all is down. Texts below the tables
+name the verbs that help.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import behind, compose, console, core, engine, ownership, provision, terminal
+from scripts import behind, compose, console, core, engine, ownership, provision, site_table, terminal
 from scripts.json_object import JsonObject
 from scripts.options import Watch, check_watch
 
@@ -38,6 +39,7 @@ JSON = JsonObject(
         "sites[].last_seen_seconds": "the seconds since the server heard from it",
         "sites[].in_project": "true if project.yml names it",
         "missing_sites": "the sites of project.yml that are not registered, if the server could be asked",
+        **site_table.JSON,
         "jobs": "those that have not ended, as [`jobs`](#jobs) has them, without `waits`",
         "changed": "how project.yml differs from what was provisioned, empty if it does not. `build`, `up` "
         "and `doctor` say so too",
@@ -63,7 +65,7 @@ def status() -> dict[str, Any]:
     """Return the federation's state as far as it can be known, with the keys of `JSON`. Never fail because
     something is down."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
-    outcome |= {"behind": "", "missing_sites": []}
+    outcome |= {"behind": "", "missing_sites": [], "reports": []}
     if not compose.is_provisioned():
         return {**outcome, "why": compose.PROVISION, "changed": ""}
     outcome["changed"] = provision.changes_in_words()
@@ -108,6 +110,7 @@ def status() -> dict[str, Any]:
     outcome["sites"] = [{**site, "in_project": site["name"] in in_project} for site in told["sites"]]
     known = {site["name"] for site in told["sites"]}
     outcome["missing_sites"] = [name for name in in_project if name not in known]
+    outcome["reports"] = told.get("reports") or []
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
 
@@ -135,6 +138,9 @@ def parts(outcome: dict[str, Any]) -> list[RenderableType]:
     found: list[RenderableType] = []
     if rows:
         found.append(terminal.table(["SERVICE", "STATE", "HEALTH", "SITE"], rows))
+    missing = outcome["missing_sites"]
+    if (reported := site_table.table(outcome.get("reports") or (), outcome["sites"], missing)) is not None:
+        found += ["", reported]
     if outcome["jobs"]:
         lines = [[job["job_id"], job["status"], job.get("name", "")] for job in outcome["jobs"]]
         found += ["", terminal.table(["JOB", "STATUS", "NAME"], lines, fold=["NAME"])]
@@ -179,4 +185,5 @@ def _look() -> terminal.Seen:
     # Leave out values that change without an event: seconds, and a job's duration.
     facts = {**outcome, "sites": [site["name"] for site in outcome["sites"]]}
     facts["jobs"] = [(job["job_id"], job["status"]) for job in outcome["jobs"]]
+    facts["reports"] = [(one["name"], site_table.data(one["report"])) for one in outcome.get("reports") or ()]
     return facts, [*parts(outcome), *map(terminal.cell, _remarks(outcome))]

@@ -132,7 +132,11 @@ def run(
     if late := behind.in_words([], behind.kits(config)):
         core.say(late)
     env = dotenv.read(core.ROOT / ".env")
-    leftovers.tell(core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"]), env.get("FLOWERBED_TAG", ""))
+    file, name = core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"])
+    # Only now that their containers are gone.
+    leftovers.forget_images(file, name, env.get("FLOWERBED_TAG", ""))
+    leftovers.forget_kits(file)
+    leftovers.tell(file, name)
     addresses = {name: _address(config, name) for name in shown_by}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")

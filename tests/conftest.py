@@ -25,7 +25,7 @@ FAULTS = HERE / "faults"
 
 PROCESSES = ("kinds", "processes", "versions", "integration/test_0_python", "integration/test_8_bench")
 """Start real processes for minutes, and need no engine."""
-CONTAINERS = ("integration", "faults", "attacks")
+CONTAINERS = ("integration", "faults", "attacks", "hosts")
 
 PARTS = {
     "processes": PROCESSES,
@@ -33,10 +33,11 @@ PARTS = {
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
     "installed": ("integration/test_6_installed",),
+    "hosts": ("hosts",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
 Attacks begin with the larger federation, which many sites and tracking need, and faults run with any: so all
-workers take about as long. The last three parts have their own federations."""
+workers take about as long. The last four parts have their own federations."""
 
 LONGEST = (
     "flower",

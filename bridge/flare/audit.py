@@ -28,7 +28,7 @@ QUESTION = re.compile(
     r"\[E:[0-9a-f-]+\]\[T:[0-9 :.-]+\]"
     r"(\[U:[\w.@ -]+\]\[A:(?:"
     r"list_jobs(?: -d)?(?: [\w-]+)?|get_job_meta [\w-]+|get_job_log [\w-]+ [\w.-]+|check_status server"
-    r"|app_command [\w-]+ flowerbed\.events)\])\n"
+    r"|site_reports|app_command [\w-]+ flowerbed\.events)\])\n"
 )
 """The line of a command that only asks for progress, with its person and its question."""
 

@@ -52,6 +52,11 @@ HEALTHY = {
     "image inspect": {"out": inspected()},
     "image inspect flowerbed-base": {"code": 1},
     "image prune": {},
+    "image ls": {},
+    "create": {"out": "c0ffee\n"},
+    "cp -": {},
+    "commit": {},
+    "rm c0ffee": {},
     "info --format": {"out": json.dumps({"DockerRootDir": "/", "SystemTime": "2026-01-02T03:04:05Z"})},
 }
 """Answers of a healthy engine, with Compose and a CLI that can build."""
@@ -112,14 +117,16 @@ class Authority:
         self.name = name
         self.certificate = self._sign(name, self.key, 3650)
 
-    def _sign(self, subject: str, key: ec.EllipticCurvePrivateKey, days: float) -> x509.Certificate:
+    def _sign(
+        self, subject: str, key: ec.EllipticCurvePrivateKey, days: float, since: float = 400
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder(
             issuer_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)]),
             subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]),
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=now - datetime.timedelta(days=400),
+            not_valid_before=now - datetime.timedelta(days=since),
             not_valid_after=now + datetime.timedelta(days=days),
         )
         builder = builder.add_extension(
@@ -127,14 +134,15 @@ class Authority:
         ).add_extension(x509.SubjectAlternativeName([_general_name(name) for name in self.names]), False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def kit(self, folder: Path, role: str = "client", days: float = 300) -> None:
+    def kit(self, folder: Path, role: str = "client", days: float = 300, since: float = 400) -> None:
         """Write a kit's certificates and key into FOLDER/startup."""
         startup = folder / "startup"
         startup.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (startup / f"{role}.key").write_bytes(pem)
-        (startup / f"{role}.crt").write_bytes(self._sign(folder.name, key, days).public_bytes(Encoding.PEM))
+        certificate = self._sign(folder.name, key, days, since)
+        (startup / f"{role}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
         (startup / "rootCA.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
 
@@ -178,7 +186,7 @@ class Checkout:
         services: dict[str, Any] = {
             name: {
                 "image": f"flowerbed-{name}:dev",
-                "build": {"args": {"KIT": kit.relative_to(root).as_posix()}},
+                "labels": {"org.flowerbed.participant": kit.name},
                 "volumes": [],
             }
             for name, kit in self.kits.items()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
-from scripts import apt, console, core, engine, images, provision, up
+from scripts import apt, console, core, engine, kit_layer, provision, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program, versions
 
@@ -292,6 +292,7 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
             "containers": [],
             "sites": [],
             "missing_sites": [],
+            "reports": [],
             "jobs": [],
             "behind": "",
             "changed": "",
@@ -557,7 +558,7 @@ def test_containers_from_before_an_edit_are_named(
         {
             "Size": 1,
             "RepoTags": [f"flowerbed-{name}:dev"],
-            "Config": {"Labels": {images.KIT: images.kit_mark(kit)}},
+            "Config": {"Labels": {kit_layer.KIT: kit_layer.mark(kit)}},
         }
         for name, kit in checkout.kits.items()
     ]

@@ -439,6 +439,8 @@ def test_drivers_change_what_flare_uses() -> None:
     # Else the listener would not shake hands in `accept`, and need not be kept from it.
     assert "self.ssl_context.wrap_socket(self.socket, server_side=True)" in source["drivers.tcp_driver"]
     assert source["drivers.aio_http_driver"].count("await self._connection_handler(") == 2
+    # `offers_door.HttpListening` does the same, and serves more paths.
+    assert 'add_get(f"/{WS_PATH}", self._websocket_handler)' in source["drivers.aio_http_driver"]
     # The certificate has to be for the name that was dialled.
     assert "net_utils.get_ssl_context(self.connector.params, False)" in source["drivers.aio_http_driver"]
     # When this fails, a driver can be had by its scheme, and none needs to be replaced.

@@ -146,14 +146,6 @@ def test_in_a_pipe_each_step_that_is_done_is_one_line_without_counters(
     assert said == ["  RUN python3 -m venv /opt/venv", "  COPY bridge /opt/bridge"]
 
 
-def test_a_kits_image_shows_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.Bar("building") as bar:
-        steps = buildkit.Steps(bar, quiet=True)
-        for line in BUILD.splitlines():
-            steps.tell(line)
-    assert capsys.readouterr().err == ""
-
-
 def test_the_numbers_of_a_build_never_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, float | None]] = []
     monkeypatch.setattr(progress, "at_terminal", lambda: True)

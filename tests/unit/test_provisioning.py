@@ -49,6 +49,7 @@ BRIDGE = {
 }
 TOOLS = {"tensorboard", "mlflow"}
 HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.flare.log_receiver.LogReceiver"
+REPORTS, REPORTER = "bridge.flare.site_reports.SiteReports", "bridge.flare.site_reporter.SiteReporter"
 KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
 GPUS = "bridge.flare.gpus.SiteGPUs"
 JOB_STORE = "bridge.flare.job_store.JobStore"
@@ -189,7 +190,11 @@ def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, particip
     allowed = resources(plain, participant)
     own = {
         HOUSEKEEPER,
-        *({KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE} if participant == "server" else {POLICY, GPUS}),
+        *(
+            {KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE, REPORTS}
+            if participant == "server"
+            else {POLICY, GPUS, REPORTER}
+        ),
     }
     listed = set(allowed["class_allow_list"])
     assert listed == BRIDGE | own | {PART_POLICY} | set(DEFAULT_CLASS_ALLOW_LIST)
@@ -422,13 +427,12 @@ def test_two_federations_of_a_machine_have_ports_of_their_own() -> None:
     assert len(ports) == 4 and all(20000 <= port < 32000 for port in ports)
 
 
-def test_each_builds_from_its_own_kit(wide: Path) -> None:
+def test_each_has_its_own_kit_beside_the_file(wide: Path) -> None:
     for name, service in services(wide).items():
         if name in TOOLS or is_carrier(name):
             continue  # No kit is theirs.
         participant = service["labels"]["org.flowerbed.participant"]
-        assert service["build"]["args"]["KIT"] == f"{PROD}/{participant}"
-        assert (wide / service["build"]["args"]["KIT"] / "startup").is_dir()
+        assert "build" not in service and (wide / PROD / participant / "startup").is_dir()
 
 
 def test_waiting_and_names_follow_the_project(wide: Path) -> None:
@@ -597,6 +601,7 @@ def test_what_a_site_gives_is_in_the_compose_file_and_its_secrets_in_no_kit(agai
     site = content["site-1"]
     mounts = {m["target"]: m["source"] for m in site["volumes"] if m.get("read_only")}
     made = str(again / ".flowerbed/environments")
+    assert mounts.pop("/renewed") == str(again / "workspace/flowerbed/renewed/site-1")
     assert mounts == {"/data/images": "/usr/share", "/data/tables": str(tables), "/environments": made}
     assert site["group_add"] == ["1234"]
     # Compose doubles a $ of a value when it prints it.
@@ -692,6 +697,7 @@ def test_compose_says_which_verb_is_missing(plain: Path, tmp_path: Path) -> None
 def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> None:
     process = compose(wide, "config", "--format", "json", FLOWERBED_TAG="t", FLOWERBED_DATA="elsewhere")
     assert process.returncode == 0, process.stderr
+    renewals = wide / "workspace/flowerbed/renewed"
     content = json.loads(process.stdout)
     assert content["name"] == "flowerbed"
     # The tools for the curves start only on request: see the next test.
@@ -714,8 +720,8 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert int(service["mem_limit"]) == int(service["memswap_limit"]) > 0
         assert list(service["ulimits"]) == ["core"]
         assert service["pids_limit"] > 0
-        assert service["build"]["context"] == str(wide)
-        assert service["build"]["target"] == "participant"
+        # A builder's cache would keep the key.
+        assert "build" not in service and service["pull_policy"] == "never"
         assert ("healthcheck" in service) == (service["command"] != ["console"])
         assert "docker.sock" not in json.dumps(service)
         mounts = {mount["target"]: mount for mount in service["volumes"]}
@@ -726,6 +732,10 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
             assert mounts.pop("/flwr")["source"] == f"flwr.{name}"
         for mount in mounts.values():
             assert mount["read_only"] is True
+        participant = service["labels"]["org.flowerbed.participant"]
+        assert mounts.pop("/renewed")["source"] == str(renewals / participant), "only its own"
+        assert ("/renewals" in mounts) == (name == "server")
+        mounts.pop("/renewals", None)
         commands.setdefault(service["command"][0], {})[name] = {t: m["source"] for t, m in mounts.items()}
     policy = str(wide / "workspace/flowerbed/policy")
     made = {"/environments": str(wide / ".flowerbed/environments")}
@@ -792,7 +802,12 @@ def test_tracking_tools_are_hardened_and_apart_from_the_sites(wide: Path) -> Non
 def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     before = certificates(again / PROD)
     outcome = done(again)
-    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == ["policy", "prod_00", "state"]
+    assert sorted(p.name for p in (again / "workspace/flowerbed").iterdir()) == [
+        "policy",
+        "prod_00",
+        "renewed",
+        "state",
+    ]
     assert certificates(again / PROD) == before
     assert outcome["compose"] == f"{PROD}/compose.yaml"
     assert (outcome["reissued"], outcome["added"]) == ([], [])

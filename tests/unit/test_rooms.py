@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "relay": {"common"},
     "fleet": {"relay", "common"},
     "launch": {"common"},
+    "preflight": {"launch", "common"},
+    "keeper": {"common"},
     "flower": BOTH_ENDS,
     "job": BOTH_ENDS,
     "site": {*BOTH_ENDS, "job", "flower"},
@@ -31,6 +33,8 @@ WITHOUT = {
     "common": {"nvflare", "flwr"},
     "relay": {"nvflare", "flwr"},
     "launch": {"nvflare", "flwr"},
+    "preflight": {"nvflare", "flwr"},
+    "keeper": {"nvflare", "flwr"},
     "fleet": {"nvflare"},
     "flower": {"nvflare"},
 }

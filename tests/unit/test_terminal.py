@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts import console, doctor, findings, jobs, status, terminal
+from bridge.common.finding import Finding
+from scripts import console, doctor, jobs, status, terminal
 from scripts.__main__ import main
 
 LONG = "a-name-" * 20
@@ -139,7 +140,7 @@ def test_status_is_two_tables_and_its_remark_goes_to_stderr(
 def test_doctor_answers_on_stdout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finding = findings.Finding("disk", "warn", f"{MARKUP}\x1b[2J", "docker system df")
+    finding = Finding("disk", "warn", f"{MARKUP}\x1b[2J", "docker system df")
     monkeypatch.setattr(doctor, "examine", lambda: iter([finding]))
     assert main(["doctor"]) == 0
     expected = f"warn  disk          {MARKUP}\\x1b[2J\n{'':20}-> docker system df\n"

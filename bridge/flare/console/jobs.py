@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bridge.common import events, summary
+from bridge.common import events, site_report, summary
 from bridge.common import meta as keys
 from bridge.common.meta import LATEST
 from bridge.flare.console import archive, waiting
@@ -146,13 +146,21 @@ def status(call: ConsoleCall) -> None:
     with call.session() as session:
         info = session.get_system_info()
         jobs = session.list_jobs(detailed=True)
+        reports = _reports(session)
     now = time.time()
     known = [
         {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
         for c in sorted(info.client_info, key=lambda client: str(client.name))
     ]
     server = str(info.server_info.status)
-    call.say({"server": server, "sites": known, "jobs": [_entry(job) for job in jobs]})
+    call.say({"server": server, "sites": known, "reports": reports, "jobs": [_entry(job) for job in jobs]})
+
+
+def _reports(session: Session) -> list[dict[str, Any]]:
+    """Return the sites' last reports."""
+    # FLARE's session has methods for FLARE's own commands only. This is what they call.
+    answer = session._do_command(site_report.COMMAND)
+    return list(answer["meta"].get("sites") or ())
 
 
 def abort(call: ConsoleCall, job: str) -> None:

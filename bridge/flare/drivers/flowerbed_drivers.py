@@ -20,6 +20,7 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
 - With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so.
+- Over TCP and HTTP a listener also serves the runtime image and environments (`bridge/flare/offers_door.py`).
 
 `tests/unit/test_internals.py` fails when nvflare changes the parts that are used here.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import asyncio.constants
 import collections
+import contextlib
 import logging
 import select
 import socket
@@ -50,7 +52,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import dialling
+from bridge.flare import dialling, offers_door
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -285,6 +287,10 @@ class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
                 return
             finally:
                 _handshakes.end(request)
+            if request.selected_alpn_protocol() == offers_door.PROTOCOL:
+                with contextlib.suppress(OSError):
+                    offers_door.DOOR.serve(request)
+                return
         try:
             self.driver.carry(TcpConnection(request, self.connector, bool(self.ssl_context)))
         except CommError as error:
@@ -298,6 +304,8 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
         """See `Driver.listen`."""
         self.connector = connector
         self.server = TcpListener(self, connector)
+        if is_mtls_connection(connector.params):
+            self.server.ssl_context.set_alpn_protocols([offers_door.PROTOCOL])
         self.server.serve_forever()
 
     def connect(self, connector: Any) -> None:
@@ -317,8 +325,10 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
 # HTTP
 
 
-class AioHttpDriver(Admitting, dialling.HttpDialling, aio_http_driver.AioHttpDriver):  # type: ignore[misc]
-    """FLARE's driver, which also notices a dead line, and dials through a proxy."""
+class AioHttpDriver(  # type: ignore[misc]
+    Admitting, dialling.HttpDialling, offers_door.HttpListening, aio_http_driver.AioHttpDriver
+):
+    """FLARE's driver, which also notices a dead line, dials through a proxy, and serves files."""
 
     async def _connection_handler(self, websocket: Any) -> None:
         """Called for each connection, at both ends."""

@@ -1,4 +1,4 @@
-"""The result of a check of `doctor`."""
+"""The result of a check: of `./flowerbed doctor`, or of `doctor` at a site (`bridge/preflight`)."""
 
 from __future__ import annotations
 

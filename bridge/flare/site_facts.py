@@ -1,0 +1,185 @@
+"""Gather what a site reports about itself. Nothing here walks over large trees, or waits for a slow disk."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nvflare
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+import bridge
+from bridge.common import app_environment
+from bridge.flare.site_data import DataWatch
+from bridge.job import settings
+
+log = logging.getLogger(__name__)
+
+RUNTIME = "FLOWERBED_RUNTIME"
+"""The variable with the runtime image's ID, where the container's maker knows it."""
+
+VERSION = "FLOWERBED_VERSION"
+"""The variable with Flowerbed's version. The image has it."""
+
+GPUS_EVERY, GPUS_WITHIN = 60.0, 10.0
+"""Seconds between two questions to the GPUs' driver, and for its answer."""
+
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""The files with a container's limit of memory and its use, in both versions of Linux's control groups."""
+
+
+class SiteFacts:
+    """The facts of one site, gathered for each report."""
+
+    def __init__(self, workspace: Path, engine: Any) -> None:
+        self._workspace = workspace
+        self._engine = engine
+        self._began = time.monotonic()
+        self._data = DataWatch()
+        self._gpus: tuple[float, list[dict[str, Any]]] = (float("-inf"), [])
+        self._jobs: dict[str, float] = {}
+        self.round_trip = 0.0
+        """Seconds of the last report's way to the server and back."""
+
+    def now(self) -> dict[str, Any]:
+        """Return the facts. One that cannot be found out is left out."""
+        gather: dict[str, Callable[[], Any]] = {
+            "version": versions,
+            "uptime_seconds": lambda: round(time.monotonic() - self._began),
+            "certificate": lambda: certificate(self._workspace / "startup"),
+            "dialled": self._dialled,
+            "disk": self._disk,
+            "memory": memory,
+            "gpus": self._gpu,
+            "data": self._data.seen,
+            "environments": environments,
+            "policy": self._policy,
+            "jobs": self._running,
+            "round_trip_seconds": lambda: round(self.round_trip, 3),
+            # The last, because the others take their time.
+            "clock": time.time,
+        }
+        found: dict[str, Any] = {}
+        for name, fact in gather.items():
+            try:
+                found[name] = fact()
+            except Exception as error:
+                log.debug("no %s to report: %r", name, error)
+        return found
+
+    def _dialled(self) -> str:
+        client = self._engine.client
+        return str(client.servers[client._get_project_name()]["target"])
+
+    def _disk(self) -> dict[str, int]:
+        usage = shutil.disk_usage(self._workspace)
+        return {"total": usage.total, "free": usage.free}
+
+    def _gpu(self) -> list[dict[str, Any]]:
+        asked, found = self._gpus
+        if time.monotonic() - asked >= GPUS_EVERY:
+            found = gpus()
+            self._gpus = (time.monotonic(), found)
+        return found
+
+    def _policy(self) -> dict[str, Any]:
+        own = settings.read(self._workspace)
+        known: dict[str, Any] = {
+            "sandbox": own.sandbox,
+            "egress": own.egress,
+            "custom_code": own.custom_code,
+        }
+        return known if own.allowed_apps is None else {**known, "allowed_apps": len(own.allowed_apps)}
+
+    def _running(self) -> list[dict[str, Any]]:
+        executor, now = self._engine.client_executor, time.monotonic()
+        running = sorted(dict(executor.run_processes))
+        self._jobs = {job: self._jobs.get(job, now) for job in running}
+        return [
+            {"job_id": job, "status": str(executor.check_status(job)), "seconds": round(now - since)}
+            for job, since in self._jobs.items()
+        ]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what runs here."""
+    return {
+        "flowerbed": os.environ.get(VERSION, ""),
+        "code": code(Path(bridge.__file__).parent),
+        "runtime": os.environ.get(RUNTIME, ""),
+        "flare": nvflare.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def code(folder: Path) -> str:
+    """Return a mark of the bridge's files. Two images with the same bridge have the same."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def certificate(startup: Path) -> dict[str, Any]:
+    """Return the dates of the site's certificate, as its file is now, and the authorities that it trusts."""
+    own = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
+    trusted = x509.load_pem_x509_certificates((startup / "rootCA.pem").read_bytes())
+    return {
+        "begins": own.not_valid_before_utc.timestamp(),
+        "ends": own.not_valid_after_utc.timestamp(),
+        "serial": f"{own.serial_number:x}",
+        "trusts": [authority.fingerprint(hashes.SHA256()).hex() for authority in trusted],
+    }
+
+
+def memory() -> dict[str, int]:
+    """Return the bytes of memory that the container may have, and those that it has."""
+    import psutil  # Imported here, since the host does not have it.
+
+    machine = psutil.virtual_memory()
+    total, used = machine.total, machine.total - machine.available
+    for limit, current in CGROUPS:
+        # Without a limit the file says `max`, or a number beyond all memory.
+        with contextlib.suppress(OSError, ValueError):
+            if (most := int(limit.read_text())) < total:
+                total, used = most, int(current.read_text())
+    return {"total": total, "used": used}
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return the GPUs that the container has, with their bytes of memory."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return []
+    query = "--query-gpu=name,memory.total,memory.free"
+    command = [program, query, "--format=csv,noheader,nounits"]
+    said = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPUS_WITHIN, check=False, text=True
+    ).stdout
+    found = []
+    for line in said.splitlines():
+        name, total, free = (part.strip() for part in line.rsplit(",", 2))
+        found.append({"name": name, "memory": int(total) * 2**20, "free": int(free) * 2**20})
+    return found
+
+
+def environments() -> list[dict[str, str]]:
+    """Return the environments of apps that are here."""
+    return [{"name": made.name, "flwr": made.flwr} for made in app_environment.every()]

@@ -1,0 +1,242 @@
+"""Read a kit, and check it: its files, its certificates and their days."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from bridge.common.errors import FlowerbedError
+from bridge.common.finding import Finding, Level
+
+KINDS = ("fed_client.json", "fed_relay.json", "fed_admin.json")
+"""The file of FLARE in `startup/` for each kind of participant that connects to a server or relay."""
+
+RELAY = "relay__resources.json"
+"""The file in `local/` of a site that connects to a relay (nvflare 2.9.0 `lighter/impl/static_file.py`)."""
+
+MOVED = "server.json"
+"""The file in `renewed/` with a newer address of the server."""
+
+SETTINGS = "flowerbed.json"
+
+LAST_PART = 0.25
+"""A certificate is renewed at half of its life. Warn in the last quarter, when that should have happened."""
+
+NEW_KIT = "ask the centre for a new join file (./flowerbed site add {name}), then: ./site update FILE"
+
+
+class BadKit(FlowerbedError):
+    """Raised when a kit cannot be used."""
+
+    def __init__(self, found: str, mend: str) -> None:
+        super().__init__(found)
+        self.finding = Finding("kit", "fail", found, mend)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place that a participant dials."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The parts of a kit that matter for its connection."""
+
+    name: str
+    scheme: str
+    addresses: tuple[Address, ...]
+    """The newest first."""
+    upstream: str
+    """The server's name, or the relay's."""
+    startup: Path
+    authorities: tuple[x509.Certificate, ...]
+    certificate: x509.Certificate
+    is_site: bool
+    sandbox: str
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of the certificate, its key and the authorities."""
+        names = {"certificate": "client.crt", "key": "client.key", "authorities": "rootCA.pem"}
+        return {what: str(self.startup / name) for what, name in names.items()}
+
+
+def read(kit: Path, renewed: Path) -> Kit:
+    """Read a kit.
+
+    Raises:
+        BadKit: a file is missing or wrong.
+    """
+    startup = kit / "startup"
+    found = next((name for name in KINDS if (startup / name).is_file()), None)
+    if found is None:
+        text = f"no kit: expected one of {', '.join(KINDS)} in {startup}"
+        raise BadKit(text, NEW_KIT.format(name="NAME"))
+    try:
+        name, upstream, scheme, address = _connection(kit, found)
+        addresses = tuple(dict.fromkeys([*_moved(renewed / MOVED), address]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        text = f"{startup / found} is not FLARE's, or lacks a part ({type(error).__name__}: {error})"
+        raise BadKit(text, NEW_KIT.format(name="NAME")) from None
+    certificates = []
+    for file in ("rootCA.pem", "client.crt"):
+        try:
+            certificates.append(x509.load_pem_x509_certificates((startup / file).read_bytes()))
+        except (OSError, ValueError) as error:
+            text = f"{file} cannot be read: {_why(error)}"
+            raise BadKit(text, _mend(error, name)) from None
+    authorities, (certificate, *_) = certificates
+    return Kit(
+        name=name,
+        scheme=scheme,
+        addresses=addresses,
+        upstream=upstream,
+        startup=startup,
+        authorities=tuple(authorities),
+        certificate=certificate,
+        is_site=found == KINDS[0],
+        sandbox=_sandbox(kit),
+    )
+
+
+def check(kit: Kit, now: datetime.datetime) -> Iterator[Finding]:
+    """Check a kit's names, key, rights and days."""
+    named = common_name(kit.certificate.subject)
+    if named != kit.name:
+        text = f"the kit is for {kit.name}, and its certificate is for {named}"
+        yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
+    if not any(_signed(kit.certificate, authority) for authority in kit.authorities):
+        text = f"client.crt is signed by {common_name(kit.certificate.issuer)}, and not by a CA in rootCA.pem"
+        yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
+    bad = list(_check_key(kit))
+    yield from bad
+    if named == kit.name and not bad:
+        text = f"{kit.name}, connects to {kit.upstream} at {kit.addresses[0]} over {kit.scheme}"
+        yield Finding("kit", "ok", text)
+    yield _check_days("certificate", kit.certificate, kit.name, now)
+    # With two authorities, one is on its way in or out.
+    last = max(kit.authorities, key=lambda authority: authority.not_valid_after_utc)
+    yield _check_days("CA", last, kit.name, now)
+
+
+def utc_now() -> datetime.datetime:
+    """Return the time by this machine's clock."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def common_name(name: x509.Name) -> str:
+    """Return the CN of a certificate's subject or issuer, or all of it if there is none."""
+    found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else name.rfc4514_string() or "nobody"
+
+
+def _connection(kit: Path, found: str) -> tuple[str, str, str, Address]:
+    """Return a participant's name, and the name, scheme and address of its server or relay."""
+    content = json.loads((kit / "startup" / found).read_text())
+    if found == "fed_admin.json":
+        admin = content["admin"]
+        address = Address(str(admin["host"]), int(admin["port"]))
+        return str(admin["username"]), str(admin["server_identity"]), str(admin["scheme"]), address
+    relay = kit / "local" / RELAY
+    if found == "fed_relay.json":
+        name, upstream = str(content["identity"]), content["connect_to"]
+    else:
+        name = str(content["client"]["fqsn"]).rpartition(".")[2]
+        (server, *_) = content["servers"]
+        upstream = {
+            "identity": server["identity"],
+            "scheme": server["service"]["scheme"],
+            "address": server["service"]["target"],
+        }
+        if relay.is_file():
+            upstream = json.loads(relay.read_text())["relay_config"]
+    host, _, port = str(upstream["address"]).rpartition(":")
+    return name, str(upstream["identity"]), str(upstream["scheme"]), Address(host.strip("[]"), int(port))
+
+
+def _moved(file: Path) -> Iterator[Address]:
+    with contextlib.suppress(FileNotFoundError):
+        content = json.loads(file.read_text())
+        yield Address(str(content["host"]), int(content["port"]))
+
+
+def _sandbox(kit: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        settings: dict[str, Any] = json.loads((kit / "local" / SETTINGS).read_text())
+        return str(settings.get("sandbox") or "off")
+    return "off"
+
+
+def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _check_key(kit: Kit) -> Iterator[Finding]:
+    file = Path(kit.files["key"])
+    try:
+        key = load_pem_private_key(file.read_bytes(), None)
+        mode = file.stat().st_mode
+    except (OSError, ValueError, TypeError) as error:
+        yield Finding("kit", "fail", f"client.key cannot be read: {_why(error)}", _mend(error, kit.name))
+        return
+    public = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*public) != kit.certificate.public_key().public_bytes(*public):
+        text = "client.key is not the key of client.crt"
+        yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
+    if mode & 0o007:
+        text = f"every user of this machine may use client.key (mode {mode & 0o777:o})"
+        yield Finding("kit", "warn", text, "chmod -R o-rwx kit")
+    if not os.statvfs(file).f_flag & os.ST_RDONLY:
+        yield Finding("kit", "warn", "the container can write to its kit", "mount kit/ read-only, at /kit")
+
+
+def _check_days(what: str, certificate: x509.Certificate, name: str, now: datetime.datetime) -> Finding:
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    ca = what == "CA"
+    whose = f"the CA's, {common_name(certificate.subject)}," if ca else f"{name}'s"
+    if now < begins:
+        text = f"{whose} begins at {begins:%Y-%m-%d %H:%M} UTC, and this clock says {now:%Y-%m-%d %H:%M} UTC"
+        return Finding("clock", "fail", text, "set this machine's clock, and turn on time synchronization")
+    mend = f"at the centre: ./flowerbed renew{' --new-ca' if ca else ''}. {NEW_KIT.format(name=name)}"
+    if now >= ends:
+        return Finding(what, "fail", f"{whose} ended on {ends:%Y-%m-%d %H:%M} UTC", mend)
+    left = ends - now
+    level: Level = "warn" if left < (ends - begins) * LAST_PART else "ok"
+    days = f"{left.days} days" if left.days else f"{left.seconds // 60} minutes"
+    text = f"{whose} ends in {days}, on {ends:%Y-%m-%d}"
+    return Finding(what, level, text, mend if level == "warn" else "")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error).partition(". See ")[0][:200]
+
+
+def _mend(error: Exception, name: str) -> str:
+    if isinstance(error, PermissionError):
+        user = os.geteuid()
+        return f"the container's user is {user}: chown -R {user} kit. ./site start does that too"
+    return NEW_KIT.format(name=name)

@@ -1,0 +1,314 @@
+"""The preflight names what is wrong between a site and its server, each with what to do."""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nvflare.fuel.f3.communicator import Mode
+
+from bridge.common.finding import Finding
+from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
+from bridge.common.ports import free_port
+from bridge.flare import revocation
+from bridge.preflight import reach, secure
+from tests.unit.connecting import End, driver
+from tests.unit.faking import Authority
+from tests.unit.preflighting import answering, context, in_tls, way, write_kit
+
+drivers = driver("flowerbed_drivers")
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def server(tmp_path: Path, authority: Authority) -> Path:
+    """The server's kit."""
+    authority.kit(tmp_path / "server", "server")
+    return tmp_path / "server"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (reach, secure):
+        monkeypatch.setattr(module, "ANSWER_WITHIN", 1.0)
+    monkeypatch.setattr(reach, "CONNECT_WITHIN", 0.5)
+    monkeypatch.setattr(secure, "REFUSED_WITHIN", 0.4)
+
+
+def failed(found: dict[str, Finding], check: str) -> str:
+    """The text of the one failed check. Each failure says what to do."""
+    assert [name for name, finding in found.items() if finding.level == "fail"] == [check]
+    assert found[check].mend
+    return found[check].found
+
+
+# All is well
+
+
+@pytest.fixture
+def listener(server: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """FLARE's own listener, with the drivers of the image: its scheme and port."""
+    port = free_port()
+    end = End(server, f"{request.param}://127.0.0.1:{port}", Mode.PASSIVE)
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield request.param, port
+    finally:
+        end.communicator.stop()
+
+
+@pytest.mark.parametrize("listener", ["tcp", "http", "grpc"], indirect=True)
+def test_a_way_that_works_is_ok_with_every_scheme(
+    listener: tuple[str, int], tmp_path: Path, authority: Authority
+) -> None:
+    scheme, port = listener
+    found = way(write_kit(tmp_path, f"127.0.0.1:{port}", scheme, authority))
+    assert {name: finding.level for name, finding in found.items()} == dict.fromkeys(
+        ("name", "route", "tls", "admission", "clock"), "ok"
+    )
+    assert "server answers for 127.0.0.1, issued by our CA flowerbed" in found["tls"].found
+    assert ("agrees" in found["clock"].found) == (scheme == "http")
+
+
+@pytest.mark.parametrize("listener", ["tcp", "http"], indirect=True)
+def test_a_removed_site_is_told_so(
+    listener: tuple[str, int], tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, port = listener
+    (tmp_path / REVOKED_FILE).write_text(json.dumps({REVOKED_KEY: ["site-1"]}))
+    monkeypatch.setattr(drivers, "REVOCATIONS", revocation.Revoked(tmp_path))
+    found = way(write_kit(tmp_path, f"127.0.0.1:{port}", scheme, authority))
+    assert "as for a participant that was removed" in failed(found, "admission")
+    assert "revoked:" in found["admission"].mend
+
+
+# The name and the way
+
+
+def test_a_name_that_nobody_knows(tmp_path: Path, authority: Authority) -> None:
+    found = way(write_kit(tmp_path, "nobody.invalid:8002", authority=authority))
+    assert "nobody.invalid" in failed(found, "name")
+    assert "hosts: {nobody.invalid: ADDRESS}" in found["name"].mend
+
+
+def test_a_name_server_that_is_silent(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "again")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    found = way(write_kit(tmp_path, "fl.example.org:8002", authority=authority))
+    assert failed(found, "name") == "no name server answers for fl.example.org"
+
+
+def test_a_name_that_leads_to_the_container_itself(tmp_path: Path, authority: Authority) -> None:
+    found = way(write_kit(tmp_path, f"localhost:{free_port()}", authority=authority))
+    assert found["name"].level == "warn" and "leads to this container itself" in found["name"].found
+    assert "refuses connections" in failed(found, "route")
+
+
+def test_a_port_that_refuses(tmp_path: Path, authority: Authority) -> None:
+    found = way(write_kit(tmp_path, f"127.0.0.1:{free_port()}", authority=authority))
+    assert "refuses connections: nothing listens there, or a firewall rejects them" in failed(found, "route")
+    assert "FLOWERBED_BIND" in found["route"].mend
+
+
+def test_a_port_whose_packets_are_dropped(tmp_path: Path, authority: Authority) -> None:
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        # With a full queue, the kernel drops what a firewall would.
+        full.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        time.sleep(0.1)
+        found = way(write_kit(tmp_path, f"127.0.0.1:{full.getsockname()[1]}", authority=authority))
+    assert "a firewall drops the packets" in failed(found, "route")
+    assert "let outgoing TCP connections to 127.0.0.1:" in found["route"].mend
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EHOSTUNREACH, "cannot be reached (No route to host): a router or firewall says so"),
+        (errno.ENETUNREACH, "the container has no IPv4 route to 127.0.0.1:8002"),
+    ],
+)
+def test_a_way_that_a_router_denies(
+    number: int, said: str, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object) -> None:
+        raise OSError(number, "No route to host")
+
+    monkeypatch.setattr(socket, "create_connection", deny)
+    found = way(write_kit(tmp_path, "127.0.0.1:8002", authority=authority))
+    assert said in failed(found, "route")
+
+
+def test_a_server_that_moved_is_looked_for_at_both_places(
+    tmp_path: Path, server: Path, authority: Authority
+) -> None:
+    with answering(in_tls(context(server))) as port:
+        kit = write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority)
+        (tmp_path / "server.json").write_text(json.dumps({"host": "127.0.0.1", "port": free_port()}))
+        found = list(way(kit, tmp_path).values())
+    assert [finding.level for finding in found] == ["ok"] * 5, "the older address works"
+
+
+# What answers
+
+
+def test_plain_http_is_named(tmp_path: Path, authority: Authority) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nServer: fw\x1b[2J\r\n\r\n")
+
+    with answering(answer) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "answers without TLS: HTTP/1.1 403 Forbidden" in failed(found, "tls")
+
+
+def test_a_server_that_speaks_first_is_named_and_draws_nothing(tmp_path: Path, authority: Authority) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"SSH-2.0-\x1b[2J\r\n")
+        connection.recv(1000)
+
+    with answering(answer) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "answers without TLS: SSH-2.0-\\x1b[2J" in failed(found, "tls")
+
+
+@pytest.mark.parametrize(
+    ("ca", "host", "said"),
+    [
+        ("Hospital Proxy CA", "127.0.0.1", "a firewall inspects TLS: issuer seen 'Hospital Proxy CA'"),
+        (
+            "Web CA",
+            "www.example.org",
+            "another server answers, or a firewall inspects TLS: issuer seen 'Web CA'",
+        ),
+        ("flowerbed", "127.0.0.1", "the server has another CA with the name flowerbed"),
+    ],
+)
+def test_a_certificate_of_another_ca(
+    ca: str, host: str, said: str, tmp_path: Path, authority: Authority
+) -> None:
+    other = tmp_path / "other"
+    Authority(ca, [host]).kit(other, "server")
+    made = context(other)
+    made.verify_mode = ssl.CERT_NONE
+    with answering(in_tls(made)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert failed(found, "tls").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("days", "since", "host", "check", "said"),
+    [
+        (-1, 400, "127.0.0.1", "tls", "the server's certificate ended on"),
+        (300, -1, "127.0.0.1", "clock", "so this machine's clock is behind"),
+        (300, 400, "fl.example.org", "tls", "is for fl.example.org, and this kit dials 127.0.0.1"),
+    ],
+)
+def test_a_servers_certificate_that_is_not_valid(
+    days: float, since: float, host: str, check: str, said: str, tmp_path: Path, authority: Authority
+) -> None:
+    server = tmp_path / "server"
+    authority.names = [host]
+    authority.kit(server, "server", days, since)
+    with answering(in_tls(context(server))) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert said in failed(found, check)
+
+
+def test_a_connection_that_is_closed_when_tls_begins(tmp_path: Path, authority: Authority) -> None:
+    with answering(lambda connection: None) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "closes it when TLS begins" in failed(found, "tls")
+
+
+def test_a_port_that_takes_connections_and_says_nothing(tmp_path: Path, authority: Authority) -> None:
+    with answering(lambda connection: time.sleep(5)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "does not answer in TLS within" in failed(found, "tls")
+
+
+def test_a_firewall_that_filters_by_name(tmp_path: Path, server: Path, authority: Authority) -> None:
+    def answer(connection: socket.socket) -> None:
+        if b"localhost" not in connection.recv(4000, socket.MSG_PEEK):
+            in_tls(context(server))(connection)
+
+    with answering(answer) as port:
+        found = way(write_kit(tmp_path, f"localhost:{port}", authority=authority))
+    assert "a firewall filters by name" in failed(found, "tls")
+
+
+# Our own certificate
+
+
+def test_a_server_that_trusts_another_ca(tmp_path: Path, server: Path, authority: Authority) -> None:
+    Authority("other").kit(tmp_path / "other")
+    with answering(in_tls(context(server, trusted=tmp_path / "other"))) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert failed(found, "admission") == "server refuses the certificate of site-1: it trusts another CA"
+
+
+def test_our_certificate_has_ended_by_the_servers_clock(
+    tmp_path: Path, server: Path, authority: Authority
+) -> None:
+    kit = write_kit(tmp_path, "127.0.0.1:1", authority=authority)
+    authority.kit(kit, days=-1)
+    with answering(in_tls(context(server))) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}"))
+    assert "it has expired, by the server's clock" in failed(found, "admission")
+
+
+def test_a_server_that_closes_after_the_handshake(tmp_path: Path, server: Path, authority: Authority) -> None:
+    with answering(in_tls(context(server), after=lambda tls: tls.close())) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "as for a participant that was removed" in failed(found, "admission")
+
+
+# Clocks
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "said"),
+    [
+        (3600, "fail", "ahead of server's. Flower refuses a site 5 s ahead"),
+        (-60, "fail", "behind server's"),
+        (-4, "warn", "behind server's"),
+        (0, "ok", "agrees with server's"),
+    ],
+)
+def test_the_servers_clock(
+    ahead: float, level: str, said: str, tmp_path: Path, server: Path, authority: Authority
+) -> None:
+    def answer(tls: ssl.SSLSocket) -> None:
+        tls.recv(4000)
+        date = email.utils.formatdate(time.time() - ahead, usegmt=True)
+        tls.sendall(f"HTTP/1.1 101 Switching Protocols\r\nDate: {date}\r\n\r\n".encode())
+        tls.recv(4000)
+
+    with answering(in_tls(context(server), after=answer)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", "http", authority))
+    assert (found["clock"].level, found["admission"].level) == (level, "ok")
+    assert said in found["clock"].found
