@@ -1,6 +1,6 @@
 """Find the CA's key: in the CA's file, or in a file on another medium.
 
-Only signing needs the key. `./flowerbed ca export FILE` moves it out of the CA's file, for example to a stick.
+Only signing needs the key. `./flowerbed ca export FILE` moves it out of the CA's file, say to a stick.
 Then a verb that signs reads it from FLOWERBED_CA_KEY=FILE. If the file is not there, it says so.
 """
 

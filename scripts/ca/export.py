@@ -65,8 +65,8 @@ def run(
         state.write_whole(folder / state.PREVIOUS, (folder / state.FILE).read_bytes(), 0o600)
     dotenv.write(core.ROOT / ".env", {ca_key.FILE: str(file)})
     core.say(
-        f"The CA's key is in {file} now, and no longer in {folder}. Keep a second copy of that file: nobody can "
-        f"make the key again. Backups of {folder} that were made before have it too."
+        f"The CA's key is in {file} now, and no longer in {folder}. Keep a second copy of that file: nobody "
+        f"can make the key again. Earlier backups of {folder} have it too."
     )
     return {"file": str(file), "encrypted": passphrase is not None}
 
