@@ -215,6 +215,13 @@ BUILDER = (
         "`CertificateBuilder`: the CA's life, fixed when it is made. The file that comes with Flowerbed says "
         "3650.",
     ),
+    Key(
+        "valid_days",
+        "a number of days",
+        "`CertificateBuilder`: the life of everybody else's certificates. "
+        "[They are renewed](../how-to/renew-certificates.md) at half of it.",
+        default="360",
+    ),
 )
 """Arguments of the builders, below `args:` of one."""
 

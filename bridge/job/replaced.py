@@ -82,6 +82,31 @@ TRUST = Name(
 )
 """`test_drivers.py`."""
 
+CA_STORE = Name(
+    "nvflare.lighter.utils",
+    "Store",
+    "2.9.0",
+    "It trusts the first CA of `rootCA.pem` only, and the one that was there at the start. While the CA is "
+    "replaced, two are trusted (`certificates.py`).",
+)
+"""`test_renewed.py`."""
+
+OWN_IDENTITY = Name(
+    "nvflare.private.fed.server.cred_keeper",
+    "IdentityAsserter",
+    "2.9.0",
+    "The server shows sites the certificate that it had at the start, past its last day (`certificates.py`).",
+)
+"""`test_renewed.py`."""
+
+GRPC_LISTENER = Name(
+    "nvflare.fuel.f3.drivers.grpc_driver",
+    "get_grpc_server_credentials",
+    "2.9.0",
+    "A listener keeps the certificate that it had at the start (`certificates.py`).",
+)
+"""`test_renewed.py`."""
+
 SHUTDOWN = Name(
     "nvflare.fuel.f3.mpm",
     "MainProcessMonitor._start_shutdown",
@@ -101,5 +126,8 @@ ALL = (
     AUDIT_FILE,
     DRIVERS,
     TRUST,
+    CA_STORE,
+    OWN_IDENTITY,
+    GRPC_LISTENER,
     SHUTDOWN,
 )

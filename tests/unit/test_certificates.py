@@ -26,7 +26,16 @@ driver("flowerbed_drivers")
 
 Issue = Callable[[CertBuilder, Participant], tuple[rsa.RSAPrivateKey, x509.Certificate]]
 
-OURS: Issue = CertificateBuilder.get_pri_key_cert
+
+def ours(ca: CertBuilder, participant: Participant) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
+    """Issue a certificate of today with any CA."""
+    builder = CertificateBuilder()
+    builder.root_cert, builder.pri_key = ca.root_cert, ca.pri_key
+    key, certificate = builder.get_pri_key_cert(participant)
+    return key, certificate
+
+
+OURS: Issue = ours
 FLARES: Issue = CertBuilder.get_pri_key_cert
 """FLARE's way, in which every kit's certificate was issued before."""
 

@@ -885,13 +885,18 @@ def age(root: Path, subject: str, days: int) -> None:
     path.write_text(json.dumps(state))
 
 
-def test_certificates_near_or_past_their_end_are_renewed(again: Path) -> None:
+def test_certificates_past_half_of_their_life_are_renewed_for_the_same_keys(again: Path) -> None:
     age(again, "site-1", 10)
-    age(again, "site-2", 100)
+    age(again, "site-2", 310)
+    before = certificate(again / PROD / "site-1/startup/client.crt")
     assert done(again)["reissued"] == ["site-1"]
     age(again, "site-2", -1)
     outcome = done(again)
     assert outcome["reissued"] == ["site-2"]
+    startup = again / outcome["kits"]["site-1"] / "startup"
+    assert certificate(startup / "client.crt").public_key() == before.public_key()
+    key = serialization.load_pem_private_key((startup / "client.key").read_bytes(), None)
+    assert key.public_key() == before.public_key(), "the key is kept"
     end = certificate(again / outcome["kits"]["site-2"] / "startup/client.crt").not_valid_after_utc
     assert end > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
 

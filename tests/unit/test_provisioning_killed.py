@@ -107,7 +107,7 @@ def test_the_cas_file_is_written_when_it_changes_and_the_old_one_is_kept(again: 
 
 def test_a_certificate_of_before_is_kept_and_named(again: Path) -> None:
     """Make a certificate without a usage, like FLARE's."""
-    age(again, "site-1", 200)
+    age(again, "site-1", 400)
     code, outcome, text = verb(again)
     assert (code, outcome["reissued"]) == (0, [])
     (line,) = (line for line in text.splitlines() if "does not yet say" in line)

@@ -20,6 +20,7 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
 - With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so.
+- With any scheme, a listener takes renewed certificates (`bridge/flare/certificates.py`).
 - Over TCP and HTTP a listener also serves the runtime image and environments (`bridge/flare/offers_door.py`).
 
 `tests/unit/test_internals.py` fails when nvflare changes the parts that are used here.
@@ -52,7 +53,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import dialling, offers_door
+from bridge.flare import certificates, dialling, offers_door
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -170,7 +171,7 @@ def _no_public_authority(purpose: ssl.Purpose) -> ssl.SSLContext:
     """Replace `ssl.create_default_context`. FLARE adds the federation's CA and the certificate."""
     if purpose == ssl.Purpose.SERVER_AUTH:
         return _Dialling(ssl.PROTOCOL_TLS_CLIENT)
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return certificates.Listening()
 
 
 # TCP
@@ -363,6 +364,7 @@ def install() -> None:
     replaced.replace(
         replaced.TRUST, lambda _: namespace_proxy(ssl, create_default_context=_no_public_authority)
     )
+    certificates.install()
     # aiohttp's listener uses asyncio's own limit, and has no setting for another.
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_WITHIN  # type: ignore[misc]
 
