@@ -16,16 +16,18 @@ from typing import Any
 
 from bridge.common import site_settings
 from bridge.common.project_key import ADMIN, RELAY, SERVER, SITE
-from bridge.common.site_settings import kind_of, size
+from bridge.common.site_settings import CONNECT_THROUGH, kind_of, size
 from provisioning.keys import (
     ALLOWED_APPS,
     CUSTOM_CODE,
+    DEFAULT_PORT,
     EGRESS,
     EGRESSES,
     ELSEWHERE,
     LIMITS,
     NUMBERS,
     OURS,
+    PARTICIPANT,
     PORT,
     REVOKED,
     ROLES,
@@ -57,6 +59,7 @@ TOOLS = ("tensorboard", "mlflow")
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
+    (SERVER, RELAY): "the server and relays",
     (SITE,): "sites",
     (SITE, RELAY, ADMIN): "all but the server",
 }
@@ -190,7 +193,9 @@ def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[st
     """Report keys that resemble one of ours, so that a misspelt policy is noticed. Others may be a
     builder's."""
     for key in keys:
-        if key not in ours and (close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75)):
+        if key in ours or any(key == one.name for one in PARTICIPANT):
+            continue
+        if close := difflib.get_close_matches(str(key), ours, n=1, cutoff=0.75):
             yield f"{who}: unknown key '{key}'. Did you mean {close[0]}?"
 
 
@@ -203,6 +208,11 @@ def _policy(entry: Entry) -> Iterator[str]:
             yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}. Leave it out."
     yield from _switch(entry, ELSEWHERE)
     if entry.type not in (SERVER, SITE):
+        given = {key: value for key, value in entry.properties.items() if key == CONNECT_THROUGH}
+        for problem in site_settings.problems(given):
+            yield f"{entry.who}: {problem}."
+        if given and not entry.properties.get(ELSEWHERE):
+            yield f"{entry.who}: {CONNECT_THROUGH} is for another machine (elsewhere: true). Leave it out."
         return
     yield from _switch(entry, CUSTOM_CODE)
     for name, choices in ((SANDBOX, SANDBOXES), (EGRESS, EGRESSES)):
@@ -262,6 +272,9 @@ def _revoked(names: Sequence[str], value: Any) -> Iterator[str]:
 
 
 def _ports(entry: Entry) -> Iterator[str]:
+    dialled = entry.properties.get(DEFAULT_PORT)
+    if dialled is not None and not _is_port(dialled):
+        yield f"{entry.who}: expected {DEFAULT_PORT} from 1 to 65535, found {kind_of(dialled)}."
     if entry.type == "server":
         port = entry.properties.get("fed_learn_port", PORT)
         if not _is_port(port):

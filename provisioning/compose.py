@@ -13,11 +13,12 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
+from bridge.common import site_service
 from bridge.common.site_service import shown
-from bridge.common.site_settings import DATA_FOLDER
+from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
 from provisioning import dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
-from provisioning.keys import PORT, REVOKED
+from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
@@ -255,7 +256,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         # For the sites on other machines, which it tells of them. Certificates are public.
         service["volumes"].append(shown(renewals, "/renewals"))
         port = participant.get_prop("fed_learn_port", PORT)
-        service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{port}}}:{port}"]
+        shown_port = participant.get_prop(DEFAULT_PORT, port)
+        service["ports"] = [f"${{FLOWERBED_BIND:-127.0.0.1}}:${{FLOWERBED_PORT:-{shown_port}}}:{port}"]
         return _given(service, participant, project)
     if participant.type == ParticipantType.ADMIN:
         service["volumes"].append(f"{_socket_volume(name)}:{SOCKET_FOLDER}")
@@ -269,6 +271,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
     if participant.type == ParticipantType.CLIENT and not networks.is_elsewhere(participant):
         return _given(service, participant, project)
+    if participant.type != ParticipantType.CLIENT and (proxy := participant.get_prop(CONNECT_THROUGH)):
+        service |= site_service.service({CONNECT_THROUGH: proxy}, {}, without_proxy=[])
     return service
 
 

@@ -16,7 +16,7 @@ from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_settings import NODE_CONFIG, size
-from provisioning import note, site_files
+from provisioning import dialled, note, site_files
 from provisioning.checks import problems_in_project
 from provisioning.keys import ALLOWED_APPS, CUSTOM_CODE, EGRESS, EGRESSES, LIMITS, SANDBOX, SIZES
 from provisioning.networks import is_elsewhere
@@ -161,6 +161,7 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
         for relay in project.get_relays():
             _complete_listener(relay)
+        dialled.write_ports(project)
         server = project.get_server()
         listed = _listed(server.get_prop("host_names"))
         added = [name for name in _dialled(project) if name not in [*listed, server.get_default_host()]]

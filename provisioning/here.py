@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.common import connect_through
 from bridge.common.site_settings import DATA, ENV_FILE, GPUS, Folder, folders, variable_problem
 from provisioning import dotenv
 
@@ -145,5 +146,5 @@ def _env_file(name: str, path: Path) -> Iterator[str]:
         yield f"{ENV_FILE}: {path} does not exist. Make it (chmod 600, lines NAME=value), or correct the path"
         return
     for variable in names:
-        if problem := variable_problem(variable):
+        if variable != connect_through.PASSWORD and (problem := variable_problem(variable)):
             yield f"{ENV_FILE} {name}: {problem}"

@@ -11,6 +11,9 @@ from bridge.common.project_key import ADMIN, RELAY, SERVER, SITE, Key
 
 CUSTOM_CODE = "custom_code"
 
+DEFAULT_PORT = "default_port"
+"""The port that participants on other machines dial."""
+
 SANDBOX, SANDBOXES = "sandbox", ("required", "best-effort", "off")
 """How strictly a server or site confines processes that run an app's code (`bridge/job/settings.py`)."""
 
@@ -89,6 +92,14 @@ PARTICIPANT = (
         "The name that everybody's kit dials. For an address, "
         "[use `connect_to`](../how-to/site-elsewhere.md).",
         default="the participant's own name",
+        of=(SERVER, RELAY),
+    ),
+    Key(
+        DEFAULT_PORT,
+        "1 to 65535",
+        "The port that kits of participants on other machines dial, such as 443. The container listens on "
+        "its own port all the same, and is [published](settings.md#yours) on this one.",
+        default="the port on which it listens",
         of=(SERVER, RELAY),
     ),
     Key(
@@ -228,6 +239,7 @@ BUILDER = (
 OURS = {
     key.name: key
     for key in (*PARTICIPANT, *site_settings.TABLE.values())
-    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE) or key.check is not None
+    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, DEFAULT_PORT)
+    or key.check is not None
 }
 """Flowerbed's own keys of a participant."""

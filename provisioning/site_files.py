@@ -17,7 +17,7 @@ import yaml
 
 from bridge.common import site_service, site_settings
 from bridge.common.errors import FlowerbedError
-from bridge.common.site_settings import DATA, NODE_CONFIG, PROXY
+from bridge.common.site_settings import CONNECT_THROUGH, DATA, NODE_CONFIG, PROXY
 from provisioning import here
 from provisioning.names import service_name
 from provisioning.places import ROOT
@@ -39,7 +39,7 @@ TEMPLATE = """\
 # shm_size: 2GB                         for DataLoader workers
 # gpus: all
 # hosts: {{db.hospital.example: 10.0.0.5}}
-# proxy: http://proxy.example:3128      needs egress: any in project.yml
+# proxy: http://proxy.example:3128      for apps. Needs egress: any in project.yml
 # cpus: 4
 # memory: 16GB
 """
@@ -107,6 +107,8 @@ def _together(participant: _Participant, own: Mapping[str, Any]) -> Iterator[str
     counts = site_settings.merged(participant, own)
     if PROXY in counts and participant.get("egress") != "any":
         yield f"{PROXY} needs egress: any in project.yml, found an app that may connect nowhere else"
+    if CONNECT_THROUGH in counts and not participant.get("elsewhere"):
+        yield f"{CONNECT_THROUGH} is for another machine (elsewhere: true). Leave it out"
     if NODE_CONFIG in counts:
         yield from site_settings.node_config_problems(counts[NODE_CONFIG])
     for folder in site_settings.folders(counts.get(DATA)) if participant.get("elsewhere") else []:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bridge.common.finding import Finding
-from provisioning.keys import PORT
+from provisioning.keys import DEFAULT_PORT, PORT
 from provisioning.names import service_name
 from scripts import behind, compose, console, core, engine, ownership, provision, settings, up
 from scripts.status import REGISTERING, stopped
@@ -33,9 +33,8 @@ def check_port() -> Iterator[Finding]:
     except core.Failure:
         return  # `check_project` reports it.
     given = settings.read("FLOWERBED_PORT")
-    ours = next(
-        (item.get("fed_learn_port", PORT) for item in participants if item.get("type") == "server"), PORT
-    )
+    server: Mapping[str, Any] = next((item for item in participants if item.get("type") == "server"), {})
+    ours = server.get(DEFAULT_PORT) or server.get("fed_learn_port", PORT)
     number = int(given) if given.isdecimal() else ours
     yield _port("server", settings.read(settings.BIND), number, "FLOWERBED_PORT")
 
@@ -91,6 +90,8 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("sites", "ok", f"{len(sites)} registered")
         return
     address = f"{server.get('default_host') or server['name']}:{server.get('fed_learn_port', PORT)}"
+    if port := server.get(DEFAULT_PORT):
+        address += f", or port {port} from other machines"
     found = f"{', '.join(lost)} not registered. Sites dial {address}"
     is_here = any(service_name(name) in running for name in lost)
     yield Finding("sites", "fail" if is_here else "warn", found, REGISTERING)

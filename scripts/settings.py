@@ -42,8 +42,9 @@ YOURS = (
         "FLOWERBED_PORT",
         "",
         "The published port, which [`kit`](verbs.md#kit) dials. Containers dial each other on "
-        "`fed_learn_port` all the same, and so do [sites on other machines](../how-to/your-own-sites.md).",
-        "the server's `fed_learn_port`",
+        "`fed_learn_port` all the same. Sites on other machines dial the server's "
+        "[`default_port`](../how-to/firewalls.md#another-port), or `fed_learn_port` without one.",
+        "the server's `default_port`, or its `fed_learn_port`",
     ),
     Setting(
         "FLOWERBED_DATA",

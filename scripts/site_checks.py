@@ -186,7 +186,7 @@ def in_words(settings: Mapping[str, Any]) -> str:
             parts.append(f"{key} {', '.join(map(_folder, site_settings.folders(value)))}")
         elif key == site_settings.HOSTS:
             parts.append(f"{key} {', '.join(f'{name} {address}' for name, address in value.items())}")
-        elif key == site_settings.PROXY:
+        elif key in (site_settings.PROXY, site_settings.CONNECT_THROUGH):
             # Without its user and password.
             parts.append(f"{key} {value.rpartition('@')[2].rpartition('//')[2]}")
         else:

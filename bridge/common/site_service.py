@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bridge.common import connect_through
 from bridge.common.job_options import ConfigValue
 from bridge.common.site_settings import (
+    CONNECT_THROUGH,
     CPUS,
     DATA,
     ENV_FILE,
@@ -46,6 +48,10 @@ def service(
     if groups := sorted({gids[item.group] for item in named if item.group is not None}):
         content["group_add"] = [str(gid) for gid in groups]
     environment = {name: plain(_text(value)) for name, value in (settings.get(ENVIRONMENT) or {}).items()}
+    if CONNECT_THROUGH in settings:
+        environment[connect_through.VARIABLE] = plain(settings[CONNECT_THROUGH])
+        # Otherwise no_proxy would name the server, which needs the proxy.
+        without_proxy = ()
     environment |= _proxied(settings[PROXY], without_proxy) if PROXY in settings else {}
     if config := settings.get(NODE_CONFIG):
         environment[NODE_CONFIG_VARIABLE] = plain(json.dumps(config, sort_keys=True))

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from bridge.common.project_key import SERVER, SITE, Key
+from bridge.common import connect_through
+from bridge.common.project_key import ADMIN, RELAY, SERVER, SITE, Key
 
 NODE_CONFIG, SHARE_LOGS = "node_config", "share_logs"
 DATA, ENVIRONMENT, ENV_FILE, SHM_SIZE = "data", "environment", "env_file", "shm_size"
 GPUS, HOSTS, PROXY, CPUS, MEMORY = "gpus", "hosts", "proxy", "cpus", "memory"
+CONNECT_THROUGH = connect_through.KEY
 
 OURS = ("client-name", "partition-id", "num-partitions")
 """Keys of the node config that FLARE's own Flower integration gives too. A site cannot set them."""
@@ -267,6 +269,13 @@ def _proxy(key: str, value: Any) -> Iterator[str]:
         )
 
 
+def _connect_through(key: str, value: Any) -> Iterator[str]:
+    try:
+        connect_through.parse(value if isinstance(value, str) else "")
+    except ValueError as error:
+        yield str(error)
+
+
 _APPS = (SERVER, SITE)
 _KEYS = (
     Key(
@@ -349,6 +358,16 @@ _KEYS = (
         default="none",
         of=_APPS,
         check=_proxy,
+    ),
+    Key(
+        CONNECT_THROUGH,
+        connect_through.EXPECTED,
+        "The HTTP proxy that leads to the server, for [a site behind a "
+        "firewall](../how-to/firewalls.md#an-http-proxy). Only FLARE's own connection uses it. "
+        "`FLOWERBED_CONNECT_PASSWORD` in an `env_file` keeps the password out of this key.",
+        default="none",
+        of=(SITE, RELAY, ADMIN),
+        check=_connect_through,
     ),
     Key(
         CPUS,

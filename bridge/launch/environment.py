@@ -102,6 +102,7 @@ def variables(
         **packages.variables,
         **proxies.direct(os.environ),
         **proxies.unusable(os.environ),
+        **proxies.withheld(os.environ),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -34,6 +34,10 @@ READ = ("http_proxy", "https_proxy", "all_proxy")
 USABLE = ("http", "https")
 """Proxies that Flower's clients can use. httpx fails at any other, even for connections without a proxy."""
 
+THROUGH = "FLOWERBED_CONNECT_"
+"""The prefix of the variables with the proxy of FLARE's own connection, and its password
+(`bridge/common/connect_through.py`)."""
+
 KIT = Path("/kit")
 CONFIGS = ("startup/fed_*.json", "local/comm_config.json")
 """Files of a kit that name the hosts that FLARE connects to."""
@@ -69,9 +73,18 @@ def unusable(environment: Mapping[str, str]) -> dict[str, str]:
     return dict.fromkeys(found, "")
 
 
+def withheld(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables that hide the proxy of FLARE's own connection from apps. Its password may be there."""
+    return {name: "" for name in environment if name.startswith(THROUGH)}
+
+
 def install(kit: Path = KIT) -> None:
-    """Let this process and its children reach loopback and FLARE's own hosts directly."""
-    os.environ.update(direct(os.environ, own_hosts(kit)))
+    """Let this process and its children reach loopback and FLARE's own hosts directly.
+
+    The hosts stay out if a setting names the proxy that leads to them.
+    """
+    hosts = [] if any(name.startswith(THROUGH) for name in os.environ) else own_hosts(kit)
+    os.environ.update(direct(os.environ, hosts))
 
 
 def own_hosts(kit: Path) -> list[str]:

@@ -149,7 +149,9 @@ class _Life(logging.Handler):
 
 def _take_over(life: _Life) -> None:
     """Adapt this process's SuperNode code to run in a thread."""
-    os.environ.update(proxies.direct(os.environ) | proxies.unusable(os.environ))
+    os.environ.update(
+        proxies.direct(os.environ) | proxies.unusable(os.environ) | proxies.withheld(os.environ)
+    )
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     replaced.replace(replaced.LOOP_TIME, lambda _: namespace_proxy(time, sleep=life.sleep))

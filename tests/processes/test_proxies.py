@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.common import connect_through
 from bridge.launch import environment, proxies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,23 @@ def test_a_flower_process_reaches_loopback(
         assert run(ASK, url, env={**INJECTED, **more}).returncode, "it is reached without all this"
     for value in more.get("NO_PROXY", ""), more.get("no_proxy", ""):
         assert value.strip(" ,") in env["NO_PROXY"] + env["no_proxy"]
+
+
+def test_no_app_gets_the_proxy_of_flares_own_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its password may be in there."""
+    for name in (connect_through.VARIABLE, connect_through.PASSWORD):
+        monkeypatch.setenv(name, "http://me:geheim@gate.example:3128")
+    assert "geheim" not in str({**os.environ, **environment.variables(tmp_path / "flwr")})
+    (kit := tmp_path / "kit" / "startup").mkdir(parents=True)
+    (kit / "fed_client.json").write_text('{"target": "server:8002"}')
+    proxies.install(kit.parent)
+    assert "server" not in os.environ["NO_PROXY"].split(","), "the setting says that the proxy leads there"
+    monkeypatch.delenv(connect_through.VARIABLE)
+    monkeypatch.delenv(connect_through.PASSWORD)
+    proxies.install(kit.parent)
+    assert "server" in os.environ["NO_PROXY"].split(",")
 
 
 def test_an_apps_own_traffic_takes_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from nvflare.fuel.f3.communicator import Mode
 from nvflare.fuel.f3.message import Message
 
-from bridge.common import connect_through
+from bridge.common import connect_through, own_settings
 from bridge.common.connect_through import PASSWORD, VARIABLE, Proxy, ProxyError
 from bridge.common.ports import free_port
 from bridge.flare import dialling
+from provisioning.checks import problems_in_file
+from scripts.core import ROOT
 from tests.connect_proxy import ConnectProxy, Passthrough, serving
 from tests.unit.connecting import APP, End, driver
 from tests.unit.faking import Authority
@@ -279,6 +283,20 @@ def test_no_proxy_is_read_as_elsewhere(listed: str, direct: bool) -> None:
     environment = {VARIABLE: "http://p.example:1", "no_proxy": listed}
     assert (connect_through.chosen(environment, SERVER) is None) is direct
     assert connect_through.chosen({**environment, "NO_PROXY": "10.0.0.0/8"}, "10.1.2.3") is None
+
+
+def test_the_pages_settings_are_taken() -> None:
+    page = (ROOT / "docs/how-to/firewalls.md").read_text()
+    blocks = re.findall(r'^```yaml title="(\S+)"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in blocks] == ["site.yml", "site.yml", "project.yml"]
+    for name, block in blocks:
+        content = yaml.safe_load(block)
+        if name == "site.yml":
+            assert not own_settings.problems(content)
+        else:
+            project = yaml.safe_load((ROOT / "project.yml").read_text())
+            project["participants"][0] = content[0]
+            assert not problems_in_file(project)
 
 
 def test_the_health_check_hears_which_port_is_dialled(

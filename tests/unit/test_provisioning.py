@@ -522,6 +522,34 @@ def test_a_site_elsewhere_may_dial_an_address(again: Path) -> None:
         assert f'"target": "{host}:8002"' in text, text
 
 
+def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(again: Path) -> None:
+    edit(again, replace("fed_learn_port: 8002\n", "fed_learn_port: 8002\n    default_port: 443\n"))
+    edit(again, replace("    host_names: [", "    default_host: fl.example.org\n    host_names: ["))
+    there = "    elsewhere: true\n    connect_through: http://gate.example:3128\n"
+    edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
+    edit(again, replace("role: lead\n", f"role: lead\n{there}"))
+    outcome = done(again)
+    kits = {name: again / kit for name, kit in outcome["kits"].items()}
+    for name, port in (("server", 8002), ("site-1", 8002), ("site-2", 443)):
+        (kit,) = (kits[name] / "startup").glob("fed_*.json")
+        target = json.loads(kit.read_text())["servers"][0]["service"]["target"]
+        assert target == f"{'server' if name == 'server' else 'fl.example.org'}:{port}", name
+    for name, port in (("admin@flowerbed.example", 8002), ("lead@flowerbed.example", 443)):
+        admin = json.loads((kits[name] / "startup/fed_admin.json").read_text())["admin"]
+        assert (admin["host"], admin["port"]) == ("fl.example.org", port), name
+    compose_file = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
+    for name in ("site-2", "lead"):
+        given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
+        assert given["environment"] == {"FLOWERBED_CONNECT_THROUGH": "http://gate.example:3128"}, name
+
+
+def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
+    file = root / Path(outcome["compose"]).parent / f"elsewhere-{service}.yaml"
+    content: dict[str, Any] = yaml.safe_load(file.read_text())["services"][service]
+    return content
+
+
 def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path, tmp_path: Path) -> None:
     there = "    elsewhere: true\n    env_file: /etc/site-2.env\n    node_config: {a: 1}\n    gpus: all\n"
     edit(again, replace("name: site-2\n", f"name: site-2\n{there}"))
@@ -940,6 +968,14 @@ BAD: dict[str, tuple[Edit, str]] = {
     "bad port": (
         replace("fed_learn_port: 8002", "fed_learn_port: x"),
         "expected fed_learn_port from 1 to 65535",
+    ),
+    "bad dialled port": (
+        replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    default_port: 0"),
+        "expected default_port from 1 to 65535, found int 0",
+    ),
+    "a person here behind a proxy": (
+        replace("role: lead\n", "role: lead\n    connect_through: http://p:1\n"),
+        "admin 'lead@flowerbed.example': connect_through is for another machine (elsewhere: true)",
     ),
     "second port": (
         replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    admin_port: 8003"),

@@ -61,6 +61,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loopback elsewhere": ({"hosts": {"localhost": "10.0.0.1"}}, "names of hosts other than localhost"),
     "a proxy without a port": ({"proxy": "http://p"}, "expected proxy to be an address such as http://"),
     "a proxy out of reach": ({"proxy": "http://p:40000"}, "expected a port from 1 to 32767"),
+    "a way through a proxy of another kind": (
+        {"connect_through": "socks5://me:geheim@p:1080"},
+        "expected connect_through to be an address such as http://",
+    ),
     "logs to some": ({"share_logs": "some"}, "expected share_logs to be true or false, found 'some'"),
 }
 
@@ -115,6 +119,14 @@ def test_compose_gets_each_of_them() -> None:
         "cpus": 1.5,
         "extra_hosts": ["db.example:10.0.0.5", "v6:fd00::1", "here:host-gateway"],
     }
+
+
+def test_a_way_through_a_proxy_is_one_variable_and_leaves_the_server_to_that_proxy() -> None:
+    own = {"connect_through": "http://me:a$b@gate.example:3128", "proxy": "http://proxy.example:3128"}
+    assert not list(site_settings.problems(own))
+    variables = site_service.service(own, {}, without_proxy=["fl.example.org"])["environment"]
+    assert variables["FLOWERBED_CONNECT_THROUGH"] == "http://me:a$$b@gate.example:3128"
+    assert variables["no_proxy"] == "localhost,127.0.0.1,::1"
 
 
 def test_nothing_said_is_nothing_told() -> None:
@@ -231,6 +243,10 @@ BAD_FILES = {
     "a proxy where nothing is reached": (
         "proxy: http://p:1",
         "site-1: proxy needs egress: any in project.yml",
+    ),
+    "a way through a proxy on this machine": (
+        "connect_through: http://p:1",
+        "site-1: connect_through is for another machine (elsewhere: true)",
     ),
 }
 
