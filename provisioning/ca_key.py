@@ -31,6 +31,9 @@ PASSPHRASE_FILE = "FLOWERBED_CA_PASSPHRASE_FILE"
 ON_STDIN = "FLOWERBED_CA_PASSPHRASE_ON_STDIN"
 """The variable by which `provision` tells its process of FLARE where the passphrase comes from."""
 
+NO_KEY, NO_PASSPHRASE = 20, 21
+"""Exit codes of `nvflare provision` when it would have to sign, and cannot."""
+
 SIGNS = "This needs the CA's key, to sign"
 
 

@@ -22,6 +22,9 @@ EGRESS, EGRESSES = "egress", ("server", "any")
 
 ELSEWHERE, ALLOWED_APPS, REVOKED = "elsewhere", "allowed_apps", "revoked"
 
+OWN_KEY = "own_key"
+"""Whether a site makes its key itself, and the centre never has it."""
+
 LIMITS = "limits"
 SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
 """What it may hold: sizes such as 20GB, and numbers."""
@@ -163,6 +166,14 @@ PARTICIPANT = (
         "machine](../how-to/site-elsewhere.md), so `up` does not start it here.",
         default="false",
         of=(SITE, RELAY, ADMIN),
+    ),
+    Key(
+        OWN_KEY,
+        "true or false",
+        "With `true` the site, on another machine, [makes its key](../how-to/own-key.md) there. The key never "
+        "leaves it.",
+        default="false",
+        of=(SITE,),
     ),
     Key(
         "role",

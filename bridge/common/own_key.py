@@ -10,10 +10,12 @@ may go by mail. The centre's side is `provisioning/own_keys.py`.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,11 +155,7 @@ def take_answer(text: str, kit: Path, renewed: Path, site: str) -> x509.Certific
             "this answer is for another key than this site's. Send the request of this machine (./site "
             "request), and take the answer to it."
         )
-    if not any(_issued(own, authority) for authority in trusted):
-        raise UnfitRequest(
-            "this answer is not from the federation's CA that the join file named, or was altered. Do not "
-            "use it."
-        )
+    _check_issuer(own, trusted)
     if own.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         raise UnfitRequest(
             f"this certificate was valid until {own.not_valid_after_utc.date()}: send the request again. If "
@@ -170,12 +168,15 @@ def take_answer(text: str, kit: Path, renewed: Path, site: str) -> x509.Certific
     return own
 
 
-def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+def _check_issuer(certificate: x509.Certificate, trusted: Iterable[x509.Certificate]) -> None:
+    """Check that a CA of the kit has issued a certificate."""
+    for authority in trusted:
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(authority)
+            return
+    raise UnfitRequest(
+        "this answer is not from the federation's CA that the join file named, or was altered. Do not use it."
+    )
 
 
 def _key(path: Path, *, make: bool = True) -> rsa.RSAPrivateKey:
