@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bridge.common.errors import FlowerbedError
-from provisioning import dotenv
+from provisioning import PASSPHRASE_ON_STDIN, dotenv
 from provisioning.places import ROOT
 
 CERTIFICATE, KEY = "root_cert", "root_pri_key"
@@ -28,12 +28,6 @@ FILE = "FLOWERBED_CA_KEY"
 """The setting with the key's file."""
 PASSPHRASE_FILE = "FLOWERBED_CA_PASSPHRASE_FILE"
 """The setting with a file that holds its passphrase."""
-ON_STDIN = "FLOWERBED_CA_PASSPHRASE_ON_STDIN"
-"""The variable by which `provision` tells its process of FLARE where the passphrase comes from."""
-
-NO_KEY, NO_PASSPHRASE = 20, 21
-"""Exit codes of `nvflare provision` when it would have to sign, and cannot."""
-
 SIGNS = "This needs the CA's key, to sign"
 
 
@@ -123,7 +117,7 @@ def read_passphrase(file: Path) -> bytes:
 def _passphrase(where: str) -> bytes:
     if file := setting(PASSPHRASE_FILE):
         return read_passphrase(Path(file).expanduser())
-    if os.environ.get(ON_STDIN):
+    if os.environ.get(PASSPHRASE_ON_STDIN):
         return sys.stdin.buffer.readline().rstrip(b"\n")
     if not sys.stdin.isatty():
         raise NoPassphrase(

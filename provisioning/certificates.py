@@ -9,7 +9,7 @@ readable by all, and each run overwrites it in place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -20,7 +20,7 @@ from nvflare.lighter.spec import ProvisionContext
 from nvflare.lighter.utils import build_subject_alt_names, load_private_key, x509_name
 from nvflare.tool.cli_output import output_error
 
-from provisioning import ca_key, note, own_keys, renewal, signing, state
+from provisioning import NO_KEY, NO_PASSPHRASE, ca_key, note, own_keys, renewal, signing, state
 from provisioning.keys import OWN_KEY
 from provisioning.renewal import LISTENER, VALID_DAYS
 
@@ -70,17 +70,17 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         project.root_private_key = signing.load(known[ca_key.CERTIFICATE])
         project.serialized_root_cert = known[ca_key.CERTIFICATE].encode()
         super().initialize(project, ctx)
-        self.pri_key = project.root_private_key = project.serialized_root_cert = None
+        project.root_private_key = project.serialized_root_cert = None
+        self.pri_key: Any = None
 
     def _key(self) -> rsa.RSAPrivateKey:
         """Return the CA's key. This program ends if the key is elsewhere and cannot be read."""
-        if self.pri_key is None:
-            try:
-                self.pri_key = ca_key.load(self.persistent_state.content)
-            except ca_key.NoKey as error:
-                lacks = ca_key.NO_PASSPHRASE if isinstance(error, ca_key.NoPassphrase) else ca_key.NO_KEY
-                output_error("INTERNAL_ERROR", exit_code=lacks, detail=str(error))
-        return self.pri_key
+        try:
+            self.pri_key = self.pri_key or ca_key.load(self.persistent_state.content)
+        except ca_key.NoKey as error:
+            lacks = NO_PASSPHRASE if isinstance(error, ca_key.NoPassphrase) else NO_KEY
+            output_error("INVALID_ARGS", exit_code=lacks, detail=str(error))
+        return cast("rsa.RSAPrivateKey", self.pri_key)
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
         """Issue new certificates and replace stale ones, then write all of them into the kits."""
@@ -129,12 +129,18 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
     def get_pri_key_cert(self, participant: Participant) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
         """Issue a certificate with a new key. FLARE's has neither basic constraints nor a key usage."""
         key = signing.new_key()
-        return key, self._issue(participant, key.public_key())
+        # A listener has a certificate already. Only this one's names count, and `_keep_listener` replaces it.
+        known = (
+            participant.type == "server" and participant.subject + LISTENER in self.persistent_state.content
+        )
+        return key, self._issue(participant, key.public_key(), key if known else None)
 
-    def _issue(self, participant: Participant, key: Any) -> x509.Certificate:
-        """Issue a certificate for a key."""
+    def _issue(
+        self, participant: Participant, key: Any, by: rsa.RSAPrivateKey | None = None
+    ) -> x509.Certificate:
+        """Issue a certificate for a key, signed with the CA's key if no other is given."""
         role = participant.get_prop("role") if participant.type == "admin" else None
-        return signing.Authority(self.root_cert, self._key()).sign(
+        return signing.Authority(self.root_cert, by or self._key()).sign(
             x509_name(participant.subject, participant.org, role),
             x509.SubjectAlternativeName(_names(participant)),
             key,

@@ -210,7 +210,7 @@ def _policy(entry: Entry) -> Iterator[str]:
     yield from _switch(entry, ELSEWHERE)
     yield from _switch(entry, OWN_KEY)
     if entry.properties.get(OWN_KEY) and not entry.properties.get(ELSEWHERE):
-        yield f"{entry.who}: expected {ELSEWHERE}: true with {OWN_KEY}: a site of this machine has a kit with a key."
+        yield f"{entry.who}: {OWN_KEY} is for a site on another machine (elsewhere: true). Leave it out."
     if entry.properties.get(OWN_KEY) and entry.properties.get("listening_host"):
         yield f"{entry.who}: expected no listening_host with {OWN_KEY}: the centre makes a listener's key."
     if entry.type not in (SERVER, SITE):

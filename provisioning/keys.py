@@ -170,8 +170,8 @@ PARTICIPANT = (
     Key(
         OWN_KEY,
         "true or false",
-        "With `true` the site, on another machine, [makes its key](../how-to/own-key.md) there. The key never "
-        "leaves it.",
+        "With `true` the site, on another machine, [makes its key](../how-to/own-key.md) there. The key "
+        "never leaves it.",
         default="false",
         of=(SITE,),
     ),
@@ -250,7 +250,7 @@ BUILDER = (
 OURS = {
     key.name: key
     for key in (*PARTICIPANT, *site_settings.TABLE.values())
-    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, DEFAULT_PORT)
+    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, OWN_KEY, DEFAULT_PORT)
     or key.check is not None
 }
 """Flowerbed's own keys of a participant."""

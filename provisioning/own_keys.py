@@ -71,16 +71,16 @@ def check(
     site = request.site
     entry = next((item for item in project["participants"] if item["name"] == site), None)
     if site in (project.get(REVOKED) or ()):
-        raise UnfitRequest(f"{site} is revoked in project.yml. To let it in again, take its name out there first.")
+        raise UnfitRequest(f"{site} is revoked in project.yml. To let it in again, take the name out there.")
     if entry is None:
-        raise UnfitRequest(f"expected the request of a site in project.yml, found one of '{site}', which is not there.")
-    if not entry.get(OWN_KEY):
-        raise UnfitRequest(
-            f"{site} has a key of the centre's. To let it make its own: ./flowerbed site add {site} --own-key"
-        )
-    if entry.get("org") != request.org:
-        raise UnfitRequest(f"{site} belongs to {entry.get('org')} in project.yml, and the request says {request.org}.")
+        raise UnfitRequest(f"expected the request of a site in project.yml, found one of '{site}'.")
     again = f"Make a new join file: ./flowerbed site add {site} --own-key"
+    if not entry.get(OWN_KEY):
+        raise UnfitRequest(f"{site} has a key that the centre made. {again}")
+    if entry.get("org") != request.org:
+        raise UnfitRequest(
+            f"{site} is of {entry.get('org')} in project.yml, and the request says {request.org}."
+        )
     made = next((join for join in joins.get(site, ()) if join.get("id") == request.join), None)
     if made is None:
         raise UnfitRequest(f"this request is not of a join file that was made for {site}. {again}")
@@ -89,8 +89,7 @@ def check(
         if pem(request.key) == known.get(PUBLIC_KEY):
             return  # The same answer once more, should the first be lost.
         raise UnfitRequest(
-            f"this join file was used before, and the key with it was another. If that was not {site}, revoke "
-            f"it. {again}"
+            f"this join file was used before, with another key. If {site} did not do that, revoke it. {again}"
         )
     if str(made.get("last_day")) < datetime.now(UTC).date().isoformat():
         raise UnfitRequest(f"the join file of this request was for use until {made.get('last_day')}. {again}")
