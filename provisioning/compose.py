@@ -52,6 +52,16 @@ PARTICIPANT = "org.flowerbed.participant"
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
 
+RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
+"""The runtime image on another machine, by its ID."""
+
+JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE")}
+"""What a participant on another machine tells the server: by which join file it came, and a number of its
+machine."""
+
+KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
+"""With another kit, Compose makes the container again."""
+
 HEADER = """\
 # Written by provisioning, and included by the compose.yaml at the root. Do not edit: everything that a person
 # may want to change is in project.yml and in compose/.
@@ -182,8 +192,13 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     networked = joined.of(name)
     service = _service(participant, project, prod)
     del service["profiles"]
+    if participant.type != ParticipantType.ADMIN:
+        service |= {"image": RUNTIME, "environment": service.get("environment", {}) | JOINED}
+        service["volumes"] = site_service.own_mounts(name)
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
+    if participant.type != ParticipantType.ADMIN:
+        service["labels"] |= KIT_LABEL
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():
@@ -283,8 +298,12 @@ def _given(service: dict[str, Any], participant: Participant, project: Project) 
         service["labels"][SETTINGS] = mark
     data = more.pop("volumes", [])
     if not data and participant.type == ParticipantType.CLIENT:
-        data = [shown(f"${{FLOWERBED_DATA:-./data}}/{service['hostname']}", DATA_FOLDER)]
+        # A site on another machine has a folder to itself.
+        own = "" if networks.is_elsewhere(participant) else f"/{service['hostname']}"
+        data = [shown(f"${{FLOWERBED_DATA:-./data}}{own}", DATA_FOLDER)]
     service["volumes"] += data
+    if "environment" in more:
+        more["environment"] = service.get("environment", {}) | more["environment"]
     return service | more
 
 

@@ -43,6 +43,7 @@ COMPONENTS = {
     },
     ParticipantType.CLIENT: {
         "flowerbed_policy": "bridge.flare.policy.CodePolicy",
+        "flowerbed_join": "bridge.flare.joins.JoinTeller",
         "flowerbed_housekeeper": "bridge.flare.housekeeping.Housekeeper",
         "flowerbed_reporter": "bridge.flare.site_reporter.SiteReporter",
     },

@@ -28,15 +28,16 @@ PANELS = {
     "Begin": ("init", "quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
     "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
+    "Sites": ("site add", "site list", "site remove"),
     "Developers": ("compare", "bench", "test"),
 }
-"""The verbs, in the order of `--help`."""
+"""The verbs, in the order of `--help`. A verb of two words is a module in a package."""
 
 if not places.IS_CHECKOUT:
     del PANELS["Developers"]
 
 VERBS = {
-    name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name.replace('-', '_')}"
+    name: f"{'dev' if panel == 'Developers' else 'scripts'}.{name.replace('-', '_').replace(' ', '.')}"
     for panel, names in PANELS.items()
     for name in names
 }
@@ -45,7 +46,7 @@ VERBS = {
 ANYWHERE = ("init", "flwr-api")
 """Verbs that need no federation in the working directory."""
 
-WRITE_NOTHING = ("init", "doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status")
+WRITE_NOTHING = ("init", "doctor", "jobs", "wait", "logs", "abort", "remove", "hash", "status", "site list")
 """Verbs that leave no file in the federation's folder, so there is nothing to give to its owner."""
 
 MEANT = {"stop": "abort", "cancel": "abort", "run": "submit", "ls": "jobs", "list": "jobs"}
@@ -73,8 +74,18 @@ class Verbs(TyperGroup):
         """Find the verb and import it."""
         if args and args[0] in MEANT:
             raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{MEANT[args[0]]}'?", ctx)
-        name, command, rest = super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, _joined(args))
         return name, verb(name) if name and command else command, rest
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Return the words of a command line with the verb as one word."""
+    two = " ".join(words[:2])
+    if two in VERBS:
+        return [two, *words[2:]]
+    if more := [name for name in VERBS if words and name.startswith(f"{words[0]} ")]:
+        raise click.UsageError(f"Expected one of: {', '.join(more)}.")
+    return words
 
 
 def summary(name: str) -> str:
@@ -153,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         return UsageError.exit_code
     core.as_json = _wants_json(words)
     _acting_as().clear()
-    who = f"flowerbed {words[0]}" if words and words[0] in VERBS else "flowerbed"
+    name = next((name for name in (" ".join(words[:2]), words[0]) if name in VERBS), "")
+    who = f"flowerbed {name}".strip()
     outcome: dict[str, Any] | int
     code = 0
     try:
@@ -188,14 +200,15 @@ def main(argv: list[str] | None = None) -> int:
             outcome = {**outcome, "error": core.as_called(str(outcome["error"]))}
         if core.as_json:
             print(json.dumps(outcome), flush=True)
-    if places.IS_THERE and words[0] not in WRITE_NOTHING:
+    if places.IS_THERE and words[0] not in WRITE_NOTHING and name not in WRITE_NOTHING:
         core.give_back()
     return code
 
 
 def _need_federation(words: Sequence[str]) -> None:
     """Refuse a verb of an installed program outside of any federation. Help and completion work anywhere."""
-    if places.IS_THERE or words[0] not in VERBS or words[0] in ANYWHERE or {"--help", "-h"} & set(words):
+    known = words[0] in VERBS or " ".join(words[:2]) in VERBS
+    if places.IS_THERE or not known or words[0] in ANYWHERE or {"--help", "-h"} & set(words):
         return
     raise UsageError(
         places.UNSAFE
@@ -206,7 +219,7 @@ def _need_federation(words: Sequence[str]) -> None:
 
 def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
     """Return the verb's message for an argument that it does not take."""
-    module = sys.modules.get(VERBS.get(words[0], ""))
+    module = sys.modules.get(VERBS.get(_joined([*words])[0], ""))
     is_it = "unexpected extra argument" in error.format_message()
     more = getattr(module, "EXTRA_ARGUMENT", "") if is_it else ""
     return f" {more}" if more else ""

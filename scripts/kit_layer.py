@@ -45,8 +45,12 @@ def mark(kit: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def pack(kit: Path) -> bytes:
-    """Return a tar archive with `kit/` and `renewed/` of a participant, as its container takes them."""
+def pack(kit: Path, renewed: Path | None = None) -> bytes:
+    """Return a tar archive with `kit/` and `renewed/` of a participant, as its container takes them.
+
+    Args:
+        renewed: a folder with newer certificates than the kit's.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
 
@@ -69,7 +73,8 @@ def pack(kit: Path) -> bytes:
             name = f"kit/{path.relative_to(kit).as_posix()}"
             if path.name in CERTIFICATES:
                 add(name, 0o777, target=f"/renewed/{path.name}")
-                add(f"renewed/{path.name}", 0o444, path.read_bytes())
+                newer = renewed / path.name if renewed else path
+                add(f"renewed/{path.name}", 0o444, (newer if newer.is_file() else path).read_bytes())
             else:
                 add(name, 0o500 if path.suffix == ".sh" else 0o400, path.read_bytes())
         for name, (target, needs) in LINKS.items():

@@ -88,6 +88,9 @@ REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
 """The file of revoked names, and the key of their list. Provisioning writes the file, and FLARE's processes
 that accept connections read it."""
 
+JOINS_FILE = "joins.json"
+"""The join files that were made, of each site, beside the file of revoked names."""
+
 
 CANNOT_SCHEDULE = "FINISHED:CAN_NOT_SCHEDULE"
 """FLARE's status of a job that it has tried to schedule too often, or that can never be scheduled."""

@@ -1,9 +1,9 @@
-"""Translate a site's own file into Compose's language, on a machine that has only the site's image.
+"""Translate a site's own file into Compose's language, on a machine that has only the runtime image.
 
-    docker run --rm -i IMAGE settings < site-3.yml > compose.override.yaml
+    docker run --rm -i -v ./kit:/kit:ro IMAGE settings < site.yml > compose.override.yaml
 
 The keys are those of `project.yml` (`site_settings.py`). Compose merges the output over the file that came
-from the server's machine.
+from the server's machine. The script `site` calls this at each start (`provisioning/join/site.sh`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
     service = site_service.service(settings, gids, without_proxy=without_proxy)
     if any(folder.target != DATA_FOLDER for folder in named):
         # Otherwise the folder at /data would stay beside those below it.
-        service["volumes"] = OverrideList([f"{site}:/workspace", *service["volumes"]])
+        service["volumes"] = OverrideList([*site_service.own_mounts(site), *service["volumes"]])
     if GPUS in settings:
         service["deploy"] = Override(service["deploy"])
     return HEADER + yaml.dump({"services": {site: service}}, Dumper=_Dumper, sort_keys=False, width=200)

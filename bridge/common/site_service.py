@@ -80,6 +80,14 @@ def shown(source: str, target: str) -> dict[str, Any]:
     return bind | {"bind": {"create_host_path": False}}
 
 
+def own_mounts(name: str) -> list[str | dict[str, Any]]:
+    """Return the mounts, besides data, of a participant that runs in a folder to itself
+    (`provisioning/join.py`)."""
+    read_only = [shown(f"./{folder}", f"/{folder}") for folder in ("kit", "renewed", "environments")]
+    spool = {**shown("./spool", "/spool"), "read_only": False}
+    return [f"{name}:/workspace", *read_only, spool]
+
+
 def plain(text: str) -> str:
     """Return a text in which Compose replaces nothing."""
     return text.replace("$", "$$")

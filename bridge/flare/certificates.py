@@ -52,7 +52,7 @@ def stamp(files: Sequence[str | Path]) -> Stamp:
     return tuple(found)
 
 
-class Watched(Generic[T]):
+class FromFiles(Generic[T]):
     """What is made of some files, made again when one of them changes. Thread-safe."""
 
     def __init__(self, files: Sequence[str | Path], make: Callable[[], T]) -> None:
@@ -83,7 +83,7 @@ class Listening(ssl.SSLContext):
     """The context of a listener. Each handshake uses the files as they are then."""
 
     _calls: list[tuple[str, tuple[Any, ...]]]
-    _watched: Watched[ssl.SSLContext] | None
+    _watched: FromFiles[ssl.SSLContext] | None
 
     def __new__(cls, *args: Any) -> Listening:
         """Make the context that FLARE fills."""
@@ -111,7 +111,7 @@ class Listening(ssl.SSLContext):
         """Return a context with the files as they are now."""
         if self._watched is None:
             files = [file for name, files in self._calls if name.startswith("load") for file in files if file]
-            self._watched = Watched(files, self._made)
+            self._watched = FromFiles(files, self._made)
         return self._watched.now()
 
     def _made(self) -> ssl.SSLContext:
@@ -145,7 +145,7 @@ def grpc_credentials(params: dict[str, Any]) -> grpc.ServerCredentials:
         x509.load_pem_x509_certificates(certificate)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
 
-    watched = Watched(files, made)
+    watched = FromFiles(files, made)
     used = watched.now()
 
     def newer() -> grpc.ServerCertificateConfiguration | None:
@@ -168,7 +168,7 @@ class Trusted:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._ever: set[bytes] = set()
-        self._watched = Watched([file], self._read)
+        self._watched = FromFiles([file], self._read)
 
     def instead_of(self, roots: Sequence[x509.Certificate]) -> list[x509.Certificate]:
         """Return the CAs to trust where FLARE trusts `roots`."""
@@ -193,7 +193,7 @@ class Identity(IdentityAsserter):  # type: ignore[misc]
     """How the server introduces itself, with its certificate as it is now."""
 
     def __init__(self, private_key_file: str, cert_file: str) -> None:
-        self._watched = Watched([cert_file], lambda: self._read(cert_file))
+        self._watched = FromFiles([cert_file], lambda: self._read(cert_file))
         super().__init__(private_key_file, cert_file)
 
     @staticmethod

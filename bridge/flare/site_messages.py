@@ -7,12 +7,15 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.fuel.common.exit_codes import ProcessExitCode
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
 from nvflare.private.defs import CellMessageHeaderKeys, ClientType, JobFailureMsgKey
 
+from bridge.flare.joins import JOINS, PROPERTY
 from bridge.flare.revocation import REVOCATIONS
 
 if TYPE_CHECKING:
@@ -83,12 +86,29 @@ class SiteMessages:
         name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
         if why := NO_SITE if kind != ClientType.ADMIN and _is_person(name) else self._removed(name):
             return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
-        return self._server.register_client(request)
+        if kind == ClientType.ADMIN:
+            return self._server.register_client(request)
+        answers: list[Message] = []
+
+        def register() -> bool:
+            answers.append(self._server.register_client(request))
+            return bool(answers[0].get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK)
+
+        if why := JOINS.register(str(name), _told(request), register):
+            return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
+        return answers[0]
 
     def _removed(self, name: Any) -> str | None:
         """Return why `name` may not come in, or not stay if it is registered."""
         here = name in self._server.client_manager.name_to_clients
         return REVOCATIONS.why_not(str(name), here=here)
+
+
+def _told(request: Message) -> object:
+    """Return what a site tells of its join file."""
+    payload = request.payload
+    context = payload.get_peer_context() if isinstance(payload, Shareable) else None
+    return context.get_prop(PROPERTY) if isinstance(context, FLContext) else None
 
 
 def _is_person(name: Any) -> bool:

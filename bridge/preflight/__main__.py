@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,11 +83,19 @@ def way(kit: kits.Kit) -> Iterator[Finding]:
 
 
 def _way(kit: kits.Kit, to: kits.Address) -> Iterator[Finding]:
-    finding, addresses = reach.resolve(to.host, to.port)
-    yield finding
-    finding, line = reach.connect(addresses, to, kit.upstream)
-    yield finding
+    proxy = reach.proxy_of(os.environ, kit.scheme, to.host)
+    for found in reach.find_way(to, kit.upstream, proxy):
+        if isinstance(found, Finding):
+            yield found
+        else:
+            yield from _over(found, kit)
+
+
+def _over(line: reach.Line, kit: kits.Kit) -> Iterator[Finding]:
+    """Yield the findings about what answers at the end of a line."""
     yield secure.check_certificate(line, kit)
+    if not secure.can_identify(kit):
+        return
     accepted = secure.check_admission(line, kit)
     yield accepted.finding
     if accepted.finding.level == "ok":

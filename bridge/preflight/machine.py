@@ -88,12 +88,11 @@ def check_start(said: str) -> Finding:
     return Finding("container", "fail", f"it does not start: {one_line(line, SAID_LIMIT)}", mend)
 
 
-def check_disk(volume: Path = VOLUME) -> Finding:
-    """Check the room on the engine's disk, which has the volume."""
-    place = volume if volume.is_dir() else Path("/")
-    free = _free(place)
+def check_disk(places: tuple[Path, ...] = (VOLUME, app_environment.ROOT)) -> Finding:
+    """Check the room on the disks of the site's volume and of its environments."""
+    free = min(_free(place) for place in ([place for place in places if place.is_dir()] or [Path("/")]))
     level: Level = "fail" if free < LEAST_DISK else "warn" if free < GOOD_DISK else "ok"
-    text = f"{free:.1f} GB free on the engine's disk"
+    text = f"{free:.1f} GB free for jobs and environments"
     if level == "ok":
         return Finding("disk", level, text)
     text += f", expected {LEAST_DISK if level == 'fail' else GOOD_DISK:.0f} or more"

@@ -1,4 +1,4 @@
-"""Reach the server or relay: its name, and the way to it."""
+"""Reach the server or relay: its name, the way to it, and the proxy between."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import errno
 import ipaddress
 import socket
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bridge.common import connect_through
+from bridge.common.connect_through import Proxy, ProxyError
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding
 from bridge.preflight.kit import Address
@@ -34,15 +37,71 @@ class Line:
 
     to: Address
     address: str
-    """The IP address that answered."""
+    """The IP address that answered: the server's, or the proxy's."""
     seconds: float
     """The time for a connection: about one round trip."""
+    proxy: Proxy | None = None
 
     def open(self) -> socket.socket:
         """Return a connection. Raises `OSError` if there is none."""
-        line = socket.create_connection((self.address, self.to.port), CONNECT_WITHIN)
+        port = self.proxy.port if self.proxy else self.to.port
+        line = socket.create_connection((self.address, port), CONNECT_WITHIN)
         line.settimeout(ANSWER_WITHIN)
+        if self.proxy:
+            try:
+                connect_through.tunnel(line, self.proxy, self.to.host, self.to.port)
+            except BaseException:
+                line.close()
+                raise
         return line
+
+
+GRPC_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables from which gRPC takes a proxy if the site has no `connect_through`."""
+
+
+def proxy_of(environment: Mapping[str, str], scheme: str, host: str) -> Proxy | None:
+    """Return the proxy of FLARE's own connection, or None. Raises `Stopped` if its address is wrong."""
+    try:
+        if found := connect_through.chosen(environment, host):
+            return found
+        # gRPC's own variable first (`bridge/launch/proxies.py`).
+        direct = environment.get("no_grpc_proxy") or environment.get("no_proxy", "")
+        text = next((environment[name] for name in GRPC_PROXIES if environment.get(name)), "")
+        if scheme == "grpc" and text and not connect_through.direct({"no_proxy": direct}, host):
+            return connect_through.parse(text)
+    except ValueError as error:
+        raise Stopped(Finding("proxy", "fail", str(error), "correct it in site.yml")) from None
+    return None
+
+
+def find_way(to: Address, what: str, proxy: Proxy | None) -> Iterator[Finding | Line]:
+    """Yield the findings about the way, and at its end the line. Raises `Stopped` if there is none."""
+    if proxy is None:
+        finding, addresses = resolve(to.host, to.port)
+        yield finding
+        finding, line = connect(addresses, to, what)
+        yield finding
+        yield line
+        return
+    near = Address(proxy.host, proxy.port)
+    finding, addresses = resolve(near.host, near.port)
+    yield finding
+    finding, line = connect(addresses, near, "the proxy")
+    yield finding
+    line = Line(to, line.address, line.seconds, proxy)
+    try:
+        line.open().close()
+    except ProxyError as error:
+        found, _, mend = str(error).partition(". ")
+        mend = mend or f"correct {connect_through.KEY} in site.yml"
+        raise Stopped(Finding("proxy", "fail", found, mend[0].lower() + mend[1:])) from None
+    except OSError as error:
+        text = f"{proxy} takes the connection, and gives no answer: {_reason(error)}"
+        mend = f"is it an HTTP proxy? Correct {connect_through.KEY} in site.yml"
+        raise Stopped(Finding("proxy", "fail", text, mend)) from None
+    yield Finding("proxy", "ok", f"{proxy} passes connections on to {to}")
+    yield line
 
 
 def resolve(host: str, port: int) -> tuple[Finding, list[str]]:
@@ -99,7 +158,7 @@ def _no_route(address: Address, error: OSError, what: str) -> tuple[str, str]:
     if isinstance(error, TimeoutError):
         found = f"nothing comes back from {what} at {address} within {CONNECT_WITHIN:.0f} s"
         return f"{found}: a firewall drops the packets, or the machine is off", (
-            f"{ask}. If this network has a proxy, name it in site.yml"
+            f"{ask}. If this network has a proxy: {connect_through.KEY}: in site.yml"
         )
     if error.errno == errno.ECONNREFUSED:
         found = f"{what} at {address} refuses connections: nothing listens there, or a firewall rejects them"

@@ -13,6 +13,7 @@ from cryptography import x509
 
 from bridge.common.finding import Finding
 from bridge.common.text import one_line
+from bridge.preflight import over_grpc
 from bridge.preflight.kit import NEW_KIT, Kit, common_name
 from bridge.preflight.reach import ANSWER_WITHIN, Line, Stopped
 
@@ -24,6 +25,9 @@ SAID_LIMIT = 120
 
 HEAD_LIMIT = 16384
 """Bytes of an answer's head that are read."""
+
+HTTP = "http/1.1"
+"""The name of HTTP among TLS's protocols (ALPN)."""
 
 HTTP_PATH = "/f3"
 """FLARE's path over http (nvflare 2.9.0 `fuel/f3/drivers/aio_http_driver.py`)."""
@@ -69,7 +73,11 @@ def check_certificate(line: Line, kit: Kit) -> Finding:
         found = _peer(line, kit, line.to.host)
     except OSError as error:
         raise Stopped(_no_tls(line, kit, error)) from None
-    certificate = x509.load_der_x509_certificate(found)
+    try:
+        certificate = x509.load_der_x509_certificate(found)
+    except ValueError as error:
+        text = f"{line.to} answers with a certificate that cannot be read: {one_line(str(error), SAID_LIMIT)}"
+        raise Stopped(Finding("tls", "fail", text, INSPECTS.format(to=line.to))) from None
     issuer, subject = common_name(certificate.issuer), common_name(certificate.subject)
     try:
         with _context(kit, verify=True).wrap_socket(line.open(), server_hostname=line.to.host) as tls:
@@ -89,24 +97,27 @@ def check_admission(line: Line, kit: Kit) -> Accepted:
     try:
         with context.wrap_socket(line.open(), server_hostname=line.to.host) as tls:
             if kit.scheme == "http":
-                return _over_http(tls, kit)
+                return _over_http(tls, line, kit)
             # A server refuses after its side of the handshake. A gRPC server greets, others wait.
-            tls.settimeout(ANSWER_WITHIN if kit.scheme == "grpc" else _patience(line))
+            within = REFUSED_WITHIN + 4 * line.seconds
+            tls.settimeout(ANSWER_WITHIN if kit.scheme == "grpc" else within)
             try:
                 closed = not tls.recv(1)
             except TimeoutError:
                 closed = False
-            return Accepted(_closed(kit) if closed else _accepted(kit))
+        if closed or (kit.scheme == "grpc" and over_grpc.is_closed(line, kit, within)):
+            return Accepted(_closed(kit))
+        return Accepted(_accepted(kit), ask_time(line, kit) if kit.scheme == "tcp" else None)
     except OSError as error:
         return Accepted(_refused(kit, error))
 
 
-def _over_http(tls: ssl.SSLSocket, kit: Kit) -> Accepted:
+def _over_http(tls: ssl.SSLSocket, line: Line, kit: Kit) -> Accepted:
     """Open a WebSocket as FLARE does. The answer tells the server's time."""
     tls.settimeout(ANSWER_WITHIN)
     before = time.time()
     request = (
-        f"GET {HTTP_PATH} HTTP/1.1\r\nHost: {kit.addresses[0]}\r\nUpgrade: websocket\r\n"
+        f"GET {HTTP_PATH} HTTP/1.1\r\nHost: {line.to}\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: Zmxvd2VyYmVkIGRvY3Rvcg==\r\n\r\n"
     )
@@ -125,6 +136,21 @@ def _over_http(tls: ssl.SSLSocket, kit: Kit) -> Accepted:
     except TimeoutError:
         closed = False
     return Accepted(_closed(kit) if closed else _accepted(kit), _ahead(head, before))
+
+
+def ask_time(line: Line, kit: Kit) -> float | None:
+    """Return by how much this clock is ahead of the server's, over TCP, or None if the server does not tell.
+
+    The server answers HTTP on the same port to those who ask for it in TLS (`bridge/flare/offers_door.py`).
+    """
+    context = _context(kit, verify=True)
+    context.set_alpn_protocols([HTTP])
+    with contextlib.suppress(OSError), context.wrap_socket(line.open(), server_hostname=line.to.host) as tls:
+        if tls.selected_alpn_protocol() == HTTP:
+            before = time.time()
+            tls.sendall(f"HEAD / HTTP/1.1\r\nHost: {line.to}\r\nConnection: close\r\n\r\n".encode())
+            return _ahead(read_head(tls), before)
+    return None
 
 
 def _ahead(head: str, before: float) -> float | None:
@@ -165,10 +191,21 @@ def _context(kit: Kit, *, verify: bool) -> ssl.SSLContext:
     else:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    context.load_cert_chain(files["certificate"], files["key"])
+    # A key that cannot be used is a finding about the kit. What answers can be seen without one.
+    with contextlib.suppress(OSError):
+        context.load_cert_chain(files["certificate"], files["key"])
     if kit.scheme == "grpc":
         context.set_alpn_protocols(["h2"])
     return context
+
+
+def can_identify(kit: Kit) -> bool:
+    """Return whether the kit's certificate and key can be used together."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(kit.files["certificate"], kit.files["key"])
+    except OSError:
+        return False
+    return True
 
 
 def _peer(line: Line, kit: Kit, name: str | None) -> bytes:
@@ -271,7 +308,7 @@ def _is_from(certificate: x509.Certificate, authority: x509.Certificate) -> bool
 def _names(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return ["no name"]
     return [one_line(str(name.value), SAID_LIMIT) for name in names]
 
@@ -281,10 +318,6 @@ def _is_for(certificate: x509.Certificate, host: str) -> bool:
         host = str(ipaddress.ip_address(host))
     domain = host.partition(".")[2]
     return bool({host, f"*.{domain}"} & set(_names(certificate)))
-
-
-def _patience(line: Line) -> float:
-    return REFUSED_WITHIN + 4 * line.seconds
 
 
 def _accepted(kit: Kit) -> Finding:
@@ -315,9 +348,9 @@ def _reason(error: ssl.SSLError) -> str:
 
 
 def read_head(line: ssl.SSLSocket) -> str:
-    """Return the head of an HTTP answer."""
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT:
+    """Return the head of an HTTP answer, as far as it comes in time."""
+    head, deadline = b"", time.monotonic() + ANSWER_WITHIN
+    while b"\r\n\r\n" not in head and len(head) < HEAD_LIMIT and time.monotonic() < deadline:
         part = line.recv(1)
         if not part:
             break

@@ -14,7 +14,7 @@ from dev.reference import job, project, settings, verbs
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/reference/*.md"))
 
-PLACE = re.compile(r"(<!-- (\w+): ([\w-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (\w+): ([\w -]+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 """Where something of a kind goes: `<!-- verb: submit -->`, and after it `<!-- end of verb -->`."""
 
 KINDS = {

@@ -19,7 +19,7 @@ from scripts import engine
 from scripts.core import ROOT
 from tests.unit import faking
 from tests.unit.faking import Authority, Program
-from tests.unit.preflighting import examine, read, write_kit
+from tests.unit.preflighting import answering, context, examine, in_tls, read, write_kit
 
 
 @pytest.fixture
@@ -74,6 +74,16 @@ def test_a_key_of_another_certificate(kit: Path, authority: Authority) -> None:
     authority.kit(kit.parent / "site-2")
     (kit.parent / "site-2" / "startup" / "client.key").replace(kit / "startup" / "client.key")
     failed(examine(kit)["kit"], "client.key is not the key of client.crt")
+
+
+def test_what_answers_is_seen_without_a_usable_key(kit: Path, tmp_path: Path, authority: Authority) -> None:
+    authority.kit(tmp_path / "server", "server")
+    authority.kit(kit.parent / "site-2")
+    (kit.parent / "site-2" / "startup" / "client.key").replace(kit / "startup" / "client.key")
+    with answering(in_tls(context(tmp_path / "server"))) as port:
+        found = examine(write_kit(tmp_path, f"127.0.0.1:{port}"))
+    failed(found["kit"], "client.key is not the key of client.crt")
+    assert found["tls"].level == "ok" and "admission" not in found
 
 
 def test_a_certificate_of_another_ca(kit: Path) -> None:

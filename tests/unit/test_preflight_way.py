@@ -5,20 +5,23 @@ from __future__ import annotations
 import email.utils
 import errno
 import json
+import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from nvflare.fuel.f3.communicator import Mode
 
+from bridge.common import connect_through
 from bridge.common.finding import Finding
 from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 from bridge.common.ports import free_port
 from bridge.flare import revocation
 from bridge.preflight import reach, secure
+from tests.connect_proxy import ConnectProxy, serving
 from tests.unit.connecting import End, driver
 from tests.unit.faking import Authority
 from tests.unit.preflighting import answering, context, in_tls, way, write_kit
@@ -84,10 +87,10 @@ def test_a_way_that_works_is_ok_with_every_scheme(
         ("name", "route", "tls", "admission", "clock"), "ok"
     )
     assert "server answers for 127.0.0.1, issued by our CA flowerbed" in found["tls"].found
-    assert ("agrees" in found["clock"].found) == (scheme == "http")
+    assert ("agrees" in found["clock"].found) == (scheme != "grpc")
 
 
-@pytest.mark.parametrize("listener", ["tcp", "http"], indirect=True)
+@pytest.mark.parametrize("listener", ["tcp", "http", "grpc"], indirect=True)
 def test_a_removed_site_is_told_so(
     listener: tuple[str, int], tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,116 @@ def test_a_server_that_moved_is_looked_for_at_both_places(
         (tmp_path / "server.json").write_text(json.dumps({"host": "127.0.0.1", "port": free_port()}))
         found = list(way(kit, tmp_path).values())
     assert [finding.level for finding in found] == ["ok"] * 5, "the older address works"
+
+
+# A proxy
+
+
+PROXIED = "fl.example.org"
+"""A name that only the proxy knows."""
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConnectProxy]:
+    """A proxy that the site's container is told of."""
+    made = ConnectProxy({PROXIED: "127.0.0.1"})
+    with serving(made.serve) as port:
+        monkeypatch.setenv(connect_through.VARIABLE, f"http://127.0.0.1:{port}")
+        yield made
+
+
+@pytest.mark.parametrize("listener", ["tcp", "http", "grpc"], indirect=True)
+def test_a_way_through_a_proxy(
+    named: Authority, listener: tuple[str, int], proxy: ConnectProxy, tmp_path: Path
+) -> None:
+    scheme, port = listener
+    found = way(write_kit(tmp_path, f"{PROXIED}:{port}", scheme, named))
+    assert {name: finding.level for name, finding in found.items()} == dict.fromkeys(
+        ("name", "route", "proxy", "tls", "admission", "clock"), "ok"
+    )
+    assert f"passes connections on to {PROXIED}:{port}" in found["proxy"].found
+    assert set(proxy.asked) == {f"{PROXIED}:{port}"}
+
+
+@pytest.fixture
+def named(authority: Authority) -> Authority:
+    """An authority whose server has the name that only the proxy knows."""
+    authority.names = [PROXIED]
+    return authority
+
+
+def refuse_without_password(proxy: ConnectProxy) -> None:
+    proxy.login = "site:secret"
+
+
+def refuse_port(proxy: ConnectProxy) -> None:
+    proxy.ports = {443}
+
+
+def reach_nothing(proxy: ConnectProxy) -> None:
+    proxy.places = {PROXIED: "127.0.0.1"}
+
+
+def be_no_proxy(proxy: ConnectProxy) -> None:
+    proxy.answer = b"220 mail.example.org ESMTP\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "mend"),
+    [
+        (refuse_without_password, "wants a password (407", "http://USER:PASSWORD@"),
+        (refuse_port, f"forbids a connection to {PROXIED}:1 (403 Forbidden)", "port 443"),
+        (reach_nothing, f"does not reach {PROXIED}:1 (503", "name and port"),
+        (be_no_proxy, "does not answer like an HTTP proxy", "said"),
+    ],
+)
+def test_a_proxy_that_makes_no_tunnel(
+    spoil: Callable[[ConnectProxy], None],
+    said: str,
+    mend: str,
+    proxy: ConnectProxy,
+    tmp_path: Path,
+    authority: Authority,
+) -> None:
+    spoil(proxy)
+    found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
+    assert said in failed(found, "proxy")
+    assert mend in found["proxy"].mend
+
+
+def test_a_proxy_that_is_not_there(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(connect_through.VARIABLE, f"http://127.0.0.1:{free_port()}")
+    found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
+    assert "the proxy at 127.0.0.1" in failed(found, "route")
+
+
+def test_a_proxys_password_is_never_shown(
+    proxy: ConnectProxy, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = os.environ[connect_through.VARIABLE].replace("http://", "http://site:wrong-secret@")
+    monkeypatch.setenv(connect_through.VARIABLE, address)
+    proxy.login = "site:secret"
+    found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
+    assert "refuses this user and password" in failed(found, "proxy")
+    assert not [one for one in found.values() if "wrong-secret" in f"{one.found}{one.mend}"]
+
+
+def test_a_wrong_address_of_a_proxy(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(connect_through.VARIABLE, "socks5://127.0.0.1:1080")
+    found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
+    assert "socks5" in failed(found, "proxy")
+
+
+def test_grpc_takes_its_proxy_from_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(connect_through.VARIABLE, raising=False)
+    given = {"https_proxy": "http://proxy.example.org:3128", "no_proxy": "near.example.org"}
+    assert str(reach.proxy_of(given, "grpc", "fl.example.org")) == "http://proxy.example.org:3128"
+    assert reach.proxy_of(given, "grpc", "near.example.org") is None
+    assert reach.proxy_of(given, "tcp", "fl.example.org") is None
 
 
 # What answers
@@ -288,6 +401,21 @@ def test_a_server_that_closes_after_the_handshake(tmp_path: Path, server: Path, 
 
 
 # Clocks
+
+
+def test_the_time_over_tcp(tmp_path: Path, server: Path, authority: Authority) -> None:
+    def answer(tls: ssl.SSLSocket) -> None:
+        request = tls.recv(4000)
+        if tls.selected_alpn_protocol() == "http/1.1":
+            assert request.startswith(b"HEAD / HTTP/1.1\r\n")
+            date = email.utils.formatdate(time.time() + 90, usegmt=True)
+            tls.sendall(f"HTTP/1.1 200 OK\r\nDate: {date}\r\n\r\n".encode())
+
+    made = context(server)
+    made.set_alpn_protocols(["http/1.1"])
+    with answering(in_tls(made, after=answer)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", "tcp", authority))
+    assert "behind server's" in failed(found, "clock")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ HOUSEKEEPER, LOG_RECEIVER = "bridge.flare.housekeeping.Housekeeper", "bridge.fla
 REPORTS, REPORTER = "bridge.flare.site_reports.SiteReports", "bridge.flare.site_reporter.SiteReporter"
 KEEPER, POLICY = "bridge.flare.job_supervisor.JobSupervisor", "bridge.flare.policy.CodePolicy"
 GPUS = "bridge.flare.gpus.SiteGPUs"
+JOIN = "bridge.flare.joins.JoinTeller"
 JOB_STORE = "bridge.flare.job_store.JobStore"
 JOB_POLICY, PART_POLICY = "bridge.flare.submissions.JobPolicy", "bridge.flare.policy.PartPolicy"
 STATE = "workspace/flowerbed/state/cert.json"
@@ -193,7 +194,7 @@ def test_allow_list_holds_the_bridge_and_what_flare_allows(plain: Path, particip
         *(
             {KEEPER, JOB_POLICY, LOG_RECEIVER, JOB_STORE, REPORTS}
             if participant == "server"
-            else {POLICY, GPUS, REPORTER}
+            else {POLICY, GPUS, REPORTER, JOIN}
         ),
     }
     listed = set(allowed["class_allow_list"])
@@ -541,7 +542,7 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
     assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
     for name in ("site-2", "lead"):
         given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
-        assert given["environment"] == {"FLOWERBED_CONNECT_THROUGH": "http://gate.example:3128"}, name
+        assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
 
 
 def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
@@ -566,24 +567,28 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
 
     machine = tmp_path / "machine"
     shutil.copytree(again / "compose", machine / "compose")
-    shutil.copy(again / "compose.yaml", machine)
-    shutil.copy(prod / "elsewhere-site-2.yaml", machine / "site-2.yaml")
-    assert not re.search("hush|site-1", (machine / "site-2.yaml").read_text())
-    lines = ("COMPOSE_PROJECT_NAME=flowerbed", "FLOWERBED_COMPOSE=site-2.yaml", "FLOWERBED_TAG=dev")
-    (machine / ".env").write_text("\n".join(lines) + "\n")
+    shutil.copy(prod / "elsewhere-site-2.yaml", machine / "compose.yaml")
+    assert not re.search("hush|site-1", (machine / "compose.yaml").read_text())
+    (machine / ".env").write_text("COMPOSE_PROJECT_NAME=flowerbed-site-2\nSITE_RUNTIME=sha256:abc\n")
     (machine / "own.env").write_text("TOKEN=own\n")
     # The site's image reads its own file.
     own = {"env_file": "own.env", "node_config": {"b": 2}, "gpus": 2, "shm_size": "1GB"}
     own["data"] = {"images": "/usr/share", "tables": {"folder": "/usr/lib", "group": 4321}}
     assert own_settings.problems(own) == []
     (machine / "compose.override.yaml").write_text(own_settings.render("site-2", own, ["server"]))
-    text = (machine / "site-2.yaml").read_text().replace("/etc/site-2.env", "own.env")
-    (machine / "site-2.yaml").write_text(text)
+    text = (machine / "compose.yaml").read_text().replace("/etc/site-2.env", "own.env")
+    (machine / "compose.yaml").write_text(text)
     process = compose(machine, "config", "--format", "json")
     assert process.returncode == 0, process.stderr
     site = json.loads(process.stdout)["services"]["site-2"]
-    assert "build" not in site and site["pull_policy"] == "never", "its machine has only the image"
-    assert {mount["target"] for mount in site["volumes"]} == {"/workspace", "/data/images", "/data/tables"}
+    assert "build" not in site and site["pull_policy"] == "never", "its machine has only the runtime"
+    assert site["image"] == "sha256:abc"
+    mounts = {mount["target"]: mount.get("read_only", False) for mount in site["volumes"]}
+    read_only = dict.fromkeys(("/kit", "/renewed", "/environments", "/data/images", "/data/tables"), True)
+    assert mounts == read_only | {"/workspace": False, "/spool": False}
+    assert {mount["source"] for mount in site["volumes"] if mount["target"] == "/environments"} == {
+        str(machine / "environments")
+    }
     assert (site["environment"]["TOKEN"], site["environment"]["FLOWERBED_NODE_CONFIG"]) == ("own", '{"b": 2}')
     (device,) = site["deploy"]["resources"]["reservations"]["devices"]
     assert device["count"] == 2 and site["group_add"] == ["4321"] and int(site["shm_size"]) == 1 << 30

@@ -44,7 +44,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     said = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     assert sorted("nothing changed: prod_00 stays in use" in text for text in said) == [False, True], said
-    assert sorted(p.name for p in (root / WORKSPACE).iterdir()) == ["policy", "prod_00", "state"]
+    assert sorted(p.name for p in (root / WORKSPACE).iterdir()) == ["policy", "prod_00", "renewed", "state"]
     known = state_of(root)
     for name in ("server", "site-1", "site-2"):
         (file,) = (root / WORKSPACE / "prod_00" / name / "startup").glob("*.crt")
@@ -86,7 +86,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_named(again: Path) -> None:
     code, _, text = verb(again)
     assert code == 0
     assert "removed prod_01, wip, which an earlier run left unfinished" in text
-    assert sorted(p.name for p in (again / WORKSPACE).iterdir()) == ["policy", "prod_00", "state"]
+    assert sorted(p.name for p in (again / WORKSPACE).iterdir()) == ["policy", "prod_00", "renewed", "state"]
     assert not (again / PROD / "site-9").exists()
 
 

@@ -229,7 +229,8 @@ def in_compose() -> dict[str, set[str | None]]:
     found: dict[str, set[str | None]] = {}
     for path in COMPOSE:
         for name, rest in re.findall(r"\$\{+([A-Z_]+)((?::[-?][^}]*)?)\}", path.read_text()):
-            found.setdefault(name, set()).add(rest[2:] if rest.startswith(":-") else None)
+            if not name.startswith("SITE_"):  # A join file writes those (`provisioning/join/join.sh`).
+                found.setdefault(name, set()).add(rest[2:] if rest.startswith(":-") else None)
     return found
 
 

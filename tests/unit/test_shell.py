@@ -17,6 +17,9 @@ from scripts import environments, source_builds
 
 ROOT = Path(__file__).resolve().parents[2]
 
+AT_SITES = {"provisioning/join/join.sh", "provisioning/join/site.sh"}
+"""Scripts for the machine of a site, in the shell that it has."""
+
 IN_CONTAINERS = {"images/entrypoint", "images/healthcheck"}
 """Scripts that run in containers only. They may use what Linux has."""
 
@@ -84,7 +87,7 @@ def shellcheck(*words: str, text: str = "") -> str:
 def test_shellcheck_finds_nothing() -> None:
     found = list(scripts())
     names = {path.relative_to(ROOT).as_posix() for path in found}
-    assert names >= {"flowerbed", ".ci/run", *IN_CONTAINERS}
+    assert names >= {"flowerbed", ".ci/run", *IN_CONTAINERS, *AT_SITES}
     assert not shellcheck(*map(str, found))
     for text in (environments.APT, source_builds.COLLECT):
         assert not shellcheck("--shell=sh", "-", text=f"set -eu\n{text}")
@@ -94,14 +97,14 @@ def test_shellcheck_would_find_something() -> None:
     assert "SC2086" in shellcheck("-", text="#!/bin/sh\nrm $1\n")
 
 
-@pytest.mark.parametrize("name", ["flowerbed", ".ci/run"])
+@pytest.mark.parametrize("name", ["flowerbed", ".ci/run", *sorted(AT_SITES)])
 def test_scripts_of_the_host_use_nothing_that_macos_lacks(name: str) -> None:
     assert not missing_on_macos((ROOT / name).read_text())
 
 
 def test_every_other_script_runs_in_containers() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in scripts()}
-    assert names == {"flowerbed", ".ci/run", *IN_CONTAINERS}, "look at it here too"
+    assert names == {"flowerbed", ".ci/run", *IN_CONTAINERS, *AT_SITES}, "look at it here too"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""Write join files: one shell script with which a site on another machine takes part.
+
+A join file is text that a person can read. `join/join.sh` is the part that acts. Before it are the names of
+this site, and behind it the site's files. `bridge/common/join_file.py` has the signature at its end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import secrets
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from bridge.common import join_file
+from bridge.common.meta import JOINS_FILE
+from provisioning import places, state
+
+FOLDER = Path(__file__).parent / "join"
+"""The shell scripts, and the template of a site's own settings."""
+
+SHARED = ("container.yaml", "site.yaml", "relay.yaml")
+"""The files of `compose/` that a site's Compose file extends."""
+
+MARK = "---- end of the file ----"
+"""The line after each file in a join file."""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a join file is for.
+
+    Attributes:
+        site: the participant's name, which is also its service's.
+        project: the federation's name.
+        server: host and port that the site dials.
+        runtime: the ID of the runtime image.
+        runtime_from: a name with a digest by which the site can pull it, or nothing.
+        last_day: the last day on which the file can be used.
+        id: what tells this file from all others.
+        kit: a hash of the kit.
+    """
+
+    site: str
+    project: str
+    server: str
+    runtime: str
+    runtime_from: str
+    last_day: datetime.date
+    id: str
+    kit: str
+
+
+def new_id() -> str:
+    """Return an id for a join file, which nobody can guess."""
+    return secrets.token_hex(16)
+
+
+def render(invitation: Invitation, kit: bytes, compose: str, authority: Path) -> str:
+    """Return the text of a join file.
+
+    Args:
+        kit: a tar archive with the site's folders `kit` and `renewed`.
+        compose: the site's Compose file.
+        authority: the folder with the CA's key.
+    """
+    known = state.read(authority)
+    ca = x509.load_pem_x509_certificate(known["root_cert"].encode())
+    key = serialization.load_pem_private_key(known["root_pri_key"].encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)  # provisioning/certificates.py makes no other.
+    files = _files(invitation, kit, compose)
+    names = {
+        "SITE": invitation.site,
+        "PROJECT": invitation.project,
+        "SERVER": invitation.server,
+        "RUNTIME": invitation.runtime,
+        "RUNTIME_FROM": invitation.runtime_from,
+        "LAST_DAY": invitation.last_day.isoformat(),
+        "JOIN": invitation.id,
+        "KIT": invitation.kit,
+    }
+    script = (FOLDER / "join.sh").read_text().split("\n", 1)[1]
+    body = [
+        _head(invitation, join_file.fingerprint(ca)),
+        "".join(f"{name}='{value}'\n" for name, value in names.items()),
+        script,
+        "# The site's files.\nfiles() {\n",
+        *_documents(files),
+        '}\n\nmain "$@"\nexit\n',
+    ]
+    return join_file.seal("".join(body), ca, key)
+
+
+def _head(invitation: Invitation, fingerprint: str) -> str:
+    """Return what a person reads first."""
+    site = invitation.site
+    return f"""\
+#!/bin/sh
+# Join file of the site {site} for the Flowerbed federation '{invitation.project}'.
+#
+# IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once the site has joined.
+#
+# Use it until {invitation.last_day} (UTC), on one machine:   sh {site}.join
+# The fingerprint (SHA-256) of the federation's CA is
+#   {fingerprint}
+# Let the federation's administrator tell you it in another way than you got this file, and compare.
+#
+# What it does, in this order:
+#   1. It checks its date and its checksum, and that Docker with Compose is here.
+#   2. It looks for the runtime image {invitation.runtime[:19]}.
+#   3. It lets that image check the signature at the end of this file, in a container without a network.
+#   4. It makes the folder ./{site} with the files that you see below.
+#   5. It checks this machine and the way to {invitation.server}, and stops if something would fail.
+#   6. It starts the site, and waits until the server has registered it.
+# The site connects to {invitation.server} and opens no port. Only that folder and Docker are changed.
+# To remove all of it: ./{site}/site leave
+"""
+
+
+def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
+    """Return the files of a site's folder. The name of a link ends with ` -> ` and where it leads."""
+    files = {
+        "compose.yaml": compose,
+        "site": (FOLDER / "site.sh").read_text(),
+        "site.yml": (FOLDER / "site.yml").read_text().format(name=invitation.site),
+    }
+    for name in SHARED:
+        files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
+    with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
+        for member in archive:
+            if member.issym():
+                files[f"{member.name} -> {member.linkname}"] = ""
+            elif content := archive.extractfile(member) if member.isfile() else None:
+                files[member.name] = content.read().decode()
+    return files
+
+
+def _documents(files: Mapping[str, str]) -> Iterator[str]:
+    """Yield the lines of shell that write files below the folder `$1`."""
+    for name, content in files.items():
+        path, link, target = name.partition(" -> ")
+        if link:
+            yield f'mkdir -p "$(dirname "$1/{path}")"\nln -sf {target} "$1/{path}"\n'
+            continue
+        if MARK in content.splitlines():
+            raise ValueError(f"{path} has the line {MARK!r}, which ends each file of a join file")
+        end = "" if content.endswith("\n") or not content else "\n"
+        yield f"put \"$1/{path}\" <<'{MARK}'\n{content}{end}{MARK}\n"
+
+
+def record(policy: Path, site: str, id: str, last_day: datetime.date) -> None:
+    """Tell the server of a join file, in a file that it reads while it runs.
+
+    Args:
+        policy: the folder that the server mounts.
+    """
+    file = policy / JOINS_FILE
+    known: dict[str, list[dict[str, Any]]] = {}
+    if file.exists():
+        known = json.loads(file.read_text())
+    now = datetime.datetime.now(datetime.UTC)
+    # The server remembers the files that were used.
+    kept = [item for item in known.get(site, []) if item["last_day"] >= now.date().isoformat()]
+    kept.append({"id": id, "made": now.isoformat(timespec="microseconds"), "last_day": last_day.isoformat()})
+    policy.mkdir(exist_ok=True)
+    state.write_whole(file, (json.dumps({**known, site: kept}, indent=2) + "\n").encode(), 0o644)

@@ -1,0 +1,246 @@
+#!/bin/sh
+# The part of every join file that acts. provisioning/join.py puts the names before it and the files behind it.
+set -eu
+
+usage() {
+    cat <<END
+Usage: sh $SITE.join [OPTIONS]
+  --dir DIR           the site's folder. Default: ./$SITE
+  --fingerprint F     go on only if the federation's CA has this fingerprint
+  --yes               do not ask whether the fingerprint is right
+  --prepare           write the site's folder, and do not start the site
+  --update            renew the site in DIR that an earlier join file made. ./site update FILE does this
+END
+}
+
+say() { echo "$*" >&2; }
+
+fail() {
+    say "join $SITE: $1"
+    exit "${2:-1}"
+}
+
+# step TEXT: tell what happens now, and after how many seconds.
+step() { printf '%4s s  %s\n' "$(($(date +%s) - began))" "$1" >&2; }
+
+# value KEY [FILE]: print the value of KEY in the .env of the site's folder.
+value() { sed -n "s/^$1=//p" "${2:-$dir/.env}" 2>/dev/null | tail -n 1; }
+
+# at_least FOUND MAJOR MINOR: succeed if a version such as v2.24.1 is new enough.
+at_least() {
+    found=${1#v}
+    major=${found%%.*} rest=${found#*.}
+    minor=${rest%%[!0-9]*}
+    case $major$minor in '' | *[!0-9]*) return 1 ;; esac
+    [ "$major" -gt "$2" ] || { [ "$major" -eq "$2" ] && [ "$minor" -ge "$3" ]; }
+}
+
+# hash_of: print the SHA-256 of stdin, or nothing if this machine has no program for that.
+hash_of() {
+    for program in sha256sum "shasum -a 256" "openssl dgst -sha256 -r"; do
+        if command -v "${program%% *}" >/dev/null 2>&1; then
+            $program | cut -c 1-64
+            return
+        fi
+    done
+    cat >/dev/null
+}
+
+# signed: print the part of this file that the signature is for.
+signed() { sed '/^#-- end of what is signed --$/,$d' "$file"; }
+
+check_date() {
+    [ "$(date -u +%Y%m%d)" -le "$(echo "$LAST_DAY" | tr -d -)" ] || fail \
+        "this join file was for use until $LAST_DAY, and today is $(date -u +%Y-%m-%d). Ask the federation's administrator \
+for a new one: ./flowerbed site add $SITE. If today is another day, set this machine's clock."
+}
+
+check_sum() {
+    sum=$(signed | hash_of)
+    wanted=$(sed -n 's/^#: sha256 //p' "$file")
+    [ -z "$sum" ] || [ "$sum" = "$wanted" ] || fail \
+        "this file was altered or is not complete: expected the SHA-256 ${wanted:-(none is in it)}, found $sum. Get it again."
+}
+
+check_docker() {
+    command -v docker >/dev/null 2>&1 || fail "expected Docker on this machine, found none: https://docs.docker.com/engine/install"
+    if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+    fi
+    at_least "$engine" 20 10 || fail "expected Docker 20.10 or newer, found $engine."
+    version=$(docker compose version --short 2>/dev/null) || fail \
+        "expected Docker's Compose plugin, found none: https://docs.docker.com/compose/install/linux"
+    at_least "$version" 2 20 || fail "expected Docker Compose 2.20 or newer, found $version."
+    step "Docker $engine, Compose $version"
+}
+
+check_runtime() {
+    if [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ]; then
+        get_runtime
+    fi
+    step "the runtime image is here"
+}
+
+get_runtime() {
+    if [ -n "$RUNTIME_FROM" ]; then
+        step "getting the runtime image from $RUNTIME_FROM"
+        docker pull --quiet "$RUNTIME_FROM" >&2 || fail "the runtime image cannot be pulled, as said above."
+        [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ] || return 0
+    fi
+    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask for it as a file, and load it: \
+docker load -i runtime.tar.gz. Then run this again."
+}
+
+# check_signature: let the runtime check that the CA of this federation has signed this file.
+check_signature() {
+    said=$(docker run --rm --interactive --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
+        "$RUNTIME" join-check <"$file") || fail "$said"
+    found=${said##* }
+    if [ -n "$fingerprint" ]; then
+        [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
+            "expected a federation with the CA $fingerprint, found the CA $found. Somebody else made this file. Do not use it."
+    elif [ -f "$dir/.env" ] && [ -n "$update" ]; then
+        [ "$(value SITE_CA)" = "$found" ] || fail \
+            "the site in $dir trusts the CA $(value SITE_CA), and this file is from the CA $found. If that is right, \
+say so: --fingerprint $found"
+    elif [ -z "$yes" ]; then
+        say "The federation's CA has the fingerprint"
+        say "  $found"
+        [ -t 0 ] || fail "expected --fingerprint F, with the fingerprint that the administrator tells you, or --yes." 2
+        printf 'Does the administrator of the federation tell you the same one? [y/N] ' >&2
+        read -r answer
+        [ "$answer" = y ] || fail "nothing was changed."
+    fi
+    step "the federation's CA has signed this file"
+}
+
+# plain TEXT: print a fingerprint without colons and spaces, in small letters.
+plain() { printf '%s' "$1" | tr -d ': ' | tr '[:upper:]' '[:lower:]'; }
+
+# put FILE: write a file of the site's folder from stdin.
+put() {
+    mkdir -p "$(dirname "$1")"
+    cat >"$1"
+}
+
+# look: find out what DIR holds. Sets `had` to its site's join id, if there is one.
+look() {
+    had=
+    if [ -f "$dir/.env" ] && [ -f "$dir/site" ]; then
+        other=$(value SITE_NAME)
+        [ "$other" = "$SITE" ] || fail "$dir is the folder of the site $other: expected that of $SITE. Name another: --dir DIR"
+        had=$(value SITE_JOIN)
+        if [ -n "$(value SITE_JOINED)" ] && [ -z "$update" ]; then
+            [ "$had" = "$JOIN" ] || fail "$SITE has joined with another file. To take what is new in this one: \
+$dir/site update $file"
+            say "$SITE has joined already, in $dir. Nothing was changed. Its state: $dir/site status"
+            exit 0
+        fi
+    elif [ -n "$update" ]; then
+        fail "expected the site's folder, found no site in $dir. To join: sh $file"
+    elif [ -d "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
+        fail "$dir has other files in it. Name a folder that is empty or new: --dir DIR"
+    fi
+    used=$(docker ps --all --filter "label=com.docker.compose.project=$PROJECT-$SITE" \
+        --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u | grep -v -x -F "$dir" || true)
+    [ -z "$used" ] || fail "$SITE runs on this machine already, from the folder $used."
+}
+
+# lay: write the site's folder. Whatever ends this early leaves the old one.
+lay() {
+    fresh=$dir.joining
+    rm -rf "$fresh"
+    mkdir -p "$fresh/environments" "$fresh/spool"
+    chmod 0700 "$fresh"
+    files "$fresh"
+    chmod 0755 "$fresh/site"
+    {
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|SERVER|RUNTIME|JOIN|JOINED|KIT|CA))=" "$dir/.env" || true
+        echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
+        echo "SITE_NAME=$SITE"
+        echo "SITE_SERVER=$SERVER"
+        echo "SITE_RUNTIME=$RUNTIME"
+        echo "SITE_JOIN=$JOIN"
+        echo "SITE_KIT=$KIT"
+        echo "SITE_CA=$found"
+        [ -n "$had" ] || echo "SITE_INSTANCE=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
+    } >"$fresh/.env"
+    if [ -z "$had" ]; then
+        mkdir -p "$fresh/data"
+        [ ! -d "$dir" ] || rmdir "$dir"
+        mv "$fresh" "$dir"
+    else
+        joined=$(value SITE_JOINED)
+        [ -z "$joined" ] || echo "SITE_JOINED=$joined" >>"$fresh/.env"
+        merge
+    fi
+    (cd "$dir" && ./site own) || fail "the files in $dir cannot be given to the containers' user, as said above."
+    step "the site's folder is $dir"
+}
+
+# merge: put what is new into the folder of a site. What is the site's own stays.
+merge() {
+    rm -f "$fresh/site.yml"
+    rm -rf "$fresh/environments" "$fresh/spool"
+    set -- renewed compose compose.yaml site .env
+    [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
+    docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add DAC_OVERRIDE --cap-add FOWNER \
+        --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
+        --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
+            for part; do
+                rm -rf "/folder/.old"
+                cp -pRP "/fresh/$part" "/folder/.new"
+                [ ! -e "/folder/$part" ] || mv "/folder/$part" /folder/.old
+                mv /folder/.new "/folder/$part"
+            done
+            rm -rf /folder/.old' sh "$@" || fail "$dir could not be updated, as said above. Run this again."
+    rm -rf "$fresh"
+}
+
+main() {
+    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --dir | --fingerprint)
+                [ $# -gt 1 ] || fail "$1 needs a value." 2
+                if [ "$1" = --dir ]; then dir=$2; else fingerprint=$2; fi
+                shift
+                ;;
+            --yes) yes=1 ;;
+            --prepare) start='' ;;
+            --update) update=1 ;;
+            -h | --help)
+                usage
+                exit
+                ;;
+            *)
+                usage >&2
+                fail "there is no option '$1'." 2
+                ;;
+        esac
+        shift
+    done
+    case $dir in /*) ;; *) dir=$(pwd)/$dir ;; esac
+    case $dir in *[,:]*) fail "expected a folder without a comma or a colon in its path, found $dir." 2 ;; esac
+    [ -z "${dir%%*/..*}" ] || dir=${dir%/.}
+    check_date
+    check_sum
+    check_docker
+    look
+    check_runtime
+    check_signature
+    lay
+    if [ -z "$start" ]; then
+        say "$SITE is prepared in $dir. Write its settings into site.yml, then: $dir/site start"
+        exit
+    fi
+    step "starting, and waiting until the server has registered the site"
+    if ! "$dir/site" start; then
+        "$dir/site" stop 2>/dev/null || true
+        fail "$SITE has not joined, and is stopped. Its folder stays: correct what is named above, and run this again."
+    fi
+    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>"$dir/.env"
+    step "done"
+    say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
+    say "All verbs: $dir/site"
+}

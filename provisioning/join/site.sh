@@ -1,0 +1,151 @@
+#!/bin/sh
+# Looks after a site of a Flowerbed federation, in the folder of this file. It needs Docker with Compose.
+# The join file wrote it, and a newer join file replaces it. Your own settings are in site.yml.
+set -eu
+
+usage() {
+    cat <<'END'
+Usage: ./site VERB
+  start             start the site with the settings in site.yml, and wait until it is registered
+  stop              stop it. Its settings, key and jobs stay
+  status            show whether it runs and is registered
+  logs [-f]         show its log
+  doctor            check this machine, the way to the server, the certificate and the data
+  update FILE       take what is new from a newer join file
+  leave [--yes]     stop the site and remove all that joining made. Its data stays
+END
+}
+
+say() { echo "$*" >&2; }
+
+fail() {
+    say "site: $1"
+    exit "${2:-1}"
+}
+
+# value KEY: print the value of KEY in .env. The last line counts, as in Compose.
+value() { sed -n "s/^$1=//p" .env | tail -n 1; }
+
+compose() { docker compose "$@"; }
+
+# once OPTIONS IMAGE WORDS: run a container for a moment, without a network and without rights.
+once() {
+    docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges "$@"
+}
+
+# as_root COMMAND: run a shell command in this folder, as the user who may change the owner of its files.
+as_root() {
+    once --user 0:0 --cap-add CHOWN --cap-add DAC_OVERRIDE --cap-add FOWNER \
+        --mount "type=bind,source=$here,target=/folder" --workdir /folder --entrypoint sh "$image" -ec "$1"
+}
+
+# own: give the containers' user what it reads and writes, and nobody else the key.
+own() {
+    as_root 'chown -hR 10001:10001 kit renewed environments spool
+        find kit -type d -exec chmod 0500 {} + ; find kit -type f -exec chmod 0400 {} +
+        find kit -name "*.sh" -exec chmod 0500 {} +
+        chmod 0755 renewed environments; chmod 0700 spool'
+}
+
+# settings: make Compose's file of the site's own settings.
+settings() {
+    [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
+    if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" settings \
+        <site.yml >.override.new; then
+        rm -f .override.new
+        fail "site.yml is wrong, as said above. Correct it, and run ./site start again."
+    fi
+    mv .override.new compose.override.yaml
+}
+
+# explain: say why the site is not registered, as far as its log and its health check know.
+explain() {
+    compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
+        sed -n 's/.*registration rejected: /  the server refuses the site: /p' | tail -n 1 >&2 || true
+    container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
+    [ -z "$container" ] || docker inspect --format \
+        '{{range .State.Health.Log}}{{printf "%s\n" .Output}}{{end}}' "$container" 2>/dev/null |
+        grep -v '^ *$' | tail -n 1 | sed 's/^/  health check: /' >&2 || true
+}
+
+start() {
+    [ $# = 0 ] || fail "start takes no arguments." 2
+    settings
+    if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
+        grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' >&2 || true
+        explain
+        fail "$site is not registered with $server. ./site doctor looks for the reason, ./site logs shows the log."
+    fi
+    rm -f .up.log
+    say "$site is registered with $server."
+}
+
+status() {
+    container=$(compose ps --all --quiet "$site")
+    if [ -z "$container" ]; then
+        say "$site is stopped. Start it: ./site start"
+        return 1
+    fi
+    state=$(docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$container")
+    since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
+    case $state in
+        "running healthy") echo "$site runs since $since and is registered with $server." ;;
+        running*)
+            echo "$site runs since $since and is not registered with $server."
+            explain
+            return 1
+            ;;
+        *)
+            echo "$site is ${state% *}."
+            return 1
+            ;;
+    esac
+}
+
+doctor() {
+    echo "not yet"
+}
+
+leave() {
+    if [ "${1:-}" != --yes ]; then
+        [ -t 0 ] || fail "leave asks first: expected a terminal, or ./site leave --yes." 2
+        printf 'Remove the containers, the key and the jobs of %s from this machine? [y/N] ' "$site" >&2
+        read -r answer
+        [ "$answer" = y ] || fail "nothing was removed."
+    fi
+    compose down --volumes --remove-orphans --timeout 20 >&2
+    as_root 'rm -rf kit renewed environments spool'
+    rm -rf compose compose.yaml compose.override.yaml .env .override.new .up.log
+    # Another site of this machine may use it. Then the engine refuses.
+    docker image rm "$image" >/dev/null 2>&1 || true
+    rm -f site
+    say "$site has left: its containers, key, jobs and environments are removed from this machine."
+    say "What stays in $here: site.yml, and data if it is there. Remove them when you no longer need them."
+    say "The federation still trusts the site's certificate. Ask its administrator for: ./flowerbed site remove $site"
+}
+
+here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
+cd "$here"
+[ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
+unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
+site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
+verb=${1:-help}
+[ $# = 0 ] || shift
+case $verb in
+    start) start "$@" ;;
+    stop) compose stop >&2 && say "$site is stopped. Its jobs and its key stay." ;;
+    status) status ;;
+    logs) compose logs --no-log-prefix "$@" "$site" ;;
+    doctor) doctor "$@" ;;
+    update)
+        [ $# = 1 ] || fail "update needs the newer join file: ./site update FILE" 2
+        exec sh "$1" --dir "$here" --update
+        ;;
+    leave) leave "$@" ;;
+    own) own ;;
+    help | -h | --help) usage ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,278 @@
+"""Add a site on another machine, and write the one file with which it joins.
+
+It adds the site to project.yml unless it is there, makes its kit, and writes NAME.join. Nothing else
+changes: no other kit, no container, no running job. At the site, `sh NAME.join` checks the machine, starts
+the site and waits until the server has registered it. The file holds the site's private key.
+
+Run it again for a fresh file with the same key: for another machine, after the last day, or to bring what is
+new to a site that has joined (`./site update NAME.join` there).
+
+  ./flowerbed site add hospital-c --org hospital
+  ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from bridge.common import join_file
+from bridge.common.site_settings import TABLE
+from provisioning import dotenv, join, renewed, state
+from provisioning.compose import ALONE
+from provisioning.keys import ELSEWHERE, OURS
+from provisioning.names import service_name
+from scripts import core, engine, images, kit_layer, provision, published, settings
+from scripts.json_object import JsonObject
+from scripts.site import project_file
+
+DAYS = 14
+"""Days for which a join file can be used, unless `--days` says otherwise."""
+
+BEGIN = "#!/bin/sh\n# Join file of "
+
+REGISTRY = re.compile(r"(localhost|[^/]*[.:][^/]*)/.+@sha256:[0-9a-f]{64}")
+"""The name of an image with its digest in a registry."""
+
+JSON = JsonObject(
+    {
+        "site": "the site's name",
+        "file": "the join file",
+        "bytes": "its size",
+        "id": "its id, which the server knows",
+        "last_day": "the last day on which it can be used",
+        "fingerprint": "the SHA-256 fingerprint of the federation's CA",
+        "server": "host and port that the site dials",
+        "runtime": "the ID of the runtime image",
+        "added": "true if the site was not in project.yml",
+    }
+)
+
+
+def run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
+    org: Annotated[
+        str | None,
+        typer.Option(metavar="ORG", help="The site's organization.", show_default="the server's"),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of the site in project.yml, with its value in YAML. May be given more than once.",
+        ),
+    ] = None,
+    connect_to: Annotated[
+        str | None,
+        typer.Option(metavar="RELAY", help="The relay that the site connects to.", show_default="the server"),
+    ] = None,
+    days: Annotated[
+        int, typer.Option(min=1, max=365, metavar="N", help="How many days the file can be used.")
+    ] = DAYS,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")
+    ] = None,
+) -> dict[str, Any]:
+    """Add the site and write its join file.
+
+    Raises:
+        core.UsageError: an argument or project.yml is wrong. Nothing was written.
+        core.Failure: there is no runtime image, or the kit could not be made.
+    """
+    file = output or Path(f"{name}.join")
+    _check_output(file)
+    asked = {"org": org, **_settings(given or []), "connect_to": connect_to}
+    project = provision.load(provision.DEFAULT_PROJECT)
+    known = next((item for item in project["participants"] if item["name"] == name), None)
+    entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
+    _check_address(entry, project)
+    runtime = _runtime(str(project["name"]))
+    before = provision.DEFAULT_PROJECT.read_text()
+    if known is None:
+        write(project_file.with_participant(before, entry))
+    try:
+        with core.led():
+            provision.run()
+    except core.Failure:
+        if known is None:
+            provision.DEFAULT_PROJECT.write_text(before)
+        raise
+    return _invite(name, str(project["name"]), runtime, days, file) | {"added": known is None}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The runtime image: its ID, and by which name a site can pull it, if any."""
+
+    id: str
+    pulled: str
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of `--set`."""
+    found = {}
+    allowed = sorted({*OURS, *TABLE} - {ELSEWHERE})
+    for words in given:
+        key, equals, text = words.partition("=")
+        if not equals or key not in allowed:
+            raise core.UsageError(
+                f"--set: expected KEY=VALUE with one of {', '.join(allowed)}, found '{words}'."
+            )
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise core.UsageError(f"--set {key}: expected a value in YAML, found '{text}'.") from None
+    return found
+
+
+def _entry(
+    name: str, asked: Mapping[str, Any], project: Mapping[str, Any], known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the site's item of project.yml."""
+    if known is None:
+        server = next(item for item in project["participants"] if item["type"] == "server")
+        first = {"name": name, "type": "client", "org": asked.get("org", server["org"]), ELSEWHERE: True}
+        return first | {key: value for key, value in asked.items() if key != "org"}
+    if not known.get(ELSEWHERE):
+        raise core.UsageError(
+            f"{name} runs on this machine, by project.yml. For a site on another machine, write "
+            f"{ELSEWHERE}: true into its part there, or choose another name."
+        )
+    if changed := [key for key, value in asked.items() if known.get(key) != value]:
+        raise core.UsageError(
+            f"{name} is in project.yml with another {', '.join(changed)}. Edit it there, and leave the "
+            "options out."
+        )
+    return dict(known)
+
+
+def _check_address(entry: Mapping[str, Any], project: Mapping[str, Any]) -> None:
+    """Check that the kit will name an address that another machine can dial."""
+    target = entry.get("connect_to")
+    if isinstance(target, Mapping) and target.get("host"):
+        return
+    name = target.get("name") if isinstance(target, Mapping) else target
+    others = {item["name"]: item for item in project["participants"]}
+    server = next(item for item in project["participants"] if item["type"] == "server")
+    if name and name not in others:
+        raise core.UsageError(
+            f"--connect-to: expected a relay of project.yml, found none of the name {name}."
+        )
+    dialled = others[name] if name else server
+    where = dialled.get("listening_host") or {} if dialled["type"] == "relay" else dialled
+    if not where.get("default_host"):
+        raise core.UsageError(
+            f"{entry['name']} could not find the {dialled['type']} {dialled['name']}: project.yml has no "
+            f"address of it for other machines. Write default_host: NAME into the part of {dialled['name']}, "
+            "with a name that leads to this machine. It goes into every kit, so build and up follow."
+        )
+
+
+def _runtime(project: str) -> Runtime:
+    if taken := published.name():
+        name = taken
+    else:
+        name = images.runtime(project, dotenv.read(core.ROOT / ".env").get("FLOWERBED_TAG", "dev"))
+    image = engine.image(name)
+    if image is None:
+        raise core.Failure(f"There is no runtime image {name} yet, which the site runs: ./flowerbed build")
+    pushed = (
+        [taken]
+        if taken
+        else [digest for digest in image.get("RepoDigests") or () if REGISTRY.fullmatch(digest)]
+    )
+    return Runtime(str(image["Id"]), next(iter(pushed), ""))
+
+
+def _check_output(file: Path) -> None:
+    """Refuse to write over a file that is no join file."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise core.UsageError(f"--output: expected a file's path, found {file}.")
+    if file.exists() and not file.read_bytes().startswith(BEGIN.encode()):
+        raise core.UsageError(f"{file} is there and is no join file. Name another: --output FILE")
+
+
+def write(text: str) -> None:
+    """Replace project.yml, if the new one is right."""
+    draft = provision.DEFAULT_PROJECT.with_name(".project.yml.new")
+    draft.write_text(text)
+    try:
+        provision.load(draft)
+        draft.chmod(provision.DEFAULT_PROJECT.stat().st_mode)
+        provision.DEFAULT_PROJECT.write_text(text)
+    except core.UsageError as error:
+        raise core.UsageError(str(error).replace(str(draft), "project.yml would be wrong. It")) from None
+    finally:
+        draft.unlink()
+
+
+def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) -> dict[str, Any]:
+    """Write the join file, tell the server of it, and tell the user what to do with it."""
+    prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
+    workspace = prod.parent
+    kit = prod / name
+    last = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)
+    invitation = join.Invitation(
+        site=service_name(name),
+        project=project,
+        server=_dialled(kit),
+        runtime=runtime.id,
+        runtime_from=runtime.pulled,
+        last_day=last,
+        id=join.new_id(),
+        kit=kit_layer.mark(kit),
+    )
+    compose = (prod / ALONE.format(name=service_name(name))).read_text()
+    text = join.render(
+        invitation, kit_layer.pack(kit, workspace / renewed.FOLDER / name), compose, workspace / "state"
+    )
+    join.record(workspace / "policy", name, invitation.id, last)
+    state.write_whole(file, text.encode(), 0o600)
+    _give(file)
+    fingerprint = join_file.check(text)
+    core.say(
+        f"{file} ({core.in_words(len(text))}) has the private key of {name}. Give it to that site only, "
+        f"until {last}."
+    )
+    core.say(f"  There:  sh {file.name}")
+    core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
+    address = settings.read(settings.BIND)
+    if address in ("127.0.0.1", "localhost", "[::1]"):
+        core.say(
+            f"  The server's port is published on {address}, for this machine only. To let sites in: write "
+            f"{settings.BIND}=0.0.0.0 into .env, then ./flowerbed up"
+        )
+    return {
+        "site": name,
+        "file": str(file),
+        "bytes": len(text.encode()),
+        "id": invitation.id,
+        "last_day": last.isoformat(),
+        "fingerprint": fingerprint,
+        "server": invitation.server,
+        "runtime": runtime.id,
+    }
+
+
+def _dialled(kit: Path) -> str:
+    """Return host and port that a kit dials."""
+    client, relay = kit / "startup/fed_client.json", kit / "startup/fed_relay.json"
+    content = json.loads((client if client.exists() else relay).read_text())
+    return str(content["servers"][0]["service"]["target"])
+
+
+def _give(file: Path) -> None:
+    """Give a file that was made as root to the owner of the federation's folder."""
+    owner = core.ROOT.stat()
+    if os.geteuid() == 0 and owner.st_uid:
+        os.chown(file, owner.st_uid, owner.st_gid)

@@ -1,0 +1,67 @@
+"""List the sites of project.yml: where each runs, and until when its join file can be used.
+
+`./flowerbed status` shows their state.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bridge.common.meta import JOINS_FILE
+from provisioning.keys import ELSEWHERE, REVOKED
+from scripts import core, provision, terminal
+from scripts.json_object import JsonObject
+
+JSON = JsonObject(
+    {
+        "sites": "a list, in the order of project.yml",
+        "sites[].name": "the site's name",
+        "sites[].type": "`client` or `relay`",
+        "sites[].org": "its organization",
+        "sites[].elsewhere": "true if it runs on another machine",
+        "sites[].connect_to": "the relay that it connects to, else null",
+        "sites[].join_file_until": "the last day of its newest join file that can still be used, else null",
+        "revoked": "the names that stay out",
+    }
+)
+
+
+def run() -> dict[str, Any]:
+    """List the sites."""
+    project = provision.load(provision.DEFAULT_PROJECT)
+    file = core.ROOT / "workspace" / project["name"] / "policy" / JOINS_FILE
+    made = json.loads(file.read_text()) if file.exists() else {}
+    sites = []
+    for item in project["participants"]:
+        if item["type"] not in ("client", "relay"):
+            continue
+        target = item.get("connect_to")
+        sites.append(
+            {
+                "name": item["name"],
+                "type": item["type"],
+                "org": item["org"],
+                "elsewhere": bool(item.get(ELSEWHERE)),
+                "connect_to": target.get("name") if isinstance(target, dict) else target,
+                "join_file_until": max((one["last_day"] for one in made.get(item["name"], [])), default=None),
+            }
+        )
+    if not core.as_json:
+        _show(sites)
+    return {"sites": sites, "revoked": list(project.get(REVOKED) or [])}
+
+
+def _show(sites: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            site["name"],
+            "relay" if site["type"] == "relay" else "site",
+            site["org"],
+            "elsewhere" if site["elsewhere"] else "here",
+            site["connect_to"] or "the server",
+            site["join_file_until"] or "-",
+        )
+        for site in sites
+    ]
+    terminal.show(terminal.table(("NAME", "TYPE", "ORG", "WHERE", "CONNECTS TO", "JOIN FILE UNTIL"), rows))

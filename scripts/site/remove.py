@@ -1,0 +1,74 @@
+"""Take a site, a relay or a person out of the federation at once.
+
+It takes the name out of project.yml, writes it under `revoked:`, and tells the server, which disconnects it
+within 30 s. No other kit changes, and no container restarts. It names what is left, and where.
+
+  ./flowerbed site remove hospital-c
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from provisioning.keys import ELSEWHERE
+from provisioning.names import service_name
+from scripts import compose, core, engine, provision
+from scripts.json_object import JsonObject
+from scripts.site import add, project_file
+
+JSON = JsonObject(
+    {
+        "removed": "the name",
+        "elsewhere": "true if it runs on another machine",
+        "left": "what is left of it, and where: a list of sentences",
+    }
+)
+
+
+def run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name in project.yml.")],
+) -> dict[str, Any]:
+    """Remove the participant, and say what is left.
+
+    Raises:
+        core.UsageError: there is none of this name, or the federation cannot be without it.
+    """
+    project = provision.load(provision.DEFAULT_PROJECT)
+    entry = next((item for item in project["participants"] if item["name"] == name), None)
+    if entry is None:
+        names = ", ".join(item["name"] for item in project["participants"])
+        raise core.UsageError(f"There is no participant {name} in project.yml: expected one of {names}.")
+    before = provision.DEFAULT_PROJECT.read_text()
+    add.write(project_file.with_revoked(project_file.without_participant(before, name), name))
+    try:
+        with core.led():
+            provision.run()
+    except core.Failure:
+        provision.DEFAULT_PROJECT.write_text(before)
+        raise
+    left = list(_left(entry, str(project["name"])))
+    core.say(f"{name} is out: its name is under revoked: in project.yml. What is left of it:")
+    for sentence in left:
+        core.say(f"  {sentence}")
+    return {"removed": name, "elsewhere": bool(entry.get(ELSEWHERE)), "left": left}
+
+
+def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
+    """Yield what is left of a participant, and where."""
+    service = service_name(entry["name"])
+    if entry.get(ELSEWHERE):
+        yield "At its machine: its folder, with its key and its data. There: ./site leave"
+    elif engine.ask().problem == "":
+        image, volume = f"{project}-{service}:dev", f"{project}_{service}"
+        if any(item["Service"] == service for item in compose.containers()):
+            yield f"Its container {compose.container(service)}. ./flowerbed up removes it"
+        if engine.has(image):
+            yield f"Its image {image}, with its key: docker image rm {image}"
+        if core.run([engine.docker(), "volume", "inspect", volume]).returncode == 0:
+            yield f"Its volume {volume}, with its jobs: docker volume rm {volume}"
+    for kit in sorted((core.ROOT / "workspace" / project).glob(f"prod_[0-9]*/{entry['name']}")):
+        yield f"Its kit, with its key: {kit.relative_to(core.ROOT)}"
+    yield f"Its certificate, in workspace/{project}/state. The name cannot be used again while it is revoked"

