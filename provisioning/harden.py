@@ -131,6 +131,10 @@ range."""
 DRIVERS = "/opt/flowerbed/bridge/flare/drivers"
 """The folder of the image that FLARE loads before its first connection. The module there says why."""
 
+SIGN_OF_LIFE = 20
+"""Seconds without a frame until each end asks the other for a sign of life. FLARE's default is 60. Load
+balancers and firewalls forget a connection that carries nothing, many after 50 s."""
+
 SEND_WITHIN = 3600.0
 """Seconds for one frame to go into a TCP connection before FLARE closes it.
 
@@ -304,6 +308,7 @@ def _configure_transport(config: dict[str, Any]) -> None:
     config["comm_driver_path"] = DRIVERS
     config["streaming_retry_timeout"] = STREAMING_RETRY_TIMEOUT
     config["streaming_send_timeout"] = SEND_WITHIN
+    config["heartbeat_interval"] = SIGN_OF_LIFE
     config["grpc"] = {"options": [list(option) for option in GRPC_OPTIONS.items()]}
     # On loopback FLARE listens at ports that no app may connect to, with any egress
     # (`bridge/launch/confinement.py`). FLARE chooses from 1025 on by default.

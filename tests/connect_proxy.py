@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
-def pump(one: socket.socket, other: socket.socket, see: Callable[[bytes], object] = bytes) -> None:
-    """Carry bytes both ways, to the end of either."""
+def pump(one: socket.socket, other: socket.socket, see: Callable[[bytes], object] = lambda _: None) -> None:
+    """Carry bytes both ways, to the end of either, but those that are swallowed: `see` returns something."""
 
     def carry(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                see(data)
+                if see(data):
+                    continue
                 sink.sendall(data)
         for end in (one, other):
             with contextlib.suppress(OSError):
@@ -68,12 +69,17 @@ class ConnectProxy:
         self.login, self.answer = "", b""
         self.places, self.ports = places or {}, set[int]()
         self._open: list[socket.socket] = []
+        self._silent = set[socket.socket]()
 
     def drop(self) -> None:
         """Reset each tunnel."""
         while self._open:
             with contextlib.suppress(OSError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Keep the open tunnels open, and carry nothing more in them."""
+        self._silent |= set(self._open)
 
     def serve(self, connection: socket.socket) -> None:
         """Answer one connection."""
@@ -109,10 +115,12 @@ class ConnectProxy:
         connection.sendall(b"HTTP/1.1 200 Connection established\r\nVia: 1.1 proxy\r\n\r\n")
         self._open += [connection, far]
         with far:
-            pump(connection, far, self._see)
+            pump(connection, far, lambda data: self._see(data, connection))
 
-    def _see(self, data: bytes) -> None:
+    def _see(self, data: bytes, connection: socket.socket) -> bool:
+        """Return whether the data is swallowed."""
         self.seen += data
+        return connection in self._silent
 
 
 class Passthrough:

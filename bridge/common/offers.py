@@ -38,6 +38,18 @@ SIGNERS = ("project_admin", "lead")
 
 KIND = "environment"
 
+OFFER = "offer.json"
+"""The statement that an environment was installed by, in its folder at a site."""
+
+OFFERED, MESSAGE = "environments", "flowerbed.offer"
+"""The key of the offers in the server's reply to a report, and the topic of a message for a file's part."""
+
+PIECE = 1 << 19
+"""Bytes of a piece. A site asks for one at a time, so jobs' messages pass between them."""
+
+MOST_OFFERED = 200
+"""Environments that are offered at once."""
+
 MOST = 64 << 30
 """Bytes of an environment, packed or unpacked. One with the CUDA build of torch has about 8 GB."""
 

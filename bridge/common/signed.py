@@ -95,6 +95,15 @@ def verified(text: bytes, authorities: bytes, roles: Collection[str]) -> Signed:
     return Signed(said, name, role)
 
 
+def claimed_signer(text: bytes) -> str:
+    """Return the name in a statement's certificate, which was not checked, or "" if there is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(json.loads(text)["certificate"].encode())
+        return _only(certificate.subject, NameOID.COMMON_NAME)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, Untrusted):
+        return ""
+
+
 def _check_certificate(certificate: x509.Certificate, authorities: bytes) -> None:
     for authority in x509.load_pem_x509_certificates(authorities):
         try:

@@ -6,10 +6,12 @@ by the checksum of its archive (`./site approve CHECKSUM`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,12 @@ VARIABLE = "FLOWERBED_TAKE_ENVIRONMENTS"
 
 APPROVED, NEWS = ".approved", ".news.json"
 """The files, in the folder of the environments. The keeper writes them, and the site's FLARE reads them."""
+
+WISHES, WISHED_FOR = "wishes", 60.0
+"""The folder in the spool with what jobs wait for, and the seconds for which a wish counts."""
+
+PART = ".part"
+"""The end of a file that is being fetched."""
 
 CHECKSUM = re.compile("[0-9a-f]{64}")
 
@@ -100,6 +108,29 @@ class News:
         fresh.write_text(json.dumps(asdict(self)) + "\n")
         fresh.chmod(0o644)
         fresh.replace(root / NEWS)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The environments that jobs at this site wait for: one empty file each."""
+
+    spool: Path
+
+    def make(self, name: str) -> None:
+        """Wish for an environment, for a minute."""
+        (self.spool / WISHES).mkdir(exist_ok=True)
+        (self.spool / WISHES / name).touch()
+
+    def names(self) -> set[str]:
+        """Return the environments that are wished for now."""
+        found, now = set(), time.time()
+        with contextlib.suppress(OSError):
+            for path in (self.spool / WISHES).iterdir():
+                if now - path.lstat().st_mtime <= WISHED_FOR:
+                    found.add(path.name)
+                else:
+                    path.unlink()
+        return found
 
 
 def _read(path: Path) -> bytes:

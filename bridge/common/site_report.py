@@ -55,6 +55,7 @@ FACTS: Mapping[str, Any] = {
         }
     ],
     "environments": [{"name": _TEXT, "flwr": _TEXT}],
+    "environments_not_installed": {"waiting": [_TEXT], "refused": [_TEXT]},
     "policy": {
         "sandbox": _TEXT,
         "egress": _TEXT,

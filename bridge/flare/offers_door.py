@@ -59,7 +59,7 @@ RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An HTTP answer."""
 
     status: HTTPStatus
@@ -93,8 +93,8 @@ class Door:
                 self._open[name] -= fits
                 self._open += Counter()  # Forget names without any.
 
-    def answer(self, name: str, method: str, path: str, wanted: str = "") -> Answer:
-        """Answer a request.
+    def answer(self, name: str, method: str, path: str, wanted: str = "") -> HttpAnswer:
+        """HttpAnswer a request.
 
         Args:
             name: the name in the certificate.
@@ -107,7 +107,7 @@ class Door:
         if method not in ("GET", "HEAD"):
             return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET or HEAD", {"Allow": "GET, HEAD"})
         if path == "/":
-            return Answer(HTTPStatus.OK, _headers({"Content-Length": "0"}))
+            return HttpAnswer(HTTPStatus.OK, _headers({"Content-Length": "0"}))
         file = offers.opened(self._folder, path.removeprefix("/")) if path.startswith("/") else None
         if file is None:
             return _refusal(HTTPStatus.NOT_FOUND, "there is no such file")
@@ -117,7 +117,7 @@ class Door:
             os.close(file)
 
     def serve(self, connection: Any) -> None:
-        """Answer the one request of a TLS connection. The caller closes it.
+        """HttpAnswer the one request of a TLS connection. The caller closes it.
 
         Raises:
             OSError: the connection broke, or took too long.
@@ -171,7 +171,7 @@ class HttpListening:
 
 
 async def handle(request: web.Request) -> web.StreamResponse:
-    """Answer a request to the listener of `http`."""
+    """HttpAnswer a request to the listener of `http`."""
     assert request.transport is not None
     name = common_name(request.transport.get_extra_info("peercert"))
     with DOOR.room(name) as fits:
@@ -199,20 +199,20 @@ def _headers(more: Mapping[str, str]) -> dict[str, str]:
     return {"Date": formatdate(usegmt=True), "Connection": "close", "Accept-Ranges": "bytes", **more}
 
 
-def _refusal(status: HTTPStatus, why: str, more: Mapping[str, str] | None = None) -> Answer:
+def _refusal(status: HTTPStatus, why: str, more: Mapping[str, str] | None = None) -> HttpAnswer:
     body = f"{why}\n".encode()
     given = {"Content-Type": "text/plain", "Content-Length": str(len(body)), **(more or {})}
-    return Answer(status, _headers(given), body)
+    return HttpAnswer(status, _headers(given), body)
 
 
 BUSY = _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "others fetch files too, try again", {"Retry-After": "2"})
 
 
-def _part(file: int, method: str, wanted: str) -> Answer:
+def _part(file: int, method: str, wanted: str) -> HttpAnswer:
     """Return the asked part of an open file."""
     size = os.fstat(file).st_size
     if method == "HEAD":
-        return Answer(HTTPStatus.OK, _headers({"Content-Length": str(size)}))
+        return HttpAnswer(HTTPStatus.OK, _headers({"Content-Length": str(size)}))
     if not wanted and size <= PIECE:
         wanted = "bytes=0-"
     found = RANGE.fullmatch(wanted)
@@ -228,7 +228,7 @@ def _part(file: int, method: str, wanted: str) -> Answer:
         "Content-Range": f"bytes {first}-{first + len(body) - 1}/{size}",
         "Content-Type": "application/octet-stream",
     }
-    return Answer(HTTPStatus.PARTIAL_CONTENT, _headers(given), body)
+    return HttpAnswer(HTTPStatus.PARTIAL_CONTENT, _headers(given), body)
 
 
 def _receive(connection: Any) -> str:
@@ -244,7 +244,7 @@ def _receive(connection: Any) -> str:
     return came.partition(b"\r\n\r\n")[0].decode("latin-1")
 
 
-def _send(connection: Any, answer: Answer, *, body: bool = True) -> None:
+def _send(connection: Any, answer: HttpAnswer, *, body: bool = True) -> None:
     deadline = time.monotonic() + BODY_WITHIN
     left = memoryview(answer.head() + (answer.body if body else b""))
     while left:

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes
 
 import bridge
 from bridge.common import app_environment
+from bridge.common.site_environments import policy
+from bridge.flare import site_environments
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
 
@@ -70,6 +72,7 @@ class SiteFacts:
             "gpus": self._gpu,
             "data": self._data.seen,
             "environments": environments,
+            "environments_not_installed": site_environments.state,
             "policy": self._policy,
             "jobs": self._running,
             "round_trip_seconds": lambda: round(self.round_trip, 3),
@@ -105,6 +108,7 @@ class SiteFacts:
             "sandbox": own.sandbox,
             "egress": own.egress,
             "custom_code": own.custom_code,
+            "environments": policy(),
         }
         return known if own.allowed_apps is None else {**known, "allowed_apps": len(own.allowed_apps)}
 

@@ -32,6 +32,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report
+from bridge.flare import server_offers
 from bridge.flare.flare_server import FlareServer
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,10 @@ Answer = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 Handler = Callable[[str, bytes], bytes]
 """Takes a site's name and a message, and returns the reply. Raises `ValueError` for a bad message."""
 
-ANSWERS: tuple[Answer, ...] = ()
+ANSWERS: tuple[Answer, ...] = (server_offers.ANSWER,)
 """What each reply to a report may hold."""
 
-SERVED: Mapping[str, Handler] = {}
+SERVED: Mapping[str, Handler] = {**server_offers.SERVED}
 """The answers to other messages of sites, by topic."""
 
 APART = 1.0

@@ -20,14 +20,11 @@ from pathlib import Path
 from bridge.common import app_environment, archive, offers, signed
 from bridge.common.app_environment import DESCRIPTION, NAME, NoEnvironment
 from bridge.common.errors import FlowerbedError
-from bridge.common.offers import ARCHIVE, ENVIRONMENTS, STATEMENT
+from bridge.common.offers import ARCHIVE, ENVIRONMENTS, OFFER, STATEMENT
 from bridge.common.site_environments import ACCEPT, APPROVE, APPROVED, TEXT, Approvals, News
 from bridge.common.text import one_line
 
 log = logging.getLogger(__name__)
-
-OFFER = "offer.json"
-"""The statement that an environment was installed by, in its folder."""
 
 SPARE = 1 << 30
 """Bytes that stay free on the disk."""

@@ -53,7 +53,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import certificates, dialling, offers_door
+from bridge.flare import certificates, dialling, line_watch, offers_door
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -69,6 +69,9 @@ HANDSHAKES = 256
 LINE_CHECK, LINE_DEAD = 10, 20
 """Seconds without a byte until TCP probes the other end, and without an acknowledgement until the connection
 is dead. gRPC's are in the kits (`provisioning/harden.py`)."""
+
+SLOW = 1.0
+"""Seconds for one call to send, from which on it has waited for the line."""
 
 CLOSE_AFTER = 5.0
 """Seconds for which a connection stays open after its name was revoked."""
@@ -197,18 +200,35 @@ class TcpConnection(SocketConnection):  # type: ignore[misc]
     def __init__(self, sock: Any, connector: Any, secure: bool) -> None:
         super().__init__(sock, connector, secure)
         set_keepalive(sock)
+        self.heard = self.moved = time.monotonic()
+        if line_watch.is_remote(sock):
+            line_watch.WATCH.add(self, line_watch.silent_after())
+
+    def read_into(self, buffer: Any, offset: int, length: int) -> None:
+        """As `SocketConnection`'s. It notes the time."""
+        view, end = memoryview(buffer), offset + length
+        while offset < end:
+            if not (count := self.sock.recv_into(view[offset:], end - offset)):
+                raise CommError(CommError.CLOSED, f"Connection {self.name} is closed by peer")
+            self.heard = time.monotonic()
+            offset += count
 
     def _send_with_timeout(self, frame: Any, timeout_sec: float) -> None:
-        """As `SocketConnection`'s, with `poll`."""
+        """As `SocketConnection`'s, with `poll`. It notes when it waits for the line."""
         view, deadline = memoryview(frame), time.monotonic() + timeout_sec
         poll = select.poll()
         poll.register(self.sock, select.POLLOUT)
         while view:
+            if not poll.poll(0):
+                self.moved = time.monotonic()
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 said = f"send_frame timeout after {timeout_sec} seconds on {self.name}"
                 raise CommError(CommError.TIMEOUT, said)
+            began = time.monotonic()
             sent = self.sock.send(view)
+            if time.monotonic() - began > SLOW:
+                self.moved = time.monotonic()
             if sent <= 0:
                 raise CommError(CommError.CLOSED, f"Connection {self.name} is closed while sending")
             view = view[sent:]
