@@ -39,19 +39,19 @@ class NoPassphrase(NoKey):
     """The key is encrypted, and nothing tells the passphrase."""
 
 
-def is_elsewhere(content: Mapping[str, Any]) -> bool:
+def is_elsewhere(known: Mapping[str, Any]) -> bool:
     """Return whether a CA's file lacks the key of its CA."""
-    return bool(content.get(CERTIFICATE)) and not content.get(KEY)
+    return bool(known.get(CERTIFICATE)) and not known.get(KEY)
 
 
-def load(content: Mapping[str, Any]) -> rsa.RSAPrivateKey:
+def load(known: Mapping[str, Any]) -> rsa.RSAPrivateKey:
     """Return the key of the CA in a CA's file.
 
     Raises:
         NoKey: it is elsewhere, and cannot be read there.
     """
-    if content.get(KEY):
-        return _rsa(serialization.load_pem_private_key(content[KEY].encode(), None), "the CA's file")
+    if known.get(KEY):
+        return _rsa(serialization.load_pem_private_key(known[KEY].encode(), None), "the CA's file")
     name = setting(FILE)
     if not name:
         raise NoKey(
@@ -67,7 +67,7 @@ def load(content: Mapping[str, Any]) -> rsa.RSAPrivateKey:
             f"or name another file with {FILE}."
         ) from None
     key = decrypt(pem, str(path))
-    if key.public_key() != x509.load_pem_x509_certificate(content[CERTIFICATE].encode()).public_key():
+    if key.public_key() != x509.load_pem_x509_certificate(known[CERTIFICATE].encode()).public_key():
         raise NoKey(f"{SIGNS}, and {path} has another CA's. Name the right file with {FILE}.")
     return key
 

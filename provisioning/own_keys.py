@@ -41,11 +41,11 @@ def settle(content: dict[str, Any], participants: Iterable[tuple[str, bool]]) ->
     return forgotten
 
 
-def asked(entry: Mapping[str, Any]) -> rsa.RSAPublicKey | None:
+def asked(known: Mapping[str, Any]) -> rsa.RSAPublicKey | None:
     """Return the key that waits for a certificate, of a participant in the CA's file."""
-    if entry.get(CERTIFICATE) or not entry.get(PUBLIC_KEY):
+    if known.get(CERTIFICATE) or not known.get(PUBLIC_KEY):
         return None
-    key = serialization.load_pem_public_key(str(entry[PUBLIC_KEY]).encode())
+    key = serialization.load_pem_public_key(str(known[PUBLIC_KEY]).encode())
     if not isinstance(key, rsa.RSAPublicKey):
         raise TypeError(f"expected an RSA key, found {type(key).__name__}")
     return key

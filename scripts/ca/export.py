@@ -10,16 +10,14 @@ then read the file that FLOWERBED_CA_KEY names, and say so if it is not there: `
 
 from __future__ import annotations
 
-import getpass
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from provisioning import dotenv, state
-from scripts import ca, core
+from scripts import ca, core, passphrases
 from scripts.json_object import JsonObject
 
 JSON = JsonObject(
@@ -57,7 +55,7 @@ def run(
             where = ca_key.setting(ca_key.FILE) or "in a file that no setting names"
             raise core.Failure(f"The CA's key is elsewhere already: {where}.")
         key = ca_key.load(content)
-        passphrase = None if no_passphrase else _passphrase(passphrase_file)
+        passphrase = None if no_passphrase else passphrases.new(passphrase_file)
         _write(file, ca_key.encrypted(key, passphrase))
         del content[ca_key.KEY]
         state.save(folder, content)
@@ -69,24 +67,6 @@ def run(
         f"can make the key again. Earlier backups of {folder} have it too."
     )
     return {"file": str(file), "encrypted": passphrase is not None}
-
-
-def _passphrase(file: Path | None) -> bytes:
-    from provisioning import ca_key
-
-    if file is not None:
-        try:
-            return ca_key.read_passphrase(file)
-        except ca_key.NoKey as error:
-            raise core.UsageError(str(error)) from None
-    if not sys.stdin.isatty():
-        raise core.UsageError(
-            "expected a terminal to ask for a passphrase, --passphrase-file or --no-passphrase."
-        )
-    first, second = (getpass.getpass(f"{text}: ") for text in ("New passphrase", "The same again"))
-    if not first or first != second:
-        raise core.UsageError("expected the same passphrase twice, found two. Nothing was changed.")
-    return first.encode()
 
 
 def _write(file: Path, pem: bytes) -> None:
