@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class ScratchFederation:
 
     root: Path
     port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its verbs and of Docker's programs, besides this process's. DOCKER_HOST names another
+    engine."""
 
     def verb(self, *words: str, timeout: float = 300, shown: bool = False) -> Outcome:
         """Run `flowerbed WORDS --format json` in it. With `shown`, people see its text at once."""
@@ -64,7 +67,7 @@ class ScratchFederation:
         return subprocess.run(
             [sys.executable, "-P", "-m", "scripts", *words],
             cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root)},
+            env={**os.environ, **self.environment, "PYTHONPATH": str(self.root)},
             text=True,
             stdout=subprocess.PIPE,
             stderr=None if shown else subprocess.PIPE,
@@ -84,6 +87,7 @@ class ScratchFederation:
         process = subprocess.run(
             [*COMPOSE.split(), *words],
             cwd=self.root,
+            env={**os.environ, **self.environment},
             text=True,
             capture_output=True,
             timeout=timeout,

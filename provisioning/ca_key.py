@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from bridge.common import locked
 from bridge.common.errors import FlowerbedError
 from provisioning import PASSPHRASE_ON_STDIN, dotenv
 from provisioning.places import ROOT
@@ -78,20 +79,24 @@ def decrypt(pem: bytes, where: str) -> rsa.RSAPrivateKey:
     Raises:
         NoKey: the file has no such key, or the passphrase is another.
     """
-    passphrase = _passphrase(where) if b"ENCRYPTED" in pem else None
+    passphrase = None
     try:
+        if locked.is_locked(pem.decode(errors="replace")):
+            pem = locked.unlock(pem.decode(errors="replace"), _passphrase(where))
+        elif b"ENCRYPTED" in pem:
+            passphrase = _passphrase(where)
         return _rsa(serialization.load_pem_private_key(pem, passphrase), where)
-    except ValueError:
-        found = "another passphrase" if passphrase else "something else"
+    except (ValueError, locked.CannotUnlock):
+        found = "another passphrase" if passphrase or locked.BEGIN.encode() in pem else "something else"
         raise NoKey(f"expected the CA's key in {where}, as a PEM file, found {found}.") from None
 
 
 def encrypted(key: rsa.RSAPrivateKey, passphrase: bytes | None) -> bytes:
-    """Return a key as a PEM file (PKCS#8), encrypted with the passphrase if there is one."""
-    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase:
-        how = serialization.BestAvailableEncryption(passphrase)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+    """Return a key as a PEM file, locked with the passphrase if there is one."""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return locked.lock(pem, passphrase).encode() if passphrase else pem
 
 
 def setting(name: str) -> str:

@@ -14,11 +14,12 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from bridge.common import site_service
-from bridge.common.site_service import shown
+from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
+from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
-from provisioning import dotenv, links, networks, note, renewed, revocation, site_files
+from provisioning import addresses, dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
-from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
+from provisioning.keys import CUSTOM_CODE, DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
@@ -139,7 +140,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
         revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
-        renewed.write(prod.parent, [prod / p.name for p in people])
+        kits = [prod / p.name for p in people]
+        renewed.write(prod.parent, kits)
+        addresses.write(prod.parent, kits)
+        addresses.save(Path(ctx.get_state_dir()), addresses.dialled(project))
         # Containers mount these folders, and cannot start without them.
         for folder in ("jobs", "deployed", ".flowerbed/environments", ".flowerbed/offers"):
             if not (ROOT / folder).exists():
@@ -199,6 +203,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         service = _given(service, participant, project)
     if participant.type != ParticipantType.ADMIN:
         service["labels"] |= KIT_LABEL
+    kept = {KEEPER: _keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():
@@ -207,11 +212,25 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         part["tmpfs"] = ["/kit:size=4k,mode=0555"]
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked} | flwr,
+        "services": {name: service | networked} | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
         "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
+
+
+def _keeper(participant: Participant) -> dict[str, Any]:
+    """Return the service that installs what the server sends to a site."""
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
+        "image": RUNTIME,
+        "pull_policy": "never",
+        "volumes": site_service.keeper_mounts(),
+    }
+    if not participant.get_prop(CUSTOM_CODE, True):
+        # A lead's packages are a lead's code.
+        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
+    return service
 
 
 def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
@@ -279,6 +298,8 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
         if not networks.is_elsewhere(participant):
             # Where the server is, a run whose app has no environment is refused at once.
             service["volumes"].append(shown(ENVIRONMENTS, "/environments"))
+    if participant.type == ParticipantType.RELAY:
+        service |= _published(participant, project)
     upstream = networks.upstream(participant, project)
     if networks.is_elsewhere(participant):
         service["profiles"] = [PROFILE]
@@ -289,6 +310,20 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type != ParticipantType.CLIENT and (proxy := participant.get_prop(CONNECT_THROUGH)):
         service |= site_service.service({CONNECT_THROUGH: proxy}, {}, without_proxy=[])
     return service
+
+
+def _published(relay: Participant, project: Project) -> dict[str, Any]:
+    """Return the port by which other machines reach a relay, or nothing if none of them has to.
+
+    A relay on another machine is there for others, so its port is open unless its folder's .env says less.
+    """
+    away = networks.is_elsewhere(relay)
+    if not away and not networks.has_clients_elsewhere(relay, project):
+        return {}
+    port = relay.get_listening_host().port
+    shown_port = relay.get_prop(DEFAULT_PORT, port)
+    host = "${FLOWERBED_BIND:-0.0.0.0}" if away else "${FLOWERBED_BIND:-127.0.0.1}"
+    return {"ports": [f"{host}:{f'${{FLOWERBED_PORT:-{shown_port}}}' if away else shown_port}:{port}"]}
 
 
 def _given(service: dict[str, Any], participant: Participant, project: Project) -> dict[str, Any]:

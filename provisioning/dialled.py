@@ -1,4 +1,4 @@
-"""Let participants on other machines dial another port than the one that the server or a relay binds."""
+"""Complete each participant's `connect_to`: the relay that a name means, and the port to dial."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from nvflare.lighter.entity import Participant, Project
 
 from provisioning.keys import DEFAULT_PORT
 from provisioning.networks import is_elsewhere, upstream
+
+
+def name_relays(project: Project) -> None:
+    """Let `connect_to: NAME` mean the relay of that name. FLARE takes any text for a host of the server's."""
+    relays = {relay.name for relay in project.get_relays()}
+    for participant in (*project.get_relays(), *project.get_clients(), *project.get_admins()):
+        given = participant.get_prop("connect_to")
+        if isinstance(given, str) and given in relays:
+            participant.set_prop("connect_to", {PropKey.NAME: given})
 
 
 def write_ports(project: Project) -> None:

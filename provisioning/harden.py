@@ -16,7 +16,7 @@ from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 from nvflare.tool.cli_output import output_error
 
 from bridge.common.site_settings import NODE_CONFIG, size
-from provisioning import dialled, note, site_files
+from provisioning import addresses, dialled, note, site_files
 from provisioning.checks import problems_in_project
 from provisioning.keys import ALLOWED_APPS, CUSTOM_CODE, EGRESS, EGRESSES, LIMITS, SANDBOX, SIZES
 from provisioning.networks import is_elsewhere
@@ -166,13 +166,19 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             output_error("INVALID_ARGS", exit_code=4, detail=" ".join(found))
         for relay in project.get_relays():
             _complete_listener(relay)
+        dialled.name_relays(project)
         dialled.write_ports(project)
         server = project.get_server()
         listed = _listed(server.get_prop("host_names"))
         added = [name for name in _dialled(project) if name not in [*listed, server.get_default_host()]]
-        server.set_prop("host_names", [*listed, *added])
         if added:
             note(ctx, f"{server.name}: its certificate also has {', '.join(added)}, because kits dial it.")
+        former = addresses.former(Path(ctx.get_state_dir()), [*addresses.dialled(project), *listed, *added])
+        if former:
+            note(
+                ctx, f"{server.name}: its certificate keeps {', '.join(former)}, which sites may still dial."
+            )
+        server.set_prop("host_names", [*listed, *added, *former])
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Edit the files of FLARE's builders, then close the kits to others."""
@@ -242,12 +248,8 @@ def _listed(value: Any) -> list[str]:
 def _dialled(project: Project) -> list[str]:
     """Return the names under which participants reach the server itself, in a stable order."""
     server = project.get_server()
-    names = [server.name, *DIALLED]
-    for participant in project.get_all_participants():
-        target = participant.get_connect_to()
-        if target and target.host and target.name in (None, server.name):
-            names.append(target.host)
-    return list(dict.fromkeys(names))
+    told = [name for name in addresses.dialled(project) if name != server.get_default_host()]
+    return list(dict.fromkeys([server.name, *DIALLED, *told]))
 
 
 def _complete_listener(relay: Participant) -> None:

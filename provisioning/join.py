@@ -25,7 +25,7 @@ from provisioning import ca_key, places, state
 FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
-SHARED = ("container.yaml", "site.yaml", "relay.yaml")
+SHARED = ("container.yaml", "site.yaml", "relay.yaml", "keeper.yaml")
 """The files of `compose/` that a site's Compose file extends."""
 
 KEY = "kit/startup/client.key"

@@ -92,7 +92,7 @@ PARTICIPANT = (
     Key(
         "default_host",
         "a name",
-        "The name that everybody's kit dials. For an address, "
+        "The name that everybody's kit dials. [It may change](../how-to/move-the-server.md). For an address, "
         "[use `connect_to`](../how-to/site-elsewhere.md).",
         default="the participant's own name",
         of=(SERVER, RELAY),
@@ -155,7 +155,8 @@ PARTICIPANT = (
     Key(
         "listening_host",
         "`{port: PORT}`",
-        "Where the relay listens. The port is fixed. `scheme` may be `grpc`, `tcp` or `http`. `default_host` "
+        "Where the relay listens. The port is fixed. It is published if another machine connects to it. "
+        "`scheme` may be `grpc`, `tcp` or `http`. `default_host` "
         "and `connection_security` become the relay's name and `mtls` where they are not given.",
         of=(RELAY,),
     ),

@@ -105,6 +105,12 @@ def assigned(project: Project, known: Mapping[str, ListenerLinks]) -> dict[str, 
     return found
 
 
+def has_clients_elsewhere(listener: Participant, project: Project) -> bool:
+    """Return whether somebody on another machine connects to the server or relay."""
+    others = (*project.get_relays(), *project.get_clients(), *project.get_admins())
+    return any(is_elsewhere(p) and upstream(p, project) is listener for p in others)
+
+
 def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks:
     """Return the networks of a project.
 
@@ -137,8 +143,7 @@ def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks
             joined[OUTSIDE] = {}
     for other in project.get_relays():
         # Clients on another machine come through a published port, which needs a way out.
-        away = any(is_elsewhere(p) and upstream(p, project) is other for p in others)
-        if away and not is_elsewhere(other):
+        if has_clients_elsewhere(other, project) and not is_elsewhere(other):
             result.joined[service_name(other.name)][OUTSIDE] = {}
     result.silent = {
         service_name(p.name) for p in others if OUTSIDE not in result.joined[service_name(p.name)]

@@ -3,7 +3,7 @@
 It looks at the engine and what it lacks, Compose, the builder, the disk, the base image, wheels and images.
 It looks at the kits with their keys and certificates, at what sites give to apps, and whether the containers'
 user can read their data. It looks at ports, the containers' clocks, how far their kernel confines apps, and
-disks near a limit.
+disks near a limit. It looks at what each site reports, wherever the site runs.
 
 Each line is ok, warn or fail. A warning works, or a verb will see to it. The exit code is 1 if any check
 fails.

@@ -6,9 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bridge.common.finding import Finding
+from provisioning import dotenv, renewed
 from provisioning.keys import DEFAULT_PORT, PORT
 from provisioning.names import service_name
-from scripts import behind, compose, console, core, engine, ownership, provision, settings, up
+from scripts import (
+    behind,
+    compose,
+    console,
+    core,
+    engine,
+    ownership,
+    provision,
+    report_checks,
+    settings,
+    up,
+)
 from scripts.status import REGISTERING, stopped
 
 
@@ -88,6 +100,7 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
     lost = [name for name in sites if name not in known]
     if not lost:
         yield Finding("sites", "ok", f"{len(sites)} registered")
+        yield from _reports(told)
         return
     address = f"{server.get('default_host') or server['name']}:{server.get('fed_learn_port', PORT)}"
     if port := server.get(DEFAULT_PORT):
@@ -95,3 +108,9 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
     found = f"{', '.join(lost)} not registered. Sites dial {address}"
     is_here = any(service_name(name) in running for name in lost)
     yield Finding("sites", "fail" if is_here else "warn", found, REGISTERING)
+    yield from _reports(told)
+
+
+def _reports(told: Mapping[str, Any]) -> Iterator[Finding]:
+    file = dotenv.read(core.ROOT / ".env").get("FLOWERBED_COMPOSE")
+    yield from report_checks.check(told, (core.ROOT / file).parents[1] / renewed.FOLDER if file else None)

@@ -103,6 +103,8 @@ def build(
     words += ["--network", network, "--file", f"{program}/{DOCKERFILE}", "--tag", image]
     words += ["--target", target, "--build-arg", f"BASE={base_image.name()}"]
     taken = {"RUNTIME": published.name()} if target == "published" else {}
+    if target == "runtime":
+        taken["VERSION"] = core.version()
     given = {"PROGRAM": program, **taken, **(arguments or {})}
     words += [word for name, value in given.items() if value for word in ("--build-arg", f"{name}={value}")]
     words += ["--no-cache"] if fresh else []

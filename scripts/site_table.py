@@ -26,7 +26,8 @@ JSON = {
     "reports[].report.uptime_seconds": "the seconds since its FLARE client started",
     "reports[].report.clock": "its clock then, in Unix time",
     "reports[].report.round_trip_seconds": "the seconds that its report before took, with the reply",
-    "reports[].report.dialled": "the address at which it reaches the server or its relay",
+    "reports[].report.dialled": "the address at which it has reached the server or its relay",
+    "reports[].report.known_address": "the address that it tries first at its next connection",
     "reports[].report.certificate": "`begins` and `ends` in Unix time, the `serial`, and the hashes of the "
     "authorities that it `trusts`",
     "reports[].report.disk": "bytes of the file system with its workspace: `total`, `free`",

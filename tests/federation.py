@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ class Federation(ScratchFederation):
         if shown or self.root == ROOT:
             return super().run_verb(words, timeout, shown)
         verbs = _verbs.get(self.root)
-        if verbs is None or not verbs.fits():
-            verbs = _verbs[self.root] = ForkedVerbs(self.root)
+        if verbs is None or not verbs.fits(self.environment):
+            verbs = _verbs[self.root] = ForkedVerbs(self.root, self.environment)
         return verbs.run(words, timeout)
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
@@ -74,7 +74,7 @@ class Federation(ScratchFederation):
 
     def _new_interpreter(self, words: Sequence[str]) -> dict[str, Any]:
         command = [sys.executable, "-P", "-m", "scripts", *words]
-        env = {**os.environ, "PYTHONPATH": str(self.root)}
+        env = {**os.environ, **self.environment, "PYTHONPATH": str(self.root)}
         return {"args": command, "cwd": self.root, "env": env, "text": True}
 
     def submit(self, app: str, *options: str) -> str:
@@ -88,16 +88,16 @@ class Federation(ScratchFederation):
     def exec(self, service: str, *words: str, check: bool = True) -> str:
         """Run a command as in the base class, without Compose, which takes half a second to find the
         container."""
-        return self._docker("exec", self._name(service), *words, check=check)
+        return self.docker(service, "exec", self.name(service), *words, check=check)
 
     def containers(self) -> dict[str, str]:
         """Return each running container of the federation, by its name: its ID and when it started."""
         project = dotenv.read(self.root / ".env")["COMPOSE_PROJECT_NAME"]
         labels = (f"project={project}", "oneoff=False")
         filters = [word for label in labels for word in ("--filter", f"label=com.docker.compose.{label}")]
-        ids = self._docker("ps", "--quiet", *filters, check=True).split()
+        ids = self.docker("server", "ps", "--quiet", *filters).split()
         form = "{{.Name}} {{.Id}} {{.State.StartedAt}}"
-        found = self._docker("inspect", "--format", form, *ids, check=True)
+        found = self.docker("server", "inspect", "--format", form, *ids)
         return dict(line.removeprefix("/").split(" ", 1) for line in found.splitlines())
 
     def processes(self, service: str, check: bool = True) -> list[str]:
@@ -105,15 +105,34 @@ class Federation(ScratchFederation):
 
         The name of a fork server's copy says what it is, in 15 letters. Its command line is the other's.
         """
-        table = self._docker("top", self._name(service), "-ww", "-eo", "pid,comm,args", check=check)
+        table = self.docker(service, "top", self.name(service), "-ww", "-eo", "pid,comm,args", check=check)
         lines = [line.partition(" ")[2].strip() for line in table.splitlines()[1:]]
         return [line for line in lines if not line.endswith("<defunct>")]
 
-    def _name(self, service: str) -> str:
+    def name(self, service: str) -> str:
+        """Return the name of a service's container."""
         return f"{dotenv.read(self.root / '.env')['COMPOSE_PROJECT_NAME']}-{service}-1"
 
-    def _docker(self, *words: str, check: bool) -> str:
-        process = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120, check=False)
+    def engine_of(self, service: str) -> dict[str, str]:
+        """Return the environment by which Docker's programs reach the engine of a service."""
+        return {**os.environ, **self.environment}
+
+    def network_of(self, service: str) -> list[str]:
+        """Return the words before a command that run it in the network namespace of a service's container."""
+        form = ("--format", "{{.State.Pid}}")
+        pid = self.docker(service, "inspect", *form, self.container(service)).strip()
+        return ["nsenter", "--target", pid, "--net"]
+
+    def docker(self, service: str, *words: str, check: bool = True) -> str:
+        """Run a Docker command on the engine with a service's container, and return its output."""
+        process = subprocess.run(
+            ["docker", *words],
+            env=self.engine_of(service),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         if process.returncode and check:
             raise Failure(f"docker {' '.join(words)} failed:\n{process.stderr.strip()}")
         return process.stdout
@@ -248,6 +267,7 @@ def copy_of_checkout(
     scheme: str = "",
     max_jobs: int = 0,
     change: Callable[[Project], object] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Federation:
     """Make such a copy, with kits, data and images. The arguments are those of `scratch_federation.make`, and
     an edit of its project.yml.
@@ -255,8 +275,10 @@ def copy_of_checkout(
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
     """
-    settings = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
-    made = scratch_federation.make(folder, name, more_sites, settings, scheme, max_jobs)
+    interval = {"FLOWERBED_HEALTH_INTERVAL": f"{health_interval}s"}
+    made = scratch_federation.make(
+        folder, name, more_sites, interval | dict(settings or {}), scheme, max_jobs
+    )
     if (verbs := _verbs.pop(made.root, None)) is not None:
         # These belong to an earlier copy at this path.
         verbs.close()

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRELOADED = ("submit", "wait", "jobs", "results", "logs", "abort", "status", "up", "build", "provision")
@@ -35,20 +35,23 @@ REQUEST_LIMIT = 1 << 17
 class ForkedVerbs:
     """The way to the server of one checkout, which ends with this process."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, environment: Mapping[str, str] | None = None) -> None:
         self._lock = threading.Lock()
+        self._more = dict(environment or {})
+        """Variables besides this process's."""
         self._environment = _environment()
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "tests.forked_verbs", str(its.fileno())]
-        env = {**os.environ, "PYTHONPATH": str(root)}
+        env = {**os.environ, **self._more, "PYTHONPATH": str(root)}
         with its:
             self._server = subprocess.Popen(
                 command, cwd=root, env=env, stdin=subprocess.DEVNULL, pass_fds=(its.fileno(),)
             )
 
-    def fits(self) -> bool:
-        """Return whether the server runs, with this process's present environment."""
-        return self._server.poll() is None and self._environment == _environment()
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        """Return whether the server runs, with this process's present environment and these variables."""
+        same = self._environment == _environment() and self._more == environment
+        return self._server.poll() is None and same
 
     def close(self) -> None:
         """End the server. Verbs that run go on."""

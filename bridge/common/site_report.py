@@ -39,6 +39,7 @@ FACTS: Mapping[str, Any] = {
     "clock": _NUMBER,
     "round_trip_seconds": _NUMBER,
     "dialled": _TEXT,
+    "known_address": _TEXT,
     "certificate": {"begins": _NUMBER, "ends": _NUMBER, "serial": _TEXT, "trusts": [_TEXT]},
     "disk": {"total": _NUMBER, "free": _NUMBER},
     "memory": {"total": _NUMBER, "used": _NUMBER},

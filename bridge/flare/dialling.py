@@ -21,6 +21,8 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
+from bridge.common.server_address import ServerAddress
+from bridge.flare import addresses
 
 DIAL_WITHIN = 20.0
 """Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
@@ -36,6 +38,11 @@ ENVIRONMENT = {
 
 GRPC_PROXY = "grpc.http_proxy"
 """gRPC's option for the proxy of one channel. It comes before gRPC's variables."""
+
+GIVEN = "flowerbed.address"
+"""The parameter of a connector with the address that FLARE gave it."""
+
+GRPC_SCHEMES = ("grpc", "grpcs")
 
 DIALLED = Path("/tmp/health/dialled")
 """The file that tells a site's health check which port of the other end it is connected to."""
@@ -131,9 +138,21 @@ def _first(host: str, port: int) -> socket.socket:
 
 
 def target(connector: Any) -> tuple[str, int]:
-    """Return the host and the port that a connector leads to."""
+    """Return the host and the port that a connector leads to, where the other end is today."""
     params = connector.params
-    return params[DriverParams.HOST.value], int(params[DriverParams.PORT.value])
+    given = ServerAddress(params[DriverParams.HOST.value], int(params[DriverParams.PORT.value]))
+    # FLARE dials, and shows, what is in the parameters.
+    given = params.setdefault(GIVEN, given)
+
+    def answers(address: ServerAddress) -> None:
+        context = net_utils.get_ssl_context(params, ssl_server=False)
+        if context and params.get(DriverParams.SCHEME.value) in GRPC_SCHEMES:
+            context.set_alpn_protocols(["h2"])
+        dial(address.host, address.port, context).close()
+
+    chosen = addresses.ADDRESSES.choose(given, answers)
+    params[DriverParams.HOST.value], params[DriverParams.PORT.value] = chosen.host, chosen.port
+    return chosen
 
 
 class HttpDialling:

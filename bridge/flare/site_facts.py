@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives import hashes
 
 import bridge
 from bridge.common import app_environment
+from bridge.common.server_address import ServerAddress
 from bridge.common.site_environments import policy
 from bridge.flare import site_environments
+from bridge.flare.addresses import ADDRESSES
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
 
@@ -66,7 +68,8 @@ class SiteFacts:
             "version": versions,
             "uptime_seconds": lambda: round(time.monotonic() - self._began),
             "certificate": lambda: certificate(self._workspace / "startup"),
-            "dialled": self._dialled,
+            "dialled": lambda: in_words(ADDRESSES.dialled() or ADDRESSES.of_kit()),
+            "known_address": lambda: in_words(ADDRESSES.today() or ADDRESSES.of_kit()),
             "disk": self._disk,
             "memory": memory,
             "gpus": self._gpu,
@@ -82,14 +85,13 @@ class SiteFacts:
         found: dict[str, Any] = {}
         for name, fact in gather.items():
             try:
-                found[name] = fact()
+                value = fact()
             except Exception as error:
                 log.debug("no %s to report: %r", name, error)
+                continue
+            if value is not None:
+                found[name] = value
         return found
-
-    def _dialled(self) -> str:
-        client = self._engine.client
-        return str(client.servers[client._get_project_name()]["target"])
 
     def _disk(self) -> dict[str, int]:
         usage = shutil.disk_usage(self._workspace)
@@ -182,6 +184,11 @@ def gpus() -> list[dict[str, Any]]:
         name, total, free = (part.strip() for part in line.rsplit(",", 2))
         found.append({"name": name, "memory": int(total) * 2**20, "free": int(free) * 2**20})
     return found
+
+
+def in_words(address: ServerAddress | None) -> str | None:
+    """Return an address as text."""
+    return None if address is None else str(address)
 
 
 def environments() -> list[dict[str, str]]:

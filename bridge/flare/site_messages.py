@@ -49,7 +49,7 @@ class SiteMessages:
     def heartbeat(self, request: Message) -> Message:
         """Refuse a person's heartbeat, and report a site's."""
         site = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-        if why := NO_SITE if _is_person(site) else self._removed(site):
+        if why := NO_SITE if is_person(site) else self._removed(site):
             return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
         reply: Message = self._server.client_heartbeat(request)
         if reply.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.OK:
@@ -84,7 +84,7 @@ class SiteMessages:
         """Let no person register as a site, and no removed site either."""
         kind = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE)
         name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
-        if why := NO_SITE if kind != ClientType.ADMIN and _is_person(name) else self._removed(name):
+        if why := NO_SITE if kind != ClientType.ADMIN and is_person(name) else self._removed(name):
             return make_reply(ReturnCode.UNAUTHENTICATED, why, None)
         if kind == ClientType.ADMIN:
             return self._server.register_client(request)
@@ -111,7 +111,7 @@ def _told(request: Message) -> object:
     return context.get_prop(PROPERTY) if isinstance(context, FLContext) else None
 
 
-def _is_person(name: Any) -> bool:
+def is_person(name: Any) -> bool:
     """Return whether a name is a person's: an e-mail address, which no site has as name
     (`provisioning/checks.py`)."""
     return "@" in str(name)

@@ -32,8 +32,9 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report
-from bridge.flare import server_offers
+from bridge.flare import addresses, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
+from bridge.flare.site_messages import is_person
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ Answer = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 Handler = Callable[[str, bytes], bytes]
 """Takes a site's name and a message, and returns the reply. Raises `ValueError` for a bad message."""
 
-ANSWERS: tuple[Answer, ...] = (server_offers.ANSWER,)
+ANSWERS: tuple[Answer, ...] = (addresses.answer, server_offers.ANSWER)
 """What each reply to a report may hold."""
 
 SERVED: Mapping[str, Handler] = {**server_offers.SERVED}
@@ -155,7 +156,7 @@ class SiteReports(FLComponent):
         """
         name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
         client = self._server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
-        if client is None or client.name != name:
+        if client is None or client.name != name or is_person(name):
             return None
         if request.get_header(MessageHeaderKey.ORIGIN) != client.get_fqcn():
             return None
@@ -197,6 +198,5 @@ class SiteReportsCommand(CommandModule):  # type: ignore[misc]
 
     def _show(self, conn: Connection, args: list[str]) -> None:
         found = self._reports.now()
-        conn.append_string(
-            f"{len(found)} reports", meta=make_meta(MetaStatusValue.OK, extra={"sites": found})
-        )
+        told = {"sites": found, "server_version": site_facts.versions()}
+        conn.append_string(f"{len(found)} reports", meta=make_meta(MetaStatusValue.OK, extra=told))

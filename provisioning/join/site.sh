@@ -13,6 +13,8 @@ Usage: ./site VERB
   doctor            check this machine, the way to the server, the certificate and the data
   request           print the request for a certificate again, if the site makes its own key
   join ANSWER       take the answer to the request, and start. ANSWER is a file, or - for the terminal
+  approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
+  take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
   leave [--yes]     stop the site and remove all that joining made. Its data stays
 END
@@ -78,6 +80,7 @@ join() {
         --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
         fail "the answer was not taken, as said above. Nothing was changed."
     [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
+    doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
     start
     [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
 }
@@ -126,7 +129,10 @@ status() {
     state=$(docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
     case $state in
-        "running healthy") echo "$site runs since $since and is registered with $server." ;;
+        "running healthy")
+            echo "$site runs since $since and is registered with $server."
+            pending || true
+            ;;
         running*)
             echo "$site runs since $since and is not registered with $server."
             explain
@@ -139,8 +145,60 @@ status() {
     esac
 }
 
+# doctor [--json]: check this machine, the kit and the way to the server, in a container like the site's.
 doctor() {
-    echo "not yet"
+    for word; do
+        [ "$word" = --json ] || fail "doctor takes no '$word', only --json." 2
+    done
+    if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+    fi
+    found=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || fail \
+        "the runtime image $image is not on this machine. The join file gets it: ./site update FILE"
+    set -- preflight "--engine=$engine" "--compose=$(docker compose version --short 2>/dev/null || true)" \
+        "--image=$found" "--expected=$image" "$@"
+    # Compose makes a network and a volume for the container. Those that were not there are removed again.
+    docker volume inspect "$(value COMPOSE_PROJECT_NAME)_$site" >/dev/null 2>&1 && new='' || new=1
+    code=0
+    examine "$@" || code=$?
+    [ -z "$new" ] || compose down --volumes >/dev/null 2>&1 || true
+    return "$code"
+}
+
+# examine WORDS: run the checks with the site's own settings.
+examine() {
+    code=0
+    # Lines appear as they come. What else is said, is kept.
+    if wrong=$( (settings) 2>&1); then
+        { wrong=$(compose run --rm --no-deps -T "$site" "$@" 2>&1 >&3 </dev/null) || code=$?; } 3>&1
+        [ "$code" != 0 ] || return 0
+        case $wrong in
+            *"doctor: failed: "*)
+                say "doctor: failed: ${wrong##*doctor: failed: }"
+                return 1
+                ;;
+        esac
+    fi
+    # A container with the site's settings does not start. One without them checks all else.
+    docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed,readonly" "$image" "$@" "--broken=${wrong:-it said nothing}"
+}
+
+# pending: show the packages from the server that are not installed.
+pending() {
+    once --mount "type=bind,source=$here/environments,target=/environments,readonly" "$image" keeper news
+}
+
+approve() {
+    [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
+    compose run --rm --no-deps -T keeper keeper approve "$1"
+}
+
+take() {
+    [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
+    folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
 leave() {
@@ -180,6 +238,8 @@ case $verb in
         ;;
     request) request ;;
     join) join "$@" ;;
+    approve) approve "$@" ;;
+    take) take "$@" ;;
     leave) leave "$@" ;;
     own) own ;;
     help | -h | --help) usage ;;

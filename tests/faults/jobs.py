@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -60,16 +59,11 @@ def kill_process(federation: Federation, service: str, word: str) -> None:
 
 def kill_container(federation: Federation, service: str) -> None:
     """Kill all of it with SIGKILL. It stays down, since the engine takes that for a person's wish."""
-    docker("kill", federation.container(service))
+    federation.docker(service, "kill", federation.container(service))
 
 
 def restart_killed(federation: Federation, service: str) -> None:
     """Kill a container and start it again, as the engine would after a crash."""
     container = federation.container(service)
-    docker("kill", container)
-    docker("start", container)
-
-
-def docker(*words: str) -> str:
-    """Run a command of the engine's."""
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout
+    federation.docker(service, "kill", container)
+    federation.docker(service, "start", container)

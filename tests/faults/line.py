@@ -10,7 +10,7 @@ import contextlib
 import enum
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SERVER_PORT = 8002
@@ -39,10 +39,9 @@ _RULES = {
 class Line:
     """The line of one site's container."""
 
-    def __init__(self, container: str) -> None:
-        self._pid = subprocess.check_output(
-            ["docker", "inspect", "--format", "{{.State.Pid}}", container], text=True
-        ).strip()
+    def __init__(self, inside: Sequence[str]) -> None:
+        """Take the words that run a command in the container's network namespace."""
+        self._inside = list(inside)
 
     def fail(self, kind: Kind) -> None:
         """Let it fail until `mend`."""
@@ -73,10 +72,6 @@ class Line:
             finally:
                 self._iptables("--delete", rule, "--table", "nat")
                 proxy.terminate()
-
-    @property
-    def _inside(self) -> list[str]:
-        return ["nsenter", "--target", self._pid, "--net"]
 
     def _iptables(self, verb: str, rule: str, *options: str) -> None:
         subprocess.run(

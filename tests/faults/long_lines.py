@@ -69,7 +69,7 @@ def _shorter(federation: Federation) -> dict[str, Any]:
 
 
 def _slow(federation: Federation) -> dict[str, Any]:
-    with Line(federation.container(SLOW)).slow(BITS_PER_SECOND, ROUND_TRIP):
+    with Line(federation.network_of(SLOW)).slow(BITS_PER_SECOND, ROUND_TRIP):
         config = f"array-size={TWENTY_MB} min-available-clients=1 fraction-evaluate=0.0"
         job = federation.submit("numpy-add", "--sites", SLOW, "--rounds", "1", "--run-config", config)
         return federation.must("wait", job, timeout=1500)
@@ -79,7 +79,7 @@ def _beyond(federation: Federation) -> dict[str, Any]:
     """A site is silent for longer than the grace, and comes back while the job goes on without it."""
     victim, other = FOUR_MORE[:2]
     job = submit_until_training(federation, *_may_go_on([victim, other]), rounds=16, site=victim)
-    line = Line(federation.container(victim))
+    line = Line(federation.network_of(victim))
     line.fail(Kind.STALLED)
     time.sleep(AWAY)
     line.mend(Kind.STALLED)

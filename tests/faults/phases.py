@@ -106,7 +106,7 @@ def wait_for(federation: Federation, job: str, site: str, phase: Phase) -> None:
 
 def _fail(federation: Federation, job: str, site: str, faults: list[Fault]) -> None:
     """Follow a site's log, and let its line fail as planned."""
-    line = Line(federation.container(site))
+    line = Line(federation.network_of(site))
     due = list(faults)
     failed: Fault | None = None
     mended = 0.0
@@ -144,7 +144,12 @@ def _log(federation: Federation, job: str, site: str) -> Iterator[str]:
     wait = f"until [ -f {file} ]; do sleep 0.1; done; exec tail -n +1 -F {file}"
     command = ["docker", "exec", federation.container(site), "sh", "-c", wait]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+        command,
+        env=federation.engine_of(site),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
     ) as tail:
         assert tail.stdout is not None
         try:

@@ -1,4 +1,4 @@
-"""Refuse or skip hosts where this machine cannot have them."""
+"""Give the tests one federation on several hosts, and skip them where this machine cannot have hosts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hosts import machines
+from tests.hosts.federation import HostsFederation, on_hosts
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +20,8 @@ def can_have_hosts() -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture
-def hosts(can_have_hosts: None) -> Iterator[machines.Hosts]:
-    """A test's own hosts. Each test with many of them shares those of its module instead."""
-    with machines.Hosts() as made:
+@pytest.fixture(scope="session")
+def centre(can_have_hosts: None) -> Iterator[HostsFederation]:
+    """A federation with its server on one host, and no site yet."""
+    with on_hosts() as made:
         yield made

@@ -137,6 +137,11 @@ class Host(Machine):
         inside = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(cwd)]
         return [*enter, "setpriv", *ids, "--inh-caps=-all", *inside, *words]
 
+    @property
+    def with_its_processes(self) -> list[str]:
+        """Return the words before a command that run it as root among the processes of the host's engine."""
+        return ["nsenter", "--target", str(self._first_process()), "--pid", "--mount"]
+
     def _first_process(self) -> int:
         """Return the process that holds the engine's mounts: the only child of `unshare`."""
         assert self._engine is not None

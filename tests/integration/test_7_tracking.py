@@ -133,7 +133,7 @@ def watched(larger: Federation, boards: dict[str, Board]) -> dict[str, Watched]:
 
         until(looked, 300)
     assert {name: open_to_others(larger, name) for name in names} == before
-    line = Line(larger.container("site-1"))
+    line = Line(larger.network_of("site-1"))
     line.fail(Kind.CUT)
     time.sleep(CUT)
     line.mend(Kind.CUT)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from provisioning import ca_key, dotenv
+from tests.unit import forked
 from tests.unit.test_provisioning import PROD, STATE, again, done, edit, ended, plain, replace, verb, wide
 
 __all__ = ["again", "ended", "plain", "wide"]  # Fixtures, for pytest to find.
@@ -56,7 +58,7 @@ def test_a_relay_keeps_its_listeners_certificate_without_the_key(wide: Path, tmp
 def test_a_passphrase_is_asked_for_only_where_something_is_signed(again: Path, tmp_path: Path) -> None:
     stick, words = tmp_path / "stick", tmp_path / "words"
     move(again, stick, b"open sesame")
-    assert b"BEGIN ENCRYPTED PRIVATE KEY" in stick.read_bytes()
+    assert b"BEGIN FLOWERBED LOCKED KEY" in stick.read_bytes()
     done(again)
     edit(again, replace("\nbuilders:", MORE))
     code, _, said = verb(again)
@@ -84,3 +86,57 @@ def test_another_authoritys_key_signs_nothing(again: Path, wide: Path, tmp_path:
     dotenv.write(again / ".env", {ca_key.FILE: ""})
     code, _, said = verb(again)
     assert code == 1 and "the key is not on this machine" in said
+
+
+def ca(root: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    process = forked.run(root, "scripts", "ca", *words, "--format", "json")
+    assert "Traceback" not in process.stderr
+    return process.returncode, json.loads(process.stdout.splitlines()[-1]), process.stderr
+
+
+def test_the_key_is_moved_and_nothing_of_it_stays(again: Path, tmp_path: Path) -> None:
+    before = json.loads((again / STATE).read_text())
+    secret = [line for line in before[ca_key.KEY].splitlines() if "-----" not in line]
+    stick, words = tmp_path / "stick.key", tmp_path / "words"
+    words.write_text("open sesame, please\n")
+    code, outcome, said = ca(again, "export", str(stick), "--passphrase-file", str(words))
+    assert code == 0 and outcome == {"file": str(stick), "encrypted": True}, said
+    assert stick.stat().st_mode & 0o777 == 0o600
+    for path in [stick, *again.rglob("*")]:
+        if path.is_file():
+            text = path.read_text(errors="replace")
+            assert not any(line in text for line in secret), path
+    dotenv.write(again / ".env", {ca_key.PASSPHRASE_FILE: str(words)})
+    edit(again, replace("\nbuilders:", MORE))
+    assert done(again)["added"] == ["site-9"]
+    code, _, said = ca(again, "export", str(tmp_path / "other"), "--no-passphrase")
+    assert code == 1 and f"The CA's key is elsewhere already: {stick}" in said
+    code, outcome, said = ca(again, "restore")
+    assert code == 0 and outcome == {"file": str(stick)}, said
+    stick.unlink()
+    key = ca_key.load(json.loads((again / STATE).read_text()))
+    assert key.private_numbers() == ca_key.load(before).private_numbers()
+    assert ca(again, "restore")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "case", ["there already", "no folder", "in the federation", "short", "nobody to ask"]
+)
+def test_where_it_cannot_be_moved_it_stays(again: Path, tmp_path: Path, case: str) -> None:
+    words = tmp_path / "words"
+    words.write_text("open sesame" if case == "short" else "open sesame, please")
+    (tmp_path / "there").write_text("mine")
+    file, why = {
+        "there already": (tmp_path / "there", "is there already: name another file"),
+        "no folder": (tmp_path / "none/key", "cannot be written: No such file or directory"),
+        "in the federation": (again / "workspace/flowerbed/ca.key", "is in the federation's own folder"),
+        "short": (tmp_path / "key", "expected a passphrase of at least 12 characters, found 11"),
+        "nobody to ask": (tmp_path / "key", "expected a terminal to ask for a passphrase"),
+    }[case]
+    before = (again / STATE).read_bytes()
+    code, outcome, _ = ca(
+        again, "export", str(file), *(() if case == "nobody to ask" else ("--passphrase-file", str(words)))
+    )
+    assert code in (1, 2) and why in outcome["error"]
+    assert (again / STATE).read_bytes() == before
+    assert (tmp_path / "there").read_text() == "mine" and not (tmp_path / "key").exists()

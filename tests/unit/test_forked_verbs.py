@@ -44,6 +44,6 @@ def test_a_copy_that_takes_too_long_is_given_up(verbs: ForkedVerbs) -> None:
 def test_another_environment_needs_another_server(
     verbs: ForkedVerbs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert verbs.fits()
+    assert verbs.fits({})
     monkeypatch.setenv("FLOWERBED_BIND", "0.0.0.0")
-    assert not verbs.fits()
+    assert not verbs.fits({})

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,13 @@ def test_a_name_that_only_a_site_dials_is_added_with_a_note(tmp_path: Path) -> N
     assert "server: its certificate also has via.example" in text
 
 
+def test_each_participant_is_told_the_address_that_it_dials(wide: Path) -> None:
+    renewed = wide / "workspace/flowerbed/renewed"
+    told = {path.parent.name: json.loads(path.read_text()) for path in renewed.glob("*/server.json")}
+    assert told["site-5"] == {"host": "relay-1", "port": 8102}
+    assert told["site-1"] == told["relay-1"] and told["site-1"]["port"] == 8002
+
+
 def test_relay_listens_under_its_name_with_mutual_tls(wide: Path) -> None:
     listener = json.loads((wide / PROD / "relay-1/local/comm_config.json").read_text())["internal"]
     assert listener["resources"] == {"host": "relay-1", "port": 8102, "connection_security": "mtls"}
@@ -543,6 +551,31 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
     for name in ("site-2", "lead"):
         given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
         assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
+
+
+def test_a_relay_has_a_published_port_if_other_machines_reach_it(again: Path) -> None:
+    relays = """
+  - {name: site-5, type: client, org: flowerbed, connect_to: relay-1}
+  - {name: site-6, type: client, org: flowerbed, connect_to: relay-2, elsewhere: true}
+  - {name: relay-1, type: relay, org: flowerbed, listening_host: {port: 8102}}
+  - {name: relay-2, type: relay, org: flowerbed, default_port: 443, listening_host: {port: 8103}}
+  - name: relay-3
+    type: relay
+    org: flowerbed
+    elsewhere: true
+    listening_host: {port: 8104, default_host: relay.example.org}
+
+builders:"""
+    edit(again, replace("\nbuilders:", relays))
+    outcome = done(again)
+    here = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
+    kit = again / outcome["kits"]["site-5"]
+    assert "relay-1:8102" in (kit / "local/relay__resources.json").read_text()
+    assert here["site-5"]["depends_on"] == {"relay-1": {"condition": "service_healthy"}}
+    assert "ports" not in here["relay-1"]
+    assert here["relay-2"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:443:8103"]
+    there = ["${FLOWERBED_BIND:-0.0.0.0}:${FLOWERBED_PORT:-8104}:8104"]
+    assert elsewhere(again, outcome, "relay-3")["ports"] == there
 
 
 def elsewhere(root: Path, outcome: dict[str, Any], service: str) -> dict[str, Any]:
@@ -932,6 +965,38 @@ def test_certificates_past_half_of_their_life_are_renewed_for_the_same_keys(agai
     assert key.public_key() == before.public_key(), "the key is kept"
     end = certificate(again / outcome["kits"]["site-2"] / "startup/client.crt").not_valid_after_utc
     assert end > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
+
+
+def default_host(host: str) -> Edit:
+    line = f"    default_host: {host}\n    host_names"
+    return lambda text: re.sub(r"    (default_host: .*\n    )?host_names", line, text)
+
+
+def test_a_server_that_moves_is_known_by_its_old_name_for_a_time(again: Path) -> None:
+    """Sites on other machines have a kit with the old name, and dial it until they have heard of the new
+    one."""
+    workspace = again / "workspace/flowerbed"
+    files = {
+        who: workspace / "renewed" / who / "server.json"
+        for who in ("server", "site-1", "admin@flowerbed.example")
+    }
+    assert json.loads(files["site-1"].read_text()) == {"host": "server", "port": 8002}
+    assert files["admin@flowerbed.example"].is_file() and not files["server"].exists()
+    names = []
+    for host in ("old.example.org", "new.example.org"):
+        edit(again, default_host(host))
+        outcome = done(again)
+        assert json.loads(files["site-1"].read_text()) == {"host": host, "port": 8002}
+        assert files["site-1"].stat().st_mode & 0o777 == 0o644
+        names.append(sans(again / outcome["kits"]["server"] / "startup/server.crt"))
+    assert "old.example.org" in names[0] & names[1] and "new.example.org" in names[1] - names[0]
+    # Nobody dials it any more.
+    state = workspace / "state/addresses.json"
+    left = {**json.loads(state.read_text()), "old.example.org": time.time() - 91 * 86400}
+    assert left["new.example.org"] is None
+    state.write_text(json.dumps(left))
+    last = sans(again / done(again)["kits"]["server"] / "startup/server.crt")
+    assert "old.example.org" not in last and "new.example.org" in last
 
 
 # Bad input

@@ -32,7 +32,12 @@ class Server:
 
     def __init__(self) -> None:
         self.clients = {}
-        for token, name, fqcn in (("t1", "site-1", "site-1"), ("t2", "site-2", "relay-1.site-2")):
+        for token, name, fqcn in (
+            ("t1", "site-1", "site-1"),
+            ("t2", "site-2", "relay-1.site-2"),
+            # FLARE keeps people among the clients too.
+            ("t3", "lead@flowerbed.example", "_admin_1"),
+        ):
             self.clients[token] = Client(name, token)
             self.clients[token].set_fqcn(fqcn)
         self.callbacks: dict[str, Any] = {}
@@ -102,7 +107,7 @@ def test_a_site_reports_for_itself_only(server: Server) -> None:
     assert code(server.say(forged, "site-1", "t2", "relay-1.site-2")) == refused
     assert code(server.say(forged, "site-2", "t2", "site-1")) == refused
     assert code(server.say(forged, "site-1", "t1", "site-1.4711")) == refused
-    assert code(server.say(forged, "lead@flowerbed.example", "t9", "lead")) == refused
+    assert code(server.say(forged, "lead@flowerbed.example", "t3", "_admin_1")) == refused
     assert code(server.say(forged, "site-1", "old", "site-1")) == refused
     # Its own report changes its own entry.
     assert code(server.say(forged, "site-2", "t2", "relay-1.site-2")) == ReturnCode.OK

@@ -146,21 +146,21 @@ def status(call: ConsoleCall) -> None:
     with call.session() as session:
         info = session.get_system_info()
         jobs = session.list_jobs(detailed=True)
-        reports = _reports(session)
+        reported = _reports(session)
     now = time.time()
     known = [
         {"name": c.name, "last_seen_seconds": round(now - float(c.last_connect_time), 1)}
         for c in sorted(info.client_info, key=lambda client: str(client.name))
     ]
     server = str(info.server_info.status)
-    call.say({"server": server, "sites": known, "reports": reports, "jobs": [_entry(job) for job in jobs]})
+    call.say({"server": server, "sites": known, **reported, "jobs": [_entry(job) for job in jobs]})
 
 
-def _reports(session: Session) -> list[dict[str, Any]]:
-    """Return the sites' last reports."""
+def _reports(session: Session) -> dict[str, Any]:
+    """Return the sites' last reports, and the server's own version to compare with theirs."""
     # FLARE's session has methods for FLARE's own commands only. This is what they call.
-    answer = session._do_command(site_report.COMMAND)
-    return list(answer["meta"].get("sites") or ())
+    meta = session._do_command(site_report.COMMAND)["meta"]
+    return {"reports": meta.get("sites") or [], "server_version": meta.get("server_version") or {}}
 
 
 def abort(call: ConsoleCall, job: str) -> None:

@@ -1,0 +1,128 @@
+"""A federation on several hosts: the server on one, each site on another, which joined with one file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge.common.ports import free_port
+from dev.scratch_federation import Project, participant
+from provisioning import dotenv
+from tests.federation import PROJECT, Federation, copy_of_checkout, running
+from tests.hosts.engine import ADMINISTRATOR, Host
+from tests.hosts.machines import Hosts
+
+SERVER = "fl.example.org"
+"""The name that sites dial."""
+
+SITES = ("site-1", "site-2")
+"""The sites of the checkout's project.yml. In this federation they are on other hosts."""
+
+
+@dataclass(frozen=True)
+class HostsFederation(Federation):
+    """A federation that a test acts on. Participants in `places` run there, all others at the centre."""
+
+    hosts: Hosts = field(kw_only=True)
+    places: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def centre(self) -> Host:
+        """Return the host with the server."""
+        return self.hosts.hosts["centre"]
+
+    @property
+    def project(self) -> str:
+        """Return the project's name."""
+        return dotenv.read(self.root / ".env")["COMPOSE_PROJECT_NAME"]
+
+    def invite(self, name: str, host: Host, *options: str) -> dict[str, Any]:
+        """Write a participant's join file into the folder of a host's administrator."""
+        file = host.home / f"{name}.join"
+        invited = self.must("site", "add", name, "--output", str(file), *options)
+        os.chown(file, ADMINISTRATOR, ADMINISTRATOR)
+        return invited
+
+    def join(self, name: str, host: Host, *options: str) -> dict[str, Any]:
+        """Let a participant join from a host, which has the runtime and the apps' packages."""
+        invited = self.invite(name, host, *options)
+        self.carry_runtime(host)
+        file = f"{name}.join"
+        said = host.run("sh", file, "--fingerprint", invited["fingerprint"])
+        assert said.returncode == 0, said.stderr
+        self.places[name] = host
+        return invited | {"said": said.stderr}
+
+    def carry_runtime(self, host: Host) -> None:
+        """Bring the runtime image to a host, as on a stick."""
+        host.load(f"{self.project}-runtime:dev")
+
+    def folder(self, name: str) -> Path:
+        """Return a participant's folder at its host."""
+        return self.places[name].home / name
+
+    def engine_of(self, service: str) -> dict[str, str]:
+        """Return the environment that leads to the engine of a participant's host."""
+        return {**os.environ, "DOCKER_HOST": self.places.get(service, self.centre).docker_host}
+
+    def name(self, service: str) -> str:
+        """Return a container's name. At another host, the Compose project is the participant's."""
+        own = super().name(service)
+        return own.replace(self.project, f"{self.project}-{service}", 1) if service in self.places else own
+
+    def container(self, service: str) -> str:
+        """Return a service's container ID."""
+        return self.docker(service, "inspect", "--format", "{{.Id}}", self.name(service)).strip()
+
+    def network_of(self, service: str) -> list[str]:
+        """Return the words that lead into the network namespace of a container on a host."""
+        pid = self.docker(service, "inspect", "--format", "{{.State.Pid}}", self.container(service)).strip()
+        inside = ["nsenter", "--target", pid, "--net"]
+        return [*self.places.get(service, self.centre).with_its_processes, *inside]
+
+    def compose(self, *words: str, check: bool = True, timeout: float = 120) -> str:
+        """Run Compose at the centre, or for a participant elsewhere in its folder there."""
+        if words[-1] not in self.places:
+            return super().compose(*words, check=check, timeout=timeout)
+        done = self.places[words[-1]].run(
+            "docker", "compose", *words, cwd=self.folder(words[-1]), timeout=timeout
+        )
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout
+
+
+def far(project: Project, port: int) -> None:
+    """Edit a project.yml: the server has a name for other machines, and the sites are on such machines."""
+    participant(project, "server").update(default_host=SERVER, host_names=[SERVER], fed_learn_port=port)
+    for name in SITES:
+        participant(project, name)["elsewhere"] = True
+
+
+@contextlib.contextmanager
+def on_hosts(name: str = f"{PROJECT}hosts") -> Iterator[HostsFederation]:
+    """Make the images on this machine, and start the server on a host of its own. No site has joined."""
+    # The verbs look for the port among this machine's, which has other federations.
+    port = free_port()
+    settings = {"FLOWERBED_BIND": "0.0.0.0", "FLOWERBED_PORT": str(port)}
+    made = copy_of_checkout("test-hosts", name, change=lambda it: far(it, port), settings=settings)
+    with Hosts() as hosts:
+        centre = hosts.engine("centre")
+        hosts.name(SERVER, centre)
+        centre.load(*images(name))
+        parts = {item.name: getattr(made, item.name) for item in dataclasses.fields(made)}
+        environment = {"DOCKER_HOST": centre.docker_host}
+        federation = HostsFederation(**parts | {"environment": environment}, hosts=hosts)
+        with running(federation):
+            yield federation
+
+
+def images(project: str) -> list[str]:
+    """Return the images of a project on this machine's engine."""
+    listing = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"{project}-*"]
+    return subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()

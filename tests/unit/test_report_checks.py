@@ -1,0 +1,84 @@
+"""`doctor` names each site that needs attention, wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import report_checks
+
+SERVER = {"flare": "2.9.0", "code": "abcdef012345", "flowerbed": "0.1.0"}
+
+GOOD: dict[str, Any] = {
+    "version": SERVER,
+    "certificate": {"ends": time.time() + 100 * 86400},
+    "disk": {"free": 2**35},
+    "data": [{"folder": "/data", "state": "ok"}],
+    "dialled": "fl.example:8002",
+    "known_address": "fl.example:8002",
+}
+
+
+def found(tmp_path: Path, since: float = 3.0, ahead: float | None = 0.1, **facts: Any) -> list[str]:
+    """The lines about site-1, with some facts of its report changed."""
+    (tmp_path / "site-1").mkdir(exist_ok=True)
+    (tmp_path / "site-1" / "server.json").write_text(json.dumps({"host": "fl.example", "port": 8002}))
+    one = {"name": "site-1", "reported_seconds": since, "clock_ahead_seconds": ahead}
+    told = {
+        "sites": [{"name": "site-1", "last_seen_seconds": 1.0}],
+        "reports": [{**one, "report": {**GOOD, **facts}}],
+        "server_version": SERVER,
+    }
+    return [f"{one.level} {one.check}: {one.found}" for one in report_checks.check(told, tmp_path)]
+
+
+def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
+    assert found(tmp_path) == ["ok site reports: 1, and none needs attention"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"since": 400.0}, "warn site reports: site-1 is registered, and has last reported 7 min ago"),
+        (
+            {"version": {**SERVER, "code": "0123456789ab"}},
+            "warn versions: site-1 runs 0.1.0 0123456 FLARE 2.9.0, the server 0.1.0 abcdef0 FLARE 2.9.0",
+        ),
+        (
+            {"version": {**SERVER, "flare": "2.8.0"}},
+            "warn versions: site-1 runs 0.1.0 abcdef0 FLARE 2.8.0, the server 0.1.0 abcdef0 FLARE 2.9.0",
+        ),
+        (
+            {"data": [{"folder": "/data/a", "state": "unreadable", "why": "Permission denied"}]},
+            "fail site data: site-1: /data/a is unreadable (Permission denied)",
+        ),
+        ({"data": [{"folder": "/data", "state": "gone"}]}, "fail site data: site-1: /data is gone"),
+        ({"data": [{"folder": "/data", "state": "empty"}]}, "warn site data: site-1: /data is empty"),
+        ({"certificate": {"ends": 1.0}}, "warn certificates: site-1's certificate: expired"),
+        ({"disk": {"free": 2**29}}, "warn site disk: site-1 has 512 MB free"),
+        ({"ahead": 2.5}, "warn clocks: site-1's clock is 2.5 s ahead"),
+        ({"ahead": -7.0}, "fail clocks: site-1's clock is 7.0 s behind"),
+        (
+            {"dialled": "old.example:8002"},
+            "warn address: site-1 dials old.example:8002, and takes fl.example:8002 at its next connection",
+        ),
+        (
+            {"dialled": "old.example:8002", "known_address": "old.example:8002"},
+            "warn address: site-1 dials old.example:8002, and has not heard of fl.example:8002",
+        ),
+    ],
+)
+def test_what_needs_attention_is_named(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    (said,) = found(tmp_path, **change)
+    assert said.startswith(line)
+
+
+def test_a_site_that_has_never_reported_is_named() -> None:
+    site, other = ({"name": name, "last_seen_seconds": 1.0} for name in ("site-1", "site-2"))
+    reports = [{"name": "site-2", "reported_seconds": 1.0, "clock_ahead_seconds": 0.0, "report": {}}]
+    (said,) = report_checks.check({"sites": [site, other], "reports": reports})
+    assert said.found == "site-1 is registered, and has not reported yet"
