@@ -86,8 +86,8 @@ YOURS = (
     Setting(
         "FLOWERBED_CA_KEY",
         "",
-        "The file with the CA's key, after [`ca export`](../how-to/ca-key-elsewhere.md). Only verbs that sign "
-        "read it.",
+        "The file with the CA's key, after [`ca export`](../how-to/ca-key-elsewhere.md). Only verbs that "
+        "sign read it.",
         "the key is in `workspace/PROJECT/state`",
     ),
     Setting(

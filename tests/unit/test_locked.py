@@ -55,7 +55,7 @@ def unlocked(
     key: Path, words: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     monkeypatch.setattr(locked, "KEY", key)
-    monkeypatch.setattr(locked.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(words)))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(words)))
     try:
         locked.main()
     except SystemExit as end:
