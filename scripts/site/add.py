@@ -281,7 +281,7 @@ def _invite(
     if passphrase:
         holds = f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}."
     if has_own_key:
-        holds = f"has no key. Give it to {name} until {last}. Its request goes to ./flowerbed site approve."
+        holds = f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE"
     core.say(f"{file} ({core.in_words(len(text))}) {holds}")
     core.say(f"  There:  sh {file.name}")
     core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
