@@ -227,4 +227,4 @@ def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None
 
 def test_site_alone_names_its_verbs(federation: Federation) -> None:
     code, outcome, _ = federation.verb("site")
-    assert code == 2 and "site add, site list, site remove" in outcome["error"]
+    assert code == 2 and "site add, site approve, site list, site remove" in outcome["error"]
