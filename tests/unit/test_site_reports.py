@@ -429,6 +429,11 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
     assert rows[2][:2] == ["site-3", "not registered"] and rows[3][:2] == ["site-4", "2 s ago"]
 
 
+def test_each_fact_is_stated_in_the_verbs_object() -> None:
+    stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}
+    assert set(site_report.FACTS) <= stated
+
+
 def test_an_expired_certificate_is_named() -> None:
     assert site_table.certificate({"certificate": {"ends": time.time() - 3 * 3600}}) == "expired 3 h ago"
 
