@@ -134,8 +134,11 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         links.save(prod, networks.assigned(project, known))
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT), known)):
+            # A newer certificate needs no new kit.
+            got = renewed.take(previous, prod)
             shutil.rmtree(prod)
-            note(ctx, f"nothing changed: {previous.name} stays in use, and {prod.name} is removed.")
+            changed = f"nothing but the certificates of {', '.join(got)}" if got else "nothing"
+            note(ctx, f"{changed} changed: {previous.name} stays in use, and {prod.name} is removed.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
@@ -349,8 +352,9 @@ def _same(old: Path, new: Path, compose: str) -> bool:
 
 
 def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the kits' files, without the certificates, which are replaced in their kits."""
     return {
         path.relative_to(prod).as_posix(): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in prod.rglob("*")
-        if path.parent != prod or path.is_dir()
+        if (path.parent != prod or path.is_dir()) and path.name not in renewed.CERTIFICATES
     }

@@ -11,12 +11,13 @@ server's tokens stay valid. It is due at half of its life. A CA is replaced whil
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from provisioning import signing
@@ -139,16 +140,31 @@ def finish(known: dict[str, Any]) -> None:
     del known[OLD]
 
 
-def not_by(known: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """Return those of some participants that have a certificate of another CA than the one that signs."""
-    ca = signing.load(known[ROOT])
-    return sorted(
-        {
-            name
-            for name, _, certificate in certificates(known)
-            if name in names and why_renew(certificate, ca, days=0, every=False) == "the CA is another"
-        }
-    )
+def has_taken(known: Mapping[str, Any], name: str, report: Mapping[str, Any]) -> bool:
+    """Return whether a site's report shows that it has taken the last step.
+
+    Args:
+        known: the content of the CA's file.
+        name: the site's.
+        report: what it says about its certificate (`bridge/common/site_report.py`).
+    """
+    if step(known) is Step.BOTH_TRUSTED:
+        second = signing.load(known[NEXT]).fingerprint(hashes.SHA256()).hex()
+        return second in (report.get("trusts") or ())
+    serial = signing.load(known[name]["cert"]).serial_number if name in known else None
+    return serial is not None and report.get("serial") == f"{serial:x}"
+
+
+def files(known: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the certificate files of each participant's kit, with their content."""
+    found: dict[str, dict[str, str]] = {}
+    for subject, pair in known.items():
+        name = subject.removesuffix(LISTENER)
+        if name in kinds and isinstance(pair, dict) and pair.get("cert"):
+            serves = kinds[name] == "server" or subject.endswith(LISTENER)
+            kit = found.setdefault(name, {"rootCA.pem": trusted(known)})
+            kit["server.crt" if serves else "client.crt"] = pair["cert"]
+    return found
 
 
 def _next_name(name: x509.Name) -> x509.Name:

@@ -27,7 +27,18 @@ from scripts.core import Failure, UsageError, say
 PANELS = {
     "Begin": ("init", "quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
-    "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
+    "Federation": (
+        "provision",
+        "build",
+        "data",
+        "up",
+        "renew",
+        "status",
+        "down",
+        "kit",
+        "flwr-config",
+        "flwr-api",
+    ),
     "Sites": ("site add", "site list", "site remove"),
     "Developers": ("compare", "bench", "test"),
 }

@@ -56,6 +56,8 @@ class Line:
         return line
 
 
+PROXY = "the proxy"
+
 GRPC_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables from which gRPC takes a proxy if the site has no `connect_through`."""
 
@@ -87,7 +89,7 @@ def find_way(to: Address, what: str, proxy: Proxy | None) -> Iterator[Finding | 
     near = Address(proxy.host, proxy.port)
     finding, addresses = resolve(near.host, near.port)
     yield finding
-    finding, line = connect(addresses, near, "the proxy")
+    finding, line = connect(addresses, near, PROXY)
     yield finding
     line = Line(to, line.address, line.seconds, proxy)
     try:
@@ -162,6 +164,8 @@ def _no_route(address: Address, error: OSError, what: str) -> tuple[str, str]:
         )
     if error.errno == errno.ECONNREFUSED:
         found = f"{what} at {address} refuses connections: nothing listens there, or a firewall rejects them"
+        if what == PROXY:
+            return found, f"correct {connect_through.KEY} in site.yml, or {ask}"
         return found, (
             f"at the centre: ./flowerbed status, and FLOWERBED_BIND in .env lets others in. Or {ask}"
         )

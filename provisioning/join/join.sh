@@ -184,8 +184,8 @@ merge() {
     rm -rf "$fresh/environments" "$fresh/spool"
     set -- renewed compose compose.yaml site .env
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
-    docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add DAC_OVERRIDE --cap-add FOWNER \
-        --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
+    docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
+        --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
             for part; do
                 rm -rf "/folder/.old"
@@ -234,6 +234,9 @@ main() {
         say "$SITE is prepared in $dir. Write its settings into site.yml, then: $dir/site start"
         exit
     fi
+    step "checking this machine and the way to $SERVER"
+    "$dir/site" doctor >&2 || fail "$SITE has not joined: a check failed. Its folder stays: correct what is named above, \
+and run this again."
     step "starting, and waiting until the server has registered the site"
     if ! "$dir/site" start; then
         "$dir/site" stop 2>/dev/null || true

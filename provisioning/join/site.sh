@@ -107,8 +107,44 @@ status() {
     esac
 }
 
+# doctor [--json]: check this machine, the kit and the way to the server, in a container like the site's.
 doctor() {
-    echo "not yet"
+    for word; do
+        [ "$word" = --json ] || fail "doctor takes no '$word', only --json." 2
+    done
+    if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+    fi
+    found=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || fail \
+        "the runtime image $image is not on this machine. The join file gets it: ./site update FILE"
+    set -- preflight "--engine=$engine" "--compose=$(docker compose version --short 2>/dev/null || true)" \
+        "--image=$found" "--expected=$image" "$@"
+    # Compose makes a network and a volume for the container. Those that were not there are removed again.
+    docker volume inspect "$(value COMPOSE_PROJECT_NAME)_$site" >/dev/null 2>&1 && new='' || new=1
+    code=0
+    examine "$@" || code=$?
+    [ -z "$new" ] || compose down --volumes >/dev/null 2>&1 || true
+    return "$code"
+}
+
+# examine WORDS: run the checks with the site's own settings.
+examine() {
+    code=0
+    # Lines appear as they come. What else is said, is kept.
+    if wrong=$( (settings) 2>&1); then
+        { wrong=$(compose run --rm --no-deps -T "$site" "$@" 2>&1 >&3 </dev/null) || code=$?; } 3>&1
+        [ "$code" != 0 ] || return 0
+        case $wrong in
+            *"doctor: failed: "*)
+                say "doctor: failed: ${wrong##*doctor: failed: }"
+                return 1
+                ;;
+        esac
+    fi
+    # A container with the site's settings does not start. One without them checks all else.
+    docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed,readonly" "$image" "$@" "--broken=${wrong:-it said nothing}"
 }
 
 # pending: show the packages from the server that are not installed.

@@ -257,6 +257,7 @@ def test_a_proxy_that_is_not_there(
     monkeypatch.setenv(connect_through.VARIABLE, f"http://127.0.0.1:{free_port()}")
     found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
     assert "the proxy at 127.0.0.1" in failed(found, "route")
+    assert found["route"].mend.startswith("correct connect_through in site.yml")
 
 
 def test_a_proxys_password_is_never_shown(
@@ -307,6 +308,16 @@ def test_a_server_that_speaks_first_is_named_and_draws_nothing(tmp_path: Path, a
     with answering(answer) as port:
         found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
     assert "answers without TLS: SSH-2.0-\\x1b[2J" in failed(found, "tls")
+
+
+def test_the_name_in_a_strangers_certificate_draws_nothing(tmp_path: Path, authority: Authority) -> None:
+    other = tmp_path / "other"
+    Authority("CA\x1b[2J\nFAIL", ["127.0.0.1"]).kit(other, "server")
+    made = context(other)
+    made.verify_mode = ssl.CERT_NONE
+    with answering(in_tls(made)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "issuer seen 'CA\\x1b[2J\\nFAIL'" in failed(found, "tls")
 
 
 @pytest.mark.parametrize(
