@@ -102,9 +102,7 @@ class Arrival:
                 f"{news.waiting[self._name]}"
             )
         if self._name in news.refused:
-            raise NoEnvironment(
-                f"{whose}: it refused environment {self._name}: {news.refused[self._name]}"
-            )
+            raise NoEnvironment(f"{whose}: it refused environment {self._name}: {news.refused[self._name]}")
 
     def _state(self) -> list[object]:
         """Return how much of it is here. Any change is progress."""

@@ -7,6 +7,7 @@ usage() {
 Usage: sh $SITE.join [OPTIONS]
   --dir DIR           the site's folder. Default: ./$SITE
   --fingerprint F     go on only if the federation's CA has this fingerprint
+  --images FOLDER     take the runtime image and the packages of apps from a folder, such as a stick's
   --yes               do not ask whether the fingerprint is right
   --prepare           write the site's folder, and do not start the site
   --update            renew the site in DIR that an earlier join file made. ./site update FILE does this
@@ -75,20 +76,8 @@ check_docker() {
 }
 
 check_runtime() {
-    if [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ]; then
-        get_runtime
-    fi
+    has_runtime || get_runtime
     step "the runtime image is here"
-}
-
-get_runtime() {
-    if [ -n "$RUNTIME_FROM" ]; then
-        step "getting the runtime image from $RUNTIME_FROM"
-        docker pull --quiet "$RUNTIME_FROM" >&2 || fail "the runtime image cannot be pulled, as said above."
-        [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ] || return 0
-    fi
-    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask for it as a file, and load it: \
-docker load -i runtime.tar.gz. Then run this again."
 }
 
 # check_signature: let the runtime check that the CA of this federation has signed this file.
@@ -198,12 +187,12 @@ merge() {
 }
 
 main() {
-    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1
+    began=$(date +%s) file=$0 dir=$SITE fingerprint='' images='' yes='' update='' start=1
     while [ $# -gt 0 ]; do
         case $1 in
-            --dir | --fingerprint)
+            --dir | --fingerprint | --images)
                 [ $# -gt 1 ] || fail "$1 needs a value." 2
-                if [ "$1" = --dir ]; then dir=$2; else fingerprint=$2; fi
+                case $1 in --dir) dir=$2 ;; --images) images=$2 ;; *) fingerprint=$2 ;; esac
                 shift
                 ;;
             --yes) yes=1 ;;
@@ -230,6 +219,10 @@ main() {
     check_runtime
     check_signature
     lay
+    if [ -d "$images/environments" ]; then
+        step "installing packages of apps from $images"
+        "$dir/site" take "$images" >&2 || say "Some packages were not installed, as said above. Later: $dir/site take $images"
+    fi
     if [ -z "$start" ]; then
         say "$SITE is prepared in $dir. Write its settings into site.yml, then: $dir/site start"
         exit

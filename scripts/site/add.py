@@ -8,6 +8,8 @@ Run it again for a fresh file with the same key: for another machine, after the 
 new to a site that has joined (`./site update NAME.join` there).
 
   ./flowerbed site add hospital-c --org hospital
+  ./flowerbed site add hospital-c --from-server          without a registry
+  ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
 """
 
@@ -31,9 +33,9 @@ from provisioning import dotenv, join, renewed, state
 from provisioning.compose import ALONE
 from provisioning.keys import ELSEWHERE, OURS
 from provisioning.names import service_name
-from scripts import core, engine, images, kit_layer, provision, published, settings
+from scripts import core, engine, images, kit_layer, offers, provision, published, settings
 from scripts.json_object import JsonObject
-from scripts.site import project_file
+from scripts.site import carry, project_file
 
 DAYS = 14
 """Days for which a join file can be used, unless `--days` says otherwise."""
@@ -56,6 +58,23 @@ JSON = JsonObject(
         "added": "true if the site was not in project.yml",
     }
 )
+
+
+WithImages = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Also put the runtime image and the environments of apps into this folder, such as a stick's. "
+        "At the site: `sh NAME.join --images FOLDER`.",
+    ),
+]
+FromServer = Annotated[
+    bool,
+    typer.Option(
+        "--from-server",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
+    ),
+]
 
 
 def run(
@@ -82,6 +101,8 @@ def run(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")
     ] = None,
+    with_images: WithImages = None,
+    from_server: FromServer = False,
 ) -> dict[str, Any]:
     """Add the site and write its join file.
 
@@ -96,6 +117,7 @@ def run(
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
     _check_address(entry, project)
+    carry.check(with_images, from_server, entry, project)
     runtime = _runtime(str(project["name"]))
     before = provision.DEFAULT_PROJECT.read_text()
     if known is None:
@@ -107,7 +129,14 @@ def run(
         if known is None:
             provision.DEFAULT_PROJECT.write_text(before)
         raise
-    return _invite(name, str(project["name"]), runtime, days, file) | {"added": known is None}
+    image = carry.archive(runtime.id) if with_images or from_server else None
+    offers.update()
+    made = _invite(name, str(project["name"]), runtime, days, file, image, offered=from_server)
+    if with_images and image:
+        size = carry.fill(with_images, image)
+        core.say(f"  {with_images} has the runtime image and all environments ({core.in_words(size)}).")
+        core.say(f"  There:  sh {file.name} --images FOLDER")
+    return made | {"added": known is None}
 
 
 @dataclass(frozen=True)
@@ -216,7 +245,16 @@ def write(text: str) -> None:
         draft.unlink()
 
 
-def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) -> dict[str, Any]:
+def _invite(
+    name: str,
+    project: str,
+    runtime: Runtime,
+    days: int,
+    file: Path,
+    image: carry.ImageArchive | None,
+    *,
+    offered: bool,
+) -> dict[str, Any]:
     """Write the join file, tell the server of it, and tell the user what to do with it."""
     prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
     workspace = prod.parent
@@ -231,6 +269,9 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
         last_day=last,
         id=join.new_id(),
         kit=kit_layer.mark(kit),
+        runtime_sum=image.sha256 if image else "",
+        runtime_bytes=image.bytes if image else 0,
+        offered=offered,
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
     text = join.render(
