@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from provisioning import signing
+from provisioning import ca_key, signing
 
 ROOT, ROOT_KEY = "root_cert", "root_pri_key"
 """FLARE's keys for the CA that signs (nvflare 2.9.0 `lighter/impl/cert.py`). No participant has a name with
@@ -58,7 +58,7 @@ def step(known: Mapping[str, Any]) -> Step:
 
 def authority(known: Mapping[str, Any]) -> signing.Authority:
     """Return the CA that signs."""
-    return signing.Authority(signing.load(known[ROOT]), signing.load_key(known[ROOT_KEY]))
+    return signing.Authority(signing.load(known[ROOT]), ca_key.load(known))
 
 
 def trusted(known: Mapping[str, Any]) -> str:

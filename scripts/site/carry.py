@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.common.offers import ENVIRONMENTS, RUNTIME
+from provisioning.keys import OWN_KEY
 from scripts import core, offers
 
 SUMS = "SHA256SUMS"
@@ -42,7 +43,12 @@ def archive(image: str) -> ImageArchive:
 
 
 def check(
-    folder: Path | None, from_server: bool, entry: Mapping[str, Any], project: Mapping[str, Any]
+    folder: Path | None,
+    from_server: bool,
+    entry: Mapping[str, Any],
+    project: Mapping[str, Any],
+    *,
+    locked: bool,
 ) -> None:
     """Refuse what cannot work, before anything is made.
 
@@ -53,6 +59,7 @@ def check(
         raise core.UsageError(f"--with-images: expected a folder's path, found {folder}.")
     if not from_server:
         return
+    _check_key(entry, locked=locked)
     scheme = _scheme(project)
     if scheme not in SCHEMES:
         raise core.UsageError(
@@ -69,9 +76,18 @@ def check(
         )
 
 
-def fill(folder: Path, image: ImageArchive) -> int:
+def _check_key(entry: Mapping[str, Any], *, locked: bool) -> None:
+    """Refuse to let a site fetch the image before it has a key that it can use."""
+    if locked or entry.get(OWN_KEY):
+        why = "its key is locked" if locked else "it makes its own key"
+        raise core.UsageError(
+            f"--from-server: {entry['name']} needs its certificate to fetch the runtime image, and {why}, "
+            "for which it needs the image. Use a registry, or a folder: --with-images FOLDER"
+        )
+
+
+def fill(folder: Path, image: ImageArchive, join: Path) -> int:
     """Put the image and all environments into a folder, and return their bytes. Other files there stay."""
-    offers.update()
     files = [image.file, *sorted((offers.FOLDER / ENVIRONMENTS).glob("*.*"))]
     lines, size = [], 0
     for kind in (RUNTIME, ENVIRONMENTS):
@@ -86,6 +102,8 @@ def fill(folder: Path, image: ImageArchive) -> int:
         size += target.stat().st_size
         lines.append(f"{digest}  {file.parent.name}/{file.name}\n")
     (folder / SUMS).write_text("".join(lines))
+    core.say(f"  {folder} has the runtime image and all environments ({core.in_words(size)}).")
+    core.say(f"  There:  sh {join.name} --images FOLDER")
     return size
 
 

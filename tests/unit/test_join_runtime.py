@@ -213,20 +213,24 @@ SITE = {"name": "site-1", "type": "client"}
 
 
 def test_the_centre_says_which_way_does_not_work(tmp_path: Path) -> None:
-    carry.check(tmp_path / "new", True, SITE, PROJECT)
-    carry.check(None, True, {**SITE, "connect_to": {"host": "h"}}, PROJECT)
+    carry.check(tmp_path / "new", True, SITE, PROJECT, locked=False)
+    carry.check(None, True, {**SITE, "connect_to": {"host": "h"}}, PROJECT, locked=False)
     for given in (tmp_path / "no" / "where", tmp_path / "file"):
         (tmp_path / "file").touch()
         with pytest.raises(core.UsageError, match="expected a folder's path"):
-            carry.check(given, False, SITE, PROJECT)
+            carry.check(given, False, SITE, PROJECT, locked=False)
     for relay in ("relay-1", {"name": "relay-1"}):
         with pytest.raises(core.UsageError, match="connects to the relay relay-1, which has no files"):
-            carry.check(None, True, {**SITE, "connect_to": relay}, PROJECT)
+            carry.check(None, True, {**SITE, "connect_to": relay}, PROJECT, locked=False)
     grpc = {**PROJECT, "builders": [{"path": "x.StaticFileBuilder", "args": {"scheme": "grpc"}}]}
     with pytest.raises(core.UsageError, match=r"expected the scheme tcp or http .*, found grpc"):
-        carry.check(None, True, SITE, grpc)
+        carry.check(None, True, SITE, grpc, locked=False)
+    for entry, locked in (({**SITE, "own_key": True}, False), (SITE, True)):
+        with pytest.raises(core.UsageError, match="needs its certificate to fetch"):
+            carry.check(None, True, entry, PROJECT, locked=locked)
+        carry.check(None, False, entry, PROJECT, locked=locked)
     with pytest.raises(core.UsageError, match="found grpc"):
-        carry.check(None, True, SITE, {"participants": []})
+        carry.check(None, True, SITE, {"participants": []}, locked=False)
 
 
 def test_a_stick_has_all_and_its_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +249,7 @@ def test_a_stick_has_all_and_its_sums(tmp_path: Path, monkeypatch: pytest.Monkey
     (stick / "environments").mkdir(parents=True)
     (stick / "environments" / "old.json").touch()
     (stick / "own.txt").touch()
-    assert carry.fill(stick, found) == sum(len(name) for name in names)
+    assert carry.fill(stick, found, Path("site-1.join")) == sum(len(name) for name in names)
     files = sorted(path.relative_to(stick).as_posix() for path in stick.rglob("*") if path.is_file())
     assert files == [
         "SHA256SUMS",
