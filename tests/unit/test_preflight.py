@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.common import readable
+from bridge.common import readable, server_address
 from bridge.common.finding import Finding
 from bridge.launch import sandbox
 from bridge.preflight import kit as kits
@@ -149,7 +149,7 @@ def test_relays_and_consoles_have_a_way_too(kit: Path) -> None:
 
 
 def test_a_newer_address_comes_first(kit: Path, tmp_path: Path) -> None:
-    (tmp_path / kits.MOVED).write_text(json.dumps({"host": "new.example.org", "port": 443}))
+    (tmp_path / server_address.FILE).write_text(json.dumps({"host": "new.example.org", "port": 443}))
     assert [str(one) for one in read(kit, tmp_path).addresses] == ["new.example.org:443", "127.0.0.1:1"]
 
 

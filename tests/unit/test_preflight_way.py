@@ -385,6 +385,19 @@ def test_a_firewall_that_filters_by_name(tmp_path: Path, server: Path, authority
     assert "a firewall filters by name" in failed(found, "tls")
 
 
+def test_an_answer_in_drops_is_not_waited_for(tmp_path: Path, server: Path, authority: Authority) -> None:
+    def answer(tls: ssl.SSLSocket) -> None:
+        while True:
+            tls.sendall(b"H")
+            time.sleep(0.2)
+
+    before = time.monotonic()
+    with answering(in_tls(context(server), after=answer)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", "http", authority))
+    assert "does not open a connection for site-1: HHH" in failed(found, "admission")
+    assert time.monotonic() - before < 5
+
+
 # Our own certificate
 
 
