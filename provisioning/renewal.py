@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from bridge.common import trust
-from provisioning import signing
+from provisioning import ca_key, signing
 
 ROOT, ROOT_KEY = "root_cert", "root_pri_key"
 """FLARE's keys for the CA that signs (nvflare 2.9.0 `lighter/impl/cert.py`). No participant has a name with
@@ -62,7 +62,7 @@ def step(known: Mapping[str, Any]) -> Step:
 
 def authority(known: Mapping[str, Any]) -> signing.Authority:
     """Return the CA that signs."""
-    return signing.Authority(signing.load(known[ROOT]), signing.load_key(known[ROOT_KEY]))
+    return signing.Authority(signing.load(known[ROOT]), ca_key.load(known))
 
 
 def trusted(known: Mapping[str, Any]) -> str:
@@ -112,16 +112,20 @@ def renew(
         every: reissue all of them, due or not.
 
     Returns: the reason for each subject with a new certificate.
+
+    Raises:
+        ca_key.NoKey: something is due, and the CA's key is not at hand.
     """
+    by, reasons, stale = signing.load(known[ROOT]), {}, {}
+    for name, subject, old in certificates(known):
+        if name in kinds and (reason := why_renew(old, by, days=days, every=every)):
+            stale[subject], reasons[subject] = old, reason
+    if not stale:
+        return {}
     ca = authority(known)
-    reasons = {}
-    for name, subject, old in list(certificates(known)):
-        if name not in kinds:
-            continue
-        if reason := why_renew(old, ca.certificate, days=days, every=every):
-            serves = kinds[name] == "server" or subject.endswith(LISTENER)
-            known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
-            reasons[subject] = reason
+    for subject, old in stale.items():
+        serves = kinds[subject.removesuffix(LISTENER)] == "server" or subject.endswith(LISTENER)
+        known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
     return reasons
 
 

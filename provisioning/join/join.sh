@@ -8,6 +8,7 @@ Usage: sh $SITE.join [OPTIONS]
   --dir DIR           the site's folder. Default: ./$SITE
   --fingerprint F     go on only if the federation's CA has this fingerprint
   --yes               do not ask whether the fingerprint is right
+  --passphrase-file F  a file with the passphrase of this file's key, if it is locked. Default: ask
   --prepare           write the site's folder, and do not start the site
   --update            renew the site in DIR that an earlier join file made. ./site update FILE does this
 END
@@ -146,6 +147,28 @@ $dir/site update $file"
     [ -z "$used" ] || fail "$SITE runs on this machine already, from the folder $used."
 }
 
+# unlock: unlock the key in the new folder, with the passphrase that came another way than this file.
+unlock() {
+    [ -n "$LOCKED" ] || return 0
+    [ -z "$had" ] || [ "$(value SITE_KIT)" != "$KIT" ] || return 0
+    if [ -n "$passphrase" ]; then
+        words=$(head -n 1 "$passphrase") || fail "the passphrase cannot be read from $passphrase." 2
+    else
+        [ -t 0 ] || fail "the key in this file is locked: expected a terminal to ask for its passphrase, or --passphrase-file F." 2
+        printf "Passphrase of this file's key: " >&2
+        trap 'stty echo; exit 130' INT
+        stty -echo
+        read -r words
+        stty echo
+        trap - INT
+        echo >&2
+    fi
+    printf '%s\n' "$words" | docker run --rm --interactive --user 0:0 --network none --read-only --cap-drop ALL \
+        --cap-add DAC_OVERRIDE --security-opt no-new-privileges --mount "type=bind,source=$fresh/kit,target=/kit" \
+        "$RUNTIME" unlock || fail "the key stays locked, as said above. Nothing was changed."
+    step "the key is unlocked"
+}
+
 # lay: write the site's folder. Whatever ends this early leaves the old one.
 lay() {
     fresh=$dir.joining
@@ -154,10 +177,13 @@ lay() {
     chmod 0700 "$fresh"
     files "$fresh"
     chmod 0755 "$fresh/site"
+    unlock
     {
-        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|SERVER|RUNTIME|JOIN|JOINED|KIT|CA))=" "$dir/.env" || true
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ORG|SERVER|RUNTIME|JOIN|JOINED|KIT|CA|OWN_KEY))=" "$dir/.env" || true
         echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
         echo "SITE_NAME=$SITE"
+        echo "SITE_ORG=$ORG"
+        echo "SITE_OWN_KEY=$OWN_KEY"
         echo "SITE_SERVER=$SERVER"
         echo "SITE_RUNTIME=$RUNTIME"
         echo "SITE_JOIN=$JOIN"
@@ -191,6 +217,11 @@ merge() {
                 rm -rf "/folder/.old"
                 cp -pRP "/fresh/$part" "/folder/.new"
                 [ ! -e "/folder/$part" ] || mv "/folder/$part" /folder/.old
+                # A key that the site has made is nowhere else. Its certificate came later than this file.
+                [ "$part" != kit ] || [ -f /folder/.new/startup/client.key ] || [ ! -f "/folder/.old/startup/client.key" ] ||
+                    cp -p /folder/.old/startup/client.key /folder/.new/startup/client.key
+                [ "$part" != renewed ] || [ -f /folder/.new/client.crt ] || [ ! -f /folder/.old/client.crt ] ||
+                    cp -p /folder/.old/client.crt /folder/.new/client.crt
                 mv /folder/.new "/folder/$part"
             done
             rm -rf /folder/.old' sh "$@" || fail "$dir could not be updated, as said above. Run this again."
@@ -198,12 +229,12 @@ merge() {
 }
 
 main() {
-    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1
+    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1 passphrase=''
     while [ $# -gt 0 ]; do
         case $1 in
-            --dir | --fingerprint)
+            --dir | --fingerprint | --passphrase-file)
                 [ $# -gt 1 ] || fail "$1 needs a value." 2
-                if [ "$1" = --dir ]; then dir=$2; else fingerprint=$2; fi
+                case $1 in --dir) dir=$2 ;; --fingerprint) fingerprint=$2 ;; *) passphrase=$2 ;; esac
                 shift
                 ;;
             --yes) yes=1 ;;
@@ -230,6 +261,10 @@ main() {
     check_runtime
     check_signature
     lay
+    if [ -n "$OWN_KEY" ] && [ -z "$(value SITE_APPROVED)" ]; then
+        "$dir/site" request
+        exit
+    fi
     if [ -z "$start" ]; then
         say "$SITE is prepared in $dir. Write its settings into site.yml, then: $dir/site start"
         exit
