@@ -14,11 +14,12 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from bridge.common import site_service
-from bridge.common.site_service import shown
+from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
+from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
 from provisioning import addresses, dotenv, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
-from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
+from provisioning.keys import CUSTOM_CODE, DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
@@ -55,9 +56,9 @@ SETTINGS = "org.flowerbed.settings"
 RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
 """The runtime image on another machine, by its ID."""
 
-JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE")}
-"""What a participant on another machine tells the server: by which join file it came, and a number of its
-machine."""
+JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE", "RUNTIME")}
+"""What a participant on another machine tells the server: by which join file it came, a number of its
+machine, and its runtime image."""
 
 KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
 """With another kit, Compose makes the container again."""
@@ -133,8 +134,11 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         links.save(prod, networks.assigned(project, known))
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT), known)):
+            # A newer certificate needs no new kit.
+            got = renewed.take(previous, prod)
             shutil.rmtree(prod)
-            note(ctx, f"nothing changed: {previous.name} stays in use, and {prod.name} is removed.")
+            changed = f"nothing but the certificates of {', '.join(got)}" if got else "nothing"
+            note(ctx, f"{changed} changed: {previous.name} stays in use, and {prod.name} is removed.")
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
@@ -202,6 +206,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         service = _given(service, participant, project)
     if participant.type != ParticipantType.ADMIN:
         service["labels"] |= KIT_LABEL
+    kept = {KEEPER: _keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():
@@ -210,11 +215,25 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         part["tmpfs"] = ["/kit:size=4k,mode=0555"]
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked} | flwr,
+        "services": {name: service | networked} | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
         "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
+
+
+def _keeper(participant: Participant) -> dict[str, Any]:
+    """Return the service that installs what the server sends to a site."""
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
+        "image": RUNTIME,
+        "pull_policy": "never",
+        "volumes": site_service.keeper_mounts(),
+    }
+    if not participant.get_prop(CUSTOM_CODE, True):
+        # A lead's packages are a lead's code.
+        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
+    return service
 
 
 def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
@@ -333,8 +352,9 @@ def _same(old: Path, new: Path, compose: str) -> bool:
 
 
 def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the kits' files, without the certificates, which are replaced in their kits."""
     return {
         path.relative_to(prod).as_posix(): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in prod.rglob("*")
-        if path.parent != prod or path.is_dir()
+        if (path.parent != prod or path.is_dir()) and path.name not in renewed.CERTIFICATES
     }

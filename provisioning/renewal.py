@@ -11,15 +11,17 @@ server's tokens stay valid. It is due at half of its life. A CA is replaced whil
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from provisioning import signing
+from bridge.common import trust
+from provisioning import ca_key, signing
 
 ROOT, ROOT_KEY = "root_cert", "root_pri_key"
 """FLARE's keys for the CA that signs (nvflare 2.9.0 `lighter/impl/cert.py`). No participant has a name with
@@ -28,6 +30,9 @@ NEXT, NEXT_KEY = "next_root_cert", "next_root_pri_key"
 """The CA that will sign, after step 1."""
 OLD = "old_root_cert"
 """The CA that signed, after step 2. Its key is gone."""
+
+TRUST = "trust_statement"
+"""The signed statement of the last step (`bridge/common/trust.py`)."""
 
 LISTENER = "/listener"
 """The end of the subject of a relay's second certificate, for its listening end."""
@@ -57,7 +62,7 @@ def step(known: Mapping[str, Any]) -> Step:
 
 def authority(known: Mapping[str, Any]) -> signing.Authority:
     """Return the CA that signs."""
-    return signing.Authority(signing.load(known[ROOT]), signing.load_key(known[ROOT_KEY]))
+    return signing.Authority(signing.load(known[ROOT]), ca_key.load(known))
 
 
 def trusted(known: Mapping[str, Any]) -> str:
@@ -107,16 +112,20 @@ def renew(
         every: reissue all of them, due or not.
 
     Returns: the reason for each subject with a new certificate.
+
+    Raises:
+        ca_key.NoKey: something is due, and the CA's key is not at hand.
     """
+    by, reasons, stale = signing.load(known[ROOT]), {}, {}
+    for name, subject, old in certificates(known):
+        if name in kinds and (reason := why_renew(old, by, days=days, every=every)):
+            stale[subject], reasons[subject] = old, reason
+    if not stale:
+        return {}
     ca = authority(known)
-    reasons = {}
-    for name, subject, old in list(certificates(known)):
-        if name not in kinds:
-            continue
-        if reason := why_renew(old, ca.certificate, days=days, every=every):
-            serves = kinds[name] == "server" or subject.endswith(LISTENER)
-            known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
-            reasons[subject] = reason
+    for subject, old in stale.items():
+        serves = kinds[subject.removesuffix(LISTENER)] == "server" or subject.endswith(LISTENER)
+        known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
     return reasons
 
 
@@ -126,29 +135,54 @@ def begin(known: dict[str, Any]) -> None:
     life = first.not_valid_after_utc - first.not_valid_before_utc
     second = signing.new_authority(_next_name(first.subject), life / datetime.timedelta(days=1))
     known[NEXT], known[NEXT_KEY] = signing.dump(second.certificate), signing.dump_key(second.key)
+    _tell(known)
 
 
 def switch(known: dict[str, Any]) -> None:
     """Begin step 2: let the second CA sign. `renew` then reissues everything."""
     known[OLD] = known[ROOT]
     known[ROOT], known[ROOT_KEY] = known.pop(NEXT), known.pop(NEXT_KEY)
+    _tell(known)
 
 
 def finish(known: dict[str, Any]) -> None:
     """Take step 3: trust the first CA no longer."""
     del known[OLD]
+    _tell(known)
 
 
-def not_by(known: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """Return those of some participants that have a certificate of another CA than the one that signs."""
-    ca = signing.load(known[ROOT])
-    return sorted(
-        {
-            name
-            for name, _, certificate in certificates(known)
-            if name in names and why_renew(certificate, ca, days=0, every=False) == "the CA is another"
-        }
-    )
+def _tell(known: dict[str, Any]) -> None:
+    """Sign whom to trust from now on. Sites elsewhere take a change only so."""
+    known[TRUST] = trust.sign(trusted(known), authority(known).key)
+
+
+def has_taken(known: Mapping[str, Any], name: str, report: Mapping[str, Any]) -> bool:
+    """Return whether a site's report shows that it has taken the last step.
+
+    Args:
+        known: the content of the CA's file.
+        name: the site's.
+        report: what it says about its certificate (`bridge/common/site_report.py`).
+    """
+    if step(known) is Step.BOTH_TRUSTED:
+        second = signing.load(known[NEXT]).fingerprint(hashes.SHA256()).hex()
+        return second in (report.get("trusts") or ())
+    serial = signing.load(known[name]["cert"]).serial_number if name in known else None
+    return serial is not None and report.get("serial") == f"{serial:x}"
+
+
+def files(known: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the public files of each participant, with their content."""
+    found: dict[str, dict[str, str]] = {}
+    for subject, pair in known.items():
+        name = subject.removesuffix(LISTENER)
+        if name in kinds and isinstance(pair, dict) and pair.get("cert"):
+            serves = kinds[name] == "server" or subject.endswith(LISTENER)
+            kit = found.setdefault(name, {"rootCA.pem": trusted(known)})
+            kit["server.crt" if serves else "client.crt"] = pair["cert"]
+            if known.get(TRUST):
+                kit[trust.FILE] = known[TRUST]
+    return found
 
 
 def _next_name(name: x509.Name) -> x509.Name:

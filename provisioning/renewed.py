@@ -6,9 +6,10 @@ at `/renewed`. So a renewed certificate needs no new kit, no new image and no re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bridge.common import trust
 from provisioning.state import write_whole
 
 FOLDER = "renewed"
@@ -29,13 +30,56 @@ def write(workspace: Path, kits: Iterable[Path]) -> None:
     for kit in kits:
         _make(folder / kit.name)
         for name in CERTIFICATES:
-            source, target = kit / "startup" / name, folder / kit.name / name
-            if source.is_file() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
-                write_whole(target, source.read_bytes(), 0o644)
+            source = kit / "startup" / name
+            if source.is_file():
+                _replace(folder / kit.name / name, source.read_bytes())
     for left in {path.name for path in folder.iterdir()} - {kit.name for kit in kits}:
         for path in (folder / left).iterdir():
             path.unlink()
         (folder / left).rmdir()
+
+
+def put(prod: Path, files: Mapping[str, Mapping[str, str]]) -> None:
+    """Replace certificates in the kits of a prod_NN, and in the participants' folders.
+
+    Args:
+        prod: the folder with the kits. A participant without a kit there is left out.
+        files: the content of each file, by participant.
+    """
+    kits = [prod / name for name in files if (prod / name / "startup").is_dir()]
+    for kit in kits:
+        for name, content in files[kit.name].items():
+            if name in CERTIFICATES:
+                _replace(kit / "startup" / name, content.encode())
+    write(prod.parent, [path for path in prod.iterdir() if (path / "startup").is_dir()])
+    for kit in kits:
+        # No kit has the statement about the CAs. Sites elsewhere take it with the CAs.
+        if trust.FILE in files[kit.name]:
+            _replace(prod.parent / FOLDER / kit.name / trust.FILE, files[kit.name][trust.FILE].encode())
+
+
+def take(prod: Path, newer: Path) -> list[str]:
+    """Replace certificates in the kits of a prod_NN by those of a newer one. Returns who got one."""
+    return [
+        kit.name
+        for kit in sorted(prod.iterdir())
+        if (kit / "startup").is_dir()
+        and any(
+            [
+                _replace(kit / "startup" / name, (newer / kit.name / "startup" / name).read_bytes())
+                for name in CERTIFICATES
+                if (newer / kit.name / "startup" / name).is_file()
+            ]
+        )
+    ]
+
+
+def _replace(target: Path, content: bytes) -> bool:
+    """Write a file in one step, if its content is another. Return whether it was."""
+    if target.is_file() and target.read_bytes() == content:
+        return False
+    write_whole(target, content, 0o644)
+    return True
 
 
 def _make(folder: Path) -> None:

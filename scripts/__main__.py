@@ -27,8 +27,19 @@ from scripts.core import Failure, UsageError, say
 PANELS = {
     "Begin": ("init", "quickstart", "doctor"),
     "Jobs": ("submit", "jobs", "wait", "logs", "abort", "results", "remove", "hash", "apps"),
-    "Federation": ("provision", "build", "data", "up", "status", "down", "kit", "flwr-config", "flwr-api"),
-    "Sites": ("site add", "site list", "site remove"),
+    "Federation": (
+        "provision",
+        "build",
+        "data",
+        "up",
+        "renew",
+        "status",
+        "down",
+        "kit",
+        "flwr-config",
+        "flwr-api",
+    ),
+    "Sites": ("site add", "site approve", "site list", "site remove", "ca export", "ca restore"),
     "Developers": ("compare", "bench", "test"),
 }
 """The verbs, in the order of `--help`. A verb of two words is a module in a package."""

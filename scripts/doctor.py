@@ -203,24 +203,28 @@ def check_settings() -> Iterator[Finding]:
 
 def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     """Check that each kit's files belong together, and how long it is valid."""
-    ends: dict[str, datetime.datetime] = {}
+    found: dict[str, certificates.Validity] = {}
     for kit in filter(None, map(compose.kit, config["services"].values())):
         try:
-            ends[kit.name] = certificates.valid_until(kit / "startup")
+            found[kit.name] = certificates.validity(kit / "startup")
         except (OSError, ValueError, TypeError, InvalidSignature) as error:
-            found = f"{kit.relative_to(core.ROOT)}: {str(error) or 'its certificate is not signed by its CA'}"
-            yield Finding("kits", "fail", found, "./flowerbed provision writes new kits and keeps the CA")
-    if not ends:
+            why = f"{kit.relative_to(core.ROOT)}: {str(error) or 'its certificate is not signed by its CA'}"
+            yield Finding("kits", "fail", why, "./flowerbed provision writes new kits and keeps the CA")
+    if not found:
         return
-    first = min(ends, key=lambda name: ends[name])
-    left = (ends[first] - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
-    mend = "./flowerbed provision renews it. Then build and up"
+    first = min(found, key=lambda name: found[name].end)
+    left = (found[first].end - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
+    overdue = [name for name, kit in found.items() if kit.is_overdue]
+    mend = "./flowerbed renew. A timer can run it: docs/how-to/renew-certificates.md"
     if left < 0:
         yield Finding("certificates", "fail", f"{first}'s ended {-left:.0f} days ago", mend)
     elif left < EXPIRY_WARN_DAYS:
         yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
+    elif overdue:
+        due = f"nobody has renewed those of {', '.join(overdue)}: a third of their life is left"
+        yield Finding("certificates", "warn", due, mend)
     else:
-        yield Finding("certificates", "ok", f"{len(ends)} kits, valid for {left:.0f} days at least")
+        yield Finding("certificates", "ok", f"{len(found)} kits, valid for {left:.0f} days at least")
 
 
 def check_clocks(containers: list[str]) -> Finding:

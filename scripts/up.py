@@ -11,6 +11,7 @@ would be replaced, `up` starts nothing and names site and job, unless --force is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -36,6 +37,7 @@ from scripts import (
     ownership,
     progress,
     provision,
+    renew,
     settings,
     site_checks,
     unfinished,
@@ -112,7 +114,7 @@ def run(
             raise core.Failure(compose.PROVISION)
         core.say(f"The Docker engine {found['engine']} runs now. Next: ./flowerbed quickstart")
         return {"services": {}, "tracking": {}, "seconds": round(time.monotonic() - start, 1)}
-    _check_address()
+    _prepare()
     # A running tool stays up.
     there = compose.containers()
     shown_by = sorted({*(tracking or ()), *{c["Service"] for c in there}.intersection(TRACKING)})
@@ -141,6 +143,14 @@ def run(
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")
     return {"services": services, "tracking": addresses, "seconds": seconds}
+
+
+def _prepare() -> None:
+    """Check the address, and renew the certificates that are due."""
+    _check_address()
+    with contextlib.suppress(core.Failure):  # `doctor` tells of what is due.
+        if names := renew.due():
+            core.say(f"Renewed certificates: {', '.join(names)}.")
 
 
 def _check_address() -> None:

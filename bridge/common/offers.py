@@ -36,6 +36,9 @@ FILE = re.compile(
 SIGNERS = ("project_admin", "lead")
 """The roles that may sign an environment: those that may submit jobs with code."""
 
+SIGNERS_VARIABLE = "FLOWERBED_SIGNERS"
+"""The keeper's variable with the roles that a site takes packages from. Provisioning sets it."""
+
 KIND = "environment"
 
 OFFER = "offer.json"

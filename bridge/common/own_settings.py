@@ -15,7 +15,12 @@ from typing import Any
 import yaml
 
 from bridge.common import site_service, site_settings
+from bridge.common.site_environments import POLICIES, VARIABLE
+from bridge.common.site_service import KEEPER
 from bridge.common.site_settings import DATA, DATA_FOLDER, GPUS
+
+ENVIRONMENTS = "environments"
+"""The key with the policy for environments of apps that the server sends (`site_environments.py`)."""
 
 HEADER = "# Made of the site's own file by its image. Edit that one.\n"
 
@@ -40,9 +45,12 @@ def problems(content: Any) -> list[str]:
     """Return the errors in the content of the file."""
     if not isinstance(content, Mapping):
         return [f"expected keys with values, found {site_settings.kind_of(content)}"]
-    if foreign := [str(key) for key in content if key not in site_settings.KEYS]:
-        return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(site_settings.KEYS)}"]
+    known = (*site_settings.KEYS, ENVIRONMENTS)
+    if foreign := [str(key) for key in content if key not in known]:
+        return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(known)}"]
     found = list(site_settings.problems(content))
+    if (policy := content.get(ENVIRONMENTS)) is not None and policy not in POLICIES:
+        found.append(f"expected {ENVIRONMENTS} to be {', '.join(POLICIES)}, found {policy!r}"[:200])
     if not found:
         groups = {folder.group for folder in site_settings.folders(content.get(DATA))}
         found = [
@@ -63,7 +71,12 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
         service["volumes"] = OverrideList([*site_service.own_mounts(site), *service["volumes"]])
     if GPUS in settings:
         service["deploy"] = Override(service["deploy"])
-    return HEADER + yaml.dump({"services": {site: service}}, Dumper=_Dumper, sort_keys=False, width=200)
+    services = {site: service}
+    if policy := settings.get(ENVIRONMENTS):
+        # The keeper goes by it. The site fetches nothing that the keeper would not take.
+        service.setdefault("environment", {})[VARIABLE] = policy
+        services[KEEPER] = {"environment": {VARIABLE: policy}}
+    return HEADER + yaml.dump({"services": services}, Dumper=_Dumper, sort_keys=False, width=200)
 
 
 def main() -> None:

@@ -27,6 +27,9 @@ from bridge.common.site_settings import (
     size,
 )
 
+KEEPER = "keeper"
+"""The service beside a site on another machine, which installs what the server sends."""
+
 
 def service(
     settings: Mapping[str, Any],
@@ -86,6 +89,14 @@ def own_mounts(name: str) -> list[str | dict[str, Any]]:
     read_only = [shown(f"./{folder}", f"/{folder}") for folder in ("kit", "renewed", "environments")]
     spool = {**shown("./spool", "/spool"), "read_only": False}
     return [f"{name}:/workspace", *read_only, spool]
+
+
+def keeper_mounts() -> list[dict[str, Any]]:
+    """Return the mounts of the keeper in such a folder. It has no kit."""
+    writable = [
+        {**shown(f"./{name}", f"/{name}"), "read_only": False} for name in ("environments", "renewed")
+    ]
+    return [*writable, shown("./spool", "/spool")]
 
 
 def plain(text: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bridge.common.finding import Finding
+from bridge.common.server_address import ServerAddress
 from bridge.common.text import shown
 from bridge.preflight import kit as kits
 from bridge.preflight import machine, reach, secure
@@ -82,7 +83,7 @@ def way(kit: kits.Kit) -> Iterator[Finding]:
             return
 
 
-def _way(kit: kits.Kit, to: kits.Address) -> Iterator[Finding]:
+def _way(kit: kits.Kit, to: ServerAddress) -> Iterator[Finding]:
     proxy = reach.proxy_of(os.environ, kit.scheme, to.host)
     for found in reach.find_way(to, kit.upstream, proxy):
         if isinstance(found, Finding):
@@ -91,7 +92,7 @@ def _way(kit: kits.Kit, to: kits.Address) -> Iterator[Finding]:
             yield from _over(found, kit)
 
 
-def _over(line: reach.Line, kit: kits.Kit) -> Iterator[Finding]:
+def _over(line: reach.Way, kit: kits.Kit) -> Iterator[Finding]:
     """Yield the findings about what answers at the end of a line."""
     yield secure.check_certificate(line, kit)
     if not secure.can_identify(kit):

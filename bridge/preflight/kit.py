@@ -16,17 +16,16 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from bridge.common import server_address
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding, Level
+from bridge.common.server_address import ServerAddress
 
 KINDS = ("fed_client.json", "fed_relay.json", "fed_admin.json")
 """The file of FLARE in `startup/` for each kind of participant that connects to a server or relay."""
 
 RELAY = "relay__resources.json"
 """The file in `local/` of a site that connects to a relay (nvflare 2.9.0 `lighter/impl/static_file.py`)."""
-
-MOVED = "server.json"
-"""The file in `renewed/` with a newer address of the server."""
 
 SETTINGS = "flowerbed.json"
 
@@ -45,24 +44,12 @@ class BadKit(FlowerbedError):
 
 
 @dataclass(frozen=True)
-class Address:
-    """A place that a participant dials."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-@dataclass(frozen=True)
 class Kit:
     """The parts of a kit that matter for its connection."""
 
     name: str
     scheme: str
-    addresses: tuple[Address, ...]
+    addresses: tuple[ServerAddress, ...]
     """The newest first."""
     upstream: str
     """The server's name, or the relay's."""
@@ -91,8 +78,9 @@ def read(kit: Path, renewed: Path) -> Kit:
         text = f"no kit: expected one of {', '.join(KINDS)} in {startup}"
         raise BadKit(text, NEW_KIT.format(name="NAME"))
     try:
-        name, upstream, scheme, address = _connection(kit, found)
-        addresses = tuple(dict.fromkeys([*_moved(renewed / MOVED), address]))
+        name, upstream, scheme = _connection(kit, found)
+        known = (_moved(renewed), server_address.of_kit(kit))
+        addresses = tuple(dict.fromkeys(address for address in known if address is not None))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         text = f"{startup / found} is not FLARE's, or lacks a part ({type(error).__name__}: {error})"
         raise BadKit(text, NEW_KIT.format(name="NAME")) from None
@@ -148,34 +136,29 @@ def common_name(name: x509.Name) -> str:
     return str(found[0].value) if found else name.rfc4514_string() or "nobody"
 
 
-def _connection(kit: Path, found: str) -> tuple[str, str, str, Address]:
-    """Return a participant's name, and the name, scheme and address of its server or relay."""
+def _connection(kit: Path, found: str) -> tuple[str, str, str]:
+    """Return a participant's name, and the name and scheme of its server or relay."""
     content = json.loads((kit / "startup" / found).read_text())
     if found == "fed_admin.json":
         admin = content["admin"]
-        address = Address(str(admin["host"]), int(admin["port"]))
-        return str(admin["username"]), str(admin["server_identity"]), str(admin["scheme"]), address
+        return str(admin["username"]), str(admin["server_identity"]), str(admin["scheme"])
     relay = kit / "local" / RELAY
     if found == "fed_relay.json":
         name, upstream = str(content["identity"]), content["connect_to"]
     else:
         name = str(content["client"]["fqsn"]).rpartition(".")[2]
         (server, *_) = content["servers"]
-        upstream = {
-            "identity": server["identity"],
-            "scheme": server["service"]["scheme"],
-            "address": server["service"]["target"],
-        }
+        upstream = {"identity": server["identity"], "scheme": server["service"]["scheme"]}
         if relay.is_file():
             upstream = json.loads(relay.read_text())["relay_config"]
-    host, _, port = str(upstream["address"]).rpartition(":")
-    return name, str(upstream["identity"]), str(upstream["scheme"]), Address(host.strip("[]"), int(port))
+    return name, str(upstream["identity"]), str(upstream["scheme"])
 
 
-def _moved(file: Path) -> Iterator[Address]:
-    with contextlib.suppress(FileNotFoundError):
-        content = json.loads(file.read_text())
-        yield Address(str(content["host"]), int(content["port"]))
+def _moved(renewed: Path) -> ServerAddress | None:
+    """Return a newer address than the kit's. A broken one does not count, as for FLARE's connection."""
+    with contextlib.suppress(ValueError):
+        return server_address.of_file(renewed / server_address.FILE)
+    return None
 
 
 def _sandbox(kit: Path) -> str:

@@ -81,7 +81,9 @@ def check_image(found: str, expected: str) -> Finding:
 
 def check_start(said: str) -> Finding:
     """Name what keeps the site's container from starting, from Compose's words."""
-    line = (said.strip().splitlines() or ["it said nothing"])[-1]
+    # Without the words of the site's own script, which say where to look.
+    lines = [line for line in said.strip().splitlines() if not line.startswith("site: ")]
+    line = (lines or ["it said nothing"])[-1]
     mend = next(
         (mend for words, mend in BROKEN if words in said.lower()), "correct site.yml, then ./site doctor"
     )

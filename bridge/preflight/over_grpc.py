@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bridge.preflight.kit import Kit
-from bridge.preflight.reach import ANSWER_WITHIN, Line
+from bridge.preflight.reach import ANSWER_WITHIN, Way
 
 STREAM = "/streamer.Streamer/Stream"
 """FLARE's method over gRPC (nvflare 2.9.0 `fuel/f3/drivers/grpc/streamer_pb2_grpc.py`)."""
 
 
-def is_closed(line: Line, kit: Kit, within: float) -> bool:
+def is_closed(line: Way, kit: Kit, within: float) -> bool:
     """Return whether the server ends a new stream within some seconds, as for a removed participant.
 
     Raises:

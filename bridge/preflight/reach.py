@@ -14,7 +14,7 @@ from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding
-from bridge.preflight.kit import Address
+from bridge.common.server_address import ServerAddress
 
 CONNECT_WITHIN = 5.0
 """Seconds for a connection. The other side of the world answers in half a second."""
@@ -32,10 +32,10 @@ class Stopped(FlowerbedError):
 
 
 @dataclass(frozen=True)
-class Line:
+class Way:
     """A way to the server or relay that works."""
 
-    to: Address
+    to: ServerAddress
     address: str
     """The IP address that answered: the server's, or the proxy's."""
     seconds: float
@@ -56,6 +56,8 @@ class Line:
         return line
 
 
+PROXY = "the proxy"
+
 GRPC_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables from which gRPC takes a proxy if the site has no `connect_through`."""
 
@@ -75,7 +77,7 @@ def proxy_of(environment: Mapping[str, str], scheme: str, host: str) -> Proxy | 
     return None
 
 
-def find_way(to: Address, what: str, proxy: Proxy | None) -> Iterator[Finding | Line]:
+def find_way(to: ServerAddress, what: str, proxy: Proxy | None) -> Iterator[Finding | Way]:
     """Yield the findings about the way, and at its end the line. Raises `Stopped` if there is none."""
     if proxy is None:
         finding, addresses = resolve(to.host, to.port)
@@ -84,12 +86,12 @@ def find_way(to: Address, what: str, proxy: Proxy | None) -> Iterator[Finding | 
         yield finding
         yield line
         return
-    near = Address(proxy.host, proxy.port)
+    near = ServerAddress(proxy.host, proxy.port)
     finding, addresses = resolve(near.host, near.port)
     yield finding
-    finding, line = connect(addresses, near, "the proxy")
+    finding, line = connect(addresses, near, PROXY)
     yield finding
-    line = Line(to, line.address, line.seconds, proxy)
+    line = Way(to, line.address, line.seconds, proxy)
     try:
         line.open().close()
     except ProxyError as error:
@@ -124,7 +126,7 @@ def resolve(host: str, port: int) -> tuple[Finding, list[str]]:
     return Finding("name", "ok", f"{host} is {', '.join(addresses)}"), addresses
 
 
-def connect(addresses: list[str], to: Address, what: str) -> tuple[Finding, Line]:
+def connect(addresses: list[str], to: ServerAddress, what: str) -> tuple[Finding, Way]:
     """Return the way by the first address that takes a connection. Raises `Stopped` if none does."""
     failures = []
     for address in addresses:
@@ -135,12 +137,12 @@ def connect(addresses: list[str], to: Address, what: str) -> tuple[Finding, Line
             failures.append((address, error))
             continue
         took = time.monotonic() - before
-        text = f"connected to {what} at {Address(address, to.port)} in {took * 1000:.0f} ms"
+        text = f"connected to {what} at {ServerAddress(address, to.port)} in {took * 1000:.0f} ms"
         if failures:
             text += f". {failures[0][0]} does not answer ({_reason(failures[0][1])})"
-        return Finding("route", "ok", text), Line(to, address, took)
+        return Finding("route", "ok", text), Way(to, address, took)
     first, why = failures[0]
-    found, mend = _no_route(Address(first, to.port), why, what)
+    found, mend = _no_route(ServerAddress(first, to.port), why, what)
     if len(failures) > 1:
         found += f". Nor do {', '.join(other for other, _ in failures[1:])}"
     raise Stopped(Finding("route", "fail", found, mend))
@@ -152,7 +154,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _no_route(address: Address, error: OSError, what: str) -> tuple[str, str]:
+def _no_route(address: ServerAddress, error: OSError, what: str) -> tuple[str, str]:
     """Return what keeps a connection from its goal, and what to do."""
     ask = f"let outgoing TCP connections to {address} through the firewall"
     if isinstance(error, TimeoutError):
@@ -162,6 +164,8 @@ def _no_route(address: Address, error: OSError, what: str) -> tuple[str, str]:
         )
     if error.errno == errno.ECONNREFUSED:
         found = f"{what} at {address} refuses connections: nothing listens there, or a firewall rejects them"
+        if what == PROXY:
+            return found, f"correct {connect_through.KEY} in site.yml, or {ask}"
         return found, (
             f"at the centre: ./flowerbed status, and FLOWERBED_BIND in .env lets others in. Or {ask}"
         )

@@ -15,7 +15,7 @@ from bridge.common.finding import Finding
 from bridge.common.text import one_line
 from bridge.preflight import over_grpc
 from bridge.preflight.kit import NEW_KIT, Kit, common_name
-from bridge.preflight.reach import ANSWER_WITHIN, Line, Stopped
+from bridge.preflight.reach import ANSWER_WITHIN, Stopped, Way
 
 REFUSED_WITHIN = 1.0
 """Seconds after a handshake within which a server refuses a certificate, and some round trips on top."""
@@ -63,7 +63,7 @@ class Accepted:
     """Seconds by which this clock is ahead of the server's."""
 
 
-def check_certificate(line: Line, kit: Kit) -> Finding:
+def check_certificate(line: Way, kit: Kit) -> Finding:
     """Check that the certificate that answers is the federation's, and for the name that is dialled.
 
     Raises:
@@ -91,7 +91,7 @@ def check_certificate(line: Line, kit: Kit) -> Finding:
     )
 
 
-def check_admission(line: Line, kit: Kit) -> Accepted:
+def check_admission(line: Way, kit: Kit) -> Accepted:
     """Check that the server or relay accepts this participant's certificate, as its side of TLS."""
     context = _context(kit, verify=True)
     try:
@@ -112,7 +112,7 @@ def check_admission(line: Line, kit: Kit) -> Accepted:
         return Accepted(_refused(kit, error))
 
 
-def _over_http(tls: ssl.SSLSocket, line: Line, kit: Kit) -> Accepted:
+def _over_http(tls: ssl.SSLSocket, line: Way, kit: Kit) -> Accepted:
     """Open a WebSocket as FLARE does. The answer tells the server's time."""
     tls.settimeout(ANSWER_WITHIN)
     before = time.time()
@@ -138,7 +138,7 @@ def _over_http(tls: ssl.SSLSocket, line: Line, kit: Kit) -> Accepted:
     return Accepted(_closed(kit) if closed else _accepted(kit), _ahead(head, before))
 
 
-def ask_time(line: Line, kit: Kit) -> float | None:
+def ask_time(line: Way, kit: Kit) -> float | None:
     """Return by how much this clock is ahead of the server's, over TCP, or None if the server does not tell.
 
     The server answers HTTP on the same port to those who ask for it in TLS (`bridge/flare/offers_door.py`).
@@ -208,13 +208,13 @@ def can_identify(kit: Kit) -> bool:
     return True
 
 
-def _peer(line: Line, kit: Kit, name: str | None) -> bytes:
+def _peer(line: Way, kit: Kit, name: str | None) -> bytes:
     """Return the certificate that answers, whoever signed it."""
     with _context(kit, verify=False).wrap_socket(line.open(), server_hostname=name) as tls:
         return tls.getpeercert(binary_form=True) or b""
 
 
-def _no_tls(line: Line, kit: Kit, error: OSError) -> Finding:
+def _no_tls(line: Way, kit: Kit, error: OSError) -> Finding:
     """Name what answers instead of TLS."""
     if isinstance(error, ssl.SSLError) and _reason(error):
         return _refused(kit, error)
@@ -237,7 +237,7 @@ def _no_tls(line: Line, kit: Kit, error: OSError) -> Finding:
     return Finding("tls", "fail", text, mend)
 
 
-def _plain_answer(line: Line) -> str:
+def _plain_answer(line: Way) -> str:
     """Return the first line of what answers in plain text, or an empty string."""
     try:
         with line.open() as plain:
@@ -259,7 +259,7 @@ def _plain_answer(line: Line) -> str:
 
 
 def _not_ours(
-    line: Line, kit: Kit, certificate: x509.Certificate, error: ssl.SSLCertVerificationError
+    line: Way, kit: Kit, certificate: x509.Certificate, error: ssl.SSLCertVerificationError
 ) -> Finding:
     """Name what is wrong with a certificate."""
     if not any(_is_from(certificate, authority) for authority in kit.authorities):
@@ -281,7 +281,7 @@ def _not_ours(
     return Finding("tls", "fail", text, "ask the centre to look at the server's certificate")
 
 
-def _foreign(line: Line, kit: Kit, certificate: x509.Certificate) -> Finding:
+def _foreign(line: Way, kit: Kit, certificate: x509.Certificate) -> Finding:
     """Name who has issued a certificate that is not of our CA."""
     issuer = one_line(common_name(certificate.issuer), SAID_LIMIT)
     expected = [common_name(authority.subject) for authority in kit.authorities]

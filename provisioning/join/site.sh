@@ -11,6 +11,10 @@ Usage: ./site VERB
   status            show whether it runs and is registered
   logs [-f]         show its log
   doctor            check this machine, the way to the server, the certificate and the data
+  request           print the request for a certificate again, if the site makes its own key
+  join ANSWER       take the answer to the request, and start. ANSWER is a file, or - for the terminal
+  approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
+  take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
   leave [--yes]     stop the site and remove all that joining made. Its data stays
 END
@@ -47,6 +51,40 @@ own() {
         chmod 0755 renewed environments; chmod 0700 spool'
 }
 
+# request: make the site's key, and print the request for its certificate. Nothing in it is secret.
+request() {
+    [ -n "$own_key" ] || fail "$site has a key that the federation made: there is nothing to request."
+    asked=$(once --user 0:0 --cap-add DAC_OVERRIDE --mount "type=bind,source=$here/kit,target=/kit" \
+        "$image" request "$site" "$(value SITE_ORG)" "$(value SITE_JOIN)") || fail "there is no request, as said above."
+    own
+    say "The key of $site is made, and stays on this machine. Send these lines to the federation's administrator:"
+    say
+    echo "$asked"
+    say
+    say "Tell the fingerprint of the key in another way. The administrator answers with some lines. Then:"
+    say "  $here/site join ANSWER      (a file with those lines, or - to paste them)"
+}
+
+# join ANSWER: take the answer to the request, and start.
+join() {
+    [ $# = 1 ] || fail "join needs the answer to the request: a file, or - for lines from the terminal." 2
+    [ -n "$own_key" ] || fail "$site has a key that the federation made: no answer is needed. ./site start"
+    [ "$1" = - ] || [ -r "$1" ] || fail "expected the file of an answer, found none that can be read at $1." 2
+    if [ "$1" = - ]; then
+        [ ! -t 0 ] || say "Paste the answer, then press Enter and Ctrl-D:"
+        answer=$(cat)
+    else
+        answer=$(cat "$1")
+    fi
+    echo "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
+        fail "the answer was not taken, as said above. Nothing was changed."
+    [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
+    doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
+    start
+    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
+}
+
 # settings: make Compose's file of the site's own settings.
 settings() {
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
@@ -70,6 +108,8 @@ explain() {
 
 start() {
     [ $# = 0 ] || fail "start takes no arguments." 2
+    [ -z "$own_key" ] || [ -n "$(value SITE_APPROVED)" ] || fail \
+        "$site waits for the answer to its request. ./site request prints the request again, ./site join takes the answer."
     settings
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' >&2 || true
@@ -89,7 +129,10 @@ status() {
     state=$(docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
     case $state in
-        "running healthy") echo "$site runs since $since and is registered with $server." ;;
+        "running healthy")
+            echo "$site runs since $since and is registered with $server."
+            pending || true
+            ;;
         running*)
             echo "$site runs since $since and is not registered with $server."
             explain
@@ -102,8 +145,61 @@ status() {
     esac
 }
 
+# doctor [--json]: check this machine, the kit and the way to the server, in a container like the site's.
 doctor() {
-    echo "not yet"
+    for word; do
+        [ "$word" = --json ] || fail "doctor takes no '$word', only --json." 2
+    done
+    if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
+        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+    fi
+    found=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || fail \
+        "the runtime image $image is not on this machine. The join file gets it: ./site update FILE"
+    set -- preflight "--engine=$engine" "--compose=$(docker compose version --short 2>/dev/null || true)" \
+        "--image=$found" "--expected=$image" "$@"
+    # Compose makes a network and a volume for the container. Those that were not there are removed again.
+    docker volume inspect "$(value COMPOSE_PROJECT_NAME)_$site" >/dev/null 2>&1 && new='' || new=1
+    code=0
+    examine "$@" || code=$?
+    [ -z "$new" ] || compose down --volumes >/dev/null 2>&1 || true
+    return "$code"
+}
+
+# examine WORDS: run the checks with the site's own settings.
+examine() {
+    code=0
+    # Lines appear as they come. What else is said, is kept.
+    if wrong=$( (settings) 2>&1); then
+        { wrong=$(compose run --rm --no-deps -T "$site" "$@" 2>&1 >&3 </dev/null) || code=$?; } 3>&1
+        [ "$code" != 0 ] || return 0
+        case $wrong in
+            *"doctor: failed: "*)
+                say "doctor: failed: ${wrong##*doctor: failed: }"
+                return 1
+                ;;
+        esac
+    fi
+    # A container with the site's settings does not start. One without them checks all else.
+    docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed,readonly" "$image" "$@" "--broken=${wrong:-it said nothing}"
+}
+
+# pending: show the packages from the server that are not installed.
+pending() {
+    once --mount "type=bind,source=$here/environments,target=/environments,readonly" "$image" keeper news
+}
+
+approve() {
+    [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
+    compose run --rm --no-deps -T keeper keeper approve "$1"
+}
+
+take() {
+    [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
+    folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    settings
+    compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
 leave() {
@@ -128,7 +224,7 @@ here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
 unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
-site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
+site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER) own_key=$(value SITE_OWN_KEY)
 verb=${1:-help}
 [ $# = 0 ] || shift
 case $verb in
@@ -138,9 +234,15 @@ case $verb in
     logs) compose logs --no-log-prefix "$@" "$site" ;;
     doctor) doctor "$@" ;;
     update)
-        [ $# = 1 ] || fail "update needs the newer join file: ./site update FILE" 2
-        exec sh "$1" --dir "$here" --update
+        [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
+        file=$1
+        shift
+        exec sh "$file" --dir "$here" --update "$@"
         ;;
+    request) request ;;
+    join) join "$@" ;;
+    approve) approve "$@" ;;
+    take) take "$@" ;;
     leave) leave "$@" ;;
     own) own ;;
     help | -h | --help) usage ;;

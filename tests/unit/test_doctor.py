@@ -173,14 +173,14 @@ def test_disk(
     assert f"{free / 1e9:.1f} GB free" in found["disk"]["found"]
 
 
-@pytest.mark.parametrize(("days", "level"), [(-3, "fail"), (20, "warn"), (40, "ok")])
+@pytest.mark.parametrize(("days", "level"), [(-3, "fail"), (20, "warn"), (100, "warn"), (250, "ok")])
 def test_expiry(checkout: Checkout, examine: Examine, days: float, level: str) -> None:
     checkout.authority.kit(checkout.kits["site-1"], days=days)
     code, found, _ = examine()
     assert found["certificates"]["level"] == level and code == (level == "fail")
     if level != "ok":
         assert "site-1" in found["certificates"]["found"]
-        assert "./flowerbed provision" in found["certificates"]["mend"]
+        assert "./flowerbed renew" in found["certificates"]["mend"]
 
 
 def test_a_kit_that_does_not_hold_together(checkout: Checkout, examine: Examine) -> None:

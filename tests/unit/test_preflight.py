@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.common import readable
+from bridge.common import readable, server_address
 from bridge.common.finding import Finding
 from bridge.launch import sandbox
 from bridge.preflight import kit as kits
@@ -149,7 +149,7 @@ def test_relays_and_consoles_have_a_way_too(kit: Path) -> None:
 
 
 def test_a_newer_address_comes_first(kit: Path, tmp_path: Path) -> None:
-    (tmp_path / kits.MOVED).write_text(json.dumps({"host": "new.example.org", "port": 443}))
+    (tmp_path / server_address.FILE).write_text(json.dumps({"host": "new.example.org", "port": 443}))
     assert [str(one) for one in read(kit, tmp_path).addresses] == ["new.example.org:443", "127.0.0.1:1"]
 
 
@@ -185,10 +185,11 @@ def test_another_image_than_the_join_files() -> None:
         ),
         ("env file /etc/own.env not found: stat /etc/own.env", "env_file:"),
         ("something new", "correct site.yml"),
+        ("settings of x: unknown key y\nsite: site.yml is wrong, as said above.", "correct site.yml"),
     ],
 )
 def test_a_container_that_does_not_start(said: str, mend: str) -> None:
-    failed(machine.check_start(f"a line before\n{said}\n"), said, mend)
+    failed(machine.check_start(f"a line before\n{said}\n"), said.partition("\n")[0], mend)
 
 
 def test_disk(monkeypatch: pytest.MonkeyPatch) -> None:

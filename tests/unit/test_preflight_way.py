@@ -257,6 +257,7 @@ def test_a_proxy_that_is_not_there(
     monkeypatch.setenv(connect_through.VARIABLE, f"http://127.0.0.1:{free_port()}")
     found = way(write_kit(tmp_path, f"{PROXIED}:1", authority=authority))
     assert "the proxy at 127.0.0.1" in failed(found, "route")
+    assert found["route"].mend.startswith("correct connect_through in site.yml")
 
 
 def test_a_proxys_password_is_never_shown(
@@ -307,6 +308,16 @@ def test_a_server_that_speaks_first_is_named_and_draws_nothing(tmp_path: Path, a
     with answering(answer) as port:
         found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
     assert "answers without TLS: SSH-2.0-\\x1b[2J" in failed(found, "tls")
+
+
+def test_the_name_in_a_strangers_certificate_draws_nothing(tmp_path: Path, authority: Authority) -> None:
+    other = tmp_path / "other"
+    Authority("CA\x1b[2J\nFAIL", ["127.0.0.1"]).kit(other, "server")
+    made = context(other)
+    made.verify_mode = ssl.CERT_NONE
+    with answering(in_tls(made)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority))
+    assert "issuer seen 'CA\\x1b[2J\\nFAIL'" in failed(found, "tls")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +383,19 @@ def test_a_firewall_that_filters_by_name(tmp_path: Path, server: Path, authority
     with answering(answer) as port:
         found = way(write_kit(tmp_path, f"localhost:{port}", authority=authority))
     assert "a firewall filters by name" in failed(found, "tls")
+
+
+def test_an_answer_in_drops_is_not_waited_for(tmp_path: Path, server: Path, authority: Authority) -> None:
+    def answer(tls: ssl.SSLSocket) -> None:
+        while True:
+            tls.sendall(b"H")
+            time.sleep(0.2)
+
+    before = time.monotonic()
+    with answering(in_tls(context(server), after=answer)) as port:
+        found = way(write_kit(tmp_path, f"127.0.0.1:{port}", "http", authority))
+    assert "does not open a connection for site-1: HHH" in failed(found, "admission")
+    assert time.monotonic() - before < 5
 
 
 # Our own certificate

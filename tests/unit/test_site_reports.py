@@ -275,6 +275,15 @@ def test_a_slow_taker_delays_no_report() -> None:
     assert taken == [{"number": 1}]
 
 
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b" " * site_report.REPLY_LIMIT + b"{}"])
+def test_a_broken_or_huge_reply_is_dropped(body: bytes) -> None:
+    reporter = SiteReporter()
+    reporter.takers = [lambda told, link: pytest.fail("it was taken")]
+    facts: Any = SimpleNamespace(now=dict, round_trip=0.0)
+    with pytest.raises(ValueError, match="xpect"):
+        reporter.report(facts, ReportLink(Cell(make_reply(ReturnCode.OK, "", body))))
+
+
 def test_silence_of_the_server_is_survived() -> None:
     reporter = SiteReporter()
     reporter.takers = [lambda told, link: pytest.fail("nothing was told")]

@@ -1,0 +1,89 @@
+"""The keeper of a site on another machine: its verbs, and its place in Compose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nvflare.lighter.impl.cert import CertBuilder
+
+from bridge.common import own_settings, site_environments
+from bridge.common.app_environment import DESCRIPTION
+from bridge.common.site_environments import VARIABLE, News
+from bridge.keeper import __main__ as keeper
+from tests.unit.test_offers import NAME, Signer, Stick, admin, ca
+
+__all__ = ["admin", "ca"]
+
+
+@pytest.fixture
+def stick(tmp_path: Path, ca: CertBuilder, admin: Signer, monkeypatch: pytest.MonkeyPatch) -> Stick:
+    """Make a stick, and a site's folders as the keeper sees them."""
+    made = Stick(tmp_path / "stick", ca, admin)
+    (tmp_path / "site").mkdir()
+    monkeypatch.setattr(keeper, "ENVIRONMENTS", tmp_path / "site")
+    monkeypatch.setattr(keeper, "RENEWED", made.folder)
+    return made
+
+
+def test_a_sticks_environments_are_installed(
+    stick: Stick, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keeper.main(["once", str(stick.folder)]) == 0
+    assert capsys.readouterr().out == f"environment {NAME} is installed\n"
+    assert (tmp_path / "site" / NAME / DESCRIPTION).is_file()
+    assert keeper.main(["once", str(stick.folder)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_stick_that_was_changed_is_refused(
+    stick: Stick, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick.archive.write_bytes(b"x" + stick.archive.read_bytes()[1:])
+    assert keeper.main(["once", str(stick.folder)]) == 1
+    assert f"environment {NAME} is refused: " in capsys.readouterr().out
+    # Only a project_admin's packages, where no code of a lead's is taken.
+    stick.sign()
+    monkeypatch.setenv("FLOWERBED_SIGNERS", "org_admin")
+    assert keeper.main(["once", str(stick.folder)]) == 1
+    assert "This site takes no code from that role" in capsys.readouterr().out
+
+
+def test_an_approval_lets_it_in(
+    stick: Stick, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "approve")
+    assert keeper.main(["once", str(stick.folder)]) == 0
+    assert f"./site approve {stick.packed.sha256}" in capsys.readouterr().out
+    assert keeper.main(["approve", stick.packed.sha256]) == 0
+    assert keeper.main(["once", str(stick.folder)]) == 0
+    assert "is installed" in capsys.readouterr().out
+
+
+def test_the_news_say_what_was_not_installed(
+    stick: Stick, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keeper.main(["news"]) == 0
+    News({NAME: "0" * 64}, {"ba9876543210": "\x1b]bad"}).write(tmp_path / "site")
+    assert keeper.main(["news"]) == 0
+    shown = capsys.readouterr().out
+    assert f"environment {NAME} waits for you: ./site approve {'0' * 64}\n" in shown
+    assert r"environment ba9876543210 is refused: \x1b]bad" in shown
+
+
+@pytest.mark.parametrize(("words", "said"), [(["approve", "x"], "64 characters"), (["leave"], "expected")])
+def test_other_words_are_refused(
+    stick: Stick, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert keeper.main(words) == 2
+    found = capsys.readouterr()
+    assert said in found.out + found.err
+
+
+def test_the_sites_file_says_the_policy() -> None:
+    text = own_settings.render("site-1", {"environments": "approve"}, [])
+    assert text.count(f"{VARIABLE}: approve") == 2
+    assert "keeper" not in own_settings.render("site-1", {"cpus": 2}, [])
+    (problem,) = own_settings.problems({"environments": "aprove"})
+    assert problem == "expected environments to be accept, approve, refuse, found 'aprove'"
+    assert site_environments.policy() == "accept"
