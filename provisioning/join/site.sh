@@ -200,6 +200,7 @@ approve() {
 take() {
     [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
     folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    settings
     compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
@@ -241,8 +242,10 @@ case $verb in
     logs) compose logs --no-log-prefix "$@" "$site" ;;
     doctor) doctor "$@" ;;
     update)
-        [ $# = 1 ] || fail "update needs the newer join file: ./site update FILE" 2
-        exec sh "$1" --dir "$here" --update
+        [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
+        file=$1
+        shift
+        exec sh "$file" --dir "$here" --update "$@"
         ;;
     console) compose run --rm "$site" ;;
     request) request ;;

@@ -13,6 +13,8 @@ new to a site that has joined (`./site update NAME.join` there).
   ./flowerbed site add hospital-c --org hospital
   ./flowerbed site add hospital-c --own-key
   ./flowerbed site add hospital-c --passphrase-file words.txt
+  ./flowerbed site add hospital-c --from-server          without a registry
+  ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
   ./flowerbed site add relay-1 --relay 8003 --address relay.example.org
   ./flowerbed site add researcher@hospital.example --role lead
@@ -24,7 +26,7 @@ import datetime
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,13 +39,23 @@ from provisioning import ca_key, dotenv, join, renewed, state
 from provisioning.compose import ALONE
 from provisioning.keys import ELSEWHERE, OURS, OWN_KEY, ROLES
 from provisioning.names import service_name
-from scripts import core, engine, images, kit_layer, passphrases, provision, published, settings
+from scripts import (
+    core,
+    engine,
+    images,
+    kit_layer,
+    passphrases,
+    provision,
+    published,
+    settings,
+)
 from scripts.json_object import JsonObject
-from scripts.site import project_file
+from scripts.site import carry, project_file
 from scripts.site.options import (
     Address,
     ConnectTo,
     Days,
+    FromServer,
     Org,
     Output,
     OwnKey,
@@ -52,6 +64,7 @@ from scripts.site.options import (
     Relay,
     Role,
     Set,
+    WithImages,
 )
 
 DAYS = 14
@@ -94,6 +107,8 @@ def run(
     passphrase_file: PassphraseFile = None,
     days: Days = DAYS,
     output: Output = None,
+    with_images: WithImages = None,
+    from_server: FromServer = False,
 ) -> dict[str, Any]:
     """Add the site and write its join file.
 
@@ -101,8 +116,7 @@ def run(
         core.UsageError: an argument or project.yml is wrong. Nothing was written.
         core.Failure: there is no runtime image, or the kit could not be made.
     """
-    file = output or Path(f"{name}.join")
-    _check_output(file)
+    file = _free(output or Path(f"{name}.join"))
     asked = {"org": org, **_settings(given or []), "connect_to": connect_to, "role": role}
     asked[OWN_KEY] = own_key or None
     if relay or address:
@@ -111,10 +125,16 @@ def run(
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
     _check_address(entry, project)
+    locked = passphrase or passphrase_file is not None
+    carry.check(with_images, from_server, entry, project, locked=locked)
     runtime = _runtime(str(project["name"]))
-    words = _passphrase(entry, passphrase_file) if passphrase or passphrase_file else None
+    words = _passphrase(entry, passphrase_file) if locked else None
     _provision(entry, is_new=known is None)
+    image = carry.archive(runtime.id) if with_images or from_server else None
+    runtime = replace(runtime, archive=image, offered=from_server)
     made = _invite(entry, str(project["name"]), runtime, days, file, words)
+    if with_images and image:
+        carry.fill(with_images, image, file)
     return made | {"added": known is None}
 
 
@@ -127,10 +147,17 @@ def _listening(port: int | None, address: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The runtime image: its ID, and by which name a site can pull it, if any."""
+    """The runtime image: its ID, and by which name a site can pull it, if any.
+
+    Attributes:
+        archive: its archive, if it goes another way.
+        offered: whether the site may fetch it from the server.
+    """
 
     id: str
     pulled: str
+    archive: carry.ImageArchive | None = None
+    offered: bool = False
 
 
 def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
@@ -235,12 +262,13 @@ def _runtime(project: str) -> Runtime:
     return Runtime(str(image["Id"]), next(iter(pushed), ""))
 
 
-def _check_output(file: Path) -> None:
-    """Refuse to write over a file that is no join file."""
+def _free(file: Path) -> Path:
+    """Return the path of the join file. Refuse to write over a file that is none."""
     if file.is_dir() or not file.parent.is_dir():
         raise core.UsageError(f"--output: expected a file's path, found {file}.")
     if file.exists() and not file.read_bytes().startswith(BEGIN.encode()):
         raise core.UsageError(f"{file} is there and is no join file. Name another: --output FILE")
+    return file
 
 
 def write(text: str) -> None:
@@ -278,6 +306,9 @@ def _invite(
         kit=kit_layer.mark(kit),
         org=str(entry["org"]),
         own_key=has_own_key,
+        runtime_sum=runtime.archive.sha256 if runtime.archive else "",
+        runtime_bytes=runtime.archive.bytes if runtime.archive else 0,
+        offered=runtime.offered,
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
     packed = kit_layer.pack(kit, workspace / renewed.FOLDER / name)

@@ -42,3 +42,18 @@ PassphraseFile = Annotated[
 ]
 Days = Annotated[int, typer.Option(min=1, max=365, metavar="N", help="How many days the file can be used.")]
 Output = Annotated[Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")]
+WithImages = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Also put the runtime image and the environments of apps into this folder, such as a stick's. "
+        "At the site: `sh NAME.join --images FOLDER`.",
+    ),
+]
+FromServer = Annotated[
+    bool,
+    typer.Option(
+        "--from-server",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
+    ),
+]
