@@ -43,7 +43,6 @@ from scripts import (
     engine,
     images,
     kit_layer,
-    offers,
     passphrases,
     provision,
     published,
@@ -182,8 +181,6 @@ def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
         if is_new:
             provision.DEFAULT_PROJECT.write_text(before)
         raise
-    # The first site on another machine is the reason to offer anything.
-    offers.update()
 
 
 def _passphrase(entry: Mapping[str, Any], file: Path | None) -> bytes:

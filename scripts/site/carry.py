@@ -88,6 +88,7 @@ def _check_key(entry: Mapping[str, Any], *, locked: bool) -> None:
 
 def fill(folder: Path, image: ImageArchive, join: Path) -> int:
     """Put the image and all environments into a folder, and return their bytes. Other files there stay."""
+    offers.update()
     files = [image.file, *sorted((offers.FOLDER / ENVIRONMENTS).glob("*.*"))]
     lines, size = [], 0
     for kind in (RUNTIME, ENVIRONMENTS):
