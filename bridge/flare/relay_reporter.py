@@ -28,7 +28,7 @@ RELAY_TAKERS: tuple[Taker, ...] = (addresses.take, renewals.take)
 """What becomes of the reply's parts. A relay runs no app."""
 
 FIRST_AFTER = 3.0
-"""Seconds until the first report: FLARE logs in first."""
+"""Seconds between two tries until the first report has come in: FLARE logs in first."""
 
 
 def start() -> threading.Thread:
@@ -41,12 +41,12 @@ def start() -> threading.Thread:
 def _run() -> None:
     reporter, facts = SiteReporter(), SiteFacts(WORKSPACE, None)
     reporter.takers = list(RELAY_TAKERS)
-    time.sleep(FIRST_AFTER)
     while True:
+        regular = site_report.EVERY + random.uniform(-1, 1) * site_report.JITTER
+        time.sleep(regular if facts.round_trip else FIRST_AFTER)
         try:
             # A relay's process has one cell.
             for cell in list(CoreCell.ALL_CELLS.values()):
                 reporter.report(facts, ReportLink(cell))
         except Exception:
             log.exception("could not report to the server")
-        time.sleep(site_report.EVERY + random.uniform(-1, 1) * site_report.JITTER)
