@@ -108,13 +108,18 @@ def renew(
         every: reissue all of them, due or not.
 
     Returns: the reason for each subject with a new certificate.
+
+    Raises:
+        NoKey: something is due, and the CA's key is elsewhere and cannot be read.
     """
-    ca = authority(known)
+    by, ca = signing.load(known[ROOT]), None
     reasons = {}
     for name, subject, old in list(certificates(known)):
         if name not in kinds:
             continue
-        if reason := why_renew(old, ca.certificate, days=days, every=every):
+        if reason := why_renew(old, by, days=days, every=every):
+            # The key may be elsewhere. Only now is it needed.
+            ca = ca or authority(known)
             serves = kinds[name] == "server" or subject.endswith(LISTENER)
             known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
             reasons[subject] = reason
