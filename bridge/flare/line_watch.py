@@ -29,7 +29,7 @@ MARGIN = 30.0
 """Seconds for the answers to PINGs, beside a second interval. A slow line takes 8 s for a megabyte."""
 
 
-class Line(Protocol):
+class WatchedLine(Protocol):
     """A connection that notes when bytes came and went."""
 
     name: str
@@ -65,7 +65,7 @@ class Watch:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, line: Line, after: float) -> None:
+    def add(self, line: WatchedLine, after: float) -> None:
         """Watch a connection, and close it after so many seconds without a byte."""
         with self._lock:
             self._lines.add(line)
