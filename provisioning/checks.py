@@ -330,6 +330,11 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
                     "this machine can dial only names. Leave default_host out, and give each site elsewhere "
                     f"connect_to: {{name: {entry.name}, host: {host}}}."
                 )
+            if ":" in host:
+                yield (
+                    f"{entry.who}: expected a name or an IPv4 address in {key}, found {host}. FLARE dials no "
+                    f'IPv6 address. Take a name, and let hosts: {{NAME: "{host}"}} lead it there.'
+                )
             holder = holders.setdefault(host.lower(), owner)
             if holder != owner and host not in OWN_MACHINE:
                 yield (

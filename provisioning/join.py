@@ -1,7 +1,7 @@
 """Write join files: one shell script with which a site on another machine takes part.
 
-A join file is text that a person can read. `join/join.sh` is the part that acts. Before it are the names of
-this site, and behind it the site's files. `bridge/common/join_file.py` has the signature at its end.
+A join file is text that a person can read. `join/join.sh` and `join/runtime.sh` act. Before them are the
+names of this site, and behind them the site's files. `bridge/common/join_file.py` signs all of it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Invitation:
         last_day: the last day on which the file can be used.
         id: what tells this file from all others.
         kit: a hash of the kit.
+        runtime_sum: the SHA-256 of the image's archive, if there is one.
+        runtime_bytes: its size.
+        offered: whether the server gives it to the site.
     """
 
     site: str
@@ -60,6 +63,9 @@ class Invitation:
     kit: str
     org: str = ""
     own_key: bool = False
+    runtime_sum: str = ""
+    runtime_bytes: int = 0
+    offered: bool = False
 
 
 def new_id() -> str:
@@ -95,15 +101,18 @@ def render(
         "SERVER": invitation.server,
         "RUNTIME": invitation.runtime,
         "RUNTIME_FROM": invitation.runtime_from,
+        "RUNTIME_SUM": invitation.runtime_sum,
+        "RUNTIME_BYTES": str(invitation.runtime_bytes),
+        "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
         "KIT": invitation.kit,
     }
-    script = (FOLDER / "join.sh").read_text().split("\n", 1)[1]
+    parts = ((FOLDER / f"{name}.sh").read_text().split("\n", 1)[1] for name in ("join", "runtime"))
     body = [
         _head(invitation, join_file.fingerprint(ca), is_locked=passphrase is not None),
         "".join(f"{name}='{value}'\n" for name, value in names.items()),
-        script,
+        *parts,
         "# The site's files.\nfiles() {\n",
         *_documents(files),
         '}\n\nmain "$@"\nexit\n',

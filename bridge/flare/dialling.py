@@ -23,7 +23,7 @@ from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
 from bridge.common.errors import FlowerbedError
 from bridge.common.server_address import ServerAddress
-from bridge.flare import addresses
+from bridge.flare import addresses, line_watch
 
 DIAL_WITHIN = 20.0
 """Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
@@ -198,6 +198,8 @@ class HttpDialling:
                 ssl=self.ssl_context or True,
                 proxy=proxy.url if proxy else None,
                 max_msg_size=MAX_FRAME_SIZE,
+                # Closed if no answer to a PING comes in half of that time, nor anything else.
+                heartbeat=line_watch.silent_after(),
             ) as websocket,
         ):
             await self._connection_handler(websocket)  # type: ignore[attr-defined]

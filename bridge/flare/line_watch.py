@@ -3,7 +3,8 @@
 The kernel asks the next machine for signs of life. With an HTTP proxy or a load balancer in between, that
 machine answers, even when the line behind it is dead or the server is gone. FLARE asks the other end itself,
 with a PING after `heartbeat_interval` seconds without a frame, and every 5 s from then on. But it closes
-nothing (nvflare 2.9.0 `fuel/f3/sfm/heartbeat_monitor.py`). This module does.
+nothing (nvflare 2.9.0 `fuel/f3/sfm/heartbeat_monitor.py`). This module does, for TCP. Over HTTP, aiohttp
+does, with PINGs of the websocket (`dialling.py`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ usage() {
 Usage: sh $SITE.join [OPTIONS]
   --dir DIR           the site's folder. Default: ./$SITE
   --fingerprint F     go on only if the federation's CA has this fingerprint
+  --images FOLDER     take the runtime image and the packages of apps from a folder, such as a stick's
   --yes               do not ask whether the fingerprint is right
   --passphrase-file F  a file with the passphrase of this file's key, if it is locked. Default: ask
   --prepare           write the site's folder, and do not start the site
@@ -76,20 +77,8 @@ check_docker() {
 }
 
 check_runtime() {
-    if [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ]; then
-        get_runtime
-    fi
+    has_runtime || get_runtime
     step "the runtime image is here"
-}
-
-get_runtime() {
-    if [ -n "$RUNTIME_FROM" ]; then
-        step "getting the runtime image from $RUNTIME_FROM"
-        docker pull --quiet "$RUNTIME_FROM" >&2 || fail "the runtime image cannot be pulled, as said above."
-        [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ] || return 0
-    fi
-    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask for it as a file, and load it: \
-docker load -i runtime.tar.gz. Then run this again."
 }
 
 # check_signature: let the runtime check that the CA of this federation has signed this file.
@@ -229,12 +218,17 @@ merge() {
 }
 
 main() {
-    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1 passphrase=''
+    began=$(date +%s) file=$0 dir=$SITE fingerprint='' images='' yes='' update='' start=1 passphrase=''
     while [ $# -gt 0 ]; do
         case $1 in
-            --dir | --fingerprint | --passphrase-file)
+            --dir | --fingerprint | --images | --passphrase-file)
                 [ $# -gt 1 ] || fail "$1 needs a value." 2
-                case $1 in --dir) dir=$2 ;; --fingerprint) fingerprint=$2 ;; *) passphrase=$2 ;; esac
+                case $1 in
+                    --dir) dir=$2 ;;
+                    --fingerprint) fingerprint=$2 ;;
+                    --images) images=$2 ;;
+                    *) passphrase=$2 ;;
+                esac
                 shift
                 ;;
             --yes) yes=1 ;;
@@ -261,6 +255,10 @@ main() {
     check_runtime
     check_signature
     lay
+    if [ -d "$images/environments" ]; then
+        step "installing packages of apps from $images"
+        "$dir/site" take "$images" >&2 || say "Some packages were not installed, as said above. Later: $dir/site take $images"
+    fi
     if [ -n "$OWN_KEY" ] && [ -z "$(value SITE_APPROVED)" ]; then
         "$dir/site" request
         exit

@@ -13,6 +13,8 @@ new to a site that has joined (`./site update NAME.join` there).
   ./flowerbed site add hospital-c --org hospital
   ./flowerbed site add hospital-c --own-key
   ./flowerbed site add hospital-c --passphrase-file words.txt
+  ./flowerbed site add hospital-c --from-server          without a registry
+  ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
 """
 
@@ -23,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +38,18 @@ from provisioning import ca_key, dotenv, join, renewed, state
 from provisioning.compose import ALONE
 from provisioning.keys import ELSEWHERE, OURS, OWN_KEY
 from provisioning.names import service_name
-from scripts import core, engine, images, kit_layer, passphrases, provision, published, settings
+from scripts import (
+    core,
+    engine,
+    images,
+    kit_layer,
+    passphrases,
+    provision,
+    published,
+    settings,
+)
 from scripts.json_object import JsonObject
-from scripts.site import project_file
+from scripts.site import carry, project_file
 
 DAYS = 14
 """Days for which a join file can be used, unless `--days` says otherwise."""
@@ -62,6 +73,23 @@ JSON = JsonObject(
         "added": "true if the site was not in project.yml",
     }
 )
+
+
+WithImages = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Also put the runtime image and the environments of apps into this folder, such as a stick's. "
+        "At the site: `sh NAME.join --images FOLDER`.",
+    ),
+]
+FromServer = Annotated[
+    bool,
+    typer.Option(
+        "--from-server",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
+    ),
+]
 
 
 def run(
@@ -98,6 +126,8 @@ def run(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")
     ] = None,
+    with_images: WithImages = None,
+    from_server: FromServer = False,
 ) -> dict[str, Any]:
     """Add the site and write its join file.
 
@@ -105,26 +135,38 @@ def run(
         core.UsageError: an argument or project.yml is wrong. Nothing was written.
         core.Failure: there is no runtime image, or the kit could not be made.
     """
-    file = output or Path(f"{name}.join")
-    _check_output(file)
+    file = _free(output or Path(f"{name}.join"))
     asked = {"org": org, **_settings(given or []), "connect_to": connect_to, OWN_KEY: own_key or None}
     project = provision.load(provision.DEFAULT_PROJECT)
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
     _check_address(entry, project)
+    locked = passphrase or passphrase_file is not None
+    carry.check(with_images, from_server, entry, project, locked=locked)
     runtime = _runtime(str(project["name"]))
-    words = _passphrase(entry, passphrase_file) if passphrase or passphrase_file else None
+    words = _passphrase(entry, passphrase_file) if locked else None
     _provision(entry, is_new=known is None)
+    image = carry.archive(runtime.id) if with_images or from_server else None
+    runtime = replace(runtime, archive=image, offered=from_server)
     made = _invite(entry, str(project["name"]), runtime, days, file, words)
+    if with_images and image:
+        carry.fill(with_images, image, file)
     return made | {"added": known is None}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The runtime image: its ID, and by which name a site can pull it, if any."""
+    """The runtime image: its ID, and by which name a site can pull it, if any.
+
+    Attributes:
+        archive: its archive, if it goes another way.
+        offered: whether the site may fetch it from the server.
+    """
 
     id: str
     pulled: str
+    archive: carry.ImageArchive | None = None
+    offered: bool = False
 
 
 def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
@@ -224,12 +266,13 @@ def _runtime(project: str) -> Runtime:
     return Runtime(str(image["Id"]), next(iter(pushed), ""))
 
 
-def _check_output(file: Path) -> None:
-    """Refuse to write over a file that is no join file."""
+def _free(file: Path) -> Path:
+    """Return the path of the join file. Refuse to write over a file that is none."""
     if file.is_dir() or not file.parent.is_dir():
         raise core.UsageError(f"--output: expected a file's path, found {file}.")
     if file.exists() and not file.read_bytes().startswith(BEGIN.encode()):
         raise core.UsageError(f"{file} is there and is no join file. Name another: --output FILE")
+    return file
 
 
 def write(text: str) -> None:
@@ -266,6 +309,9 @@ def _invite(
         kit=kit_layer.mark(kit),
         org=str(entry["org"]),
         own_key=has_own_key,
+        runtime_sum=runtime.archive.sha256 if runtime.archive else "",
+        runtime_bytes=runtime.archive.bytes if runtime.archive else 0,
+        offered=runtime.offered,
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
     packed = kit_layer.pack(kit, workspace / renewed.FOLDER / name)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.fuel.f3.communicator import Mode
+from nvflare.fuel.f3.drivers.grpc_driver import GRPC_DEFAULT_OPTIONS
 from nvflare.fuel.f3.message import Message
 
+from provisioning.harden import GRPC_OPTIONS
 from tests.unit.connecting import APP, End, driver
 
 
@@ -35,6 +37,8 @@ def main() -> None:
     kit, url, _, *every = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     driver("flowerbed_drivers")
+    # As each kit says.
+    GRPC_DEFAULT_OPTIONS[:] = list(GRPC_OPTIONS.items())
     end = End(Path(kit), url, Mode.ACTIVE) if every else Echo(Path(kit), url, Mode.PASSIVE)
     numbers = itertools.count(1)
     due = 0.0
