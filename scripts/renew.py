@@ -89,9 +89,9 @@ def due() -> list[str]:
     Raises:
         core.Failure: the CA's file cannot be read.
     """
-    project = provision.load(provision.DEFAULT_PROJECT)
     from provisioning import ca_key
 
+    project = provision.load(provision.DEFAULT_PROJECT)
     with _opened(project) as known:
         if ca_key.is_elsewhere(known) and (waiting := _due(known, project)):
             core.say(
