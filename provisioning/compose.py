@@ -188,8 +188,8 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
     service["labels"] |= elsewhere.KIT_LABEL
-    kept = {KEEPER: elsewhere.keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
     is_person = participant.type == ParticipantType.ADMIN
+    kept = {} if is_person else {KEEPER: elsewhere.keeper(participant)}
     flwr = _flwr(participant, project, name) if is_person else {}
     for part in flwr.values():
         part |= {"image": elsewhere.RUNTIME, "pull_policy": "never"}

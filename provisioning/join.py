@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "join"
 
 SHARED = {
     "site": ("container.yaml", "site.yaml", "keeper.yaml"),
-    "relay": ("container.yaml", "relay.yaml"),
+    "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
     "console": ("container.yaml", "console.yaml", "flwr.yaml"),
 }
 """The files of `compose/` that a participant's Compose file extends, by its role."""
