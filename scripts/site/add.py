@@ -321,13 +321,30 @@ def _invite(
         join.record(workspace / "policy", name, invitation.id, last)
     state.write_whole(file, text.encode(), 0o600)
     _give(file)
+    key = "site" if has_own_key else "locked" if passphrase else "file"
     fingerprint = join_file.check(text)
-    holds = f"has the private key of {name}. Give it to that site only, until {last}."
-    if passphrase:
-        holds = f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}."
-    if has_own_key:
-        holds = f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE"
-    core.say(f"{file} ({core.in_words(len(text))}) {holds}")
+    _tell(name, file, key, fingerprint, last)
+    return {
+        "site": name,
+        "file": str(file),
+        "bytes": len(text.encode()),
+        "id": invitation.id,
+        "last_day": last.isoformat(),
+        "key": key,
+        "fingerprint": fingerprint,
+        "server": invitation.server,
+        "runtime": runtime.id,
+    }
+
+
+def _tell(name: str, file: Path, key: str, fingerprint: str, last: datetime.date) -> None:
+    """Tell the user what to do with a join file."""
+    holds = {
+        "file": f"has the private key of {name}. Give it to that site only, until {last}.",
+        "locked": f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}.",
+        "site": f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE",
+    }
+    core.say(f"{file} ({core.in_words(file.stat().st_size)}) {holds[key]}")
     core.say(f"  There:  sh {file.name}")
     core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
     address = settings.read(settings.BIND)
@@ -336,17 +353,6 @@ def _invite(
             f"  The server's port is published on {address}, for this machine only. To let sites in: write "
             f"{settings.BIND}=0.0.0.0 into .env, then ./flowerbed up"
         )
-    return {
-        "site": name,
-        "file": str(file),
-        "bytes": len(text.encode()),
-        "id": invitation.id,
-        "last_day": last.isoformat(),
-        "key": "site" if has_own_key else "locked" if passphrase else "file",
-        "fingerprint": fingerprint,
-        "server": invitation.server,
-        "runtime": runtime.id,
-    }
 
 
 def _dialled(kit: Path) -> str:
