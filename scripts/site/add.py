@@ -341,7 +341,7 @@ def _tell(name: str, file: Path, key: str, fingerprint: str, last: datetime.date
     """Tell the user what to do with a join file."""
     holds = {
         "file": f"has the private key of {name}. Give it to that site only, until {last}.",
-        "locked": f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}.",
+        "locked": f"has the key of {name}, locked. Tell the passphrase in another way, until {last}.",
         "site": f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE",
     }
     core.say(f"{file} ({core.in_words(file.stat().st_size)}) {holds[key]}")
