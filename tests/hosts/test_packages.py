@@ -46,6 +46,12 @@ def environments(host: Host) -> set[str]:
     return {path.parent.name for path in folder.glob("*/environment.json")}
 
 
+def alone(centre: HostsFederation) -> str:
+    """Submit a job for this site only, and return its ID."""
+    one = ("--sites", "island", "--run-config", "min-available-clients=1")
+    return centre.submit(APP.name, "--rounds", "1", *one)
+
+
 def test_a_site_without_the_runtime_fetches_it_from_the_server(joined: Host) -> None:
     assert "registered with" in joined.must("island/site", "status")
     # Neither the archive nor another copy of the key is left.
@@ -55,7 +61,7 @@ def test_a_site_without_the_runtime_fetches_it_from_the_server(joined: Host) -> 
 def test_a_new_apps_packages_reach_it_and_the_job_waits(centre: HostsFederation, joined: Host) -> None:
     assert environments(joined) == set()
     began = time.monotonic()
-    job = centre.submit(APP.name, "--rounds", "1", "--sites", "island")
+    job = alone(centre)
     outcome = centre.verb("wait", job, timeout=WITHIN + 60)
     assert outcome.code == 0, outcome.text
     (name,) = environments(joined)
@@ -94,7 +100,7 @@ def test_a_site_that_approves_each_decides_by_checksum(centre: HostsFederation, 
     (name,) = environments(joined)
     keeper = "docker compose --project-directory island exec -T keeper"
     joined.must("sh", "-c", f"{keeper} rm -rf /environments/{name}")
-    job = centre.submit(APP.name, "--rounds", "1", "--sites", "island")
+    job = alone(centre)
     outcome = centre.verb("wait", job, timeout=WITHIN)
     assert outcome.code == 1 and "./site approve " in outcome.text
     told = joined.must("island/site", "status")
@@ -105,7 +111,7 @@ def test_a_site_that_approves_each_decides_by_checksum(centre: HostsFederation, 
     while environments(joined) != {name}:
         assert time.monotonic() < deadline, list(site.rglob("*.part"))
         time.sleep(1)
-    job = centre.submit(APP.name, "--rounds", "1", "--sites", "island")
+    job = alone(centre)
     assert centre.verb("wait", job).code == 0
 
 
