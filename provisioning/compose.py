@@ -206,7 +206,7 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         service = _given(service, participant, project)
     if participant.type != ParticipantType.ADMIN:
         service["labels"] |= KIT_LABEL
-    kept = {KEEPER: _keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
+    kept = {KEEPER: _keeper(participant)} if participant.type != ParticipantType.ADMIN else {}
     # The image that is there.
     flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
     for part in flwr.values():

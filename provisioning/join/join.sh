@@ -197,11 +197,18 @@ lay() {
 merge() {
     rm -f "$fresh/site.yml"
     rm -rf "$fresh/environments" "$fresh/spool"
-    set -- renewed compose compose.yaml site .env
+    set -- compose compose.yaml site .env
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
         --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
+            # Containers that run have this folder: a new one in its place would be hidden from them.
+            for file in /fresh/renewed/*; do
+                [ -f "$file" ] || continue
+                cp -p "$file" /folder/renewed/.new
+                mv /folder/renewed/.new "/folder/renewed/${file##*/}"
+            done
+            rm -f /folder/renewed/server.json
             for part; do
                 rm -rf "/folder/.old"
                 cp -pRP "/fresh/$part" "/folder/.new"
@@ -209,8 +216,6 @@ merge() {
                 # A key that the site has made is nowhere else. Its certificate came later than this file.
                 [ "$part" != kit ] || [ -f /folder/.new/startup/client.key ] || [ ! -f "/folder/.old/startup/client.key" ] ||
                     cp -p /folder/.old/startup/client.key /folder/.new/startup/client.key
-                [ "$part" != renewed ] || [ -f /folder/.new/client.crt ] || [ ! -f /folder/.old/client.crt ] ||
-                    cp -p /folder/.old/client.crt /folder/.new/client.crt
                 mv /folder/.new "/folder/$part"
             done
             rm -rf /folder/.old' sh "$@" || fail "$dir could not be updated, as said above. Run this again."

@@ -30,6 +30,9 @@ fail() {
 # value KEY: print the value of KEY in .env. The last line counts, as in Compose.
 value() { sed -n "s/^$1=//p" .env | tail -n 1; }
 
+# path FILE: print where a file is that the caller names from another folder.
+path() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac; }
+
 compose() { docker compose "$@"; }
 
 # once OPTIONS IMAGE WORDS: run a container for a moment, without a network and without rights.
@@ -69,12 +72,13 @@ request() {
 join() {
     [ $# = 1 ] || fail "join needs the answer to the request: a file, or - for lines from the terminal." 2
     [ -n "$own_key" ] || fail "$site has a key that the federation made: no answer is needed. ./site start"
-    [ "$1" = - ] || [ -r "$1" ] || fail "expected the file of an answer, found none that can be read at $1." 2
+    file=$(path "$1")
+    [ "$1" = - ] || [ -r "$file" ] || fail "expected the file of an answer, found none that can be read at $file." 2
     if [ "$1" = - ]; then
         [ ! -t 0 ] || say "Paste the answer, then press Enter and Ctrl-D:"
         answer=$(cat)
     else
-        answer=$(cat "$1")
+        answer=$(cat "$file")
     fi
     echo "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
         --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
@@ -205,8 +209,8 @@ approve() {
 }
 
 take() {
-    [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
-    folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    [ $# = 1 ] && [ -d "$(path "$1")/environments" ] || fail "take needs a folder with the folder environments in it." 2
+    folder=$(CDPATH='' cd -P -- "$(path "$1")" && pwd)
     settings
     run_once --volume "$folder:/stick:ro" keeper keeper once /stick
 }
@@ -229,6 +233,7 @@ leave() {
     say "The federation still trusts the site's certificate. Ask its administrator for: ./flowerbed site remove $site"
 }
 
+from=$(pwd)
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
@@ -244,7 +249,7 @@ case $verb in
     doctor) doctor "$@" ;;
     update)
         [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
-        file=$1
+        file=$(path "$1")
         shift
         exec sh "$file" --dir "$here" --update "$@"
         ;;

@@ -907,6 +907,25 @@ def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_pa
     assert "FLOWERBED_COMPOSE=workspace/flowerbed/prod_01/compose.yaml" in (root / ".env").read_text()
 
 
+def test_a_new_site_elsewhere_changes_nothing_here(wide: Path, tmp_path: Path) -> None:
+    """Neither a kit, nor a part of the Compose file, even if it dials the server by another name."""
+    root = Path(shutil.copytree(wide, tmp_path / "repo"))
+    site = "{name: site-4, type: client, org: flowerbed, elsewhere: true"
+    edit(root, replace("\nbuilders:", f"\n  - {site}, connect_to: {{host: far.example.org}}}}\nbuilders:"))
+    done(root)
+    prod = root / "workspace/flowerbed/prod_01"
+    assert "far.example.org" in sans(prod / "server/startup/server.crt")
+
+    def but_certificates(prod: Path) -> dict[str, bytes]:
+        # A renewed certificate needs no new container.
+        return {name: content for name, content in kits(prod, "site-4").items() if not name.endswith(".crt")}
+
+    assert but_certificates(prod) == but_certificates(root / PROD)
+    composed, was = services(root, "prod_01"), services(wide)
+    del composed["site-4"]
+    assert composed == was
+
+
 def test_changed_host_names_reissue_the_server_certificate_only(again: Path) -> None:
     before = certificates(again / PROD)
     edit(again, replace("[localhost, 127.0.0.1]", "[localhost, 127.0.0.1, fl.example.org]"))
