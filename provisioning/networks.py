@@ -77,6 +77,11 @@ class Networks:
         content: dict[str, Any] = {"networks": self.joined[service]} if service in self.joined else {}
         return content | ({"dns": NO_NAMES[:]} if service in self.silent else {})
 
+    def among(self, services: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the networks, without the one with a way out if none of these services is in it."""
+        out = any(OUTSIDE in self.joined.get(service, {}) for service in services)
+        return {name: network for name, network in self.defined.items() if out or name != OUTSIDE}
+
 
 def upstream(participant: Participant, project: Project) -> Participant:
     """Return the server or relay that a participant connects to."""
