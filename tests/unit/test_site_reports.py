@@ -140,10 +140,10 @@ def test_a_relay_reports_for_itself_only(
         ("relay-1", ""),
         ("server", "server"),
         ("site-1", "site-1"),
-        ("../relay-1", "../relay-1"),
         ("relay-2", "relay-2"),
     ):
         assert code(server.say(b"{}", name, "t", origin)) == refused, name
+    assert not is_relay("../relay-1", tmp_path / "site-1") and not is_relay(None, tmp_path)
     server.disabled.add("relay-1")
     assert code(server.say(b"{}", "relay-1", "t", "relay-1")) == refused
     assert reports.now()[0]["report"] == {"uptime_seconds": 1}
