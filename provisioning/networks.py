@@ -34,6 +34,10 @@ FLWR_NETWORK: dict[str, dict[str, Any]] = {
 """The network by which Flower's command line comes in. Only the container that carries it further is there.
 The internet does not answer what that sends."""
 
+NAMES_HERE = "names_here"
+"""The property of the server with the names in project.yml, and those that participants of this machine
+dial. A name that is dialled only from elsewhere is no alias, since a new alias replaces the container."""
+
 NO_NAMES = ["127.0.0.1"]
 """The resolver of a container without a way out, for names that are no container's. Nothing answers there.
 Engines before 25 would forward such a question even from an internal network, and so carry data out in it."""
@@ -72,6 +76,11 @@ class Networks:
         """Return the networks and resolvers of a service's part of the Compose file."""
         content: dict[str, Any] = {"networks": self.joined[service]} if service in self.joined else {}
         return content | ({"dns": NO_NAMES[:]} if service in self.silent else {})
+
+    def among(self, services: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the networks, without the one with a way out if none of these services is in it."""
+        out = any(OUTSIDE in self.joined.get(service, {}) for service in services)
+        return {name: network for name, network in self.defined.items() if out or name != OUTSIDE}
 
 
 def upstream(participant: Participant, project: Project) -> Participant:
@@ -166,9 +175,10 @@ def _linked(project: Project) -> list[Participant]:
 
 
 def _aliases(listener: Participant) -> list[str]:
-    """Return every name of a listener, so that kits made for the outside also work inside."""
+    """Return the names of a listener that participants here dial, so that kits made for the outside also work
+    inside."""
     if listener.type == ParticipantType.SERVER:
-        names = [listener.get_default_host(), *listener.get_prop("host_names")]
+        names = [listener.get_default_host(), *listener.get_prop(NAMES_HERE)]
     else:
         listening = listener.get_listening_host()
         names = [listening.default_host, *(listening.host_names or [])]

@@ -19,6 +19,7 @@ UNKNOWN = "-"
 JSON = {
     "reports": "the last report of each site that has sent one since the server's start",
     "reports[].name": "the site's name",
+    "reports[].kind": "`site` or `relay`. A relay reports less",
     "reports[].reported_seconds": "the seconds since it came",
     "reports[].clock_ahead_seconds": "how far the site's clock is ahead of the server's, or null",
     "reports[].report": "what the site says about itself. A fact that it could not find out is left out",
@@ -67,7 +68,9 @@ def _row(name: str, told: Mapping[str, Any] | None, heard: float | None) -> list
         return [name, "not registered" if heard is None else ago(heard), *[UNKNOWN] * (len(HEAD) - 2)]
     report = told["report"]
     since = told["reported_seconds"]
-    if heard is None:
+    if told.get("kind") == "relay":
+        last = ago(since)
+    elif heard is None:
         last = f"not registered, reported {ago(since)}"
     else:
         last = ago(heard) if since < site_report.LATE else f"{ago(heard)}, reported {ago(since)}"
