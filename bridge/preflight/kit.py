@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from bridge.common import server_address
+from bridge.common import own_policy, server_address
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding, Level
 from bridge.common.server_address import ServerAddress
@@ -164,7 +164,7 @@ def _moved(renewed: Path) -> ServerAddress | None:
 def _sandbox(kit: Path) -> str:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         settings: dict[str, Any] = json.loads((kit / "local" / SETTINGS).read_text())
-        return str(settings.get("sandbox") or "off")
+        return str((settings | own_policy.read()).get("sandbox") or "off")
     return "off"
 
 
