@@ -469,6 +469,13 @@ def test_each_fact_is_stated_in_the_verbs_object() -> None:
     assert set(site_report.FACTS) <= stated
 
 
+def test_a_column_of_what_nobody_has_is_left_out() -> None:
+    report = {**REPORT, "gpus": []}
+    found = site_table.table([{"name": "site-1", "reported_seconds": 1.0, "report": report}], [], [])
+    assert found is not None and "GPU" not in [column.header for column in found.columns]
+    assert "DISK" in [column.header for column in found.columns]
+
+
 def test_a_relay_is_in_the_table_though_it_is_no_site() -> None:
     relay = {"name": "relay-1", "kind": "relay", "reported_seconds": 4.0, "report": {"disk": {"free": 2**30}}}
     ((name, heard, *_),) = seen([relay], {}, [])
