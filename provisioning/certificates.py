@@ -9,7 +9,7 @@ readable by all, and each run overwrites it in place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -20,7 +20,8 @@ from nvflare.lighter.spec import ProvisionContext
 from nvflare.lighter.utils import build_subject_alt_names, load_private_key, x509_name
 from nvflare.tool.cli_output import output_error
 
-from provisioning import note, renewal, signing, state
+from provisioning import NO_KEY, NO_PASSPHRASE, ca_key, note, own_keys, renewal, signing, state
+from provisioning.keys import OWN_KEY
 from provisioning.renewal import LISTENER, VALID_DAYS
 
 CA_ENDS = 90
@@ -53,20 +54,45 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         folder = Path(ctx.get_state_dir())
         folder.chmod(0o700)
         try:
-            state.read(folder)
+            known = state.read(folder)
         except state.Unreadable as error:
             output_error("INVALID_ARGS", exit_code=4, detail=str(error))
-        super().initialize(project, ctx)
+        self._load_authority(project, ctx, known)
         if self.persistent_state.is_available and not project.root_private_key:
             # While the CA is replaced, everybody trusts both.
             self.serialized_cert = renewal.trusted(self.persistent_state.content).encode()
 
+    def _load_authority(self, project: Project, ctx: ProvisionContext, known: dict[str, Any]) -> None:
+        """Do as FLARE's method, which reads the CA's key. If the key is elsewhere, only `_key` reads it."""
+        if not ca_key.is_elsewhere(known) or project.root_private_key:
+            super().initialize(project, ctx)
+            return
+        project.root_private_key = signing.load(known[ca_key.CERTIFICATE])
+        project.serialized_root_cert = known[ca_key.CERTIFICATE].encode()
+        super().initialize(project, ctx)
+        project.root_private_key = project.serialized_root_cert = None
+        self.pri_key: Any = None
+
+    def _key(self) -> rsa.RSAPrivateKey:
+        """Return the CA's key. This program ends if the key is elsewhere and cannot be read."""
+        try:
+            self.pri_key = self.pri_key or ca_key.load(self.persistent_state.content)
+        except ca_key.NoKey as error:
+            lacks = NO_PASSPHRASE if isinstance(error, ca_key.NoPassphrase) else NO_KEY
+            output_error("INVALID_ARGS", exit_code=lacks, detail=str(error))
+        return cast("rsa.RSAPrivateKey", self.pri_key)
+
     def build(self, project: Project, ctx: ProvisionContext) -> None:
         """Issue new certificates and replace stale ones, then write all of them into the kits."""
         known: dict[str, Any] = self.persistent_state.content
-        for participant in project.get_all_participants():
+        everybody = project.get_all_participants()
+        for name in own_keys.settle(known, [(p.subject, _has_own_key(p)) for p in everybody]):
+            note(ctx, f"{name}: its earlier certificate is no longer used here, since {OWN_KEY} has changed.")
+        for participant in everybody:
             kept = known.get(participant.subject)
-            reason = self._why_stale(kept["cert"], participant) if kept else None
+            if kept and (key := own_keys.asked(kept)):
+                kept["cert"] = signing.dump(self._issue(participant, key))
+            reason = self._why_stale(kept["cert"], participant) if kept and "cert" in kept else None
             if kept and reason:
                 old = signing.load(kept["cert"])
                 kept["cert"] = signing.dump(self._issue(participant, old.public_key()))
@@ -103,12 +129,18 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
     def get_pri_key_cert(self, participant: Participant) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
         """Issue a certificate with a new key. FLARE's has neither basic constraints nor a key usage."""
         key = signing.new_key()
-        return key, self._issue(participant, key.public_key())
+        # A listener has a certificate already. Only this one's names count, and `_keep_listener` replaces it.
+        known = (
+            participant.type == "server" and participant.subject + LISTENER in self.persistent_state.content
+        )
+        return key, self._issue(participant, key.public_key(), key if known else None)
 
-    def _issue(self, participant: Participant, key: Any) -> x509.Certificate:
-        """Issue a certificate for a key."""
+    def _issue(
+        self, participant: Participant, key: Any, by: rsa.RSAPrivateKey | None = None
+    ) -> x509.Certificate:
+        """Issue a certificate for a key, signed with the CA's key if no other is given."""
         role = participant.get_prop("role") if participant.type == "admin" else None
-        return signing.Authority(self.root_cert, self.pri_key).sign(
+        return signing.Authority(self.root_cert, by or self._key()).sign(
             x509_name(participant.subject, participant.org, role),
             x509.SubjectAlternativeName(_names(participant)),
             key,
@@ -117,13 +149,26 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             days=self.valid_days,
         )
 
+    def _build_write_cert_pair(self, participant: Participant, base_name: str, ctx: ProvisionContext) -> None:
+        """Write a participant's key and certificates into its kit. Of a site with its own key, we have only
+        the certificate, and before its request not even that."""
+        if not _has_own_key(participant):
+            super()._build_write_cert_pair(participant, base_name, ctx)
+            return
+        kit = Path(ctx.get_kit_dir(participant))
+        known: dict[str, Any] = self.persistent_state.content
+        if certificate := known.get(participant.subject, {}).get("cert"):
+            (kit / f"{base_name}.crt").write_text(certificate)
+        (kit / "rootCA.pem").write_bytes(self.serialized_cert)
+
     def _tell_of_old(self, project: Project, ctx: ProvisionContext) -> None:
         """Name old certificates without a usage. They go on to work, and are not renewed for this alone."""
         known: dict[str, Any] = self.persistent_state.content
         without = [
             participant.name
             for participant in project.get_all_participants()
-            if not signing.has_usage(signing.load(known[participant.subject]["cert"]))
+            if "cert" in known.get(participant.subject, {})
+            and not signing.has_usage(signing.load(known[participant.subject]["cert"]))
         ]
         if without:
             note(
@@ -153,7 +198,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
             fits = (_sans(old), old.subject) == (_sans(fresh), fresh.subject)
             if not fits or renewal.why_renew(old, self.root_cert, days=self.valid_days):
                 names = fresh.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-                ca = signing.Authority(self.root_cert, self.pri_key)
+                ca = signing.Authority(self.root_cert, self._key())
                 key = load_private_key(kept["pri_key"]).public_key()
                 new = ca.sign(fresh.subject, names, key, serves=True, days=self.valid_days)
                 kept["cert"] = signing.dump(new)
@@ -161,6 +206,10 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
                 path.write_text(kept[part])
             return
         known[participant.subject + LISTENER] = {part: path.read_text() for part, path in files.items()}
+
+
+def _has_own_key(participant: Participant) -> bool:
+    return bool(participant.get_prop(OWN_KEY, False))
 
 
 def _names(participant: Participant) -> list[x509.GeneralName]:

@@ -27,6 +27,7 @@ from provisioning.keys import (
     LIMITS,
     NUMBERS,
     OURS,
+    OWN_KEY,
     PARTICIPANT,
     PORT,
     REVOKED,
@@ -207,6 +208,11 @@ def _policy(entry: Entry) -> Iterator[str]:
         if entry.type not in key.of and not (entry.type == SERVER and key.name in site_settings.OF_SITES):
             yield f"{entry.who}: {key.name} is for {WHOSE[key.of]}. Leave it out."
     yield from _switch(entry, ELSEWHERE)
+    yield from _switch(entry, OWN_KEY)
+    if entry.properties.get(OWN_KEY) and not entry.properties.get(ELSEWHERE):
+        yield f"{entry.who}: {OWN_KEY} is for a site on another machine (elsewhere: true). Leave it out."
+    if entry.properties.get(OWN_KEY) and entry.properties.get("listening_host"):
+        yield f"{entry.who}: expected no listening_host with {OWN_KEY}: the centre makes a listener's key."
     if entry.type not in (SERVER, SITE):
         given = {key: value for key, value in entry.properties.items() if key == CONNECT_THROUGH}
         for problem in site_settings.problems(given):
@@ -323,6 +329,11 @@ def _dialled(entries: Sequence[Entry]) -> Iterator[str]:
                     f"{entry.who}: expected a name in default_host, found the address {host}. Containers of "
                     "this machine can dial only names. Leave default_host out, and give each site elsewhere "
                     f"connect_to: {{name: {entry.name}, host: {host}}}."
+                )
+            if ":" in host:
+                yield (
+                    f"{entry.who}: expected a name or an IPv4 address in {key}, found {host}. FLARE dials no "
+                    f'IPv6 address. Take a name, and let hosts: {{NAME: "{host}"}} lead it there.'
                 )
             holder = holders.setdefault(host.lower(), owner)
             if holder != owner and host not in OWN_MACHINE:

@@ -56,9 +56,9 @@ SETTINGS = "org.flowerbed.settings"
 RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
 """The runtime image on another machine, by its ID."""
 
-JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE")}
-"""What a participant on another machine tells the server: by which join file it came, and a number of its
-machine."""
+JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE", "RUNTIME")}
+"""What a participant on another machine tells the server: by which join file it came, a number of its
+machine, and its runtime image."""
 
 KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
 """With another kit, Compose makes the container again."""

@@ -1,7 +1,7 @@
 """Write join files: one shell script with which a site on another machine takes part.
 
-A join file is text that a person can read. `join/join.sh` is the part that acts. Before it are the names of
-this site, and behind it the site's files. `bridge/common/join_file.py` has the signature at its end.
+A join file is text that a person can read. `join/join.sh` and `join/runtime.sh` act. Before them are the
+names of this site, and behind them the site's files. `bridge/common/join_file.py` signs all of it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bridge.common import join_file
+from bridge.common import join_file, locked
 from bridge.common.meta import JOINS_FILE
-from provisioning import places, state
+from provisioning import ca_key, places, state
 
 FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
 SHARED = ("container.yaml", "site.yaml", "relay.yaml", "keeper.yaml")
 """The files of `compose/` that a site's Compose file extends."""
+
+KEY = "kit/startup/client.key"
+"""The site's key, which a site may make itself."""
 
 MARK = "---- end of the file ----"
 """The line after each file in a join file."""
@@ -47,6 +48,9 @@ class Invitation:
         last_day: the last day on which the file can be used.
         id: what tells this file from all others.
         kit: a hash of the kit.
+        runtime_sum: the SHA-256 of the image's archive, if there is one.
+        runtime_bytes: its size.
+        offered: whether the server gives it to the site.
     """
 
     site: str
@@ -57,6 +61,11 @@ class Invitation:
     last_day: datetime.date
     id: str
     kit: str
+    org: str = ""
+    own_key: bool = False
+    runtime_sum: str = ""
+    runtime_bytes: int = 0
+    offered: bool = False
 
 
 def new_id() -> str:
@@ -64,34 +73,46 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-def render(invitation: Invitation, kit: bytes, compose: str, authority: Path) -> str:
+def render(
+    invitation: Invitation, kit: bytes, compose: str, authority: Path, passphrase: bytes | None = None
+) -> str:
     """Return the text of a join file.
 
     Args:
         kit: a tar archive with the site's folders `kit` and `renewed`.
         compose: the site's Compose file.
-        authority: the folder with the CA's key.
+        authority: the folder with the CA's file.
+        passphrase: locks the site's key in the file.
+
+    Raises:
+        NoKey: the CA's key is elsewhere, and cannot be read.
     """
     known = state.read(authority)
-    ca = x509.load_pem_x509_certificate(known["root_cert"].encode())
-    key = serialization.load_pem_private_key(known["root_pri_key"].encode(), None)
-    assert isinstance(key, rsa.RSAPrivateKey)  # provisioning/certificates.py makes no other.
+    ca, key = x509.load_pem_x509_certificate(known["root_cert"].encode()), ca_key.load(known)
     files = _files(invitation, kit, compose)
+    if passphrase:
+        files[KEY] = locked.lock(files[KEY].encode(), passphrase)
     names = {
         "SITE": invitation.site,
+        "ORG": invitation.org,
+        "OWN_KEY": "1" if invitation.own_key else "",
+        "LOCKED": "1" if passphrase else "",
         "PROJECT": invitation.project,
         "SERVER": invitation.server,
         "RUNTIME": invitation.runtime,
         "RUNTIME_FROM": invitation.runtime_from,
+        "RUNTIME_SUM": invitation.runtime_sum,
+        "RUNTIME_BYTES": str(invitation.runtime_bytes),
+        "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
         "KIT": invitation.kit,
     }
-    script = (FOLDER / "join.sh").read_text().split("\n", 1)[1]
+    parts = ((FOLDER / f"{name}.sh").read_text().split("\n", 1)[1] for name in ("join", "runtime"))
     body = [
-        _head(invitation, join_file.fingerprint(ca)),
+        _head(invitation, join_file.fingerprint(ca), is_locked=passphrase is not None),
         "".join(f"{name}='{value}'\n" for name, value in names.items()),
-        script,
+        *parts,
         "# The site's files.\nfiles() {\n",
         *_documents(files),
         '}\n\nmain "$@"\nexit\n',
@@ -99,14 +120,21 @@ def render(invitation: Invitation, kit: bytes, compose: str, authority: Path) ->
     return join_file.seal("".join(body), ca, key)
 
 
-def _head(invitation: Invitation, fingerprint: str) -> str:
+def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
     """Return what a person reads first."""
     site = invitation.site
+    holds = f"IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once it has joined."
+    last = "It starts the site, and waits until the server has registered it."
+    if is_locked:
+        holds = f"It holds the private key of {site}, locked. You get the passphrase in another way."
+    if invitation.own_key:
+        holds = f"It holds no key. This machine makes the key of {site}, which never leaves it."
+        last = "It makes the key, and prints a request. With the answer, ./site join starts the site."
     return f"""\
 #!/bin/sh
 # Join file of the site {site} for the Flowerbed federation '{invitation.project}'.
 #
-# IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once the site has joined.
+# {holds}
 #
 # Use it until {invitation.last_day} (UTC), on one machine:   sh {site}.join
 # The fingerprint (SHA-256) of the federation's CA is
@@ -119,7 +147,7 @@ def _head(invitation: Invitation, fingerprint: str) -> str:
 #   3. It lets that image check the signature at the end of this file, in a container without a network.
 #   4. It makes the folder ./{site} with the files that you see below.
 #   5. It checks this machine and the way to {invitation.server}, and stops if something would fail.
-#   6. It starts the site, and waits until the server has registered it.
+#   6. {last}
 # The site connects to {invitation.server} and opens no port. Only that folder and Docker are changed.
 # To remove all of it: ./{site}/site leave
 """
@@ -140,6 +168,8 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
                 files[f"{member.name} -> {member.linkname}"] = ""
             elif content := archive.extractfile(member) if member.isfile() else None:
                 files[member.name] = content.read().decode()
+    if invitation.own_key:
+        files[f"{KEY.replace('.key', '.crt')} -> /renewed/client.crt"] = ""
     return files
 
 

@@ -22,6 +22,9 @@ EGRESS, EGRESSES = "egress", ("server", "any")
 
 ELSEWHERE, ALLOWED_APPS, REVOKED = "elsewhere", "allowed_apps", "revoked"
 
+OWN_KEY = "own_key"
+"""Whether a site makes its key itself, and the centre never has it."""
+
 LIMITS = "limits"
 SIZES, NUMBERS = ("job_files", "log", "audit"), ("kept_jobs",)
 """What it may hold: sizes such as 20GB, and numbers."""
@@ -166,6 +169,14 @@ PARTICIPANT = (
         of=(SITE, RELAY, ADMIN),
     ),
     Key(
+        OWN_KEY,
+        "true or false",
+        "With `true` the site, on another machine, [makes its key](../how-to/own-key.md) there. The key "
+        "never leaves it.",
+        default="false",
+        of=(SITE,),
+    ),
+    Key(
         "role",
         "`project_admin`, `lead`, `org_admin` or `member`",
         "[Who may do what](../how-to/submit-by-console.md#who-may).",
@@ -240,7 +251,7 @@ BUILDER = (
 OURS = {
     key.name: key
     for key in (*PARTICIPANT, *site_settings.TABLE.values())
-    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, DEFAULT_PORT)
+    if key.name in (CUSTOM_CODE, SANDBOX, EGRESS, ALLOWED_APPS, LIMITS, ELSEWHERE, OWN_KEY, DEFAULT_PORT)
     or key.check is not None
 }
 """Flowerbed's own keys of a participant."""

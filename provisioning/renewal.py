@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from provisioning import signing
+from bridge.common import trust
+from provisioning import ca_key, signing
 
 ROOT, ROOT_KEY = "root_cert", "root_pri_key"
 """FLARE's keys for the CA that signs (nvflare 2.9.0 `lighter/impl/cert.py`). No participant has a name with
@@ -29,6 +30,9 @@ NEXT, NEXT_KEY = "next_root_cert", "next_root_pri_key"
 """The CA that will sign, after step 1."""
 OLD = "old_root_cert"
 """The CA that signed, after step 2. Its key is gone."""
+
+TRUST = "trust_statement"
+"""The signed statement of the last step (`bridge/common/trust.py`)."""
 
 LISTENER = "/listener"
 """The end of the subject of a relay's second certificate, for its listening end."""
@@ -58,7 +62,7 @@ def step(known: Mapping[str, Any]) -> Step:
 
 def authority(known: Mapping[str, Any]) -> signing.Authority:
     """Return the CA that signs."""
-    return signing.Authority(signing.load(known[ROOT]), signing.load_key(known[ROOT_KEY]))
+    return signing.Authority(signing.load(known[ROOT]), ca_key.load(known))
 
 
 def trusted(known: Mapping[str, Any]) -> str:
@@ -108,16 +112,20 @@ def renew(
         every: reissue all of them, due or not.
 
     Returns: the reason for each subject with a new certificate.
+
+    Raises:
+        ca_key.NoKey: something is due, and the CA's key is not at hand.
     """
+    by, reasons, stale = signing.load(known[ROOT]), {}, {}
+    for name, subject, old in certificates(known):
+        if name in kinds and (reason := why_renew(old, by, days=days, every=every)):
+            stale[subject], reasons[subject] = old, reason
+    if not stale:
+        return {}
     ca = authority(known)
-    reasons = {}
-    for name, subject, old in list(certificates(known)):
-        if name not in kinds:
-            continue
-        if reason := why_renew(old, ca.certificate, days=days, every=every):
-            serves = kinds[name] == "server" or subject.endswith(LISTENER)
-            known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
-            reasons[subject] = reason
+    for subject, old in stale.items():
+        serves = kinds[subject.removesuffix(LISTENER)] == "server" or subject.endswith(LISTENER)
+        known[subject]["cert"] = signing.dump(ca.sign_again(old, serves=serves, days=days))
     return reasons
 
 
@@ -127,17 +135,25 @@ def begin(known: dict[str, Any]) -> None:
     life = first.not_valid_after_utc - first.not_valid_before_utc
     second = signing.new_authority(_next_name(first.subject), life / datetime.timedelta(days=1))
     known[NEXT], known[NEXT_KEY] = signing.dump(second.certificate), signing.dump_key(second.key)
+    _tell(known)
 
 
 def switch(known: dict[str, Any]) -> None:
     """Begin step 2: let the second CA sign. `renew` then reissues everything."""
     known[OLD] = known[ROOT]
     known[ROOT], known[ROOT_KEY] = known.pop(NEXT), known.pop(NEXT_KEY)
+    _tell(known)
 
 
 def finish(known: dict[str, Any]) -> None:
     """Take step 3: trust the first CA no longer."""
     del known[OLD]
+    _tell(known)
+
+
+def _tell(known: dict[str, Any]) -> None:
+    """Sign whom to trust from now on. Sites elsewhere take a change only so."""
+    known[TRUST] = trust.sign(trusted(known), authority(known).key)
 
 
 def has_taken(known: Mapping[str, Any], name: str, report: Mapping[str, Any]) -> bool:
@@ -156,7 +172,7 @@ def has_taken(known: Mapping[str, Any], name: str, report: Mapping[str, Any]) ->
 
 
 def files(known: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the certificate files of each participant's kit, with their content."""
+    """Return the public files of each participant, with their content."""
     found: dict[str, dict[str, str]] = {}
     for subject, pair in known.items():
         name = subject.removesuffix(LISTENER)
@@ -164,6 +180,8 @@ def files(known: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, dict[
             serves = kinds[name] == "server" or subject.endswith(LISTENER)
             kit = found.setdefault(name, {"rootCA.pem": trusted(known)})
             kit["server.crt" if serves else "client.crt"] = pair["cert"]
+            if known.get(TRUST):
+                kit[trust.FILE] = known[TRUST]
     return found
 
 

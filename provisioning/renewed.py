@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bridge.common import trust
 from provisioning.state import write_whole
 
 FOLDER = "renewed"
@@ -48,8 +49,13 @@ def put(prod: Path, files: Mapping[str, Mapping[str, str]]) -> None:
     kits = [prod / name for name in files if (prod / name / "startup").is_dir()]
     for kit in kits:
         for name, content in files[kit.name].items():
-            _replace(kit / "startup" / name, content.encode())
+            if name in CERTIFICATES:
+                _replace(kit / "startup" / name, content.encode())
     write(prod.parent, [path for path in prod.iterdir() if (path / "startup").is_dir()])
+    for kit in kits:
+        # No kit has the statement about the CAs. Sites elsewhere take it with the CAs.
+        if trust.FILE in files[kit.name]:
+            _replace(prod.parent / FOLDER / kit.name / trust.FILE, files[kit.name][trust.FILE].encode())
 
 
 def take(prod: Path, newer: Path) -> list[str]:

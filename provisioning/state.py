@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bridge.common.errors import FlowerbedError
 
@@ -90,6 +90,14 @@ class Lock:
         except BaseException:
             os.close(self._file)
             raise
+
+    def __enter__(self) -> Self:
+        """Hold the lock."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock."""
+        self.release()
 
     def release(self) -> None:
         """Release the lock."""

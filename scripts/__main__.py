@@ -39,7 +39,7 @@ PANELS = {
         "flwr-config",
         "flwr-api",
     ),
-    "Sites": ("site add", "site list", "site remove"),
+    "Sites": ("site add", "site approve", "site list", "site remove", "ca export", "ca restore"),
     "Developers": ("compare", "bench", "test"),
 }
 """The verbs, in the order of `--help`. A verb of two words is a module in a package."""

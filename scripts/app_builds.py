@@ -66,7 +66,7 @@ def make(folders: Sequence[Path], choice: Choice) -> list[dict[str, Any]]:
         source_builds.forget()
         made = [make_one(app, choice) for app in found]
         if not choice.dry_run:
-            offers.update()
+            offers.update([str(facts["name"]) for facts in made])
         return made
 
 

@@ -57,7 +57,7 @@ def run(
             if not force:
                 _see_unused({one.name for one in wanted})
             removed = [_remove(one) for one in wanted]
-            offers.update()
+            offers.update([])
             return {"removed": removed}
     if made:
         terminal.show(_table(made))

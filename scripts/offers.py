@@ -13,7 +13,7 @@ import os
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -41,26 +41,32 @@ class Signer:
     certificate: bytes
 
 
-def update() -> list[str]:
-    """Offer each environment that an app uses, and no other. Return the names of new ones.
+def update(names: Collection[str] | None = None) -> list[str]:
+    """Offer environments, and return the names of those that were packed now.
 
-    Without sites on other machines nothing is offered. The environments stay, and are offered later.
+    Packing takes a minute for 1 GB. Without sites on other machines nothing is offered.
+
+    Args:
+        names: the environments to offer, besides those that are offered already. None means each one that
+            an app uses.
     """
     if not wanted():
         return []
-    signer = a_signer()
-    folder = _made(ENVIRONMENTS)
-    offered = {made.name: made for made in app_environment.every(core.ENVIRONMENTS) if made.facts["keys"]}
+    signer, folder = a_signer(), _made(ENVIRONMENTS)
+    used = {made.name: made for made in app_environment.every(core.ENVIRONMENTS) if made.facts["keys"]}
     for path in folder.iterdir():
-        if path.name.partition(".")[0] not in offered:
+        if path.name.partition(".")[0] not in used:
             path.unlink()
-    if signer is None:
+    offered = {path.name.removesuffix(STATEMENT) for path in folder.glob(f"*{STATEMENT}")}
+    chosen = {name: made for name, made in used.items() if names is None or name in {*names, *offered}}
+    if signer is None and chosen:
         core.say(
             "  Note: nothing is offered to sites on other machines, because no kit of a "
             f"{' or '.join(SIGNERS)} is here to sign it"
         )
+    if signer is None:
         return []
-    return [name for name, made in sorted(offered.items()) if _offer(made, signer, folder)]
+    return [name for name, made in sorted(chosen.items()) if _offer(made, signer, folder)]
 
 
 def wanted() -> bool:

@@ -9,9 +9,11 @@ copy of it, and give it to nobody.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +23,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from provisioning import NOTE, checks, dotenv, keys, site_files, state
+from provisioning import (
+    NO_KEY,
+    NO_PASSPHRASE,
+    NOTE,
+    PASSPHRASE_ON_STDIN,
+    checks,
+    dotenv,
+    keys,
+    site_files,
+    state,
+)
 from provisioning.names import service_name
 from scripts import behind, compose, core, images, ownership, progress
 from scripts.json_object import JsonObject
@@ -57,6 +69,7 @@ JSON = JsonObject(
         "kept": "the participants with the same certificate as before",
         "reissued": "those with a new certificate",
         "added": "those that had none",
+        "waiting": "those that make their own key, and have sent no request yet",
         "still_valid": "those that are neither in project.yml nor in its `revoked:`, but have a certificate "
         "that is still valid, so that they can take part",
         "compose": "the Compose file that was written",
@@ -97,15 +110,18 @@ def run(
         "project": name,
         "kits": {participant: (prod / participant).as_posix() for participant in names},
         "participants": participants,
-        "kept": [n for n in names if n in before and before[n] == after[n]],
-        "reissued": [n for n in names if n in before and before[n] != after[n]],
-        "added": [n for n in names if n not in before],
+        "kept": [n for n in names if n in before and before[n] == after.get(n)],
+        "reissued": [n for n in names if n in before and n in after and before[n] != after[n]],
+        "added": [n for n in names if n not in before and n in after],
+        "waiting": [n for n in names if n not in after],
         "still_valid": still_valid(content),
         "compose": file,
     }
     for line in lines:
         core.say(line)
-    parts = [f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added") if outcome[key]]
+    parts = [
+        f"{key} {', '.join(outcome[key])}" for key in ("kept", "reissued", "added", "waiting") if outcome[key]
+    ]
     for who in outcome["still_valid"]:
         core.say(STILL_VALID.format(who=who))
     try:
@@ -263,15 +279,29 @@ def _certificates(project: str) -> dict[str, str]:
         known = state.read(core.ROOT / "workspace" / project / "state")
     except state.Unreadable as error:
         raise core.Failure(str(error)) from None
-    return {subject: entry["cert"] for subject, entry in known.items() if isinstance(entry, dict)}
+    return {
+        subject: entry["cert"]
+        for subject, entry in known.items()
+        if isinstance(entry, dict) and "cert" in entry
+    }
 
 
 def _nvflare(project: Path) -> list[str]:
     """Run `nvflare provision`, and return our builders' notes."""
     command = [sys.executable, "-P", "-m", "nvflare.cli", "--format", "json", "provision", "--force"]
     path = os.pathsep.join(filter(None, (str(core.SOURCE), os.environ.get("PYTHONPATH"))))
-    with progress.Bar("making certificates and kits"):
-        process = core.run([*command, "-p", project.resolve()], env={"PYTHONPATH": path}, timeout=TIMEOUT)
+    env, secret = {"PYTHONPATH": path}, None
+
+    def call() -> subprocess.CompletedProcess[bytes]:
+        with progress.Bar("making certificates and kits"):
+            return core.run([*command, "-p", project.resolve()], env=env, input=secret, timeout=TIMEOUT)
+
+    process = call()
+    if process.returncode == NO_PASSPHRASE and sys.stdin.isatty():
+        # Only now is it known that something is to be signed.
+        secret = getpass.getpass("Passphrase of the CA's key: ").encode()
+        env |= {PASSPHRASE_ON_STDIN: "yes"}
+        process = call()
     output = process.stderr.decode(errors="replace")
     if process.returncode == 0:
         mark = "INFO: " + NOTE
@@ -280,6 +310,8 @@ def _nvflare(project: Path) -> list[str]:
         message = str(json.loads(process.stdout.splitlines()[-1])["message"])
     except (IndexError, ValueError, KeyError):
         core.fail("nvflare provision", output + process.stdout.decode(errors="replace"))
+    if process.returncode in (NO_KEY, NO_PASSPHRASE):
+        raise core.Failure(message.partition(" — ")[2])
     if process.returncode == WRONG_USE:
         raise core.UsageError(f"{project}: {message}")
     raise core.Failure(f"nvflare provision failed: {message}")

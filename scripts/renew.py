@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from provisioning import dotenv, keys, renewed, state
+from provisioning import ca_key, dotenv, keys, renewed, state
 from scripts import console, core, provision
 from scripts.json_object import JsonObject
 
@@ -105,7 +105,7 @@ def _opened(project: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield known
         state.save(folder, known)
         _hand_out(known, project)
-    except state.Unreadable as error:
+    except (state.Unreadable, ca_key.NoKey) as error:
         raise core.Failure(str(error)) from None
     finally:
         lock.release()

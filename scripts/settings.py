@@ -84,6 +84,19 @@ YOURS = (
         "[`limits`](project.md#limits) bounds what jobs put on the disks of server and sites.",
     ),
     Setting(
+        "FLOWERBED_CA_KEY",
+        "",
+        "The file with the CA's key, after [`ca export`](../how-to/ca-key-elsewhere.md). Only verbs that "
+        "sign read it.",
+        "the key is in `workspace/PROJECT/state`",
+    ),
+    Setting(
+        "FLOWERBED_CA_PASSPHRASE_FILE",
+        "",
+        "A file with the passphrase of that key in its first line.",
+        "a verb that signs asks for it",
+    ),
+    Setting(
         "FLOWERBED_FLWR_BIND",
         "127.0.0.1",
         "The address on which the ports for [Flower's command line](../how-to/flower-cli.md) are published.",

@@ -36,8 +36,10 @@ JSON = {
     "reports[].report.data": "its data folders, each with the `state` `ok`, `empty`, `unreadable`, `gone` or "
     "`hangs`, the `files` that were tried, whether there are `more`, those that are `closed`, and `why`",
     "reports[].report.environments": "the environments of apps that it has, each with `name` and `flwr`",
+    "reports[].report.environments_not_installed": "environments that the server offers and the site has not "
+    "installed, with the reasons",
     "reports[].report.policy": "its `sandbox`, `egress`, `custom_code`, and the number of `allowed_apps`",
-    "reports[].report.jobs": "the jobs that it runs, each with `job_id`, `status` and `seconds`",
+    "reports[].report.jobs": "the jobs that it runs, each with `job_id`, `status`, `phase` and `seconds`",
 }
 """The keys of a report in a verb's object."""
 
@@ -159,5 +161,12 @@ def _does(report: Mapping[str, Any]) -> str:
     found = report.get("jobs")
     if not found:
         return UNKNOWN if found is None else "nothing"
-    jobs = (f"{str(job.get('job_id', ''))[:8]} {job.get('status', '')}" for job in found)
-    return ", ".join(f"{job} for {span(one.get('seconds', 0))}" for job, one in zip(jobs, found, strict=True))
+    return ", ".join(
+        f"{str(job.get('job_id', ''))[:8]} {_phase(job)}, {span(job.get('seconds', 0))} old" for job in found
+    )
+
+
+def _phase(job: Mapping[str, Any]) -> str:
+    """Return what a job does at a site. FLARE's word counts while it is not running."""
+    status = str(job.get("status", ""))
+    return str(job["phase"]) if status == "started" and job.get("phase") else status

@@ -25,7 +25,7 @@ from bridge.common.app import BadApp, job_name
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.option import Option
 from scripts import app as apps
-from scripts import app_imports, console, core, ownership, provision, refused, wait
+from scripts import app_imports, console, core, offers, ownership, provision, refused, wait
 from scripts.core import ENVIRONMENTS, Failure, UsageError, replaced, say, unpack
 from scripts.json_object import JsonObject
 from scripts.options import As, Timeout, duration, names
@@ -238,6 +238,8 @@ def in_environment(app: apps.App, request: Mapping[str, Any], *, build: bool = F
         )
     if warning := versions.newer(made.flwr):
         say(f"  Note: {warning}")
+    # Sites on other machines fetch it from the server, and wait for it.
+    offers.update([made.name])
     return {**request, "options": {**request["options"], "environment": made.name}}
 
 

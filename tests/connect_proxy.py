@@ -1,6 +1,6 @@
 """An HTTP proxy with CONNECT, and a forwarder that reads the name in TLS (a passthrough load balancer).
 
-As a program, in a network namespace: python connect_proxy.py PORT [USER:PASSWORD] [ALLOWED_PORT]...
+As a program: python connect_proxy.py PORT [USER:PASSWORD] [ALLOWED_PORT]... [NAME=ADDRESS]...
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def serving(answer: Callable[[socket.socket], None], host: str = "127.0.0.1", po
 def main() -> None:
     """Run the proxy until it is killed."""
     port, *rest = sys.argv[1:]
-    proxy = ConnectProxy()
-    proxy.login = next((word for word in rest if ":" in word), "")
+    proxy = ConnectProxy(dict(word.split("=") for word in rest if "=" in word))
+    proxy.login = next((word for word in rest if ":" in word and "=" not in word), "")
     proxy.ports = {int(word) for word in rest if word.isdigit()}
     with Server(proxy.serve, ("0.0.0.0", int(port))) as server:
         print("ready", flush=True)

@@ -140,7 +140,8 @@ def refusal(proxy: Proxy, target: str, status: int, reason: str, wanted: list[st
         wanted: the kinds of login that it offers.
     """
     said = shown(f"{status} {reason}".strip())
-    if status == 407:
+    # tinyproxy says 401 for a wrong password.
+    if status in (401, 407):
         kinds = sorted({kind.split()[0].lower() for kind in wanted if kind.split()})
         if kinds and "basic" not in kinds:
             return (

@@ -64,7 +64,7 @@ FACTS: Mapping[str, Any] = {
         "allowed_apps": _NUMBER,
         "environments": _TEXT,
     },
-    "jobs": [{"job_id": _TEXT, "status": _TEXT, "seconds": _NUMBER}],
+    "jobs": [{"job_id": _TEXT, "status": _TEXT, "phase": _TEXT, "seconds": _NUMBER}],
 }
 """The facts with their kinds. A list has one kind for all its items."""
 

@@ -21,8 +21,9 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
+from bridge.common.errors import FlowerbedError
 from bridge.common.server_address import ServerAddress
-from bridge.flare import addresses
+from bridge.flare import addresses, line_watch
 
 DIAL_WITHIN = 20.0
 """Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
@@ -48,6 +49,14 @@ DIALLED = Path("/tmp/health/dialled")
 """The file that tells a site's health check which port of the other end it is connected to."""
 
 
+UNKNOWN = (7, 18, 19, 20, 21)
+"""OpenSSL's codes for a certificate of another authority (`X509_V_ERR_...`)."""
+
+
+class OpenedTLS(FlowerbedError, OSError):
+    """The certificate that answers is not the federation's."""
+
+
 def proxy_to(host: str) -> Proxy | None:
     """Return the proxy that leads to a host, or None if it is dialled directly.
 
@@ -71,6 +80,15 @@ def dial(host: str, port: int, context: ssl.SSLContext | None) -> socket.socket:
             # With this name the other end, or what is in between, knows whom the caller wants (SNI).
             connection = context.wrap_socket(connection, server_hostname=host)
         connection.settimeout(None)
+    except ssl.SSLCertVerificationError as error:
+        connection.close()
+        if error.verify_code not in UNKNOWN:
+            raise
+        raise OpenedTLS(
+            f"another authority than the federation's has signed the certificate of {host}:{port} "
+            f"({error.verify_message}). A firewall that opens TLS does that. Ask for an exception for this "
+            "name, or check that it leads to the server"
+        ) from None
     except BaseException:
         connection.close()
         raise
@@ -180,6 +198,8 @@ class HttpDialling:
                 ssl=self.ssl_context or True,
                 proxy=proxy.url if proxy else None,
                 max_msg_size=MAX_FRAME_SIZE,
+                # Closed if no answer to a PING comes in half of that time, nor anything else.
+                heartbeat=line_watch.silent_after(),
             ) as websocket,
         ):
             await self._connection_handler(websocket)  # type: ignore[attr-defined]

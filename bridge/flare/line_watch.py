@@ -3,7 +3,8 @@
 The kernel asks the next machine for signs of life. With an HTTP proxy or a load balancer in between, that
 machine answers, even when the line behind it is dead or the server is gone. FLARE asks the other end itself,
 with a PING after `heartbeat_interval` seconds without a frame, and every 5 s from then on. But it closes
-nothing (nvflare 2.9.0 `fuel/f3/sfm/heartbeat_monitor.py`). This module does.
+nothing (nvflare 2.9.0 `fuel/f3/sfm/heartbeat_monitor.py`). This module does, for TCP. Over HTTP, aiohttp
+does, with PINGs of the websocket (`dialling.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MARGIN = 30.0
 """Seconds for the answers to PINGs, beside a second interval. A slow line takes 8 s for a megabyte."""
 
 
-class Line(Protocol):
+class WatchedLine(Protocol):
     """A connection that notes when bytes came and went."""
 
     name: str
@@ -65,7 +66,7 @@ class Watch:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, line: Line, after: float) -> None:
+    def add(self, line: WatchedLine, after: float) -> None:
         """Watch a connection, and close it after so many seconds without a byte."""
         with self._lock:
             self._lines.add(line)

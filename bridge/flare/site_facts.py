@@ -21,12 +21,14 @@ from cryptography.hazmat.primitives import hashes
 
 import bridge
 from bridge.common import app_environment
+from bridge.common.disk import JOB_ID
 from bridge.common.server_address import ServerAddress
 from bridge.common.site_environments import policy
 from bridge.flare import site_environments
 from bridge.flare.addresses import ADDRESSES
 from bridge.flare.site_data import DataWatch
 from bridge.job import settings
+from bridge.launch.environment import CLIENTAPP, FORK_SERVER_PROCESS
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ VERSION = "FLOWERBED_VERSION"
 
 GPUS_EVERY, GPUS_WITHIN = 60.0, 10.0
 """Seconds between two questions to the GPUs' driver, and for its answer."""
+
+APP_RUNS, WAITS = "runs the app", "waits for the server"
+"""What a job does at a site: its ClientApp runs, or no message has come for it."""
 
 CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -118,8 +123,14 @@ class SiteFacts:
         executor, now = self._engine.client_executor, time.monotonic()
         running = sorted(dict(executor.run_processes))
         self._jobs = {job: self._jobs.get(job, now) for job in running}
+        busy = jobs_with_apps() if running else set()
         return [
-            {"job_id": job, "status": str(executor.check_status(job)), "seconds": round(now - since)}
+            {
+                "job_id": job,
+                "status": str(executor.check_status(job)),
+                "phase": APP_RUNS if job in busy else WAITS,
+                "seconds": round(now - since),
+            }
             for job, since in self._jobs.items()
         ]
 
@@ -154,6 +165,24 @@ def certificate(startup: Path) -> dict[str, Any]:
         "serial": f"{own.serial_number:x}",
         "trusts": [authority.fingerprint(hashes.SHA256()).hex() for authority in trusted],
     }
+
+
+def jobs_with_apps() -> set[str]:
+    """Return the ids of the jobs with a ClientApp that runs now.
+
+    An app's process tells little of itself to others. Its ancestor, FLARE's job process, has the job's id in
+    its command line.
+    """
+    import psutil
+
+    found: set[str] = set()
+    for process in psutil.process_iter(["name", "cmdline"]):
+        line = " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])])
+        if CLIENTAPP in line and FORK_SERVER_PROCESS not in line:
+            with contextlib.suppress(psutil.Error):
+                for parent in process.parents():
+                    found.update(JOB_ID.findall(" ".join(parent.cmdline())))
+    return found
 
 
 def memory() -> dict[str, int]:

@@ -32,7 +32,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report
-from bridge.flare import addresses, server_offers, site_facts
+from bridge.flare import addresses, renewals, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
 from bridge.flare.site_messages import is_person
 
@@ -44,7 +44,7 @@ Answer = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 Handler = Callable[[str, bytes], bytes]
 """Takes a site's name and a message, and returns the reply. Raises `ValueError` for a bad message."""
 
-ANSWERS: tuple[Answer, ...] = (addresses.answer, server_offers.ANSWER)
+ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER)
 """What each reply to a report may hold."""
 
 SERVED: Mapping[str, Handler] = {**server_offers.SERVED}

@@ -24,7 +24,7 @@ from bridge.common import offers, site_environments, spool
 from bridge.common.app_environment import ROOT as ENVIRONMENTS
 from bridge.common.site_environments import Approvals, News
 from bridge.common.text import one_line
-from bridge.keeper import address
+from bridge.keeper import address, certificates
 from bridge.keeper.environments import Installer, forget_unfinished
 
 log = logging.getLogger("keeper")
@@ -35,7 +35,7 @@ EVERY = 2.0
 RENEWED = Path("/renewed")
 """The certificates that are newer than the kit's."""
 
-STEPS: tuple[Callable[[Path, Path], object], ...] = (address.install,)
+STEPS: tuple[Callable[[Path, Path], object], ...] = (address.install, certificates.install)
 """What is installed besides environments: functions of the spool and of `RENEWED`.
 
 They raise `ValueError` for what they refuse."""

@@ -35,7 +35,18 @@ from bridge.common.app import BadApp
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.loop import LoopThread
 from bridge.fleet.replies import Event
-from bridge.job import channel, confining, ending, fab, import_path, metrics_relay, news, same_app, settings
+from bridge.job import (
+    channel,
+    coming,
+    confining,
+    ending,
+    fab,
+    import_path,
+    metrics_relay,
+    news,
+    same_app,
+    settings,
+)
 from bridge.launch import confinement, environment, plan
 from bridge.server import departures, metric_receiver, phases
 from bridge.server.departures import Departures, NodeRemover
@@ -129,6 +140,7 @@ class FlowerController(Controller):
         )
         self._forwarder.route(metrics_relay.PATH, self._tracker.take)
         self._forwarder.route(same_app.PATH, same_app.take(self._departures.left))
+        self._forwarder.route(coming.PATH, coming.take(self._readiness.coming))
         engine.register_app_command(meta.EVENTS_TOPIC, self._tell_events)
         engine.register_app_command(meta.SITES_TOPIC, self._look_at_sites)
 

@@ -16,6 +16,12 @@ from bridge.server.superlink import RunFailed
 
 log = logging.getLogger(__name__)
 
+COMING_FOR = 60.0
+"""Seconds for which a site's word that it comes later counts. It says so every 20 s."""
+
+COMING_WITHIN = 3600.0
+"""Seconds from the job's start after which no site is waited for."""
+
 
 class SiteReadiness(Observer):
     """An observer that also knows the sites with an active Flower node."""
@@ -32,6 +38,9 @@ class SiteReadiness(Observer):
         """Sites that cannot take part, with the reasons."""
         self.last_call = time.monotonic()
         """The time of the latest call from a site."""
+        self._began = time.monotonic()
+        self._coming: dict[str, float] = {}
+        """By site: the time of its latest word that it comes later."""
         self._changed = asyncio.Event()
 
     def record(self, site: str, request: Request, response: Response) -> None:
@@ -78,20 +87,43 @@ class SiteReadiness(Observer):
             self._changed.clear()
             await self._changed.wait()
 
+    def coming(self, site: str) -> None:
+        """Take note that `site` comes later: its environment is on the way to it."""
+        if site not in self._coming:
+            log.info("%s waits for the app's environment", site)
+        self._coming[site] = time.monotonic()
+
+    async def _arrivals(self, sites: list[str], min_sites: int) -> bool:
+        """Wait for the sites that come later, as long as they say so. Return whether `all_of` is true."""
+        while time.monotonic() - self._began < COMING_WITHIN:
+            late = {site for site in sites if time.monotonic() - self._coming.get(site, -1e9) < COMING_FOR}
+            if not late - self.ready - self.incompatible.keys():
+                return False
+            try:
+                async with asyncio.timeout(COMING_FOR / 6):
+                    await self.all_of(sites, min_sites)
+            except TimeoutError:
+                continue
+            return True
+        return False
+
     async def enough(self, sites: list[str], min_sites: int, within: float) -> None:
-        """Wait for the sites, `within` seconds at most. Raises `RunFailed` if fewer than `min_sites` are
-        ready then."""
+        """Wait for the sites, `within` seconds at most, and longer for those that come later. Raises
+        `RunFailed` if fewer than `min_sites` are ready then."""
         try:
             async with asyncio.timeout(within):
                 await self.all_of(sites, min_sites)
+            all_of = True
         except TimeoutError:
+            all_of = await self._arrivals(sites, min_sites)
+        if not all_of:
             missing = ", ".join(sorted(set(sites) - self.ready))
             if len(self.ready) < min_sites:
                 raise RunFailed(
                     f"only {len(self.ready)} of {min_sites} sites have a SuperNode after {within:.0f} s, "
                     f"missing: {missing}. Look at their logs, and at their clocks: Flower refuses a "
                     "SuperNode whose clock is more than 5 s ahead."
-                ) from None
+                )
             log.warning("the run starts without %s", missing)
         if self.incompatible and len(set(sites) - self.incompatible.keys()) < min_sites:
             raise RunFailed(self.why_incompatible())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from bridge.common import app_environment, disk, job_options, meta, versions
 from bridge.common.app import BadApp
 from bridge.common.app_environment import AppEnvironment, NoEnvironment
 from bridge.common.loop import LoopThread
-from bridge.job import channel, confining, ending, fab, import_path, same_app, settings
+from bridge.job import channel, coming, confining, ending, fab, import_path, same_app, settings
 from bridge.launch import confinement, environment, working_folder
 from bridge.relay.calls import SiteRelay
 from bridge.relay.parts import SiteParts
@@ -90,6 +92,8 @@ class FlowerExecutor(Executor):
         self._ending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._files: disk.DiskWatch | None = None
+        self._arrival = coming.Arrival(self.options.environment)
+        self._arriving: concurrent.futures.Future[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._temporary: tuple[Path, ...] = ()
 
@@ -163,45 +167,40 @@ class FlowerExecutor(Executor):
         )
 
         first = 1 + starts * INCARNATIONS
-        if packages is None:
-            self._loop.run(self._decline(link, lacking, first=first))
-            return
-
-        def setup(gateway_port: int) -> SuperNodeSetup:
-            return SuperNodeSetup(
-                gateway_port,
-                work_dir=run_dir / "clientapp",
-                home=run_dir / environment.HOME,
-                node_config=config,
-                prefork=prefork,
-                extra_env={**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)},
-                confinement=self._confinement,
-                packages=packages,
-            )
-
-        self._loop.run(self._begin(link, setup, packages.generation.fleet, run_dir, first=first))
-
-    async def _decline(self, link: same_app.SameApp, reason: str, *, first: int) -> None:
-        """Take no part, because this site cannot run the app."""
         self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
-        self._other_app(reason)
+        setup = partial(
+            SuperNodeSetup,
+            work_dir=run_dir / "clientapp",
+            home=run_dir / environment.HOME,
+            node_config=config,
+            prefork=prefork,
+            extra_env={**(self.options.extra_env or {}), ANALYTICS_BOOTSTRAP_ENV: str(bootstrap)},
+            confinement=self._confinement,
+        )
+        if packages is not None:
+            self._loop.run(self._begin(setup, packages, run_dir))
+        else:
+            self._arriving = self._loop.submit(self._begin_later(lacking, setup, run_dir))
 
-    async def _begin(
-        self,
-        link: same_app.SameApp,
-        setup: Callable[[int], SuperNodeSetup],
-        fleet: versions.Transport,
-        run_dir: Path,
-        *,
-        first: int,
-    ) -> None:
-        assert self._points is not None
-        self._caller = SiteRelay(link, incarnation=first, on_over=self._job_over)
+    async def _begin_later(self, lacking: str, setup: partial[SuperNodeSetup], run_dir: Path) -> None:
+        """Begin once the app's environment has come, or take no part if it does not come."""
+        assert self._caller is not None and self._link is not None
+        try:
+            if (packages := await self._arrival.wait(self._caller, lacking)) is None:
+                return  # The job is over.
+            check(self.options.supernode, packages)
+            self._link.flwr = packages.flwr
+            await self._begin(setup, packages, run_dir)
+        except (BadApp, versions.UnsupportedFlower, ValueError) as wrong:
+            self._other_app(str(wrong))
+
+    async def _begin(self, setup: partial[SuperNodeSetup], packages: AppEnvironment, run_dir: Path) -> None:
+        assert self._points is not None and self._caller is not None
         self._points.send_by(self._caller)
-        kind = Gateway if fleet is versions.Transport.HTTP else GrpcGateway
+        kind = Gateway if packages.generation.fleet is versions.Transport.HTTP else GrpcGateway
         self._gateway = kind(self._caller, self._is_supernode, run_dir)
         await self._gateway.start()
-        node = setup(self._gateway.port)
+        node = setup(self._gateway.port, packages=packages)
         node.work_dir.mkdir(exist_ok=True)
         if self._provisioned:
             working_folder.link_data(node.work_dir)
@@ -301,6 +300,9 @@ class FlowerExecutor(Executor):
         if self._leaving is not None:
             self._leaving.cancel()
             await asyncio.gather(self._leaving, return_exceptions=True)
+        if self._arriving is not None:
+            self._arrival.stop()
+            await asyncio.wrap_future(self._arriving)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -53,7 +53,7 @@ class SiteLink:
         come late or come back like the others.
         """
         self._cell = cell
-        self._flwr = flwr
+        self.flwr = flwr
         self._target = FQCN.join([FQCN.ROOT_SERVER, job_id])
         self._loop = loop
         self._open: dict[str, _Open] = {}
@@ -77,7 +77,7 @@ class SiteLink:
             channel.SITE_HEADERS: json.dumps(call.request.headers),
             channel.DONE: json.dumps(call.done),
             channel.INCARNATION: call.incarnation,
-            channel.FLWR: self._flwr,
+            channel.FLWR: self.flwr,
         }
         try:
             sending = channel.send(self._cell, channel.CALL, self._target, headers, call.request.body)

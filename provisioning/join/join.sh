@@ -7,7 +7,9 @@ usage() {
 Usage: sh $SITE.join [OPTIONS]
   --dir DIR           the site's folder. Default: ./$SITE
   --fingerprint F     go on only if the federation's CA has this fingerprint
+  --images FOLDER     take the runtime image and the packages of apps from a folder, such as a stick's
   --yes               do not ask whether the fingerprint is right
+  --passphrase-file F  a file with the passphrase of this file's key, if it is locked. Default: ask
   --prepare           write the site's folder, and do not start the site
   --update            renew the site in DIR that an earlier join file made. ./site update FILE does this
 END
@@ -75,20 +77,8 @@ check_docker() {
 }
 
 check_runtime() {
-    if [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ]; then
-        get_runtime
-    fi
+    has_runtime || get_runtime
     step "the runtime image is here"
-}
-
-get_runtime() {
-    if [ -n "$RUNTIME_FROM" ]; then
-        step "getting the runtime image from $RUNTIME_FROM"
-        docker pull --quiet "$RUNTIME_FROM" >&2 || fail "the runtime image cannot be pulled, as said above."
-        [ -z "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ] || return 0
-    fi
-    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask for it as a file, and load it: \
-docker load -i runtime.tar.gz. Then run this again."
 }
 
 # check_signature: let the runtime check that the CA of this federation has signed this file.
@@ -146,6 +136,28 @@ $dir/site update $file"
     [ -z "$used" ] || fail "$SITE runs on this machine already, from the folder $used."
 }
 
+# unlock: unlock the key in the new folder, with the passphrase that came another way than this file.
+unlock() {
+    [ -n "$LOCKED" ] || return 0
+    [ -z "$had" ] || [ "$(value SITE_KIT)" != "$KIT" ] || return 0
+    if [ -n "$passphrase" ]; then
+        words=$(head -n 1 "$passphrase") || fail "the passphrase cannot be read from $passphrase." 2
+    else
+        [ -t 0 ] || fail "the key in this file is locked: expected a terminal to ask for its passphrase, or --passphrase-file F." 2
+        printf "Passphrase of this file's key: " >&2
+        trap 'stty echo; exit 130' INT
+        stty -echo
+        read -r words
+        stty echo
+        trap - INT
+        echo >&2
+    fi
+    printf '%s\n' "$words" | docker run --rm --interactive --user 0:0 --network none --read-only --cap-drop ALL \
+        --cap-add DAC_OVERRIDE --security-opt no-new-privileges --mount "type=bind,source=$fresh/kit,target=/kit" \
+        "$RUNTIME" unlock || fail "the key stays locked, as said above. Nothing was changed."
+    step "the key is unlocked"
+}
+
 # lay: write the site's folder. Whatever ends this early leaves the old one.
 lay() {
     fresh=$dir.joining
@@ -154,10 +166,13 @@ lay() {
     chmod 0700 "$fresh"
     files "$fresh"
     chmod 0755 "$fresh/site"
+    unlock
     {
-        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|SERVER|RUNTIME|JOIN|JOINED|KIT|CA))=" "$dir/.env" || true
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ORG|SERVER|RUNTIME|JOIN|JOINED|KIT|CA|OWN_KEY))=" "$dir/.env" || true
         echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
         echo "SITE_NAME=$SITE"
+        echo "SITE_ORG=$ORG"
+        echo "SITE_OWN_KEY=$OWN_KEY"
         echo "SITE_SERVER=$SERVER"
         echo "SITE_RUNTIME=$RUNTIME"
         echo "SITE_JOIN=$JOIN"
@@ -182,15 +197,25 @@ lay() {
 merge() {
     rm -f "$fresh/site.yml"
     rm -rf "$fresh/environments" "$fresh/spool"
-    set -- renewed compose compose.yaml site .env
+    set -- compose compose.yaml site .env
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
         --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
+            # Containers that run have this folder: a new one in its place would be hidden from them.
+            for file in /fresh/renewed/*; do
+                [ -f "$file" ] || continue
+                cp -p "$file" /folder/renewed/.new
+                mv /folder/renewed/.new "/folder/renewed/${file##*/}"
+            done
+            rm -f /folder/renewed/server.json
             for part; do
                 rm -rf "/folder/.old"
                 cp -pRP "/fresh/$part" "/folder/.new"
                 [ ! -e "/folder/$part" ] || mv "/folder/$part" /folder/.old
+                # A key that the site has made is nowhere else. Its certificate came later than this file.
+                [ "$part" != kit ] || [ -f /folder/.new/startup/client.key ] || [ ! -f "/folder/.old/startup/client.key" ] ||
+                    cp -p /folder/.old/startup/client.key /folder/.new/startup/client.key
                 mv /folder/.new "/folder/$part"
             done
             rm -rf /folder/.old' sh "$@" || fail "$dir could not be updated, as said above. Run this again."
@@ -198,12 +223,17 @@ merge() {
 }
 
 main() {
-    began=$(date +%s) file=$0 dir=$SITE fingerprint='' yes='' update='' start=1
+    began=$(date +%s) file=$0 dir=$SITE fingerprint='' images='' yes='' update='' start=1 passphrase=''
     while [ $# -gt 0 ]; do
         case $1 in
-            --dir | --fingerprint)
+            --dir | --fingerprint | --images | --passphrase-file)
                 [ $# -gt 1 ] || fail "$1 needs a value." 2
-                if [ "$1" = --dir ]; then dir=$2; else fingerprint=$2; fi
+                case $1 in
+                    --dir) dir=$2 ;;
+                    --fingerprint) fingerprint=$2 ;;
+                    --images) images=$2 ;;
+                    *) passphrase=$2 ;;
+                esac
                 shift
                 ;;
             --yes) yes=1 ;;
@@ -230,6 +260,14 @@ main() {
     check_runtime
     check_signature
     lay
+    if [ -d "$images/environments" ]; then
+        step "installing packages of apps from $images"
+        "$dir/site" take "$images" >&2 || say "Some packages were not installed, as said above. Later: $dir/site take $images"
+    fi
+    if [ -n "$OWN_KEY" ] && [ -z "$(value SITE_APPROVED)" ]; then
+        "$dir/site" request
+        exit
+    fi
     if [ -z "$start" ]; then
         say "$SITE is prepared in $dir. Write its settings into site.yml, then: $dir/site start"
         exit

@@ -11,6 +11,8 @@ Usage: ./site VERB
   status            show whether it runs and is registered
   logs [-f]         show its log
   doctor            check this machine, the way to the server, the certificate and the data
+  request           print the request for a certificate again, if the site makes its own key
+  join ANSWER       take the answer to the request, and start. ANSWER is a file, or - for the terminal
   approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
   take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
@@ -49,6 +51,40 @@ own() {
         chmod 0755 renewed environments; chmod 0700 spool'
 }
 
+# request: make the site's key, and print the request for its certificate. Nothing in it is secret.
+request() {
+    [ -n "$own_key" ] || fail "$site has a key that the federation made: there is nothing to request."
+    asked=$(once --user 0:0 --cap-add DAC_OVERRIDE --mount "type=bind,source=$here/kit,target=/kit" \
+        "$image" request "$site" "$(value SITE_ORG)" "$(value SITE_JOIN)") || fail "there is no request, as said above."
+    own
+    say "The key of $site is made, and stays on this machine. Send these lines to the federation's administrator:"
+    say
+    echo "$asked"
+    say
+    say "Tell the fingerprint of the key in another way. The administrator answers with some lines. Then:"
+    say "  $here/site join ANSWER      (a file with those lines, or - to paste them)"
+}
+
+# join ANSWER: take the answer to the request, and start.
+join() {
+    [ $# = 1 ] || fail "join needs the answer to the request: a file, or - for lines from the terminal." 2
+    [ -n "$own_key" ] || fail "$site has a key that the federation made: no answer is needed. ./site start"
+    [ "$1" = - ] || [ -r "$1" ] || fail "expected the file of an answer, found none that can be read at $1." 2
+    if [ "$1" = - ]; then
+        [ ! -t 0 ] || say "Paste the answer, then press Enter and Ctrl-D:"
+        answer=$(cat)
+    else
+        answer=$(cat "$1")
+    fi
+    echo "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
+        fail "the answer was not taken, as said above. Nothing was changed."
+    [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
+    doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
+    start
+    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
+}
+
 # settings: make Compose's file of the site's own settings.
 settings() {
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
@@ -72,6 +108,8 @@ explain() {
 
 start() {
     [ $# = 0 ] || fail "start takes no arguments." 2
+    [ -z "$own_key" ] || [ -n "$(value SITE_APPROVED)" ] || fail \
+        "$site waits for the answer to its request. ./site request prints the request again, ./site join takes the answer."
     settings
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' >&2 || true
@@ -160,6 +198,7 @@ approve() {
 take() {
     [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
     folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    settings
     compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
@@ -185,7 +224,7 @@ here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
 unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
-site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
+site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER) own_key=$(value SITE_OWN_KEY)
 verb=${1:-help}
 [ $# = 0 ] || shift
 case $verb in
@@ -195,9 +234,13 @@ case $verb in
     logs) compose logs --no-log-prefix "$@" "$site" ;;
     doctor) doctor "$@" ;;
     update)
-        [ $# = 1 ] || fail "update needs the newer join file: ./site update FILE" 2
-        exec sh "$1" --dir "$here" --update
+        [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
+        file=$1
+        shift
+        exec sh "$file" --dir "$here" --update "$@"
         ;;
+    request) request ;;
+    join) join "$@" ;;
     approve) approve "$@" ;;
     take) take "$@" ;;
     leave) leave "$@" ;;

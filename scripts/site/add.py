@@ -4,10 +4,17 @@ It adds the site to project.yml unless it is there, makes its kit, and writes NA
 changes: no other kit, no container, no running job. At the site, `sh NAME.join` checks the machine, starts
 the site and waits until the server has registered it. The file holds the site's private key.
 
+With --own-key the site makes its key itself. The file then holds none, and prints a request there, which
+`site approve` answers. Or lock the key in the file with a passphrase, which goes to the site another way.
+
 Run it again for a fresh file with the same key: for another machine, after the last day, or to bring what is
 new to a site that has joined (`./site update NAME.join` there).
 
   ./flowerbed site add hospital-c --org hospital
+  ./flowerbed site add hospital-c --own-key
+  ./flowerbed site add hospital-c --passphrase-file words.txt
+  ./flowerbed site add hospital-c --from-server          without a registry
+  ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
 """
 
@@ -18,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +34,22 @@ import yaml
 
 from bridge.common import join_file
 from bridge.common.site_settings import TABLE
-from provisioning import dotenv, join, renewed, state
+from provisioning import ca_key, dotenv, join, renewed, state
 from provisioning.compose import ALONE
-from provisioning.keys import ELSEWHERE, OURS
+from provisioning.keys import ELSEWHERE, OURS, OWN_KEY
 from provisioning.names import service_name
-from scripts import core, engine, images, kit_layer, provision, published, settings
+from scripts import (
+    core,
+    engine,
+    images,
+    kit_layer,
+    passphrases,
+    provision,
+    published,
+    settings,
+)
 from scripts.json_object import JsonObject
-from scripts.site import project_file
+from scripts.site import carry, project_file
 
 DAYS = 14
 """Days for which a join file can be used, unless `--days` says otherwise."""
@@ -50,12 +66,30 @@ JSON = JsonObject(
         "bytes": "its size",
         "id": "its id, which the server knows",
         "last_day": "the last day on which it can be used",
+        "key": "who has the private key: the `file`, the file but `locked`, or only the `site`",
         "fingerprint": "the SHA-256 fingerprint of the federation's CA",
         "server": "host and port that the site dials",
         "runtime": "the ID of the runtime image",
         "added": "true if the site was not in project.yml",
     }
 )
+
+
+WithImages = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Also put the runtime image and the environments of apps into this folder, such as a stick's. "
+        "At the site: `sh NAME.join --images FOLDER`.",
+    ),
+]
+FromServer = Annotated[
+    bool,
+    typer.Option(
+        "--from-server",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
+    ),
+]
 
 
 def run(
@@ -76,12 +110,24 @@ def run(
         str | None,
         typer.Option(metavar="RELAY", help="The relay that the site connects to.", show_default="the server"),
     ] = None,
+    own_key: Annotated[
+        bool, typer.Option("--own-key", help="Let the site make its key, which never leaves it.")
+    ] = False,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for a passphrase, and lock the key in the file with it.")
+    ] = False,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lock it with the passphrase in the first line of this file."),
+    ] = None,
     days: Annotated[
         int, typer.Option(min=1, max=365, metavar="N", help="How many days the file can be used.")
     ] = DAYS,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")
     ] = None,
+    with_images: WithImages = None,
+    from_server: FromServer = False,
 ) -> dict[str, Any]:
     """Add the site and write its join file.
 
@@ -89,33 +135,59 @@ def run(
         core.UsageError: an argument or project.yml is wrong. Nothing was written.
         core.Failure: there is no runtime image, or the kit could not be made.
     """
-    file = output or Path(f"{name}.join")
-    _check_output(file)
-    asked = {"org": org, **_settings(given or []), "connect_to": connect_to}
+    file = _free(output or Path(f"{name}.join"))
+    asked = {"org": org, **_settings(given or []), "connect_to": connect_to, OWN_KEY: own_key or None}
     project = provision.load(provision.DEFAULT_PROJECT)
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
     _check_address(entry, project)
+    locked = passphrase or passphrase_file is not None
+    carry.check(with_images, from_server, entry, project, locked=locked)
     runtime = _runtime(str(project["name"]))
+    words = _passphrase(entry, passphrase_file) if locked else None
+    _provision(entry, is_new=known is None)
+    image = carry.archive(runtime.id) if with_images or from_server else None
+    runtime = replace(runtime, archive=image, offered=from_server)
+    made = _invite(entry, str(project["name"]), runtime, days, file, words)
+    if with_images and image:
+        carry.fill(with_images, image, file)
+    return made | {"added": known is None}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The runtime image: its ID, and by which name a site can pull it, if any.
+
+    Attributes:
+        archive: its archive, if it goes another way.
+        offered: whether the site may fetch it from the server.
+    """
+
+    id: str
+    pulled: str
+    archive: carry.ImageArchive | None = None
+    offered: bool = False
+
+
+def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
+    """Make the site's kit. Where that fails, project.yml stays as it was."""
     before = provision.DEFAULT_PROJECT.read_text()
-    if known is None:
+    if is_new:
         write(project_file.with_participant(before, entry))
     try:
         with core.led():
             provision.run()
     except core.Failure:
-        if known is None:
+        if is_new:
             provision.DEFAULT_PROJECT.write_text(before)
         raise
-    return _invite(name, str(project["name"]), runtime, days, file) | {"added": known is None}
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """The runtime image: its ID, and by which name a site can pull it, if any."""
-
-    id: str
-    pulled: str
+def _passphrase(entry: Mapping[str, Any], file: Path | None) -> bytes:
+    """Return the passphrase that locks the key in the join file."""
+    if entry.get(OWN_KEY):
+        raise core.UsageError(f"{entry['name']} makes its own key, so its join file holds none to lock.")
+    return passphrases.new(file)
 
 
 def _settings(given: Sequence[str]) -> dict[str, Any]:
@@ -194,12 +266,13 @@ def _runtime(project: str) -> Runtime:
     return Runtime(str(image["Id"]), next(iter(pushed), ""))
 
 
-def _check_output(file: Path) -> None:
-    """Refuse to write over a file that is no join file."""
+def _free(file: Path) -> Path:
+    """Return the path of the join file. Refuse to write over a file that is none."""
     if file.is_dir() or not file.parent.is_dir():
         raise core.UsageError(f"--output: expected a file's path, found {file}.")
     if file.exists() and not file.read_bytes().startswith(BEGIN.encode()):
         raise core.UsageError(f"{file} is there and is no join file. Name another: --output FILE")
+    return file
 
 
 def write(text: str) -> None:
@@ -216,8 +289,11 @@ def write(text: str) -> None:
         draft.unlink()
 
 
-def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) -> dict[str, Any]:
+def _invite(
+    entry: Mapping[str, Any], project: str, runtime: Runtime, days: int, file: Path, passphrase: bytes | None
+) -> dict[str, Any]:
     """Write the join file, tell the server of it, and tell the user what to do with it."""
+    name, has_own_key = str(entry["name"]), bool(entry.get(OWN_KEY))
     prod = (core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]).parent
     workspace = prod.parent
     kit = prod / name
@@ -231,19 +307,28 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
         last_day=last,
         id=join.new_id(),
         kit=kit_layer.mark(kit),
+        org=str(entry["org"]),
+        own_key=has_own_key,
+        runtime_sum=runtime.archive.sha256 if runtime.archive else "",
+        runtime_bytes=runtime.archive.bytes if runtime.archive else 0,
+        offered=runtime.offered,
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
-    text = join.render(
-        invitation, kit_layer.pack(kit, workspace / renewed.FOLDER / name), compose, workspace / "state"
-    )
+    packed = kit_layer.pack(kit, workspace / renewed.FOLDER / name)
+    try:
+        text = join.render(invitation, packed, compose, workspace / "state", passphrase)
+    except ca_key.NoKey as error:
+        raise core.Failure(str(error)) from None
     join.record(workspace / "policy", name, invitation.id, last)
     state.write_whole(file, text.encode(), 0o600)
     _give(file)
     fingerprint = join_file.check(text)
-    core.say(
-        f"{file} ({core.in_words(len(text))}) has the private key of {name}. Give it to that site only, "
-        f"until {last}."
-    )
+    holds = f"has the private key of {name}. Give it to that site only, until {last}."
+    if passphrase:
+        holds = f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}."
+    if has_own_key:
+        holds = f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE"
+    core.say(f"{file} ({core.in_words(len(text))}) {holds}")
     core.say(f"  There:  sh {file.name}")
     core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
     address = settings.read(settings.BIND)
@@ -258,6 +343,7 @@ def _invite(name: str, project: str, runtime: Runtime, days: int, file: Path) ->
         "bytes": len(text.encode()),
         "id": invitation.id,
         "last_day": last.isoformat(),
+        "key": "site" if has_own_key else "locked" if passphrase else "file",
         "fingerprint": fingerprint,
         "server": invitation.server,
         "runtime": runtime.id,

@@ -14,6 +14,7 @@ from typing import Any
 from bridge.common.ports import free_port
 from dev.scratch_federation import Project, participant
 from provisioning import dotenv
+from scripts import core
 from tests.federation import PROJECT, Federation, copy_of_checkout, running
 from tests.hosts.engine import ADMINISTRATOR, Host
 from tests.hosts.machines import Hosts
@@ -49,19 +50,27 @@ class HostsFederation(Federation):
         os.chown(file, ADMINISTRATOR, ADMINISTRATOR)
         return invited
 
-    def join(self, name: str, host: Host, *options: str) -> dict[str, Any]:
-        """Let a participant join from a host, which has the runtime and the apps' packages."""
+    def join(self, name: str, host: Host, *options: str) -> str:
+        """Let a participant join from a host that has the runtime. Return what its administrator reads."""
         invited = self.invite(name, host, *options)
         self.carry_runtime(host)
-        file = f"{name}.join"
-        said = host.run("sh", file, "--fingerprint", invited["fingerprint"])
+        said = host.run("sh", f"{name}.join", "--fingerprint", invited["fingerprint"])
         assert said.returncode == 0, said.stderr
         self.places[name] = host
-        return invited | {"said": said.stderr}
+        return said.stderr
 
     def carry_runtime(self, host: Host) -> None:
         """Bring the runtime image to a host, as on a stick."""
         host.load(f"{self.project}-runtime:dev")
+
+    def carry_environment(self, name: str, app: Path) -> None:
+        """Bring an app's environment to a participant's folder, as a person would."""
+        (made,) = self.must("build", "--app", str(app))["environments"]
+        source = core.ENVIRONMENTS / made["name"]
+        target = self.folder(name) / "environments" / made["name"]
+        draft = target.with_name(f".{target.name}")
+        subprocess.run(["cp", "--archive", source, draft], check=True)
+        draft.rename(target)
 
     def folder(self, name: str) -> Path:
         """Return a participant's folder at its host."""

@@ -6,7 +6,9 @@ import logging
 import queue
 import re
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +195,18 @@ def test_a_name_with_an_ipv6_address_is_dialled(
     federation.site().peers.get(timeout=10)
 
 
+@pytest.mark.parametrize("federation", ["tcp"], indirect=True)
+def test_a_firewall_that_opens_tls_is_named(federation: Federation, tmp_path: Path) -> None:
+    Authority("other", ("127.0.0.1",)).kit(tmp_path / "other", "client")
+    context = ssl.create_default_context(cafile=str(tmp_path / "other/startup/rootCA.pem"))
+    with pytest.raises(dialling.OpenedTLS, match="A firewall that opens TLS does that"):
+        while True:
+            try:
+                dialling.dial("127.0.0.1", federation.port, context).close()
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+
+
 def test_a_second_address_is_tried_when_the_first_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialling, "NEXT_ADDRESS_AFTER", 0.2)
     with (
@@ -213,6 +227,7 @@ REPLIES = {
     b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\n\r\n": "wants a password (407 No)",
     b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\nProxy-Authenticate: Negotiate\r\n\r\n": "negotiate, nt",
     b"HTTP/1.0 403 \x1b[2JNo\r\n\r\n": "403 ?[2JNo",
+    b"HTTP/1.1 401 Unauthorized\r\n\r\n": "wants a password (401 Unauthorized)",
     b"HTTP/1.1 502 Bad Gateway\r\n\r\n": "does not reach fl.example:443",
     b"SSH-2.0-OpenSSH\r\n\r\n": "does not answer like an HTTP proxy. It said 'SSH-2.0-OpenSSH'",
     b"": "closes the connection without an answer",

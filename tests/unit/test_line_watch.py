@@ -104,16 +104,17 @@ def through(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConnectProxy]:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
 def test_a_dead_line_behind_a_proxy_is_noticed_and_dialled_again(
-    tmp_path: Path, through: ConnectProxy
+    tmp_path: Path, through: ConnectProxy, scheme: str
 ) -> None:
     """The proxy keeps its connections open, and carries nothing more."""
     authority = Authority(names=("127.0.0.1", SERVER))
     authority.kit(tmp_path / "server", "server")
     authority.kit(tmp_path / "site-1", "client")
     port = free_port()
-    listener = End(tmp_path / "server", f"tcp://0:{port}", Mode.PASSIVE)
-    asker = End(tmp_path / "site-1", f"tcp://{SERVER}:{port}", Mode.ACTIVE)
+    listener = End(tmp_path / "server", f"{scheme}://0:{port}", Mode.PASSIVE)
+    asker = End(tmp_path / "site-1", f"{scheme}://{SERVER}:{port}", Mode.ACTIVE)
     try:
         asker.peers.get(timeout=10)
         through.silence()

@@ -245,7 +245,8 @@ def test_a_changed_archive_is_refused(stick: Stick, tmp_path: Path) -> None:
     (stick.source / "lock.txt").write_text("evil==1.0\n")
     with stick.archive.open("wb") as file:
         archive.pack(stick.source, file)
-    assert "expected the checksum" in refused(stick.installer(tmp_path / "b"))
+    why = refused(stick.installer(tmp_path / "b"))
+    assert "expected the checksum" in why or "it is longer than" in why
     stick.archive.write_bytes(content[:100])
     assert "whole tar.gz" in refused(stick.installer(tmp_path / "c"))
     stick.archive.write_bytes(b"x" * (stick.packed.bytes + 1))
@@ -464,6 +465,17 @@ def test_what_no_app_uses_is_not_offered(federation: Path) -> None:
     describe(federation / ".flowerbed" / "environments" / NAME, keys=[])
     assert host.update() == []
     assert list((federation / ".flowerbed" / "offers" / "environments").iterdir()) == []
+
+
+def test_only_the_named_are_packed_then(federation: Path) -> None:
+    assert host.update([]) == host.update(["ba9876543210"]) == []
+    assert host.update([NAME]) == [NAME]
+    # From then on its statement is kept true.
+    describe(federation / ".flowerbed" / "environments" / NAME, keys=["one", "two"])
+    file = federation / ".flowerbed" / "offers" / "environments" / f"{NAME}.json"
+    before = file.read_bytes()
+    assert host.update([]) == []
+    assert file.read_bytes() != before
 
 
 def test_nothing_is_packed_without_sites_elsewhere_or_a_signer(

@@ -1039,6 +1039,13 @@ BAD: dict[str, tuple[Edit, str]] = {
         replace("fed_learn_port: 8002", "fed_learn_port: x"),
         "expected fed_learn_port from 1 to 65535",
     ),
+    "an IPv6 address": (
+        replace(
+            "name: site-2\n",
+            'name: site-2\n    elsewhere: true\n    connect_to: {name: server, host: "2001:db8::1"}\n',
+        ),
+        "site 'site-2': expected a name or an IPv4 address in connect_to, found 2001:db8::1",
+    ),
     "bad dialled port": (
         replace("fed_learn_port: 8002", "fed_learn_port: 8002\n    default_port: 0"),
         "expected default_port from 1 to 65535, found int 0",

@@ -112,6 +112,22 @@ def test_one_that_has_left_project_yml_is_not_renewed(again: Path, more: str) ->
     assert known(again)["site-2"]["cert"] == before
 
 
+def test_a_cas_key_that_is_elsewhere_is_asked_for_only_if_something_is_due(again: Path) -> None:
+    content = known(again)
+    key = content.pop("root_pri_key")
+    (again / STATE).write_text(json.dumps(content))
+    assert renew(again)[0] == 0
+    before = files(again)
+    code, _, text = renew(again, "--all")
+    assert code == 1 and "needs the CA's key" in text and "Traceback" not in text
+    assert changed(before, files(again)) == set()
+    (again / "ca.key").write_text(key)
+    with (again / ".env").open("a") as settings:
+        settings.write(f"FLOWERBED_CA_KEY={again / 'ca.key'}\n")
+    assert renew(again, "--all")[1]["renewed"] == NAMES
+    assert "root_pri_key" not in known(again), "the key stays where it is"
+
+
 def test_without_certificates_it_says_what_to_do(again: Path) -> None:
     (again / STATE).unlink()
     code, outcome, text = renew(again)

@@ -26,6 +26,8 @@ NOT_FLARES = {
     ("bridge/flare/console/__main__.py", "stdout"),
     *(("bridge/common/archive.py", name) for name in ("mtime", "mode", "linkname", "size")),  # a tar's entry
     *(("bridge/preflight/secure.py", name) for name in ("check_hostname", "verify_mode")),  # a TLS context
+    ("provisioning/certificates.py", "root_private_key"),  # FLARE's project, and put back
+    ("provisioning/certificates.py", "serialized_root_cert"),
     ("bridge/flare/certificates.py", "minimum_version"),  # a TLS context
     ("bridge/flare/certificates.py", "verify_mode"),
     ("bridge/flare/certificates.py", "context"),  # a TLS connection

@@ -17,7 +17,7 @@ from scripts import environments, source_builds
 
 ROOT = Path(__file__).resolve().parents[2]
 
-AT_SITES = {"provisioning/join/join.sh", "provisioning/join/site.sh"}
+AT_SITES = {f"provisioning/join/{name}.sh" for name in ("join", "runtime", "site")}
 """Scripts for the machine of a site, in the shell that it has."""
 
 IN_CONTAINERS = {"images/entrypoint", "images/healthcheck"}

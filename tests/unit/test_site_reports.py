@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from nvflare.apis.client import Client
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
@@ -275,6 +278,15 @@ def test_a_slow_taker_delays_no_report() -> None:
     assert taken == [{"number": 1}]
 
 
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b" " * site_report.REPLY_LIMIT + b"{}"])
+def test_a_broken_or_huge_reply_is_dropped(body: bytes) -> None:
+    reporter = SiteReporter()
+    reporter.takers = [lambda told, link: pytest.fail("it was taken")]
+    facts: Any = SimpleNamespace(now=dict, round_trip=0.0)
+    with pytest.raises(ValueError, match="xpect"):
+        reporter.report(facts, ReportLink(Cell(make_reply(ReturnCode.OK, "", body))))
+
+
 def test_silence_of_the_server_is_survived() -> None:
     reporter = SiteReporter()
     reporter.takers = [lambda told, link: pytest.fail("nothing was told")]
@@ -293,6 +305,23 @@ def test_facts_that_cannot_be_found_out_are_left_out(tmp_path: Path) -> None:
     # All that is there passes the server's door.
     assert site_report.cleaned(found).keys() == found.keys()
     assert len(site_report.dumped(found)) < site_report.REPORT_LIMIT
+
+
+def test_a_job_with_a_running_app_is_known_by_its_processes() -> None:
+    """As at a site: FLARE's job process, and below it the app's, with names only."""
+    job = "01234567-89ab-cdef-0123-456789abcdef"
+    app = [sys.executable, "-c", "import time; time.sleep(60)", "flwr-clientapp"]
+    flare = f"import subprocess; subprocess.run({app!r})"
+    with subprocess.Popen([sys.executable, "-c", flare, job]) as process:
+        deadline = time.monotonic() + 30
+        try:
+            while job not in site_facts.jobs_with_apps():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+    assert job not in site_facts.jobs_with_apps()
 
 
 def test_a_data_folder_is_looked_at(tmp_path: Path) -> None:
@@ -371,7 +400,7 @@ REPORT: dict[str, Any] = {
     "gpus": [{"name": "H200", "memory": 2**37, "free": 2**36}],
     "data": [{"folder": "/data", "state": "ok", "files": 200, "more": True}],
     "environments": [{"name": "0123", "flwr": "1.40.0"}],
-    "jobs": [{"job_id": "0123456789", "status": "started", "seconds": 90}],
+    "jobs": [{"job_id": "0123456789", "status": "started", "phase": "runs the app", "seconds": 90}],
 }
 
 
@@ -393,11 +422,16 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
     assert rows[0] == [
         *("site-1", "3 s ago", version, "360 d left", "5 GB free", "1 GB of 6 GB"),
         *rest,
-        "01234567 started for 90 s",
+        "01234567 runs the app, 90 s old",
     ]
     assert rows[1][:2] == ["site-2", "not registered, reported 7 min ago"]
     assert rows[1][-4:] == ["none", "/data/b gone", "-", "nothing"]
     assert rows[2][:2] == ["site-3", "not registered"] and rows[3][:2] == ["site-4", "2 s ago"]
+
+
+def test_each_fact_is_stated_in_the_verbs_object() -> None:
+    stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}
+    assert set(site_report.FACTS) <= stated
 
 
 def test_an_expired_certificate_is_named() -> None:

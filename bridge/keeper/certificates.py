@@ -1,0 +1,136 @@
+"""Install renewed certificates at a site: from the spool into `/renewed`.
+
+The site's FLARE process writes there what the server sends (`bridge/flare/renewals.py`). It has a network, so
+this process trusts none of it. A certificate is installed only if it is for the same name and the same key as
+the one that is there, a CA that the site trusts has signed it, and it is newer. A change of the CAs needs the
+signature of a CA that the site trusts already, and cannot be undone by an earlier one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import NameOID
+
+from bridge.common import trust
+from bridge.common.renewals import AUTHORITIES, CERTIFICATES, FILE, FILE_LIMIT, read
+
+log = logging.getLogger(__name__)
+
+CLOCKS = datetime.timedelta(minutes=5)
+"""By how much the site's clock may be behind."""
+
+
+def install(spool: Path, renewed: Path) -> bool:
+    """Install what has come, if it is newer. Return whether anything was.
+
+    Raises:
+        ValueError: what has come is refused. Nothing has changed.
+    """
+    text = _opened(spool / FILE)
+    if text is None:
+        return False
+    files = read(json.loads(text))
+    bundle, statement = _authorities(files, renewed)
+    trusted = x509.load_pem_x509_certificates(bundle.encode())
+    newer = {
+        name: files[name]
+        for name in CERTIFICATES
+        if name in files
+        and (renewed / name).is_file()
+        and _is_newer(files[name], (renewed / name).read_text(), trusted)
+    }
+    if statement:
+        # First the CAs: the certificates may be from a new one.
+        newer = {AUTHORITIES: bundle, trust.FILE: statement, **newer}
+    for name, content in newer.items():
+        _write(renewed / name, content)
+        log.info("installed a newer %s", name)
+    return bool(newer)
+
+
+def _authorities(files: Mapping[str, str], renewed: Path) -> tuple[str, str]:
+    """Return the CAs to trust, and the statement that changes them, or nothing."""
+    today = (renewed / AUTHORITIES).read_text()
+    statement = files.get(trust.FILE)
+    if statement is None:
+        return today, ""
+    made = trust.made(statement)
+    if (before := renewed / trust.FILE).is_file() and made <= trust.made(before.read_text()):
+        return today, ""
+    found = trust.verified(statement, x509.load_pem_x509_certificates(today.encode()))
+    for ca in x509.load_pem_x509_certificates(found.encode()):
+        if not ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise ValueError("the list of CAs that came has a certificate that is no CA's")
+    return found, statement
+
+
+def _is_newer(pem: str, before: str, trusted: list[x509.Certificate]) -> bool:
+    """Return whether a certificate is newer than the one that is there.
+
+    Raises:
+        ValueError: it may not take its place.
+    """
+    new, old = (x509.load_pem_x509_certificate(text.encode()) for text in (pem, before))
+    if new == old or new.not_valid_before_utc < old.not_valid_before_utc:
+        return False
+    if _name(new) != _name(old):
+        raise ValueError(f"expected a certificate for {_name(old)}, found one for {_name(new)}")
+    if new.public_key() != old.public_key():
+        raise ValueError("expected a certificate for the site's own key, found one for another")
+    if not any(_issued(new, ca) for ca in trusted):
+        raise ValueError("no CA that this site trusts has signed the certificate")
+    now = datetime.datetime.now(datetime.UTC)
+    if not new.not_valid_before_utc - CLOCKS <= now < new.not_valid_after_utc:
+        raise ValueError(
+            f"the certificate is valid from {new.not_valid_before_utc} to {new.not_valid_after_utc}, and "
+            f"here it is {now:%Y-%m-%d %H:%M:%S}"
+        )
+    return True
+
+
+def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return ",".join(
+        str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    )
+
+
+def _opened(file: Path) -> bytes | None:
+    """Return a file's content, or None if there is no such file. The writer of the spool may have made a link
+    or a pipe of it."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(handle, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        return opened.read(FILE_LIMIT)
+
+
+def _write(target: Path, content: str) -> None:
+    """Write a file in one step, for the site's FLARE to read."""
+    draft = target.with_name(f".{target.name}.new")
+    draft.unlink(missing_ok=True)
+    with draft.open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.chmod(0o644)
+    draft.replace(target)
