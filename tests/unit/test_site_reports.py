@@ -23,8 +23,10 @@ from nvflare.fuel.sec.authz import AuthorizationService
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common import site_report
+from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
-from bridge.flare import site_data, site_facts
+from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
 from bridge.flare.site_reports import SiteReports, SiteReportsCommand, is_relay
 from scripts import site_table, terminal
@@ -147,6 +149,16 @@ def test_a_relay_reports_for_itself_only(
     server.disabled.add("relay-1")
     assert code(server.say(b"{}", "relay-1", "t", "relay-1")) == refused
     assert reports.now()[0]["report"] == {"uptime_seconds": 1}
+
+
+def test_only_a_relay_hears_who_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-9"]}')
+    monkeypatch.setattr(site_reports, "REVOCATIONS", Revoked(tmp_path))
+    monkeypatch.setattr(site_reports, "is_relay", lambda name: name == "relay-1")
+    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": ["site-9"]}
+    assert site_reports.tell_revoked("site-1", {}) == {}
+    assert site_reports.tell_revoked in site_reports.ANSWERS
+    assert revocation.take in relay_reporter.RELAY_TAKERS
 
 
 def test_a_removed_site_reports_no_more(server: Server) -> None:
