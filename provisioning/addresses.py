@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvflare.lighter.entity import Project
+from nvflare.lighter.entity import Participant, Project
 
 from bridge.common import server_address
 from provisioning import renewed
@@ -45,11 +45,15 @@ def save(state: Path, names: Iterable[str]) -> None:
         write_whole(file, content.encode(), 0o600)
 
 
-def dialled(project: Project) -> list[str]:
-    """Return the names under which participants are told to reach the server itself."""
+def dialled(project: Project, by: Iterable[Participant] | None = None) -> list[str]:
+    """Return the names under which participants are told to reach the server itself.
+
+    Args:
+        by: some participants, if not all are meant.
+    """
     server = project.get_server()
     names = [server.get_default_host()]
-    for participant in project.get_all_participants():
+    for participant in project.get_all_participants() if by is None else by:
         target = participant.get_connect_to()
         if target and target.host and target.name in (None, server.name):
             names.append(target.host)

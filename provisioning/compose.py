@@ -14,12 +14,11 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from nvflare.tool.cli_output import output_error
 
 from bridge.common import site_service
-from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
 from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
-from provisioning import addresses, dotenv, links, networks, note, renewed, revocation, site_files
+from provisioning import addresses, dotenv, elsewhere, links, networks, note, renewed, revocation, site_files
 from provisioning.checks import TOOLS
-from provisioning.keys import CUSTOM_CODE, DEFAULT_PORT, PORT, REVOKED
+from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
 from provisioning.state import Lock
@@ -35,9 +34,6 @@ FRAGMENTS = {
 }
 """The file (and service) of compose/ for each type of participant."""
 
-PROFILE = "elsewhere"
-"""The Compose profile of participants on other machines. `up` here leaves them out."""
-
 SOCKET_FOLDER, SOCKET = "/flwr", "socket"
 """Where a console listens for Flower's command line."""
 
@@ -52,16 +48,6 @@ PARTICIPANT = "org.flowerbed.participant"
 
 SETTINGS = "org.flowerbed.settings"
 """The label that shows `up` a change of settings. It follows the label with the participant's name."""
-
-RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
-"""The runtime image on another machine, by its ID."""
-
-JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE", "RUNTIME")}
-"""What a participant on another machine tells the server: by which join file it came, a number of its
-machine, and its runtime image."""
-
-KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
-"""With another kit, Compose makes the container again."""
 
 HEADER = """\
 # Written by provisioning, and included by the compose.yaml at the root. Do not edit: everything that a person
@@ -172,14 +158,15 @@ def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks
         prod: the folder with the kits, relative to the root.
         known: the links at the last provisioning.
     """
-    people = _people(project)
+    people = [p for p in _people(project) if not networks.is_elsewhere(p)]
     tools = {name: {"extends": {"file": f"compose/{name}.yaml", "service": name}} for name in TOOLS}
     joined = networks.of_project(project, known)
+    consoles = [p for p in people if p.type == ParticipantType.ADMIN]
     flwr: dict[str, Any] = {}
-    for console in project.get_admins():
-        flwr |= {} if networks.is_elsewhere(console) else _flwr(console, project, "runtime")
+    for console in consoles:
+        flwr |= _flwr(console, project, "runtime")
     names = [service_name(p.name) for p in people]
-    sockets = [_socket_volume(service_name(p.name)) for p in project.get_admins()]
+    sockets = [_socket_volume(service_name(p.name)) for p in consoles]
     content = {
         "services": {
             service_name(p.name): _service(p, project, prod) | joined.of(service_name(p.name)) for p in people
@@ -188,7 +175,7 @@ def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks
         | tools,
         # Each tool's volume has the tool's name.
         "volumes": {name: {} for name in (*names, *TOOLS, *sockets)},
-        "networks": joined.defined | (networks.FLWR_NETWORK if flwr else {}),
+        "networks": joined.among(names) | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content)
 
@@ -197,43 +184,22 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     """Return the Compose file of a participant on another machine, without anybody else's settings."""
     name, joined = service_name(participant.name), networks.of_project(project, {})
     networked = joined.of(name)
-    service = _service(participant, project, prod)
-    del service["profiles"]
-    if participant.type != ParticipantType.ADMIN:
-        service |= {"image": RUNTIME, "environment": service.get("environment", {}) | JOINED}
-        service["volumes"] = site_service.own_mounts(name)
+    service = elsewhere.service(_service(participant, project, prod), participant)
     if participant.type == ParticipantType.CLIENT:
         service = _given(service, participant, project)
-    if participant.type != ParticipantType.ADMIN:
-        service["labels"] |= KIT_LABEL
-    kept = {KEEPER: _keeper(participant)} if participant.type == ParticipantType.CLIENT else {}
-    # The image that is there.
-    flwr = _flwr(participant, project, name) if participant.type == ParticipantType.ADMIN else {}
+    service["labels"] |= elsewhere.KIT_LABEL
+    is_person = participant.type == ParticipantType.ADMIN
+    kept = {} if is_person else {KEEPER: elsewhere.keeper(participant)}
+    flwr = _flwr(participant, project, name) if is_person else {}
     for part in flwr.values():
-        part["pull_policy"] = "never"
-        # That image has the person's kit, which the carrier of encrypted bytes needs not.
-        part["tmpfs"] = ["/kit:size=4k,mode=0555"]
+        part |= {"image": elsewhere.RUNTIME, "pull_policy": "never"}
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
         "services": {name: service | networked} | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
         "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
     }
-    return _written(content)
-
-
-def _keeper(participant: Participant) -> dict[str, Any]:
-    """Return the service that installs what the server sends to a site."""
-    service: dict[str, Any] = {
-        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
-        "image": RUNTIME,
-        "pull_policy": "never",
-        "volumes": site_service.keeper_mounts(),
-    }
-    if not participant.get_prop(CUSTOM_CODE, True):
-        # A lead's packages are a lead's code.
-        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
-    return service
+    return _written(content, elsewhere.HEADER)
 
 
 def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
@@ -268,9 +234,9 @@ def _people(project: Project) -> list[Participant]:
     return [project.get_server(), *project.get_relays(), *project.get_clients(), *project.get_admins()]
 
 
-def _written(content: Mapping[str, Any]) -> str:
+def _written(content: Mapping[str, Any], header: str = HEADER) -> str:
     text: str = yaml.safe_dump(content, sort_keys=False, width=200)
-    return HEADER + text
+    return header + text
 
 
 def _service(participant: Participant, project: Project, prod: Path) -> dict[str, Any]:
@@ -304,9 +270,7 @@ def _service(participant: Participant, project: Project, prod: Path) -> dict[str
     if participant.type == ParticipantType.RELAY:
         service |= _published(participant, project)
     upstream = networks.upstream(participant, project)
-    if networks.is_elsewhere(participant):
-        service["profiles"] = [PROFILE]
-    elif not networks.is_elsewhere(upstream):
+    if not networks.is_elsewhere(participant) and not networks.is_elsewhere(upstream):
         service["depends_on"] = {service_name(upstream.name): {"condition": "service_healthy"}}
     if participant.type == ParticipantType.CLIENT and not networks.is_elsewhere(participant):
         return _given(service, participant, project)
@@ -348,7 +312,10 @@ def _given(service: dict[str, Any], participant: Participant, project: Project) 
 def _same(old: Path, new: Path, compose: str) -> bool:
     """Return whether two prod folders hold the same kits and rights, and the old one this Compose file."""
     here = (old / FILE).read_text() if (old / FILE).is_file() else None
-    return here == compose and _kits(old) == _kits(new)
+    away = [
+        {path.name: path.read_text() for path in prod.glob(ALONE.format(name="*"))} for prod in (old, new)
+    ]
+    return here == compose and away[0] == away[1] and _kits(old) == _kits(new)
 
 
 def _kits(prod: Path) -> dict[str, tuple[int, bytes]]:

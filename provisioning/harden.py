@@ -19,7 +19,7 @@ from bridge.common.site_settings import NODE_CONFIG, size
 from provisioning import addresses, dialled, note, site_files
 from provisioning.checks import problems_in_project
 from provisioning.keys import ALLOWED_APPS, CUSTOM_CODE, EGRESS, EGRESSES, LIMITS, SANDBOX, SIZES
-from provisioning.networks import is_elsewhere
+from provisioning.networks import NAMES_HERE, is_elsewhere
 
 WORKSPACE = "/workspace"
 """The path of the participant's volume in the image."""
@@ -178,6 +178,9 @@ class HardenBuilder(Builder):  # type: ignore[misc]
             note(
                 ctx, f"{server.name}: its certificate keeps {', '.join(former)}, which sites may still dial."
             )
+        # Participants on other machines dial names that no container here needs.
+        here = [p for p in project.get_all_participants() if not is_elsewhere(p)]
+        server.set_prop(NAMES_HERE, [*listed, *addresses.dialled(project, here)])
         server.set_prop("host_names", [*listed, *added, *former])
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:

@@ -25,8 +25,20 @@ from provisioning import ca_key, places, state
 FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
-SHARED = ("container.yaml", "site.yaml", "relay.yaml", "keeper.yaml")
-"""The files of `compose/` that a site's Compose file extends."""
+SHARED = {
+    "site": ("container.yaml", "site.yaml", "keeper.yaml"),
+    "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
+    "console": ("container.yaml", "console.yaml", "flwr.yaml"),
+}
+"""The files of `compose/` that a participant's Compose file extends, by its role."""
+
+WHOSE = {"site": "the site", "relay": "the relay", "console": "the console"}
+STARTS = {
+    "site": "It starts the site, and waits until the server has registered it.",
+    "relay": "It starts the relay, and waits until it answers on its port, which other machines may dial.",
+    "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
+}
+"""What a join file does at the end, by role."""
 
 KEY = "kit/startup/client.key"
 """The site's key, which a site may make itself."""
@@ -40,7 +52,8 @@ class Invitation:
     """What a join file is for.
 
     Attributes:
-        site: the participant's name, which is also its service's.
+        site: the participant's name in Compose.
+        role: `site`, `relay` or `console`.
         project: the federation's name.
         server: host and port that the site dials.
         runtime: the ID of the runtime image.
@@ -54,6 +67,7 @@ class Invitation:
     """
 
     site: str
+    role: str
     project: str
     server: str
     runtime: str
@@ -94,6 +108,7 @@ def render(
         files[KEY] = locked.lock(files[KEY].encode(), passphrase)
     names = {
         "SITE": invitation.site,
+        "ROLE": invitation.role,
         "ORG": invitation.org,
         "OWN_KEY": "1" if invitation.own_key else "",
         "LOCKED": "1" if passphrase else "",
@@ -124,7 +139,7 @@ def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
     """Return what a person reads first."""
     site = invitation.site
     holds = f"IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once it has joined."
-    last = "It starts the site, and waits until the server has registered it."
+    last = STARTS[invitation.role]
     if is_locked:
         holds = f"It holds the private key of {site}, locked. You get the passphrase in another way."
     if invitation.own_key:
@@ -132,7 +147,7 @@ def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
         last = "It makes the key, and prints a request. With the answer, ./site join starts the site."
     return f"""\
 #!/bin/sh
-# Join file of the site {site} for the Flowerbed federation '{invitation.project}'.
+# Join file of {WHOSE[invitation.role]} {site} for the Flowerbed federation '{invitation.project}'.
 #
 # {holds}
 #
@@ -148,7 +163,7 @@ def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
 #   4. It makes the folder ./{site} with the files that you see below.
 #   5. It checks this machine and the way to {invitation.server}, and stops if something would fail.
 #   6. {last}
-# The site connects to {invitation.server} and opens no port. Only that folder and Docker are changed.
+# It connects to {invitation.server}. Only that folder and Docker are changed.
 # To remove all of it: ./{site}/site leave
 """
 
@@ -158,9 +173,10 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
     files = {
         "compose.yaml": compose,
         "site": (FOLDER / "site.sh").read_text(),
-        "site.yml": (FOLDER / "site.yml").read_text().format(name=invitation.site),
     }
-    for name in SHARED:
+    if invitation.role == "site":
+        files["site.yml"] = (FOLDER / "site.yml").read_text().format(name=invitation.site)
+    for name in SHARED[invitation.role]:
         files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
     with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
         for member in archive:

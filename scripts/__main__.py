@@ -230,7 +230,8 @@ def _need_federation(words: Sequence[str]) -> None:
 
 def _extra_argument(words: Sequence[str], error: click.ClickException) -> str:
     """Return the verb's message for an argument that it does not take."""
-    module = sys.modules.get(VERBS.get(_joined([*words])[0], ""))
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in VERBS), "")
+    module = sys.modules.get(VERBS.get(name, ""))
     is_it = "unexpected extra argument" in error.format_message()
     more = getattr(module, "EXTRA_ARGUMENT", "") if is_it else ""
     return f" {more}" if more else ""

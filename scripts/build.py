@@ -138,7 +138,7 @@ def run(
             raise core.UsageError(f"{option}: expected --app APP with it.")
     mlflow = tracking == "mlflow"
     engine.ensure()
-    config = compose.config(tag=TAG, profiles=["elsewhere"])
+    config = compose.config(tag=TAG)
     project, wanted = str(config["name"]), images.participants(config)
     ownership.check(project)
     runtime = images.runtime(project, TAG)

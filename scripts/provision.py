@@ -136,7 +136,7 @@ def run(
 def _next() -> str:
     """Return the next verb. Images are built only if a kit differs from the one in its image."""
     try:
-        config = compose.config(profiles=["elsewhere"])
+        config = compose.config()
         is_built = not images.lost(config) and not behind.kits(config)
     except core.Failure:
         is_built = False  # No engine, or no images yet.
@@ -260,7 +260,9 @@ def still_valid(project: Mapping[str, Any]) -> list[str]:
     return sorted(
         name
         for name, certificate in _certificates(project["name"]).items()
-        if name not in out and x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc > now
+        # A relay's listening end has a certificate of its own.
+        if name.partition("/")[0] not in out
+        and x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc > now
     )
 
 

@@ -84,11 +84,20 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
 def due() -> list[str]:
     """Renew what is due, if anything is, without a word. Returns the names.
 
+    Where the CA's key is elsewhere, it asks nobody for it. It names who is due, and renews nothing.
+
     Raises:
         core.Failure: the CA's file cannot be read.
     """
+    from provisioning import ca_key
+
     project = provision.load(provision.DEFAULT_PROJECT)
     with _opened(project) as known:
+        if ca_key.is_elsewhere(known) and (waiting := _due(known, project)):
+            core.say(
+                f"{', '.join(waiting)}: the certificates are due. ./flowerbed renew asks for the CA's key."
+            )
+            return []
         return sorted(_renew(known, project, every=False, days=None))
 
 
@@ -116,16 +125,27 @@ def _renew(
 ) -> dict[str, str]:
     """Reissue certificates. Returns the reason for each participant's name."""
     # Here, since it takes a while to import, and `up` imports this module.
-    from provisioning import renewal
+    from provisioning import ca_key, renewal
 
     revoked = set(project.get(keys.REVOKED) or ())
     kinds = {name: kind for name, kind in _kinds(project).items() if name not in revoked}
     life = days if days is not None else _valid_days(project)
     try:
         reasons = renewal.renew(known, kinds, days=life, every=every)
+    except ca_key.NoKey as error:
+        raise core.Failure(str(error)) from None
     except RuntimeError as error:
         raise core.Failure(f"{error} ./flowerbed renew --new-ca replaces it.") from None
     return {subject.removesuffix(renewal.LISTENER): reason for subject, reason in reasons.items()}
+
+
+def _due(known: Mapping[str, Any], project: Mapping[str, Any]) -> list[str]:
+    """Return the participants with a certificate that is due."""
+    from provisioning import renewal
+
+    names = {*_kinds(project)} - {*(project.get(keys.REVOKED) or ())}
+    found = [(name, certificate) for name, _, certificate in renewal.certificates(known) if name in names]
+    return sorted({name for name, certificate in found if renewal.is_due(certificate)})
 
 
 def _step(known: dict[str, Any], project: Mapping[str, Any], *, force: bool) -> None:

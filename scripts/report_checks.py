@@ -32,6 +32,8 @@ def check(told: Mapping[str, Any], renewed: Path | None = None) -> Iterator[Find
     registered = [str(site["name"]) for site in told["sites"]]
     if not reports:
         return
+    relays = [name for name, one in reports.items() if one.get("kind") == "relay"]
+    registered += [name for name in relays if name not in registered]
     found = [*_silent(registered, reports), *_versions(told.get("server_version") or {}, reports)]
     for name, one in reports.items():
         if name in registered:

@@ -56,7 +56,7 @@ class ConnectProxy:
 
     Attributes:
         asked: the targets that were asked for.
-        seen: all bytes that it carried.
+        seen: all bytes that it carried, or None to keep none.
         login: `USER:PASSWORD` that it wants, or none.
         answer: what it says instead of making a tunnel, or nothing.
         places: addresses by name. It resolves others as the machine does.
@@ -65,7 +65,7 @@ class ConnectProxy:
 
     def __init__(self, places: Mapping[str, str] | None = None) -> None:
         self.asked: list[str] = []
-        self.seen = b""
+        self.seen: bytearray | None = bytearray()
         self.login, self.answer = "", b""
         self.places, self.ports = places or {}, set[int]()
         self._open: list[socket.socket] = []
@@ -119,7 +119,8 @@ class ConnectProxy:
 
     def _see(self, data: bytes, connection: socket.socket) -> bool:
         """Return whether the data is swallowed."""
-        self.seen += data
+        if self.seen is not None:
+            self.seen += data
         return connection in self._silent
 
 
@@ -174,6 +175,7 @@ def main() -> None:
     """Run the proxy until it is killed."""
     port, *rest = sys.argv[1:]
     proxy = ConnectProxy(dict(word.split("=") for word in rest if "=" in word))
+    proxy.seen = None
     proxy.login = next((word for word in rest if ":" in word and "=" not in word), "")
     proxy.ports = {int(word) for word in rest if word.isdigit()}
     with Server(proxy.serve, ("0.0.0.0", int(port))) as server:

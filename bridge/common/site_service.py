@@ -83,12 +83,16 @@ def shown(source: str, target: str) -> dict[str, Any]:
     return bind | {"bind": {"create_host_path": False}}
 
 
-def own_mounts(name: str) -> list[str | dict[str, Any]]:
-    """Return the mounts, besides data, of a participant that runs in a folder to itself
+def kit_mounts() -> list[dict[str, Any]]:
+    """Return the mounts of a participant's kit, in a folder that its join file has made
     (`provisioning/join.py`)."""
-    read_only = [shown(f"./{folder}", f"/{folder}") for folder in ("kit", "renewed", "environments")]
+    return [shown(f"./{folder}", f"/{folder}") for folder in ("kit", "renewed")]
+
+
+def own_mounts(name: str) -> list[str | dict[str, Any]]:
+    """Return all mounts of a site or relay in such a folder, besides data."""
     spool = {**shown("./spool", "/spool"), "read_only": False}
-    return [f"{name}:/workspace", *read_only, spool]
+    return [f"{name}:/workspace", *kit_mounts(), shown("./environments", "/environments"), spool]
 
 
 def keeper_mounts() -> list[dict[str, Any]]:

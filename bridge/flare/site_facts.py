@@ -55,13 +55,14 @@ CGROUPS = (
 
 
 class SiteFacts:
-    """The facts of one site, gathered for each report."""
+    """The facts of one site, or of a relay, gathered for each report."""
 
     def __init__(self, workspace: Path, engine: Any) -> None:
+        """Create it. `engine` is the engine of the site's FLARE client, or None for a relay."""
         self._workspace = workspace
         self._engine = engine
         self._began = time.monotonic()
-        self._data = DataWatch()
+        self._data = DataWatch([] if engine is None else None)
         self._gpus: tuple[float, list[dict[str, Any]]] = (float("-inf"), [])
         self._jobs: dict[str, float] = {}
         self.round_trip = 0.0
@@ -77,16 +78,19 @@ class SiteFacts:
             "known_address": lambda: in_words(ADDRESSES.today() or ADDRESSES.of_kit()),
             "disk": self._disk,
             "memory": memory,
-            "gpus": self._gpu,
-            "data": self._data.seen,
-            "environments": environments,
-            "environments_not_installed": site_environments.state,
-            "policy": self._policy,
-            "jobs": self._running,
             "round_trip_seconds": lambda: round(self.round_trip, 3),
-            # The last, because the others take their time.
-            "clock": time.time,
         }
+        if self._engine is not None:
+            gather |= {
+                "gpus": self._gpu,
+                "data": self._data.seen,
+                "environments": environments,
+                "environments_not_installed": site_environments.state,
+                "policy": self._policy,
+                "jobs": self._running,
+            }
+        # The last, because the others take their time.
+        gather["clock"] = time.time
         found: dict[str, Any] = {}
         for name, fact in gather.items():
             try:

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
@@ -20,6 +21,7 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.hci.conn import Connection
@@ -31,9 +33,11 @@ from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
 from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
-from bridge.common import site_report
+from bridge.common import site_report, spool
+from bridge.common.meta import REVOKED_KEY
 from bridge.flare import addresses, renewals, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
+from bridge.flare.revocation import REVOCATIONS
 from bridge.flare.site_messages import is_person
 
 log = logging.getLogger(__name__)
@@ -44,7 +48,13 @@ Answer = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 Handler = Callable[[str, bytes], bytes]
 """Takes a site's name and a message, and returns the reply. Raises `ValueError` for a bad message."""
 
-ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER)
+
+def tell_revoked(site: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell a relay who was removed. On another machine it has no other way to know."""
+    return {REVOKED_KEY: REVOCATIONS.names()} if is_relay(site) else {}
+
+
+ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER, tell_revoked)
 """What each reply to a report may hold."""
 
 SERVED: Mapping[str, Handler] = {**server_offers.SERVED}
@@ -84,6 +94,10 @@ class SiteReports(FLComponent):
         self._flare, self._server = FlareServer(engine), engine.server
         cell = self._server.cell
         cell.register_request_cb(channel=site_report.CHANNEL, topic=site_report.REPORT, cb=self._reported)
+        # A relay has only the lower half of FLARE's cell.
+        cell.core_cell.register_request_cb(
+            channel=site_report.CHANNEL, topic=site_report.REPORT, cb=self._reported
+        )
         for topic in self.served:
             cell.register_request_cb(channel=site_report.CHANNEL, topic=topic, cb=self._asked)
 
@@ -95,6 +109,7 @@ class SiteReports(FLComponent):
         return [
             {
                 "name": site,
+                "kind": "relay" if is_relay(site) else "site",
                 "reported_seconds": round(clock - entry["heard"], 1),
                 "clock_ahead_seconds": entry["ahead"],
                 "report": entry["report"],
@@ -154,14 +169,27 @@ class SiteReports(FLComponent):
         FLARE has checked that the token is signed for the name, and that it belongs to the origin or to a
         cell below it. It lets through a signed token that it does not know any more.
         """
-        name = request.get_header(CellMessageHeaderKeys.CLIENT_NAME)
+        assert self._flare is not None
+        name, origin = (
+            request.get_header(key) for key in (CellMessageHeaderKeys.CLIENT_NAME, MessageHeaderKey.ORIGIN)
+        )
+        if is_relay(name):
+            # FLARE keeps no session of a relay, and has checked the token's signature.
+            is_own = FQCN.split(str(origin))[-1] == name and not self._flare.out(name)
+            return str(name) if is_own else None
         client = self._server.client_manager.clients.get(request.get_header(CellMessageHeaderKeys.TOKEN))
         if client is None or client.name != name or is_person(name):
             return None
-        if request.get_header(MessageHeaderKey.ORIGIN) != client.get_fqcn():
+        if origin != client.get_fqcn():
             return None
-        assert self._flare is not None
         return None if self._flare.out(client.name) else str(client.name)
+
+
+def is_relay(name: Any, renewals: Path = addresses.RENEWALS) -> bool:
+    """Return whether a name is a relay's: it has a certificate to listen with. Sites have none."""
+    if not isinstance(name, str) or not spool.NAME.fullmatch(name):
+        return False
+    return (renewals / name / "server.crt").is_file() and name != FQCN.ROOT_SERVER
 
 
 class SiteReportsCommand(CommandModule):  # type: ignore[misc]

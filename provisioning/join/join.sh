@@ -162,15 +162,16 @@ unlock() {
 lay() {
     fresh=$dir.joining
     rm -rf "$fresh"
-    mkdir -p "$fresh/environments" "$fresh/spool"
+    mkdir -p "$fresh/environments" "$fresh/spool" "$fresh/jobs"
     chmod 0700 "$fresh"
     files "$fresh"
     chmod 0755 "$fresh/site"
     unlock
     {
-        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ORG|SERVER|RUNTIME|JOIN|JOINED|KIT|CA|OWN_KEY))=" "$dir/.env" || true
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ROLE|ORG|SERVER|RUNTIME|JOIN|JOINED|KIT|CA|OWN_KEY))=" "$dir/.env" || true
         echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
         echo "SITE_NAME=$SITE"
+        echo "SITE_ROLE=$ROLE"
         echo "SITE_ORG=$ORG"
         echo "SITE_OWN_KEY=$OWN_KEY"
         echo "SITE_SERVER=$SERVER"
@@ -181,7 +182,7 @@ lay() {
         [ -n "$had" ] || echo "SITE_INSTANCE=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
     } >"$fresh/.env"
     if [ -z "$had" ]; then
-        mkdir -p "$fresh/data"
+        if [ "$ROLE" = site ]; then mkdir -p "$fresh/data"; fi
         [ ! -d "$dir" ] || rmdir "$dir"
         mv "$fresh" "$dir"
     else
@@ -196,7 +197,7 @@ lay() {
 # merge: put what is new into the folder of a site. What is the site's own stays.
 merge() {
     rm -f "$fresh/site.yml"
-    rm -rf "$fresh/environments" "$fresh/spool"
+    rm -rf "$fresh/environments" "$fresh/spool" "$fresh/jobs"
     set -- compose compose.yaml site .env
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
@@ -275,13 +276,13 @@ main() {
     step "checking this machine and the way to $SERVER"
     "$dir/site" doctor >&2 || fail "$SITE has not joined: a check failed. Its folder stays: correct what is named above, \
 and run this again."
-    step "starting, and waiting until the server has registered the site"
+    step "starting, and waiting until $SITE is ready"
     if ! "$dir/site" start; then
         "$dir/site" stop 2>/dev/null || true
         fail "$SITE has not joined, and is stopped. Its folder stays: correct what is named above, and run this again."
     fi
-    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>"$dir/.env"
     step "done"
-    say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
+    [ "$ROLE" != site ] ||
+        say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
     say "All verbs: $dir/site"
 }

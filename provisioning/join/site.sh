@@ -16,6 +16,7 @@ Usage: ./site VERB
   approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
   take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
+  console           for a person: open FLARE's console
   leave [--yes]     stop the site and remove all that joining made. Its data stays
 END
 }
@@ -29,6 +30,9 @@ fail() {
 
 # value KEY: print the value of KEY in .env. The last line counts, as in Compose.
 value() { sed -n "s/^$1=//p" .env | tail -n 1; }
+
+# path FILE: print where a file is that the caller names from another folder.
+path() { case $1 in /*) echo "$1" ;; *) echo "$from/$1" ;; esac; }
 
 compose() { docker compose "$@"; }
 
@@ -69,12 +73,13 @@ request() {
 join() {
     [ $# = 1 ] || fail "join needs the answer to the request: a file, or - for lines from the terminal." 2
     [ -n "$own_key" ] || fail "$site has a key that the federation made: no answer is needed. ./site start"
-    [ "$1" = - ] || [ -r "$1" ] || fail "expected the file of an answer, found none that can be read at $1." 2
+    file=$(path "$1")
+    [ "$1" = - ] || [ -r "$file" ] || fail "expected the file of an answer, found none that can be read at $file." 2
     if [ "$1" = - ]; then
         [ ! -t 0 ] || say "Paste the answer, then press Enter and Ctrl-D:"
         answer=$(cat)
     else
-        answer=$(cat "$1")
+        answer=$(cat "$file")
     fi
     echo "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
         --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
@@ -82,11 +87,11 @@ join() {
     [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
     doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
     start
-    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
 }
 
 # settings: make Compose's file of the site's own settings.
 settings() {
+    [ "$role" = site ] || return 0
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
     if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" settings \
         <site.yml >.override.new; then
@@ -102,7 +107,7 @@ explain() {
         sed -n 's/.*registration rejected: /  the server refuses the site: /p' | tail -n 1 >&2 || true
     container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
     [ -z "$container" ] || docker inspect --format \
-        '{{range .State.Health.Log}}{{printf "%s\n" .Output}}{{end}}' "$container" 2>/dev/null |
+        '{{with .State.Health}}{{range .Log}}{{printf "%s\n" .Output}}{{end}}{{end}}' "$container" 2>/dev/null |
         grep -v '^ *$' | tail -n 1 | sed 's/^/  health check: /' >&2 || true
 }
 
@@ -114,10 +119,11 @@ start() {
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' >&2 || true
         explain
-        fail "$site is not registered with $server. ./site doctor looks for the reason, ./site logs shows the log."
+        fail "$site is not $ready. ./site doctor looks for the reason, ./site logs shows the log."
     fi
     rm -f .up.log
-    say "$site is registered with $server."
+    [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
+    say "$site is $ready."
 }
 
 status() {
@@ -126,15 +132,15 @@ status() {
         say "$site is stopped. Start it: ./site start"
         return 1
     fi
-    state=$(docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{end}}' "$container")
+    state=$(docker inspect --format '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
     case $state in
-        "running healthy")
-            echo "$site runs since $since and is registered with $server."
-            pending || true
+        "running healthy" | "running ")
+            echo "$site runs since $since and is $ready."
+            [ "$role" != site ] || pending || true
             ;;
         running*)
-            echo "$site runs since $since and is not registered with $server."
+            echo "$site runs since $since and is not $ready."
             explain
             return 1
             ;;
@@ -190,16 +196,25 @@ pending() {
     once --mount "type=bind,source=$here/environments,target=/environments,readonly" "$image" keeper news
 }
 
+# run_once OPTIONS SERVICE WORDS: run a service of this folder once. Compose's lines about containers are left out.
+run_once() {
+    code=0
+    compose run --rm --no-deps -T "$@" 2>.keeper.log || code=$?
+    grep -v '^ *Container ' .keeper.log >&2 || true
+    rm -f .keeper.log
+    return "$code"
+}
+
 approve() {
     [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
-    compose run --rm --no-deps -T keeper keeper approve "$1"
+    run_once keeper keeper approve "$1"
 }
 
 take() {
-    [ $# = 1 ] && [ -d "$1/environments" ] || fail "take needs a folder with the folder environments in it." 2
-    folder=$(CDPATH='' cd -P -- "$1" && pwd)
+    [ $# = 1 ] && [ -d "$(path "$1")/environments" ] || fail "take needs a folder with the folder environments in it." 2
+    folder=$(CDPATH='' cd -P -- "$(path "$1")" && pwd)
     settings
-    compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
+    run_once --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
 leave() {
@@ -211,6 +226,7 @@ leave() {
     fi
     compose down --volumes --remove-orphans --timeout 20 >&2
     as_root 'rm -rf kit renewed environments spool'
+    rmdir jobs 2>/dev/null || true
     rm -rf compose compose.yaml compose.override.yaml .env .override.new .up.log
     # Another site of this machine may use it. Then the engine refuses.
     docker image rm "$image" >/dev/null 2>&1 || true
@@ -220,11 +236,17 @@ leave() {
     say "The federation still trusts the site's certificate. Ask its administrator for: ./flowerbed site remove $site"
 }
 
+from=$(pwd)
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
 unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
-site=$(value SITE_NAME) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER) own_key=$(value SITE_OWN_KEY)
+site=$(value SITE_NAME) role=$(value SITE_ROLE) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
+own_key=$(value SITE_OWN_KEY)
+case $role in
+    site) ready="registered with $server" ;;
+    *) ready="ready" ;;
+esac
 verb=${1:-help}
 [ $# = 0 ] || shift
 case $verb in
@@ -235,10 +257,11 @@ case $verb in
     doctor) doctor "$@" ;;
     update)
         [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
-        file=$1
+        file=$(path "$1")
         shift
         exec sh "$file" --dir "$here" --update "$@"
         ;;
+    console) compose run --rm "$site" ;;
     request) request ;;
     join) join "$@" ;;
     approve) approve "$@" ;;

@@ -1,4 +1,4 @@
-"""Add a site on another machine, and write the one file with which it joins.
+"""Add a site on another machine, and write the one file with which it joins. Or a relay, or a person.
 
 It adds the site to project.yml unless it is there, makes its kit, and writes NAME.join. Nothing else
 changes: no other kit, no container, no running job. At the site, `sh NAME.join` checks the machine, starts
@@ -16,12 +16,13 @@ new to a site that has joined (`./site update NAME.join` there).
   ./flowerbed site add hospital-c --from-server          without a registry
   ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
+  ./flowerbed site add relay-1 --relay 8003 --address relay.example.org
+  ./flowerbed site add researcher@hospital.example --role lead
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,11 +33,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from bridge.common import join_file
+from bridge.common import join_file, server_address
 from bridge.common.site_settings import TABLE
 from provisioning import ca_key, dotenv, join, renewed, state
 from provisioning.compose import ALONE
-from provisioning.keys import ELSEWHERE, OURS, OWN_KEY
+from provisioning.keys import ELSEWHERE, OURS, OWN_KEY, ROLES
 from provisioning.names import service_name
 from scripts import (
     core,
@@ -50,9 +51,27 @@ from scripts import (
 )
 from scripts.json_object import JsonObject
 from scripts.site import carry, project_file
+from scripts.site.options import (
+    Address,
+    ConnectTo,
+    Days,
+    FromServer,
+    Org,
+    Output,
+    OwnKey,
+    Passphrase,
+    PassphraseFile,
+    Relay,
+    Role,
+    Set,
+    WithImages,
+)
 
 DAYS = 14
 """Days for which a join file can be used, unless `--days` says otherwise."""
+
+ROLE_OF = {"fed_client.json": "site", "fed_relay.json": "relay", "fed_admin.json": "console"}
+"""The role of a kit by its file."""
 
 BEGIN = "#!/bin/sh\n# Join file of "
 
@@ -75,57 +94,19 @@ JSON = JsonObject(
 )
 
 
-WithImages = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Also put the runtime image and the environments of apps into this folder, such as a stick's. "
-        "At the site: `sh NAME.join --images FOLDER`.",
-    ),
-]
-FromServer = Annotated[
-    bool,
-    typer.Option(
-        "--from-server",
-        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
-    ),
-]
-
-
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
-    org: Annotated[
-        str | None,
-        typer.Option(metavar="ORG", help="The site's organization.", show_default="the server's"),
-    ] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A key of the site in project.yml, with its value in YAML. May be given more than once.",
-        ),
-    ] = None,
-    connect_to: Annotated[
-        str | None,
-        typer.Option(metavar="RELAY", help="The relay that the site connects to.", show_default="the server"),
-    ] = None,
-    own_key: Annotated[
-        bool, typer.Option("--own-key", help="Let the site make its key, which never leaves it.")
-    ] = False,
-    passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Ask for a passphrase, and lock the key in the file with it.")
-    ] = False,
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Lock it with the passphrase in the first line of this file."),
-    ] = None,
-    days: Annotated[
-        int, typer.Option(min=1, max=365, metavar="N", help="How many days the file can be used.")
-    ] = DAYS,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The join file.", show_default="NAME.join")
-    ] = None,
+    org: Org = None,
+    given: Set = None,
+    connect_to: ConnectTo = None,
+    role: Role = None,
+    relay: Relay = None,
+    address: Address = None,
+    own_key: OwnKey = False,
+    passphrase: Passphrase = False,
+    passphrase_file: PassphraseFile = None,
+    days: Days = DAYS,
+    output: Output = None,
     with_images: WithImages = None,
     from_server: FromServer = False,
 ) -> dict[str, Any]:
@@ -136,7 +117,10 @@ def run(
         core.Failure: there is no runtime image, or the kit could not be made.
     """
     file = _free(output or Path(f"{name}.join"))
-    asked = {"org": org, **_settings(given or []), "connect_to": connect_to, OWN_KEY: own_key or None}
+    asked = {"org": org, **_settings(given or []), "connect_to": connect_to, "role": role}
+    asked[OWN_KEY] = own_key or None
+    if relay or address:
+        asked["listening_host"] = _listening(relay, address)
     project = provision.load(provision.DEFAULT_PROJECT)
     known = next((item for item in project["participants"] if item["name"] == name), None)
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
@@ -152,6 +136,13 @@ def run(
     if with_images and image:
         carry.fill(with_images, image, file)
     return made | {"added": known is None}
+
+
+def _listening(port: int | None, address: str | None) -> dict[str, Any]:
+    """Return where a relay listens."""
+    if not port or not address:
+        raise core.UsageError("expected --relay PORT and --address HOST together.")
+    return {"port": port, "default_host": address}
 
 
 @dataclass(frozen=True)
@@ -187,6 +178,8 @@ def _passphrase(entry: Mapping[str, Any], file: Path | None) -> bytes:
     """Return the passphrase that locks the key in the join file."""
     if entry.get(OWN_KEY):
         raise core.UsageError(f"{entry['name']} makes its own key, so its join file holds none to lock.")
+    if entry["type"] == "relay":
+        raise core.UsageError(f"{entry['name']} is a relay, with two keys. A passphrase locks one only.")
     return passphrases.new(file)
 
 
@@ -213,7 +206,10 @@ def _entry(
     """Return the site's item of project.yml."""
     if known is None:
         server = next(item for item in project["participants"] if item["type"] == "server")
-        first = {"name": name, "type": "client", "org": asked.get("org", server["org"]), ELSEWHERE: True}
+        kind = "admin" if "@" in name else "relay" if "listening_host" in asked else "client"
+        if kind == "admin" and "role" not in asked:
+            raise core.UsageError(f"{name} is a person: expected --role with one of {', '.join(ROLES)}.")
+        first = {"name": name, "type": kind, "org": asked.get("org", server["org"]), ELSEWHERE: True}
         return first | {key: value for key, value in asked.items() if key != "org"}
     if not known.get(ELSEWHERE):
         raise core.UsageError(
@@ -300,6 +296,7 @@ def _invite(
     last = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)
     invitation = join.Invitation(
         site=service_name(name),
+        role=next(role for config, role in ROLE_OF.items() if (kit / "startup" / config).exists()),
         project=project,
         server=_dialled(kit),
         runtime=runtime.id,
@@ -319,16 +316,35 @@ def _invite(
         text = join.render(invitation, packed, compose, workspace / "state", passphrase)
     except ca_key.NoKey as error:
         raise core.Failure(str(error)) from None
-    join.record(workspace / "policy", name, invitation.id, last)
+    if invitation.role == "site":
+        # Relays and consoles do not tell by which file they have come.
+        join.record(workspace / "policy", name, invitation.id, last)
     state.write_whole(file, text.encode(), 0o600)
     _give(file)
+    key = "site" if has_own_key else "locked" if passphrase else "file"
     fingerprint = join_file.check(text)
-    holds = f"has the private key of {name}. Give it to that site only, until {last}."
-    if passphrase:
-        holds = f"has the key of {name}, locked. Tell that site the passphrase in another way, until {last}."
-    if has_own_key:
-        holds = f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE"
-    core.say(f"{file} ({core.in_words(len(text))}) {holds}")
+    _tell(name, file, key, fingerprint, last)
+    return {
+        "site": name,
+        "file": str(file),
+        "bytes": len(text.encode()),
+        "id": invitation.id,
+        "last_day": last.isoformat(),
+        "key": key,
+        "fingerprint": fingerprint,
+        "server": invitation.server,
+        "runtime": runtime.id,
+    }
+
+
+def _tell(name: str, file: Path, key: str, fingerprint: str, last: datetime.date) -> None:
+    """Tell the user what to do with a join file."""
+    holds = {
+        "file": f"has the private key of {name}. Give it to that site only, until {last}.",
+        "locked": f"has the key of {name}, locked. Tell the passphrase in another way, until {last}.",
+        "site": f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE",
+    }
+    core.say(f"{file} ({core.in_words(file.stat().st_size)}) {holds[key]}")
     core.say(f"  There:  sh {file.name}")
     core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
     address = settings.read(settings.BIND)
@@ -337,24 +353,13 @@ def _invite(
             f"  The server's port is published on {address}, for this machine only. To let sites in: write "
             f"{settings.BIND}=0.0.0.0 into .env, then ./flowerbed up"
         )
-    return {
-        "site": name,
-        "file": str(file),
-        "bytes": len(text.encode()),
-        "id": invitation.id,
-        "last_day": last.isoformat(),
-        "key": "site" if has_own_key else "locked" if passphrase else "file",
-        "fingerprint": fingerprint,
-        "server": invitation.server,
-        "runtime": runtime.id,
-    }
 
 
 def _dialled(kit: Path) -> str:
     """Return host and port that a kit dials."""
-    client, relay = kit / "startup/fed_client.json", kit / "startup/fed_relay.json"
-    content = json.loads((client if client.exists() else relay).read_text())
-    return str(content["servers"][0]["service"]["target"])
+    found = server_address.of_kit(kit)
+    assert found is not None  # Each kit has one.
+    return str(found)
 
 
 def _give(file: Path) -> None:

@@ -7,6 +7,7 @@ The ends are FLARE's own, in processes without containers: each of a site, and o
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -111,7 +112,7 @@ class Site:
 
     @property
     def answers(self) -> list[int]:
-        return [int(line.split()[-1]) for line in self.text.splitlines() if " answer " in line]
+        return [int(number) for number in re.findall(r"^[0-9.]+ answer ([0-9]+)$", self.text, re.MULTILINE)]
 
     @property
     def connections(self) -> int:

@@ -199,8 +199,7 @@ class Checkout:
             "COMPOSE_PROJECT_NAME=flowerbed\nFLOWERBED_COMPOSE=workspace/flowerbed/prod_00/compose.yaml\n"
             "FLOWERBED_TAG=dev\n"
         )
-        for words in ("compose config", "compose --profile elsewhere config"):
-            docker.answer(words, out=json.dumps({"name": "flowerbed", "services": services}))
+        docker.answer("compose config", out=json.dumps({"name": "flowerbed", "services": services}))
         self.running()
         self.edited()
 

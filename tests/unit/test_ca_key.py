@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,23 @@ def test_where_it_cannot_be_moved_it_stays(again: Path, tmp_path: Path, case: st
     assert code in (1, 2) and why in outcome["error"]
     assert (again / STATE).read_bytes() == before
     assert (tmp_path / "there").read_text() == "mine" and not (tmp_path / "key").exists()
+
+
+def test_renewing_asks_only_for_what_is_due(again: Path, tmp_path: Path) -> None:
+    stick = tmp_path / "stick"
+    move(again, stick)
+    stick.rename(tmp_path / "pocket")
+
+    def renew(*words: str) -> subprocess.CompletedProcess[str]:
+        process = forked.run(again, "scripts", "renew", *words)
+        assert "Traceback" not in process.stderr
+        return process
+
+    assert renew().returncode == 0
+    before = (again / STATE).read_bytes()
+    process = renew("--all")
+    assert process.returncode == 1 and f"its file {stick} cannot be read" in process.stderr
+    assert (again / STATE).read_bytes() == before
+    (tmp_path / "pocket").rename(stick)
+    assert renew("--all").returncode == 0
+    assert (again / STATE).read_bytes() != before

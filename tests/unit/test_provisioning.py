@@ -489,7 +489,7 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
     edit(again, replace("\nbuilders:", "".join(["\n", *more, "\nbuilders:"])))
     done(again)
     before = subnets()
-    assert len(before) == 48 and len(set(before.values())) == 48
+    assert len(before) == 52 and len(set(before.values())) == 52
     for subnet in before.values():
         assert ipaddress.IPv4Network(subnet).subnet_of(ipaddress.IPv4Network("198.18.0.0/15"))
     edit(again, replace(more[5], ""))
@@ -503,19 +503,15 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
 @pytest.mark.usefixtures("compose_here")
 def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
     edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
-    done(again)
-
-    def config(*words: str) -> dict[str, Any]:
-        process = compose(again, *words, "config", "--format", "json", FLOWERBED_TAG="t")
-        assert process.returncode == 0, process.stderr
-        content: dict[str, Any] = json.loads(process.stdout)
-        return content
-
-    here, there = config(), config("--profile", "elsewhere")
-    assert "site-2" not in here["services"]
-    site = there["services"]["site-2"]
+    outcome = done(again)
+    process = compose(again, "--profile", "*", "config", FLOWERBED_TAG="t")
+    assert process.returncode == 0, process.stderr
+    here = yaml.safe_load((again / outcome["compose"]).read_text())
+    assert "site-2" not in {**here["services"], **here["volumes"]}
+    site = elsewhere(again, outcome, "site-2")
     assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
-    assert here["services"]["server"] == there["services"]["server"]
+    edit(again, replace("name: site-2\n", "name: site-2\n    cpus: 2\n"))
+    assert elsewhere(again, done(again), "site-2")["cpus"] == 2
 
 
 @pytest.mark.usefixtures("compose_here")
@@ -549,7 +545,7 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
     compose_file = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
     assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
     for name in ("site-2", "lead"):
-        given = compose_file[name] if name == "lead" else elsewhere(again, outcome, name)
+        given = elsewhere(again, outcome, name)
         assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
 
 
@@ -590,13 +586,17 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     edit(again, replace("role: lead\n", "role: lead\n    elsewhere: true\n"))
     (again / "sites/site-1.yml").write_text("environment: {TOKEN: hush}\n")
     prod = again / Path(done(again)["compose"]).parent
-    process = compose(again, "--profile", "elsewhere", "config", FLOWERBED_TAG="t")
+    process = compose(again, "--profile", "*", "config", FLOWERBED_TAG="t")
     assert process.returncode == 0, f"{process.stderr}: the files of another machine are not looked for here"
-    assert "elsewhere-lead.yaml" in {path.name for path in prod.iterdir()}
 
-    # The carrier runs from the person's image, which has the kit. It sees none of it.
+    # The carrier of Flower's command line sees nothing of the person's kit.
     lead = yaml.safe_load((prod / "elsewhere-lead.yaml").read_text())["services"]
-    assert any(mount.startswith("/kit:") for mount in lead["flwr.lead"]["tmpfs"])
+    assert lead["flwr.lead"]["volumes"] == ["flwr.lead:/flwr/lead"]
+    assert {part["image"][:15] for part in lead.values()} == {"${SITE_RUNTIME:"}
+    assert [mount["target"] for mount in lead["lead"]["volumes"] if not isinstance(mount, str)] == [
+        "/kit",
+        "/renewed",
+    ]
 
     machine = tmp_path / "machine"
     shutil.copytree(again / "compose", machine / "compose")
@@ -905,6 +905,25 @@ def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_pa
         "service": "site-4",
     }
     assert "FLOWERBED_COMPOSE=workspace/flowerbed/prod_01/compose.yaml" in (root / ".env").read_text()
+
+
+def test_a_new_site_elsewhere_changes_nothing_here(wide: Path, tmp_path: Path) -> None:
+    """Neither a kit, nor a part of the Compose file, even if it dials the server by another name."""
+    root = Path(shutil.copytree(wide, tmp_path / "repo"))
+    site = "{name: site-4, type: client, org: flowerbed, elsewhere: true"
+    edit(root, replace("\nbuilders:", f"\n  - {site}, connect_to: {{host: far.example.org}}}}\nbuilders:"))
+    done(root)
+    prod = root / "workspace/flowerbed/prod_01"
+    assert "far.example.org" in sans(prod / "server/startup/server.crt")
+
+    def but_certificates(prod: Path) -> dict[str, bytes]:
+        # A renewed certificate needs no new container.
+        return {name: content for name, content in kits(prod, "site-4").items() if not name.endswith(".crt")}
+
+    assert but_certificates(prod) == but_certificates(root / PROD)
+    composed, was = services(root, "prod_01"), services(wide)
+    del composed["site-4"]
+    assert composed == was
 
 
 def test_changed_host_names_reissue_the_server_certificate_only(again: Path) -> None:

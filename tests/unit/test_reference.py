@@ -241,6 +241,8 @@ def test_settings_are_those_that_compose_reads_with_its_defaults() -> None:
     assert set(read) <= set(told)
     for name, defaults in read.items():
         shown = {None if default is None else default.replace("../", "./") for default in defaults}
+        if name == settings.BIND:
+            shown -= {"0.0.0.0"}  # Of a relay on another machine, which is there for others.
         assert name in (DATA, "FLOWERBED_PORT") or shown <= {
             told[name].default or None,
             "",

@@ -77,6 +77,12 @@ def test_what_needs_attention_is_named(tmp_path: Path, change: dict[str, Any], l
     assert said.startswith(line)
 
 
+def test_a_relay_is_checked_too() -> None:
+    one = {"name": "relay-1", "kind": "relay", "clock_ahead_seconds": 9.0, "report": {}}
+    late, clock = report_checks.check({"sites": [], "reports": [{**one, "reported_seconds": 400.0}]})
+    assert (late.check, clock.found) == ("site reports", "relay-1's clock is 9.0 s ahead")
+
+
 def test_a_site_that_has_never_reported_is_named() -> None:
     site, other = ({"name": name, "last_seen_seconds": 1.0} for name in ("site-1", "site-2"))
     reports = [{"name": "site-2", "reported_seconds": 1.0, "clock_ahead_seconds": 0.0, "report": {}}]

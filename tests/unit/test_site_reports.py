@@ -23,10 +23,12 @@ from nvflare.fuel.sec.authz import AuthorizationService
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common import site_report
+from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
-from bridge.flare import site_data, site_facts
+from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
-from bridge.flare.site_reports import SiteReports, SiteReportsCommand
+from bridge.flare.site_reports import SiteReports, SiteReportsCommand, is_relay
 from scripts import site_table, terminal
 
 
@@ -38,7 +40,7 @@ class Server:
         for token, name, fqcn in (
             ("t1", "site-1", "site-1"),
             ("t2", "site-2", "relay-1.site-2"),
-            # FLARE keeps people among the clients too.
+            # A console that claims to be a site.
             ("t3", "lead@flowerbed.example", "_admin_1"),
         ):
             self.clients[token] = Client(name, token)
@@ -47,6 +49,7 @@ class Server:
         self.disabled: set[str] = set()
         manager = SimpleNamespace(clients=self.clients, is_client_disabled=self.disabled.__contains__)
         self.server = SimpleNamespace(cell=self, client_manager=manager)
+        self.core_cell = self
         self.job_runner = None
         self.reports = SiteReports()
 
@@ -118,6 +121,44 @@ def test_a_site_reports_for_itself_only(server: Server) -> None:
         "site-1": {"uptime_seconds": 1},
         "site-2": {"uptime_seconds": 9},
     }
+
+
+def test_a_relay_reports_for_itself_only(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLARE keeps no session of a relay. It has checked that the token is signed for the name."""
+    for name, file in (("relay-1", "server.crt"), ("server", "server.crt"), ("site-1", "client.crt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    monkeypatch.setattr("bridge.flare.site_reports.is_relay", lambda name: is_relay(name, tmp_path))
+    reports = server.watch()
+    assert code(server.say(b'{"uptime_seconds": 1}', "relay-1", "t", "relay-0.relay-1")) == ReturnCode.OK
+    (known,) = reports.now()
+    assert (known["name"], known["kind"]) == ("relay-1", "relay")
+    refused = str(ReturnCode.UNAUTHENTICATED)
+    for name, origin in (
+        # A site or a job behind the relay, and names that are no relay's.
+        ("relay-1", "relay-1.site-2"),
+        ("relay-1", ""),
+        ("server", "server"),
+        ("site-1", "site-1"),
+        ("../relay-1", "../relay-1"),
+        ("relay-2", "relay-2"),
+    ):
+        assert code(server.say(b"{}", name, "t", origin)) == refused, name
+    server.disabled.add("relay-1")
+    assert code(server.say(b"{}", "relay-1", "t", "relay-1")) == refused
+    assert reports.now()[0]["report"] == {"uptime_seconds": 1}
+
+
+def test_only_a_relay_hears_who_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-9"]}')
+    monkeypatch.setattr(site_reports, "REVOCATIONS", Revoked(tmp_path))
+    monkeypatch.setattr(site_reports, "is_relay", lambda name: name == "relay-1")
+    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": ["site-9"]}
+    assert site_reports.tell_revoked("site-1", {}) == {}
+    assert site_reports.tell_revoked in site_reports.ANSWERS
+    assert revocation.take in relay_reporter.RELAY_TAKERS
 
 
 def test_a_removed_site_reports_no_more(server: Server) -> None:
@@ -324,6 +365,12 @@ def test_a_job_with_a_running_app_is_known_by_its_processes() -> None:
     assert job not in site_facts.jobs_with_apps()
 
 
+def test_a_relay_reports_no_data_and_no_jobs(tmp_path: Path) -> None:
+    found = site_facts.SiteFacts(tmp_path, None).now()
+    assert {"version", "disk", "memory", "clock"} <= set(found)
+    assert not {"data", "jobs", "policy", "environments", "gpus"} & set(found)
+
+
 def test_a_data_folder_is_looked_at(tmp_path: Path) -> None:
     assert site_data.look(str(tmp_path / "lost"))["state"] == site_data.GONE
     assert site_data.look(str(tmp_path)) == {"state": site_data.EMPTY, "files": 0, "closed": 0}
@@ -432,6 +479,19 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
 def test_each_fact_is_stated_in_the_verbs_object() -> None:
     stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}
     assert set(site_report.FACTS) <= stated
+
+
+def test_a_column_of_what_nobody_has_is_left_out() -> None:
+    report = {**REPORT, "gpus": []}
+    found = site_table.table([{"name": "site-1", "reported_seconds": 1.0, "report": report}], [], [])
+    assert found is not None and "GPU" not in [column.header for column in found.columns]
+    assert "DISK" in [column.header for column in found.columns]
+
+
+def test_a_relay_is_in_the_table_though_it_is_no_site() -> None:
+    relay = {"name": "relay-1", "kind": "relay", "reported_seconds": 4.0, "report": {"disk": {"free": 2**30}}}
+    ((name, heard, *_),) = seen([relay], {}, [])
+    assert (name, heard) == ("relay-1", "4 s ago")
 
 
 def test_an_expired_certificate_is_named() -> None:

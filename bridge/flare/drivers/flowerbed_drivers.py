@@ -53,7 +53,7 @@ from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import certificates, dialling, line_watch, offers_door
+from bridge.flare import addresses, certificates, dialling, line_watch, offers_door
 from bridge.flare.revocation import REVOCATIONS, REVOKED
 from bridge.job import replaced
 
@@ -387,6 +387,10 @@ def install() -> None:
     certificates.install()
     # aiohttp's listener uses asyncio's own limit, and has no setting for another.
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_WITHIN  # type: ignore[misc]
+    if (addresses.KIT / "startup" / "fed_relay.json").is_file():
+        from bridge.flare import relay_reporter  # Only a relay needs its imports.
+
+        relay_reporter.start()
 
 
 install()

@@ -1,0 +1,58 @@
+"""Say how a participant runs on another machine, in the folder that its join file makes (`join.py`).
+
+It runs from the runtime image. Its kit and certificates are mounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nvflare.lighter.constants import ParticipantType
+from nvflare.lighter.entity import Participant
+
+from bridge.common import site_service
+from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
+from bridge.common.site_service import KEEPER
+from provisioning.keys import CUSTOM_CODE
+from provisioning.names import carrier, service_name
+
+HEADER = """\
+# Written by the federation, and replaced by a newer join file. This machine's own settings are in site.yml.
+"""
+
+RUNTIME = "${SITE_RUNTIME:?expected .env as the join file has written it}"
+"""The runtime image, by its ID."""
+
+JOINED = {f"FLOWERBED_{name}": f"${{SITE_{name}:-}}" for name in ("JOIN", "INSTANCE", "RUNTIME")}
+"""What a participant tells the server: by which join file it came, a number of its machine, and its runtime
+image."""
+
+KIT_LABEL = {"org.flowerbed.kit": "${SITE_KIT:-}"}
+"""With another kit, Compose makes the container again."""
+
+
+def service(here: Mapping[str, Any], participant: Participant) -> dict[str, Any]:
+    """Return a participant's Compose service for another machine, made of the one for this machine."""
+    name = service_name(participant.name)
+    given: dict[str, Any] = {"image": RUNTIME, "environment": here.get("environment", {}) | JOINED}
+    if participant.type == ParticipantType.ADMIN:
+        # Where apps' environments are is not known there. The server checks.
+        given["volumes"] = [f"{name}:/workspace", *site_service.kit_mounts(), f"{carrier(name)}:/flwr"]
+    else:
+        given["volumes"] = site_service.own_mounts(name)
+    return {**here, **given}
+
+
+def keeper(participant: Participant) -> dict[str, Any]:
+    """Return the service that installs what the server sends to a site."""
+    service: dict[str, Any] = {
+        "extends": {"file": f"compose/{KEEPER}.yaml", "service": KEEPER},
+        "image": RUNTIME,
+        "pull_policy": "never",
+        "volumes": site_service.keeper_mounts(),
+    }
+    if not participant.get_prop(CUSTOM_CODE, True):
+        # A lead's packages are a lead's code.
+        service["environment"] = {SIGNERS_VARIABLE: SIGNERS[0]}
+    return service

@@ -1,0 +1,230 @@
+"""`site add`, `site list` and `site remove`: they edit project.yml as a person would, and write only what
+works. FLARE provisions for real. No engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.common import join_file
+from provisioning.places import SOURCE as ROOT
+from provisioning.places import TEMPLATE
+from scripts import core
+from scripts.site import project_file
+from tests.unit.test_provisioning import checkout, done, edit, replace
+
+TEXT = (TEMPLATE / "project.yml").read_text()
+SITE = {"name": "hospital-c", "type": "client", "org": "hospital", "elsewhere": True}
+
+
+def test_a_participant_comes_after_all_others_and_every_comment_stays() -> None:
+    text = project_file.with_participant(TEXT, SITE)
+    lines, before = text.splitlines(), TEXT.splitlines()
+    added = [line for line in lines if line not in before]
+    assert added == ["  - name: hospital-c", "    org: hospital", "    elsewhere: true"]
+    at = lines.index("  - name: hospital-c")
+    assert lines[at - 1] == "    role: lead" and lines[at + 4 : at + 5] == [""]
+    assert lines[:at] + lines[at + 4 :] == before
+    assert project_file.without_participant(text, "hospital-c") == TEXT
+
+
+def test_a_participant_in_the_middle_goes_with_its_lines_only() -> None:
+    text = project_file.without_participant(TEXT, "site-1")
+    assert [line for line in TEXT.splitlines() if line not in text.splitlines()] == ["  - name: site-1"]
+    assert len(TEXT.splitlines()) - len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize("before", ["", "revoked: [old]\n", "revoked:\n  - old  # in May\n"])
+def test_a_name_is_revoked_once(before: str) -> None:
+    start = TEXT.replace("participants:", f"{before}participants:", 1)
+    text = project_file.with_revoked(start, "site-1")
+    assert yaml.safe_load(text)["revoked"] == (["old", "site-1"] if before else ["site-1"])
+    assert project_file.with_revoked(text, "site-1") == text
+    comments = [line for line in TEXT.splitlines() if "#" in line]
+    assert [line for line in text.splitlines() if line in comments] == comments
+
+
+def test_a_file_in_another_form_is_left_to_its_owner() -> None:
+    flow = yaml.safe_dump(yaml.safe_load(TEXT), default_flow_style=True, width=10_000)
+    with pytest.raises(core.UsageError, match="has a form that this verb cannot edit"):
+        project_file.with_participant(flow, SITE)
+
+
+class Federation:
+    """A folder with a provisioned federation, and an engine that has its runtime."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.engine = root / "bin/docker"
+        self.engine.parent.mkdir()
+        self.answer('[{"Id": "sha256:abc"}]')
+
+    def answer(self, said: str, code: int = 0) -> None:
+        self.engine.write_text(f"#!/bin/sh\ncase $* in image*) echo '{said}'; exit {code} ;; esac\nexit 1\n")
+        self.engine.chmod(0o755)
+
+    def verb(self, *words: str) -> tuple[int, dict[str, Any], str]:
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"],
+            cwd=self.root,
+            env={"PATH": f"{self.engine.parent}:/usr/bin:/bin", "PYTHONPATH": f"{self.root}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = process.stdout.strip().splitlines()
+        return process.returncode, json.loads(lines[-1]) if lines else {}, process.stderr
+
+    @property
+    def project(self) -> str:
+        return (self.root / "project.yml").read_text()
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.root.rglob("*") if path.name.endswith((".join", ".new"))}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = checkout(tmp_path_factory.mktemp("made") / "repo")
+    edit(root, replace("    fed_learn_port: 8002\n", "    default_host: fl.example.org\n"))
+    done(root)
+    return root
+
+
+@pytest.fixture
+def federation(made: Path, tmp_path: Path) -> Federation:
+    return Federation(Path(shutil.copytree(made, tmp_path / "repo")))
+
+
+def kits(root: Path) -> dict[str, bytes]:
+    prod = sorted((root / "workspace/flowerbed").glob("prod_*"))[-1]
+    found = (path for path in prod.rglob("*") if path.is_file())
+    return {path.relative_to(prod).as_posix(): path.read_bytes() for path in found}
+
+
+def test_a_site_is_added_and_nothing_else_changes(federation: Federation) -> None:
+    before, state = kits(federation.root), federation.project
+    words = ("--org", "hospital", "--set", "sandbox=required", "--set", "node_config={ward: 3}")
+    code, outcome, said = federation.verb("site", "add", "hospital-c", *words)
+    assert code == 0, said
+    after = kits(federation.root)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {
+        "hospital-c",
+        "elsewhere-hospital-c.yaml",
+    }
+    entry = yaml.safe_load(federation.project)["participants"][-1]
+    assert entry == SITE | {"sandbox": "required", "node_config": {"ward": 3}}
+    file = federation.root / "hospital-c.join"
+    text = file.read_text()
+    assert outcome["bytes"] == len(text) < 100_000 and file.stat().st_mode & 0o777 == 0o600
+    assert join_file.check(text) == outcome["fingerprint"] and outcome["fingerprint"] in said
+    assert (outcome["server"], outcome["runtime"]) == ("fl.example.org:8002", "sha256:abc")
+    assert f"JOIN='{outcome['id']}'" in text and after["hospital-c/startup/client.key"].decode() in text
+    known = json.loads((federation.root / "workspace/flowerbed/policy/joins.json").read_text())
+    assert [item["id"] for item in known["hospital-c"]] == [outcome["id"]]
+    assert "FLOWERBED_BIND=0.0.0.0" in said, "the port is published for this machine only"
+
+    code, again, said = federation.verb("site", "add", "hospital-c")
+    assert code == 0, said
+    assert kits(federation.root) == after and again["id"] != outcome["id"] and not again["added"]
+    assert federation.project.count("hospital-c") == 1 and state != federation.project
+
+    code, listed, said = federation.verb("site", "list")
+    assert [site["join_file_until"] for site in listed["sites"]] == [None, None, outcome["last_day"]]
+
+
+WRONG = {
+    "no name": ((), "Missing argument 'NAME'"),
+    "a name that Compose forbids": (("Hospital_C",), "expected a host name in lower-case letters"),
+    "a site of this machine": (("site-1",), "site-1 runs on this machine, by project.yml"),
+    "the server": (("server",), "server runs on this machine"),
+    "an unknown key": (("c", "--set", "colour=red"), "expected KEY=VALUE with one of allowed_apps"),
+    "no value": (("c", "--set", "sandbox"), "expected KEY=VALUE with one of allowed_apps"),
+    "a wrong value": (("c", "--set", "sandbox=maybe"), "found 'maybe'"),
+    "a value that is no YAML": (("c", "--set", "data={a"), "--set data: expected a value in YAML"),
+    "an unknown relay": (("c", "--connect-to", "relay-9"), "found none of the name relay-9"),
+    "a person without a role": (("jane@lab.example",), "expected --role with one of project_admin"),
+    "half a relay": (("relay-1", "--relay", "8003"), "expected --relay PORT and --address HOST"),
+    "a file that is no join file": (("c", "--output", "project.yml"), "is there and is no join file"),
+    "a folder that is not there": (("c", "--output", "no/c.join"), "expected a file's path"),
+    "no days": (("c", "--days", "0"), "--days"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_words_change_nothing(federation: Federation, what: str) -> None:
+    words, expected = WRONG[what]
+    before, project = kits(federation.root), federation.project
+    code, outcome, _ = federation.verb("site", "add", *words)
+    assert code == 2 and expected in outcome["error"], outcome
+    assert (kits(federation.root), federation.project, federation.files()) == (before, project, set())
+
+
+def test_a_server_that_nobody_can_dial_is_named_before_anything_is_written(federation: Federation) -> None:
+    edit(federation.root, replace("    default_host: fl.example.org\n", ""))
+    project = federation.project
+    code, outcome, _ = federation.verb("site", "add", "hospital-c")
+    assert code == 2 and "Write default_host: NAME into the part of server" in outcome["error"]
+    assert federation.project == project and not federation.files()
+
+
+def test_without_a_runtime_nothing_is_written(federation: Federation) -> None:
+    federation.answer("", code=1)
+    project = federation.project
+    code, outcome, _ = federation.verb("site", "add", "hospital-c")
+    assert code == 1 and "no runtime image flowerbed-runtime:dev yet" in outcome["error"]
+    assert federation.project == project and not federation.files()
+
+
+def test_a_name_that_is_revoked_cannot_be_added(federation: Federation) -> None:
+    code, outcome, said = federation.verb("site", "remove", "site-2")
+    assert code == 0, said
+    assert outcome["removed"] == "site-2" and any("prod_" in sentence for sentence in outcome["left"])
+    revoked = json.loads((federation.root / "workspace/flowerbed/policy/revoked.json").read_text())
+    assert revoked == {"revoked": ["site-2"]} == {"revoked": yaml.safe_load(federation.project)["revoked"]}
+    project = federation.project
+    code, outcome, _ = federation.verb("site", "add", "site-2")
+    assert code == 2 and "site-2" in outcome["error"] and federation.project == project
+
+
+def test_a_site_elsewhere_is_removed_with_a_word_on_its_folder(federation: Federation) -> None:
+    assert federation.verb("site", "add", "hospital-c")[0] == 0
+    code, outcome, said = federation.verb("site", "remove", "hospital-c")
+    assert code == 0 and outcome["elsewhere"] and "./site leave" in outcome["left"][0], said
+    assert "hospital-c" not in [item["name"] for item in yaml.safe_load(federation.project)["participants"]]
+
+
+@pytest.mark.parametrize("name", ["site-9", "admin@flowerbed.example", "server"])
+def test_who_cannot_be_removed_stays(federation: Federation, name: str) -> None:
+    project = federation.project
+    code, outcome, _ = federation.verb("site", "remove", name)
+    assert code == 2 and outcome["error"] and federation.project == project
+
+
+def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None:
+    words = ("--relay", "8003", "--address", "relay.example.org")
+    code, relay, said = federation.verb("site", "add", "relay-1", *words)
+    assert code == 0, said
+    text = (federation.root / "relay-1.join").read_text()
+    assert "ROLE='relay'" in text and "${FLOWERBED_PORT:-8003}:8003" in text
+    assert 'put "$1/site.yml"' not in text
+    code, behind, said = federation.verb("site", "add", "hospital-c", "--connect-to", "relay-1")
+    assert code == 0 and behind["server"].startswith("relay.example.org:8003"), (said, behind)
+    code, person, said = federation.verb("site", "add", "jane@lab.example", "--role", "lead")
+    assert code == 0, said
+    text = (federation.root / person["file"]).read_text()
+    assert "ROLE='console'" in text and "SITE='jane'" in text and "compose/flwr.yaml" in text
+    assert person["server"] == relay["server"] == "fl.example.org:8002"
+
+
+def test_site_alone_names_its_verbs(federation: Federation) -> None:
+    code, outcome, _ = federation.verb("site")
+    assert code == 2 and "site add, site approve, site list, site remove" in outcome["error"]
