@@ -23,8 +23,10 @@ from nvflare.fuel.sec.authz import AuthorizationService
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common import site_report
+from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
-from bridge.flare import site_data, site_facts
+from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
 from bridge.flare.site_reports import SiteReports, SiteReportsCommand, is_relay
 from scripts import site_table, terminal
@@ -147,6 +149,16 @@ def test_a_relay_reports_for_itself_only(
     server.disabled.add("relay-1")
     assert code(server.say(b"{}", "relay-1", "t", "relay-1")) == refused
     assert reports.now()[0]["report"] == {"uptime_seconds": 1}
+
+
+def test_only_a_relay_hears_who_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-9"]}')
+    monkeypatch.setattr(site_reports, "REVOCATIONS", Revoked(tmp_path))
+    monkeypatch.setattr(site_reports, "is_relay", lambda name: name == "relay-1")
+    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": ["site-9"]}
+    assert site_reports.tell_revoked("site-1", {}) == {}
+    assert site_reports.tell_revoked in site_reports.ANSWERS
+    assert revocation.take in relay_reporter.RELAY_TAKERS
 
 
 def test_a_removed_site_reports_no_more(server: Server) -> None:
@@ -467,6 +479,13 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
 def test_each_fact_is_stated_in_the_verbs_object() -> None:
     stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}
     assert set(site_report.FACTS) <= stated
+
+
+def test_a_column_of_what_nobody_has_is_left_out() -> None:
+    report = {**REPORT, "gpus": []}
+    found = site_table.table([{"name": "site-1", "reported_seconds": 1.0, "report": report}], [], [])
+    assert found is not None and "GPU" not in [column.header for column in found.columns]
+    assert "DISK" in [column.header for column in found.columns]
 
 
 def test_a_relay_is_in_the_table_though_it_is_no_site() -> None:
