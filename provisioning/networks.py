@@ -42,24 +42,23 @@ NO_NAMES = ["127.0.0.1"]
 """The resolver of a container without a way out, for names that are no container's. Nothing answers there.
 Engines before 25 would forward such a question even from an internal network, and so carry data out in it."""
 
-CHOSEN_BY_ENGINE = 4
-"""Number of links with addresses that the engine chooses. It has about 30 ranges for the machine's
-networks."""
-
 RANGE = ipaddress.ip_network("198.18.0.0/15")
-"""The range of all further links' addresses. It belongs to nobody (RFC 2544), and the host has no route to
-it, since its bridges have no address there."""
+"""The range of all links' addresses. It belongs to nobody (RFC 2544), and the host has no route to it, since
+its bridges have no address there. The engine's own ranges, about 30, would not last for three federations."""
 
 BLOCK = 28
-"""Prefix of one such link: 14 addresses. The engine keeps one, and each `docker compose run` takes one."""
+"""Prefix of one link: 14 addresses. The engine keeps one, and each `docker compose run` takes one."""
+
+REGION = 32
+"""Links of a listener that have a region of the range to themselves."""
 
 
-def _isolated(subnet: str | None) -> dict[str, Any]:
-    network: dict[str, Any] = {
+def _isolated(subnet: str) -> dict[str, Any]:
+    return {
         "internal": True,
         "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+        "ipam": {"config": [{"subnet": subnet}]},
     }
-    return network | ({"ipam": {"config": [{"subnet": subnet}]}} if subnet else {})
 
 
 @dataclass
@@ -134,9 +133,9 @@ def of_project(project: Project, known: Mapping[str, ListenerLinks]) -> Networks
     if aliases[server.name]:
         result.joined[service_name(server.name)] = {"default": {"aliases": [*aliases[server.name]]}}
     links = assigned(project, known)
-    names = [f"link-{service_name(who)}-{n}" for who, of in links.items() for n in range(1, of.number + 1)]
-    result.defined |= dict(zip(names, map(_isolated, _subnets(project.name, names)), strict=True))
     for who, of in links.items():
+        subnets = enumerate(_subnets(project.name, who, of.number), 1)
+        result.defined |= {f"link-{service_name(who)}-{n}": _isolated(subnet) for n, subnet in subnets}
         name, called = service_name(who), {"aliases": [*aliases[who]]} if aliases[who] else {}
         result.joined.setdefault(name, {}).update(
             {f"link-{name}-{number}": dict(called) for number in range(1, of.number + 1)}
@@ -186,20 +185,14 @@ def _aliases(listener: Participant) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in own and not is_address(name)]
 
 
-def _subnets(project: str, names: Sequence[str]) -> Iterator[str | None]:
-    """Yield the addresses of each link, or None where the engine chooses them.
+def _subnets(project: str, listener: str, number: int) -> Iterator[str]:
+    """Yield the addresses of a listener's links, in the order of their numbers.
 
-    A hash of the names decides: a place in a list would change when an earlier participant leaves.
+    A hash of the names decides where they begin, so that they stay when another listener gets more links.
+    They lie side by side, so that two projects of a machine are seldom at the same place: one pair in 256.
     """
     blocks = 2 ** (BLOCK - RANGE.prefixlen)
-    taken: set[int] = set()
-    for index, name in enumerate(names):
-        if index < CHOSEN_BY_ENGINE:
-            yield None
-            continue
-        block = int.from_bytes(hashlib.sha256(f"{project} {name}".encode()).digest()[:4], "big") % blocks
-        while block in taken:
-            block = (block + 1) % blocks
-        taken.add(block)
-        first = int(RANGE.network_address) + block * 2 ** (32 - BLOCK)
+    place = int.from_bytes(hashlib.sha256(f"{project} {listener}".encode()).digest()[:4], "big")
+    for block in range(number):
+        first = int(RANGE.network_address) + (place * REGION + block) % blocks * 2 ** (32 - BLOCK)
         yield f"{ipaddress.ip_address(first)}/{BLOCK}"

@@ -36,6 +36,10 @@ PARTICIPANT = "org.flowerbed.participant"
 NO_GPU = "could not select device driver"
 """The engine's error when it can give no GPU to a container (Docker 19.03 and newer)."""
 
+NO_ADDRESSES = "could not find an available, non-overlapping IPv4 address pool"
+SAME_ADDRESSES = "Pool overlaps with other one on this address space"
+"""The engine's errors when a network cannot have addresses (Docker 19.03 and newer)."""
+
 NO_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
 """The engine's error when a container should mount a folder that is not on its machine."""
 
@@ -141,6 +145,18 @@ def explain(purpose: str, said: str) -> NoReturn:
         raise core.Failure(
             f"The engine's machine has no folder {path[1]}. Containers mount the folders of that machine: "
             f"{engine_address()}. ./flowerbed doctor says what to do."
+        )
+    if NO_ADDRESSES in said:
+        raise core.Failure(
+            "The engine has no addresses left for another network. It has about 30 ranges for all networks "
+            "of this machine. Stop another federation (./flowerbed down there), remove networks that nothing "
+            "uses (docker network prune), or give the engine more ranges (default-address-pools in "
+            "/etc/docker/daemon.json)."
+        )
+    if SAME_ADDRESSES in said:
+        raise core.Failure(
+            "Another federation of this machine has networks with the same addresses. They come from the "
+            "project's name: give project.yml another `name:`, then ./flowerbed provision, build and up."
         )
     if NO_GPU in said:
         raise core.Failure(

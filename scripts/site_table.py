@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 HEAD = ["SITE", "HEARD", "VERSION", "CERTIFICATE", "DISK", "MEMORY", "GPU", "DATA", "ENVIRONMENTS", "DOES"]
 
-UNKNOWN = "-"
+UNKNOWN, NONE = "-", "none"
+"""The cells for a fact that the site has not reported, and for things that it has none of."""
 
 JSON = {
     "reports": "the last report of each site that has sent one since the server's start",
@@ -60,7 +61,10 @@ def table(
     names = sorted({*by_name, *heard, *missing})
     if not by_name:
         return None
-    return terminal.table(HEAD, [_row(name, by_name.get(name), heard.get(name)) for name in names])
+    rows = [_row(name, by_name.get(name), heard.get(name)) for name in names]
+    # A narrow terminal has no room for what nobody has.
+    shown = [i for i in range(len(HEAD)) if not {row[i] for row in rows} <= {UNKNOWN, NONE}]
+    return terminal.table([HEAD[i] for i in shown], [[row[i] for i in shown] for row in rows], fold=HEAD[1:])
 
 
 def _row(name: str, told: Mapping[str, Any] | None, heard: float | None) -> list[str]:
@@ -147,7 +151,7 @@ def _memory(report: Mapping[str, Any]) -> str:
 def _gpu(report: Mapping[str, Any]) -> str:
     found = report.get("gpus")
     if not found:
-        return UNKNOWN if found is None else "none"
+        return UNKNOWN if found is None else NONE
     free = sum(float(gpu.get("free", 0)) for gpu in found)
     return f"{len(found)} {found[0].get('name', '')}, {core.in_words(free)} free"
 
@@ -155,7 +159,7 @@ def _gpu(report: Mapping[str, Any]) -> str:
 def _environments(report: Mapping[str, Any]) -> str:
     found = report.get("environments")
     if not found:
-        return UNKNOWN if found is None else "none"
+        return UNKNOWN if found is None else NONE
     flowers = sorted({str(one.get("flwr", "")) for one in found})
     return f"{len(found)}, flwr {', '.join(flowers)}"
 

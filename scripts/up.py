@@ -293,8 +293,13 @@ def _start(project: str, start: float, profiles: Sequence[str], containers: int)
                 bar.at(len(healthy))
 
         code, said = progress.follow([*engine.compose(), *words], tell, timeout=COMPOSE_WITHIN)
-    if code and (compose.NO_GPU in said or not _healthy_yet(time.monotonic() + RECOVERED_WITHIN)):
+    if code and (_is_final(said) or not _healthy_yet(time.monotonic() + RECOVERED_WITHIN)):
         _explain(said)
+
+
+def _is_final(said: str) -> bool:
+    """Return whether Compose's output has an error that no waiting mends."""
+    return any(known in said for known in (compose.NO_GPU, compose.NO_ADDRESSES, compose.SAME_ADDRESSES))
 
 
 def _healthy_yet(deadline: float) -> bool:
@@ -315,10 +320,13 @@ def _healthy_yet(deadline: float) -> bool:
 
 def _explain(said: str) -> None:
     """Fail with the error of the first container that is not well."""
-    if compose.NO_GPU in said:
+    if _is_final(said):
         compose.explain("docker compose up", said)
     for container in compose.containers():
         health = container.get("Health")
+        # One that was not started is not the cause.
+        if container["State"] == "created":
+            continue
         if container["State"] == "running" and health not in ("unhealthy", "starting"):
             continue
         name = container["Service"]

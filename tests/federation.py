@@ -268,9 +268,10 @@ def copy_of_checkout(
     max_jobs: int = 0,
     change: Callable[[Project], object] | None = None,
     settings: Mapping[str, str] | None = None,
+    apps: Sequence[Path] = APPS,
 ) -> Federation:
-    """Make such a copy, with kits, data and images. The arguments are those of `scratch_federation.make`, and
-    an edit of its project.yml.
+    """Make such a copy, with kits, data and images. The arguments are those of `scratch_federation.make`,
+    an edit of its project.yml, and the apps that need environments.
 
     Each health check (every `health_interval` seconds, in every container) starts processes: too many of
     them keep a core busy.
@@ -298,7 +299,7 @@ def copy_of_checkout(
     try:
         federation.must("provision")
         federation.must("build", timeout=1800)
-        federation.must("build", *(word for app in APPS for word in ("--app", str(app))), timeout=1800)
+        federation.must("build", *(word for app in apps for word in ("--app", str(app))), timeout=1800)
     finally:
         os.umask(mask)
     return federation

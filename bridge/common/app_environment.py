@@ -183,8 +183,8 @@ def named(name: str, root: Path = ROOT) -> AppEnvironment:
     facts = _described(root / name)
     if facts is None:
         raise NoEnvironment(
-            f"it lacks the app's environment {name}. Make it: ./flowerbed build --app APP. For a site on "
-            f"another machine, copy .flowerbed/environments/{name} there",
+            f"it lacks the app's environment {name}. Make it: ./flowerbed build --app APP, which also offers "
+            "it to sites on other machines",
             missing=name,
         )
     return _made(root / name, facts)

@@ -16,7 +16,7 @@ from pathlib import Path
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 
 from bridge.common import site_report
-from bridge.flare import addresses, renewals
+from bridge.flare import addresses, renewals, revocation
 from bridge.flare.site_facts import SiteFacts
 from bridge.flare.site_reporter import ReportLink, SiteReporter, Taker
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 WORKSPACE = Path(os.environ.get("FLOWERBED_WORKSPACE", "/workspace"))
 
-RELAY_TAKERS: tuple[Taker, ...] = (addresses.take, renewals.take)
+RELAY_TAKERS: tuple[Taker, ...] = (addresses.take, renewals.take, revocation.take)
 """What becomes of the reply's parts. A relay runs no app."""
 
 FIRST_AFTER = 3.0

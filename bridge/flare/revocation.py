@@ -4,8 +4,11 @@ Provisioning writes the names into a file beside the kits (`provisioning/revocat
 accept connections have its folder at `/policy`, read-only. The file is read again when it changes, so nothing
 needs a restart. The file is the operator's: no FLARE command changes it, and it is in no volume.
 
+A relay on another machine has no such folder. The server tells it the names with each reply to its report
+(`relay_reporter.py`).
+
 A file that cannot be read keeps out everybody who is not in already. Without the folder, as in FLARE's
-simulator, nobody is revoked.
+simulator, nobody is revoked until the server says so.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
@@ -39,6 +43,7 @@ class Revoked:
         self._looked = float("-inf")
         self._stamp: object = None
         self._since: dict[str, float] = {}
+        self._told: frozenset[str] = frozenset()
         self._broken = ""
 
     def why_not(self, name: str, *, here: bool = False) -> str | None:
@@ -56,12 +61,23 @@ class Revoked:
             since = self._since.get(name)
             return since is not None and time.monotonic() - since >= for_at_least
 
+    def names(self) -> list[str]:
+        """Return the names, to tell others."""
+        with self._lock:
+            self._look()
+            return sorted(self._since)
+
+    def tell(self, names: Iterable[str]) -> None:
+        """Take the names from the server, where this container has no folder with the file."""
+        with self._lock:
+            self._told = frozenset(names)
+
     def _look(self) -> None:
         if time.monotonic() - self._looked < READ_EVERY:
             return
         self._looked = time.monotonic()
         if not self._file.parent.is_dir():
-            self._since, self._broken = {}, ""
+            self._learn(self._told)
             return
         try:
             status = self._file.stat()
@@ -76,7 +92,11 @@ class Revoked:
                 log.error("refusing all new connections: %s", self._broken)
             self._stamp = stamp
             return
-        self._stamp, self._broken = stamp, ""
+        self._stamp = stamp
+        self._learn(names)
+
+    def _learn(self, names: Set[str]) -> None:
+        self._broken = ""
         now = time.monotonic()
         for name in sorted(names ^ self._since.keys()):
             log.warning("%s is %s", name, "revoked" if name in names else "no longer revoked")
@@ -92,3 +112,13 @@ def _names(content: object) -> set[str]:
 
 REVOCATIONS = Revoked()
 """The revoked names of this process."""
+
+
+def take(told: Mapping[str, object], link: object) -> None:
+    """Take the names from the server's reply to a report. At a relay, for `relay_reporter.py`.
+
+    Raises:
+        ValueError: the server sends no names.
+    """
+    if REVOKED_KEY in told:
+        REVOCATIONS.tell(_names(told))

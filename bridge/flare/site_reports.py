@@ -34,8 +34,10 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report, spool
+from bridge.common.meta import REVOKED_KEY
 from bridge.flare import addresses, renewals, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
+from bridge.flare.revocation import REVOCATIONS
 from bridge.flare.site_messages import is_person
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,13 @@ Answer = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 Handler = Callable[[str, bytes], bytes]
 """Takes a site's name and a message, and returns the reply. Raises `ValueError` for a bad message."""
 
-ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER)
+
+def tell_revoked(site: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell a relay who was removed. On another machine it has no other way to know."""
+    return {REVOKED_KEY: REVOCATIONS.names()} if is_relay(site) else {}
+
+
+ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER, tell_revoked)
 """What each reply to a report may hold."""
 
 SERVED: Mapping[str, Handler] = {**server_offers.SERVED}

@@ -118,9 +118,9 @@ def _alone() -> Iterator[None]:
 
 def main(words: Sequence[str]) -> int:
     """Do what the command line says, and return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     match list(words):
         case []:
+            logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
             keep()
         case ["once", folder]:
             return once(Path(folder))

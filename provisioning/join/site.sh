@@ -198,16 +198,25 @@ pending() {
     once --mount "type=bind,source=$here/environments,target=/environments,readonly" "$image" keeper news
 }
 
+# run_once OPTIONS SERVICE WORDS: run a service of this folder once. Compose's lines about containers are left out.
+run_once() {
+    code=0
+    compose run --rm --no-deps -T "$@" 2>.keeper.log || code=$?
+    grep -v '^ *Container ' .keeper.log >&2 || true
+    rm -f .keeper.log
+    return "$code"
+}
+
 approve() {
     [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
-    compose run --rm --no-deps -T keeper keeper approve "$1"
+    run_once keeper keeper approve "$1"
 }
 
 take() {
     [ $# = 1 ] && [ -d "$(path "$1")/environments" ] || fail "take needs a folder with the folder environments in it." 2
     folder=$(CDPATH='' cd -P -- "$(path "$1")" && pwd)
     settings
-    compose run --rm --no-deps -T --volume "$folder:/stick:ro" keeper keeper once /stick
+    run_once --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
 leave() {

@@ -40,7 +40,8 @@ CROWDED = {"0", "503"}
 def test_a_hostile_process_beside_a_supernode_is_refused_and_the_job_unharmed(federation: Federation) -> None:
     container = federation.container("site-1")
     command = ["docker", "exec", container, "python", "-c", HOSTILE, str(SECONDS)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hostile:
+    env = federation.engine_of("site-1")
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as hostile:
         try:
             # Longer than the attack: with the job, the gateway that is attacked ends.
             job = federation.submit("numpy-add", "--rounds", "3", "--run-config", "train-seconds=10")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hosts import machines
-from tests.hosts.federation import HostsFederation, on_hosts
+from tests.hosts.federation import SITES, HostsFederation, on_hosts
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +25,12 @@ def centre(can_have_hosts: None) -> Iterator[HostsFederation]:
     """A federation with its server on one host, and no site yet."""
     with on_hosts() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def federation(centre: HostsFederation) -> HostsFederation:
+    """The same federation, with two sites that have joined. Tests of faults run on it too."""
+    for name in SITES:
+        centre.join(name, centre.hosts.engine(f"host-of-{name}", apart=True))
+        centre.wait_for_environments(name)
+    return centre

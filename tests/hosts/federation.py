@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -18,9 +19,13 @@ from scripts import core
 from tests.federation import PROJECT, Federation, copy_of_checkout, running
 from tests.hosts.engine import ADMINISTRATOR, Host
 from tests.hosts.machines import Hosts
+from tests.hosts.waiting import wait_until
 
 SERVER = "fl.example.org"
 """The name that sites dial."""
+
+APP = core.ROOT / "tests" / "apps" / "numpy-add"
+"""The app that runs here. A test of another one makes its environment."""
 
 SITES = ("site-1", "site-2")
 """The sites of the checkout's project.yml. In this federation they are on other hosts."""
@@ -63,14 +68,11 @@ class HostsFederation(Federation):
         """Bring the runtime image to a host, as on a stick."""
         host.load(f"{self.project}-runtime:dev")
 
-    def carry_environment(self, name: str, app: Path) -> None:
-        """Bring an app's environment to a participant's folder, as a person would."""
-        (made,) = self.must("build", "--app", str(app))["environments"]
-        source = core.ENVIRONMENTS / made["name"]
-        target = self.folder(name) / "environments" / made["name"]
-        draft = target.with_name(f".{target.name}")
-        subprocess.run(["cp", "--archive", source, draft], check=True)
-        draft.rename(target)
+    def wait_for_environments(self, name: str) -> float:
+        """Wait until the app's packages have come to a site, and return the seconds that it took."""
+        there = self.folder(name) / "environments"
+        wanted = [path.name for path in _environments(self.root)]
+        return wait_until(lambda: all((there / one).is_dir() for one in wanted), 120, f"packages at {name}")
 
     def folder(self, name: str) -> Path:
         """Return a participant's folder at its host."""
@@ -88,6 +90,10 @@ class HostsFederation(Federation):
     def container(self, service: str) -> str:
         """Return a service's container ID."""
         return self.docker(service, "inspect", "--format", "{{.Id}}", self.name(service)).strip()
+
+    def started(self, service: str) -> str:
+        """Return when a service's container started."""
+        return self.docker(service, "inspect", "--format", "{{.State.StartedAt}}", self.name(service))
 
     def network_of(self, service: str) -> list[str]:
         """Return the words that lead into the network namespace of a container on a host."""
@@ -119,7 +125,10 @@ def on_hosts(name: str = f"{PROJECT}hosts") -> Iterator[HostsFederation]:
     # The verbs look for the port among this machine's, which has other federations.
     port = free_port()
     settings = {"FLOWERBED_BIND": "0.0.0.0", "FLOWERBED_PORT": str(port)}
-    made = copy_of_checkout("test-hosts", name, change=lambda it: far(it, port), settings=settings)
+    made = copy_of_checkout(
+        "test-hosts", name, change=lambda it: far(it, port), settings=settings, apps=[APP]
+    )
+    _offer_only(made, APP)
     with Hosts() as hosts:
         centre = hosts.engine("centre")
         hosts.name(SERVER, centre)
@@ -129,6 +138,24 @@ def on_hosts(name: str = f"{PROJECT}hosts") -> Iterator[HostsFederation]:
         federation = HostsFederation(**parts | {"environment": environment}, hosts=hosts)
         with running(federation):
             yield federation
+
+
+def _environments(root: Path) -> list[Path]:
+    return [path.parent for path in (root / ".flowerbed" / "environments").glob("*/environment.json")]
+
+
+def _offer_only(made: Federation, app: Path) -> None:
+    """Leave a federation the environment of one app. Sites fetch all that the server offers."""
+    own = made.root / ".flowerbed" / "environments"
+    name = next(
+        path.name
+        for path in _environments(made.root)
+        if any(it.startswith(app.name) for it in json.loads((path / "environment.json").read_text())["apps"])
+    )
+    own.unlink()
+    own.mkdir()
+    # Nobody writes to these files, so links do.
+    subprocess.run(["cp", "--archive", "--link", core.ENVIRONMENTS / name, own / name], check=True)
 
 
 def images(project: str) -> list[str]:

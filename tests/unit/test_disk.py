@@ -310,6 +310,7 @@ def test_polling_is_one_audit_line_and_each_change_another(
         f"get_job_meta {JOB}",
         f"app_command {JOB} {EVENTS_TOPIC}",
         "check_status server",
+        "site_reports",
     )
     others = (f"abort_job {JOB}", f"app_command {JOB} another", "_cert_login ann@x.example", "list_jobs; rm")
     for _ in range(50):

@@ -12,7 +12,7 @@ DOCS = ROOT / "docs"
 SECURITY = [DOCS / "security.md", *sorted((DOCS / "security").glob("*.md"))]
 SECURITY_TEXT = "\n".join(page.read_text() for page in SECURITY)
 
-TEST = re.compile(r"`((?:attacks|faults|integration|processes|unit)/test_\w+\.py)(?:::(\w+))?`")
+TEST = re.compile(r"`((?:attacks|faults|hosts|integration|processes|unit)/test_\w+\.py)(?:::(\w+))?`")
 NAMED = sorted(set(TEST.findall(SECURITY_TEXT)))
 
 ATTACKS = re.compile(r"^\| attack[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", re.MULTILINE)

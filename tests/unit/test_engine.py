@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bridge.common.ports import free_port
-from scripts import apt, console, core, engine, kit_layer, provision, up
+from scripts import apt, compose, console, core, engine, kit_layer, provision, up
 from scripts.__main__ import main
 from tests.unit.faking import HEALTHY, Checkout, Program, versions
 
@@ -379,6 +379,24 @@ def test_up_tries_whether_data_can_be_read(
     found, _, told = flowerbed("up")
     assert found == code and text in told and "Permission denied" in told
     assert "site-1: user 10001 of its container" in told and "chmod -R o+rX" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (compose.NO_ADDRESSES, "no addresses left for another network"),
+        (compose.SAME_ADDRESSES, "give project.yml another `name:`"),
+    ],
+)
+def test_networks_without_addresses_are_explained(
+    checkout: Checkout, docker: Program, flowerbed: Run, said: str, told: str
+) -> None:
+    """And no container is blamed that Compose has made and not yet started."""
+    lines = f"Error response from daemon: failed to create network x: {said}\n"
+    docker.answer("compose --progress plain up", err=lines, code=1)
+    checkout.running(server="healthy")
+    code, outcome, _ = flowerbed("up")
+    assert code == 1 and told in outcome["error"]
 
 
 def test_an_engine_without_gpus_is_reported(checkout: Checkout, docker: Program, flowerbed: Run) -> None:

@@ -56,6 +56,26 @@ def test_without_the_folder_no_name_is_revoked(tmp_path: Path) -> None:
     assert Revoked(tmp_path / "none").why_not("site-1") is None
 
 
+def test_a_relay_without_the_folder_takes_the_names_from_the_server(tmp_path: Path) -> None:
+    relay = Revoked(tmp_path / "none")
+    relay.tell(["site-2"])
+    assert relay.why_not("site-2") == revocation.REVOKED and relay.why_not("site-1") is None
+    assert relay.removed("site-2") and relay.names() == ["site-2"]
+
+
+def test_what_the_server_says_does_not_replace_the_file(tmp_path: Path) -> None:
+    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-2"]}')
+    relay = Revoked(tmp_path)
+    relay.tell(["site-1"])
+    assert relay.names() == ["site-2"]
+
+
+@pytest.mark.parametrize("told", [{"revoked": "site-2"}, {"revoked": [1]}, {"revoked": None}])
+def test_a_relay_refuses_what_is_no_list_of_names(told: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="revoked"):
+        revocation.take(told, None)
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"revoked": "site-1"}', '{"revoked": [1]}'])
 def test_a_broken_file_admits_no_new_connection(
     tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture

@@ -23,8 +23,10 @@ from nvflare.fuel.sec.authz import AuthorizationService
 from nvflare.private.defs import CellMessageHeaderKeys
 
 from bridge.common import site_report
+from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
-from bridge.flare import site_data, site_facts
+from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
 from bridge.flare.site_reports import SiteReports, SiteReportsCommand, is_relay
 from scripts import site_table, terminal
@@ -140,13 +142,23 @@ def test_a_relay_reports_for_itself_only(
         ("relay-1", ""),
         ("server", "server"),
         ("site-1", "site-1"),
-        ("../relay-1", "../relay-1"),
         ("relay-2", "relay-2"),
     ):
         assert code(server.say(b"{}", name, "t", origin)) == refused, name
+    assert not is_relay("../relay-1", tmp_path / "site-1") and not is_relay(None, tmp_path)
     server.disabled.add("relay-1")
     assert code(server.say(b"{}", "relay-1", "t", "relay-1")) == refused
     assert reports.now()[0]["report"] == {"uptime_seconds": 1}
+
+
+def test_only_a_relay_hears_who_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-9"]}')
+    monkeypatch.setattr(site_reports, "REVOCATIONS", Revoked(tmp_path))
+    monkeypatch.setattr(site_reports, "is_relay", lambda name: name == "relay-1")
+    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": ["site-9"]}
+    assert site_reports.tell_revoked("site-1", {}) == {}
+    assert site_reports.tell_revoked in site_reports.ANSWERS
+    assert revocation.take in relay_reporter.RELAY_TAKERS
 
 
 def test_a_removed_site_reports_no_more(server: Server) -> None:
@@ -293,18 +305,20 @@ def test_a_report_goes_to_the_server_and_its_reply_to_all_takers() -> None:
 
 
 def test_a_slow_taker_delays_no_report() -> None:
-    reporter, go_on, taken = SiteReporter(), threading.Event(), list[Any]()
+    reporter, taken = SiteReporter(), list[Any]()
+    begun, go_on = threading.Event(), threading.Event()
 
     def takes(told: Any, link: ReportLink) -> None:
         taken.append(told)
+        begun.set()
         go_on.wait(10)
 
     reporter.takers = [takes]
     facts: Any = SimpleNamespace(now=dict, round_trip=0.0)
     for number in (1, 2, 3):
         reporter.report(facts, ReportLink(Cell(answer(number=number))))
+    assert begun.wait(10) and taken == [{"number": 1}]
     go_on.set()
-    assert taken == [{"number": 1}]
 
 
 @pytest.mark.parametrize("body", [b"[]", b"nonsense", b" " * site_report.REPLY_LIMIT + b"{}"])
@@ -467,6 +481,13 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
 def test_each_fact_is_stated_in_the_verbs_object() -> None:
     stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}
     assert set(site_report.FACTS) <= stated
+
+
+def test_a_column_of_what_nobody_has_is_left_out() -> None:
+    report = {**REPORT, "gpus": []}
+    found = site_table.table([{"name": "site-1", "reported_seconds": 1.0, "report": report}], [], [])
+    assert found is not None and "GPU" not in [column.header for column in found.columns]
+    assert "DISK" in [column.header for column in found.columns]
 
 
 def test_a_relay_is_in_the_table_though_it_is_no_site() -> None:
