@@ -35,7 +35,8 @@ def joined(centre: HostsFederation, island: Host) -> Host:
     assert said.returncode == 0, said.stderr
     assert FETCHING in said.stderr
     took, crossed = time.monotonic() - began, sum(island.crossed()) - before
-    print(f"joined without the runtime in {took:.0f} s, and {crossed / 1e6:.0f} MB crossed")
+    image = next(line for line in said.stderr.splitlines() if FETCHING in line)
+    print(f"joined in {took:.0f} s, {crossed / 1e6:.0f} MB crossed: {image}")
     centre.places["island"] = island
     return island
 
