@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from bridge.common import site_service, site_settings
+from bridge.common import own_policy, site_service, site_settings
 from bridge.common.site_environments import POLICIES, VARIABLE
 from bridge.common.site_service import KEEPER
 from bridge.common.site_settings import DATA, DATA_FOLDER, GPUS
@@ -45,10 +45,10 @@ def problems(content: Any) -> list[str]:
     """Return the errors in the content of the file."""
     if not isinstance(content, Mapping):
         return [f"expected keys with values, found {site_settings.kind_of(content)}"]
-    known = (*site_settings.KEYS, ENVIRONMENTS)
+    known = (*site_settings.KEYS, ENVIRONMENTS, *own_policy.KEYS)
     if foreign := [str(key) for key in content if key not in known]:
         return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(known)}"]
-    found = list(site_settings.problems(content))
+    found = [*site_settings.problems(content), *own_policy.problems(content)]
     if (policy := content.get(ENVIRONMENTS)) is not None and policy not in POLICIES:
         found.append(f"expected {ENVIRONMENTS} to be {', '.join(POLICIES)}, found {policy!r}"[:200])
     if not found:
@@ -71,6 +71,8 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
         service["volumes"] = OverrideList([*site_service.own_mounts(site), *service["volumes"]])
     if GPUS in settings:
         service["deploy"] = Override(service["deploy"])
+    if decided := own_policy.variables(settings):
+        service["environment"] = service.get("environment", {}) | decided
     services = {site: service}
     if policy := settings.get(ENVIRONMENTS):
         # The keeper goes by it. The site fetches nothing that the keeper would not take.
