@@ -104,7 +104,9 @@ settings() {
 # explain: say why the site is not registered, as far as its log and its health check know.
 explain() {
     compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
-        sed -n 's/.*registration rejected: /  the server refuses the site: /p' | tail -n 1 >&2 || true
+        sed -n -e 's/.*registration rejected: /  the server refuses the site: /p' \
+            -e 's/.*failed with exception ProxyError: ProxyError: /  /p' \
+            -e 's/.*failed with exception OpenedTLS: OpenedTLS: /  /p' | tail -n 1 >&2 || true
     container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
     [ -z "$container" ] || docker inspect --format \
         '{{with .State.Health}}{{range .Log}}{{printf "%s\n" .Output}}{{end}}{{end}}' "$container" 2>/dev/null |
