@@ -35,11 +35,11 @@ JSON = {
     "reports[].report.disk?": "bytes of the file system with its workspace: `total`, `free`",
     "reports[].report.memory?": "bytes that its container may have, or that its machine has: `total`, `used`",
     "reports[].report.gpus?": "its GPUs, each with `name`, `memory` and `free` in bytes",
-    "reports[].report.data?": "its data folders, each with the `state` `ok`, `empty`, `unreadable`, `gone` or "
-    "`hangs`, the `files` that were tried, whether there are `more`, those that are `closed`, and `why`",
+    "reports[].report.data?": "its data folders, each with the `state` `ok`, `empty`, `unreadable`, `gone` "
+    "or `hangs`, the `files` that were tried, whether there are `more`, those that are `closed`, and `why`",
     "reports[].report.environments?": "the environments of apps that it has, each with `name` and `flwr`",
-    "reports[].report.environments_not_installed?": "environments that the server offers and the site has not "
-    "installed, with the reasons",
+    "reports[].report.environments_not_installed?": "environments that the server offers and the site has "
+    "not installed, with the reasons",
     "reports[].report.policy?": "its `sandbox`, `egress`, `custom_code`, and the number of `allowed_apps`",
     "reports[].report.jobs?": "the jobs that it runs, each with `job_id`, `status`, `phase` and `seconds`",
 }
