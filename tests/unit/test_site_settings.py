@@ -338,7 +338,7 @@ def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
 
 
 def made(text: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", own_settings.__name__, "site-3", "fl.example.org"]
+    command = [sys.executable, "-m", own_settings.__name__, "site", "site-3", "fl.example.org"]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=30)
 
 
