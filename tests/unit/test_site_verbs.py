@@ -216,7 +216,7 @@ def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None
     assert code == 0, said
     text = (federation.root / "relay-1.join").read_text()
     assert "ROLE='relay'" in text and "${FLOWERBED_PORT:-8003}:8003" in text
-    assert 'put "$1/site.yml"' not in text
+    assert "# hosts: " in text and "# gpus: " not in text
     code, behind, said = federation.verb("site", "add", "hospital-c", "--connect-to", "relay-1")
     assert code == 0 and behind["server"].startswith("relay.example.org:8003"), (said, behind)
     code, person, said = federation.verb("site", "add", "jane@lab.example", "--role", "lead")
