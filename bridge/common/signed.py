@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
@@ -29,6 +29,18 @@ PURPOSE = b"flowerbed statement 1\n"
 such signature may pass for a statement's."""
 
 PADDING = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+
+
+UNREADABLE = (
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    x509.InvalidVersion,
+    UnsupportedAlgorithm,
+)
+"""What libraries raise for a statement or a certificate that is none."""
 
 
 class Untrusted(FlowerbedError):
@@ -81,16 +93,16 @@ def verified(text: bytes, authorities: bytes, roles: Collection[str]) -> Signed:
         name, role = (
             _only(certificate.subject, oid) for oid in (NameOID.COMMON_NAME, NameOID.UNSTRUCTURED_NAME)
         )
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+    except UNREADABLE:
         raise Untrusted("expected a signed statement of a person, found something else") from None
     if role not in roles:
         raise Untrusted(f"it is signed by {name}, with the role {role}: expected {' or '.join(roles)}")
-    key = certificate.public_key()
     try:
+        key = certificate.public_key()
         if not isinstance(key, rsa.RSAPublicKey):
             raise InvalidSignature
         key.verify(signature, PURPOSE + statement.encode(), PADDING, hashes.SHA256())
-    except InvalidSignature:
+    except (InvalidSignature, UnsupportedAlgorithm):
         raise Untrusted(f"its signature is not {name}'s: it was changed after it was signed") from None
     return Signed(said, name, role)
 
@@ -100,7 +112,7 @@ def claimed_signer(text: bytes) -> str:
     try:
         certificate = x509.load_pem_x509_certificate(json.loads(text)["certificate"].encode())
         return _only(certificate.subject, NameOID.COMMON_NAME)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, Untrusted):
+    except (*UNREADABLE, Untrusted):
         return ""
 
 

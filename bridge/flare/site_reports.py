@@ -10,6 +10,7 @@ client may report, not a process of a job. The report is cut to known facts.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -132,6 +133,8 @@ class SiteReports(FLComponent):
         ahead = None
         if "clock" in report:
             ahead = round(report["clock"] + report.get("round_trip_seconds", 0.0) / 2 - time.time(), 2)
+            # The sum of two large numbers may be infinite, which JSON has not.
+            ahead = ahead if math.isfinite(ahead) else None
         with self._lock:
             # The one that reported last comes last.
             self._known.pop(site, None)

@@ -58,15 +58,16 @@ def keep() -> None:
         for step in STEPS:
             try:
                 step(spool.FOLDER, RENEWED)
-            except (ValueError, OSError) as error:
+            except Exception as error:
+                # Whatever is in the spool, the other steps must go on.
                 problems.append(f"{step.__module__.rpartition('.')[2]}: {error}")
         try:
             with _alone():
                 environments.look()
-        except OSError as error:
+        except Exception as error:
             problems.append(f"environments: {error}")
         if (text := "; ".join(problems)) and text != told:
-            log.warning("not installed: %s", text)
+            log.warning("not installed: %s", one_line(text, site_environments.TEXT))
         told = text
         time.sleep(EVERY)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from bridge.common import trust
@@ -38,7 +38,10 @@ def install(spool: Path, renewed: Path) -> bool:
     text = _opened(spool / FILE)
     if text is None:
         return False
-    files = read(json.loads(text))
+    try:
+        files = read(json.loads(text))
+    except RecursionError:
+        raise ValueError("expected certificates, found nested lists") from None
     bundle, statement = _authorities(files, renewed)
     trusted = x509.load_pem_x509_certificates(bundle.encode())
     newer = {
@@ -79,12 +82,16 @@ def _is_newer(pem: str, before: str, trusted: list[x509.Certificate]) -> bool:
     Raises:
         ValueError: it may not take its place.
     """
-    new, old = (x509.load_pem_x509_certificate(text.encode()) for text in (pem, before))
+    try:
+        new, old = (x509.load_pem_x509_certificate(text.encode()) for text in (pem, before))
+        is_same_key = new.public_key() == old.public_key()
+    except (x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        raise ValueError(f"expected a certificate of the federation, found another kind: {error}") from None
     if new == old or new.not_valid_before_utc < old.not_valid_before_utc:
         return False
     if _name(new) != _name(old):
         raise ValueError(f"expected a certificate for {_name(old)}, found one for {_name(new)}")
-    if new.public_key() != old.public_key():
+    if not is_same_key:
         raise ValueError("expected a certificate for the site's own key, found one for another")
     if not any(_issued(new, ca) for ca in trusted):
         raise ValueError("no CA that this site trusts has signed the certificate")

@@ -81,6 +81,10 @@ class Installer:
                     log.warning("environment %s is refused: %s", name, news.refused[name])
                 if isinstance(error, DiskFull | OSError):
                     continue  # Look again: it passes.
+            except Exception as error:
+                # The libraries that read a certificate or a tar have errors of many kinds for a hostile one.
+                news.refused[name] = one_line(f"it cannot be read: {error}", TEXT)
+                log.warning("environment %s is refused: %s", name, news.refused[name])
             self._seen[name] = stamp
         if news != known:
             news.write(self.root)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nvflare.lighter.impl.cert import CertBuilder
 
-from bridge.common import own_settings, site_environments
+from bridge.common import archive, own_settings, site_environments
 from bridge.common.app_environment import DESCRIPTION
 from bridge.common.site_environments import VARIABLE, News
 from bridge.keeper import __main__ as keeper
@@ -78,6 +78,36 @@ def test_other_words_are_refused(
     assert keeper.main(words) == 2
     found = capsys.readouterr()
     assert said in found.out + found.err
+
+
+def test_no_error_of_a_step_ends_the_keeper(stick: Stick, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def fails(spool: Path, renewed: Path) -> None:
+        raise RecursionError
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeper, "STEPS", (fails,))
+    monkeypatch.setattr(keeper.time, "sleep", sleep)
+    monkeypatch.setattr(keeper.spool, "FOLDER", stick.folder)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.keep()
+    assert (keeper.ENVIRONMENTS / NAME / DESCRIPTION).is_file()
+
+
+def test_an_archive_that_no_library_reads_is_refused(
+    stick: Stick, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OverflowError("timestamp out of range")
+
+    monkeypatch.setattr(archive, "unpack", fails)
+    assert keeper.main(["once", str(stick.folder)]) == 1
+    assert f"environment {NAME} is refused: it cannot be read: timestamp" in capsys.readouterr().out
 
 
 def test_the_sites_file_says_the_policy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bridge.common import site_report, trust
@@ -273,6 +275,41 @@ def test_a_link_and_a_pipe_in_the_spool_are_left_alone(site: Elsewhere, tmp_path
     (site.spool / FILE).unlink()
     os.mkfifo(site.spool / FILE)
     assert not install(site.spool, site.renewed)
+
+
+def _of_another_version(site: Elsewhere) -> str:
+    version = bytes.fromhex("a003020102")
+    return _pem(site, version, version[:-1] + b"\x05")
+
+
+def _with_an_unknown_key(site: Elsewhere) -> str:
+    kind = bytes.fromhex("06092a864886f70d010101")
+    return _pem(site, kind, kind[:-1] + b"\x7f")
+
+
+def _pem(site: Elsewhere, old: bytes, new: bytes) -> str:
+    """Return the site's certificate with other bytes in it, which no CA has to sign to be read."""
+    der = site.own().public_bytes(serialization.Encoding.DER)
+    assert old in der
+    return f"{PEM[0]}\n{base64.encodebytes(der.replace(old, new)).decode()}{PEM[1]}\n"
+
+
+PEM = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+
+
+@pytest.mark.parametrize("make", [_of_another_version, _with_an_unknown_key])
+def test_a_certificate_that_no_library_reads_is_refused(
+    site: Elsewhere, make: Callable[[Elsewhere], str]
+) -> None:
+    site.sends({"client.crt": make(site)})
+    with pytest.raises(ValueError, match="another kind"):
+        install(site.spool, site.renewed)
+
+
+def test_nested_lists_are_refused(site: Elsewhere) -> None:
+    (site.spool / FILE).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested"):
+        install(site.spool, site.renewed)
 
 
 def test_the_keeper_looks_for_certificates() -> None:

@@ -104,6 +104,14 @@ def test_the_last_report_of_each_site_is_kept_with_its_age(server: Server) -> No
     assert second["name"] == "site-2" and second["clock_ahead_seconds"] == pytest.approx(7, abs=1)
 
 
+def test_a_clock_that_is_infinitely_ahead_is_no_number(server: Server) -> None:
+    reports = server.watch()
+    far = site_report.dumped({"clock": 1.7e308, "round_trip_seconds": 1.7e308})
+    assert code(server.say(far)) == ReturnCode.OK
+    (known,) = reports.now()
+    assert known["clock_ahead_seconds"] is None
+
+
 def test_a_site_reports_for_itself_only(server: Server) -> None:
     reports = server.watch()
     server.say(site_report.dumped({"uptime_seconds": 1}))
