@@ -117,7 +117,10 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         if site_files.any_own(project):
             # It holds settings that only the site knows.
             draft.chmod(0o600)
-        links.save(prod, networks.assigned(project, known))
+        assigned = networks.assigned(project, known)
+        links.save(prod, assigned)
+        for listener in links.grown(known, assigned):
+            note(ctx, f"{listener} gets more networks, since it has none left for newcomers. up replaces it.")
         draft.replace(prod / FILE)
         if previous.is_dir() and _same(previous, prod, render(project, previous.relative_to(ROOT), known)):
             # A newer certificate needs no new kit.

@@ -73,6 +73,11 @@ def _links(value: Mapping[str, Any]) -> ListenerLinks:
     return found
 
 
+def grown(before: Mapping[str, ListenerLinks], after: Mapping[str, ListenerLinks]) -> list[str]:
+    """Return the listeners that have more links than before. Their containers are replaced."""
+    return [name for name, links in after.items() if name in before and links.number > before[name].number]
+
+
 def save(prod: Path, links: Mapping[str, ListenerLinks]) -> None:
     """Write the file."""
     content = {name: vars(value) for name, value in links.items()}

@@ -167,7 +167,8 @@ def has_taken(known: Mapping[str, Any], name: str, report: Mapping[str, Any]) ->
     if step(known) is Step.BOTH_TRUSTED:
         second = signing.load(known[NEXT]).fingerprint(hashes.SHA256()).hex()
         return second in (report.get("trusts") or ())
-    serial = signing.load(known[name]["cert"]).serial_number if name in known else None
+    pem = (known.get(name) or {}).get("cert")
+    serial = signing.load(pem).serial_number if pem else None
     return serial is not None and report.get("serial") == f"{serial:x}"
 
 

@@ -173,8 +173,8 @@ def _step(known: dict[str, Any], project: Mapping[str, Any], *, force: bool) -> 
 def _late(known: Mapping[str, Any], project: Mapping[str, Any]) -> list[str]:
     """Return the participants on other machines that are not known to have taken the last step.
 
-    Those of this machine see each step at once. Only sites report. A person's console or a relay elsewhere
-    counts as late.
+    Those of this machine see each step at once. Sites and relays report. A person's console elsewhere does
+    not, and counts as late.
     """
     from provisioning import renewal
 

@@ -41,6 +41,7 @@ def check(told: Mapping[str, Any], renewed: Path | None = None) -> Iterator[Find
                 *_data(name, one["report"]),
                 *_certificate(name, one["report"]),
                 *_disk(name, one["report"]),
+                *_packages(name, one["report"]),
                 *_clock(name, one),
                 *_address(name, one["report"], renewed),
             ]
@@ -93,6 +94,18 @@ def _disk(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
     if free is not None and free < LEAST_DISK:
         mend = "make room on the site's machine. docker system df shows what Docker holds"
         yield Finding("site disk", "warn", f"{name} has {core.in_words(free)} free", mend)
+
+
+def _packages(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
+    """Name the environments that the server offers, and the site does not install."""
+    left = report.get("environments_not_installed") or {}
+    for waiting in left.get("waiting") or ():
+        environment, _, checksum = str(waiting).partition(" ")
+        text = f"{name} has not approved environment {environment}"
+        yield Finding("packages", "warn", text, f"there: ./site approve {checksum}")
+    for refused in left.get("refused") or ():
+        text, mend = f"{name} refuses environment {refused}", "jobs of its apps run without that site"
+        yield Finding("packages", "warn", text, mend)
 
 
 def _clock(name: str, one: Mapping[str, Any]) -> Iterator[Finding]:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from provisioning import dotenv
 from provisioning.names import service_name
-from scripts import behind, compose, console, core, engine, ownership, provision, site_table, terminal
+from scripts import (
+    behind,
+    compose,
+    console,
+    core,
+    engine,
+    ownership,
+    provision,
+    report_checks,
+    site_table,
+    terminal,
+)
 from scripts.json_object import JsonObject
 from scripts.options import Watch, check_watch
 
@@ -177,6 +188,10 @@ def _ill(outcome: dict[str, Any]) -> list[str]:
         remarks.append(f"Unhealthy: {', '.join(ill)}. ./flowerbed doctor looks why.")
     if missing := outcome["missing_sites"]:
         remarks.append(f"Not registered: {', '.join(missing)}. {REGISTERING}.")
+    told = {"sites": outcome["sites"], "reports": outcome.get("reports")}
+    failed = [finding.found for finding in report_checks.check(told) if finding.level == "fail"]
+    if failed:
+        remarks.append(f"{'; '.join(failed)}. ./flowerbed doctor says what to do.")
     return remarks
 
 

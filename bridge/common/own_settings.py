@@ -14,13 +14,26 @@ from typing import Any
 
 import yaml
 
-from bridge.common import site_service, site_settings
+from bridge.common import own_policy, site_service, site_settings
 from bridge.common.site_environments import POLICIES, VARIABLE
 from bridge.common.site_service import KEEPER
-from bridge.common.site_settings import DATA, DATA_FOLDER, GPUS
+from bridge.common.site_settings import (
+    CONNECT_THROUGH,
+    CPUS,
+    DATA,
+    DATA_FOLDER,
+    ENV_FILE,
+    GPUS,
+    HOSTS,
+    MEMORY,
+)
 
 ENVIRONMENTS = "environments"
 """The key with the policy for environments of apps that the server sends (`site_environments.py`)."""
+
+SITE = "site"
+OF_OTHERS = (HOSTS, CONNECT_THROUGH, ENV_FILE, CPUS, MEMORY)
+"""The keys of a relay or console: it runs no app."""
 
 HEADER = "# Made of the site's own file by its image. Edit that one.\n"
 
@@ -41,14 +54,14 @@ _Dumper.add_representer(Override, lambda d, value: d.represent_mapping("!overrid
 _Dumper.add_representer(OverrideList, lambda d, value: d.represent_sequence("!override", value))
 
 
-def problems(content: Any) -> list[str]:
-    """Return the errors in the content of the file."""
+def problems(content: Any, role: str = SITE) -> list[str]:
+    """Return the errors in the content of the file of a site, or of another role."""
     if not isinstance(content, Mapping):
         return [f"expected keys with values, found {site_settings.kind_of(content)}"]
-    known = (*site_settings.KEYS, ENVIRONMENTS)
+    known = (*site_settings.KEYS, ENVIRONMENTS, *own_policy.KEYS) if role == SITE else OF_OTHERS
     if foreign := [str(key) for key in content if key not in known]:
         return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(known)}"]
-    found = list(site_settings.problems(content))
+    found = [*site_settings.problems(content), *own_policy.problems(content)]
     if (policy := content.get(ENVIRONMENTS)) is not None and policy not in POLICIES:
         found.append(f"expected {ENVIRONMENTS} to be {', '.join(POLICIES)}, found {policy!r}"[:200])
     if not found:
@@ -71,6 +84,8 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
         service["volumes"] = OverrideList([*site_service.own_mounts(site), *service["volumes"]])
     if GPUS in settings:
         service["deploy"] = Override(service["deploy"])
+    if decided := own_policy.variables(settings):
+        service["environment"] = service.get("environment", {}) | decided
     services = {site: service}
     if policy := settings.get(ENVIRONMENTS):
         # The keeper goes by it. The site fetches nothing that the keeper would not take.
@@ -80,14 +95,14 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
 
 
 def main() -> None:
-    """Read the file on stdin. Arguments: the site's name, and hosts that are reached without its proxy."""
-    site, *without_proxy = sys.argv[1:]
+    """Read the file on stdin. Arguments: role, name in Compose, hosts that are reached without the proxy."""
+    role, site, *without_proxy = sys.argv[1:]
     try:
         content = yaml.safe_load(sys.stdin.read())
     except yaml.YAMLError as error:
         sys.exit(f"settings of {site}: this is not YAML: {error}")
     content = {} if content is None else content
-    if found := problems(content):
+    if found := problems(content, role):
         sys.exit("\n".join(f"settings of {site}: {problem}." for problem in found))
     sys.stdout.write(render(site, content, without_proxy))
 

@@ -1,7 +1,8 @@
 """Read the decisions of a server's or site's operator: `local/flowerbed.json` of its kit.
 
 Provisioning writes the file from `project.yml` (`provisioning/harden.py`). A job cannot change it, because
-the kit is read-only. Without such a file, as in FLARE's simulator, nothing is restricted.
+the kit is read-only. A site on another machine may decide otherwise (`bridge/common/own_policy.py`). Without
+such a file, as in FLARE's simulator, nothing is restricted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.common import site_settings
+from bridge.common import own_policy, site_settings
 from bridge.common.job_options import ConfigValue
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def read(workspace: Path) -> Settings:
         raise ValueError(f"{file} cannot be read: {error}. Provision and build again.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object. Provision and build again.")
+    content |= own_policy.read()
     apps = content.get("allowed_apps")
     return Settings(
         **{

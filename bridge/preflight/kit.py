@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from bridge.common import server_address
+from bridge.common import own_policy, server_address
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding, Level
 from bridge.common.server_address import ServerAddress
@@ -55,7 +55,8 @@ class Kit:
     """The server's name, or the relay's."""
     startup: Path
     authorities: tuple[x509.Certificate, ...]
-    certificate: x509.Certificate
+    certificate: x509.Certificate | None
+    """None before the centre has answered a site that made its own key."""
     is_site: bool
     sandbox: str
 
@@ -84,29 +85,38 @@ def read(kit: Path, renewed: Path) -> Kit:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         text = f"{startup / found} is not FLARE's, or lacks a part ({type(error).__name__}: {error})"
         raise BadKit(text, NEW_KIT.format(name="NAME")) from None
-    certificates = []
-    for file in ("rootCA.pem", "client.crt"):
-        try:
-            certificates.append(x509.load_pem_x509_certificates((startup / file).read_bytes()))
-        except (OSError, ValueError) as error:
-            text = f"{file} cannot be read: {_why(error)}"
-            raise BadKit(text, _mend(error, name)) from None
-    authorities, (certificate, *_) = certificates
+    authorities = _certificates(startup / "rootCA.pem", name)
+    is_answered = (startup / "client.crt").exists() or not (startup / "client.key").exists()
+    certificate = _certificates(startup / "client.crt", name)[0] if is_answered else None
     return Kit(
         name=name,
         scheme=scheme,
         addresses=addresses,
         upstream=upstream,
         startup=startup,
-        authorities=tuple(authorities),
+        authorities=authorities,
         certificate=certificate,
         is_site=found == KINDS[0],
         sandbox=_sandbox(kit),
     )
 
 
+def _certificates(file: Path, name: str) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise BadKit(f"{file.name} cannot be read: {_why(error)}", _mend(error, name)) from None
+
+
 def check(kit: Kit, now: datetime.datetime) -> Iterator[Finding]:
     """Check a kit's names, key, rights and days."""
+    if kit.certificate is None:
+        text = f"{kit.name} has a key and no certificate: its request has no answer yet"
+        mend = (
+            f"./site request prints the request. Then: ./site join ANSWER. Or {NEW_KIT.format(name=kit.name)}"
+        )
+        yield Finding("kit", "fail", text, mend)
+        return
     named = common_name(kit.certificate.subject)
     if named != kit.name:
         text = f"the kit is for {kit.name}, and its certificate is for {named}"
@@ -114,7 +124,7 @@ def check(kit: Kit, now: datetime.datetime) -> Iterator[Finding]:
     if not any(_signed(kit.certificate, authority) for authority in kit.authorities):
         text = f"client.crt is signed by {common_name(kit.certificate.issuer)}, and not by a CA in rootCA.pem"
         yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
-    bad = list(_check_key(kit))
+    bad = list(_check_key(kit, kit.certificate))
     yield from bad
     if named == kit.name and not bad:
         text = f"{kit.name}, connects to {kit.upstream} at {kit.addresses[0]} over {kit.scheme}"
@@ -164,7 +174,7 @@ def _moved(renewed: Path) -> ServerAddress | None:
 def _sandbox(kit: Path) -> str:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         settings: dict[str, Any] = json.loads((kit / "local" / SETTINGS).read_text())
-        return str(settings.get("sandbox") or "off")
+        return str((settings | own_policy.read()).get("sandbox") or "off")
     return "off"
 
 
@@ -176,7 +186,7 @@ def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     return True
 
 
-def _check_key(kit: Kit) -> Iterator[Finding]:
+def _check_key(kit: Kit, certificate: x509.Certificate) -> Iterator[Finding]:
     file = Path(kit.files["key"])
     try:
         key = load_pem_private_key(file.read_bytes(), None)
@@ -185,7 +195,7 @@ def _check_key(kit: Kit) -> Iterator[Finding]:
         yield Finding("kit", "fail", f"client.key cannot be read: {_why(error)}", _mend(error, kit.name))
         return
     public = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*public) != kit.certificate.public_key().public_bytes(*public):
+    if key.public_key().public_bytes(*public) != certificate.public_key().public_bytes(*public):
         text = "client.key is not the key of client.crt"
         yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
     if mode & 0o007:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bridge.common import connect_through
 from bridge.common.connect_through import Proxy, ProxyError
@@ -55,6 +56,9 @@ class Way:
                 raise
         return line
 
+
+LOOK_UPS = 3
+"""Tries to look up a name. Each lasts until the resolver gives up, 5 to 10 s."""
 
 PROXY = "the proxy"
 
@@ -112,7 +116,7 @@ def resolve(host: str, port: int) -> tuple[Finding, list[str]]:
         ipaddress.ip_address(host)
         return Finding("name", "ok", f"{host} is an address, so there is no name to look up"), [host]
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _look_up(host, port)
     except (OSError, UnicodeError) as error:
         silent = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
         text = f"no name server answers for {host}" if silent else f"no name server knows {host}"
@@ -124,6 +128,17 @@ def resolve(host: str, port: int) -> tuple[Finding, list[str]]:
         mend = f"give the server's address in site.yml: hosts: {{{host}: ADDRESS}}"
         return Finding("name", "warn", text, mend), addresses
     return Finding("name", "ok", f"{host} is {', '.join(addresses)}"), addresses
+
+
+def _look_up(host: str, port: int) -> list[Any]:
+    """Return the addresses of a name. Questions and answers get lost, which stops no site."""
+    for _ in range(LOOK_UPS - 1):
+        try:
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if error.errno != socket.EAI_AGAIN:
+                raise
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 def connect(addresses: list[str], to: ServerAddress, what: str) -> tuple[Finding, Way]:

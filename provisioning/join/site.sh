@@ -91,9 +91,10 @@ join() {
 
 # settings: make Compose's file of the site's own settings.
 settings() {
-    [ "$role" = site ] || return 0
+    set -- settings
+    [ "$role" = site ] || set -- settings "$role" "$site" "${server%:*}"
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
-    if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" settings \
+    if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" "$@" \
         <site.yml >.override.new; then
         rm -f .override.new
         fail "site.yml is wrong, as said above. Correct it, and run ./site start again."
@@ -104,7 +105,9 @@ settings() {
 # explain: say why the site is not registered, as far as its log and its health check know.
 explain() {
     compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
-        sed -n 's/.*registration rejected: /  the server refuses the site: /p' | tail -n 1 >&2 || true
+        sed -n -e 's/.*registration rejected: /  the server refuses the site: /p' \
+            -e 's/.*failed with exception ProxyError: ProxyError: /  /p' \
+            -e 's/.*failed with exception OpenedTLS: OpenedTLS: /  /p' | tail -n 1 >&2 || true
     container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
     [ -z "$container" ] || docker inspect --format \
         '{{with .State.Health}}{{range .Log}}{{printf "%s\n" .Output}}{{end}}{{end}}' "$container" 2>/dev/null |

@@ -28,7 +28,7 @@ def project(larger: Federation) -> Iterator[str]:
     yield before
     file.write_text(before)
     larger.must("provision")
-    larger.must("build")
+    larger.must("build", timeout=1800)
     larger.must("up")
     larger.compose("down", "--volumes", NEW, "guest", check=False)
 
@@ -49,7 +49,7 @@ def change(federation: Federation, edit: Callable[[Project], object]) -> float:
     """Edit project.yml and bring the federation up to it, as a person does. Return the seconds of `up`."""
     federation.edit(edit)
     federation.must("provision")
-    federation.must("build")
+    federation.must("build", timeout=1800)
     began = time.monotonic()
     federation.must("up")
     return time.monotonic() - began

@@ -62,7 +62,7 @@ def ends_well(federation: Federation, job: str) -> None:
     """Wait for the job. Each site has answered in each round, and nothing failed."""
     outcome = federation.must("wait", job, timeout=600)
     assert outcome["status"] == "FINISHED:COMPLETED", outcome
-    assert outcome["errors"] == []
+    assert not outcome["errors"]
     assert [len(entry["sites"]) for entry in outcome["rounds"]] == [2] * len(outcome["rounds"])
 
 

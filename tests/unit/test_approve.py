@@ -183,3 +183,22 @@ def test_a_site_that_no_longer_makes_its_key_gets_one(
     edit(centre, replace(f"name: {SITE},", f"name: {SITE}, own_key: true,"))
     assert done(centre)["waiting"] == [SITE]
     assert SITE not in state_of(centre)
+
+
+def test_its_certificate_is_renewed_for_the_same_key(
+    centre: Path, invited: str, kit: Path, approve: Approve
+) -> None:
+    def renewed() -> list[str]:
+        process = forked.run(centre, "scripts", "renew", "--all", "--format", "json")
+        assert process.returncode == 0, process.stderr
+        return list(json.loads(process.stdout.splitlines()[-1])["renewed"])
+
+    assert SITE not in renewed()  # It waits for its answer.
+    request = asked(kit, invited)
+    assert approve(request)[0] == 0
+    before = x509.load_pem_x509_certificate(state_of(centre)[SITE]["cert"].encode())
+    assert SITE in renewed()
+    handed_out = (centre / "workspace/flowerbed/renewed" / SITE / "client.crt").read_bytes()
+    after = x509.load_pem_x509_certificate(handed_out)
+    assert after.serial_number != before.serial_number
+    assert after.public_key() == before.public_key() == own_key.read_request(request).key

@@ -100,7 +100,8 @@ def ca(root: Path, *words: str) -> tuple[int, dict[str, Any], str]:
 def test_the_key_is_moved_and_nothing_of_it_stays(again: Path, tmp_path: Path) -> None:
     before = json.loads((again / STATE).read_text())
     # The first lines hold the modulus, which certificates have too.
-    secret = before[ca_key.KEY].splitlines()[15:-1]
+    secret = before[ca_key.KEY].splitlines()[6:-1]
+    assert len(secret) > 4
     stick, words = tmp_path / "stick.key", tmp_path / "words"
     words.write_text("open sesame, please\n")
     code, outcome, said = ca(again, "export", str(stick), "--passphrase-file", str(words))

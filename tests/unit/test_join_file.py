@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bridge.common import join_file
+from bridge.common import join_file, own_policy, own_settings, site_settings
 from bridge.common.join_file import BadJoinFile
 from provisioning import join, state
 from scripts import kit_layer
@@ -279,3 +281,13 @@ def test_a_folder_of_another_site_or_with_other_files_is_left_alone(site: Site) 
 @pytest.mark.parametrize("words", [("--fingerprint",), ("--force",), ("--dir", "a:b")])
 def test_wrong_words_exit_with_2(site: Site, words: tuple[str, ...]) -> None:
     assert site.run(*words)[0] == 2
+
+
+def test_the_template_of_a_sites_settings_names_every_key() -> None:
+    lines = (join.FOLDER / "site.yml").read_text().format(name=SITE).splitlines()
+    shown = [line.removeprefix("# ") for line in lines if re.match(r"# [a-z_]+: ", line)]
+    contents = [yaml.safe_load(line) for line in shown]
+    contents = [c for c in contents if c != {"allowed_apps": ["HASH"]}]
+    assert all(own_settings.problems(content) == [] for content in contents)
+    known = {*site_settings.KEYS, own_settings.ENVIRONMENTS, *own_policy.KEYS}
+    assert {key for content in contents for key in content} | {"allowed_apps"} == known

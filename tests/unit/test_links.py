@@ -61,6 +61,12 @@ def test_one_that_comes_back_has_its_link_again() -> None:
     assert found.left == {}
 
 
+def test_listeners_with_more_links_are_named() -> None:
+    few, many = (assigned(*[f"site-{n}" for n in range(number)]) for number in (4, 9))
+    assert links.grown({"server": few}, {"server": many, "relay-1": few}) == ["server"]
+    assert links.grown({"server": many}, {"server": few}) == links.grown({}, {"server": few}) == []
+
+
 def test_they_are_remembered(tmp_path: Path) -> None:
     found = {"server": assigned("a", "b"), "relay-1": assigned("c")}
     assigned("b", before=found["server"])

@@ -181,6 +181,8 @@ def test_a_signer_without_the_right_is_refused(
     stick.sign()
     why = refused(stick.installer(tmp_path / "site"))
     assert "expected project_admin or lead" in why if role else "is not a person's" in why
+    with pytest.raises(signed.Untrusted, match=r"expected project_admin or lead|is not a person's"):
+        signed.verified(stick.statement.read_bytes(), ca.serialized_cert, offers.SIGNERS)
 
 
 def test_a_site_that_takes_no_code_of_leads_takes_none_of_their_packages(
@@ -272,7 +274,12 @@ BAD: dict[str, list[tarfile.TarInfo]] = {
     "absolute": [entry("/etc/x")],
     "top": [entry("environment.json")],
     "no folder": [entry("venv/x")],
-    "through a link": [FOLDER, entry("venv/l", type=tarfile.SYMTYPE, linkname="lib"), entry("venv/l/x")],
+    "through a link": [
+        FOLDER,
+        entry("venv/lib", type=tarfile.DIRTYPE),
+        entry("venv/l", type=tarfile.SYMTYPE, linkname="lib"),
+        entry("venv/l/x"),
+    ],
     "link up": [FOLDER, entry("venv/x", type=tarfile.SYMTYPE, linkname="../../x")],
     "link to the key": [FOLDER, entry("venv/x", type=tarfile.SYMTYPE, linkname="/kit/startup/client.key")],
     "link behind a link": [FOLDER, entry("venv/x", type=tarfile.SYMTYPE, linkname="d/../../../x")],

@@ -82,6 +82,7 @@ def test_a_request_tells_who_asks_and_the_key_stays(kit: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     # The first lines hold the modulus, which the request has too.
     inside = key.read_text().splitlines()[10:-1]
+    assert len(inside) > 10
     assert not any(line in text for line in inside)
     assert "PRIVATE" not in text and len(text) < 2000
 

@@ -58,9 +58,21 @@ def test_a_kit_that_is_no_json(kit: Path) -> None:
 
 def test_a_certificate_that_is_not_there(kit: Path) -> None:
     """As a renewed one is, if its folder is not mounted."""
-    (kit / "startup" / "client.crt").unlink()
-    (kit / "startup" / "client.crt").symlink_to("/nowhere/client.crt")
-    failed(examine(kit)["kit"], "client.crt cannot be read: No such file")
+    (kit / "startup" / "rootCA.pem").unlink()
+    (kit / "startup" / "rootCA.pem").symlink_to("/nowhere/rootCA.pem")
+    failed(examine(kit)["kit"], "rootCA.pem cannot be read: No such file")
+
+
+def test_a_site_whose_request_has_no_answer_sees_its_way(tmp_path: Path, authority: Authority) -> None:
+    """A firewall takes longest to be opened."""
+    authority.kit(tmp_path / "server", "server")
+    with answering(in_tls(context(tmp_path / "server"))) as port:
+        kit = write_kit(tmp_path, f"127.0.0.1:{port}", authority=authority)
+        (kit / "startup" / "client.crt").unlink()
+        (kit / "startup" / "client.crt").symlink_to("/renewed/client.crt")
+        found = examine(kit)
+    failed(found["kit"], "its request has no answer yet", "./site join ANSWER")
+    assert found["tls"].level == "ok" and "admission" not in found
 
 
 def test_a_kit_of_another_site(kit: Path, authority: Authority) -> None:

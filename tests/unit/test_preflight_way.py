@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nvflare.fuel.f3.communicator import Mode
@@ -120,6 +121,19 @@ def test_a_name_server_that_is_silent(
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     found = way(write_kit(tmp_path, "fl.example.org:8002", authority=authority))
     assert failed(found, "name") == "no name server answers for fl.example.org"
+
+
+def test_a_lost_answer_of_a_name_server_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, lost = socket.getaddrinfo, iter([True, True])
+
+    def lose(*words: Any, **more: Any) -> Any:
+        if next(lost, False):
+            raise socket.gaierror(socket.EAI_AGAIN, "again")
+        return look_up(*words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lose)
+    finding, _ = reach.resolve("localhost", 1)
+    assert "127.0.0.1" in finding.found
 
 
 def test_a_name_that_leads_to_the_container_itself(tmp_path: Path, authority: Authority) -> None:

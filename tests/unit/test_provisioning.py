@@ -487,7 +487,9 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
 
     more = [f"  - {{name: site-{n}, type: client, org: flowerbed}}\n" for n in range(3, 43)]
     edit(again, replace("\nbuilders:", "".join(["\n", *more, "\nbuilders:"])))
-    done(again)
+    assert (
+        "server gets more networks, since it has none left for newcomers. up replaces it." in verb(again)[2]
+    )
     before = subnets()
     assert len(before) == 52 and len(set(before.values())) == 52
     for subnet in before.values():
@@ -922,7 +924,6 @@ def test_a_new_site_elsewhere_changes_nothing_here(wide: Path, tmp_path: Path) -
 
     assert but_certificates(prod) == but_certificates(root / PROD)
     composed, was = services(root, "prod_01"), services(wide)
-    del composed["site-4"]
     assert composed == was
 
 

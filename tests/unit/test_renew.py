@@ -128,6 +128,15 @@ def test_a_cas_key_that_is_elsewhere_is_asked_for_only_if_something_is_due(again
     assert "root_pri_key" not in known(again), "the key stays where it is"
 
 
+def test_a_site_with_its_own_key_is_renewed_without_it(again: Path) -> None:
+    content, before = known(again), shown(again, "site-2")
+    del content["site-2"]["pri_key"]
+    (again / STATE).write_text(json.dumps(content))
+    assert renew(again, "--all")[1]["renewed"] == NAMES
+    assert shown(again, "site-2").public_key() == before.public_key()
+    assert shown(again, "site-2") != before
+
+
 def test_without_certificates_it_says_what_to_do(again: Path) -> None:
     (again / STATE).unlink()
     code, outcome, text = renew(again)

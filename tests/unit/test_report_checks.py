@@ -56,6 +56,14 @@ def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
             {"data": [{"folder": "/data/a", "state": "unreadable", "why": "Permission denied"}]},
             "fail site data: site-1: /data/a is unreadable (Permission denied)",
         ),
+        (
+            {"environments_not_installed": {"waiting": ["0123456789ab 9f2b"], "refused": []}},
+            "warn packages: site-1 has not approved environment 0123456789ab",
+        ),
+        (
+            {"environments_not_installed": {"refused": ["0123456789ab: it is signed by nobody"]}},
+            "warn packages: site-1 refuses environment 0123456789ab: it is signed by nobody",
+        ),
         ({"data": [{"folder": "/data", "state": "gone"}]}, "fail site data: site-1: /data is gone"),
         ({"data": [{"folder": "/data", "state": "empty"}]}, "warn site data: site-1: /data is empty"),
         ({"certificate": {"ends": 1.0}}, "warn certificates: site-1's certificate: expired"),

@@ -28,7 +28,7 @@ class Site:
         (self.folder / "site.yml").touch()
         (self.folder / ".env").write_text(
             f"COMPOSE_PROJECT_NAME=fb-hospital-c\nSITE_NAME=hospital-c\nSITE_RUNTIME={RUNTIME}\n"
-            "SITE_SERVER=fl.example.org:8002\n"
+            "SITE_SERVER=fl.example.org:8002\nSITE_ROLE=site\n"
         )
         self.docker = Program(
             folder / "bin",

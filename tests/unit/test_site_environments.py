@@ -221,6 +221,8 @@ def test_another_reply_is_left_alone(site: Site, told: dict[str, Any]) -> None:
         b'{"path": ["environments"], "offset": 0}',
     ],
 )
-def test_a_site_gets_no_other_file(site: Site, message: bytes) -> None:
+def test_a_site_gets_no_other_file(site: Site, stick: Stick, message: bytes) -> None:
+    (stick.folder / "runtime").mkdir()
+    (stick.folder / "runtime" / f"{'0' * 64}.tar.gz").touch()
     with pytest.raises(ValueError, match=r"expected a path|no such file"):
         site.server.piece("site-1", message)

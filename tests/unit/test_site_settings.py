@@ -16,7 +16,7 @@ from nvflare.apis.fl_constant import SystemConfigs
 from nvflare.app_common.logging.constants import is_log_streaming_allowed
 from nvflare.fuel.utils.config_service import ConfigService
 
-from bridge.common import own_settings, site_service, site_settings, versions
+from bridge.common import own_policy, own_settings, site_service, site_settings, versions
 from bridge.common.job_options import ConfigValue
 from bridge.job import settings
 from bridge.launch import environment
@@ -191,6 +191,51 @@ def test_a_sites_own_settings_override_the_kit(tmp_path: Path, monkeypatch: pyte
     assert settings.read(tmp_path / "simulated").node_config == {"b": "own"}
 
 
+def test_a_site_elsewhere_decides_what_its_apps_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "local").mkdir()
+    kit = {"sandbox": "best-effort", "egress": "any", "custom_code": True, "allowed_apps": None}
+    (tmp_path / settings.FILE).write_text(json.dumps(kit))
+    decided = {"sandbox": "required", "egress": "server", "custom_code": False, "allowed_apps": ["ab" * 32]}
+    assert own_settings.problems(decided) == []
+    service = yaml.safe_load(own_settings.render("site-3", decided, []))["services"]["site-3"]
+    monkeypatch.setenv(own_policy.VARIABLE, service["environment"][own_policy.VARIABLE])
+    found = settings.read(tmp_path)
+    assert (found.sandbox, found.egress, found.custom_code) == ("required", "server", False)
+    assert found.allowed_apps == ("ab" * 32,)
+
+
+def test_a_relay_or_console_elsewhere_has_the_settings_of_a_machine_without_apps() -> None:
+    assert own_settings.problems({"hosts": {"fl.example.org": "10.0.0.5"}, "cpus": 1}, "relay") == []
+    (problem,) = own_settings.problems({"gpus": "all"}, "console")
+    assert problem == "unknown key gpus: expected one of hosts, connect_through, env_file, cpus, memory"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sandbox", "maybe"),
+        ("egress", True),
+        ("custom_code", True),
+        ("allowed_apps", ["x"]),
+        ("allowed_apps", "x"),
+    ],
+)
+def test_a_wrong_decision_of_a_site_is_named(key: str, value: Any) -> None:
+    (problem,) = own_settings.problems({key: value})
+    assert problem.startswith(f"expected {key} to be")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"colour": "red"}', '{"sandbox": "none"}'])
+def test_a_broken_decision_lets_nothing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / settings.FILE).write_text("{}")
+    monkeypatch.setenv(own_policy.VARIABLE, text)
+    with pytest.raises(ValueError, match=own_policy.VARIABLE):
+        settings.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -293,7 +338,7 @@ def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
 
 
 def made(text: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", own_settings.__name__, "site-3", "fl.example.org"]
+    command = [sys.executable, "-m", own_settings.__name__, "site", "site-3", "fl.example.org"]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=30)
 
 

@@ -123,6 +123,13 @@ def test_status_is_two_tables_and_its_remark_goes_to_stderr(
     assert "site-1   running  unhealthy  registered, last heard 3 s ago\n" in out
     assert f"\n\nJOB  STATUS   NAME\na    RUNNING  {LONG}\n" in out
     site_3 = {"name": "site-3", "last_seen_seconds": 7.0, "in_project": False}
+    gone = {"data": [{"folder": "/data", "state": "gone"}]}
+    report = {"name": "site-1", "reported_seconds": 1.0, "clock_ahead_seconds": 0.0, "report": gone}
+    monkeypatch.setattr(status, "status", lambda: {**STATUS, "reports": [report]})
+    assert main(["status"]) == 0
+    told = capsys.readouterr()
+    assert "site-1: /data is gone. ./flowerbed doctor says what to do.\n" in told.err
+    assert "/data gone" in told.out
     changed = "project.yml has changed: ./flowerbed provision"
     more = {**STATUS, "sites": [*STATUS["sites"], site_3], "jobs": [], "changed": changed}
     monkeypatch.setattr(status, "status", lambda: more)
