@@ -40,6 +40,9 @@ STARTS = {
 }
 """What a join file does at the end, by role."""
 
+OF_ALL = ("# The settings", "# After", "# hosts", "# connect_through", "# env_file", "# cpus", "# memory")
+"""The lines of `site.yml` that relays and consoles have too."""
+
 KEY = "kit/startup/client.key"
 """The site's key, which a site may make itself."""
 
@@ -173,9 +176,8 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
     files = {
         "compose.yaml": compose,
         "site": (FOLDER / "site.sh").read_text(),
+        "site.yml": _template(invitation),
     }
-    if invitation.role == "site":
-        files["site.yml"] = (FOLDER / "site.yml").read_text().format(name=invitation.site)
     for name in SHARED[invitation.role]:
         files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
     with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
@@ -187,6 +189,15 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
     if invitation.own_key:
         files[f"{KEY.replace('.key', '.crt')} -> /renewed/client.crt"] = ""
     return files
+
+
+def _template(invitation: Invitation) -> str:
+    """Return the file for the machine's own settings, all comments."""
+    text = (FOLDER / "site.yml").read_text().format(name=invitation.site)
+    if invitation.role == "site":
+        return text
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith(OF_ALL) or ": " not in line)
 
 
 def _documents(files: Mapping[str, str]) -> Iterator[str]:

@@ -24,24 +24,24 @@ JSON = {
     "reports[].reported_seconds": "the seconds since it came",
     "reports[].clock_ahead_seconds": "how far the site's clock is ahead of the server's, or null",
     "reports[].report": "what the site says about itself. A fact that it could not find out is left out",
-    "reports[].report.version": "of Flowerbed, FLARE and Python, and a mark of the bridge's `code`",
-    "reports[].report.uptime_seconds": "the seconds since its FLARE client started",
-    "reports[].report.clock": "its clock then, in Unix time",
-    "reports[].report.round_trip_seconds": "the seconds that its report before took, with the reply",
-    "reports[].report.dialled": "the address at which it has reached the server or its relay",
-    "reports[].report.known_address": "the address that it tries first at its next connection",
-    "reports[].report.certificate": "`begins` and `ends` in Unix time, the `serial`, and the hashes of the "
+    "reports[].report.version?": "of Flowerbed, FLARE and Python, and a mark of the bridge's `code`",
+    "reports[].report.uptime_seconds?": "the seconds since its FLARE client started",
+    "reports[].report.clock?": "its clock then, in Unix time",
+    "reports[].report.round_trip_seconds?": "the seconds that its report before took, with the reply",
+    "reports[].report.dialled?": "the address at which it has reached the server or its relay",
+    "reports[].report.known_address?": "the address that it tries first at its next connection",
+    "reports[].report.certificate?": "`begins` and `ends` in Unix time, the `serial`, and the hashes of the "
     "authorities that it `trusts`",
-    "reports[].report.disk": "bytes of the file system with its workspace: `total`, `free`",
-    "reports[].report.memory": "bytes that its container may have, or that its machine has: `total`, `used`",
-    "reports[].report.gpus": "its GPUs, each with `name`, `memory` and `free` in bytes",
-    "reports[].report.data": "its data folders, each with the `state` `ok`, `empty`, `unreadable`, `gone` or "
-    "`hangs`, the `files` that were tried, whether there are `more`, those that are `closed`, and `why`",
-    "reports[].report.environments": "the environments of apps that it has, each with `name` and `flwr`",
-    "reports[].report.environments_not_installed": "environments that the server offers and the site has not "
-    "installed, with the reasons",
-    "reports[].report.policy": "its `sandbox`, `egress`, `custom_code`, and the number of `allowed_apps`",
-    "reports[].report.jobs": "the jobs that it runs, each with `job_id`, `status`, `phase` and `seconds`",
+    "reports[].report.disk?": "bytes of the file system with its workspace: `total`, `free`",
+    "reports[].report.memory?": "bytes that its container may have, or that its machine has: `total`, `used`",
+    "reports[].report.gpus?": "its GPUs, each with `name`, `memory` and `free` in bytes",
+    "reports[].report.data?": "its data folders, each with the `state` `ok`, `empty`, `unreadable`, `gone` "
+    "or `hangs`, the `files` that were tried, whether there are `more`, those that are `closed`, and `why`",
+    "reports[].report.environments?": "the environments of apps that it has, each with `name` and `flwr`",
+    "reports[].report.environments_not_installed?": "environments that the server offers and the site has "
+    "not installed, with the reasons",
+    "reports[].report.policy?": "its `sandbox`, `egress`, `custom_code`, and the number of `allowed_apps`",
+    "reports[].report.jobs?": "the jobs that it runs, each with `job_id`, `status`, `phase` and `seconds`",
 }
 """The keys of a report in a verb's object."""
 

@@ -17,10 +17,23 @@ import yaml
 from bridge.common import own_policy, site_service, site_settings
 from bridge.common.site_environments import POLICIES, VARIABLE
 from bridge.common.site_service import KEEPER
-from bridge.common.site_settings import DATA, DATA_FOLDER, GPUS
+from bridge.common.site_settings import (
+    CONNECT_THROUGH,
+    CPUS,
+    DATA,
+    DATA_FOLDER,
+    ENV_FILE,
+    GPUS,
+    HOSTS,
+    MEMORY,
+)
 
 ENVIRONMENTS = "environments"
 """The key with the policy for environments of apps that the server sends (`site_environments.py`)."""
+
+SITE = "site"
+OF_OTHERS = (HOSTS, CONNECT_THROUGH, ENV_FILE, CPUS, MEMORY)
+"""The keys of a relay or console: it runs no app."""
 
 HEADER = "# Made of the site's own file by its image. Edit that one.\n"
 
@@ -41,11 +54,11 @@ _Dumper.add_representer(Override, lambda d, value: d.represent_mapping("!overrid
 _Dumper.add_representer(OverrideList, lambda d, value: d.represent_sequence("!override", value))
 
 
-def problems(content: Any) -> list[str]:
-    """Return the errors in the content of the file."""
+def problems(content: Any, role: str = SITE) -> list[str]:
+    """Return the errors in the content of the file of a site, or of another role."""
     if not isinstance(content, Mapping):
         return [f"expected keys with values, found {site_settings.kind_of(content)}"]
-    known = (*site_settings.KEYS, ENVIRONMENTS, *own_policy.KEYS)
+    known = (*site_settings.KEYS, ENVIRONMENTS, *own_policy.KEYS) if role == SITE else OF_OTHERS
     if foreign := [str(key) for key in content if key not in known]:
         return [f"unknown key {', '.join(foreign)}: expected one of {', '.join(known)}"]
     found = [*site_settings.problems(content), *own_policy.problems(content)]
@@ -82,14 +95,14 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
 
 
 def main() -> None:
-    """Read the file on stdin. Arguments: the site's name, and hosts that are reached without its proxy."""
-    site, *without_proxy = sys.argv[1:]
+    """Read the file on stdin. Arguments: role, name in Compose, hosts that are reached without the proxy."""
+    role, site, *without_proxy = sys.argv[1:]
     try:
         content = yaml.safe_load(sys.stdin.read())
     except yaml.YAMLError as error:
         sys.exit(f"settings of {site}: this is not YAML: {error}")
     content = {} if content is None else content
-    if found := problems(content):
+    if found := problems(content, role):
         sys.exit("\n".join(f"settings of {site}: {problem}." for problem in found))
     sys.stdout.write(render(site, content, without_proxy))
 

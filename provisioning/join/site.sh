@@ -91,9 +91,10 @@ join() {
 
 # settings: make Compose's file of the site's own settings.
 settings() {
-    [ "$role" = site ] || return 0
+    set -- settings
+    [ "$role" = site ] || set -- settings "$role" "$site" "${server%:*}"
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
-    if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" settings \
+    if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" "$@" \
         <site.yml >.override.new; then
         rm -f .override.new
         fail "site.yml is wrong, as said above. Correct it, and run ./site start again."

@@ -1,7 +1,8 @@
 """Take a site, a relay or a person out of the federation at once.
 
 It takes the name out of project.yml, writes it under `revoked:`, and tells the server, which disconnects it
-within 30 s. No other kit changes, and no container restarts. It names what is left, and where.
+within 30 s. No other kit changes, and no container restarts. It removes the kits and images with the key of
+the one that left, and names what is left, and where.
 
   ./flowerbed site remove hospital-c
 """
@@ -13,9 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
+from provisioning import dotenv
 from provisioning.keys import ELSEWHERE
 from provisioning.names import service_name
-from scripts import compose, core, engine, provision
+from scripts import compose, core, engine, leftovers, provision
+from scripts.build import TAG as BUILT
 from scripts.json_object import JsonObject
 from scripts.site import add, project_file
 
@@ -49,6 +52,10 @@ def run(
     except core.Failure:
         provision.DEFAULT_PROJECT.write_text(before)
         raise
+    file = core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
+    leftovers.forget_kits(file)
+    if engine.ask().problem == "":
+        leftovers.forget_images(file, str(project["name"]), BUILT)
     left = list(_left(entry, str(project["name"])))
     core.say(f"{name} is out: its name is under revoked: in project.yml. What is left of it:")
     for sentence in left:
@@ -62,13 +69,14 @@ def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
     if entry.get(ELSEWHERE):
         yield "At its machine: its folder, with its key and its data. There: ./site leave"
     elif engine.ask().problem == "":
-        image, volume = f"{project}-{service}:dev", f"{project}_{service}"
+        image, volume = f"{project}-{service}:{BUILT}", f"{project}_{service}"
         if any(item["Service"] == service for item in compose.containers()):
             yield f"Its container {compose.container(service)}. ./flowerbed up removes it"
         if engine.has(image):
-            yield f"Its image {image}, with its key: docker image rm {image}"
+            yield f"Its image {image}, with its key. ./flowerbed up removes it with the container"
         if core.run([engine.docker(), "volume", "inspect", volume]).returncode == 0:
             yield f"Its volume {volume}, with its jobs: docker volume rm {volume}"
-    for kit in sorted((core.ROOT / "workspace" / project).glob(f"prod_[0-9]*/{entry['name']}")):
-        yield f"Its kit, with its key: {kit.relative_to(core.ROOT)}"
-    yield f"Its certificate, in workspace/{project}/state. The name cannot be used again while it is revoked"
+    yield (
+        f"Its key and certificate, in workspace/{project}/state. The name cannot be used again while it is "
+        "revoked"
+    )

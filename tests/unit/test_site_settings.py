@@ -204,6 +204,12 @@ def test_a_site_elsewhere_decides_what_its_apps_may(tmp_path: Path, monkeypatch:
     assert found.allowed_apps == ("ab" * 32,)
 
 
+def test_a_relay_or_console_elsewhere_has_the_settings_of_a_machine_without_apps() -> None:
+    assert own_settings.problems({"hosts": {"fl.example.org": "10.0.0.5"}, "cpus": 1}, "relay") == []
+    (problem,) = own_settings.problems({"gpus": "all"}, "console")
+    assert problem == "unknown key gpus: expected one of hosts, connect_through, env_file, cpus, memory"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -332,7 +338,7 @@ def test_a_group_of_another_machine_needs_its_number(root: Path) -> None:
 
 
 def made(text: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", own_settings.__name__, "site-3", "fl.example.org"]
+    command = [sys.executable, "-m", own_settings.__name__, "site", "site-3", "fl.example.org"]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=30)
 
 

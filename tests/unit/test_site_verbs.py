@@ -187,7 +187,8 @@ def test_without_a_runtime_nothing_is_written(federation: Federation) -> None:
 def test_a_name_that_is_revoked_cannot_be_added(federation: Federation) -> None:
     code, outcome, said = federation.verb("site", "remove", "site-2")
     assert code == 0, said
-    assert outcome["removed"] == "site-2" and any("prod_" in sentence for sentence in outcome["left"])
+    assert outcome["removed"] == "site-2" and not any("prod_" in sentence for sentence in outcome["left"])
+    assert not list((federation.root / "workspace/flowerbed").glob("prod_*/site-2")), "its kit has its key"
     revoked = json.loads((federation.root / "workspace/flowerbed/policy/revoked.json").read_text())
     assert revoked == {"revoked": ["site-2"]} == {"revoked": yaml.safe_load(federation.project)["revoked"]}
     project = federation.project
@@ -215,7 +216,7 @@ def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None
     assert code == 0, said
     text = (federation.root / "relay-1.join").read_text()
     assert "ROLE='relay'" in text and "${FLOWERBED_PORT:-8003}:8003" in text
-    assert 'put "$1/site.yml"' not in text
+    assert "# hosts: " in text and "# gpus: " not in text
     code, behind, said = federation.verb("site", "add", "hospital-c", "--connect-to", "relay-1")
     assert code == 0 and behind["server"].startswith("relay.example.org:8003"), (said, behind)
     code, person, said = federation.verb("site", "add", "jane@lab.example", "--role", "lead")
