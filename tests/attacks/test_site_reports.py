@@ -33,10 +33,11 @@ def test_a_site_reports_for_itself_only(federation: Federation) -> None:
         time.sleep(1)
     # FLARE does not answer to a name that the token is not for.
     assert hostile.act(federation, "site-2", FORGED) == ["ok", "timeout"]
-    assert hostile.act(federation, "lead", FORGED) == ["unauthenticated", "timeout"]
     known = reports(federation)
     assert known["site-2"]["report"] == {"version": {"flare": "forged"}}
-    assert "forged" not in json.dumps(known["site-1"]) and set(known) <= {"site-1", "site-2", "site-3"}
+    assert "forged" not in json.dumps(known["site-1"])
+    assert hostile.act(federation, "lead", FORGED) == ["unauthenticated", "timeout"]
+    assert all(name.startswith("site-") for name in reports(federation))
     # It had to register again to act: restart the site itself.
     federation.compose("restart", "site-2")
     hostile.registered(federation, "site-2")
