@@ -80,7 +80,9 @@ def test_other_words_are_refused(
     assert said in found.out + found.err
 
 
-def test_no_error_of_a_step_ends_the_keeper(stick: Stick, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_of_a_step_ends_the_keeper(
+    stick: Stick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = []
 
     def fails(spool: Path, renewed: Path) -> None:
@@ -92,11 +94,11 @@ def test_no_error_of_a_step_ends_the_keeper(stick: Stick, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
 
     monkeypatch.setattr(keeper, "STEPS", (fails,))
-    monkeypatch.setattr(keeper.time, "sleep", sleep)
-    monkeypatch.setattr(keeper.spool, "FOLDER", stick.folder)
+    monkeypatch.setattr("bridge.keeper.__main__.time.sleep", sleep)
+    monkeypatch.setattr("bridge.keeper.__main__.spool.FOLDER", stick.folder)
     with pytest.raises(KeyboardInterrupt):
         keeper.keep()
-    assert (keeper.ENVIRONMENTS / NAME / DESCRIPTION).is_file()
+    assert (tmp_path / "site" / NAME / DESCRIPTION).is_file()
 
 
 def test_an_archive_that_no_library_reads_is_refused(
