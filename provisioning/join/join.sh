@@ -196,7 +196,8 @@ lay() {
 
 # merge: put what is new into the folder of a site. What is the site's own stays.
 merge() {
-    rm -f "$fresh/site.yml"
+    # An early relay's or console's folder has none.
+    if [ -f "$dir/site.yml" ]; then rm -f "$fresh/site.yml"; else mv "$fresh/site.yml" "$dir"; fi
     rm -rf "$fresh/environments" "$fresh/spool" "$fresh/jobs"
     set -- compose compose.yaml site .env
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -69,9 +70,10 @@ class Host(Machine):
             "cgroup-parent": self.cgroup,
             "group": GROUP,
         }
-        # A pid file of an engine that had a power cut names a process of the new one.
+        # After a power cut, the numbers in pid files are those of processes of the new engine.
         for left in (self.folder / "engine.pid", self.socket):
             left.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "exec", ignore_errors=True)
         words = ["dockerd", *(f"--{option}={value}" for option, value in dockerd.items())]
         script = ENGINE.format(name=self.name, resolver=self.resolver, dockerd=shlex.join(words))
         own = ("--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -157,9 +159,13 @@ class Host(Machine):
             "DOCKER_CONFIG": str(self.hosts.folder / "docker"),
         }
 
+    def _without(self, names: Sequence[str]) -> list[str]:
+        """Return which of these images the engine lacks."""
+        return [name for name in names if self.run("docker", "image", "inspect", name).returncode]
+
     def load(self, *names: str) -> None:
         """Copy images of this machine's engine to the host's, as a file on a stick brings them."""
-        missing = [name for name in names if self.run("docker", "image", "inspect", name).returncode]
+        missing = self._without(names)
         if not missing:
             return
         here = ["docker", "info", "--format", "{{.DockerRootDir}}"]
@@ -169,7 +175,7 @@ class Host(Machine):
             self.power_cut()
             linked = images.link(root, self.disk, missing)
             self.start()
-            if linked:
+            if linked and not self._without(names):
                 return
         env = {**os.environ, "DOCKER_HOST": self.docker_host}
         with subprocess.Popen(["docker", "save", *missing], stdout=subprocess.PIPE) as saved:

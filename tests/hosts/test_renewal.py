@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from cryptography import x509
 
+from dev.scratch_federation import Outcome
 from tests.attacks import hostile
 from tests.hosts.federation import HostsFederation
 from tests.hosts.test_server_moves import report, site
@@ -41,6 +42,20 @@ def arrives(centre: HostsFederation, name: str) -> float:
     return wait_until(lambda: installed(centre, name) == newest, WITHIN, f"the certificate of {name}")
 
 
+def take_step(centre: HostsFederation, site: str) -> None:
+    """Take the next step to a new CA once the site has reported the one before. Another site, which has not
+    joined, is not waited for."""
+    tried: list[Outcome] = []
+
+    def reported() -> bool:
+        tried.append(centre.verb("renew", "--new-ca"))
+        return tried[-1].code == 0 or site not in tried[-1].value["waits_for"]
+
+    wait_until(reported, WITHIN, f"the report of {site}")
+    if tried[-1].code:
+        centre.must("renew", "--new-ca", "--force")
+
+
 @pytest.fixture
 def untouched(centre: HostsFederation, site: str) -> Iterator[None]:
     """The site's container does not start in the test."""
@@ -64,11 +79,9 @@ def test_a_site_gets_its_certificate_within_a_minute(centre: HostsFederation, si
 @pytest.mark.usefixtures("untouched")
 def test_the_ca_is_replaced_at_a_site_too(centre: HostsFederation, site: str) -> None:
     centre.must("renew", "--new-ca")
-    wait_until(
-        lambda: centre.verb("renew", "--new-ca").code == 0, WITHIN, "step 2, once the site trusts both"
-    )
+    take_step(centre, site)
     arrives(centre, site)
-    wait_until(lambda: centre.verb("renew", "--new-ca").code == 0, WITHIN, "step 3, once the site has it")
+    take_step(centre, site)
     folder = centre.folder(site) / "renewed"
     wait_until(
         lambda: len(x509.load_pem_x509_certificates((folder / "rootCA.pem").read_bytes())) == 1,

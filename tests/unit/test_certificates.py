@@ -31,6 +31,7 @@ def ours(ca: CertBuilder, participant: Participant) -> tuple[rsa.RSAPrivateKey, 
     """Issue a certificate of today with any CA."""
     builder = CertificateBuilder()
     builder.root_cert, builder.pri_key = ca.root_cert, ca.pri_key
+    builder.persistent_state = ca.persistent_state
     key, certificate = builder.get_pri_key_cert(participant)
     return key, certificate
 

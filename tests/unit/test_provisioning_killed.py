@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from provisioning import state
+from provisioning import addresses, state
 from tests.unit.forked import ended
 from tests.unit.test_provisioning import PROD, STATE, again, age, checkout, done, edit, plain, replace, verb
 
@@ -102,7 +102,8 @@ def test_the_cas_file_is_written_when_it_changes_and_the_old_one_is_kept(again: 
     assert json.loads((again / STATE).read_text()).keys() - json.loads(before).keys() == {"site-9"}
     for name in (state.FILE, state.PREVIOUS, state.LOCK):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
-    assert sorted(p.name for p in folder.iterdir()) == sorted((state.FILE, state.PREVIOUS, state.LOCK))
+    files = {state.FILE, state.PREVIOUS, state.LOCK, addresses.STATE}
+    assert {path.name for path in folder.iterdir()} == files, "no draft is left"
 
 
 def test_a_certificate_of_before_is_kept_and_named(again: Path) -> None:
