@@ -104,5 +104,9 @@ def test_a_job_survives_what_happens_to_its_line(joined: HostsFederation, clinic
             break
     outcome = joined.must("wait", job, timeout=600)
     assert outcome["rounds"] == undisturbed(4, [SITE])
-    left = [process for name in ("server", SITE) for process in joined.processes(name)]
-    assert not [process for process in left if any(word in process for word in FLOWER)]
+    wait_until(lambda: not _left(joined), 10, "the end of all processes of the job")
+
+
+def _left(federation: HostsFederation) -> list[str]:
+    found = [process for name in ("server", SITE) for process in federation.processes(name)]
+    return [process for process in found if any(word in process for word in FLOWER)]
