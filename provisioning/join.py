@@ -18,7 +18,7 @@ from typing import Any
 
 from cryptography import x509
 
-from bridge.common import join_file, locked
+from bridge.common import join_file, locked, offers
 from bridge.common.meta import JOINS_FILE
 from provisioning import ca_key, places, state
 
@@ -46,6 +46,10 @@ OF_ALL = ("# The settings", "# After", "# hosts", "# connect_through", "# env_fi
 KEY = "kit/startup/client.key"
 """The site's key, which a site may make itself."""
 
+FORMAT = "{{json .RootFS.Layers}} {{json .Config.Entrypoint}} {{json .Config.Env}} {{json .Config.User}}"
+"""The format of `docker image inspect` for what is in an image. Its ID differs between Docker's two image
+stores: in the older one it is the hash of the configuration, in containerd's that of the manifest."""
+
 MARK = "---- end of the file ----"
 """The line after each file in a join file."""
 
@@ -60,6 +64,7 @@ class Invitation:
         project: the federation's name.
         server: host and port that the site dials.
         runtime: the ID of the runtime image.
+        content: what is in that image, as `docker image inspect --format FORMAT` prints it.
         runtime_from: a name with a digest by which the site can pull it, or nothing.
         last_day: the last day on which the file can be used.
         id: what tells this file from all others.
@@ -74,6 +79,7 @@ class Invitation:
     project: str
     server: str
     runtime: str
+    content: str
     runtime_from: str
     last_day: datetime.date
     id: str
@@ -118,6 +124,9 @@ def render(
         "PROJECT": invitation.project,
         "SERVER": invitation.server,
         "RUNTIME": invitation.runtime,
+        "RUNTIME_CONTENT": invitation.content,
+        "RUNTIME_FORMAT": FORMAT,
+        "RUNTIME_NAME": offers.image_name(invitation.runtime),
         "RUNTIME_FROM": invitation.runtime_from,
         "RUNTIME_SUM": invitation.runtime_sum,
         "RUNTIME_BYTES": str(invitation.runtime_bytes),

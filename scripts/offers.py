@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from bridge.common import app_environment
 from bridge.common.app_environment import AppEnvironment
-from bridge.common.offers import ARCHIVE, ENVIRONMENTS, RUNTIME, SIGNERS, STATEMENT
+from bridge.common.offers import ARCHIVE, ENVIRONMENTS, RUNTIME, SIGNERS, STATEMENT, image_name
 from provisioning import dotenv
 from provisioning.keys import ELSEWHERE, REVOKED
 from provisioning.state import write_whole
@@ -142,15 +142,24 @@ def runtime(image: str) -> Path:
     if not target.is_file():
         core.say(f"  saving {image} ({core.in_words((engine.image(image) or {})['Size'])})")
         with _written(target) as file:
-            _save(f"sha256:{ident}", file)
+            _save(image, image_name(ident), file)
     for other in folder.iterdir():
         if other != target:
             other.unlink()
     return target
 
 
-def _save(image: str, target: IO[bytes]) -> None:
-    """Write the image's `docker save`, compressed."""
+def _save(image: str, name: str, target: IO[bytes]) -> None:
+    """Write the image's `docker save` under a name, compressed. The engine that loads it may give it another
+    ID."""
+    core.must(core.run([engine.docker(), "tag", image, name]), f"Naming {image}")
+    try:
+        _save_named(name, target)
+    finally:
+        core.run([engine.docker(), "image", "rm", name])
+
+
+def _save_named(image: str, target: IO[bytes]) -> None:
     packer = zlib.compressobj(6, wbits=31)
     with (
         subprocess.Popen(

@@ -57,6 +57,11 @@ MOST = 64 << 30
 """Bytes of an environment, packed or unpacked. One with the CUDA build of torch has about 8 GB."""
 
 
+def image_name(ident: str) -> str:
+    """Return the name of the runtime image in its archive, by its ID at the centre."""
+    return f"flowerbed-runtime:{ident.removeprefix('sha256:')[:12]}"
+
+
 @dataclass(frozen=True)
 class Environment:
     """An environment that is offered, as its signer describes it."""

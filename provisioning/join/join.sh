@@ -84,7 +84,7 @@ check_runtime() {
 # check_signature: let the runtime check that the CA of this federation has signed this file.
 check_signature() {
     said=$(docker run --rm --interactive --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
-        "$RUNTIME" join-check <"$file") || fail "$said"
+        "$runtime" join-check <"$file") || fail "$said"
     found=${said##* }
     if [ -n "$fingerprint" ]; then
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
@@ -154,7 +154,7 @@ unlock() {
     fi
     printf '%s\n' "$words" | docker run --rm --interactive --user 0:0 --network none --read-only --cap-drop ALL \
         --cap-add DAC_OVERRIDE --security-opt no-new-privileges --mount "type=bind,source=$fresh/kit,target=/kit" \
-        "$RUNTIME" unlock || fail "the key stays locked, as said above. Nothing was changed."
+        "$runtime" unlock || fail "the key stays locked, as said above. Nothing was changed."
     step "the key is unlocked"
 }
 
@@ -175,7 +175,7 @@ lay() {
         echo "SITE_ORG=$ORG"
         echo "SITE_OWN_KEY=$OWN_KEY"
         echo "SITE_SERVER=$SERVER"
-        echo "SITE_RUNTIME=$RUNTIME"
+        echo "SITE_RUNTIME=$runtime"
         echo "SITE_JOIN=$JOIN"
         echo "SITE_KIT=$KIT"
         echo "SITE_CA=$found"
@@ -203,7 +203,7 @@ merge() {
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
         --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
-        --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$RUNTIME" -ec '
+        --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$runtime" -ec '
             # Containers that run have this folder: a new one in its place would be hidden from them.
             for file in /fresh/renewed/*; do
                 [ -f "$file" ] || continue

@@ -3,8 +3,19 @@
 # federation's server. provisioning/join.py puts it behind join.sh, which sets the variables.
 # shellcheck disable=SC2154
 
-# has_runtime: succeed if the engine has the runtime image.
-has_runtime() { [ -n "$(docker image inspect --format '{{.Id}}' "$RUNTIME" 2>/dev/null)" ]; }
+# has_runtime: succeed if the engine has the runtime image, and set `runtime` to its ID here. The two image stores of
+# Docker give one image two IDs, so its content decides.
+has_runtime() {
+    for name in "$RUNTIME" "$RUNTIME_FROM" "$RUNTIME_NAME" "$PROJECT-runtime:dev"; do
+        [ -n "$name" ] || continue
+        content=$(docker image inspect --format "$RUNTIME_FORMAT" "$name" 2>/dev/null) || continue
+        if [ "$content" = "$RUNTIME_CONTENT" ]; then
+            runtime=$(docker image inspect --format '{{.Id}}' "$name")
+            return
+        fi
+    done
+    return 1
+}
 
 # bytes FILE: print the size of a file, or 0 if there is none.
 bytes() { if [ -f "$1" ]; then wc -c <"$1" | tr -d ' '; else echo 0; fi; }

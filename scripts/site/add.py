@@ -147,7 +147,7 @@ def _listening(port: int | None, address: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The runtime image: its ID, and by which name a site can pull it, if any.
+    """The runtime image: its ID, its content, and by which name a site can pull it, if any.
 
     Attributes:
         archive: its archive, if it goes another way.
@@ -155,6 +155,7 @@ class Runtime:
     """
 
     id: str
+    content: str
     pulled: str
     archive: carry.ImageArchive | None = None
     offered: bool = False
@@ -259,7 +260,11 @@ def _runtime(project: str) -> Runtime:
         if taken
         else [digest for digest in image.get("RepoDigests") or () if REGISTRY.fullmatch(digest)]
     )
-    return Runtime(str(image["Id"]), next(iter(pushed), ""))
+    shown = core.run([engine.docker(), "image", "inspect", "--format", join.FORMAT, name])
+    content = core.must(shown, f"Looking at {name}").decode().strip()
+    if "'" in content:
+        raise core.Failure(f"{name} has a quotation mark in its settings: expected none. {content}")
+    return Runtime(str(image["Id"]), content, next(iter(pushed), ""))
 
 
 def _free(file: Path) -> Path:
@@ -300,6 +305,7 @@ def _invite(
         project=project,
         server=_dialled(kit),
         runtime=runtime.id,
+        content=runtime.content,
         runtime_from=runtime.pulled,
         last_day=last,
         id=join.new_id(),

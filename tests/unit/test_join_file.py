@@ -84,6 +84,7 @@ def written(ca: Path, folder: Path, days: int = 1) -> str:
         project="flowerbed",
         server="fl.example.org:8002",
         runtime="sha256:abc",
+        content='["sha256:1"] null',
         runtime_from="",
         last_day=TODAY + datetime.timedelta(days=days),
         id="0123",
@@ -102,7 +103,8 @@ class Site:
         self.answers: dict[str, str] = {
             "version": "echo 28.2.2",
             "compose version": "echo 2.24.4",
-            "image inspect": "echo sha256:abc",
+            "image inspect --format {{.Id}}": "echo sha256:abc",
+            "image inspect --format {{json": "echo '[\"sha256:1\"] null'",
             "ps": "true",
         }
 
@@ -216,7 +218,7 @@ def test_a_file_is_refused_after_its_last_day(ca: Path, tmp_path: Path) -> None:
         ("version", "echo 19.03.2", "expected Docker 20.10 or newer, found 19.03.2"),
         ("compose version", "exit 1", "expected Docker's Compose plugin, found none"),
         ("compose version", "echo v2.6.0", "expected Docker Compose 2.20 or newer, found v2.6.0"),
-        ("image inspect", "exit 1", "lacks the federation's runtime image (sha256:abc)"),
+        ("image inspect --format {{json", "exit 1", "lacks the federation's runtime image (sha256:abc)"),
         ("ps", "echo /srv/other", "runs on this machine already, from the folder /srv/other"),
         ("run", "echo this file was altered; exit 1", "this file was altered"),
     ],
@@ -229,6 +231,24 @@ def test_what_the_machine_lacks_is_named(site: Site, words: str, answer: str, ex
 
 
 SIGNED = "cat >/dev/null; echo signed by AA:BB"
+
+
+def test_an_engine_with_another_image_store_runs_the_image_by_its_own_id(site: Site) -> None:
+    """There the image is found by its name, and its content counts. The same name may hold another image."""
+    content = site.answers["image inspect --format {{json"]
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    site.answers["image inspect --format {{.Id}}"] = "echo sha256:other"
+    known = f'*" flowerbed-runtime:abc") {content} ;; *" flowerbed-runtime:dev") echo x ;;'
+    site.answers["image inspect --format {{json"] = f"case $* in {known} *) exit 1 ;; esac"
+    code, said = site.run("--yes")
+    assert code == 0, said
+    assert "SITE_RUNTIME=sha256:other\n" in (site.folder / SITE / ".env").read_text()
+
+
+def test_an_image_of_that_name_with_other_content_is_not_run(site: Site) -> None:
+    site.answers["image inspect --format {{json"] = "echo '[\"sha256:2\"] null'"
+    code, said = site.run("--yes")
+    assert code == 1 and "lacks the federation's runtime image" in said
 
 
 def test_another_fingerprint_is_refused(site: Site) -> None:

@@ -54,6 +54,8 @@ class Machine:
             if found := shutil.which(name):
                 (self.programs / name).symlink_to(found)
         self.values = {"SITE": "site-1", "RUNTIME": f"sha256:{IDENT}", "RUNTIME_FROM": "", "SERVER": ""}
+        self.values |= {"PROJECT": "flowerbed", "RUNTIME_NAME": "", "RUNTIME_FORMAT": "{{.Id}}"}
+        self.values |= {"RUNTIME_CONTENT": f"sha256:{IDENT}"}
         self.values |= {"RUNTIME_SUM": SUM, "RUNTIME_BYTES": str(len(BODY)), "RUNTIME_OFFERED": "1"}
         self.kit = folder / "site-1" / "startup"
 
