@@ -13,6 +13,7 @@ import base64
 import hashlib
 import re
 import sys
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +27,9 @@ END = "#-- end of what is signed --\n"
 
 SUM, CA, SIGNATURE = "sha256", "ca", "signature"
 """The comments below it."""
+
+AUTHORITIES = Path("/renewed/rootCA.pem")
+"""The CAs that a site trusts now, where a join file mounts its folder to ask."""
 
 SIZE_LIMIT = 1_000_000
 """Bytes of a join file. It has less than 100 KB."""
@@ -94,8 +98,18 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
+def trusts(found: str, authorities: bytes) -> bool:
+    """Return whether a CA with this fingerprint is among these, a PEM text."""
+    return found in map(fingerprint, x509.load_pem_x509_certificates(authorities))
+
+
 def main() -> None:
-    """Check the file on stdin. Print the CA's fingerprint, or why the file is bad."""
+    """Check the file on stdin. Print the CA's fingerprint, or why the file is bad.
+
+    With `trusts FINGERPRINT`, exit with 0 if the site trusts that CA now.
+    """
+    if sys.argv[1:2] == ["trusts"]:
+        sys.exit(not trusts(sys.argv[2], AUTHORITIES.read_bytes()))
     try:
         text = sys.stdin.buffer.read(SIZE_LIMIT + 1).decode()
         if len(text) > SIZE_LIMIT:

@@ -90,7 +90,7 @@ check_signature() {
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
             "expected a federation with the CA $fingerprint, found the CA $found. Somebody else made this file. Do not use it."
     elif [ -f "$dir/.env" ] && [ -n "$update" ]; then
-        [ "$(value SITE_CA)" = "$found" ] || fail \
+        [ "$(value SITE_CA)" = "$found" ] || trusts "$found" || fail \
             "the site in $dir trusts the CA $(value SITE_CA), and this file is from the CA $found. If that is right, \
 say so: --fingerprint $found"
     elif [ -z "$yes" ]; then
@@ -102,6 +102,15 @@ say so: --fingerprint $found"
         [ "$answer" = y ] || fail "nothing was changed."
     fi
     step "the federation's CA has signed this file"
+}
+
+# trusts FINGERPRINT: find out whether the site trusts this CA now. `./flowerbed renew --new-ca` may have replaced the
+# one of its first join file.
+trusts() {
+    [ -f "$dir/renewed/rootCA.pem" ] || return 1
+    docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --mount "type=bind,source=$dir/renewed,target=/renewed,readonly" --entrypoint python3 \
+        "$RUNTIME" -P -m bridge.common.join_file trusts "$1"
 }
 
 # plain TEXT: print a fingerprint without colons and spaces, in small letters.

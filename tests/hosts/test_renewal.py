@@ -11,7 +11,6 @@ import pytest
 from cryptography import x509
 
 from dev.scratch_federation import Outcome
-from tests.attacks import hostile
 from tests.hosts.federation import HostsFederation
 from tests.hosts.test_server_moves import report, site
 from tests.hosts.waiting import wait_until
@@ -90,7 +89,8 @@ def test_the_ca_is_replaced_at_a_site_too(centre: HostsFederation, site: str) ->
     )
     # A new connection, by the new CA alone.
     centre.compose("restart", "server")
-    hostile.registered(centre, site)
+    serial = f"{installed(centre, site).serial_number:x}"
+    report(centre, site, lambda told: told["certificate"]["serial"] == serial)
 
 
 def test_an_expired_site_recovers_with_one_command(centre: HostsFederation, site: str) -> None:
