@@ -78,6 +78,11 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
         core.say(f"Not due: {', '.join(outcome['kept'])}.")
     if new_ca:
         core.say(STEPS[outcome["ca"] if outcome["ca"] != "one" else "none"])
+        if ca_key.setting(ca_key.FILE) and (known.get(ca_key.KEY) or outcome["ca"] == "both trusted"):
+            core.say(
+                "The new CA's key is on this machine, unencrypted. After step 2 move it to another file: "
+                "./flowerbed ca export FILE"
+            )
     return outcome
 
 

@@ -107,6 +107,7 @@ class Installer:
         """Install an environment, if its archive is here. Return False if it is not, or nothing is new."""
         text = self._read(name)
         offer = offers.read(text, name, self.authorities.read_bytes())
+        self._check_signer(offer)
         if (self.root / name / DESCRIPTION).exists():
             return self._describe_again(offer, text)
         self._check(offer)
@@ -117,12 +118,14 @@ class Installer:
             self._unpack(source, offer, text)
         return True
 
-    def _check(self, offer: offers.Environment) -> None:
+    def _check_signer(self, offer: offers.Environment) -> None:
         if offer.role not in self.code_of:
             raise signed.Untrusted(
                 f"it is signed by {offer.signer}, with the role {offer.role}. This site takes no code from "
                 f"that role: expected {' or '.join(self.code_of)}"
             )
+
+    def _check(self, offer: offers.Environment) -> None:
         if self.policy == APPROVE and offer.packed.sha256 not in Approvals(self.root).read():
             raise NotTaken(offer.packed.sha256)
         if self.policy not in (ACCEPT, APPROVE):

@@ -44,7 +44,7 @@ def run(
         core.Failure: it is elsewhere already, or the file cannot be written.
         core.UsageError: there is no passphrase.
     """
-    from provisioning import ca_key  # Here, since cryptography takes a while.
+    from provisioning import ca_key, renewal  # Here, since cryptography takes a while.
 
     folder, file = ca.folder(), file.expanduser().absolute()
     if file.is_relative_to(folder.parent):
@@ -54,6 +54,11 @@ def run(
         if ca_key.is_elsewhere(content):
             where = ca_key.setting(ca_key.FILE) or "in a file that no setting names"
             raise core.Failure(f"The CA's key is elsewhere already: {where}.")
+        if content.get(renewal.NEXT_KEY):
+            raise core.Failure(
+                "A step to a new CA is under way, and the new CA's key would stay here. Take the next step "
+                "first: ./flowerbed renew --new-ca"
+            )
         key = ca_key.load(content)
         passphrase = None if no_passphrase else passphrases.new(passphrase_file)
         _write(file, ca_key.encrypted(key, passphrase))

@@ -165,6 +165,18 @@ def test_a_new_description_reaches_an_installed_environment(stick: Stick, tmp_pa
     assert app_environment.named(NAME, installer.root).facts["keys"] == ["another app's"]
 
 
+def test_a_lead_describes_nothing_again_at_a_site_that_takes_no_code_of_leads(
+    stick: Stick, lead: Signer, tmp_path: Path
+) -> None:
+    installer = stick.installer(tmp_path / "strict", code_of=("project_admin",))
+    assert installer.look() == [NAME]
+    facts, stick.facts, stick.signer = stick.facts, {**stick.facts, "libraries": ["lib"]}, lead
+    stick.sign()
+    assert installer.look() == []
+    assert "takes no code from that role" in News.read(installer.root).refused[NAME]
+    assert app_environment.named(NAME, installer.root).facts == facts
+
+
 def test_an_environment_is_never_replaced(stick: Stick, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     own = environment(tmp_path / "site", NAME, packages=77)

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from provisioning import ca_key, dotenv, renewal
 from scripts import console, core, provision
 from scripts import renew as verb
 from tests.unit import forked
@@ -57,6 +58,19 @@ def shown(root: Path, name: str) -> x509.Certificate:
 def trusts(root: Path, name: str = "site-1") -> list[x509.Certificate]:
     file = root / "workspace/flowerbed/renewed" / name / "rootCA.pem"
     return x509.load_pem_x509_certificates(file.read_bytes())
+
+
+def test_the_new_cas_key_does_not_stay_behind_without_a_word(again: Path, tmp_path: Path) -> None:
+    dotenv.write(again / ".env", {ca_key.FILE: str(tmp_path / "old")})
+    code, _, text = renew(again, "--new-ca", "--force")
+    assert code == 0 and "The new CA's key is on this machine" in text
+    words = ("ca", "export", str(tmp_path / "new"), "--no-passphrase")
+    process = forked.run(again, "scripts", *words)
+    assert process.returncode == 1 and "the new CA's key would stay here" in process.stderr
+    assert not (tmp_path / "new").exists()
+    assert renew(again, "--new-ca", "--force")[0] == 0
+    assert forked.run(again, "scripts", *words).returncode == 0
+    assert not {ca_key.KEY, renewal.NEXT_KEY} & known(again).keys()
 
 
 def test_nothing_is_due_in_a_new_federation(again: Path) -> None:
