@@ -84,7 +84,7 @@ check_runtime() {
 # check_signature: let the runtime check that the CA of this federation has signed this file.
 check_signature() {
     said=$(docker run --rm --interactive --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
-        "$runtime" join-check <"$file") || fail "$said"
+        "$image_here" join-check <"$file") || fail "$said"
     found=${said##* }
     if [ -n "$fingerprint" ]; then
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
@@ -110,7 +110,7 @@ trusts() {
     [ -f "$dir/renewed/rootCA.pem" ] || return 1
     docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
         --mount "type=bind,source=$dir/renewed,target=/renewed,readonly" --entrypoint python3 \
-        "$RUNTIME" -P -m bridge.common.join_file trusts "$1"
+        "$image_here" -P -m bridge.common.join_file trusts "$1"
 }
 
 # plain TEXT: print a fingerprint without colons and spaces, in small letters.
@@ -163,7 +163,7 @@ unlock() {
     fi
     printf '%s\n' "$words" | docker run --rm --interactive --user 0:0 --network none --read-only --cap-drop ALL \
         --cap-add DAC_OVERRIDE --security-opt no-new-privileges --mount "type=bind,source=$fresh/kit,target=/kit" \
-        "$runtime" unlock || fail "the key stays locked, as said above. Nothing was changed."
+        "$image_here" unlock || fail "the key stays locked, as said above. Nothing was changed."
     step "the key is unlocked"
 }
 
@@ -184,7 +184,7 @@ lay() {
         echo "SITE_ORG=$ORG"
         echo "SITE_OWN_KEY=$OWN_KEY"
         echo "SITE_SERVER=$SERVER"
-        echo "SITE_RUNTIME=$runtime"
+        echo "SITE_RUNTIME=$image_here"
         echo "SITE_JOIN=$JOIN"
         echo "SITE_KIT=$KIT"
         echo "SITE_CA=$found"
@@ -212,7 +212,7 @@ merge() {
     [ "$(value SITE_KIT)" = "$KIT" ] || set -- kit "$@"
     docker run --rm --user 0:0 --network none --read-only --cap-drop ALL --cap-add CHOWN --cap-add DAC_OVERRIDE \
         --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
-        --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$runtime" -ec '
+        --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$image_here" -ec '
             # Containers that run have this folder: a new one in its place would be hidden from them.
             for file in /fresh/renewed/*; do
                 [ -f "$file" ] || continue
@@ -234,7 +234,7 @@ merge() {
 }
 
 main() {
-    began=$(date +%s) file=$0 dir=$SITE fingerprint='' images='' yes='' update='' start=1 passphrase=''
+    began=$(date +%s) image_here='' file=$0 dir=$SITE fingerprint='' images='' yes='' update='' start=1 passphrase=''
     while [ $# -gt 0 ]; do
         case $1 in
             --dir | --fingerprint | --images | --passphrase-file)

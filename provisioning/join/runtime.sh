@@ -3,14 +3,14 @@
 # federation's server. provisioning/join.py puts it behind join.sh, which sets the variables.
 # shellcheck disable=SC2154
 
-# has_runtime: succeed if the engine has the runtime image, and set `runtime` to its ID here. The two image stores of
+# has_runtime: succeed if the engine has the runtime image, and set `image_here` to its ID. The two image stores of
 # Docker give one image two IDs, so its content decides.
 has_runtime() {
     for name in "$RUNTIME" "$RUNTIME_FROM" "$RUNTIME_NAME" "$PROJECT-runtime:dev"; do
         [ -n "$name" ] || continue
         content=$(docker image inspect --format "$RUNTIME_FORMAT" "$name" 2>/dev/null) || continue
         if [ "$content" = "$RUNTIME_CONTENT" ]; then
-            runtime=$(docker image inspect --format '{{.Id}}' "$name")
+            image_here=$(docker image inspect --format '{{.Id}}' "$name")
             return
         fi
     done
