@@ -1,7 +1,7 @@
 #!/bin/sh
 # The part of a join file that gets the runtime image: by a registry, from a folder such as a stick's, or from the
-# federation's server. provisioning/join.py puts it behind join.sh, which sets the variables.
-# shellcheck disable=SC2154
+# federation's server. provisioning/join.py puts it behind join.sh, which shares its variables.
+# shellcheck disable=SC2034,SC2154
 
 # has_runtime: succeed if the engine has the runtime image, and set `image_here` to its ID. The two image stores of
 # Docker give one image two IDs, so its content decides.
