@@ -141,8 +141,11 @@ def check_after_next(root: Path, known: dict[str, Any], names: set[str]) -> None
         kit = prod / name / "startup"
         assert (kit / f"{file}.crt").read_text() == after[name]["cert"]
         assert (kit / f"{file}.key").read_text() == after[name]["pri_key"]
+        renewed = root / WORKSPACE / "renewed" / name
+        assert (renewed / f"{file}.crt").read_text() == after[name]["cert"]
+        assert (renewed / "rootCA.pem").read_text() == after["root_cert"]
     left = {path.name for path in (root / WORKSPACE).iterdir()}
-    assert left <= {"policy", "state", "prod_00", "prod_01", "prod_02"} and "wip" not in left
+    assert left <= {"policy", "renewed", "state", "prod_00", "prod_01", "prod_02"}, "with no draft"
     for path in (root / WORKSPACE).glob("prod_*"):
         assert (path / "compose.yaml").is_file()
 
