@@ -107,7 +107,9 @@ def _offer(made: AppEnvironment, signer: Signer, folder: Path) -> bool:
         # The old statement names another archive.
         files[1].unlink(missing_ok=True)
     statement = offers.statement(made.name, packed, facts)
-    if is_new or before != {**statement, "by": signer.certificate.decode()}:
+    # The same once more would only have another time.
+    same = {**statement, offers.SIGNED: before.get(offers.SIGNED), "by": signer.certificate.decode()}
+    if is_new or before != same:
         write_whole(files[1], signed.sign(statement, signer.key, signer.certificate), 0o644)
     return is_new
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ SIGNERS_VARIABLE = "FLOWERBED_SIGNERS"
 """The keeper's variable with the roles that a site takes packages from. Provisioning sets it."""
 
 KIND = "environment"
+
+SIGNED = "signed"
+"""The key of a statement with the time at which it was signed. A site takes no earlier one after it."""
+
+ENDS = 1 << 36
+"""The first Unix time that is too late for any clock."""
 
 OFFER = "offer.json"
 """The statement that an environment was installed by, in its folder at a site."""
@@ -72,6 +79,8 @@ class Environment:
     """The content of its `environment.json`."""
     signer: str
     role: str
+    signed: float
+    """When it was signed, Unix time. 0 if the statement does not say it."""
 
 
 def statement(name: str, packed: Packed, facts: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +92,7 @@ def statement(name: str, packed: Packed, facts: dict[str, Any]) -> dict[str, Any
         "bytes": packed.bytes,
         "unpacked": packed.unpacked,
         "facts": facts,
+        SIGNED: time.time(),
     }
 
 
@@ -95,17 +105,20 @@ def read(text: bytes, name: str, authorities: bytes) -> Environment:
     found = signed.verified(text, authorities, SIGNERS)
     said = found.statement
     numbers = [said.get(key) for key in ("bytes", "unpacked")]
+    when = said.get(SIGNED, 0)
     if (
         said.get("kind") != KIND
         or not isinstance(said.get("facts"), dict)
         or not re.fullmatch("[0-9a-f]{64}", str(said.get("sha256")))
         or not all(type(number) is int and 0 <= number <= MOST for number in numbers)
+        or type(when) not in (int, float)
+        or not 0 <= when < ENDS
     ):
         raise signed.Untrusted("expected the statement of an environment, found something else")
     if said.get("name") != name or not NAME.fullmatch(name):
         raise signed.Untrusted(f"it is the statement of another environment: {str(said.get('name'))[:40]!r}")
     packed = Packed(said["sha256"], said["bytes"], said["unpacked"])
-    return Environment(name, packed, said["facts"], found.signer, found.role)
+    return Environment(name, packed, said["facts"], found.signer, found.role, when)
 
 
 def opened(folder: Path, path: str) -> int | None:

@@ -3,7 +3,8 @@
 The site's FLARE process writes there what the server sends (`bridge/flare/renewals.py`). It has a network, so
 this process trusts none of it. A certificate is installed only if it is for the same name and the same key as
 the one that is there, a CA that the site trusts has signed it, and it is newer. A change of the CAs needs the
-signature of a CA that the site trusts already, and cannot be undone by an earlier one.
+signature of a CA that the site trusts already, and cannot be undone by an earlier one. A date in the future
+is refused, because it would stop all later changes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ def _authorities(files: Mapping[str, str], renewed: Path) -> tuple[str, str]:
     if (before := renewed / trust.FILE).is_file() and made <= trust.made(before.read_text()):
         return today, ""
     found = trust.verified(statement, x509.load_pem_x509_certificates(today.encode()))
+    now = datetime.datetime.now(datetime.UTC)
+    if made > now + CLOCKS:
+        raise ValueError(
+            f"expected a list of CAs that was signed before now, {now:%Y-%m-%d %H:%M} UTC, found one of "
+            f"{made.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC. Check the clocks here and at the "
+            "administrator's machine"
+        )
     for ca in x509.load_pem_x509_certificates(found.encode()):
         if not ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise ValueError("the list of CAs that came has a certificate that is no CA's")

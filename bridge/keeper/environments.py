@@ -3,7 +3,8 @@
 The site's FLARE process writes what the server offers into the spool (`bridge/flare/site_environments.py`).
 It has a network, so this process trusts none of its files. It installs an environment only if a person of the
 federation with the right to it has signed the statement, the archive is the stated one, and the site's policy
-takes it. An environment that is there is never replaced.
+takes it. An environment that is there is never replaced. Its description changes under the same conditions,
+and never to an earlier one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from bridge.common.errors import FlowerbedError
 from bridge.common.offers import ARCHIVE, ENVIRONMENTS, OFFER, STATEMENT
 from bridge.common.site_environments import ACCEPT, APPROVE, APPROVED, TEXT, Approvals, News
 from bridge.common.text import one_line
+from bridge.keeper.certificates import CLOCKS
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +40,8 @@ class NotTaken(FlowerbedError):
     """Raised for an environment that the site's policy does not take, or not yet."""
 
 
-class DiskFull(FlowerbedError):
-    """Raised while there is no room for an environment."""
+class NotNow(FlowerbedError):
+    """Raised for what can pass: a full disk, or a clock that is behind."""
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Installer:
                 news.refused[name] = one_line(str(error), TEXT)
                 if news.refused[name] != known.refused.get(name):
                     log.warning("environment %s is refused: %s", name, news.refused[name])
-                if isinstance(error, DiskFull | OSError):
+                if isinstance(error, NotNow | OSError):
                     continue  # Look again: it passes.
             except Exception as error:
                 # The libraries that read a certificate or a tar have errors of many kinds for a hostile one.
@@ -110,7 +113,8 @@ class Installer:
         self._check_signer(offer)
         if (self.root / name / DESCRIPTION).exists():
             return self._describe_again(offer, text)
-        self._check(offer)
+        self._check_policy(offer)
+        self._check_room(offer)
         file = offers.opened(self.spool, f"{ENVIRONMENTS}/{name}{ARCHIVE}")
         if file is None:
             return False
@@ -125,14 +129,16 @@ class Installer:
                 f"that role: expected {' or '.join(self.code_of)}"
             )
 
-    def _check(self, offer: offers.Environment) -> None:
+    def _check_policy(self, offer: offers.Environment) -> None:
         if self.policy == APPROVE and offer.packed.sha256 not in Approvals(self.root).read():
             raise NotTaken(offer.packed.sha256)
         if self.policy not in (ACCEPT, APPROVE):
             raise signed.Untrusted("this site's policy takes no environments (environments: refuse)")
+
+    def _check_room(self, offer: offers.Environment) -> None:
         free = shutil.disk_usage(self.root).free
         if free < offer.packed.unpacked + SPARE:
-            raise DiskFull(
+            raise NotNow(
                 f"the disk is too small: expected {(offer.packed.unpacked + SPARE) / 1e9:.1f} GB, found "
                 f"{free / 1e9:.1f} GB free. Free some"
             )
@@ -143,10 +149,7 @@ class Installer:
             archive.unpack(source, made, offer.packed)  # type: ignore[arg-type]
             (made / OFFER).write_bytes(text)
             (made / DESCRIPTION).write_text(json.dumps(offer.facts, indent=1) + "\n")
-            try:
-                app_environment.named(offer.name, Path(scratch))
-            except NoEnvironment:
-                raise signed.Untrusted("its description is not an environment's") from None
+            _check_description(Path(scratch), offer.name)
             # An unfinished one, without a description, may be in its place.
             shutil.rmtree(self.root / offer.name, ignore_errors=True)
             made.rename(self.root / offer.name)
@@ -158,9 +161,21 @@ class Installer:
             old = json.loads(json.loads((folder / OFFER).read_bytes())["statement"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        if old.get("sha256") == offer.packed.sha256 and old.get("facts") != offer.facts:
-            _write(folder / OFFER, text)
-            _write(folder / DESCRIPTION, json.dumps(offer.facts, indent=1).encode() + b"\n")
+        if old.get("sha256") != offer.packed.sha256 or old.get("facts") == offer.facts:
+            return False
+        self._check_policy(offer)
+        latest, before = time.time() + CLOCKS.total_seconds(), old.get(offers.SIGNED, 0)
+        if offer.signed < before <= latest:
+            raise signed.Untrusted("it is an earlier description than the one that is here")
+        if offer.signed > latest:
+            raise NotNow("its description was signed in the future. Check the clock here and its signer's")
+        description = json.dumps(offer.facts, indent=1).encode() + b"\n"
+        with tempfile.TemporaryDirectory(prefix=NEW, dir=self.root, ignore_cleanup_errors=True) as scratch:
+            (Path(scratch) / offer.name).mkdir()
+            (Path(scratch) / offer.name / DESCRIPTION).write_bytes(description)
+            _check_description(Path(scratch), offer.name)
+        _write(folder / OFFER, text)
+        _write(folder / DESCRIPTION, description)
         return False
 
     def _read(self, name: str) -> bytes:
@@ -175,6 +190,13 @@ def forget_unfinished(root: Path) -> None:
     """Remove what a killed run has left."""
     for path in root.glob(f"{NEW}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_description(root: Path, name: str) -> None:
+    try:
+        app_environment.named(name, root)
+    except NoEnvironment:
+        raise signed.Untrusted("its description is not an environment's") from None
 
 
 def _stamp(path: Path) -> object:

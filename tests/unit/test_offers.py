@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,61 @@ def test_a_lead_describes_nothing_again_at_a_site_that_takes_no_code_of_leads(
     assert installer.look() == []
     assert "takes no code from that role" in News.read(installer.root).refused[NAME]
     assert app_environment.named(NAME, installer.root).facts == facts
+
+
+def described_again(installer: Installer, stick: Stick, facts: dict[str, Any], **other: Any) -> str:
+    """Let another description come, and return why it is refused, or "" if it is not."""
+    stick.facts = facts
+    stick.sign(**other)
+    assert installer.look() == []
+    assert not list(installer.root.glob(".new-*"))
+    return News.read(installer.root).refused.get(NAME, "")
+
+
+@pytest.mark.parametrize("facts", [{}, {"libraries": ["../../lib"]}, {"keys": "text"}, {"flwr": 1}])
+def test_a_description_that_is_none_takes_no_place(
+    stick: Stick, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    installer, good = stick.installer(tmp_path / "site"), stick.facts
+    installer.look()
+    worse = {**good, **facts} if facts else {}
+    assert described_again(installer, stick, worse) == "its description is not an environment's"
+    assert app_environment.named(NAME, installer.root).facts == good
+
+
+def test_an_earlier_description_does_not_come_back(stick: Stick, tmp_path: Path) -> None:
+    installer, first, now = stick.installer(tmp_path / "site"), stick.facts, time.time()
+    installer.look()
+    second = {**first, "keys": ["another app's"]}
+    assert described_again(installer, stick, second, signed=now) == ""
+    assert "an earlier description" in described_again(installer, stick, first, signed=now - 1)
+    assert "an earlier description" in described_again(installer, stick, first, signed=0)
+    assert app_environment.named(NAME, installer.root).facts == second
+    # One from the future would stop all that come after it.
+    assert "in the future" in described_again(installer, stick, first, signed=now + 3600)
+    assert app_environment.named(NAME, installer.root).facts == second
+    assert described_again(installer, stick, first, signed=now + 1) == ""
+    assert app_environment.named(NAME, installer.root).facts == first
+
+
+@pytest.mark.parametrize("when", ["1", True, None, -1, float("inf"), float("nan")])
+def test_a_time_that_is_none_is_refused(stick: Stick, tmp_path: Path, when: object) -> None:
+    stick.sign(signed=when)
+    assert "expected the statement of an environment" in refused(stick.installer(tmp_path / "site"))
+
+
+def test_a_description_follows_the_sites_policy(stick: Stick, tmp_path: Path) -> None:
+    installer, good = stick.installer(tmp_path / "site"), stick.facts
+    installer.look()
+    installer.policy = REFUSE
+    assert "takes no environments" in described_again(installer, stick, {**good, "keys": ["one"]})
+    installer.policy = APPROVE
+    assert described_again(installer, stick, {**good, "keys": ["two"]}) == ""
+    assert News.read(installer.root).waiting == {NAME: stick.packed.sha256}
+    assert app_environment.named(NAME, installer.root).facts == good
+    Approvals(installer.root).add(stick.packed.sha256)
+    installer.look()
+    assert app_environment.named(NAME, installer.root).facts["keys"] == ["two"]
 
 
 def test_an_environment_is_never_replaced(stick: Stick, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +219,15 @@ def _no_ca(site: Elsewhere) -> dict[str, str]:
     return {trust.FILE: trust.sign(both, renewal.authority(site.known).key)}
 
 
+def _cas_of_tomorrow(site: Elsewhere) -> dict[str, str]:
+    tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            trust, "datetime", SimpleNamespace(datetime=SimpleNamespace(now=lambda zone: tomorrow), UTC=None)
+        )
+        return {trust.FILE: trust.sign(renewal.trusted(site.known), renewal.authority(site.known).key)}
+
+
 REFUSED: dict[Callable[[Elsewhere], Any], str] = {
     _another_name: "expected a certificate for site-1, found one for site-2",
     _another_key: "for the site's own key",
@@ -228,6 +238,7 @@ REFUSED: dict[Callable[[Elsewhere], Any], str] = {
     _cas_signed_by_the_site: "no CA that this site trusts has signed the list",
     _altered_cas: "no CA that this site trusts has signed the list",
     _no_ca: "a certificate that is no CA's",
+    _cas_of_tomorrow: "Check the clocks",
     lambda site: {"client.crt": "no certificate"}: "PEM",
     lambda site: {trust.FILE: "{}"}: "expected a signed list",
     lambda site: {"client.key": "x"}: "expected the texts of",
