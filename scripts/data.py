@@ -99,9 +99,8 @@ def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
 
 
 def _without_data() -> list[str]:
-    """Return the sites that need a part: those on this machine without another data folder, by project.yml
-    or the site's own file."""
-    others, away, needy = [], [], []
+    """Return the sites that need a part: those on this machine, without another data folder."""
+    away, others, needy = (list[str]() for _ in range(3))
     for item in provision.load(provision.DEFAULT_PROJECT)["participants"]:
         if item["type"] != site_files.SITE:
             continue

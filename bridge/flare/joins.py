@@ -60,6 +60,11 @@ class Joins:
         self._made, self._kept = policy / JOINS_FILE, kept
         self._lock = threading.Lock()
 
+    def used(self) -> list[str]:
+        """Return the names of the sites that have joined with a file."""
+        with self._lock:
+            return sorted(_read(self._kept))
+
     def register(self, site: str, told: object, register: Callable[[], bool]) -> str | None:
         """Register a site if its join file may be used, and remember the machine.
 
