@@ -15,7 +15,15 @@ Usage: sh $SITE.join [OPTIONS]
 END
 }
 
-say() { echo "$*" >&2; }
+# clean: pass text on without what a terminal obeys: control characters, and marks that turn the direction of writing.
+# The server, a registry or an app may have written it.
+clean() {
+    LC_ALL=C tr -d '\000-\010\013-\037\177' | LC_ALL=C sed "$(printf \
+        's/\302[\200-\237]//g; s/\342\200[\213-\217\250-\256]//g; s/\342\201[\240-\257]//g')"
+}
+
+# Some shells' echo makes control characters of codes such as \033.
+say() { printf '%s\n' "$*" | clean >&2; }
 
 fail() {
     say "join $SITE: $1"
@@ -116,6 +124,21 @@ trusts() {
 # plain TEXT: print a fingerprint without colons and spaces, in small letters.
 plain() { printf '%s' "$1" | tr -d ': ' | tr '[:upper:]' '[:lower:]'; }
 
+# mine PATH: succeed if this is no link, and belongs to the user of this command.
+mine() { [ ! -L "$1" ] && [ -n "$(find "$1" -prune -user "$(id -u)")" ]; }
+
+# private FOLDER: make an empty folder that nobody else can open, in the place of one that an earlier run left. Keys go
+# there, so nothing that somebody else has put there is used.
+private() {
+    mkdir -p "${1%/*}/"
+    if [ -L "$1" ] || [ -e "$1" ]; then
+        mine "$1" || fail "expected nothing at $1, found a link or what another user has put there. Remove it, or name \
+another folder: --dir DIR"
+        rm -rf "$1"
+    fi
+    (umask 077 && mkdir "$1") || fail "the folder $1 cannot be made, as said above. Name another folder: --dir DIR"
+}
+
 # put FILE: write a file of the site's folder from stdin.
 put() {
     mkdir -p "$(dirname "$1")"
@@ -170,9 +193,9 @@ unlock() {
 # lay: write the site's folder. Whatever ends this early leaves the old one.
 lay() {
     fresh=$dir.joining
-    rm -rf "$fresh"
-    mkdir -p "$fresh/environments" "$fresh/spool" "$fresh/jobs"
-    chmod 0700 "$fresh"
+    private "$fresh"
+    mkdir "$fresh/environments" "$fresh/spool"
+    if [ "$ROLE" = console ]; then mkdir "$fresh/jobs"; fi
     files "$fresh"
     chmod 0755 "$fresh/site"
     unlock
@@ -194,6 +217,7 @@ lay() {
         if [ "$ROLE" = site ]; then mkdir -p "$fresh/data"; fi
         [ ! -d "$dir" ] || rmdir "$dir"
         mv "$fresh" "$dir"
+        mine "$dir" || fail "the folder $dir was replaced by another user's meanwhile. Nothing in it was run."
     else
         joined=$(value SITE_JOINED)
         [ -z "$joined" ] || echo "SITE_JOINED=$joined" >>"$fresh/.env"
@@ -261,6 +285,9 @@ main() {
         esac
         shift
     done
+    # A slash at the end would put the folder's neighbours into it.
+    dir=${dir%"${dir##*[!/]}"}
+    [ -n "$dir" ] || fail "expected the site's folder behind --dir, found none." 2
     case $dir in /*) ;; *) dir=$(pwd)/$dir ;; esac
     case $dir in *[,:]*) fail "expected a folder without a comma or a colon in its path, found $dir." 2 ;; esac
     [ -z "${dir%%*/..*}" ] || dir=${dir%/.}

@@ -27,7 +27,8 @@ get_runtime() {
     fi
     if [ -n "$RUNTIME_FROM" ]; then
         step "getting the runtime image from $RUNTIME_FROM"
-        if docker pull --quiet "$RUNTIME_FROM" >&2 && has_runtime; then return; fi
+        { docker pull --quiet "$RUNTIME_FROM" 2>&1 || true; } | clean >&2
+        if has_runtime; then return; fi
         [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled, as said above."
     fi
     if [ -n "$RUNTIME_OFFERED" ]; then
@@ -63,8 +64,9 @@ from_folder() {
 # from_server: fetch the runtime image over the server's one port. What has come stays for the next try.
 from_server() {
     part=$dir.runtime.part keys=$dir.fetching
-    rm -rf "$keys"
-    (umask 077 && mkdir -p "$keys" && files "$keys")
+    [ ! -L "$part" ] || fail "expected nothing or a file at $part, found a link. Remove it, or name another folder: --dir DIR"
+    private "$keys"
+    (umask 077 && files "$keys")
     trap 'rm -rf "$keys"' EXIT
     trap 'exit 130' INT TERM
     step "fetching the runtime image from $SERVER, $((RUNTIME_BYTES / 1000000)) MB"

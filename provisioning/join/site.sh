@@ -21,7 +21,15 @@ Usage: ./site VERB
 END
 }
 
-say() { echo "$*" >&2; }
+# clean: pass text on without what a terminal obeys: control characters, and marks that turn the direction of writing.
+# The server, a registry or an app may have written it.
+clean() {
+    LC_ALL=C tr -d '\000-\010\013-\037\177' | LC_ALL=C sed "$(printf \
+        's/\302[\200-\237]//g; s/\342\200[\213-\217\250-\256]//g; s/\342\201[\240-\257]//g')"
+}
+
+# Some shells' echo makes control characters of codes such as \033.
+say() { printf '%s\n' "$*" | clean >&2; }
 
 fail() {
     say "site: $1"
@@ -81,9 +89,11 @@ join() {
     else
         answer=$(cat "$file")
     fi
-    echo "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
-        --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" >&2 ||
-        fail "the answer was not taken, as said above. Nothing was changed."
+    said=$(printf '%s\n' "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
+        --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" 2>&1) ||
+        fail "the answer was not taken: $said
+Nothing was changed."
+    say "$said"
     [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
     doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
     start
@@ -107,11 +117,11 @@ explain() {
     compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
         sed -n -e 's/.*registration rejected: /  the server refuses the site: /p' \
             -e 's/.*failed with exception ProxyError: ProxyError: /  /p' \
-            -e 's/.*failed with exception OpenedTLS: OpenedTLS: /  /p' | tail -n 1 >&2 || true
+            -e 's/.*failed with exception OpenedTLS: OpenedTLS: /  /p' | tail -n 1 | clean >&2 || true
     container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
     [ -z "$container" ] || docker inspect --format \
         '{{with .State.Health}}{{range .Log}}{{printf "%s\n" .Output}}{{end}}{{end}}' "$container" 2>/dev/null |
-        grep -v '^ *$' | tail -n 1 | sed 's/^/  health check: /' >&2 || true
+        grep -v '^ *$' | tail -n 1 | sed 's/^/  health check: /' | clean >&2 || true
 }
 
 start() {
@@ -120,7 +130,7 @@ start() {
         "$site waits for the answer to its request. ./site request prints the request again, ./site join takes the answer."
     settings
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
-        grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' >&2 || true
+        grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' | clean >&2 || true
         explain
         fail "$site is not $ready. ./site doctor looks for the reason, ./site logs shows the log."
     fi
@@ -137,6 +147,7 @@ status() {
     fi
     state=$(docker inspect --format '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
+    case $since in *T*.*Z) since=${since%%.*}Z ;; esac
     case $state in
         "running healthy" | "running ")
             echo "$site runs since $since and is $ready."
@@ -145,6 +156,7 @@ status() {
         running*)
             echo "$site runs since $since and is not $ready."
             explain
+            say "  To find the reason, run ./site doctor."
             return 1
             ;;
         *)
@@ -152,6 +164,15 @@ status() {
             return 1
             ;;
     esac
+}
+
+# logs: show the log. A file or another program gets it as it is.
+logs() {
+    if [ -t 1 ]; then
+        compose logs --no-log-prefix "$@" "$site" | clean
+    else
+        compose logs --no-log-prefix "$@" "$site"
+    fi
 }
 
 # doctor [--json]: check this machine, the kit and the way to the server, in a container like the site's.
@@ -203,7 +224,7 @@ pending() {
 run_once() {
     code=0
     compose run --rm --no-deps -T "$@" 2>.keeper.log || code=$?
-    grep -v '^ *Container ' .keeper.log >&2 || true
+    grep -v '^ *Container ' .keeper.log | clean >&2 || true
     rm -f .keeper.log
     return "$code"
 }
@@ -256,7 +277,7 @@ case $verb in
     start) start "$@" ;;
     stop) compose stop >&2 && say "$site is stopped. Its jobs and its key stay." ;;
     status) status ;;
-    logs) compose logs --no-log-prefix "$@" "$site" ;;
+    logs) logs "$@" ;;
     doctor) doctor "$@" ;;
     update)
         [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -296,6 +297,43 @@ def test_a_folder_of_another_site_or_with_other_files_is_left_alone(site: Site) 
     code, said = site.run("--yes", "--dir", "other")
     assert code == 1 and "is the folder of the site hospital-d: expected that of hospital-c" in said
     assert "expected the site's folder, found no site" in site.run("--update", "--dir", "nowhere")[1]
+
+
+def test_a_folder_may_end_with_a_slash(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    code, said = site.run("--yes", "--dir", "here//")
+    assert code == 0, said
+    assert sorted(path.name for path in site.folder.iterdir()) == ["bin", "here", f"{SITE}.join"]
+    assert stat.S_IMODE((site.folder / "here").stat().st_mode) == 0o700
+    # Only a console's container has jobs.
+    assert not (site.folder / "here/jobs").exists()
+
+
+@pytest.mark.parametrize("how", ["a link", "another user's folder"])
+def test_a_key_is_not_written_where_somebody_else_waits_for_it(site: Site, how: str) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true"}
+    there, trap = site.folder / "there", site.folder / f"{SITE}.joining"
+    there.mkdir()
+    if how == "a link":
+        trap.symlink_to(there)
+    elif os.geteuid() == 0:
+        trap.mkdir()
+        os.chown(trap, 12345, 12345)
+    else:
+        pytest.skip("only root makes another user's folder")
+    code, said = site.run("--yes")
+    assert code == 1 and f"expected nothing at {trap}, found a link or what another user has put" in said
+    assert not list(there.iterdir()) and not list(trap.iterdir()) and not (site.folder / SITE).exists()
+
+
+def test_what_others_wrote_does_not_act_on_the_terminal(site: Site) -> None:
+    site.answers["run"] = r"printf 'not\033[2J\302\233 signed\342\200\256, Zürich\n'; exit 1"
+    code, said = site.run("--yes")
+    assert code == 1 and "not[2J signed, Zürich" in said
+    assert all(character >= " " or character == "\n" for character in said)
+    # A shell's echo would make a control character of this one.
+    site.answers["run"] = r"printf '%s\n' '\033[2J'; exit 1"
+    assert r"\033[2J" in site.run("--yes")[1]
 
 
 @pytest.mark.parametrize("words", [("--fingerprint",), ("--force",), ("--dir", "a:b")])

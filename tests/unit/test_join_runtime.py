@@ -27,7 +27,7 @@ IDENT = hashlib.sha256(b"runtime").hexdigest()
 BODY = os.urandom(250_000)
 SUM = hashlib.sha256(BODY).hexdigest()
 
-PROGRAMS = "sh cat cp sed wc tr head tail grep mkdir rm mv sleep cut date sha256sum curl openssl"
+PROGRAMS = "sh cat cp find id sed wc tr head tail grep mkdir rm mv sleep cut date sha256sum curl openssl"
 """The programs of a site's machine."""
 
 DOCKER = f"""\
@@ -197,6 +197,23 @@ def test_an_archive_that_cannot_be_checked_is_not_loaded(machine: Machine, tmp_p
     assert done.returncode == 1
     assert "expected sha256sum, shasum or openssl on this machine" in done.stderr
     assert machine.loaded is None
+
+
+@pytest.mark.parametrize("name", ["site-1.fetching", "site-1.runtime.part"])
+def test_nothing_is_written_through_a_link(machine: Machine, tmp_path: Path, name: str) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (machine.home / name).symlink_to(there)
+    done = machine.get(SERVER="127.0.0.1:1")
+    assert done.returncode == 1
+    assert f"at {machine.home / name}, found a link" in done.stderr
+    assert not list(there.iterdir())
+
+
+def test_what_a_registry_says_does_not_act_on_the_terminal(machine: Machine) -> None:
+    (machine.programs / "docker").write_text("#!/bin/sh\nprintf 'no \\033[2J\\n' >&2; exit 1\n")
+    done = machine.get(RUNTIME_FROM="registry.example/runtime@sha256:0")
+    assert done.returncode == 1 and "no [2J\n" in done.stderr and "\033" not in done.stderr
 
 
 def test_a_machine_without_any_way_is_told_of_all(machine: Machine) -> None:

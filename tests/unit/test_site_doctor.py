@@ -45,8 +45,12 @@ class Site:
 
     def doctor(self, *words: str) -> tuple[int, str, str]:
         """Return the exit code and what it says."""
+        return self.verb("doctor", *words)
+
+    def verb(self, *words: str) -> tuple[int, str, str]:
+        """Run a verb of the site. Return the exit code and what it says."""
         process = subprocess.run(
-            ["sh", "site", "doctor", *words],
+            ["sh", "site", *words],
             cwd=self.folder,
             env={**os.environ, "PATH": f"{self.docker.folder}:{os.environ['PATH']}"},
             capture_output=True,
