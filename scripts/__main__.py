@@ -96,7 +96,7 @@ class Verbs(TyperGroup):
 
 def _group(first: str) -> TyperGroup:
     """Return the help of all verbs that begin with a word."""
-    verbs = {
+    verbs: dict[str, click.Command] = {
         name.partition(" ")[2]: TyperCommand(name, help=summary(name))
         for name in VERBS
         if name.startswith(f"{first} ")
