@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 FOLDER = "sites"
 
 TEMPLATE = """\
-# What {name} gives to apps. This file is the site's own: no update changes it, and no kit or image
-# or an image. It takes precedence over project.yml. All keys: docs/reference/project.md
+# What {name} gives to apps. No update changes this file, and it is in no kit and no image.
+# It takes precedence over project.yml. All keys: docs/reference/project.md
 # After an edit: ./flowerbed provision, then ./flowerbed up
 #
-# data: {{folder: /srv/hospital, group: research}}   read-only at /data
-# data: {{images: /srv/images, tables: /srv/tables}} read-only at /data/images and /data/tables
+# data: {{folder: /srv/hospital, group: research}}  # read-only at /data
+# data: {{images: /srv/images, tables: /srv/tables}}  # read-only at /data/images and /data/tables
 # environment: {{HF_HUB_OFFLINE: 1}}
-# env_file: /etc/flowerbed/{name}.env    for secrets: lines NAME=value, chmod 600
-# shm_size: 2GB                         for DataLoader workers
+# env_file: /etc/flowerbed/{name}.env    # for secrets: lines NAME=value, chmod 600
+# shm_size: 2GB                         # for DataLoader workers
 # gpus: all
 # hosts: {{db.hospital.example: 10.0.0.5}}
-# proxy: http://proxy.example:3128      for apps. Needs egress: any in project.yml
+# proxy: http://proxy.example:3128      # for apps. Needs egress: any in project.yml
 # cpus: 4
 # memory: 16GB
 """
 OF_SITES = """\
 # node_config: {db-url: "postgresql://db.hospital.example/flower", table-name: visits}
-# share_logs: false                     the server gets none of this site's logs
+# share_logs: false                     # the server gets none of this site's logs
 """
 
 SERVER, SITE = "server", "client"

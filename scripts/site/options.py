@@ -54,6 +54,7 @@ FromServer = Annotated[
     bool,
     typer.Option(
         "--from-server",
-        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`.",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`, "
+        "nor for a site behind a relay, nor with `--own-key` or `--passphrase`.",
     ),
 ]

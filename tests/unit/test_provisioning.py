@@ -33,7 +33,7 @@ from bridge.job import settings
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
-from scripts import core, provision
+from scripts import core, kit_layer, provision
 from tests.unit import forked
 from tests.unit.forked import ended
 
@@ -527,6 +527,22 @@ def test_a_site_elsewhere_may_dial_an_address(again: Path) -> None:
     for site, host in (("site-1", "server"), ("site-2", "192.0.2.2")):
         text = (kits[site] / "startup" / "fed_client.json").read_text()
         assert f'"target": "{host}:8002"' in text, text
+
+
+def test_all_sites_may_be_elsewhere_and_an_address_that_one_dials_needs_no_build(again: Path) -> None:
+    edit(again, lambda text: re.sub(r"  - name: site-\d\n    type: client\n    org: flowerbed\n", "", text))
+    first = done(again)
+    certificate = (again / "workspace/flowerbed/renewed/server/server.crt").read_bytes()
+    there = (
+        "{name: far, type: client, org: far, elsewhere: true, connect_to: {name: server, host: 192.0.2.2}}"
+    )
+    edit(again, replace("\nbuilders:", f"\n  - {there}\nbuilders:"))
+    second = done(again)
+    assert second["reissued"] == ["server"]
+    assert (again / "workspace/flowerbed/renewed/server/server.crt").read_bytes() != certificate
+    marks = [kit_layer.mark(again / outcome["kits"]["server"]) for outcome in (first, second)]
+    files = [yaml.safe_load((again / outcome["compose"]).read_text()) for outcome in (first, second)]
+    assert marks[0] == marks[1] and files[0]["services"] == files[1]["services"]
 
 
 def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(again: Path) -> None:

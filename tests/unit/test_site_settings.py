@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -321,6 +322,16 @@ def test_a_private_file_stops_only_provisioning(root: Path, monkeypatch: pytest.
 def test_a_file_of_comments_says_nothing(root: Path) -> None:
     (root / "sites/site-1.yml").write_text("# cpus: 4\n")
     assert not list(site_files.problems([SITE])) and site_files.settings(SITE) == {}
+
+
+@pytest.mark.parametrize("kind", ["client", "server"])
+def test_each_line_of_the_template_counts_without_its_mark(root: Path, kind: str) -> None:
+    text = site_files.TEMPLATE.format(name="site-1") + (site_files.OF_SITES if kind == "client" else "")
+    lines = [line.removeprefix("# ") for line in text.splitlines() if re.match(r"# [a-z_]+: ", line)]
+    assert len(lines) > 8
+    for line in lines:
+        (root / "sites/site-1.yml").write_text(line + "\n")
+        assert not list(site_files.problems([{**SITE, "type": kind, "egress": "any"}])), line
 
 
 def test_a_proxy_is_fine_with_a_way_out(root: Path) -> None:
