@@ -251,7 +251,12 @@ sh $file --dir $here --update"
     said=$(once --interactive "$image" join-check <.update.join) || fail "$file was not run: $said"
     found=${said##* } wanted='' before=''
     for word; do
-        [ "$before" != --fingerprint ] || wanted=$word
+        shift
+        case $before in
+            --fingerprint) wanted=$word ;;
+            --images | --passphrase-file) word=$(path "$word") ;;
+        esac
+        set -- "$@" "$word"
         before=$word
     done
     if [ -n "$wanted" ]; then

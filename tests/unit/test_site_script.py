@@ -79,8 +79,9 @@ def newer(site: Site) -> Path:
 
 def test_a_newer_file_runs_once_it_is_checked(site: Site, newer: Path) -> None:
     """It is a copy that runs, so that nobody can change it after the check. The copy has a key."""
-    ran = f"ran .update.join --dir {site.folder} --update --yes\n"
-    assert site.verb("update", str(newer), "--yes") == (3, ran, "")
+    # Paths count from the caller's folder.
+    ran = f"ran .update.join --dir {site.folder} --update --images {site.folder}/stick --yes\n"
+    assert site.verb("update", str(newer), "--images", "stick", "--yes") == (3, ran, "")
     assert f"source={site.folder}/renewed,target=/renewed,readonly" in site.calls(TRUSTS)[0]
     assert site.calls(TRUSTS)[0].endswith("bridge.common.join_file trusts AA:BB")
     assert not (site.folder / ".update.join").exists()
