@@ -18,9 +18,9 @@ from typing import Any
 
 from cryptography import x509
 
-from bridge.common import join_file, locked, offers
+from bridge.common import join_file, locked, offers, trust
 from bridge.common.meta import JOINS_FILE
-from provisioning import ca_key, places, state
+from provisioning import ca_key, places, renewal, renewed, state
 
 FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
@@ -113,6 +113,9 @@ def render(
     known = state.read(authority)
     ca, key = x509.load_pem_x509_certificate(known["root_cert"].encode()), ca_key.load(known)
     files = _files(invitation, kit, compose)
+    if statement := known.get(renewal.TRUST):
+        # With it, a site that has heard of this change of the CAs already goes on with the next one.
+        files[f"{renewed.FOLDER}/{trust.FILE}"] = statement
     if passphrase:
         files[KEY] = locked.lock(files[KEY].encode(), passphrase)
     names = {

@@ -54,6 +54,9 @@ VERBS = {
 }
 """The module of each verb."""
 
+GROUPS = tuple(dict.fromkeys(name.partition(" ")[0] for name in VERBS if " " in name))
+"""The first words of verbs that have two."""
+
 ANYWHERE = ("init", "flwr-api")
 """Verbs that need no federation in the working directory."""
 
@@ -85,8 +88,28 @@ class Verbs(TyperGroup):
         """Find the verb and import it."""
         if args and args[0] in MEANT:
             raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{MEANT[args[0]]}'?", ctx)
+        if args[0] in GROUPS and {"-h", "--help"} & set(args[1:2]):
+            return args[0], _group(args[0]), args[1:]
         name, command, rest = super().resolve_command(ctx, _joined(args))
         return name, verb(name) if name and command else command, rest
+
+
+def _group(first: str) -> TyperGroup:
+    """Return the help of all verbs that begin with a word."""
+    verbs: dict[str, click.Command] = {
+        name.partition(" ")[2]: TyperCommand(name, help=summary(name))
+        for name in VERBS
+        if name.startswith(f"{first} ")
+    }
+    text = f"The verbs of {first}. For help with one: {core.as_called(f'./flowerbed {first} VERB --help')}"
+    return TyperGroup(
+        name=first,
+        commands=verbs,
+        help=text,
+        subcommand_metavar="VERB [ARGS]...",
+        rich_markup_mode="rich",
+        context_settings=SETTINGS,
+    )
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -170,8 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # Nobody else may write what a verb makes: kits, .env, results. The user's umask decides the rest.
     os.umask(os.umask(0o022) | 0o022)
-    if not words:
-        main(["--help"])
+    if not words or (len(words) == 1 and words[0] in GROUPS):
+        main([*words, "--help"])
         return UsageError.exit_code
     core.as_json = _wants_json(words)
     _acting_as().clear()

@@ -3,7 +3,7 @@
 The parts are in the dataset's own format. The images come from Debian's package dataset-fashion-mnist where
 apt works, else from the addresses that torchvision uses. No image goes to two sites. The same sites, alpha
 and seed give the same parts, and a second run changes nothing. Fashion-MNIST files that did not come from
-here are never touched. A site with `data` elsewhere, by project.yml or its own file, gets no part.
+here are never touched. A site on another machine, or with `data` elsewhere, gets no part.
 
   ./flowerbed data                 after adding a site to project.yml
   ./flowerbed data --alpha 0.3     uneven classes: the smaller alpha, the more uneven
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from bridge.common import site_settings
 from provisioning import site_files
+from provisioning.keys import ELSEWHERE
 from scripts import progress, provision
 from scripts.core import HOUSE, ROOT, Failure, UsageError, say
 from scripts.core import run as command
@@ -98,25 +99,23 @@ def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
 
 
 def _without_data() -> list[str]:
-    """Return the sites that need a part: neither project.yml nor the site's own file names another data
-    folder."""
-    sites = provision.site_names()
-    places = {
-        item["name"]: [
-            (ROOT / folder.source).resolve()
-            for folder in site_settings.folders(site_files.settings(item).get(site_settings.DATA))
-        ]
-        for item in provision.load(provision.DEFAULT_PROJECT)["participants"]
-        if item["type"] == site_files.SITE
-    }
-    others = [site for site in sites if places[site] and (DATA / site).resolve() not in places[site]]
-    if others == sites:
-        raise UsageError(
-            f"Each site has data elsewhere ({', '.join(sites)}): expected one that needs a part."
-        )
+    """Return the sites that need a part: those on this machine, without another data folder."""
+    away, others, needy = (list[str]() for _ in range(3))
+    for item in provision.load(provision.DEFAULT_PROJECT)["participants"]:
+        if item["type"] != site_files.SITE:
+            continue
+        folders = site_settings.folders(site_files.settings(item).get(site_settings.DATA))
+        places = [(ROOT / folder.source).resolve() for folder in folders]
+        has_own = places and (DATA / item["name"]).resolve() not in places
+        (away if item.get(ELSEWHERE) else others if has_own else needy).append(item["name"])
+    if not needy:
+        sites = ", ".join(provision.site_names())
+        raise UsageError(f"Each site has data elsewhere ({sites}): expected one that needs a part.")
     if others:
         say(f"data: {', '.join(others)}: data elsewhere (project.yml), so no part")
-    return [site for site in sites if site not in others]
+    if away:
+        say(f"data: {', '.join(away)}: on another machine, which has its own data, so no part")
+    return needy
 
 
 def prepare(

@@ -18,6 +18,7 @@ from scripts import (
     console,
     core,
     engine,
+    join_files,
     ownership,
     provision,
     report_checks,
@@ -50,6 +51,8 @@ JSON = JsonObject(
         "sites[].last_seen_seconds": "the seconds since the server heard from it",
         "sites[].in_project": "true if project.yml names it",
         "missing_sites": "the sites of project.yml that are not registered, if the server could be asked",
+        "not_joined": "those of them that have not used their join file yet, each with its `name`, and the "
+        "file's last day in `until`",
         **site_table.JSON,
         "jobs": "those that have not ended, as [`jobs`](#jobs) has them, without `waits`",
         "changed": "how project.yml differs from what was provisioned, empty if it does not. `build`, `up` "
@@ -76,7 +79,7 @@ def status() -> dict[str, Any]:
     """Return the federation's state as far as it can be known, with the keys of `JSON`. Never fail because
     something is down."""
     outcome: dict[str, Any] = {"up": False, "why": "", "containers": [], "sites": [], "jobs": []}
-    outcome |= {"behind": "", "missing_sites": [], "reports": []}
+    outcome |= {"behind": "", "missing_sites": [], "not_joined": [], "reports": []}
     if not compose.is_provisioned():
         return {**outcome, "why": compose.PROVISION, "changed": ""}
     outcome["changed"] = provision.changes_in_words()
@@ -116,11 +119,13 @@ def status() -> dict[str, Any]:
         return {**outcome, "why": "The federation is down: ./flowerbed up starts it."}
     try:
         told, in_project = server.result(), provision.site_names()
+        project = str(provision.load(provision.DEFAULT_PROJECT)["name"])
     except core.Failure as failure:
         return {**outcome, "why": f"Could not ask the server: {failure}"}
     outcome["sites"] = [{**site, "in_project": site["name"] in in_project} for site in told["sites"]]
     known = {site["name"] for site in told["sites"]}
     outcome["missing_sites"] = [name for name in in_project if name not in known]
+    outcome["not_joined"] = join_files.not_joined(project, outcome["missing_sites"], told)
     outcome["reports"] = told.get("reports") or []
     outcome["jobs"] = [job for job in told["jobs"] if not str(job["status"]).startswith(ENDED)]
     return outcome
@@ -186,7 +191,10 @@ def _ill(outcome: dict[str, Any]) -> list[str]:
     ill = sorted(c["service"] for c in outcome["containers"] if c["health"] == "unhealthy")
     if ill:
         remarks.append(f"Unhealthy: {', '.join(ill)}. ./flowerbed doctor looks why.")
-    if missing := outcome["missing_sites"]:
+    waited = outcome.get("not_joined") or ()
+    remarks += [join_files.in_words(site) for site in waited]
+    early = {site["name"] for site in waited}
+    if missing := [name for name in outcome["missing_sites"] if name not in early]:
         remarks.append(f"Not registered: {', '.join(missing)}. {REGISTERING}.")
     told = {"sites": outcome["sites"], "reports": outcome.get("reports")}
     failed = [finding.found for finding in report_checks.check(told) if finding.level == "fail"]

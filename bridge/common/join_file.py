@@ -100,7 +100,10 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 def trusts(found: str, authorities: bytes) -> bool:
     """Return whether a CA with this fingerprint is among these, a PEM text."""
-    return found in map(fingerprint, x509.load_pem_x509_certificates(authorities))
+    try:
+        return found in map(fingerprint, x509.load_pem_x509_certificates(authorities))
+    except ValueError:
+        return False
 
 
 def main() -> None:

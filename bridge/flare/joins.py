@@ -60,6 +60,14 @@ class Joins:
         self._made, self._kept = policy / JOINS_FILE, kept
         self._lock = threading.Lock()
 
+    def used(self) -> list[str] | None:
+        """Return the names of the sites that have joined with a file, or None if that cannot be read."""
+        try:
+            with self._lock:
+                return sorted(_read(self._kept))
+        except (OSError, ValueError):
+            return None
+
     def register(self, site: str, told: object, register: Callable[[], bool]) -> str | None:
         """Register a site if its join file may be used, and remember the machine.
 

@@ -38,6 +38,7 @@ from bridge.common import site_report, spool
 from bridge.common.meta import REVOKED_KEY
 from bridge.flare import addresses, renewals, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
+from bridge.flare.joins import JOINS
 from bridge.flare.revocation import REVOCATIONS
 from bridge.flare.site_messages import is_person
 
@@ -229,5 +230,5 @@ class SiteReportsCommand(CommandModule):  # type: ignore[misc]
 
     def _show(self, conn: Connection, args: list[str]) -> None:
         found = self._reports.now()
-        told = {"sites": found, "server_version": site_facts.versions()}
+        told = {"sites": found, "server_version": site_facts.versions(), "joined": JOINS.used()}
         conn.append_string(f"{len(found)} reports", meta=make_meta(MetaStatusValue.OK, extra=told))

@@ -56,7 +56,7 @@ def install(spool: Path, renewed: Path) -> bool:
         # First the CAs: the certificates may be from a new one.
         newer = {AUTHORITIES: bundle, trust.FILE: statement, **newer}
     for name, content in newer.items():
-        _write(renewed / name, content)
+        write(renewed / name, content)
         log.info("installed a newer %s", name)
     return bool(newer)
 
@@ -101,7 +101,7 @@ def _is_newer(pem: str, before: str, trusted: list[x509.Certificate]) -> bool:
         raise ValueError(f"expected a certificate for {_name(old)}, found one for {_name(new)}")
     if not is_same_key:
         raise ValueError("expected a certificate for the site's own key, found one for another")
-    if not any(_issued(new, ca) for ca in trusted):
+    if not any(issued(new, ca) for ca in trusted):
         raise ValueError("no CA that this site trusts has signed the certificate")
     now = datetime.datetime.now(datetime.UTC)
     if not new.not_valid_before_utc - CLOCKS <= now < new.not_valid_after_utc:
@@ -112,7 +112,8 @@ def _is_newer(pem: str, before: str, trusted: list[x509.Certificate]) -> bool:
     return True
 
 
-def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+def issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Return whether a CA has signed a certificate."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (InvalidSignature, ValueError, TypeError):
@@ -139,7 +140,7 @@ def _opened(file: Path) -> bytes | None:
         return opened.read(FILE_LIMIT)
 
 
-def _write(target: Path, content: str) -> None:
+def write(target: Path, content: str) -> None:
     """Write a file in one step, for the site's FLARE to read."""
     draft = target.with_name(f".{target.name}.new")
     draft.unlink(missing_ok=True)

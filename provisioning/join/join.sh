@@ -98,9 +98,8 @@ check_signature() {
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
             "expected a federation with the CA $fingerprint, found the CA $found. Somebody else made this file. Do not use it."
     elif [ -f "$dir/.env" ] && [ -n "$update" ]; then
-        [ "$(value SITE_CA)" = "$found" ] || trusts "$found" || fail \
-            "the site in $dir trusts the CA $(value SITE_CA), and this file is from the CA $found. If that is right, \
-say so: --fingerprint $found"
+        trusts "$found" || fail "the site in $dir does not trust the CA of this file, $found. If that is right, say so: \
+--fingerprint $found"
     elif [ -z "$yes" ]; then
         say "The federation's CA has the fingerprint"
         say "  $found"
@@ -113,9 +112,12 @@ say so: --fingerprint $found"
 }
 
 # trusts FINGERPRINT: find out whether the site trusts this CA now. `./flowerbed renew --new-ca` may have replaced the
-# one of its first join file.
+# one of its first join file, so that one counts only if no other is known.
 trusts() {
-    [ -f "$dir/renewed/rootCA.pem" ] || return 1
+    if [ ! -f "$dir/renewed/rootCA.pem" ]; then
+        [ "$(value SITE_CA)" = "$1" ]
+        return
+    fi
     docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges \
         --mount "type=bind,source=$dir/renewed,target=/renewed,readonly" --entrypoint python3 \
         "$image_here" -P -m bridge.common.join_file trusts "$1"
@@ -238,11 +240,7 @@ merge() {
         --cap-add FOWNER --security-opt no-new-privileges --mount "type=bind,source=$fresh,target=/fresh" \
         --mount "type=bind,source=$dir,target=/folder" --entrypoint sh "$image_here" -ec '
             # Containers that run have this folder: a new one in its place would be hidden from them.
-            for file in /fresh/renewed/*; do
-                [ -f "$file" ] || continue
-                cp -p "$file" /folder/renewed/.new
-                mv /folder/renewed/.new "/folder/renewed/${file##*/}"
-            done
+            python3 -P -m bridge.keeper.merge /fresh/renewed /folder/renewed
             rm -f /folder/renewed/server.json
             for part; do
                 rm -rf "/folder/.old"
@@ -253,7 +251,10 @@ merge() {
                     cp -p /folder/.old/startup/client.key /folder/.new/startup/client.key
                 mv /folder/.new "/folder/$part"
             done
-            rm -rf /folder/.old' sh "$@" || fail "$dir could not be updated, as said above. Run this again."
+            rm -rf /folder/.old' sh "$@" || {
+        rm -rf "$fresh"
+        fail "$dir could not be updated, as said above."
+    }
     rm -rf "$fresh"
 }
 

@@ -184,7 +184,7 @@ doctor() {
         fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
     fi
     found=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || fail \
-        "the runtime image $image is not on this machine. The join file gets it: ./site update FILE"
+        "the runtime image $image is not on this machine. A join file gets it: sh FILE --dir $here --update"
     set -- preflight "--engine=$engine" "--compose=$(docker compose version --short 2>/dev/null || true)" \
         "--image=$found" "--expected=$image" "$@"
     # Compose makes a network and a volume for the container. Those that were not there are removed again.
@@ -229,6 +229,46 @@ run_once() {
     return "$code"
 }
 
+# plain TEXT: print a fingerprint without colons and spaces, in small letters.
+plain() { printf '%s' "$1" | tr -d ': ' | tr '[:upper:]' '[:lower:]'; }
+
+# update FILE [OPTIONS]: run a newer join file, once the site's own runtime has checked who signed it.
+update() {
+    [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
+    file=$(path "$1")
+    shift
+    if [ ! -f "$file" ] || [ ! -r "$file" ]; then
+        fail "expected a join file, found none that can be read at $file." 2
+    fi
+    docker image inspect --format '{{.Id}}' "$image" >/dev/null 2>&1 || fail \
+        "the site's runtime image $image is not on this machine, so nothing can check $file. Read it. If you trust it: \
+sh $file --dir $here --update"
+    # The copy runs: somebody could change the file after the check.
+    trap 'rm -f "$here/.update.join"' EXIT
+    trap 'exit 130' INT TERM
+    rm -f .update.join
+    (umask 077 && cat "$file" >.update.join)
+    said=$(once --interactive "$image" join-check <.update.join) || fail "$file was not run: $said"
+    found=${said##* } wanted='' before=''
+    for word; do
+        shift
+        case $before in
+            --fingerprint) wanted=$word ;;
+            --images | --passphrase-file) word=$(path "$word") ;;
+        esac
+        set -- "$@" "$word"
+        before=$word
+    done
+    if [ -n "$wanted" ]; then
+        [ "$(plain "$wanted")" = "$(plain "$found")" ] || fail \
+            "$file was not run: expected a file from the CA $wanted, found one from the CA $found."
+    elif ! once --mount "type=bind,source=$here/renewed,target=/renewed,readonly" --entrypoint python3 "$image" \
+        -P -m bridge.common.join_file trusts "$found"; then
+        fail "$file was not run: this site does not trust its CA, $found. If that is right, say so: --fingerprint $found"
+    fi
+    sh .update.join --dir "$here" --update "$@"
+}
+
 approve() {
     [ $# = 1 ] || fail "approve needs a checksum, as ./site status shows it." 2
     run_once keeper keeper approve "$1"
@@ -251,7 +291,7 @@ leave() {
     compose down --volumes --remove-orphans --timeout 20 >&2
     as_root 'rm -rf kit renewed environments spool'
     rmdir jobs 2>/dev/null || true
-    rm -rf compose compose.yaml compose.override.yaml .env .override.new .up.log
+    rm -rf compose compose.yaml compose.override.yaml .env .override.new .up.log .update.join
     # Another site of this machine may use it. Then the engine refuses.
     docker image rm "$image" >/dev/null 2>&1 || true
     rm -f site
@@ -279,12 +319,7 @@ case $verb in
     status) status ;;
     logs) logs "$@" ;;
     doctor) doctor "$@" ;;
-    update)
-        [ $# -gt 0 ] || fail "update needs the newer join file: ./site update FILE [--images FOLDER]" 2
-        file=$(path "$1")
-        shift
-        exec sh "$file" --dir "$here" --update "$@"
-        ;;
+    update) update "$@" ;;
     console) compose run --rm "$site" ;;
     request) request ;;
     join) join "$@" ;;

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from bridge.common.meta import JOINS_FILE
 from provisioning.keys import ELSEWHERE, REVOKED
-from scripts import core, provision, terminal
+from scripts import core, join_files, provision, terminal
 from scripts.json_object import JsonObject
 
 JSON = JsonObject(
@@ -30,8 +28,7 @@ JSON = JsonObject(
 def run() -> dict[str, Any]:
     """List the sites."""
     project = provision.load(provision.DEFAULT_PROJECT)
-    file = core.ROOT / "workspace" / project["name"] / "policy" / JOINS_FILE
-    made = json.loads(file.read_text()) if file.exists() else {}
+    until = join_files.last_days(str(project["name"]))
     sites = []
     for item in project["participants"]:
         if item["type"] not in ("client", "relay"):
@@ -44,7 +41,7 @@ def run() -> dict[str, Any]:
                 "org": item["org"],
                 "elsewhere": bool(item.get(ELSEWHERE)),
                 "connect_to": target.get("name") if isinstance(target, dict) else target,
-                "join_file_until": max((one["last_day"] for one in made.get(item["name"], [])), default=None),
+                "join_file_until": until.get(item["name"]),
             }
         )
     if not core.as_json:

@@ -79,6 +79,16 @@ def test_wrong_use_is_one_error_and_code_2(
     assert said.err.count("Did you mean") <= 1
 
 
+@pytest.mark.parametrize(("words", "code"), [(["site", "--help"], 0), (["site", "-h"], 0), (["site"], 2)])
+def test_the_first_word_of_several_verbs_lists_them(
+    words: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == code
+    said = capsys.readouterr().out
+    assert all(f"site {verb} " in said for verb in ("add", "approve", "list", "remove"))
+    assert "ca export" not in said and "Add a site on another machine" in said
+
+
 def test_wrong_use_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["wait", "--timeout", "x", "--format", "json"]) == 2
     [line] = capsys.readouterr().out.splitlines()

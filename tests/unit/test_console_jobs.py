@@ -248,11 +248,12 @@ def test_sites_come_in_order() -> None:
     info = SimpleNamespace(client_info=clients, server_info=SimpleNamespace(status="started"))
     session.get_system_info = lambda: info  # type: ignore[attr-defined]
     reports = [{"name": "site-1", "reported_seconds": 3.0, "report": {}}]
-    session._do_command = lambda name: {"meta": {"sites": reports, "server_version": {}}}  # type: ignore[attr-defined]
+    meta = {"sites": reports, "server_version": {}, "joined": ["site-1"]}
+    session._do_command = lambda name: {"meta": meta}  # type: ignore[attr-defined]
     call = Asked(session)
     jobs.status(call)
     assert [site["name"] for site in call.lines[0]["sites"]] == ["site-1", "site-2"]
-    assert call.lines[0]["reports"] == reports
+    assert call.lines[0]["reports"] == reports and call.lines[0]["joined"] == ["site-1"]
 
 
 class Store(Session):

@@ -261,3 +261,19 @@ def test_a_site_with_data_elsewhere_gets_no_part(
     del people[2], people[0]
     with pytest.raises(UsageError, match="Each site has data elsewhere"):
         data._without_data()
+
+
+def test_a_site_on_another_machine_gets_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "DATA", tmp_path / "data")
+    monkeypatch.setattr(site_files, "ROOT", tmp_path)
+    away = {"name": "hospital-c", "type": "client", "elsewhere": True}
+    people = [{"name": "site-1", "type": "client"}, away]
+    monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
+    assert data._without_data() == ["site-1"]
+    assert "hospital-c: on another machine" in capsys.readouterr().err
+    del people[0]
+    with pytest.raises(UsageError, match="Each site has data elsewhere"):
+        data._without_data()

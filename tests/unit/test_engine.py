@@ -292,6 +292,7 @@ def test_before_provisioning_the_verb_is_named(docker: Program, flowerbed: Run) 
             "containers": [],
             "sites": [],
             "missing_sites": [],
+            "not_joined": [],
             "reports": [],
             "jobs": [],
             "behind": "",

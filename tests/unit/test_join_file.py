@@ -17,9 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bridge.common import join_file, own_policy, own_settings, site_settings
+from bridge.common import join_file, own_policy, own_settings, site_settings, trust
 from bridge.common.join_file import BadJoinFile
-from provisioning import join, state
+from provisioning import join, renewal, state
 from scripts import kit_layer
 
 SITE = "hospital-c"
@@ -179,6 +179,15 @@ def test_an_altered_file_has_no_good_signature(text: str, how: str) -> None:
         join_file.check(altered)
 
 
+def test_it_brings_the_statement_about_a_change_of_the_ca(ca: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "state"
+    changed.mkdir()
+    state.save(changed, {**state.read(ca), renewal.TRUST: '{"statement": "..."}\n'})
+    text = written(changed, tmp_path)
+    join_file.check(text)
+    assert f'put "$1/renewed/{trust.FILE}" <<\'{join.MARK}\'\n{{"statement": "..."}}\n{join.MARK}\n' in text
+
+
 def test_another_ca_cannot_sign_it(text: str, tmp_path: Path) -> None:
     other = state.read(authority(tmp_path / "other"))
     key = serialization.load_pem_private_key(other["root_pri_key"].encode(), None)
@@ -297,6 +306,20 @@ def test_a_folder_of_another_site_or_with_other_files_is_left_alone(site: Site) 
     code, said = site.run("--yes", "--dir", "other")
     assert code == 1 and "is the folder of the site hospital-d: expected that of hospital-c" in said
     assert "expected the site's folder, found no site" in site.run("--update", "--dir", "nowhere")[1]
+
+
+def test_the_ca_of_the_first_file_does_not_count_once_it_was_replaced(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    assert site.run("--yes")[0] == 0
+    assert site.run("--update", "--yes")[0] == 0
+    asks = "run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges --mount"
+    site.answers = {asks: "exit 1", **site.answers}
+    code, said = site.run("--update", "--yes")
+    assert code == 1 and "does not trust the CA of this file, AA:BB" in said
+    assert site.run("--update", "--fingerprint", "aabb")[0] == 0
+    # A site without a list of CAs has only that of its first file.
+    (site.folder / SITE / "renewed/rootCA.pem").unlink()
+    assert site.run("--update", "--yes")[0] == 0
 
 
 def test_a_folder_may_end_with_a_slash(site: Site) -> None:

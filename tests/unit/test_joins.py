@@ -70,6 +70,7 @@ def test_a_file_is_for_one_machine_also_after_a_restart_of_the_server(server: Se
     assert "used before, on another machine" in str(server.refuses(told("one", "b")))
     assert "./flowerbed site add hospital-c" in str(server.refuses(told("one", "b")))
     assert server.registered == 2
+    assert Joins(server.folder, server.folder / "store/joined.json").used() == [SITE]
 
 
 def test_a_registration_that_fails_binds_no_machine(server: Server) -> None:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
+from bridge.launch.sandbox import HIDDEN
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
-from scripts import core, provision
+from scripts import core, kit_layer, provision
 from tests.unit import forked
 from tests.unit.forked import ended
 
@@ -502,6 +503,11 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
     assert subnets() == before
 
 
+def hidden_from_apps(mounts: Iterable[str]) -> bool:
+    """Return whether an app sees none of these mounts but data and packages. A console runs no app."""
+    return {target.split("/")[1] for target in mounts} <= {*HIDDEN, "data", "environments", "jobs", "flwr"}
+
+
 @pytest.mark.usefixtures("compose_here")
 def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
     edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
@@ -511,6 +517,7 @@ def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     here = yaml.safe_load((again / outcome["compose"]).read_text())
     assert "site-2" not in {**here["services"], **here["volumes"]}
     site = elsewhere(again, outcome, "site-2")
+    assert hidden_from_apps(mount["target"] for mount in site["volumes"] if isinstance(mount, dict))
     assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
     edit(again, replace("name: site-2\n", "name: site-2\n    cpus: 2\n"))
     assert elsewhere(again, done(again), "site-2")["cpus"] == 2
@@ -527,6 +534,22 @@ def test_a_site_elsewhere_may_dial_an_address(again: Path) -> None:
     for site, host in (("site-1", "server"), ("site-2", "192.0.2.2")):
         text = (kits[site] / "startup" / "fed_client.json").read_text()
         assert f'"target": "{host}:8002"' in text, text
+
+
+def test_all_sites_may_be_elsewhere_and_an_address_that_one_dials_needs_no_build(again: Path) -> None:
+    edit(again, lambda text: re.sub(r"  - name: site-\d\n    type: client\n    org: flowerbed\n", "", text))
+    first = done(again)
+    certificate = (again / "workspace/flowerbed/renewed/server/server.crt").read_bytes()
+    there = (
+        "{name: far, type: client, org: far, elsewhere: true, connect_to: {name: server, host: 192.0.2.2}}"
+    )
+    edit(again, replace("\nbuilders:", f"\n  - {there}\nbuilders:"))
+    second = done(again)
+    assert second["reissued"] == ["server"]
+    assert (again / "workspace/flowerbed/renewed/server/server.crt").read_bytes() != certificate
+    marks = [kit_layer.mark(again / outcome["kits"]["server"]) for outcome in (first, second)]
+    files = [yaml.safe_load((again / outcome["compose"]).read_text()) for outcome in (first, second)]
+    assert marks[0] == marks[1] and files[0]["services"] == files[1]["services"]
 
 
 def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(again: Path) -> None:
@@ -793,6 +816,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert ("healthcheck" in service) == (service["command"] != ["console"])
         assert "docker.sock" not in json.dumps(service)
         mounts = {mount["target"]: mount for mount in service["volumes"]}
+        assert hidden_from_apps(mounts)
         assert mounts.pop("/workspace")["source"] == name
         if name == "server":
             assert mounts.pop("/tracking")["source"] == "tensorboard"

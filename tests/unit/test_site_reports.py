@@ -26,6 +26,7 @@ from bridge.common import site_report
 from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
 from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare.joins import JOINS
 from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
 from bridge.flare.site_reports import SiteReports, SiteReportsCommand, is_relay
@@ -257,6 +258,7 @@ def test_a_console_gets_them_with_the_right_to_check_the_status(
         return allowed, ""
 
     monkeypatch.setattr(AuthorizationService, "authorize", authorize)
+    monkeypatch.setattr(JOINS, "used", lambda: ["site-1"])
     reports = server.watch()
     server.say(site_report.dumped({"uptime_seconds": 1}))
     (spec,) = SiteReportsCommand(reports).get_spec().cmd_specs
@@ -270,6 +272,7 @@ def test_a_console_gets_them_with_the_right_to_check_the_status(
         spec.handler_func(conn, [spec.name])
     assert asked == ["check_status"]
     assert said[0]["status"] == ("ok" if allowed else "not_authorized") and ("sites" in said[0]) == allowed
+    assert (said[0].get("joined") == ["site-1"]) == allowed
 
 
 # At the site

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.test_site_doctor import Site
 
 SINCE = "2026-11-28T11:13:42.123456789Z\n"
+PLAIN = "run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges"
+CHECK, TRUSTS = f"{PLAIN} --interactive sha256:abc join-check", f"{PLAIN} --mount"
+"""The beginnings of calls that check a join file, and ask whether the site trusts its CA."""
 STATE, STARTED, HEALTH = (
     f"inspect --format {{{{{words}" for words in (".State.Status", ".State.StartedAt", "with .State.Health")
 )
@@ -61,3 +65,52 @@ def test_what_an_answer_holds_does_not_act_on_the_terminal(site: Site) -> None:
     code, _, said = site.verb("join", "answer")
     assert code == 1
     assert "the answer was not taken: found one for [2Jsite-2\nNothing was changed." in said
+
+
+@pytest.fixture
+def newer(site: Site) -> Path:
+    """A newer join file, which says how it was run."""
+    site.docker.answer(CHECK, out="signed by AA:BB\n")
+    site.docker.answer(TRUSTS)
+    file = site.folder.parent / "newer.join"
+    file.write_text('echo "ran $0 $*"; exit 3\n')
+    return file
+
+
+def test_a_newer_file_runs_once_it_is_checked(site: Site, newer: Path) -> None:
+    """It is a copy that runs, so that nobody can change it after the check. The copy has a key."""
+    # Paths count from the caller's folder.
+    ran = f"ran .update.join --dir {site.folder} --update --images {site.folder}/stick --yes\n"
+    assert site.verb("update", str(newer), "--images", "stick", "--yes") == (3, ran, "")
+    assert f"source={site.folder}/renewed,target=/renewed,readonly" in site.calls(TRUSTS)[0]
+    assert site.calls(TRUSTS)[0].endswith("bridge.common.join_file trusts AA:BB")
+    assert not (site.folder / ".update.join").exists()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "answer", "expected"),
+    [
+        (CHECK, {"code": 1, "out": "this file was altered\n"}, "was not run: this file was altered"),
+        (TRUSTS, {"code": 1}, "was not run: this site does not trust its CA, AA:BB."),
+        ("image inspect", {"code": 1}, "so nothing can check"),
+    ],
+)
+def test_a_file_that_nobody_trusted_has_signed_does_not_run(
+    site: Site, newer: Path, beginning: str, answer: dict[str, Any], expected: str
+) -> None:
+    site.docker.answer(beginning, **answer)
+    code, told, why = site.verb("update", str(newer), "--yes")
+    assert (code, told) == (1, "") and expected in why
+    assert not (site.folder / ".update.join").exists()
+
+
+def test_a_fingerprint_lets_a_new_ca_in_and_no_other(site: Site, newer: Path) -> None:
+    site.docker.answer(TRUSTS, code=1)
+    assert site.verb("update", str(newer), "--fingerprint", "aa bb")[0] == 3
+    code, told, why = site.verb("update", str(newer), "--fingerprint", "AA:CC")
+    assert (code, told) == (1, "") and "expected a file from the CA AA:CC, found one from the CA AA:BB" in why
+
+
+def test_a_file_that_is_not_there(site: Site) -> None:
+    code, _, why = site.verb("update", "nowhere.join")
+    assert code == 2 and f"found none that can be read at {site.folder}/nowhere.join" in why

@@ -157,10 +157,15 @@ def status(call: ConsoleCall) -> None:
 
 
 def _reports(session: Session) -> dict[str, Any]:
-    """Return the sites' last reports, and the server's own version to compare with theirs."""
+    """Return the sites' last reports, the server's own version to compare with theirs, and the sites that
+    have used a join file."""
     # FLARE's session has methods for FLARE's own commands only. This is what they call.
     meta = session._do_command(site_report.COMMAND)["meta"]
-    return {"reports": meta.get("sites") or [], "server_version": meta.get("server_version") or {}}
+    return {
+        "reports": meta.get("sites") or [],
+        "server_version": meta.get("server_version") or {},
+        "joined": meta.get("joined"),
+    }
 
 
 def abort(call: ConsoleCall, job: str) -> None:

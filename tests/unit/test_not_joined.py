@@ -1,0 +1,50 @@
+"""`status` tells a site that has not joined yet from one that is gone."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from provisioning import join
+from scripts import core, join_files, status
+
+TODAY = datetime.datetime.now(datetime.UTC).date()
+TOLD: dict[str, Any] = {"joined": ["hospital-d"]}
+MISSING = ["site-1", "hospital-c", "hospital-d"]
+
+
+@pytest.fixture(autouse=True)
+def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "ROOT", tmp_path)
+    policy = tmp_path / "workspace/flowerbed/policy"
+    policy.mkdir(parents=True)
+    for site in ("hospital-c", "hospital-d"):
+        join.record(policy, site, "one", TODAY + datetime.timedelta(days=3))
+        join.record(policy, site, "two", TODAY + datetime.timedelta(days=7))
+
+
+def test_a_site_with_a_file_that_was_not_used_has_not_joined() -> None:
+    [site] = join_files.not_joined("flowerbed", MISSING, TOLD)
+    assert site == {"name": "hospital-c", "until": (TODAY + datetime.timedelta(days=7)).isoformat()}
+    assert join_files.in_words(site) == (
+        f"hospital-c has not joined yet. Its join file can be used until {site['until']}."
+    )
+    assert "./flowerbed site add hospital-c" in join_files.in_words(site | {"until": "2026-01-01"})
+
+
+def test_an_older_server_does_not_say_who_has_joined() -> None:
+    assert join_files.not_joined("flowerbed", MISSING, {}) == []
+    assert join_files.not_joined("other", MISSING, TOLD) == []
+
+
+def test_status_names_it_apart_from_those_that_are_gone() -> None:
+    waits = join_files.not_joined("flowerbed", MISSING, TOLD)
+    running = [{"service": "server", "state": "running", "health": "healthy"}]
+    outcome = {"containers": running, "sites": [], "missing_sites": MISSING, "not_joined": waits}
+    said = status._ill(json.loads(json.dumps(outcome)))
+    assert said[0].startswith("hospital-c has not joined yet.")
+    assert said[1].startswith("Not registered: site-1, hospital-d. docs/how-to/trouble.md")
