@@ -64,7 +64,10 @@ FILES_ABI, TCP_ABI, SIGNALS_ABI = 1, 4, 6
 TRUNCATE_ABI = 3
 """The first that knows `truncate`: Linux 6.2."""
 
-HIDDEN = ("kit", "workspace", "proc", "policy", "apps", "tracking", "tmp", "run", "root", "home", "dev")
+HIDDEN = (
+    *("kit", "renewed", "renewals", "offers", "spool", "workspace", "policy", "apps", "tracking"),
+    *("proc", "tmp", "run", "root", "home", "dev"),
+)
 """Entries of the container's top folder that no app reads, or only in part. All others are the image's, or
 data."""
 

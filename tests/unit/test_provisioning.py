@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
+from bridge.launch.sandbox import HIDDEN
 from provisioning import dotenv, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
@@ -502,6 +503,11 @@ def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> Non
     assert subnets() == before
 
 
+def hidden_from_apps(mounts: Iterable[str]) -> bool:
+    """Return whether an app sees none of these mounts but data and packages. A console runs no app."""
+    return {target.split("/")[1] for target in mounts} <= {*HIDDEN, "data", "environments", "jobs", "flwr"}
+
+
 @pytest.mark.usefixtures("compose_here")
 def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> None:
     edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
@@ -511,6 +517,7 @@ def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     here = yaml.safe_load((again / outcome["compose"]).read_text())
     assert "site-2" not in {**here["services"], **here["volumes"]}
     site = elsewhere(again, outcome, "site-2")
+    assert hidden_from_apps(mount["target"] for mount in site["volumes"] if isinstance(mount, dict))
     assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
     edit(again, replace("name: site-2\n", "name: site-2\n    cpus: 2\n"))
     assert elsewhere(again, done(again), "site-2")["cpus"] == 2
@@ -809,6 +816,7 @@ def test_compose_resolves_every_service_to_a_hardened_container(wide: Path) -> N
         assert ("healthcheck" in service) == (service["command"] != ["console"])
         assert "docker.sock" not in json.dumps(service)
         mounts = {mount["target"]: mount for mount in service["volumes"]}
+        assert hidden_from_apps(mounts)
         assert mounts.pop("/workspace")["source"] == name
         if name == "server":
             assert mounts.pop("/tracking")["source"] == "tensorboard"
