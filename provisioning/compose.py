@@ -16,7 +16,19 @@ from nvflare.tool.cli_output import output_error
 from bridge.common import site_service
 from bridge.common.site_service import KEEPER, shown
 from bridge.common.site_settings import CONNECT_THROUGH, DATA_FOLDER
-from provisioning import addresses, dotenv, elsewhere, links, networks, note, renewed, revocation, site_files
+from provisioning import (
+    addresses,
+    dotenv,
+    elsewhere,
+    links,
+    networks,
+    note,
+    own_keys,
+    renewed,
+    revocation,
+    site_files,
+    state,
+)
 from provisioning.checks import TOOLS
 from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
@@ -131,7 +143,8 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             prod = previous
             ctx[CtxKey.CURRENT_PROD_DIR] = str(prod)
         site_files.write_templates(project)
-        revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [])
+        removed = own_keys.removed(state.read(Path(ctx.get_state_dir())))
+        revocation.write(ctx, prod.parent, project.props.get(REVOKED) or [], removed)
         kits = [prod / p.name for p in people]
         renewed.write(prod.parent, kits)
         addresses.write(prod.parent, kits)

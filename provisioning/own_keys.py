@@ -15,11 +15,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from bridge.common import removed_keys
 from bridge.common.own_key import KeyRequest, UnfitRequest
 from provisioning.keys import OWN_KEY, REVOKED
+from provisioning.renewal import LISTENER
 
 CERTIFICATE, PRIVATE_KEY = "cert", "pri_key"
 """FLARE's keys of a participant in the CA's file (nvflare 2.9.0 `lighter/impl/cert.py`)."""
+REMOVED = "/removed"
+"""The key of the list of removed keys in the CA's file. No participant's name has a slash."""
 PUBLIC_KEY, JOIN = "public_key", "join"
 """Ours, of a site with its own key: the key, and the id of the join file that it came by."""
 
@@ -39,6 +43,24 @@ def settle(content: dict[str, Any], participants: Iterable[tuple[str, bool]]) ->
             del content[name]
             forgotten.append(name)
     return forgotten
+
+
+def forget(content: dict[str, Any], name: str) -> set[str]:
+    """Forget a participant in the CA's file, and remember its keys as removed. Return their entries."""
+    found = set()
+    for subject in (name, name + LISTENER):
+        known = content.pop(subject, {})
+        if certificate := known.get(CERTIFICATE):
+            found.add(removed_keys.of_certificate(certificate.encode()))
+        elif key := asked(known):
+            found.add(removed_keys.entry(key))
+    content[REMOVED] = sorted({*removed(content), *found})
+    return found
+
+
+def removed(known: Mapping[str, Any]) -> list[str]:
+    """Return the removed keys in the CA's file, as entries of the list of revoked names."""
+    return list(known.get(REMOVED, ()))
 
 
 def asked(known: Mapping[str, Any]) -> rsa.RSAPublicKey | None:
@@ -84,6 +106,11 @@ def check(
     made = next((join for join in joins.get(site, ()) if join.get("id") == request.join), None)
     if made is None:
         raise UnfitRequest(f"this request is not of a join file that was made for {site}. {again}")
+    if removed_keys.entry(request.key) in removed(content):
+        raise UnfitRequest(
+            f"this request is for a key that was removed. {again}. At {site} run ./site leave, and use the "
+            "new file in another folder"
+        )
     known = content.get(site) or {}
     if known.get(JOIN) == request.join:
         if pem(request.key) == known.get(PUBLIC_KEY):

@@ -88,6 +88,9 @@ REVOKED_FILE, REVOKED_KEY = "revoked.json", "revoked"
 """The file of revoked names, and the key of their list. Provisioning writes the file, and FLARE's processes
 that accept connections read it."""
 
+REMOVED_KEY = "sha256:"
+"""The beginning of a removed key's entry in that list (`removed_keys.py`). No name has a colon."""
+
 JOINS_FILE = "joins.json"
 """The join files that were made, of each site, beside the file of revoked names."""
 

@@ -35,6 +35,7 @@ from nvflare.fuel.f3.drivers import aio_http_driver, net_utils
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import offers
+from bridge.flare import peers
 from bridge.flare.revocation import REVOCATIONS
 
 PROTOCOL = "http/1.1"
@@ -93,16 +94,17 @@ class Door:
                 self._open[name] -= fits
                 self._open += Counter()  # Forget names without any.
 
-    def answer(self, name: str, method: str, path: str, wanted: str = "") -> HttpAnswer:
+    def answer(self, name: str, key: str, method: str, path: str, wanted: str = "") -> HttpAnswer:
         """HttpAnswer a request.
 
         Args:
             name: the name in the certificate.
+            key: the certificate's key, as the list of revoked names has it.
             method: GET or HEAD.
             path: as it came. No character of it is decoded.
             wanted: the header `Range`.
         """
-        if why := REVOCATIONS.why_not(name):
+        if why := REVOCATIONS.why_not(name) or REVOCATIONS.why_not_key(key):
             return _refusal(HTTPStatus.FORBIDDEN, why)
         if method not in ("GET", "HEAD"):
             return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET or HEAD", {"Allow": "GET, HEAD"})
@@ -122,7 +124,7 @@ class Door:
         Raises:
             OSError: the connection broke, or took too long.
         """
-        name = common_name(connection.getpeercert())
+        name, key = common_name(connection.getpeercert()), peers.key_of_tls(connection)
         with self.room(name) as fits:
             if not fits:
                 _send(connection, BUSY)
@@ -133,7 +135,7 @@ class Door:
                 answer = _refusal(HTTPStatus.BAD_REQUEST, "expected an HTTP/1.1 request")
             else:
                 found = re.search(r"^range: *(.*?) *$", head, re.MULTILINE | re.IGNORECASE)
-                answer = self.answer(name, parts[0], parts[1], found[1].strip() if found else "")
+                answer = self.answer(name, key, parts[0], parts[1], found[1].strip() if found else "")
             _send(connection, answer, body=parts[0] != "HEAD")
 
 
@@ -174,11 +176,13 @@ async def handle(request: web.Request) -> web.StreamResponse:
     """HttpAnswer a request to the listener of `http`."""
     assert request.transport is not None
     name = common_name(request.transport.get_extra_info("peercert"))
+    key = peers.key_of_tls(request.transport.get_extra_info("ssl_object"))
     with DOOR.room(name) as fits:
         answer = BUSY
         if fits:
             wanted = request.headers.get("Range", "")
-            answer = await asyncio.to_thread(DOOR.answer, name, request.method, request.raw_path, wanted)
+            asked = (name, key, request.method, request.raw_path, wanted)
+            answer = await asyncio.to_thread(DOOR.answer, *asked)
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
         response.force_close()
         async with asyncio.timeout(BODY_WITHIN):

@@ -7,6 +7,9 @@ needs a restart. The file is the operator's: no FLARE command changes it, and it
 A relay on another machine has no such folder. The server tells it the names with each reply to its report
 (`relay_reporter.py`).
 
+The list also has the keys of removed participants (`bridge/common/removed_keys.py`). A name may come back,
+and a removed key may not.
+
 A file that cannot be read keeps out everybody who is not in already. Without the folder, as in FLARE's
 simulator, nobody is revoked until the server says so.
 """
@@ -21,7 +24,7 @@ import time
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
-from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
+from bridge.common.meta import REMOVED_KEY, REVOKED_FILE, REVOKED_KEY
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ READ_EVERY = 1.0
 """Seconds between two looks at the file, when somebody asks."""
 
 REVOKED = "its name is in revoked: of project.yml"
+KEY_REMOVED = "its key was removed from the federation. Ask for a new join file"
 DISABLED = "it was disabled by a project_admin (disable_client)"
 
 
@@ -54,15 +58,24 @@ class Revoked:
                 return REVOKED
             return None if here else self._broken or None
 
+    def why_not_key(self, key: str) -> str | None:
+        """Return why nobody may come in with a key, or None. One that could not be read ("") is out too, once
+        any was removed."""
+        with self._lock:
+            self._look()
+            unknown = not key and any(name.startswith(REMOVED_KEY) for name in self._since)
+            return KEY_REMOVED if unknown or key in self._since else None
+
     def removed(self, name: str, for_at_least: float = 0.0) -> bool:
-        """Return whether `name` has been in the file for some seconds. A broken file removes nobody."""
+        """Return whether a name or a key has been in the file for some seconds. A broken file removes
+        nobody."""
         with self._lock:
             self._look()
             since = self._since.get(name)
             return since is not None and time.monotonic() - since >= for_at_least
 
     def names(self) -> list[str]:
-        """Return the names, to tell others."""
+        """Return the names and keys, to tell others."""
         with self._lock:
             self._look()
             return sorted(self._since)

@@ -1,8 +1,8 @@
 """Take a site, a relay or a person out of the federation at once.
 
 It takes the name out of project.yml, writes it under `revoked:`, and tells the server, which disconnects it
-within 30 s. No other kit changes, and no container restarts. It removes the kits and images with the key of
-the one that left, and names what is left, and where.
+within 30 s. No other kit changes, and no container restarts. It forgets the key of the one that left, which
+stays refused, and removes kits and images with it. It names what is left, and where.
 
   ./flowerbed site remove hospital-c
 """
@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from provisioning import dotenv
+from provisioning import dotenv, revocation, state
 from provisioning.keys import ELSEWHERE
 from provisioning.names import service_name
-from scripts import compose, core, engine, leftovers, provision
+from scripts import ca, compose, core, engine, leftovers, provision
 from scripts.build import TAG as BUILT
 from scripts.json_object import JsonObject
 from scripts.site import add, project_file
@@ -52,6 +52,7 @@ def run(
     except core.Failure:
         provision.DEFAULT_PROJECT.write_text(before)
         raise
+    _forget_key(name)
     file = core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
     leftovers.forget_kits(file)
     if engine.ask().problem == "":
@@ -61,6 +62,18 @@ def run(
     for sentence in left:
         core.say(f"  {sentence}")
     return {"removed": name, "elsewhere": bool(entry.get(ELSEWHERE)), "left": left}
+
+
+def _forget_key(name: str) -> None:
+    """Let the centre forget the participant's key, and the server refuse it for good."""
+    from provisioning import own_keys  # Here, since cryptography takes a while.
+
+    folder = ca.folder()
+    with state.Lock(folder, lambda: core.say("  waiting for a provisioning to end")):
+        content = ca.read(folder)
+        # First for the server: a killed run leaves no key that is forgotten and still counts.
+        revocation.add(folder.parent, own_keys.forget(content, name))
+        state.save(folder, content)
 
 
 def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
@@ -77,6 +90,6 @@ def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
         if core.run([engine.docker(), "volume", "inspect", volume]).returncode == 0:
             yield f"Its volume {volume}, with its jobs: docker volume rm {volume}"
     yield (
-        f"Its key and certificate, in workspace/{project}/state. The name cannot be used again while it is "
-        "revoked"
+        "Its name, under revoked: in project.yml. To use the name again, take it out there. It then gets a "
+        "new key, because the old one stays refused"
     )

@@ -163,6 +163,23 @@ def test_a_revoked_site_gets_nothing(centre: Path, invited: str, kit: Path, appr
     assert code == 1 and "is revoked in project.yml" in outcome["error"]
 
 
+def test_a_removed_key_gets_no_certificate(invited: str, centre: Path, kit: Path, approve: Approve) -> None:
+    assert approve(asked(kit, invited))[0] == 0
+    content = state_of(centre)
+    assert len(own_keys.forget(content, SITE)) == 1 and SITE not in content
+    (centre / STATE).write_text(json.dumps(content))
+    code, outcome, _ = approve(asked(kit, invite(centre)))
+    assert code == 1 and "a key that was removed" in outcome["error"]
+    (kit / own_key.KEY).unlink()
+    assert approve(asked(kit, invite(centre)))[0] == 0
+
+
+def test_a_request_whose_key_is_forgotten_before_its_answer_is_removed_too(kit: Path) -> None:
+    content: dict[str, Any] = {}
+    own_keys.accept(content, own_key.read_request(asked(kit, "id")))
+    assert own_keys.forget(content, SITE) == set(content["/removed"]) and len(content["/removed"]) == 1
+
+
 def test_the_fingerprint_decides(centre: Path, invited: str, kit: Path, approve: Approve) -> None:
     request = asked(kit, invited)
     right = own_key.read_request(request).fingerprint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio.constants
 import contextlib
+import json
 import os
 import queue
 import socket
@@ -17,7 +18,10 @@ import pytest
 from nvflare.fuel.f3.communicator import Mode, load_comm_drivers
 from nvflare.fuel.f3.message import Message
 
+from bridge.common import removed_keys
+from bridge.common.meta import REVOKED_FILE
 from bridge.common.ports import free_port
+from bridge.flare.revocation import Revoked
 from tests.silent import silent
 from tests.unit.connecting import APP, End, driver
 from tests.unit.faking import Authority
@@ -85,6 +89,26 @@ def test_a_certificate_for_another_name_than_was_dialled_is_refused(url: str, tm
     finally:
         asker.communicator.stop()
         listener.communicator.stop()
+
+
+@pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)
+def test_a_removed_key_cannot_connect_by_a_name_that_is_in(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = removed_keys.of_certificate((tmp_path / "site-1" / "startup" / "client.crt").read_bytes())
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / REVOKED_FILE).write_text(json.dumps({"revoked": [removed]}))
+    monkeypatch.setattr(drivers, "REVOCATIONS", Revoked(tmp_path / "policy"))
+    with contextlib.ExitStack() as ends:
+        names = (("server", Mode.PASSIVE), ("site-2", Mode.ACTIVE), ("site-1", Mode.ACTIVE))
+        listener, other, thief = (End(tmp_path / name, url, mode) for name, mode in names)
+        for end in (listener, other, thief):
+            ends.callback(end.communicator.stop)
+        other.peers.get(timeout=10)
+        assert listener.peers.get(timeout=10).name == "site-2"
+        with pytest.raises(queue.Empty):
+            listener.peers.get(timeout=2)
+        assert thief.peers.empty()
 
 
 @pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)

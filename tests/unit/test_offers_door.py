@@ -22,6 +22,7 @@ import pytest
 from nvflare.fuel.f3.communicator import Mode
 from nvflare.fuel.f3.message import Message
 
+from bridge.common import removed_keys
 from bridge.common.ports import free_port
 from bridge.flare import offers_door, revocation
 from bridge.flare.offers_door import DOOR, Door
@@ -202,6 +203,17 @@ def test_a_removed_name_gets_nothing(
     assert ask(listener, kits / "site-2", PATH, headers={"Range": "bytes=0-"})[0] == 206
 
 
+def test_a_removed_key_gets_nothing(
+    listener: str, kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = removed_keys.of_certificate((kits / "site-1" / "startup" / "client.crt").read_bytes())
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "revoked.json").write_text(json.dumps({"revoked": [removed]}))
+    monkeypatch.setattr(offers_door, "REVOCATIONS", revocation.Revoked(tmp_path / "policy"))
+    assert ask(listener, kits / "site-1", PATH, headers={"Range": "bytes=0-"})[0] == 403
+    assert ask(listener, kits / "site-2", PATH, headers={"Range": "bytes=0-"})[0] == 206
+
+
 def test_one_name_does_not_take_all_the_room(listener: str, kits: Path) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(offers_door.EACH):
@@ -233,8 +245,8 @@ class Pair:
         self.errors: list[Exception] = []
 
         class Connection(socket.socket):
-            def getpeercert(self) -> dict[str, object]:
-                return {"subject": ((("commonName", "site-1"),),)}
+            def getpeercert(self, binary_form: bool = False) -> dict[str, object] | None:
+                return None if binary_form else {"subject": ((("commonName", "site-1"),),)}
 
         self.ours = Connection(fileno=ours.detach())
 
@@ -293,7 +305,7 @@ def test_another_request_is_refused(folder: Path, head: bytes) -> None:
 
 
 def test_the_door_without_a_folder_has_nothing(tmp_path: Path) -> None:
-    assert Door(tmp_path / "none").answer("site-1", "GET", PATH).status == HTTPStatus.NOT_FOUND
+    assert Door(tmp_path / "none").answer("site-1", "", "GET", PATH).status == HTTPStatus.NOT_FOUND
 
 
 def test_a_listener_without_tls_has_no_door(kits: Path, folder: Path) -> None:

@@ -70,6 +70,20 @@ def test_what_the_server_says_does_not_replace_the_file(tmp_path: Path) -> None:
     assert relay.names() == ["site-2"]
 
 
+def test_a_removed_key_is_out_whatever_its_name(tmp_path: Path) -> None:
+    revoked, key, other = Revoked(tmp_path), "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    revoke(tmp_path, "site-1")
+    assert revoked.why_not_key(key) is None and revoked.why_not_key("") is None
+    revoke(tmp_path, key)
+    assert revoked.why_not_key(key) == revocation.KEY_REMOVED and revoked.removed(key)
+    assert revoked.why_not_key(other) is None and revoked.why_not("site-1") is None
+    # One that cannot be read may be the removed one.
+    assert revoked.why_not_key("") == revocation.KEY_REMOVED
+    relay = Revoked(tmp_path / "none")
+    relay.tell(revoked.names())
+    assert relay.why_not_key(key) == revocation.KEY_REMOVED and relay.why_not_key(other) is None
+
+
 @pytest.mark.parametrize("told", [{"revoked": "site-2"}, {"revoked": [1]}, {"revoked": None}])
 def test_a_relay_refuses_what_is_no_list_of_names(told: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="revoked"):
@@ -140,8 +154,9 @@ def test_the_revoked_neither_register_nor_beat_nor_log_in(
 class Line:
     """Open a connection over mutual TLS, as `name`."""
 
-    def __init__(self, name: str, mode: Mode = Mode.PASSIVE) -> None:
+    def __init__(self, name: str, mode: Mode = Mode.PASSIVE, key: str = "") -> None:
         self.closed = False
+        self.flowerbed_key = key
         params = {DriverParams.SCHEME.value: "stcp", DriverParams.SECURE.value: True}
         self.connector = SimpleNamespace(mode=mode, params=params)
         self.name = name
@@ -200,5 +215,18 @@ def test_a_connection_is_closed_when_its_name_is_revoked(
     flowerbed_drivers.close_removed(driver)
     assert not first.closed, "it has had no time to hear that it is put out"
     time.sleep(0.15)
+    flowerbed_drivers.close_removed(driver)
+    assert first.closed and not second.closed
+
+
+def test_a_connection_is_closed_when_its_key_is_removed(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flowerbed_drivers, "CLOSE_AFTER", 0.0)
+    keys = ["sha256:" + letter * 64 for letter in "ab"]
+    first, second, driver = Line("site-2", key=keys[0]), Line("site-3", key=keys[1]), Driver()
+    for line in (first, second):
+        driver.add_connection(line)
+    revoke(policy, keys[0])
     flowerbed_drivers.close_removed(driver)
     assert first.closed and not second.closed

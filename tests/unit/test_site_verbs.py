@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.common import join_file
+from bridge.common import join_file, removed_keys
 from provisioning.places import SOURCE as ROOT
 from provisioning.places import TEMPLATE
 from scripts import core
@@ -190,10 +190,45 @@ def test_a_name_that_is_revoked_cannot_be_added(federation: Federation) -> None:
     assert outcome["removed"] == "site-2" and not any("prod_" in sentence for sentence in outcome["left"])
     assert not list((federation.root / "workspace/flowerbed").glob("prod_*/site-2")), "its kit has its key"
     revoked = json.loads((federation.root / "workspace/flowerbed/policy/revoked.json").read_text())
-    assert revoked == {"revoked": ["site-2"]} == {"revoked": yaml.safe_load(federation.project)["revoked"]}
+    names = [name for name in revoked["revoked"] if not name.startswith("sha256:")]
+    assert names == ["site-2"] == yaml.safe_load(federation.project)["revoked"]
     project = federation.project
     code, outcome, _ = federation.verb("site", "add", "site-2")
     assert code == 2 and "site-2" in outcome["error"] and federation.project == project
+
+
+def entry(pem: str) -> str:
+    return removed_keys.of_certificate(pem.encode())
+
+
+def test_a_removed_key_stays_out_when_its_name_comes_back(federation: Federation) -> None:
+    workspace = federation.root / "workspace/flowerbed"
+    state, policy = workspace / "state/cert.json", workspace / "policy/revoked.json"
+    assert federation.verb("site", "add", "hospital-c")[0] == 0
+    old = json.loads(state.read_text())["hospital-c"]
+    code, outcome, said = federation.verb("site", "remove", "hospital-c")
+    assert code == 0 and "gets a new key" in outcome["left"][-1], said
+    known = json.loads(state.read_text())
+    assert "hospital-c" not in known and known["/removed"] == [entry(old["cert"])]
+    assert set(json.loads(policy.read_text())["revoked"]) == {"hospital-c", entry(old["cert"])}
+    # The name comes back.
+    content = yaml.safe_load(federation.project)
+    assert content.pop("revoked") == ["hospital-c"]
+    (federation.root / "project.yml").write_text(yaml.safe_dump(content))
+    code, _, said = federation.verb("site", "add", "hospital-c", "--org", "hospital")
+    assert code == 0 and "sha256:" not in said, said
+    new = json.loads(state.read_text())["hospital-c"]
+    assert entry(new["cert"]) != entry(old["cert"]) and new["pri_key"] != old["pri_key"]
+    assert json.loads(policy.read_text())["revoked"] == [entry(old["cert"])]
+    # Nor is it forgotten with either file.
+    policy.unlink()
+    assert done(federation.root)
+    assert json.loads(policy.read_text())["revoked"] == [entry(old["cert"])]
+    content = json.loads(state.read_text())
+    del content["/removed"]
+    state.write_text(json.dumps(content))
+    assert done(federation.root)
+    assert json.loads(policy.read_text())["revoked"] == [entry(old["cert"])]
 
 
 def test_a_site_elsewhere_is_removed_with_a_word_on_its_folder(federation: Federation) -> None:

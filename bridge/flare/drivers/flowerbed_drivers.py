@@ -17,7 +17,7 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
   noticed as by gRPC's keep-alive.
 - Over TCP a client knows IPv4 only, and over TCP and HTTP no proxy. Here it knows both
   (`bridge/flare/dialling.py`). A listener on all addresses takes IPv6 as well.
-- With any scheme, a listener rejects mutual TLS connections with a revoked name in their certificate
+- With any scheme, a listener rejects mutual TLS connections with a revoked name or key in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so.
 - With any scheme, a listener takes renewed certificates (`bridge/flare/certificates.py`).
@@ -47,14 +47,13 @@ from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.communicator import driver_mgr
 from nvflare.fuel.f3.drivers import aio_http_driver, grpc_driver, net_utils, tcp_driver
 from nvflare.fuel.f3.drivers.base_driver import BaseDriver
-from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import addresses, certificates, dialling, line_watch, offers_door
-from bridge.flare.revocation import REVOCATIONS, REVOKED
+from bridge.flare import addresses, certificates, dialling, line_watch, offers_door, peers
+from bridge.flare.revocation import REVOCATIONS
 from bridge.job import replaced
 
 log = logging.getLogger(__name__)
@@ -98,9 +97,9 @@ class Admitting(BaseDriver):  # type: ignore[misc]
         Raises:
             CommError: it is closed, because the other end was removed.
         """
-        name = _peer(conn)
+        name = peers.name(conn)
         if name is not None:
-            if why := REVOCATIONS.why_not(name):
+            if why := REVOCATIONS.why_not(name) or REVOCATIONS.why_not_key(peers.key(conn)):
                 _audit(name, f"connection refused: {why}")
                 conn.close()
                 raise CommError(CommError.BAD_DATA, f"{name} may not connect: {why}")
@@ -111,15 +110,6 @@ class Admitting(BaseDriver):  # type: ignore[misc]
         """Called by the driver at a connection's end. A rejected connection was never added."""
         if conn.name in self.connections:
             super().close_connection(conn)
-
-
-def _peer(conn: Any) -> str | None:
-    """Return the name in the certificate of the other end of a mutual TLS connection to this process."""
-    connector = conn.connector
-    if connector.mode != Mode.PASSIVE or not is_mtls_connection(connector.params):
-        return None
-    name = (conn.get_conn_properties() or {}).get(DriverParams.PEER_CN.value)
-    return str(name) if name else None
 
 
 def _audit(name: str, text: str) -> None:
@@ -151,11 +141,11 @@ def _keep_closing() -> None:
 
 
 def close_removed(driver: Admitting) -> None:
-    """Close the connections of names that were revoked a while ago."""
+    """Close the connections of names and keys that were revoked a while ago."""
     for conn in list(driver.connections.values()):
-        name = _peer(conn)
-        if name is not None and REVOCATIONS.removed(name, CLOSE_AFTER):
-            log.warning("closed a connection of %s: %s", name, REVOKED)
+        name = peers.name(conn)
+        if name is not None and any(REVOCATIONS.removed(x, CLOSE_AFTER) for x in (name, peers.key(conn))):
+            log.warning("closed a connection of %s: it was removed", name)
             AuditService.add_event(user=name, action="flower.revoked", msg="connection closed")
             conn.close()
 
