@@ -106,7 +106,7 @@ check_signature() {
         [ -t 0 ] || fail "expected --fingerprint F, with the fingerprint that the administrator tells you, or --yes." 2
         printf 'Does the administrator of the federation tell you the same one? [y/N] ' >&2
         read -r answer
-        [ "$answer" = y ] || fail "nothing was changed."
+        case $answer in [Yy]*) ;; *) fail "nothing was changed." ;; esac
     fi
     step "the federation's CA has signed this file"
 }
@@ -331,4 +331,5 @@ and run this again."
     [ "$ROLE" != site ] ||
         say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
     say "All verbs: $dir/site"
+    [ -n "$OWN_KEY$LOCKED" ] || say "Delete $file now: it holds the private key of $SITE. The site does not need it again."
 }
