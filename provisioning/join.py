@@ -11,6 +11,7 @@ import io
 import json
 import secrets
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,26 @@ STARTS = {
     "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
 }
 """What a join file does at the end, by role."""
+
+AFTERWARDS = {
+    "site": """\
+#
+# From then on, apps of the federation run here, new ones at any time. They run in a container, and read the
+# folder `data`. The server gets their results and logs, and each 20 s a report on disk, GPUs, data and more.
+# To allow less: sh {site}.join --prepare, then edit ./{site}/site.yml, then ./{site}/site start
+""",
+    "relay": "",
+    "console": "",
+}
+"""What a machine lets in from then on, by role."""
+
+LINES = "Lines of the part that acts."
+"""Where the head names the lines that act."""
+
+UNUSED = tuple(
+    f"kit/{name}" for name in ("startup/start.sh", "startup/stop_fl.sh", "local/privacy.json.sample")
+)
+"""Files of FLARE's kits that no container uses. A site's administrator need not read them."""
 
 OF_ALL = ("# The settings", "# After", "# hosts", "# connect_through", "# env_file", "# cpus", "# memory")
 """The lines of `site.yml` that relays and consoles have too."""
@@ -136,13 +157,14 @@ def render(
         "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
+        "MADE": str(int(time.time())),
         "KIT": invitation.kit,
     }
     parts = ((FOLDER / f"{name}.sh").read_text().split("\n", 1)[1] for name in ("join", "runtime"))
+    acting = "".join([*(f"{name}='{value}'\n" for name, value in names.items()), *parts])
     body = [
-        _head(invitation, join_file.fingerprint(ca), is_locked=passphrase is not None),
-        "".join(f"{name}='{value}'\n" for name, value in names.items()),
-        *parts,
+        _head(invitation, join_file.fingerprint(ca), acting.count("\n"), is_locked=passphrase is not None),
+        acting,
         "# The site's files.\nfiles() {\n",
         *_documents(files),
         '}\n\nmain "$@"\nexit\n',
@@ -150,8 +172,12 @@ def render(
     return join_file.seal("".join(body), ca, key)
 
 
-def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
-    """Return what a person reads first."""
+def _head(invitation: Invitation, fingerprint: str, acting: int, *, is_locked: bool) -> str:
+    """Return what a person reads first.
+
+    Args:
+        acting: the number of the lines that act, which come next.
+    """
     site = invitation.site
     holds = f"IT HOLDS THE PRIVATE KEY OF {site}. Give it to nobody else, and delete it once it has joined."
     last = STARTS[invitation.role]
@@ -160,16 +186,19 @@ def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
     if invitation.own_key:
         holds = f"It holds no key. This machine makes the key of {site}, which never leaves it."
         last = "It makes the key, and prints a request. With the answer, ./site join starts the site."
-    return f"""\
+    text = f"""\
 #!/bin/sh
 # Join file of {WHOSE[invitation.role]} {site} for the Flowerbed federation '{invitation.project}'.
 #
 # {holds}
 #
 # Use it until {invitation.last_day} (UTC), on one machine:   sh {site}.join
-# The fingerprint (SHA-256) of the federation's CA is
+#
+# Before you run it, let the federation's administrator tell you two things, in another way than you got this
+# file. Compare them. The first needs no trust in this file:
+#   what this prints:   sha256sum {site}.join
+#   the fingerprint (SHA-256) of the federation's CA:
 #   {fingerprint}
-# Let the federation's administrator tell you it in another way than you got this file, and compare.
 #
 # What it does, in this order:
 #   1. It checks its date and its checksum, and that Docker with Compose is here.
@@ -180,7 +209,12 @@ def _head(invitation: Invitation, fingerprint: str, *, is_locked: bool) -> str:
 #   6. {last}
 # It connects to {invitation.server}. Only that folder and Docker are changed.
 # To remove all of it: ./{site}/site leave
+{AFTERWARDS[invitation.role].format(site=site)}#
+# {LINES} The files of ./{site} follow them, as text.
+# At the end, the line main "$@" calls what acts.
 """
+    first = text.count("\n") + 1
+    return text.replace(LINES, f"Lines {first} to {first + acting - 1} act.")
 
 
 def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
@@ -194,6 +228,8 @@ def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:
         files[f"compose/{name}"] = (places.TEMPLATE / "compose" / name).read_text()
     with tarfile.open(fileobj=io.BytesIO(kit)) as archive:
         for member in archive:
+            if member.name in UNUSED:
+                continue
             if member.issym():
                 files[f"{member.name} -> {member.linkname}"] = ""
             elif content := archive.extractfile(member) if member.isfile() else None:

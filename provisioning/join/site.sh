@@ -286,7 +286,7 @@ leave() {
         [ -t 0 ] || fail "leave asks first: expected a terminal, or ./site leave --yes." 2
         printf 'Remove the containers, the key and the jobs of %s from this machine? [y/N] ' "$site" >&2
         read -r answer
-        [ "$answer" = y ] || fail "nothing was removed."
+        case $answer in [Yy]*) ;; *) fail "nothing was removed." ;; esac
     fi
     compose down --volumes --remove-orphans --timeout 20 >&2
     as_root 'rm -rf kit renewed environments spool'

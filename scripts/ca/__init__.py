@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,12 @@ def read(folder: Path) -> dict[str, Any]:
         return state.read(folder)
     except state.Unreadable as error:
         raise core.Failure(str(error)) from None
+
+
+def fingerprint() -> str | None:
+    """Return the SHA-256 fingerprint of the CA that signs join files, or None if it cannot be read."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(read(folder())["root_cert"])
+    except (core.Failure, KeyError, ValueError):
+        return None
+    return hashlib.sha256(der).digest().hex(":").upper()

@@ -23,6 +23,7 @@ new to a site that has joined (`./site update NAME.join` there).
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -83,12 +84,14 @@ JSON = JsonObject(
         "site": "the site's name",
         "file": "the join file",
         "bytes": "its size",
+        "sha256": "its SHA-256, which the site compares before it runs the file",
         "id": "its id, which the server knows",
         "last_day": "the last day on which it can be used",
         "key": "who has the private key: the `file`, the file but `locked`, or only the `site`",
         "fingerprint": "the SHA-256 fingerprint of the federation's CA",
         "server": "host and port that the site dials",
         "runtime": "the ID of the runtime image",
+        "runtime_by": "how the site gets it: by a `registry`, the `server` or a `folder`. Null if not at all",
         "added": "true if the site was not in project.yml",
     }
 )
@@ -159,6 +162,12 @@ class Runtime:
     pulled: str
     archive: carry.ImageArchive | None = None
     offered: bool = False
+
+    @property
+    def way(self) -> str | None:
+        """Return how a site gets the image."""
+        found = {"registry": self.pulled, "server": self.offered, "folder": self.archive}
+        return next((way for way, there in found.items() if there), None)
 
 
 def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
@@ -328,31 +337,43 @@ def _invite(
     state.write_whole(file, text.encode(), 0o600)
     _give(file)
     key = "site" if has_own_key else "locked" if passphrase else "file"
-    fingerprint = join_file.check(text)
-    _tell(name, file, key, fingerprint, last)
-    return {
+    made = {
         "site": name,
         "file": str(file),
         "bytes": len(text.encode()),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "id": invitation.id,
         "last_day": last.isoformat(),
         "key": key,
-        "fingerprint": fingerprint,
+        "fingerprint": join_file.check(text),
         "server": invitation.server,
         "runtime": runtime.id,
+        "runtime_by": runtime.way,
     }
+    _tell(made)
+    return made
 
 
-def _tell(name: str, file: Path, key: str, fingerprint: str, last: datetime.date) -> None:
+def _tell(made: Mapping[str, Any]) -> None:
     """Tell the user what to do with a join file."""
+    name, last, file = made["site"], made["last_day"], Path(made["file"])
     holds = {
         "file": f"has the private key of {name}. Give it to that site only, until {last}.",
         "locked": f"has the key of {name}, locked. Tell the passphrase in another way, until {last}.",
         "site": f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE",
     }
-    core.say(f"{file} ({core.in_words(file.stat().st_size)}) {holds[key]}")
+    core.say(f"{file} ({core.in_words(made['bytes'])}) {holds[made['key']]}")
     core.say(f"  There:  sh {file.name}")
-    core.say(f"  It asks for the CA's fingerprint. Tell it in another way:\n  {fingerprint}")
+    core.say(
+        "  Tell these two in another way than you send the file. The site compares them before it runs it:"
+    )
+    core.say(f"  sha256sum {file.name}   {made['sha256']}")
+    core.say(f"  fingerprint of the CA\n  {made['fingerprint']}")
+    if made["runtime_by"] is None:
+        core.say(
+            "  The file brings no runtime image. If the machine lacks it, run this again with --from-server "
+            "or --with-images FOLDER."
+        )
     address = settings.read(settings.BIND)
     if address in ("127.0.0.1", "localhost", "[::1]"):
         core.say(

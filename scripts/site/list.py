@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from provisioning.keys import ELSEWHERE, REVOKED
-from scripts import core, join_files, provision, terminal
+from scripts import ca, core, join_files, provision, terminal
 from scripts.json_object import JsonObject
 
 JSON = JsonObject(
@@ -21,6 +21,7 @@ JSON = JsonObject(
         "sites[].connect_to": "the relay that it connects to, else null",
         "sites[].join_file_until": "the last day of its newest join file that can still be used, else null",
         "revoked": "the names that stay out",
+        "fingerprint": "the SHA-256 fingerprint of the federation's CA, or null before `provision`",
     }
 )
 
@@ -46,7 +47,10 @@ def run() -> dict[str, Any]:
         )
     if not core.as_json:
         _show(sites)
-    return {"sites": sites, "revoked": list(project.get(REVOKED) or [])}
+    fingerprint = ca.fingerprint()
+    if fingerprint:
+        core.say(f"The CA's fingerprint, which sites compare before they join:\n  {fingerprint}")
+    return {"sites": sites, "revoked": list(project.get(REVOKED) or []), "fingerprint": fingerprint}
 
 
 def _show(sites: list[dict[str, Any]]) -> None:

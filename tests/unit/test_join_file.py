@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def kit(folder: Path, ca: Path) -> Path:
         "startup/rootCA.pem": state.read(ca)["root_cert"],
         "startup/fed_client.json": '{"no": "newline"}',
         "startup/sub_start.sh": "#!/bin/sh\necho $HOME `id` 'x' \\\n",
+        "startup/start.sh": "#!/bin/sh\n",
+        "startup/stop_fl.sh": "#!/bin/sh\n",
+        "local/privacy.json.sample": "{}",
         "local/empty": "",
     }
     for name, content in files.items():
@@ -109,21 +113,32 @@ class Site:
             "ps": "true",
         }
 
-    def run(self, *words: str) -> tuple[int, str]:
+    def run(self, *words: str, typed: str = "") -> tuple[int, str]:
+        """Run the join file.
+
+        Args:
+            typed: what a person answers at a terminal. Without it, there is no terminal.
+        """
         cases = "".join(f'    "{words}"*) {answer} ;;\n' for words, answer in self.answers.items())
         self.engine.write_text(
             f'#!/bin/sh\ncase "$*" in\n{cases}    *) echo "docker $*" >&2; exit 9 ;;\nesac\n'
         )
         self.engine.chmod(0o755)
-        process = subprocess.run(
-            ["sh", self.file.name, *words],
-            cwd=self.folder,
-            env={**os.environ, "PATH": f"{self.engine.parent}:{os.environ['PATH']}"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        keyboard, terminal = os.openpty()
+        os.write(keyboard, typed.encode())
+        try:
+            process = subprocess.run(
+                ["sh", self.file.name, *words],
+                cwd=self.folder,
+                env={**os.environ, "PATH": f"{self.engine.parent}:{os.environ['PATH']}"},
+                stdin=terminal if typed else subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            os.close(keyboard)
+            os.close(terminal)
         return process.returncode, process.stdout + process.stderr
 
 
@@ -142,6 +157,21 @@ def test_a_file_is_small_text_with_what_it_does_first(text: str, ca: Path) -> No
         and f"until {TODAY + datetime.timedelta(days=1)}" in head
     )
     assert state.read(ca)["root_pri_key"] not in text
+    assert f"sha256sum {SITE}.join" in head and "apps of the federation run here" in head
+
+
+def test_the_head_names_the_lines_that_act(text: str) -> None:
+    lines = text.splitlines()
+    found = re.search(r"^# Lines (\d+) to (\d+) act\. ", text, re.M)
+    assert found
+    first, last = (int(number) for number in found.groups())
+    assert lines[first - 1] == f"SITE='{SITE}'" and all(line[:1] == "#" for line in lines[: first - 1])
+    assert lines[last] == "# The site's files." and lines[last + 1] == "files() {"
+
+
+def test_files_that_no_container_uses_are_left_out(text: str) -> None:
+    assert "kit/startup/sub_start.sh" in text
+    assert not [name for name in ("start.sh", "stop_fl.sh", "privacy.json.sample") if f"/{name}" in text]
 
 
 def test_the_files_of_a_site_come_out_as_they_went_in(text: str, tmp_path: Path) -> None:
@@ -270,10 +300,21 @@ def test_another_fingerprint_is_refused(site: Site) -> None:
     assert not (site.folder / SITE).exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "goes_on"),
+    [("y", True), ("Y", True), ("yes", True), ("Yes", True), ("", False), ("n", False), ("no, y", False)],
+)
+def test_a_person_agrees_with_any_yes(site: Site, typed: str, goes_on: bool) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true"}
+    code, said = site.run("--prepare", typed=f"{typed}\n")
+    assert (code == 0) == goes_on and ("nothing was changed" in said) != goes_on, said
+
+
 def test_a_file_joins_and_does_nothing_the_second_time(site: Site) -> None:
     site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
     code, said = site.run("--fingerprint", "aabb")
     assert code == 0 and f"{SITE} is registered with fl.example.org:8002." in said, said
+    assert f"Delete {site.file.name} now: it holds the private key" in said
     settings = site.folder / SITE / "site.yml"
     settings.write_text("cpus: 2\n")
     site.answers.pop("run")
@@ -320,6 +361,25 @@ def test_the_ca_of_the_first_file_does_not_count_once_it_was_replaced(site: Site
     # A site without a list of CAs has only that of its first file.
     (site.folder / SITE / "renewed/rootCA.pem").unlink()
     assert site.run("--update", "--yes")[0] == 0
+
+
+def test_an_older_file_is_refused(ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, now = [], time.time()
+    for name, ahead in (("first", 0), ("second", 60)):
+        monkeypatch.setattr(time, "time", lambda then=now + ahead: then)
+        texts.append(written(ca, tmp_path / name))
+    monkeypatch.undo()
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site", texts[1])
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    assert site.run("--yes")[0] == 0
+    before = (site.folder / SITE / ".env").read_text()
+    site.file.write_text(texts[0])
+    code, said = site.run("--update")
+    assert code == 1 and "is older than the one that the site has used" in said
+    assert (site.folder / SITE / ".env").read_text() == before
+    site.file.write_text(texts[1])
+    assert site.run("--update")[0] == 0
 
 
 def test_a_folder_may_end_with_a_slash(site: Site) -> None:

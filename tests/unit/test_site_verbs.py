@@ -3,6 +3,7 @@ works. FLARE provisions for real. No engine."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -126,6 +127,9 @@ def test_a_site_is_added_and_nothing_else_changes(federation: Federation) -> Non
     text = file.read_text()
     assert outcome["bytes"] == len(text) < 100_000 and file.stat().st_mode & 0o777 == 0o600
     assert join_file.check(text) == outcome["fingerprint"] and outcome["fingerprint"] in said
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == outcome["sha256"]
+    assert f"sha256sum hospital-c.join   {outcome['sha256']}" in said
+    assert outcome["runtime_by"] is None and "The file brings no runtime image" in said
     assert (outcome["server"], outcome["runtime"]) == ("fl.example.org:8002", "sha256:abc")
     assert f"JOIN='{outcome['id']}'" in text and after["hospital-c/startup/client.key"].decode() in text
     known = json.loads((federation.root / "workspace/flowerbed/policy/joins.json").read_text())
@@ -139,6 +143,7 @@ def test_a_site_is_added_and_nothing_else_changes(federation: Federation) -> Non
 
     code, listed, said = federation.verb("site", "list")
     assert [site["join_file_until"] for site in listed["sites"]] == [None, None, outcome["last_day"]]
+    assert listed["fingerprint"] == outcome["fingerprint"] and outcome["fingerprint"] in said
 
 
 WRONG = {
