@@ -11,6 +11,7 @@ import io
 import json
 import secrets
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def render(
         "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
+        "MADE": str(int(time.time())),
         "KIT": invitation.kit,
     }
     parts = ((FOLDER / f"{name}.sh").read_text().split("\n", 1)[1] for name in ("join", "runtime"))

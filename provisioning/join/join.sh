@@ -154,6 +154,9 @@ look() {
         other=$(value SITE_NAME)
         [ "$other" = "$SITE" ] || fail "$dir is the folder of the site $other: expected that of $SITE. Name another: --dir DIR"
         had=$(value SITE_JOIN)
+        last=$(value SITE_MADE)
+        [ "${last:-0}" -le "$MADE" ] || fail "this join file is older than the one that the site has used, and the server \
+would refuse it. Nothing was changed. Use the newest."
         if [ -n "$(value SITE_JOINED)" ] && [ -z "$update" ]; then
             [ "$had" = "$JOIN" ] || fail "$SITE has joined with another file. To take what is new in this one: \
 $dir/site update $file"
@@ -202,7 +205,7 @@ lay() {
     chmod 0755 "$fresh/site"
     unlock
     {
-        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ROLE|ORG|SERVER|RUNTIME|JOIN|JOINED|KIT|CA|OWN_KEY))=" "$dir/.env" || true
+        [ ! -f "$dir/.env" ] || grep -v -E "^(COMPOSE_PROJECT_NAME|SITE_(NAME|ROLE|ORG|SERVER|RUNTIME|JOIN|JOINED|MADE|KIT|CA|OWN_KEY))=" "$dir/.env" || true
         echo "COMPOSE_PROJECT_NAME=$PROJECT-$SITE"
         echo "SITE_NAME=$SITE"
         echo "SITE_ROLE=$ROLE"
@@ -211,6 +214,7 @@ lay() {
         echo "SITE_SERVER=$SERVER"
         echo "SITE_RUNTIME=$image_here"
         echo "SITE_JOIN=$JOIN"
+        echo "SITE_MADE=$MADE"
         echo "SITE_KIT=$KIT"
         echo "SITE_CA=$found"
         [ -n "$had" ] || echo "SITE_INSTANCE=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
@@ -242,16 +246,20 @@ merge() {
             # Containers that run have this folder: a new one in its place would be hidden from them.
             python3 -P -m bridge.keeper.merge /fresh/renewed /folder/renewed
             rm -f /folder/renewed/server.json
+            new=/folder/.new old=/folder/.old
             for part; do
-                rm -rf "/folder/.old"
-                cp -pRP "/fresh/$part" "/folder/.new"
-                [ ! -e "/folder/$part" ] || mv "/folder/$part" /folder/.old
+                target=/folder/$part
+                # An update that was cut off may have left the only copy of the key aside.
+                [ -e "$target" ] || [ ! -d "$old" ] || mv "$old" "$target"
+                rm -rf "$old" "$new"
+                cp -pRP "/fresh/$part" "$new"
                 # A key that the site has made is nowhere else. Its certificate came later than this file.
-                [ "$part" != kit ] || [ -f /folder/.new/startup/client.key ] || [ ! -f "/folder/.old/startup/client.key" ] ||
-                    cp -p /folder/.old/startup/client.key /folder/.new/startup/client.key
-                mv /folder/.new "/folder/$part"
+                key=startup/client.key
+                [ "$part" != kit ] || [ -f "$new/$key" ] || [ ! -f "$target/$key" ] || cp -p "$target/$key" "$new/$key"
+                [ ! -d "$target" ] || mv "$target" "$old"
+                mv "$new" "$target"
             done
-            rm -rf /folder/.old' sh "$@" || {
+            rm -rf "$old"' sh "$@" || {
         rm -rf "$fresh"
         fail "$dir could not be updated, as said above."
     }

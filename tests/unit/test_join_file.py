@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -360,6 +361,25 @@ def test_the_ca_of_the_first_file_does_not_count_once_it_was_replaced(site: Site
     # A site without a list of CAs has only that of its first file.
     (site.folder / SITE / "renewed/rootCA.pem").unlink()
     assert site.run("--update", "--yes")[0] == 0
+
+
+def test_an_older_file_is_refused(ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, now = [], time.time()
+    for name, ahead in (("first", 0), ("second", 60)):
+        monkeypatch.setattr(time, "time", lambda then=now + ahead: then)
+        texts.append(written(ca, tmp_path / name))
+    monkeypatch.undo()
+    (tmp_path / "site").mkdir()
+    site = Site(tmp_path / "site", texts[1])
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    assert site.run("--yes")[0] == 0
+    before = (site.folder / SITE / ".env").read_text()
+    site.file.write_text(texts[0])
+    code, said = site.run("--update")
+    assert code == 1 and "is older than the one that the site has used" in said
+    assert (site.folder / SITE / ".env").read_text() == before
+    site.file.write_text(texts[1])
+    assert site.run("--update")[0] == 0
 
 
 def test_a_folder_may_end_with_a_slash(site: Site) -> None:

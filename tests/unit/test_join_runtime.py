@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +115,12 @@ def server(
     monkeypatch.setattr(offers_door, "PIECE", 60_000)
     machine.values["SERVER"] = f"127.0.0.1:{free_port()}"
     end = End(tmp_path / "server", f"{request.param}://{machine.values['SERVER']}", Mode.PASSIVE)
+    host, _, port = machine.values["SERVER"].partition(":")
+    for _ in range(200):
+        # Some tests let a site try again at once.
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            break
+        time.sleep(0.05)
     yield archive
     end.communicator.stop()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from bridge.common import join_file, trust
 from bridge.keeper.merge import OlderFile, merge
-from provisioning import renewal, signing
+from provisioning import join, renewal, signing
 from tests.unit.test_renewals import KINDS, Elsewhere, authority_of, key_of, signed, site
 
 __all__ = ["site"]
@@ -142,3 +145,39 @@ def test_a_site_trusts_the_cas_of_its_list_only(site: Elsewhere) -> None:
     stranger = join_file.fingerprint(authority_of("a stranger").certificate)
     assert [join_file.trusts(join_file.fingerprint(ca), both) for ca in (first, second)] == [True, True]
     assert not join_file.trusts(stranger, both) and not join_file.trusts(stranger, b"broken")
+
+
+def update(root: Path) -> None:
+    """Run what a join file runs in a container, on folders of the test. The certificates are left out."""
+    (script,) = re.findall(r"-ec '\n(.*?)' sh \"\$@\"", (join.FOLDER / "join.sh").read_text(), re.DOTALL)
+    script = script.replace("/fresh", f"{root}/fresh").replace("/folder", f"{root}/folder")
+    (root / "bin").mkdir()
+    (root / "bin/python3").symlink_to("/bin/true")
+    path = f"{root}/bin:{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-ec", script, "sh", "kit", "compose", "site", ".env"], env={"PATH": path}, check=True
+    )
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_key_that_the_site_has_made_stays(tmp_path: Path, cut_off: bool) -> None:
+    """Also if an earlier update was cut off between its two moves."""
+    for folder, text in (("fresh", "new"), ("folder", "old")):
+        for name in ("kit/startup/fed_client.json", "compose/site.yaml", "site", ".env"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+    site = tmp_path / "folder"
+    (site / "kit/startup/client.key").write_text("the key")
+    if cut_off:
+        (site / "kit").rename(site / ".old")
+        (site / ".new").mkdir()
+    update(tmp_path)
+    found = {path.relative_to(site).as_posix(): path for path in site.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in found.items()} == {
+        "kit/startup/client.key": "the key",
+        "kit/startup/fed_client.json": "new",
+        "compose/site.yaml": "new",
+        "site": "new",
+        ".env": "new",
+    }
+    assert not (site / ".old").exists() and not (site / ".new").exists()
