@@ -13,7 +13,7 @@ new to a site that has joined (`./site update NAME.join` there).
   ./flowerbed site add hospital-c --org hospital
   ./flowerbed site add hospital-c --own-key
   ./flowerbed site add hospital-c --passphrase-file words.txt
-  ./flowerbed site add hospital-c --from-server          without a registry
+  ./flowerbed site add hospital-c --no-from-server       if the machine has the runtime image already
   ./flowerbed site add hospital-c --with-images /media/stick
   ./flowerbed site add hospital-c --set sandbox=required --set "node_config={ward: 3}"
   ./flowerbed site add relay-1 --relay 8003 --address relay.example.org
@@ -27,7 +27,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +111,7 @@ def run(
     days: Days = DAYS,
     output: Output = None,
     with_images: WithImages = None,
-    from_server: FromServer = False,
+    from_server: FromServer = None,
 ) -> dict[str, Any]:
     """Add the site and write its join file.
 
@@ -129,8 +129,10 @@ def run(
     entry = _entry(name, {key: value for key, value in asked.items() if value is not None}, project, known)
     _check_address(entry, project)
     locked = passphrase or passphrase_file is not None
-    carry.check(with_images, from_server, entry, project, locked=locked)
+    carry.check(with_images, bool(from_server), entry, project, locked=locked)
     runtime = _runtime(str(project["name"]))
+    if from_server is None:
+        from_server = not with_images and carry.is_offered(runtime, entry, project, locked=locked)
     words = _passphrase(entry, passphrase_file) if locked else None
     _provision(entry, is_new=known is None)
     image = carry.archive(runtime.id) if with_images or from_server else None
@@ -146,28 +148,6 @@ def _listening(port: int | None, address: str | None) -> dict[str, Any]:
     if not port or not address:
         raise core.UsageError("expected --relay PORT and --address HOST together.")
     return {"port": port, "default_host": address}
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """The runtime image: its ID, its content, and by which name a site can pull it, if any.
-
-    Attributes:
-        archive: its archive, if it goes another way.
-        offered: whether the site may fetch it from the server.
-    """
-
-    id: str
-    content: str
-    pulled: str
-    archive: carry.ImageArchive | None = None
-    offered: bool = False
-
-    @property
-    def way(self) -> str | None:
-        """Return how a site gets the image."""
-        found = {"registry": self.pulled, "server": self.offered, "folder": self.archive}
-        return next((way for way, there in found.items() if there), None)
 
 
 def _provision(entry: Mapping[str, Any], *, is_new: bool) -> None:
@@ -258,7 +238,7 @@ def _check_address(entry: Mapping[str, Any], project: Mapping[str, Any]) -> None
         )
 
 
-def _runtime(project: str) -> Runtime:
+def _runtime(project: str) -> carry.Runtime:
     if taken := published.name():
         name = taken
     else:
@@ -275,7 +255,7 @@ def _runtime(project: str) -> Runtime:
     content = core.must(shown, f"Looking at {name}").decode().strip()
     if "'" in content:
         raise core.Failure(f"{name} has a quotation mark in its settings: expected none. {content}")
-    return Runtime(str(image["Id"]), content, next(iter(pushed), ""))
+    return carry.Runtime(str(image["Id"]), content, next(iter(pushed), ""))
 
 
 def _free(file: Path) -> Path:
@@ -302,7 +282,12 @@ def write(text: str) -> None:
 
 
 def _invite(
-    entry: Mapping[str, Any], project: str, runtime: Runtime, days: int, file: Path, passphrase: bytes | None
+    entry: Mapping[str, Any],
+    project: str,
+    runtime: carry.Runtime,
+    days: int,
+    file: Path,
+    passphrase: bytes | None,
 ) -> dict[str, Any]:
     """Write the join file, tell the server of it, and tell the user what to do with it."""
     name, has_own_key = str(entry["name"]), bool(entry.get(OWN_KEY))

@@ -34,6 +34,42 @@ class ImageArchive:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """The runtime image: its ID, its content, and by which name a site can pull it, if any.
+
+    Attributes:
+        archive: its archive, if it goes another way.
+        offered: whether the site may fetch it from the server.
+    """
+
+    id: str
+    content: str
+    pulled: str
+    archive: ImageArchive | None = None
+    offered: bool = False
+
+    @property
+    def way(self) -> str | None:
+        """Return how a site gets the image."""
+        found = {"registry": self.pulled, "server": self.offered, "folder": self.archive}
+        return next((way for way, there in found.items() if there), None)
+
+
+def is_offered(
+    runtime: Runtime, entry: Mapping[str, Any], project: Mapping[str, Any], *, locked: bool
+) -> bool:
+    """Return whether a site may fetch the image from the server if nobody says so: where that works, and no
+    registry has it."""
+    if runtime.pulled or entry["type"] != "client":
+        return False
+    try:
+        check(None, True, entry, project, locked=locked)
+    except core.UsageError:
+        return False
+    return True
+
+
 def archive(image: str) -> ImageArchive:
     """Return the archive of a runtime image, which is made if it is not there."""
     file = offers.runtime(image)

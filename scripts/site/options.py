@@ -51,10 +51,11 @@ WithImages = Annotated[
     ),
 ]
 FromServer = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--from-server",
-        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`, "
-        "nor for a site behind a relay, nor with `--own-key` or `--passphrase`.",
+        "--from-server/--no-from-server",
+        help="Let the site fetch the runtime image from the server, over its one port. Not with `grpc`, nor "
+        "for a site behind a relay, nor with `--own-key` or `--passphrase`. `--no-from-server` does not.",
+        show_default="for a site, where it works and no registry or folder has the image",
     ),
 ]

@@ -65,10 +65,11 @@ class Federation:
         self.root = root
         self.engine = root / "bin/docker"
         self.engine.parent.mkdir()
-        self.answer('[{"Id": "sha256:abc"}]')
+        self.answer('[{"Id": "sha256:abc", "Size": 1}]')
 
     def answer(self, said: str, code: int = 0) -> None:
-        self.engine.write_text(f"#!/bin/sh\ncase $* in image*) echo '{said}'; exit {code} ;; esac\nexit 1\n")
+        cases = f"image*) echo '{said}'; exit {code} ;; tag*) exit ;; save*) echo archive; exit ;;"
+        self.engine.write_text(f"#!/bin/sh\ncase $* in {cases} esac\nexit 1\n")
         self.engine.chmod(0o755)
 
     def verb(self, *words: str) -> tuple[int, dict[str, Any], str]:
@@ -129,7 +130,9 @@ def test_a_site_is_added_and_nothing_else_changes(federation: Federation) -> Non
     assert join_file.check(text) == outcome["fingerprint"] and outcome["fingerprint"] in said
     assert hashlib.sha256(file.read_bytes()).hexdigest() == outcome["sha256"]
     assert f"sha256sum hospital-c.join   {outcome['sha256']}" in said
-    assert outcome["runtime_by"] is None and "The file brings no runtime image" in said
+    (archive,) = (federation.root / ".flowerbed/offers/runtime").iterdir()
+    assert outcome["runtime_by"] == "server" and "RUNTIME_OFFERED='1'" in text
+    assert f"RUNTIME_SUM='{hashlib.sha256(archive.read_bytes()).hexdigest()}'" in text
     assert (outcome["server"], outcome["runtime"]) == ("fl.example.org:8002", "sha256:abc")
     assert f"JOIN='{outcome['id']}'" in text and after["hospital-c/startup/client.key"].decode() in text
     known = json.loads((federation.root / "workspace/flowerbed/policy/joins.json").read_text())
@@ -171,6 +174,21 @@ def test_wrong_words_change_nothing(federation: Federation, what: str) -> None:
     code, outcome, _ = federation.verb("site", "add", *words)
     assert code == 2 and expected in outcome["error"], outcome
     assert (kits(federation.root), federation.project, federation.files()) == (before, project, set())
+
+
+@pytest.mark.parametrize("words", [("--no-from-server",), ("--own-key",), ("--passphrase-file", "words")])
+def test_a_file_that_cannot_bring_the_runtime_says_so(federation: Federation, words: tuple[str, ...]) -> None:
+    (federation.root / "words").write_text("four words and more\n")
+    code, outcome, said = federation.verb("site", "add", "hospital-c", *words)
+    assert code == 0 and outcome["runtime_by"] is None, said
+    assert "The file brings no runtime image" in said
+    assert not list((federation.root / ".flowerbed").glob("offers/runtime/*"))
+
+
+def test_with_grpc_the_server_does_not_bring_the_runtime(federation: Federation) -> None:
+    edit(federation.root, replace("scheme: tcp", "scheme: grpc"))
+    code, outcome, said = federation.verb("site", "add", "hospital-c")
+    assert code == 0 and outcome["runtime_by"] is None and "--with-images FOLDER" in said, said
 
 
 def test_a_server_that_nobody_can_dial_is_named_before_anything_is_written(federation: Federation) -> None:
