@@ -172,7 +172,8 @@ class HardenBuilder(Builder):  # type: ignore[misc]
         listed = _listed(server.get_prop("host_names"))
         added = [name for name in _dialled(project) if name not in [*listed, server.get_default_host()]]
         if added:
-            note(ctx, f"{server.name}: its certificate also has {', '.join(added)}, because kits dial it.")
+            names = ", ".join(f"'{name}'" for name in added)
+            note(ctx, f"{server.name}: its certificate also has the name {names}, which kits dial.")
         former = addresses.former(Path(ctx.get_state_dir()), [*addresses.dialled(project), *listed, *added])
         if former:
             note(

@@ -326,7 +326,10 @@ def _accepted(kit: Kit) -> Finding:
 
 def _closed(kit: Kit) -> Finding:
     text = f"{kit.upstream} closes the connection after the handshake, as for a participant that was removed"
-    mend = f"ask the centre whether {kit.name} is under revoked: in project.yml"
+    mend = (
+        f"ask the centre whether {kit.name} is under revoked: in project.yml. If it was removed and is in "
+        "again, ask for a new join file, since its old key stays refused"
+    )
     return Finding("admission", "fail", text, mend)
 
 

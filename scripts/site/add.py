@@ -249,10 +249,12 @@ def _check_address(entry: Mapping[str, Any], project: Mapping[str, Any]) -> None
     dialled = others[name] if name else server
     where = dialled.get("listening_host") or {} if dialled["type"] == "relay" else dialled
     if not where.get("default_host"):
+        kind, name = dialled["type"], dialled["name"]
         raise core.UsageError(
-            f"{entry['name']} could not find the {dialled['type']} {dialled['name']}: project.yml has no "
-            f"address of it for other machines. Write default_host: NAME into the part of {dialled['name']}, "
-            "with a name that leads to this machine. It goes into every kit, so build and up follow."
+            f"{entry['name']} could not find the {kind}{'' if kind == name else f' {name}'}: project.yml has "
+            f"no address of it for other machines. Write default_host: NAME into the part of {name}, with a "
+            "name that leads to its machine. It goes into every kit: ./flowerbed provision, build, up. If "
+            "there is only an address, write the site into project.yml: docs/how-to/site-elsewhere.md"
         )
 
 

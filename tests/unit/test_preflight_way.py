@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from nvflare.fuel.f3.communicator import Mode
 
-from bridge.common import connect_through
+from bridge.common import connect_through, removed_keys
 from bridge.common.finding import Finding
 from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 from bridge.common.ports import free_port
@@ -91,16 +91,20 @@ def test_a_way_that_works_is_ok_with_every_scheme(
     assert ("agrees" in found["clock"].found) == (scheme != "grpc")
 
 
+@pytest.mark.parametrize("by", ["name", "key"])
 @pytest.mark.parametrize("listener", ["tcp", "http", "grpc"], indirect=True)
 def test_a_removed_site_is_told_so(
-    listener: tuple[str, int], tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    listener: tuple[str, int], by: str, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheme, port = listener
-    (tmp_path / REVOKED_FILE).write_text(json.dumps({REVOKED_KEY: ["site-1"]}))
+    kit = write_kit(tmp_path, f"127.0.0.1:{port}", scheme, authority)
+    (certificate,) = kit.rglob("client.crt")
+    entry = "site-1" if by == "name" else removed_keys.of_certificate(certificate.read_bytes())
+    (tmp_path / REVOKED_FILE).write_text(json.dumps({REVOKED_KEY: [entry]}))
     monkeypatch.setattr(drivers, "REVOCATIONS", revocation.Revoked(tmp_path))
-    found = way(write_kit(tmp_path, f"127.0.0.1:{port}", scheme, authority))
+    found = way(kit)
     assert "as for a participant that was removed" in failed(found, "admission")
-    assert "revoked:" in found["admission"].mend
+    assert "revoked:" in found["admission"].mend and "new join file" in found["admission"].mend
 
 
 # The name and the way

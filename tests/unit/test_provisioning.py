@@ -366,7 +366,7 @@ def test_a_name_that_only_a_site_dials_is_added_with_a_note(tmp_path: Path) -> N
     code, _, text = verb(root)
     assert code == 0
     assert "via.example" in sans(root / PROD / "server/startup/server.crt")
-    assert "server: its certificate also has via.example" in text
+    assert "server: its certificate also has the name 'via.example', which kits dial." in text
 
 
 def test_each_participant_is_told_the_address_that_it_dials(wide: Path) -> None:

@@ -177,8 +177,9 @@ def test_a_server_that_nobody_can_dial_is_named_before_anything_is_written(feder
     edit(federation.root, replace("    default_host: fl.example.org\n", ""))
     project = federation.project
     code, outcome, _ = federation.verb("site", "add", "hospital-c")
-    assert code == 2 and "Write default_host: NAME into the part of server" in outcome["error"]
     assert federation.project == project and not federation.files()
+    assert code == 2 and "Write default_host: NAME into the part of server" in outcome["error"]
+    assert "could not find the server: project.yml" in outcome["error"]
 
 
 def test_without_a_runtime_nothing_is_written(federation: Federation) -> None:
