@@ -20,23 +20,19 @@ CERTIFICATES = ("client.crt", "server.crt", "rootCA.pem")
 
 
 def write(workspace: Path, kits: Iterable[Path]) -> None:
-    """Put the certificates of new kits into the participants' folders, and remove other participants'.
+    """Put the certificates of new kits into the participants' folders.
 
-    A reader finds a file whole, either the old one or the new one.
+    A reader finds a file whole, either the old one or the new one. The folder of a participant that left
+    stays: its container may still run, and would keep a folder without a name if the participant came back.
     """
     folder = workspace / FOLDER
     _make(folder)
-    kits = list(kits)
     for kit in kits:
         _make(folder / kit.name)
         for name in CERTIFICATES:
             source = kit / "startup" / name
             if source.is_file():
                 _replace(folder / kit.name / name, source.read_bytes())
-    for left in {path.name for path in folder.iterdir()} - {kit.name for kit in kits}:
-        for path in (folder / left).iterdir():
-            path.unlink()
-        (folder / left).rmdir()
 
 
 def put(prod: Path, files: Mapping[str, Mapping[str, str]]) -> None:

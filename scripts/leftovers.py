@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from provisioning import renewed
 from provisioning.names import carrier, is_carrier
 from scripts import core, engine, kit_layer, ownership
 
@@ -25,6 +26,14 @@ def forget_kits(compose_file: Path) -> list[str]:
         shutil.rmtree(path)
         core.say(f"  removed the old kits {path}, which no image uses")
     return [path.name for path in old]
+
+
+def forget_renewed(compose_file: Path) -> None:
+    """Remove the certificates of participants that have neither a kit nor, after `up`, a container."""
+    kits = {path.name for path in compose_file.parent.iterdir() if path.is_dir()}
+    for path in (compose_file.parents[1] / renewed.FOLDER).glob("*"):
+        if path.name not in kits:
+            shutil.rmtree(path)
 
 
 def forget_images(compose_file: Path, project: str, tag: str) -> list[str]:

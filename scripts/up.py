@@ -138,6 +138,7 @@ def run(
     # Only now that their containers are gone.
     leftovers.forget_images(file, name, env.get("FLOWERBED_TAG", ""))
     leftovers.forget_kits(file)
+    leftovers.forget_renewed(file)
     leftovers.tell(file, name)
     addresses = {name: _address(config, name) for name in shown_by}
     for name, address in addresses.items():

@@ -18,8 +18,8 @@ END
 # clean: pass text on without what a terminal obeys: control characters, and marks that turn the direction of writing.
 # The server, a registry or an app may have written it.
 clean() {
-    LC_ALL=C tr -d '\000-\010\013-\037\177' | LC_ALL=C sed "$(printf \
-        's/\302[\200-\237]//g; s/\342\200[\213-\217\250-\256]//g; s/\342\201[\240-\257]//g')"
+    LC_ALL=C sed "$(printf 's/[\001-\010\013-\037\177]//g; s/\302[\200-\237]//g')
+        $(printf 's/\342\200[\213-\217\250-\256]//g; s/\342\201[\240-\257]//g')"
 }
 
 # Some shells' echo makes control characters of codes such as \033.

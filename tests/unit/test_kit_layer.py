@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from provisioning import renewed
-from scripts import core, kit_layer
+from scripts import core, kit_layer, leftovers
 from tests.unit.faking import Authority, Program, inspected
 
 
@@ -104,6 +104,9 @@ def test_the_newest_certificates_are_beside_the_kits(kit: Path, tmp_path: Path) 
     renewed.write(tmp_path, [kit])
     assert (folder / "server.crt").read_text() == "a newer one"
     assert (folder / "rootCA.pem").stat().st_ino == number, "what did not change is not written"
+    assert (tmp_path / "renewed" / "site-9").is_dir(), "its container may still run"
+    (tmp_path / "prod_00" / "compose.yaml").touch()
+    leftovers.forget_renewed(tmp_path / "prod_00" / "compose.yaml")
     assert [path.name for path in (tmp_path / "renewed").iterdir()] == ["server"]
     assert oct(folder.stat().st_mode)[-3:] == "755"
     assert {oct(path.stat().st_mode)[-3:] for path in folder.iterdir()} == {"644"}

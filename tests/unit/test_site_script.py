@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +61,33 @@ def test_what_the_server_or_a_container_says_does_not_act_on_the_terminal(site: 
         "  the server refuses the site: [2Jrevokedgood",
         "  health check: no ]52;c;AA connection",
     ]
+
+
+def test_the_log_is_clean_at_a_terminal_and_whole_in_a_file(site: Site) -> None:
+    line = "epoch 1\033[2J Zürich"
+    site.docker.answer("compose logs", out=f"{line}\n")
+    assert site.verb("logs") == (0, f"{line}\n", "")
+    # Each line comes at once.
+    program = site.docker.folder / "docker"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' '{line}'; sleep 20\n")
+    terminal, end = pty.openpty()
+    began = time.monotonic()
+    process = subprocess.Popen(
+        ["sh", "site", "logs", "-f"],
+        cwd=site.folder,
+        env={**os.environ, "PATH": f"{site.docker.folder}:{os.environ['PATH']}"},
+        stdout=end,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert os.read(terminal, 1000).decode() == "epoch 1[2J Zürich\r\n"
+        assert time.monotonic() - began < 10
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(terminal)
+        os.close(end)
 
 
 def test_what_an_answer_holds_does_not_act_on_the_terminal(site: Site) -> None:
