@@ -140,10 +140,15 @@ def run(
     leftovers.forget_kits(file)
     leftovers.forget_renewed(file)
     leftovers.tell(file, name)
-    addresses = {name: _address(config, name) for name in shown_by}
+    return {"services": services, "tracking": _tell_addresses(config, shown_by), "seconds": seconds}
+
+
+def _tell_addresses(config: dict[str, Any], tools: Sequence[str]) -> dict[str, str]:
+    """Show and return where the tools are."""
+    addresses = {name: _address(config, name) for name in tools}
     for name, address in addresses.items():
         core.say(f"  {name}: {address}")
-    return {"services": services, "tracking": addresses, "seconds": seconds}
+    return addresses
 
 
 def _prepare() -> None:
