@@ -15,6 +15,7 @@ from scripts import (
     console,
     core,
     engine,
+    join_files,
     ownership,
     provision,
     report_checks,
@@ -86,7 +87,8 @@ def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, s
 def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
     """Check that the sites of project.yml are registered with the server, if it runs here."""
     try:
-        participants = provision.load(provision.DEFAULT_PROJECT)["participants"]
+        project = provision.load(provision.DEFAULT_PROJECT)
+        participants = project["participants"]
         server = next((item for item in participants if item.get("type") == "server"), None)
         if server is None or service_name(server["name"]) not in running:
             return
@@ -97,9 +99,14 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
         return
     known = {site["name"] for site in told["sites"]}
     sites = [item["name"] for item in participants if item.get("type") == "client"]
-    lost = [name for name in sites if name not in known]
+    absent = [name for name in sites if name not in known]
+    waited = join_files.not_joined(str(project.get("name")), absent, told)
+    for site in waited:
+        yield Finding("sites", "warn", join_files.in_words(site))
+    early = {site["name"] for site in waited}
+    lost = [name for name in absent if name not in early]
     if not lost:
-        yield Finding("sites", "ok", f"{len(sites)} registered")
+        yield Finding("sites", "ok", f"{len(sites) - len(waited)} registered")
         yield from _reports(told)
         return
     address = f"{server.get('default_host') or server['name']}:{server.get('fed_learn_port', PORT)}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from provisioning import join
-from scripts import core, join_files, status
+from scripts import console, core, federation_checks, join_files, provision, status
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 TOLD: dict[str, Any] = {"joined": ["hospital-d"]}
@@ -48,3 +48,18 @@ def test_status_names_it_apart_from_those_that_are_gone() -> None:
     said = status._ill(json.loads(json.dumps(outcome)))
     assert said[0].startswith("hospital-c has not joined yet.")
     assert said[1].startswith("Not registered: site-1, hospital-d. docs/how-to/trouble.md")
+
+
+def test_doctor_names_it_apart_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = [{"name": "server", "type": "server"}, *({"name": name, "type": "client"} for name in MISSING)]
+    monkeypatch.setattr(provision, "load", lambda file: {"name": "flowerbed", "participants": people})
+    monkeypatch.setattr(console, "service", lambda identity: "admin")
+    answer = TOLD | {"sites": [{"name": name} for name in ("site-1", "hospital-d")]}
+    monkeypatch.setattr(console, "ask", lambda *words: answer)
+    monkeypatch.setattr(federation_checks, "_reports", lambda told: iter(()))
+    waits, rest = federation_checks.check_sites({"server": "c1"})
+    assert waits.level == "warn" and waits.found.startswith("hospital-c has not joined yet.")
+    assert (rest.level, rest.found) == ("ok", "2 registered")
+    answer["sites"].pop()
+    waits, rest = federation_checks.check_sites({"server": "c1"})
+    assert waits.found.startswith("hospital-c has not joined") and rest.found.startswith("hospital-d not reg")
