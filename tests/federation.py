@@ -290,7 +290,13 @@ def copy_of_checkout(
     if change is not None:
         federation.edit(change)
     _as_under_umask_077(federation)
-    federation.must("data")
+    sites = [
+        p
+        for p in yaml.safe_load((made.root / "project.yml").read_text())["participants"]
+        if p["type"] == "client"
+    ]
+    if not all(site.get("elsewhere") for site in sites):
+        federation.must("data")
     # The name is the tests' own. An earlier clone that still lies about must not count as its owner.
     subprocess.run(
         ["docker", "image", "rm", "--force", f"{name}-runtime:dev"], capture_output=True, check=False
