@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nvflare.fuel.f3.cellnet.identity import is_mtls_connection
 from nvflare.fuel.f3.drivers.connector_info import Mode
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import removed_keys
+
+_keys: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""The entries of open connections."""
 
 
 def name(conn: Any) -> str | None:
@@ -25,10 +29,9 @@ def key(conn: Any) -> str:
 
     It is read once, while the connection is open.
     """
-    try:
-        found: str = conn.flowerbed_key
-    except AttributeError:
-        found = conn.flowerbed_key = _key(conn)
+    found = _keys.get(conn)
+    if found is None:
+        found = _keys[conn] = _key(conn)
     return found
 
 

@@ -133,11 +133,13 @@ class Hosts:
         """Add a host with an engine, and start that.
 
         Args:
-            name: its hostname.
+            name: its hostname. Where a host has it already, a number follows.
             network: the one that it is on.
             gateway: an address there that leads to other networks.
             apart: whether it reaches only hosts that are not apart.
         """
+        if name in self.machines:
+            name = f"{name}-{len(self.machines) + 1}"
         host = self.hosts[name] = Host(self, name)
         self._plug(host, (network,), gateway, apart)
         host.start()
