@@ -18,7 +18,7 @@ REFUSED = {"site-5": "its policy forbids custom code (right byoc)"}
 
 def test_the_new_sites_are_registered_and_take_part(larger: Federation) -> None:
     status = larger.must("status")
-    assert sorted(str(site["name"]) for site in status["sites"]) == SITES
+    assert {str(site["name"]) for site in status["sites"]} >= {*SITES}
     shutil.copytree(ROOT / "tests/apps/numpy-add", larger.root / "deployed/adding", dirs_exist_ok=True)
     config = ("--rounds", "1", "--run-config", f"min-available-clients={len(SITES)}")
     job = str(larger.must("submit", "--deployed", "adding", *config)["job_id"])

@@ -21,7 +21,7 @@ from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
 
 from bridge.common.meta import REVOKED_FILE
-from bridge.flare import flare_server, revocation, site_messages
+from bridge.flare import flare_server, peers, revocation, site_messages
 from bridge.flare.revocation import Revoked
 from tests.unit.connecting import driver
 
@@ -156,7 +156,7 @@ class Line:
 
     def __init__(self, name: str, mode: Mode = Mode.PASSIVE, key: str = "") -> None:
         self.closed = False
-        self.flowerbed_key = key
+        peers._keys[self] = key
         params = {DriverParams.SCHEME.value: "stcp", DriverParams.SECURE.value: True}
         self.connector = SimpleNamespace(mode=mode, params=params)
         self.name = name
