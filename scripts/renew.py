@@ -208,6 +208,10 @@ def _hand_out(known: Mapping[str, Any], project: Mapping[str, Any]) -> None:
     if not file or prod.parent.name != project["name"]:
         raise core.Failure("The certificates are made, but .env names no kits. Next: ./flowerbed provision")
     renewed.put(prod, renewal.files(known, _kinds(project)))
+    # Environments are signed with a person's certificate, which a site without the old CA no longer takes.
+    from scripts import offers
+
+    offers.update(())
 
 
 def _kinds(project: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from provisioning import ca_key, dotenv, renewal
-from scripts import console, core, provision
+from scripts import console, core, offers, provision
 from scripts import renew as verb
 from tests.unit import forked
 from tests.unit.forked import ended
@@ -200,6 +200,7 @@ def here(again: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     edit(again, replace("name: site-2\n", "name: site-2\n    elsewhere: true\n"))
     monkeypatch.setattr(core, "ROOT", again)
     monkeypatch.setattr(provision, "DEFAULT_PROJECT", again / "project.yml")
+    monkeypatch.setattr(offers, "FOLDER", again / ".flowerbed" / "offers")
     return again
 
 
@@ -237,3 +238,13 @@ def test_force_goes_on_without_them(here: Path, monkeypatch: pytest.MonkeyPatch)
     reports(monkeypatch, None)
     steps = [verb.run(new_ca=True, force=True)["ca"] for _ in range(3)]
     assert steps == ["both trusted", "reissued", "one"]
+
+
+def test_environments_are_signed_again_with_the_new_certificates(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that has dropped the old CA takes nothing that was signed under it."""
+    signed: list[object] = []
+    monkeypatch.setattr(offers, "update", signed.append)
+    verb.run(every=True)
+    assert signed == [()], "only those that are offered already"
