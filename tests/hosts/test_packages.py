@@ -127,11 +127,11 @@ def test_a_site_that_approves_each_decides_by_checksum(centre: HostsFederation, 
 
 
 def test_a_stick_brings_both(centre: HostsFederation, joined: Host) -> None:
-    ward = centre.hosts.engine("ward", apart=True)
+    ward = centre.hosts.engine("bay", apart=True)
     stick = ward.home / "stick"
-    invited = centre.invite("ward", ward, "--with-images", str(stick))
+    invited = centre.invite("bay", ward, "--with-images", str(stick))
     (archive,) = stick.glob("runtime/*.tar.gz")
-    join = ("sh", "ward.join", "--fingerprint", invited["fingerprint"], "--images", "stick")
+    join = ("sh", "bay.join", "--fingerprint", invited["fingerprint"], "--images", "stick")
     try:
         with archive.open("r+b") as file:
             first = file.read(1)
@@ -139,16 +139,16 @@ def test_a_stick_brings_both(centre: HostsFederation, joined: Host) -> None:
             file.write(b"x")
         said = ward.run(*join)
         assert said.returncode == 1 and "was altered or is another one" in said.stderr
-        assert ward.docker("image", "ls", "--quiet") == "" and not (ward.home / "ward").exists()
+        assert ward.docker("image", "ls", "--quiet") == "" and not (ward.home / "bay").exists()
         with archive.open("r+b") as file:
             file.write(first)
         ward.must("sh", "-c", "cd stick && sha256sum -c SHA256SUMS")
         said = ward.run(*join, timeout=600)
         assert said.returncode == 0, said.stderr
         assert FETCHING not in said.stderr and "is installed" in said.stderr
-        assert list((ward.home / "ward" / "environments").glob("*/environment.json"))
+        assert list((ward.home / "bay" / "environments").glob("*/environment.json"))
     finally:
-        centre.must("site", "remove", "ward")
+        centre.must("site", "remove", "bay")
 
 
 def test_what_a_taken_over_site_forges_is_refused(joined: Host) -> None:
