@@ -16,11 +16,11 @@ from enum import Enum
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from bridge.common import trust
+from bridge.common.issued import issued
 from provisioning import ca_key, signing
 
 ROOT, ROOT_KEY = "root_cert", "root_pri_key"
@@ -88,9 +88,7 @@ def why_renew(
 ) -> str | None:
     """Return why a certificate is to be renewed by a CA, or None if it stays."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    try:
-        certificate.verify_directly_issued_by(by)
-    except (InvalidSignature, ValueError, TypeError):
+    if not issued(certificate, by):
         return "the CA is another"
     best = min(signing.now() + datetime.timedelta(days=days), by.not_valid_after_utc)
     if every:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from bridge.common.issued import issued
 
 OVERDUE = 2 / 3
 """The part of a certificate's life after which somebody should have renewed it. It is due after half."""
@@ -44,11 +45,8 @@ def validity(startup: Path) -> Validity:
 
 def _issuer(certificate: x509.Certificate, authorities: list[x509.Certificate]) -> x509.Certificate:
     for authority in authorities[1:]:
-        try:
-            certificate.verify_directly_issued_by(authority)
-        except (InvalidSignature, ValueError, TypeError):
-            continue
-        return authority
+        if issued(certificate, authority):
+            return authority
     certificate.verify_directly_issued_by(authorities[0])
     return authorities[0]
 

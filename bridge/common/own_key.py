@@ -10,7 +10,6 @@ may go by mail. The centre's side is `provisioning/own_keys.py`.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import AttributeOID, NameOID
 
 from bridge.common.errors import FlowerbedError
+from bridge.common.issued import issued
 
 KEY_BITS = 2048
 """The length of the key. FLARE's message cipher takes no other (`provisioning/certificates.py`)."""
@@ -170,13 +170,11 @@ def take_answer(text: str, kit: Path, renewed: Path, site: str) -> x509.Certific
 
 def _check_issuer(certificate: x509.Certificate, trusted: Iterable[x509.Certificate]) -> None:
     """Check that a CA of the kit has issued a certificate."""
-    for authority in trusted:
-        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
-            certificate.verify_directly_issued_by(authority)
-            return
-    raise UnfitRequest(
-        "this answer is not from the federation's CA that the join file named, or was altered. Do not use it."
-    )
+    if not any(issued(certificate, authority) for authority in trusted):
+        raise UnfitRequest(
+            "this answer is not from the federation's CA that the join file named, or was altered. Do not "
+            "use it."
+        )
 
 
 def _key(path: Path, *, make: bool = True) -> rsa.RSAPrivateKey:

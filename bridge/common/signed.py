@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from bridge.common.errors import FlowerbedError
+from bridge.common.issued import issued
 
 LIMIT = 1 << 20
 """Bytes of a signed statement that are read."""
@@ -117,13 +118,7 @@ def claimed_signer(text: bytes) -> str:
 
 
 def _check_certificate(certificate: x509.Certificate, authorities: bytes) -> None:
-    for authority in x509.load_pem_x509_certificates(authorities):
-        try:
-            certificate.verify_directly_issued_by(authority)
-        except (InvalidSignature, ValueError, TypeError):
-            continue
-        break
-    else:
+    if not any(issued(certificate, one) for one in x509.load_pem_x509_certificates(authorities)):
         raise Untrusted("its signer's certificate is not from this federation's CA")
     now = datetime.datetime.now(datetime.UTC)
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:

@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import re
-import stat
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from bridge.common import plain_file
 
 ACCEPT, APPROVE, REFUSE = POLICIES = ("accept", "approve", "refuse")
 """Take environments that a person of the federation has signed, or only approved ones, or none."""
@@ -58,7 +59,7 @@ class Approvals:
 
     def read(self) -> set[str]:
         """Return the checksums."""
-        return set(_read(self.root / APPROVED).decode(errors="replace").split())
+        return set((plain_file.read(self.root / APPROVED, LIMIT) or b"").decode(errors="replace").split())
 
     def add(self, checksum: str) -> None:
         """Approve one more.
@@ -89,7 +90,7 @@ class News:
     def read(cls, root: Path) -> News:
         """Return the news in a folder of environments. A file with other content counts as none."""
         try:
-            content = json.loads(_read(root / NEWS) or b"{}")
+            content = json.loads(plain_file.read(root / NEWS, LIMIT) or b"{}")
             parts = [content.get(name, {}) for name in ("waiting", "refused")]
             waiting, refused = ({str(k): str(v) for k, v in part.items()} for part in parts)
         except (AttributeError, RecursionError, ValueError):
@@ -131,12 +132,3 @@ class Wishes:
                 else:
                     path.unlink()
         return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    with os.fdopen(file, "rb") as opened:
-        return opened.read(LIMIT) if stat.S_ISREG(os.fstat(file).st_mode) else b""

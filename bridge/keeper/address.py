@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import stat
 from pathlib import Path
 
-from bridge.common import server_address
+from bridge.common import plain_file, server_address
+from bridge.keeper import files
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ def install(spool: Path, renewed: Path) -> bool:
     Raises:
         ValueError: what has come is no address. Nothing has changed.
     """
-    text = _opened(spool / server_address.FILE)
+    text = plain_file.read(spool / server_address.FILE, server_address.FILE_LIMIT)
     if text is None:
         return False
     try:
@@ -35,22 +34,6 @@ def install(spool: Path, renewed: Path) -> bool:
     content = json.dumps(today._asdict()).encode() + b"\n"
     if target.is_file() and target.read_bytes() == content:
         return False
-    draft = renewed / f".{server_address.FILE}.new"
-    draft.write_bytes(content)
-    draft.chmod(0o644)
-    draft.replace(target)
+    files.write(target, content)
     log.info("the server is dialled at %s from the next connection on", today)
     return True
-
-
-def _opened(file: Path) -> bytes | None:
-    """Return a file's content, or None if there is no such file. The writer of the spool may have made a link
-    or a pipe of it."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with os.fdopen(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        return opened.read(server_address.FILE_LIMIT)

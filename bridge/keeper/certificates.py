@@ -12,17 +12,17 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
-from bridge.common import trust
+from bridge.common import plain_file, trust
+from bridge.common.issued import issued
 from bridge.common.renewals import AUTHORITIES, CERTIFICATES, FILE, FILE_LIMIT, read
+from bridge.keeper.files import write
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def install(spool: Path, renewed: Path) -> bool:
     Raises:
         ValueError: what has come is refused. Nothing has changed.
     """
-    text = _opened(spool / FILE)
+    text = plain_file.read(spool / FILE, FILE_LIMIT)
     if text is None:
         return False
     try:
@@ -56,7 +56,7 @@ def install(spool: Path, renewed: Path) -> bool:
         # First the CAs: the certificates may be from a new one.
         newer = {AUTHORITIES: bundle, trust.FILE: statement, **newer}
     for name, content in newer.items():
-        write(renewed / name, content)
+        write(renewed / name, content.encode())
         log.info("installed a newer %s", name)
     return bool(newer)
 
@@ -112,41 +112,7 @@ def _is_newer(pem: str, before: str, trusted: list[x509.Certificate]) -> bool:
     return True
 
 
-def issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Return whether a CA has signed a certificate."""
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
-
-
 def _name(certificate: x509.Certificate) -> str:
     return ",".join(
         str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     )
-
-
-def _opened(file: Path) -> bytes | None:
-    """Return a file's content, or None if there is no such file. The writer of the spool may have made a link
-    or a pipe of it."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with os.fdopen(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        return opened.read(FILE_LIMIT)
-
-
-def write(target: Path, content: str) -> None:
-    """Write a file in one step, for the site's FLARE to read."""
-    draft = target.with_name(f".{target.name}.new")
-    draft.unlink(missing_ok=True)
-    with draft.open("w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.chmod(0o644)
-    draft.replace(target)

@@ -26,6 +26,7 @@ from bridge.common.offers import ARCHIVE, ENVIRONMENTS, OFFER, STATEMENT
 from bridge.common.site_environments import ACCEPT, APPROVE, APPROVED, TEXT, Approvals, News
 from bridge.common.text import one_line
 from bridge.keeper.certificates import CLOCKS
+from bridge.keeper.files import write
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +175,8 @@ class Installer:
             (Path(scratch) / offer.name).mkdir()
             (Path(scratch) / offer.name / DESCRIPTION).write_bytes(description)
             _check_description(Path(scratch), offer.name)
-        _write(folder / OFFER, text)
-        _write(folder / DESCRIPTION, description)
+        write(folder / OFFER, text)
+        write(folder / DESCRIPTION, description)
         return False
 
     def _read(self, name: str) -> bytes:
@@ -205,10 +206,3 @@ def _stamp(path: Path) -> object:
     except OSError:
         return None
     return (found.st_ino, found.st_size, found.st_mtime_ns, stat.S_IFMT(found.st_mode))
-
-
-def _write(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}")
-    fresh.unlink(missing_ok=True)
-    fresh.write_bytes(content)
-    fresh.replace(path)

@@ -19,8 +19,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from bridge.common import trust
 from bridge.common.errors import FlowerbedError
+from bridge.common.issued import issued
 from bridge.common.renewals import AUTHORITIES, CERTIFICATES
-from bridge.keeper.certificates import issued, write
+from bridge.keeper.files import write
 
 
 class OlderFile(FlowerbedError):
@@ -45,7 +46,7 @@ def merge(files: Path, renewed: Path) -> None:
         (renewed / trust.FILE).unlink(missing_ok=True)
         newer = [AUTHORITIES, *([trust.FILE] if _made(files) else []), *newer]
     for name in newer:
-        write(renewed / name, (files / name).read_text())
+        write(renewed / name, (files / name).read_bytes())
 
 
 def _has_newer_authorities(files: Path, renewed: Path) -> bool:

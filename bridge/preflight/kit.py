@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from bridge.common import own_policy, server_address
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding, Level
+from bridge.common.issued import issued
 from bridge.common.server_address import ServerAddress
 
 KINDS = ("fed_client.json", "fed_relay.json", "fed_admin.json")
@@ -121,7 +121,7 @@ def check(kit: Kit, now: datetime.datetime) -> Iterator[Finding]:
     if named != kit.name:
         text = f"the kit is for {kit.name}, and its certificate is for {named}"
         yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
-    if not any(_signed(kit.certificate, authority) for authority in kit.authorities):
+    if not any(issued(kit.certificate, authority) for authority in kit.authorities):
         text = f"client.crt is signed by {common_name(kit.certificate.issuer)}, and not by a CA in rootCA.pem"
         yield Finding("kit", "fail", text, NEW_KIT.format(name=kit.name))
     bad = list(_check_key(kit, kit.certificate))
@@ -176,14 +176,6 @@ def _sandbox(kit: Path) -> str:
         settings: dict[str, Any] = json.loads((kit / "local" / SETTINGS).read_text())
         return str((settings | own_policy.read()).get("sandbox") or "off")
     return "off"
-
-
-def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _check_key(kit: Kit, certificate: x509.Certificate) -> Iterator[Finding]:
