@@ -38,7 +38,7 @@ def site(tmp_path: Path) -> Site:
 def test_the_start_is_told_in_whole_seconds(site: Site) -> None:
     site.docker.answer("run --rm --network none", out="")
     told = (
-        "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002.\n"
+        "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002."
     )
     assert site.verb("status") == (0, f"{told}\n", "")
 
