@@ -247,7 +247,7 @@ def test_a_file_is_refused_after_its_last_day(ca: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     code, said = Site(tmp_path / "site", written(ca, tmp_path, days=-1)).run("--yes")
     yesterday = TODAY - datetime.timedelta(days=1)
-    assert code == 1 and f"until {yesterday}, and today is {TODAY}" in said
+    assert code == 1 and f"was {yesterday}, and today is {TODAY}" in said
     assert "./flowerbed site add hospital-c" in said
 
 
@@ -405,7 +405,7 @@ def test_a_key_is_not_written_where_somebody_else_waits_for_it(site: Site, how: 
     else:
         pytest.skip("only root makes another user's folder")
     code, said = site.run("--yes")
-    assert code == 1 and f"expected nothing at {trap}, found a link or what another user has put" in said
+    assert code == 1 and f"expected nothing at {trap}, found a link, or a file of another user" in said
     assert not list(there.iterdir()) and not list(trap.iterdir()) and not (site.folder / SITE).exists()
 
 
