@@ -150,6 +150,11 @@ put() {
 # look: find out what DIR holds. Sets `had` to its site's join id, if there is one.
 look() {
     had=
+    # Its .env can name a Compose file, and its owner could take the key.
+    if [ -z "$update" ] && { [ -L "$dir" ] || [ -e "$dir" ]; }; then
+        [ "$(find "$dir" "$dir/." -prune -user "$(id -u)" | wc -l)" -eq 2 ] || fail "expected nothing or a folder of \
+yours at $dir, found a link or what another user has put there. Name another folder: --dir DIR"
+    fi
     if [ -f "$dir/.env" ] && [ -f "$dir/site" ]; then
         other=$(value SITE_NAME)
         [ "$other" = "$SITE" ] || fail "$dir is the folder of the site $other: expected that of $SITE. Name another: --dir DIR"
