@@ -152,8 +152,8 @@ def fill(folder: Path, image: ImageArchive, join: Path) -> int:
 
 
 def _scheme(project: Mapping[str, Any]) -> str:
-    """Return the scheme of FLARE's connections. FLARE's own default is grpc."""
+    """Return the scheme of FLARE's connections. FLARE's own default is http (nvflare 2.9.0)."""
     for builder in project.get("builders") or ():
         if str(builder.get("path", "")).endswith("StaticFileBuilder"):
-            return str((builder.get("args") or {}).get("scheme", "grpc"))
-    return "grpc"
+            return str((builder.get("args") or {}).get("scheme", "http"))
+    return "http"
