@@ -29,7 +29,7 @@ get_runtime() {
         step "getting the runtime image from $RUNTIME_FROM"
         { docker pull --quiet "$RUNTIME_FROM" 2>&1 || true; } | clean >&2
         if has_runtime; then return; fi
-        [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled, as said above."
+        [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled: see above."
     fi
     if [ -n "$RUNTIME_OFFERED" ]; then
         from_server
@@ -43,12 +43,12 @@ this again with --images FOLDER."
 # load FILE: load the runtime image from an archive. Another archive is not loaded: it could replace other images.
 load() {
     [ -n "$RUNTIME_SUM" ] || fail \
-        "this join file knows no archive of the runtime image. Ask for one: ./flowerbed site add $SITE --with-images FOLDER"
+        "this join file names no archive of the runtime image. Ask for one: ./flowerbed site add $SITE --with-images FOLDER"
     sum=$(hash_of <"$1")
     [ -n "$sum" ] || fail "expected sha256sum, shasum or openssl on this machine, to check $1. Install one."
     [ "$sum" = "$RUNTIME_SUM" ] || fail \
-        "$1 was altered or is another one: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
-    docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded, as said above."
+        "$1 was altered, or is another file: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
+    docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded: see above."
     has_runtime || fail "expected the image $RUNTIME in $1, found another one."
 }
 

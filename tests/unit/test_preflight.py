@@ -197,7 +197,7 @@ def test_another_image_than_the_join_files() -> None:
         ),
         ("env file /etc/own.env not found: stat /etc/own.env", "env_file:"),
         ("something new", "correct site.yml"),
-        ("settings of x: unknown key y\nsite: site.yml is wrong, as said above.", "correct site.yml"),
+        ("settings of x: unknown key y\nsite: site.yml is wrong: see above.", "correct site.yml"),
     ],
 )
 def test_a_container_that_does_not_start(said: str, mend: str) -> None:
