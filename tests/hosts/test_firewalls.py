@@ -163,10 +163,10 @@ def test_through_a_proxy_with_a_password_and_no_other_way(place: Place, scheme: 
     }
     # The site cannot resolve the server's name.
     site = place.site(f"proxied-{scheme}", machine, scheme, variables=through)
-    site.goes_on(20)
-    assert PASSWORD not in site.text
     wrong = {**through, "FLOWERBED_CONNECT_PASSWORD": "x"}
     refused = place.site(f"refused-{scheme}", machine, scheme, variables=wrong)
+    site.goes_on(20)
+    assert PASSWORD not in site.text
     wait_until(lambda: "refuses this user and password (407" in refused.text, 30, refused.name)
     assert not refused.connections
 
