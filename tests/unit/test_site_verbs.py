@@ -161,7 +161,7 @@ WRONG = {
     "an unknown relay": (("c", "--connect-to", "relay-9"), "found none of the name relay-9"),
     "a person without a role": (("jane@lab.example",), "expected --role with one of project_admin"),
     "half a relay": (("relay-1", "--relay", "8003"), "expected --relay PORT and --address HOST"),
-    "a file that is no join file": (("c", "--output", "project.yml"), "is there and is no join file"),
+    "a file that is no join file": (("c", "--output", "project.yml"), "exists and is not a join file"),
     "a folder that is not there": (("c", "--output", "no/c.join"), "expected a file's path"),
     "no days": (("c", "--days", "0"), "--days"),
 }
