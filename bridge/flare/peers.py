@@ -27,7 +27,7 @@ def name(conn: Any) -> str | None:
 def is_dialled(conn: Any) -> bool:
     """Return whether this process has dialled the other end of a mutual TLS connection."""
     connector = conn.connector
-    return connector.mode == Mode.ACTIVE and is_mtls_connection(connector.params)
+    return bool(connector.mode == Mode.ACTIVE and is_mtls_connection(connector.params))
 
 
 def key(conn: Any) -> str:

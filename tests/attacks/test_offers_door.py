@@ -85,9 +85,7 @@ def get(port: int, kit: Path, path: str, first: int = 0) -> tuple[int, http.clie
         return reply.status, reply.headers, reply.read()
 
 
-def test_a_crowd_keeps_no_other_site_from_fetching(
-    federation: Federation, offered: tuple[str, bytes]
-) -> None:
+def test_a_crowd_keeps_no_other_site_out(federation: Federation, offered: tuple[str, bytes]) -> None:
     path, body = offered
     one, other = (federation.kits / name / "startup" for name in ("site-1", "site-2"))
     with (
