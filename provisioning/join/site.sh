@@ -306,7 +306,10 @@ from=$(pwd)
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
-unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
+# The folder says what the site is. A variable of the caller's shell would come before .env.
+for name in $(env | sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p'); do
+    case $name in COMPOSE_* | FLOWERBED_* | SITE_*) unset "$name" ;; esac
+done
 site=$(value SITE_NAME) role=$(value SITE_ROLE) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
 own_key=$(value SITE_OWN_KEY)
 case $role in

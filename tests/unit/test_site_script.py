@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from provisioning.places import SOURCE, TEMPLATE
 from tests.unit.test_site_doctor import Site
 
 SINCE = "2026-11-28T11:13:42.123456789Z\n"
@@ -35,10 +37,26 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+def test_no_variable_of_the_callers_shell_changes_the_site(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compose would take it before the one in .env."""
+    files = [*TEMPLATE.glob("compose/*.yaml"), *SOURCE.glob("provisioning/**/*.py")]
+    used = {name for file in files for name in re.findall(r"\$\{+(\w+)[:}-]", file.read_text())}
+    used |= {"FLOWERBED_DATA", "COMPOSE_FILE", "COMPOSE_ENV_FILES", "SITE_INSTANCE"}
+    assert {"FLOWERBED_ENVIRONMENTS", "FLOWERBED_SITE_MEMORY", "SITE_RUNTIME"} <= used
+    for name in used:
+        monkeypatch.setenv(name, "the caller's")
+    (site.docker.folder / "docker").write_text('#!/bin/sh\nenv >>"$0.env"\n')
+    assert site.verb("stop")[0] == 0
+    seen = (site.docker.folder / "docker.env").read_text()
+    assert "PATH=" in seen and "the caller's" not in seen
+
+
 def test_the_start_is_told_in_whole_seconds(site: Site) -> None:
     site.docker.answer("run --rm --network none", out="")
     told = (
-        "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002.\n"
+        "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002."
     )
     assert site.verb("status") == (0, f"{told}\n", "")
 
