@@ -30,7 +30,7 @@ JSON = JsonObject(
         "ca": "`one`, or during a replacement `both trusted` or `reissued`",
         "ca_until": "the last day of the CA that signs",
     },
-    on_error={"waits_for": "the participants that have not taken the step before"},
+    on_error={"waits_for": "the participants that have not taken the previous step"},
 )
 
 STEPS = {
@@ -46,7 +46,7 @@ All = Annotated[bool, typer.Option("--all", help="Renew every certificate, due o
 NewCA = Annotated[bool, typer.Option("--new-ca", help="Take the next step to replace the CA.")]
 Force = Annotated[
     bool,
-    typer.Option(help="Take the step although somebody may not have taken the one before. They are cut off."),
+    typer.Option(help="Take the step even if somebody has not taken the previous one. They are cut off."),
 ]
 Days = Annotated[
     float | None,
@@ -74,6 +74,8 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
         outcome = _outcome(known, project, reasons)
     for name in outcome["renewed"]:
         core.say(f"{name}: renewed until {outcome['until'][name][:10]} ({reasons[name]}).")
+    for name in sorted(_by_hand(project) & {*outcome["renewed"]}):
+        core.say(f"{name} gets it on the other machine with a new join file: ./flowerbed site add {name}")
     if outcome["kept"] and not new_ca:
         core.say(f"Not due: {', '.join(outcome['kept'])}.")
     if new_ca:
@@ -84,6 +86,15 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
                 "./flowerbed ca export FILE"
             )
     return outcome
+
+
+def _by_hand(project: Mapping[str, Any]) -> set[str]:
+    """Return the people whose consoles run on other machines. These consoles fetch nothing."""
+    return {
+        item["name"]
+        for item in project["participants"]
+        if item["type"] == "admin" and item.get(keys.ELSEWHERE)
+    }
 
 
 def due() -> list[str]:
@@ -164,7 +175,7 @@ def _step(known: dict[str, Any], project: Mapping[str, Any], *, force: bool) -> 
     late = [] if force else _late(known, project)
     if late:
         raise core.Failure(
-            f"The step before is not taken everywhere. The server has heard nothing from {', '.join(late)}. "
+            f"Not everybody is known to have taken the previous step: {', '.join(late)}. "
             "Try again in a minute. Or go on without them: ./flowerbed renew --new-ca --force. "
             "They then need a new join file.",
             waits_for=late,
@@ -191,7 +202,7 @@ def _late(known: Mapping[str, Any], project: Mapping[str, Any]) -> list[str]:
         told = console.ask(console.service(None), "status")
     except core.Failure as failure:
         raise core.Failure(
-            f"The server cannot be asked whether everybody has taken the step before: {failure} "
+            f"The server cannot be asked whether everybody has taken the previous step: {failure} "
             "To go on without it: ./flowerbed renew --new-ca --force",
             waits_for=wanted,
         ) from None

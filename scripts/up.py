@@ -1,7 +1,7 @@
 """Start the federation, and return when every container is healthy.
 
 A server is healthy when it answers on its port, and a site when it is registered with the server. `up` waits
-up to 120 s for that, then fails. Docker is started first if it does not run.
+up to 120 s for that, then fails. If Docker is not running, it is started first.
 
 Containers that run and are up to date are left alone. Others are replaced. While a job has a container that
 would be replaced, `up` starts nothing and names site and job, unless --force is given.

@@ -32,7 +32,9 @@ def run(
     file: Annotated[Path, typer.Argument(help="The new file. Its folder must be there.", show_default=False)],
     passphrase_file: Annotated[
         Path | None,
-        typer.Option(help="A file with the passphrase in its first line.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="A file with the passphrase in its first line.", show_default=False
+        ),
     ] = None,
     no_passphrase: Annotated[
         bool, typer.Option("--no-passphrase", help="Write the key without a passphrase.")
@@ -63,9 +65,7 @@ def run(
         passphrase = None if no_passphrase else passphrases.new(passphrase_file)
         _write(file, ca_key.encrypted(key, passphrase))
         del content[ca_key.KEY]
-        state.save(folder, content)
-        # The file before the last change has the key too.
-        state.write_whole(folder / state.PREVIOUS, (folder / state.FILE).read_bytes(), 0o600)
+        state.save(folder, content, forget=True)
     dotenv.write(core.ROOT / ".env", {ca_key.FILE: str(file)})
     core.say(
         f"The CA's key is in {file} now, and no longer in {folder}. Keep a second copy of that file: nobody "
