@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvflare.lighter.impl.cert import CertBuilder
@@ -96,7 +97,8 @@ def test_no_error_of_a_step_ends_the_keeper(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(keeper, "STEPS", (fails,))
-    monkeypatch.setattr("bridge.keeper.__main__.time.sleep", sleep)
+    # The module's alone: a thread that another test has left sleeps, too.
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr("bridge.keeper.__main__.spool.FOLDER", stick.folder)
     with pytest.raises(KeyboardInterrupt):
         keeper.keep()
