@@ -109,7 +109,8 @@ def test_a_process_that_locks_what_it_reads_does_not_stop_the_keeper(
     stick: Stick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("bridge.keeper.__main__.spool.FOLDER", stick.folder)
-    steps, held = [], stick.folder / ".lock"
+    steps: list[int] = []
+    held = stick.folder / ".lock"
     held.touch()
 
     def sleep(seconds: float) -> None:
