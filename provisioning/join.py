@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
 SHARED = {
-    "site": ("container.yaml", "site.yaml", "keeper.yaml"),
+    "site": ("container.yaml", "site.yaml", "gate.yaml", "keeper.yaml"),
     "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
     "console": ("container.yaml", "console.yaml", "flwr.yaml"),
 }

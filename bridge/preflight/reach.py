@@ -110,6 +110,22 @@ def find_way(to: ServerAddress, what: str, proxy: Proxy | None) -> Iterator[Find
     yield line
 
 
+def check_gate(environment: Mapping[str, str], to: ServerAddress) -> Finding | None:
+    """Check that the site's gate leads to an address that answers, or return None if there is no gate."""
+    gate = connect_through.way(environment, to.host)
+    if gate is None or not gate.is_gate:
+        return None
+    try:
+        connect_through.connect(to.host, to.port, gate).close()
+    except ProxyError as error:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(gate.host, gate.port)
+            return Finding("gate", "fail", str(error), "docker compose up -d --force-recreate gate")
+        # The site does not run, so its gate does not.
+        return None
+    return Finding("gate", "ok", f"the site's gate leads to {to}")
+
+
 def resolve(host: str, port: int) -> tuple[Finding, list[str]]:
     """Look up a name. Raises `Stopped` if nobody knows it."""
     with contextlib.suppress(ValueError):

@@ -518,7 +518,18 @@ def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     assert "site-2" not in {**here["services"], **here["volumes"]}
     site = elsewhere(again, outcome, "site-2")
     assert hidden_from_apps(mount["target"] for mount in site["volumes"] if isinstance(mount, dict))
-    assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
+    # Through its gate alone.
+    assert set(site["networks"]) == {"inside"} and site["dns"] == ["127.0.0.1"]
+    assert site["depends_on"] == ["gate"] and site["environment"]["FLOWERBED_GATE"] == "gate-inside:3128"
+    file = again / Path(outcome["compose"]).parent / "elsewhere-site-2.yaml"
+    content = yaml.safe_load(file.read_text())
+    gate, inside = content["services"]["gate"], content["networks"]["inside"]
+    assert gate["networks"] == {"inside": {"aliases": ["gate-inside"]}, "outside": {}}
+    assert gate["environment"]["FLOWERBED_GATE_TO"] == "${SITE_SERVER:-}"
+    assert [(mount["target"], mount["read_only"]) for mount in gate["volumes"]] == [("/renewed", True)]
+    assert inside["internal"] is True and inside["enable_ipv6"] is False
+    assert inside["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
+    assert "&id" not in file.read_text(), "a person reads it in the join file"
     edit(again, replace("name: site-2\n", "name: site-2\n    cpus: 2\n"))
     assert elsewhere(again, done(again), "site-2")["cpus"] == 2
 
@@ -569,9 +580,14 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
         assert (admin["host"], admin["port"]) == ("fl.example.org", port), name
     compose_file = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
     assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
-    for name in ("site-2", "lead"):
-        given = elsewhere(again, outcome, name)
-        assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
+    for name, services in (("site-2", ("gate", "doctor")), ("lead", ("lead",))):
+        file = again / Path(outcome["compose"]).parent / f"elsewhere-{name}.yaml"
+        content = yaml.safe_load(file.read_text())["services"]
+        for service in services:
+            given = content[service]["environment"]["FLOWERBED_CONNECT_THROUGH"]
+            assert given == "http://gate.example:3128", service
+    site = elsewhere(again, outcome, "site-2")
+    assert "FLOWERBED_CONNECT_THROUGH" not in site["environment"]
 
 
 def test_a_relay_has_a_published_port_if_other_machines_reach_it(again: Path) -> None:
@@ -650,7 +666,7 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     assert (site["environment"]["TOKEN"], site["environment"]["FLOWERBED_NODE_CONFIG"]) == ("own", '{"b": 2}')
     (device,) = site["deploy"]["resources"]["reservations"]["devices"]
     assert device["count"] == 2 and site["group_add"] == ["4321"] and int(site["shm_size"]) == 1 << 30
-    assert set(site["networks"]) == {"outside"} and site["user"] == "10001:10001"
+    assert set(site["networks"]) == {"inside"} and site["user"] == "10001:10001"
 
 
 GIVEN = """
@@ -1068,6 +1084,10 @@ BAD: dict[str, tuple[Edit, str]] = {
     "name reserved by FLARE": (
         lambda text: text.replace("name: server", "name: fl").replace("name: site-2", "name: server"),
         "site 'server': FLARE uses this name for something else",
+    ),
+    "name of a site's gate": (
+        replace("name: site-2\n", "name: gate\n    elsewhere: true\n"),
+        "site 'gate': this is the name of another container",
     ),
     "name of another container": (
         replace("name: site-2", "name: mlflow"),
