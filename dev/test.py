@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -37,8 +38,9 @@ QUICK_TIMEOUT, SLOW_TIMEOUT = 120, 600
 """Seconds for one test before it counts as hanging."""
 QUICK, SLOW = "not containers and not processes", "(containers or processes)"
 """Tests by pytest's markers: those that need an engine, and those that start processes for minutes."""
+QUICK_FOLDERS = ("unit",)
 SLOW_FOLDERS = ("attacks", "faults", "hosts", "integration", "kinds", "processes", "versions")
-"""Folders below `tests` without quick tests. Each worker would import them first."""
+"""Folders below `tests` with one kind of tests. The other kind's step would import them in each worker."""
 IN_PARTS = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 """Options that divide the slow tests among two workers (`tests/conftest.py`)."""
 END_WITHIN = 120.0
@@ -81,9 +83,10 @@ def run(
         session.step("ruff format", ["ruff", "format", "--check", "."])
         # A Flower app, even a test's, looks as its author would write it.
         session.begin("mypy", ["mypy", "--exclude", "^tests/apps/", *TYPED])
-    ignored = [f"--ignore=tests/{folder}" for folder in SLOW_FOLDERS]
     chosen = [*(["-k", only] if only else []), *(words or ())]
-    session.pytest("quick tests", ["-m", QUICK, *ignored, f"--timeout={QUICK_TIMEOUT}", *chosen])
+    session.pytest(
+        "quick tests", ["-m", QUICK, *without(SLOW_FOLDERS), f"--timeout={QUICK_TIMEOUT}", *chosen]
+    )
     session.end_begun()
     session.end_if_failed()
     if not quick:
@@ -93,7 +96,8 @@ def run(
         wheelhouse.RUNTIME.fill(engine.ask().architecture)
         which = SLOW if faults else f"{SLOW} and (pick or not faults)"
         try:
-            session.pytest("slow tests", ["-m", which, *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}", *chosen])
+            words_of_slow = [*without(QUICK_FOLDERS), *IN_PARTS, "-v", f"--timeout={SLOW_TIMEOUT}"]
+            session.pytest("slow tests", ["-m", which, *words_of_slow, *chosen])
         finally:
             end_federations()
     session.end_if_failed()
@@ -101,6 +105,11 @@ def run(
         raise core.Failure("No test ran: none matches.", steps=session.steps)
     core.say("All passed.")
     return {"steps": session.steps}
+
+
+def without(folders: Sequence[str]) -> list[str]:
+    """Return pytest's options to leave out folders below `tests`."""
+    return [f"--ignore=tests/{folder}" for folder in folders]
 
 
 def install() -> None:

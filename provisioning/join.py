@@ -209,6 +209,7 @@ def _head(invitation: Invitation, fingerprint: str, acting: int, *, is_locked: b
 #   6. {last}
 # It connects to {invitation.server}. Only that folder and Docker are changed.
 # To remove all of it: ./{site}/site leave
+# More about it: docs/how-to/site-elsewhere.md in Flowerbed's documentation.
 {AFTERWARDS[invitation.role].format(site=site)}#
 # {LINES} The files of ./{site} follow them, as text.
 # At the end, the line main "$@" calls what acts.

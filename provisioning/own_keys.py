@@ -119,7 +119,7 @@ def check(
             f"this join file was used before, with another key. If {site} did not do that, revoke it. {again}"
         )
     if str(made.get("last_day")) < datetime.now(UTC).date().isoformat():
-        raise UnfitRequest(f"the join file of this request was for use until {made.get('last_day')}. {again}")
+        raise UnfitRequest(f"the last day of its join file was {made.get('last_day')}. {again}")
 
 
 def accept(content: dict[str, Any], request: KeyRequest) -> None:

@@ -45,8 +45,14 @@ def read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def save(folder: Path, content: Mapping[str, Any]) -> bool:
-    """Replace the file's content in one step, and keep the old file. Return whether anything had changed."""
+def save(folder: Path, content: Mapping[str, Any], *, forget: bool = False) -> bool:
+    """Replace the file's content in one step, and keep the old file. Return whether anything had changed.
+
+    Args:
+        folder: the project's state folder.
+        content: all of it.
+        forget: a key leaves. The old file has it too, so a second copy of the new one takes its place.
+    """
     path = folder / FILE
     if path.exists() and read(folder) == content:
         path.chmod(0o600)
@@ -54,6 +60,8 @@ def save(folder: Path, content: Mapping[str, Any]) -> bool:
     if path.exists():
         write_whole(folder / PREVIOUS, path.read_bytes(), 0o600)
     write_whole(path, json.dumps(content).encode(), 0o600)
+    if forget:
+        write_whole(folder / PREVIOUS, path.read_bytes(), 0o600)
     return True
 
 

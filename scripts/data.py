@@ -92,13 +92,13 @@ JSON = JsonObject(
 
 def run(alpha: Alpha = None, seed: Seed = 0) -> dict[str, Any]:
     """Make every site's part. Returns the manifest in data/manifest.json."""
-    manifest = prepare(_without_data(), alpha=alpha, seed=seed)
+    manifest = prepare(sites_without_data(), alpha=alpha, seed=seed)
     say(table(manifest))
     say("Running sites see new parts at once. Nothing has to be restarted.")
     return manifest
 
 
-def _without_data() -> list[str]:
+def sites_without_data() -> list[str]:
     """Return the sites that need a part: those on this machine, without another data folder."""
     away, others, needy = (list[str]() for _ in range(3))
     for item in provision.load(provision.DEFAULT_PROJECT)["participants"]:

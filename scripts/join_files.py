@@ -36,5 +36,7 @@ def in_words(site: Mapping[str, str]) -> str:
     """Return what a user does about a site that has not joined."""
     name, until = site["name"], site["until"]
     if until < datetime.datetime.now(datetime.UTC).date().isoformat():
-        return f"{name} has not joined. Its join file was for use until {until}: ./flowerbed site add {name}"
+        return (
+            f"{name} has not joined. The last day of its join file was {until}: ./flowerbed site add {name}"
+        )
     return f"{name} has not joined yet. Its join file can be used until {until}."

@@ -28,6 +28,9 @@ from scripts import core, engine, progress, provision
 
 FOLDER = core.HOUSE / "offers"
 
+COMPRESSION = 4
+"""gzip's level for the runtime image. 6 takes twice as long, 17 s of CPU, for 3 % less."""
+
 RENEWED = "renewed"
 """The folder of renewed certificates, beside the kits."""
 
@@ -102,8 +105,8 @@ def _offer(made: AppEnvironment, signer: Signer, folder: Path) -> bool:
     is_new = packed is None
     if packed is None:
         core.say(f"  packing environment {made.name} ({core.in_words(facts['bytes'])}) for sites elsewhere")
-        with _written(files[0]) as file:
-            packed = archive.pack(core.ENVIRONMENTS / made.name, file)
+        with _written(files[0]) as file, progress.Bar("packing", facts["bytes"], in_bytes=True) as bar:
+            packed = archive.pack(core.ENVIRONMENTS / made.name, file, bar.at)
         # The old statement names another archive.
         files[1].unlink(missing_ok=True)
     statement = offers.statement(made.name, packed, facts)
@@ -162,7 +165,7 @@ def _save(image: str, name: str, target: IO[bytes]) -> None:
 
 
 def _save_named(image: str, target: IO[bytes]) -> None:
-    packer = zlib.compressobj(6, wbits=31)
+    packer = zlib.compressobj(COMPRESSION, wbits=31)
     with (
         subprocess.Popen(
             [engine.docker(), "save", image], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -74,6 +74,8 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
         outcome = _outcome(known, project, reasons)
     for name in outcome["renewed"]:
         core.say(f"{name}: renewed until {outcome['until'][name][:10]} ({reasons[name]}).")
+    for name in sorted(_by_hand(project) & {*outcome["renewed"]}):
+        core.say(f"{name} gets it on the other machine with a new join file: ./flowerbed site add {name}")
     if outcome["kept"] and not new_ca:
         core.say(f"Not due: {', '.join(outcome['kept'])}.")
     if new_ca:
@@ -84,6 +86,15 @@ def run(every: All = False, new_ca: NewCA = False, force: Force = False, days: D
                 "./flowerbed ca export FILE"
             )
     return outcome
+
+
+def _by_hand(project: Mapping[str, Any]) -> set[str]:
+    """Return the people whose consoles run on other machines. These consoles fetch nothing."""
+    return {
+        item["name"]
+        for item in project["participants"]
+        if item["type"] == "admin" and item.get(keys.ELSEWHERE)
+    }
 
 
 def due() -> list[str]:

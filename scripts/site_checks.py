@@ -57,8 +57,9 @@ class Look:
     def mend(self) -> str:
         """The way to make the folder readable."""
         return (
-            f"chmod -R o+rX {self.source}. Or give it a group: chgrp -R GROUP {self.source}, "
-            f"chmod -R g+rX {self.source}, data: {{folder: {self.source}, group: GROUP}} in project.yml"
+            f"give it a group: chgrp -R GROUP {self.source}, chmod -R g+rX {self.source}, "
+            f"data: {{folder: {self.source}, group: GROUP}} in project.yml. Or, if it is no secret: "
+            f"chmod -R o+rX {self.source}"
         )
 
 

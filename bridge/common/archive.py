@@ -97,8 +97,8 @@ class Hashing(io.RawIOBase):
             raise BadArchive(f"it is longer than the {self._most} bytes that its signer states")
 
 
-def pack(folder: Path, target: IO[bytes]) -> Packed:
-    """Write the archive of an environment's folder."""
+def pack(folder: Path, target: IO[bytes], tell: Callable[[int], object] = lambda done: None) -> Packed:
+    """Write the archive of an environment's folder. `tell` gets the bytes that are packed until now."""
     out, size = Hashing(target), 0
     # Neither names nor times: the same content gives the same bytes.
     with (
@@ -121,6 +121,7 @@ def pack(folder: Path, target: IO[bytes]) -> Packed:
                 size += found.st_size
                 with path.open("rb") as file:
                     tar.addfile(entry, file)
+            tell(size)
     return Packed(out.sha256, out.count, size)
 
 

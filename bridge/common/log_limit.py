@@ -25,9 +25,8 @@ class LogLimit:
     def note(self, site: str) -> str:
         """Return the addition to the line just counted: "", or that it is the last one."""
         last = self.counts[site] == self._most
-        return (
-            f" (the {self._most}th of this kind from this site, further ones are not logged)" if last else ""
-        )
+        words = f" (line {self._most} of this kind from this site, further ones are not logged)"
+        return words if last else ""
 
     def warn(self, log: logging.Logger, site: str, text: str, *args: object) -> None:
         """Write a warning, if this site may still cause one."""

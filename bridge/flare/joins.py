@@ -115,7 +115,7 @@ def _why_not(
     if mine is not None and file["made"] < mine["made"]:
         return f"a newer join file of {site} was used before. {NEWER} {site}"
     if file["last_day"] < datetime.datetime.now(datetime.UTC).date().isoformat():
-        return f"its join file was for use until {file['last_day']}. {NEWER} {site}"
+        return f"the last day of its join file was {file['last_day']}. {NEWER} {site}"
     return None
 
 

@@ -184,8 +184,9 @@ def check_data(mounts: Path = Path("/proc/self/mountinfo"), root: str = DATA_FOL
         look = readable.look(folder, deadline)
         first = one_line(f"{look['first']}: {look['why']}", SAID_LIMIT)
         mend = (
-            f"the container's user is {os.geteuid()}: chmod -R o+rX on that folder. Or give it a group in "
-            "site.yml: data: {folder: PATH, group: NUMBER}"
+            f"the container's user is {os.geteuid()}. Give the folder to a group (chgrp -R, chmod -R g+rX), "
+            "and write data: {folder: PATH, group: NUMBER} into site.yml. If the data is no secret, "
+            "chmod -R o+rX is enough"
         )
         if look["closed"] and (look["first"] == folder or look["closed"] >= look["files"]):
             yield Finding("data", "fail", f"user {os.geteuid()} of the container cannot read {first}", mend)

@@ -61,8 +61,8 @@ signed() { sed '/^#-- end of what is signed --$/,$d' "$file"; }
 
 check_date() {
     [ "$(date -u +%Y%m%d)" -le "$(echo "$LAST_DAY" | tr -d -)" ] || fail \
-        "this join file was for use until $LAST_DAY, and today is $(date -u +%Y-%m-%d). Ask the federation's administrator \
-for a new one: ./flowerbed site add $SITE. If today is another day, set this machine's clock."
+        "the last day of this join file was $LAST_DAY, and today is $(date -u +%Y-%m-%d). Ask the federation's administrator \
+for a new one: ./flowerbed site add $SITE. If that date is wrong, set this machine's clock."
 }
 
 check_sum() {
@@ -75,7 +75,7 @@ check_sum() {
 check_docker() {
     command -v docker >/dev/null 2>&1 || fail "expected Docker on this machine, found none: https://docs.docker.com/engine/install"
     if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
-        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+        fail "Docker's engine does not answer: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
     fi
     at_least "$engine" 20 10 || fail "expected Docker 20.10 or newer, found $engine."
     version=$(docker compose version --short 2>/dev/null) || fail \
@@ -98,13 +98,13 @@ check_signature() {
         [ "$(plain "$fingerprint")" = "$(plain "$found")" ] || fail \
             "expected a federation with the CA $fingerprint, found the CA $found. Somebody else made this file. Do not use it."
     elif [ -f "$dir/.env" ] && [ -n "$update" ]; then
-        trusts "$found" || fail "the site in $dir does not trust the CA of this file, $found. If that is right, say so: \
+        trusts "$found" || fail "the site in $dir does not trust the CA of this file, $found. If you trust that CA: \
 --fingerprint $found"
     elif [ -z "$yes" ]; then
         say "The federation's CA has the fingerprint"
         say "  $found"
         [ -t 0 ] || fail "expected --fingerprint F, with the fingerprint that the administrator tells you, or --yes." 2
-        printf 'Does the administrator of the federation tell you the same one? [y/N] ' >&2
+        printf 'Did the administrator of the federation tell you the same fingerprint? [y/N] ' >&2
         read -r answer
         case $answer in [Yy]*) ;; *) fail "nothing was changed." ;; esac
     fi
@@ -134,11 +134,11 @@ mine() { [ ! -L "$1" ] && [ -n "$(find "$1" -prune -user "$(id -u)")" ]; }
 private() {
     mkdir -p "${1%/*}/"
     if [ -L "$1" ] || [ -e "$1" ]; then
-        mine "$1" || fail "expected nothing at $1, found a link or what another user has put there. Remove it, or name \
+        mine "$1" || fail "expected nothing at $1, found a link, or a file of another user. Remove it, or name \
 another folder: --dir DIR"
         rm -rf "$1"
     fi
-    (umask 077 && mkdir "$1") || fail "the folder $1 cannot be made, as said above. Name another folder: --dir DIR"
+    (umask 077 && mkdir "$1") || fail "the folder $1 cannot be made: see above. Name another folder: --dir DIR"
 }
 
 # put FILE: write a file of the site's folder from stdin.
@@ -150,6 +150,11 @@ put() {
 # look: find out what DIR holds. Sets `had` to its site's join id, if there is one.
 look() {
     had=
+    # Its .env can name a Compose file, and its owner could take the key.
+    if [ -z "$update" ] && { [ -L "$dir" ] || [ -e "$dir" ]; }; then
+        [ "$(find "$dir" "$dir/." -prune -user "$(id -u)" | wc -l)" -eq 2 ] || fail "expected nothing or a folder of \
+yours at $dir, found a link or what another user has put there. Name another folder: --dir DIR"
+    fi
     if [ -f "$dir/.env" ] && [ -f "$dir/site" ]; then
         other=$(value SITE_NAME)
         [ "$other" = "$SITE" ] || fail "$dir is the folder of the site $other: expected that of $SITE. Name another: --dir DIR"
@@ -191,7 +196,7 @@ unlock() {
     fi
     printf '%s\n' "$words" | docker run --rm --interactive --user 0:0 --network none --read-only --cap-drop ALL \
         --cap-add DAC_OVERRIDE --security-opt no-new-privileges --mount "type=bind,source=$fresh/kit,target=/kit" \
-        "$image_here" unlock || fail "the key stays locked, as said above. Nothing was changed."
+        "$image_here" unlock || fail "the key stays locked: see above. Nothing was changed."
     step "the key is unlocked"
 }
 
@@ -229,7 +234,7 @@ lay() {
         [ -z "$joined" ] || echo "SITE_JOINED=$joined" >>"$fresh/.env"
         merge
     fi
-    (cd "$dir" && ./site own) || fail "the files in $dir cannot be given to the containers' user, as said above."
+    (cd "$dir" && ./site own) || fail "the files in $dir cannot be given to the containers' user: see above."
     step "the site's folder is $dir"
 }
 
@@ -261,7 +266,7 @@ merge() {
             done
             rm -rf "$old"' sh "$@" || {
         rm -rf "$fresh"
-        fail "$dir could not be updated, as said above."
+        fail "$dir could not be updated: see above."
     }
     rm -rf "$fresh"
 }
@@ -296,7 +301,7 @@ main() {
     done
     # A slash at the end would put the folder's neighbours into it.
     dir=${dir%"${dir##*[!/]}"}
-    [ -n "$dir" ] || fail "expected the site's folder behind --dir, found none." 2
+    [ -n "$dir" ] || fail "expected the site's folder after --dir, found none." 2
     case $dir in /*) ;; *) dir=$(pwd)/$dir ;; esac
     case $dir in *[,:]*) fail "expected a folder without a comma or a colon in its path, found $dir." 2 ;; esac
     [ -z "${dir%%*/..*}" ] || dir=${dir%/.}
@@ -309,7 +314,7 @@ main() {
     lay
     if [ -d "$images/environments" ]; then
         step "installing packages of apps from $images"
-        "$dir/site" take "$images" >&2 || say "Some packages were not installed, as said above. Later: $dir/site take $images"
+        "$dir/site" take "$images" >&2 || say "Some packages were not installed: see above. To try again: $dir/site take $images"
     fi
     if [ -n "$OWN_KEY" ] && [ -z "$(value SITE_APPROVED)" ]; then
         "$dir/site" request
@@ -320,12 +325,12 @@ main() {
         exit
     fi
     step "checking this machine and the way to $SERVER"
-    "$dir/site" doctor >&2 || fail "$SITE has not joined: a check failed. Its folder stays: correct what is named above, \
+    "$dir/site" doctor >&2 || fail "$SITE has not joined: a check failed. Its folder stays. Fix what is named above, \
 and run this again."
     step "starting, and waiting until $SITE is ready"
     if ! "$dir/site" start; then
         "$dir/site" stop 2>/dev/null || true
-        fail "$SITE has not joined, and is stopped. Its folder stays: correct what is named above, and run this again."
+        fail "$SITE has not joined, and is stopped. Its folder stays. Fix what is named above, and run this again."
     fi
     step "done"
     [ "$ROLE" != site ] ||

@@ -29,7 +29,7 @@ get_runtime() {
         step "getting the runtime image from $RUNTIME_FROM"
         { docker pull --quiet "$RUNTIME_FROM" 2>&1 || true; } | clean >&2
         if has_runtime; then return; fi
-        [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled, as said above."
+        [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled: see above."
     fi
     if [ -n "$RUNTIME_OFFERED" ]; then
         from_server
@@ -43,12 +43,12 @@ this again with --images FOLDER."
 # load FILE: load the runtime image from an archive. Another archive is not loaded: it could replace other images.
 load() {
     [ -n "$RUNTIME_SUM" ] || fail \
-        "this join file knows no archive of the runtime image. Ask for one: ./flowerbed site add $SITE --with-images FOLDER"
+        "this join file names no archive of the runtime image. Ask for one: ./flowerbed site add $SITE --with-images FOLDER"
     sum=$(hash_of <"$1")
     [ -n "$sum" ] || fail "expected sha256sum, shasum or openssl on this machine, to check $1. Install one."
     [ "$sum" = "$RUNTIME_SUM" ] || fail \
-        "$1 was altered or is another one: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
-    docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded, as said above."
+        "$1 was altered, or is another file: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
+    docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded: see above."
     has_runtime || fail "expected the image $RUNTIME in $1, found another one."
 }
 
@@ -61,25 +61,37 @@ from_folder() {
     load "$archive"
 }
 
+# closed FOLDER: succeed if this is a folder of this user's that nobody else can open.
+closed() { [ -d "$1" ] && [ ! -L "$1" ] && [ -n "$(find "$1" -prune -user "$(id -u)" -perm 700)" ]; }
+
 # from_server: fetch the runtime image over the server's one port. What has come stays for the next try.
 from_server() {
-    part=$dir.runtime.part keys=$dir.fetching
-    [ ! -L "$part" ] || fail "expected nothing or a file at $part, found a link. Remove it, or name another folder: --dir DIR"
+    fetching=$dir.fetching
+    closed "$fetching" || private "$fetching"
+    part=$fetching/runtime.part keys=$fetching/keys
     private "$keys"
     (umask 077 && files "$keys")
     trap 'rm -rf "$keys"' EXIT
     trap 'exit 130' INT TERM
     step "fetching the runtime image from $SERVER, $((RUNTIME_BYTES / 1000000)) MB"
-    tries=0 told=0
+    tries=0 told=0 waited=0
     while have=$(bytes "$part") && [ "$have" -lt "$RUNTIME_BYTES" ]; do
+        rm -f "$keys/head" "$keys/said"
         piece "$have" >>"$part" || true
         now=$(bytes "$part")
         if [ "$now" -gt "$have" ]; then
-            tries=0
+            tries=0 waited=0
             if [ "$((now * 5 / RUNTIME_BYTES))" -gt "$told" ]; then
                 told=$((now * 5 / RUNTIME_BYTES))
                 step "$((now * 100 / RUNTIME_BYTES)) %"
             fi
+            continue
+        fi
+        pause=$(asked_to_wait)
+        if [ -n "$pause" ] && [ "$waited" -lt "$WAIT_AT_MOST" ]; then
+            [ "$waited" -gt 0 ] || step "the server sends files to others, so this waits"
+            waited=$((waited + pause))
+            sleep "$pause"
             continue
         fi
         tries=$((tries + 1))
@@ -87,14 +99,22 @@ from_server() {
 Run this again to go on where it stopped, or ask for a folder with the image (--with-images)."
         sleep "$tries"
     done
-    rm -rf "$keys"
-    trap - EXIT INT TERM
     # A wrong one must not stay, or the next try would end here too.
     [ "$(hash_of <"$part")" = "$RUNTIME_SUM" ] || mv "$part" "$part.wrong"
     [ -f "$part" ] || fail "the server has sent another image than this join file names. It was not loaded, and is in \
 $part.wrong. Ask the federation's administrator for a new join file."
     load "$part"
-    rm -f "$part"
+    rm -rf "$fetching"
+    trap - EXIT INT TERM
+}
+
+# Seconds to wait, at most, for a server that sends files to others.
+WAIT_AT_MOST=1800
+
+# asked_to_wait: print the seconds after which the server wants to be asked again, if its last answer says so.
+asked_to_wait() {
+    [ -f "$keys/head" ] || return 0
+    LC_ALL=C tr -d '\r' <"$keys/head" | LC_ALL=C sed -n 's/^Retry-After: *\([1-9][0-9]\{0,1\}\)$/\1/p' | tail -n 1
 }
 
 # piece OFFSET: write some bytes of the image to stdout, from OFFSET on.
@@ -103,7 +123,7 @@ piece() {
     ca=$keys/renewed/rootCA.pem certificate=$keys/renewed/client.crt key=$keys/kit/startup/client.key
     if command -v curl >/dev/null 2>&1; then
         curl --silent --show-error --fail --http1.1 --connect-timeout 20 --max-time 900 --range "$1-" \
-            --cacert "$ca" --cert "$certificate" --key "$key" "https://$SERVER$path" 2>"$keys/said"
+            --cacert "$ca" --cert "$certificate" --key "$key" --dump-header "$keys/head" "https://$SERVER$path" 2>"$keys/said"
         return
     fi
     command -v openssl >/dev/null 2>&1 || fail "expected curl or openssl on this machine, found neither. Install one."

@@ -8,16 +8,16 @@ usage() {
 Usage: ./site VERB
   start             start the site with the settings in site.yml, and wait until it is registered
   stop              stop it. Its settings, key and jobs stay
-  status            show whether it runs and is registered
+  status            show whether it is running and registered
   logs [-f]         show its log
   doctor            check this machine, the way to the server, the certificate and the data
   request           print the request for a certificate again, if the site makes its own key
   join ANSWER       take the answer to the request, and start. ANSWER is a file, or - for the terminal
-  approve CHECKSUM  let the packages with this checksum in, which status shows (with environments: approve in site.yml)
+  approve CHECKSUM  let packages in that wait for you (environments: approve in site.yml). status shows the checksum
   take FOLDER       install the packages in a folder, such as a stick's
   update FILE       take what is new from a newer join file
   console           for a person: open FLARE's console
-  leave [--yes]     stop the site and remove all that joining made. Its data stays
+  leave [--yes]     stop the site, and remove everything that joining created. Its data stays
 END
 }
 
@@ -65,11 +65,11 @@ own() {
 
 # request: make the site's key, and print the request for its certificate. Nothing in it is secret.
 request() {
-    [ -n "$own_key" ] || fail "$site has a key that the federation made: there is nothing to request."
+    [ -n "$own_key" ] || fail "the federation made the key of $site, so there is nothing to request."
     asked=$(once --user 0:0 --cap-add DAC_OVERRIDE --mount "type=bind,source=$here/kit,target=/kit" \
-        "$image" request "$site" "$(value SITE_ORG)" "$(value SITE_JOIN)") || fail "there is no request, as said above."
+        "$image" request "$site" "$(value SITE_ORG)" "$(value SITE_JOIN)") || fail "the request could not be made: see above."
     own
-    say "The key of $site is made, and stays on this machine. Send these lines to the federation's administrator:"
+    say "$site has made its key, which stays on this machine. Send these lines to the federation's administrator:"
     say
     echo "$asked"
     say
@@ -80,9 +80,9 @@ request() {
 # join ANSWER: take the answer to the request, and start.
 join() {
     [ $# = 1 ] || fail "join needs the answer to the request: a file, or - for lines from the terminal." 2
-    [ -n "$own_key" ] || fail "$site has a key that the federation made: no answer is needed. ./site start"
+    [ -n "$own_key" ] || fail "the federation made the key of $site, so no answer is needed. To start: ./site start"
     file=$(path "$1")
-    [ "$1" = - ] || [ -r "$file" ] || fail "expected the file of an answer, found none that can be read at $file." 2
+    [ "$1" = - ] || [ -r "$file" ] || fail "expected a file with the answer, found none that can be read: $file" 2
     if [ "$1" = - ]; then
         [ ! -t 0 ] || say "Paste the answer, then press Enter and Ctrl-D:"
         answer=$(cat)
@@ -91,11 +91,11 @@ join() {
     fi
     said=$(printf '%s\n' "$answer" | once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" \
         --mount "type=bind,source=$here/renewed,target=/renewed" "$image" answer "$site" 2>&1) ||
-        fail "the answer was not taken: $said
+        fail "the answer was refused: $said
 Nothing was changed."
     say "$said"
     [ -n "$(value SITE_APPROVED)" ] || echo "SITE_APPROVED=$(date -u +%Y-%m-%d)" >>.env
-    doctor >&2 || fail "$site has not joined: a check failed. Correct what is named above. Then: $here/site start"
+    doctor >&2 || fail "$site has not joined: a check failed. Fix what is named above. Then: $here/site start"
     start
 }
 
@@ -107,7 +107,7 @@ settings() {
     if ! once --interactive --mount "type=bind,source=$here/kit,target=/kit,readonly" "$image" "$@" \
         <site.yml >.override.new; then
         rm -f .override.new
-        fail "site.yml is wrong, as said above. Correct it, and run ./site start again."
+        fail "site.yml is wrong: see above. Correct it, and run ./site start again."
     fi
     mv .override.new compose.override.yaml
 }
@@ -127,7 +127,7 @@ explain() {
 start() {
     [ $# = 0 ] || fail "start takes no arguments." 2
     [ -z "$own_key" ] || [ -n "$(value SITE_APPROVED)" ] || fail \
-        "$site waits for the answer to its request. ./site request prints the request again, ./site join takes the answer."
+        "$site is waiting for the answer to its request. ./site request prints the request again, ./site join takes the answer."
     settings
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' | clean >&2 || true
@@ -150,11 +150,11 @@ status() {
     case $since in *T*.*Z) since=${since%%.*}Z ;; esac
     case $state in
         "running healthy" | "running ")
-            echo "$site runs since $since and is $ready."
+            echo "$site has been running since $since and is $ready."
             [ "$role" != site ] || pending || true
             ;;
         running*)
-            echo "$site runs since $since and is not $ready."
+            echo "$site has been running since $since and is not $ready."
             explain
             say "  To find the reason, run ./site doctor."
             return 1
@@ -181,7 +181,7 @@ doctor() {
         [ "$word" = --json ] || fail "doctor takes no '$word', only --json." 2
     done
     if ! engine=$(docker version --format '{{.Server.Version}}' 2>&1); then
-        fail "Docker's engine does not answer you: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
+        fail "Docker's engine does not answer: $(echo "$engine" | tail -n 1). Start it, or join the group that may use it."
     fi
     found=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || fail \
         "the runtime image $image is not on this machine. A join file gets it: sh FILE --dir $here --update"
@@ -241,7 +241,7 @@ update() {
     file=$(path "$1")
     shift
     if [ ! -f "$file" ] || [ ! -r "$file" ]; then
-        fail "expected a join file, found none that can be read at $file." 2
+        fail "expected a join file, found none that can be read: $file" 2
     fi
     docker image inspect --format '{{.Id}}' "$image" >/dev/null 2>&1 || fail \
         "the site's runtime image $image is not on this machine, so nothing can check $file. Read it. If you trust it: \
@@ -267,7 +267,7 @@ sh $file --dir $here --update"
             "$file was not run: expected a file from the CA $wanted, found one from the CA $found."
     elif ! once --mount "type=bind,source=$here/renewed,target=/renewed,readonly" --entrypoint python3 "$image" \
         -P -m bridge.common.join_file trusts "$found"; then
-        fail "$file was not run: this site does not trust its CA, $found. If that is right, say so: --fingerprint $found"
+        fail "$file was not run: this site does not trust its CA, $found. If you trust that CA: --fingerprint $found"
     fi
     sh .update.join --dir "$here" --update "$@"
 }
@@ -300,14 +300,19 @@ leave() {
     rm -f site
     say "$site has left: its containers, key, jobs and environments are removed from this machine."
     say "What stays in $here: site.yml, and data if it is there. Remove them when you no longer need them."
-    say "The federation still trusts the site's certificate. Ask its administrator for: ./flowerbed site remove $site"
+    say "The federation still trusts the certificate of $site. Ask its administrator for one of these:"
+    say "  if it leaves for good:          ./flowerbed site remove $site"
+    say "  if it moves to another machine: ./flowerbed site add $site, which makes a new join file"
 }
 
 from=$(pwd)
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 cd "$here"
 [ -f .env ] || fail "expected .env beside this file, found none. The site has left, or its join file has not run here."
-unset COMPOSE_FILE COMPOSE_PROJECT_NAME COMPOSE_PROFILES SITE_RUNTIME SITE_JOIN SITE_INSTANCE SITE_KIT
+# The folder says what the site is. A variable of the caller's shell would come before .env.
+for name in $(env | sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p'); do
+    case $name in COMPOSE_* | FLOWERBED_* | SITE_*) unset "$name" ;; esac
+done
 site=$(value SITE_NAME) role=$(value SITE_ROLE) image=$(value SITE_RUNTIME) server=$(value SITE_SERVER)
 own_key=$(value SITE_OWN_KEY)
 case $role in

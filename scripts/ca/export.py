@@ -63,9 +63,7 @@ def run(
         passphrase = None if no_passphrase else passphrases.new(passphrase_file)
         _write(file, ca_key.encrypted(key, passphrase))
         del content[ca_key.KEY]
-        state.save(folder, content)
-        # The file before the last change has the key too.
-        state.write_whole(folder / state.PREVIOUS, (folder / state.FILE).read_bytes(), 0o600)
+        state.save(folder, content, forget=True)
     dotenv.write(core.ROOT / ".env", {ca_key.FILE: str(file)})
     core.say(
         f"The CA's key is in {file} now, and no longer in {folder}. Keep a second copy of that file: nobody "

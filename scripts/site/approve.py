@@ -72,7 +72,7 @@ def run(
     if earlier := own_keys.earlier(ca.read(folder), asked):
         core.say(
             f"  {asked.site} has a certificate for another key, until {earlier.not_valid_after_utc.date()}. "
-            "The server takes only the newer join file."
+            "Once it has joined with the new key, the server refuses the old one."
         )
     _ask(asked.fingerprint, fingerprint, yes=yes)
     _issue(folder, asked)
@@ -140,7 +140,7 @@ def _ask(found: str, wanted: str | None, *, yes: bool) -> None:
             raise core.UsageError(
                 "expected --fingerprint F, as the site's administrator tells it to you, or --yes."
             )
-        core.say("Does the site's administrator tell you the same fingerprint? [y/N] ")
+        core.say("Did the site's administrator tell you the same fingerprint? [y/N] ")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise core.Failure("Nothing was answered.")
 

@@ -16,10 +16,13 @@ from typing import Any
 
 from bridge.common.offers import ENVIRONMENTS, RUNTIME
 from provisioning.keys import OWN_KEY
-from scripts import core, offers
+from scripts import core, offers, progress
 
 SUMS = "SHA256SUMS"
 """The file with all checksums: `sha256sum -c SHA256SUMS` checks a stick."""
+
+PIECE = 16 << 20
+"""Bytes that are copied at once."""
 
 SCHEMES = ("tcp", "http")
 """The schemes whose listener serves files."""
@@ -130,14 +133,18 @@ def fill(folder: Path, image: ImageArchive, join: Path) -> int:
     for kind in (RUNTIME, ENVIRONMENTS):
         shutil.rmtree(folder / kind, ignore_errors=True)
         (folder / kind).mkdir(parents=True)
-    for file in files:
-        target = folder / file.parent.name / file.name
-        shutil.copyfile(file, target)
-        with target.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            os.fsync(opened.fileno())
-        size += target.stat().st_size
-        lines.append(f"{digest}  {file.parent.name}/{file.name}\n")
+    with progress.Bar("copying", sum(file.stat().st_size for file in files), in_bytes=True) as bar:
+        for file in files:
+            place, digest = f"{file.parent.name}/{file.name}", hashlib.sha256()
+            with file.open("rb") as source, (folder / place).open("wb") as target:
+                while piece := source.read(PIECE):
+                    size += target.write(piece)
+                    digest.update(piece)
+                    # Or the bytes only count as copied, and a slow stick takes them in silence at the end.
+                    target.flush()
+                    os.fdatasync(target.fileno())
+                    bar.at(size)
+            lines.append(f"{digest.hexdigest()}  {place}\n")
     (folder / SUMS).write_text("".join(lines))
     core.say(f"  {folder} has the runtime image and all environments ({core.in_words(size)}).")
     core.say(f"  There:  sh {join.name} --images FOLDER")
@@ -145,8 +152,8 @@ def fill(folder: Path, image: ImageArchive, join: Path) -> int:
 
 
 def _scheme(project: Mapping[str, Any]) -> str:
-    """Return the scheme of FLARE's connections. FLARE's own default is grpc."""
+    """Return the scheme of FLARE's connections. FLARE's own default is http (nvflare 2.9.0)."""
     for builder in project.get("builders") or ():
         if str(builder.get("path", "")).endswith("StaticFileBuilder"):
-            return str((builder.get("args") or {}).get("scheme", "grpc"))
-    return "grpc"
+            return str((builder.get("args") or {}).get("scheme", "http"))
+    return "http"

@@ -10,6 +10,7 @@ stays refused, and removes kits and images with it. It names what is left, and w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,7 +74,7 @@ def _forget_key(name: str) -> None:
         content = ca.read(folder)
         # First for the server: a killed run leaves no key that is forgotten and still counts.
         revocation.add(folder.parent, own_keys.forget(content, name))
-        state.save(folder, content)
+        state.save(folder, content, forget=True)
 
 
 def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
@@ -81,6 +82,8 @@ def _left(entry: Mapping[str, Any], project: str) -> Iterator[str]:
     service = service_name(entry["name"])
     if entry.get(ELSEWHERE):
         yield "At its machine: its folder, with its key and its data. There: ./site leave"
+        if (join_file := Path(f"{entry['name']}.join").absolute()).is_file():
+            yield f"Its join file {join_file}. Delete it: it has the key, unless the site made its own"
     elif engine.ask().problem == "":
         image, volume = f"{project}-{service}:{BUILT}", f"{project}_{service}"
         if any(item["Service"] == service for item in compose.containers()):

@@ -67,7 +67,7 @@ def test_a_file_is_refused_after_its_last_day(centre: HostsFederation, clinic: H
     late = "date() { command date -d '+15 days' \"$@\"; }\n"
     old = edit(clinic, "hospital-c.join", "set -eu\n", f"set -eu\n{late}", "late.join")
     said = join(clinic, old, "--yes")
-    assert said.returncode == 1 and "was for use until" in said.stderr
+    assert said.returncode == 1 and "the last day of this join file was" in said.stderr
 
 
 def test_a_site_joins_with_one_file_and_one_command(centre: HostsFederation, clinic: Host) -> None:

@@ -35,7 +35,7 @@ def test_a_site_makes_its_key_and_joins_with_the_answer(centre: HostsFederation,
     ward, thief = centre.hosts.engine("ward"), centre.hosts.engine("thief")
     invited, request = asked(centre, SITE, ward)
     early = ward.run(f"{SITE}/site", "start")
-    assert early.returncode == 1 and "waits for the answer to its request" in early.stderr
+    assert early.returncode == 1 and "is waiting for the answer to its request" in early.stderr
 
     (tmp_path / "request").write_text(request)
     fingerprint = own_key.read_request(request).fingerprint

@@ -138,7 +138,7 @@ def test_a_stick_brings_both(centre: HostsFederation, joined: Host) -> None:
             file.seek(0)
             file.write(b"x")
         said = ward.run(*join)
-        assert said.returncode == 1 and "was altered or is another one" in said.stderr
+        assert said.returncode == 1 and "was altered, or is another file" in said.stderr
         assert ward.docker("image", "ls", "--quiet") == "" and not (ward.home / "bay").exists()
         with archive.open("r+b") as file:
             file.write(first)

@@ -139,7 +139,7 @@ def test_a_join_file_is_for_one_key(
         (SITE, "evil", "mine", "is of clinic in project.yml, and the request says evil"),
         (SITE, ORG, "nobody's", "not of a join file that was made for hospital-c"),
         (SITE, ORG, "another's", "not of a join file that was made for hospital-c"),
-        (SITE, ORG, "an old one", "was for use until"),
+        (SITE, ORG, "an old one", "the last day of its join file was"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(

@@ -39,6 +39,14 @@ def test_the_overview_names_each_page_by_its_title() -> None:
     assert listed == titles
 
 
+def test_the_overview_says_where_each_file_of_the_bridge_runs() -> None:
+    bridge = FOLDER.parents[1] / "bridge"
+    named = set(re.findall(r"`([a-z_]+(?:/|\.py))", OVERVIEW.read_text()))
+    there = {f"{path.name}/" for path in [*bridge.iterdir(), *(bridge / "flare").iterdir()] if path.is_dir()}
+    there |= {path.name for path in (bridge / "flare").glob("[a-z]*.py")}
+    assert sorted(there - named) == ["__pycache__/"]
+
+
 @each
 def test_prose_has_no_semicolon(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)

@@ -256,11 +256,11 @@ def test_a_site_with_data_elsewhere_gets_no_part(
     }
     people = [{"name": name, "type": "client", **more} for name, more in given.items()]
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
-    assert data._without_data() == ["site-1", "site-3"]
+    assert data.sites_without_data() == ["site-1", "site-3"]
     assert "site-2, site-4: data elsewhere" in capsys.readouterr().err
     del people[2], people[0]
     with pytest.raises(UsageError, match="Each site has data elsewhere"):
-        data._without_data()
+        data.sites_without_data()
 
 
 def test_a_site_on_another_machine_gets_no_part(
@@ -272,8 +272,8 @@ def test_a_site_on_another_machine_gets_no_part(
     away = {"name": "hospital-c", "type": "client", "elsewhere": True}
     people = [{"name": "site-1", "type": "client"}, away]
     monkeypatch.setattr(provision, "load", lambda project: {"participants": people})
-    assert data._without_data() == ["site-1"]
+    assert data.sites_without_data() == ["site-1"]
     assert "hospital-c: on another machine" in capsys.readouterr().err
     del people[0]
     with pytest.raises(UsageError, match="Each site has data elsewhere"):
-        data._without_data()
+        data.sites_without_data()

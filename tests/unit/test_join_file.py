@@ -247,7 +247,7 @@ def test_a_file_is_refused_after_its_last_day(ca: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     code, said = Site(tmp_path / "site", written(ca, tmp_path, days=-1)).run("--yes")
     yesterday = TODAY - datetime.timedelta(days=1)
-    assert code == 1 and f"until {yesterday}, and today is {TODAY}" in said
+    assert code == 1 and f"was {yesterday}, and today is {TODAY}" in said
     assert "./flowerbed site add hospital-c" in said
 
 
@@ -405,8 +405,37 @@ def test_a_key_is_not_written_where_somebody_else_waits_for_it(site: Site, how: 
     else:
         pytest.skip("only root makes another user's folder")
     code, said = site.run("--yes")
-    assert code == 1 and f"expected nothing at {trap}, found a link or what another user has put" in said
+    assert code == 1 and f"expected nothing at {trap}, found a link, or a file of another user" in said
     assert not list(there.iterdir()) and not list(trap.iterdir()) and not (site.folder / SITE).exists()
+
+
+@pytest.mark.parametrize("how", ["a link", "another user's folder"])
+def test_a_folder_that_somebody_else_has_prepared_is_no_sites_folder(site: Site, how: str) -> None:
+    """Its .env could name another Compose file, and its owner could take the key."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes another user's folder")
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    waits = site.folder / ("theirs" if how == "a link" else SITE)
+    waits.mkdir()
+    (waits / "site").touch()
+    (waits / ".env").write_text(f"SITE_NAME={SITE}\nCOMPOSE_FILE=theirs.yaml\n")
+    if how == "a link":
+        (site.folder / SITE).symlink_to(waits)
+        os.chown(site.folder / SITE, 12345, 12345, follow_symlinks=False)
+    else:
+        os.chown(waits, 12345, 12345)
+    code, said = site.run("--yes")
+    assert code == 1 and "found a link or what another user has put there" in said, said
+    assert sorted(path.name for path in waits.iterdir()) == [".env", "site"]
+
+
+def test_a_link_of_the_administrators_own_leads_to_the_sites_folder(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
+    assert site.run("--yes", "--dir", "disk")[0] == 0
+    (site.folder / SITE).symlink_to("disk")
+    site.answers["ps"] = f"echo {site.folder / SITE}"
+    code, said = site.run()
+    assert code == 0 and "has joined already" in said, said
 
 
 def test_what_others_wrote_does_not_act_on_the_terminal(site: Site) -> None:

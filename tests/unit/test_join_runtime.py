@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from nvflare.fuel.f3.communicator import Mode
 from bridge.common.ports import free_port
 from bridge.flare import offers_door
 from bridge.flare.offers_door import DOOR
-from scripts import core, offers
+from scripts import core, offers, progress
 from scripts.site import carry
 from tests.unit.connecting import End, driver
 from tests.unit.faking import Authority
@@ -139,7 +140,8 @@ def test_the_image_comes_from_the_server(server: Path, machine: Machine, gone: l
 @pytest.mark.parametrize("gone", [[], ["curl"]], ids=["curl", "openssl"])
 def test_a_download_goes_on_where_it_stopped(server: Path, machine: Machine, gone: list[str]) -> None:
     machine.without(*gone)
-    (machine.home / "site-1.runtime.part").write_bytes(BODY[:100_001])
+    (machine.home / "site-1.fetching").mkdir(mode=0o700)
+    (machine.home / "site-1.fetching" / "runtime.part").write_bytes(BODY[:100_001])
     server.write_bytes(bytes(100_001) + BODY[100_001:])
     done = machine.get()
     assert done.returncode == 0, done.stderr
@@ -164,7 +166,8 @@ def test_a_server_without_it_is_named(server: Path, machine: Machine, gone: list
     done = machine.get()
     assert done.returncode == 1
     assert "cannot be fetched from 127.0.0.1:" in done.stderr and "404" in done.stderr
-    assert machine.files() == ["site-1.runtime.part"]
+    # What has come stays, and the key does not.
+    assert [path.name for path in (machine.home / "site-1.fetching").iterdir()] == ["runtime.part"]
 
 
 def test_another_server_gets_no_answer(server: Path, machine: Machine, tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_another_server_gets_no_answer(server: Path, machine: Machine, tmp_path:
     machine.without("curl")
     assert machine.get().returncode == 1
     assert machine.loaded is None
-    assert (machine.home / "site-1.runtime.part").read_bytes() == b""
+    assert (machine.home / "site-1.fetching" / "runtime.part").read_bytes() == b""
 
 
 def test_the_image_comes_from_a_stick(machine: Machine, tmp_path: Path) -> None:
@@ -208,15 +211,76 @@ def test_an_archive_that_cannot_be_checked_is_not_loaded(machine: Machine, tmp_p
     assert machine.loaded is None
 
 
-@pytest.mark.parametrize("name", ["site-1.fetching", "site-1.runtime.part"])
-def test_nothing_is_written_through_a_link(machine: Machine, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("gone", [[], ["curl"]], ids=["curl", "openssl"])
+def test_a_busy_server_is_asked_again_when_it_says(server: Path, machine: Machine, gone: list[str]) -> None:
+    """It has no place for longer than the tries after a failure last."""
+    machine.without(*gone, "sleep")
+    slept = machine.home / "slept"
+    (machine.programs / "sleep").write_text(f'#!/bin/sh\necho "$1" >>{slept}\nexec /bin/sleep 0.05\n')
+    (machine.programs / "sleep").chmod(0o755)
+    with contextlib.ExitStack() as held, ThreadPoolExecutor() as pool:
+        for number in range(offers_door.AT_ONCE):
+            held.enter_context(DOOR.places.take(f"other-{number}"))
+        getting = pool.submit(machine.get)
+        while not slept.exists() or len(slept.read_text().split()) < 8:
+            assert not getting.done(), getting.result().stderr
+            time.sleep(0.02)
+        held.close()
+        done = getting.result()
+    assert done.returncode == 0, done.stderr
+    assert machine.loaded == BODY
+    assert set(slept.read_text().split()) == {str(offers_door.RETRY_AFTER)}
+    assert done.stderr.count("the server sends files to others, so this waits") == 1
+
+
+def test_nothing_is_written_through_a_link(machine: Machine, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    (machine.home / name).symlink_to(there)
+    (machine.home / "site-1.fetching").symlink_to(there)
     done = machine.get(SERVER="127.0.0.1:1")
     assert done.returncode == 1
-    assert f"at {machine.home / name}, found a link" in done.stderr
+    assert f"at {machine.home / 'site-1.fetching'}, found a link" in done.stderr
     assert not list(there.iterdir())
+
+
+def test_what_others_could_put_into_the_folder_is_not_used(server: Path, machine: Machine) -> None:
+    """It is the user's, but was open to others."""
+    victim, folder = machine.home / "victim", machine.home / "site-1.fetching"
+    victim.write_text("unchanged")
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "runtime.part").symlink_to(victim)
+    (folder / "keys").symlink_to(machine.home)
+    assert machine.get().returncode == 0
+    assert machine.loaded == BODY and victim.read_text() == "unchanged"
+    assert not (machine.home / "renewed").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as another user")
+def test_another_user_has_no_moment_to_put_a_link_there(server: Path, machine: Machine) -> None:
+    """The folder is in a folder of all, such as /tmp. Another user acts between all steps of the download."""
+    for folder in (machine.home, *machine.home.parents):
+        folder.chmod(0o1777 if folder == machine.home else folder.stat().st_mode | 0o111)
+        if folder == Path("/tmp"):
+            break
+    victim = machine.home / "victim"
+    victim.write_text("unchanged")
+    planted = [machine.home / "site-1.fetching" / name for name in ("runtime.part", "keys/head")]
+    links = "; ".join(
+        f"/bin/ln -s {victim} {path}" for path in (*planted, machine.home / "site-1.runtime.part")
+    )
+    machine.without("date")
+    attack = f"{{ {links}; }} 2>/dev/null"
+    (machine.programs / "date").write_text(
+        f"#!/bin/sh\n/usr/bin/setpriv --reuid 12345 --regid 12345 --clear-groups /bin/sh -c '{attack}'\n"
+        'exec /bin/date "$@"\n'
+    )
+    (machine.programs / "date").chmod(0o755)
+    done = machine.get()
+    assert done.returncode == 0, done.stderr
+    assert machine.loaded == BODY and victim.read_text() == "unchanged"
+    # The attack works where the folder is open.
+    assert (machine.home / "site-1.runtime.part").is_symlink()
 
 
 def test_what_a_registry_says_does_not_act_on_the_terminal(machine: Machine) -> None:
@@ -257,11 +321,14 @@ def test_the_centre_says_which_way_does_not_work(tmp_path: Path) -> None:
         with pytest.raises(core.UsageError, match="needs its certificate to fetch"):
             carry.check(None, True, entry, PROJECT, locked=locked)
         carry.check(None, False, entry, PROJECT, locked=locked)
-    with pytest.raises(core.UsageError, match="found grpc"):
-        carry.check(None, True, SITE, {"participants": []}, locked=False)
+    # Without a scheme it is FLARE's own, http.
+    carry.check(None, True, SITE, {"participants": []}, locked=False)
 
 
-def test_a_stick_has_all_and_its_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stick_has_all_and_its_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", -1)
     offered = tmp_path / "offers"
     names = [f"runtime/{IDENT}.tar.gz", *(f"environments/0123456789ab{end}" for end in (".tar.gz", ".json"))]
     for name in names:
@@ -278,6 +345,9 @@ def test_a_stick_has_all_and_its_sums(tmp_path: Path, monkeypatch: pytest.Monkey
     (stick / "environments" / "old.json").touch()
     (stick / "own.txt").touch()
     assert carry.fill(stick, found, Path("site-1.join")) == sum(len(name) for name in names)
+    # Each step of the copying is told: a stick may be slow.
+    told = [line.strip() for line in capsys.readouterr().err.splitlines() if " of " in line]
+    assert told == ["79 bytes of 141 bytes", "109 bytes of 141 bytes", "141 bytes of 141 bytes"]
     files = sorted(path.relative_to(stick).as_posix() for path in stick.rglob("*") if path.is_file())
     assert files == [
         "SHA256SUMS",

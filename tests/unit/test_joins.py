@@ -90,7 +90,7 @@ def test_a_newer_file_takes_the_place_of_an_older_one(server: Server) -> None:
 def test_a_file_cannot_be_used_after_its_last_day(server: Server) -> None:
     server.made("one", days=0)
     server.made("old", days=-1)
-    assert f"until {TODAY - datetime.timedelta(days=1)}" in str(server.refuses(told("old", "a")))
+    assert f"was {TODAY - datetime.timedelta(days=1)}" in str(server.refuses(told("old", "a")))
     assert server.refuses(told("one", "a")) is None
 
 

@@ -23,7 +23,7 @@ from bridge.common.site_environments import ACCEPT, APPROVE, NEWS, REFUSE, Appro
 from bridge.keeper import environments as keeper
 from bridge.keeper.environments import Installer
 from provisioning.certificates import CertificateBuilder
-from scripts import core, provision
+from scripts import core, progress, provision
 from scripts import offers as host
 from tests.unit.faking import environment
 from tests.unit.test_certificates import authority
@@ -507,6 +507,17 @@ def test_the_servers_machine_offers_what_an_app_uses(federation: Path, ca: CertB
     site.mkdir()
     (site / "rootCA.pem").write_bytes(ca.serialized_cert)
     assert Installer(files.parent, site, site / "rootCA.pem").look() == [NAME]
+
+
+def test_packing_tells_how_far_it_is(
+    federation: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", -1)
+    assert host.update() == [NAME]
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.strip().startswith(f"packing environment {NAME}")
+    # One line for each file, since no time lies between them here.
+    assert len(lines) > 3
 
 
 def test_another_app_needs_a_new_statement_only(federation: Path, ca: CertBuilder) -> None:

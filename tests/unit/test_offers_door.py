@@ -214,26 +214,55 @@ def test_a_removed_key_gets_nothing(
     assert ask(listener, kits / "site-2", PATH, headers={"Range": "bytes=0-"})[0] == 206
 
 
+RANGE = {"Range": "bytes=0-"}
+
+
 def test_one_name_does_not_take_all_the_room(listener: str, kits: Path) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(offers_door.EACH):
-            assert held.enter_context(DOOR.room("site-1"))
-        assert ask(listener, kits / "site-1")[0] == 503
-        assert ask(listener, kits / "site-2")[0] == 200
+            assert held.enter_context(DOOR.places.take("site-1"))
+        status, headers, body = ask(listener, kits / "site-1", PATH, headers=RANGE)
+        assert (status, headers["Retry-After"]) == (503, str(offers_door.RETRY_AFTER))
+        assert b"others fetch files too" in body
+        assert ask(listener, kits / "site-2", PATH, headers=RANGE)[0] == 206
         settle(offers_door.EACH)
         for number in range(offers_door.AT_ONCE):
-            held.enter_context(DOOR.room(f"other-{number}"))
-        assert ask(listener, kits / "site-2")[0] == 503
-    assert ask(listener, kits / "site-1")[0] == 200
+            held.enter_context(DOOR.places.take(f"other-{number}"))
+        assert ask(listener, kits / "site-2", PATH, headers=RANGE)[0] == 503
+        # What needs no file needs no place: `doctor` asks for the time.
+        assert ask(listener, kits / "site-2", method="HEAD")[0] == 200
+    # It was refused because of its own two, so it does not wait.
+    assert ask(listener, kits / "site-1", PATH, headers=RANGE)[0] == 206
     settle(0)
 
 
 def settle(answers: int) -> None:
     """Wait until no more answers than these are in progress."""
     deadline = time.monotonic() + 5
-    while DOOR._open.total() != answers:
+    while DOOR.places._taken.total() != answers:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_who_waits_comes_before_who_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = offers_door.Places(each=2, most=2)
+
+    def fits(name: str) -> bool:
+        with places.take(name) as found:
+            return found
+
+    with places.take("a"):
+        with places.take("b"):
+            assert not fits("c") and not fits("d")
+            # A name with a place waits behind those without.
+            assert not fits("a")
+        # One place is free now. It is the first one's who waits, again and again.
+        assert not fits("a") and not fits("d") and not fits("e")
+        assert fits("c")
+        assert fits("d")
+        # Those who do not ask again keep nobody out.
+        monkeypatch.setattr(offers_door, "KEPT_FOR", 0.0)
+        assert fits("f")
 
 
 class Pair:
@@ -274,14 +303,50 @@ def test_a_slow_request_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert time.monotonic() - began < 3
 
 
-def test_a_slow_reader_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offers_door, "BODY_WITHIN", 0.5)
+def test_callers_of_one_name_who_ask_nothing_are_few(folder: Path) -> None:
+    door = Door(folder)
+    silent = [Pair(door) for _ in range(offers_door.CALLERS)]
+    deadline = time.monotonic() + 5
+    while door.callers._taken["site-1"] < offers_door.CALLERS:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert Pair(door).client.recv(1000).startswith(b"HTTP/1.1 503 ")
+    for pair in silent:
+        pair.client.close()
+        pair.thread.join(5)
+    assert not door.callers._taken
+
+
+@pytest.mark.parametrize("limit", ["BODY_WITHIN", "CHUNK_WITHIN"])
+def test_a_slow_reader_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(offers_door, limit, 0.5)
     monkeypatch.setattr(offers_door, "PIECE", 8 << 20)
     (folder / PATH[1:]).write_bytes(bytes(8 << 20))
     pair = Pair(Door(folder))
     pair.client.sendall(f"GET {PATH} HTTP/1.1\r\nRange: bytes=0-\r\n\r\n".encode())
     pair.thread.join(5)
     assert isinstance(pair.errors[0], TimeoutError)
+
+
+def test_a_reader_that_stands_still_loses_its_place(
+    listener: str, kits: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers_door, "CHUNK_WITHIN", 0.5)
+    monkeypatch.setattr(offers_door, "PIECE", 32 << 20)
+    (folder / PATH[1:]).write_bytes(bytes(32 << 20))
+    with (
+        socket.create_connection(("127.0.0.1", port(listener)), 5) as plain,
+        context(kits / "site-1", kits / "site-1").wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.sendall(f"GET {PATH} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-\r\n\r\n".encode())
+        assert tls.recv(15) == b"HTTP/1.1 206 Pa"
+        settle(1)
+        settle(0)
+        came = 0
+        with contextlib.suppress(OSError):
+            while more := tls.recv(1 << 20):
+                came += len(more)
+        assert came < 32 << 20
 
 
 @pytest.mark.parametrize(
@@ -305,7 +370,8 @@ def test_another_request_is_refused(folder: Path, head: bytes) -> None:
 
 
 def test_the_door_without_a_folder_has_nothing(tmp_path: Path) -> None:
-    assert Door(tmp_path / "none").answer("site-1", "", "GET", PATH).status == HTTPStatus.NOT_FOUND
+    with Door(tmp_path / "none").answer("site-1", "", "GET", PATH) as answer:
+        assert answer.status == HTTPStatus.NOT_FOUND
 
 
 def test_a_listener_without_tls_has_no_door(kits: Path, folder: Path) -> None:

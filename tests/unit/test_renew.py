@@ -109,6 +109,17 @@ def test_all_are_renewed_for_some_minutes(again: Path) -> None:
         assert new.not_valid_after_utc < datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=20)
 
 
+def test_it_says_whose_console_elsewhere_needs_a_join_file(again: Path) -> None:
+    name = "name: lead@flowerbed.example\n"
+    edit(again, replace(name, f"{name}    elsewhere: true\n"))
+    _, _, text = renew(again, "--all")
+    assert [line for line in text.splitlines() if "join file" in line] == [
+        "lead@flowerbed.example gets it on the other machine with a new join file: "
+        "./flowerbed site add lead@flowerbed.example"
+    ]
+    assert "join file" not in renew(again)[2]
+
+
 def test_project_yml_sets_the_life(again: Path) -> None:
     edit(again, replace("root_valid_days: 3650", "root_valid_days: 3650\n      valid_days: 30"))
     assert renew(again, "--all")[0] == 0

@@ -124,7 +124,7 @@ def test_without_an_engine_or_the_image_it_says_so(site: Site) -> None:
     assert code == 1 and f"the runtime image {RUNTIME} is not on this machine" in said
     site.docker.answer("version", code=1, err="permission denied while trying to connect\n")
     code, _, said = site.doctor()
-    assert code == 1 and "does not answer you: permission denied while trying to connect" in said
+    assert code == 1 and "does not answer: permission denied while trying to connect" in said
     assert site.calls(RUN) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from provisioning.places import SOURCE, TEMPLATE
 from tests.unit.test_site_doctor import Site
 
 SINCE = "2026-11-28T11:13:42.123456789Z\n"
@@ -35,10 +37,28 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+def test_no_variable_of_the_callers_shell_changes_the_site(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compose would take it before the one in .env."""
+    files = [*TEMPLATE.glob("compose/*.yaml"), *SOURCE.glob("provisioning/**/*.py")]
+    used = {name for file in files for name in re.findall(r"\$\{+(\w+)[:}-]", file.read_text())}
+    used |= {"FLOWERBED_DATA", "COMPOSE_FILE", "COMPOSE_ENV_FILES", "SITE_INSTANCE"}
+    assert {"FLOWERBED_ENVIRONMENTS", "FLOWERBED_SITE_MEMORY", "SITE_RUNTIME"} <= used
+    for name in used:
+        monkeypatch.setenv(name, "the caller's")
+    (site.docker.folder / "docker").write_text('#!/bin/sh\nenv >>"$0.env"\n')
+    assert site.verb("stop")[0] == 0
+    seen = (site.docker.folder / "docker.env").read_text()
+    assert "PATH=" in seen and "the caller's" not in seen
+
+
 def test_the_start_is_told_in_whole_seconds(site: Site) -> None:
     site.docker.answer("run --rm --network none", out="")
-    told = "hospital-c runs since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002.\n"
-    assert site.verb("status") == (0, told, "")
+    told = (
+        "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002."
+    )
+    assert site.verb("status") == (0, f"{told}\n", "")
 
 
 def test_a_site_that_is_not_registered_says_why_and_what_to_do(site: Site) -> None:
@@ -96,7 +116,17 @@ def test_what_an_answer_holds_does_not_act_on_the_terminal(site: Site) -> None:
     site.docker.answer("run --rm --network none", code=1, err="found one for \033[2Jsite-2\n")
     code, _, said = site.verb("join", "answer")
     assert code == 1
-    assert "the answer was not taken: found one for [2Jsite-2\nNothing was changed." in said
+    assert "the answer was refused: found one for [2Jsite-2\nNothing was changed." in said
+
+
+def test_who_leaves_is_told_what_to_ask_for_when_leaving_and_when_moving(site: Site) -> None:
+    site.docker.answer("compose down", out="")
+    site.docker.answer("image rm", out="")
+    code, _, said = site.verb("leave", "--yes")
+    assert code == 0, said
+    assert "if it leaves for good:          ./flowerbed site remove hospital-c\n" in said
+    assert "if it moves to another machine: ./flowerbed site add hospital-c, which makes" in said
+    assert not (site.folder / "site").exists() and (site.folder / "site.yml").exists()
 
 
 @pytest.fixture
@@ -145,4 +175,4 @@ def test_a_fingerprint_lets_a_new_ca_in_and_no_other(site: Site, newer: Path) ->
 
 def test_a_file_that_is_not_there(site: Site) -> None:
     code, _, why = site.verb("update", "nowhere.join")
-    assert code == 2 and f"found none that can be read at {site.folder}/nowhere.join" in why
+    assert code == 2 and f"found none that can be read: {site.folder}/nowhere.join" in why

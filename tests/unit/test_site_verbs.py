@@ -234,6 +234,10 @@ def test_a_removed_key_stays_out_when_its_name_comes_back(federation: Federation
     assert code == 0 and "gets a new key" in outcome["left"][-1], said
     known = json.loads(state.read_text())
     assert "hospital-c" not in known and known["/removed"] == [entry(old["cert"])]
+    # No file of the centre has the key, except for the join file, which the verb names.
+    line = old["pri_key"].splitlines()[5]
+    with_key = [f.name for f in federation.root.rglob("*") if f.is_file() and line in f.read_text("latin-1")]
+    assert with_key == ["hospital-c.join"] and "hospital-c.join" in outcome["left"][1]
     assert set(json.loads(policy.read_text())["revoked"]) == {"hospital-c", entry(old["cert"])}
     # The name comes back.
     content = yaml.safe_load(federation.project)

@@ -27,10 +27,11 @@ def test_parallel_work_is_shown_after_the_tests_and_its_failure_counts(
         session.end_if_failed()
 
 
-def test_folders_that_the_quick_step_leaves_out_hold_slow_tests_alone() -> None:
+def test_each_step_leaves_out_folders_of_the_other_kind_alone() -> None:
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert folders == {"unit", *steps.SLOW_FOLDERS}
+    assert folders == {*steps.QUICK_FOLDERS, *steps.SLOW_FOLDERS}
     assert set(steps.SLOW_FOLDERS) <= {*PROCESSES, *CONTAINERS}
+    assert not [name for name in (*PROCESSES, *CONTAINERS) if name.startswith(steps.QUICK_FOLDERS)]
 
 
 def test_the_files_that_begin_first_exist() -> None:

@@ -42,7 +42,7 @@ def test_a_site_causes_so_many_lines(caplog: pytest.LogCaptureFixture) -> None:
         for number in range(10):
             told.warn(logging.getLogger("x"), site, "%s: %d", site, number)
     said = [record.getMessage() for record in caplog.records]
-    last = " (the 3th of this kind from this site, further ones are not logged)"
+    last = " (line 3 of this kind from this site, further ones are not logged)"
     assert said == [f"{site}: {n}{last if n == 2 else ''}" for site in "ab" for n in range(3)]
     assert told.counts == {"a": 10, "b": 10}
 

@@ -1063,6 +1063,22 @@ def test_only_a_single_verb_names_the_next_one() -> None:
     assert core.follow_up("up") == " Next: ./flowerbed up"
 
 
+def test_quickstart_leaves_sites_elsewhere_alone(
+    fake: Fake, flowerbed: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = [
+        {**item, "elsewhere": True} if item["name"] == "site-2" else item for item in PROJECT["participants"]
+    ]
+    monkeypatch.setattr(provision, "load", lambda project: {**PROJECT, "participants": people})
+    fake.answer("submit", reads=True, out='{"job_id": "j-1"}\n')
+    fake.answer("wait", out=lines({"event": "end", "status": "FINISHED:COMPLETED", "reason": "", "t": 1.0}))
+    code, _, told = flowerbed("quickstart")
+    assert code == 0 and "site-2: on another machine, which has its own data" in told
+    assert "data ['site-1'] {'alpha': None, 'seed': 0}" in steps
+    assert fake.request(0)["options"]["sites"] == ["site-1"]
+    assert fake.request(0)["run_config"] == ["min-available-clients=1"]
+
+
 def test_quickstart_stops_at_the_first_step_that_fails(
     fake: Fake, flowerbed: Run, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
