@@ -74,7 +74,13 @@ def proxy_of(environment: Mapping[str, str], scheme: str, host: str) -> Proxy | 
         # gRPC's own variable first (`bridge/launch/proxies.py`).
         direct = environment.get("no_grpc_proxy") or environment.get("no_proxy", "")
         text = next((environment[name] for name in GRPC_PROXIES if environment.get(name)), "")
-        if scheme == "grpc" and text and not connect_through.direct({"no_proxy": direct}, host):
+        is_gated = bool(environment.get(connect_through.GATE))  # The gate reads the setting only.
+        if (
+            scheme == "grpc"
+            and text
+            and not is_gated
+            and not connect_through.direct({"no_proxy": direct}, host)
+        ):
             return connect_through.parse(text)
     except ValueError as error:
         raise Stopped(Finding("proxy", "fail", str(error), "correct it in site.yml")) from None

@@ -24,6 +24,7 @@ from bridge.common.server_address import ServerAddress
 from bridge.flare import dialling
 from bridge.gate import __main__ as gate
 from bridge.gate.targets import Targets
+from bridge.preflight import reach
 from tests.connect_proxy import ConnectProxy, serving
 from tests.unit.connecting import APP, End, driver
 from tests.unit.faking import Authority
@@ -328,6 +329,25 @@ def test_the_reason_why_there_is_no_way_reaches_the_sites_log(
 def test_a_gate_that_does_not_run_is_named() -> None:
     with pytest.raises(ProxyError, match=r"this site's gate does not answer.*\./site start"):
         connect_through.connect(SERVER, 8002, Proxy("127.0.0.1", free_port(), is_gate=True))
+
+
+def test_the_doctor_looks_through_the_gate(place: Place, here: dict[tuple[str, int], int]) -> None:
+    server, gated = ServerAddress(SERVER, 8002), {GATE: f"127.0.0.1:{place.port}"}
+    assert reach.check_gate({}, server) is None
+    well = reach.check_gate(gated, server)
+    assert well is not None and (well.level, well.found) == ("ok", f"the site's gate leads to {SERVER}:8002")
+    other = reach.check_gate(gated, ServerAddress("evil.example", 1))
+    assert other is not None and other.level == "fail" and "leads to this site's server" in other.found
+    stopped = reach.check_gate({GATE: f"127.0.0.1:{free_port()}"}, server)
+    assert stopped is not None and stopped.level == "fail" and "does not answer" in stopped.found
+    # Before the site's first start nobody has that name.
+    assert reach.check_gate({GATE: "gate-inside:3128"}, server) is None
+
+
+def test_grpcs_variables_name_no_proxy_where_a_gate_is() -> None:
+    variables = {"https_proxy": "http://127.0.0.1:3128"}
+    assert reach.proxy_of(variables, "grpc", SERVER) is not None
+    assert reach.proxy_of({**variables, GATE: "gate-inside:3128"}, "grpc", SERVER) is None
 
 
 # With FLARE's own ends
