@@ -366,25 +366,25 @@ def test_a_site_reaches_the_server_by_each_scheme(
     authority.kit(tmp_path / "server", "server")
     authority.kit(tmp_path / "site-1", "client")
     here[SERVER, 8002] = port = free_port()
-    listener = End(tmp_path / "server", f"{scheme}://0:{port}", Mode.PASSIVE)
     proxy = ConnectProxy({SERVER: "127.0.0.1"})
     proxy.login = "site:geheim"
-    with serving(proxy.serve) as proxy_port:
+    with contextlib.ExitStack() as ends, serving(proxy.serve) as proxy_port:
+        listener = End(tmp_path / "server", f"{scheme}://0:{port}", Mode.PASSIVE)
+        ends.callback(listener.communicator.stop)
         proxied = {VARIABLE: f"http://site@127.0.0.1:{proxy_port}", PASSWORD: "geheim"}
         address = ServerAddress(SERVER, port if through != "directly" else 8002)
         made = Place(tmp_path, address, proxied if through != "directly" else {})
+        ends.callback(made.close)
         # NO_PROXY is the gate's business, not the site's.
         monkeypatch.setenv("NO_PROXY", "*")
         monkeypatch.setattr(dialling, "ENVIRONMENT", {GATE: f"127.0.0.1:{made.port}"})
         site = End(tmp_path / "site-1", f"{scheme}://{address}", Mode.ACTIVE)
+        ends.callback(site.communicator.stop)
         peer = site.peers.get(timeout=20)
         body = b"weights of a model " * 100_000
         site.communicator.send(peer, APP, Message({}, body))
         assert listener.came.get(timeout=WITHIN).payload == body
         assert {*made.dialled} == {address} and bool(proxy.asked) == (through != "directly")
-        site.communicator.stop()
-        listener.communicator.stop()
-        made.close()
 
 
 # A server that has moved
@@ -443,8 +443,8 @@ def test_what_is_not_the_federations_is_no_server_that_has_moved(
     """An app without a sandbox says where the server is."""
     Authority(names=("new.hospital.example",)).kit(tmp_path / "other", "server")
     here["new.hospital.example", 444] = port = free_port()
-    other = End(tmp_path / "other", f"tcp://0:{port}", Mode.PASSIVE)
-    with socket.create_server(("127.0.0.1", 0)) as database:
+    with contextlib.ExitStack() as ends, socket.create_server(("127.0.0.1", 0)) as database:
+        ends.callback(End(tmp_path / "other", f"tcp://0:{port}", Mode.PASSIVE).communicator.stop)
         here["new.hospital.example", 5432] = database.getsockname()[1]
         threading.Thread(target=greet, args=(database,), daemon=True).start()
         for port in (444, 5432):
@@ -456,7 +456,6 @@ def test_what_is_not_the_federations_is_no_server_that_has_moved(
         moved.hear("evil.example", 443)
         with pytest.raises(ProxyError, match="nobody with the federation's certificate"):
             moved.dial("evil.example", 443)
-    other.communicator.stop()
 
 
 def test_a_broken_file_leaves_the_kits_address(moved: Moved) -> None:
