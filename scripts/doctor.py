@@ -5,8 +5,7 @@ It looks at the kits with their keys and certificates, at what sites give to app
 user can read their data. It looks at ports, the containers' clocks, how far their kernel confines apps, and
 disks near a limit. It looks at what each site reports, wherever the site runs.
 
-Each line is ok, warn or fail. A warning works, or a verb will see to it. The exit code is 1 if any check
-fails.
+Each line is ok, warn or fail. With a warning, the federation works. The exit code is 1 if any check fails.
 """
 
 from __future__ import annotations

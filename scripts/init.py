@@ -1,12 +1,12 @@
 """Lay out a federation in a folder, for the installed program. No checkout is needed.
 
-  flowerbed init hospitals            then cd hospitals, and ./flowerbed quickstart or ./flowerbed provision
+  flowerbed init hospitals            then cd hospitals, and flowerbed quickstart
   flowerbed init hospitals --port 8102
   flowerbed init hospitals --update   after an upgrade of flowerbed
 
 It writes project.yml, compose.yaml, compose/, .env, .dockerignore and an example in apps/. Edit project.yml
-to say who takes part. Verbs find the federation in the working directory or above it. Several federations may
-be on one machine: each needs another name, and another port.
+to say who takes part. Verbs find the federation in the working directory or above it. Several federations on
+one machine need different names and ports.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
   ./flowerbed jobs | grep RUNNING    in a pipe the table is plain, one job a line
   ./flowerbed jobs --watch           keep showing it, until Ctrl-C
-A terminal of less than 140 columns has no room for who submitted. One of less than 110 columns also shows
-short times, the first 8 letters of each id, and no sizes. Reasons of more than 20 letters are below the
-table.
+A terminal narrower than 140 columns does not show who submitted. Below 110 columns, times and ids are short,
+and sizes are left out. Reasons longer than 20 characters are below the table.
 """
 
 from __future__ import annotations

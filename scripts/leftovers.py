@@ -58,7 +58,7 @@ def forget_images(compose_file: Path, project: str, tag: str) -> list[str]:
         removed = core.run([engine.docker(), "image", "rm", number if "<none>" in name else name])
         if removed.returncode == 0:
             gone.append(name)
-            core.say(f"  removed {'an image of before' if '<none>' in name else name}, with its key")
+            core.say(f"  removed {'an older image' if '<none>' in name else name}, with its key")
     return gone
 
 

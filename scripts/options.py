@@ -66,7 +66,7 @@ Job = Annotated[
     typer.Argument(
         metavar="JOB",
         parser=job_id,
-        help=f"The job's id, the first letters of it, Flower's run id, or '{LATEST}'.",
+        help=f"The job's id or its beginning, Flower's run id, or '{LATEST}'.",
     ),
 ]
 

@@ -28,7 +28,7 @@ def new(file: Path | None) -> bytes:
     else:
         found = getpass.getpass("New passphrase: ").encode()
         if found != getpass.getpass("The same again: ").encode():
-            raise core.UsageError("expected the same passphrase twice, found two. Nothing was changed.")
+            raise core.UsageError("the two passphrases differ: expected the same one. Nothing was changed.")
     if len(found) < SHORTEST:
         raise core.UsageError(f"expected a passphrase of at least {SHORTEST} characters, found {len(found)}.")
     return found

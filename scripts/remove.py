@@ -1,6 +1,6 @@
 """Remove ended jobs from the server's store, with their results and logs there.
 
-  ./flowerbed remove 3f2a9c1e b81c44d0    by the first letters of their ids
+  ./flowerbed remove 3f2a9c1e b81c44d0    by the beginnings of their ids
 What `results` has downloaded into results/ stays. If one of the jobs has not ended, none is removed: abort it
 first. FLARE decides who may remove: a project_admin all jobs, a lead its own.
 """
@@ -19,7 +19,7 @@ from scripts.options import As, job_id
 
 JSON = JsonObject(
     {
-        "removed": "the jobs that were removed. It is beside `error` too, if the server refuses one",
+        "removed": "the jobs that were removed. It is also there beside `error`, if the server refuses one",
         "freed_bytes": "the space that they took",
     }
 )
@@ -31,7 +31,7 @@ def run(
         typer.Argument(
             metavar="JOB...",
             parser=job_id,
-            help="The jobs' ids, or the first letters of them. 'latest' is refused, since it names another "
+            help="The jobs' ids, or their beginnings. 'latest' is refused, since it names another "
             "job after each removal.",
         ),
     ],

@@ -30,7 +30,7 @@ JSON = JsonObject(
         "ca": "`one`, or during a replacement `both trusted` or `reissued`",
         "ca_until": "the last day of the CA that signs",
     },
-    on_error={"waits_for": "the participants that have not taken the step before"},
+    on_error={"waits_for": "the participants that have not taken the previous step"},
 )
 
 STEPS = {
@@ -46,7 +46,7 @@ All = Annotated[bool, typer.Option("--all", help="Renew every certificate, due o
 NewCA = Annotated[bool, typer.Option("--new-ca", help="Take the next step to replace the CA.")]
 Force = Annotated[
     bool,
-    typer.Option(help="Take the step although somebody may not have taken the one before. They are cut off."),
+    typer.Option(help="Take the step even if somebody has not taken the previous one. They are cut off."),
 ]
 Days = Annotated[
     float | None,
@@ -175,7 +175,7 @@ def _step(known: dict[str, Any], project: Mapping[str, Any], *, force: bool) -> 
     late = [] if force else _late(known, project)
     if late:
         raise core.Failure(
-            f"The step before is not taken everywhere. The server has heard nothing from {', '.join(late)}. "
+            f"Not everybody is known to have taken the previous step: {', '.join(late)}. "
             "Try again in a minute. Or go on without them: ./flowerbed renew --new-ca --force. "
             "They then need a new join file.",
             waits_for=late,
@@ -202,7 +202,7 @@ def _late(known: Mapping[str, Any], project: Mapping[str, Any]) -> list[str]:
         told = console.ask(console.service(None), "status")
     except core.Failure as failure:
         raise core.Failure(
-            f"The server cannot be asked whether everybody has taken the step before: {failure} "
+            f"The server cannot be asked whether everybody has taken the previous step: {failure} "
             "To go on without it: ./flowerbed renew --new-ca --force",
             waits_for=wanted,
         ) from None

@@ -17,6 +17,11 @@ SKEW_WARN, SKEW_FAIL = 1.0, 5.0
 LEAST_DISK = 2**30
 """Bytes of a site's disk, below which a job may not end there."""
 
+UPDATE = (
+    "./flowerbed build, then up. On another machine: ./flowerbed site add NAME, and ./site update FILE there"
+)
+"""The advice for a site with another version."""
+
 EXPIRY_WARN_DAYS = 30.0
 """Warn of a certificate that ends sooner."""
 
@@ -55,8 +60,8 @@ def _silent(registered: Sequence[str], reports: Mapping[str, Any]) -> Iterator[F
     for name in registered:
         since = reports[name]["reported_seconds"] if name in reports else None
         if since is None or since > site_report.LATE:
-            last = "has not reported yet" if since is None else f"has last reported {site_table.ago(since)}"
-            mend = "wait a minute. Otherwise look at the site's log, and give it this version"
+            last = "has not reported yet" if since is None else f"last reported {site_table.ago(since)}"
+            mend = "wait a minute. If it stays so, look at the site's log, and at its version"
             yield Finding("site reports", "warn", f"{name} is registered, and {last}", mend)
 
 
@@ -68,7 +73,7 @@ def _versions(server: Mapping[str, Any], reports: Mapping[str, Any]) -> Iterator
         if version and other:
             here = site_table.version({"version": server})
             text = f"{name} runs {site_table.version(one['report'])}, the server {here}"
-            yield Finding("versions", "warn", text, "give the site the server's image")
+            yield Finding("versions", "warn", text, UPDATE)
 
 
 def _data(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
@@ -86,7 +91,7 @@ def _certificate(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
     ends = (report.get("certificate") or {}).get("ends")
     if ends is not None and ends - time.time() < EXPIRY_WARN_DAYS * 86400:
         text = f"{name}'s certificate: {site_table.certificate(report)}"
-        yield Finding("certificates", "warn", text, "./flowerbed provision renews it")
+        yield Finding("certificates", "warn", text, "./flowerbed renew")
 
 
 def _disk(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
@@ -131,4 +136,4 @@ def _address(name: str, report: Mapping[str, Any], renewed: Path | None) -> Iter
         text = f"{name} dials {report['dialled']}, and takes {today} at its next connection"
     else:
         text = f"{name} dials {report['dialled']}, and has not heard of {today}"
-    yield Finding("address", "warn", text, "let the old address lead to the server until then")
+    yield Finding("address", "warn", text, "keep the old address pointing to the server until then")

@@ -12,7 +12,7 @@ from scripts import core, terminal
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEAD = ["SITE", "HEARD", "VERSION", "CERTIFICATE", "DISK", "MEMORY", "GPU", "DATA", "ENVIRONMENTS", "DOES"]
+HEAD = ["SITE", "HEARD", "VERSION", "CERTIFICATE", "DISK", "MEMORY", "GPU", "DATA", "ENVIRONMENTS", "DOING"]
 
 UNKNOWN, NONE = "-", "none"
 """The cells for a fact that the site has not reported, and for things that it has none of."""

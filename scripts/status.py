@@ -1,7 +1,7 @@
 """Show the containers, every site wherever it runs, and the running jobs.
 
-Each site reports to the server every 20 s. The exit code is 0 also when all is down. Texts below the tables
-name the verbs that help.
+Each site reports to the server every 20 s. The exit code is 0 even when everything is down. Lines below the
+tables name the verbs that help.
 """
 
 from __future__ import annotations

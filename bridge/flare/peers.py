@@ -1,4 +1,4 @@
-"""Find out who is at the other end of a connection that this process has accepted. For nvflare 2.9.0."""
+"""Find out who is at the other end of a connection. For nvflare 2.9.0."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def name(conn: Any) -> str | None:
         return None
     found = (conn.get_conn_properties() or {}).get(DriverParams.PEER_CN.value)
     return str(found) if found else None
+
+
+def is_dialled(conn: Any) -> bool:
+    """Return whether this process has dialled the other end of a mutual TLS connection."""
+    connector = conn.connector
+    return bool(connector.mode == Mode.ACTIVE and is_mtls_connection(connector.params))
 
 
 def key(conn: Any) -> str:

@@ -5,7 +5,7 @@ accept connections have its folder at `/policy`, read-only. The file is read aga
 needs a restart. The file is the operator's: no FLARE command changes it, and it is in no volume.
 
 A relay on another machine has no such folder. The server tells it the names with each reply to its report
-(`relay_reporter.py`).
+(`relay_reporter.py`). It tells sites the removed keys, one of which may be their relay's.
 
 The list also has the keys of removed participants (`bridge/common/removed_keys.py`). A name may come back,
 and a removed key may not.
@@ -128,7 +128,7 @@ REVOCATIONS = Revoked()
 
 
 def take(told: Mapping[str, object], link: object) -> None:
-    """Take the names from the server's reply to a report. At a relay, for `relay_reporter.py`.
+    """Take the names from the server's reply to a report. At a relay or a site, for `site_reporter.py`.
 
     Raises:
         ValueError: the server sends no names.

@@ -22,7 +22,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.message import Message
 
 from bridge.common import site_report
-from bridge.flare import addresses, renewals, site_environments
+from bridge.flare import addresses, renewals, revocation, site_environments
 from bridge.flare.site_facts import SiteFacts
 from bridge.job import settings
 
@@ -64,7 +64,7 @@ class ReportLink:
 Taker = Callable[[Mapping[str, Any], ReportLink], None]
 """Takes the server's reply to a report. It may take its time."""
 
-TAKERS: tuple[Taker, ...] = (addresses.take, renewals.take, site_environments.TAKER)
+TAKERS: tuple[Taker, ...] = (addresses.take, renewals.take, revocation.take, site_environments.TAKER)
 """What becomes of the reply's parts."""
 
 

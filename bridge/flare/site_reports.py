@@ -35,7 +35,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from bridge.common import site_report, spool
-from bridge.common.meta import REVOKED_KEY
+from bridge.common.meta import REMOVED_KEY, REVOKED_KEY
 from bridge.flare import addresses, renewals, server_offers, site_facts
 from bridge.flare.flare_server import FlareServer
 from bridge.flare.joins import JOINS
@@ -52,8 +52,12 @@ Handler = Callable[[str, bytes], bytes]
 
 
 def tell_revoked(site: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell a relay who was removed. On another machine it has no other way to know."""
-    return {REVOKED_KEY: REVOCATIONS.names()} if is_relay(site) else {}
+    """Tell a relay who was removed, and a site which keys. On another machine they have no other way to
+    know, and a site's relay may be among them."""
+    names = REVOCATIONS.names()
+    if not is_relay(site):
+        names = [name for name in names if name.startswith(REMOVED_KEY)]
+    return {REVOKED_KEY: names}
 
 
 ANSWERS: tuple[Answer, ...] = (addresses.answer, renewals.answer, server_offers.ANSWER, tell_revoked)

@@ -32,7 +32,9 @@ def run(
     file: Annotated[Path, typer.Argument(help="The new file. Its folder must be there.", show_default=False)],
     passphrase_file: Annotated[
         Path | None,
-        typer.Option(help="A file with the passphrase in its first line.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="A file with the passphrase in its first line.", show_default=False
+        ),
     ] = None,
     no_passphrase: Annotated[
         bool, typer.Option("--no-passphrase", help="Write the key without a passphrase.")

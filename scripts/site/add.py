@@ -263,7 +263,7 @@ def _free(file: Path) -> Path:
     if file.is_dir() or not file.parent.is_dir():
         raise core.UsageError(f"--output: expected a file's path, found {file}.")
     if file.exists() and not file.read_bytes().startswith(BEGIN.encode()):
-        raise core.UsageError(f"{file} is there and is no join file. Name another: --output FILE")
+        raise core.UsageError(f"{file} exists and is not a join file. Name another: --output FILE")
     return file
 
 
@@ -345,12 +345,14 @@ def _tell(made: Mapping[str, Any]) -> None:
     """Tell the user what to do with a join file."""
     name, last, file = made["site"], made["last_day"], Path(made["file"])
     holds = {
-        "file": f"has the private key of {name}. Give it to that site only, until {last}.",
-        "locked": f"has the key of {name}, locked. Tell the passphrase in another way, until {last}.",
-        "site": f"has no key. Give it to {name} until {last}. Its request: ./flowerbed site approve FILE",
+        "file": f"has the private key of {name}. Give it to that site only.",
+        "locked": f"has the key of {name}, locked. Tell the passphrase in another way.",
+        "site": f"has no key. {name} makes its own.",
     }
     core.say(f"{file} ({core.in_words(made['bytes'])}) {holds[made['key']]}")
-    core.say(f"  There:  sh {file.name}")
+    core.say(f"  There, until {last}:  sh {file.name}")
+    if made["key"] == "site":
+        core.say("  To answer the request that it prints:  ./flowerbed site approve FILE")
     core.say(
         "  Tell these two in another way than you send the file. The site compares them before it runs it:"
     )

@@ -21,17 +21,19 @@ from scripts.core import ROOT
 DRIVER = "overlay2"
 
 
-def link(source: Path, target: Path, names: Sequence[str]) -> bool:
+def link(source: Path, target: Path, names: Sequence[str]) -> str:
     """Link images from one engine's disk into another's, which is not running.
 
     Returns:
-        False if that is not possible: the engine keeps its images in another way, or on another disk.
+        Why that is not possible, as where the engine keeps its images in another way or on another disk. Else
+        an empty string.
     """
     # An engine mounts its folder on itself. Links from one mount to another are not possible.
     script = 'umount --lazy "$1" 2>/dev/null; shift; exec "$@"'
     program = [sys.executable, "-P", "-m", "tests.hosts.images", str(source), str(target), *names]
     command = ["unshare", "--mount", "sh", "-c", script, "sh", str(source), *program]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stderr.strip() or "it failed" if done.returncode else ""
 
 
 def _repositories(root: Path) -> dict[str, str]:
@@ -72,9 +74,7 @@ def _link_layer(source: Path, target: Path, record: Path) -> None:
     files = Path(DRIVER) / (source / record / "cache-id").read_text()
     for folder in (files, record):
         (target / folder).parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["cp", "--archive", "--link", source / folder, target / folder], check=True, capture_output=True
-        )
+        subprocess.run(["cp", "--archive", "--link", source / folder, target / folder], check=True)
     short = Path(DRIVER) / "l" / (source / files / "link").read_text()
     (target / short).parent.mkdir(exist_ok=True)
     if not os.path.lexists(target / short):

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,6 +119,10 @@ class Site:
     def connections(self) -> int:
         return self.text.count(" ready\n")
 
+    def has_answers(self, number: int, within: float) -> float:
+        """Wait until so many answers have come. Return the seconds."""
+        return wait_until(lambda: len(self.answers) >= number, within, f"{self.name}:\n{self.text}")
+
     def goes_on(self, within: float) -> float:
         """Wait for the answer to a message that is still to be sent. Return the seconds."""
         last = max(self.answers, default=0)
@@ -158,10 +163,10 @@ def test_through_a_proxy_with_a_password_and_no_other_way(place: Place, scheme: 
     }
     # The site cannot resolve the server's name.
     site = place.site(f"proxied-{scheme}", machine, scheme, variables=through)
-    site.goes_on(20)
-    assert PASSWORD not in site.text
     wrong = {**through, "FLOWERBED_CONNECT_PASSWORD": "x"}
     refused = place.site(f"refused-{scheme}", machine, scheme, variables=wrong)
+    site.goes_on(20)
+    assert PASSWORD not in site.text
     wait_until(lambda: "refuses this user and password (407" in refused.text, 30, refused.name)
     assert not refused.connections
 
@@ -190,18 +195,6 @@ def test_ipv6_that_leads_nowhere_costs_three_seconds(place: Place) -> None:
     assert place.site("both", machine, at=at).goes_on(20) < 12
 
 
-def sites(place: Place, fault: str) -> dict[str, Faulty]:
-    """A connected site for each scheme, with its machine."""
-    made = {}
-    for scheme in SCHEMES:
-        name = f"{fault}-{scheme}"
-        machine, router = behind_a_router(place, name)
-        made[scheme] = Faulty(place.site(name, machine, scheme, at=place.centre.address), machine, router)
-    for one in made.values():
-        one.site.goes_on(30)
-    return made
-
-
 class Faulty(NamedTuple):
     """A site with a fault."""
 
@@ -210,60 +203,149 @@ class Faulty(NamedTuple):
     router: Machine
 
 
-def test_a_line_that_is_down_for_a_minute(place: Place) -> None:
-    made = sites(place, "cut")
-    for one in made.values():
-        one.machine.cut(WARD)
-    time.sleep(60)
-    for one in made.values():
-        one.machine.restore(WARD)
-    took = {scheme: one.site.goes_on(60) for scheme, one in made.items()}
-    print("went on after", took)
-    assert max(took.values()) < 45
+class Fault(NamedTuple):
+    """What happens to sites that are connected, in a thread of its own: it takes minutes, most of it waiting.
+
+    Attributes:
+        sites: all of them.
+        run: lets it happen, and returns the seconds until each goes on.
+    """
+
+    sites: dict[str, Site]
+    run: Callable[[], dict[str, float]]
 
 
-def test_a_site_gets_another_address(place: Place) -> None:
-    made = sites(place, "laptop")
-    for number, one in enumerate(made.values(), 200):
-        one.machine.move(number, WARD)
-    took = {scheme: one.site.goes_on(90) for scheme, one in made.items()}
-    print("went on after", took)
-    assert max(took.values()) < 60 and all(one.site.connections > 1 for one in made.values())
+def faulty(place: Place, fault: str) -> dict[str, Faulty]:
+    """A site behind a router for each scheme."""
+    made = {}
+    for scheme in SCHEMES:
+        name = f"{fault}-{scheme}"
+        machine, router = behind_a_router(place, name)
+        made[scheme] = Faulty(place.site(name, machine, scheme, at=place.centre.address), machine, router)
+    return made
 
 
-def test_a_router_forgets_all_connections(place: Place) -> None:
-    made = sites(place, "lost")
-    for one in made.values():
-        one.router.firewall.drop_unknown()
-        one.router.forget_connections()
-    took = {scheme: one.site.goes_on(90) for scheme, one in made.items()}
-    print("went on after", took)
-    assert max(took.values()) < 60 and all(one.site.connections > 1 for one in made.values())
+def each_goes_on(made: Mapping[str, Faulty], within: float) -> dict[str, float]:
+    return {scheme: one.site.goes_on(within) for scheme, one in made.items()}
 
 
-def test_a_router_that_forgets_quiet_connections_forgets_none_of_these(place: Place) -> None:
+def cut(place: Place) -> Fault:
+    made = faulty(place, "cut")
+
+    def run() -> dict[str, float]:
+        for one in made.values():
+            one.machine.cut(WARD)
+        time.sleep(60)
+        for one in made.values():
+            one.machine.restore(WARD)
+        return each_goes_on(made, 60)
+
+    return Fault({scheme: one.site for scheme, one in made.items()}, run)
+
+
+def moved(place: Place) -> Fault:
+    made = faulty(place, "laptop")
+
+    def run() -> dict[str, float]:
+        for number, one in enumerate(made.values(), 200):
+            one.machine.move(number, WARD)
+        return each_goes_on(made, 90)
+
+    return Fault({scheme: one.site for scheme, one in made.items()}, run)
+
+
+def forgotten(place: Place) -> Fault:
+    made = faulty(place, "lost")
+
+    def run() -> dict[str, float]:
+        for one in made.values():
+            one.router.firewall.drop_unknown()
+            one.router.forget_connections()
+        return each_goes_on(made, 90)
+
+    return Fault({scheme: one.site for scheme, one in made.items()}, run)
+
+
+def quiet(place: Place) -> Fault:
+    """A site that says something every 50 s, behind a router that forgets after 15 s."""
     machine, router = behind_a_router(place, "quiet")
     router.firewall.drop_unknown()
     router.set("net/netfilter/nf_conntrack_tcp_timeout_established", 15)
     site = place.site("quiet", machine, at=place.centre.address, every=50)
-    wait_until(lambda: len(site.answers) > 1, 80, site.text)
-    assert site.connections == 1
+    return Fault({"tcp": site}, lambda: {"tcp": site.has_answers(2, 80)})
 
 
-def test_a_dead_line_behind_a_proxy(place: Place) -> None:
-    """The proxy's machine answers all the time, and knows nothing of it."""
+def dead_behind_a_proxy(place: Place) -> Fault:
     gate, machine = place.hosts.machine("deaf"), place.hosts.machine("patient")
     place.proxy(gate)
     through = {"FLOWERBED_CONNECT_THROUGH": f"http://{gate.address}:{PROXY}"}
     site = place.site("patient", machine, variables=through)
-    site.goes_on(20)
-    # Only what is open to the server is dead.
-    old = gate.inside("ss", "-tnH", "dst", place.centre.address).split()[3].rpartition(":")[2]
-    for program in ("INPUT", "OUTPUT"):
-        way = ("-s", "--dport") if program == "INPUT" else ("-d", "--sport")
-        gate.inside(
-            "iptables", "-I", program, way[0], place.centre.address, "-p", "tcp", way[1], old, "-j", "DROP"
-        )
-    took = site.goes_on(150)
+
+    def run() -> dict[str, float]:
+        # Only what is open to the server is dead.
+        old = gate.inside("ss", "-tnH", "dst", place.centre.address).split()[3].rpartition(":")[2]
+        ways = {"INPUT": ("-s", "--dport"), "OUTPUT": ("-d", "--sport")}
+        for chain, (address, port) in ways.items():
+            rule = (address, place.centre.address, "-p", "tcp", port, old, "-j", "DROP")
+            gate.inside("iptables", "-I", chain, *rule)
+        return {"tcp": site.goes_on(150)}
+
+    return Fault({"tcp": site}, run)
+
+
+FAULTS = (cut, moved, forgotten, quiet, dead_behind_a_proxy)
+
+
+class Happening(NamedTuple):
+    """A fault that happens, or has happened."""
+
+    sites: dict[str, Site]
+    took: Future[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def faults(place: Place) -> Iterator[dict[str, Happening]]:
+    """Let all faults happen at once. The other tests run meanwhile."""
+    made = {fault.__name__: fault(place) for fault in FAULTS}
+    for fault in made.values():
+        for site in fault.sites.values():
+            site.has_answers(1, 90)
+    with ThreadPoolExecutor(len(FAULTS)) as pool:
+        yield {name: Happening(fault.sites, pool.submit(fault.run)) for name, fault in made.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _long_ones_first(request: pytest.FixtureRequest) -> None:
+    """Their tests come last, and find them done."""
+    if any("faults" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("faults")
+
+
+def seconds(fault: Happening) -> dict[str, float]:
+    """Wait for the end of a fault, and return the seconds until each site went on."""
+    took = fault.took.result()
     print("went on after", took)
-    assert took < 110 and site.connections > 1
+    return took
+
+
+def test_a_line_that_is_down_for_a_minute(faults: dict[str, Happening]) -> None:
+    assert max(seconds(faults["cut"]).values()) < 45
+
+
+@pytest.mark.parametrize("fault", ["moved", "forgotten"])
+def test_a_site_gets_another_address_or_its_router_forgets_all(
+    faults: dict[str, Happening], fault: str
+) -> None:
+    assert max(seconds(faults[fault]).values()) < 60
+    assert all(site.connections > 1 for site in faults[fault].sites.values())
+
+
+def test_a_router_that_forgets_quiet_connections_forgets_none_of_these(faults: dict[str, Happening]) -> None:
+    assert seconds(faults["quiet"])
+    assert faults["quiet"].sites["tcp"].connections == 1
+
+
+def test_a_dead_line_behind_a_proxy(faults: dict[str, Happening]) -> None:
+    """The proxy's machine answers all the time, and knows nothing of it."""
+    took = seconds(faults["dead_behind_a_proxy"])["tcp"]
+    assert took < 110 and faults["dead_behind_a_proxy"].sites["tcp"].connections > 1

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nvflare.fuel.f3.comm_error import CommError
 from nvflare.fuel.f3.communicator import Mode, load_comm_drivers
 from nvflare.fuel.f3.message import Message
 
 from bridge.common import removed_keys
 from bridge.common.meta import REVOKED_FILE
 from bridge.common.ports import free_port
+from bridge.flare import revocation
 from bridge.flare.revocation import Revoked
 from tests.silent import silent
 from tests.unit.connecting import APP, End, driver
@@ -109,6 +111,42 @@ def test_a_removed_key_cannot_connect_by_a_name_that_is_in(
         with pytest.raises(queue.Empty):
             listener.peers.get(timeout=2)
         assert thief.peers.empty()
+
+
+@pytest.mark.parametrize("url", ["tcp", "http"], indirect=True)
+def test_a_site_refuses_a_relay_whose_key_was_removed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has heard of that from the server. The connection that is open is closed, and no other follows."""
+    heard = Revoked(tmp_path / "none")
+    monkeypatch.setattr(drivers, "REVOCATIONS", heard)
+    for name, value in (("CLOSE_AFTER", 0.0), ("LOOK_EVERY", 0.2)):
+        monkeypatch.setattr(drivers, name, value)
+    monkeypatch.setattr(revocation, "READ_EVERY", 0.0)
+    key = removed_keys.of_certificate((tmp_path / "server" / "startup" / "server.crt").read_bytes())
+    with contextlib.ExitStack() as ends:
+
+        def end(name: str, mode: Mode) -> End:
+            made = End(tmp_path / name, url, mode)
+            ends.callback(made.communicator.stop)
+            return made
+
+        relay, site = end("server", Mode.PASSIVE), end("site-1", Mode.ACTIVE)
+        peer = site.peers.get(timeout=10)
+        assert relay.peers.get(timeout=10).name == "site-1"
+        heard.tell([key])
+        deadline = time.monotonic() + 10
+        with pytest.raises(CommError):
+            while time.monotonic() < deadline:
+                site.communicator.send(peer, APP, Message({}, b"hello"))
+                time.sleep(0.1)
+        late = end("site-2", Mode.ACTIVE)
+        with pytest.raises(queue.Empty):
+            relay.peers.get(timeout=3)
+        assert late.peers.empty()
+        # The last list that came counts.
+        heard.tell([])
+        late.peers.get(timeout=30)
 
 
 @pytest.mark.parametrize("url", ["grpc", "tcp", "http"], indirect=True)

@@ -278,6 +278,14 @@ def test_an_earlier_list_of_cas_does_not_come_back(site: Elsewhere) -> None:
     assert site.trusts() == ["flowerbed", "flowerbed 2"]
 
 
+def test_an_app_that_closes_the_spool_keeps_no_certificate_out(site: Elsewhere) -> None:
+    site.renew()
+    site.spool.chmod(0)
+    assert site.arrives()
+    # Root writes there anyway.
+    assert site.spool.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_link_and_a_pipe_in_the_spool_are_left_alone(site: Elsewhere, tmp_path: Path) -> None:
     site.renew()
     (tmp_path / "elsewhere").write_text(json.dumps(site.told()[PART]))

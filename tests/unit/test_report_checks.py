@@ -43,7 +43,7 @@ def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"since": 400.0}, "warn site reports: site-1 is registered, and has last reported 7 min ago"),
+        ({"since": 400.0}, "warn site reports: site-1 is registered, and last reported 7 min ago"),
         (
             {"version": {**SERVER, "code": "0123456789ab"}},
             "warn versions: site-1 runs 0.1.0 0123456 FLARE 2.9.0, the server 0.1.0 abcdef0 FLARE 2.9.0",

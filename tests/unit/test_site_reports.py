@@ -25,7 +25,7 @@ from nvflare.private.defs import CellMessageHeaderKeys
 from bridge.common import site_report
 from bridge.common.meta import REVOKED_FILE
 from bridge.common.spool import Spool
-from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reports
+from bridge.flare import relay_reporter, revocation, site_data, site_facts, site_reporter, site_reports
 from bridge.flare.joins import JOINS
 from bridge.flare.revocation import Revoked
 from bridge.flare.site_reporter import ReportLink, SiteReporter
@@ -160,14 +160,18 @@ def test_a_relay_reports_for_itself_only(
     assert reports.now()[0]["report"] == {"uptime_seconds": 1}
 
 
-def test_only_a_relay_hears_who_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / REVOKED_FILE).write_text('{"revoked": ["site-9"]}')
+def test_a_relay_hears_who_was_removed_and_a_site_which_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sha256:" + "a" * 64
+    (tmp_path / REVOKED_FILE).write_text(json.dumps({"revoked": ["site-9", key]}))
     monkeypatch.setattr(site_reports, "REVOCATIONS", Revoked(tmp_path))
     monkeypatch.setattr(site_reports, "is_relay", lambda name: name == "relay-1")
-    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": ["site-9"]}
-    assert site_reports.tell_revoked("site-1", {}) == {}
+    assert site_reports.tell_revoked("relay-1", {}) == {"revoked": [key, "site-9"]}
+    # A site behind a relay has to know the keys of removed relays, and no names.
+    assert site_reports.tell_revoked("site-1", {}) == {"revoked": [key]}
     assert site_reports.tell_revoked in site_reports.ANSWERS
-    assert revocation.take in relay_reporter.RELAY_TAKERS
+    assert revocation.take in relay_reporter.RELAY_TAKERS and revocation.take in site_reporter.TAKERS
 
 
 def test_a_removed_site_reports_no_more(server: Server) -> None:

@@ -19,7 +19,8 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
   (`bridge/flare/dialling.py`). A listener on all addresses takes IPv6 as well.
 - With any scheme, a listener rejects mutual TLS connections with a revoked name or key in their certificate
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
-  later. Until then the site is removed from its jobs, and can hear so.
+  later. Until then the site is removed from its jobs, and can hear so. Over TCP and HTTP a client rejects a
+  relay whose key was removed, once it has heard of that.
 - With any scheme, a listener takes renewed certificates (`bridge/flare/certificates.py`).
 - Over TCP and HTTP a listener also serves the runtime image and environments (`bridge/flare/offers_door.py`).
 
@@ -75,6 +76,8 @@ CLOSE_AFTER = 5.0
 LOOK_EVERY = 2.0
 """Seconds between two looks at the open connections."""
 
+RELAY_REMOVED = "the relay shows a key that was removed from the federation. Connect to another: connect_to"
+
 TOLD_EVERY = 3600.0
 """Seconds between two lines in the audit log about a name, because a removed site keeps trying."""
 
@@ -95,6 +98,11 @@ class Admitting(BaseDriver):  # type: ignore[misc]
             CommError: it is closed, because the other end was removed.
         """
         name = peers.name(conn)
+        if peers.is_dialled(conn):
+            if REVOCATIONS.removed(peers.key(conn)):
+                conn.close()
+                raise CommError(CommError.BAD_DATA, RELAY_REMOVED)
+            _watch(self)
         if name is not None:
             if why := REVOCATIONS.why_not(name) or REVOCATIONS.why_not_key(peers.key(conn)):
                 _audit(name, f"connection refused: {why}")
@@ -141,6 +149,9 @@ def close_removed(driver: Admitting) -> None:
     """Close the connections of names and keys that were revoked a while ago."""
     for conn in list(driver.connections.values()):
         name = peers.name(conn)
+        if peers.is_dialled(conn) and REVOCATIONS.removed(peers.key(conn), CLOSE_AFTER):
+            log.warning("closed a connection: %s", RELAY_REMOVED)
+            conn.close()
         if name is not None and any(REVOCATIONS.removed(x, CLOSE_AFTER) for x in (name, peers.key(conn))):
             log.warning("closed a connection of %s: it was removed", name)
             AuditService.add_event(user=name, action="flower.revoked", msg="connection closed")
