@@ -226,6 +226,12 @@ def test_a_wrong_decision_of_a_site_is_named(key: str, value: Any) -> None:
     assert problem.startswith(f"expected {key} to be")
 
 
+def test_a_sandbox_is_off_as_people_write_it() -> None:
+    services = yaml.safe_load(made("sandbox: off\n").stdout)["services"]
+    for name in ("site-3", "doctor"):
+        assert services[name]["environment"][own_policy.VARIABLE] == '{"sandbox": "off"}'
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"colour": "red"}', '{"sandbox": "none"}'])
 def test_a_broken_decision_lets_nothing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
