@@ -1,4 +1,4 @@
-"""The client: tries each place, and reports 1 where anything came back, or 0.
+"""The client: tries each place, and reports at which of them anything came back.
 
 tcp:HOST:PORT, udp:HOST:PORT    a connection, and a datagram with an answer
 dns:NAME                        the container's resolver, asked for a name
@@ -7,7 +7,6 @@ moved:HOST:PORT                 the same, once the site's keeper was told that t
 """
 
 import json
-import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +80,8 @@ class TryingClient(NumPyClient):
     def fit(self, parameters, config):  # noqa: ANN001, ANN201
         with ThreadPoolExecutor(32) as pool:
             found = list(pool.map(reached, self.places))
-        told = {f"place-{number}": float(value) for number, value in enumerate(found)}
-        return parameters, 10, told | {"user": float(os.getuid())}
+        # A bit for each, as a number that is exact for up to 53 places.
+        return parameters, 10, {"reached": float(sum(1 << n for n, value in enumerate(found) if value))}
 
 
 def client_fn(context: Context) -> Client:
