@@ -314,7 +314,7 @@ def test_a_file_joins_and_does_nothing_the_second_time(site: Site) -> None:
     site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose": "true"}
     code, said = site.run("--fingerprint", "aabb")
     assert code == 0 and f"{SITE} is registered with fl.example.org:8002." in said, said
-    assert f"Delete {site.file.name} now: it holds the private key" in said
+    assert "Delete the join file now: it holds the private key" in said
     settings = site.folder / SITE / "site.yml"
     settings.write_text("cpus: 2\n")
     site.answers.pop("run")
