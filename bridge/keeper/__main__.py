@@ -83,7 +83,9 @@ def once(folder: Path) -> int:
     # What the spool had to tell is told again by the keeper.
     before.write(ENVIRONMENTS)
     for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {checksum}, then ./site take again")
+        print(
+            f"environment {name} waits for your approval: ./site approve {checksum}, then ./site take again"
+        )
     for name, why in news.refused.items():
         print(f"environment {name} is refused: {why}")
     return 1 if news.refused else 0
@@ -93,7 +95,7 @@ def tell() -> int:
     """Say which environments wait for approval, and which were refused."""
     news = News.read(ENVIRONMENTS)
     for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {one_line(checksum, 64)}")
+        print(f"environment {name} waits for your approval: ./site approve {one_line(checksum, 64)}")
     for name, why in news.refused.items():
         print(f"environment {name} is refused: {one_line(why, site_environments.TEXT)}")
     return 0
