@@ -222,7 +222,7 @@ BUILDER = (
     Key(
         "scheme",
         "`grpc`, `tcp` or `http`",
-        "`StaticFileBuilder`: what all connections speak, each in mutual TLS. "
+        "`StaticFileBuilder`: the protocol of all connections, each in mutual TLS. "
         "[Why tcp](../performance/2026-11.md#one-message-through-the-relay).",
         default="http, FLARE's own. The file that comes with Flowerbed says tcp",
     ),

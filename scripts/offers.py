@@ -145,7 +145,8 @@ def runtime(image: str) -> Path:
         raise core.Failure(f"{image} is not built: run ./flowerbed build.")
     target = folder / f"{ident}{ARCHIVE}"
     if not target.is_file():
-        core.say(f"  saving {image} ({core.in_words((engine.image(image) or {})['Size'])})")
+        size = core.in_words((engine.image(image) or {})["Size"])
+        core.say(f"  saving the runtime image for machines that lack it ({size})")
         with _written(target) as file:
             _save(image, image_name(ident), file)
     for other in folder.iterdir():

@@ -19,7 +19,7 @@ from scripts.options import As, job_id
 
 JSON = JsonObject(
     {
-        "removed": "the jobs that were removed. It is beside `error` too, if the server refuses one",
+        "removed": "the jobs that were removed. It is also there beside `error`, if the server refuses one",
         "freed_bytes": "the space that they took",
     }
 )

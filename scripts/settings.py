@@ -119,7 +119,7 @@ YOURS = (
     Setting(
         "FLOWERBED_TRACKING_BIND",
         "127.0.0.1",
-        "The address on which both are published. Neither of them asks who is there.",
+        "The address on which both are published. Neither has a login.",
     ),
     Setting(
         "FLOWERBED_MLFLOW",
@@ -129,7 +129,7 @@ YOURS = (
     Setting(
         "FLOWERBED_MLFLOW_HOSTS",
         "",
-        "Further names by which MLflow may be asked, with commas between. It refuses others.",
+        "More names at which MLflow may be reached, separated by commas. It refuses others.",
         "none",
     ),
 )

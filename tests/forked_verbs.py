@@ -1,8 +1,8 @@
 """Run verbs of a checkout, each in a copy of a process that has imported them.
 
 The slow tests start hundreds of verbs, and a new interpreter spends most of its CPU on imports. A verb does
-the same
-here: it has its own process, umask and outputs. `tests/unit` starts verbs as people do.
+the same here: it has its own process, umask and outputs. `tests/unit/test_launcher.py` starts verbs as people
+do.
 
     python -P -m tests.forked_verbs DESCRIPTOR     in the checkout: the server's end of the connection
 """

@@ -6,6 +6,7 @@ and not the description, which may change later (`offers.py`).
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +37,11 @@ ENTRY = 1024
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
+
+
+HEADERS = 1 << 17
+"""Bytes before each entry's content. `tarfile` keeps all of them in memory, and entries with long names have
+some hundred."""
 
 
 class BadArchive(FlowerbedError):
@@ -97,6 +104,28 @@ class Hashing(io.RawIOBase):
             raise BadArchive(f"it is longer than the {self._most} bytes that its signer states")
 
 
+class Unpacked(io.RawIOBase):
+    """The unpacked bytes of a tar.gz. Reading more than `left` of them raises `BadArchive`."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        """Unpack `packed`."""
+        super().__init__()
+        self._file, self.left = gzip.GzipFile(fileobj=packed, mode="rb"), HEADERS
+
+    def readable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See `io.RawIOBase`."""
+        data = self._file.read(len(buffer))
+        self.left -= len(data)
+        if self.left < 0:
+            raise BadArchive(f"it has more than {HEADERS} bytes before a file")
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def pack(folder: Path, target: IO[bytes], tell: Callable[[int], object] = lambda done: None) -> Packed:
     """Write the archive of an environment's folder. `tell` gets the bytes that are packed until now."""
     out, size = Hashing(target), 0
@@ -152,9 +181,10 @@ def unpack(source: IO[bytes], folder: Path, stated: Packed) -> None:
     folder.mkdir(mode=0o755)
     try:
         try:
-            with tarfile.open(fileobj=io.BufferedReader(hashing, PIECE), mode="r|gz") as tar:
-                _unpack(tar, folder, stated.unpacked)
-        except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile) as error:
+            unpacked = Unpacked(io.BufferedReader(hashing, PIECE))
+            with tarfile.open(fileobj=unpacked, mode="r|", bufsize=PIECE // 16) as tar:
+                _unpack(tar, unpacked, folder, stated.unpacked)
+        except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
             raise BadArchive(f"it is not a whole tar.gz: {error}") from None
         hashing.drain()
         if hashing.sha256 != stated.sha256:
@@ -164,13 +194,14 @@ def unpack(source: IO[bytes], folder: Path, stated: Packed) -> None:
         raise
 
 
-def _unpack(tar: tarfile.TarFile, folder: Path, most: int) -> None:
+def _unpack(tar: tarfile.TarFile, source: Unpacked, folder: Path, most: int) -> None:
     folders, left = {PurePosixPath()}, most
     for entry in tar:
         path = _checked(entry, folders)
         left -= ENTRY + (entry.size if entry.isreg() else 0)
         if left < 0:
             raise BadArchive(f"its files take more than the {most} bytes that its signer states")
+        source.left = HEADERS + (entry.size if entry.isreg() else 0)
         target = folder / path
         try:
             if entry.isdir():
@@ -183,6 +214,10 @@ def _unpack(tar: tarfile.TarFile, folder: Path, most: int) -> None:
                 _write(tar, entry, target)
         except FileExistsError:
             raise BadArchive(f"{entry.name!r} is in it twice") from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise BadArchive(f"{entry.name[:200]!r} is too long a name") from None
 
 
 def _write(tar: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> None:

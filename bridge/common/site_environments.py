@@ -120,6 +120,7 @@ class Wishes:
     def make(self, name: str) -> None:
         """Wish for an environment, for a minute."""
         (self.spool / WISHES).mkdir(exist_ok=True)
+        (self.spool / WISHES).chmod(0o700)  # See spool.is_open.
         (self.spool / WISHES / name).touch()
 
     def names(self) -> set[str]:

@@ -24,6 +24,19 @@ LIMIT = 20 * 2**30
 """Bytes of all files in it. An environment with a GPU's packages takes some of these."""
 
 
+def is_open(folder: Path = FOLDER) -> bool:
+    """Return whether this site has a spool.
+
+    An app cannot read or write there. But it runs as FLARE's user, so it can take FLARE's rights away
+    (`chmod`). They are taken back.
+    """
+    with contextlib.suppress(OSError):
+        found = folder.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & 0o700 != 0o700:
+            folder.chmod(0o700)
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
 class Spool:
     """The folder, as its one writer sees it."""
 
@@ -34,7 +47,7 @@ class Spool:
     @property
     def is_there(self) -> bool:
         """Return whether this site has a spool."""
-        return self._folder.is_dir() and os.access(self._folder, os.W_OK)
+        return is_open(self._folder)
 
     def path(self, name: str) -> Path:
         """Return the path of a file in it.

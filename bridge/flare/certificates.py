@@ -4,6 +4,9 @@ A renewed certificate takes the old one's place in the kit (`/renewed`). Its key
 read the files at each connect, so they need nothing. These do (nvflare 2.9.0):
 
 - A listener reads the files once. Here it looks at them at each handshake.
+- Over TCP and HTTP a listener resumes TLS sessions, and looks at no certificate then. So one that has ended,
+  or is of a CA that was replaced, would go on for ever. Here no session is resumed. (gRPC resumes none from
+  before a change.)
 - The server introduces itself with a certificate that it has read once. Here it reads the file when it
   changes.
 - FLARE trusts one CA, the first in `rootCA.pem`. Here it trusts all that are in the kit's file now, which are
@@ -89,6 +92,8 @@ class Listening(ssl.SSLContext):
         """Make the context that FLARE fills."""
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
         self._calls, self._watched = [], None
+        self.num_tickets = 0
+        self.options |= ssl.OP_NO_TICKET
         self.sni_callback = _swap
         return self
 
@@ -123,10 +128,16 @@ class Listening(ssl.SSLContext):
         return context
 
 
-def _swap(connection: Any, name: str | None, context: ssl.SSLContext) -> None:
-    """Called by OpenSSL at the begin of each handshake, whether the client names a server or not."""
+def _swap(connection: Any, name: str | None, context: ssl.SSLContext) -> int | None:
+    """Called by OpenSSL at the begin of each handshake, whether the client names a server or not.
+
+    Returns: the alert that ends it, for a session of TLS 1.2. OpenSSL keeps those, and Python cannot say no.
+    """
     if isinstance(context, Listening):
+        if connection.session_reused:
+            return ssl.AlertDescription.ALERT_DESCRIPTION_ACCESS_DENIED
         connection.context = context.now()
+    return None
 
 
 # Listeners, over gRPC

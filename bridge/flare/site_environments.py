@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -64,7 +63,7 @@ class SiteEnvironments:
                 for name, digest in list(offered.items())[: offers.MOST_OFFERED]
                 if NAME.fullmatch(name) and isinstance(digest, str)
             }
-            if self._running or not os.access(self._spool, os.W_OK):
+            if self._running or not spool.is_open(self._spool):
                 return  # Not a site with a keeper: on the server's machine, all share one folder.
             self._running = True
         threading.Thread(target=self._run, args=(link,), name="environments", daemon=True).start()

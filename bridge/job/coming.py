@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -52,7 +51,7 @@ class Arrival:
     def may_come(self) -> bool:
         """Return whether this site gets environments from the server."""
         allowed = NAME.fullmatch(self._name) and site_environments.policy() != REFUSE
-        return bool(allowed) and os.access(self._spool, os.W_OK)
+        return bool(allowed) and spool.is_open(self._spool)
 
     def stop(self) -> None:
         """End the wait: the job is over."""

@@ -50,9 +50,7 @@ def installer(folder: Path) -> Installer:
 
 def keep() -> None:
     """Look at the spool until this process is ended."""
-    with _alone():
-        forget_unfinished(ENVIRONMENTS)
-    environments, told = installer(spool.FOLDER), ""
+    environments, told, begun = installer(spool.FOLDER), "", False
     while True:
         problems = []
         for step in STEPS:
@@ -62,7 +60,10 @@ def keep() -> None:
                 # Whatever is in the spool, the other steps must go on.
                 problems.append(f"{step.__module__.rpartition('.')[2]}: {error}")
         try:
-            with _alone():
+            with _alone(waits=False):
+                if not begun:
+                    forget_unfinished(ENVIRONMENTS)
+                begun = True
                 environments.look()
         except Exception as error:
             problems.append(f"environments: {error}")
@@ -75,14 +76,16 @@ def keep() -> None:
 def once(folder: Path) -> int:
     """Install the environments of a folder, and say what became of each. Return the exit code."""
     before = News.read(ENVIRONMENTS)
-    with _alone():
+    with _alone(waits=True):
         for name in installer(folder).look():
             print(f"environment {name} is installed")
     news = News.read(ENVIRONMENTS)
     # What the spool had to tell is told again by the keeper.
     before.write(ENVIRONMENTS)
     for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {checksum}, then ./site take again")
+        print(
+            f"environment {name} waits for your approval: ./site approve {checksum}, then ./site take again"
+        )
     for name, why in news.refused.items():
         print(f"environment {name} is refused: {why}")
     return 1 if news.refused else 0
@@ -92,7 +95,7 @@ def tell() -> int:
     """Say which environments wait for approval, and which were refused."""
     news = News.read(ENVIRONMENTS)
     for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {one_line(checksum, 64)}")
+        print(f"environment {name} waits for your approval: ./site approve {one_line(checksum, 64)}")
     for name, why in news.refused.items():
         print(f"environment {name} is refused: {one_line(why, site_environments.TEXT)}")
     return 0
@@ -110,10 +113,20 @@ def approve(checksum: str) -> int:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Let only one process write into the environments at a time."""
-    with (ENVIRONMENTS / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+def _alone(*, waits: bool) -> Iterator[None]:
+    """Let only one process write into the environments at a time.
+
+    A process that reads a file can lock it. So the file is where no app reads, and the keeper does not wait
+    for it: the site's FLARE process may have been taken over.
+
+    Raises:
+        BlockingIOError: another process has it, and this one is not to wait.
+    """
+    with (RENEWED / ".lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise BlockingIOError("another process installs packages just now") from None
         yield
 
 

@@ -38,6 +38,9 @@ THROUGH = "FLOWERBED_CONNECT_"
 """The prefix of the variables with the proxy of FLARE's own connection, and its password
 (`bridge/common/connect_through.py`)."""
 
+MACHINE = ("FLOWERBED_JOIN", "FLOWERBED_INSTANCE")
+"""The variables with the join file of this machine, and its number (`bridge/flare/joins.py`)."""
+
 KIT = Path("/kit")
 CONFIGS = ("startup/fed_*.json", "local/comm_config.json")
 """Files of a kit that name the hosts that FLARE connects to."""
@@ -74,8 +77,11 @@ def unusable(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def withheld(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables that hide the proxy of FLARE's own connection from apps. Its password may be there."""
-    return {name: "" for name in environment if name.startswith(THROUGH)}
+    """Return variables that hide the proxy of FLARE's own connection from apps. Its password may be there.
+
+    Apps do not get the numbers by which the server knows this machine again either.
+    """
+    return {name: "" for name in environment if name.startswith(THROUGH) or name in MACHINE}
 
 
 def install(kit: Path = KIT) -> None:

@@ -336,5 +336,5 @@ and run this again."
     [ "$ROLE" != site ] ||
         say "Settings of the site, such as its data and GPUs: $dir/site.yml. After an edit: $dir/site start"
     say "All verbs: $dir/site"
-    [ -n "$OWN_KEY$LOCKED" ] || say "Delete $file now: it holds the private key of $SITE. The site does not need it again."
+    [ -n "$OWN_KEY$LOCKED" ] || say "Delete the join file now: it holds the private key of $SITE. The site does not need it again."
 }

@@ -281,6 +281,13 @@ take() {
     run_once --volume "$folder:/stick:ro" keeper keeper once /stick
 }
 
+# console: open FLARE's console. Without a terminal its container would wait in silence, as it does for verbs.
+console() {
+    [ "$role" = console ] || fail "$site is a $role, and only a person has a console." 2
+    if [ ! -t 0 ] || [ ! -t 1 ]; then fail "console needs a terminal: expected one, found a file or a pipe." 2; fi
+    compose run --rm "$site"
+}
+
 leave() {
     if [ "${1:-}" != --yes ]; then
         [ -t 0 ] || fail "leave asks first: expected a terminal, or ./site leave --yes." 2
@@ -325,7 +332,7 @@ case $verb in
     logs) logs "$@" ;;
     doctor) doctor "$@" ;;
     update) update "$@" ;;
-    console) compose run --rm "$site" ;;
+    console) console ;;
     request) request ;;
     join) join "$@" ;;
     approve) approve "$@" ;;

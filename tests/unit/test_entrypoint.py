@@ -6,7 +6,18 @@ import re
 import subprocess
 from pathlib import Path
 
+from bridge.common import site_service
+
 ENTRYPOINT = Path(__file__).parents[2] / "images" / "entrypoint"
+
+
+def test_it_looks_after_all_folders_that_flare_writes() -> None:
+    lines = ENTRYPOINT.read_text()
+    mounts = [
+        mount for mount in site_service.own_mounts("x") if isinstance(mount, str) or not mount["read_only"]
+    ]
+    targets = [mount.partition(":")[2] if isinstance(mount, str) else mount["target"] for mount in mounts]
+    assert targets == ["/workspace", "/spool"] and all(f"mend {target}\n" in lines for target in targets[1:])
 
 
 def test_it_gives_flare_its_rights_again(tmp_path: Path) -> None:

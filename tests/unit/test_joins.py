@@ -19,6 +19,7 @@ from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 
 from bridge.flare import joins, site_messages
 from bridge.flare.joins import Joins, JoinTeller
+from bridge.launch import environment
 from provisioning import join
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -173,3 +174,10 @@ def test_the_server_asks_before_flare_registers(server: Server, monkeypatch: pyt
     refused = answer("b")
     assert refused.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.UNAUTHENTICATED
     assert "used before" in refused.get_header(MessageHeaderKey.ERROR) and server.registered == 1
+
+
+def test_no_app_gets_the_numbers_of_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (joins.JOIN, joins.INSTANCE):
+        monkeypatch.setenv(name, "0123")
+    given = environment.variables(tmp_path)
+    assert [given[name] for name in (joins.JOIN, joins.INSTANCE)] == ["", ""]

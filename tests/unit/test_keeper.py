@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvflare.lighter.impl.cert import CertBuilder
@@ -11,6 +13,7 @@ from bridge.common import archive, own_settings, site_environments
 from bridge.common.app_environment import DESCRIPTION
 from bridge.common.site_environments import VARIABLE, News
 from bridge.keeper import __main__ as keeper
+from bridge.launch import sandbox
 from tests.unit.test_offers import NAME, Signer, Stick, admin, ca
 
 __all__ = ["admin", "ca"]
@@ -67,7 +70,7 @@ def test_the_news_say_what_was_not_installed(
     News({NAME: "0" * 64}, {"ba9876543210": "\x1b]bad"}).write(tmp_path / "site")
     assert keeper.main(["news"]) == 0
     shown = capsys.readouterr().out
-    assert f"environment {NAME} waits for you: ./site approve {'0' * 64}\n" in shown
+    assert f"environment {NAME} waits for your approval: ./site approve {'0' * 64}\n" in shown
     assert r"environment ba9876543210 is refused: \x1b]bad" in shown
 
 
@@ -94,11 +97,38 @@ def test_no_error_of_a_step_ends_the_keeper(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(keeper, "STEPS", (fails,))
-    monkeypatch.setattr("bridge.keeper.__main__.time.sleep", sleep)
+    # The module's alone: a thread that another test has left sleeps, too.
+    monkeypatch.setattr(keeper, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr("bridge.keeper.__main__.spool.FOLDER", stick.folder)
     with pytest.raises(KeyboardInterrupt):
         keeper.keep()
     assert (tmp_path / "site" / NAME / DESCRIPTION).is_file()
+
+
+def test_a_process_that_locks_what_it_reads_does_not_stop_the_keeper(
+    stick: Stick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bridge.keeper.__main__.spool.FOLDER", stick.folder)
+    steps: list[int] = []
+    held = stick.folder / ".lock"
+    held.touch()
+
+    def sleep(seconds: float) -> None:
+        if len(steps) == 1:
+            fcntl.flock(reader, fcntl.LOCK_UN)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeper, "STEPS", (lambda *_: steps.append(1),))
+    monkeypatch.setattr("bridge.keeper.__main__.time.sleep", sleep)
+    with held.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        with pytest.raises(KeyboardInterrupt):
+            keeper.keep()
+    assert len(steps) == 2 and "another process installs packages" in caplog.text
+    assert (tmp_path / "site" / NAME / DESCRIPTION).is_file()
+    # Apps read the folder of the environments, and nothing else that the keeper has.
+    assert not (tmp_path / "site" / ".lock").exists() and "renewed" in sandbox.HIDDEN
 
 
 def test_an_archive_that_no_library_reads_is_refused(

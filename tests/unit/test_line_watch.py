@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvflare.fuel.f3.communicator import Mode
@@ -58,8 +59,8 @@ def test_a_process_that_was_stopped_takes_no_line_for_silent(monkeypatch: pytest
         if clock[0] > 510:
             raise Stop
 
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    # The module's alone: the thread of another watch looks, too.
+    monkeypatch.setattr(line_watch, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
     watch._lines.add(line)
     looked: list[float] = []
     monkeypatch.setattr(watch, "look", lambda now, after: looked.append(now))

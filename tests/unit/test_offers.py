@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -310,7 +311,7 @@ def test_a_changed_archive_is_refused(stick: Stick, tmp_path: Path) -> None:
     content = bytearray(stick.archive.read_bytes())
     content[-5] ^= 1  # In gzip's own checksum.
     stick.archive.write_bytes(content)
-    assert "expected the checksum" in refused(stick.installer(tmp_path / "a"))
+    assert "CRC check failed" in refused(stick.installer(tmp_path / "a"))
     # A valid archive with other content.
     (stick.source / "lock.txt").write_text("evil==1.0\n")
     with stick.archive.open("wb") as file:
@@ -393,6 +394,53 @@ def test_an_archive_that_grows_is_refused(stick: Stick, tmp_path: Path) -> None:
     empty = [entry("venv", type=tarfile.DIRTYPE), *(entry(f"venv/{n}") for n in range(2000))]
     stick.put(tar(empty))
     assert "its files take more than" in refused(stick.installer(tmp_path / "other"))
+
+
+def header(kind: bytes, size: int) -> bytes:
+    return entry("lock.txt", type=kind, size=size).tobuf(tarfile.GNU_FORMAT)
+
+
+def endless_map() -> bytes:
+    """Return a sparse file's header. Each block after it says that another one follows."""
+    first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
+    first[482] = 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    part = b"00000000001\0" * 42 + b"\1" + bytes(7)
+    return bytes(first) + part * (ENDLESS // len(part))
+
+
+ENDLESS = 64 << 20
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "pax": lambda: header(tarfile.XHDTYPE, ENDLESS) + bytes(ENDLESS),
+    "global pax": lambda: header(tarfile.XGLTYPE, ENDLESS) + bytes(ENDLESS),
+    "long name": lambda: header(tarfile.GNUTYPE_LONGNAME, ENDLESS) + bytes(ENDLESS),
+    "long link": lambda: header(tarfile.GNUTYPE_LONGLINK, ENDLESS) + bytes(ENDLESS),
+    "sparse": endless_map,
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
+def test_an_archive_of_headers_takes_no_memory(
+    stick: Stick, tmp_path: Path, content: Callable[[], bytes]
+) -> None:
+    stick.put(gzip.compress(content(), 1))
+    tracemalloc.start()
+    try:
+        assert "bytes before a file" in refused(stick.installer(tmp_path / "site"))
+        assert tracemalloc.get_traced_memory()[1] < ENDLESS / 4
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_archive_with_a_name_that_is_too_long_is_not_unpacked_again(
+    stick: Stick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick.put(tar([FOLDER, entry(f"venv/{'a' * 300}")]))
+    installer = stick.installer(tmp_path / "site")
+    assert "too long a name" in refused(installer)
+    monkeypatch.setattr(archive, "unpack", None)
+    assert "too long a name" in refused(installer)
 
 
 def test_no_file_gets_other_rights(stick: Stick, tmp_path: Path) -> None:

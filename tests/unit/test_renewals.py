@@ -237,7 +237,7 @@ REFUSED: dict[Callable[[Elsewhere], Any], str] = {
     _unsigned_cas: "no CA that this site trusts has signed the list",
     _cas_signed_by_the_site: "no CA that this site trusts has signed the list",
     _altered_cas: "no CA that this site trusts has signed the list",
-    _no_ca: "a certificate that is no CA's",
+    _no_ca: "a certificate that is not a CA's",
     _cas_of_tomorrow: "Check the clocks",
     lambda site: {"client.crt": "no certificate"}: "PEM",
     lambda site: {trust.FILE: "{}"}: "expected a signed list",
@@ -276,6 +276,14 @@ def test_an_earlier_list_of_cas_does_not_come_back(site: Elsewhere) -> None:
     site.sends({trust.FILE: first})
     assert not install(site.spool, site.renewed)
     assert site.trusts() == ["flowerbed", "flowerbed 2"]
+
+
+def test_an_app_that_closes_the_spool_keeps_no_certificate_out(site: Elsewhere) -> None:
+    site.renew()
+    site.spool.chmod(0)
+    assert site.arrives()
+    # Root writes there anyway.
+    assert site.spool.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_link_and_a_pipe_in_the_spool_are_left_alone(site: Elsewhere, tmp_path: Path) -> None:

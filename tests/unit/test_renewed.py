@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import queue
 import socket
@@ -171,6 +172,34 @@ def test_the_ca_is_replaced_under_a_listener(federation: Federation, url: str) -
     assert federation.connects(url)
     federation.renew("site-1", ca=first)
     assert not federation.connects(url), "the first CA is out"
+
+
+@pytest.mark.parametrize("url", ["tcp", "http"], indirect=True)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_tls_session_of_a_ca_that_was_replaced_is_over(
+    federation: Federation, url: str, version: ssl.TLSVersion
+) -> None:
+    """A resumed session shows no certificate, and each one could be the beginning of the next."""
+    startup = federation.folder / "site-1" / "startup"
+    context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    context.set_alpn_protocols(["http/1.1"])
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 5) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
+        ):
+            tls.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return tls.recv(15), tls.session
+
+    assert federation.connects(url), "it listens"
+    answer, session = ask(None)
+    assert answer == b"HTTP/1.1 200 OK" and session is not None
+    federation.trust(authority("flowerbed 2"))
+    with contextlib.suppress(OSError):
+        assert ask(session)[0] == b""
 
 
 def test_the_server_shows_its_newest_certificate_to_sites_that_register(federation: Federation) -> None:

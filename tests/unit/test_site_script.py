@@ -110,6 +110,29 @@ def test_the_log_is_clean_at_a_terminal_and_whole_in_a_file(site: Site) -> None:
         os.close(end)
 
 
+def test_a_console_is_a_persons_at_a_terminal(site: Site) -> None:
+    site.docker.answer("compose run --rm hospital-c")
+    code, _, said = site.verb("console")
+    assert code == 2 and "hospital-c is a site, and only a person has a console." in said
+    file = site.folder / ".env"
+    file.write_text(file.read_text().replace("SITE_ROLE=site", "SITE_ROLE=console"))
+    # Without a terminal it would wait for ever, and say nothing.
+    code, _, said = site.verb("console")
+    assert code == 2 and "console needs a terminal: expected one, found a file or a pipe." in said
+    assert site.calls("compose run") == []
+    terminal, end = pty.openpty()
+    try:
+        environment = {**os.environ, "PATH": f"{site.docker.folder}:{os.environ['PATH']}"}
+        command = ["sh", "site", "console"]
+        subprocess.run(
+            command, cwd=site.folder, env=environment, stdin=end, stdout=end, check=True, timeout=60
+        )
+    finally:
+        os.close(terminal)
+        os.close(end)
+    assert site.calls("compose run") == ["compose run --rm hospital-c"]
+
+
 def test_what_an_answer_holds_does_not_act_on_the_terminal(site: Site) -> None:
     (site.folder / ".env").open("a").write("SITE_OWN_KEY=1\n")
     (site.folder / "answer").write_text("an answer\n")

@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,13 @@ import pytest
 import yaml
 
 from bridge.common import join_file, removed_keys
-from provisioning.places import SOURCE as ROOT
 from provisioning.places import TEMPLATE
 from scripts import core
 from scripts.site import project_file
-from tests.unit.test_provisioning import checkout, done, edit, replace
+from tests.unit import forked
+from tests.unit.test_provisioning import checkout, done, edit, ended, replace
+
+__all__ = ["ended"]  # A fixture, for pytest to find.
 
 TEXT = (TEMPLATE / "project.yml").read_text()
 SITE = {"name": "hospital-c", "type": "client", "org": "hospital", "elsewhere": True}
@@ -73,14 +73,8 @@ class Federation:
         self.engine.chmod(0o755)
 
     def verb(self, *words: str) -> tuple[int, dict[str, Any], str]:
-        process = subprocess.run(
-            [sys.executable, "-P", "-m", "scripts", *words, "--format", "json"],
-            cwd=self.root,
-            env={"PATH": f"{self.engine.parent}:/usr/bin:/bin", "PYTHONPATH": f"{self.root}:{ROOT}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        path = f"{self.engine.parent}:/usr/bin:/bin"
+        process = forked.run(self.root, "scripts", *words, "--format", "json", PATH=path)
         lines = process.stdout.strip().splitlines()
         return process.returncode, json.loads(lines[-1]) if lines else {}, process.stderr
 
