@@ -33,7 +33,7 @@ from provisioning.checks import TOOLS
 from provisioning.keys import DEFAULT_PORT, PORT, REVOKED
 from provisioning.names import FLWR, carrier, flwr_port, flwr_port_key, service_name
 from provisioning.places import ROOT
-from provisioning.state import Lock
+from provisioning.state import Lock, write_whole
 
 FILE = "compose.yaml"
 ALONE = "elsewhere-{name}.yaml"
@@ -131,6 +131,7 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
             draft.chmod(0o600)
         assigned = networks.assigned(project, known)
         links.save(prod, assigned)
+        _write_more_links(project, prod, assigned)
         for listener in links.grown(known, assigned):
             note(ctx, f"{listener} gets more networks, since it has none left for newcomers. up replaces it.")
         draft.replace(prod / FILE)
@@ -164,6 +165,16 @@ class ComposeBuilder(Builder):  # type: ignore[misc]
         )
         if self._lock is not None:
             self._lock.release()
+
+
+def _write_more_links(project: Project, prod: Path, assigned: Mapping[str, links.ListenerLinks]) -> None:
+    """Write the files for `up` to take when it replaces the listeners that lack ready links."""
+    more = links.with_more(assigned)
+    if not links.grown(assigned, more):
+        return
+    links.save(prod, more, links.MORE)
+    mode = 0o600 if site_files.any_own(project) else 0o644
+    write_whole(prod / links.MORE_COMPOSE, render(project, prod.relative_to(ROOT), more).encode(), mode)
 
 
 def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks]) -> str:

@@ -3,6 +3,8 @@
 A link is a network between a listener (the server or a relay) and one participant. A container's networks are
 part of its Compose service, so a new network would replace the listener's container. Each listener therefore
 has more links than it needs. A new participant takes a ready one. The listener's service stays the same.
+Once few are ready, provisioning writes a second Compose file with more. `up` takes that one when the
+listener's container is replaced anyway.
 
 `links.json` beside the kits remembers who has which link.
 """
@@ -10,15 +12,19 @@ has more links than it needs. A new participant takes a ready one. The listener'
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from provisioning.names import service_name
 from provisioning.state import write_whole
 
 FILE = "links.json"
 """The file beside the kits."""
+
+MORE, MORE_COMPOSE = "more-links.json", "more-links.yaml"
+"""The same with more ready links, and the Compose file of that."""
 
 READY, STEP = 7, 4
 """Links that are ready at least after the number grows, and the step in which it grows. A link takes the
@@ -43,7 +49,12 @@ class ListenerLinks:
         for name in [name for name in names if name not in self.taken]:
             self.taken[name] = self._next(name)
         if not self.number or len(self.taken) > self.number:
-            self.number = -(-(len(self.taken) + READY) // STEP) * STEP
+            self.number = self.enough
+
+    @property
+    def enough(self) -> int:
+        """The number with some ready ones."""
+        return -(-(len(self.taken) + READY) // STEP) * STEP
 
     def _next(self, name: str) -> int:
         if name in self.left:
@@ -55,10 +66,10 @@ class ListenerLinks:
         return next(number for number in range(1, len(used) + 2) if number not in used)
 
 
-def read(prod: Path) -> dict[str, ListenerLinks]:
+def read(prod: Path, file: str = FILE) -> dict[str, ListenerLinks]:
     """Return the links of each listener by its name. Without a usable file there are none."""
     try:
-        content = json.loads((prod / FILE).read_text())
+        content = json.loads((prod / file).read_text())
         return {name: _links(value) for name, value in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
@@ -78,7 +89,33 @@ def grown(before: Mapping[str, ListenerLinks], after: Mapping[str, ListenerLinks
     return [name for name, links in after.items() if name in before and links.number > before[name].number]
 
 
-def save(prod: Path, links: Mapping[str, ListenerLinks]) -> None:
+def save(prod: Path, links: Mapping[str, ListenerLinks], file: str = FILE) -> None:
     """Write the file."""
     content = {name: vars(value) for name, value in links.items()}
-    write_whole(prod / FILE, (json.dumps(content, indent=2) + "\n").encode(), 0o644)
+    write_whole(prod / file, (json.dumps(content, indent=2) + "\n").encode(), 0o644)
+
+
+def with_more(links: Mapping[str, ListenerLinks]) -> dict[str, ListenerLinks]:
+    """Return the links with enough ready ones for each listener."""
+    return {
+        name: ListenerLinks(max(one.number, one.enough), one.taken, one.left) for name, one in links.items()
+    }
+
+
+def take_more(compose: Path, staying: Collection[str]) -> list[str]:
+    """Take the Compose file with more ready links, unless that would replace a container that stays.
+
+    Args:
+        compose: the federation's file.
+        staying: the services whose containers are not replaced anyway.
+
+    Returns: the listeners that have more links now.
+    """
+    prod, more = compose.parent, compose.with_name(MORE_COMPOSE)
+    listeners = grown(read(prod), read(prod, MORE)) if more.is_file() else []
+    if not listeners or any(service_name(name) in staying for name in listeners):
+        return []
+    # If this process is killed between the two, the next provisioning writes the Compose file.
+    (prod / MORE).replace(prod / FILE)
+    more.replace(compose)
+    return listeners

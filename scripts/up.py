@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
-from provisioning import dotenv
+from provisioning import dotenv, links
 from provisioning.names import carrier, flwr_port_key, is_carrier
 from scripts import (
     behind,
@@ -123,7 +123,9 @@ def run(
     _check_images(config)
     _check_folders(config)
     _check_ports(config)
-    _check_jobs(behind.containers(there, behind.hashes(), config), force=force)
+    replaced = behind.containers(there, behind.hashes(), config)
+    _check_jobs(replaced, force=force)
+    links.take_more(_file(), {c["Service"] for c in there if c["State"] == "running"}.difference(replaced))
     _start(str(config["name"]), start, shown_by, len(config["services"]))
     containers = compose.containers()
     services = {c["Service"]: c.get("Health") or c["State"] for c in containers}
@@ -133,14 +135,18 @@ def run(
     provision.tell_changes()
     if late := behind.in_words([], behind.kits(config)):
         core.say(late)
-    env = dotenv.read(core.ROOT / ".env")
-    file, name = core.ROOT / env["FLOWERBED_COMPOSE"], str(config["name"])
+    file, name = _file(), str(config["name"])
     # Only now that their containers are gone.
-    leftovers.forget_images(file, name, env.get("FLOWERBED_TAG", ""))
+    leftovers.forget_images(file, name, dotenv.read(core.ROOT / ".env").get("FLOWERBED_TAG", ""))
     leftovers.forget_kits(file)
     leftovers.forget_renewed(file)
     leftovers.tell(file, name)
     return {"services": services, "tracking": _tell_addresses(config, shown_by), "seconds": seconds}
+
+
+def _file() -> Path:
+    """Return the federation's Compose file."""
+    return core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
 
 
 def _tell_addresses(config: dict[str, Any], tools: Sequence[str]) -> dict[str, str]:

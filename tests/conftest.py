@@ -29,15 +29,17 @@ CONTAINERS = ("integration", "faults", "attacks", "hosts")
 
 PARTS = {
     "processes": PROCESSES,
+    "hosts": ("hosts",),
     "attacks": ("attacks", "faults", "integration/test_7_many_sites", "integration/test_7_tracking"),
     "compare": ("integration/test_9_compare",),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
     "installed": ("integration/test_6_installed",),
-    "hosts": ("hosts",),
 }
 """Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
-Attacks begin with the larger federation, which many sites and tracking need, and faults run with any: so all
-workers take about as long. The last four parts have their own federations."""
+The long ones come first: one that begins last runs alone for most of its time. Processes need no image, so
+hosts find those that the shared federation has made meanwhile. Attacks need the larger federation, as many
+sites and tracking do, and get the shared one or begin with one. Hosts and the last three parts have their own
+federations."""
 
 LONGEST = (
     "flower",

@@ -95,7 +95,7 @@ def tell() -> int:
 def _tell(news: News, afterwards: str = "") -> None:
     for name, checksum in news.waiting.items():
         about = one_line(news.about.get(name, ""), site_environments.TEXT)
-        print(f"environment {name} waits for you: {about}")
+        print(f"environment {name} waits for your approval: {about}")
         print(f"  Let it in: ./site approve {one_line(checksum, 64)}")
     if news.waiting and afterwards:
         print(f"  {afterwards}")

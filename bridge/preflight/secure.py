@@ -36,7 +36,7 @@ REASONS = {
     "UNKNOWN_CA": "it trusts another CA",
     "CERTIFICATE_EXPIRED": "it has expired, by the server's clock",
     "CERTIFICATE_REVOKED": "it was revoked",
-    "CERTIFICATE_REQUIRED": "it got none, so something between removes it",
+    "CERTIFICATE_REQUIRED": "it got none, so something on the way removes it",
     "UNSUPPORTED_CERTIFICATE": "it is not for clients",
     "BAD_CERTIFICATE": "it is not a valid one",
     "CERTIFICATE_UNKNOWN": "it is not a valid one",
@@ -170,7 +170,7 @@ def _ahead(head: str, before: float) -> float | None:
 def check_clock(ahead: float | None, upstream: str) -> Finding:
     """Compare this clock with the server's, if the server told its time."""
     if ahead is None:
-        text = f"{upstream} tells no time before the site is registered, so the clocks were not compared"
+        text = f"{upstream} tells its time only to registered sites, so the clocks were not compared"
         return Finding("clock", "ok", text)
     which = "ahead of" if ahead > 0 else "behind"
     mend = "turn on time synchronization on this machine (timedatectl set-ntp true)"

@@ -1,8 +1,9 @@
 """Take a site, a relay or a person out of the federation at once.
 
 It takes the name out of project.yml, writes it under `revoked:`, and tells the server, which disconnects it
-within 30 s. No other kit changes, and no container restarts. It forgets the key of the one that left, which
-stays refused, and removes kits and images with it. It names what is left, and where.
+within 30 s. Its container on this machine is removed. No other kit changes, and no other container. It
+forgets the key of the one that left, which stays refused, and removes kits and images with it. It names what
+is left, and where.
 
   ./flowerbed site remove hospital-c
 """
@@ -17,11 +18,14 @@ import typer
 
 from provisioning import dotenv, revocation, state
 from provisioning.keys import ELSEWHERE
-from provisioning.names import service_name
+from provisioning.names import carrier, service_name
 from scripts import ca, compose, core, engine, leftovers, provision
 from scripts.build import TAG as BUILT
 from scripts.json_object import JsonObject
 from scripts.site import add, project_file
+
+STOPPED_WITHIN = 60.0
+"""Seconds for its containers to end. The engine kills them after 10 s each."""
 
 JSON = JsonObject(
     {
@@ -57,12 +61,22 @@ def run(
     file = core.ROOT / dotenv.read(core.ROOT / ".env")["FLOWERBED_COMPOSE"]
     leftovers.forget_kits(file)
     if engine.ask().problem == "":
+        _remove_containers(entry)
         leftovers.forget_images(file, str(project["name"]), BUILT)
     left = list(_left(entry, str(project["name"])))
     core.say(f"{name} is out: its name is under revoked: in project.yml. What is left of it:")
     for sentence in left:
         core.say(f"  {sentence}")
     return {"removed": name, "elsewhere": bool(entry.get(ELSEWHERE)), "left": left}
+
+
+def _remove_containers(entry: Mapping[str, Any]) -> None:
+    """Remove the participant's containers here. Its network may be given to a newcomer next."""
+    name = service_name(entry["name"])
+    found = [c["Name"] for c in compose.containers() if c["Service"] in (name, carrier(name))]
+    if found and not entry.get(ELSEWHERE):
+        core.run([engine.docker(), "stop", *found], timeout=STOPPED_WITHIN)
+        core.run([engine.docker(), "rm", "--force", *found])
 
 
 def _forget_key(name: str) -> None:

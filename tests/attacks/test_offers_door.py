@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bridge.flare.offers_door import PIECE
 from tests.federation import Federation
@@ -35,8 +36,9 @@ if kit:
     context.load_cert_chain(kit + "/client.crt", kit + "/client.key")
 held = []
 for _ in range(many):
-    plain = socket.create_connection(("127.0.0.1", port), 10)
+    plain = socket.socket()
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect(("127.0.0.1", port))
     with contextlib.suppress(OSError):
         held.append(context.wrap_socket(plain, do_handshake_on_connect=bool(kit)))
         if says == "request":
@@ -49,9 +51,16 @@ kit, before it."""
 
 
 @contextlib.contextmanager
-def held(port: int, kit: Path | None, path: str, says: str) -> Iterator[None]:
-    """Hold a crowd of connections in another process, for this context."""
-    command = [sys.executable, "-c", HOLD, str(port), str(CROWD), str(kit or ""), path, says]
+def held(federation: Federation, kit: Path | None, path: str, says: str) -> Iterator[None]:
+    """Hold a crowd of connections in another process, for this context.
+
+    It dials in the network of the server's container. The engine's proxy for published ports would read what
+    the crowd does not.
+    """
+    project = yaml.safe_load((federation.root / "project.yml").read_text())
+    port = project["participants"][0]["fed_learn_port"]
+    command = [*federation.network_of("server"), sys.executable, "-c", HOLD]
+    command += [str(port), str(CROWD), str(kit or ""), path, says]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == b"\n"
@@ -89,9 +98,9 @@ def test_a_crowd_keeps_no_other_site_out(federation: Federation, offered: tuple[
     path, body = offered
     one, other = (federation.kits / name / "startup" for name in ("site-1", "site-2"))
     with (
-        held(federation.port, one, path, "request"),
-        held(federation.port, one, path, "nothing"),
-        held(federation.port, None, path, "nothing"),
+        held(federation, one, path, "request"),
+        held(federation, one, path, "nothing"),
+        held(federation, None, path, "nothing"),
     ):
         # The crowd has what one name may have, and hears when to ask again.
         refused = get(federation.port, one, path)
@@ -111,7 +120,7 @@ def test_connections_that_read_nothing_lose_their_places(
 ) -> None:
     path, _ = offered
     one = federation.kits / "site-1" / "startup"
-    with held(federation.port, one, path, "request"):
+    with held(federation, one, path, "request"):
         assert get(federation.port, one, path)[0] == 503
         deadline = time.monotonic() + 90
         while get(federation.port, one, path)[0] != 206:

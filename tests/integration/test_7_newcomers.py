@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dev.scratch_federation import Project
+from provisioning import dotenv, links
 from scripts.core import ROOT
 from tests.attacks import hostile
 from tests.federation import Federation
@@ -108,3 +109,42 @@ def test_a_newcomer_takes_part_in_the_next_job(larger: Federation, project: str)
         config = ("--sites", f"site-1,{NEW}", "--rounds", "1", "--as", who)
         outcome = larger.must("submit", APP, *config, "--wait")
         assert sorted(outcome["rounds"][0]["sites"]) == ["site-1", NEW]
+
+
+@pytest.mark.timeout(600)
+def test_a_removed_site_or_person_leaves_no_container(larger: Federation, project: str) -> None:
+    """A newcomer may get its network next. `up` need not run first."""
+    change(larger, join)
+    before = larger.containers()
+    gone = {larger.name(service) for service in (NEW, "guest", "flwr.guest")}
+    assert gone <= set(before)
+    for name in (NEW, GUEST):
+        left = larger.must("site", "remove", name)["left"]
+        assert not any("container" in sentence or "image" in sentence for sentence in left), left
+    assert larger.containers() == {name: one for name, one in before.items() if name not in gone}
+
+
+@pytest.mark.timeout(600)
+def test_ready_networks_are_refilled_when_the_server_starts_anew(larger: Federation, project: str) -> None:
+    def of_server() -> links.ListenerLinks:
+        return links.read((larger.root / dotenv.read(larger.root / ".env")["FLOWERBED_COMPOSE"]).parent)[
+            "server"
+        ]
+
+    before = larger.containers()
+    change(larger, join)
+    now, few = larger.containers(), of_server()
+    assert {name: now[name] for name in before} == before and few.number < few.enough
+    larger.compose("rm", "--stop", "--force", "server")
+    larger.must("up")
+    many = of_server()
+    assert many.number == few.enough and many.taken == few.taken
+    form = "{{range $name, $_ := .NetworkSettings.Networks}}{{println $name}}{{end}}"
+    there = larger.docker("server", "inspect", "--format", form, larger.name("server")).split()
+    assert len([name for name in there if "_link-server-" in name]) == many.number
+    hostile.registered(larger, NEW)
+    # Nothing is replaced for that later.
+    before = larger.containers()
+    larger.must("provision")
+    larger.must("up")
+    assert larger.containers() == before and of_server() == many

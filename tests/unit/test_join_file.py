@@ -205,7 +205,7 @@ ALTERED: dict[str, Callable[[str], str]] = {
 def test_an_altered_file_has_no_good_signature(text: str, how: str) -> None:
     altered = ALTERED[how](text)
     assert altered != text
-    with pytest.raises(BadJoinFile, match=r"altered|no whole join file"):
+    with pytest.raises(BadJoinFile, match=r"altered|not complete"):
         join_file.check(altered)
 
 

@@ -203,6 +203,18 @@ def test_the_image_comes_from_a_stick(machine: Machine, tmp_path: Path) -> None:
     assert machine.loaded == BODY
 
 
+def test_a_stick_that_changes_after_the_check_does_not_count(machine: Machine, tmp_path: Path) -> None:
+    archive = tmp_path / "image"
+    archive.write_bytes(BODY)
+    machine.without("sha256sum")
+    program = f"#!/bin/sh\n{shutil.which('sha256sum')}\nprintf other >{archive}\n"
+    (machine.programs / "sha256sum").write_text(program)
+    (machine.programs / "sha256sum").chmod(0o755)
+    done = machine.get(images=str(archive))
+    assert archive.read_text() == "other", done.stderr
+    assert machine.loaded == BODY and machine.files() == ["archive", "loaded"]
+
+
 def test_an_archive_that_cannot_be_checked_is_not_loaded(machine: Machine, tmp_path: Path) -> None:
     machine.without("sha256sum", "openssl")
     (tmp_path / "image").write_bytes(BODY)

@@ -74,7 +74,7 @@ def test_the_news_say_what_was_not_installed(
     News({NAME: "0" * 64}, {"ba9876543210": "\x1b]bad"}, about).write(tmp_path / "site")
     assert keeper.main(["news"]) == 0
     shown = capsys.readouterr().out
-    assert f"environment {NAME} waits for you: for app 1.0.0\\x1b]\n" in shown
+    assert f"environment {NAME} waits for your approval: for app 1.0.0\\x1b]\n" in shown
     assert f"  Let it in: ./site approve {'0' * 64}\n" in shown
     assert r"environment ba9876543210 is refused: \x1b]bad" in shown
 

@@ -74,6 +74,27 @@ def test_they_are_remembered(tmp_path: Path) -> None:
     assert links.read(tmp_path) == found
 
 
+def test_more_are_taken_when_the_listener_is_replaced_anyway(tmp_path: Path) -> None:
+    compose, more = tmp_path / "compose.yaml", tmp_path / links.MORE_COMPOSE
+    found = {"server": assigned("a", "b", "c", "d"), "relay-1": assigned("e")}
+    assert links.with_more(found) == found
+    assigned("a", "b", "c", "d", "e", "f", before=found["server"])
+    grown = links.with_more(found)
+    assert (grown["server"].number, grown["relay-1"].number) == (12, 4)
+    assert grown["server"].taken == found["server"].taken
+    compose.write_text("few")
+    links.save(tmp_path, found)
+    assert links.take_more(compose, set()) == []
+    more.write_text("many")
+    links.save(tmp_path, grown, links.MORE)
+    # A server that stays keeps its container.
+    assert links.take_more(compose, {"server", "relay-1"}) == []
+    assert compose.read_text() == "few" and links.read(tmp_path) == found
+    assert links.take_more(compose, {"relay-1", "site-1"}) == ["server"]
+    assert compose.read_text() == "many" and links.read(tmp_path) == grown
+    assert links.take_more(compose, set()) == [] and not more.exists()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -31,7 +31,7 @@ from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from bridge.launch.sandbox import HIDDEN
-from provisioning import dotenv, site_files
+from provisioning import dotenv, links, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
 from scripts import core, kit_layer, provision
@@ -477,6 +477,26 @@ def test_each_shares_a_network_only_with_its_peer(wide: Path) -> None:
     }
     silent = {name for name, service in content["services"].items() if service.get("dns") == ["127.0.0.1"]}
     assert silent == {*people, "site-5"} - {"site-2"}
+
+
+def test_ready_networks_are_refilled_when_the_server_is_replaced_anyway(again: Path) -> None:
+    def file() -> Path:
+        return again / dotenv.read(again / ".env")["FLOWERBED_COMPOSE"]
+
+    def server() -> dict[str, Any]:
+        return dict(yaml.safe_load(file().read_text())["services"]["server"])
+
+    before = server()
+    sites = [f"  - {{name: site-{n}, type: client, org: flowerbed}}\n" for n in range(3, 6)]
+    edit(again, replace("\nbuilders:", "".join(["\n", *sites, "\nbuilders:"])))
+    assert done(again) and server() == before
+    assert links.take_more(file(), {"server"}) == [] and server() == before
+    assert links.take_more(file(), set()) == ["server"]
+    after = server()
+    assert len(after.pop("networks")) == len(before.pop("networks")) + 4 and after == before
+    # Provisioning goes on from there.
+    assert "nothing changed" in verb(again)[2]
+    assert not file().with_name(links.MORE_COMPOSE).exists()
 
 
 def test_many_sites_have_addresses_that_stay_when_one_leaves(again: Path) -> None:
