@@ -92,6 +92,7 @@ class Invitation:
         kit: a hash of the kit.
         runtime_sum: the SHA-256 of the image's archive, if there is one.
         runtime_bytes: its size.
+        can_fetch: whether the site could fetch it from the server.
         offered: whether the server gives it to the site.
     """
 
@@ -109,6 +110,7 @@ class Invitation:
     own_key: bool = False
     runtime_sum: str = ""
     runtime_bytes: int = 0
+    can_fetch: bool = False
     offered: bool = False
 
 
@@ -154,6 +156,7 @@ def render(
         "RUNTIME_FROM": invitation.runtime_from,
         "RUNTIME_SUM": invitation.runtime_sum,
         "RUNTIME_BYTES": str(invitation.runtime_bytes),
+        "RUNTIME_CAN_FETCH": "1" if invitation.can_fetch else "",
         "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
