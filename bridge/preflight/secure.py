@@ -266,7 +266,7 @@ def _not_ours(
         return _foreign(line, kit, certificate)
     mend = "at the centre: ./flowerbed renew. Or is this machine's clock wrong?"
     if error.verify_code == EXPIRED:
-        text = f"the server's certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        text = f"the server's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         return Finding("tls", "fail", text, mend)
     if error.verify_code == NOT_YET:
         text = f"the server's certificate begins at {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
@@ -286,7 +286,7 @@ def _foreign(line: Way, kit: Kit, certificate: x509.Certificate) -> Finding:
     issuer = one_line(common_name(certificate.issuer), SAID_LIMIT)
     expected = [common_name(authority.subject) for authority in kit.authorities]
     if issuer in expected:
-        text = f"the server has another CA with the name {issuer}: this kit is of another provisioning"
+        text = f"the server has another CA with the name {issuer}: this kit was made by another provisioning"
         return Finding("tls", "fail", text, NEW_KIT.format(name=kit.name))
     if _is_for(certificate, line.to.host):
         text = f"a firewall inspects TLS: issuer seen '{issuer}', for {line.to.host}"

@@ -35,9 +35,10 @@ get_runtime() {
         from_server
         return
     fi
-    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask its administrator for a file that brings it \
-from the server (./flowerbed site add $SITE --from-server), or for a folder with it (--with-images FOLDER) and run \
-this again with --images FOLDER."
+    fetch=
+    [ -z "$RUNTIME_CAN_FETCH" ] || fetch=" Or for a file that brings it from the server: ./flowerbed site add $SITE --from-server"
+    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask its administrator for a folder with it \
+(./flowerbed site add $SITE --with-images FOLDER), and run this again with --images FOLDER.$fetch"
 }
 
 # load FILE [NAME]: load the runtime image from an archive that nobody else can change, which a person knows as NAME.

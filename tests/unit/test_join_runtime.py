@@ -58,6 +58,7 @@ class Machine:
             if found := shutil.which(name):
                 (self.programs / name).symlink_to(found)
         self.values = {"SITE": "site-1", "RUNTIME": f"sha256:{IDENT}", "RUNTIME_FROM": "", "SERVER": ""}
+        self.values["RUNTIME_CAN_FETCH"] = "1"
         self.values |= {"PROJECT": "flowerbed", "RUNTIME_NAME": "", "RUNTIME_FORMAT": "{{.Id}}"}
         self.values |= {"RUNTIME_CONTENT": f"sha256:{IDENT}"}
         self.values |= {"RUNTIME_SUM": SUM, "RUNTIME_BYTES": str(len(BODY)), "RUNTIME_OFFERED": "1"}
@@ -305,6 +306,8 @@ def test_a_machine_without_any_way_is_told_of_all(machine: Machine) -> None:
     done = machine.get(RUNTIME_OFFERED="")
     assert done.returncode == 1
     assert "--from-server" in done.stderr and "--with-images FOLDER" in done.stderr
+    done = machine.get(RUNTIME_OFFERED="", RUNTIME_CAN_FETCH="")
+    assert "--from-server" not in done.stderr and "--with-images FOLDER" in done.stderr
 
 
 # At the centre
