@@ -40,7 +40,7 @@ POLICY = Path("/kit/local/flowerbed.json")
 OF_OTHERS = (HOSTS, CONNECT_THROUGH, ENV_FILE, CPUS, MEMORY)
 """The keys of a relay or console: it runs no app."""
 
-HEADER = "# Made of the site's own file by its image. Edit that one.\n"
+HEADER = "# Made of site.yml by ./site start and doctor. Edit site.yml.\n"
 
 
 class Override(dict[str, Any]):

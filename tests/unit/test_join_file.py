@@ -162,7 +162,7 @@ def test_a_file_is_small_text_with_what_it_does_first(text: str, ca: Path) -> No
 
 def test_the_head_names_the_lines_that_act(text: str) -> None:
     lines = text.splitlines()
-    found = re.search(r"^# Lines (\d+) to (\d+) act\. ", text, re.M)
+    found = re.search(r"^# Lines (\d+) to (\d+) are the script\. ", text, re.M)
     assert found
     first, last = (int(number) for number in found.groups())
     assert lines[first - 1] == f"SITE='{SITE}'" and all(line[:1] == "#" for line in lines[: first - 1])
@@ -205,7 +205,7 @@ ALTERED: dict[str, Callable[[str], str]] = {
 def test_an_altered_file_has_no_good_signature(text: str, how: str) -> None:
     altered = ALTERED[how](text)
     assert altered != text
-    with pytest.raises(BadJoinFile, match=r"altered|no whole join file"):
+    with pytest.raises(BadJoinFile, match=r"altered|not complete"):
         join_file.check(altered)
 
 

@@ -31,7 +31,7 @@ from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from bridge.launch.sandbox import HIDDEN
-from provisioning import dotenv, links, site_files
+from provisioning import dotenv, harden, links, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
 from scripts import core, kit_layer, provision
@@ -942,10 +942,16 @@ def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     assert set(outcome["kept"]) == set(outcome["kits"])
 
 
-def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", ["", ", connect_to: {name: relay-1}"])
+def test_a_new_site_leaves_all_other_certificates_as_they_are(
+    wide: Path, tmp_path: Path, behind: str
+) -> None:
     root = Path(shutil.copytree(wide, tmp_path / "repo"))
     before = certificates(root / PROD)
-    edit(root, replace("\nbuilders:", "\n  - {name: site-4, type: client, org: flowerbed}\nbuilders:"))
+    edit(
+        root,
+        replace("\nbuilders:", f"\n  - {{name: site-4, type: client, org: flowerbed{behind}}}\nbuilders:"),
+    )
     outcome = done(root)
     after = certificates(root / "workspace/flowerbed/prod_01")
     assert after.pop("site-4/startup/client.crt")
@@ -967,6 +973,20 @@ def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_pa
         "service": "site-4",
     }
     assert "FLOWERBED_COMPOSE=workspace/flowerbed/prod_01/compose.yaml" in (root / ".env").read_text()
+
+
+def test_a_kit_names_nobody_but_its_owner_and_the_relays_before_it(wide: Path) -> None:
+    places = {"a.b": "b", "a.b.site": "site", "a.other": "other", "a.b.site.more": "more"}
+    kept = {"site": ["a.b", "a.b.site"], "b": ["a.b"], "a": [], "server": []}
+    for name, expected in kept.items():
+        part: dict[str, Any] = {"auth_identity_map": dict(places)}
+        harden._forget_others(part, name)
+        assert list(part.get("auth_identity_map", {})) == expected
+    told = {
+        name: (wide / PROD / name / "startup").glob("fed_*.json") for name in ("server", "site-1", "site-5")
+    }
+    having = [name for name, files in told.items() if any("_map" in file.read_text() for file in files)]
+    assert having == ["site-5"]
 
 
 def test_a_new_site_elsewhere_changes_nothing_here(wide: Path, tmp_path: Path) -> None:
