@@ -333,7 +333,7 @@ main() {
     check_runtime
     check_signature
     lay
-    if [ -d "$images/environments" ]; then
+    if [ "$ROLE" = site ] && [ -d "$images/environments" ]; then
         step "installing packages of apps from $images"
         "$dir/site" take "$images" >&2 || say "Some packages were not installed: see above. To try again: $dir/site take $images"
     fi
