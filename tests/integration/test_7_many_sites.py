@@ -11,7 +11,7 @@ from scripts.core import ROOT
 from tests.federation import REGISTERED_WITHIN, SITES, Federation
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
 
-ROUNDS = 12
+ROUNDS = 15
 """Rounds of a job that lasts longer than a site's start."""
 
 

@@ -15,10 +15,10 @@ from tests.attacks import hostile
 from tests.federation import Federation
 
 APP = str(ROOT / "tests/apps/numpy-add")
-ROUNDS = 20
+ROUNDS = 30
 NEW, GUEST = "site-6", "guest@flowerbed.example"
 
-LASTING = ("--min-sites", "2", "--rounds", str(ROUNDS), "--run-config", "train-seconds=3")
+LASTING = ("--min-sites", "2", "--rounds", str(ROUNDS), "--run-config", "train-seconds=2")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_they_come_and_go_in_the_middle_of_a_job(larger: Federation, project: st
 
     # It takes part in the job that ran before it came. Then it goes, and the job goes on without it.
     hostile.running(larger, job, NEW)
-    time.sleep(8)
+    time.sleep(6)
     took = change(larger, leave)
     print(f"up took {took:.1f} s when both left, in the middle of a job")
     assert larger.containers() == containers
