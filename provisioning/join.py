@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
 SHARED = {
-    "site": ("container.yaml", "site.yaml", "keeper.yaml"),
+    "site": ("container.yaml", "site.yaml", "gate.yaml", "keeper.yaml"),
     "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
     "console": ("container.yaml", "console.yaml", "flwr.yaml"),
 }
@@ -35,7 +35,7 @@ SHARED = {
 
 WHOSE = {"site": "the site", "relay": "the relay", "console": "the console"}
 STARTS = {
-    "site": "It starts the site, and waits until the server has registered it.",
+    "site": "It starts the site with its gate, and waits until the server has registered it.",
     "relay": "It starts the relay, and waits until it answers on its port, which other machines may dial.",
     "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
 }
@@ -45,7 +45,8 @@ AFTERWARDS = {
     "site": """\
 #
 # From then on, apps of the federation run here, new ones at any time. They run in a container, and read the
-# folder `data`. The server gets their results and logs, and each 20 s a report on disk, GPUs, data and more.
+# folder `data`. The container's only way out is the gate, a second one, which leads to that address only.
+# The server gets the apps' results and logs, and each 20 s a report on disk, GPUs, data and more.
 # To allow less: sh {site}.join --prepare, then edit ./{site}/site.yml, then ./{site}/site start
 """,
     "relay": "",

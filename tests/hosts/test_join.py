@@ -156,3 +156,13 @@ def test_a_site_that_is_removed_is_out_within_seconds(centre: HostsFederation, c
     assert clinic.docker("ps", "--all", "--quiet") == "" == clinic.docker("volume", "ls", "--quiet")
     assert not [path for path in (clinic.home / "hospital-c").rglob("*") if path.suffix == ".key"]
     del centre.places["hospital-c"]
+
+
+def test_a_removed_site_can_be_let_in_again_in_its_old_folder(centre: HostsFederation, clinic: Host) -> None:
+    assert {path.name for path in (clinic.home / "hospital-c").iterdir()} == {"data", "site.yml"}
+    project = centre.root / "project.yml"
+    revoked = [line for line in project.read_text().splitlines(True) if "hospital-c" in line]
+    assert revoked, "site remove lists the name under revoked"
+    project.write_text("".join(line for line in project.read_text().splitlines(True) if line not in revoked))
+    said = centre.join("hospital-c", clinic)
+    assert "keeping the data and the settings" in said and "registered" in said
