@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,6 +26,7 @@ def clinic(centre: HostsFederation) -> Iterator[Host]:
     host = centre.hosts.engine("clinic", apart=True)
     centre.carry_runtime(host)
     yield host
+    host.power_cut()
 
 
 def join(host: Host, file: str, *options: str) -> Process:
@@ -121,8 +122,10 @@ def test_a_file_cannot_take_another_sites_folder(centre: HostsFederation, clinic
     assert said.returncode == 1 and "the folder of the site hospital-c" in said.stderr
 
 
-def test_a_second_machine_with_the_same_file_stays_out(centre: HostsFederation, clinic: Host) -> None:
-    thief = centre.hosts.engine("thief", apart=True)
+def test_a_second_machine_with_the_same_file_stays_out(
+    centre: HostsFederation, clinic: Host, engine: Callable[..., Host]
+) -> None:
+    thief = engine("thief", apart=True)
     centre.carry_runtime(thief)
     (thief.home / "hospital-c.join").write_text((clinic.home / "hospital-c.join").read_text())
     said = join(thief, "hospital-c.join", "--yes")
