@@ -106,7 +106,7 @@ class CertificateBuilder(CertBuilder):  # type: ignore[misc]
         if left.days < CA_ENDS:
             note(
                 ctx,
-                f"the CA's own certificate ends in {left.days} days, and with it every connection. "
+                f"the CA's own certificate expires in {left.days} days, and with it every connection. "
                 f"./flowerbed renew --new-ca replaces it while the federation runs.",
             )
 

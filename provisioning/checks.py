@@ -16,6 +16,7 @@ from typing import Any
 
 from bridge.common import site_settings
 from bridge.common.project_key import ADMIN, RELAY, SERVER, SITE
+from bridge.common.site_service import DOCTOR, GATE, KEEPER
 from bridge.common.site_settings import CONNECT_THROUGH, kind_of, size
 from provisioning.keys import (
     ALLOWED_APPS,
@@ -57,6 +58,9 @@ OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 TOOLS = ("tensorboard", "mlflow")
 """Containers of the federation that belong to no participant (`compose/`), and start only on demand."""
+
+BESIDE = (KEEPER, GATE, DOCTOR)
+"""Containers beside a site on another machine."""
 
 WHOSE = {
     (SERVER, SITE): "the server and for sites",
@@ -179,7 +183,7 @@ def _participant(entry: Entry) -> Iterator[str]:
         yield f"{entry.who}: expected {expected}."
     elif entry.name == "localhost" or (entry.name == "server" and entry.type != "server"):
         yield f"{entry.who}: FLARE uses this name for something else. Choose another."
-    elif service_name(entry.name) in TOOLS or is_carrier(service_name(entry.name)):
+    elif service_name(entry.name) in _taken(entry) or is_carrier(service_name(entry.name)):
         yield f"{entry.who}: this is the name of another container. Choose another."
     if not re.fullmatch(r"\w+", entry.org, re.ASCII):
         yield f"{entry.who}: expected org in letters, digits and _, found '{entry.org}'."
@@ -188,6 +192,11 @@ def _participant(entry: Entry) -> Iterator[str]:
         yield f"{entry.who}: expected role {', '.join(ROLES)}, found {kind_of(role)}."
     yield from _policy(entry)
     yield from _ports(entry)
+
+
+def _taken(entry: Entry) -> tuple[str, ...]:
+    """Return the names of other containers where a participant runs."""
+    return BESIDE if entry.properties.get(ELSEWHERE) else TOOLS
 
 
 def _misspelt(who: str, keys: Iterable[str], ours: Sequence[str]) -> Iterator[str]:

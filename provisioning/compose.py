@@ -216,15 +216,19 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
         service = _given(service, participant, project)
     service["labels"] |= elsewhere.KIT_LABEL
     is_person = participant.type == ParticipantType.ADMIN
+    is_site = participant.type == ParticipantType.CLIENT
+    services = elsewhere.gated(service, participant) if is_site else {name: service | networked}
+    defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     kept = {} if is_person else {KEEPER: elsewhere.keeper(participant)}
     flwr = _flwr(participant, project, name) if is_person else {}
     for part in flwr.values():
         part |= {"image": elsewhere.RUNTIME, "pull_policy": "never"}
-    defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     content = {
-        "services": {name: service | networked} | kept | flwr,
+        "services": services | kept | flwr,
         "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
-        "networks": defined | (networks.FLWR_NETWORK if flwr else {}),
+        "networks": defined
+        | (elsewhere.INSIDE_NETWORK if is_site else {})
+        | (networks.FLWR_NETWORK if flwr else {}),
     }
     return _written(content, elsewhere.HEADER)
 

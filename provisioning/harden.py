@@ -128,6 +128,9 @@ INTERNAL_PORTS = "32768-60999"
 """Ports at which FLARE's processes in one container listen for each other: Linux's default ephemeral
 range."""
 
+IDENTITIES = "auth_identity_map"
+"""The key of a kit with the certificate's name of each cell behind a relay."""
+
 DRIVERS = "/opt/flowerbed/bridge/flare/drivers"
 """The folder of the image that FLARE loads before its first connection. The module there says why."""
 
@@ -194,9 +197,16 @@ class HardenBuilder(Builder):  # type: ignore[misc]
                 byoc = participant.get_prop(CUSTOM_CODE, True)
                 _edit(local / "authorization.json.default", partial(_rights, participant.type, byoc=byoc))
             if participant.type == ParticipantType.SERVER:
+                _edit(startup / "fed_server.json", _complete_server)
+            if participant.type == ParticipantType.CLIENT:
                 _edit(
-                    startup / "fed_server.json",
-                    lambda kit: kit["servers"][0].update(check_engine_frequency=JOB_PROCESS_CHECK),
+                    startup / "fed_client.json",
+                    lambda kit, name=participant.name: _forget_others(kit["client"], name),
+                )
+            if participant.type == ParticipantType.RELAY:
+                _edit(
+                    startup / "fed_relay.json",
+                    lambda kit, name=participant.name: _forget_others(kit, name),
                 )
             if participant.type == ParticipantType.ADMIN:
                 # Otherwise the console asks for the user's name, and takes only the one in the certificate.
@@ -266,6 +276,27 @@ def _complete_listener(relay: Participant) -> None:
     if relay.name not in [listening["default_host"], *names]:
         names.append(relay.name)
     listening["host_names"] = names
+
+
+def _complete_server(kit: dict[str, Any]) -> None:
+    (server,) = kit["servers"]
+    server.update(check_engine_frequency=JOB_PROCESS_CHECK)
+    # The relays before its sites are its neighbors. See _forget_others.
+    server.pop(IDENTITIES, None)
+
+
+def _forget_others(part: dict[str, Any], name: str) -> None:
+    """Leave a kit the identities of its owner and of the relays before it.
+
+    FLARE writes into each kit who is behind which relay (nvflare 2.9.0, `StaticFileBuilder`). So a new site
+    would change everybody's kit. FLARE looks there for connections, which only neighbors have, and for
+    messages that it encrypts between two cells, which nothing of Flowerbed sends.
+    """
+    known = part.pop(IDENTITIES, {})
+    own = [place for place in known if place.rpartition(".")[2] == name]
+    kept = {place: who for place, who in known.items() if any(f"{it}.".startswith(f"{place}.") for it in own)}
+    if kept:
+        part[IDENTITIES] = kept
 
 
 def _edit(path: Path, change: Any) -> None:

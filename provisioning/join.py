@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "join"
 """The shell scripts, and the template of a site's own settings."""
 
 SHARED = {
-    "site": ("container.yaml", "site.yaml", "keeper.yaml"),
+    "site": ("container.yaml", "site.yaml", "gate.yaml", "keeper.yaml"),
     "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
     "console": ("container.yaml", "console.yaml", "flwr.yaml"),
 }
@@ -35,7 +35,7 @@ SHARED = {
 
 WHOSE = {"site": "the site", "relay": "the relay", "console": "the console"}
 STARTS = {
-    "site": "It starts the site, and waits until the server has registered it.",
+    "site": "It starts the site with its gate, and waits until the server has registered it.",
     "relay": "It starts the relay, and waits until it answers on its port, which other machines may dial.",
     "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
 }
@@ -45,7 +45,8 @@ AFTERWARDS = {
     "site": """\
 #
 # From then on, apps of the federation run here, new ones at any time. They run in a container, and read the
-# folder `data`. The server gets their results and logs, and each 20 s a report on disk, GPUs, data and more.
+# folder `data`. The container's only way out is the gate, a second one, which leads to that address only.
+# The server gets the apps' results and logs, and each 20 s a report on disk, GPUs, data and more.
 # To allow less: sh {site}.join --prepare, then edit ./{site}/site.yml, then ./{site}/site start
 """,
     "relay": "",
@@ -53,8 +54,8 @@ AFTERWARDS = {
 }
 """What a machine lets in from then on, by role."""
 
-LINES = "Lines of the part that acts."
-"""Where the head names the lines that act."""
+LINES = "Lines of the script."
+"""Where the head names the lines of the script."""
 
 UNUSED = tuple(
     f"kit/{name}" for name in ("startup/start.sh", "startup/stop_fl.sh", "local/privacy.json.sample")
@@ -92,6 +93,7 @@ class Invitation:
         kit: a hash of the kit.
         runtime_sum: the SHA-256 of the image's archive, if there is one.
         runtime_bytes: its size.
+        can_fetch: whether the site could fetch it from the server.
         offered: whether the server gives it to the site.
     """
 
@@ -109,6 +111,7 @@ class Invitation:
     own_key: bool = False
     runtime_sum: str = ""
     runtime_bytes: int = 0
+    can_fetch: bool = False
     offered: bool = False
 
 
@@ -154,6 +157,7 @@ def render(
         "RUNTIME_FROM": invitation.runtime_from,
         "RUNTIME_SUM": invitation.runtime_sum,
         "RUNTIME_BYTES": str(invitation.runtime_bytes),
+        "RUNTIME_CAN_FETCH": "1" if invitation.can_fetch else "",
         "RUNTIME_OFFERED": "1" if invitation.offered else "",
         "LAST_DAY": invitation.last_day.isoformat(),
         "JOIN": invitation.id,
@@ -194,28 +198,28 @@ def _head(invitation: Invitation, fingerprint: str, acting: int, *, is_locked: b
 #
 # Use it until {invitation.last_day} (UTC), on one machine:   sh {site}.join
 #
-# Before you run it, let the federation's administrator tell you two things, in another way than you got this
-# file. Compare them. The first needs no trust in this file:
-#   what this prints:   sha256sum {site}.join
+# Before you run it, ask the federation's administrator for two things, by another way than this file came.
+# Compare both. For the first, you need not trust this file:
+#   the output of:   sha256sum {site}.join
 #   the fingerprint (SHA-256) of the federation's CA:
 #   {fingerprint}
 #
 # What it does, in this order:
 #   1. It checks its date and its checksum, and that Docker with Compose is here.
-#   2. It looks for the runtime image {invitation.runtime[:19]}.
-#   3. It lets that image check the signature at the end of this file, in a container without a network.
+#   2. It looks for the runtime image {invitation.runtime[:19]}, and gets it if it is not here.
+#   3. In a container without a network, that image checks the signature at the end of this file.
 #   4. It makes the folder ./{site} with the files that you see below.
-#   5. It checks this machine and the way to {invitation.server}, and stops if something would fail.
+#   5. It checks this machine and the way to {invitation.server}, and stops if a check fails.
 #   6. {last}
-# It connects to {invitation.server}. Only that folder and Docker are changed.
-# To remove all of it: ./{site}/site leave
+# It connects to {invitation.server}. It changes only that folder and Docker.
+# To remove everything: ./{site}/site leave
 # More about it: docs/how-to/site-elsewhere.md in Flowerbed's documentation.
 {AFTERWARDS[invitation.role].format(site=site)}#
 # {LINES} The files of ./{site} follow them, as text.
-# At the end, the line main "$@" calls what acts.
+# The line main "$@" at the end starts the script.
 """
     first = text.count("\n") + 1
-    return text.replace(LINES, f"Lines {first} to {first + acting - 1} act.")
+    return text.replace(LINES, f"Lines {first} to {first + acting - 1} are the script.")
 
 
 def _files(invitation: Invitation, kit: bytes, compose: str) -> dict[str, str]:

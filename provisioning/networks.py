@@ -18,15 +18,13 @@ from typing import Any
 from nvflare.lighter.constants import ParticipantType
 from nvflare.lighter.entity import Participant, Project
 
+from bridge.common.site_service import OUTSIDE
 from provisioning.keys import EGRESS, EGRESSES, ELSEWHERE
 from provisioning.links import ListenerLinks
 from provisioning.names import is_address, service_name
 
 TRACKING = "tracking"
 """The network of the server and the tools that show the curves."""
-
-OUTSIDE = "outside"
-"""The network with a way out. Its containers cannot reach each other."""
 
 FLWR_NETWORK: dict[str, dict[str, Any]] = {
     "flwr": {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}

@@ -216,9 +216,9 @@ def check_kits(config: dict[str, Any]) -> Iterator[Finding]:
     overdue = [name for name, kit in found.items() if kit.is_overdue]
     mend = "./flowerbed renew. A timer can run it: docs/how-to/renew-certificates.md"
     if left < 0:
-        yield Finding("certificates", "fail", f"{first}'s ended {-left:.0f} days ago", mend)
+        yield Finding("certificates", "fail", f"{first}'s expired {-left:.0f} days ago", mend)
     elif left < EXPIRY_WARN_DAYS:
-        yield Finding("certificates", "warn", f"{first}'s ends in {left:.0f} days", mend)
+        yield Finding("certificates", "warn", f"{first}'s expires in {left:.0f} days", mend)
     elif overdue:
         due = f"nobody has renewed those of {', '.join(overdue)}: a third of their life is left"
         yield Finding("certificates", "warn", due, mend)

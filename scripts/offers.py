@@ -137,6 +137,15 @@ def _packed(said: Mapping[str, Any], facts: Mapping[str, Any], file: Path) -> An
     return None
 
 
+def has_runtime(ident: str) -> bool:
+    """Return whether the archive of a runtime image is there.
+
+    Args:
+        ident: the image's ID.
+    """
+    return (FOLDER / RUNTIME / f"{ident.partition(':')[2]}{ARCHIVE}").is_file()
+
+
 def runtime(image: str) -> Path:
     """Return the archive of the runtime image, made once for each image. Those of older images are
     removed."""

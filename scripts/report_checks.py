@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge.common import server_address, site_report
 from bridge.common.finding import Finding, Level
+from bridge.common.site_environments import CHECKSUM
 from scripts import core, site_table
 
 SKEW_WARN, SKEW_FAIL = 1.0, 5.0
@@ -107,7 +108,9 @@ def _packages(name: str, report: Mapping[str, Any]) -> Iterator[Finding]:
     for waiting in left.get("waiting") or ():
         environment, _, checksum = str(waiting).partition(" ")
         text = f"{name} has not approved environment {environment}"
-        yield Finding("packages", "warn", text, f"there: ./site approve {checksum}")
+        if CHECKSUM.fullmatch(checksum):
+            # A person copies this command.
+            yield Finding("packages", "warn", text, f"there: ./site approve {checksum}")
     for refused in left.get("refused") or ():
         text, mend = f"{name} refuses environment {refused}", "jobs of its apps run without that site"
         yield Finding("packages", "warn", text, mend)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.common import site_report
+from bridge.common.text import one_line
 from scripts import core, terminal
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ HEAD = ["SITE", "HEARD", "VERSION", "CERTIFICATE", "DISK", "MEMORY", "GPU", "DAT
 
 UNKNOWN, NONE = "-", "none"
 """The cells for a fact that the site has not reported, and for things that it has none of."""
+
+LONGEST = 70
+"""Characters of a cell."""
 
 JSON = {
     "reports": "the last report of each site that has sent one since the server's start",
@@ -61,7 +65,10 @@ def table(
     names = sorted({*by_name, *heard, *missing})
     if not by_name:
         return None
-    rows = [_row(name, by_name.get(name), heard.get(name)) for name in names]
+    # A site chooses its words. Long ones would push the other sites' cells away.
+    rows = [
+        [one_line(it, LONGEST) for it in _row(name, by_name.get(name), heard.get(name))] for name in names
+    ]
     # A narrow terminal has no room for what nobody has.
     shown = [i for i in range(len(HEAD)) if not {row[i] for row in rows} <= {UNKNOWN, NONE}]
     return terminal.table([HEAD[i] for i in shown], [[row[i] for i in shown] for row in rows], fold=HEAD[1:])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from bridge.common.text import one_line
 from provisioning import dotenv
 from provisioning.names import service_name
 from scripts import (
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 ENDED = ("FINISHED",)
 """First words in the status of a job that has ended."""
+
+REMARK = 500
+"""Characters of what is wrong with sites."""
 
 REGISTERING = "docs/how-to/trouble.md#a-site-does-not-register lists the causes"
 """The advice for a site that is not registered."""
@@ -199,7 +203,8 @@ def _ill(outcome: dict[str, Any]) -> list[str]:
     told = {"sites": outcome["sites"], "reports": outcome.get("reports")}
     failed = [finding.found for finding in report_checks.check(told) if finding.level == "fail"]
     if failed:
-        remarks.append(f"{'; '.join(failed)}. ./flowerbed doctor says what to do.")
+        # A site chooses its folders' names and reasons.
+        remarks.append(f"{one_line('; '.join(failed), REMARK)}. ./flowerbed doctor says what to do.")
     return remarks
 
 

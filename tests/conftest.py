@@ -30,34 +30,45 @@ CONTAINERS = ("integration", "faults", "attacks", "hosts")
 PARTS = {
     "processes": PROCESSES,
     "attacks": ("attacks", "faults", "integration/test_7_many_sites", "integration/test_7_tracking"),
-    "compare": ("integration/test_9_compare",),
-    "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
-    "installed": ("integration/test_6_installed",),
     "hosts": ("hosts",),
+    "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
+    "compare": ("integration/test_9_compare",),
+    "lines": ("hosts/test_firewalls", "hosts/test_machines"),
+    "installed": ("integration/test_6_installed",),
 }
-"""Parts that run beside all other slow tests. The first begin at once, the others in the worker that is free.
-Attacks begin with the larger federation, which many sites and tracking need, and faults run with any: so all
-workers take about as long. The last four parts have their own federations."""
+"""Parts that run beside all other slow tests, by the beginnings of their paths. The first begin at once, the
+others in the worker that is free. So the longer ones come first: one that begins last runs alone for most of
+its time. Attacks begin with the larger federation, which many sites and tracking need, and faults run with
+any. The other parts have their own federations, or none."""
 
 LONGEST = (
     "flower",
-    "control_api",
-    "gateway",
-    "drivers",
     "provisioning",
-    "deterministic",
+    "installed",
     "fuzz",
-    "reaper",
-    "certificates",
-    "provisioning_killed",
     "verbs",
+    "control_api",
+    "approve",
+    "site_verbs",
+    "ca_key",
+    "join_runtime",
+    "deterministic",
+    "provisioning_killed",
+    "drivers",
+    "results",
+    "release",
+    "reaper",
+    "gateway",
 )
 """Files of `tests/unit` that take seconds, the longest first: begun last, one would run alone at the end."""
 
 
 def part_of(test: str) -> str:
-    """The part to which a test belongs, by its path below `tests`."""
-    return next((name for name, places in PARTS.items() if test.startswith(places)), "shared federation")
+    """The part to which a test belongs, by its path below `tests`. The longest beginning that fits counts."""
+    fitting = [
+        (len(place), name) for name, places in PARTS.items() for place in places if test.startswith(place)
+    ]
+    return max(fitting, default=(0, "shared federation"))[1]
 
 
 class Parts(LoadScopeScheduling):
@@ -80,11 +91,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep imported modules to the end: looking for garbage in them takes a fifth of the time."""
+    """Look for no garbage while modules are imported, a fifth of the time, nor later in what they hold."""
     gc.disable()
     try:
         return (yield)
     finally:
+        gc.freeze()
         gc.enable()
 
 

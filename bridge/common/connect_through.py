@@ -1,10 +1,13 @@
-"""Reach the server through an HTTP proxy: read a site's setting, and ask the proxy for a tunnel.
+"""Reach the server: directly, through an HTTP proxy that a site's setting names, or through the site's gate.
 
 The setting is in two variables of the container. Only FLARE's own connection uses them. An app never gets
 them, because the password may be in them (`bridge/launch/proxies.py`). Inside the tunnel the site and the
 server speak mutual TLS, so the proxy sees names, ports and encrypted bytes.
 
-Only the standard library is imported. The preflight and the health check use this too.
+A site on another machine has no way out but its gate (`bridge/gate`), an HTTP proxy too. There, the setting
+is the gate's.
+
+Only the standard library is imported. The preflight and the gate use this too.
 """
 
 from __future__ import annotations
@@ -14,12 +17,19 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from bridge.common.errors import FlowerbedError
 
 VARIABLE, PASSWORD = "FLOWERBED_CONNECT_THROUGH", "FLOWERBED_CONNECT_PASSWORD"
 """The variables with the proxy's address, and with its password if the address has none."""
+
+GATE = "FLOWERBED_GATE"
+"""The variable with the gate of a site on another machine, as HOST:PORT."""
+
+GATE_TO = "FLOWERBED_GATE_TO"
+"""The gate's variable with the address in the site's kit. The gate has no kit."""
 
 KEY = "connect_through"
 """The key of the setting (`site_settings.py`). Messages name it."""
@@ -30,6 +40,27 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 LONGEST = 16 * 1024
 """Bytes of a proxy's answer that are read."""
+
+LONGEST_REASON = 500
+"""Characters of a gate's reason that are shown."""
+
+DIAL_WITHIN = 20.0
+"""Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
+for two minutes, in longer and longer steps, and a site is late after its line is back."""
+
+GATE_WITHIN = 2 * DIAL_WITHIN + 5
+"""Seconds for a gate's answer. It has to dial, and perhaps to ask a proxy."""
+
+WAITS_BEFORE_GATE = 1 << 17
+"""Bytes that wait at the site before its gate. The kernel would take megabytes, since the gate is near. On a
+slow line, FLARE's signs of life would come behind them, and too late."""
+
+NEXT_ADDRESS_AFTER = 3.0
+"""Seconds until the next address of a name is tried. With many a network, IPv6 leads nowhere."""
+
+LINE_CHECK, LINE_DEAD = 10, 20
+"""Seconds without a byte until TCP probes the other end, and without an acknowledgement until the connection
+is dead. gRPC's are in the kits (`provisioning/harden.py`)."""
 
 
 class ProxyError(FlowerbedError, OSError):
@@ -44,6 +75,8 @@ class Proxy:
     port: int
     user: str = ""
     password: str = field(default="", repr=False)
+    is_gate: bool = False
+    """True for the site's own gate. It says in words of ours why there is no tunnel."""
 
     def __str__(self) -> str:
         """Return its address, without the user and the password."""
@@ -85,6 +118,14 @@ def parse(text: str, password: str = "") -> Proxy:
     return Proxy(parts.hostname, port, unquote(parts.username or ""), secret)
 
 
+def way(environment: Mapping[str, str], host: str) -> Proxy | None:
+    """Return what leads to a host: the site's gate if there is one, or as `chosen`."""
+    name, _, port = environment.get(GATE, "").rpartition(":")
+    if not name or host in LOOPBACK:
+        return chosen(environment, host)
+    return Proxy(name, int(port), is_gate=True)
+
+
 def chosen(environment: Mapping[str, str], host: str) -> Proxy | None:
     """Return the proxy that leads to a host, or None if the host is dialled directly.
 
@@ -111,6 +152,64 @@ def direct(environment: Mapping[str, str], host: str) -> bool:
     return False
 
 
+def connect(host: str, port: int, proxy: Proxy | None) -> socket.socket:
+    """Return a connection to a host's port, through the proxy if there is one.
+
+    Raises:
+        OSError: there is none. For a proxy, the text says what to do.
+    """
+    if proxy is None:
+        return _first(host, port)
+    try:
+        connection = _first(proxy.host, proxy.port)
+    except OSError as error:
+        raise ProxyError(unreachable(proxy, error)) from None
+    try:
+        if proxy.is_gate:
+            connection.settimeout(GATE_WITHIN)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, WAITS_BEFORE_GATE)
+        tunnel(connection, proxy, host, port)
+        connection.settimeout(DIAL_WITHIN)
+    except TimeoutError:
+        connection.close()
+        raise ProxyError(unreachable(proxy, TimeoutError())) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _first(host: str, port: int) -> socket.socket:
+    """Return a connection to the first address of a host that answers, of either family."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, address) in enumerate(found, 1):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(DIAL_WITHIN if number == len(found) else NEXT_ADDRESS_AFTER)
+            connection.connect(address)
+            connection.settimeout(DIAL_WITHIN)
+            return connection
+        except OSError:
+            connection.close()
+            if number == len(found):
+                raise
+    raise OSError(f"{host} has no address")
+
+
+def set_keepalive(connection: Any) -> None:
+    """Let the kernel notice that a TCP connection is dead."""
+    if getattr(connection, "family", None) not in (socket.AF_INET, socket.AF_INET6):
+        return
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, LINE_DEAD // LINE_CHECK),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINE_DEAD * 1000),
+    ):
+        connection.setsockopt(level, option, value)
+
+
 def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> None:
     """Ask a connected proxy for a tunnel to a host's port.
 
@@ -128,6 +227,8 @@ def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Non
     if not words[0].startswith("HTTP/") or len(words) < 2 or not words[1].isdigit():
         raise ProxyError(f"{KEY}: {proxy} does not answer like an HTTP proxy. It said {shown(first)!r}")
     status, reason = int(words[1]), words[2] if len(words) > 2 else ""
+    if not 200 <= status < 300 and proxy.is_gate:
+        raise ProxyError(shown(reason, LONGEST_REASON))
     if not 200 <= status < 300:
         wanted = [line.partition(":")[2] for line in rest if line.lower().startswith("proxy-authenticate:")]
         raise ProxyError(refusal(proxy, target, status, reason, wanted))
@@ -165,18 +266,23 @@ def refusal(proxy: Proxy, target: str, status: int, reason: str, wanted: list[st
 
 def unreachable(proxy: Proxy, error: Exception) -> str:
     """Return the text for a proxy that does not accept a connection."""
+    if proxy.is_gate:
+        return f"this site's gate does not answer: {why(error)}. ./site start starts it"
+    return f"{KEY}: the proxy {proxy} cannot be reached: {why(error)}. Check its name and port"
+
+
+def why(error: Exception) -> str:
+    """Return why a connection failed, in a few words."""
     if isinstance(error, socket.gaierror):
-        why = "its name does not resolve"
-    elif isinstance(error, TimeoutError):
-        why = "no answer"
-    else:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{KEY}: the proxy {proxy} cannot be reached: {why}. Check its name and port"
+        return "its name does not resolve"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def shown(text: str) -> str:
+def shown(text: str, most: int = 200) -> str:
     """Return a stranger's text as one short line for a log."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
 
 
 def _head(connection: socket.socket, proxy: Proxy) -> bytes:

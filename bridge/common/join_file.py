@@ -68,7 +68,7 @@ def check(text: str) -> str:
     body, end, tail = text.partition(END)
     found = _TAIL.fullmatch(tail)
     if not end or not found:
-        raise BadJoinFile("this is no whole join file: expected a signature at its end. Get it again.")
+        raise BadJoinFile("this join file is not complete: expected a signature at its end. Get it again.")
     try:
         ca = x509.load_der_x509_certificate(base64.b64decode(found[2], validate=True))
         key = ca.public_key()
@@ -82,13 +82,11 @@ def check(text: str) -> str:
         trusted = x509.load_pem_x509_certificates(roots.encode())
     except (ValueError, InvalidSignature):
         raise BadJoinFile(
-            "this file was altered since the federation's CA has signed it. Do not use it: get it again, in "
+            "this file was altered after the federation's CA signed it. Do not use it. Get it again, in "
             "a way that nobody else can write to."
         ) from None
     if ca not in trusted:
-        raise BadJoinFile(
-            "the CA that has signed this file is not the one that its kit trusts. Do not use it."
-        )
+        raise BadJoinFile("the CA that signed this file is not the one that its kit trusts. Do not use it.")
     return fingerprint(ca)
 
 

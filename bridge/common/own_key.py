@@ -159,7 +159,7 @@ def take_answer(text: str, kit: Path, renewed: Path, site: str) -> x509.Certific
     if own.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         raise UnfitRequest(
             f"this certificate was valid until {own.not_valid_after_utc.date()}: send the request again. If "
-            "that is not over, set this machine's clock."
+            "that day is still to come, set this machine's clock."
         )
     draft = renewed / f"{CERTIFICATE}.new"
     draft.write_text(found[0] + "\n")

@@ -31,7 +31,7 @@ _HASH = re.compile("[0-9a-f]{64}")
 def problems(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield the errors in the values of these keys."""
     for key, choices in CHOICES.items():
-        if content.get(key) is not None and content[key] not in choices:
+        if _value(content, key) is not None and _value(content, key) not in choices:
             names = " or ".join(json.dumps(choice) if choice is False else str(choice) for choice in choices)
             yield f"expected {key} to be {names}, found {kind_of(content[key])}"
     apps = content.get(ALLOWED_APPS)
@@ -43,8 +43,14 @@ def problems(content: Mapping[str, Any]) -> Iterator[str]:
 
 def variables(content: Mapping[str, Any]) -> dict[str, str]:
     """Return the container's variable for these decisions, if there are any."""
-    decided = {key: content[key] for key in KEYS if content.get(key) is not None}
+    decided = {key: _value(content, key) for key in KEYS if content.get(key) is not None}
     return {VARIABLE: json.dumps(decided, sort_keys=True)} if decided else {}
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    """Return a decision. YAML takes `off` for false."""
+    value = content.get(key)
+    return "off" if key == SANDBOX and value is False else value
 
 
 def read() -> dict[str, Any]:
@@ -60,4 +66,4 @@ def read() -> dict[str, Any]:
         raise ValueError(f"{VARIABLE}: expected a JSON object, found invalid JSON: {error}") from None
     if not isinstance(content, dict) or not content.keys() <= set(KEYS) or any(problems(content)):
         raise ValueError(f"{VARIABLE}: expected decisions as ./site start writes them. Run it again.")
-    return content
+    return {key: _value(content, key) for key in content}

@@ -8,15 +8,18 @@ from the server's machine. The script `site` calls this at each start (`provisio
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bridge.common import own_policy, site_service, site_settings
+from bridge.common import connect_through, own_policy, site_service, site_settings
+from bridge.common.own_policy import EGRESS
 from bridge.common.site_environments import POLICIES, VARIABLE
-from bridge.common.site_service import KEEPER
+from bridge.common.site_service import DOCTOR, GATE, KEEPER, OUTSIDE
 from bridge.common.site_settings import (
     CONNECT_THROUGH,
     CPUS,
@@ -32,10 +35,12 @@ ENVIRONMENTS = "environments"
 """The key with the policy for environments of apps that the server sends (`site_environments.py`)."""
 
 SITE = "site"
+POLICY = Path("/kit/local/flowerbed.json")
+"""The kit's file with the site's policy by project.yml."""
 OF_OTHERS = (HOSTS, CONNECT_THROUGH, ENV_FILE, CPUS, MEMORY)
 """The keys of a relay or console: it runs no app."""
 
-HEADER = "# Made of the site's own file by its image. Edit that one.\n"
+HEADER = "# Made of site.yml by ./site start and doctor. Edit site.yml.\n"
 
 
 class Override(dict[str, Any]):
@@ -48,6 +53,10 @@ class OverrideList(list[Any]):
 
 class _Dumper(yaml.SafeDumper):
     """Writes both with Compose's tag (from Compose 2.24.4 on)."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write what two services share twice, for people who read the file."""
+        return True
 
 
 _Dumper.add_representer(Override, lambda d, value: d.represent_mapping("!override", value))
@@ -73,8 +82,14 @@ def problems(content: Any, role: str = SITE) -> list[str]:
     return found
 
 
-def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> str:
-    """Return the Compose file of a site's own file, which has been checked."""
+def render(
+    site: str, content: Mapping[str, Any], without_proxy: list[str], role: str = SITE, egress: str = "server"
+) -> str:
+    """Return the Compose file of a site's own file, which has been checked.
+
+    Args:
+        egress: what apps may reach if the file does not say it.
+    """
     settings = {key: value for key, value in content.items() if value is not None}
     named = site_settings.folders(settings.get(DATA))
     gids = {folder.group: int(folder.group) for folder in named if folder.group is not None}
@@ -87,11 +102,31 @@ def render(site: str, content: Mapping[str, Any], without_proxy: list[str]) -> s
     if decided := own_policy.variables(settings):
         service["environment"] = service.get("environment", {}) | decided
     services = {site: service}
+    if role == SITE:
+        services = _gated(site, service, settings, settings.get(EGRESS, egress))
     if policy := settings.get(ENVIRONMENTS):
         # The keeper goes by it. The site fetches nothing that the keeper would not take.
-        service.setdefault("environment", {})[VARIABLE] = policy
+        services[site].setdefault("environment", {})[VARIABLE] = policy
         services[KEEPER] = {"environment": {VARIABLE: policy}}
     return HEADER + yaml.dump({"services": services}, Dumper=_Dumper, sort_keys=False, width=200)
+
+
+def _gated(
+    site: str, checked: dict[str, Any], settings: Mapping[str, Any], egress: str
+) -> dict[str, dict[str, Any]]:
+    """Return a site, its gate and its doctor.
+
+    Args:
+        checked: the doctor's part, with all settings.
+    """
+    environment = dict(checked.get("environment", {}))
+    # It is the gate's.
+    environment.pop(connect_through.VARIABLE, None)
+    service = {**checked, "environment": environment} if environment else {**checked}
+    if egress != "server":
+        service |= {"networks": {OUTSIDE: {}}, "dns": OverrideList()}
+    parts = {site: service, GATE: site_service.gate(settings), DOCTOR: dict(checked)}
+    return {name: part for name, part in parts.items() if part or name == site}
 
 
 def main() -> None:
@@ -104,7 +139,10 @@ def main() -> None:
     content = {} if content is None else content
     if found := problems(content, role):
         sys.exit("\n".join(f"settings of {site}: {problem}." for problem in found))
-    sys.stdout.write(render(site, content, without_proxy))
+    egress = "server"
+    if role == SITE and POLICY.is_file():
+        egress = json.loads(POLICY.read_text()).get(EGRESS) or egress
+    sys.stdout.write(render(site, content, without_proxy, role, egress))
 
 
 if __name__ == "__main__":

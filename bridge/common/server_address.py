@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 FILE = "server.json"
 """The file with today's address: `{"host": NAME, "port": NUMBER}`."""
 
+CERTIFICATE = "certificate"
+"""The key, on the way to a site, with the certificate of the server or relay for that name."""
+
 FILE_LIMIT = 64 * 1024
 """Bytes of a file with an address that are read."""
 
@@ -75,16 +78,21 @@ def of_kit(kit: Path) -> ServerAddress | None:
     return None
 
 
-def _split(target: str) -> ServerAddress:
+def split(target: str) -> ServerAddress:
+    """Return the address in a text such as HOST:PORT.
+
+    Raises:
+        ValueError: there is none.
+    """
     host, _, port = target.rpartition(":")
     return read({"host": host.strip("[]"), "port": int(port)})
 
 
 _PLACES: Mapping[str, Callable[[Any], ServerAddress]] = {
     # A site behind a relay also has the server's address, and does not dial it.
-    "local/relay__resources.json": lambda kit: _split(kit["relay_config"]["address"]),
-    "startup/fed_relay.json": lambda kit: _split(kit["connect_to"]["address"]),
-    "startup/fed_client.json": lambda kit: _split(kit["servers"][0]["service"]["target"]),
+    "local/relay__resources.json": lambda kit: split(kit["relay_config"]["address"]),
+    "startup/fed_relay.json": lambda kit: split(kit["connect_to"]["address"]),
+    "startup/fed_client.json": lambda kit: split(kit["servers"][0]["service"]["target"]),
     "startup/fed_admin.json": lambda kit: read(
         {"host": kit["admin"]["host"], "port": int(kit["admin"]["port"])}
     ),

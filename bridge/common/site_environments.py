@@ -81,25 +81,28 @@ class News:
     Attributes:
         waiting: the checksums that wait for approval.
         refused: the reasons of refusals.
+        about: what each is that waits.
     """
 
     waiting: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, root: Path) -> News:
         """Return the news in a folder of environments. A file with other content counts as none."""
         try:
             content = json.loads(plain_file.read(root / NEWS, LIMIT) or b"{}")
-            parts = [content.get(name, {}) for name in ("waiting", "refused")]
-            waiting, refused = ({str(k): str(v) for k, v in part.items()} for part in parts)
+            parts = [content.get(name, {}) for name in ("waiting", "refused", "about")]
+            waiting, refused, about = ({str(k): str(v) for k, v in part.items()} for part in parts)
         except (AttributeError, RecursionError, ValueError):
             return cls()
-        return cls(waiting, refused)
+        return cls(waiting, refused, about)
 
     def keep(self, known: News, name: str) -> None:
         """Take over what was known about an environment."""
-        for mine, others in ((self.waiting, known.waiting), (self.refused, known.refused)):
+        kinds = ("waiting", "refused", "about")
+        for mine, others in ((getattr(self, kind), getattr(known, kind)) for kind in kinds):
             if name in others:
                 mine[name] = others[name]
 

@@ -30,6 +30,22 @@ from bridge.common.site_settings import (
 KEEPER = "keeper"
 """The service beside a site on another machine, which installs what the server sends."""
 
+GATE = "gate"
+"""The service through which such a site reaches the server (`bridge/gate`)."""
+
+GATE_ADDRESS = "gate-inside:3128"
+"""Where it listens. The name leads to its address in the site's network."""
+
+DOCTOR = "doctor"
+"""The service that checks such a site (`bridge/preflight`): as the site, but with the gate's way out."""
+
+INSIDE, OUTSIDE = "inside", "outside"
+"""The network of a site and its gate, and the one with a way out, in which containers cannot reach each
+other."""
+
+OF_GATE = (CONNECT_THROUGH, ENV_FILE, HOSTS)
+"""The keys that decide how the server is reached. A password is in the `env_file`."""
+
 
 def service(
     settings: Mapping[str, Any],
@@ -74,6 +90,24 @@ def service(
     if settings.get(HOSTS):
         content["extra_hosts"] = [f"{name}:{address}" for name, address in settings[HOSTS].items()]
     return content | (_devices(settings[GPUS]) if GPUS in settings else {})
+
+
+def gate(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the gate's part of a Compose file for the settings of its site, which have been checked."""
+    kept = {key: settings[key] for key in OF_GATE if settings.get(key) is not None}
+    return service(kept, {}, without_proxy=())
+
+
+def behind_gate(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a site behind its gate.
+
+    Args:
+        checked: the doctor's part of a Compose file. It dials as the gate does.
+    """
+    environment = dict(checked.get("environment", {}))
+    environment.pop(connect_through.VARIABLE, None)
+    # The gate's proxy has the password, which an `env_file` would show to the site and its apps.
+    return environment | {connect_through.GATE: GATE_ADDRESS, connect_through.PASSWORD: ""}
 
 
 def shown(source: str, target: str) -> dict[str, Any]:

@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 from bridge.common import server_address
+from bridge.common.issued import serves
 from bridge.common.server_address import ServerAddress
 from bridge.common.spool import Spool
 
@@ -98,7 +101,16 @@ def answer(site: str, report: Mapping[str, Any], renewals: Path = RENEWALS) -> d
     today = server_address.of_file(renewals / site / server_address.FILE)
     if today is None or str(today) == report.get("known_address"):
         return {}
-    return {PART: today._asdict()}
+    return {PART: {**today._asdict(), server_address.CERTIFICATE: _certificate(today.host, renewals)}}
+
+
+def _certificate(host: str, renewals: Path) -> str:
+    """Return the certificate of the server or relay with a name, or an empty string if nobody has one."""
+    for file in sorted(renewals.glob("*/server.crt")):
+        pem = file.read_text()
+        if serves(x509.load_pem_x509_certificate(pem.encode()), host):
+            return pem
+    return ""
 
 
 def take(told: Mapping[str, Any], link: object, spool: Spool | None = None) -> None:
@@ -110,6 +122,7 @@ def take(told: Mapping[str, Any], link: object, spool: Spool | None = None) -> N
     if PART not in told:
         return
     today = server_address.read(told[PART])
+    content = {**today._asdict(), server_address.CERTIFICATE: str(told[PART].get(server_address.CERTIFICATE))}
     spool = spool or Spool()
-    if spool.is_there and spool.write(server_address.FILE, json.dumps(today._asdict()).encode()):
+    if spool.is_there and spool.write(server_address.FILE, json.dumps(content).encode()):
         log.warning("the server is at %s from now on: it is dialled there at the next connection", today)

@@ -20,21 +20,13 @@ from nvflare.fuel.f3.drivers.aio_http_driver import MAX_FRAME_SIZE, WS_PATH
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from bridge.common import connect_through
-from bridge.common.connect_through import Proxy, ProxyError
+from bridge.common.connect_through import Proxy
 from bridge.common.errors import FlowerbedError
 from bridge.common.server_address import ServerAddress
 from bridge.flare import addresses, line_watch
 
-DIAL_WITHIN = 20.0
-"""Seconds for a connection, a proxy's tunnel, and the TLS handshake, each. Without a limit, the kernel tries
-for two minutes, in longer and longer steps, and a site is late after its line is back."""
-
-NEXT_ADDRESS_AFTER = 3.0
-"""Seconds until the next address of a name is tried. With many a network, IPv6 leads nowhere."""
-
-ENVIRONMENT = {
-    name: os.environ.get(name, "") for name in (connect_through.VARIABLE, connect_through.PASSWORD)
-}
+SETTING = (connect_through.GATE, connect_through.VARIABLE, connect_through.PASSWORD)
+ENVIRONMENT = {name: os.environ.get(name, "") for name in SETTING}
 """The setting, as this process got it. An inline SuperNode removes it from the process's variables."""
 
 GRPC_PROXY = "grpc.http_proxy"
@@ -63,7 +55,7 @@ def proxy_to(host: str) -> Proxy | None:
     Raises:
         ValueError: the setting is no address of a proxy.
     """
-    return connect_through.chosen({**os.environ, **ENVIRONMENT}, host)
+    return connect_through.way({**os.environ, **ENVIRONMENT}, host)
 
 
 def dial(host: str, port: int, context: ssl.SSLContext | None) -> socket.socket:
@@ -74,7 +66,7 @@ def dial(host: str, port: int, context: ssl.SSLContext | None) -> socket.socket:
         ValueError: the setting is no address of a proxy.
     """
     proxy = proxy_to(host)
-    connection = _connected(host, port, proxy)
+    connection = connect_through.connect(host, port, proxy)
     try:
         if context:
             # With this name the other end, or what is in between, knows whom the caller wants (SNI).
@@ -105,7 +97,7 @@ def check_proxy(host: str, port: int) -> Proxy | None:
         ValueError: the setting is no address of a proxy.
     """
     if proxy := proxy_to(host):
-        _connected(host, port, proxy).close()
+        connect_through.connect(host, port, proxy).close()
     return proxy
 
 
@@ -118,41 +110,6 @@ def tell_health_check(host: str, port: int, proxy: Proxy | None) -> None:
         draft = DIALLED.with_name(f"{DIALLED.name}.{os.getpid()}")
         draft.write_text(f"{proxy.port if proxy else port}\n")
         draft.replace(DIALLED)
-
-
-def _connected(host: str, port: int, proxy: Proxy | None) -> socket.socket:
-    if proxy is None:
-        return _first(host, port)
-    try:
-        connection = _first(proxy.host, proxy.port)
-    except OSError as error:
-        raise ProxyError(connect_through.unreachable(proxy, error)) from None
-    try:
-        connect_through.tunnel(connection, proxy, host, port)
-    except TimeoutError:
-        connection.close()
-        raise ProxyError(connect_through.unreachable(proxy, TimeoutError())) from None
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _first(host: str, port: int) -> socket.socket:
-    """Return a connection to the first address of a host that answers, of either family."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for number, (family, kind, protocol, _, address) in enumerate(found, 1):
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(DIAL_WITHIN if number == len(found) else NEXT_ADDRESS_AFTER)
-            connection.connect(address)
-            connection.settimeout(DIAL_WITHIN)
-            return connection
-        except OSError:
-            connection.close()
-            if number == len(found):
-                raise
-    raise OSError(f"{host} has no address")
 
 
 def target(connector: Any) -> tuple[str, int]:

@@ -82,21 +82,25 @@ def once(folder: Path) -> int:
     news = News.read(ENVIRONMENTS)
     # What the spool had to tell is told again by the keeper.
     before.write(ENVIRONMENTS)
-    for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {checksum}, then ./site take again")
-    for name, why in news.refused.items():
-        print(f"environment {name} is refused: {why}")
+    _tell(news, "Then run ./site take again.")
     return 1 if news.refused else 0
 
 
 def tell() -> int:
     """Say which environments wait for approval, and which were refused."""
-    news = News.read(ENVIRONMENTS)
+    _tell(News.read(ENVIRONMENTS))
+    return 0
+
+
+def _tell(news: News, afterwards: str = "") -> None:
     for name, checksum in news.waiting.items():
-        print(f"environment {name} waits for you: ./site approve {one_line(checksum, 64)}")
+        about = one_line(news.about.get(name, ""), site_environments.TEXT)
+        print(f"environment {name} waits for your approval: {about}")
+        print(f"  Let it in: ./site approve {one_line(checksum, 64)}")
+    if news.waiting and afterwards:
+        print(f"  {afterwards}")
     for name, why in news.refused.items():
         print(f"environment {name} is refused: {one_line(why, site_environments.TEXT)}")
-    return 0
 
 
 def approve(checksum: str) -> int:

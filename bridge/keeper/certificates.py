@@ -80,7 +80,7 @@ def _authorities(files: Mapping[str, str], renewed: Path) -> tuple[str, str]:
         )
     for ca in x509.load_pem_x509_certificates(found.encode()):
         if not ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise ValueError("the list of CAs that came has a certificate that is no CA's")
+            raise ValueError("the list of CAs that came has a certificate that is not a CA's")
     return found, statement
 
 

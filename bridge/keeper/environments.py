@@ -38,7 +38,16 @@ NEW = ".new-"
 
 
 class NotTaken(FlowerbedError):
-    """Raised for an environment that the site's policy does not take, or not yet."""
+    """Raised for an environment that waits for the approval of the site's administrator.
+
+    Attributes:
+        checksum: of its archive.
+        about: what it is, for that person.
+    """
+
+    def __init__(self, offer: offers.Environment) -> None:
+        super().__init__(offer.packed.sha256)
+        self.checksum, self.about = offer.packed.sha256, _about(offer)
 
 
 class NotNow(FlowerbedError):
@@ -78,7 +87,7 @@ class Installer:
                     installed.append(name)
                     log.info("environment %s is installed", name)
             except NotTaken as error:
-                news.waiting[name] = str(error)
+                news.waiting[name], news.about[name] = error.checksum, error.about
             except (FlowerbedError, OSError) as error:
                 news.refused[name] = one_line(str(error), TEXT)
                 if news.refused[name] != known.refused.get(name):
@@ -132,7 +141,7 @@ class Installer:
 
     def _check_policy(self, offer: offers.Environment) -> None:
         if self.policy == APPROVE and offer.packed.sha256 not in Approvals(self.root).read():
-            raise NotTaken(offer.packed.sha256)
+            raise NotTaken(offer)
         if self.policy not in (ACCEPT, APPROVE):
             raise signed.Untrusted("this site's policy takes no environments (environments: refuse)")
 
@@ -191,6 +200,16 @@ def forget_unfinished(root: Path) -> None:
     """Remove what a killed run has left."""
     for path in root.glob(f"{NEW}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _about(offer: offers.Environment) -> str:
+    """Return what a site's administrator decides by: the apps, the size, and who has signed it."""
+    apps = offer.facts.get("apps")
+    named = (
+        ", ".join(str(app) for app in apps) if isinstance(apps, list) and apps else "an app without a name"
+    )
+    size = f"{offer.facts.get('packages', 'unknown')} packages, {offer.packed.unpacked / 1e6:,.0f} MB"
+    return one_line(f"{size}, signed by {offer.signer} ({offer.role}), for {named}", TEXT)
 
 
 def _check_description(root: Path, name: str) -> None:

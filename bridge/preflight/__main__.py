@@ -101,6 +101,8 @@ def _over(line: reach.Way, kit: kits.Kit) -> Iterator[Finding]:
     yield accepted.finding
     if accepted.finding.level == "ok":
         yield secure.check_clock(accepted.ahead, kit.upstream)
+    if through := reach.check_gate(os.environ, line.to):
+        yield through
 
 
 def _from_outside(given: argparse.Namespace) -> Iterator[Finding]:

@@ -206,11 +206,11 @@ def _check_days(what: str, certificate: x509.Certificate, name: str, now: dateti
         return Finding("clock", "fail", text, "set this machine's clock, and turn on time synchronization")
     mend = f"at the centre: ./flowerbed renew{' --new-ca' if ca else ''}. {NEW_KIT.format(name=name)}"
     if now >= ends:
-        return Finding(what, "fail", f"{whose} ended on {ends:%Y-%m-%d %H:%M} UTC", mend)
+        return Finding(what, "fail", f"{whose} expired on {ends:%Y-%m-%d %H:%M} UTC", mend)
     left = ends - now
     level: Level = "warn" if left < (ends - begins) * LAST_PART else "ok"
     days = f"{left.days} days" if left.days else f"{left.seconds // 60} minutes"
-    text = f"{whose} ends in {days}, on {ends:%Y-%m-%d}"
+    text = f"{whose} expires in {days}, on {ends:%Y-%m-%d}"
     return Finding(what, level, text, mend if level == "warn" else "")
 
 

@@ -132,7 +132,7 @@ def check_processor(proc: Path = Path("/proc"), machine: str = "") -> Finding:
     if machine == "x86_64":
         flags = re.search(r"^flags\s*:(.*)$", (proc / "cpuinfo").read_text(), re.MULTILINE)
         if flags and "avx2" not in flags[1].split():
-            mend = "in a virtual machine, choose the processor type 'host'. Else expect slow or failing apps"
+            mend = "in a virtual machine, choose the processor type 'host'. Without it, apps are slow or fail"
             return Finding("cpu", "warn", f"{text}, without AVX2, which torch and others use", mend)
     return Finding("cpu", "ok", text)
 
@@ -185,7 +185,7 @@ def check_data(mounts: Path = Path("/proc/self/mountinfo"), root: str = DATA_FOL
         first = one_line(f"{look['first']}: {look['why']}", SAID_LIMIT)
         mend = (
             f"the container's user is {os.geteuid()}. Give the folder to a group (chgrp -R, chmod -R g+rX), "
-            "and write data: {folder: PATH, group: NUMBER} into site.yml. If the data is no secret, "
+            "and write data: {folder: PATH, group: NUMBER} into site.yml. If the data is not secret, "
             "chmod -R o+rX is enough"
         )
         if look["closed"] and (look["first"] == folder or look["closed"] >= look["files"]):

@@ -74,7 +74,13 @@ def proxy_of(environment: Mapping[str, str], scheme: str, host: str) -> Proxy | 
         # gRPC's own variable first (`bridge/launch/proxies.py`).
         direct = environment.get("no_grpc_proxy") or environment.get("no_proxy", "")
         text = next((environment[name] for name in GRPC_PROXIES if environment.get(name)), "")
-        if scheme == "grpc" and text and not connect_through.direct({"no_proxy": direct}, host):
+        is_gated = bool(environment.get(connect_through.GATE))  # The gate reads the setting only.
+        if (
+            scheme == "grpc"
+            and text
+            and not is_gated
+            and not connect_through.direct({"no_proxy": direct}, host)
+        ):
             return connect_through.parse(text)
     except ValueError as error:
         raise Stopped(Finding("proxy", "fail", str(error), "correct it in site.yml")) from None
@@ -108,6 +114,22 @@ def find_way(to: ServerAddress, what: str, proxy: Proxy | None) -> Iterator[Find
         raise Stopped(Finding("proxy", "fail", text, mend)) from None
     yield Finding("proxy", "ok", f"{proxy} passes connections on to {to}")
     yield line
+
+
+def check_gate(environment: Mapping[str, str], to: ServerAddress) -> Finding | None:
+    """Check that the site's gate leads to an address that answers, or return None if there is no gate."""
+    gate = connect_through.way(environment, to.host)
+    if gate is None or not gate.is_gate:
+        return None
+    try:
+        connect_through.connect(to.host, to.port, gate).close()
+    except ProxyError as error:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(gate.host, gate.port)
+            return Finding("gate", "fail", str(error), "docker compose up -d --force-recreate gate")
+        # The site does not run, so its gate does not.
+        return None
+    return Finding("gate", "ok", f"the site's gate leads to {to}")
 
 
 def resolve(host: str, port: int) -> tuple[Finding, list[str]]:

@@ -36,7 +36,7 @@ REASONS = {
     "UNKNOWN_CA": "it trusts another CA",
     "CERTIFICATE_EXPIRED": "it has expired, by the server's clock",
     "CERTIFICATE_REVOKED": "it was revoked",
-    "CERTIFICATE_REQUIRED": "it got none, so something between removes it",
+    "CERTIFICATE_REQUIRED": "it got none, so something on the way removes it",
     "UNSUPPORTED_CERTIFICATE": "it is not for clients",
     "BAD_CERTIFICATE": "it is not a valid one",
     "CERTIFICATE_UNKNOWN": "it is not a valid one",
@@ -170,7 +170,7 @@ def _ahead(head: str, before: float) -> float | None:
 def check_clock(ahead: float | None, upstream: str) -> Finding:
     """Compare this clock with the server's, if the server told its time."""
     if ahead is None:
-        text = f"{upstream} tells no time before the site is registered, so the clocks were not compared"
+        text = f"{upstream} tells its time only to registered sites, so the clocks were not compared"
         return Finding("clock", "ok", text)
     which = "ahead of" if ahead > 0 else "behind"
     mend = "turn on time synchronization on this machine (timedatectl set-ntp true)"
@@ -266,7 +266,7 @@ def _not_ours(
         return _foreign(line, kit, certificate)
     mend = "at the centre: ./flowerbed renew. Or is this machine's clock wrong?"
     if error.verify_code == EXPIRED:
-        text = f"the server's certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        text = f"the server's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         return Finding("tls", "fail", text, mend)
     if error.verify_code == NOT_YET:
         text = f"the server's certificate begins at {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
@@ -286,7 +286,7 @@ def _foreign(line: Way, kit: Kit, certificate: x509.Certificate) -> Finding:
     issuer = one_line(common_name(certificate.issuer), SAID_LIMIT)
     expected = [common_name(authority.subject) for authority in kit.authorities]
     if issuer in expected:
-        text = f"the server has another CA with the name {issuer}: this kit is of another provisioning"
+        text = f"the server has another CA with the name {issuer}: this kit was made by another provisioning"
         return Finding("tls", "fail", text, NEW_KIT.format(name=kit.name))
     if _is_for(certificate, line.to.host):
         text = f"a firewall inspects TLS: issuer seen '{issuer}', for {line.to.host}"

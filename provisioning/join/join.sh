@@ -170,12 +170,29 @@ $dir/site update $file"
         fi
     elif [ -n "$update" ]; then
         fail "expected the site's folder, found no site in $dir. To join: sh $file"
-    elif [ -d "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
+    elif [ -d "$dir" ] && [ -n "$(ls -A "$dir")" ] && ! has_left; then
         fail "$dir has other files in it. Name a folder that is empty or new: --dir DIR"
     fi
     used=$(docker ps --all --filter "label=com.docker.compose.project=$PROJECT-$SITE" \
         --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u | grep -v -x -F "$dir" || true)
     [ -z "$used" ] || fail "$SITE runs on this machine already, from the folder $used."
+}
+
+# has_left: succeed if DIR holds what ./site leave leaves, and nothing else.
+has_left() {
+    [ -z "$(find "$dir/." ! -name . -prune ! -name data ! -name site.yml)" ] || return 1
+    [ ! -e "$dir/site.yml" ] || mine "$dir/site.yml"
+}
+
+# settle: put the new files beside what ./site leave has left in DIR. Data stays where it is: it may be large or a mount.
+settle() {
+    chmod 0700 "$dir"
+    has_left || fail "$dir has other files in it now. Name a folder that is empty or new: --dir DIR"
+    for part in "$fresh"/* "$fresh/.env"; do
+        [ -e "$dir/${part##*/}" ] || mv "$part" "$dir"
+    done
+    rm -rf "$fresh"
+    step "keeping the data and the settings that are in $dir"
 }
 
 # unlock: unlock the key in the new folder, with the passphrase that came another way than this file.
@@ -226,8 +243,12 @@ lay() {
     } >"$fresh/.env"
     if [ -z "$had" ]; then
         if [ "$ROLE" = site ]; then mkdir -p "$fresh/data"; fi
-        [ ! -d "$dir" ] || rmdir "$dir"
-        mv "$fresh" "$dir"
+        if [ -d "$dir" ] && [ -n "$(ls -A "$dir")" ]; then
+            settle
+        else
+            [ ! -d "$dir" ] || rmdir "$dir"
+            mv "$fresh" "$dir"
+        fi
         mine "$dir" || fail "the folder $dir was replaced by another user's meanwhile. Nothing in it was run."
     else
         joined=$(value SITE_JOINED)
@@ -312,7 +333,7 @@ main() {
     check_runtime
     check_signature
     lay
-    if [ -d "$images/environments" ]; then
+    if [ "$ROLE" = site ] && [ -d "$images/environments" ]; then
         step "installing packages of apps from $images"
         "$dir/site" take "$images" >&2 || say "Some packages were not installed: see above. To try again: $dir/site take $images"
     fi

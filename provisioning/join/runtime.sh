@@ -35,21 +35,24 @@ get_runtime() {
         from_server
         return
     fi
-    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask its administrator for a file that brings it \
-from the server (./flowerbed site add $SITE --from-server), or for a folder with it (--with-images FOLDER) and run \
-this again with --images FOLDER."
+    fetch=
+    [ -z "$RUNTIME_CAN_FETCH" ] || fetch=" Or for a file that brings it from the server: ./flowerbed site add $SITE --from-server"
+    fail "this machine lacks the federation's runtime image ($RUNTIME). Ask its administrator for a folder with it \
+(./flowerbed site add $SITE --with-images FOLDER), and run this again with --images FOLDER.$fetch"
 }
 
-# load FILE: load the runtime image from an archive. Another archive is not loaded: it could replace other images.
+# load FILE [NAME]: load the runtime image from an archive that nobody else can change, which a person knows as NAME.
+# Another archive is not loaded: it could replace other images.
 load() {
+    from=${2:-$1}
     [ -n "$RUNTIME_SUM" ] || fail \
         "this join file names no archive of the runtime image. Ask for one: ./flowerbed site add $SITE --with-images FOLDER"
     sum=$(hash_of <"$1")
-    [ -n "$sum" ] || fail "expected sha256sum, shasum or openssl on this machine, to check $1. Install one."
+    [ -n "$sum" ] || fail "expected sha256sum, shasum or openssl on this machine, to check $from. Install one."
     [ "$sum" = "$RUNTIME_SUM" ] || fail \
-        "$1 was altered, or is another file: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
+        "$from was altered, or is another file: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
     docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded: see above."
-    has_runtime || fail "expected the image $RUNTIME in $1, found another one."
+    has_runtime || fail "expected the image $RUNTIME in $from, found another one."
 }
 
 from_folder() {
@@ -58,7 +61,14 @@ from_folder() {
     [ -f "$archive" ] || fail "expected the runtime image in $archive, found no such file. Name the folder that \
 ./flowerbed site add $SITE --with-images FOLDER has filled."
     step "loading the runtime image from $archive"
-    load "$archive"
+    # The copy counts. A stick, or who may write to a shared folder, could give other bytes after the check.
+    private "$dir.fetching"
+    trap 'rm -rf "$dir.fetching"' EXIT
+    trap 'exit 130' INT TERM
+    (umask 077 && cat "$archive" >"$dir.fetching/runtime") || fail "$archive cannot be copied: see above."
+    load "$dir.fetching/runtime" "$archive"
+    rm -rf "$dir.fetching"
+    trap - EXIT INT TERM
 }
 
 # closed FOLDER: succeed if this is a folder of this user's that nobody else can open.

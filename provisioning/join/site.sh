@@ -198,9 +198,12 @@ doctor() {
 # examine WORDS: run the checks with the site's own settings.
 examine() {
     code=0
+    # A site has no way out, and its gate has no kit. For the checks there is a service with both.
+    checked=$site
+    [ "$role" != site ] || checked=doctor
     # Lines appear as they come. What else is said, is kept.
     if wrong=$( (settings) 2>&1); then
-        { wrong=$(compose run --rm --no-deps -T "$site" "$@" 2>&1 >&3 </dev/null) || code=$?; } 3>&1
+        { wrong=$(compose run --rm --no-deps -T "$checked" "$@" 2>&1 >&3 </dev/null) || code=$?; } 3>&1
         [ "$code" != 0 ] || return 0
         case $wrong in
             *"doctor: failed: "*)

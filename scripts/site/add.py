@@ -131,12 +131,16 @@ def run(
     locked = passphrase or passphrase_file is not None
     carry.check(with_images, bool(from_server), entry, project, locked=locked)
     runtime = _runtime(str(project["name"]))
+    can_fetch = carry.can_fetch(entry, project, locked=locked)
     if from_server is None:
-        from_server = not with_images and carry.is_offered(runtime, entry, project, locked=locked)
+        # A site's own image comes by itself where that works, and no registry or stick has it.
+        from_server = can_fetch and entry["type"] == "client" and not (with_images or runtime.pulled)
     words = _passphrase(entry, passphrase_file) if locked else None
     _provision(entry, is_new=known is None)
-    image = carry.archive(runtime.id) if with_images or from_server else None
-    runtime = replace(runtime, archive=image, offered=from_server)
+    image = carry.archive(runtime.id) if with_images or from_server else carry.made(runtime.id)
+    runtime = replace(
+        runtime, archive=image, can_fetch=can_fetch, offered=from_server, on_stick=with_images is not None
+    )
     made = _invite(entry, str(project["name"]), runtime, days, file, words)
     if with_images and image:
         carry.fill(with_images, image, file)
@@ -310,6 +314,7 @@ def _invite(
         own_key=has_own_key,
         runtime_sum=runtime.archive.sha256 if runtime.archive else "",
         runtime_bytes=runtime.archive.bytes if runtime.archive else 0,
+        can_fetch=runtime.can_fetch,
         offered=runtime.offered,
     )
     compose = (prod / ALONE.format(name=service_name(name))).read_text()
@@ -337,12 +342,16 @@ def _invite(
         "runtime": runtime.id,
         "runtime_by": runtime.way,
     }
-    _tell(made)
+    _tell(made, can_fetch=runtime.can_fetch)
     return made
 
 
-def _tell(made: Mapping[str, Any]) -> None:
-    """Tell the user what to do with a join file."""
+def _tell(made: Mapping[str, Any], *, can_fetch: bool) -> None:
+    """Tell the user what to do with a join file.
+
+    Args:
+        can_fetch: whether the participant could fetch the image from the server.
+    """
     name, last, file = made["site"], made["last_day"], Path(made["file"])
     holds = {
         "file": f"has the private key of {name}. Give it to that site only.",
@@ -360,8 +369,8 @@ def _tell(made: Mapping[str, Any]) -> None:
     core.say(f"  fingerprint of the CA\n  {made['fingerprint']}")
     if made["runtime_by"] is None:
         core.say(
-            "  The file brings no runtime image. If the machine lacks it, run this again with --from-server "
-            "or --with-images FOLDER."
+            "  The file brings no runtime image. If the machine lacks it, run this again with "
+            f"{'--from-server or ' if can_fetch else ''}--with-images FOLDER."
         )
     address = settings.read(settings.BIND)
     if address in ("127.0.0.1", "localhost", "[::1]"):

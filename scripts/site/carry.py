@@ -42,30 +42,29 @@ class Runtime:
     """The runtime image: its ID, its content, and by which name a site can pull it, if any.
 
     Attributes:
-        archive: its archive, if it goes another way.
-        offered: whether the site may fetch it from the server.
+        archive: its archive, if one was made. A stick that was made for another site has the same.
+        can_fetch: whether the site could fetch it from the server.
+        offered: whether it may.
+        on_stick: whether it goes into a folder with this join file.
     """
 
     id: str
     content: str
     pulled: str
     archive: ImageArchive | None = None
+    can_fetch: bool = False
     offered: bool = False
+    on_stick: bool = False
 
     @property
     def way(self) -> str | None:
         """Return how a site gets the image."""
-        found = {"registry": self.pulled, "server": self.offered, "folder": self.archive}
+        found = {"registry": self.pulled, "server": self.offered, "folder": self.on_stick}
         return next((way for way, there in found.items() if there), None)
 
 
-def is_offered(
-    runtime: Runtime, entry: Mapping[str, Any], project: Mapping[str, Any], *, locked: bool
-) -> bool:
-    """Return whether a site may fetch the image from the server if nobody says so: where that works, and no
-    registry has it."""
-    if runtime.pulled or entry["type"] != "client":
-        return False
+def can_fetch(entry: Mapping[str, Any], project: Mapping[str, Any], *, locked: bool) -> bool:
+    """Return whether a participant could fetch the image from the server."""
     try:
         check(None, True, entry, project, locked=locked)
     except core.UsageError:
@@ -79,6 +78,11 @@ def archive(image: str) -> ImageArchive:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return ImageArchive(file, digest, file.stat().st_size)
+
+
+def made(image: str) -> ImageArchive | None:
+    """Return the archive of a runtime image, if it is there."""
+    return archive(image) if offers.has_runtime(image) else None
 
 
 def check(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.hosts import machines
+from tests.hosts.engine import Host
 from tests.hosts.federation import SITES, HostsFederation, on_hosts
 
 
@@ -34,3 +35,17 @@ def federation(centre: HostsFederation) -> HostsFederation:
         centre.join(name, centre.hosts.engine(f"host-of-{name}", apart=True))
         centre.wait_for_environments(name)
     return centre
+
+
+@pytest.fixture
+def engine(centre: HostsFederation) -> Iterator[Callable[..., Host]]:
+    """Make hosts that end with the test. What runs on one takes the processor from others."""
+    made: list[Host] = []
+
+    def make(name: str, apart: bool = False) -> Host:
+        made.append(centre.hosts.engine(name, apart=apart))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.power_cut()

@@ -87,6 +87,10 @@ class HostsFederation(Federation):
         own = super().name(service)
         return own.replace(self.project, f"{self.project}-{service}", 1) if service in self.places else own
 
+    def beside(self, site: str, service: str) -> str:
+        """Return the name of a container beside a site on another host."""
+        return self.name(site).removesuffix(f"-{site}-1") + f"-{service}-1"
+
     def container(self, service: str) -> str:
         """Return a service's container ID."""
         return self.docker(service, "inspect", "--format", "{{.Id}}", self.name(service)).strip()
@@ -96,8 +100,11 @@ class HostsFederation(Federation):
         return self.docker(service, "inspect", "--format", "{{.State.StartedAt}}", self.name(service))
 
     def network_of(self, service: str) -> list[str]:
-        """Return the words that lead into the network namespace of a container on a host."""
-        pid = self.docker(service, "inspect", "--format", "{{.State.Pid}}", self.container(service)).strip()
+        """Return the words that lead to a container's line: its network namespace on its host. A site on
+        another host has its line at its gate."""
+        gated = service in self.places and (self.folder(service) / "compose" / "gate.yaml").exists()
+        name = self.beside(service, "gate") if gated else self.name(service)
+        pid = self.docker(service, "inspect", "--format", "{{.State.Pid}}", name).strip()
         inside = ["nsenter", "--target", pid, "--net"]
         return [*self.places.get(service, self.centre).with_its_processes, *inside]
 

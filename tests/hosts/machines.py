@@ -33,6 +33,9 @@ from tests.hosts.line import INTERNET, Machine, Network
 DATA = ROOT / ".flowerbed" / "hosts"
 """The engines' disks. The system's temporary folder may be too small."""
 
+REMOVED_WITHIN = 300.0
+"""Seconds to remove all. Each engine has some ten thousand links to files."""
+
 SWITCH = 253
 """The last number of the switch's address in each network. Names are answered there."""
 PROGRAMS = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
@@ -89,7 +92,7 @@ class Hosts:
         """Remove all, and wait for it."""
         assert self._caretaker.stdin is not None
         self._caretaker.stdin.close()
-        self._caretaker.wait(120)
+        self._caretaker.wait(REMOVED_WITHIN)
         for machine in self.machines.values():
             machine.holder.wait(10)
 

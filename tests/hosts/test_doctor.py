@@ -107,6 +107,7 @@ def ward(centre: HostsFederation) -> Iterator[Ward]:
     if made.file.parent.joinpath("site").exists():  # The last test did not come to its end.
         made.site("leave", "--yes")
         centre.must("site", "remove", NAME)
+    host.power_cut()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,6 +26,7 @@ def clinic(centre: HostsFederation) -> Iterator[Host]:
     host = centre.hosts.engine("clinic", apart=True)
     centre.carry_runtime(host)
     yield host
+    host.power_cut()
 
 
 def join(host: Host, file: str, *options: str) -> Process:
@@ -121,8 +122,10 @@ def test_a_file_cannot_take_another_sites_folder(centre: HostsFederation, clinic
     assert said.returncode == 1 and "the folder of the site hospital-c" in said.stderr
 
 
-def test_a_second_machine_with_the_same_file_stays_out(centre: HostsFederation, clinic: Host) -> None:
-    thief = centre.hosts.engine("thief", apart=True)
+def test_a_second_machine_with_the_same_file_stays_out(
+    centre: HostsFederation, clinic: Host, engine: Callable[..., Host]
+) -> None:
+    thief = engine("thief", apart=True)
     centre.carry_runtime(thief)
     (thief.home / "hospital-c.join").write_text((clinic.home / "hospital-c.join").read_text())
     said = join(thief, "hospital-c.join", "--yes")
@@ -153,3 +156,13 @@ def test_a_site_that_is_removed_is_out_within_seconds(centre: HostsFederation, c
     assert clinic.docker("ps", "--all", "--quiet") == "" == clinic.docker("volume", "ls", "--quiet")
     assert not [path for path in (clinic.home / "hospital-c").rglob("*") if path.suffix == ".key"]
     del centre.places["hospital-c"]
+
+
+def test_a_removed_site_can_be_let_in_again_in_its_old_folder(centre: HostsFederation, clinic: Host) -> None:
+    assert {path.name for path in (clinic.home / "hospital-c").iterdir()} == {"data", "site.yml"}
+    project = centre.root / "project.yml"
+    revoked = [line for line in project.read_text().splitlines(True) if "hospital-c" in line]
+    assert revoked, "site remove lists the name under revoked"
+    project.write_text("".join(line for line in project.read_text().splitlines(True) if line not in revoked))
+    said = centre.join("hospital-c", clinic)
+    assert "keeping the data and the settings" in said and "registered" in said

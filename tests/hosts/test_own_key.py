@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from bridge.common import own_key
 from tests.hosts.engine import Host
 from tests.hosts.federation import HostsFederation
 
-SITE, OTHER = "hospital-c", "hospital-p"
+SITE, OTHER = "hospital-k", "hospital-p"
 WORDS = "open sesame, please"
 
 pytestmark = pytest.mark.timeout(900)
@@ -31,8 +32,10 @@ def key_of(folder: Path) -> list[str]:
     return (folder / "kit" / own_key.KEY).read_text().splitlines()[10:-1]
 
 
-def test_a_site_makes_its_key_and_joins_with_the_answer(centre: HostsFederation, tmp_path: Path) -> None:
-    ward, thief = centre.hosts.engine("ward"), centre.hosts.engine("thief")
+def test_a_site_makes_its_key_and_joins_with_the_answer(
+    centre: HostsFederation, engine: Callable[[str], Host], tmp_path: Path
+) -> None:
+    ward, thief = engine("ward"), engine("thief")
     invited, request = asked(centre, SITE, ward)
     early = ward.run(f"{SITE}/site", "start")
     assert early.returncode == 1 and "is waiting for the answer to its request" in early.stderr
@@ -78,8 +81,10 @@ def test_a_site_makes_its_key_and_joins_with_the_answer(centre: HostsFederation,
     assert f"{SITE} is registered with" in updated.stderr
 
 
-def test_a_locked_key_opens_with_its_passphrase(centre: HostsFederation, tmp_path: Path) -> None:
-    host = centre.hosts.engine("clinic")
+def test_a_locked_key_opens_with_its_passphrase(
+    centre: HostsFederation, engine: Callable[[str], Host], tmp_path: Path
+) -> None:
+    host = engine("clinic")
     (tmp_path / "words").write_text(f"{WORDS}\n")
     centre.carry_runtime(host)
     invited = centre.invite(OTHER, host, "--passphrase-file", str(tmp_path / "words"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,6 +24,7 @@ def island(centre: HostsFederation) -> Iterator[Host]:
     host = centre.hosts.engine("island", apart=True)
     yield host
     centre.must("site", "remove", "island")
+    host.power_cut()
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,8 @@ def test_a_site_that_approves_each_decides_by_checksum(centre: HostsFederation, 
     assert centre.verb("wait", job).code == 0
 
 
-def test_a_stick_brings_both(centre: HostsFederation, joined: Host) -> None:
-    ward = centre.hosts.engine("bay", apart=True)
+def test_a_stick_brings_both(centre: HostsFederation, joined: Host, engine: Callable[..., Host]) -> None:
+    ward = engine("bay", apart=True)
     stick = ward.home / "stick"
     invited = centre.invite("bay", ward, "--with-images", str(stick))
     (archive,) = stick.glob("runtime/*.tar.gz")

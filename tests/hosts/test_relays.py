@@ -35,6 +35,8 @@ def tier(centre: HostsFederation) -> Iterator[HostsFederation]:
         centre.wait_for_environments(name)
     assert centre.containers() == before
     yield centre
+    for name in (*SITES, *RELAYS):
+        centre.places.pop(name).power_cut()
 
 
 def submitted(tier: HostsFederation) -> str:

@@ -78,7 +78,7 @@ def laid_out(kit: Path, folder: Path, way: str) -> dict[str, Any]:
     return {"volumes": [{**bind, "source": str(volume), "target": "/kit"}]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def put_back(federation: Federation) -> Iterator[None]:
     yield
     federation.compose("up", "--detach", "--wait", "--no-deps", SITE)
@@ -109,7 +109,8 @@ def test_the_runtime_runs_with_a_mounted_kit(federation: Federation, tmp_path: P
         check=False,
     )
     assert said.returncode != 0 and "Read-only file system" in said.stderr
-    job = federation.submit("numpy-add", "--rounds", "1")
+    alone = ("--sites", SITE, "--run-config", "min-available-clients=1")
+    job = federation.submit("numpy-add", "--rounds", "1", *alone)
     assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
 
 

@@ -58,7 +58,7 @@ def test_data_that_becomes_unreadable_shows_within_a_minute(federation: Federati
 
 
 def test_a_site_says_what_it_does(federation: Federation) -> None:
-    job = federation.submit("numpy-add", "--rounds", "1", "--run-config", "train-seconds=25")
+    job = federation.submit("numpy-add", "--rounds", "1", "--run-config", "train-seconds=90")
     trains = ("runs the app", "started")
 
     def is_training(report: dict[str, Any]) -> bool:
@@ -66,4 +66,4 @@ def test_a_site_says_what_it_does(federation: Federation) -> None:
 
     known = reported(federation, "site-1", is_training)
     assert [one["job_id"] for one in known["report"]["jobs"]] == [job]
-    assert federation.must("wait", job)["status"] == "FINISHED:COMPLETED"
+    federation.must("abort", job)

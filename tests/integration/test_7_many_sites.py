@@ -11,6 +11,9 @@ from scripts.core import ROOT
 from tests.federation import REGISTERED_WITHIN, SITES, Federation
 from tests.integration.many_jobs import three_at_once_and_two_that_wait
 
+ROUNDS = 15
+"""Rounds of a job that lasts longer than a site's start."""
+
 
 def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: Federation) -> None:
     def registered(*expected: str) -> None:
@@ -24,10 +27,10 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     larger.compose("restart", "--timeout", "2", "server")
     try:
         registered("site-1", "site-2", "site-3", "site-5")
-        # A site takes about 12 s to start and register. A round takes a second, and more on a busy machine.
+        # A site takes about 12 s to start and register. A round takes two, and more on a busy machine.
         app, lasting = (
             str(ROOT / "tests/apps/numpy-add"),
-            ("--rounds", "24", "--run-config", "train-seconds=1"),
+            ("--rounds", str(ROUNDS), "--run-config", "train-seconds=2"),
         )
         job = str(larger.must("submit", app, "--min-sites", "2", *lasting)["job_id"])
         while not any("flwr-clientapp" in p for p in larger.processes("site-1")):
@@ -41,7 +44,7 @@ def test_a_site_that_comes_up_while_a_job_runs_takes_part_from_then_on(larger: F
     took_part = ["site-4" in one["sites"] for one in outcome.value["rounds"]]
     assert not took_part[0] and took_part[-1]
     assert all({"site-1", "site-2"} <= set(one["sites"]) for one in outcome.value["rounds"])
-    assert [one["loss"] for one in outcome.value["rounds"]] == [float(n + 1) for n in range(24)]
+    assert [one["loss"] for one in outcome.value["rounds"]] == [float(n + 1) for n in range(ROUNDS)]
     assert "site-4 joined late and takes part from now on" in outcome.text
 
 

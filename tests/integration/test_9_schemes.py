@@ -25,7 +25,8 @@ ARRAY = 2_000_000
 @pytest.fixture(scope="module")
 def copy() -> Federation:
     """Make a federation that has never had project.yml's own scheme."""
-    return copy_of_checkout(f"{PROJECT}schemes", f"{PROJECT}schemes", scheme=OTHERS[0])
+    app = ROOT / "tests" / "apps" / "numpy-add"
+    return copy_of_checkout(f"{PROJECT}schemes", f"{PROJECT}schemes", scheme=OTHERS[0], apps=[app])
 
 
 @pytest.fixture(scope="module", params=OTHERS)

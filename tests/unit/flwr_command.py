@@ -10,9 +10,12 @@ import tempfile
 from pathlib import Path
 
 PROGRAM = """
-import json, os, sys
+import gc, json, os, sys
+import rich.pretty, typer.rich_utils
 from flwr.cli.app import app
 
+# A copy looks for no garbage in what it shares, or it would copy that.
+gc.freeze()
 for line in sys.stdin:
     words, out = json.loads(line)
     child = os.fork()

@@ -209,7 +209,7 @@ def test_a_firewall_that_opens_tls_is_named(federation: Federation, tmp_path: Pa
 
 
 def test_a_second_address_is_tried_when_the_first_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialling, "NEXT_ADDRESS_AFTER", 0.2)
+    monkeypatch.setattr(connect_through, "NEXT_ADDRESS_AFTER", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as good,
         socket.create_server(("127.0.0.1", 0), backlog=0) as full,

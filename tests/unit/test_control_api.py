@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 from flwr.proto import control_pb2 as pb
@@ -767,10 +768,10 @@ def test_the_port_stays_open_when_the_server_goes_and_comes(kit: Path, tmp_path:
     with subprocess.Popen(program, env=environ) as process:
         try:
             deadline = time.monotonic() + 30
-            while not (tmp_path / "state" / access.CERTIFICATE).exists():
+            while not psutil.Process(process.pid).net_connections("tcp"):
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.05)
-            time.sleep(0.2)
+            assert (tmp_path / "state" / access.CERTIFICATE).exists()
             assert b"waiter.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
             context = ssl.create_default_context(cafile=str(tmp_path / "state" / access.CA))
             answer = httpx.post(f"https://127.0.0.1:{port}/v1/control/list-runs", verify=context, timeout=30)

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import psutil
@@ -24,6 +25,8 @@ from bridge.site.gateway import Gateway
 from tests.unit.faking import Link, Server
 
 HEADERS = {"content-type": wire.MEDIA_TYPE}
+PLAIN: dict[str, Any] = {"trust_env": False, "verify": False}
+"""Options of a client for HTTP on loopback. It reads no list of CAs, which would take most of its time."""
 SUPERNODE = {**HEADERS, wire.PUBLIC_KEY: "the SuperNode's key"}
 
 
@@ -33,7 +36,7 @@ async def gateway(server: Server, answer_within: float = 25.0) -> AsyncIterator[
     served = Gateway(caller)
     await served.start()
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", **PLAIN) as client:
             yield client
     finally:
         await caller.close()
@@ -384,7 +387,7 @@ def test_a_registration_that_is_not_the_supernodes_goes_on_without_its_key() -> 
         served = Gateway(caller, is_supernode=lambda port: port in own)
         await served.start()
         base = f"http://127.0.0.1:{served.port}"
-        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=base, **PLAIN) as client:
             refused = await client.post("/v1/fleet/register-node", content=b"key", headers=SUPERNODE)
             assert refused.status_code == 403
             assert not served._admission.owner.is_supernode(
@@ -412,7 +415,7 @@ def test_looking_at_connections_keeps_nobody_waiting() -> None:
         served = Gateway(caller, is_supernode=slow)
         await served.start()
         base = f"http://127.0.0.1:{served.port}"
-        async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=base, **PLAIN) as client:
             await register(client)
             strangers = [
                 asyncio.create_task(
@@ -496,7 +499,7 @@ def test_the_supernode_is_served_while_strangers_hang_and_flood() -> None:
                 assert answer.content == b"%d" % number
                 if number % 10 == 0:
                     # The SuperNode's other threads come with new connections.
-                    async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as other:
+                    async with httpx.AsyncClient(base_url=client.base_url, **PLAIN) as other:
                         answer = await other.post("/v1/fleet/pull-object", headers=SUPERNODE)
                         assert answer.status_code == 200
             assert max(waits) < 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,20 @@ from tests.installed import Installed, install
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return install(tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("anywhere"))
+
+
+@pytest.fixture(scope="module")
+def laid(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lay a federation out. Tests may only copy it."""
+    folder = tmp_path_factory.mktemp("laid")
+    assert installed.verb("init", "labs", folder=folder).code == 0
+    return folder / "labs"
+
+
+@pytest.fixture
+def labs(laid: Path, tmp_path: Path) -> Path:
+    """Copy it."""
+    return Path(shutil.copytree(laid, tmp_path / "labs"))
 
 
 def test_the_version_is_the_one_in_pyproject(installed: Installed) -> None:
@@ -99,9 +114,8 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (found.st_size, found.st_mtime_ns) for path, found in files.items()}
 
 
-def test_flares_own_command_works_there(installed: Installed, tmp_path: Path) -> None:
+def test_flares_own_command_works_there(installed: Installed, tmp_path: Path, labs: Path) -> None:
     """As docs/how-to/install.md says it."""
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
     code = "import flowerbed; print(flowerbed.PROGRAM)"
     program = subprocess.run(
         [sys.executable, "-c", code], env=installed.env, cwd=tmp_path, capture_output=True, text=True
@@ -109,10 +123,10 @@ def test_flares_own_command_works_there(installed: Installed, tmp_path: Path) ->
     words = ["-P", "-m", "nvflare.cli", "provision", "-p", "project.yml"]
     env = {**installed.env, "PYTHONPATH": f"{program}{os.pathsep}{installed.packages}"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path / "labs", env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, *words], cwd=labs, env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr + done.stdout
-    assert (tmp_path / "labs" / "workspace" / "labs" / "prod_00" / "compose.yaml").is_file()
+    assert (labs / "workspace" / "labs" / "prod_00" / "compose.yaml").is_file()
 
 
 @pytest.mark.parametrize(
@@ -137,55 +151,50 @@ def test_a_name_that_compose_refuses_is_refused(installed: Installed, tmp_path: 
         assert outcome.code == 2 and "expected a-z, 0-9, - and _" in outcome.value["error"], words
 
 
-def test_update_renews_our_files_and_keeps_edits(installed: Installed, tmp_path: Path) -> None:
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
-    folder = tmp_path / "labs"
-    fragment = folder / "compose" / "site.yaml"
+def test_update_renews_our_files_and_keeps_edits(installed: Installed, tmp_path: Path, labs: Path) -> None:
+    fragment = labs / "compose" / "site.yaml"
     as_written = fragment.read_text()
-    (folder / "project.yml").write_text((folder / "project.yml").read_text() + "# mine\n")
+    (labs / "project.yml").write_text((labs / "project.yml").read_text() + "# mine\n")
     assert installed.verb("init", "labs", "--update", folder=tmp_path).value["written"] == []
     fragment.write_text(as_written + "# mine\n")
-    (folder / "compose" / "relay.yaml").unlink()
+    (labs / "compose" / "relay.yaml").unlink()
     outcome = installed.verb("init", "labs", "--update", folder=tmp_path)
     assert outcome.code == 0, outcome.text
     assert sorted(outcome.value["written"]) == ["compose/relay.yaml", "compose/site.yaml"]
     assert outcome.value["before"] == ["compose/site.yaml.before"]
     assert fragment.read_text() == as_written
     assert fragment.with_name("site.yaml.before").read_text() == as_written + "# mine\n"
-    assert (folder / "project.yml").read_text().endswith("# mine\n")
+    assert (labs / "project.yml").read_text().endswith("# mine\n")
     refused = installed.verb("init", ".", "--update", folder=tmp_path)
     assert refused.code == 2 and "no federation that was laid out" in refused.value["error"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 @pytest.mark.parametrize("planted", [".", ".env", "compose.yaml", "project.yml"])
-def test_a_federation_of_another_user_is_not_used(installed: Installed, tmp_path: Path, planted: str) -> None:
+def test_a_federation_of_another_user_is_not_used(installed: Installed, labs: Path, planted: str) -> None:
     """As in /tmp, where anybody can put a compose.yaml above somebody's working directory."""
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
-    os.chown(tmp_path / "labs" / planted, 12345, 12345)
-    below = tmp_path / "labs" / "mine"
+    os.chown(labs / planted, 12345, 12345)
+    below = labs / "mine"
     below.mkdir()
-    for folder in (tmp_path / "labs", below):
+    for folder in (labs, below):
         outcome = installed.verb("jobs", folder=folder)
         assert outcome.code == 2 and "belongs to another user" in outcome.value["error"]
 
 
 @pytest.mark.parametrize(("file", "mode"), [(".", 0o777), (".env", 0o666), ("project.yml", 0o646)])
 def test_a_federation_that_others_may_write_is_not_used(
-    installed: Installed, tmp_path: Path, file: str, mode: int
+    installed: Installed, labs: Path, file: str, mode: int
 ) -> None:
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
-    (tmp_path / "labs" / file).chmod(mode)
-    outcome = installed.verb("jobs", folder=tmp_path / "labs")
+    (labs / file).chmod(mode)
+    outcome = installed.verb("jobs", folder=labs)
     assert outcome.code == 2 and "may be written by other users" in outcome.value["error"]
 
 
-def test_a_federation_of_links_is_not_used(installed: Installed, tmp_path: Path) -> None:
+def test_a_federation_of_links_is_not_used(installed: Installed, tmp_path: Path, labs: Path) -> None:
     """Links to somebody's own files would pass for that person's."""
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
     (tmp_path / "planted").mkdir()
     for name in (".env", "compose.yaml"):
-        (tmp_path / "planted" / name).symlink_to(tmp_path / "labs" / name)
+        (tmp_path / "planted" / name).symlink_to(labs / name)
     outcome = installed.verb("jobs", folder=tmp_path / "planted")
     assert outcome.code == 2 and "is a link" in outcome.value["error"]
 
@@ -200,13 +209,12 @@ def test_init_fills_no_folder_of_another_user(installed: Installed, tmp_path: Pa
 
 
 def test_a_checkouts_command_acts_on_the_federation_it_is_called_in(
-    installed: Installed, tmp_path: Path
+    installed: Installed, tmp_path: Path, labs: Path
 ) -> None:
     """Elsewhere it acts on the checkout, wherever it is called."""
-    assert installed.verb("init", "labs", folder=tmp_path).code == 0
     code = "from scripts import core; print(core.ROOT)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for folder, root in ((tmp_path, ROOT), (tmp_path / "labs", tmp_path / "labs")):
+    for folder, root in ((tmp_path, ROOT), (labs, labs)):
         words = [sys.executable, "-P", "-c", code]
         said = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True).stdout
         assert said.strip() == str(root)

@@ -82,10 +82,10 @@ def text(ca: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return written(ca, tmp_path_factory.mktemp("kit"))
 
 
-def written(ca: Path, folder: Path, days: int = 1) -> str:
+def written(ca: Path, folder: Path, days: int = 1, role: str = "site") -> str:
     invitation = join.Invitation(
         site=SITE,
-        role="site",
+        role=role,
         project="flowerbed",
         server="fl.example.org:8002",
         runtime="sha256:abc",
@@ -162,7 +162,7 @@ def test_a_file_is_small_text_with_what_it_does_first(text: str, ca: Path) -> No
 
 def test_the_head_names_the_lines_that_act(text: str) -> None:
     lines = text.splitlines()
-    found = re.search(r"^# Lines (\d+) to (\d+) act\. ", text, re.M)
+    found = re.search(r"^# Lines (\d+) to (\d+) are the script\. ", text, re.M)
     assert found
     first, last = (int(number) for number in found.groups())
     assert lines[first - 1] == f"SITE='{SITE}'" and all(line[:1] == "#" for line in lines[: first - 1])
@@ -205,7 +205,7 @@ ALTERED: dict[str, Callable[[str], str]] = {
 def test_an_altered_file_has_no_good_signature(text: str, how: str) -> None:
     altered = ALTERED[how](text)
     assert altered != text
-    with pytest.raises(BadJoinFile, match=r"altered|no whole join file"):
+    with pytest.raises(BadJoinFile, match=r"altered|not complete"):
         join_file.check(altered)
 
 
@@ -335,6 +335,38 @@ def test_a_site_that_could_not_start_is_stopped_and_can_be_joined_again(site: Si
     assert code == 0, said
     number = next(line for line in first.splitlines() if line.startswith("SITE_INSTANCE="))
     assert number in (site.folder / SITE / ".env").read_text().splitlines()
+
+
+@pytest.mark.parametrize("role", ["site", "relay", "console"])
+def test_only_a_site_installs_packages_from_a_stick(ca: Path, tmp_path: Path, role: str) -> None:
+    site = Site(tmp_path, written(ca, tmp_path / "kit", role=role))
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true", "compose run": "echo taken >&2"}
+    (tmp_path / "stick" / "environments").mkdir(parents=True)
+    code, said = site.run("--yes", "--prepare", "--images", "stick")
+    assert code == 0, said
+    assert ("installing packages" in said) == ("taken" in said) == (role == "site")
+
+
+def test_what_leaving_has_left_is_kept_when_the_site_joins_again(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true"}
+    folder = site.folder / SITE
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "patients.csv").write_text("1,2\n")
+    (folder / "site.yml").write_text("cpus: 3\n")
+    folder.chmod(0o777)
+    code, said = site.run("--yes", "--prepare")
+    assert code == 0, said
+    assert (folder / "data" / "patients.csv").read_text() == "1,2\n"
+    assert (folder / "site.yml").read_text() == "cpus: 3\n"
+    assert {"kit", "renewed", "compose.yaml", ".env", "site"} <= {path.name for path in folder.iterdir()}
+    assert folder.stat().st_mode & 0o077 == 0 and not (site.folder / f"{SITE}.joining").exists()
+
+
+def test_settings_behind_a_link_are_none_that_leaving_has_left(site: Site) -> None:
+    site.answers |= {"run --rm --interactive": SIGNED, "run": "true"}
+    (site.folder / SITE).mkdir()
+    (site.folder / SITE / "site.yml").symlink_to("/etc/hostname")
+    assert "has other files in it" in site.run("--yes", "--prepare")[1]
 
 
 def test_a_folder_of_another_site_or_with_other_files_is_left_alone(site: Site) -> None:

@@ -58,6 +58,7 @@ class Machine:
             if found := shutil.which(name):
                 (self.programs / name).symlink_to(found)
         self.values = {"SITE": "site-1", "RUNTIME": f"sha256:{IDENT}", "RUNTIME_FROM": "", "SERVER": ""}
+        self.values["RUNTIME_CAN_FETCH"] = "1"
         self.values |= {"PROJECT": "flowerbed", "RUNTIME_NAME": "", "RUNTIME_FORMAT": "{{.Id}}"}
         self.values |= {"RUNTIME_CONTENT": f"sha256:{IDENT}"}
         self.values |= {"RUNTIME_SUM": SUM, "RUNTIME_BYTES": str(len(BODY)), "RUNTIME_OFFERED": "1"}
@@ -202,6 +203,18 @@ def test_the_image_comes_from_a_stick(machine: Machine, tmp_path: Path) -> None:
     assert machine.loaded == BODY
 
 
+def test_a_stick_that_changes_after_the_check_does_not_count(machine: Machine, tmp_path: Path) -> None:
+    archive = tmp_path / "image"
+    archive.write_bytes(BODY)
+    machine.without("sha256sum")
+    program = f"#!/bin/sh\n{shutil.which('sha256sum')}\nprintf other >{archive}\n"
+    (machine.programs / "sha256sum").write_text(program)
+    (machine.programs / "sha256sum").chmod(0o755)
+    done = machine.get(images=str(archive))
+    assert archive.read_text() == "other", done.stderr
+    assert machine.loaded == BODY and machine.files() == ["archive", "loaded"]
+
+
 def test_an_archive_that_cannot_be_checked_is_not_loaded(machine: Machine, tmp_path: Path) -> None:
     machine.without("sha256sum", "openssl")
     (tmp_path / "image").write_bytes(BODY)
@@ -293,6 +306,8 @@ def test_a_machine_without_any_way_is_told_of_all(machine: Machine) -> None:
     done = machine.get(RUNTIME_OFFERED="")
     assert done.returncode == 1
     assert "--from-server" in done.stderr and "--with-images FOLDER" in done.stderr
+    done = machine.get(RUNTIME_OFFERED="", RUNTIME_CAN_FETCH="")
+    assert "--from-server" not in done.stderr and "--with-images FOLDER" in done.stderr
 
 
 # At the centre

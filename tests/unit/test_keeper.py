@@ -57,7 +57,10 @@ def test_an_approval_lets_it_in(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "approve")
     assert keeper.main(["once", str(stick.folder)]) == 0
-    assert f"./site approve {stick.packed.sha256}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"  Let it in: ./site approve {stick.packed.sha256}\n" in shown
+    assert "run ./site take again" in shown
+    assert "MB, signed by project_admin@hospital.example (project_admin), for " in shown
     assert keeper.main(["approve", stick.packed.sha256]) == 0
     assert keeper.main(["once", str(stick.folder)]) == 0
     assert "is installed" in capsys.readouterr().out
@@ -67,10 +70,12 @@ def test_the_news_say_what_was_not_installed(
     stick: Stick, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert keeper.main(["news"]) == 0
-    News({NAME: "0" * 64}, {"ba9876543210": "\x1b]bad"}).write(tmp_path / "site")
+    about = {NAME: "for app 1.0.0\x1b]"}
+    News({NAME: "0" * 64}, {"ba9876543210": "\x1b]bad"}, about).write(tmp_path / "site")
     assert keeper.main(["news"]) == 0
     shown = capsys.readouterr().out
-    assert f"environment {NAME} waits for you: ./site approve {'0' * 64}\n" in shown
+    assert f"environment {NAME} waits for your approval: for app 1.0.0\\x1b]\n" in shown
+    assert f"  Let it in: ./site approve {'0' * 64}\n" in shown
     assert r"environment ba9876543210 is refused: \x1b]bad" in shown
 
 

@@ -83,7 +83,9 @@ async def ask(fleet: Transport, port: int, name: str, body: bytes) -> tuple[int,
     path = next(path for path, known in wire.PATHS[fleet].items() if known == name)
     if fleet is Transport.HTTP:
         headers = {"content-type": wire.MEDIA_TYPE, wire.PUBLIC_KEY: KEY}
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        # Without a list of CAs, whose reading would take most of its time.
+        plain = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False)
+        async with plain as client:
             answer = await client.post(path, content=body, headers=headers, timeout=30)
         return answer.status_code, answer.content
     options = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))

@@ -44,7 +44,7 @@ def failed(finding: Finding, *words: str) -> None:
 def test_a_good_kit(kit: Path) -> None:
     found = examine(kit)
     assert {found[name].level for name in ("certificate", "CA")} == {"ok"}
-    assert found["certificate"].found.startswith("site-1's ends in 299 days")
+    assert found["certificate"].found.startswith("site-1's expires in 299 days")
 
 
 def test_no_kit(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_key_that_everybody_may_use(kit: Path) -> None:
 
 def test_a_certificate_that_has_ended(kit: Path, authority: Authority) -> None:
     authority.kit(kit, days=-1)
-    failed(examine(kit)["certificate"], "site-1's ended on", "./flowerbed renew", "./site update FILE")
+    failed(examine(kit)["certificate"], "site-1's expired on", "./flowerbed renew", "./site update FILE")
 
 
 def test_a_certificate_that_is_overdue(kit: Path, authority: Authority) -> None:
     authority.kit(kit, days=20)
     found = examine(kit)["certificate"]
-    assert found.level == "warn" and "ends in 19 days" in found.found and "renew" in found.mend
+    assert found.level == "warn" and "expires in 19 days" in found.found and "renew" in found.mend
 
 
 def test_a_clock_before_the_kit_was_made(kit: Path, authority: Authority) -> None:

@@ -365,7 +365,7 @@ def test_a_certificate_of_another_ca(
 @pytest.mark.parametrize(
     ("days", "since", "host", "check", "said"),
     [
-        (-1, 400, "127.0.0.1", "tls", "the server's certificate ended on"),
+        (-1, 400, "127.0.0.1", "tls", "the server's certificate expired on"),
         (300, -1, "127.0.0.1", "clock", "so this machine's clock is behind"),
         (300, 400, "fl.example.org", "tls", "is for fl.example.org, and this kit dials 127.0.0.1"),
     ],

@@ -31,7 +31,7 @@ from bridge.common import own_settings
 from bridge.flare.job import UNHEARD
 from bridge.job import settings
 from bridge.launch.sandbox import HIDDEN
-from provisioning import dotenv, links, site_files
+from provisioning import dotenv, harden, links, site_files
 from provisioning.checks import HARDEN
 from provisioning.names import flwr_port, is_carrier
 from scripts import core, kit_layer, provision
@@ -538,7 +538,18 @@ def test_a_site_elsewhere_has_a_way_out_and_is_not_started_here(again: Path) -> 
     assert "site-2" not in {**here["services"], **here["volumes"]}
     site = elsewhere(again, outcome, "site-2")
     assert hidden_from_apps(mount["target"] for mount in site["volumes"] if isinstance(mount, dict))
-    assert set(site["networks"]) == {"outside"} and "dns" not in site and "depends_on" not in site
+    # Through its gate alone.
+    assert set(site["networks"]) == {"inside"} and site["dns"] == ["127.0.0.1"]
+    assert site["depends_on"] == ["gate"] and site["environment"]["FLOWERBED_GATE"] == "gate-inside:3128"
+    file = again / Path(outcome["compose"]).parent / "elsewhere-site-2.yaml"
+    content = yaml.safe_load(file.read_text())
+    gate, inside = content["services"]["gate"], content["networks"]["inside"]
+    assert gate["networks"] == {"inside": {"aliases": ["gate-inside"]}, "outside": {}}
+    assert gate["environment"]["FLOWERBED_GATE_TO"] == "${SITE_SERVER:-}"
+    assert [(mount["target"], mount["read_only"]) for mount in gate["volumes"]] == [("/renewed", True)]
+    assert inside["internal"] is True and inside["enable_ipv6"] is False
+    assert inside["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
+    assert "&id" not in file.read_text(), "a person reads it in the join file"
     edit(again, replace("name: site-2\n", "name: site-2\n    cpus: 2\n"))
     assert elsewhere(again, done(again), "site-2")["cpus"] == 2
 
@@ -589,9 +600,14 @@ def test_participants_elsewhere_may_dial_another_port_than_the_server_binds(agai
         assert (admin["host"], admin["port"]) == ("fl.example.org", port), name
     compose_file = yaml.safe_load((again / outcome["compose"]).read_text())["services"]
     assert compose_file["server"]["ports"] == ["${FLOWERBED_BIND:-127.0.0.1}:${FLOWERBED_PORT:-443}:8002"]
-    for name in ("site-2", "lead"):
-        given = elsewhere(again, outcome, name)
-        assert given["environment"]["FLOWERBED_CONNECT_THROUGH"] == "http://gate.example:3128", name
+    for name, services in (("site-2", ("gate", "doctor")), ("lead", ("lead",))):
+        file = again / Path(outcome["compose"]).parent / f"elsewhere-{name}.yaml"
+        content = yaml.safe_load(file.read_text())["services"]
+        for service in services:
+            given = content[service]["environment"]["FLOWERBED_CONNECT_THROUGH"]
+            assert given == "http://gate.example:3128", service
+    site = elsewhere(again, outcome, "site-2")
+    assert "FLOWERBED_CONNECT_THROUGH" not in site["environment"]
 
 
 def test_a_relay_has_a_published_port_if_other_machines_reach_it(again: Path) -> None:
@@ -670,7 +686,7 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     assert (site["environment"]["TOKEN"], site["environment"]["FLOWERBED_NODE_CONFIG"]) == ("own", '{"b": 2}')
     (device,) = site["deploy"]["resources"]["reservations"]["devices"]
     assert device["count"] == 2 and site["group_add"] == ["4321"] and int(site["shm_size"]) == 1 << 30
-    assert set(site["networks"]) == {"outside"} and site["user"] == "10001:10001"
+    assert set(site["networks"]) == {"inside"} and site["user"] == "10001:10001"
 
 
 GIVEN = """
@@ -926,10 +942,16 @@ def test_nothing_changed_leaves_no_new_folder(again: Path) -> None:
     assert set(outcome["kept"]) == set(outcome["kits"])
 
 
-def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", ["", ", connect_to: {name: relay-1}"])
+def test_a_new_site_leaves_all_other_certificates_as_they_are(
+    wide: Path, tmp_path: Path, behind: str
+) -> None:
     root = Path(shutil.copytree(wide, tmp_path / "repo"))
     before = certificates(root / PROD)
-    edit(root, replace("\nbuilders:", "\n  - {name: site-4, type: client, org: flowerbed}\nbuilders:"))
+    edit(
+        root,
+        replace("\nbuilders:", f"\n  - {{name: site-4, type: client, org: flowerbed{behind}}}\nbuilders:"),
+    )
     outcome = done(root)
     after = certificates(root / "workspace/flowerbed/prod_01")
     assert after.pop("site-4/startup/client.crt")
@@ -951,6 +973,20 @@ def test_a_new_site_leaves_all_other_certificates_as_they_are(wide: Path, tmp_pa
         "service": "site-4",
     }
     assert "FLOWERBED_COMPOSE=workspace/flowerbed/prod_01/compose.yaml" in (root / ".env").read_text()
+
+
+def test_a_kit_names_nobody_but_its_owner_and_the_relays_before_it(wide: Path) -> None:
+    places = {"a.b": "b", "a.b.site": "site", "a.other": "other", "a.b.site.more": "more"}
+    kept = {"site": ["a.b", "a.b.site"], "b": ["a.b"], "a": [], "server": []}
+    for name, expected in kept.items():
+        part: dict[str, Any] = {"auth_identity_map": dict(places)}
+        harden._forget_others(part, name)
+        assert list(part.get("auth_identity_map", {})) == expected
+    told = {
+        name: (wide / PROD / name / "startup").glob("fed_*.json") for name in ("server", "site-1", "site-5")
+    }
+    having = [name for name, files in told.items() if any("_map" in file.read_text() for file in files)]
+    assert having == ["site-5"]
 
 
 def test_a_new_site_elsewhere_changes_nothing_here(wide: Path, tmp_path: Path) -> None:
@@ -1088,6 +1124,10 @@ BAD: dict[str, tuple[Edit, str]] = {
     "name reserved by FLARE": (
         lambda text: text.replace("name: server", "name: fl").replace("name: site-2", "name: server"),
         "site 'server': FLARE uses this name for something else",
+    ),
+    "name of a site's gate": (
+        replace("name: site-2\n", "name: gate\n    elsewhere: true\n"),
+        "site 'gate': this is the name of another container",
     ),
     "name of another container": (
         replace("name: site-2", "name: mlflow"),

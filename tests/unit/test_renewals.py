@@ -237,7 +237,7 @@ REFUSED: dict[Callable[[Elsewhere], Any], str] = {
     _unsigned_cas: "no CA that this site trusts has signed the list",
     _cas_signed_by_the_site: "no CA that this site trusts has signed the list",
     _altered_cas: "no CA that this site trusts has signed the list",
-    _no_ca: "a certificate that is no CA's",
+    _no_ca: "a certificate that is not a CA's",
     _cas_of_tomorrow: "Check the clocks",
     lambda site: {"client.crt": "no certificate"}: "PEM",
     lambda site: {trust.FILE: "{}"}: "expected a signed list",

@@ -57,7 +57,7 @@ def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
             "fail site data: site-1: /data/a is unreadable (Permission denied)",
         ),
         (
-            {"environments_not_installed": {"waiting": ["0123456789ab 9f2b"], "refused": []}},
+            {"environments_not_installed": {"waiting": [f"0123456789ab {'9f2b' * 16}"], "refused": []}},
             "warn packages: site-1 has not approved environment 0123456789ab",
         ),
         (
@@ -83,6 +83,11 @@ def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
 def test_what_needs_attention_is_named(tmp_path: Path, change: dict[str, Any], line: str) -> None:
     (said,) = found(tmp_path, **change)
     assert said.startswith(line)
+
+
+def test_no_command_of_a_sites_choice_is_offered_to_copy(tmp_path: Path) -> None:
+    waiting = {"waiting": ["0123456789ab $(reboot)"]}
+    assert not [line for line in found(tmp_path, environments_not_installed=waiting) if "packages" in line]
 
 
 def test_a_relay_is_checked_too() -> None:

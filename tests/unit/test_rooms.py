@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "launch": {"common"},
     "preflight": {"launch", "common"},
     "keeper": {"common"},
+    "gate": {"common"},
     "flower": BOTH_ENDS,
     "job": BOTH_ENDS,
     "site": {*BOTH_ENDS, "job", "flower"},
@@ -35,6 +36,7 @@ WITHOUT = {
     "launch": {"nvflare", "flwr"},
     "preflight": {"nvflare", "flwr"},
     "keeper": {"nvflare", "flwr"},
+    "gate": {"nvflare", "flwr"},
     "fleet": {"nvflare"},
     "flower": {"nvflare"},
 }

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
+from nvflare.lighter.utils import x509_name
 
-from bridge.common import server_address
+from bridge.common import issued, server_address
 from bridge.common.server_address import ServerAddress
 from bridge.common.spool import Spool
 from bridge.flare import addresses, dialling
 from bridge.flare.addresses import Addresses
 from bridge.keeper import address as keeper
+from provisioning import signing
+from tests.unit.faking import Authority
 
 OLD, NEW = ServerAddress("old.example.org", 8002), ServerAddress("new.example.org", 443)
 
@@ -134,8 +139,13 @@ def test_a_site_is_told_once_until_it_knows(tmp_path: Path) -> None:
     (tmp_path / "site-1").mkdir()
     assert addresses.answer("site-1", {}, tmp_path) == {}
     (tmp_path / "site-1" / server_address.FILE).write_text(json.dumps(NEW._asdict()))
+    for name, names in (("relay-1", ["relay.example.org"]), ("server", [OLD.host, NEW.host])):
+        Authority(names=names).kit(tmp_path / "kits" / name, "server")
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "kits" / name / "startup" / "server.crt", tmp_path / name)
     told = addresses.answer("site-1", {"known_address": str(OLD)}, tmp_path)
-    assert told == {"server": {"host": NEW.host, "port": NEW.port}}
+    certificate = (tmp_path / "server" / "server.crt").read_text()
+    assert told == {"server": {"host": NEW.host, "port": NEW.port, "certificate": certificate}}
     assert addresses.answer("site-1", {"known_address": str(NEW)}, tmp_path) == {}
     for name in ("../site-1", "..", ""):
         assert addresses.answer(name, {}, tmp_path / "site-1") == {}
@@ -162,15 +172,63 @@ def test_the_address_goes_to_the_keeper(tmp_path: Path) -> None:
 # In the keeper
 
 
+class Keeper:
+    """A site's keeper, and the CA that the site trusts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.spool, self.renewed = folder, folder / "spool", folder / "renewed"
+        self.spool.mkdir()
+        self.renewed.mkdir()
+        self.certificate(folder / "server", [OLD.host, NEW.host, "192.0.2.7"])
+        shutil.copy(folder / "server" / "startup" / "rootCA.pem", self.renewed)
+
+    def certificate(self, kit: Path, names: list[str]) -> str:
+        Authority(names=names).kit(kit, "server")
+        return (kit / "startup" / "server.crt").read_text()
+
+    def hears(self, host: str, port: int, certificate: object) -> bool:
+        told = {"host": host, "port": port, "certificate": certificate, "more": "x"}
+        (self.spool / server_address.FILE).write_text(json.dumps(told))
+        return keeper.install(self.spool, self.renewed)
+
+
 def test_the_keeper_installs_an_address(tmp_path: Path) -> None:
-    spool, renewed = tmp_path / "spool", tmp_path / "renewed"
-    spool.mkdir()
-    renewed.mkdir()
-    assert not keeper.install(spool, renewed)
-    (spool / server_address.FILE).write_text(json.dumps({**NEW._asdict(), "more": "x"}))
-    assert keeper.install(spool, renewed) and not keeper.install(spool, renewed)
-    assert server_address.of_file(renewed / server_address.FILE) == NEW
-    assert [path.name for path in renewed.iterdir()] == [server_address.FILE]
+    site = Keeper(tmp_path)
+    assert not keeper.install(site.spool, site.renewed)
+    ours = (tmp_path / "server" / "startup" / "server.crt").read_text()
+    assert site.hears(NEW.host, NEW.port, ours) and not site.hears(NEW.host, NEW.port, ours)
+    assert server_address.of_file(site.renewed / server_address.FILE) == NEW
+    assert sorted(path.name for path in site.renewed.iterdir()) == ["rootCA.pem", server_address.FILE]
+    assert site.hears("192.0.2.7", 8002, ours)
+
+
+def test_the_keeper_installs_no_address_without_the_federations_certificate_for_it(tmp_path: Path) -> None:
+    """The site's gate would let an app without a sandbox out to it."""
+    site = Keeper(tmp_path)
+    ours = (tmp_path / "server" / "startup" / "server.crt").read_text()
+    foreign = site.certificate(tmp_path / "other", ["evil.example"])
+    for host, certificate in (
+        ("evil.example", ours),
+        ("192.0.2.8", ours),
+        (f"x.{NEW.host}", ours),
+        ("evil.example", foreign),
+        (NEW.host, foreign),
+        (NEW.host, ""),
+        (NEW.host, None),
+        (NEW.host, [ours]),
+    ):
+        with pytest.raises(ValueError, match="expected a certificate of this federation"):
+            site.hears(host, 443, certificate)
+    assert [path.name for path in site.renewed.iterdir()] == ["rootCA.pem"]
+
+
+def test_a_sites_certificate_names_no_server() -> None:
+    authority = signing.new_authority(x509_name("flowerbed", None), 10)
+    key = signing.new_key().public_key()
+    names = x509.SubjectAlternativeName([x509.DNSName(NEW.host)])
+    for is_server in (True, False):
+        made = authority.sign(x509_name("site-1", None), names, key, serves=is_server, days=5)
+        assert issued.serves(made, NEW.host.upper()) is is_server
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,18 @@ def test_the_checks_run_as_the_site_runs(site: Site) -> None:
     assert site.doctor("--json") == (0, LINES, "")
     (call,) = site.calls(RUN)
     assert call == (
-        "compose run --rm --no-deps -T hospital-c preflight --engine=28.2.2 --compose=2.37.1 "
+        "compose run --rm --no-deps -T doctor preflight --engine=28.2.2 --compose=2.37.1 "
         f"--image={RUNTIME} --expected={RUNTIME} --json"
     )
     assert site.calls(PLAIN) == [] and site.calls(DOWN) == []
+
+
+def test_a_relay_has_no_gate_and_is_checked_as_it_is(site: Site) -> None:
+    file = site.folder / ".env"
+    file.write_text(file.read_text().replace("SITE_ROLE=site", "SITE_ROLE=relay"))
+    assert site.doctor()[0] == 0
+    (call,) = site.calls(RUN)
+    assert call.startswith("compose run --rm --no-deps -T hospital-c preflight")
 
 
 def test_a_volume_that_was_not_there_is_removed_again(site: Site) -> None:

@@ -493,6 +493,14 @@ def test_every_site_is_in_the_table_wherever_it_runs() -> None:
     assert rows[2][:2] == ["site-3", "not registered"] and rows[3][:2] == ["site-4", "2 s ago"]
 
 
+def test_a_sites_long_words_leave_room_for_the_others() -> None:
+    long = {"version": {"flowerbed": "x" * 200, "flare": "y" * 200}, "jobs": [{"phase": "z" * 200}] * 64}
+    reports = [{"name": name, "reported_seconds": 4.0, "report": long | REPORT} for name in ("a", "b")]
+    reports[0]["report"] = long
+    rows = seen(reports, {"a": 3.0, "b": 3.0}, [])
+    assert all(len(cell) <= site_table.LONGEST for row in rows for cell in row)
+
+
 def test_each_fact_is_stated_in_the_verbs_object() -> None:
     # Each may be missing: a site could not find it out, or a relay does not have it.
     stated = {key.removeprefix("reports[].report.") for key in site_table.JSON}

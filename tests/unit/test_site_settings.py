@@ -17,7 +17,7 @@ from nvflare.apis.fl_constant import SystemConfigs
 from nvflare.app_common.logging.constants import is_log_streaming_allowed
 from nvflare.fuel.utils.config_service import ConfigService
 
-from bridge.common import own_policy, own_settings, site_service, site_settings, versions
+from bridge.common import connect_through, own_policy, own_settings, site_service, site_settings, versions
 from bridge.common.job_options import ConfigValue
 from bridge.job import settings
 from bridge.launch import environment
@@ -226,6 +226,12 @@ def test_a_wrong_decision_of_a_site_is_named(key: str, value: Any) -> None:
     assert problem.startswith(f"expected {key} to be")
 
 
+def test_a_sandbox_is_off_as_people_write_it() -> None:
+    services = yaml.safe_load(made("sandbox: off\n").stdout)["services"]
+    for name in ("site-3", "doctor"):
+        assert services[name]["environment"][own_policy.VARIABLE] == '{"sandbox": "off"}'
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"colour": "red"}', '{"sandbox": "none"}'])
 def test_a_broken_decision_lets_nothing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
@@ -360,6 +366,37 @@ def test_the_image_makes_a_compose_file_of_it() -> None:
     assert [v["target"] for v in service["volumes"]] == ["/data"] and service["group_add"] == ["4321"]
     assert service["environment"]["no_proxy"] == "localhost,127.0.0.1,::1,fl.example.org"
     assert yaml.safe_load(made("# nothing\n").stdout) == {"services": {"site-3": {}}}
+
+
+def test_what_leads_to_the_server_is_for_the_gate_of_a_site() -> None:
+    text = (
+        "connect_through: http://clinic@p.example:3128\nenv_file: p.env\nhosts: {fl.example.org: 192.0.2.7}\n"
+        "environment: {HF_HUB_OFFLINE: 1}\ndata: /srv/x\n"
+    )
+    services = yaml.safe_load(made(text).stdout)["services"]
+    through = {connect_through.VARIABLE: "http://clinic@p.example:3128"}
+    assert services["gate"] == {
+        "environment": through,
+        "env_file": ["./p.env"],
+        "extra_hosts": ["fl.example.org:192.0.2.7"],
+    }
+    # The doctor dials as the gate, and has all else of the site.
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert services["doctor"] == {**services["site-3"], "environment": {**through, **offline}}
+    assert services["site-3"]["environment"] == offline and "networks" not in services["site-3"]
+
+
+@pytest.mark.parametrize(
+    ("by_project", "by_site", "may_go_out"),
+    [("server", "", False), ("server", "any", True), ("any", "", True), ("any", "server", False)],
+)
+def test_a_sites_container_has_a_way_out_only_with_egress_any(
+    by_project: str, by_site: str, may_go_out: bool
+) -> None:
+    content = {"egress": by_site} if by_site else {}
+    text = own_settings.render("site-3", content, [], egress=by_project)
+    assert ("outside: {}" in text, "dns: !override []" in text) == (may_go_out, may_go_out)
+    assert "outside" not in own_settings.render("relay-1", {}, [], role="relay", egress="any")
 
 
 @pytest.mark.parametrize(

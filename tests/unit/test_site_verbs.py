@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,17 @@ def test_a_site_is_added_and_nothing_else_changes(federation: Federation) -> Non
     (archive,) = (federation.root / ".flowerbed/offers/runtime").iterdir()
     assert outcome["runtime_by"] == "server" and "RUNTIME_OFFERED='1'" in text
     assert f"RUNTIME_SUM='{hashlib.sha256(archive.read_bytes()).hexdigest()}'" in text
+    # A stick that was made for another site has the same archive.
+    code, again, _ = federation.verb(
+        "site", "add", "hospital-c", "--no-from-server", "--output", "second.join"
+    )
+    second = (federation.root / "second.join").read_text()
+    assert again["runtime_by"] is None and "RUNTIME_OFFERED=''" in second
+    assert re.findall("RUNTIME_SUM='.*'", second) == re.findall("RUNTIME_SUM='.*'", text)
     assert (outcome["server"], outcome["runtime"]) == ("fl.example.org:8002", "sha256:abc")
     assert f"JOIN='{outcome['id']}'" in text and after["hospital-c/startup/client.key"].decode() in text
     known = json.loads((federation.root / "workspace/flowerbed/policy/joins.json").read_text())
-    assert [item["id"] for item in known["hospital-c"]] == [outcome["id"]]
+    assert [item["id"] for item in known["hospital-c"]] == [outcome["id"], again["id"]]
     assert "FLOWERBED_BIND=0.0.0.0" in said, "the port is published for this machine only"
 
     code, again, said = federation.verb("site", "add", "hospital-c")
@@ -176,6 +184,8 @@ def test_a_file_that_cannot_bring_the_runtime_says_so(federation: Federation, wo
     code, outcome, said = federation.verb("site", "add", "hospital-c", *words)
     assert code == 0 and outcome["runtime_by"] is None, said
     assert "The file brings no runtime image" in said
+    # No way is named that would be refused.
+    assert ("--from-server" in said) == (words == ("--no-from-server",))
     assert not list((federation.root / ".flowerbed").glob("offers/runtime/*"))
 
 
@@ -199,6 +209,14 @@ def test_without_a_runtime_nothing_is_written(federation: Federation) -> None:
     project = federation.project
     code, outcome, _ = federation.verb("site", "add", "hospital-c")
     assert code == 1 and "no runtime image flowerbed-runtime:dev yet" in outcome["error"]
+    assert federation.project == project and not federation.files()
+
+
+def test_when_no_kit_can_be_made_project_yml_stays(federation: Federation) -> None:
+    project = federation.project
+    (federation.root / "workspace/flowerbed/state/cert.json").write_text("{")
+    code, outcome, _ = federation.verb("site", "add", "hospital-c")
+    assert code == 1 and "cert.json" in outcome["error"], outcome
     assert federation.project == project and not federation.files()
 
 

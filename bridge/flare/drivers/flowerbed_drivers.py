@@ -52,6 +52,7 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.drivers.socket_conn import SocketConnection
 from nvflare.fuel.sec.audit import AuditService
 
+from bridge.common import connect_through
 from bridge.common.replaced import namespace_proxy
 from bridge.flare import addresses, certificates, dialling, line_watch, offers_door, peers
 from bridge.flare.revocation import REVOCATIONS
@@ -65,10 +66,6 @@ HANDSHAKE_WITHIN = 10.0
 
 HANDSHAKES = 256
 """TCP connections in their handshake. Each has a thread, and the container has 4096."""
-
-LINE_CHECK, LINE_DEAD = 10, 20
-"""Seconds without a byte until TCP probes the other end, and without an acknowledgement until the connection
-is dead. gRPC's are in the kits (`provisioning/harden.py`)."""
 
 SLOW = 1.0
 """Seconds for one call to send, from which on it has waited for the line."""
@@ -181,26 +178,12 @@ def _no_public_authority(purpose: ssl.Purpose) -> ssl.SSLContext:
 # TCP
 
 
-def set_keepalive(sock: Any) -> None:
-    """Let the kernel notice that a TCP connection is dead."""
-    if getattr(sock, "family", None) not in (socket.AF_INET, socket.AF_INET6):
-        return
-    for level, option, value in (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LINE_CHECK),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LINE_CHECK),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, LINE_DEAD // LINE_CHECK),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINE_DEAD * 1000),
-    ):
-        sock.setsockopt(level, option, value)
-
-
 class TcpConnection(SocketConnection):  # type: ignore[misc]
     """FLARE's connection, which also notices a dead line, and sends whatever its file's number."""
 
     def __init__(self, sock: Any, connector: Any, secure: bool) -> None:
         super().__init__(sock, connector, secure)
-        set_keepalive(sock)
+        connect_through.set_keepalive(sock)
         self.heard = self.moved = time.monotonic()
         if line_watch.is_remote(sock):
             line_watch.WATCH.add(self, line_watch.silent_after())
@@ -354,7 +337,7 @@ class AioHttpDriver(  # type: ignore[misc]
 
     async def _connection_handler(self, websocket: Any) -> None:
         """Called for each connection, at both ends."""
-        set_keepalive(websocket.get_extra_info("socket"))
+        connect_through.set_keepalive(websocket.get_extra_info("socket"))
         await super()._connection_handler(websocket)
 
 

@@ -1,0 +1,1 @@
+"""Let a site on another machine reach its server or relay, and nobody else."""

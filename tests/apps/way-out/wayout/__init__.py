@@ -1,0 +1,1 @@
+"""Every client tries to reach places, and reports which it reached."""
