@@ -119,10 +119,12 @@ def _gated(
     Args:
         checked: the doctor's part, with all settings.
     """
-    environment = dict(checked.get("environment", {}))
-    # It is the gate's.
+    service = dict(checked)
+    # The proxy is the gate's.
+    environment = dict(service.pop("environment", {}))
     environment.pop(connect_through.VARIABLE, None)
-    service = {**checked, "environment": environment} if environment else {**checked}
+    if environment:
+        service["environment"] = environment
     if egress != "server":
         service |= {"networks": {OUTSIDE: {}}, "dns": OverrideList()}
     parts = {site: service, GATE: site_service.gate(settings), DOCTOR: dict(checked)}

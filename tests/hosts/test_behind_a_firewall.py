@@ -84,6 +84,9 @@ def test_the_site_is_registered_and_its_log_has_no_password(joined: HostsFederat
     assert SITE in {site["name"] for site in told["sites"] if site.get("registered", True)}, told
     log = joined.docker(SITE, "logs", joined.name(SITE))
     assert PASSWORD not in log and "Successfully registered" in log
+    # Nor has the container with the apps. Its gate has it.
+    assert PASSWORD not in joined.docker(SITE, "exec", joined.container(SITE), "env")
+    assert PASSWORD in joined.docker(SITE, "exec", joined.beside(SITE, "gate"), "env")
 
 
 def test_a_job_survives_what_happens_to_its_line(joined: HostsFederation, clinic: Clinic) -> None:

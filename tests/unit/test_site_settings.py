@@ -384,6 +384,9 @@ def test_what_leads_to_the_server_is_for_the_gate_of_a_site() -> None:
     offline = {"HF_HUB_OFFLINE": "1"}
     assert services["doctor"] == {**services["site-3"], "environment": {**through, **offline}}
     assert services["site-3"]["environment"] == offline and "networks" not in services["site-3"]
+    # A password may be in it, and no other variable beside it.
+    alone = yaml.safe_load(made("connect_through: http://clinic:geheim@p.example:3128\n").stdout)["services"]
+    assert alone["site-3"] == {} and "geheim" in str(alone["gate"]) and "geheim" in str(alone["doctor"])
 
 
 @pytest.mark.parametrize(
