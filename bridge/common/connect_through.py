@@ -51,6 +51,10 @@ for two minutes, in longer and longer steps, and a site is late after its line i
 GATE_WITHIN = 2 * DIAL_WITHIN + 5
 """Seconds for a gate's answer. It has to dial, and perhaps to ask a proxy."""
 
+WAITS_BEFORE_GATE = 1 << 17
+"""Bytes that wait at the site before its gate. The kernel would take megabytes, since the gate is near. On a
+slow line, FLARE's signs of life would come behind them, and too late."""
+
 NEXT_ADDRESS_AFTER = 3.0
 """Seconds until the next address of a name is tried. With many a network, IPv6 leads nowhere."""
 
@@ -163,6 +167,7 @@ def connect(host: str, port: int, proxy: Proxy | None) -> socket.socket:
     try:
         if proxy.is_gate:
             connection.settimeout(GATE_WITHIN)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, WAITS_BEFORE_GATE)
         tunnel(connection, proxy, host, port)
         connection.settimeout(DIAL_WITHIN)
     except TimeoutError:

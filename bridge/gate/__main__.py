@@ -190,6 +190,8 @@ def main() -> None:
     targets = Targets(server_address.split(os.environ[connect_through.GATE_TO]))
     # Only in the site's network: this name has no address in the other one.
     with socket.create_server((host, int(port)), backlog=WAITING) as listener:
+        # As at the site's end (`connect_through.WAITS_BEFORE_GATE`).
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
         asyncio.run(Gate(targets).serve(listener))
 
 

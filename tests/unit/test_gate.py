@@ -312,6 +312,9 @@ def test_a_dead_line_to_the_server_is_noticed_as_a_sites_own(
             (socket.TCP_NODELAY, 1),
         ):
             assert line.getsockopt(socket.IPPROTO_TCP, option) == expected
+        # Signs of life do not wait behind megabytes, at either end.
+        for one in (near, line):
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == gate.PIECE
         assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 

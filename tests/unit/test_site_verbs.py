@@ -212,6 +212,14 @@ def test_without_a_runtime_nothing_is_written(federation: Federation) -> None:
     assert federation.project == project and not federation.files()
 
 
+def test_when_no_kit_can_be_made_project_yml_stays(federation: Federation) -> None:
+    project = federation.project
+    (federation.root / "workspace/flowerbed/state/cert.json").write_text("{")
+    code, outcome, _ = federation.verb("site", "add", "hospital-c")
+    assert code == 1 and "cert.json" in outcome["error"], outcome
+    assert federation.project == project and not federation.files()
+
+
 def test_a_name_that_is_revoked_cannot_be_added(federation: Federation) -> None:
     code, outcome, said = federation.verb("site", "remove", "site-2")
     assert code == 0, said
