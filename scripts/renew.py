@@ -190,11 +190,16 @@ def _late(known: Mapping[str, Any], project: Mapping[str, Any]) -> list[str]:
     """Return the participants on other machines that are not known to have taken the last step.
 
     Those of this machine see each step at once. Sites and relays report. A person's console elsewhere does
-    not, and counts as late.
+    not, and nobody waits for it: it gets each step by hand.
     """
     from provisioning import renewal
 
-    elsewhere = [item["name"] for item in project["participants"] if item.get(keys.ELSEWHERE)]
+    people = _by_hand(project)
+    elsewhere = [
+        item["name"]
+        for item in project["participants"]
+        if item.get(keys.ELSEWHERE) and item["name"] not in people
+    ]
     wanted = [name for name in elsewhere if name not in set(project.get(keys.REVOKED) or ())]
     if not wanted:
         return []

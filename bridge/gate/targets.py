@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bridge.common import connect_through, server_address
-from bridge.common.connect_through import Proxy, ProxyError
+from bridge.common.connect_through import ProxyError
 from bridge.common.server_address import ServerAddress
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class Targets:
         self, of_kit: ServerAddress, renewed: Path = RENEWED, environment: Mapping[str, str] = os.environ
     ) -> None:
         self._of_kit, self._renewed, self._environment = of_kit, renewed, environment
-        self._proven: set[ServerAddress] = set()
+        self._proven: set[tuple[ServerAddress, str]] = set()
+        """Where the federation answers: each address, with the IP address or the proxy that it led to."""
 
     def find(self, asked: str) -> ServerAddress | None:
         """Return the address that is asked for, as HOST:PORT, or None if the site does not dial it."""
@@ -41,9 +42,16 @@ class Targets:
         """
         try:
             proxy = connect_through.chosen(self._environment, address.host)
-            if address != self._of_kit and address not in self._proven:
-                self._prove(address, proxy)
-            return connect_through.connect(address.host, address.port, proxy)
+            while True:
+                line = connect_through.connect(address.host, address.port, proxy)
+                found = (address, str(line.getpeername()[0]))
+                if address == self._of_kit and address not in {known for known, _ in self._proven}:
+                    # The site's FLARE says best what is wrong with who answers first.
+                    self._proven.add(found)
+                if found in self._proven:
+                    return line
+                self._prove(address, line)
+                self._proven.add(found)
         except (ProxyError, ValueError) as error:
             raise ConnectionError(str(error)) from None
         except OSError as error:
@@ -56,21 +64,19 @@ class Targets:
             log.warning("%s is ignored: %s", server_address.FILE, error)
             return None
 
-    def _prove(self, address: ServerAddress, proxy: Proxy | None) -> None:
-        """Check that the federation's server or relay answers at a newer address.
+    def _prove(self, address: ServerAddress, line: socket.socket) -> None:
+        """Check that the federation's server or relay answers at a newer address, or where a name leads now.
 
         Its name is in a certificate of the federation (`bridge/keeper/address.py`). Its port may be anybody's
-        choice, since the site's container hands the address to the keeper.
+        choice, since the site's container hands the address to the keeper. And who controls the name could
+        lead it to a machine of the hospital's network.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self._renewed / "rootCA.pem")
         # A gRPC server answers nobody who does not ask for this. Others do not care.
         context.set_alpn_protocols(["h2"])
         try:
-            with (
-                connect_through.connect(address.host, address.port, proxy) as line,
-                context.wrap_socket(line, server_hostname=address.host),
-            ):
-                self._proven.add(address)
+            with line, context.wrap_socket(line, server_hostname=address.host):
+                pass
         except ssl.SSLError:
             raise ProxyError(f"nobody with the federation's certificate answers at {address}") from None

@@ -112,13 +112,19 @@ settings() {
     mv .override.new compose.override.yaml
 }
 
+# own_container: print the ID of the container of this folder's service. A console that somebody has open is another one.
+own_container() {
+    docker ps --all --quiet --filter "label=com.docker.compose.project=$(value COMPOSE_PROJECT_NAME)" \
+        --filter "label=com.docker.compose.service=$site" --filter "label=com.docker.compose.oneoff=False"
+}
+
 # explain: say why the site is not registered, as far as its log and its health check know.
 explain() {
     compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
         sed -n -e 's/.*registration rejected: /  the server refuses the site: /p' \
             -e 's/.*failed with exception ProxyError: ProxyError: /  /p' \
             -e 's/.*failed with exception OpenedTLS: OpenedTLS: /  /p' | tail -n 1 | clean >&2 || true
-    container=$(compose ps --all --quiet "$site" 2>/dev/null || true)
+    container=$(own_container 2>/dev/null || true)
     [ -z "$container" ] || docker inspect --format \
         '{{with .State.Health}}{{range .Log}}{{printf "%s\n" .Output}}{{end}}{{end}}' "$container" 2>/dev/null |
         grep -v '^ *$' | tail -n 1 | sed 's/^/  health check: /' | clean >&2 || true
@@ -132,6 +138,9 @@ start() {
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' | clean >&2 || true
         explain
+        case $(docker inspect --format '{{.State.Health.Status}}' "$(own_container)" 2>/dev/null || true) in
+            healthy) fail "the settings in site.yml are not in effect: see above. $site goes on as it was, and is $ready." ;;
+        esac
         fail "$site is not $ready. ./site doctor looks for the reason, ./site logs shows the log."
     fi
     rm -f .up.log
@@ -140,7 +149,11 @@ start() {
 }
 
 status() {
-    container=$(compose ps --all --quiet "$site")
+    container=$(own_container)
+    if [ -n "$own_key" ] && [ -z "$(value SITE_APPROVED)" ]; then
+        say "$site is waiting for the answer to its request. ./site request prints the request again, ./site join takes the answer."
+        return 1
+    fi
     if [ -z "$container" ]; then
         say "$site is stopped. Start it: ./site start"
         return 1

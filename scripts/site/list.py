@@ -10,6 +10,7 @@ from typing import Any
 from provisioning.keys import ELSEWHERE, REVOKED
 from scripts import ca, core, join_files, provision, terminal
 from scripts.json_object import JsonObject
+from scripts.site import project_file
 
 JSON = JsonObject(
     {
@@ -34,14 +35,13 @@ def run() -> dict[str, Any]:
     for item in project["participants"]:
         if item["type"] not in ("client", "relay"):
             continue
-        target = item.get("connect_to")
         sites.append(
             {
                 "name": item["name"],
                 "type": item["type"],
                 "org": item["org"],
                 "elsewhere": bool(item.get(ELSEWHERE)),
-                "connect_to": target.get("name") if isinstance(target, dict) else target,
+                "connect_to": project_file.relay_of(item),
                 "join_file_until": until.get(item["name"]),
             }
         )

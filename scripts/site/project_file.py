@@ -17,6 +17,12 @@ from scripts import core
 PARTICIPANTS = "participants"
 
 
+def relay_of(entry: Mapping[str, Any]) -> str | None:
+    """Return the name in a participant's `connect_to`, if it has one."""
+    target = entry.get("connect_to")
+    return target.get("name") if isinstance(target, Mapping) else target
+
+
 def with_participant(text: str, entry: Mapping[str, Any]) -> str:
     """Return the file with another participant, after all others."""
     content = yaml.safe_load(text)

@@ -42,13 +42,21 @@ def run(
     """Remove the participant, and say what is left.
 
     Raises:
-        core.UsageError: there is none of this name, or the federation cannot be without it.
+        core.UsageError: there is none of this name, or others cannot be without it.
     """
     project = provision.load(provision.DEFAULT_PROJECT)
-    entry = next((item for item in project["participants"] if item["name"] == name), None)
+    # A person's console knows itself by the name of its container.
+    called = {service_name(item["name"]): item for item in project["participants"]}
+    entry = next((item for item in project["participants"] if item["name"] == name), called.get(name))
     if entry is None:
         names = ", ".join(item["name"] for item in project["participants"])
         raise core.UsageError(f"There is no participant {name} in project.yml: expected one of {names}.")
+    name = entry["name"]
+    if behind := [item["name"] for item in project["participants"] if project_file.relay_of(item) == name]:
+        raise core.UsageError(
+            f"{', '.join(behind)} would have nobody to connect to: expected a relay that nobody uses. First "
+            "let them connect elsewhere (connect_to in project.yml), or remove them."
+        )
     before = provision.DEFAULT_PROJECT.read_text()
     add.write(project_file.with_revoked(project_file.without_participant(before, name), name))
     try:

@@ -461,6 +461,25 @@ def test_what_is_not_the_federations_is_no_server_that_has_moved(
             moved.dial("evil.example", 443)
 
 
+def test_a_name_that_is_led_into_the_hospitals_network_leads_nowhere(
+    moved: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The federation's own name server can do that. The gate was at the server before."""
+    moved.dial(SERVER, 8002)
+    real = socket.getaddrinfo
+    with socket.create_server(("127.0.0.2", 0)) as database:
+        threading.Thread(target=greet, args=(database,), daemon=True).start()
+
+        def look(host: Any, port: Any, *args: Any, **more: Any) -> Any:
+            if host == SERVER:
+                return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", database.getsockname())]
+            return real(host, port, *args, **more)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look)
+        with pytest.raises(ProxyError, match="nobody with the federation's certificate"):
+            moved.dial(SERVER, 8002)
+
+
 def test_a_broken_file_leaves_the_kits_address(moved: Moved) -> None:
     (moved.place.renewed / server_address.FILE).write_text("[")
     moved.dial(SERVER, 8002)

@@ -245,6 +245,22 @@ def test_each_step_waits_for_the_sites_elsewhere(here: Path, monkeypatch: pytest
     assert verb.run(new_ca=True)["ca"] == "one"
 
 
+def test_nobody_waits_for_a_console_elsewhere_which_never_reports(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "name: lead@flowerbed.example\n"
+    edit(here, replace(name, f"{name}    elsewhere: true\n"))
+    verb.run(new_ca=True)
+    first, second = (root.fingerprint(hashes.SHA256()).hex() for root in trusts(here))
+    reports(monkeypatch, {"trusts": [first]})
+    with pytest.raises(core.Failure) as refused:
+        verb.run(new_ca=True)
+    assert refused.value.facts == {"waits_for": ["site-2"]}
+    reports(monkeypatch, {"trusts": [first, second]})
+    assert verb.run(new_ca=True)["ca"] == "reissued"
+    assert "./flowerbed site add lead@flowerbed.example" in capsys.readouterr().err
+
+
 def test_force_goes_on_without_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reports(monkeypatch, None)
     steps = [verb.run(new_ca=True, force=True)["ca"] for _ in range(3)]

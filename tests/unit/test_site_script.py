@@ -24,12 +24,14 @@ STATE, STARTED, HEALTH = (
     f"inspect --format {{{{{words}" for words in (".State.Status", ".State.StartedAt", "with .State.Health")
 )
 """The beginnings of calls that ask for a container's state, its start and its health checks."""
+OWN = "ps --all --quiet --filter label=com.docker.compose.project=fb-hospital-c"
+"""The beginning of the call that asks for the site's container."""
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     site = Site(tmp_path)
-    site.docker.answer("compose ps", out="c0ffee\n")
+    site.docker.answer(OWN, out="c0ffee\n")
     site.docker.answer("compose logs", out="")
     site.docker.answer(STATE, out="running healthy\n")
     site.docker.answer(STARTED, out=SINCE)
@@ -59,6 +61,29 @@ def test_the_start_is_told_in_whole_seconds(site: Site) -> None:
         "hospital-c has been running since 2026-11-28T11:13:42Z and is registered with fl.example.org:8002."
     )
     assert site.verb("status") == (0, f"{told}\n", "")
+
+
+def test_a_site_that_waits_for_an_answer_says_so(site: Site) -> None:
+    with (site.folder / ".env").open("a") as file:
+        file.write("SITE_OWN_KEY=1\n")
+    site.docker.answer(OWN, out="")
+    code, _, said = site.verb("status")
+    assert code == 1 and "is waiting for the answer to its request" in said and "stopped" not in said
+
+
+def test_an_open_console_is_not_taken_for_the_container_of_the_service(site: Site) -> None:
+    site.verb("status")
+    (asked,) = (call for call in site.docker.calls if call.startswith("ps --all"))
+    assert asked.endswith("--filter label=com.docker.compose.oneoff=False")
+
+
+def test_settings_that_cannot_be_used_leave_the_site_as_it_was(site: Site) -> None:
+    site.docker.answer("run --rm --network none", out="services: {}\n")
+    site.docker.answer("compose --progress plain up", out="no such folder\n", code=1)
+    site.docker.answer("inspect --format {{.State.Health.Status}}", out="healthy\n")
+    code, _, said = site.verb("start")
+    assert code == 1 and "hospital-c goes on as it was, and is registered with" in said
+    assert "is not registered" not in said
 
 
 def test_a_site_that_is_not_registered_says_why_and_what_to_do(site: Site) -> None:

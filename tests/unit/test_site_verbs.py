@@ -299,6 +299,13 @@ def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None
     text = (federation.root / person["file"]).read_text()
     assert "ROLE='console'" in text and "SITE='jane'" in text and "compose/flwr.yaml" in text
     assert person["server"] == relay["server"] == "fl.example.org:8002"
+    before = federation.project
+    code, refused, _ = federation.verb("site", "remove", "relay-1")
+    assert code == 2 and "hospital-c would have nobody to connect to" in refused["error"]
+    assert federation.project == before
+    # By the name of the console, which it knows.
+    code, removed, said = federation.verb("site", "remove", "jane")
+    assert code == 0 and removed["removed"] == "jane@lab.example", said
 
 
 def test_site_alone_names_its_verbs(federation: Federation) -> None:
