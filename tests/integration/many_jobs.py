@@ -80,6 +80,7 @@ def three_at_once_and_two_that_wait(federation: Federation, all_sites: Sequence[
     assert sorted(line.split()[0] for line in published if "->" in line) == [
         "flwr.admin",
         "flwr.lead",
+        "flwr.member",
         "server",
     ]
     found = {job: federation.must("wait", job, timeout=600) for job in (*apps, *waiting)}
