@@ -31,6 +31,9 @@ GATE = "FLOWERBED_GATE"
 GATE_TO = "FLOWERBED_GATE_TO"
 """The gate's variable with the address in the site's kit. The gate has no kit."""
 
+LEADS_ELSEWHERE = "the gate leads to this site's server or relay only"
+"""The beginning of a gate's reason for another address than its own."""
+
 KEY = "connect_through"
 """The key of the setting (`site_settings.py`). Messages name it."""
 

@@ -124,6 +124,9 @@ def check_gate(environment: Mapping[str, str], to: ServerAddress) -> Finding | N
     try:
         connect_through.connect(to.host, to.port, gate).close()
     except ProxyError as error:
+        if str(error).startswith(connect_through.LEADS_ELSEWHERE):
+            # An update has named another address. The start that follows makes the gate anew.
+            return Finding("gate", "warn", f"the site's gate does not lead to {to} yet", "./site start")
         with contextlib.suppress(OSError):
             socket.getaddrinfo(gate.host, gate.port)
             return Finding("gate", "fail", str(error), "docker compose up -d --force-recreate gate")
