@@ -17,6 +17,7 @@ from typing import Any
 from bridge.common.offers import ENVIRONMENTS, RUNTIME
 from provisioning.keys import OWN_KEY
 from scripts import core, offers, progress
+from scripts.site import project_file
 
 SUMS = "SHA256SUMS"
 """The file with all checksums: `sha256sum -c SHA256SUMS` checks a stick."""
@@ -109,8 +110,7 @@ def check(
             f"--from-server: expected the scheme {' or '.join(SCHEMES)} in project.yml, found {scheme}, "
             "which serves no files. Use a registry, or a folder: --with-images FOLDER"
         )
-    target = entry.get("connect_to")
-    relay = target.get("name") if isinstance(target, Mapping) else target
+    relay = project_file.relay_of(entry)
     kinds = {item["name"]: item["type"] for item in project["participants"]}
     if kinds.get(relay) == "relay":
         raise core.UsageError(
