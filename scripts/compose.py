@@ -22,6 +22,7 @@ LABEL = "com.docker.compose"
 CONTAINER = f"""\
 {{"Service": {{{{json (.Label "{LABEL}.service")}}}}, "Name": {{{{json .Names}}}}, \
 "State": {{{{json .State}}}}, "Status": {{{{json .Status}}}}, "Image": {{{{json .Image}}}}, \
+"Ports": {{{{json .Ports}}}}, \
 "Hash": {{{{json (.Label "{LABEL}.config-hash")}}}}}}"""
 """The format of `docker ps`: one line for each container."""
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)")
@@ -103,9 +104,9 @@ def container(service: str) -> str:
 def containers() -> list[dict[str, str]]:
     """Return all containers of the federation, stopped ones too.
 
-    Each has Service, Name, State, Image, Hash (Compose's mark of its configuration), and Health if it has a
-    check. The answer comes from the engine: Compose knows no more, and takes a tenth of a second to read its
-    files.
+    Each has Service, Name, State, Image, Ports (as `docker ps` shows them), Hash (Compose's mark of its
+    configuration), and Health if it has a check. The answer comes from the engine: Compose knows no more, and
+    takes a tenth of a second to read its files.
     """
     filters = [f"--filter=label={LABEL}.{key}" for key in (f"project={project()}", "oneoff=False")]
     process = core.run([engine.docker(), "ps", "--all", "--format", CONTAINER, *filters], timeout=TIMEOUT)

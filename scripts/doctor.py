@@ -127,7 +127,7 @@ def examine() -> Iterator[Finding]:
     if alive:
         yield check_images(config)
         yield from federation_checks.check_containers(config, containers)
-        yield from federation_checks.check_sites(running)
+        yield from federation_checks.check_sites(running, federation_checks.not_open(config, containers))
         yield from federation_checks.check_ports(config, set(running))
         yield check_clocks(list(running.values()))
         yield from check_sandboxes(running)

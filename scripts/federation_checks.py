@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bridge.common.finding import Finding
@@ -84,8 +84,23 @@ def check_containers(config: dict[str, Any], containers: Sequence[Mapping[str, s
         yield Finding("containers", "warn", found)
 
 
-def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that the sites of project.yml are registered with the server, if it runs here."""
+def not_open(config: dict[str, Any], containers: Sequence[Mapping[str, str]]) -> set[int]:
+    """Return the ports that running containers have by the Compose file, and get only with the next `up`."""
+    running = {c["Service"]: c["Ports"] for c in containers if c["State"] == "running" and c.get("Ports")}
+    return {
+        number
+        for name, _, number in up.ports(config)
+        if name in running and f":{number}->" not in running[name]
+    }
+
+
+def check_sites(running: Mapping[str, str], closed: Collection[int] = ()) -> Iterator[Finding]:
+    """Check that the sites of project.yml are registered with the server, if it runs here.
+
+    Args:
+        running: the containers by service.
+        closed: the result of `not_open`.
+    """
     try:
         project = provision.load(provision.DEFAULT_PROJECT)
         participants = project["participants"]
@@ -107,7 +122,7 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
     lost = [name for name in absent if name not in early]
     if not lost:
         yield Finding("sites", "ok", f"{len(sites) - len(waited)} registered")
-        yield from _reports(told)
+        yield from _reports(told, closed)
         return
     address = f"{server.get('default_host') or server['name']}:{server.get('fed_learn_port', PORT)}"
     if port := server.get(DEFAULT_PORT):
@@ -115,9 +130,10 @@ def check_sites(running: Mapping[str, str]) -> Iterator[Finding]:
     found = f"{', '.join(lost)} not registered. Sites dial {address}"
     is_here = any(service_name(name) in running for name in lost)
     yield Finding("sites", "fail" if is_here else "warn", found, REGISTERING)
-    yield from _reports(told)
+    yield from _reports(told, closed)
 
 
-def _reports(told: Mapping[str, Any]) -> Iterator[Finding]:
+def _reports(told: Mapping[str, Any], closed: Collection[int]) -> Iterator[Finding]:
     file = dotenv.read(core.ROOT / ".env").get("FLOWERBED_COMPOSE")
-    yield from report_checks.check(told, (core.ROOT / file).parents[1] / renewed.FOLDER if file else None)
+    folder = (core.ROOT / file).parents[1] / renewed.FOLDER if file else None
+    yield from report_checks.check(told, folder, closed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ EXPIRY_WARN_DAYS = 30.0
 """Warn of a certificate that ends sooner."""
 
 
-def check(told: Mapping[str, Any], renewed: Path | None = None) -> Iterator[Finding]:
+def check(
+    told: Mapping[str, Any], renewed: Path | None = None, closed: Collection[int] = ()
+) -> Iterator[Finding]:
     """Check the reports in an answer to `status`.
 
     Args:
         told: the console's answer.
         renewed: the folder with each site's address of today, if there is one.
+        closed: the ports here that `up` has yet to open.
     """
     reports = {str(one["name"]): one for one in told.get("reports") or ()}
     registered = [str(site["name"]) for site in told["sites"]]
@@ -49,7 +52,7 @@ def check(told: Mapping[str, Any], renewed: Path | None = None) -> Iterator[Find
                 *_disk(name, one["report"]),
                 *_packages(name, one["report"]),
                 *_clock(name, one),
-                *_address(name, one["report"], renewed),
+                *_address(name, one["report"], renewed, closed),
             ]
     if not found:
         yield Finding("site reports", "ok", f"{len(reports)}, and none needs attention")
@@ -125,7 +128,9 @@ def _clock(name: str, one: Mapping[str, Any]) -> Iterator[Finding]:
     yield Finding("clocks", level, text, "turn on that machine's time synchronization (timedatectl)")
 
 
-def _address(name: str, report: Mapping[str, Any], renewed: Path | None) -> Iterator[Finding]:
+def _address(
+    name: str, report: Mapping[str, Any], renewed: Path | None, closed: Collection[int]
+) -> Iterator[Finding]:
     """Name a site that dials another address than the one of today."""
     if renewed is None or "dialled" not in report:
         return
@@ -135,8 +140,12 @@ def _address(name: str, report: Mapping[str, Any], renewed: Path | None) -> Iter
         return
     if today is None or report["dialled"] == str(today):
         return
-    if report.get("known_address") == str(today):
-        text = f"{name} dials {report['dialled']}, and takes {today} at its next connection"
-    else:
-        text = f"{name} dials {report['dialled']}, and has not heard of {today}"
-    yield Finding("address", "warn", text, "keep the old address pointing to the server until then")
+    knows, is_closed = report.get("known_address") == str(today), today.port in closed
+    comes = f"takes {today} at its next connection" if knows else f"has not heard of {today}"
+    mend = "keep the old address pointing to the server until then"
+    if is_closed and knows:
+        comes = f"knows {today}, where nobody answers yet"
+        mend = "./flowerbed build, then up, once every site has heard of the new address"
+    elif is_closed:
+        mend = "wait until it has, before ./flowerbed up closes the old port"
+    yield Finding("address", "warn", f"{name} dials {report['dialled']}, and {comes}", mend)

@@ -38,7 +38,8 @@ GIVEN = "flowerbed.address"
 GRPC_SCHEMES = ("grpc", "grpcs")
 
 DIALLED = Path("/tmp/health/dialled")
-"""The file that tells a site's health check which port of the other end it is connected to."""
+"""The file that tells a site's health check which port it is connected to. The second line is for `./site
+status`: the address of the other end, which may be behind a proxy or gate."""
 
 
 UNKNOWN = (7, 18, 19, 20, 21)
@@ -102,13 +103,13 @@ def check_proxy(host: str, port: int) -> Proxy | None:
 
 
 def tell_health_check(host: str, port: int, proxy: Proxy | None) -> None:
-    """Write down which port of the other end this container is connected to."""
+    """Write down the port that this container is connected to, and the address of the other end."""
     if host in connect_through.LOOPBACK:
         return
     # Without a container there is no such folder, and no health check.
     with contextlib.suppress(OSError):
         draft = DIALLED.with_name(f"{DIALLED.name}.{os.getpid()}")
-        draft.write_text(f"{proxy.port if proxy else port}\n")
+        draft.write_text(f"{proxy.port if proxy else port}\n{ServerAddress(host, port)}\n")
         draft.replace(DIALLED)
 
 

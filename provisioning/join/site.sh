@@ -118,6 +118,13 @@ own_container() {
         --filter "label=com.docker.compose.service=$site" --filter "label=com.docker.compose.oneoff=False"
 }
 
+# look: see which address the container dials now. After a move it is not the kit's any more.
+look() {
+    [ "$role" = site ] || return 0
+    found=$(docker exec "$1" sed -n 2p /tmp/health/dialled 2>/dev/null | clean || true)
+    ready="registered with ${found:-$server}"
+}
+
 # explain: say why the site is not registered, as far as its log and its health check know.
 explain() {
     compose logs --no-color --no-log-prefix --tail 400 "$site" 2>/dev/null |
@@ -145,6 +152,7 @@ start() {
     fi
     rm -f .up.log
     [ -n "$(value SITE_JOINED)" ] || echo "SITE_JOINED=$(date -u +%Y-%m-%d)" >>.env
+    look "$(own_container)"
     say "$site is $ready."
 }
 
@@ -161,6 +169,7 @@ status() {
     state=$(docker inspect --format '{{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}' "$container")
     since=$(docker inspect --format '{{.State.StartedAt}}' "$container")
     case $since in *T*.*Z) since=${since%%.*}Z ;; esac
+    look "$container"
     case $state in
         "running healthy" | "running ")
             echo "$site has been running since $since and is $ready."

@@ -100,3 +100,4 @@ def test_a_running_site_goes_to_a_server_that_has_moved(
     report(centre, site, lambda told: told["dialled"] == moved)
     assert began == centre.docker(site, "inspect", "--format", "{{.State.StartedAt}}", centre.name(site))
     assert (centre.folder(site) / "renewed" / "server.json").is_file()
+    assert f"is registered with {moved}." in centre.places[site].must(f"{site}/site", "status")

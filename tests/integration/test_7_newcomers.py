@@ -12,6 +12,7 @@ from dev.scratch_federation import Project
 from provisioning import dotenv, links
 from scripts.core import ROOT
 from tests.attacks import hostile
+from tests.faults.phases import Phase, wait_for
 from tests.federation import Federation
 
 APP = str(ROOT / "tests/apps/numpy-add")
@@ -84,9 +85,9 @@ def test_they_come_and_go_in_the_middle_of_a_job(larger: Federation, project: st
     hostile.registered(larger, NEW)
     assert job in [str(one["job_id"]) for one in larger.must("jobs", "--as", "guest")["jobs"]]
 
-    # It takes part in the job that ran before it came. Then it goes, and the job goes on without it.
+    # It takes part in a whole round of the job that ran before it came. Then it goes, and the job goes on.
     hostile.running(larger, job, NEW)
-    time.sleep(6)
+    wait_for(larger, job, NEW, Phase.BETWEEN_ROUNDS)
     took = change(larger, leave)
     print(f"up took {took:.1f} s when both left, in the middle of a job")
     assert larger.containers() == containers

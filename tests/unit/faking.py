@@ -209,7 +209,7 @@ class Checkout:
         self.docker.answer("compose --profile * config --hash", out="".join(lines))
 
     def running(self, **health: str) -> None:
-        """Say which services run, and how healthy they are."""
+        """Say which services run, and how healthy they are. The server's port is 8002."""
         lines = [
             {
                 "Service": name,
@@ -217,6 +217,7 @@ class Checkout:
                 "State": "running",
                 "Status": _up(value),
                 "Image": f"flowerbed-{name}:dev",
+                "Ports": "127.0.0.1:8002->8002/tcp" if name == "server" else "",
                 "Hash": HASH,
             }
             for name, value in health.items()

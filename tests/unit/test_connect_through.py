@@ -315,13 +315,13 @@ def test_the_pages_settings_are_taken() -> None:
             assert not problems_in_file(project)
 
 
-def test_the_health_check_hears_which_port_is_dialled(
+def test_the_health_check_and_status_hear_what_is_dialled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialling, "DIALLED", tmp_path / "dialled")
     dialling.tell_health_check("127.0.0.1", 40000, None)
     assert not (tmp_path / "dialled").exists()
     dialling.tell_health_check(SERVER, 443, None)
-    assert (tmp_path / "dialled").read_text() == "443\n"
+    assert (tmp_path / "dialled").read_text() == f"443\n{SERVER}:443\n"
     dialling.tell_health_check(SERVER, 443, Proxy("p.example", 3128))
-    assert (tmp_path / "dialled").read_text() == "3128\n"
+    assert (tmp_path / "dialled").read_text() == f"3128\n{SERVER}:443\n"

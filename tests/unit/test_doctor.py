@@ -291,6 +291,25 @@ def test_a_site_that_is_not_registered(
     assert "could not ask the server" in examine()[1]["sites"]["found"]
 
 
+def test_a_site_that_cannot_follow_the_server_before_up(
+    checkout: Checkout, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provision, "load", lambda project: {"name": "flowerbed", "participants": PEOPLE})
+    checkout.docker.answer("exec", out=f"{time.time()}\n")
+    checkout.docker.answer("exec --interactive", out=answer(data={}))
+    config = json.loads(checkout.docker.answers["compose config"]["out"])
+    port = int(config["services"]["server"]["ports"][0]["published"])
+    today = checkout.root / "workspace" / "flowerbed" / "renewed" / "site-1" / "server.json"
+    today.parent.mkdir(parents=True)
+    today.write_text(json.dumps({"host": "fl.example", "port": port}))
+    report = {"dialled": "fl.example:8002", "known_address": f"fl.example:{port}"}
+    reports = [{"name": "site-1", "reported_seconds": 1, "report": report}]
+    told = {"sites": [{"name": "site-1", "last_seen_seconds": 1}], "jobs": [], "reports": reports}
+    checkout.docker.answer("exec -i flowerbed-admin-1", out=json.dumps(told) + "\n")
+    checkout.running(**{"server": "healthy", "site-1": "healthy", "admin": ""})
+    assert examine()[1]["address"]["mend"].startswith("./flowerbed build, then up")
+
+
 @pytest.mark.parametrize("is_provisioned", [True, False])
 def test_a_name_and_a_port_that_another_federation_has(
     checkout: Checkout, examine: Examine, tmp_path: Path, is_provisioned: bool

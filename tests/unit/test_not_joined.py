@@ -56,7 +56,7 @@ def test_doctor_names_it_apart_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "service", lambda identity: "admin")
     answer = TOLD | {"sites": [{"name": name} for name in ("site-1", "hospital-d")]}
     monkeypatch.setattr(console, "ask", lambda *words: answer)
-    monkeypatch.setattr(federation_checks, "_reports", lambda told: iter(()))
+    monkeypatch.setattr(federation_checks, "_reports", lambda *words: iter(()))
     waits, rest = federation_checks.check_sites({"server": "c1"})
     assert waits.level == "warn" and waits.found.startswith("hospital-c has not joined yet.")
     assert (rest.level, rest.found) == ("ok", "2 registered")

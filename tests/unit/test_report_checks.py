@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import report_checks
+from scripts import federation_checks, report_checks
 
 SERVER = {"flare": "2.9.0", "code": "abcdef012345", "flowerbed": "0.1.0"}
 
@@ -23,8 +24,14 @@ GOOD: dict[str, Any] = {
 }
 
 
-def found(tmp_path: Path, since: float = 3.0, ahead: float | None = 0.1, **facts: Any) -> list[str]:
-    """The lines about site-1, with some facts of its report changed."""
+def found(
+    tmp_path: Path,
+    since: float = 3.0,
+    ahead: float | None = 0.1,
+    closed: Collection[int] = (),
+    **facts: Any,
+) -> list[str]:
+    """The lines about site-1, with some facts of its report changed. Of its address with the advice."""
     (tmp_path / "site-1").mkdir(exist_ok=True)
     (tmp_path / "site-1" / "server.json").write_text(json.dumps({"host": "fl.example", "port": 8002}))
     one = {"name": "site-1", "reported_seconds": since, "clock_ahead_seconds": ahead}
@@ -33,7 +40,10 @@ def found(tmp_path: Path, since: float = 3.0, ahead: float | None = 0.1, **facts
         "reports": [{**one, "report": {**GOOD, **facts}}],
         "server_version": SERVER,
     }
-    return [f"{one.level} {one.check}: {one.found}" for one in report_checks.check(told, tmp_path)]
+    return [
+        f"{one.level} {one.check}: {one.found}" + f" -> {one.mend}" * (one.check == "address")
+        for one in report_checks.check(told, tmp_path, closed)
+    ]
 
 
 def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
@@ -72,11 +82,23 @@ def test_nothing_is_said_of_good_sites(tmp_path: Path) -> None:
         ({"ahead": -7.0}, "fail clocks: site-1's clock is 7.0 s behind"),
         (
             {"dialled": "old.example:8002"},
-            "warn address: site-1 dials old.example:8002, and takes fl.example:8002 at its next connection",
+            "warn address: site-1 dials old.example:8002, and takes fl.example:8002 at its next connection"
+            " -> keep the old address pointing to the server until then",
         ),
         (
             {"dialled": "old.example:8002", "known_address": "old.example:8002"},
-            "warn address: site-1 dials old.example:8002, and has not heard of fl.example:8002",
+            "warn address: site-1 dials old.example:8002, and has not heard of fl.example:8002"
+            " -> keep the old address pointing to the server until then",
+        ),
+        (
+            {"dialled": "fl.example:8001", "closed": [8002]},
+            "warn address: site-1 dials fl.example:8001, and knows fl.example:8002, where nobody answers yet"
+            " -> ./flowerbed build, then up, once every site has heard of the new address",
+        ),
+        (
+            {"dialled": "fl.example:8001", "known_address": "fl.example:8001", "closed": [8002]},
+            "warn address: site-1 dials fl.example:8001, and has not heard of fl.example:8002"
+            " -> wait until it has, before ./flowerbed up closes the old port",
         ),
     ],
 )
@@ -101,3 +123,14 @@ def test_a_site_that_has_never_reported_is_named() -> None:
     reports = [{"name": "site-2", "reported_seconds": 1.0, "clock_ahead_seconds": 0.0, "report": {}}]
     (said,) = report_checks.check({"sites": [site, other], "reports": reports})
     assert said.found == "site-1 is registered, and has not reported yet"
+
+
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [("127.0.0.1:8002->8002/tcp", {8003}), ("0.0.0.0:8003->8002/tcp, :::8003->8002/tcp", set()), ("", set())],
+)
+def test_a_port_that_waits_for_up_is_found(ports: str, expected: set[int]) -> None:
+    """An engine that tells no ports is not taken for one with none."""
+    config = {"services": {"server": {"ports": [{"published": "8003", "target": 8002}]}, "site-1": {}}}
+    containers = [{"Service": "server", "State": "running", "Ports": ports}]
+    assert federation_checks.not_open(config, containers) == expected

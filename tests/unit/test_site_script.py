@@ -63,6 +63,15 @@ def test_the_start_is_told_in_whole_seconds(site: Site) -> None:
     assert site.verb("status") == (0, f"{told}\n", "")
 
 
+def test_a_site_shows_the_address_that_it_dials_now(site: Site) -> None:
+    """Its kit and .env have the one of the day on which it joined."""
+    site.docker.answer("run --rm --network none", out="")
+    site.docker.answer("exec c0ffee sed -n 2p /tmp/health/dialled", out="moved.example.org:443\n")
+    assert "and is registered with moved.example.org:443.\n" in site.verb("status")[1]
+    site.docker.answer("compose --progress plain up", out="")
+    assert site.verb("start") == (0, "", "hospital-c is registered with moved.example.org:443.\n")
+
+
 def test_a_site_that_waits_for_an_answer_says_so(site: Site) -> None:
     with (site.folder / ".env").open("a") as file:
         file.write("SITE_OWN_KEY=1\n")
