@@ -21,6 +21,10 @@ ARRAY = 8_000_000
 TRAINING = 2
 """Seconds of each training."""
 
+FOLLOWED = 1500
+"""Seconds for which a site's log is followed at most. The log of a job that has failed says nothing more, and
+does not end."""
+
 
 CONFIG = ("--run-config", f"array-size={ARRAY} train-seconds={TRAINING}")
 """Options of `submit` that make each phase long enough to be hit."""
@@ -65,7 +69,7 @@ def run_with(federation: Federation, faults: Sequence[Fault], *options: str, rou
             pool.submit(_fail, federation, job, site, [f for f in faults if f.site == site]) for site in sites
         ]
         try:
-            outcome = federation.must("wait", job, timeout=1500)
+            outcome = federation.must("wait", job, timeout=FOLLOWED)
         finally:
             # First what went wrong with the faults: then the job may wait for a line that never came back.
             for future in failing:
@@ -98,7 +102,7 @@ def undisturbed(rounds: int, sites: Sequence[str]) -> list[dict[str, Any]]:
 
 def wait_for(federation: Federation, job: str, site: str, phase: Phase) -> None:
     """Wait until a site's part of a job, from its latest start on, comes to a phase."""
-    for _, found, _ in _moments(federation, job, site):
+    for _, found, _ in moments(federation, job, site):
         if found is phase:
             return
     raise AssertionError(f"{site}'s log ended before {phase.name}")
@@ -110,7 +114,7 @@ def _fail(federation: Federation, job: str, site: str, faults: list[Fault]) -> N
     due = list(faults)
     failed: Fault | None = None
     mended = 0.0
-    for number, phase, said in _moments(federation, job, site):
+    for number, phase, said in moments(federation, job, site):
         if failed is not None and "successfully" in said:
             failed.recovered_after = time.monotonic() - mended
             failed = None
@@ -124,10 +128,12 @@ def _fail(federation: Federation, job: str, site: str, faults: list[Fault]) -> N
             mended = time.monotonic()
 
 
-def _moments(federation: Federation, job: str, site: str) -> Iterator[tuple[int, Phase | None, str]]:
+def moments(
+    federation: Federation, job: str, site: str, within: int = FOLLOWED
+) -> Iterator[tuple[int, Phase | None, str]]:
     """The lines of a site's log of a job as they come, with the round and the phase that begins there."""
     number, message = 0, ""
-    for said in _log(federation, job, site):
+    for said in _log(federation, job, site, within):
         if "Receiving: " in said or "Sending: " in said:
             message = said
         phase = next((phase for phase in Phase if phase.value in said), None)
@@ -138,11 +144,12 @@ def _moments(federation: Federation, job: str, site: str) -> Iterator[tuple[int,
         yield number, phase, said
 
 
-def _log(federation: Federation, job: str, site: str) -> Iterator[str]:
-    """Yield the lines of a site's log of a job, from the first on, as they come, until the container ends."""
+def _log(federation: Federation, job: str, site: str, within: int) -> Iterator[str]:
+    """Yield the lines of a site's log of a job, from the first on, as they come, until the container ends or
+    `within` seconds are over."""
     file = f"/workspace/{job}/log.txt"
     wait = f"until [ -f {file} ]; do sleep 0.1; done; exec tail -n +1 -F {file}"
-    command = ["docker", "exec", federation.container(site), "sh", "-c", wait]
+    command = ["docker", "exec", federation.container(site), "timeout", str(within), "sh", "-c", wait]
     with subprocess.Popen(
         command,
         env=federation.engine_of(site),

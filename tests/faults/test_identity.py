@@ -41,14 +41,17 @@ def test_a_hostile_process_beside_a_supernode_is_refused_and_the_job_unharmed(fe
     container = federation.container("site-1")
     command = ["docker", "exec", container, "python", "-c", HOSTILE, str(SECONDS)]
     env = federation.engine_of("site-1")
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as hostile:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as hostile:
         try:
             # Longer than the attack: with the job, the gateway that is attacked ends.
             job = federation.submit("numpy-add", "--rounds", "3", "--run-config", "train-seconds=10")
             outcome = federation.must("wait", job)
-            told, _ = hostile.communicate(timeout=90)
+            told, error = hostile.communicate(timeout=90)
         finally:
             hostile.kill()
+    assert hostile.returncode == 0, error
     answers = json.loads(told)
     opened = answers.pop("connections opened")["1"]
     assert opened > CONNECTIONS
