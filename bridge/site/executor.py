@@ -8,10 +8,10 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE
@@ -69,6 +69,23 @@ INCARNATIONS = RESTARTS + 1
 Start numbers come from the server, so neither a clock nor the site's container can influence them."""
 
 
+@contextlib.contextmanager
+def errors_end_the_process() -> Iterator[None]:
+    """Crash at an error. FLARE would only log it, and the job would wait for a site that never comes."""
+    try:
+        yield
+    except Exception:
+        log.exception("this site's part cannot go on")
+        _crash()
+
+
+def _crash() -> NoReturn:
+    """Exit as if this process had crashed. The server's supervisor then starts over with another process, and
+    finally fails the job. After a panic the site would merely be missing."""
+    logging.shutdown()
+    os._exit(ProcessExitCode.EXCEPTION)
+
+
 class FlowerExecutor(Executor):
     """Runs one SuperNode behind one gateway. It starts at START_RUN and takes no task, so a site that comes
     late or comes back needs nothing from the server to begin."""
@@ -100,7 +117,8 @@ class FlowerExecutor(Executor):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Called by FLARE for every event of the run."""
         if event_type == EventType.START_RUN:
-            self._start(fl_ctx)
+            with errors_end_the_process():
+                self._start(fl_ctx)
         elif event_type == EventType.AFTER_PULL_TASK:
             self._rest(fl_ctx.get_prop(ReservedKey.RUN_ABORT_SIGNAL))
         elif event_type == EventType.END_RUN:
@@ -185,14 +203,15 @@ class FlowerExecutor(Executor):
     async def _begin_later(self, lacking: str, setup: partial[SuperNodeSetup], run_dir: Path) -> None:
         """Begin once the app's environment has come, or take no part if it does not come."""
         assert self._caller is not None and self._link is not None
-        try:
-            if (packages := await self._arrival.wait(self._caller, lacking)) is None:
-                return  # The job is over.
-            check(self.options.supernode, packages)
-            self._link.flwr = packages.flwr
-            await self._begin(setup, packages, run_dir)
-        except (BadApp, versions.UnsupportedFlower, ValueError) as wrong:
-            self._other_app(str(wrong))
+        with errors_end_the_process():
+            try:
+                if (packages := await self._arrival.wait(self._caller, lacking)) is None:
+                    return  # The job is over.
+                check(self.options.supernode, packages)
+                self._link.flwr = packages.flwr
+                await self._begin(setup, packages, run_dir)
+            except (BadApp, versions.UnsupportedFlower, ValueError) as wrong:
+                self._other_app(str(wrong))
 
     async def _begin(self, setup: partial[SuperNodeSetup], packages: AppEnvironment, run_dir: Path) -> None:
         assert self._points is not None and self._caller is not None
@@ -224,18 +243,16 @@ class FlowerExecutor(Executor):
         """Restart the SuperNode when it ends before the job does: later each time, at most `RESTARTS`
         times."""
         assert self._supernode is not None and self._caller is not None
-        for number in range(RESTARTS):
-            reason = await self._supernode.ended()
-            log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
-            await self._supernode.stop(0)  # Its children end too: there is one node at a time.
-            await self._caller.start_over()
-            await asyncio.sleep(RESTART_FIRST * 2**number)
-            self._supernode = await start()
-        log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
-        # Exit as if this process had crashed. The server's keeper then starts over with another process, and
-        # finally fails the job. After a panic the site would merely be missing.
-        logging.shutdown()
-        os._exit(ProcessExitCode.EXCEPTION)
+        with errors_end_the_process():
+            for number in range(RESTARTS):
+                reason = await self._supernode.ended()
+                log.warning("the SuperNode %s, start %d of %d", reason, number + 1, RESTARTS)
+                await self._supernode.stop(0)  # Its children end too: there is one node at a time.
+                await self._caller.start_over()
+                await asyncio.sleep(RESTART_FIRST * 2**number)
+                self._supernode = await start()
+            log.error("the SuperNode %s, for the %dth time", await self._supernode.ended(), RESTARTS + 1)
+            _crash()
 
     def _other_app(self, reason: str) -> None:
         """Take no part, because the server hands out another app than this site has checked, or the app has
