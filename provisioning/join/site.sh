@@ -8,7 +8,7 @@ usage() {
 Usage: ./site VERB
   start             start the site with the settings in site.yml, and wait until it is registered
   stop              stop it. Its settings, key and jobs stay
-  status            show whether it is running and registered
+  status            show whether it is running and registered, reads its data, and has the settings in site.yml
   logs [-f]         show its log
   doctor            check this machine, the way to the server, the certificate and the data
   request           print the request for a certificate again, if the site makes its own key
@@ -99,8 +99,8 @@ Nothing was changed."
     start
 }
 
-# settings: make Compose's file of the site's own settings.
-settings() {
+# render: make a draft of Compose's file of the site's own settings.
+render() {
     set -- settings
     [ "$role" = site ] || set -- settings "$role" "$site" "${server%:*}"
     [ -f site.yml ] || fail "expected the settings in $here/site.yml, found none. An empty file is enough."
@@ -109,7 +109,24 @@ settings() {
         rm -f .override.new
         fail "site.yml is wrong: see above. Correct it, and run ./site start again."
     fi
+}
+
+# settings: make Compose's file of the site's own settings.
+settings() {
+    render
     mv .override.new compose.override.yaml
+}
+
+# edited: say whether ./site start would make the containers of other settings than they have.
+edited() {
+    if ! said=$( (render && compose --file compose.yaml --file .override.new config --hash '*') 2>&1); then
+        say "  site.yml is not in effect: $(echo "$said" | head -n 1) Correct it, then run ./site start."
+    elif docker ps --filter "label=com.docker.compose.project=$(value COMPOSE_PROJECT_NAME)" \
+        --filter "label=com.docker.compose.oneoff=False" --format \
+        '{{.Label "com.docker.compose.service"}} {{.Label "com.docker.compose.config-hash"}}' | grep -qvxF "$said"; then
+        say "  An edit of site.yml is not in effect yet: $site runs with older settings. To apply it, run ./site start."
+    fi
+    rm -f .override.new
 }
 
 # own_container: print the ID of the container of this folder's service. A console that somebody has open is another one.
@@ -173,10 +190,12 @@ status() {
     case $state in
         "running healthy" | "running ")
             echo "$site has been running since $since and is $ready."
+            notes
             [ "$role" != site ] || pending || true
             ;;
         running*)
             echo "$site has been running since $since and is not $ready."
+            notes
             explain
             say "  To find the reason, run ./site doctor."
             return 1
@@ -186,6 +205,12 @@ status() {
             return 1
             ;;
     esac
+}
+
+# notes: say what is wrong with the data and settings of a running container.
+notes() {
+    [ "$role" != site ] || docker exec "$container" python3 -P -m bridge.preflight.data 2>/dev/null | clean >&2 || true
+    edited
 }
 
 # logs: show the log. A file or another program gets it as it is.

@@ -122,6 +122,22 @@ def test_a_file_cannot_take_another_sites_folder(centre: HostsFederation, clinic
     assert said.returncode == 1 and "the folder of the site hospital-c" in said.stderr
 
 
+def test_status_names_data_that_cannot_be_read_and_an_edit_that_waits(
+    centre: HostsFederation, clinic: Host
+) -> None:
+    folder = clinic.home / "hospital-c"
+    (folder / "data" / "scan.csv").write_text("1\n")
+    assert clinic.run("hospital-c/site", "status").stderr == ""
+    (folder / "data").chmod(0o000)
+    (folder / "site.yml").write_text("node_config: {ward: 3}\n")
+    said = clinic.run("hospital-c/site", "status").stderr
+    (folder / "data").chmod(0o755)
+    (folder / "site.yml").write_text("")
+    assert "  data: user 10001 of the container cannot read /data: Permission denied." in said
+    assert "  An edit of site.yml is not in effect yet: hospital-c runs with older settings." in said
+    assert clinic.run("hospital-c/site", "status").stderr == ""
+
+
 def test_a_second_machine_with_the_same_file_stays_out(
     centre: HostsFederation, clinic: Host, engine: Callable[..., Host]
 ) -> None:

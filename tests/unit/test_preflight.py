@@ -13,8 +13,8 @@ import pytest
 from bridge.common import readable, server_address
 from bridge.common.finding import Finding
 from bridge.launch import sandbox
+from bridge.preflight import data, machine
 from bridge.preflight import kit as kits
-from bridge.preflight import machine
 from scripts import engine
 from scripts.core import ROOT
 from tests.unit import faking
@@ -301,6 +301,19 @@ def test_data_that_the_containers_user_cannot_read(
     # Everybody on the machine reads what o+rX opens, so a group comes first.
     assert 0 < found.mend.index("group") < found.mend.index("chmod -R o+rX")
     assert said in found.found and f"/data{first}: Permission denied" in found.found
+
+
+def test_status_names_data_that_is_not_usable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        Finding("data", "ok", "read"),
+        Finding("data", "fail", "user 10001 cannot read /data/a\033", "chmod"),
+    ]
+    monkeypatch.setattr(machine, "check_data", lambda: iter(found))
+    data.main()
+    line = "  data: user 10001 cannot read /data/a\\x1b. To mend it, run ./site doctor, which says how.\n"
+    assert capsys.readouterr().out == line
 
 
 def test_environments(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ STATE, STARTED, HEALTH = (
 """The beginnings of calls that ask for a container's state, its start and its health checks."""
 OWN = "ps --all --quiet --filter label=com.docker.compose.project=fb-hospital-c"
 """The beginning of the call that asks for the site's container."""
+WANTED, FOUND = "compose --file compose.yaml --file .override.new config --hash *", "ps --filter"
+"""The calls that ask for Compose's marks of the settings in site.yml, and of those in effect."""
+DATA = "exec c0ffee python3 -P -m bridge.preflight.data"
+"""The call that looks at the data as the container's user."""
 
 
 @pytest.fixture
@@ -36,6 +40,9 @@ def site(tmp_path: Path) -> Site:
     site.docker.answer(STATE, out="running healthy\n")
     site.docker.answer(STARTED, out=SINCE)
     site.docker.answer(HEALTH, out="")
+    site.docker.answer(WANTED, out="gate 11\nhospital-c 22\nkeeper 33\n")
+    site.docker.answer(FOUND, out="hospital-c 22\nkeeper 33\n")
+    site.docker.answer(DATA)
     return site
 
 
@@ -70,6 +77,41 @@ def test_a_site_shows_the_address_that_it_dials_now(site: Site) -> None:
     assert "and is registered with moved.example.org:443.\n" in site.verb("status")[1]
     site.docker.answer("compose --progress plain up", out="")
     assert site.verb("start") == (0, "", "hospital-c is registered with moved.example.org:443.\n")
+
+
+def test_an_edit_that_is_not_applied_is_named(site: Site) -> None:
+    site.docker.answer("run --rm --network none", out="services: {}\n")
+    old = (site.folder / "compose.override.yaml", "in effect\n")
+    old[0].write_text(old[1])
+    assert site.verb("status")[2] == ""
+    site.docker.answer(FOUND, out="gate 10\nhospital-c 22\n")
+    code, _, said = site.verb("status")
+    assert code == 0 and said == (
+        "  An edit of site.yml is not in effect yet: hospital-c runs with older settings. "
+        "To apply it, run ./site start.\n"
+    )
+    # To look changes nothing.
+    assert old[0].read_text() == old[1] and not (site.folder / ".override.new").exists()
+
+
+@pytest.mark.parametrize("call", ["run --rm --network none", WANTED])
+def test_an_edit_that_cannot_be_applied_is_named(site: Site, call: str) -> None:
+    site.docker.answer("run --rm --network none", out="services: {}\n")
+    site.docker.answer(call, code=1, err="settings of hospital-c: unknown key x.\n")
+    code, _, said = site.verb("status")
+    assert code == 0 and said.startswith(
+        "  site.yml is not in effect: settings of hospital-c: unknown key x. "
+        "Correct it, then run ./site start.\n"
+    )
+    assert not (site.folder / ".override.new").exists()
+
+
+@pytest.mark.parametrize("health", ["healthy", "unhealthy"])
+def test_data_that_the_container_cannot_read_is_named(site: Site, health: str) -> None:
+    site.docker.answer("run --rm --network none", out="")
+    site.docker.answer(STATE, out=f"running {health}\n")
+    site.docker.answer(DATA, out="  data: cannot read /data/x. ./site doctor\033[2J\n")
+    assert "  data: cannot read /data/x. ./site doctor[2J\n" in site.verb("status")[2]
 
 
 def test_a_site_that_waits_for_an_answer_says_so(site: Site) -> None:
