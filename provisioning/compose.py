@@ -191,7 +191,7 @@ def render(project: Project, prod: Path, known: Mapping[str, links.ListenerLinks
     consoles = [p for p in people if p.type == ParticipantType.ADMIN]
     flwr: dict[str, Any] = {}
     for console in consoles:
-        flwr |= _flwr(console, project, "runtime")
+        flwr |= _flwr(console, project)
     names = [service_name(p.name) for p in people]
     sockets = [_socket_volume(service_name(p.name)) for p in consoles]
     content = {
@@ -220,20 +220,15 @@ def render_alone(participant: Participant, project: Project, prod: Path) -> str:
     services = elsewhere.gated(service, participant) if is_site else {name: service | networked}
     defined = {network: joined.defined[network] for network in networked.get("networks", {})}
     kept = {} if is_person else {KEEPER: elsewhere.keeper(participant)}
-    flwr = _flwr(participant, project, name) if is_person else {}
-    for part in flwr.values():
-        part |= {"image": elsewhere.RUNTIME, "pull_policy": "never"}
     content = {
-        "services": services | kept | flwr,
-        "volumes": {name: {}} | ({_socket_volume(name): {}} if flwr else {}),
-        "networks": defined
-        | (elsewhere.INSIDE_NETWORK if is_site else {})
-        | (networks.FLWR_NETWORK if flwr else {}),
+        "services": services | kept,
+        "volumes": {name: {}},
+        "networks": defined | (elsewhere.INSIDE_NETWORK if is_site else {}),
     }
     return _written(content, elsewhere.HEADER)
 
 
-def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
+def _flwr(console: Participant, project: Project) -> dict[str, Any]:
     """Return the service that carries Flower's command line to a console.
 
     Each console has one. With one for all, a new person would replace it under the others' connections.
@@ -241,7 +236,7 @@ def _flwr(console: Participant, project: Project, image: str) -> dict[str, Any]:
     name = service_name(console.name)
     service = {
         "extends": {"file": f"compose/{FLWR}.yaml", "service": FLWR},
-        "image": _image(image),
+        "image": _image("runtime"),
         "command": [f"{FLWR_PORT}={SOCKET_FOLDER}/{name}/{SOCKET}"],
         "ports": [
             f"${{FLOWERBED_FLWR_BIND:-127.0.0.1}}:"

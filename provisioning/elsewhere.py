@@ -16,7 +16,7 @@ from bridge.common import connect_through, site_service
 from bridge.common.offers import SIGNERS, SIGNERS_VARIABLE
 from bridge.common.site_service import DOCTOR, GATE, GATE_ADDRESS, INSIDE, KEEPER, OUTSIDE
 from provisioning.keys import CUSTOM_CODE
-from provisioning.names import carrier, service_name
+from provisioning.names import service_name
 from provisioning.networks import NO_NAMES
 
 HEADER = """\
@@ -40,7 +40,9 @@ def service(here: Mapping[str, Any], participant: Participant) -> dict[str, Any]
     given: dict[str, Any] = {"image": RUNTIME, "environment": here.get("environment", {}) | JOINED}
     if participant.type == ParticipantType.ADMIN:
         # Where apps' environments are is not known there. The server checks.
-        given["volumes"] = [f"{name}:/workspace", *site_service.kit_mounts(), f"{carrier(name)}:/flwr"]
+        given["volumes"] = [f"{name}:/workspace", *site_service.kit_mounts()]
+        # Flower's command line needs a checkout, so nothing comes in there.
+        given["environment"] |= {"FLOWERBED_FLWR_LISTEN": "/tmp/flwr"}
     else:
         given["volumes"] = site_service.own_mounts(name)
     return {**here, **given}

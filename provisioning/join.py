@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent / "join"
 SHARED = {
     "site": ("container.yaml", "site.yaml", "gate.yaml", "keeper.yaml"),
     "relay": ("container.yaml", "relay.yaml", "keeper.yaml"),
-    "console": ("container.yaml", "console.yaml", "flwr.yaml"),
+    "console": ("container.yaml", "console.yaml"),
 }
 """The files of `compose/` that a participant's Compose file extends, by its role."""
 
@@ -37,7 +37,7 @@ WHOSE = {"site": "the site", "relay": "the relay", "console": "the console"}
 STARTS = {
     "site": "It starts the site with its gate, and waits until the server has registered it.",
     "relay": "It starts the relay, and waits until it answers on its port, which other machines may dial.",
-    "console": "It starts the console, which opens a port for Flower's command line on 127.0.0.1 only.",
+    "console": "It starts the console, which opens no port. ./site console opens FLARE's console in it.",
 }
 """What a join file does at the end, by role."""
 

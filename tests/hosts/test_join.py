@@ -182,3 +182,18 @@ def test_a_removed_site_can_be_let_in_again_in_its_old_folder(centre: HostsFeder
     project.write_text("".join(line for line in project.read_text().splitlines(True) if line not in revoked))
     said = centre.join("hospital-c", clinic)
     assert "keeping the data and the settings" in said and "registered" in said
+
+
+def test_a_person_has_one_container_that_opens_no_port(centre: HostsFederation, clinic: Host) -> None:
+    person = "jane@lab.example"
+    invited = centre.invite(person, clinic, "--role", "lead")
+    said = join(clinic, f"{person}.join", "--fingerprint", invited["fingerprint"])
+    assert said.returncode == 0, said.stderr
+    shown = clinic.docker("ps", "--format", '{{.Label "com.docker.compose.service"}}{{.Ports}}')
+    assert shown.split() == ["jane"]
+    state = clinic.run("jane/site", "status")
+    assert state.returncode == 0 and "is ready." in state.stdout and state.stderr == "", state
+    process = clinic.docker("top", clinic.docker("ps", "--quiet").strip())
+    assert "waiter.py /tmp/flwr" in process
+    assert clinic.run("jane/site", "leave", "--yes").returncode == 0
+    centre.must("site", "remove", person)

@@ -650,9 +650,12 @@ def test_a_site_elsewhere_has_a_compose_file_without_others_settings(again: Path
     process = compose(again, "--profile", "*", "config", FLOWERBED_TAG="t")
     assert process.returncode == 0, f"{process.stderr}: the files of another machine are not looked for here"
 
-    # The carrier of Flower's command line sees nothing of the person's kit.
+    # Flower's command line comes in nowhere: neither there nor here, where the person has no container.
     lead = yaml.safe_load((prod / "elsewhere-lead.yaml").read_text())["services"]
-    assert lead["flwr.lead"]["volumes"] == ["flwr.lead:/flwr/lead"]
+    assert list(lead) == ["lead"] and "ports" not in lead["lead"]
+    assert not [
+        name for name in yaml.safe_load((prod / "compose.yaml").read_text())["services"] if "lead" in name
+    ]
     assert {part["image"][:15] for part in lead.values()} == {"${SITE_RUNTIME:"}
     assert [mount["target"] for mount in lead["lead"]["volumes"] if not isinstance(mount, str)] == [
         "/kit",

@@ -297,7 +297,7 @@ def test_a_relay_and_a_person_get_join_files_too(federation: Federation) -> None
     code, person, said = federation.verb("site", "add", "jane@lab.example", "--role", "lead")
     assert code == 0, said
     text = (federation.root / person["file"]).read_text()
-    assert "ROLE='console'" in text and "SITE='jane'" in text and "compose/flwr.yaml" in text
+    assert "ROLE='console'" in text and "SITE='jane'" in text and "compose/flwr.yaml" not in text
     assert person["server"] == relay["server"] == "fl.example.org:8002"
     before = federation.project
     code, refused, _ = federation.verb("site", "remove", "relay-1")
