@@ -204,7 +204,8 @@ def _check_days(what: str, certificate: x509.Certificate, name: str, now: dateti
     if now < begins:
         text = f"{whose} begins at {begins:%Y-%m-%d %H:%M} UTC, and this clock says {now:%Y-%m-%d %H:%M} UTC"
         return Finding("clock", "fail", text, "set this machine's clock, and turn on time synchronization")
-    mend = f"at the centre: ./flowerbed renew{' --new-ca' if ca else ''}. {NEW_KIT.format(name=name)}"
+    renew = f"at the centre: ./flowerbed renew{' --new-ca' if ca else ''}"
+    mend = f"{renew}. On another machine, {NEW_KIT.format(name=name)}"
     if now >= ends:
         return Finding(what, "fail", f"{whose} expired on {ends:%Y-%m-%d %H:%M} UTC", mend)
     left = ends - now

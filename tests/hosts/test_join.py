@@ -189,11 +189,16 @@ def test_a_person_has_one_container_that_opens_no_port(centre: HostsFederation, 
     invited = centre.invite(person, clinic, "--role", "lead")
     said = join(clinic, f"{person}.join", "--fingerprint", invited["fingerprint"])
     assert said.returncode == 0, said.stderr
-    shown = clinic.docker("ps", "--format", '{{.Label "com.docker.compose.service"}}{{.Ports}}')
+    own = ("--filter", f"label=com.docker.compose.project={centre.project}-jane")
+    shown = clinic.docker("ps", *own, "--format", '{{.Label "com.docker.compose.service"}}{{.Ports}}')
     assert shown.split() == ["jane"]
     state = clinic.run("jane/site", "status")
     assert state.returncode == 0 and "is ready." in state.stdout and state.stderr == "", state
-    process = clinic.docker("top", clinic.docker("ps", "--quiet").strip())
-    assert "waiter.py /tmp/flwr" in process
-    assert clinic.run("jane/site", "leave", "--yes").returncode == 0
+    container = clinic.docker("ps", *own, "--quiet").strip()
+    until(lambda: clinic.run("docker", "exec", container, "test", "-S", "/tmp/flwr").returncode == 0, WITHIN)
     centre.must("site", "remove", person)
+    # It needs a terminal.
+    refused = clinic.run("script", "-qec", "jane/site console", "/dev/null")
+    assert "expected a certificate that server accepts, found this: server closes" in refused.stdout
+    assert "Traceback" not in refused.stdout and "FLCommunicationError" not in refused.stdout
+    assert clinic.run("jane/site", "leave", "--yes").returncode == 0

@@ -216,6 +216,28 @@ def test_a_session_stays_open_for_the_next_verb(made: list[Session]) -> None:
     assert made[0].closed
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("noise\nexpected a good certificate, found none.", "^expected a good certificate, found none$"),
+        ("", "FLARE: "),
+    ],
+)
+def test_a_refused_certificate_is_named_in_place_of_flares_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, expected: str
+) -> None:
+    def fail(*words: object, **more: object) -> None:
+        raise RuntimeError("error:client_registration")
+
+    monkeypatch.setattr("nvflare.fuel.flare_api.flare_api.new_secure_session", fail)
+    monkeypatch.setattr(sessions, "WORKSPACE", tmp_path)
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup" / "fed_admin.json").write_text('{"admin": {"username": "jane"}}')
+    monkeypatch.setattr(sessions, "ADMITTED", ("sh", "-c", f"echo '{said}' >&2; exit 1"))
+    with pytest.raises(ConsoleError, match=expected), OpenSessions().one():
+        pass
+
+
 def test_two_verbs_at_once_share_no_session_and_a_third_waits(made: list[Session]) -> None:
     pool = OpenSessions(most=2)
     with pool.one() as one, pool.one() as two:

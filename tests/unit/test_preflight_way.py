@@ -21,7 +21,7 @@ from bridge.common.finding import Finding
 from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 from bridge.common.ports import free_port
 from bridge.flare import revocation
-from bridge.preflight import reach, secure
+from bridge.preflight import admitted, reach, secure
 from tests.connect_proxy import ConnectProxy, serving
 from tests.unit.connecting import End, driver
 from tests.unit.faking import Authority
@@ -105,6 +105,29 @@ def test_a_removed_site_is_told_so(
     found = way(kit)
     assert "as for a participant that was removed" in failed(found, "admission")
     assert "revoked:" in found["admission"].mend and "new join file" in found["admission"].mend
+
+
+@pytest.mark.parametrize("listener", ["tcp", "http", "grpc"], indirect=True)
+def test_a_console_is_told_why_its_certificate_is_refused(
+    listener: tuple[str, int], tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, port = listener
+    kit = write_kit(tmp_path, f"127.0.0.1:{port}", scheme, authority)
+    assert admitted.why_not(kit, tmp_path) == ""
+    (tmp_path / REVOKED_FILE).write_text(json.dumps({REVOKED_KEY: ["site-1"]}))
+    monkeypatch.setattr(drivers, "REVOCATIONS", revocation.Revoked(tmp_path))
+    said = admitted.why_not(kit, tmp_path)
+    assert said.startswith("expected a certificate that server accepts, found this: server closes")
+    assert "To mend it, ask the centre whether site-1 is under revoked:" in said
+
+
+def test_a_console_is_told_that_its_certificate_has_expired(tmp_path: Path, authority: Authority) -> None:
+    kit = write_kit(tmp_path, "127.0.0.1:1", authority=authority)
+    # What else keeps it from the server, is FLARE's to say.
+    assert admitted.why_not(kit, tmp_path) == admitted.why_not(tmp_path / "no kit", tmp_path) == ""
+    authority.kit(kit, days=-1)
+    said = admitted.why_not(kit, tmp_path)
+    assert "found this: site-1's expired on" in said and "./flowerbed renew" in said
 
 
 # The name and the way

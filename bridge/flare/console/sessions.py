@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,12 @@ CONNECT_WITHIN = 15.0
 
 LOGIN_TRIES = 3
 """Questions for a login. FLARE waits 5 s for each answer, and asks 15 times by default."""
+
+ADMITTED = (sys.executable, "-P", "-m", "bridge.preflight.admitted")
+"""The program that says why the server refuses this console's certificate."""
+
+REFUSED_WITHIN = 20.0
+"""Seconds for its answer."""
 
 CHECK_WITHIN = 2.0
 """Seconds for the server to say whether it knows a session."""
@@ -99,7 +107,26 @@ def log_in() -> Session:
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
     user = json.loads((WORKSPACE / "startup" / "fed_admin.json").read_text())["admin"]["username"]
-    return new_secure_session(user, str(WORKSPACE), timeout=CONNECT_WITHIN, auto_login_max_tries=LOGIN_TRIES)
+    try:
+        return new_secure_session(
+            user, str(WORKSPACE), timeout=CONNECT_WITHIN, auto_login_max_tries=LOGIN_TRIES
+        )
+    except Exception:
+        if why := refused():
+            raise ConsoleError(why, denied=True) from None
+        raise
+
+
+def refused() -> str:
+    """Return why the server refuses this console's certificate, or an empty string if it does not."""
+    try:
+        process = subprocess.run(
+            ADMITTED, capture_output=True, text=True, timeout=REFUSED_WITHIN, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    lines = process.stderr.strip().splitlines()
+    return lines[-1].removesuffix(".") if lines and lines[-1].startswith("expected ") else ""
 
 
 def is_known(session: Session) -> bool:
