@@ -26,7 +26,7 @@ get_runtime() {
         return
     fi
     if [ -n "$RUNTIME_FROM" ]; then
-        step "getting the runtime image from $RUNTIME_FROM"
+        step "getting the runtime image from $RUNTIME_FROM, which may take some minutes"
         { docker pull --quiet "$RUNTIME_FROM" 2>&1 || true; } | clean >&2
         if has_runtime; then return; fi
         [ -n "$RUNTIME_OFFERED" ] || fail "the runtime image cannot be pulled: see above."
@@ -51,6 +51,7 @@ load() {
     [ -n "$sum" ] || fail "expected sha256sum, shasum or openssl on this machine, to check $from. Install one."
     [ "$sum" = "$RUNTIME_SUM" ] || fail \
         "$from was altered, or is another file: expected the SHA-256 $RUNTIME_SUM, found $sum. It was not loaded. Get it again."
+    step "unpacking the runtime image, which may take some minutes"
     docker load --quiet --input "$1" >&2 || fail "the runtime image cannot be loaded: see above."
     has_runtime || fail "expected the image $RUNTIME in $from, found another one."
 }
@@ -91,8 +92,8 @@ from_server() {
         now=$(bytes "$part")
         if [ "$now" -gt "$have" ]; then
             tries=0 waited=0
-            if [ "$((now * 5 / RUNTIME_BYTES))" -gt "$told" ]; then
-                told=$((now * 5 / RUNTIME_BYTES))
+            if [ "$((now * 20 / RUNTIME_BYTES))" -gt "$told" ]; then
+                told=$((now * 20 / RUNTIME_BYTES))
                 step "$((now * 100 / RUNTIME_BYTES)) %"
             fi
             continue

@@ -39,7 +39,7 @@ DOCKER = f"""\
 # An engine that has the image once an archive was loaded.
 case $1 in
     image) cat "$HOME/loaded" 2>/dev/null ;;
-    load) cp "$4" "$HOME/archive" && echo sha256:{IDENT} >"$HOME/loaded" ;;
+    load) cp "$4" "$HOME/archive" && echo sha256:{IDENT} >"$HOME/loaded" && echo Loaded ;;
     pull) exit 1 ;;
 esac
 """
@@ -128,12 +128,25 @@ def server(
 
 
 @pytest.mark.parametrize("gone", [[], ["curl"]], ids=["curl", "openssl"])
-def test_the_image_comes_from_the_server(server: Path, machine: Machine, gone: list[str]) -> None:
+def test_the_image_comes_from_the_server(
+    server: Path, machine: Machine, gone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine.without(*gone)
+    monkeypatch.setattr(offers_door, "PIECE", 30_000)
     done = machine.get()
     assert done.returncode == 0, done.stderr
     assert machine.loaded == BODY
-    assert "fetching the runtime image from" in done.stderr and "100 %" in done.stderr
+    # Each step is told before it begins, and each twentieth of the way.
+    told = [
+        "fetching the runtime image from",
+        " 12 %",
+        " 24 %",
+        " 100 %",
+        "unpacking the runtime image",
+        "Loaded",
+    ]
+    places = [done.stderr.find(text) for text in told]
+    assert -1 not in places and places == sorted(places), done.stderr
     # Neither the key nor the archive stays.
     assert machine.files() == ["archive", "loaded"]
 
