@@ -17,6 +17,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -30,9 +31,6 @@ GATE = "FLOWERBED_GATE"
 
 GATE_TO = "FLOWERBED_GATE_TO"
 """The gate's variable with the address in the site's kit. The gate has no kit."""
-
-LEADS_ELSEWHERE = "the gate leads to this site's server or relay only"
-"""The beginning of a gate's reason for another address than its own."""
 
 KEY = "connect_through"
 """The key of the setting (`site_settings.py`). Messages name it."""
@@ -68,6 +66,10 @@ is dead. gRPC's are in the kits (`provisioning/harden.py`)."""
 
 class ProxyError(FlowerbedError, OSError):
     """The proxy makes no tunnel. The text says why, and what to do. It never has the password."""
+
+
+class LeadsElsewhere(ProxyError):
+    """The site's gate does not lead to the address."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ def tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Non
         raise ProxyError(f"{KEY}: {proxy} does not answer like an HTTP proxy. It said {shown(first)!r}")
     status, reason = int(words[1]), words[2] if len(words) > 2 else ""
     if not 200 <= status < 300 and proxy.is_gate:
-        raise ProxyError(shown(reason, LONGEST_REASON))
+        kind = LeadsElsewhere if status == HTTPStatus.FORBIDDEN else ProxyError
+        raise kind(shown(reason, LONGEST_REASON))
     if not 200 <= status < 300:
         wanted = [line.partition(":")[2] for line in rest if line.lower().startswith("proxy-authenticate:")]
         raise ProxyError(refusal(proxy, target, status, reason, wanted))

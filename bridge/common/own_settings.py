@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from bridge.common import connect_through, own_policy, site_service, site_settings
+from bridge.common import own_policy, site_service, site_settings
 from bridge.common.own_policy import EGRESS
 from bridge.common.site_environments import POLICIES, VARIABLE
 from bridge.common.site_service import DOCTOR, GATE, KEEPER, OUTSIDE
@@ -119,11 +119,8 @@ def _gated(
     Args:
         checked: the doctor's part, with all settings.
     """
-    service = dict(checked)
-    # The proxy is the gate's.
-    environment = dict(service.pop("environment", {}))
-    environment.pop(connect_through.VARIABLE, None)
-    if environment:
+    service = {name: part for name, part in checked.items() if name != "environment"}
+    if environment := site_service.without_proxy_setting(checked):
         service["environment"] = environment
     if egress != "server":
         service |= {"networks": {OUTSIDE: {}}, "dns": OverrideList()}

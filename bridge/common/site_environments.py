@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from bridge.common import plain_file
@@ -93,18 +93,16 @@ class News:
         """Return the news in a folder of environments. A file with other content counts as none."""
         try:
             content = json.loads(plain_file.read(root / NEWS, LIMIT) or b"{}")
-            parts = [content.get(name, {}) for name in ("waiting", "refused", "about")]
-            waiting, refused, about = ({str(k): str(v) for k, v in part.items()} for part in parts)
+            parts = {part.name: content.get(part.name, {}) for part in fields(cls)}
+            return cls(**{name: {str(k): str(v) for k, v in part.items()} for name, part in parts.items()})
         except (AttributeError, RecursionError, ValueError):
             return cls()
-        return cls(waiting, refused, about)
 
     def keep(self, known: News, name: str) -> None:
         """Take over what was known about an environment."""
-        kinds = ("waiting", "refused", "about")
-        for mine, others in ((getattr(self, kind), getattr(known, kind)) for kind in kinds):
-            if name in others:
-                mine[name] = others[name]
+        for part in fields(self):
+            if name in (others := getattr(known, part.name)):
+                getattr(self, part.name)[name] = others[name]
 
     def write(self, root: Path) -> None:
         """Write the file in one step."""

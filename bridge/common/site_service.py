@@ -98,16 +98,21 @@ def gate(settings: Mapping[str, Any]) -> dict[str, Any]:
     return service(kept, {}, without_proxy=())
 
 
-def behind_gate(checked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment of a site behind its gate.
+def without_proxy_setting(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a site without the proxy to the server, which is its gate's setting.
 
     Args:
         checked: the doctor's part of a Compose file. It dials as the gate does.
     """
-    environment = dict(checked.get("environment", {}))
-    environment.pop(connect_through.VARIABLE, None)
+    environment = checked.get("environment", {})
+    return {name: value for name, value in environment.items() if name != connect_through.VARIABLE}
+
+
+def behind_gate(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a site behind its gate, made of the doctor's part."""
     # The gate's proxy has the password, which an `env_file` would show to the site and its apps.
-    return environment | {connect_through.GATE: GATE_ADDRESS, connect_through.PASSWORD: ""}
+    gate = {connect_through.GATE: GATE_ADDRESS, connect_through.PASSWORD: ""}
+    return without_proxy_setting(checked) | gate
 
 
 def shown(source: str, target: str) -> dict[str, Any]:

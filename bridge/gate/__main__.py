@@ -106,7 +106,7 @@ class Gate:
         """Make the tunnel that is asked for, and carry what goes through it, to its end."""
         loop = asyncio.get_running_loop()
         if (address := self._targets.find(asked)) is None:
-            raise NoTunnel(403, f"{connect_through.LEADS_ELSEWHERE}, not to {asked}")
+            raise NoTunnel(403, f"the gate leads to this site's server or relay only, not to {asked}")
         if self._tunnels >= TUNNELS:
             raise NoTunnel(503, f"the gate has {TUNNELS} connections already, and takes no more")
         self._tunnels += 1

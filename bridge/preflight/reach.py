@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.common import connect_through
-from bridge.common.connect_through import Proxy, ProxyError
+from bridge.common.connect_through import LeadsElsewhere, Proxy, ProxyError
 from bridge.common.errors import FlowerbedError
 from bridge.common.finding import Finding
 from bridge.common.server_address import ServerAddress
@@ -123,10 +123,10 @@ def check_gate(environment: Mapping[str, str], to: ServerAddress) -> Finding | N
         return None
     try:
         connect_through.connect(to.host, to.port, gate).close()
+    except LeadsElsewhere:
+        # An update has named another address. The start that follows makes the gate anew.
+        return Finding("gate", "warn", f"the site's gate does not lead to {to} yet", "./site start")
     except ProxyError as error:
-        if str(error).startswith(connect_through.LEADS_ELSEWHERE):
-            # An update has named another address. The start that follows makes the gate anew.
-            return Finding("gate", "warn", f"the site's gate does not lead to {to} yet", "./site start")
         with contextlib.suppress(OSError):
             socket.getaddrinfo(gate.host, gate.port)
             return Finding("gate", "fail", str(error), "docker compose up -d --force-recreate gate")

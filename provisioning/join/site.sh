@@ -111,6 +111,10 @@ render() {
     fi
 }
 
+# is_waiting: succeed if the site made its own key, and has no answer to its request yet.
+is_waiting() { [ -n "$own_key" ] && [ -z "$(value SITE_APPROVED)" ]; }
+waits="is waiting for the answer to its request. ./site request prints the request again, ./site join takes the answer."
+
 # settings: make Compose's file of the site's own settings.
 settings() {
     render
@@ -156,8 +160,7 @@ explain() {
 
 start() {
     [ $# = 0 ] || fail "start takes no arguments." 2
-    [ -z "$own_key" ] || [ -n "$(value SITE_APPROVED)" ] || fail \
-        "$site is waiting for the answer to its request. ./site request prints the request again, ./site join takes the answer."
+    ! is_waiting || fail "$site $waits"
     settings
     if ! compose --progress plain up --detach --wait --wait-timeout 120 --remove-orphans >.up.log 2>&1; then
         grep -v '^ *\(Container\|Network\|Volume\) ' .up.log | tail -n 5 | sed 's/^ */  /' | clean >&2 || true
@@ -175,8 +178,8 @@ start() {
 
 status() {
     container=$(own_container)
-    if [ -n "$own_key" ] && [ -z "$(value SITE_APPROVED)" ]; then
-        say "$site is waiting for the answer to its request. ./site request prints the request again, ./site join takes the answer."
+    if is_waiting; then
+        say "$site $waits"
         return 1
     fi
     if [ -z "$container" ]; then

@@ -220,10 +220,9 @@ def _entry(
 
 def _check_address(entry: Mapping[str, Any], project: Mapping[str, Any]) -> None:
     """Check that the kit will name an address that another machine can dial."""
-    target = entry.get("connect_to")
-    if isinstance(target, Mapping) and target.get("host"):
+    if isinstance(target := entry.get("connect_to"), Mapping) and target.get("host"):
         return
-    name = target.get("name") if isinstance(target, Mapping) else target
+    name = project_file.relay_of(entry)
     others = {item["name"]: item for item in project["participants"]}
     server = next(item for item in project["participants"] if item["type"] == "server")
     if name and name not in others:

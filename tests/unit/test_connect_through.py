@@ -18,7 +18,7 @@ from nvflare.fuel.f3.communicator import Mode
 from nvflare.fuel.f3.message import Message
 
 from bridge.common import connect_through, own_settings
-from bridge.common.connect_through import PASSWORD, VARIABLE, Proxy, ProxyError
+from bridge.common.connect_through import PASSWORD, VARIABLE, LeadsElsewhere, Proxy, ProxyError
 from bridge.common.ports import free_port
 from bridge.flare import dialling
 from provisioning.checks import problems_in_file
@@ -253,6 +253,15 @@ def test_each_refusal_says_what_to_do(reply: bytes) -> None:
             assert said in str(raised.value) and "\x1b" not in str(raised.value)
         else:
             connect_through.tunnel(near, Proxy("p.example", 3128), "fl.example", 443)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, LeadsElsewhere), (503, ProxyError)])
+def test_a_gate_that_leads_elsewhere_is_known_by_its_status(status: int, kind: type[ProxyError]) -> None:
+    near, far = socket.socketpair()
+    far.sendall(f"HTTP/1.1 {status} whatever it says\r\n\r\n".encode())
+    with near, far, pytest.raises(ProxyError, match="whatever it says") as raised:
+        connect_through.tunnel(near, Proxy("gate-inside", 3128, is_gate=True), "fl.example", 443)
+    assert type(raised.value) is kind
 
 
 def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
