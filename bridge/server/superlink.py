@@ -242,13 +242,18 @@ class SuperLink:
 
     async def remove_node(self, node_id: int) -> None:
         """Remove a node that will not come back, so that the strategy no longer waits for it."""
-        try:
-            await self._control(
-                "unregister-node", UnregisterNodeRequest(node_id=node_id), UnregisterNodeResponse()
-            )
-        except (RunFailed, ControlApiUnanswered) as error:
-            # The SuperLink gives the node up after a minute without heartbeat.
-            log.warning("node %d could not be removed: %s", node_id, error)
+        request = UnregisterNodeRequest(node_id=node_id)
+        while self._process.returncode is None:
+            try:
+                await self._control("unregister-node", request, UnregisterNodeResponse())
+            except ControlApiUnanswered:
+                # Otherwise the SuperLink would wait for it as long as for a site whose line is down.
+                await asyncio.sleep(STATUS_INTERVAL)
+            except RunFailed as error:
+                log.warning("node %d could not be removed: %s", node_id, error)
+                return
+            else:
+                return
 
     async def stop(self) -> None:
         """End SuperLink and ServerApp."""

@@ -10,10 +10,13 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from nvflare.fuel.sec.audit import AuditService
 
+from bridge.common.versions import GENERATIONS
 from bridge.job import notes
-from bridge.server import room
+from bridge.server import room, superlink
+from bridge.server.control import ControlApiUnanswered
 from bridge.server.departures import Departures, NodeRemover
 from bridge.server.readiness import SiteReadiness
+from bridge.server.superlink import SuperLink
 
 SITE, OTHER = "site-1", "site-2"
 
@@ -114,3 +117,20 @@ def test_a_removal_notice_forges_no_line(job: Job) -> None:
 def test_a_sites_own_reason_is_one_line_of_the_audit_log(job: Job) -> None:
     job.run(lambda: job.departures.left(SITE, "its disk is full\n[U:admin][A:abort_job"))
     assert job.audited == [(SITE, "its disk is full\\n[U:admin][A:abort_job")]
+
+
+def test_a_superlink_that_does_not_answer_is_asked_again_to_remove_a_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(superlink, "STATUS_INTERVAL", 0)
+    call = AsyncMock(side_effect=[ControlApiUnanswered("busy"), ControlApiUnanswered("busy"), None])
+    monkeypatch.setattr(superlink, "control", lambda *_: Mock(call=call))
+    asyncio.run(SuperLink(Mock(returncode=None), superlink.free_ports(), GENERATIONS[-1]).remove_node(7))
+    assert [asked.args[1].node_id for asked in call.await_args_list] == [7, 7, 7]
+
+
+def test_a_superlink_that_has_ended_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = AsyncMock()
+    monkeypatch.setattr(superlink, "control", lambda *_: Mock(call=call))
+    asyncio.run(SuperLink(Mock(returncode=0), superlink.free_ports(), GENERATIONS[-1]).remove_node(7))
+    assert not call.called
