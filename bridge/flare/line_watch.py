@@ -92,7 +92,8 @@ class Watch:
             lines = list(self._lines)
         for line in lines:
             if now - max(line.heard, line.moved) > after:
-                log.warning("closed %s: nothing came for %.0f s, and no answer to a PING", line, after)
+                # FLARE's log takes what stands between brackets before a colon for its own.
+                log.warning("nothing came for %.0f s, and no answer to a PING: closed %s", after, line)
                 with self._lock:
                     self._lines.discard(line)
                 try:

@@ -107,6 +107,20 @@ GRPC_LISTENER = Name(
 )
 """`test_renewed.py`."""
 
+HANDSHAKE = Name(
+    "nvflare.fuel.f3.sfm.conn_manager",
+    "ConnManager.update_endpoint",
+    "2.9.0",
+    "A site that connects again while its old connection ends may count as disconnected from then on "
+    "(`endpoints.py`).",
+)
+"""`test_endpoints.py`."""
+
+CONNECTION_END = Name(
+    "nvflare.fuel.f3.sfm.conn_manager", "ConnManager.close_connection", "2.9.0", HANDSHAKE.why
+)
+"""`test_endpoints.py`."""
+
 SHUTDOWN = Name(
     "nvflare.fuel.f3.mpm",
     "MainProcessMonitor._start_shutdown",
@@ -129,5 +143,7 @@ ALL = (
     CA_STORE,
     OWN_IDENTITY,
     GRPC_LISTENER,
+    HANDSHAKE,
+    CONNECTION_END,
     SHUTDOWN,
 )

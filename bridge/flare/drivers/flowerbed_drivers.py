@@ -21,6 +21,7 @@ replaces FLARE's drivers by subclasses. The wire format stays the same, so eithe
   (`bridge/flare/revocation.py`). A connection that is open when its name is revoked is closed a few seconds
   later. Until then the site is removed from its jobs, and can hear so. Over TCP and HTTP a client rejects a
   relay whose key was removed, once it has heard of that.
+- With any scheme, a site that connects again is not taken for one that is gone (`bridge/flare/endpoints.py`).
 - With any scheme, a listener takes renewed certificates (`bridge/flare/certificates.py`).
 - Over TCP and HTTP a listener also serves the runtime image and environments (`bridge/flare/offers_door.py`).
 
@@ -54,7 +55,7 @@ from nvflare.fuel.sec.audit import AuditService
 
 from bridge.common import connect_through
 from bridge.common.replaced import namespace_proxy
-from bridge.flare import addresses, certificates, dialling, line_watch, offers_door, peers
+from bridge.flare import addresses, certificates, dialling, endpoints, line_watch, offers_door, peers
 from bridge.flare.revocation import REVOCATIONS
 from bridge.job import replaced
 
@@ -369,6 +370,7 @@ def install() -> None:
         replaced.TRUST, lambda _: namespace_proxy(ssl, create_default_context=_no_public_authority)
     )
     certificates.install()
+    endpoints.one_at_a_time()
     # aiohttp's listener uses asyncio's own limit, and has no setting for another.
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_WITHIN  # type: ignore[misc]
     if (addresses.KIT / "startup" / "fed_relay.json").is_file():
