@@ -1,8 +1,8 @@
 """Say why the certificate of a console is refused. FLARE would only say that it cannot connect.
 
-Exit code 1, with one line on stderr, means that it is refused. What else keeps a console from its server is
-FLARE's to say. The entrypoint runs this before it opens FLARE's console, and the verbs run it after a login
-that failed (`bridge/flare/console/sessions.py`).
+Exit code 3, with one line on stderr, means that it is refused. What else keeps a console from its server is
+FLARE's to say, and an error in here keeps nobody out. The entrypoint runs this before it opens FLARE's
+console, and the verbs run it after a login that failed (`bridge/flare/console/sessions.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from bridge.preflight import kit as kits
 
 CHECKS = ("certificate", "CA", "admission")
 """The checks of a certificate's days, and of whether the server takes it."""
+
+REFUSED = 3
+"""The exit code. Python's own for an error is 1."""
 
 
 def why_not(kit: Path, renewed: Path) -> str:
@@ -39,7 +42,7 @@ def main() -> int:
     why = why_not(preflight.KIT, preflight.RENEWED)
     if why:
         sys.stderr.write(f"{shown(why)}\n")
-    return bool(why)
+    return REFUSED if why else 0
 
 
 if __name__ == "__main__":

@@ -219,8 +219,8 @@ def test_a_session_stays_open_for_the_next_verb(made: list[Session]) -> None:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("noise\nexpected a good certificate, found none.", "^expected a good certificate, found none$"),
-        ("", "FLARE: "),
+        ("echo expected a new one, found none. >&2; exit 3", "^expected a new one, found none$"),
+        ("echo Traceback >&2; exit 1", "FLARE: "),
     ],
 )
 def test_a_refused_certificate_is_named_in_place_of_flares_error(
@@ -233,7 +233,7 @@ def test_a_refused_certificate_is_named_in_place_of_flares_error(
     monkeypatch.setattr(sessions, "WORKSPACE", tmp_path)
     (tmp_path / "startup").mkdir()
     (tmp_path / "startup" / "fed_admin.json").write_text('{"admin": {"username": "jane"}}')
-    monkeypatch.setattr(sessions, "ADMITTED", ("sh", "-c", f"echo '{said}' >&2; exit 1"))
+    monkeypatch.setattr(sessions, "ADMITTED", ("sh", "-c", said))
     with pytest.raises(ConsoleError, match=expected), OpenSessions().one():
         pass
 

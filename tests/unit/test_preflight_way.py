@@ -21,7 +21,9 @@ from bridge.common.finding import Finding
 from bridge.common.meta import REVOKED_FILE, REVOKED_KEY
 from bridge.common.ports import free_port
 from bridge.flare import revocation
+from bridge.flare.console import sessions
 from bridge.preflight import admitted, reach, secure
+from scripts.core import ROOT
 from tests.connect_proxy import ConnectProxy, serving
 from tests.unit.connecting import End, driver
 from tests.unit.faking import Authority
@@ -119,6 +121,13 @@ def test_a_console_is_told_why_its_certificate_is_refused(
     said = admitted.why_not(kit, tmp_path)
     assert said.startswith("expected a certificate that server accepts, found this: server closes")
     assert "To mend it, ask the centre whether site-1 is under revoked:" in said
+
+
+def test_a_refused_console_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entrypoint opens FLARE's console in spite of an error of the check."""
+    monkeypatch.setattr(admitted, "why_not", lambda *_: "expected, found")
+    assert admitted.main() == admitted.REFUSED == sessions.REFUSED
+    assert f"[ $? != {admitted.REFUSED} ]" in (ROOT / "images/entrypoint").read_text()
 
 
 def test_a_console_is_told_that_its_certificate_has_expired(tmp_path: Path, authority: Authority) -> None:

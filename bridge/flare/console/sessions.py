@@ -31,9 +31,11 @@ LOGIN_TRIES = 3
 """Questions for a login. FLARE waits 5 s for each answer, and asks 15 times by default."""
 
 ADMITTED = (sys.executable, "-P", "-m", "bridge.preflight.admitted")
-"""The program that says why the server refuses this console's certificate."""
+"""The program that says why the server refuses this console's certificate, with the exit code `REFUSED`."""
 
-REFUSED_WITHIN = 20.0
+REFUSED = 3
+
+REFUSED_WITHIN = 10.0
 """Seconds for its answer."""
 
 CHECK_WITHIN = 2.0
@@ -125,8 +127,7 @@ def refused() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    lines = process.stderr.strip().splitlines()
-    return lines[-1].removesuffix(".") if lines and lines[-1].startswith("expected ") else ""
+    return process.stderr.strip().removesuffix(".") if process.returncode == REFUSED else ""
 
 
 def is_known(session: Session) -> bool:
