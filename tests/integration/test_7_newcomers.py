@@ -18,6 +18,7 @@ from tests.federation import Federation
 APP = str(ROOT / "tests/apps/numpy-add")
 ROUNDS = 30
 NEW, GUEST = "site-6", "guest@flowerbed.example"
+SERVICES = (NEW, "guest", "flwr.guest")
 
 LASTING = ("--min-sites", "2", "--rounds", str(ROUNDS), "--run-config", "train-seconds=2")
 
@@ -32,7 +33,9 @@ def project(larger: Federation) -> Iterator[str]:
     larger.must("provision")
     larger.must("build", timeout=1800)
     larger.must("up")
-    larger.compose("down", "--volumes", NEW, "guest", check=False)
+    # Compose no longer knows the services, and would leave their volumes.
+    named = dotenv.read(larger.root / ".env")["COMPOSE_PROJECT_NAME"]
+    larger.docker("server", "volume", "rm", "--force", *(f"{named}_{service}" for service in SERVICES))
 
 
 def join(project: Project) -> None:
@@ -117,7 +120,7 @@ def test_a_removed_site_or_person_leaves_no_container(larger: Federation, projec
     """A newcomer may get its network next. `up` need not run first."""
     change(larger, join)
     before = larger.containers()
-    gone = {larger.name(service) for service in (NEW, "guest", "flwr.guest")}
+    gone = {larger.name(service) for service in SERVICES}
     assert gone <= set(before)
     for name in (NEW, GUEST):
         left = larger.must("site", "remove", name)["left"]
