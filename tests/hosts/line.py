@@ -140,4 +140,5 @@ class Network:
 
     def __init__(self, index: int) -> None:
         self.bridge = f"br{index}"
+        self.hardware = f"02:77:00:00:00:{index:02x}"
         self.prefix, self.prefix6 = f"10.77.{index}", f"fd77:0:0:{index}"

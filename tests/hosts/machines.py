@@ -119,7 +119,9 @@ class Hosts:
     def network(self, name: str) -> Network:
         """Add a network. Nothing leads from one to another but a machine with lines to both."""
         made = self.networks[name] = Network(len(self.networks))
-        self.switch.inside("ip", "link", "add", made.bridge, "type", "bridge")
+        # Otherwise it takes its ports' lowest address, and hosts ask it for names at an old one.
+        kind = ("address", made.hardware, "type", "bridge")
+        self.switch.inside("ip", "link", "add", made.bridge, *kind)
         self.switch.inside("ip", "address", "add", f"{made.prefix}.{SWITCH}/24", "dev", made.bridge)
         self.switch.inside("ip", "link", "set", made.bridge, "up")
         answers = ("-m", "tests.hosts.names", f"{made.prefix}.{SWITCH}", str(self._names))

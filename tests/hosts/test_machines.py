@@ -17,7 +17,7 @@ import pytest
 from scripts import base_image
 from scripts.core import ROOT
 from tests.hosts import caretaker
-from tests.hosts.line import Machine
+from tests.hosts.line import INTERNET, Machine
 from tests.hosts.machines import DATA, Hosts
 from tests.hosts.waiting import wait_until
 
@@ -178,6 +178,14 @@ def test_a_line_is_slow_on_demand_and_counts_its_bytes(hosts: Hosts) -> None:
 def test_hosts_speak_ipv6(hosts: Hosts) -> None:
     neighbour, centre = hosts.machines["neighbour"], hosts.machines["centre"]
     assert dial(neighbour, centre.address6).startswith("fd77::")
+
+
+def test_the_switch_keeps_its_address_when_a_host_with_a_lower_one_joins(hosts: Hosts) -> None:
+    """The others would ask it for names at the old one, for up to a minute."""
+    bridge, port = hosts.networks[INTERNET].bridge, hosts.ports["neighbour"][INTERNET]
+    before = hosts.switch.inside("ip", "-brief", "link", "show", bridge)
+    hosts.switch.inside("ip", "link", "set", port, "address", "00:00:00:00:00:01")
+    assert hosts.switch.inside("ip", "-brief", "link", "show", bridge) == before
 
 
 def test_an_engine_comes_back_after_a_power_cut(hosts: Hosts) -> None:
