@@ -22,6 +22,10 @@ PACKAGES = ("chromium", "chromium-driver")
 SHOWN_WITHIN = 60.0
 """Seconds for a page to show what is waited for."""
 
+LOADED_WITHIN = 10.0
+"""Seconds until a page is loaded again, as a person would, and then twice as many each time. TensorBoard's
+(2.21) asks for its list of curves once: where that one answer fails, it never shows any."""
+
 
 class Page:
     """A browser's one page."""
@@ -30,13 +34,16 @@ class Page:
         self._driver = driver
 
     def open(self, address: str, *words: str) -> None:
-        """Open it, and wait until it shows all the words."""
+        """Open it, and wait until it shows all the words. Load it again now and then."""
         self._driver.get(address)
-        deadline = time.monotonic() + SHOWN_WITHIN
+        begun = time.monotonic()
+        again = LOADED_WITHIN
         while missing := [word for word in words if word not in self._text()]:
-            assert time.monotonic() < deadline, (
-                f"{address} does not show {missing} but: {self._text()[:2000]}"
-            )
+            waited = time.monotonic() - begun
+            assert waited < SHOWN_WITHIN, f"{address} does not show {missing} but: {self._text()[:2000]}"
+            if waited > again:
+                self._driver.refresh()
+                again = 2 * again + LOADED_WITHIN
             time.sleep(0.5)
 
     def _text(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections import defaultdict
@@ -106,8 +107,15 @@ def counted(board: Board, app: str, job: str, number: int, within: float) -> Poi
     return points
 
 
-def _ask(address: str, body: dict[str, Any] | None = None) -> Any:
+def _ask(address: str, body: dict[str, Any] | None = None, tries: int = 3) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=ASKED_WITHIN) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=ASKED_WITHIN) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        # TensorBoard 2.21 may fail while it reads a new tag: for a moment it has the tag, and no value.
+        if error.code < 500 or tries == 1:
+            raise
+    time.sleep(0.5)
+    return _ask(address, body, tries - 1)
