@@ -31,6 +31,7 @@ PARTS = {
     "processes": PROCESSES,
     "attacks": ("attacks", "faults", "integration/test_7_many_sites", "integration/test_7_tracking"),
     "hosts": ("hosts",),
+    "moving hosts": ("hosts/test_relays", "hosts/test_renewal", "hosts/test_server_moves"),
     "schemes": ("integration/test_9_published", "integration/test_9_schemes"),
     "compare": ("integration/test_9_compare",),
     "lines": ("hosts/test_firewalls", "hosts/test_machines"),
@@ -39,7 +40,8 @@ PARTS = {
 """Parts that run beside all other slow tests, by the beginnings of their paths. The first begin at once, the
 others in the worker that is free. So the longer ones come first: one that begins last runs alone for most of
 its time. Attacks begin with the larger federation, which many sites and tracking need, and faults run with
-any. The other parts have their own federations, or none."""
+any. The other parts have their own federations, or none. Hosts are two parts, each with a centre, for the
+same reason."""
 
 LONGEST = (
     "flower",
