@@ -67,6 +67,28 @@ def test_every_size_arrives_as_it_was_sent_both_ways(ends: tuple[End, End]) -> N
 
 
 @pytest.mark.parametrize("url", ["tcp"], indirect=True)
+def test_a_process_that_is_stopped_before_it_listens_ends(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_listen = threading.Event()
+    listen = drivers.TcpDriver.listen
+
+    def late(self: object, connector: object) -> None:
+        may_listen.wait(10)
+        listen(self, connector)
+
+    monkeypatch.setattr(drivers.TcpDriver, "listen", late)
+    end = End(tmp_path / "server", url, Mode.PASSIVE)
+    stopping = threading.Thread(target=end.communicator.stop, daemon=True)
+    stopping.start()
+    time.sleep(0.5)
+    assert stopping.is_alive()
+    may_listen.set()
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("url", ["tcp"], indirect=True)
 def test_a_connection_that_says_nothing_keeps_nobody_out(
     ends: tuple[End, End], url: str, tmp_path: Path
 ) -> None:

@@ -306,13 +306,28 @@ class TcpListener(tcp_driver.TcpStreamServer):  # type: ignore[misc]
 class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
     """FLARE's driver, with the listener and the connections of this module."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.Lock()
+
     def listen(self, connector: Any) -> None:
-        """See `Driver.listen`."""
+        """See `Driver.listen`. A process that is stopped before it listens never does: it would not end."""
         self.connector = connector
-        self.server = TcpListener(self, connector)
+        with self._turn:
+            if connector.stopped.is_set():
+                return
+            self.server = TcpListener(self, connector)
         if is_mtls_connection(connector.params):
             self.server.ssl_context.set_alpn_protocols([offers_door.PROTOCOL])
         self.server.serve_forever()
+
+    def shutdown(self) -> None:
+        """See `Driver.shutdown`. The connector is marked as stopped before."""
+        with self._turn:
+            server = self.server
+        self.close_all()
+        if server:
+            server.shutdown()
 
     def connect(self, connector: Any) -> None:
         """See `Driver.connect`."""
