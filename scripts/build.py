@@ -2,8 +2,10 @@
 
 It first gets what is missing: Docker, the base image and all wheels. It pulls the base image, or makes it
 from Debian packages where no registry answers. Wheels go into .flowerbed/wheels. The build itself uses no
-network. After an edit of bridge/ or a new kit, only the last layers are built again. The images are
-`PROJECT-runtime:dev` and `PROJECT-SERVICE:dev`.
+network. After an edit of bridge/ or a new kit, only the last layers are built again. If nothing has changed,
+the runtime image stays as it is, even if Docker's build cache is gone. So `up` replaces no container, and no
+site elsewhere fetches it again. --no-cache makes a new one. The images are `PROJECT-runtime:dev` and
+`PROJECT-SERVICE:dev`.
 
 With FLOWERBED_RUNTIME=IMAGE it makes no runtime image, but takes that of a release.
 
@@ -163,11 +165,18 @@ def run(
 
 
 def _make(runtime: str, wanted: Mapping[str, Path], tools: Sequence[str], *, fresh: bool) -> None:
-    """Build the runtime image, the tools' images, and each participant's image on the runtime."""
+    """Build the runtime image and the tools' images if they have changed, and each participant's image on the
+    runtime."""
     taken = published.name()
-    core.say(f"  {runtime} is {taken}" if taken else f"  building {runtime}")
+    if taken:
+        core.say(f"  {runtime} is {taken}")
     steps = [("published" if taken else "runtime", runtime), *(("mlflow", name) for name in tools)]
     for target, name in steps:
+        if not fresh and images.is_current(target, name):
+            core.say(f"  {name} has not changed")
+            continue
+        if not taken:
+            core.say(f"  building {name}")
         core.say(f"  {name} in {images.build(target, name, fresh=fresh):.1f} s")
     for name, kit in wanted.items():
         core.say(f"  {name} in {kit_layer.bake(kit, runtime, name):.1f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,10 +12,14 @@ from typing import Any
 
 import bridge.common
 from provisioning import places
-from scripts import base_image, buildkit, compose, core, engine, ownership, progress, published
+from scripts import base_image, buildkit, compose, core, engine, ownership, progress, published, wheelhouse
 
 LABEL = "org.flowerbed.image"
 """The label of every image built from DOCKERFILE."""
+MADE_FROM = "org.flowerbed.made-from"
+"""The label of an image with a hash of all that it is made from. An image that would be made from the same is
+not built again: a builder without its cache makes other layers from the same files. All containers would then
+be replaced, and every site elsewhere would fetch a new runtime."""
 DOCKERFILE = "images/Dockerfile"
 """Below the program's folder."""
 
@@ -111,6 +116,8 @@ def build(
     marks = dict(labels or {})
     if target in ("runtime", "published") and labels is None:
         marks[ownership.LABEL] = str(core.ROOT)
+    if labels is None and not arguments:
+        marks[MADE_FROM] = _made_from(target)
     words += [word for name, value in marks.items() for word in ("--label", f"{name}={value}")]
     start = time.monotonic()
     with progress.Bar(f"building {image}") as bar:
@@ -123,6 +130,26 @@ def build(
     return time.monotonic() - start
 
 
+def is_current(target: str, image: str) -> bool:
+    """Return whether an image exists that was built for this federation, from the same as now."""
+    return engine.label(image, MADE_FROM) == _made_from(target)
+
+
+def _made_from(target: str) -> str:
+    """Return a hash of what a stage of the Dockerfile is made from."""
+    base = published.name() if target == "published" else base_image.name()
+    # The files of requirements have the hashes of all wheels.
+    wheels = [kind.name for kind in (wheelhouse.RUNTIME, wheelhouse.MLFLOW_CLIENT) if kind.is_there]
+    program = {name: folder for name, folder in _program().items() if target != "published"}
+    parts = [target, str(core.ROOT), core.version(), base, (engine.image(base) or {}).get("Id")]
+    return hashlib.sha256(json.dumps([*parts, wheels, _content(program)]).encode()).hexdigest()
+
+
+def _program() -> dict[str, Path]:
+    """Return the folders that an image is built from, by their names in the builder."""
+    return {"bridge": Path(bridge.common.__file__).parents[1], "images": core.SOURCE / "images"}
+
+
 def lay_program() -> str:
     """Return the folder of `bridge` and `images` for the builder, relative to the root.
 
@@ -130,7 +157,7 @@ def lay_program() -> str:
     """
     if places.ROOT == places.SOURCE:
         return "."
-    parts = {"bridge": Path(bridge.common.__file__).parents[1], "images": core.SOURCE / "images"}
+    parts = _program()
     folder = core.ROOT / places.PROGRAM
     if folder.is_symlink():
         raise core.Failure(f"{folder} is a link: expected a folder that this program fills. Remove it.")

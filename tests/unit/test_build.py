@@ -103,6 +103,36 @@ def test_runtime_first_then_everybody_and_the_tag_at_last(
     assert "FLOWERBED_TAG=dev" in checkout.env.read_text().splitlines()
 
 
+def test_a_runtime_is_only_built_again_if_it_would_be_another(
+    checkout: Checkout, docker: Program, flowerbed: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A builder without its cache makes another image of the same files, and then all containers are new."""
+    program = tmp_path / "program"
+    (program / "bridge").mkdir(parents=True)
+    monkeypatch.setattr(images, "_program", lambda: {"bridge": program / "bridge"})
+
+    def builds_again(*words: str) -> bool:
+        before = len(builds(docker))
+        assert flowerbed("build", *words)[0] == 0
+        if len(builds(docker)) == before:
+            return False
+        mark = re.search(rf"{images.MADE_FROM}=(\S+)", builds(docker)[-1])
+        assert mark is not None
+        docker.answer("image inspect flowerbed-runtime:dev", out=inspected(**{images.MADE_FROM: mark[1]}))
+        return True
+
+    assert builds_again()
+    assert not builds_again() and builds_again("--no-cache") and not builds_again()
+    (program / "bridge" / "new.py").write_text("")
+    assert builds_again() and not builds_again()
+    monkeypatch.setattr(core, "version", lambda: "99.0")
+    assert builds_again() and not builds_again()
+    docker.answer(REAL, out=json.dumps([{"Id": "sha256:newer", "Config": {}, "Size": 1}]))
+    assert builds_again() and not builds_again()
+    complete(MLFLOW_CLIENT)
+    assert builds_again() and not builds_again()
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_a_build_that_works_removes_the_kits_of_before(
     checkout: Checkout, docker: Program, flowerbed: Run, works: bool
