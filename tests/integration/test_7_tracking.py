@@ -23,6 +23,8 @@ from tests.integration.many_jobs import open_to_others, statuses, submit
 
 APP, LIGHT = ROOT / "apps" / "pytorch-tracking", ROOT / "tests" / "apps" / "curves"
 """Two apps that log the same curves. The second does not train. Folder and app have the same name."""
+LONG = {APP: "local-epochs=3", LIGHT: "train-seconds=12"}
+"""Settings with which a job lasts until all pages were seen, although one may have to be loaded again."""
 SITES = ["site-1", "site-2", "site-3"]
 TAGS = ["train/accuracy", "train/loss", "validation/accuracy", "validation/loss"]
 ROUNDS = 3
@@ -56,10 +58,12 @@ def boards(larger: Federation) -> Iterator[dict[str, Board]]:
         larger.compose("--profile", name, "rm", "--stop", "--force", name)
 
 
-def begin(federation: Federation, app: Path, board: Board, sites: Sequence[str] = SITES) -> str:
+def begin(
+    federation: Federation, app: Path, board: Board, sites: Sequence[str] = SITES, more: str = ""
+) -> str:
     """Submit an app that logs its curves, and return the job's ID."""
     words = ["--sites", ",".join(sites), "--rounds", str(ROUNDS), "--tracking", board.kind]
-    config = f"min-available-clients={len(sites)}"
+    config = f"min-available-clients={len(sites)} {more}"
     return str(federation.must("submit", str(app), *words, "--run-config", config)["job_id"])
 
 
@@ -98,12 +102,12 @@ class Watched:
         points = self.board.points(self.app, self.job)
         if not all(logged(points).get(site) for site in self.sites):
             return False
+        self.points = points
+        self.bootstraps = bootstraps(federation, self.job, self.sites)
         address, words = self.board.shown(self.app, self.job, self.sites[0])
         shown.open(address, *words)
         shown.picture(PICTURES / f"{self.board.kind}.png")
         self.status = statuses(federation)[self.job]
-        self.bootstraps = bootstraps(federation, self.job, self.sites)
-        self.points = points
         return True
 
 
@@ -124,7 +128,9 @@ def watched(larger: Federation, boards: dict[str, Board]) -> dict[str, Watched]:
     with page() as shown:
         shown.open("about:blank")
         with ThreadPoolExecutor() as pool:
-            begun = pool.map(lambda run: begin(larger, run[0], boards[run[1]], run[2]), RUNS.values())
+            begun = pool.map(
+                lambda run: begin(larger, run[0], boards[run[1]], run[2], LONG[run[0]]), RUNS.values()
+            )
         runs = {
             name: Watched(app.name, boards[kind], sites, job)
             for (name, (app, kind, sites)), job in zip(RUNS.items(), begun, strict=True)
