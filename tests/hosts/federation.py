@@ -132,9 +132,7 @@ def on_hosts(name: str = f"{PROJECT}hosts") -> Iterator[HostsFederation]:
     # The verbs look for the port among this machine's, which has other federations.
     port = free_port()
     settings = {"FLOWERBED_BIND": "0.0.0.0", "FLOWERBED_PORT": str(port)}
-    made = copy_of_checkout(
-        "test-hosts", name, change=lambda it: far(it, port), settings=settings, apps=[APP]
-    )
+    made = copy_of_checkout(name, name, change=lambda it: far(it, port), settings=settings, apps=[APP])
     _offer_only(made, APP)
     with Hosts() as hosts:
         centre = hosts.engine("centre")
