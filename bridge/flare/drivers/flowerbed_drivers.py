@@ -324,10 +324,7 @@ class TcpDriver(Admitting, tcp_driver.TcpDriver):  # type: ignore[misc]
     def shutdown(self) -> None:
         """See `Driver.shutdown`. The connector is marked as stopped before."""
         with self._turn:
-            server = self.server
-        self.close_all()
-        if server:
-            server.shutdown()
+            super().shutdown()
 
     def connect(self, connector: Any) -> None:
         """See `Driver.connect`."""
